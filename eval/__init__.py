@@ -1,0 +1,1 @@
+"""Benchmarks, each a generator of (name, value)."""

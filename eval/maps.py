@@ -1,0 +1,139 @@
+"""Feature maps of a few images, kept in one file, and coloured so that two can be compared."""
+
+import zipfile
+import zlib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor
+
+from zoo.checkpoint import written_whole
+from zoo.features import Batch, Features
+
+LARGEST = 6e4
+"""Just below the largest float16; what a diverged student says is cut off there."""
+
+TOKENS_TO_FIT = 1024
+"""Enough for three components; more only makes the decomposition slow."""
+
+UNREADABLE = (OSError, EOFError, ValueError, TypeError, KeyError, zipfile.BadZipFile, zlib.error)
+"""What numpy raises for files that are missing, cut off, damaged or something else."""
+
+PLAIN = np.float32(1e-12)
+"""A spread below this is no spread: the map is one colour."""
+
+
+@torch.inference_mode()
+def collect_maps(
+    student: Callable[[Batch], Mapping[str, Features]],
+    teachers: Mapping[str, Callable[[Batch], Features]],
+    batch: Batch,
+) -> dict[str, np.ndarray]:
+    """Give the maps of a handful of images: every teacher's, and the student's matching head's.
+
+    The keys are `images` (uint8 [B H W 3]), `keys`, and for every teacher that has a map
+    `theirs/<name>` and `ours/<name>` (float16 [B h w C], each on its own grid). Both are moved by
+    the teacher's channel means and divided by its one global deviation, because float16 has no
+    room for features that are small beside their offset. Colours do not notice.
+
+    Args:
+        student: Gives features in the teachers' original space: fold the heads first.
+        batch: All of its images are kept: give few.
+    """
+    maps = {"images": _as_bytes(batch.images), "keys": np.array([str(key) for key in batch.keys])}
+    ours = student(batch)
+    for name, teacher in teachers.items():
+        seen, guess = teacher(batch).spatial, ours[name].spatial
+        if seen is None or guess is None:
+            continue
+        mean = seen.double().mean(dim=(0, 1, 2))
+        scale = (seen.double() - mean).square().mean().sqrt().clamp(min=1e-30)
+        maps[f"theirs/{name}"] = _as_half((seen.double() - mean) / scale)
+        maps[f"ours/{name}"] = _as_half((guess.double() - mean) / scale)
+    return maps
+
+
+def _as_bytes(images: Tensor) -> UInt8[np.ndarray, "B H W 3"]:
+    if images.is_floating_point():
+        images = (images.float() * 255).round().clamp(0, 255).byte()
+    return images.permute(0, 2, 3, 1).contiguous().cpu().numpy()
+
+
+def _as_half(x: Tensor) -> np.ndarray:
+    return x.nan_to_num(0.0).clamp(-LARGEST, LARGEST).half().cpu().numpy()
+
+
+def save_maps(maps: Mapping[str, np.ndarray], path: str | Path) -> None:
+    """Write what `collect_maps` gave to one `.npz`, whole or not at all."""
+    with written_whole(path) as temporary, temporary.open("wb") as file:
+        np.savez_compressed(file, **dict(maps))  # pyright: ignore[reportArgumentType]
+
+
+def load_maps(path: str | Path) -> dict[str, np.ndarray]:
+    """Read what `save_maps` wrote; nothing in the file is executed.
+
+    Raises:
+        ValueError: the file is missing, damaged, or holds no maps.
+    """
+    try:
+        # Opened here, because numpy leaves the file open when it cannot read it.
+        with Path(path).open("rb") as handle, np.load(handle, allow_pickle=False) as file:
+            maps = dict(file)
+    except UNREADABLE as error:
+        raise ValueError(f"{path} is not a readable file of feature maps: {error}") from None
+    if "images" not in maps:
+        raise ValueError(f"{path} holds no images; it was not written by save_maps.")
+    for key, value in maps.items():
+        partner = maps.get(key.replace("theirs/", "ours/", 1), value)
+        if key != "keys" and (value.ndim, len(value)) != (4, len(maps["images"])):
+            raise ValueError(f"{path}: {key} has the shape {value.shape}, which does not fit.")
+        if partner.shape[-1] != value.shape[-1]:
+            raise ValueError(f"{path}: {key} has another width than the student's head for it.")
+    return maps
+
+
+def colour(
+    theirs: Float[np.ndarray, "B h w C"], ours: Float[np.ndarray, "B m n C"]
+) -> tuple[UInt8[np.ndarray, "B h w 3"], UInt8[np.ndarray, "B m n 3"]]:
+    """Turn a teacher's maps and a student's into RGB with one and the same code of colours.
+
+    Red, green and blue are the first three principal components of the teacher's tokens in these
+    images, from their 2nd to their 98th percentile. The student is projected on the same
+    components and cut at the same limits, so a colour means the same on both sides, and a student
+    that says the mean everywhere is plain.
+
+    Raises:
+        ValueError: the two do not have the same number of channels.
+    """
+    if theirs.shape[-1] != ours.shape[-1]:
+        raise ValueError(
+            f"The teacher's maps have {theirs.shape[-1]} channels and the student's have "
+            f"{ours.shape[-1]}; colours can be compared only in one space."
+        )
+    tokens = theirs.reshape(-1, theirs.shape[-1]).astype(np.float32)
+    mean, axes = _principal_axes(tokens)
+    shown = (tokens - mean) @ axes
+    low, high = np.percentile(shown, (2, 98), axis=0)
+    plain = high - low < PLAIN
+    width = np.where(plain, 1, high - low)
+
+    def rgb(x: np.ndarray) -> np.ndarray:
+        level = ((x.astype(np.float32) - mean) @ axes - low) / width
+        return (np.where(plain, 0.5, np.clip(level, 0, 1)) * 255).round().astype(np.uint8)
+
+    return rgb(theirs), rgb(ours)
+
+
+def _principal_axes(tokens: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Give the mean and three axes [C 3]; zeros stand in for axes that the tokens do not have."""
+    mean = tokens.mean(axis=0)
+    order = np.random.default_rng(0).permutation(len(tokens))[:TOKENS_TO_FIT]
+    _, _, found = np.linalg.svd(tokens[order] - mean, full_matrices=False)
+    axes = np.zeros((3, tokens.shape[1]), np.float32)
+    axes[: len(found[:3])] = found[:3]
+    # An axis has no sign of its own: let its largest entry be positive, so that colours stay.
+    largest = np.take_along_axis(axes, np.abs(axes).argmax(axis=1)[:, None], axis=1)
+    return mean, (axes * np.where(largest < 0, -1, 1)).T

@@ -1,0 +1,192 @@
+"""Read a run's folder, whole or interrupted: what is missing is noted, and nothing is invented."""
+
+import json
+import math
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from zoo.eval.maps import load_maps
+
+STUDENT, UNTRAINED, TEACHER = "student", "untrained", "teacher:"
+RECORDS = ("config.json", "about.json", "metrics.jsonl", "timing.jsonl")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunFolder:
+    """What a run left behind; every part may be empty."""
+
+    path: Path
+    config: Mapping[str, Any] = field(default_factory=dict)
+    about: Mapping[str, Any] = field(default_factory=dict)
+    train: tuple[dict[str, Any], ...] = ()
+    """Training lines in the order of steps; of a step that was logged twice, the later line."""
+    arms: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    """The newest value of every evaluation number, by arm."""
+    timing: tuple[dict[str, Any], ...] = ()
+    compare: Mapping[str, tuple[dict[str, Any], ...]] = field(default_factory=dict)
+    """Training lines of the other arms."""
+    maps: Mapping[str, np.ndarray] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    """What could not be read, in words for the reader of the page."""
+
+    @property
+    def ours(self) -> Mapping[str, float]:
+        """The numbers of the run's own student."""
+        return self.arms.get(STUDENT, {})
+
+    @property
+    def baselines(self) -> list[str]:
+        """The other students: the untrained one first, then those of other normalisations."""
+        others = [a for a in self.arms if a != STUDENT and not a.startswith(TEACHER)]
+        return sorted(others, key=lambda arm: (arm != UNTRAINED, arm != "none", arm))
+
+    @property
+    def teachers(self) -> list[str]:
+        """The teachers that the numbers name; before there are numbers, those that were planned.
+
+        A config may spell a teacher otherwise than the metrics do (`timm:name@224` and `name`),
+        so the two are never mixed.
+        """
+        names = [m[1] for line in self.train for key in line if (m := _LOSS.fullmatch(key))]
+        for numbers in self.arms.values():
+            names += [m[1] for key in numbers if (m := _CLOSENESS.fullmatch(key))]
+        names += [arm.removeprefix(TEACHER) for arm in self.arms if arm.startswith(TEACHER)]
+        names = [name for name in dict.fromkeys(names) if name not in ("min", "geomean")]
+        return names or list(self.described) or _strings(self.config.get("teachers"))
+
+    @property
+    def described(self) -> Mapping[str, Mapping[str, Any]]:
+        """What `about.json` knows of each teacher."""
+        found = self.about.get("teachers")
+        found = found if isinstance(found, dict) else {}
+        return {name: known if isinstance(known, dict) else {} for name, known in found.items()}
+
+
+_LOSS = re.compile(r"(.+)/(?:spatial|summary)")
+_CLOSENESS = re.compile(r"(?:fidelity|mse)/(.+)")
+
+
+def _strings(value: Any) -> list[str]:
+    return [name for name in value if isinstance(name, str)] if isinstance(value, list) else []
+
+
+def read_run(folder: str | Path) -> RunFolder:
+    """Read everything that a run has written so far.
+
+    Raises:
+        ValueError: the folder is missing, or holds none of a run's files.
+    """
+    path = Path(folder)
+    if not any((path / name).is_file() for name in RECORDS):
+        raise ValueError(
+            f"{path} is not a run's folder: it has none of {', '.join(RECORDS)}. "
+            "Give the folder that was --out of zoo distill."
+        )
+    notes: list[str] = []
+    lines = _read_lines(path / "metrics.jsonl", notes)
+    return RunFolder(
+        path=path,
+        config=_read_object(path / "config.json", notes),
+        about=_read_object(path / "about.json", notes),
+        train=_training(lines),
+        arms=_newest(lines),
+        timing=_by_step(_read_lines(path / "timing.jsonl", notes)),
+        compare={
+            file.parent.name: _training(_read_lines(file, notes))
+            for file in sorted(path.glob("compare/*/metrics.jsonl"))
+        },
+        maps=_read_maps(path / "maps.npz", notes),
+        notes=tuple(notes),
+    )
+
+
+def number(value: Any) -> float | None:
+    """Give `value` as a float if it is a number; JSON's `null` and all else are none."""
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return float(value)
+    return None
+
+
+def series(lines: Iterable[Mapping[str, Any]], key: str) -> tuple[list[float], list[float]]:
+    """Give the steps and the finite values of one logged number."""
+    steps, values = [], []
+    for line in lines:
+        step, value = number(line.get("step")), number(line.get(key))
+        if step is not None and value is not None and math.isfinite(value):
+            steps.append(step)
+            values.append(value)
+    return steps, values
+
+
+def _read_object(path: Path, notes: list[str]) -> dict[str, Any]:
+    if not path.is_file():
+        notes.append(f"{path.name} is missing.")
+        return {}
+    try:
+        found = json.loads(path.read_text("utf-8", "replace"))
+    except (OSError, ValueError) as error:
+        notes.append(f"{path.name} could not be read: {error}.")
+        return {}
+    if not isinstance(found, dict):
+        notes.append(f"{path.name} does not hold an object.")
+        return {}
+    return found
+
+
+def _read_lines(path: Path, notes: list[str]) -> list[dict[str, Any]]:
+    if not path.is_file():
+        notes.append(f"{path.name} is missing.")
+        return []
+    found, bad = [], 0
+    for text in path.read_text("utf-8", "replace").splitlines():
+        if not text.strip():
+            continue
+        try:
+            line = json.loads(text)
+        except ValueError:  # most often the last line of a run that was killed while writing it
+            line = None
+        if isinstance(line, dict):
+            found.append(line)
+        else:
+            bad += 1
+    if bad:
+        lines = "one line" if bad == 1 else f"{bad} lines"
+        notes.append(f"{path.name} has {lines} that could not be read; the others are shown.")
+    return found
+
+
+def _read_maps(path: Path, notes: list[str]) -> dict[str, np.ndarray]:
+    if not path.is_file():
+        return {}
+    try:
+        return load_maps(path)
+    except ValueError as error:
+        notes.append(str(error))
+        return {}
+
+
+def _training(lines: Iterable[dict[str, Any]]) -> tuple[dict[str, Any], ...]:
+    return _by_step(line for line in lines if line.get("kind") == "train")
+
+
+def _by_step(lines: Iterable[dict[str, Any]]) -> tuple[dict[str, Any], ...]:
+    """Order by step; after a resume a step may stand in the file twice, and the later counts."""
+    newest = {number(line.get("step")): line for line in lines}
+    return tuple(newest[step] for step in sorted(step for step in newest if step is not None))
+
+
+def _newest(lines: Iterable[dict[str, Any]]) -> dict[str, dict[str, float]]:
+    arms: dict[str, dict[str, float]] = {}
+    for line in lines:
+        if line.get("kind") != "eval":
+            continue
+        numbers = arms.setdefault(str(line.get("arm", STUDENT)), {})
+        for key, value in line.items():
+            if key != "step" and (found := number(value)) is not None:
+                numbers[key] = found
+    return arms

@@ -1,0 +1,102 @@
+"""Write a student as an ordinary timm checkpoint, with the heads beside it."""
+
+import json
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from timm.models._hub import save_for_hf
+
+from zoo.features import Batch, Features
+from zoo.students.student import Student, build_student
+
+
+def export_student(
+    student: Student, folder: Path, batch: Batch, *, about: dict[str, Any] | None = None
+) -> dict[str, float]:
+    """Write `folder`, whole or not at all, and give numbers that tell whether it loads right.
+
+    `model.safetensors` and `config.json` are what timm reads: `timm.create_model("local-dir:DIR",
+    pretrained=True)`. `heads.*` hold the teachers' heads, in the teachers' own spaces, and
+    `check.safetensors` the first image of `batch` with the features that it must give.
+
+    Args:
+        student: With folded heads.
+        about: Written into `heads.json`, beside what rebuilds the heads.
+    """
+    student = student.eval()
+    seen, images = _look(student, batch)
+    name, kwargs = student.recipe
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    making = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    try:
+        arguments = {k: v for k, v in kwargs.items() if k != "num_classes"}
+        save_for_hf(
+            student.backbone,
+            str(making),
+            model_config=dict(
+                pretrained_cfg=dict(input_size=[3, *student.size], custom_load=False)
+            ),
+            model_args=arguments,
+            safe_serialization=True,
+        )
+        save_file(_contiguous(student.heads.state_dict()), making / "heads.safetensors")
+        heads = dict(
+            student=name,
+            size=student.size[0],
+            teachers={n: _widths(h) for n, h in student.heads.items()},
+            mlp=student.mlp,
+            hidden=student.hidden,
+            about=about or {},
+        )
+        (making / "heads.json").write_text(json.dumps(heads, indent=2) + "\n")
+        check = dict(images=images, summary=seen.summary, spatial=seen.spatial)
+        save_file(_contiguous(check), making / "check.safetensors")
+        making.chmod(0o755)
+        if folder.exists():
+            shutil.rmtree(folder)
+        making.rename(folder)
+    finally:
+        shutil.rmtree(making, ignore_errors=True)
+    return {
+        "export/summary_mean": seen.summary.double().mean().item(),
+        "export/summary_norm": seen.summary.double().norm().item(),
+        "export/spatial_norm": seen.spatial.double().norm().item(),
+    }
+
+
+@torch.no_grad()
+def _look(student: Student, batch: Batch) -> tuple[Features, torch.Tensor]:
+    images = ((batch.at(student.size)[:1] - student.mean) / student.std).contiguous()
+    return student.look(Batch(batch.images[:1])), images
+
+
+def _contiguous(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+
+
+def _widths(head) -> list[int | None]:
+    return [
+        None if part is None else part.last.out_features for part in (head.summary, head.spatial)
+    ]
+
+
+def load_export(folder: Path, *, device: torch.device | str = "cpu") -> Student:
+    """Build the student that `export_student` wrote, heads included.
+
+    Raises:
+        ValueError: the folder holds no export.
+    """
+    if not (folder / "heads.json").is_file():
+        raise ValueError(f"{folder} holds no exported student: heads.json is missing.")
+    heads = json.loads((folder / "heads.json").read_text())
+    widths = {name: tuple(pair) for name, pair in heads["teachers"].items()}
+    student = build_student(
+        heads["student"], widths, size=heads["size"], mlp=heads["mlp"], hidden=heads["hidden"]
+    )
+    student.backbone.load_state_dict(load_file(folder / "model.safetensors"))
+    student.heads.load_state_dict(load_file(folder / "heads.safetensors"))
+    return student.to(device).eval()

@@ -1,0 +1,74 @@
+"""Any `nn.Module` as a teacher: `torch:package.module.function[@resolution]`, or `from_module`."""
+
+from collections.abc import Mapping
+from importlib import import_module
+
+import torch
+from torch import Tensor, nn
+
+from zoo.features import Features
+from zoo.teachers.teacher import Frozen, TeacherName
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+class ModuleTeacher(Frozen):
+    """A module that returns `Features`, a mapping with their names, or one tensor.
+
+    A tensor is a summary if it is [B D], a map if it is [B C H W].
+    """
+
+    def look(self, x) -> Features:
+        out = self.network(x)
+        if isinstance(out, Features):
+            return out
+        if isinstance(out, Mapping):
+            return Features(out.get("summary"), out.get("spatial"))
+        if isinstance(out, Tensor) and out.ndim == 2:
+            return Features(out, None)
+        if isinstance(out, Tensor) and out.ndim == 4:
+            return Features(None, out.permute(0, 2, 3, 1))
+        what = f"a tensor of shape {tuple(out.shape)}" if isinstance(out, Tensor) else type(out)
+        raise ValueError(
+            f"The teacher {self.name} returns {what}; it should return Features(summary, spatial), "
+            "a dict with those names, a [B D] summary or a [B C H W] map."
+        )
+
+
+def from_module(
+    name: str,
+    module: nn.Module,
+    *,
+    size: int | tuple[int, int] = 224,
+    mean: tuple[float, ...] = IMAGENET_MEAN,
+    std: tuple[float, ...] = IMAGENET_STD,
+    device: torch.device | str = "cpu",
+) -> ModuleTeacher:
+    """Make a teacher of `module`; it is frozen in place and gets normalised images at `size`."""
+    size = (size, size) if isinstance(size, int) else size
+    return ModuleTeacher(name, module, size=size, mean=mean, std=std, device=device)
+
+
+def open_torch(name: TeacherName, device: torch.device) -> ModuleTeacher:
+    """Call the function that `name` points at, without arguments; it returns the module.
+
+    The module may carry `mean` and `std` (tuples of three floats); ImageNet's are the default.
+    """
+    path, _, function = name.name.replace(":", ".").rpartition(".")
+    try:
+        make = getattr(import_module(path), function)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ValueError(
+            f"torch:{name.name} does not point at a function: {error}. "
+            "The form is torch:package.module.function; the package must be importable from here."
+        ) from error
+    with device:
+        module = make()
+    if name.weights and device.type != "meta":
+        from zoo.checkpoint import read_state
+
+        module.load_state_dict(read_state(name.weights))
+    mean, std = getattr(module, "mean", IMAGENET_MEAN), getattr(module, "std", IMAGENET_STD)
+    return from_module(
+        f"torch:{name.name}", module, size=name.resolution or 224, mean=mean, std=std, device=device
+    )

@@ -1,0 +1,166 @@
+"""Three small teachers that learn from your own images, for runs without any download.
+
+`pretext:classifier` knows classes, `pretext:autoencoder` fills in masked patches and
+`pretext:gradients` describes edges on a finer grid, without a summary. Their training stands in
+`zoo.train.pretext`; here are the networks, and the scales that are imposed on their features.
+
+The scales are those of real teachers (PHI-S, 2410.01680, table 7: DFN CLIP 0.03, DINOv2 1.35,
+SAM 5.5): three small networks trained alike would be too alike to show what unequal statistics
+do. Directions and ranks are the networks' own.
+"""
+
+import torch
+from jaxtyping import Float
+from timm.layers import trunc_normal_
+from timm.models.vision_transformer import Block
+from torch import Tensor, nn
+
+from zoo.checkpoint import read_state
+from zoo.features import Features
+from zoo.teachers.teacher import Frozen, TeacherName, unknown_name
+
+SIZE = 64
+MEAN, STD = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
+
+
+def _conv(in_chs: int, out_chs: int, stride: int) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(in_chs, out_chs, 3, stride, 1, bias=False), nn.BatchNorm2d(out_chs), nn.ReLU()
+    )
+
+
+class Imposed(nn.Module):
+    """Give a map's channels the scales and offsets of another teacher; fixed, not learnt.
+
+    Args:
+        std: Standard deviation over the whole map that the features get.
+        spread: Standard deviation of the log of the channels' gains.
+    """
+
+    def __init__(self, dim: int, *, std: float, spread: float, offset: float, seed: int):
+        super().__init__()
+        draws = torch.Generator().manual_seed(seed)
+        gain = torch.exp(spread * torch.randn(dim, generator=draws))
+        self.register_buffer("gain", std * gain / gain.square().mean().sqrt())
+        self.register_buffer("offset", offset * std * torch.randn(dim, generator=draws))
+        self.register_buffer("own_mean", torch.zeros(dim))
+        self.register_buffer("own_std", torch.ones(()))
+
+    @torch.no_grad()
+    def measure(self, x: Float[Tensor, "B H W C"]) -> None:
+        """Take the features' own mean and overall deviation, which the imposed ones replace."""
+        self.own_mean.copy_(x.mean(dim=(0, 1, 2)))
+        self.own_std.copy_((x - self.own_mean).square().mean().sqrt())
+
+    def forward(self, x: Float[Tensor, "B H W C"]) -> Float[Tensor, "B H W C"]:
+        return (x - self.own_mean) / self.own_std * self.gain + self.offset
+
+
+class Classifier(nn.Module):
+    """Convolutions to stride 8; the summary is the pooled map."""
+
+    def __init__(self, dim: int = 128):
+        super().__init__()
+        widths = (3, 24, 48, 96, dim)
+        strides = (2, 2, 2, 1)
+        self.body = nn.Sequential(
+            *(_conv(*pair, s) for *pair, s in zip(widths, widths[1:], strides, strict=False))
+        )
+        self.scale = Imposed(dim, std=0.03, spread=0.6, offset=0.5, seed=1)
+
+    def raw(self, x: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B h w C"]:
+        return self.body(x).permute(0, 2, 3, 1)
+
+    def forward(self, x: Float[Tensor, "B 3 H W"]) -> Features:
+        seen = self.raw(x)
+        return Features(seen.mean(dim=(1, 2)), self.scale(seen))
+
+
+class Autoencoder(nn.Module):
+    """A small ViT on 8x8 patches; the summary is the mean token."""
+
+    def __init__(self, dim: int = 96, depth: int = 3, num_heads: int = 4, patch: int = 8):
+        super().__init__()
+        self.patch = patch
+        self.embed = nn.Conv2d(3, dim, patch, patch)
+        self.position = nn.Parameter(torch.zeros(1, (SIZE // patch) ** 2, dim))
+        self.masked = nn.Parameter(torch.zeros(dim))
+        self.blocks = nn.ModuleList(
+            Block(dim, num_heads, mlp_ratio=2, qkv_bias=True) for _ in range(depth)
+        )
+        self.norm = nn.LayerNorm(dim)
+        trunc_normal_(self.position, std=0.02)
+        self.scale = Imposed(dim, std=1.35, spread=0.6, offset=0.5, seed=2)
+
+    def raw(self, x: Float[Tensor, "B 3 H W"], mask: Tensor | None = None) -> Tensor:
+        tokens = self.embed(x)
+        grid = tokens.shape[-2:]
+        tokens = tokens.flatten(2).transpose(1, 2)
+        if mask is not None:
+            tokens = torch.where(mask[..., None], self.masked, tokens)
+        tokens = tokens + self.position
+        for block in self.blocks:
+            tokens = block(tokens)
+        return self.norm(tokens).unflatten(1, grid)
+
+    def forward(self, x: Float[Tensor, "B 3 H W"]) -> Features:
+        seen = self.raw(x)
+        return Features(seen.mean(dim=(1, 2)), self.scale(seen))
+
+
+class Gradients(nn.Module):
+    """Convolutions to stride 4: a grid twice as fine as the others', and no summary."""
+
+    def __init__(self, dim: int = 64):
+        super().__init__()
+        widths, strides = (3, 24, 48, dim), (2, 2, 1)
+        self.body = nn.Sequential(
+            *(_conv(*pair, s) for *pair, s in zip(widths, widths[1:], strides, strict=False))
+        )
+        self.scale = Imposed(dim, std=5.5, spread=0.6, offset=1.5, seed=3)
+
+    def raw(self, x: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B h w C"]:
+        return self.body(x).permute(0, 2, 3, 1)
+
+    def forward(self, x: Float[Tensor, "B 3 H W"]) -> Features:
+        return Features(None, self.scale(self.raw(x)))
+
+
+NETWORKS = {"classifier": Classifier, "autoencoder": Autoencoder, "gradients": Gradients}
+
+
+class PretextTeacher(Frozen):
+    """One of `NETWORKS`, trained and frozen."""
+
+    def look(self, x) -> Features:
+        return self.network(x)
+
+
+def build_network(name: str) -> nn.Module:
+    """Build an untrained network.
+
+    Raises:
+        ValueError: there is none of that name.
+    """
+    if name not in NETWORKS:
+        raise unknown_name(name, list(NETWORKS), "pretext teacher")
+    return NETWORKS[name]()
+
+
+def open_pretext(name: TeacherName, device: torch.device) -> PretextTeacher:
+    """Build a pretext teacher from the file of its trained weights."""
+    with device:
+        network = build_network(name.name)
+    if name.resolution not in (None, SIZE):
+        raise ValueError(f"pretext:{name.name} looks at {SIZE} px; leave out @{name.resolution}.")
+    if device.type != "meta":
+        if name.weights is None:
+            raise ValueError(
+                f"pretext:{name.name} has no weights of its own: `zoo distill` trains it on your "
+                "images; elsewhere give the file, pretext:NAME/PATH."
+            )
+        network.load_state_dict(read_state(name.weights))
+    return PretextTeacher(
+        f"pretext:{name.name}", network, size=(SIZE, SIZE), mean=MEAN, std=STD, license="yours",
+        device=device,
+    )  # fmt: skip

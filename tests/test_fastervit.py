@@ -1,0 +1,563 @@
+"""FasterViT against its golden data, its paper's table and what timm's users rely on."""
+
+import ast
+import copy
+import re
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from timm.optim import param_groups_layer_decay
+from torch import nn
+
+from zoo import fastervit
+from zoo.checkpoint import rename_key
+from zoo.deploy import deploy
+from zoo.fastervit import (
+    COMPUTED,
+    RENAMES,
+    SIZES,
+    CarrierBias,
+    Carriers,
+    CarrierStart,
+    FasterViT,
+    GridEmbedding,
+    HatBlock,
+    checkpoint_filter_fn,
+)
+
+CARDS = sorted(p.stem for p in (Path(__file__).parent / "golden").glob("faster_vit_*.json"))
+
+MILLIONS = {  # as the published code builds them
+    "0": 31.405,
+    "1": 53.367,
+    "2": 75.924,
+    "3": 159.548,
+    "4": 365.556,
+    "5": 957.521,
+    "6": 1360.329,
+    "4_w14": 271.944,
+    "4_w24": 271.944,
+    "4_w32": 271.944,
+    "4_w48": 271.944,
+}
+
+TINY = dict(depths=(1, 1, 2, 1), dim=16, stem_dim=8, num_heads=(2, 4), num_classes=10)
+SCALED = dict(layer_scale=0.5, propagate=True)
+
+
+def tiny(**kwargs) -> FasterViT:
+    """A FasterViT of 0.7 M parameters whose position biases and norms are far from their start."""
+    model = timm.create_model("fastervit_0", **(TINY | kwargs))
+    for name, value in [*model.named_parameters(), *model.named_buffers()]:
+        if (
+            re.search(r"pos_(embed|bias)\.mlp|norm|scale|running_mean", name)
+            and value.is_floating_point()
+        ):
+            nn.init.normal_(value, mean=float(value.detach().mean()), std=0.3)
+    return model.eval()
+
+
+def taps_of(model, x):
+    """Run the model and keep what the golden data keeps."""
+    taps, hooks = {}, []
+
+    def keep(part, name):
+        def hook(_, __, out):
+            out, carriers = out if isinstance(out, tuple) else (out, None)
+            taps[name] = out
+            if carriers is not None:
+                taps[f"{name}.carrier"] = carriers
+
+        hooks.append(part.register_forward_hook(hook))
+
+    keep(model.stem, "stem")
+    keep(model.norm, "norm")
+    keep(model.head.global_pool, "pooled")
+    for i, stage in enumerate(model.stages):
+        keep(stage, f"stage{i}")
+        if i < 3:
+            keep(stage.downsample, f"down{i}")
+        if getattr(stage, "tokenizer", None) is not None:
+            keep(stage.tokenizer, f"carrier{i}")
+        for j, block in enumerate(stage.blocks):
+            keep(block, f"block{i}.{j}")
+    taps["logits"] = model(x)
+    for hook in hooks:
+        hook.remove()
+    return taps
+
+
+@pytest.fixture(scope="module", params=CARDS)
+def card(request, golden):
+    """A card's name and its model, filled by the rule through the published keys."""
+    call = ast.parse(golden.load_card(request.param)["call"], mode="eval").body
+    kwargs = {k.arg: ast.literal_eval(k.value) for k in call.keywords}
+    model = timm.create_model(call.func.id, **kwargs)
+    model.load_state_dict(golden.make_state_dict(request.param))
+    return request.param, model
+
+
+# Equal to the published networks
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_every_golden_tap_is_reproduced(card, golden, dtype):
+    name, model = card
+    report = golden.compare(model.to(dtype), name, run=taps_of, refill=False)
+    assert report["ok"], report["worst"]
+    for case, rows in report["cases"].items():
+        assert set(rows) == set(golden.load_case(name, case))
+
+
+@pytest.mark.slow
+def test_published_and_own_keys_correspond_one_to_one(card, golden):
+    name, model = card
+    published = golden.make_state_dict(name)
+    renamed = [rename_key(k, RENAMES) for k in published if not re.search(COMPUTED, k)]
+    own = [k for k in model.state_dict() if not k.endswith("num_batches_tracked")]
+    assert sorted(renamed) == sorted(own)
+    state = model.state_dict()
+    with pytest.raises(RuntimeError, match="Missing key"):
+        model.load_state_dict({k: v for k, v in published.items() if "levels.3.blocks.0" not in k})
+    with pytest.raises(RuntimeError, match="Unexpected key"):
+        model.load_state_dict(published | {"levels.3.blocks.0.extra": torch.zeros(1)})
+    model.load_state_dict(state)
+
+
+@pytest.mark.slow
+def test_the_published_carrier_swap_is_a_flag_and_changes_the_logits_a_little(golden):
+    name = "faster_vit_0_any_res"
+    model = timm.create_model(name, resolution=[256, 384])
+    model.load_state_dict(golden.make_state_dict(name))
+    model.double().eval()
+    published = golden.load_case(name, "256x384")["logits"]["full"]
+    x = golden.golden_input("normal", (2, 3, 256, 384)).double()
+    with torch.no_grad():
+        swapped = model(x)
+        for block in model.stages[2].blocks:
+            block.carriers.swapped = False
+        fixed = model(x)
+    torch.testing.assert_close(swapped, torch.from_numpy(published), atol=1e-6, rtol=0)
+    assert 4e-5 < (fixed - swapped).abs().max() < 2e-4  # 8e-5 is reported for the reference
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("size", SIZES)
+def test_parameter_counts_are_those_of_the_published_code(size):
+    plain, any_res = fastervit._published_names(size)
+    with torch.device("meta"):
+        for name in (f"fastervit_{size}", plain):
+            count = sum(p.numel() for p in timm.create_model(name).parameters())
+            assert round(count / 1e6, 3) == MILLIONS[size], name
+        # 576 x 960 is not square, so each block of stage 2 lacks an embedding of its carriers.
+        kwargs = SIZES[size]
+        embedding = 3 * 512 + 512 * 4 * kwargs["dim"]
+        lacking = kwargs["depths"][2] * embedding if kwargs.get("carriers", True) else 0
+        smaller = sum(p.numel() for p in timm.create_model(any_res).parameters())
+        assert smaller == count - lacking
+
+
+def test_every_published_name_is_registered_with_its_weights_and_licence():
+    for size in SIZES:
+        for name in fastervit._published_names(size):
+            cfg = timm.get_pretrained_cfg(name)
+            assert cfg.hf_hub_id == "ahatamiz/FasterViT"
+            assert cfg.license == "nvidia-source-code-nc"
+    assert timm.get_pretrained_cfg("fastervit_4_w24").hf_hub_filename.endswith("384_w24.pth.tar")
+    assert timm.get_pretrained_cfg("fastervit_4_w24").tag == "in21k_ft_in1k_384"
+    assert timm.get_pretrained_cfg("faster_vit_2_any_res").input_size == (3, 541, 960)
+    assert timm.get_pretrained_cfg("fastervit_0.in1k").crop_pct == 0.875
+
+
+# Carriers
+
+
+def test_the_published_form_at_a_square_size_is_the_corrected_one():
+    theirs = tiny(img_size=200, published_carriers=True, **SCALED)
+    ours = tiny(**SCALED).eval()
+    ours.load_state_dict(theirs.state_dict())
+    x = torch.randn(2, 3, 200, 200)
+    with torch.no_grad():
+        torch.testing.assert_close(ours(x), theirs(x))
+
+
+def test_the_published_form_has_an_embedding_only_for_square_grids_and_carriers_only_for_many():
+    def parts(img_size):
+        keys = tiny(img_size=img_size, published_carriers=True).state_dict()
+        return any("carriers." in k for k in keys), any("carriers.pos_embed" in k for k in keys)
+
+    assert parts(224) == (True, True)
+    assert parts((96, 224)) == (True, False)
+    assert parts(112) == (False, False)
+
+
+def identity_carriers(**kwargs) -> Carriers:
+    part = Carriers(8, 2, (4, 6), embed=False, layer_scale=None, drop_path=0.0, **kwargs)
+    for linear in (part.layer.attn.proj, part.layer.mlp.fc2):
+        nn.init.zeros_(linear.weight)
+        nn.init.zeros_(linear.bias)
+    return part
+
+
+def test_carriers_come_back_to_their_own_windows_unless_swapped():
+    x = torch.randn(2, 24, 8)
+    assert torch.equal(identity_carriers(published=False)(x, 2, 3), x)
+    swapped = identity_carriers(published=True)
+    assert not torch.equal(swapped(x, 2, 3), x)
+    assert torch.equal(swapped(x[:, :16], 2, 2), x[:, :16])
+
+
+def test_the_square_table_leaves_the_first_carriers_without_bias():
+    square = CarrierBias(2, 4, 6, square=True)
+    bias = square(4, 6)
+    assert bias.shape == (2, 24, 24)
+    assert not bias[:, :8].any() and not bias[:, :, :8].any()
+    torch.testing.assert_close(bias[:, 8:, 8:], square(4, 4))
+    whole = CarrierBias(2, 4, 6, square=False)
+    whole.load_state_dict(square.state_dict())
+    torch.testing.assert_close(whole(4, 4), square(4, 4))
+    assert (whole(4, 6) > 0).all()
+
+
+def test_carriers_start_as_overlapping_means_in_window_order():
+    part = CarrierStart(3)
+    x = torch.randn(2, 3, 14, 21)
+    ours = part(x, 2, 3).view(2, 2, 3, 2, 2, 3)
+    conv = part.conv(x)
+    for row, col in [(0, 0), (3, 5), (1, 2), (2, 3)]:
+        # 14 -> 4: steps of 3, kernel 5; 21 -> 6: steps of 3, kernel 6.
+        mean = conv[:, :, 3 * row : 3 * row + 5, 3 * col : 3 * col + 6].mean((2, 3))
+        torch.testing.assert_close(ours[:, row // 2, col // 2, row % 2, col % 2], mean)
+
+
+def test_carriers_spread_to_the_nearest_cells_of_their_window():
+    block = HatBlock(4, 2, 7, carriers=None, propagate=True, layer_scale=None, drop_path=0.0)
+    carriers = torch.arange(4.0)[None, :, None].expand(1, 4, 4)
+    cells = block._spread(carriers)[0, :, 0].view(7, 7)
+    near = torch.tensor([0, 0, 0, 0, 1, 1, 1])
+    assert torch.equal(cells, (2 * near[:, None] + near[None, :]).float())
+
+
+def test_tables_of_an_unprepared_grid_equal_those_of_a_prepared_one():
+    for part in (GridEmbedding(6, 4, 4), CarrierBias(2, 4, 4, square=False)):
+        on_the_fly = part(4, 6)
+        part.set_grid(4, 6)
+        assert torch.equal(part(4, 6), on_the_fly)
+
+
+# Any size
+
+
+@pytest.mark.parametrize("size", [(224, 224), (33, 47), (96, 256), (130, 70), (448, 64)])
+def test_our_names_run_at_any_size(size):
+    maps = timm.create_model("fastervit_0", features_only=True, **TINY)(torch.randn(1, 3, *size))
+    for x, channels, reduction in zip(maps, (16, 32, 64, 128), (4, 8, 16, 32), strict=True):
+        assert x.shape == (1, channels, *(-(-side // reduction) for side in size))
+
+
+def test_published_names_run_at_other_sizes_than_they_were_built_for():
+    model = timm.create_model("faster_vit_0_any_res", resolution=[96, 224], **TINY)
+    assert model(torch.randn(1, 3, 64, 320)).shape == (1, 10)
+
+
+def test_masked_cells_change_nothing_in_real_ones():
+    model = tiny(mask_padding=True, **SCALED)
+    block = model.stages[2].blocks[1]
+    real = torch.zeros(2, 49, dtype=torch.bool)
+    real[0, :30], real[1, :9] = True, True
+    padding = torch.zeros(2, 49).masked_fill(~real, -torch.inf).view(2, 1, 1, 49)
+    x, carriers = torch.randn(4, 49, 64), torch.randn(2, 8, 64)
+    other = torch.where(real.repeat(2, 1)[..., None], x, torch.randn_like(x))
+    with torch.no_grad():
+        ours, mixed = block(x, carriers, (1, 2), padding)
+        theirs, mixed_too = block(other, carriers, (1, 2), padding)
+        unmasked, _ = block(other, carriers, (1, 2), None)
+    torch.testing.assert_close(ours[real.repeat(2, 1)], theirs[real.repeat(2, 1)])
+    torch.testing.assert_close(mixed, mixed_too)
+    assert (unmasked - theirs)[real.repeat(2, 1)].abs().max() > 1e-3
+
+
+def test_masking_matters_only_where_windows_are_filled_up():
+    masked, plain = tiny(mask_padding=True), tiny()
+    plain.load_state_dict(masked.state_dict())
+    whole, filled = torch.randn(2, 3, 224, 448), torch.randn(2, 3, 96, 160)
+    with torch.no_grad():
+        torch.testing.assert_close(masked(whole), plain(whole))
+        assert (masked(filled) - plain(filled)).abs().max() > 1e-3
+        assert masked(filled).isfinite().all()
+
+
+def test_set_input_size_moves_tables_and_windows_but_no_parameters():
+    model = tiny(img_size=(96, 160))
+    model.set_input_size((128, 256))
+    assert model.stages[2].blocks[0].carriers.pos_bias.grid == (4, 6)
+    x = torch.randn(2, 3, 128, 256)
+    fresh = tiny(window_size=(4, 2))
+    fresh.load_state_dict(model.state_dict())
+    before = set(model.state_dict())
+    model.set_input_size(window_size=(4, 2))
+    assert set(model.state_dict()) == before
+    with torch.no_grad():
+        torch.testing.assert_close(model(x), fresh(x))
+
+
+# What timm's users rely on
+
+
+def test_features_only_gives_the_maps_of_forward_intermediates():
+    features = timm.create_model("fastervit_0", features_only=True, out_indices=(1, 3), **TINY)
+    model = features.model.eval()
+    x = torch.randn(2, 3, 96, 160)
+    with torch.no_grad():
+        last, maps = model.forward_intermediates(x, indices=(1, 3))
+        for ours, theirs in zip(features.eval()(x), maps, strict=True):
+            assert torch.equal(ours, theirs)
+        assert torch.equal(last, model.forward_features(x))
+        early = model.forward_intermediates(
+            x, indices=[1], stop_early=True, intermediates_only=True
+        )
+        assert torch.equal(early[0], maps[0])
+        normed = model.forward_intermediates(x, indices=1, norm=True, intermediates_only=True)
+        assert torch.equal(normed[0], last)
+    assert features.feature_info.channels() == [32, 128]
+    assert features.feature_info.reduction() == [8, 32]
+
+
+def test_without_classifier_the_pooled_features_come_out():
+    model, x = tiny(), torch.randn(2, 3, 64, 96)
+    with torch.no_grad():
+        features = model.forward_features(x)
+        logits = model(x)
+        torch.testing.assert_close(model.forward_head(features), logits)
+        assert model.get_classifier().out_features == 10
+        model.reset_classifier(0)
+        torch.testing.assert_close(model(x), features.mean((2, 3)))
+        model.reset_classifier(0, "")
+        assert torch.equal(model(x), features)
+        model.reset_classifier(3, "max")
+        assert model(x).shape == (2, 3)
+    assert model.num_features == model.head_hidden_size == 128
+    assert tiny(num_classes=0)(x).shape == (2, 128)
+    assert tiny(num_classes=0, global_pool="")(x).shape == (2, 128, 2, 3)
+    assert tiny(in_chans=1)(x[:, :1]).shape == (2, 10)
+
+
+def test_pruned_to_two_stages_the_maps_stay_the_same():
+    model, x = tiny(), torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        before = model.forward_intermediates(x, indices=[1], intermediates_only=True)[0]
+        assert model.prune_intermediate_layers([1], prune_norm=True) == [1]
+        after = model.forward_intermediates(x, indices=[1], intermediates_only=True)[0]
+    assert torch.equal(before, after)
+    assert len(model.stages) == 2
+
+
+def test_a_model_can_be_copied_after_a_training_step():
+    model = tiny(**SCALED).train()
+    optim = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    model(torch.randn(2, 3, 64, 96)).square().mean().backward()
+    optim.step()
+    twin = copy.deepcopy(model).eval()
+    x = torch.randn(1, 3, 64, 96)
+    with torch.no_grad():
+        torch.testing.assert_close(twin(x), model.eval()(x))
+
+
+@pytest.mark.parametrize("size", [(32, 32), (96, 160)])
+@pytest.mark.parametrize("kwargs", [{}, SCALED, dict(carriers=False)], ids=["0", "3", "flat"])
+def test_every_parameter_gets_a_gradient(kwargs, size):
+    # Without drop path, which drops whole branches of a batch this small.
+    model = timm.create_model("fastervit_0", **(TINY | dict(drop_path_rate=0.0) | kwargs)).train()
+    model(torch.randn(2, 3, *size)).square().mean().backward()
+    lost = [n for n, p in model.named_parameters() if p.grad is None or not p.grad.any()]
+    # A bias in front of a batch norm has no effect; rounding alone decides whether it is zero.
+    assert not [n for n in lost if not re.search(r"conv[12]\.conv\.bias$", n)]
+
+
+def test_gradient_checkpointing_changes_no_gradient():
+    model, x = tiny(**SCALED), torch.randn(1, 3, 96, 160)
+    model(x).square().sum().backward()
+    plain = {n: p.grad.clone() for n, p in model.named_parameters()}
+    model.zero_grad()
+    model.set_grad_checkpointing()
+    model(x).square().sum().backward()
+    for name, param in model.named_parameters():
+        torch.testing.assert_close(param.grad, plain[name])
+
+
+def test_drop_path_rises_linearly_to_its_rate():
+    model = timm.create_model("fastervit_0", **(TINY | dict(drop_path_rate=0.4)))
+    rates = [
+        getattr(b.drop_path if hasattr(b, "drop_path") else b.layer.drop_path, "drop_prob", 0.0)
+        for stage in model.stages
+        for b in stage.blocks
+    ]
+    assert rates == pytest.approx([0.0, 0.1, 0.2, 0.3, 0.4])
+    assert model.stages[2].blocks[1].carriers.layer.drop_path.drop_prob == pytest.approx(0.3)
+
+
+def test_position_networks_are_kept_from_weight_decay():
+    model = tiny()
+    kept = model.no_weight_decay()
+    assert kept == {n for n, _ in model.named_parameters() if ".mlp." in n and "pos_" in n}
+    assert any("carriers.pos_bias" in n for n in kept)
+
+
+def test_layer_decay_orders_every_parameter_from_stem_to_head():
+    model = tiny()
+    groups = param_groups_layer_decay(model, layer_decay=0.5)
+    scale = {id(p): g["lr_scale"] for g in groups for p in g["params"]}
+    assert len(scale) == len(list(model.parameters()))
+    order = [
+        model.stem[0].conv.weight,
+        model.stages[0].blocks[0].conv1.conv.weight,
+        model.stages[2].blocks[1].layer.attn.qkv.weight,
+        model.stages[3].blocks[0].layer.attn.qkv.weight,
+        model.head.fc.weight,
+    ]
+    scales = [scale[id(p)] for p in order]
+    assert scales == sorted(set(scales))
+
+
+def test_unknown_keywords_are_refused():
+    with pytest.raises(TypeError, match="widow_size"):
+        timm.create_model("fastervit_0", widow_size=7)
+    with pytest.raises(ValueError, match="does not split into 3 heads"):
+        timm.create_model("fastervit_0", **(TINY | dict(num_heads=(3, 3))))
+
+
+def test_bfloat16_autocast_stays_finite_and_near():
+    model, x = tiny(**SCALED), torch.randn(1, 3, 96, 160)
+    with torch.no_grad():
+        exact = model(x)
+        with torch.autocast("cpu", torch.bfloat16):
+            rough = model(x)
+    assert rough.isfinite().all()
+    assert (rough.float() - exact).abs().max() < 0.1 * exact.abs().max()
+
+
+def test_a_model_from_the_meta_device_gets_its_tables_back():
+    model = tiny()
+    with torch.device("meta"):
+        empty = timm.create_model("fastervit_0", **TINY)
+    empty = empty.to_empty(device="cpu").eval()
+    for part in empty.modules():
+        if hasattr(part, "init_non_persistent_buffers"):
+            part.init_non_persistent_buffers()
+    empty.load_state_dict(model.state_dict())
+    x = torch.randn(1, 3, 96, 160)
+    with torch.no_grad():
+        assert torch.equal(empty(x), model(x))
+
+
+# Checkpoints
+
+
+@pytest.mark.slow
+def test_a_wrapped_published_file_loads_through_timm(golden, tmp_path):
+    published = golden.make_state_dict("faster_vit_0_224")
+    published["levels.2.blocks.0.pos_embed.relative_bias"] = torch.zeros(1, 49, 256)
+    published["levels.2.blocks.0.attn.pos_emb_funct.relative_position_index"] = torch.zeros(49, 49)
+    path = tmp_path / "fastervit_0_224_1k.pth.tar"
+    wrapped = {f"module.encoder.{k}": v for k, v in published.items()}
+    torch.save({"epoch": 3, "state_dict": wrapped}, path)
+    overlay = dict(file=str(path))
+    model = timm.create_model("fastervit_0", pretrained=True, pretrained_cfg_overlay=overlay)
+    direct = timm.create_model("fastervit_0")
+    direct.load_state_dict(published)
+    for key, value in direct.state_dict().items():
+        assert torch.equal(model.state_dict()[key], value), key
+    grey = timm.create_model(
+        "fastervit_0", pretrained=True, pretrained_cfg_overlay=overlay, num_classes=5, in_chans=1
+    )
+    assert grey.stem[0].conv.weight.shape[1] == 1
+    assert torch.equal(
+        grey.stages[3].blocks[0].layer.norm1.weight, model.stages[3].blocks[0].layer.norm1.weight
+    )
+
+
+def test_a_network_without_room_for_carrier_weights_says_that_it_leaves_them_out(caplog):
+    published = {
+        "levels.2.blocks.0.hat_pos_embed.cpb_mlp.0.weight": torch.zeros(512, 2),
+        "levels.2.blocks.0.norm1.weight": torch.zeros(64),
+    }
+    any_res = tiny(img_size=(96, 224), published_carriers=True)
+    assert set(checkpoint_filter_fn(published, any_res)) == {"stages.2.blocks.0.layer.norm1.weight"}
+    assert "1 weights of carriers are left out" in caplog.text
+    assert len(checkpoint_filter_fn(published, tiny())) == 2
+
+
+def test_a_state_dict_of_ours_goes_round():
+    model, twin = tiny(**SCALED), tiny(**SCALED)
+    twin.load_state_dict(checkpoint_filter_fn(model.state_dict(), twin))
+    x = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        assert torch.equal(model(x), twin(x))
+    assert not [k for k in model.state_dict() if re.search(r"offsets|pairs|cells|fused", k)]
+
+
+# Deploy, compile, export
+
+
+@pytest.mark.parametrize("published", [False, True])
+def test_the_deploy_form_gives_the_same_numbers_without_computing_positions(published):
+    model = tiny(img_size=(96, 224), published_carriers=published, **SCALED)
+    fast = deploy(model)
+    x, other = torch.randn(2, 3, 96, 224), torch.randn(2, 3, 160, 96)
+    with torch.no_grad():
+        torch.testing.assert_close(fast(x), model(x), atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(fast(other), model(other), atol=1e-5, rtol=1e-5)
+        for part in fast.modules():
+            if isinstance(part, nn.Sequential) and isinstance(part[0], nn.Linear):
+                part[0].weight.fill_(torch.nan)  # the networks of positions
+        torch.testing.assert_close(copy.deepcopy(fast)(x), model(x), atol=1e-5, rtol=1e-5)
+    norms = [n for n, part in fast.named_modules() if isinstance(part, nn.BatchNorm2d)]
+    assert norms == ["norm"]
+
+
+@pytest.mark.slow
+def test_the_model_compiles_as_one_graph():
+    model, x = tiny(**SCALED), torch.randn(2, 3, 96, 160)
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    with torch.no_grad():
+        torch.testing.assert_close(compiled(x), model(x))
+    compiled(x).sum().backward()
+    assert model.stem[0].conv.weight.grad is not None
+
+
+@pytest.mark.slow
+def test_an_exported_program_takes_any_batch():
+    model, x = tiny(mask_padding=True, **SCALED), torch.randn(2, 3, 96, 160)
+    batch = torch.export.Dim("batch", min=1, max=64)
+    program = torch.export.export(model, (x,), dynamic_shapes=({0: batch},)).module()
+    for images in (x, torch.randn(5, 3, 96, 160), torch.randn(1, 3, 96, 160)):
+        with torch.no_grad():
+            torch.testing.assert_close(program(images), model(images), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # the exporter and its dependencies warn about themselves
+@pytest.mark.parametrize("form", [lambda m: m, deploy], ids=["plain", "deploy"])
+def test_onnxruntime_agrees_for_any_batch(form, tmp_path):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    model = tiny(**SCALED)
+    path = tmp_path / "fastervit.onnx"
+    torch.onnx.export(
+        form(model),
+        (torch.randn(2, 3, 96, 160),),
+        path,
+        dynamo=True,
+        opset_version=18,
+        input_names=["images"],
+        dynamic_shapes=({0: torch.export.Dim("batch", min=1, max=64)},),
+    )
+    session = onnxruntime.InferenceSession(path)
+    for batch in (1, 3):
+        x = torch.randn(batch, 3, 96, 160)
+        (ours,) = session.run(None, {"images": x.numpy()})
+        with torch.no_grad():
+            torch.testing.assert_close(torch.from_numpy(ours), model(x), atol=1e-4, rtol=1e-4)

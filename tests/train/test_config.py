@@ -1,0 +1,43 @@
+from dataclasses import replace
+
+import pytest
+
+from zoo.train.config import Distill, Heads, TeacherSpec, differences, from_json, to_json
+from zoo.train.recipes import RECIPES
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_config_survives_json(name):
+    config = RECIPES[name]()
+    assert from_json(Distill, to_json(config)) == config
+
+
+def test_an_unknown_field_in_a_config_file_is_refused():
+    with pytest.raises(ValueError, match="stepz"):
+        from_json(Distill, dict(to_json(Distill()), stepz=3))
+
+
+def test_a_teacher_on_the_command_line_carries_its_weights():
+    spec = TeacherSpec.parse("timm:vit_tiny_patch16_224@96,summary=0,spatial=2")
+    assert spec == TeacherSpec(name="timm:vit_tiny_patch16_224@96", summary=0, spatial=2)
+    assert TeacherSpec.parse(spec.told()) == spec
+    for wrong in ("timm:x,size=3", "timm:x,summary=much", "timm:x,summary=0,spatial=0"):
+        with pytest.raises(ValueError, match=r"summary|number|weights"):
+            TeacherSpec.parse(wrong)
+
+
+def test_teachers_of_one_name_get_two_labels():
+    teachers = tuple(TeacherSpec(name=f"timm:vit@{size}") for size in (224, 96))
+    assert Distill(teachers=teachers).labels == ["vit", "vit_2"]
+
+
+def test_only_what_is_learnt_counts_as_a_difference():
+    run = Distill()
+    assert differences(run, replace(run, workers=4, device="cpu")) == {}
+    assert set(differences(run, replace(run, steps=3, heads=Heads(mlp="v1")))) == {"steps", "heads"}
+
+
+@pytest.mark.parametrize("field", ["size", "batch", "steps"])
+def test_a_number_that_cannot_be_is_refused_by_name(field):
+    with pytest.raises(ValueError, match=field):
+        Distill(**{field: 0})

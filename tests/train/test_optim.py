@@ -1,0 +1,30 @@
+import pytest
+import torch
+from torch import nn
+
+from zoo.train.config import Optim
+from zoo.train.optim import build_optimizer, learning_rate
+
+
+def test_the_rate_rises_then_falls_along_half_a_cosine():
+    config = Optim(lr=1.0, min_lr=0.0, warmup=0.1)
+    rates = [learning_rate(step, 100, config) for step in range(100)]
+    assert rates[:10] == sorted(rates[:10]) and rates[0] == pytest.approx(1 / 11)
+    assert rates[10] == 1.0 and rates[10:] == sorted(rates[10:], reverse=True)
+    assert rates[55] == pytest.approx(0.5)
+
+
+def test_norms_biases_and_what_the_backbone_exempts_are_not_decayed():
+    model = nn.Module()
+    model.backbone = nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4))
+    model.backbone.special = nn.Parameter(torch.ones(2, 2))
+    model.backbone.no_weight_decay = lambda: {"special"}
+    decayed = {
+        id(p): group["weight_decay"]
+        for group in build_optimizer(model, Optim(weight_decay=0.3)).param_groups
+        for p in group["params"]
+    }
+    linear, norm = model.backbone
+    assert decayed[id(linear.weight)] == 0.3
+    for other in (linear.bias, norm.weight, norm.bias, model.backbone.special):
+        assert decayed[id(other)] == 0.0

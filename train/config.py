@@ -1,0 +1,216 @@
+"""A run, described by frozen dataclasses: for the command line, recipes and run folders."""
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from zoo.teachers.teacher import TeacherName
+
+Normalise = Literal[
+    "phi_s", "none", "global", "standardize", "alpha_only", "pca", "zca", "hadamard_whitening"
+]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TeacherSpec:
+    """A teacher in a run: its name and how much its two losses count."""
+
+    name: str
+    """kind:name[/weights][@resolution]"""
+    summary: float = 1.0
+    """Weight of the summary loss; 0 leaves the summary head out."""
+    spatial: float = 1.0
+    """Weight of the spatial loss; 0 leaves the spatial head out."""
+
+    def __post_init__(self):
+        TeacherName.parse(self.name)
+        if self.summary < 0 or self.spatial < 0 or not self.summary + self.spatial:
+            raise ValueError(
+                f"The teacher {self.name} has the loss weights {self.summary} and {self.spatial}; "
+                "none may be negative and one must be above 0."
+            )
+
+    @classmethod
+    def parse(cls, text: str) -> "TeacherSpec":
+        """Read `name[,summary=0.5][,spatial=2]`."""
+        name, *options = text.split(",")
+        weights = {}
+        for option in options:
+            key, _, value = option.partition("=")
+            if key not in ("summary", "spatial"):
+                raise ValueError(
+                    f"{option!r} in {text!r}: a teacher's options are summary=, spatial=."
+                )
+            try:
+                weights[key] = float(value)
+            except ValueError:
+                raise ValueError(f"{option!r} in {text!r} needs a number.") from None
+        return cls(name=name, **weights)
+
+    def told(self) -> str:
+        """Write it as `parse` reads it."""
+        told = self.name
+        if self.summary != 1:
+            told += f",summary={self.summary:g}"
+        return told if self.spatial == 1 else f"{told},spatial={self.spatial:g}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Heads:
+    """The adaptor MLPs between the student and each teacher."""
+
+    mlp: Literal["v1", "v2"] = "v2"
+    hidden: int | None = None
+    """Width of the hidden layers; the widest teacher's by default."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Losses:
+    """What the student minimises."""
+
+    spatial: Literal["mse", "smooth_l1", "hybrid"] = "mse"
+    weighting: Literal["static", "adaloss"] = "static"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Optim:
+    """AdamW with warm-up and a cosine."""
+
+    lr: float = 1e-3
+    min_lr: float = 1e-6
+    weight_decay: float = 0.02
+    betas: tuple[float, float] = (0.9, 0.999)
+    warmup: float = 0.05
+    """Share of the steps in which the rate rises."""
+    clip: float = 1.0
+    """Largest norm of the gradient; 0 leaves it alone."""
+    ema: float = 0.999
+    """Decay of the averaged weights, which are evaluated and exported; 0 for none."""
+    drop_path: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Augment:
+    """Random crops and mirror images."""
+
+    scale: tuple[float, float] = (0.5, 1.0)
+    """Share of the image that a crop covers."""
+    flip: float = 0.5
+
+
+@dataclass(frozen=True, kw_only=True)
+class Every:
+    """How often things happen, in steps."""
+
+    log: int = 10
+    checkpoint: int = 500
+    evaluate: int = 500
+
+
+@dataclass(frozen=True, kw_only=True)
+class Distill:
+    """One distillation: many frozen teachers into one student."""
+
+    data: str = "embedded"
+    """An image folder, webdataset shards (.tar or a folder of them), or `embedded`."""
+    labelled: str | None = None
+    """Data with classes for kNN and the linear probe; `data` itself if it has classes."""
+    teachers: tuple[TeacherSpec, ...] = ()
+    """Teachers by name, e.g. timm:vit_small_patch14_dinov2.lvd142m@224"""
+    student: str = "eradio_nano"
+    """Any model that timm.create_model knows."""
+    pretrained: bool = False
+    """Start from the student's published weights."""
+    size: int = 224
+    """Side of the student's images in pixels."""
+    batch: int = 32
+    steps: int = 1000
+    out: Path = Path("runs/distill")
+    """Folder of the run; it must not exist yet."""
+    normalise: Normalise = "phi_s"
+    """Scale on which the teachers' maps are matched."""
+    compare: tuple[Normalise, ...] = ()
+    """Train the same student again with these, and report them beside it."""
+    calibration: int = 64
+    """Batches from which the teachers' statistics are taken before step 0."""
+    held_out: float = 0.05
+    """Share of the images for evaluation, if the data has no split of its own."""
+    eval_images: int = 512
+    """Most held-out images on which the teachers are compared."""
+    probe_images: int = 20_000
+    """Most labelled images of each split for kNN and the linear probe."""
+    seed: int = 0
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    precision: Literal["auto", "float32", "bf16"] = "auto"
+    """Autocast; auto is bf16 on CUDA and float32 elsewhere."""
+    compile: bool = False
+    workers: int = 0
+    """Processes that decode images."""
+    heads: Heads = field(default_factory=Heads)
+    losses: Losses = field(default_factory=Losses)
+    optim: Optim = field(default_factory=Optim)
+    augment: Augment = field(default_factory=Augment)
+    every: Every = field(default_factory=Every)
+
+    def __post_init__(self):
+        for name in ("size", "batch", "steps", "calibration", "eval_images"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1.")
+        if not 0 < self.held_out < 1:
+            raise ValueError(f"held_out is {self.held_out}; it is a share between 0 and 1.")
+        if self.normalise in self.compare:
+            raise ValueError(f"compare repeats the run's own normalisation {self.normalise!r}.")
+
+    @property
+    def labels(self) -> list[str]:
+        """A short name for each teacher, unique in this run."""
+        labels: list[str] = []
+        for spec in self.teachers:
+            label = TeacherName.parse(spec.name).label
+            while label in labels:
+                label += "_2"
+            labels.append(label)
+        return labels
+
+
+RESUMABLE = frozenset(
+    ("out", "device", "workers", "every", "compile", "eval_images", "probe_images")
+)
+"""Fields that a resumed run may change: they do not touch what is learnt."""
+
+
+def to_json(config: Distill) -> dict[str, Any]:
+    """Turn a config into plain data."""
+    return json.loads(json.dumps(dataclasses.asdict(config), default=str))
+
+
+def from_json(kind: Any, data: Any) -> Any:
+    """Build a config of the dataclass `kind` from plain data; unknown fields are refused."""
+    origin = get_origin(kind)
+    if dataclasses.is_dataclass(kind) and isinstance(data, Mapping):
+        hints = get_type_hints(kind)
+        unknown = set(data) - set(hints)
+        if unknown:
+            raise ValueError(f"Unknown fields of {kind.__name__}: {', '.join(sorted(unknown))}.")
+        return kind(**{name: from_json(hints[name], value) for name, value in data.items()})
+    if origin is tuple and isinstance(data, list):
+        inner = get_args(kind)[0]
+        return tuple(from_json(inner, value) for value in data)
+    if origin in (Union, UnionType):
+        inner = next(a for a in get_args(kind) if a is not type(None))
+        return None if data is None else from_json(inner, data)
+    return Path(data) if kind is Path else data
+
+
+def differences(old: Distill, new: Distill) -> dict[str, tuple[Any, Any]]:
+    """Give the fields in which two runs differ and that a resumed run may not change."""
+    before, after = to_json(old), to_json(new)
+    return {
+        name: (before[name], after[name])
+        for name in before
+        if name not in RESUMABLE and before[name] != after[name]
+    }

@@ -1,0 +1,36 @@
+"""Ctrl-C and SIGTERM: finish the step, save, leave."""
+
+import signal
+from types import FrameType
+
+
+class Interrupted(Exception):
+    """A run was asked to stop and has saved its state."""
+
+    def __init__(self, signum: int, message: str):
+        super().__init__(message)
+        self.exit_code = 128 + signum
+
+
+class Interrupt:
+    """While this context lasts, the first signal is noted and the second one kills."""
+
+    def __init__(self):
+        self.signal: int | None = None
+        self._before = {}
+
+    def __enter__(self) -> "Interrupt":
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self._before[number] = signal.signal(number, self._note)
+        return self
+
+    def _note(self, number: int, _: FrameType | None) -> None:
+        self.signal = number
+        self._restore()
+
+    def __exit__(self, *_) -> None:
+        self._restore()
+
+    def _restore(self) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,30 @@
+"""AdamW, the learning rate as a function of the step, and gradient clipping."""
+
+import math
+
+import torch
+from timm.optim import param_groups_weight_decay
+from torch import nn
+
+from zoo.train.config import Optim
+
+
+def build_optimizer(model: nn.Module, config: Optim) -> torch.optim.AdamW:
+    """Make AdamW; biases, norms and what the backbone exempts are not decayed."""
+    exempt = getattr(model.backbone, "no_weight_decay", set)()
+    groups = param_groups_weight_decay(
+        model,
+        weight_decay=config.weight_decay,
+        no_weight_decay_list=[f"backbone.{name}" for name in exempt],
+    )
+    fused = next(model.parameters()).is_cuda
+    return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, fused=fused)
+
+
+def learning_rate(step: int, steps: int, config: Optim) -> float:
+    """Rise linearly for the warm-up, then follow half a cosine down to `min_lr`."""
+    warmup = round(config.warmup * steps)
+    if step < warmup:
+        return config.lr * (step + 1) / (warmup + 1)
+    done = (step - warmup) / max(1, steps - warmup)
+    return config.min_lr + (config.lr - config.min_lr) * 0.5 * (1 + math.cos(math.pi * done))

@@ -1,0 +1,89 @@
+"""Which sample stands where in the stream, and with which randomness: pure functions.
+
+Everything random about a sample follows from (seed, position), where position = step x batch +
+place in the global batch. A run that resumes, or that is spread over other ranks, asks the same
+questions and gets the same answers; nothing is stored.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+
+
+def mix(*numbers: int) -> int:
+    """Hash integers into 63 bits, the same on every machine (splitmix64, Steele et al. 2014)."""
+    state = np.uint64(0)
+    with np.errstate(over="ignore"):
+        for number in numbers:
+            state = _scramble(state + _GOLDEN + np.uint64(int(number) & (2**64 - 1)))
+    return int(state >> np.uint64(1))
+
+
+def _scramble(x):
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
+
+
+def shuffled(places: np.ndarray, total: int, key: int) -> np.ndarray:
+    """Map places 0..total-1 one-to-one onto 0..total-1, in an order that `key` decides.
+
+    A Feistel network over the next even number of bits, walked until it lands inside: any place
+    of any epoch costs the same few operations, where a stored permutation of a billion images
+    would cost 8 GB on every rank.
+    """
+    bits = max(1, (int(total - 1).bit_length() + 1) // 2)
+    low = np.uint64((1 << bits) - 1)
+    shift = np.uint64(bits)
+    keys = [np.uint64(mix(key, r)) for r in range(6)]
+
+    def feistel(x):
+        left, right = x >> shift, x & low
+        with np.errstate(over="ignore"):
+            for k in keys:
+                left, right = right, left ^ (_scramble(right + k) & low)
+        return (left << shift) | right
+
+    x = feistel(places.astype(np.uint64))
+    while (outside := x >= total).any():
+        x[outside] = feistel(x[outside])
+    return x.astype(np.int64)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The stream of samples of a run: epochs of all samples, each in its own order."""
+
+    samples: int
+    batch: int
+    seed: int
+
+    def __post_init__(self):
+        if self.samples < 1 or self.batch < 1:
+            raise ValueError(
+                f"A plan needs samples and a batch size; got {self.samples} samples and "
+                f"batches of {self.batch}."
+            )
+
+    def positions(self, step: int) -> np.ndarray:
+        """Places in the stream of the global batch of `step`."""
+        return np.arange(step * self.batch, (step + 1) * self.batch, dtype=np.int64)
+
+    def indices(self, step: int) -> np.ndarray:
+        """Samples of the global batch of `step`."""
+        epochs, places = np.divmod(self.positions(step), self.samples)
+        out = np.empty_like(places)
+        for epoch in np.unique(epochs):
+            here = epochs == epoch
+            out[here] = shuffled(places[here], self.samples, mix(self.seed, int(epoch)))
+        return out
+
+    def draws(self, position: int) -> np.random.Generator:
+        """All the randomness that the sample at `position` may use."""
+        return np.random.Generator(np.random.Philox(key=mix(self.seed, 1, position)))
+
+    def step_seed(self, step: int) -> int:
+        """Seed of what a network draws during `step` (dropout, drop path)."""
+        return mix(self.seed, 2, step)

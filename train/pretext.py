@@ -1,0 +1,143 @@
+"""Train the pretext teachers on a run's own images, once; their weights are cached."""
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from zoo.cache import cache_dir
+from zoo.checkpoint import save_whole
+from zoo.features import Batch
+from zoo.teachers.pretext import MEAN, SIZE, STD, Autoencoder, build_network
+from zoo.train.config import Optim
+from zoo.train.data import Source, View, train_loader
+from zoo.train.optim import learning_rate
+from zoo.train.plan import Plan, mix
+from zoo.train.progress import Watch
+
+VERSION = 1
+"""Part of the cache's key: raise it when what follows changes."""
+STEPS, BATCH = 400, 64
+OPTIM = Optim(lr=2e-3, weight_decay=0.02)
+MASKED = 0.6
+"""Share of the patches that the autoencoder has to fill in."""
+BINS = 8
+"""Orientations of the gradients that the dense teacher predicts."""
+
+
+def pretext_weights(name: str, source: Source, *, seed: int, device: torch.device) -> Path:
+    """Give the file of a pretext teacher trained on `source`; train it if there is none.
+
+    Raises:
+        ValueError: the name is unknown, or the classifier has no classes to learn.
+    """
+    build_network(name)  # refuses an unknown name before any work
+    if name == "classifier" and not source.classes:
+        raise ValueError(
+            "pretext:classifier needs labels: one sub-folder a class, or .cls files in the shards."
+        )
+    known = f"{VERSION} {name} {seed} {STEPS} {BATCH} {device.type} {len(source)}"
+    digest = hashlib.sha256(known.encode())
+    for i in range(len(source)):
+        digest.update(source.key(i).encode())
+    path = cache_dir() / "pretext" / f"{name}-{digest.hexdigest()[:16]}.safetensors"
+    if not path.is_file():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        network = _train(name, source, seed, device)
+        save_whole(network.state_dict(), path, save_file)
+    return path
+
+
+def _train(name: str, source: Source, seed: int, device: torch.device) -> nn.Module:
+    torch.manual_seed(mix(seed, 4))
+    task = TASKS[name](build_network(name), len(source.classes)).to(device)
+    optimizer = torch.optim.AdamW(task.parameters(), OPTIM.lr, weight_decay=OPTIM.weight_decay)
+    mean, std = (torch.tensor(v, device=device).view(1, 3, 1, 1) for v in (MEAN, STD))
+    plan = Plan(len(source), BATCH, mix(seed, 5))
+    loader = train_loader(source, View(size=SIZE), plan, steps=STEPS, start=0, workers=0)
+    kept: list[Tensor] = []
+    with Watch(f"teacher {name}", total=STEPS, images=BATCH) as watch:
+        for step, part in enumerate(loader):
+            torch.manual_seed(plan.step_seed(step))
+            images = (Batch(part["images"]).to(device).at((SIZE, SIZE)) - mean) / std
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate(step, STEPS, OPTIM)
+            loss = task(images, part["labels"].to(device))
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            if step >= STEPS - 8:
+                kept.append(images)
+            if (step + 1) % 100 == 0:
+                watch.report(step + 1, {"loss": loss.item()})
+    network = task.network.eval()
+    with torch.no_grad():
+        network.scale.measure(network.raw(torch.cat(kept)))
+    return network
+
+
+class _Classify(nn.Module):
+    """Name the class of the pooled map."""
+
+    def __init__(self, network: nn.Module, classes: int):
+        super().__init__()
+        self.network = network
+        self.head = nn.Linear(network.scale.gain.numel(), classes)
+
+    def forward(self, images: Tensor, labels: Tensor) -> Tensor:
+        pooled = self.network.raw(images).mean(dim=(1, 2))
+        return F.cross_entropy(self.head(pooled), labels, label_smoothing=0.1)
+
+
+class _FillIn(nn.Module):
+    """Predict the pixels of masked patches, each patch on its own scale (MAE, 2111.06377, 4.1)."""
+
+    def __init__(self, network: Autoencoder, classes: int):
+        super().__init__()
+        self.network = network
+        self.head = nn.Linear(network.scale.gain.numel(), 3 * network.patch**2)
+
+    def forward(self, images: Tensor, labels: Tensor) -> Tensor:
+        patches = F.unfold(images, self.network.patch, stride=self.network.patch).transpose(1, 2)
+        middle, spread = patches.mean(-1, keepdim=True), patches.std(-1, keepdim=True)
+        patches = (patches - middle) / (spread + 0.1)
+        mask = torch.rand(patches.shape[:2], device=images.device) < MASKED
+        guess = self.head(self.network.raw(images, mask).flatten(1, 2))
+        error = (guess - patches).square().mean(dim=-1)
+        return (error * mask).sum() / mask.sum()
+
+
+class _Orient(nn.Module):
+    """Predict, for each cell of 4x4 pixels, its colour and how much it is edged which way."""
+
+    def __init__(self, network: nn.Module, classes: int):
+        super().__init__()
+        self.network = network
+        self.head = nn.Linear(network.scale.gain.numel(), BINS + 3)
+
+    def forward(self, images: Tensor, labels: Tensor) -> Tensor:
+        guess = self.head(self.network.raw(images))
+        return F.smooth_l1_loss(guess, _orientations(images))
+
+
+def _orientations(images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B h w D"]:
+    """Mean colour and gradient energy in `BINS` directions, over cells of 4x4 pixels."""
+    grey = images.mean(dim=1, keepdim=True)
+    across = F.pad(grey[..., 2:] - grey[..., :-2], (1, 1))
+    down = F.pad(grey[..., 2:, :] - grey[..., :-2, :], (0, 0, 1, 1))
+    angles = torch.arange(BINS, device=images.device) * (2 * torch.pi / BINS)
+    angles = angles.view(1, BINS, 1, 1)
+    energy = F.relu(across * torch.cos(angles) + down * torch.sin(angles))
+    return F.avg_pool2d(torch.cat([energy, images], dim=1), 4).permute(0, 2, 3, 1)
+
+
+TASKS: dict[str, Callable[..., nn.Module]] = {
+    "classifier": _Classify,
+    "autoencoder": _FillIn,
+    "gradients": _Orient,
+}

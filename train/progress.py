@@ -1,0 +1,67 @@
+"""What a person sees while a run goes on: a bar on a terminal, plain lines elsewhere."""
+
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+
+class Watch:
+    """Report steps, images per second and losses.
+
+    Args:
+        total: Steps of the run.
+        start: Steps that an earlier part of the run has done.
+        images: Images a step.
+    """
+
+    def __init__(self, title: str, *, total: int, start: int = 0, images: int = 1):
+        self.console = Console(stderr=True, highlight=False)
+        self.title, self.total, self.images = title, total, images
+        self._step, self._time = start, time.perf_counter()
+        self._bar = Progress(
+            TextColumn("[bold]{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[told]}"),
+            console=self.console,
+            disable=not self.console.is_terminal,
+        )
+        self._task = self._bar.add_task(title, total=total, completed=start, told="")
+
+    def __enter__(self) -> "Watch":
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_) -> None:
+        self._bar.stop()
+
+    def report(self, step: int, values: Mapping[str, float]) -> tuple[float, float]:
+        """Show where the run is; give images per second and seconds since the last report."""
+        now = time.perf_counter()
+        seconds = max(now - self._time, 1e-9)
+        rate = (step - self._step) * self.images / seconds
+        steps = step - self._step
+        self._step, self._time = step, now
+        told = f"{rate:.0f} img/s  " + "  ".join(f"{k} {v:.3g}" for k, v in values.items())
+        self._bar.update(self._task, completed=step, told=told)
+        if not self.console.is_terminal:
+            left = (self.total - step) * seconds / max(steps, 1)
+            self.console.print(
+                f"{self.title} {step}/{self.total}  {told}  ETA {left:.0f} s", soft_wrap=True
+            )
+        return rate, seconds
+
+    def say(self, text: str) -> None:
+        """Print a line without tearing the bar."""
+        self.console.print(text, soft_wrap=True)
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Leave the time of what happens inside (an evaluation, a save) out of the next rate."""
+        began = time.perf_counter()
+        yield
+        self._time += time.perf_counter() - began

@@ -1,0 +1,186 @@
+"""A run's folder: what was asked, what was measured, and the checkpoints."""
+
+import importlib.util
+import json
+import os
+import subprocess
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from zoo.checkpoint import save_whole, written_whole
+from zoo.train.config import Distill, differences, from_json, to_json
+
+KEPT = 2
+"""Checkpoints that stay: the newest, and the one before it in case that one is damaged."""
+
+
+class Run:
+    """The folder of one run.
+
+    `metrics.jsonl` holds only what a second run repeats exactly; speeds stand in `timing.jsonl`.
+    """
+
+    def __init__(self, path: Path):
+        self.path = path
+        self._board = None
+
+    @staticmethod
+    def refuse_existing(path: Path) -> None:
+        """Raise a ValueError if `path` cannot become the folder of a new run."""
+        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+            raise ValueError(
+                f"The output folder {path} exists. Give another --out, continue that run with "
+                f"--resume {path}, or remove it."
+            )
+        parent = next(p for p in path.absolute().parents if p.exists())
+        if not os.access(path if path.exists() else parent, os.W_OK):
+            raise ValueError(f"Cannot write to {path}: permission denied. Give another --out.")
+
+    @classmethod
+    def create(cls, config: Distill) -> "Run":
+        """Make the folder of a new run.
+
+        Raises:
+            ValueError: the folder exists, or cannot be made.
+        """
+        cls.refuse_existing(config.out)
+        try:
+            config.out.mkdir(parents=True, exist_ok=True)
+            run = cls(config.out)
+            run.write_json("config.json", to_json(config))
+        except OSError as error:
+            raise ValueError(f"Cannot write to {config.out}: {error.strerror or error}.") from error
+        return run
+
+    @classmethod
+    def reopen(cls, path: Path, config: Distill) -> "Run":
+        """Open the folder of an earlier run, to go on with it.
+
+        Raises:
+            ValueError: there is no run, or it was started with something else.
+        """
+        run = cls(path)
+        changed = differences(run.config(), config)
+        if changed:
+            told = "; ".join(f"{k}: {old} there, {new} here" for k, (old, new) in changed.items())
+            raise ValueError(
+                f"The run in {path} cannot go on with other settings ({told}). "
+                "Resume without them, or start a new run with another --out."
+            )
+        if not os.access(path, os.W_OK):
+            raise ValueError(f"Cannot write to {path}: permission denied.")
+        return run
+
+    def config(self) -> Distill:
+        """Read what the run was started with."""
+        path = self.path / "config.json"
+        if not path.is_file():
+            raise ValueError(f"There is no run in {self.path}: {path.name} is missing.")
+        try:
+            return from_json(Distill, json.loads(path.read_text()))
+        except (json.JSONDecodeError, TypeError, KeyError) as error:
+            raise ValueError(f"{path} is not the config of a run: {error}") from error
+
+    def arm(self, name: str) -> "Run":
+        """Give the sub-folder of a student that is trained for comparison."""
+        path = self.path / "compare" / name
+        path.mkdir(parents=True, exist_ok=True)
+        return Run(path)
+
+    def write_json(self, name: str, content: Any) -> None:
+        """Write a small file whole."""
+        with written_whole(self.path / name) as temporary:
+            temporary.write_text(json.dumps(content, indent=2) + "\n")
+
+    def log(self, kind: str, step: int, values: Mapping[str, Any]) -> None:
+        """Append measured values to `metrics.jsonl`, and to TensorBoard where it is installed."""
+        self._append("metrics.jsonl", dict(kind=kind, step=step, **values))
+        if self._board is None:
+            self._board = _open_board(self.path)
+        if self._board:
+            prefix = f"{kind}/{values['arm']}" if "arm" in values else kind
+            for name, value in values.items():
+                if isinstance(value, (int, float)):
+                    self._board.add_scalar(f"{prefix}/{name}", value, step)
+
+    def log_speed(self, step: int, images_per_second: float, seconds: float) -> None:
+        """Append a speed to `timing.jsonl`."""
+        values = dict(step=step, img_s=round(images_per_second, 1), seconds=round(seconds, 3))
+        self._append("timing.jsonl", values)
+
+    def _append(self, name: str, values: Mapping[str, Any]) -> None:
+        with (self.path / name).open("a") as file:
+            file.write(json.dumps(values) + "\n")
+
+    def keep(self, wanted: Callable[[dict[str, Any]], bool]) -> None:
+        """Forget the measurements that are not `wanted`: a resumed run makes them again."""
+        for name in ("metrics.jsonl", "timing.jsonl"):
+            path = self.path / name
+            if path.is_file():
+                lines = [line for line in path.read_text().splitlines() if _is_whole(line)]
+                kept = [line for line in lines if wanted(json.loads(line))]
+                with written_whole(path) as temporary:
+                    temporary.write_text("".join(line + "\n" for line in kept))
+
+    def checkpoints(self) -> list[Path]:
+        """List the checkpoints, oldest first."""
+        return sorted((self.path / "checkpoints").glob("step_*.pt"))
+
+    def save(self, state: dict[str, Any]) -> Path:
+        """Write a checkpoint whole, then remove the ones that are no longer needed.
+
+        Raises:
+            OSError: it could not be written; the checkpoints before it are still there.
+        """
+        folder = self.path / "checkpoints"
+        path = folder / f"step_{state['step']:08d}.pt"
+        try:
+            folder.mkdir(exist_ok=True)
+            save_whole(state, path)
+        except OSError as error:
+            before = self.checkpoints()
+            kept = f"{before[-1]} survives" if before else "there is no earlier one"
+            raise OSError(
+                f"The checkpoint of step {state['step']} was not saved ({error}); {kept}. "
+                f"Make room, then continue with --resume {self.path}."
+            ) from error
+        for old in self.checkpoints()[:-KEPT]:
+            old.unlink()
+        return path
+
+    def load(self) -> dict[str, Any] | None:
+        """Read the newest checkpoint that is whole; `None` if there is none."""
+        for path in reversed(self.checkpoints()):
+            try:
+                return torch.load(path, map_location="cpu", weights_only=True)
+            except (RuntimeError, EOFError) as error:
+                reason = str(error).splitlines()[0]
+                print(f"{path} is damaged ({reason}); trying the one before it.")
+        return None
+
+
+def _is_whole(line: str) -> bool:
+    """Tell whether a line was written to its end before the run was killed."""
+    return line.startswith("{") and line.endswith("}")
+
+
+def _open_board(path: Path):
+    """Open TensorBoard's writer, or give False where it is not installed."""
+    if importlib.util.find_spec("tensorboard") is None:
+        return False
+    from torch.utils.tensorboard import SummaryWriter
+
+    return SummaryWriter(str(path / "tensorboard"))
+
+
+def commit() -> str | None:
+    """Give the commit of the checkout that this code runs from, if it is one."""
+    command = ["git", "-C", str(Path(__file__).resolve().parent), "rev-parse", "HEAD"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=5, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()

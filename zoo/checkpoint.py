@@ -1,0 +1,208 @@
+"""Read foreign weight files safely, rename their keys, and write files whole or not at all."""
+
+import argparse
+import contextlib
+import os
+import re
+import tempfile
+import types
+import zipfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from zoo.safe_pickle import PLAIN, enums, strange_names
+
+SHOWN = 10
+"""How many keys a message lists."""
+
+Renames = Sequence[tuple[str, str]]
+"""(pattern, replacement) pairs, theirs -> ours; the first pattern that matches a key wins."""
+
+
+def rename_key(key: str, renames: Renames) -> str:
+    """Translate one published key; a key that no pattern matches stays."""
+    for pattern, replacement in renames:
+        ours, hits = re.subn(pattern, replacement, key)
+        if hits:
+            return ours
+    return key
+
+
+def rename_keys(
+    state: Mapping[str, Tensor], renames: Renames, *, drop: str | None = None
+) -> dict[str, Tensor]:
+    """Translate a published state dict; keys that match the pattern `drop` are left out."""
+    return {
+        rename_key(key, renames): value
+        for key, value in state.items()
+        if not (drop and re.search(drop, key))
+    }
+
+
+def _rename_on_load(renames, drop, mark, module, state, prefix, *_) -> None:
+    own = {k[len(prefix) :]: k for k in state if k.startswith(prefix)}
+    if not any(re.search(mark, k) for k in own):
+        return
+    published = {k: state.pop(full) for k, full in own.items()}
+    state.update((prefix + k, v) for k, v in rename_keys(published, renames, drop=drop).items())
+
+
+def accept_published_keys(
+    model: nn.Module, renames: Renames, *, mark: str, drop: str | None = None
+) -> None:
+    """Let `model.load_state_dict` take a published state dict as well as its own.
+
+    Args:
+        mark: Pattern that only published keys match; without such a key nothing is renamed.
+        drop: Pattern of published keys that hold no weights (tables that we compute).
+    """
+    model.register_load_state_dict_pre_hook(partial(_rename_on_load, renames, drop, mark))
+
+
+def _read_pickle(path: Path) -> Any:
+    """Read a torch file with the weights-only reader; zip files are mapped, not copied."""
+    strange = strange_names(path)
+    try:
+        with torch.serialization.safe_globals([*PLAIN, *enums(strange)]):
+            return torch.load(
+                path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path)
+            )
+    except Exception as error:  # a damaged or hostile file may raise anything
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        asked = f"; it asks for {', '.join(strange[:SHOWN])}" if strange else ""
+        raise ValueError(
+            f"{path} was refused: it is damaged, or loading it could run code ({reason}{asked}). "
+            "Ask its author for a safetensors file."
+        ) from None
+
+
+def _unwrapped(content: Any, path: Path) -> dict[str, Tensor]:
+    """Take wrappers, their EMA forms first, and the prefixes of DDP and compile off."""
+    for wrapper in ("state_dict_ema", "model_ema", "state_dict", "model"):
+        if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
+            content = content[wrapper]
+            break
+    if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
+        raise ValueError(
+            f"{path} holds a {type(content).__name__}; a dict of tensors is wanted, or a dict "
+            "with one under `state_dict` or `model`."
+        )
+    return {re.sub(r"^((module|_orig_mod)\.)+", "", key): value for key, value in content.items()}
+
+
+def read_checkpoint(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Read the weights of a file, and the arguments of the run that made them.
+
+    Nothing in the file is executed. Besides tensors it may hold plain data: an
+    `argparse.Namespace`, paths (pure ones come back), numpy numbers (Python ones come back),
+    members of enums that are already imported, dtypes, devices. Wrappers (`state_dict`, `model`,
+    their EMA forms) and the prefixes `module.` and `_orig_mod.` are taken off.
+
+    Returns:
+        The state dict, and what the file keeps as `args`: a namespace as a dict, {} without one.
+        The tensors of a torch file are mapped: reading is cheap until they are used.
+
+    Raises:
+        ValueError: the file is damaged, or holds objects other than tensors and plain data.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(f"There is no weight file {path}.")
+    if path.suffix == ".safetensors":
+        try:
+            return load_file(path), {}
+        except Exception as error:  # safetensors raises its own class, which it does not export
+            raise ValueError(f"{path} is not a readable safetensors file: {error}") from None
+    content = _read_pickle(path)
+    args = content.get("args") if isinstance(content, dict) else None
+    if isinstance(args, argparse.Namespace | types.SimpleNamespace):
+        args = vars(args)
+    return _unwrapped(content, path), dict(args) if isinstance(args, Mapping) else {}
+
+
+def read_state(path: str | Path) -> dict[str, Tensor]:
+    """Read the weights of a `.safetensors` or torch file without running code from it.
+
+    Raises:
+        ValueError: as `read_checkpoint`, which says what a file may hold.
+    """
+    return read_checkpoint(path)[0]
+
+
+def _listed(kind: str, keys: Sequence[str]) -> str:
+    shown = ", ".join(keys[:SHOWN])
+    more = f" and {len(keys) - SHOWN} more" if len(keys) > SHOWN else ""
+    return f"{len(keys)} {kind}: {shown}{more}. " if keys else ""
+
+
+def check_keys(
+    given: Mapping[str, Tensor],
+    wanted: Mapping[str, Tensor],
+    *,
+    hint: str,
+    optional: str | None = None,
+) -> None:
+    """Hold a state dict against the model's own, before anything is loaded.
+
+    Args:
+        hint: What to do about a difference; it ends the message.
+        optional: Pattern of the model's keys that a file may lack.
+
+    Raises:
+        ValueError: keys are missing or extra, or shapes differ; at most ten of each are listed.
+    """
+    missing = [k for k in wanted if k not in given and not (optional and re.search(optional, k))]
+    extra = [k for k in given if k not in wanted]
+    shapes = [
+        f"{k} {tuple(given[k].shape)} for {tuple(wanted[k].shape)}"
+        for k in wanted
+        if k in given and given[k].shape != wanted[k].shape
+    ]
+    if missing or extra or shapes:
+        raise ValueError(
+            "The weights do not fit the model. "
+            + _listed("missing", missing)
+            + _listed("extra", extra)
+            + _listed("of another shape", shapes)
+            + hint
+        )
+
+
+@contextlib.contextmanager
+def written_whole(path: str | Path) -> Iterator[Path]:
+    """Give a temporary path beside `path`; it takes `path`'s place only if the block succeeds.
+
+    Raises:
+        OSError: the disk is full or not writable; an earlier `path` is still as it was.
+    """
+    path = Path(path)
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        with temporary.open("rb") as written:
+            os.fsync(written.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def save_whole(content: Any, path: str | Path, save: Callable = torch.save) -> None:
+    """Write `content` with `save(content, path)`, whole or not at all.
+
+    Raises:
+        OSError: as `written_whole`; torch's own failure to write is turned into one.
+    """
+    try:
+        with written_whole(path) as temporary:
+            save(content, temporary)
+    except RuntimeError as error:  # torch's zip writer hides ENOSPC in a RuntimeError
+        raise OSError(f"could not write {path}: {str(error).splitlines()[0]}") from error

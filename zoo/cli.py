@@ -1,0 +1,240 @@
+"""The command line: one sub-command, one short function that calls a part."""
+
+import difflib
+import os
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import tyro
+
+if TYPE_CHECKING:
+    from zoo.train.config import Distill
+
+USAGE = """zoo: vision backbones, and the distillation of many frozen teachers into one student.
+
+  zoo list [PATTERN]        the models of zoo's own families
+  zoo distill [RECIPE] ...  train a student from teachers, to an export and a report
+  zoo eval TARGET ...       fidelity, kNN and linear probe of a run, an export or a model
+  zoo report RUN            write RUN/report.html again
+
+Examples:
+  zoo distill                                   the embedded run: no data, no download
+  zoo distill --data PATH --teachers timm:vit_small_patch14_dinov2.lvd142m \\
+      timm:vit_base_patch16_siglip_224 --student eradio_xxxtiny --size 224 --batch 32 \\
+      --steps 1000 --out runs/mine
+  zoo distill quickstart --optim.lr 3e-4 --dry-run
+  zoo distill --resume runs/mine
+
+Each command explains itself: zoo distill --help"""
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run a sub-command; wrong input ends with one line on stderr and exit code 2."""
+    args = list(sys.argv[1:] if argv is None else argv)
+    if not args or args[0] in ("-h", "--help", "help"):
+        print(USAGE)
+        return
+    if args[0] == "--version":
+        import zoo
+
+        print(zoo.__version__)
+        return
+    from zoo.train.interrupt import Interrupted
+
+    try:
+        _command(args[0])(args[1:])
+    except (ValueError, OSError) as error:
+        if os.environ.get("ZOO_TRACEBACK"):
+            raise
+        told = " ".join(str(error).split())
+        print(f"zoo: {told} (ZOO_TRACEBACK=1 shows where)", file=sys.stderr)
+        raise SystemExit(2) from None
+    except Interrupted as stop:
+        print(f"zoo: {stop}", file=sys.stderr)
+        raise SystemExit(stop.exit_code) from None
+    except KeyboardInterrupt:
+        print("zoo: stopped.", file=sys.stderr)
+        raise SystemExit(130) from None
+
+
+def _command(name: str) -> Callable[[list[str]], None]:
+    if name not in COMMANDS:
+        near = difflib.get_close_matches(name, COMMANDS, n=1)
+        hint = f" Did you mean zoo {near[0]}?" if near else ""
+        raise ValueError(f"There is no command {name!r}; there are {', '.join(COMMANDS)}.{hint}")
+    return COMMANDS[name]
+
+
+def _parse(kind: Any, args: list[str], command: str, about: str, **kwargs: Any) -> Any:
+    return tyro.cli(kind, args=args, prog=f"zoo {command}", description=about, **kwargs)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ListArgs:
+    pattern: tyro.conf.Positional[str] = ""
+    """A shell pattern, e.g. "eradio*"."""
+
+
+def list_models(args: list[str]) -> None:
+    """Show the models of zoo's own families: parameters, input size, weights and licence.
+
+    Example: zoo list "eradio*"
+    """
+    import timm
+    import torch
+    from rich.console import Console
+    from rich.table import Table
+
+    import zoo
+
+    asked = _parse(ListArgs, args, "list", list_models.__doc__ or "")
+    names = zoo.list_models(asked.pattern)
+    if not names:
+        raise ValueError(f"No model matches {asked.pattern!r}; `zoo list` shows all.")
+    table = Table()
+    for column in ("model", "parameters", "size", "weights", "licence"):
+        table.add_column(column, justify="right" if column == "parameters" else "left")
+    for name in names:
+        with torch.device("meta"):
+            model = timm.create_model(name)
+        params = sum(p.numel() for p in model.parameters())
+        config = model.pretrained_cfg
+        weights = timm.list_pretrained(f"{name}.*")
+        table.add_row(
+            name,
+            f"{params / 1e6:,.2f} M",
+            str(config["input_size"][-1]),
+            ", ".join(w.partition(".")[2] for w in weights) or "-",
+            config.get("license") or "-",
+        )
+    Console().print(table)
+
+
+def distill(args: list[str]) -> None:
+    """Train one student from many frozen teachers.
+
+    Without --data and --teachers this is the embedded run: three teachers are trained on images
+    that scikit-learn and scikit-image ship, and distilled into a small E-RADIO.
+
+    Example:
+    zoo distill --data PHOTOS --teachers timm:vit_small_patch14_dinov2.lvd142m
+    timm:resnet50.a1_in1k,summary=0 --student eradio_xxxtiny --size 224 --out runs/mine
+
+    A teacher is kind:name[/weights][@resolution][,summary=W][,spatial=W]; kinds are timm, zoo,
+    torch (package.function) and pretext (classifier, autoencoder, gradients: trained on your data).
+    """
+    from zoo.train.recipes import RECIPES
+
+    config, resume, dry = _distill_args(args, RECIPES)
+    if dry:
+        from zoo.dry_run import print_plan
+
+        print_plan(config)
+        return
+    from zoo.eval.report import build_report
+    from zoo.pipeline import distill
+
+    run = distill(config, resume=resume)
+    report = build_report(run.path)
+    print(
+        f"student  {run.path / 'export'}  (timm.create_model('local-dir:{run.path / 'export'}', "
+        f"pretrained=True))\nmetrics  {run.path / 'metrics.jsonl'}\nreport   {report.resolve()}"
+    )
+
+
+def _distill_args(
+    args: list[str], recipes: dict[str, Callable[[], "Distill"]]
+) -> tuple["Distill", bool, bool]:
+    """Read the recipe's name and the overrides of its fields."""
+    from zoo.train.config import Distill, TeacherSpec
+    from zoo.train.run import Run
+
+    registry = tyro.constructors.ConstructorRegistry()
+
+    @registry.primitive_rule
+    def _(info: tyro.constructors.PrimitiveTypeInfo):
+        if info.type is not TeacherSpec:
+            return None
+        return tyro.constructors.PrimitiveConstructorSpec(
+            nargs=1,
+            metavar="KIND:NAME",
+            instance_from_str=lambda words: TeacherSpec.parse(words[0]),
+            is_instance=lambda x: isinstance(x, TeacherSpec),
+            str_from_instance=lambda spec: [spec.told()],
+        )
+
+    @dataclass(frozen=True, kw_only=True)
+    class Args:
+        run: Annotated[Distill, tyro.conf.arg(name="")]
+        resume: Path | None = None
+        """Go on with the run in this folder; its own settings are the defaults."""
+        dry_run: bool = False
+        """Print the plan (models, shapes, bytes, speed) and exit."""
+
+    name = None
+    if args and not args[0].startswith("-"):
+        name, args = args[0], args[1:]
+        if name not in recipes:
+            near = difflib.get_close_matches(name, recipes, n=1)
+            hint = f" Did you mean {near[0]}?" if near else ""
+            raise ValueError(f"There is no recipe {name!r}; there are {', '.join(recipes)}.{hint}")
+    if "--resume" in args[:-1]:
+        folder = Path(args[args.index("--resume") + 1])
+        start = replace(Run(folder).config(), out=folder)
+    else:
+        own = any(arg.split("=")[0] in ("--data", "--teachers") for arg in args)
+        start = recipes[name or ("custom" if own else "quickstart")]()
+    with registry:
+        asked = _parse(Args, args, "distill", distill.__doc__ or "", default=Args(run=start))
+    return asked.run, asked.resume is not None, asked.dry_run
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalArgs:
+    target: tyro.conf.Positional[str]
+    """A run's folder, an exported student's folder, or a registered model."""
+    data: Path | None = None
+    """Labelled images, if the target is not a run."""
+    size: int | None = None
+    batch: int = 64
+    out: Path | None = None
+    """Append the numbers to this file as a JSON line."""
+
+
+def evaluate(args: list[str]) -> None:
+    """Measure a run's student (fidelity, kNN, linear probe), or probe any model on labelled data.
+
+    Examples: zoo eval runs/mine      zoo eval resnet18 --data PHOTOS
+    """
+    from zoo.evaluation import evaluate_target
+
+    asked = _parse(EvalArgs, args, "eval", evaluate.__doc__ or "")
+    evaluate_target(asked.target, asked.data, size=asked.size, batch=asked.batch, out=asked.out)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportArgs:
+    run: tyro.conf.Positional[Path]
+    """The folder of a run, finished or not."""
+
+
+def report(args: list[str]) -> None:
+    """Write RUN/report.html from what the run has measured so far.
+
+    Example: zoo report runs/mine
+    """
+    from zoo.eval.report import build_report
+
+    asked = _parse(ReportArgs, args, "report", report.__doc__ or "")
+    print(build_report(asked.run).resolve())
+
+
+COMMANDS: dict[str, Callable[[list[str]], None]] = {
+    "list": list_models,
+    "distill": distill,
+    "eval": evaluate,
+    "report": report,
+}

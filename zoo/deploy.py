@@ -1,0 +1,19 @@
+"""The deploy form of a model: norms folded, constants computed once."""
+
+import copy
+
+from torch import nn
+
+
+def deploy(model: nn.Module) -> nn.Module:
+    """Give a copy of `model` for inference: every part that knows how to `fuse` has done so.
+
+    Batch norms are folded into their convolutions and position biases are kept instead of
+    computed. The copy gives the same outputs up to rounding, is in eval mode, and is not for
+    training; `model` itself is untouched.
+    """
+    model = copy.deepcopy(model).eval()
+    for part in list(model.modules()):
+        if part is not model and hasattr(part, "fuse"):
+            part.fuse()
+    return model

@@ -1,0 +1,587 @@
+"""E-RADIO: the efficient student of AM-RADIO (2312.06709), convolutions below, windows above.
+
+Four stages at strides 4 to 32. Two are convolutional; in the other two, blocks attend inside
+windows, first on a halved map and then on the full one. A neck sums the upper stages into one
+dense map, which is what E-RADIO is distilled through.
+"""
+
+import copy
+import math
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from timm.data.constants import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
+from timm.layers import DropPath, Mlp, calculate_drop_path_rates
+from timm.models import FeatureInfo, build_model_with_cfg, generate_default_cfgs, register_model
+from timm.models._features import feature_take_indices
+from torch import Tensor, nn
+
+from zoo.checkpoint import accept_published_keys, read_state, rename_keys
+from zoo.hierarchy import Hierarchy
+from zoo.layers.attention import Attention
+from zoo.layers.conv import ConvNorm
+from zoo.layers.position import WindowPositionBias
+from zoo.layers.recompute import recomputed
+from zoo.layers.window import from_windows, pad_to_multiple, to_windows
+
+__all__ = ["ERadio", "checkpoint_filter_fn"]
+
+STRIDE = 32
+"""Of the last stage; image sides are multiples of it."""
+
+MAX_WINDOW = 16
+"""That a size chooses by itself; `window_size` may be more."""
+
+
+def _cfg(size: int, **kwargs) -> dict[str, Any]:
+    return {
+        "url": "",
+        "num_classes": 1000,
+        "input_size": (3, size, size),
+        "pool_size": (size // STRIDE, size // STRIDE),
+        "crop_pct": 1.0,
+        "interpolation": "bicubic",
+        "mean": OPENAI_CLIP_MEAN,
+        "std": OPENAI_CLIP_STD,
+        "first_conv": "stem.0.conv",
+        "classifier": "head.fc",
+        "paper_ids": "arXiv:2312.06709",
+        **kwargs,
+    }
+
+
+default_cfgs = generate_default_cfgs(
+    {
+        # The file carries RADIO's own wrapping, so `ERadio.load_pretrained` reads it.
+        "eradio_l.radio_v2": _cfg(
+            512,
+            hf_hub_id="nvidia/RADIO",
+            hf_hub_filename="eradio_v2.pth.tar",
+            custom_load="hf",
+            license="nscl-nc",
+            origin_url="https://github.com/NVlabs/RADIO",
+        ),
+        "eradio_xxxtiny.untrained": _cfg(256),
+        "eradio_xxxtiny_8x_ws12.untrained": _cfg(384),
+        "eradio_xxxtiny_8x_ws16.untrained": _cfg(512),
+        "eradio_nano.untrained": _cfg(128, num_classes=0),
+    }
+)
+
+_XXXTINY = dict(depths=(1, 3, 4, 5), dim=32, num_heads=(8, 16), in_dim=32, neck_dim=256)
+
+SIZES: dict[str, dict[str, Any]] = {
+    "l": dict(depths=(3, 3, 5, 5), dim=192, num_heads=(8, 16), in_dim=64, neck_dim=1536),
+    "xxxtiny": _XXXTINY,
+    "xxxtiny_8x_ws12": dict(_XXXTINY, light=True, bias_hidden=64, trained_window=12),
+    "xxxtiny_8x_ws16": dict(_XXXTINY, light=True, bias_hidden=64, neck_start=1),
+    # Ours, published by nobody: small enough to train on a laptop at 128 pixels.
+    "nano": dict(
+        depths=(1, 1, 2, 2),
+        dim=16,
+        num_heads=(2, 4),
+        in_dim=16,
+        neck_dim=128,
+        light=True,
+        bias_hidden=64,
+        trained_window=4,
+    ),
+}
+
+
+class Stem(nn.Sequential):
+    """Two strided convolutions, [B C H W] -> [B D H/4 W/4], that refuse sides off the grid."""
+
+    def __init__(self, in_chans: int, hidden: int, dim: int, *, pad_input: bool):
+        super().__init__(
+            ConvNorm(in_chans, hidden, stride=2, act=nn.ReLU),
+            ConvNorm(hidden, dim, stride=2, act=nn.ReLU),
+        )
+        self.pad_input = pad_input
+
+    def forward(self, input: Float[Tensor, "B C H W"]) -> Float[Tensor, "B D h w"]:
+        x = pad_to_multiple(input, STRIDE) if self.pad_input else input
+        _check_sides(*x.shape[-2:])
+        return super().forward(x)
+
+
+def _check_sides(rows: int, cols: int) -> None:
+    if rows % STRIDE or cols % STRIDE:
+        up = [math.ceil(side / STRIDE) * STRIDE for side in (rows, cols)]
+        raise ValueError(
+            f"An image of {rows}x{cols} came; both sides must be multiples of {STRIDE}. "
+            f"Resize it to {up[0]}x{up[1]}, or build the model with pad_input=True."
+        )
+
+
+class SplitConv(nn.Module):
+    """A chain of residual bottlenecks on half the channels; every step of it is kept and mixed."""
+
+    def __init__(self, dim: int, depth: int):
+        super().__init__()
+        half = dim // 2
+        self.enter = ConvNorm(dim, dim, 1, act=nn.SiLU)
+        self.bottlenecks = nn.ModuleList(
+            nn.Sequential(ConvNorm(half, half, act=nn.SiLU), ConvNorm(half, half, act=nn.SiLU))
+            for _ in range(depth)
+        )
+        self.leave = ConvNorm((2 + depth) * half, dim, 1, act=nn.SiLU)
+
+    def forward(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
+        steps = list(self.enter(x).chunk(2, dim=1))
+        for bottleneck in self.bottlenecks:
+            steps.append(steps[-1] + bottleneck(steps[-1]))
+        return self.leave(torch.cat(steps, dim=1))
+
+
+class Neighbours(ConvNorm):
+    """Add a 3x3 convolution of the map to the map."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + super().forward(x)
+
+
+def _resampling(dim: int, ratio: int, *, light: bool) -> tuple[nn.Module, nn.Module]:
+    """The way down to a map `ratio` times smaller, and the way up again."""
+    if light:
+        down = nn.Sequential(nn.AvgPool2d(ratio), ConvNorm(dim, dim, 1))
+        up = nn.Sequential(nn.Upsample(scale_factor=ratio), ConvNorm(dim, dim, 1))
+        return down, up
+    return nn.Conv2d(dim, dim, ratio, ratio), nn.ConvTranspose2d(dim, dim, ratio, ratio)
+
+
+class WindowUnit(nn.Module):
+    """Attention and MLP inside windows of a map that is `ratio` times smaller, or of the map.
+
+    Maps that `window * ratio` does not divide never come here: `Stage` has fitted them.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        *,
+        ratio: int,
+        window: int,
+        bias_hidden: int,
+        light: bool,
+        drop_path: float,
+    ):
+        super().__init__()
+        self.ratio = ratio
+        self.enter: nn.Module
+        self.leave: nn.Module
+        if ratio > 1:
+            self.enter, self.leave = _resampling(dim, ratio, light=light)
+        else:
+            self.enter = Neighbours(dim, dim, groups=dim if light else 1)
+            self.leave = nn.Identity()
+        self.position = WindowPositionBias(num_heads, window, hidden=bias_hidden)
+        self.norm1 = nn.LayerNorm(dim)
+        self.attn = Attention(dim, num_heads, qkv_bias=False, proj_bias=False)
+        self.norm2 = nn.LayerNorm(dim)
+        self.mlp = Mlp(dim, 4 * dim, bias=False)
+        self.drop_path = DropPath(drop_path) if drop_path else nn.Identity()
+
+    def forward(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
+        near = self.enter(x)
+        rows, cols = near.shape[-2:]
+        tokens = to_windows(near, self.position.window)
+        # Windows are the batch here, so drop path skips windows and not images.
+        tokens = tokens + self.drop_path(self.attn(self.norm1(tokens), self.position()))
+        tokens = tokens + self.drop_path(self.mlp(self.norm2(tokens)))
+        near = self.leave(from_windows(tokens, self.position.window, rows, cols))
+        return 0.5 * near + 0.5 * x
+
+
+class WindowBlock(nn.Sequential):
+    """A chain of units, one for each reduction at which to attend."""
+
+    def __init__(self, dim: int, num_heads: int, ratios: Sequence[int], **unit):
+        super().__init__(*(WindowUnit(dim, num_heads, ratio=ratio, **unit) for ratio in ratios))
+
+
+class Stage(nn.Module):
+    """Blocks on a map whose sides `multiple` divides, [B C H W] -> [B C H W].
+
+    Any other map is enlarged (nearest cell) to the next multiple and brought back at the end.
+    """
+
+    def __init__(self, blocks: Sequence[nn.Module], downsample: nn.Module):
+        super().__init__()
+        self.blocks = nn.ModuleList(blocks)
+        self.downsample = downsample
+        self.multiple = 1
+        self.grad_checkpointing = False
+
+    def set_window(self, window: int) -> None:
+        """Attend in windows of another side; a stage without attention has nothing to set."""
+        units = [part for part in self.blocks.modules() if isinstance(part, WindowUnit)]
+        for unit in units:
+            unit.position.set_window(window)
+        if units:
+            self.multiple = window * max(unit.ratio for unit in units)
+
+    def forward(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
+        sides = x.shape[-2:]
+        fitted = [math.ceil(side / self.multiple) * self.multiple for side in sides]
+        if fitted != list(sides):
+            x = F.interpolate(x, fitted)
+        for block in self.blocks:
+            x = recomputed(block, x) if self.grad_checkpointing else block(x)
+        return F.interpolate(x, sides) if fitted != list(sides) else x
+
+
+class Neck(nn.Module):
+    """Sum of the stages' maps from stage `start` on, brought to its grid and to one width."""
+
+    def __init__(self, widths: Sequence[int], dim: int, *, start: int):
+        super().__init__()
+        self.start = start
+        self.projections = nn.ModuleList(
+            nn.Identity()
+            if k == 0 and width == dim
+            else nn.Sequential(
+                ConvNorm(width, width, groups=width, bias=True), nn.Conv2d(width, dim, 1)
+            )
+            for k, width in enumerate(widths[start:])
+        )
+
+    def forward(self, maps: Sequence[Tensor]) -> Float[Tensor, "B D H W"]:
+        """Fuse `maps`: those of stage `start` and of all stages after it."""
+        grid = maps[0].shape[-2:]
+        dense = self.projections[0](maps[0])
+        for project, x in zip(self.projections[1:], maps[1:], strict=True):
+            dense = dense + project(F.interpolate(x, grid))
+        return dense
+
+
+class Levels(FeatureInfo):
+    """timm's table of levels, with one at the end that may be finer than the one before it.
+
+    timm asserts that strides never fall from level to level; the dense map's do.
+    """
+
+    def __init__(self, levels: list[dict[str, Any]], out_indices: int | Sequence[int]):
+        chosen = out_indices if isinstance(out_indices, int) else tuple(out_indices)
+        super().__init__(levels[:-1], chosen)
+        self.info = levels
+
+    def from_other(self, out_indices: int | Sequence[int]) -> "Levels":
+        """Give a copy of the table for other output levels."""
+        return Levels(copy.deepcopy(self.info), out_indices)
+
+
+def _window_for(sides: tuple[int, int]) -> int:
+    """The largest divisor of a side's cells at stride 32; of two, the one that wastes fewer."""
+    cells = [math.ceil(side / STRIDE) for side in sides]
+    best = {max(w for w in range(1, MAX_WINDOW + 1) if count % w == 0) for count in cells}
+    # A window of one cell attends to nothing, so it is for maps of one cell.
+    best = best if max(cells) == 1 else best - {1}
+    if not best:
+        raise ValueError(
+            f"An image of {sides[0]}x{sides[1]} has {cells[0]}x{cells[1]} cells at stride "
+            f"{STRIDE}, which no window from 2 to {MAX_WINDOW} divides. Give window_size as well "
+            f"({MAX_WINDOW}, say: the maps are then interpolated), or another size."
+        )
+    return min(best, key=lambda w: (math.prod(math.ceil(c / w) * w for c in cells), -w))
+
+
+class ERadio(Hierarchy):
+    """E-RADIO (AM-RADIO, 2312.06709): a hierarchy with a neck that gives one dense map.
+
+    Levels 0 to 3 of `forward_intermediates` are the stages; level 4 is the neck's dense map,
+    which is computed only where somebody asks for it: `forward_intermediates(x, [-1])`, or
+    `return_full_features`. RADIO's wrapper takes the dense map as its spatial features and the
+    **mean of the dense map** as its summary; the pooled map that the classifier sees plays no
+    part there.
+
+    Args:
+        num_heads: Of the two attention stages.
+        trained_window: Side of the windows that the weights were trained with; it stays the
+            unit of the position biases when `window_size` or `img_size` choose another.
+        bias_hidden: Hidden width of the position bias MLPs.
+        light: Depthwise instead of dense 3x3 convolutions before attention, pooling and
+            repetition instead of strided convolutions around it.
+        sr_ratios: For each attention stage, the reductions that each of its blocks attends at.
+        neck_start: First stage that enters the dense map, whose grid it sets.
+        window_size: Side of the windows; `trained_window` if neither this nor `img_size` is given.
+        img_size: Choose the windows for images of this size, as `set_input_size` does. Other
+            sizes still run.
+        pad_input: Take sides that are no multiples of 32: zeros are appended at the right and
+            the bottom, and every map is cropped to the cells that touch the image. The pooled
+            features see the zeros.
+        return_full_features: Let `forward` return (logits, dense map), as published.
+
+    Raises:
+        ValueError: widths do not split into heads, or no window fits `img_size`. In `forward`:
+            a side is no multiple of 32.
+    """
+
+    no_decay = ("position.mlp",)
+
+    def __init__(
+        self,
+        depths: tuple[int, int, int, int],
+        dim: int,
+        num_heads: tuple[int, int],
+        *,
+        in_dim: int,
+        neck_dim: int,
+        neck_start: int = 2,
+        trained_window: int = 16,
+        bias_hidden: int = 512,
+        light: bool = False,
+        sr_ratios: tuple[tuple[int, ...], tuple[int, ...]] = ((2, 1), (1,)),
+        window_size: int | None = None,
+        img_size: int | tuple[int, int] | None = None,
+        pad_input: bool = False,
+        return_full_features: bool = False,
+        num_classes: int = 1000,
+        in_chans: int = 3,
+        global_pool: str = "avg",
+        drop_rate: float = 0.0,
+        drop_path_rate: float = 0.0,
+    ):
+        super().__init__()
+        self.return_full_features = return_full_features
+        widths = [dim * 2**i for i in range(4)]
+        reductions = [4 * 2**i for i in range(4)]
+        rates = calculate_drop_path_rates(drop_path_rate, list(depths), stagewise=True)
+        unit = dict(window=trained_window, bias_hidden=bias_hidden, light=light)
+        blocks = [[SplitConv(widths[i], depths[i])] for i in range(2)] + [
+            [WindowBlock(width, heads, ratios, drop_path=rate, **unit) for rate in stage_rates]
+            for width, heads, ratios, stage_rates in zip(
+                widths[2:], num_heads, sr_ratios, rates[2:], strict=True
+            )
+        ]
+        steps = [*(ConvNorm(a, b, stride=2) for a, b in pairwise(widths)), nn.Identity()]
+        self._assemble(
+            Stem(in_chans, in_dim, dim, pad_input=pad_input),
+            [Stage(*parts) for parts in zip(blocks, steps, strict=True)],
+            nn.BatchNorm2d(widths[-1]),
+            widths=widths,
+            reductions=reductions,
+            num_classes=num_classes,
+            global_pool=global_pool,
+            drop_rate=drop_rate,
+        )
+        self.neck: Neck | None = Neck(widths, neck_dim, start=neck_start)
+        dense = dict(num_chs=neck_dim, reduction=reductions[neck_start], module="neck", index=4)
+        self.feature_info = Levels([*self.feature_info, dense], (0, 1, 2, 3, 4))
+        if img_size is None and window_size is None:
+            window_size = trained_window
+        self.set_input_size(img_size, window_size)
+        accept_published_keys(self, RENAMES, mark=PUBLISHED, drop=COMPUTED)
+
+    def set_input_size(
+        self,
+        img_size: int | tuple[int, int] | None = None,
+        window_size: int | None = None,
+    ) -> None:
+        """Choose windows of `window_size`, or those that suit images of `img_size`.
+
+        As published: the largest divisor of side / 32 up to 16. Where the two sides disagree, the
+        one of their windows that enlarges the maps least. All sizes still run afterwards, and
+        weights saved now load into a model with other windows.
+
+        Raises:
+            ValueError: `img_size` is off the grid of 32 (see `pad_input`), no window fits it, or
+                neither argument was given.
+        """
+        if img_size is None and window_size is None:
+            raise ValueError("Neither img_size nor window_size was given; give one of them.")
+        if window_size is not None and window_size < 1:
+            raise ValueError(
+                f"window_size is {window_size}; windows have at least one cell a side."
+            )
+        if img_size is not None:
+            sides = (img_size, img_size) if isinstance(img_size, int) else img_size
+            if not self.stem.pad_input:
+                _check_sides(*sides)
+            if window_size is None:
+                window_size = _window_for(sides)
+        for stage in self.stages:
+            stage.set_window(window_size)
+
+    def _levels(self, indices: int | Sequence[int] | None) -> tuple[list[int], Neck | None]:
+        """The levels to take, in order; and the neck, if the dense map is one of them."""
+        num_levels = len(self.stages) + (self.neck is not None)
+        take, last = feature_take_indices(num_levels, indices)
+        return sorted(set(take)), self.neck if last == len(self.stages) else None
+
+    def forward_intermediates(
+        self,
+        x: Float[Tensor, "B C H W"],
+        indices: int | Sequence[int] | None = None,
+        norm: bool = False,
+        stop_early: bool = False,
+        output_fmt: str = "NCHW",
+        intermediates_only: bool = False,
+    ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
+        """Give the maps of the stages before down-sampling, and the dense map as the last level.
+
+        Args:
+            indices: Levels to return, `[-1]` for the dense map alone; an int asks for the last
+                so many, `None` for all.
+            norm: Apply the final norm to the last stage's map (the dense map has none).
+        """
+        take, neck = self._levels(indices)
+        top = len(self.stages) - 1
+        fused = [] if neck is None else list(range(neck.start, top + 1))
+        stages = sorted({*fused, *take} - {top + 1})
+        result = super().forward_intermediates(
+            x, stages, False, stop_early, output_fmt, intermediates_only
+        )
+        found = dict(zip(stages, result if intermediates_only else result[1], strict=True))
+        if neck is not None:
+            found[top + 1] = neck([found[i] for i in fused])
+        if norm and top in take:
+            found[top] = self.norm(found[top])
+        maps = [self._cropped(found[i], x, self.feature_info[i]["reduction"]) for i in take]
+        return maps if intermediates_only else (result[0], maps)
+
+    def _cropped(self, level: Tensor, x: Tensor, reduction: int) -> Tensor:
+        """Leave out the cells that see nothing but the padding of `pad_input`."""
+        rows, cols = (math.ceil(side / reduction) for side in x.shape[-2:])
+        return level[..., :rows, :cols] if self.stem.pad_input else level
+
+    def prune_intermediate_layers(
+        self, indices: int | Sequence[int] = 1, prune_norm: bool = False, prune_head: bool = True
+    ) -> list[int]:
+        """Drop what `indices` of `forward_intermediates` do not need; `forward` gives no pair."""
+        take, neck = self._levels(indices)
+        stages = take if neck is None else [len(self.stages) - 1]
+        super().prune_intermediate_layers(stages, prune_norm, prune_head)
+        if neck is None:
+            self.neck, self.return_full_features = None, False
+        return take
+
+    def forward(self, x: Float[Tensor, "B C H W"]) -> Tensor | tuple[Tensor, Tensor]:
+        if not self.return_full_features:
+            return super().forward(x)
+        last, (dense,) = self.forward_intermediates(x, [-1])
+        return self.forward_head(last), dense
+
+    def load_pretrained(self, path: str | Path) -> None:
+        """Load a published file, strictly; timm calls this for `pretrained=True`.
+
+        Raises:
+            ValueError: the file is damaged or could run code.
+        """
+        self.load_state_dict(checkpoint_filter_fn(read_state(path), self))
+
+
+def _with_norms(theirs: str, ours: str) -> tuple[tuple[str, str], ...]:
+    """Two entries for a convolution and its batch norm."""
+    return (rf"^{theirs}\.conv\.", rf"{ours}.conv."), (rf"^{theirs}\.bn\.", rf"{ours}.norm.")
+
+
+_UNIT = r"levels\.(\d)\.blocks\.(\d+)\.attention_blocks\.(\d)"
+_OURS = r"stages.\1.blocks.\2.\3"
+
+RENAMES = (
+    *_with_norms(r"patch_embed\.conv_down\.0", r"stem.0"),
+    *_with_norms(r"patch_embed\.conv_down\.2", r"stem.1"),
+    *_with_norms(r"levels\.(\d)\.downsample\.reduction", r"stages.\1.downsample"),
+    *_with_norms(r"levels\.(\d)\.blocks\.cv1", r"stages.\1.blocks.0.enter"),
+    *_with_norms(r"levels\.(\d)\.blocks\.cv2", r"stages.\1.blocks.0.leave"),
+    *_with_norms(r"levels\.(\d)\.blocks\.m\.(\d+)\.cv1", r"stages.\1.blocks.0.bottlenecks.\2.0"),
+    *_with_norms(r"levels\.(\d)\.blocks\.m\.(\d+)\.cv2", r"stages.\1.blocks.0.bottlenecks.\2.1"),
+    *_with_norms(rf"{_UNIT}\.pre_conv", rf"{_OURS}.enter"),
+    (rf"^{_UNIT}\.downsample_op\.", rf"{_OURS}.enter."),
+    (rf"^{_UNIT}\.upsample_op\.", rf"{_OURS}.leave."),
+    (rf"^{_UNIT}\.attn\.pos_emb_funct\.cpb_mlp\.", rf"{_OURS}.position.mlp."),
+    (rf"^{_UNIT}\.", rf"{_OURS}."),
+    (r"^high_res_neck\.neck_features_proj\.(\d)\.conv1\.", r"neck.projections.\1.0.conv."),
+    (r"^high_res_neck\.neck_features_proj\.(\d)\.norm\.", r"neck.projections.\1.0.norm."),
+    (r"^high_res_neck\.neck_features_proj\.(\d)\.conv2\.", r"neck.projections.\1.1."),
+    (r"^head\.(weight|bias)$", r"head.fc.\1"),
+)
+"""Theirs -> ours."""
+
+PUBLISHED = r"^(patch_embed|levels|high_res_neck)\."
+"""What only published keys match."""
+
+COMPUTED = r"\.(relative_coords_table|relative_position_index|relative_bias)$"
+"""Tables in published files that we compute."""
+
+
+def checkpoint_filter_fn(state: Mapping[str, Any], model: nn.Module) -> dict[str, Tensor]:
+    """Translate a published state dict to the keys of `model`; ours pass unchanged.
+
+    RADIO's wrapper puts `base_model.` before the keys and has identities where the final norm and
+    the classifier were, so its files hold neither: `model` keeps those that it has.
+    """
+    state = state.get("state_dict", state)
+    wrapped = {
+        key.removeprefix("base_model."): value
+        for key, value in state.items()
+        if key.startswith("base_model.")
+    }
+    ours = rename_keys(wrapped or state, RENAMES, drop=COMPUTED)
+    if wrapped:
+        kept = {k: v for k, v in model.state_dict().items() if k.startswith(("norm.", "head."))}
+        ours = kept | ours
+    return ours
+
+
+def _eradio(size: str, pretrained: bool, **kwargs) -> nn.Module:
+    return build_model_with_cfg(
+        ERadio,
+        f"eradio_{size}",
+        pretrained,
+        pretrained_filter_fn=checkpoint_filter_fn,
+        feature_cfg=dict(out_indices=(0, 1, 2, 3), feature_cls="getter"),
+        **(SIZES[size] | kwargs),
+    )
+
+
+@register_model
+def eradio_l(pretrained: bool = False, **kwargs) -> nn.Module:
+    """E-RADIO-L: 391.1 M parameters, 179.8 GMACs at 512. Its weights are for research only."""
+    return _eradio("l", pretrained, **kwargs)
+
+
+@register_model
+def eradio_xxxtiny(pretrained: bool = False, **kwargs) -> nn.Module:
+    """The smallest published E-RADIO: 10.5 M parameters, 4.33 GMACs at 256; no weights."""
+    return _eradio("xxxtiny", pretrained, **kwargs)
+
+
+@register_model
+def eradio_xxxtiny_8x_ws12(pretrained: bool = False, **kwargs) -> nn.Module:
+    """A light variant with windows of 12: 6.5 M parameters, 1.88 GMACs at 384; no weights."""
+    return _eradio("xxxtiny_8x_ws12", pretrained, **kwargs)
+
+
+@register_model
+def eradio_xxxtiny_8x_ws16(pretrained: bool = False, **kwargs) -> nn.Module:
+    """A light variant, dense map at stride 8: 6.5 M parameters, 3.94 GMACs at 512; no weights."""
+    return _eradio("xxxtiny_8x_ws16", pretrained, **kwargs)
+
+
+@register_model
+def eradio_nano(pretrained: bool = False, **kwargs) -> nn.Module:
+    """A laptop's E-RADIO for images of 128: 0.75 M parameters. Ours; nobody published it.
+
+    A feature backbone: without `num_classes` it has no classifier.
+    """
+    return _eradio("nano", pretrained, **kwargs)
+
+
+@register_model
+def eradio_large_fullres_ws16(pretrained: bool = False, **kwargs) -> nn.Module:
+    """Build `eradio_l` under its published name."""
+    return eradio_l(pretrained, **kwargs)
+
+
+@register_model
+def eradio(pretrained: bool = False, **kwargs) -> nn.Module:
+    """Build `eradio_l` under its other published name."""
+    return eradio_l(pretrained, **kwargs)

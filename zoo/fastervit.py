@@ -1,0 +1,752 @@
+"""FasterViT: convolutions, then windows whose carrier tokens speak for them (2306.06189).
+
+Names are architectures, weights are tags:
+
+* `fastervit_0` ... `fastervit_6`, tag `in1k`: windows of 7 and carriers in stage 2.
+* `fastervit_4_w14`, `_w24`, `_w32`, `_w48`, tags `in21k_ft_in1k_224` ... `_768`: the networks of
+  the 21k weights. No carriers; stage 2 has windows of the named side and stage 3 of half of it, so
+  that one window covers the stage at the tag's size. All four have the same parameters.
+
+All of these take any size at run time: maps are padded to whole windows and cropped again, and
+there are carriers and position tables for the grid of windows that came. At a square size this is
+the network that the published any-resolution code builds for it, with one difference: a map of a
+single window keeps its carriers, so that every parameter is used at every size.
+
+The published names (`faster_vit_0_224`, `faster_vit_4_21k_384`, `faster_vit_0_any_res`, ...) build
+the published networks for one `resolution`, the flaws of their carriers included: see
+`published_carriers` of `FasterViT`.
+"""
+
+import logging
+import math
+import re
+from collections import OrderedDict
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from timm.layers import DropPath, LayerNorm2d, LayerScale, Mlp, to_2tuple
+from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from zoo.checkpoint import accept_published_keys, rename_keys
+from zoo.hierarchy import Hierarchy
+from zoo.layers.attention import Attention
+from zoo.layers.conv import ConvNorm
+from zoo.layers.position import WindowPositionBias, log_offsets, pair_index, position_mlp
+from zoo.layers.window import from_windows, pad_to_multiple, to_windows
+
+_logger = logging.getLogger(__name__)
+
+
+def _cfg(file: str, resolution: int | tuple[int, int] = 224, **fields) -> dict:
+    rows, cols = to_2tuple(resolution)
+    return dict(
+        hf_hub_id="ahatamiz/FasterViT",
+        hf_hub_filename=f"{file}.pth.tar",
+        # No licence is stated beside the files; that of their code allows research only.
+        license="nvidia-source-code-nc",
+        num_classes=1000,
+        input_size=(3, rows, cols),
+        pool_size=(math.ceil(rows / 32), math.ceil(cols / 32)),
+        interpolation="bicubic",
+        mean=(0.485, 0.456, 0.406),
+        std=(0.229, 0.224, 0.225),
+        first_conv="stem.0.conv",
+        classifier="head.fc",
+        **(dict(crop_pct=1.0, crop_mode="center") | fields),
+    )
+
+
+_CROPS = {  # of the weights that do not take the whole image, centred
+    "0": dict(crop_pct=0.875),
+    "4_w14": dict(crop_pct=0.95, crop_mode="squash"),
+    "4_w24": dict(crop_mode="squash"),
+    "4_w32": dict(crop_mode="squash"),
+    "4_w48": dict(crop_pct=0.93, crop_mode="squash"),
+}
+
+_TRAINED_AT = {str(i): 224 for i in range(7)} | {f"4_w{r // 16}": r for r in (224, 384, 512, 768)}
+
+_ANY_RES = {"2": (541, 960)}  # what the published code builds unless told otherwise
+_ANY_RES_DEFAULT = (576, 960)
+
+
+def _published_names(size: str) -> tuple[str, str]:
+    """The two published names of a size: fixed resolution and any resolution."""
+    if "_w" in size:
+        plain = f"faster_vit_4_21k_{_TRAINED_AT[size]}"
+        return plain, f"{plain}_any_res"
+    return f"faster_vit_{size}_224", f"faster_vit_{size}_any_res"
+
+
+def _cfgs_of(size: str) -> dict[str, dict]:
+    resolution, crop = _TRAINED_AT[size], _CROPS.get(size, {})
+    if "_w" in size:
+        tag, file = f"in21k_ft_in1k_{resolution}", f"fastervit_4_21k_{resolution}_{size[2:]}"
+    else:
+        tag, file = "in1k", f"fastervit_{size}_224_1k"
+    plain, any_res = _published_names(size)
+    built_for = _ANY_RES.get(size, _ANY_RES_DEFAULT)
+    return {
+        f"fastervit_{size}.{tag}": _cfg(file, resolution, **crop),
+        f"{plain}.{tag}": _cfg(file, resolution, **crop),
+        f"{any_res}.{tag}": _cfg(file, built_for, **crop),
+    }
+
+
+default_cfgs = generate_default_cfgs(
+    {name: cfg for size in _TRAINED_AT for name, cfg in _cfgs_of(size).items()}
+)
+
+_SMALL = dict(num_heads=(8, 16), drop_path_rate=0.2)
+_LARGE = dict(num_heads=(16, 32), layer_scale=1e-5, propagate=True, drop_path_rate=0.3)
+_FLAT = _LARGE | dict(
+    depths=(3, 3, 12, 5), dim=196, stem_dim=64, carriers=False, propagate=False, drop_path_rate=0.42
+)
+
+SIZES = {
+    "0": _SMALL | dict(depths=(2, 3, 6, 5), dim=64, stem_dim=64),
+    "1": _SMALL | dict(depths=(1, 3, 8, 5), dim=80, stem_dim=32),
+    "2": _SMALL | dict(depths=(3, 3, 8, 5), dim=96, stem_dim=64),
+    "3": _LARGE | dict(depths=(3, 3, 12, 5), dim=128, stem_dim=64, num_heads=(8, 16)),
+    "4": _LARGE | dict(depths=(3, 3, 12, 5), dim=196, stem_dim=64),
+    "5": _LARGE | dict(depths=(3, 3, 12, 5), dim=320, stem_dim=64),
+    "6": _LARGE | dict(depths=(3, 3, 16, 8), dim=320, stem_dim=64, drop_path_rate=0.5),
+    "4_w14": _FLAT | dict(window_size=(14, 7)),
+    "4_w24": _FLAT | dict(window_size=(24, 12)),
+    "4_w32": _FLAT | dict(window_size=(32, 16)),
+    "4_w48": _FLAT | dict(window_size=(48, 24)),
+}
+
+SIDE = 2
+"""Carriers along one side of a window; a window has `SIDE`² of them."""
+
+
+def _cells(rows: int, cols: int) -> Float[Tensor, "N 2"]:
+    """Row and column of each cell of a grid, from -1 at the first to about 1 at the last."""
+    sides = [(torch.arange(side) - side // 2) / max(side // 2, 1) for side in (rows, cols)]
+    return torch.stack(torch.meshgrid(*sides, indexing="ij"), dim=-1).flatten(0, 1)
+
+
+class GridEmbedding(nn.Module):
+    """A vector for each cell of a grid, which an MLP computes from the cell's place.
+
+    The places are stored for the grid of `set_grid`; those of another are made when it comes.
+    """
+
+    def __init__(self, dim: int, rows: int, cols: int, *, hidden: int = 512):
+        super().__init__()
+        self.mlp = position_mlp(dim, hidden)
+        self.set_grid(rows, cols)
+
+    def set_grid(self, rows: int, cols: int) -> None:
+        """Prepare for a grid."""
+        self.grid = rows, cols
+        self.register_buffer("cells", _cells(rows, cols).to(next(self.parameters())), False)
+        self.register_buffer("fused", None, False)
+
+    def init_non_persistent_buffers(self) -> None:
+        """Compute the tables again, for a model from the meta device (the name is timm's)."""
+        self.set_grid(*self.grid)
+
+    def fuse(self) -> None:
+        """Keep the vectors of the prepared grid instead of computing them; they are not saved."""
+        with torch.no_grad():
+            self.fused = self.mlp(self.cells)
+
+    def forward(self, rows: int, cols: int) -> Float[Tensor, "N C"]:
+        if (rows, cols) != self.grid:
+            return self.mlp(_cells(rows, cols).to(self.cells))
+        return self.mlp(self.cells) if self.fused is None else self.fused
+
+
+class CarrierBias(nn.Module):
+    """The position bias among the carriers of a map: as `WindowPositionBias`, for a grid.
+
+    Args:
+        square: Keep a flaw of the published code, whose table is always square: of `n` carriers,
+            ⌊√n⌋² get the biases of a square grid, and the ones in front of these get none.
+    """
+
+    def __init__(self, num_heads: int, rows: int, cols: int, *, hidden: int = 512, square: bool):
+        super().__init__()
+        self.square = square
+        self.mlp = position_mlp(num_heads, hidden)
+        self.set_grid(rows, cols)
+
+    def set_grid(self, rows: int, cols: int) -> None:
+        """Prepare for a grid."""
+        self.grid = rows, cols
+        like = next(self.parameters())
+        rows, cols = self._table(rows, cols)
+        self.register_buffer("offsets", log_offsets(rows, cols).to(like), False)
+        self.register_buffer("pairs", pair_index(rows, cols).to(like.device), False)
+        self.register_buffer("fused", None, False)
+
+    def init_non_persistent_buffers(self) -> None:
+        """Compute the tables again, for a model from the meta device (the name is timm's)."""
+        self.set_grid(*self.grid)
+
+    def fuse(self) -> None:
+        """Keep the bias of the prepared grid instead of computing it; it is not saved."""
+        with torch.no_grad():
+            self.fused = self(*self.grid)
+
+    def _table(self, rows: int, cols: int) -> tuple[int, int]:
+        return (math.isqrt(rows * cols),) * 2 if self.square else (rows, cols)
+
+    def forward(self, rows: int, cols: int) -> Float[Tensor, "heads N N"]:
+        offsets, pairs = self.offsets, self.pairs
+        if (rows, cols) != self.grid:
+            offsets = log_offsets(*self._table(rows, cols)).to(offsets)
+            pairs = pair_index(*self._table(rows, cols)).to(pairs.device)
+        elif self.fused is not None:
+            return self.fused
+        bias = (16 * torch.sigmoid(self.mlp(offsets)))[pairs].permute(2, 0, 1)
+        missing = rows * cols - pairs.shape[0]
+        return F.pad(bias, (missing, 0, missing, 0)) if missing else bias
+
+
+class CarrierStart(nn.Module):
+    """The first carriers of a stage: its map, blurred and pooled to `SIDE`² cells a window."""
+
+    def __init__(self, dim: int):
+        super().__init__()
+        self.conv = nn.Conv2d(dim, dim, 3, padding=1, groups=dim)
+
+    def forward(self, x: Float[Tensor, "B C H W"], rows: int, cols: int) -> Float[Tensor, "B N C"]:
+        sides = [(x.shape[-2], SIDE * rows), (x.shape[-1], SIDE * cols)]
+        stride = [side // out for side, out in sides]
+        kernel = [side - (out - 1) * step for (side, out), step in zip(sides, stride, strict=True)]
+        x = F.avg_pool2d(self.conv(x), kernel, stride)
+        return to_windows(x, SIDE).reshape(-1, SIDE * SIDE * rows * cols, x.shape[1])
+
+
+class Layer(nn.Module):
+    """Pre-norm attention and MLP, each with a scale for its channels."""
+
+    def __init__(self, dim: int, num_heads: int, *, layer_scale: float | None, drop_path: float):
+        super().__init__()
+
+        def scale() -> nn.Module:
+            return nn.Identity() if layer_scale is None else LayerScale(dim, layer_scale)
+
+        self.norm1 = nn.LayerNorm(dim)
+        self.attn = Attention(dim, num_heads)
+        self.scale1 = scale()
+        self.norm2 = nn.LayerNorm(dim)
+        self.mlp = Mlp(dim, 4 * dim)
+        self.scale2 = scale()
+        self.drop_path = DropPath(drop_path) if drop_path else nn.Identity()
+
+    def forward(self, x: Float[Tensor, "B N C"], bias: Tensor) -> Float[Tensor, "B N C"]:
+        x = x + self.drop_path(self.scale1(self.attn(self.norm1(x), bias)))
+        return x + self.drop_path(self.scale2(self.mlp(self.norm2(x))))
+
+
+class Carriers(nn.Module):
+    """Attention among all carriers of a map, which come and go in window order.
+
+    `swapped` keeps a flaw of the published code: on the way back to window order rows and columns
+    of windows change places, so carriers of a map that is not square reach foreign windows.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        grid: tuple[int, int],
+        *,
+        embed: bool,
+        published: bool,
+        **layer,
+    ):
+        super().__init__()
+        self.swapped = published
+        self.pos_embed = GridEmbedding(dim, *grid) if embed else None
+        self.pos_bias = CarrierBias(num_heads, *grid, square=published)
+        self.layer = Layer(dim, num_heads, **layer)
+
+    def set_grid(self, rows: int, cols: int) -> None:
+        """Prepare for a grid of carriers."""
+        for part in (self.pos_embed, self.pos_bias):
+            if part is not None:
+                part.set_grid(rows, cols)
+
+    def forward(self, x: Float[Tensor, "B N C"], rows: int, cols: int) -> Float[Tensor, "B N C"]:
+        """Mix the carriers of `rows` x `cols` windows."""
+        shape = (-1, *x.shape[1:])
+        grid = (SIDE * rows, SIDE * cols)
+        x = x.view(-1, rows, cols, SIDE, SIDE, x.shape[-1]).transpose(2, 3).reshape(shape)
+        if self.pos_embed is not None:
+            x = x + self.pos_embed(*grid)
+        x = self.layer(x, self.pos_bias(*grid))
+        if self.swapped:
+            rows, cols = cols, rows
+        x = x.view(-1, rows, SIDE, cols, SIDE, x.shape[-1])
+        return x.transpose(2, 3).reshape(shape)
+
+
+class HatBlock(nn.Module):
+    """Hierarchical attention: among the carriers, then in windows with their carriers.
+
+    Args:
+        carriers: Attention among the carriers; `None` for plain windows.
+        propagate: Spread the carriers over their windows at the end; for the last block.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        window: int,
+        *,
+        carriers: Carriers | None,
+        propagate: bool,
+        **layer,
+    ):
+        super().__init__()
+        self.window, self.propagate = window, propagate
+        self.carriers = carriers
+        self.pos_embed = GridEmbedding(dim, window, window)
+        self.pos_bias = WindowPositionBias(num_heads, window)
+        self.layer = Layer(dim, num_heads, **layer)
+
+    def set_window(self, window: int) -> None:
+        """Change the window's side, which stays the unit of its offsets."""
+        self.window = self.pos_bias.trained = window
+        self.pos_bias.set_window(window)
+        self.pos_embed.set_grid(window, window)
+
+    def forward(
+        self,
+        x: Float[Tensor, "windows N C"],
+        carriers: Float[Tensor, "B n C"] | None,
+        grid: tuple[int, int],
+        padding: Float[Tensor, "grid 1 1 N"] | None,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Give the tokens of all windows of the batch and the carriers of each image.
+
+        Args:
+            grid: Rows and columns of windows.
+            padding: -inf for the cells of one image that are padding, else 0.
+        """
+        x = x + self.pos_embed(self.window, self.window)
+        if carriers is None:
+            return self.layer(x, self._bias(x, padding, 0)), None
+        prefix = SIDE * SIDE
+        per_image = (-1, *carriers.shape[1:])
+        carriers = self.carriers(carriers, *grid).view(-1, prefix, x.shape[-1])
+        x = self.layer(torch.cat([carriers, x], dim=1), self._bias(x, padding, prefix))
+        carriers, x = x[:, :prefix], x[:, prefix:]
+        if self.propagate:
+            # Through the scale of the carriers' attention: so the weights were trained.
+            x = x + self.carriers.layer.scale1(self._spread(carriers))
+        return x, carriers.reshape(per_image)
+
+    def _bias(self, x: Tensor, padding: Tensor | None, prefix: int) -> Tensor:
+        bias = self.pos_bias(prefix)
+        if padding is None:
+            return bias
+        bias = bias + F.pad(padding, (prefix, 0))
+        return bias.repeat(x.shape[0] // padding.shape[0], 1, 1, 1)
+
+    def _spread(self, carriers: Float[Tensor, "windows n C"]) -> Float[Tensor, "windows N C"]:
+        """Give each cell its nearest carrier: copies, so no precision is at stake."""
+        x = carriers.transpose(1, 2).unflatten(2, (SIDE, SIDE))
+        return F.interpolate(x, size=(self.window, self.window)).flatten(2).transpose(1, 2)
+
+
+class ConvBlock(nn.Module):
+    """Two 3x3 convolutions with a residual."""
+
+    def __init__(self, dim: int, drop_path: float):
+        super().__init__()
+        self.conv1 = ConvNorm(dim, dim, bias=True, act=nn.GELU)
+        self.conv2 = ConvNorm(dim, dim, bias=True)
+        self.drop_path = DropPath(drop_path) if drop_path else nn.Identity()
+
+    def forward(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
+        return x + self.drop_path(self.conv2(self.conv1(x)))
+
+
+class ConvStage(nn.Module):
+    """Convolution blocks at one resolution."""
+
+    grad_checkpointing = False
+
+    def __init__(self, blocks: list[ConvBlock], downsample: nn.Module):
+        super().__init__()
+        self.blocks = nn.ModuleList(blocks)
+        self.downsample = downsample
+
+    def forward(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
+        for block in self.blocks:
+            if self.grad_checkpointing and torch.is_grad_enabled():
+                x = checkpoint(block, x, use_reentrant=False)
+            else:
+                x = block(x)
+        return x
+
+
+class HatStage(nn.Module):
+    """Window attention at one resolution, with or without carriers.
+
+    Args:
+        mask_padding: Hide the cells that fill up the last windows from attention.
+    """
+
+    grad_checkpointing = False
+
+    def __init__(
+        self,
+        blocks: list[HatBlock],
+        tokenizer: CarrierStart | None,
+        downsample: nn.Module,
+        *,
+        window: int,
+        mask_padding: bool,
+    ):
+        super().__init__()
+        self.window, self.mask_padding = window, mask_padding
+        self.tokenizer = tokenizer
+        self.blocks = nn.ModuleList(blocks)
+        self.downsample = downsample
+
+    def set_window(self, window: int) -> None:
+        """Change the side of the windows."""
+        self.window = window
+        for block in self.blocks:
+            block.set_window(window)
+
+    def set_map(self, rows: int, cols: int) -> None:
+        """Prepare the carriers for maps of one size."""
+        rows, cols = -(-rows // self.window), -(-cols // self.window)
+        for block in self.blocks:
+            if block.carriers is not None:
+                block.carriers.set_grid(SIDE * rows, SIDE * cols)
+
+    def forward(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
+        rows, cols = x.shape[-2:]
+        x = pad_to_multiple(x, self.window)
+        padded = x.shape[-2:]
+        grid = (padded[0] // self.window, padded[1] // self.window)
+        padding = None
+        if self.mask_padding and padded != (rows, cols):
+            padding = F.pad(
+                x.new_zeros(1, 1, rows, cols),
+                (0, padded[1] - cols, 0, padded[0] - rows),
+                value=-math.inf,
+            )
+            padding = to_windows(padding, self.window).view(-1, 1, 1, self.window**2)
+        carriers = None if self.tokenizer is None else self.tokenizer(x, *grid)
+        x = to_windows(x, self.window)
+        for block in self.blocks:
+            if self.grad_checkpointing and torch.is_grad_enabled():
+                x, carriers = checkpoint(block, x, carriers, grid, padding, use_reentrant=False)
+            else:
+                x, carriers = block(x, carriers, grid, padding)
+        return from_windows(x, self.window, *padded)[:, :, :rows, :cols]
+
+
+def _stem(in_chs: int, stem_dim: int, dim: int) -> nn.Sequential:
+    return nn.Sequential(
+        ConvNorm(in_chs, stem_dim, stride=2, eps=1e-4, act=nn.ReLU),
+        ConvNorm(stem_dim, dim, stride=2, eps=1e-4, act=nn.ReLU),
+    )
+
+
+def _downsample(dim: int) -> nn.Sequential:
+    conv = nn.Conv2d(dim, 2 * dim, 3, stride=2, padding=1, bias=False)
+    return nn.Sequential(OrderedDict(norm=LayerNorm2d(dim), conv=conv))
+
+
+def _map_size(img_size: int | tuple[int, int], stage: int, floor: bool = False) -> tuple[int, int]:
+    """Rows and columns of a stage's map; the published code rounds down (`floor`), a map up."""
+    reduction = 4 * 2**stage
+    rows, cols = to_2tuple(img_size)
+    if floor:
+        return rows // reduction, cols // reduction
+    return -(-rows // reduction), -(-cols // reduction)
+
+
+def _hat_stage(
+    dim: int,
+    num_heads: int,
+    window: int,
+    drop_paths: list[float],
+    downsample: nn.Module,
+    *,
+    carriers: bool,
+    layer_scale: float | None,
+    propagate: bool,
+    map_size: tuple[int, int],
+    mask_padding: bool,
+    published: bool,
+) -> HatStage:
+    """Make stage 2 or 3; its constructor's arguments are those of `FasterViT`."""
+    rows, cols = (-(-side // window) for side in map_size)
+    carriers = carriers and not (published and rows * cols == 1)
+    embed = rows == cols or not published
+    blocks = []
+    for i, drop_path in enumerate(drop_paths):
+        layer = dict(layer_scale=layer_scale, drop_path=drop_path)
+        mixer = None
+        if carriers:
+            grid = (SIDE * rows, SIDE * cols)
+            mixer = Carriers(dim, num_heads, grid, embed=embed, published=published, **layer)
+        spread = propagate and carriers and i == len(drop_paths) - 1
+        blocks.append(HatBlock(dim, num_heads, window, carriers=mixer, propagate=spread, **layer))
+    tokenizer = CarrierStart(dim) if carriers else None
+    return HatStage(blocks, tokenizer, downsample, window=window, mask_padding=mask_padding)
+
+
+class FasterViT(Hierarchy):
+    """FasterViT (2306.06189): two convolutional stages, two of hierarchical attention.
+
+    Args:
+        depths: Blocks of the four stages.
+        dim: Width of the first stage; each stage doubles it.
+        stem_dim: Width inside the stem.
+        num_heads: Heads of stages 2 and 3.
+        window_size: Side of the windows of stages 2 and 3.
+        carriers: Stage 2 has carrier tokens.
+        layer_scale: First value of the channel scales of the attention stages; `None` for none.
+        propagate: Stage 2 ends by adding each window's carriers to its cells.
+        img_size: Side, or rows and columns, of the images to prepare tables for (and to keep them
+            for in the deploy form). Other sizes run too.
+        mask_padding: Hide the cells that fill up the last windows from window attention.
+        published_carriers: Build what the published any-resolution code builds for `img_size`. No
+            carriers if stage 2 has one window; no position embedding of the carriers unless its
+            grid of windows is square; the bias of `CarrierBias(square=True)`; and carriers that
+            change places (`Carriers.swapped`). On square grids only the first differs from the
+            corrected form.
+    """
+
+    no_decay = ("pos_embed.", "pos_bias.")
+
+    def __init__(
+        self,
+        depths: tuple[int, int, int, int],
+        dim: int,
+        num_heads: tuple[int, int],
+        *,
+        stem_dim: int = 64,
+        window_size: tuple[int, int] = (7, 7),
+        carriers: bool = True,
+        layer_scale: float | None = None,
+        propagate: bool = False,
+        img_size: int | tuple[int, int] = 224,
+        mask_padding: bool = False,
+        published_carriers: bool = False,
+        num_classes: int = 1000,
+        in_chans: int = 3,
+        global_pool: str = "avg",
+        drop_rate: float = 0.0,
+        drop_path_rate: float = 0.0,
+    ):
+        super().__init__()
+        last = max(sum(depths) - 1, 1)
+        drops = iter([drop_path_rate * i / last for i in range(sum(depths))])
+        widths = [dim * 2**i for i in range(4)]
+        stages: list[nn.Module] = []
+        for i, (depth, width) in enumerate(zip(depths, widths, strict=True)):
+            drop_paths = [next(drops) for _ in range(depth)]
+            downsample = _downsample(width) if i < 3 else nn.Identity()
+            if i < 2:
+                stages.append(ConvStage([ConvBlock(width, p) for p in drop_paths], downsample))
+                continue
+            stages.append(
+                _hat_stage(
+                    width,
+                    num_heads[i - 2],
+                    window_size[i - 2],
+                    drop_paths,
+                    downsample,
+                    carriers=carriers and i == 2,
+                    layer_scale=layer_scale,
+                    propagate=propagate,
+                    map_size=_map_size(img_size, i, published_carriers),
+                    mask_padding=mask_padding,
+                    published=published_carriers,
+                )
+            )
+        self._assemble(
+            _stem(in_chans, stem_dim, dim),
+            stages,
+            nn.BatchNorm2d(widths[-1]),
+            widths=widths,
+            reductions=[4, 8, 16, 32],
+            num_classes=num_classes,
+            global_pool=global_pool,
+            drop_rate=drop_rate,
+        )
+        self.img_size = to_2tuple(img_size)
+        self.published_carriers = published_carriers
+        accept_published_keys(self, RENAMES, mark=PUBLISHED_MARK, drop=COMPUTED)
+
+    def set_input_size(
+        self,
+        img_size: int | tuple[int, int] | None = None,
+        window_size: int | tuple[int, int] | None = None,
+    ) -> None:
+        """Prepare for another size of images, of the windows of stages 2 and 3, or of both.
+
+        Every size runs without this too. It moves the tables, and what the deploy form keeps, to
+        the new size; parameters stay, and so do the windows unless they are given.
+        """
+        if window_size is not None:
+            for stage, window in zip(self.stages[2:], to_2tuple(window_size), strict=False):
+                stage.set_window(window)
+        if img_size is not None:
+            self.img_size = to_2tuple(img_size)
+        for i, stage in enumerate(self.stages[2:], start=2):
+            stage.set_map(*_map_size(self.img_size, i))
+
+
+PUBLISHED_MARK = r"^(levels|patch_embed)\."
+"""Only published keys look like this."""
+COMPUTED = r"\.relative_(bias|coords_table|position_index)$|\.global_tokenizer\.pos_embed\."
+"""Published keys that hold tables, and a convolution that is listed a second time."""
+
+_BLOCK = r"^levels\.([23])\.blocks\.(\d+)\."
+
+RENAMES = (  # theirs -> ours, first match wins
+    (r"^patch_embed\.conv_down\.0\.", r"stem.0.conv."),
+    (r"^patch_embed\.conv_down\.1\.", r"stem.0.norm."),
+    (r"^patch_embed\.conv_down\.3\.", r"stem.1.conv."),
+    (r"^patch_embed\.conv_down\.4\.", r"stem.1.norm."),
+    (r"^levels\.([01])\.blocks\.(\d+)\.(conv|norm)([12])\.", r"stages.\1.blocks.\2.conv\4.\3."),
+    (r"^levels\.(\d)\.downsample\.reduction\.0\.", r"stages.\1.downsample.conv."),
+    (r"^levels\.(\d)\.global_tokenizer\.to_global_feature\.pos\.", r"stages.\1.tokenizer.conv."),
+    (_BLOCK + r"hat_attn\.pos_emb_funct\.cpb_mlp\.", r"stages.\1.blocks.\2.carriers.pos_bias.mlp."),
+    (_BLOCK + r"hat_pos_embed\.cpb_mlp\.", r"stages.\1.blocks.\2.carriers.pos_embed.mlp."),
+    (_BLOCK + r"hat_(norm1|attn|norm2|mlp)\.", r"stages.\1.blocks.\2.carriers.layer.\3."),
+    (_BLOCK + r"gamma([12])$", r"stages.\1.blocks.\2.carriers.layer.scale\3.gamma"),
+    (_BLOCK + r"attn\.pos_emb_funct\.cpb_mlp\.", r"stages.\1.blocks.\2.pos_bias.mlp."),
+    (_BLOCK + r"pos_embed\.cpb_mlp\.", r"stages.\1.blocks.\2.pos_embed.mlp."),
+    (_BLOCK + r"(norm1|attn|norm2|mlp)\.", r"stages.\1.blocks.\2.layer.\3."),
+    (_BLOCK + r"gamma3$", r"stages.\1.blocks.\2.layer.scale1.gamma"),
+    (_BLOCK + r"gamma4$", r"stages.\1.blocks.\2.layer.scale2.gamma"),
+    (r"^levels\.", r"stages."),
+    (r"^head\.(weight|bias)$", r"head.fc.\1"),
+)
+
+
+def checkpoint_filter_fn(state: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+    """Translate a published state dict for timm's loader; one in our names passes.
+
+    The published any-resolution networks read the files of the square ones, which know more
+    about carriers than a network for another size has: that is left out, and said.
+    """
+    state = {re.sub(r"^((module|encoder)\.)+", "", key): value for key, value in state.items()}
+    if not any(re.search(PUBLISHED_MARK, key) for key in state):
+        return state
+    state = rename_keys(state, RENAMES, drop=COMPUTED)
+    own = model.state_dict()
+    extra = [k for k in state if re.search(r"\.(carriers|tokenizer)\.", k) and k not in own]
+    if extra and model.published_carriers:
+        _logger.warning(
+            f"{len(extra)} weights of carriers are left out: the network for "
+            f"{model.img_size} has no place for them."
+        )
+        state = {key: value for key, value in state.items() if key not in extra}
+    return state
+
+
+def _fastervit(name: str, size: str, pretrained: bool, **kwargs) -> nn.Module:
+    return build_model_with_cfg(
+        FasterViT,
+        name,
+        pretrained,
+        pretrained_filter_fn=checkpoint_filter_fn,
+        feature_cfg=dict(out_indices=(0, 1, 2, 3), feature_cls="getter"),
+        **(SIZES[size] | kwargs),
+    )
+
+
+@register_model
+def fastervit_0(pretrained=False, **kwargs) -> nn.Module:
+    """FasterViT-0: 31.4 M parameters, 3.5 GMACs at 224."""
+    return _fastervit("fastervit_0", "0", pretrained, **kwargs)
+
+
+@register_model
+def fastervit_1(pretrained=False, **kwargs) -> nn.Module:
+    """FasterViT-1: 53.4 M parameters, 5.5 GMACs at 224."""
+    return _fastervit("fastervit_1", "1", pretrained, **kwargs)
+
+
+@register_model
+def fastervit_2(pretrained=False, **kwargs) -> nn.Module:
+    """FasterViT-2: 75.9 M parameters, 9.0 GMACs at 224."""
+    return _fastervit("fastervit_2", "2", pretrained, **kwargs)
+
+
+@register_model
+def fastervit_3(pretrained=False, **kwargs) -> nn.Module:
+    """FasterViT-3: 159.5 M parameters, 18.7 GMACs at 224."""
+    return _fastervit("fastervit_3", "3", pretrained, **kwargs)
+
+
+@register_model
+def fastervit_4(pretrained=False, **kwargs) -> nn.Module:
+    """FasterViT-4: 365.6 M parameters, 43.2 GMACs at 224."""
+    return _fastervit("fastervit_4", "4", pretrained, **kwargs)
+
+
+@register_model
+def fastervit_5(pretrained=False, **kwargs) -> nn.Module:
+    """FasterViT-5: 957.5 M parameters, 114 GMACs at 224."""
+    return _fastervit("fastervit_5", "5", pretrained, **kwargs)
+
+
+@register_model
+def fastervit_6(pretrained=False, **kwargs) -> nn.Module:
+    """FasterViT-6: 1360.3 M parameters, 144 GMACs at 224."""
+    return _fastervit("fastervit_6", "6", pretrained, **kwargs)
+
+
+@register_model
+def fastervit_4_w14(pretrained=False, **kwargs) -> nn.Module:
+    """FasterViT-4 without carriers, windows for 224: 271.9 M parameters, 41.6 GMACs."""
+    return _fastervit("fastervit_4_w14", "4_w14", pretrained, **kwargs)
+
+
+@register_model
+def fastervit_4_w24(pretrained=False, **kwargs) -> nn.Module:
+    """FasterViT-4 without carriers, windows for 384: 271.9 M parameters, 126.6 GMACs."""
+    return _fastervit("fastervit_4_w24", "4_w24", pretrained, **kwargs)
+
+
+@register_model
+def fastervit_4_w32(pretrained=False, **kwargs) -> nn.Module:
+    """FasterViT-4 without carriers, windows for 512: 271.9 M parameters, 234.1 GMACs."""
+    return _fastervit("fastervit_4_w32", "4_w32", pretrained, **kwargs)
+
+
+@register_model
+def fastervit_4_w48(pretrained=False, **kwargs) -> nn.Module:
+    """FasterViT-4 without carriers, windows for 768: 271.9 M parameters, 585.1 GMACs."""
+    return _fastervit("fastervit_4_w48", "4_w48", pretrained, **kwargs)
+
+
+def _publish(name: str, size: str, built_for: int | tuple[int, int], **defaults) -> None:
+    """Register a published name: the published network for its `resolution`."""
+
+    def entry(pretrained=False, resolution=built_for, **kwargs) -> nn.Module:
+        published = dict(img_size=to_2tuple(resolution), published_carriers=True)
+        return _fastervit(name, size, pretrained, **(published | defaults | kwargs))
+
+    entry.__name__ = entry.__qualname__ = name
+    entry.__doc__ = f"The published {name}: FasterViT {size} as its code builds it."
+    globals()[name] = register_model(entry)
+
+
+for _size in SIZES:
+    _plain, _any_res = _published_names(_size)
+    _publish(_plain, _size, _TRAINED_AT[_size])
+    _any_res_only = dict(drop_path_rate=0.3) if "_w" in _size else {}
+    _publish(_any_res, _size, _ANY_RES.get(_size, _ANY_RES_DEFAULT), **_any_res_only)

@@ -1,0 +1,97 @@
+"""What every model here returns, and what every model here is given.
+
+The legend of shapes, one meaning for each letter in the whole project:
+
+    B batch    H W grid    N vision tokens    T text tokens    C channels    D a second width
+    E experts  G groups    S SSM state        n rows of a feature matrix
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, UInt8
+from torch import Tensor, nn
+
+
+class Features(NamedTuple):
+    """What a backbone, a teacher or a student's head says about a batch."""
+
+    summary: Float[Tensor, "B D"] | None
+    """One vector an image; `None` for a teacher that has none (SAM, a segmenter)."""
+    spatial: Float[Tensor, "B H W C"] | None
+    """One vector a grid cell, channels last; `None` for a teacher that has none."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Images that were decoded once; every model takes them at its own size.
+
+    `images` are bytes 0..255 or floats in [0, 1]. Nothing is normalised here: mean and standard
+    deviation belong to the model that asks.
+    """
+
+    images: UInt8[Tensor, "B 3 H W"] | Float[Tensor, "B 3 H W"]
+    keys: Sequence[str] = ()
+    """Names of the samples, for caches and for error messages."""
+    labels: Tensor | None = None
+    _resized: dict[tuple[int, int], Tensor] = field(default_factory=dict, repr=False, compare=False)
+
+    def at(self, size: tuple[int, int]) -> Float[Tensor, "B 3 h w"]:
+        """Give the images in [0, 1] at `size` (rows, columns); each distinct size is made once."""
+        if size not in self._resized:
+            images = self.images
+            if not images.is_floating_point():
+                images = images.float() / 255
+            if tuple(images.shape[-2:]) != size:
+                images = F.interpolate(images, size, mode="bicubic", antialias=True).clamp(0, 1)
+            self._resized[size] = images
+        return self._resized[size]
+
+    def to(self, device, *, non_blocking: bool = True) -> "Batch":
+        """Move the images (and labels) to `device`."""
+        labels = None if self.labels is None else self.labels.to(device, non_blocking=non_blocking)
+        return Batch(self.images.to(device, non_blocking=non_blocking), self.keys, labels)
+
+
+def read_features(model: nn.Module, x: Float[Tensor, "B 3 H W"]) -> Features:
+    """Read any timm model's features: its pooled vector and its last map, after the final norm."""
+    final, maps = model.forward_intermediates(x, indices=1, norm=True, output_fmt="NCHW")
+    summary = model.forward_head(final, pre_logits=True)
+    return Features(summary, maps[-1].permute(0, 2, 3, 1))
+
+
+def match_grid(
+    ours: Float[Tensor, "B H W C"], theirs: Float[Tensor, "B h w C"]
+) -> tuple[Float[Tensor, "B y x C"], Float[Tensor, "B y x C"]]:
+    """Bring two maps to one grid: the smaller number of rows, and of columns, of the two.
+
+    AM-RADIO enlarges the coarser map instead, which asks the student for details that nobody
+    gave. Shrinking is bilinear with antialiasing, so no cell is skipped and the mean of a map
+    stays; pixel centres match (`align_corners=False`). A map that has the grid already comes
+    back as it is, another one in float32 at least.
+    """
+    grid = (min(ours.shape[1], theirs.shape[1]), min(ours.shape[2], theirs.shape[2]))
+    return _shrink(ours, grid), _shrink(theirs, grid)
+
+
+def _shrink(x: Float[Tensor, "B H W C"], grid: tuple[int, int]) -> Float[Tensor, "B y x C"]:
+    """Resize as two matrix products.
+
+    The backward pass of `F.interpolate` with antialiasing adds atomically on CUDA: two runs
+    differ, and `torch.use_deterministic_algorithms` refuses it. It only makes the weights here.
+    """
+    if tuple(x.shape[1:3]) == grid:
+        return x
+    x = x.to(torch.promote_types(x.dtype, torch.float32))
+    with torch.autocast(x.device.type, enabled=False):
+        rows, cols = (_averages(old, new, x) for old, new in zip(x.shape[1:3], grid, strict=True))
+        return torch.einsum("yH,BHWC,xW->ByxC", rows, x, cols)
+
+
+def _averages(old: int, new: int, like: Tensor) -> Float[Tensor, "new old"]:
+    """Give the weights with which `old` cells are averaged to `new` ones along one side."""
+    identity = torch.eye(old, dtype=like.dtype, device=like.device)[None, None]
+    return F.interpolate(identity, (new, old), mode="bilinear", antialias=True)[0, 0]

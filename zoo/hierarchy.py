@@ -1,0 +1,147 @@
+"""The shell of a four-stage backbone and all that timm asks of it.
+
+E-RADIO, FasterViT and MambaVision differ in their stages; what a timm user calls is written once.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float
+from timm.layers import ClassifierHead, trunc_normal_
+from timm.models._features import feature_take_indices
+from torch import Tensor, nn
+
+
+def _start_linear(part: nn.Module) -> None:
+    """The published start of all three families; convolutions and norms keep PyTorch's."""
+    if isinstance(part, nn.Linear):
+        trunc_normal_(part.weight, std=0.02)
+        if part.bias is not None:
+            nn.init.zeros_(part.bias)
+
+
+class Hierarchy(nn.Module):
+    """stem -> stages with down-sampling between them -> norm -> pool -> classifier.
+
+    A family's constructor makes its parts and hands them to `_assemble`. Each stage maps
+    [B C H W] to the same shape and has `downsample`, the step to the next stage (`nn.Identity`
+    in the last), and `grad_checkpointing`, a bool that it obeys.
+    """
+
+    stem: nn.Module
+    stages: nn.ModuleList
+    norm: nn.Module
+    head: ClassifierHead
+
+    no_decay: tuple[str, ...] = ()
+    """Parts of parameter names that weight decay must leave alone."""
+
+    def _assemble(
+        self,
+        stem: nn.Module,
+        stages: list[nn.Module],
+        norm: nn.Module,
+        *,
+        widths: list[int],
+        reductions: list[int],
+        num_classes: int,
+        global_pool: str,
+        drop_rate: float,
+    ) -> None:
+        self.stem, self.stages, self.norm = stem, nn.ModuleList(stages), norm
+        self.num_classes = num_classes
+        self.num_features = self.head_hidden_size = widths[-1]
+        self.feature_info = [
+            dict(num_chs=width, reduction=reduction, module=f"stages.{i}")
+            for i, (width, reduction) in enumerate(zip(widths, reductions, strict=True))
+        ]
+        self.head = ClassifierHead(widths[-1], num_classes, global_pool, drop_rate)
+        self.apply(_start_linear)
+
+    def forward_intermediates(
+        self,
+        x: Float[Tensor, "B C H W"],
+        indices: int | Sequence[int] | None = None,
+        norm: bool = False,
+        stop_early: bool = False,
+        output_fmt: str = "NCHW",
+        intermediates_only: bool = False,
+    ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
+        """Give the maps of the stages before down-sampling, as detectors want them.
+
+        Args:
+            indices: Stages to return; an int asks for the last so many, `None` for all.
+            norm: Apply the final norm to the last stage's map.
+        """
+        if output_fmt != "NCHW":
+            raise ValueError(f"output_fmt {output_fmt!r} is not offered; these maps are NCHW.")
+        take, last = feature_take_indices(len(self.stages), indices)
+        maps = []
+        x = self.stem(x)
+        for i, stage in enumerate(self.stages[: last + 1] if stop_early else self.stages):
+            x = stage(x)
+            final = i == len(self.stages) - 1
+            if i in take:
+                maps.append(self.norm(x) if norm and final else x)
+            if not final:
+                x = stage.downsample(x)
+        return maps if intermediates_only else (self.norm(x), maps)
+
+    def prune_intermediate_layers(
+        self, indices: int | Sequence[int] = 1, prune_norm: bool = False, prune_head: bool = True
+    ) -> list[int]:
+        """Drop what `indices` of `forward_intermediates` do not need."""
+        take, last = feature_take_indices(len(self.stages), indices)
+        self.stages = self.stages[: last + 1]
+        self.stages[-1].downsample = nn.Identity()
+        if prune_norm:
+            self.norm = nn.Identity()
+        if prune_head:
+            self.reset_classifier(0, "")
+        return take
+
+    def forward_features(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B D h w"]:
+        """Give the last stage's map after the final norm."""
+        x = self.stem(x)
+        for stage in self.stages:
+            x = stage.downsample(stage(x))
+        return self.norm(x)
+
+    def forward_head(self, x: Float[Tensor, "B D h w"], pre_logits: bool = False) -> Tensor:
+        """Pool and classify; `pre_logits` stops before the classifier."""
+        return self.head(x, pre_logits=pre_logits)
+
+    def forward(self, x: Float[Tensor, "B C H W"]) -> Tensor:
+        return self.forward_head(self.forward_features(x))
+
+    def get_classifier(self) -> nn.Module:
+        return self.head.fc
+
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        """Replace the classifier by a fresh one; 0 classes leave the pooled features."""
+        self.num_classes = num_classes
+        self.head.reset(num_classes, global_pool)
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Recompute each block in the backward pass instead of keeping its activations."""
+        for stage in self.stages:
+            stage.grad_checkpointing = enable
+
+    def group_matcher(self, coarse: bool = False) -> dict:
+        """Name the layer groups for layer-wise learning rates (timm's convention)."""
+        if coarse:
+            return dict(stem=r"^stem", blocks=r"^stages\.(\d+)")
+        return dict(
+            stem=r"^stem",
+            blocks=[
+                (r"^stages\.(\d+)\.blocks\.(\d+)", None),
+                (r"^stages\.(\d+)\.downsample", (99999,)),  # timm: with what comes before it
+                (r"^stages\.(\d+)", (0,)),
+                (r"^norm", (99999,)),
+            ],
+        )
+
+    @torch.jit.ignore
+    def no_weight_decay(self) -> set[str]:
+        """Name the parameters that weight decay would harm."""
+        return {n for n, _ in self.named_parameters() if any(part in n for part in self.no_decay)}

@@ -1,0 +1,57 @@
+"""Fixed affine maps at the two ends of a backbone: of its pixels, and of its tokens."""
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+
+class InputConditioner(nn.Module):
+    """Normalise images in [0, 1] by a mean and a deviation for each channel."""
+
+    def __init__(self, mean: Sequence[float], std: Sequence[float], *, device=None, dtype=None):
+        super().__init__()
+        like = dict(device=device, dtype=dtype)
+        self.register_buffer("norm_mean", torch.tensor(mean, **like).view(-1, 1, 1))
+        self.register_buffer("norm_std", torch.tensor(std, **like).view(-1, 1, 1))
+
+    def forward(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
+        return (x - self.norm_mean) / self.norm_std
+
+
+class FeatureNormalizer(nn.Module):
+    """y = (x − mean) txᵀ on patch tokens: a fixed transform, PHI-S (2410.01680) as a rule."""
+
+    def __init__(self, dim: int, *, device=None, dtype=None):
+        super().__init__()
+        like = dict(device=device, dtype=dtype)
+        self.register_buffer("mean", torch.zeros(dim, **like))
+        self.register_buffer("tx", torch.eye(dim, **like))
+
+    def forward(self, x: Float[Tensor, "B N C"]) -> Float[Tensor, "B N C"]:
+        return (x - self.mean) @ self.tx.T
+
+
+class IntermediateNormalizer(nn.Module):
+    """For each layer y = (x − mean_i) R_iᵀ on patch tokens, and a scalar α_i that goes with y.
+
+    Args:
+        per_layer: Keep a rotation for each layer, not one for all.
+    """
+
+    def __init__(self, layers: int, dim: int, *, per_layer: bool = False, device=None, dtype=None):
+        super().__init__()
+        like = dict(device=device, dtype=dtype)
+        rotation = torch.eye(dim, **like)
+        self.register_buffer("alphas", torch.ones(layers, **like))
+        self.register_buffer("means", torch.zeros(layers, dim, **like))
+        self.register_buffer("rotation", rotation.repeat(layers, 1, 1) if per_layer else rotation)
+
+    def centred(self, x: Float[Tensor, "B N C"], layer: int) -> Float[Tensor, "B N C"]:
+        """Take the layer's mean off; rotate afterwards, once for all layers of a group."""
+        return x - self.means[layer]
+
+    def rotated(self, x: Float[Tensor, "B N C"], layer: int) -> Float[Tensor, "B N C"]:
+        rotation = self.rotation if self.rotation.ndim == 2 else self.rotation[layer]
+        return x @ rotation.T

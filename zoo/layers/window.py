@@ -1,0 +1,28 @@
+"""Cut a map into windows and put it together again."""
+
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+
+def pad_to_multiple(x: Float[Tensor, "B C H W"], multiple: int) -> Float[Tensor, "B C h w"]:
+    """Append zeros at the right and the bottom until both sides divide by `multiple`."""
+    rows, cols = x.shape[-2:]
+    bottom, right = -rows % multiple, -cols % multiple
+    return F.pad(x, (0, right, 0, bottom)) if bottom or right else x
+
+
+def to_windows(x: Float[Tensor, "B C H W"], window: int) -> Float[Tensor, "windows N C"]:
+    """Cut a map into square windows: rows of windows first, raster order inside each."""
+    batch, chs, rows, cols = x.shape
+    x = x.view(batch, chs, rows // window, window, cols // window, window)
+    return x.permute(0, 2, 4, 3, 5, 1).reshape(-1, window * window, chs)
+
+
+def from_windows(
+    x: Float[Tensor, "windows N C"], window: int, rows: int, cols: int
+) -> Float[Tensor, "B C rows cols"]:
+    """Undo `to_windows` for a map of `rows` x `cols`."""
+    chs = x.shape[-1]
+    x = x.view(-1, rows // window, cols // window, window, window, chs)
+    return x.permute(0, 5, 1, 3, 2, 4).reshape(-1, chs, rows, cols)
