@@ -79,7 +79,8 @@ class TeacherName:
     @property
     def label(self) -> str:
         """The name in a form that metrics, files and modules can carry."""
-        return re.sub(r"[^A-Za-z0-9_-]", "_", self.name.rpartition(":")[2])
+        name = self.name.rpartition(".")[2] if self.kind == "torch" else self.name
+        return re.sub(r"[^A-Za-z0-9_-]", "_", name)
 
 
 def open_teacher(text: str, *, device: torch.device | str = "cpu") -> Teacher:

@@ -8,7 +8,7 @@ from torch import Tensor
 from zoo.features import Batch
 from zoo.teachers.teacher import Teacher
 from zoo.train.config import Distill
-from zoo.train.data import Source, train_loader
+from zoo.train.data import Source, train_batches
 from zoo.train.loop import view_of
 from zoo.train.phi_s import Moments
 from zoo.train.plan import Plan, mix
@@ -30,7 +30,7 @@ def calibrate(
     moments: dict[str, Moments] = {}
     finite: dict[str, Tensor] = {}
     steps = config.calibration
-    loader = train_loader(
+    loader = train_batches(
         source, view_of(config, teachers), plan, steps=steps, start=0, workers=config.workers
     )
     with Watch("calibrate", total=steps, images=config.batch) as watch:

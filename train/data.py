@@ -5,6 +5,7 @@ import math
 import os
 import re
 import tarfile
+import warnings
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -307,16 +308,16 @@ class Views(Dataset):
 
 
 class PlanSampler:
-    """Batches of (position, index) in the plan's order; its state is the next step."""
+    """Batches of (position, index) of the steps `start`..`steps`, in the plan's order."""
 
-    def __init__(self, plan: Plan, steps: int):
-        self.plan, self.steps, self.next = plan, steps, 0
+    def __init__(self, plan: Plan, start: int, steps: int):
+        self.plan, self.start, self.steps = plan, start, steps
 
     def __len__(self) -> int:
-        return self.steps
+        return self.steps - self.start
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        for step in range(self.next, self.steps):
+        for step in range(self.start, self.steps):
             places = self.plan.positions(step).tolist()
             yield list(zip(places, self.plan.indices(step).tolist(), strict=True))
 
@@ -331,24 +332,27 @@ def collate(items: list[dict]) -> dict:
     )
 
 
-def train_loader(source: Source, view: View, plan: Plan, *, steps: int, start: int, workers: int):
+def train_batches(
+    source: Source, view: View, plan: Plan, *, steps: int, start: int = 0, workers: int = 0
+) -> Iterator[dict]:
     """Load the batches of steps `start`..`steps` of `plan`; yields dicts of `collate`.
 
     The plan answers for any step, so a loader that resumes simply begins at a later one.
     """
     from torchdata.stateful_dataloader import StatefulDataLoader
 
-    sampler = PlanSampler(plan, steps)
-    sampler.next = start
-    return StatefulDataLoader(
-        Views(source, view, plan),
-        batch_sampler=sampler,
-        num_workers=workers,
-        collate_fn=collate,
-        pin_memory=torch.cuda.is_available(),
-        prefetch_factor=4 if workers else None,
-        persistent_workers=False,
-    )
+    sampler = PlanSampler(plan, start, steps)
+    with warnings.catch_warnings():  # torchdata 0.11 calls what torch 2.15 deprecates
+        warnings.filterwarnings("ignore", "'set_vital' is deprecated")
+        loader = StatefulDataLoader(
+            Views(source, view, plan),
+            batch_sampler=sampler,
+            num_workers=workers,
+            collate_fn=collate,
+            pin_memory=torch.cuda.is_available(),
+            prefetch_factor=4 if workers else None,
+        )
+        yield from loader
 
 
 def eval_batches(

@@ -13,7 +13,7 @@ from torch.nn.utils import clip_grad_norm_
 from zoo.features import Batch
 from zoo.teachers.teacher import Teacher
 from zoo.train.config import Distill
-from zoo.train.data import Source, View, train_loader
+from zoo.train.data import Source, View, train_batches
 from zoo.train.distill import distill_step, loss_weights
 from zoo.train.interrupt import Interrupt, Interrupted
 from zoo.train.losses import SPATIAL_LOSSES, adaloss
@@ -81,7 +81,7 @@ def train(
     """
     device = next(trainee.student.parameters()).device
     plan = Plan(len(source), config.batch, config.seed)
-    loader = train_loader(
+    loader = train_batches(
         source,
         view_of(config, teachers),
         plan,
@@ -162,7 +162,8 @@ def check_finite(trainee: Trainee, plan: Plan, source: Source, run: Run) -> None
     kept = f"The last good checkpoint is {before[-1].name}." if before else "None was saved yet."
     raise ValueError(
         f"The loss of step {step} is not finite; its images stand in "
-        f"{run.path / 'nan_batch.json'}. {kept} Try a lower --optim.lr, --precision float32, or look at those images."
+        f"{run.path / 'nan_batch.json'}. {kept} Try a lower --optim.lr or --precision float32, "
+        "or look at those images."
     )
 
 

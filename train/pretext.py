@@ -15,7 +15,7 @@ from zoo.checkpoint import save_whole
 from zoo.features import Batch
 from zoo.teachers.pretext import MEAN, SIZE, STD, Autoencoder, build_network
 from zoo.train.config import Optim
-from zoo.train.data import Source, View, train_loader
+from zoo.train.data import Source, View, train_batches
 from zoo.train.optim import learning_rate
 from zoo.train.plan import Plan, mix
 from zoo.train.progress import Watch
@@ -59,7 +59,7 @@ def _train(name: str, source: Source, seed: int, device: torch.device) -> nn.Mod
     optimizer = torch.optim.AdamW(task.parameters(), OPTIM.lr, weight_decay=OPTIM.weight_decay)
     mean, std = (torch.tensor(v, device=device).view(1, 3, 1, 1) for v in (MEAN, STD))
     plan = Plan(len(source), BATCH, mix(seed, 5))
-    loader = train_loader(source, View(size=SIZE), plan, steps=STEPS, start=0, workers=0)
+    loader = train_batches(source, View(size=SIZE), plan, steps=STEPS, start=0, workers=0)
     kept: list[Tensor] = []
     with Watch(f"teacher {name}", total=STEPS, images=BATCH) as watch:
         for step, part in enumerate(loader):

@@ -2,8 +2,8 @@
 
 import importlib.util
 import json
-import os
 import subprocess
+import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -35,9 +35,8 @@ class Run:
                 f"The output folder {path} exists. Give another --out, continue that run with "
                 f"--resume {path}, or remove it."
             )
-        parent = next(p for p in path.absolute().parents if p.exists())
-        if not os.access(path if path.exists() else parent, os.W_OK):
-            raise ValueError(f"Cannot write to {path}: permission denied. Give another --out.")
+        place = next(p for p in (path.absolute(), *path.absolute().parents) if p.exists())
+        _try_writing(place, path)
 
     @classmethod
     def create(cls, config: Distill) -> "Run":
@@ -70,8 +69,7 @@ class Run:
                 f"The run in {path} cannot go on with other settings ({told}). "
                 "Resume without them, or start a new run with another --out."
             )
-        if not os.access(path, os.W_OK):
-            raise ValueError(f"Cannot write to {path}: permission denied.")
+        _try_writing(path, path)
         return run
 
     def config(self) -> Distill:
@@ -160,6 +158,16 @@ class Run:
                 reason = str(error).splitlines()[0]
                 print(f"{path} is damaged ({reason}); trying the one before it.")
         return None
+
+
+def _try_writing(place: Path, wanted: Path) -> None:
+    """Make a file and take it away: the only test that also knows of read-only disks."""
+    try:
+        with tempfile.TemporaryFile(dir=place):
+            pass
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        raise ValueError(f"Cannot write to {wanted}: {reason}. Give another --out.") from error
 
 
 def _is_whole(line: str) -> bool:

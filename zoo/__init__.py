@@ -6,9 +6,9 @@
 import timm
 from timm import create_model
 
-from zoo import eradio, fastervit, mambavision
+from zoo import eradio, fastervit, mambavision, radio
 
-FAMILIES = (eradio, fastervit, mambavision)
+FAMILIES = (eradio, fastervit, mambavision, radio)
 
 __version__ = "0.1.0"
 __all__ = ["FAMILIES", "__version__", "create_model", "list_models"]

@@ -189,10 +189,17 @@ def written_whole(path: str | Path) -> Iterator[Path]:
         yield temporary
         with temporary.open("rb") as written:
             os.fsync(written.fileno())
+        temporary.chmod(0o666 & ~_umask())  # mkstemp's own mode is for the owner alone
         temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
 
 
 def save_whole(content: Any, path: str | Path, save: Callable = torch.save) -> None:

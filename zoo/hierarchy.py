@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 
 def _start_linear(part: nn.Module) -> None:
-    """The published start of all three families; convolutions and norms keep PyTorch's."""
+    """FasterViT's published start, for all families; convolutions and norms keep PyTorch's."""
     if isinstance(part, nn.Linear):
         trunc_normal_(part.weight, std=0.02)
         if part.bias is not None:

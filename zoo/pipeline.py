@@ -183,7 +183,7 @@ def distill(config: Distill, *, resume: bool = False) -> Run:
     arms = {"untrained": untrained}
     for kind in (config.normalise, *config.compare):
         main = kind == config.normalise
-        arm = setting if main else replace(setting, config=replace(config, normalise=kind))
+        arm = setting if main else replace(setting, config=replace(config, normalise=kind, compare=()))
         folder, name = (run, "student") if main else (run.arm(kind), kind)
         arms[name] = train_arm(folder, arm, balances[kind], title=f"distil {kind}")
 

@@ -367,7 +367,7 @@ class Radio(VisionTransformer):
 
     def _after_blocks(
         self, x: Float[Tensor, "B C H W"], wanted: set[int], last: int
-    ) -> dict[int, Float[Tensor, "B T C"]]:
+    ) -> dict[int, Float[Tensor, "B T D"]]:
         """Embed images and run the blocks up to `last`; give the tokens after those wanted.
 
         Prefix tokens first, patches in raster order, whatever the layout a block ran in.
@@ -416,7 +416,7 @@ class Radio(VisionTransformer):
         prefix, patches = self._split(x)
         return torch.cat([prefix, self.feature_normalizer(patches)], dim=1)
 
-    def forward_features(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B T C"]:
+    def forward_features(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B T D"]:
         """Give the prefix tokens and the patch tokens, these normalised if the model does that."""
         last = len(self.blocks) - 1
         return self._finished(self._after_blocks(x, {last}, last)[last], last)
@@ -534,6 +534,18 @@ class Radio(VisionTransformer):
             self.adaptors = nn.ModuleDict()
         return super().prune_intermediate_layers(indices, prune_norm, prune_head)
 
+    def load_state_dict(
+        self, state_dict: Mapping[str, Tensor], strict: bool = True, assign: bool = False
+    ):
+        """Load weights, ours or published.
+
+        Raises:
+            ValueError: they do not fit, and `strict`; at most ten keys of each kind are listed.
+        """
+        if strict:
+            check_keys(translated(state_dict, self), self.state_dict(), hint=HINT)
+        return super().load_state_dict(state_dict, strict, assign)
+
     def load_pretrained(self, checkpoint_path: str | Path, prefix: str = "") -> None:
         """Load an official file, or one of ours, strictly; nothing in it is executed.
 
@@ -591,12 +603,10 @@ def _as_map(x: Float[Tensor, "B N C"], rows: int, cols: int) -> Float[Tensor, "B
     return x.transpose(1, 2).reshape(x.shape[0], x.shape[2], rows, cols)
 
 
-def _translate_on_load(model: Radio, state: dict, prefix: str, _metadata, strict: bool, *_) -> None:
-    """Before loading: turn published keys into ours, and say early what does not fit."""
+def _translate_on_load(model: Radio, state: dict, prefix: str, *_) -> None:
+    """Before loading, turn published keys into ours."""
     given = {key[len(prefix) :]: state.pop(key) for key in list(state) if key.startswith(prefix)}
     ours = translated(given, model)
-    if strict:
-        check_keys(ours, model.state_dict(), hint=HINT)
     if "summary_idxs" in ours:  # as many as the weights have
         model.summary_idxs = ours["summary_idxs"].to(model.summary_idxs.device)
     state.update((prefix + key, value) for key, value in ours.items())

@@ -137,3 +137,25 @@ def test_missing_heads_wrong_widths_reserved_names_and_no_images_are_refused():
         list(fidelity(lambda b: {"min": teacher(b)}, {"min": teacher}, x))
     with pytest.raises(ValueError, match="no batch came"):
         list(fidelity(lambda b: {"t": teacher(b)}, {"t": teacher}, []))
+
+
+@pytest.mark.gpu
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode")
+def test_on_a_gpu_no_batch_waits_for_the_device_and_the_numbers_are_those_of_the_cpu():
+    def student(batch):
+        seen = teacher(batch)
+        return {"t": Features(seen.summary * 0.9, seen.spatial[:, ::2] * 0.9)}
+
+    x = images(12)
+    given = [batch.to("cuda", non_blocking=False) for batch in batches(x, 5)]
+
+    def watched():
+        torch.cuda.set_sync_debug_mode("error")
+        yield from given
+        torch.cuda.set_sync_debug_mode("default")
+
+    try:
+        there = dict(fidelity(student, {"t": teacher}, watched()))
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert there == pytest.approx(dict(fidelity(student, {"t": teacher}, batches(x, 5))), rel=1e-4)

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 import zoo.eval.linear
+from zoo.eval.knn import knn
 from zoo.eval.linear import linear_probe
 
 
@@ -73,3 +74,12 @@ def test_a_bank_of_one_row_is_refused():
         top1(torch.eye(3)[:1], torch.tensor([0]), torch.eye(3), torch.arange(3))
     with pytest.raises(ValueError, match="strengths"):
         top1(torch.eye(3), torch.arange(3), torch.eye(3), torch.arange(3), strengths=())
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_both_classifiers_agree_with_the_cpu():
+    bank, queries = digits()
+    there = [x.cuda() for x in bank]
+    assert abs(top1(*there, *queries) - top1(*bank, *queries)) <= 0.5
+    ((_, here),), ((_, cuda),) = knn(*bank, *queries), knn(*there, *queries)
+    assert abs(here - cuda) <= 0.5

@@ -99,6 +99,17 @@ def test_the_student_is_drawn_in_the_teachers_basis_and_limits_not_its_own():
     assert np.ptp(flat, axis=(0, 1, 2)).max() <= 1
 
 
+def test_what_a_student_says_outside_the_teachers_directions_is_not_drawn():
+    theirs = tokens(2, 8, 8)
+    centred = theirs.reshape(-1, 8) - theirs.reshape(-1, 8).mean(axis=0)
+    outside = np.linalg.svd(centred)[2][5]  # the teacher does not vary here
+    loud = (
+        theirs.reshape(-1, 8).mean(axis=0)
+        + 50 * np.random.default_rng(1).normal(size=(2, 8, 8, 1)) * outside
+    )
+    assert np.ptp(colour(theirs, loud)[1], axis=(0, 1, 2)).max() <= 1
+
+
 def test_red_follows_the_strongest_direction():
     theirs = tokens(1, 16, 16)
     centred = theirs.reshape(-1, 8) - theirs.reshape(-1, 8).mean(axis=0)

@@ -16,7 +16,7 @@ from zoo.train.data import (
     eval_batches,
     open_source,
     open_splits,
-    train_loader,
+    train_batches,
 )
 from zoo.train.plan import Plan
 
@@ -160,13 +160,12 @@ def test_a_folder_of_unreadable_files_is_an_error(tmp_path):
         Views(source, View(size=8), Plan(1, 1, 0))[(0, 0)]
 
 
-@pytest.mark.filterwarnings("ignore:'set_vital' is deprecated:UserWarning")
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_loader_that_starts_later_gives_the_same_batches(tmp_path, workers):
+def test_a_stream_that_starts_later_gives_the_same_batches(tmp_path, workers):
     source = open_source(write_folder(tmp_path, each=5))
     plan, view = Plan(len(source), 4, 1), View(size=16)
-    whole = list(train_loader(source, view, plan, steps=6, start=0, workers=workers))
-    later = list(train_loader(source, view, plan, steps=6, start=4, workers=workers))
+    whole = list(train_batches(source, view, plan, steps=6, start=0, workers=workers))
+    later = list(train_batches(source, view, plan, steps=6, start=4, workers=workers))
     assert len(whole) == 6 and len(later) == 2
     for ours, theirs in zip(later, whole[4:], strict=True):
         assert torch.equal(ours["images"], theirs["images"]) and ours["keys"] == theirs["keys"]

@@ -55,7 +55,9 @@ def _as_map(grid: Grid) -> Float[Tensor, "1 C side side"]:
     return grid.float().view(1, side, side, -1).permute(0, 3, 1, 2)
 
 
-def resized_positions(grid: Grid, rows: int, cols: int, *, align_corners: bool) -> Grid:
+def resized_positions(
+    grid: Grid, rows: int, cols: int, *, align_corners: bool
+) -> Float[Tensor, "1 N C"]:
     """Give the positions of a `rows` x `cols` image at inference.
 
     The grid is resized to a square of the larger side, whose upper left part is taken: a wide
@@ -95,7 +97,7 @@ def cropped_positions(grid: Grid, rows: int, cols: int, draws: CropDraws) -> Flo
     return x.flatten(2).transpose(1, 2).to(grid.dtype)
 
 
-def regridded_positions(grid: Grid, cells: int) -> Grid:
+def regridded_positions(grid: Grid, cells: int) -> Float[Tensor, "1 N C"]:
     """Resample a foreign grid to one of `cells` positions, once, when it is loaded."""
     if grid.shape[1] == cells:
         return grid
