@@ -55,7 +55,7 @@ def test_a_residual_block_that_gives_zero_is_no_block():
 def test_upsampling_spreads_the_channels_of_a_token_over_its_block():
     # one token a cell of a 2x3 grid, channels (row, column, channel) of a 2x2 block
     rows, cols, factor = 2, 3, 2
-    fine = torch.arange(4 * 6 * 2).view(1, 4, 6, 2)
+    fine = torch.arange(4.0 * 6 * 2).view(1, 4, 6, 2)
     coarse = fine.view(1, rows, factor, cols, factor, 2).transpose(2, 3).reshape(1, 6, 8)
     assert torch.equal(upsampled(coarse, rows, cols, factor), fine.view(1, 24, 2))
     assert upsampled(coarse, rows, cols, 1) is coarse

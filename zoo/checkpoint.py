@@ -74,12 +74,18 @@ def _read_pickle(path: Path) -> Any:
                 path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path)
             )
     except Exception as error:  # a damaged or hostile file may raise anything
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         asked = f"; it asks for {', '.join(strange[:SHOWN])}" if strange else ""
         raise ValueError(
-            f"{path} was refused: it is damaged, or loading it could run code ({reason}{asked}). "
-            "Ask its author for a safetensors file."
+            f"{path} was refused: it is damaged, or loading it could run code "
+            f"({_reason(error)}{asked}). Ask its author for a safetensors file."
         ) from None
+
+
+def _reason(error: Exception) -> str:
+    """What torch's reader stumbled over, without its advice to read carelessly instead."""
+    cause = error.__context__ or error  # torch wraps its unpickler's message in that advice
+    message = str(cause).strip() or type(cause).__name__
+    return message.partition(". Please use")[0].splitlines()[0]
 
 
 def _unwrapped(content: Any, path: Path) -> dict[str, Tensor]:

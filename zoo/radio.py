@@ -194,7 +194,7 @@ class Radio(VisionTransformer):
         pos_dropout: float = 0.1,
         patch_bias: bool = False,
         vitdet: Mapping[str, int] | None = None,
-        adaptors: Mapping[str, Mapping[str, Any]] | None = None,
+        adaptors: Mapping[str, Mapping[str, Any]] | Sequence[str] | None = None,
         feature_normalizer: bool = False,
         intermediate_normalizer: str | None = None,
         device=None,
@@ -255,7 +255,9 @@ class Radio(VisionTransformer):
             self.depth, self.embed_dim, per_layer=intermediate == "per_layer", **like
         )
 
-    def _add_adaptors(self, adaptors: Mapping[str, Any], like: dict[str, Any]) -> None:
+    def _add_adaptors(
+        self, adaptors: Mapping[str, Any] | Sequence[str], like: dict[str, Any]
+    ) -> None:
         if not isinstance(adaptors, Mapping):
             raise ValueError(
                 f"Adaptors {list(adaptors)} came by name, but no file to read their sizes from. "
@@ -466,7 +468,7 @@ class Radio(VisionTransformer):
     def forward_intermediates(
         self,
         x: Float[Tensor, "B C H W"],
-        indices: int | list[int] | None = None,
+        indices: int | Sequence[int] | None = None,
         return_prefix_tokens: bool = False,
         norm: bool = False,
         stop_early: bool = False,
@@ -527,7 +529,7 @@ class Radio(VisionTransformer):
         return mean * alphas.mean() if scheme == "post-alpha" else mean, prefix
 
     def prune_intermediate_layers(
-        self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
+        self, indices: int | Sequence[int] = 1, prune_norm: bool = False, prune_head: bool = True
     ) -> list[int]:
         """Drop what `indices` of `forward_intermediates` do not need."""
         if prune_head:
@@ -665,7 +667,7 @@ def _weights(
     return *read_checkpoint(path), dict(file=str(path), custom_load=True)
 
 
-def _radio(size: str, pretrained: bool, **kwargs) -> Radio:
+def _radio(size: str, pretrained: bool, **kwargs) -> nn.Module:
     """Build a size, with what the release and the file that were named add to it."""
     overlay = dict(kwargs.pop("pretrained_cfg_overlay", None) or {})
     adaptors = kwargs.pop("adaptors", None)
@@ -702,42 +704,42 @@ def _radio(size: str, pretrained: bool, **kwargs) -> Radio:
 
 
 @register_model
-def radio_vit_base_patch16(pretrained: bool = False, **kwargs) -> Radio:
+def radio_vit_base_patch16(pretrained: bool = False, **kwargs) -> nn.Module:
     """RADIO ViT-B/16: 98.2 M parameters."""
     return _radio("base_patch16", pretrained, **kwargs)
 
 
 @register_model
-def radio_vit_large_patch16(pretrained: bool = False, **kwargs) -> Radio:
+def radio_vit_large_patch16(pretrained: bool = False, **kwargs) -> nn.Module:
     """RADIO ViT-L/16, with layer scale: 319.9 M parameters."""
     return _radio("large_patch16", pretrained, **kwargs)
 
 
 @register_model
-def radio_vit_so400m_patch16(pretrained: bool = False, **kwargs) -> Radio:
+def radio_vit_so400m_patch16(pretrained: bool = False, **kwargs) -> nn.Module:
     """RADIO ViT-SO400M/16: 431.2 M parameters."""
     return _radio("so400m_patch16", pretrained, **kwargs)
 
 
 @register_model
-def radio_vit_huge_patch16(pretrained: bool = False, **kwargs) -> Radio:
+def radio_vit_huge_patch16(pretrained: bool = False, **kwargs) -> nn.Module:
     """RADIO ViT-H/16: 651.6 M parameters."""
     return _radio("huge_patch16", pretrained, **kwargs)
 
 
 @register_model
-def radio_vit_giant_patch16(pretrained: bool = False, **kwargs) -> Radio:
+def radio_vit_giant_patch16(pretrained: bool = False, **kwargs) -> nn.Module:
     """RADIO ViT-g/16: 1159.6 M parameters."""
     return _radio("giant_patch16", pretrained, **kwargs)
 
 
 @register_model
-def radio_vit_huge_patch14(pretrained: bool = False, **kwargs) -> Radio:
+def radio_vit_huge_patch14(pretrained: bool = False, **kwargs) -> nn.Module:
     """The first RADIO, ViT-H/14: 637.6 M parameters."""
     return _radio("huge_patch14", pretrained, **kwargs)
 
 
 @register_model
-def radio_vit_giant_patch14(pretrained: bool = False, **kwargs) -> Radio:
+def radio_vit_giant_patch14(pretrained: bool = False, **kwargs) -> nn.Module:
     """RADIO from DINOv2's ViT-g/14 (SwiGLU, layer scale): 1167.1 M parameters."""
     return _radio("giant_patch14", pretrained, **kwargs)
