@@ -47,9 +47,8 @@ def export_student(
         heads = dict(
             student=name,
             size=student.size[0],
-            teachers={n: _widths(h) for n, h in student.heads.items()},
-            mlp=student.mlp,
-            hidden=student.hidden,
+            teachers={name: head.widths for name, head in student.heads.items()},
+            head=student.head,
             about=about or {},
         )
         (making / "heads.json").write_text(json.dumps(heads, indent=2) + "\n")
@@ -78,12 +77,6 @@ def _contiguous(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
 
 
-def _widths(head) -> list[int | None]:
-    return [
-        None if part is None else part.last.out_features for part in (head.summary, head.spatial)
-    ]
-
-
 def load_export(folder: Path, *, device: torch.device | str = "cpu") -> Student:
     """Build the student that `export_student` wrote, heads included.
 
@@ -94,9 +87,7 @@ def load_export(folder: Path, *, device: torch.device | str = "cpu") -> Student:
         raise ValueError(f"{folder} holds no exported student: heads.json is missing.")
     heads = json.loads((folder / "heads.json").read_text())
     widths = {name: tuple(pair) for name, pair in heads["teachers"].items()}
-    student = build_student(
-        heads["student"], widths, size=heads["size"], mlp=heads["mlp"], hidden=heads["hidden"]
-    )
+    student = build_student(heads["student"], widths, size=heads["size"], **heads["head"])
     student.backbone.load_state_dict(load_file(folder / "model.safetensors"))
     student.heads.load_state_dict(load_file(folder / "heads.safetensors"))
     return student.to(device).eval()

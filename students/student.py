@@ -20,6 +20,7 @@ class Student(nn.Module):
         heads: One head a teacher, by the teacher's label.
         size: Rows and columns of the images that the backbone gets.
         recipe: Name and keywords with which `timm.create_model` builds the backbone again.
+        head: Keywords with which `TeacherHead` builds the heads again.
     """
 
     mean: Tensor
@@ -34,12 +35,11 @@ class Student(nn.Module):
         mean: tuple[float, ...],
         std: tuple[float, ...],
         recipe: tuple[str, dict[str, Any]],
-        mlp: str,
-        hidden: int,
+        head: dict[str, Any],
     ):
         super().__init__()
         self.backbone, self.heads = backbone, nn.ModuleDict(heads)
-        self.size, self.recipe, self.mlp, self.hidden = size, recipe, mlp, hidden
+        self.size, self.recipe, self.head = size, recipe, head
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
 
@@ -70,9 +70,7 @@ class Student(nn.Module):
         folded._modules = dict(self._modules)
         folded.heads = copy.deepcopy(self.heads)
         for name, change in fold.items():
-            head = folded.heads[name]
-            if head.spatial is not None:
-                head.spatial.last = change(head.spatial.last)
+            folded.heads[name].fold(change)
         return folded
 
 
@@ -81,8 +79,9 @@ def build_student(
     teachers: Mapping[str, tuple[int | None, int | None]],
     *,
     size: int,
-    mlp: str = "v2",
+    kind: str = "v2",
     hidden: int | None = None,
+    inner: int = 1,
     pretrained: bool = False,
     drop_path_rate: float = 0.0,
     device: torch.device | str = "cpu",
@@ -92,7 +91,9 @@ def build_student(
     Args:
         name: Anything that `timm.create_model` knows.
         teachers: Summary and spatial width of each teacher by label; `None` for no such target.
+        kind: Version of the adaptor MLPs, see `zoo.adaptors`.
         hidden: Width of the heads' hidden layers; the widest teacher's by default.
+        inner: Further hidden layers.
 
     Raises:
         ValueError: the backbone is unknown or cannot take the size.
@@ -104,13 +105,9 @@ def build_student(
         with torch.no_grad():
             seen = read_features(backbone, torch.zeros(1, 3, size, size))
         backbone.train()
-        hidden = hidden or head_hidden(teachers)
-        heads = {
-            label: TeacherHead(
-                seen.summary.shape[-1], seen.spatial.shape[-1], *widths, mlp=mlp, hidden=hidden
-            )
-            for label, widths in teachers.items()
-        }
+        head = dict(kind=kind, hidden=hidden or head_hidden(teachers), inner=inner)
+        ours = (seen.summary.shape[-1], seen.spatial.shape[-1])
+        heads = {label: TeacherHead(ours, widths, **head) for label, widths in teachers.items()}
         return Student(
             backbone,
             heads,
@@ -118,8 +115,7 @@ def build_student(
             mean=config["mean"],
             std=config["std"],
             recipe=(name, kwargs),
-            mlp=mlp,
-            hidden=hidden,
+            head=head,
         )
 
 

@@ -63,9 +63,11 @@ class TeacherSpec:
 class Heads:
     """The adaptor MLPs between the student and each teacher."""
 
-    mlp: Literal["v1", "v2"] = "v2"
+    kind: Literal["v1", "v2"] = "v2"
     hidden: int | None = None
     """Width of the hidden layers; the widest teacher's by default."""
+    inner: int = 1
+    """Hidden layers beyond the first."""
 
 
 @dataclass(frozen=True, kw_only=True)

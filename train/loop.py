@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import torch
 from timm.utils import ModelEmaV3
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
 
 from zoo.features import Batch
+from zoo.students.student import Student
 from zoo.teachers.teacher import Teacher
 from zoo.train.config import Distill
 from zoo.train.data import Source, View, train_batches
@@ -27,7 +28,7 @@ from zoo.train.run import Run
 class Trainee:
     """Everything that training changes, and that a checkpoint therefore holds."""
 
-    student: nn.Module
+    student: Student
     optimizer: torch.optim.Optimizer
     ema: ModelEmaV3 | None
     step: int = 0
@@ -56,9 +57,9 @@ class Trainee:
         self.unread = [row.to(device) for row in state["unread"]]
 
     @property
-    def best(self) -> nn.Module:
+    def best(self) -> Student:
         """The student that is evaluated and exported: the averaged one, if there is one."""
-        return self.ema.module if self.ema else self.student
+        return cast(Student, self.ema.module) if self.ema else self.student
 
 
 def train(
@@ -70,7 +71,7 @@ def train(
     run: Run,
     *,
     autocast: Callable,
-    evaluate: Callable[[nn.Module, int], None],
+    evaluate: Callable[[Student, int], None],
     title: str = "distil",
 ) -> None:
     """Train until `config.steps`; log, evaluate and save on the way.

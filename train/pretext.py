@@ -22,7 +22,7 @@ from zoo.train.progress import Watch
 
 VERSION = 1
 """Part of the cache's key: raise it when what follows changes."""
-STEPS, BATCH = 400, 64
+STEPS, BATCH = 250, 64
 OPTIM = Optim(lr=2e-3, weight_decay=0.02)
 MASKED = 0.6
 """Share of the patches that the autoencoder has to fill in."""

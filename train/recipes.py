@@ -21,11 +21,11 @@ def quickstart() -> Distill:
         student="eradio_nano",
         size=128,
         batch=32,
-        steps=400,
+        steps=240,
         calibration=16,
         compare=("none",),
         optim=Optim(lr=2e-3, ema=0.98),
-        every=Every(log=20, checkpoint=200, evaluate=200),
+        every=Every(log=20, checkpoint=120, evaluate=120),
     )
 
 

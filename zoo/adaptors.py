@@ -64,6 +64,14 @@ class MlpV1(nn.Module):
     def forward(self, x: Float[Tensor, "*B C"]) -> Float[Tensor, "*B D"]:
         return self.fc2(self.inner(self.act(self.norm(self.fc1(x)))))
 
+    @property
+    def last(self) -> nn.Linear:
+        """The layer that the inverse of a normalisation is folded into."""
+        return self.fc2
+
+    def replace_last(self, linear: nn.Linear) -> None:
+        self.fc2 = linear
+
 
 def _norm_act(dim: int, *after: nn.Module) -> nn.Sequential:
     return nn.Sequential(nn.LayerNorm(dim), nn.GELU(), *after)
@@ -88,6 +96,14 @@ class MlpV2(nn.Module):
             x = x + block(x)
         return self.final(x)
 
+    @property
+    def last(self) -> nn.Linear:
+        """The layer that the inverse of a normalisation is folded into."""
+        return self.final[-1]
+
+    def replace_last(self, linear: nn.Linear) -> None:
+        self.final[-1] = linear
+
 
 class AttnHead(nn.Module):
     """Two transformer blocks over the patches, then version 2."""
@@ -106,6 +122,14 @@ class AttnHead(nn.Module):
 
     def forward(self, x: Float[Tensor, "B N C"]) -> Float[Tensor, "B N D"]:
         return self.mlp(self.attn(x))
+
+    @property
+    def last(self) -> nn.Linear:
+        """The layer that the inverse of a normalisation is folded into."""
+        return self.mlp.last
+
+    def replace_last(self, linear: nn.Linear) -> None:
+        self.mlp.replace_last(linear)
 
 
 KINDS: dict[str, type[nn.Module]] = {"v1": MlpV1, "v2": MlpV2, "attn": AttnHead}

@@ -99,7 +99,7 @@ def list_models(args: list[str]) -> None:
         table.add_column(column, justify="right" if column == "parameters" else "left")
     for name in names:
         with torch.device("meta"):
-            model = timm.create_model(name)
+            model: Any = timm.create_model(name)
         params = sum(p.numel() for p in model.parameters())
         config = model.pretrained_cfg
         weights = timm.list_pretrained(f"{name}.*")

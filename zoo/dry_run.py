@@ -1,5 +1,6 @@
 """What a run would be, without its weights: models on the meta device, bytes, steps a second."""
 
+import dataclasses
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -49,20 +50,21 @@ def plan(config: Distill) -> tuple[list[Cost], Cost, Student]:
         config.student,
         widths(config, teachers),
         size=config.size,
-        mlp=config.heads.mlp,
-        hidden=config.heads.hidden,
+        **dataclasses.asdict(config.heads),
         device="meta",
     ).eval()
     costs = [_teacher_cost(label, teacher) for label, teacher in teachers.items()]
     batch = Batch(torch.zeros(1, 3, *student.size, device="meta"))
     seen = student.look(batch)
+    assert seen.summary is not None and seen.spatial is not None
+    rows, cols, width = seen.spatial.shape[1:]
     ours = Cost(
         config.student,
         _params(student),
         student.size,
-        tuple(seen.spatial.shape[1:3]),
+        (rows, cols),
         seen.summary.shape[-1],
-        seen.spatial.shape[-1],
+        width,
         _flops(lambda: student(batch)),
     )
     return costs, ours, student
@@ -93,11 +95,11 @@ def matmul_rate(device: torch.device) -> float:
     side, dtype = (8192, torch.bfloat16) if device.type == "cuda" else (1024, torch.float32)
     x = torch.randn(side, side, device=device, dtype=dtype)
     wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
-    x @ x
+    torch.mm(x, x)
     wait()
     began, count = time.perf_counter(), 5
     for _ in range(count):
-        x @ x
+        torch.mm(x, x)
     wait()
     return count * 2 * side**3 / (time.perf_counter() - began)
 
@@ -108,6 +110,8 @@ def print_plan(config: Distill) -> None:
     device = device_of(config)
     teachers, student, model = plan(config)
     console = Console()
+    if not console.is_terminal:
+        console = Console(width=140)  # a file has no width that names should be cut to
     table = Table(title="Models")
     for column in ("model", "parameters", "image", "grid", "summary", "spatial", "GFLOP/image"):
         table.add_column(column, justify="left" if column == "model" else "right")
@@ -132,7 +136,7 @@ def _estimates(
     weights = 4 * sum(cost.params for cost in teachers)
     trained = 4 * student.params * (4 + bool(config.optim.ema))  # weights, gradient, two moments
     checkpoint = 4 * student.params * (3 + bool(config.optim.ema))
-    tokens = sum(t.grid[0] * t.grid[1] * t.spatial_dim for t in teachers if t.grid)
+    tokens = sum(t.grid[0] * t.grid[1] * (t.spatial_dim or 0) for t in teachers if t.grid)
     work = config.batch * (sum(t.flops for t in teachers) + 3 * student.flops)
     speed = EFFICIENCY * matmul_rate(device) / work
     arms = 1 + len(config.compare)

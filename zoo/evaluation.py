@@ -58,7 +58,9 @@ def _student(target: str, size: int | None) -> Student:
         return load_export(Path(target))
     if not timm.is_model(target.partition(".")[0]):
         raise unknown_name(target, timm.list_models(), "run, export or registered model")
-    size = size or timm.get_pretrained_cfg(target).input_size[-1]
+    if size is None:
+        config = timm.get_pretrained_cfg(target)
+        size = config.input_size[-1] if config else 224
     return build_student(target, {}, size=size, pretrained="." in target).eval()
 
 
@@ -78,6 +80,7 @@ def _probe_model(student: Student, data: Path | None, batch: int) -> Iterator[tu
             yield some.to(device)
 
     bank, queries = (extract(student.look, batches(source)) for source in sources)
+    assert bank.labels is not None and queries.labels is not None
     sets = (bank.summaries, bank.labels, queries.summaries, queries.labels)
     yield from knn(*sets)
     yield from linear_probe(*sets)

@@ -8,12 +8,12 @@ The legend of shapes, one meaning for each letter in the whole project:
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, UInt8
-from torch import Tensor, nn
+from torch import Tensor
 
 
 class Features(NamedTuple):
@@ -56,7 +56,7 @@ class Batch:
         return Batch(self.images.to(device, non_blocking=non_blocking), self.keys, labels)
 
 
-def read_features(model: nn.Module, x: Float[Tensor, "B 3 H W"]) -> Features:
+def read_features(model: Any, x: Float[Tensor, "B 3 H W"]) -> Features:
     """Read any timm model's features: its pooled vector and its last map, after the final norm."""
     final, maps = model.forward_intermediates(x, indices=1, norm=True, output_fmt="NCHW")
     summary = model.forward_head(final, pre_logits=True)

@@ -1,6 +1,7 @@
 """A run from its config to its report: where teachers, student, training and evaluation meet."""
 
 import contextlib
+import dataclasses
 import json
 import platform
 import sys
@@ -35,7 +36,11 @@ from zoo.train.data import Source, Subset, eval_batches, open_splits
 from zoo.train.loop import Trainee, train, view_of
 from zoo.train.optim import build_optimizer
 from zoo.train.phi_s import Balance, fit, fold_inverse
+from zoo.train.plan import Plan
 from zoo.train.run import Run, commit
+
+Balances = Mapping[str, Balance]
+"""The transform of each teacher's map, by label; teachers without a map have none."""
 
 MAPS = 6
 """Images whose feature maps are kept for the report."""
@@ -143,8 +148,7 @@ def new_student(setting: Setting) -> Student:
         config.student,
         widths(config, setting.teachers),
         size=config.size,
-        mlp=config.heads.mlp,
-        hidden=config.heads.hidden,
+        **dataclasses.asdict(config.heads),
         pretrained=config.pretrained,
         drop_path_rate=config.optim.drop_path,
     ).to(setting.device)
@@ -183,7 +187,11 @@ def distill(config: Distill, *, resume: bool = False) -> Run:
     arms = {"untrained": untrained}
     for kind in (config.normalise, *config.compare):
         main = kind == config.normalise
-        arm = setting if main else replace(setting, config=replace(config, normalise=kind, compare=()))
+        arm = (
+            setting
+            if main
+            else replace(setting, config=replace(config, normalise=kind, compare=()))
+        )
         folder, name = (run, "student") if main else (run.arm(kind), kind)
         arms[name] = train_arm(folder, arm, balances[kind], title=f"distil {kind}")
 
@@ -214,7 +222,7 @@ def check_same_teachers(run: Run, setting: Setting) -> None:
     run.write_json("teachers.json", now)
 
 
-def fit_balances(run: Run, setting: Setting) -> dict[str, nn.ModuleDict]:
+def fit_balances(run: Run, setting: Setting) -> dict[str, Balances]:
     """Give kind -> label -> balance: from the run's folder, or by the calibration pass."""
     config = setting.config
     kinds = (config.normalise, *config.compare)
@@ -234,18 +242,19 @@ def fit_balances(run: Run, setting: Setting) -> dict[str, nn.ModuleDict]:
     return {kind: _read_balances(tensors, kind, setting) for kind in kinds}
 
 
-def _read_balances(tensors: Mapping[str, Tensor], kind: str, setting: Setting) -> nn.ModuleDict:
-    balances = nn.ModuleDict()
+def _read_balances(tensors: Mapping[str, Tensor], kind: str, setting: Setting) -> Balances:
+    balances = {}
     for name, teacher in setting.teachers.items():
         prefix = f"{kind}/{name}/"
         state = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
-        if state:
+        if state and teacher.spatial_dim:
             balances[name] = Balance(kind, teacher.spatial_dim)
             balances[name].load_state_dict(state)
-    return balances.to(setting.device)
+            balances[name].to(setting.device)
+    return balances
 
 
-def train_arm(run: Run, setting: Setting, balances: nn.ModuleDict, *, title: str) -> Student:
+def train_arm(run: Run, setting: Setting, balances: Balances, *, title: str) -> Student:
     """Train one student, from its newest checkpoint if it has one, and give the best form of it."""
     config = setting.config
     student = new_student(setting)
@@ -272,14 +281,14 @@ def train_arm(run: Run, setting: Setting, balances: nn.ModuleDict, *, title: str
     return trainee.best
 
 
-def folded(student: Student, balances: nn.ModuleDict) -> Student:
+def folded(student: Student, balances: Balances) -> Student:
     """Give the student with heads that answer in the teachers' own spaces."""
     folds = {name: partial(fold_inverse, balance=balance) for name, balance in balances.items()}
     return student.with_folded_heads(folds)
 
 
 def log_evaluation(
-    run: Run, setting: Setting, student: Student, balances: nn.ModuleDict, arm: str, step: int
+    run: Run, setting: Setting, student: Student, balances: Balances, arm: str, step: int
 ) -> None:
     """Compare a student with its teachers on held-out images, probe it, and log the numbers."""
     training = student.training
@@ -316,6 +325,7 @@ def probe(look: Callable[[Batch], Features], setting: Setting) -> Iterator[tuple
             )
             for source in setting.labelled
         )
+    assert bank.labels is not None and queries.labels is not None
     sets = (bank.summaries, bank.labels, queries.summaries, queries.labels)
     yield from knn(*sets)
     yield from linear_probe(*sets)
@@ -324,8 +334,9 @@ def probe(look: Callable[[Batch], Features], setting: Setting) -> Iterator[tuple
 def finish(run: Run, setting: Setting, student: Student) -> None:
     """Write the export, and the feature maps that the report shows."""
     student.eval()
-    chosen = range(0, len(setting.val), max(1, len(setting.val) // MAPS))
-    few = Subset(setting.val, tuple(chosen)[:MAPS])
+    count = min(MAPS, len(setting.val))
+    chosen = Plan(len(setting.val), count, setting.config.seed).indices(0)
+    few = Subset(setting.val, tuple(sorted(chosen.tolist())))
     size = view_of(setting.config, setting.teachers).size
     batch = next(eval_batches(few, size, MAPS)).to(setting.device)
     with setting.autocast():

@@ -471,13 +471,7 @@ def _speed(run: RunFolder, gallery: Gallery) -> Speed | None:
 def _load_code(run: RunFolder) -> str | None:
     """Give the lines that load the exported student, if it has been exported."""
     export = run.path / "export"
-    files = [f for end in ("safetensors", "pth", "pt") for f in sorted(export.glob(f"*.{end}"))]
-    name = run.config.get("student")
-    if not files or not isinstance(name, str):
+    if not (export / "model.safetensors").is_file():
         return None
-    file = json.dumps(f"export/{files[0].name}", ensure_ascii=False)
-    return (
-        "import timm, zoo\n\n"
-        f"model = timm.create_model({json.dumps(name, ensure_ascii=False)}, num_classes=0,\n"
-        f"                          checkpoint_path={file})"
-    )
+    folder = json.dumps(f"local-dir:{export}", ensure_ascii=False)
+    return f"import timm, zoo\n\nmodel = timm.create_model({folder}, pretrained=True)"

@@ -109,7 +109,7 @@ def test_a_whole_run_fills_every_section(whole):
     run = section(page, "run")
     for text in ("runs/first one", "1 unreadable file left out", "bad/one.jpg", "890 k", "12.3 M"):
         assert text in run
-    assert "export/model.safetensors" in run and "3 min 12 s" in run
+    assert "local-dir:" in run and "/export" in run and "3 min 12 s" in run
 
 
 def test_every_picture_is_embedded_decodes_and_stands_in_the_figures_folder(whole):

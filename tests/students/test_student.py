@@ -20,12 +20,12 @@ def tiny(name="test_vit", size=160, **kwargs):
     return build_student(name, WIDTHS, size=size, **kwargs)
 
 
-@pytest.mark.parametrize("mlp", ["v1", "v2"])
+@pytest.mark.parametrize("kind", ["v1", "v2"])
 @pytest.mark.parametrize(
     ("name", "size"), [("test_vit", 96), ("resnet10t", 64), ("eradio_nano", 64)]
 )
-def test_every_head_answers_for_what_its_teacher_has_and_learns(name, size, mlp):
-    student = tiny(name, size, mlp=mlp, hidden=20)
+def test_every_head_answers_for_what_its_teacher_has_and_learns(name, size, kind):
+    student = tiny(name, size, kind=kind, hidden=20)
     ours = student(Batch(torch.rand(2, 3, 40, 48)))
     grid = ours["a"].spatial.shape[1:3]
     assert ours["a"].summary.shape == (2, 24) and ours["a"].spatial.shape == (2, *grid, 16)
@@ -80,7 +80,7 @@ print("same")
 @pytest.mark.parametrize(
     ("name", "size", "kwargs"),
     [
-        ("eradio_nano", 64, {}),
+        ("eradio_nano", 128, {}),
         ("resnet10t", 96, dict(num_classes=0)),
         ("test_vit", 96, dict(num_classes=0, img_size=96)),
     ],

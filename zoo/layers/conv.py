@@ -36,3 +36,13 @@ class ConvNorm(nn.Module):
         if isinstance(self.norm, nn.BatchNorm2d):
             self.conv = fuse_conv_bn_eval(self.conv, self.norm)
             self.norm = nn.Identity()
+
+
+class Stem(nn.Sequential):
+    """Two convolutions of stride 2, [B C H W] -> [B D H/4 W/4]."""
+
+    def __init__(self, in_chans: int, hidden: int, dim: int, *, eps: float):
+        super().__init__(
+            ConvNorm(in_chans, hidden, stride=2, eps=eps, act=nn.ReLU),
+            ConvNorm(hidden, dim, stride=2, eps=eps, act=nn.ReLU),
+        )

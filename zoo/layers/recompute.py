@@ -2,9 +2,10 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
@@ -25,14 +26,14 @@ def _statistics_at_rest(block: nn.Module) -> Iterator[None]:
             norm.momentum, norm.num_batches_tracked = momentum, seen
 
 
-def recomputed(block: nn.Module, x: Tensor) -> Tensor:
-    """Give `block(x)`, keeping only `x`; the backward pass runs the block again.
+def recomputed(block: nn.Module, *given: Any) -> Any:
+    """Give `block(*given)`, keeping only `given`; the backward pass runs the block again.
 
     Batch norms see the batch once. Under plain `torch.utils.checkpoint` the second run would
     update their running statistics again; under `torch.compile`, which takes no contexts here,
     it still may.
     """
     if torch.compiler.is_compiling():
-        return checkpoint(block, x, use_reentrant=False)
+        return checkpoint(block, *given, use_reentrant=False)
     contexts = lambda: (nullcontext(), _statistics_at_rest(block))  # noqa: E731
-    return checkpoint(block, x, use_reentrant=False, context_fn=contexts)
+    return checkpoint(block, *given, use_reentrant=False, context_fn=contexts)

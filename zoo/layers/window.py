@@ -1,5 +1,7 @@
 """Cut a map into windows and put it together again."""
 
+import math
+
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
@@ -26,3 +28,17 @@ def from_windows(
     chs = x.shape[-1]
     x = x.view(-1, rows // window, cols // window, window, window, chs)
     return x.permute(0, 5, 1, 3, 2, 4).reshape(-1, chs, rows, cols)
+
+
+def padding_bias(
+    x: Float[Tensor, "B C h w"], rows: int, cols: int, window: int
+) -> Float[Tensor, "windows 1 1 N"] | None:
+    """Give a bias that hides what `pad_to_multiple` appended to a map of `rows` x `cols`.
+
+    For one image: -inf for the cells that fill up its windows, else 0; `None` if there are none.
+    """
+    below, right = x.shape[-2] - rows, x.shape[-1] - cols
+    if not (below or right):
+        return None
+    cells = F.pad(x.new_zeros(1, 1, rows, cols), (0, right, 0, below), value=-math.inf)
+    return to_windows(cells, window).view(-1, 1, 1, window**2)

@@ -1,0 +1,121 @@
+"""The command line: what it shows, and what it says to wrong input."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from zoo.cli import main
+
+
+@pytest.fixture
+def images(tmp_path):
+    for split, each in (("train", 6), ("val", 4)):
+        for number, name in enumerate(("a", "b")):
+            folder = tmp_path / "images" / split / name
+            folder.mkdir(parents=True)
+            for i in range(each):
+                pixels = np.full((32, 32, 3), 90 * number + 5 * i, dtype=np.uint8)
+                Image.fromarray(pixels).save(folder / f"{i}.png")
+    return tmp_path / "images"
+
+
+def refusal(capsys, *args: str) -> str:
+    """Run a command that must be refused; give its one line."""
+    with pytest.raises(SystemExit) as stop:
+        main(args)
+    assert stop.value.code == 2
+    told = capsys.readouterr().err.strip()
+    assert told.startswith("zoo: ") and "\n" not in told
+    return told
+
+
+TEACHER = ["--teachers", "timm:resnet18/random"]
+
+
+@pytest.mark.parametrize(
+    ("args", "told"),
+    [
+        (["distil"], "Did you mean zoo distill"),
+        (["distill", "quikstart"], "Did you mean quickstart"),
+        (["distill", "--data", "IMAGES"], "There is no teacher"),
+        (["distill", "--teachers", "timm:resnet81/random"], "Did you mean resnet"),
+        (["distill", *TEACHER, "--student", "eradio_nan"], "eradio_nano"),
+        (["distill", *TEACHER, "--data", "NOWHERE"], "There is no data at"),
+        (["distill", *TEACHER, "--data", "EMPTY"], "There is no image in"),
+        (["distill", *TEACHER, "--out", "IMAGES"], "exists"),
+        (["distill", "--resume", "NOWHERE"], "There is no run in"),
+        (["eval", "resnet18"], "--data"),
+        (["eval", "resnet81", "--data", "IMAGES"], "Did you mean"),
+        (["report", "NOWHERE"], "NOWHERE"),
+        (["list", "nothing*"], "No model matches"),
+    ],
+)
+def test_wrong_input_gets_one_line_and_exit_code_2(
+    args, told, images, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "EMPTY").mkdir()
+    args = [str(images) if arg == "IMAGES" else arg for arg in args]
+    assert told in refusal(capsys, *args)
+
+
+def test_a_mistyped_teacher_kind_is_refused_by_the_parser(images, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["distill", "--teachers", "timn:resnet18", "--data", str(images)])
+    assert stop.value.code == 2
+    assert "timn" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", [[], ["distill"], ["eval"], ["report"], ["list"]])
+def test_help_shows_an_example(command, capsys):
+    if command:
+        with pytest.raises(SystemExit) as stop:
+            main([*command, "--help"])
+        assert stop.value.code == 0
+    else:
+        main(["--help"])
+    assert f"zoo {' '.join(command)}".strip() in capsys.readouterr().out
+
+
+def test_the_list_names_each_family_with_parameters(capsys):
+    main(["list", "eradio_nano"])
+    assert "0.75 M" in capsys.readouterr().out
+
+
+def test_a_dry_run_of_three_large_teachers_allocates_nothing(images, tmp_path, capsys):
+    teachers = ["vit_large_patch16_224", "vit_large_patch14_dinov2", "vit_large_patch16_siglip_256"]
+    named = " ".join(f"timm:{name}" for name in teachers)
+    command = (
+        f"distill --data {images} --teachers {named} --student vit_large_patch16_224 --dry-run"
+    )
+    main([*command.split(), "--out", str(tmp_path / "run"), "--device", "cpu"])
+    told = capsys.readouterr().out
+    assert all(f"teacher {name}" in told for name in teachers)
+    assert "303.30 M" in told and "37x37" in told and "steps/s" in told
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_a_run_from_the_command_line_ends_with_a_report_and_can_be_evaluated(
+    images, tmp_path, capsys
+):
+    run = tmp_path / "run"
+    command = (
+        f"distill --data {images} --teachers timm:test_vit/random@64,summary=0.5 "
+        "timm:test_convnext/random@64 --student test_efficientnet --size 64 --batch 4 --steps 6 "
+        f"--calibration 2 --out {run} --optim.lr 1e-3 --every.log 2 --device cpu"
+    )
+    main(command.split())
+    told = capsys.readouterr().out
+    assert str(run / "report.html") in told and "local-dir:" in told
+    assert (run / "report.html").stat().st_size > 10_000
+    main(["eval", str(run), "--out", str(tmp_path / "numbers.jsonl")])
+    main(["eval", str(run / "export"), "--data", str(images)])
+    main(["report", str(run)])
+    numbers = json.loads((tmp_path / "numbers.jsonl").read_text())
+    logged = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    (last,) = [row for row in logged if row.get("arm") == "student" and row["step"] == 6]
+    for name in ("fidelity/test_vit", "fidelity/min", "knn/top1"):
+        assert numbers[name] == pytest.approx(last[name], rel=1e-5)

@@ -1,0 +1,73 @@
+"""What the stages of a hierarchy are made of when several families make them alike."""
+
+from collections.abc import Callable, Sequence
+
+from jaxtyping import Float
+from timm.layers import DropPath, LayerScale, Mlp
+from torch import Tensor, nn
+
+from zoo.layers.conv import ConvNorm
+from zoo.layers.recompute import recomputed
+
+
+class ConvBlock(nn.Module):
+    """Two 3x3 convolutions with a residual."""
+
+    def __init__(self, dim: int, drop_path: float, *, act: Callable[[], nn.Module]):
+        super().__init__()
+        self.conv1 = ConvNorm(dim, dim, bias=True, act=act)
+        self.conv2 = ConvNorm(dim, dim, bias=True)
+        self.drop_path = DropPath(drop_path)
+
+    def forward(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
+        return x + self.drop_path(self.conv2(self.conv1(x)))
+
+
+class MixerBlock(nn.Module):
+    """Pre-norm token mixer and MLP, each with a scale for its channels.
+
+    Args:
+        mixer: Called with the tokens and whatever else the block is given (a position bias, ...).
+        layer_scale: First value of the scales; `None` for none.
+    """
+
+    def __init__(self, dim: int, mixer: nn.Module, *, layer_scale: float | None, drop_path: float):
+        super().__init__()
+
+        def scale() -> nn.Module:
+            return nn.Identity() if layer_scale is None else LayerScale(dim, layer_scale)
+
+        self.norm1 = nn.LayerNorm(dim)
+        self.mixer = mixer
+        self.scale1 = scale()
+        self.norm2 = nn.LayerNorm(dim)
+        self.mlp = Mlp(dim, 4 * dim)
+        self.scale2 = scale()
+        self.drop_path = DropPath(drop_path)
+
+    def forward(self, x: Float[Tensor, "B N C"], *given: Tensor | None) -> Float[Tensor, "B N C"]:
+        x = x + self.drop_path(self.scale1(self.mixer(self.norm1(x), *given)))
+        return x + self.drop_path(self.scale2(self.mlp(self.norm2(x))))
+
+
+class Stage(nn.Module):
+    """Blocks at one resolution, [B C H W] -> [B C H W].
+
+    Args:
+        downsample: The step to the next stage, which `Hierarchy` takes; not part of `forward`.
+    """
+
+    def __init__(self, blocks: Sequence[nn.Module], downsample: nn.Module):
+        super().__init__()
+        self.blocks = nn.ModuleList(blocks)
+        self.downsample = downsample
+        self.grad_checkpointing = False
+
+    def run(self, block: nn.Module, *given):
+        """Give `block(*given)`; with `grad_checkpointing`, keeping only what it was given."""
+        return recomputed(block, *given) if self.grad_checkpointing else block(*given)
+
+    def forward(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
+        for block in self.blocks:
+            x = self.run(block, x)
+        return x
