@@ -62,7 +62,7 @@ def open_torch(name: TeacherName, device: torch.device) -> ModuleTeacher:
             f"torch:{name.name} does not point at a function: {error}. "
             "The form is torch:package.module.function; the package must be importable from here."
         ) from error
-    with device:
+    with torch.device("meta" if device.type == "meta" else "cpu"):
         module = make()
     if name.weights and device.type != "meta":
         from zoo.checkpoint import read_state

@@ -40,9 +40,11 @@ class Imposed(nn.Module):
     def __init__(self, dim: int, *, std: float, spread: float, offset: float, seed: int):
         super().__init__()
         draws = torch.Generator().manual_seed(seed)
-        gain = torch.exp(spread * torch.randn(dim, generator=draws))
+        gain = torch.exp(spread * torch.randn(dim, generator=draws, device="cpu"))
         self.register_buffer("gain", std * gain / gain.square().mean().sqrt())
-        self.register_buffer("offset", offset * std * torch.randn(dim, generator=draws))
+        self.register_buffer(
+            "offset", offset * std * torch.randn(dim, generator=draws, device="cpu")
+        )
         self.register_buffer("own_mean", torch.zeros(dim))
         self.register_buffer("own_std", torch.ones(()))
 
@@ -149,7 +151,7 @@ def build_network(name: str) -> nn.Module:
 
 def open_pretext(name: TeacherName, device: torch.device) -> PretextTeacher:
     """Build a pretext teacher from the file of its trained weights."""
-    with device:
+    with torch.device("meta" if device.type == "meta" else "cpu"):
         network = build_network(name.name)
     if name.resolution not in (None, SIZE):
         raise ValueError(f"pretext:{name.name} looks at {SIZE} px; leave out @{name.resolution}.")
