@@ -54,7 +54,8 @@ def export_student(
         (making / "heads.json").write_text(json.dumps(heads, indent=2) + "\n")
         check = dict(images=images, summary=seen.summary, spatial=seen.spatial)
         save_file(_contiguous(check), making / "check.safetensors")
-        making.chmod(0o755)
+        for path in (making, *making.iterdir()):  # temporary folders, and safetensors, are private
+            path.chmod(0o755 if path.is_dir() else 0o644)
         if folder.exists():
             shutil.rmtree(folder)
         making.rename(folder)

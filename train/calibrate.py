@@ -36,6 +36,8 @@ def calibrate(
     with Watch("calibrate", total=steps, images=config.batch) as watch:
         for step, part in enumerate(loader, 1):
             batch = Batch(part["images"], part["keys"]).to(device)
+            for name in part["skipped"]:
+                watch.say(f"skipped an unreadable image: {name}")
             for name, teacher in teachers.items():
                 with autocast():
                     seen = teacher(batch)

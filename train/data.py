@@ -1,6 +1,7 @@
 """Where images come from (folders, webdataset tar shards), and how one becomes a view."""
 
 import io
+import logging
 import math
 import os
 import re
@@ -26,6 +27,8 @@ UNREADABLE = (
     UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError,
 )  # fmt: skip
 TRIES = 16
+
+_log = logging.getLogger(__name__)
 
 
 class Source(Protocol):
@@ -373,4 +376,6 @@ def eval_batches(
         collate_fn=collate,
     )
     for part in loader:
+        for name in part["skipped"]:
+            _log.warning("an unreadable image was replaced in the evaluation: %s", name)
         yield Batch(part["images"], part["keys"], part["labels"])

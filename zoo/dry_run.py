@@ -147,10 +147,10 @@ def _estimates(
         f"{(student.params - backbone) / 1e6:,.2f} M parameters",
         f"memory: teachers {_size(weights)}, student with optimizer {_size(trained)}, "
         f"targets of a batch {_size(4 * config.batch * tokens)}; a checkpoint {_size(checkpoint)}",
-        f"work: {work / 1e12:,.2f} TFLOP a step of {config.batch} images; about {speed:,.2f} "
-        f"steps/s = {speed * config.batch:,.0f} img/s on this {device.type} (estimated at "
+        f"work: {work / 1e12:,.2f} TFLOP a step of {config.batch} images; about {speed:.2g} "
+        f"steps/s = {speed * config.batch:.2g} img/s on this {device.type} (estimated at "
         f"{EFFICIENCY:.0%} of its matrix product)",
-        f"{config.steps} steps x {arms} student(s): about {hours:,.1f} h. Nothing was written.",
+        f"{config.steps} steps x {arms} student(s): about {hours:.2g} h. Nothing was written.",
     ]
 
 

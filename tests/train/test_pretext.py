@@ -1,0 +1,60 @@
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from zoo.features import Batch
+from zoo.teachers import open_teacher
+from zoo.teachers.pretext import NETWORKS, SIZE, Imposed
+from zoo.train import pretext
+from zoo.train.data import open_source
+from zoo.train.pretext import pretext_weights
+
+
+@pytest.fixture
+def source(tmp_path, monkeypatch):
+    monkeypatch.setenv("ZOO_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(pretext, "STEPS", 10)
+    for number, name in enumerate(("dark", "light")):
+        (tmp_path / "images" / name).mkdir(parents=True)
+        for i in range(8):
+            pixels = np.random.default_rng([number, i]).integers(0, 100, (20, 20, 3)) + 150 * number
+            image = Image.fromarray(pixels.astype(np.uint8))
+            image.save(tmp_path / "images" / name / f"{i}.png")
+    return open_source(tmp_path / "images")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NETWORKS)
+def test_a_pretext_teacher_is_trained_once_and_has_the_imposed_scale(source, name):
+    path = pretext_weights(name, source, seed=0, device=torch.device("cpu"))
+    written = path.stat().st_mtime_ns
+    assert pretext_weights(name, source, seed=0, device=torch.device("cpu")) == path
+    assert path.stat().st_mtime_ns == written
+    assert pretext_weights(name, source, seed=1, device=torch.device("cpu")) != path
+    teacher = open_teacher(f"pretext:{name}/{path}")
+    seen = teacher(Batch(torch.rand(4, 3, SIZE, SIZE)))
+    assert (seen.summary is None) == (name == "gradients")
+    assert seen.spatial.isfinite().all()
+
+
+def test_the_imposed_scale_replaces_the_features_own():
+    scale = Imposed(16, std=5.5, spread=0.6, offset=1.5, seed=3)
+    x = 0.01 * torch.randn(64, 4, 4, 16) + 7
+    scale.measure(x)
+    z = scale(x).flatten(0, 2)
+    torch.testing.assert_close(z.mean(0), scale.offset, rtol=0, atol=1e-3)
+    torch.testing.assert_close(
+        (z - z.mean(0)).square().mean().sqrt(), torch.tensor(5.5), rtol=0.05, atol=0
+    )
+
+
+def test_a_classifier_without_classes_says_what_it_needs(source):
+    source = open_source(source.root / "dark")
+    with pytest.raises(ValueError, match="needs labels"):
+        pretext_weights("classifier", source, seed=0, device=torch.device("cpu"))
+
+
+def test_an_unknown_pretext_teacher_is_refused_with_the_nearest(source):
+    with pytest.raises(ValueError, match="Did you mean classifier"):
+        pretext_weights("clasifier", source, seed=0, device=torch.device("cpu"))
