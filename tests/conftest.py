@@ -5,6 +5,17 @@ from pathlib import Path
 
 import pytest
 import torch
+from jaxtyping import install_import_hook
+
+# Shapes are checked here at every call; a training run pays nothing for them.
+CHECKED = [
+    f"zoo.{name}"
+    for name in (
+        "features", "students", "teachers", "train.distill", "train.losses", "train.phi_s",
+        "eval.extract", "eval.fidelity",
+    )
+]  # fmt: skip
+install_import_hook(CHECKED, "beartype.beartype")
 
 GOLDEN = Path(__file__).parent / "golden"
 

@@ -1,11 +1,13 @@
 """Converting an official file into a folder that timm builds by itself."""
 
+import argparse
 import json
 
 import pytest
 import timm
 import torch
 
+from zoo.cli import main
 from zoo.convert import convert
 from zoo.radio_weights import published
 
@@ -74,7 +76,7 @@ def test_what_does_not_fit_is_listed_ten_of_each(tmp_path):
     dropped = [k for k in state if k.startswith("stages.2.") and "num_batches" not in k]
     kept = {key: value for key, value in state.items() if key not in dropped}
     torch.save(kept | {"stray": torch.ones(1)}, tmp_path / "nano.pth")
-    with pytest.raises(ValueError, match=r"does not fit eradio_nano") as error:
+    with pytest.raises(ValueError, match=r"nano.pth does not fit eradio_nano") as error:
         convert(tmp_path / "nano.pth", "eradio_nano", tmp_path / "out")
     assert f"{len(dropped)} missing: " in str(error.value)
     assert str(error.value).count("stages.2.") == 10
@@ -95,8 +97,23 @@ def test_a_failed_conversion_leaves_the_earlier_one_whole(source, tmp_path, monk
     assert {path.name: path.read_bytes() for path in out.iterdir()} == before
 
 
+def test_the_command_line_converts_and_says_how_to_load(tmp_path, capsys):
+    path, out = tmp_path / "nano.pth.tar", tmp_path / "out"
+    model = timm.create_model("eradio_nano")
+    args = argparse.Namespace(output=tmp_path)  # which timm alone does not read
+    torch.save(dict(state_dict_ema=model.state_dict(), args=args), path)
+    main(["convert", str(path), "eradio_nano", str(out)])
+    assert f"timm.create_model('local-dir:{out}', pretrained=True)" in capsys.readouterr().out
+    loaded = timm.create_model(f"local-dir:{out}", pretrained=True)
+    torch.testing.assert_close(loaded.state_dict(), model.state_dict(), rtol=0, atol=0)
+    with pytest.raises(SystemExit):
+        main(["convert", str(path), "eradio_xxxtiny", str(out)])
+    told = capsys.readouterr().err
+    assert "does not fit eradio_xxxtiny" in told and told.count("\n") == 1
+
+
 def test_unknown_names_and_files_are_refused(source, tmp_path):
-    with pytest.raises(ValueError, match="no model 'radio_xl'"):
+    with pytest.raises(ValueError, match="no model 'radio_xl' of ours"):
         convert(source, "radio_xl", tmp_path / "out")
     with pytest.raises(ValueError, match="no weight file"):
         convert(tmp_path / "nowhere.pth", "eradio_nano", tmp_path / "out")

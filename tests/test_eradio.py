@@ -10,7 +10,6 @@ import torch.nn.functional as F
 from timm.models import group_parameters
 from torch import nn
 
-import zoo
 from zoo.checkpoint import rename_key, rename_keys
 from zoo.deploy import deploy
 from zoo.eradio import COMPUTED, RENAMES, ERadio, WindowUnit, checkpoint_filter_fn
@@ -116,7 +115,7 @@ def test_a_published_state_dict_loads_strictly_by_both_roads(published_state):
 
 def test_a_published_state_dict_that_lacks_a_key_is_refused(published_state):
     del published_state["levels.2.blocks.0.attention_blocks.0.upsample_op.bias"]
-    with pytest.raises(RuntimeError, match=r"Missing.*stages\.2\.blocks\.0\.0\.leave\.bias"):
+    with pytest.raises(ValueError, match=r"1 missing: stages\.2\.blocks\.0\.0\.leave\.bias"):
         published().load_state_dict(published_state)
 
 
@@ -124,12 +123,6 @@ def test_a_copy_still_takes_published_keys(published_state):
     model = copy.deepcopy(published())
     model.load_state_dict(published_state)
     assert model.head.fc.bias.equal(published_state["head.bias"])
-
-
-def test_our_own_state_dict_passes_the_filter_unchanged():
-    model = nano(num_classes=3)
-    state = model.state_dict()
-    assert checkpoint_filter_fn(state, model).keys() == state.keys()
 
 
 def test_a_file_in_radios_wrapping_loads_and_leaves_norm_and_head_alone(published_state, tmp_path):
@@ -153,22 +146,6 @@ def test_a_file_in_radios_wrapping_loads_and_leaves_norm_and_head_alone(publishe
 
 
 # -- the published sizes -------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("name", "millions"),
-    [
-        ("eradio_l", 391.139),
-        ("eradio_xxxtiny", 10.513),
-        ("eradio_xxxtiny_8x_ws12", 6.516),
-        ("eradio_xxxtiny_8x_ws16", 6.533),
-        ("eradio_nano", 0.752),  # ours: no published figure
-    ],
-)
-def test_parameter_counts_are_the_published_ones(name, millions):
-    with torch.device("meta"):
-        model = timm.create_model(name)
-    assert round(sum(p.numel() for p in model.parameters()) / 1e6, 3) == millions
 
 
 def test_the_card_counts_the_same_parameters(golden):
@@ -210,18 +187,6 @@ def test_the_dense_map_has_its_published_width_and_stride(name, reduction, width
     assert len(model.feature_info) == 5
 
 
-def test_every_family_member_is_listed():
-    assert set(zoo.list_models("eradio*")) == {
-        "eradio",
-        "eradio_l",
-        "eradio_large_fullres_ws16",
-        "eradio_nano",
-        "eradio_xxxtiny",
-        "eradio_xxxtiny_8x_ws12",
-        "eradio_xxxtiny_8x_ws16",
-    }
-
-
 def test_the_weights_of_eradio_v2_are_named_with_their_licence():
     cfg = timm.get_pretrained_cfg("eradio_l.radio_v2")
     assert (cfg.hf_hub_id, cfg.hf_hub_filename) == ("nvidia/RADIO", "eradio_v2.pth.tar")
@@ -231,23 +196,7 @@ def test_the_weights_of_eradio_v2_are_named_with_their_licence():
     assert timm.list_models("eradio*", pretrained=True) == ["eradio_l.radio_v2"]
 
 
-def test_first_conv_and_classifier_are_where_the_cfg_says():
-    model = nano(num_classes=5, in_chans=2)
-    assert model.get_submodule(model.pretrained_cfg["first_conv"]).in_channels == 2
-    assert model.get_submodule(model.pretrained_cfg["classifier"]).out_features == 5
-
-
 # -- timm's contract -----------------------------------------------------------------------------
-
-
-def test_forward_is_features_then_head():
-    model, x = nano(num_classes=5).eval(), torch.randn(3, 3, 64, 96)
-    features = model.forward_features(x)
-    assert features.shape == (3, model.num_features, 2, 3)
-    assert model.forward_head(features, pre_logits=True).shape == (3, model.head_hidden_size)
-    assert model(x).shape == (3, 5)
-    torch.testing.assert_close(model(x), model.forward_head(features))
-    torch.testing.assert_close(model(x), model.head.fc(features.mean((2, 3))))
 
 
 def test_features_only_gives_the_four_stages_by_default():
@@ -274,16 +223,6 @@ def test_features_only_gives_the_dense_map_as_the_last_level(lively):
     _, maps = whole.forward_intermediates(x)
     assert len(maps) == 5
     torch.testing.assert_close([stage, dense], [maps[1], maps[4]])
-
-
-def test_intermediates_end_in_the_same_features_as_forward(lively):
-    model, x = lively(), torch.randn(2, 3, 64, 64)
-    final, maps = model.forward_intermediates(x, norm=True)
-    torch.testing.assert_close(final, model.forward_features(x))
-    torch.testing.assert_close(maps[3], final)
-    _, raw = model.forward_intermediates(x, [3])
-    torch.testing.assert_close(model.norm(raw[0]), final)
-    assert not torch.allclose(raw[0], final)
 
 
 @pytest.mark.parametrize(
@@ -327,11 +266,6 @@ def test_full_features_are_the_logits_and_the_dense_map(lively):
     assert dense.shape == (2, 128, 4, 6)
 
 
-def test_maps_in_another_layout_are_refused():
-    with pytest.raises(ValueError, match="NLC"):
-        nano().forward_intermediates(torch.randn(1, 3, 32, 32), output_fmt="NLC")
-
-
 @pytest.mark.parametrize(("indices", "stages", "neck"), [([0, 1], 2, False), ([-1], 4, True)])
 def test_pruning_keeps_what_the_levels_need_and_nothing_else(lively, indices, stages, neck):
     model, x = lively(num_classes=3), torch.randn(1, 3, 64, 64)
@@ -353,44 +287,6 @@ def test_every_parameter_left_after_pruning_to_the_dense_map_gets_a_gradient():
     assert [n for n, p in model.named_parameters() if p.grad is None or not p.grad.any()] == []
 
 
-def test_every_parameter_gets_a_gradient(lively):
-    model = lively(num_classes=3, return_full_features=True).train()
-    logits, dense = model(torch.randn(2, 3, 64, 64))
-    (logits.square().sum() + dense.square().sum()).backward()
-    assert [n for n, p in model.named_parameters() if p.grad is None or not p.grad.any()] == []
-
-
-def test_the_classifier_can_be_replaced_and_removed():
-    model, x = nano(num_classes=3).eval(), torch.randn(1, 3, 32, 32)
-    model.reset_classifier(6)
-    assert model.get_classifier() is model.head.fc
-    assert (model.num_classes, model(x).shape) == (6, (1, 6))
-    model.reset_classifier(0, "")
-    assert model(x).shape == (1, 128, 1, 1)
-
-
-@pytest.mark.parametrize(
-    ("kwargs", "shape"),
-    [
-        (dict(num_classes=0), (2, 128)),
-        (dict(num_classes=0, global_pool=""), (2, 128, 1, 2)),
-        (dict(num_classes=4, global_pool="max"), (2, 4)),
-        ({}, (2, 128)),  # a feature backbone by default
-    ],
-)
-def test_heads_and_pools_have_the_shapes_that_timm_promises(kwargs, shape):
-    assert nano(**kwargs)(torch.randn(2, 3, 32, 64)).shape == shape
-
-
-def test_an_image_may_have_one_channel():
-    assert nano(in_chans=1)(torch.randn(2, 1, 32, 32)).shape == (2, 128)
-
-
-def test_unknown_keywords_are_refused():
-    with pytest.raises(TypeError, match="patch_size"):
-        nano(patch_size=16)
-
-
 def test_layer_groups_follow_the_forward_pass():
     model = nano(num_classes=2)
     groups = group_parameters(model, model.group_matcher(), reverse=True)
@@ -410,22 +306,6 @@ def test_layer_groups_follow_the_forward_pass():
     assert groups["neck.projections.0.1.weight"] == groups["head.fc.weight"]
     coarse = group_parameters(model, model.group_matcher(coarse=True), reverse=True)
     assert coarse["stages.2.blocks.0.0.attn.qkv.weight"] == 3
-
-
-def test_weight_decay_leaves_the_position_mlps_alone():
-    model = nano()
-    parts = [part for part in model.modules() if isinstance(part, WindowUnit)]
-    expected = {id(p) for part in parts for p in part.position.parameters()}
-    names = model.no_weight_decay()
-    assert {id(p) for n, p in model.named_parameters() if n in names} == expected
-    assert len(names) == 3 * len(parts) == 3 * 6
-
-
-def test_a_saved_backbone_loads_by_its_name(tmp_path):
-    path, model = tmp_path / "nano.pth", nano()
-    torch.save(model.state_dict(), path)
-    loaded = nano(checkpoint_path=str(path))
-    torch.testing.assert_close(loaded.state_dict(), model.state_dict(), rtol=0, atol=0)
 
 
 # -- image sizes and windows ---------------------------------------------------------------------
@@ -612,26 +492,6 @@ def test_drop_path_rises_linearly_over_the_attention_blocks():
     torch.testing.assert_close([rate.pop() for rate in rates], expected)
 
 
-def test_drop_path_drops_in_training_only(lively):
-    model, x = lively(drop_path_rate=0.5), torch.randn(1, 3, 64, 64)
-    torch.testing.assert_close(model(x), model(x), rtol=0, atol=0)
-    for part in model.modules():
-        part.training = type(part).__name__ == "DropPath"
-    assert not torch.allclose(model(x), model(x))
-
-
-def test_checkpointing_changes_neither_gradients_nor_statistics(lively):
-    results = []
-    for enable in (False, True):
-        model = lively(return_full_features=True, drop_path_rate=0.3).train()
-        model.set_grad_checkpointing(enable)
-        torch.manual_seed(3)
-        summary, dense = model(torch.randn(2, 3, 64, 64))
-        (summary.square().sum() + dense.square().sum()).backward()
-        results.append(([p.grad for p in model.parameters()], model.state_dict()))
-    torch.testing.assert_close(results[1], results[0])
-
-
 def test_checkpointing_keeps_fewer_activations():
     model, kept = nano(), {}
     for enable in (False, True):
@@ -643,28 +503,6 @@ def test_checkpointing_keeps_fewer_activations():
             model(torch.randn(2, 3, 64, 64))
         kept[enable] = sum(sizes)
     assert kept[True] < kept[False] / 3
-
-
-@pytest.mark.slow
-def test_twenty_steps_halve_the_loss():
-    model = nano(num_classes=4)
-    x, labels = torch.randn(8, 3, 64, 64), torch.arange(8) % 4
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
-    losses = []
-    for _ in range(20):
-        loss = F.cross_entropy(model(x), labels)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.item())
-    assert losses[-1] < losses[0] / 2
-
-
-def test_a_model_can_be_copied_after_a_training_step(lively):
-    model, x = lively(), torch.randn(2, 3, 32, 32)
-    model.train()(x).sum().backward()
-    twin = copy.deepcopy(model).eval()
-    torch.testing.assert_close(twin(x), model.eval()(x), rtol=0, atol=0)
 
 
 # -- other ways to run ---------------------------------------------------------------------------
@@ -699,29 +537,6 @@ def test_a_deployed_model_follows_a_new_window(lively):
     torch.testing.assert_close(light(x), model(x), rtol=1e-5, atol=1e-5)
 
 
-def test_bfloat16_autocast_stays_near_float32(lively):
-    model, x = lively(return_full_features=True), torch.randn(2, 3, 64, 64)
-    exact = model(x)
-    with torch.autocast("cpu", torch.bfloat16):
-        rough = model(x)
-    for ours, theirs in zip(rough, exact, strict=True):
-        assert (ours.float() - theirs).std() < 0.05 * theirs.std()
-        assert not ours.float().equal(theirs)
-
-
-def test_a_model_from_the_meta_device_computes_its_tables_again(lively):
-    model, x = lively(), torch.randn(1, 3, 64, 64)
-    with torch.device("meta"):
-        twin = nano().eval()
-    assert {p.device.type for p in twin.parameters()} == {"meta"}
-    twin.to_empty(device="cpu")
-    twin.load_state_dict(model.state_dict())
-    for part in twin.modules():
-        if hasattr(part, "init_non_persistent_buffers"):
-            part.init_non_persistent_buffers()
-    torch.testing.assert_close(twin(x), model(x), rtol=0, atol=0)
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("pad_input", [False, True])
 def test_one_graph_holds_the_whole_model(lively, pad_input):
@@ -746,7 +561,7 @@ def test_a_checkpointed_model_compiles_and_gives_the_same_gradients(golden):
 
 
 @pytest.mark.slow
-def test_the_model_exports(lively):
+def test_the_pair_of_logits_and_dense_map_exports(lively):
     model, x = lively(return_full_features=True), torch.randn(1, 3, 64, 96)
     program = torch.export.export(model, (x,))
     torch.testing.assert_close(program.module()(x), model(x))

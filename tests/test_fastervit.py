@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 import timm
 import torch
-from timm.optim import param_groups_layer_decay
 from torch import nn
 
 from zoo import fastervit
@@ -29,19 +28,6 @@ from zoo.fastervit import (
 
 CARDS = sorted(p.stem for p in (Path(__file__).parent / "golden").glob("faster_vit_*.json"))
 
-MILLIONS = {  # as the published code builds them
-    "0": 31.405,
-    "1": 53.367,
-    "2": 75.924,
-    "3": 159.548,
-    "4": 365.556,
-    "5": 957.521,
-    "6": 1360.329,
-    "4_w14": 271.944,
-    "4_w24": 271.944,
-    "4_w32": 271.944,
-    "4_w48": 271.944,
-}
 
 TINY = dict(depths=(1, 1, 2, 1), dim=16, stem_dim=8, num_heads=(2, 4), num_classes=10)
 SCALED = dict(layer_scale=0.5, propagate=True)
@@ -120,9 +106,9 @@ def test_published_and_own_keys_correspond_one_to_one(card, golden):
     own = [k for k in model.state_dict() if not k.endswith("num_batches_tracked")]
     assert sorted(renamed) == sorted(own)
     state = model.state_dict()
-    with pytest.raises(RuntimeError, match="Missing key"):
+    with pytest.raises(ValueError, match=r"1?\d+ missing: stages\.3\.blocks\.0"):
         model.load_state_dict({k: v for k, v in published.items() if "levels.3.blocks.0" not in k})
-    with pytest.raises(RuntimeError, match="Unexpected key"):
+    with pytest.raises(ValueError, match=r"1 extra: stages\.3\.blocks\.0\.extra"):
         model.load_state_dict(published | {"levels.3.blocks.0.extra": torch.zeros(1)})
     model.load_state_dict(state)
 
@@ -142,22 +128,6 @@ def test_the_published_carrier_swap_is_a_flag_and_changes_the_logits_a_little(go
         fixed = model(x)
     torch.testing.assert_close(swapped, torch.from_numpy(published), atol=1e-6, rtol=0)
     assert 4e-5 < (fixed - swapped).abs().max() < 2e-4  # 8e-5 is reported for the reference
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("size", SIZES)
-def test_parameter_counts_are_those_of_the_published_code(size):
-    plain, any_res = fastervit._published_names(size)
-    with torch.device("meta"):
-        for name in (f"fastervit_{size}", plain):
-            count = sum(p.numel() for p in timm.create_model(name).parameters())
-            assert round(count / 1e6, 3) == MILLIONS[size], name
-        # 576 x 960 is not square, so each block of stage 2 lacks an embedding of its carriers.
-        kwargs = SIZES[size]
-        embedding = 3 * 512 + 512 * 4 * kwargs["dim"]
-        lacking = kwargs["depths"][2] * embedding if kwargs.get("carriers", True) else 0
-        smaller = sum(p.numel() for p in timm.create_model(any_res).parameters())
-        assert smaller == count - lacking
 
 
 def test_every_published_name_is_registered_with_its_weights_and_licence():
@@ -196,7 +166,7 @@ def test_the_published_form_has_an_embedding_only_for_square_grids_and_carriers_
 
 def identity_carriers(**kwargs) -> Carriers:
     part = Carriers(8, 2, (4, 6), embed=False, layer_scale=None, drop_path=0.0, **kwargs)
-    for linear in (part.layer.attn.proj, part.layer.mlp.fc2):
+    for linear in (part.layer.mixer.proj, part.layer.mlp.fc2):
         nn.init.zeros_(linear.weight)
         nn.init.zeros_(linear.bias)
     return part
@@ -304,68 +274,6 @@ def test_set_input_size_moves_tables_and_windows_but_no_parameters():
         torch.testing.assert_close(model(x), fresh(x))
 
 
-# What timm's users rely on
-
-
-def test_features_only_gives_the_maps_of_forward_intermediates():
-    features = timm.create_model("fastervit_0", features_only=True, out_indices=(1, 3), **TINY)
-    model = features.model.eval()
-    x = torch.randn(2, 3, 96, 160)
-    with torch.no_grad():
-        last, maps = model.forward_intermediates(x, indices=(1, 3))
-        for ours, theirs in zip(features.eval()(x), maps, strict=True):
-            assert torch.equal(ours, theirs)
-        assert torch.equal(last, model.forward_features(x))
-        early = model.forward_intermediates(
-            x, indices=[1], stop_early=True, intermediates_only=True
-        )
-        assert torch.equal(early[0], maps[0])
-        normed = model.forward_intermediates(x, indices=1, norm=True, intermediates_only=True)
-        assert torch.equal(normed[0], last)
-    assert features.feature_info.channels() == [32, 128]
-    assert features.feature_info.reduction() == [8, 32]
-
-
-def test_without_classifier_the_pooled_features_come_out():
-    model, x = tiny(), torch.randn(2, 3, 64, 96)
-    with torch.no_grad():
-        features = model.forward_features(x)
-        logits = model(x)
-        torch.testing.assert_close(model.forward_head(features), logits)
-        assert model.get_classifier().out_features == 10
-        model.reset_classifier(0)
-        torch.testing.assert_close(model(x), features.mean((2, 3)))
-        model.reset_classifier(0, "")
-        assert torch.equal(model(x), features)
-        model.reset_classifier(3, "max")
-        assert model(x).shape == (2, 3)
-    assert model.num_features == model.head_hidden_size == 128
-    assert tiny(num_classes=0)(x).shape == (2, 128)
-    assert tiny(num_classes=0, global_pool="")(x).shape == (2, 128, 2, 3)
-    assert tiny(in_chans=1)(x[:, :1]).shape == (2, 10)
-
-
-def test_pruned_to_two_stages_the_maps_stay_the_same():
-    model, x = tiny(), torch.randn(1, 3, 64, 64)
-    with torch.no_grad():
-        before = model.forward_intermediates(x, indices=[1], intermediates_only=True)[0]
-        assert model.prune_intermediate_layers([1], prune_norm=True) == [1]
-        after = model.forward_intermediates(x, indices=[1], intermediates_only=True)[0]
-    assert torch.equal(before, after)
-    assert len(model.stages) == 2
-
-
-def test_a_model_can_be_copied_after_a_training_step():
-    model = tiny(**SCALED).train()
-    optim = torch.optim.AdamW(model.parameters(), lr=1e-3)
-    model(torch.randn(2, 3, 64, 96)).square().mean().backward()
-    optim.step()
-    twin = copy.deepcopy(model).eval()
-    x = torch.randn(1, 3, 64, 96)
-    with torch.no_grad():
-        torch.testing.assert_close(twin(x), model.eval()(x))
-
-
 @pytest.mark.parametrize("size", [(32, 32), (96, 160)])
 @pytest.mark.parametrize("kwargs", [{}, SCALED, dict(carriers=False)], ids=["0", "3", "flat"])
 def test_every_parameter_gets_a_gradient(kwargs, size):
@@ -375,82 +283,6 @@ def test_every_parameter_gets_a_gradient(kwargs, size):
     lost = [n for n, p in model.named_parameters() if p.grad is None or not p.grad.any()]
     # A bias in front of a batch norm has no effect; rounding alone decides whether it is zero.
     assert not [n for n in lost if not re.search(r"conv[12]\.conv\.bias$", n)]
-
-
-def test_gradient_checkpointing_changes_no_gradient():
-    model, x = tiny(**SCALED), torch.randn(1, 3, 96, 160)
-    model(x).square().sum().backward()
-    plain = {n: p.grad.clone() for n, p in model.named_parameters()}
-    model.zero_grad()
-    model.set_grad_checkpointing()
-    model(x).square().sum().backward()
-    for name, param in model.named_parameters():
-        torch.testing.assert_close(param.grad, plain[name])
-
-
-def test_drop_path_rises_linearly_to_its_rate():
-    model = timm.create_model("fastervit_0", **(TINY | dict(drop_path_rate=0.4)))
-    rates = [
-        getattr(b.drop_path if hasattr(b, "drop_path") else b.layer.drop_path, "drop_prob", 0.0)
-        for stage in model.stages
-        for b in stage.blocks
-    ]
-    assert rates == pytest.approx([0.0, 0.1, 0.2, 0.3, 0.4])
-    assert model.stages[2].blocks[1].carriers.layer.drop_path.drop_prob == pytest.approx(0.3)
-
-
-def test_position_networks_are_kept_from_weight_decay():
-    model = tiny()
-    kept = model.no_weight_decay()
-    assert kept == {n for n, _ in model.named_parameters() if ".mlp." in n and "pos_" in n}
-    assert any("carriers.pos_bias" in n for n in kept)
-
-
-def test_layer_decay_orders_every_parameter_from_stem_to_head():
-    model = tiny()
-    groups = param_groups_layer_decay(model, layer_decay=0.5)
-    scale = {id(p): g["lr_scale"] for g in groups for p in g["params"]}
-    assert len(scale) == len(list(model.parameters()))
-    order = [
-        model.stem[0].conv.weight,
-        model.stages[0].blocks[0].conv1.conv.weight,
-        model.stages[2].blocks[1].layer.attn.qkv.weight,
-        model.stages[3].blocks[0].layer.attn.qkv.weight,
-        model.head.fc.weight,
-    ]
-    scales = [scale[id(p)] for p in order]
-    assert scales == sorted(set(scales))
-
-
-def test_unknown_keywords_are_refused():
-    with pytest.raises(TypeError, match="widow_size"):
-        timm.create_model("fastervit_0", widow_size=7)
-    with pytest.raises(ValueError, match="does not split into 3 heads"):
-        timm.create_model("fastervit_0", **(TINY | dict(num_heads=(3, 3))))
-
-
-def test_bfloat16_autocast_stays_finite_and_near():
-    model, x = tiny(**SCALED), torch.randn(1, 3, 96, 160)
-    with torch.no_grad():
-        exact = model(x)
-        with torch.autocast("cpu", torch.bfloat16):
-            rough = model(x)
-    assert rough.isfinite().all()
-    assert (rough.float() - exact).abs().max() < 0.1 * exact.abs().max()
-
-
-def test_a_model_from_the_meta_device_gets_its_tables_back():
-    model = tiny()
-    with torch.device("meta"):
-        empty = timm.create_model("fastervit_0", **TINY)
-    empty = empty.to_empty(device="cpu").eval()
-    for part in empty.modules():
-        if hasattr(part, "init_non_persistent_buffers"):
-            part.init_non_persistent_buffers()
-    empty.load_state_dict(model.state_dict())
-    x = torch.randn(1, 3, 96, 160)
-    with torch.no_grad():
-        assert torch.equal(empty(x), model(x))
 
 
 # Checkpoints
@@ -490,16 +322,7 @@ def test_a_network_without_room_for_carrier_weights_says_that_it_leaves_them_out
     assert len(checkpoint_filter_fn(published, tiny())) == 2
 
 
-def test_a_state_dict_of_ours_goes_round():
-    model, twin = tiny(**SCALED), tiny(**SCALED)
-    twin.load_state_dict(checkpoint_filter_fn(model.state_dict(), twin))
-    x = torch.randn(1, 3, 64, 64)
-    with torch.no_grad():
-        assert torch.equal(model(x), twin(x))
-    assert not [k for k in model.state_dict() if re.search(r"offsets|pairs|cells|fused", k)]
-
-
-# Deploy, compile, export
+# The deploy form
 
 
 @pytest.mark.parametrize("published", [False, True])
@@ -516,48 +339,3 @@ def test_the_deploy_form_gives_the_same_numbers_without_computing_positions(publ
         torch.testing.assert_close(copy.deepcopy(fast)(x), model(x), atol=1e-5, rtol=1e-5)
     norms = [n for n, part in fast.named_modules() if isinstance(part, nn.BatchNorm2d)]
     assert norms == ["norm"]
-
-
-@pytest.mark.slow
-def test_the_model_compiles_as_one_graph():
-    model, x = tiny(**SCALED), torch.randn(2, 3, 96, 160)
-    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
-    with torch.no_grad():
-        torch.testing.assert_close(compiled(x), model(x))
-    compiled(x).sum().backward()
-    assert model.stem[0].conv.weight.grad is not None
-
-
-@pytest.mark.slow
-def test_an_exported_program_takes_any_batch():
-    model, x = tiny(mask_padding=True, **SCALED), torch.randn(2, 3, 96, 160)
-    batch = torch.export.Dim("batch", min=1, max=64)
-    program = torch.export.export(model, (x,), dynamic_shapes=({0: batch},)).module()
-    for images in (x, torch.randn(5, 3, 96, 160), torch.randn(1, 3, 96, 160)):
-        with torch.no_grad():
-            torch.testing.assert_close(program(images), model(images), atol=1e-5, rtol=1e-5)
-
-
-@pytest.mark.slow
-@pytest.mark.filterwarnings("ignore")  # the exporter and its dependencies warn about themselves
-@pytest.mark.parametrize("form", [lambda m: m, deploy], ids=["plain", "deploy"])
-def test_onnxruntime_agrees_for_any_batch(form, tmp_path):
-    onnxruntime = pytest.importorskip("onnxruntime")
-    pytest.importorskip("onnxscript")
-    model = tiny(**SCALED)
-    path = tmp_path / "fastervit.onnx"
-    torch.onnx.export(
-        form(model),
-        (torch.randn(2, 3, 96, 160),),
-        path,
-        dynamo=True,
-        opset_version=18,
-        input_names=["images"],
-        dynamic_shapes=({0: torch.export.Dim("batch", min=1, max=64)},),
-    )
-    session = onnxruntime.InferenceSession(path)
-    for batch in (1, 3):
-        x = torch.randn(batch, 3, 96, 160)
-        (ours,) = session.run(None, {"images": x.numpy()})
-        with torch.no_grad():
-            torch.testing.assert_close(torch.from_numpy(ours), model(x), atol=1e-4, rtol=1e-4)

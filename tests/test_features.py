@@ -1,5 +1,6 @@
 """The shared vocabulary: batches at any size, features of any timm model, two maps on one grid."""
 
+import jaxtyping
 import pytest
 import timm
 import torch
@@ -103,3 +104,8 @@ def test_on_a_gpu_the_gradient_of_shrinking_is_the_same_each_time():
         torch.autograd.grad(match_grid(ours, small)[0].square().sum(), ours)[0] for _ in range(5)
     )
     assert all(torch.equal(first, other) for other in others)
+
+
+def test_a_wrong_shape_is_caught_while_the_tests_run():
+    with pytest.raises(jaxtyping.TypeCheckError):
+        match_grid(torch.ones(2, 2), torch.ones(1, 2, 2, 2))

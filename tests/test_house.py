@@ -53,6 +53,7 @@ ARROWS: dict[str, tuple[str, ...]] = {
         "zoo.cache",
     ),
     "zoo.eval": ("zoo.eval", "zoo.students", "zoo.teachers", "zoo.features", "zoo.checkpoint"),
+    "zoo.eval.speed": ("zoo.deploy",),
 }
 """`zoo` itself, its pipeline and its command line may import everything."""
 

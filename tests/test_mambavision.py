@@ -5,25 +5,12 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F
-from timm.optim import param_groups_weight_decay
 from torch import nn
 
 import zoo.mambavision  # noqa: F401  (registers the names)
 from zoo.checkpoint import rename_key
 from zoo.deploy import deploy
 from zoo.mambavision import RENAMES, MambaMixer, MambaVision, MixerStage, checkpoint_filter_fn
-
-PARAMETERS = {  # millions, as the published code builds them
-    ("mambavision_t", "mamba_vision_T"): 31.794,
-    ("mambavision_t2", "mamba_vision_T2"): 35.104,
-    ("mambavision_s", "mamba_vision_S"): 50.141,
-    ("mambavision_b", "mamba_vision_B", "mamba_vision_B_21k"): 97.685,
-    ("mambavision_l", "mamba_vision_L", "mamba_vision_L_21k"): 227.961,
-    ("mambavision_l2", "mamba_vision_L2", "mamba_vision_L2_512_21k"): 241.555,
-    ("mambavision_l3", "mamba_vision_L3_256_21k", "mamba_vision_L3_512_21k"): 739.570,
-}
-
-NAMES = [(name, count) for names, count in PARAMETERS.items() for name in names]
 
 WINDOWS = {
     "mambavision_t": (14, 7),
@@ -107,7 +94,7 @@ def test_published_weights_give_the_same_logits_under_our_name(golden):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["mamba_vision_T", "mambavision_t"])
 @pytest.mark.parametrize("wrap", ["state_dict", "model", None])
-def test_timm_loads_a_published_file_by_its_roads(golden, tmp_path, name, wrap):
+def test_timm_loads_a_published_file_by_its_roads(golden, tmp_path, name, wrap, caplog):
     state = {f"module.{k}": v for k, v in golden.make_state_dict("mamba_vision_T").items()}
     path = tmp_path / "published.pth.tar"
     torch.save({wrap: state, "epoch": 3} if wrap else state, path)
@@ -119,6 +106,7 @@ def test_timm_loads_a_published_file_by_its_roads(golden, tmp_path, name, wrap):
         for model in (pretrained, checkpoint):
             rows = golden.compare_taps({"logits": model(x)}, "mamba_vision_T", "224")
             assert rows["logits"]["ok"], rows
+    assert caplog.text.count("licensed for non-commercial use") == 2  # once for each
 
 
 @pytest.mark.parametrize("card", ["mamba_vision_T", "mamba_vision_B"])
@@ -161,9 +149,9 @@ def test_missing_and_extra_keys_are_errors():
     model = tiny()
     back = {rename_key(k, RENAMES): k for k in published_keys(model)}
     state = {back[key]: value for key, value in model.state_dict().items()}
-    with pytest.raises(RuntimeError, match=r"norm\.weight"):
+    with pytest.raises(ValueError, match=r"1 missing: norm\.weight"):
         model.load_state_dict({k: v for k, v in state.items() if k != "norm.weight"})
-    with pytest.raises(RuntimeError, match=r"stages\.2\.blocks\.0\.strange"):
+    with pytest.raises(ValueError, match=r"1 extra: stages\.2\.blocks\.0\.strange"):
         model.load_state_dict(state | {"levels.2.blocks.0.strange": torch.zeros(1)})
 
 
@@ -200,13 +188,6 @@ def test_new_models_start_with_the_step_sizes_of_mamba_and_published_ones_at_bia
     for mixer in tiny(double_dt_bias=True).modules():
         if isinstance(mixer, MambaMixer):
             assert not mixer.dt_proj.bias.any()
-
-
-@pytest.mark.parametrize(("name", "count"), NAMES)
-def test_every_name_has_the_published_number_of_parameters(name, count):
-    model = on_meta(name)
-    assert round(sum(p.numel() for p in model.parameters()) / 1e6, 3) == pytest.approx(count)
-    assert model.double_dt_bias == name.startswith("mamba_vision_")
 
 
 @pytest.mark.parametrize("name", WINDOWS)
@@ -274,112 +255,7 @@ def test_masked_padding_leaves_the_tokens_as_if_they_were_alone(mask_padding):
     assert difference < 1e-4 if mask_padding else difference > 1e-2
 
 
-@pytest.mark.parametrize("mask_padding", [False, True])
-def test_every_parameter_gets_a_gradient(mask_padding):
-    model = tiny(mask_padding=mask_padding, drop_path_rate=0.0)
-    model(images(2, 3, 72, 64)).square().sum().backward()
-    silent = [n for n, p in model.named_parameters() if p.grad is None or not p.grad.any()]
-    assert not silent
-    assert all(p.grad.isfinite().all() for p in model.parameters())
-
-
-def test_training_falls():
-    model = tiny(drop_path_rate=0.1)
-    x, labels = images(8, 3, 64, 64), torch.arange(8)
-    optimizer = torch.optim.AdamW(model.parameters(), 3e-3)
-    losses = []
-    for _ in range(20):
-        loss = F.cross_entropy(model(x), labels)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.item())
-    assert losses[-1] < losses[0] / 2
-
-
-def test_feature_extraction_gives_the_maps_before_down_sampling():
-    extractor = timm.create_model("mambavision_t", features_only=True, **TINY_T).eval()
-    model = timm.create_model("mambavision_t", **TINY_T).eval()
-    model.load_state_dict(extractor.model.state_dict(), strict=False)
-    x = images(1, 3, 64, 96)
-    maps = extractor(x)
-    assert extractor.feature_info.reduction() == [4, 8, 16, 32]
-    assert extractor.feature_info.channels() == [level.shape[1] for level in maps]
-    for ours, theirs in zip(maps, model.forward_intermediates(x)[1], strict=True):
-        torch.testing.assert_close(ours, theirs)
-    one = timm.create_model("mambavision_t", features_only=True, out_indices=(1,), **TINY_T)
-    assert [level.shape[1] for level in one(x)] == [16]
-    assert len(one.model.stages) == 2
-
-
-TINY_T = dict(depths=(1, 1, 2, 2), dim=8, num_heads=(2, 4), stem_dim=8, img_size=64)
 """The entry point's own sizes, replaced: what timm does with a name, in milliseconds."""
-
-
-def test_the_final_map_intermediates_and_head_agree():
-    model, x = lively(), images(2, 3, 64, 64)
-    final, maps = model.forward_intermediates(x)
-    torch.testing.assert_close(final, model.forward_features(x))
-    torch.testing.assert_close(model.norm(maps[-1]), final)
-    torch.testing.assert_close(model.forward_head(final), model(x))
-    pooled = model.forward_head(final, pre_logits=True)
-    assert pooled.shape == (2, model.num_features)
-    (last,) = model.forward_intermediates(x, [-1], norm=True, intermediates_only=True)
-    torch.testing.assert_close(last, final)
-    early = model.forward_intermediates(x, [0, 1], stop_early=True, intermediates_only=True)
-    for level, expected in zip(early, maps, strict=False):
-        torch.testing.assert_close(level, expected)
-
-
-def test_the_classifier_may_be_replaced_or_left_out():
-    model, x = lively(), images(2, 3, 64, 64)
-    pooled = model.forward_features(x).mean((2, 3))
-    model.reset_classifier(0)
-    torch.testing.assert_close(model(x), pooled)
-    model.reset_classifier(5)
-    assert model(x).shape == (2, 5) == (2, model.num_classes)
-    model.reset_classifier(0, "")
-    torch.testing.assert_close(model(x), model.forward_features(x))
-    assert tiny(num_classes=0).eval()(x).shape == (2, 64)
-    assert tiny(num_classes=0, global_pool="").eval()(x).shape == (2, 64, 2, 2)
-
-
-def test_one_channel_images_run():
-    assert tiny(in_chans=1).eval()(images(2, 1, 64, 64)).shape == (2, 10)
-
-
-def test_pruned_stages_are_gone_and_the_rest_is_equal():
-    model, x = lively(), images(1, 3, 64, 64)
-    expected = model.forward_intermediates(x, intermediates_only=True)[2]
-    assert model.prune_intermediate_layers([2]) == [2]
-    assert len(model.stages) == 3
-    torch.testing.assert_close(
-        model.forward_intermediates(x, [2], intermediates_only=True)[0], expected
-    )
-    model.set_input_size(96)
-
-
-def test_weight_decay_leaves_the_state_space_parameters_alone():
-    model = tiny()
-    listed = model.no_weight_decay()
-    assert {name.rpartition(".")[2] for name in listed} == {"A_log", "D"}
-    assert len(listed) == 2 * sum(isinstance(m, MambaMixer) for m in model.modules())
-    undecayed, _ = param_groups_weight_decay(model, 0.1, no_weight_decay_list=listed)
-    ids = {id(p) for p in undecayed["params"]}
-    assert all(id(model.get_parameter(name)) in ids for name in listed)
-
-
-def test_recomputing_the_blocks_changes_no_gradient():
-    kept, recomputed = lively().train(), lively().train()
-    recomputed.load_state_dict(kept.state_dict())
-    recomputed.set_grad_checkpointing()
-    x = images(2, 3, 72, 64)
-    for model in (kept, recomputed):
-        model(x).square().sum().backward()
-    for ours, theirs in zip(recomputed.parameters(), kept.parameters(), strict=True):
-        torch.testing.assert_close(ours.grad, theirs.grad)
-    for ours, theirs in zip(recomputed.buffers(), kept.buffers(), strict=True):
-        torch.testing.assert_close(ours, theirs)
 
 
 def test_the_deploy_form_is_equal_and_the_model_stays_whole():
@@ -413,47 +289,3 @@ def test_bfloat16_autocast_gives_finite_outputs_and_gradients():
     loss.backward()
     assert y.isfinite().all()
     assert all(p.grad.isfinite().all() for p in model.parameters())
-
-
-def test_half_precision_weights_run():
-    model = lively().to(torch.bfloat16)
-    assert model(images(1, 3, 64, 64).bfloat16()).isfinite().all()
-
-
-@pytest.mark.slow
-def test_it_compiles_into_one_graph():
-    model, x = lively(depths=(1, 1, 2, 1)), images(2, 3, 72, 64)
-    compiled = torch.compile(model, fullgraph=True)
-    torch.testing.assert_close(compiled(x), model(x), rtol=1e-4, atol=1e-4)
-
-
-@pytest.mark.slow
-def test_the_exported_program_takes_any_batch():
-    model, x = lively(), images(2, 3, 72, 64)
-    batch = torch.export.Dim("batch", min=1, max=64)
-    program = torch.export.export(model, (x,), dynamic_shapes=({0: batch},))
-    for size in (1, 5):
-        x = images(size, 3, 72, 64)
-        torch.testing.assert_close(program.module()(x), model(x), rtol=1e-4, atol=1e-5)
-
-
-@pytest.mark.slow
-@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
-def test_onnxruntime_gives_the_same_logits_for_any_batch(tmp_path):
-    onnxruntime = pytest.importorskip("onnxruntime")
-    model, path = lively(), tmp_path / "model.onnx"
-    batch = torch.export.Dim("batch", min=1, max=64)
-    program = torch.onnx.export(
-        model,
-        (images(2, 3, 72, 64),),
-        dynamo=True,
-        dynamic_shapes=({0: batch},),
-        input_names=["images"],
-        verbose=False,
-    )
-    program.save(path)
-    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    for size in (1, 3):
-        x = images(size, 3, 72, 64)
-        (logits,) = session.run(None, {"images": x.numpy()})
-        torch.testing.assert_close(torch.from_numpy(logits), model(x), rtol=1e-4, atol=1e-4)

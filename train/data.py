@@ -11,7 +11,7 @@ from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -31,6 +31,7 @@ TRIES = 16
 _log = logging.getLogger(__name__)
 
 
+@runtime_checkable
 class Source(Protocol):
     """Encoded images with names, and labels where the data has them."""
 
