@@ -4,10 +4,16 @@ from typing import Any
 
 import timm
 import torch
-from torch import nn
+from timm.data import resolve_model_data_config
 
 from zoo.features import Features, read_features
-from zoo.teachers.teacher import Frozen, TeacherName, unknown_name
+from zoo.teachers.teacher import (
+    Frozen,
+    TeacherName,
+    check_trunk_patches,
+    drawn_alike,
+    unknown_name,
+)
 
 
 class TimmTeacher(Frozen):
@@ -28,10 +34,11 @@ def open_timm(name: TeacherName, device: torch.device) -> TimmTeacher:
             f"{name.name} cannot be a teacher: timm gives it no forward_intermediates. "
             "Choose a model of another family, or wrap yours with torch:package.function."
         )
-    config = timm.data.resolve_model_data_config(network)
+    config = resolve_model_data_config(network)
     size = tuple(config["input_size"][1:])
     if name.resolution and (name.resolution,) * 2 != size:
         size = (name.resolution, name.resolution)
+        check_trunk_patches(name, network)
         _resize(network, name, size)
     return TimmTeacher(
         f"{name.kind}:{name.name}",
@@ -39,18 +46,15 @@ def open_timm(name: TeacherName, device: torch.device) -> TimmTeacher:
         size=size,
         mean=config["mean"],
         std=config["std"],
+        interpolation=config["interpolation"],
         license=network.pretrained_cfg.get("license"),
         device=device,
     )
 
 
-def _create(name: TeacherName, device: torch.device) -> nn.Module:
-    if device.type == "meta":
-        with device:
-            return timm.create_model(name.name, num_classes=0)
-    if name.weights == "random":
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)  # the same "random" teacher in every run
+def _create(name: TeacherName, device: torch.device) -> Any:
+    if device.type == "meta" or name.weights == "random":
+        with drawn_alike(device):
             return timm.create_model(name.name, num_classes=0)
     source: dict[str, Any] = {}
     if name.weights:
@@ -66,7 +70,7 @@ def _create(name: TeacherName, device: torch.device) -> nn.Module:
         ) from error
 
 
-def _resize(network: nn.Module, name: TeacherName, size: tuple[int, int]) -> None:
+def _resize(network: Any, name: TeacherName, size: tuple[int, int]) -> None:
     if hasattr(network, "set_input_size"):
         try:
             network.set_input_size(img_size=size)

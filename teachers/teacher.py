@@ -2,10 +2,13 @@
 
 import difflib
 import hashlib
+import logging
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -13,12 +16,26 @@ from torch import Tensor, nn
 
 from zoo.features import Batch, Features
 
+_logger = logging.getLogger("zoo")
+
 KINDS = {
     "timm": ("zoo.teachers.from_timm", "open_timm"),
+    "open_clip": ("zoo.teachers.from_open_clip", "open_open_clip"),
+    "hf": ("zoo.teachers.from_transformers", "open_hf"),
     "zoo": ("zoo.teachers.from_zoo", "open_zoo"),
     "torch": ("zoo.teachers.from_torch", "open_torch"),
     "pretext": ("zoo.teachers.pretext", "open_pretext"),
+    "rule": ("zoo.teachers.rule", "open_rule"),
 }
+
+EXTRAS = ("open_clip", "transformers")
+"""Libraries of the extra `teachers`."""
+
+NORMS = (nn.LayerNorm, nn.GroupNorm, nn.modules.batchnorm._BatchNorm)
+"""Norm layers that take bf16 inputs beside float32 weights."""
+
+SLASHED = ("hf:", "open_clip:local-dir:")
+"""Names that begin so are repositories or folders: their slashes are their own."""
 
 
 @runtime_checkable
@@ -41,8 +58,12 @@ class Teacher(Protocol):
 class TeacherName:
     """A teacher's name taken apart: `kind:name[/weights][@resolution]`.
 
-    `weights` is a file, or `random`; without it the library's own weights are loaded.
-    `resolution` is the side in pixels; without it the network's own.
+    `weights` is a file, a tag of the library, or `random`; without it the library's own weights
+    are loaded. `resolution` is the side in pixels; without it the network's own.
+
+    A name ends at its first slash. Only `hf:ORG/NAME`, `hf:FOLDER` and `open_clip:local-dir:FOLDER`
+    hold slashes themselves, so there everything is the name but `/random` at its end: the weights
+    lie in the same repository or folder.
     """
 
     kind: str
@@ -73,13 +94,18 @@ class TeacherName:
         resolution = None
         if at:
             rest, resolution = at[1], int(at[2])
-        name, _, weights = rest.partition("/")
+        if text.startswith(SLASHED):
+            name = rest.removesuffix("/random")
+            weights = None if name == rest else "random"
+        else:
+            name, _, weights = rest.partition("/")
         return cls(kind, name, weights or None, resolution)
 
     @property
     def label(self) -> str:
         """The name in a form that metrics, files and modules can carry."""
-        name = self.name.rpartition(".")[2] if self.kind == "torch" else self.name
+        separator = "." if self.kind == "torch" else "/"
+        name = self.name.rpartition(separator)[2]
         return re.sub(r"[^A-Za-z0-9_-]", "_", name)
 
 
@@ -90,11 +116,20 @@ def open_teacher(text: str, *, device: torch.device | str = "cpu") -> Teacher:
 
     Raises:
         ValueError: as `TeacherName.parse`; an unknown name (the nearest is suggested), weights
-            that are not there, a resolution that the network cannot take.
+            that are not there, a resolution that the network cannot take, a library that is not
+            installed.
     """
     name = TeacherName.parse(text)
     module, opener = KINDS[name.kind]
-    return getattr(import_module(module), opener)(name, torch.device(device))
+    try:
+        return getattr(import_module(module), opener)(name, torch.device(device))
+    except ModuleNotFoundError as error:
+        if error.name not in EXTRAS:
+            raise
+        raise ValueError(
+            f"{text} needs {error.name}, which is not installed: "
+            "pip install 'backbone-zoo[teachers]'."
+        ) from error
 
 
 def unknown_name(name: str, known: list[str], what: str) -> ValueError:
@@ -104,6 +139,118 @@ def unknown_name(name: str, known: list[str], what: str) -> ValueError:
     return ValueError(f"There is no {what} {name!r}.{hint}")
 
 
+def check_losses(name: str, teacher: Teacher, *, summary: float, spatial: float) -> None:
+    """Hold the weights of a teacher's losses against what it gives.
+
+    A summary weight beside a teacher without a summary leaves that loss out, as AM-RADIO
+    (2312.06709, section 3.4) does for SAM; a map that is asked for must be there.
+
+    Raises:
+        ValueError: the teacher has no map and `spatial` is above 0, or nothing is asked of it.
+    """
+    if spatial and teacher.spatial_dim is None:
+        raise ValueError(
+            f"The teacher {name} has no spatial output, and its spatial loss has the weight "
+            f"{spatial:g}. Write {name},spatial=0 to learn its summary alone."
+        )
+    if not spatial and not (summary and teacher.summary_dim):
+        raise ValueError(
+            f"The teacher {name} has no summary, and its spatial loss is off; "
+            "nothing can be learnt from it."
+        )
+
+
+@contextmanager
+def drawn_alike(device: torch.device) -> Iterator[None]:
+    """Build networks without weights: on `meta` their shapes, elsewhere the same draws each time.
+
+    The caller's random state stays as it was.
+    """
+    with (
+        torch.random.fork_rng(devices=[]),
+        torch.device("meta" if device.type == "meta" else "cpu"),
+    ):
+        torch.manual_seed(0)
+        yield
+
+
+@contextmanager
+def looking(name: TeacherName, size: tuple[int, int]) -> Iterator[None]:
+    """Say which teacher could not look at images of `size`, and what to do.
+
+    Raises:
+        ValueError: in place of what the library raised.
+    """
+    try:
+        yield
+    except (ValueError, RuntimeError, AssertionError, NotImplementedError) as error:
+        raise ValueError(
+            f"{name.kind}:{name.name} cannot look at {size[0]}x{size[1]} px: {reason(error)}."
+            + (f" Leave out @{name.resolution}." if name.resolution else "")
+        ) from error
+
+
+def check_patches(name: TeacherName, patch: int) -> None:
+    """Refuse a resolution that the patches do not tile: the rest of the image would be cut off.
+
+    Raises:
+        ValueError: `name` asks for one; its neighbours that fit are named.
+    """
+    side = name.resolution or 0
+    if side % patch:
+        below = side // patch * patch
+        near = " or ".join(f"@{s}" for s in (below, below + patch) if s)
+        raise ValueError(
+            f"{name.kind}:{name.name} has patches of {patch} px, which do not tile {side} px; "
+            f"take {near}."
+        )
+
+
+def check_trunk_patches(name: TeacherName, trunk: nn.Module) -> None:
+    """Do as `check_patches` with the patches of a timm model, if it has any."""
+    patch = getattr(getattr(trunk, "patch_embed", None), "patch_size", None)
+    if name.resolution and patch:
+        check_patches(name, patch if isinstance(patch, int) else patch[0])
+
+
+def reason(error: BaseException) -> str:
+    """Give the first line of an error, without its full stop."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return (lines[0] if lines else type(error).__name__).rstrip(".:")
+
+
+def half_weights(network: nn.Module) -> nn.Module:
+    """Keep the weights of `network` in bf16, all but those of its norm layers; in place.
+
+    It must then run under `torch.autocast`, which brings inputs and weights together: matrix
+    products find bf16 weights and cast nothing, norms keep float32. Buffers stay as they are,
+    because rotary frequencies and running statistics lose too much in bf16.
+    """
+    for module in network.modules():
+        if isinstance(module, NORMS):
+            continue
+        if "Norm" in type(module).__name__:
+            # autocast knows nothing of the others, and torch.rms_norm is slow on mixed types
+            module.register_forward_pre_hook(_in_float32)
+            continue
+        for weight in module.parameters(recurse=False):
+            if weight.is_floating_point():
+                weight.data = weight.data.to(torch.bfloat16)
+    return network
+
+
+def _in_float32(module: nn.Module, args: tuple) -> tuple:
+    return tuple(x.float() if isinstance(x, Tensor) else x for x in args)
+
+
+def device_interpolation(name: str) -> str:
+    """Give the interpolation that images are resized with, for a library's name of it."""
+    if name in ("bicubic", "bilinear"):
+        return name
+    _logger.warning("Images are resized with bicubic interpolation instead of %s.", name or "none")
+    return "bicubic"
+
+
 class Frozen(nn.Module):
     """A network that is never trained, with its own size and normalisation.
 
@@ -111,8 +258,11 @@ class Frozen(nn.Module):
     by looking at one black image, so no adapter keeps a table of widths.
     """
 
+    network: Any
     mean: Tensor
     std: Tensor
+    source: TeacherName | None = None
+    """What it was opened by, if its text tower can be opened as well."""
 
     def __init__(
         self,
@@ -122,11 +272,13 @@ class Frozen(nn.Module):
         size: tuple[int, int],
         mean: tuple[float, ...],
         std: tuple[float, ...],
+        interpolation: str = "bicubic",
         license: str | None = None,
         device: torch.device | str = "cpu",
     ):
         super().__init__()
         self.name, self.size, self.license = name, size, license
+        self.interpolation, self.halved = device_interpolation(interpolation), False
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
         self.network = network
@@ -145,9 +297,19 @@ class Frozen(nn.Module):
         """Turn normalised images into features."""
         raise NotImplementedError(f"{type(self).__name__} does not say how it looks at images")
 
+    def halve(self) -> "Frozen":
+        """Go over to bf16 weights with float32 norms (see `half_weights`), for good."""
+        half_weights(self.network)
+        self.halved = True
+        return self
+
     @torch.no_grad()
     def forward(self, batch: Batch) -> Features:
-        return self.look((batch.at(self.size) - self.mean) / self.std)
+        x = (batch.at(self.size, self.interpolation) - self.mean) / self.std
+        if not self.halved:
+            return self.look(x)
+        with torch.autocast(x.device.type, torch.bfloat16):
+            return self.look(x)
 
 
 def fingerprint(teacher: Teacher) -> str:

@@ -21,6 +21,7 @@ MODEL_PARTS = (
     "zoo.axes",
     "zoo.checkpoint",
     "zoo.hierarchy",
+    "zoo.build",
     "zoo.adaptors",
 )
 
@@ -32,10 +33,14 @@ ARROWS: dict[str, tuple[str, ...]] = {
     "zoo.safe_pickle": (),
     "zoo.checkpoint": ("zoo.safe_pickle",),
     "zoo.deploy": (),
-    "zoo.hierarchy": (LAYERS, "zoo.features"),
+    "zoo.licence": (),
+    "zoo.build": ("zoo.licence",),
+    "zoo.hierarchy": (LAYERS, "zoo.checkpoint", "zoo.licence"),
     "zoo.adaptors": (LAYERS, "zoo.features"),
+    "zoo.radio_weights": (LAYERS, "zoo.adaptors", "zoo.checkpoint"),
     LAYERS: (LAYERS,),
     **dict.fromkeys(FAMILIES, MODEL_PARTS),
+    "zoo.radio": (*MODEL_PARTS, "zoo.radio_weights", "zoo.licence"),
     "zoo": ("zoo",),
     "zoo.teachers": ("zoo.features", "zoo.checkpoint", "zoo.teachers"),
     "zoo.teachers.from_zoo": ("zoo",),
@@ -53,7 +58,7 @@ ARROWS: dict[str, tuple[str, ...]] = {
         "zoo.cache",
     ),
     "zoo.eval": ("zoo.eval", "zoo.students", "zoo.teachers", "zoo.features", "zoo.checkpoint"),
-    "zoo.eval.speed": ("zoo.deploy",),
+    "zoo.eval.speed": ("zoo.deploy", "zoo.eval"),
 }
 """`zoo` itself, its pipeline and its command line may import everything."""
 
@@ -131,6 +136,7 @@ def test_importing_the_package_imports_timm_and_nothing_heavy():
 @pytest.mark.slow
 def test_the_wheel_finds_its_rooms_beside_files_of_the_same_names(tmp_path):
     """A user's own train.py and eval.py must not stand in the way, nor ours in theirs."""
+    pytest.importorskip("hatchling", reason="the wheel is built with it; it is in [dev]")
     command = [
         sys.executable,
         "-m",

@@ -155,8 +155,9 @@ def test_every_name_trains_at_its_smallest_size(name, sizes):
     silent = [n for n, p in model.named_parameters() if p.grad is None or not p.grad.any()]
     assert [n for n in silent if not IDLE_BIASES.search(n)] == []
     assert all(p.grad.isfinite().all() for p in model.parameters())
-    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-        rough = model.eval()(images(name, 2, 1, batch=1))
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    with torch.no_grad(), torch.autocast(device, torch.bfloat16):
+        rough = copy.deepcopy(model).eval().to(device)(images(name, 2, 1, batch=1).to(device))
     assert all(out.isfinite().all() for out in (rough if isinstance(rough, tuple) else (rough,)))
     maps = model.forward_intermediates(images(name, 1, 1, batch=1), intermediates_only=True)
     assert all(m.shape[0] == 1 for m in maps)

@@ -3,15 +3,31 @@
 `import zoo` tells timm the names of the families here and does nothing else.
 """
 
+from typing import Any
+
 import timm
-from timm import create_model
+import torch
+from torch import nn
 
 from zoo import eradio, fastervit, mambavision, radio
+from zoo.safe_pickle import PLAIN
 
 FAMILIES = (eradio, fastervit, mambavision, radio)
 
 __version__ = "0.1.0"
 __all__ = ["FAMILIES", "__version__", "create_model", "list_models"]
+
+
+def create_model(model_name: str, pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    """Build any model that timm knows, ours among them: `timm.create_model`, and one thing more.
+
+    A file of weights (`checkpoint_path`, or `file` in `pretrained_cfg_overlay`) may hold plain data
+    beside its tensors, as the arguments of the run that wrote it: paths, numpy's numbers,
+    namespaces, dates (`zoo.safe_pickle`). timm alone refuses such a file. Either way nothing in it
+    is executed.
+    """
+    with torch.serialization.safe_globals(PLAIN):
+        return timm.create_model(model_name, pretrained, **kwargs)
 
 
 def list_models(filter: str = "") -> list[str]:

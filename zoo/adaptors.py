@@ -8,7 +8,7 @@ blocks; the attention head of C-RADIOv4 puts two transformer blocks before versi
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 from jaxtyping import Float
 from timm.models.vision_transformer import Block
@@ -99,7 +99,7 @@ class MlpV2(nn.Module):
     @property
     def last(self) -> nn.Linear:
         """The layer that the inverse of a normalisation is folded into."""
-        return self.final[-1]
+        return cast(nn.Linear, self.final[-1])
 
     def replace_last(self, linear: nn.Linear) -> None:
         self.final[-1] = linear

@@ -8,13 +8,12 @@ import tempfile
 import types
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from zoo.safe_pickle import PLAIN, enums, strange_names
 
@@ -45,26 +44,6 @@ def rename_keys(
     }
 
 
-def _rename_on_load(renames, drop, mark, module, state, prefix, *_) -> None:
-    own = {k[len(prefix) :]: k for k in state if k.startswith(prefix)}
-    if not any(re.search(mark, k) for k in own):
-        return
-    published = {k: state.pop(full) for k, full in own.items()}
-    state.update((prefix + k, v) for k, v in rename_keys(published, renames, drop=drop).items())
-
-
-def accept_published_keys(
-    model: nn.Module, renames: Renames, *, mark: str, drop: str | None = None
-) -> None:
-    """Let `model.load_state_dict` take a published state dict as well as its own.
-
-    Args:
-        mark: Pattern that only published keys match; without such a key nothing is renamed.
-        drop: Pattern of published keys that hold no weights (tables that we compute).
-    """
-    model.register_load_state_dict_pre_hook(partial(_rename_on_load, renames, drop, mark))
-
-
 def _read_pickle(path: Path) -> Any:
     """Read a torch file with the weights-only reader; zip files are mapped, not copied."""
     strange = strange_names(path)
@@ -88,15 +67,22 @@ def _reason(error: Exception) -> str:
     return message.partition(". Please use")[0].splitlines()[0]
 
 
-def _unwrapped(content: Any, path: Path) -> dict[str, Tensor]:
-    """Take wrappers, their EMA forms first, and the prefixes of DDP and compile off."""
+def unwrapped(content: Any, source: str = "What was given") -> dict[str, Tensor]:
+    """Take wrappers, their EMA forms first, and the prefixes of DDP and compile off.
+
+    Args:
+        source: Where the content is from, for the message.
+
+    Raises:
+        ValueError: there is no dict in it whose keys are names.
+    """
     for wrapper in ("state_dict_ema", "model_ema", "state_dict", "model"):
         if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
             content = content[wrapper]
             break
     if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
         raise ValueError(
-            f"{path} holds a {type(content).__name__}; a dict of tensors is wanted, or a dict "
+            f"{source} is a {type(content).__name__}; a dict of tensors is wanted, or a dict "
             "with one under `state_dict` or `model`."
         )
     return {re.sub(r"^((module|_orig_mod)\.)+", "", key): value for key, value in content.items()}
@@ -129,7 +115,7 @@ def read_checkpoint(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]
     args = content.get("args") if isinstance(content, dict) else None
     if isinstance(args, argparse.Namespace | types.SimpleNamespace):
         args = vars(args)
-    return _unwrapped(content, path), dict(args) if isinstance(args, Mapping) else {}
+    return unwrapped(content, str(path)), dict(args) if isinstance(args, Mapping) else {}
 
 
 def read_state(path: str | Path) -> dict[str, Tensor]:

@@ -2,6 +2,7 @@
 
 import difflib
 import os
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -16,9 +17,11 @@ if TYPE_CHECKING:
 USAGE = """zoo: vision backbones, and the distillation of many frozen teachers into one student.
 
   zoo list [PATTERN]        the models of zoo's own families
+  zoo convert SRC NAME OUT  an official checkpoint as safetensors and timm's config
   zoo distill [RECIPE] ...  train a student from teachers, to an export and a report
   zoo eval TARGET ...       fidelity, kNN and linear probe of a run, an export or a model
   zoo report RUN            write RUN/report.html again
+  zoo bench models ...      images/s, memory and multiply-adds beside timm's models
 
 Examples:
   zoo distill                                   the embedded run: no data, no download
@@ -101,16 +104,38 @@ def list_models(args: list[str]) -> None:
         with torch.device("meta"):
             model: Any = timm.create_model(name)
         params = sum(p.numel() for p in model.parameters())
-        config = model.pretrained_cfg
-        weights = timm.list_pretrained(f"{name}.*")
+        rows, cols = model.pretrained_cfg["input_size"][1:]
+        weights: list[Any] = [timm.get_pretrained_cfg(w) for w in timm.list_pretrained(f"{name}.*")]
         table.add_row(
             name,
             f"{params / 1e6:,.2f} M",
-            str(config["input_size"][-1]),
-            ", ".join(w.partition(".")[2] for w in weights) or "-",
-            config.get("license") or "-",
+            str(cols) if rows == cols else f"{rows}x{cols}",
+            "\n".join(w.tag for w in weights) or "-",
+            "\n".join(w.license or "-" for w in weights) or "-",
         )
     Console().print(table)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConvertArgs:
+    source: tyro.conf.Positional[Path]
+    """A file of weights in any layout that the family reads."""
+    name: tyro.conf.Positional[str]
+    """The model that it is for, with the tag that it is, e.g. mambavision_t.in1k."""
+    out: tyro.conf.Positional[Path]
+    """The folder to write."""
+
+
+def convert(args: list[str]) -> None:
+    """Read an official checkpoint and write it as safetensors with timm's config.json.
+
+    Example: zoo convert mambavision_tiny_1k.pth.tar mambavision_t.in1k models/mambavision_t
+    """
+    from zoo.convert import convert as write
+
+    asked = _parse(ConvertArgs, args, "convert", convert.__doc__ or "")
+    out = write(asked.source, asked.name, asked.out)
+    print(f"{out}  (timm.create_model('local-dir:{out}', pretrained=True))")
 
 
 def distill(args: list[str]) -> None:
@@ -232,9 +257,90 @@ def report(args: list[str]) -> None:
     print(build_report(asked.run).resolve())
 
 
+@dataclass(frozen=True, kw_only=True)
+class SpeedArgs:
+    names: tyro.conf.Positional[tuple[str, ...]] = ()
+    """Registered models, zoo's or timm's, with options if need be (eradio_l,window_size=8), or
+    patterns of zoo's own ("eradio*"); mambavision_t, fastervit_0 and three of timm's if none."""
+    device: str = "auto"
+    """cpu or cuda; cuda where there is one."""
+    size: tuple[int, ...] = (224,)
+    batch: tuple[int, ...] = (8,)
+    modes: str = "eager"
+    """Separated by commas: eager, deploy, train, each with +compiled, +autotuned, +graphs."""
+    precision: str = "auto"
+    """float32, amp (autocast to bfloat16) or bf16 (weights too); amp on cuda, else float32."""
+    channels_last: bool = False
+    peer: str = "swin_tiny_patch4_window7_224"
+    """The model that the others' ratios are to; it is measured too."""
+    rounds: int = 20
+    threads: int | None = None
+    """Of the CPU, for all models; torch's own choice if not given."""
+    out: Path | None = None
+    """Write this JSON file, a Markdown table and the Pareto plot beside it."""
+    compare: Path | None = None
+    """Show ratios with this earlier run, a JSON file that --out wrote."""
+    profile: bool = False
+    """Name each case's five most expensive kernels; on a GPU with their distance from the floor."""
+
+
+def bench_models(args: list[str]) -> None:
+    """Measure images a second, memory and multiply-adds of models beside timm's.
+
+    Example: zoo bench models mambavision_t --device cpu --threads 1 --modes eager,deploy
+    --out benchmarks/results/cpu.json
+    """
+    import itertools
+
+    import torch
+
+    from zoo.benchmark import DEFAULT, expand_names, measure_models
+    from zoo.eval.speed import Case
+
+    asked = _parse(SpeedArgs, args, "bench models", bench_models.__doc__ or "")
+    has_gpu = torch.cuda.is_available()
+    device = ("cuda" if has_gpu else "cpu") if asked.device == "auto" else asked.device
+    if device not in ("cpu", "cuda") or (device == "cuda" and not has_gpu):
+        raise ValueError(f"There is no device {device!r} here; give cpu{', cuda' * has_gpu}.")
+    if asked.threads:
+        torch.set_num_threads(asked.threads)
+    names = expand_names([*(asked.names or DEFAULT), asked.peer])
+    precision = asked.precision
+    if precision == "auto":
+        precision = "amp" if device == "cuda" else "float32"
+    measure_models(
+        [
+            Case(
+                model=name, size=size, batch=batch, mode=mode, precision=precision,
+                channels_last=asked.channels_last, device=device,
+            )
+            for size, batch, mode, name in itertools.product(
+                asked.size, asked.batch, asked.modes.split(","), names
+            )
+        ],
+        rounds=asked.rounds, peer=asked.peer, out=asked.out, compare=asked.compare,
+        kernels=5 * asked.profile, command=shlex.join(["zoo", "bench", "models", *args]),
+    )  # fmt: skip
+
+
+BENCHES: dict[str, Callable[[list[str]], None]] = {"models": bench_models}
+
+
+def bench(args: list[str]) -> None:
+    """Measure speed; `zoo bench models` says what of."""
+    if args and args[0] in BENCHES:
+        return BENCHES[args[0]](args[1:])
+    if args and args[0] not in ("-h", "--help"):
+        raise ValueError(f"zoo bench knows no {args[0]!r}; it measures {', '.join(BENCHES)}.")
+    print("\n".join(f"zoo bench {name} --help" for name in BENCHES))
+    return None
+
+
 COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "list": list_models,
+    "convert": convert,
     "distill": distill,
     "eval": evaluate,
     "report": report,
+    "bench": bench,
 }

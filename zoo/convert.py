@@ -5,17 +5,15 @@ timm.create_model("local-dir:c_radio_v3_b", pretrained=True)
 """
 
 import json
-import re
-from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
-import timm
 from safetensors.torch import save_file
 from torch import nn
 
-from zoo.checkpoint import SHOWN, save_whole, written_whole
+import zoo
+from zoo.checkpoint import save_whole, written_whole
 
 _SOURCE = ("url", "file", "state_dict", "hf_hub_id", "hf_hub_filename", "source", "architecture")
 """What a `pretrained_cfg` says about where weights came from: no longer true of a conversion."""
@@ -29,7 +27,7 @@ def convert(source: str | Path, name: str, out_dir: str | Path, **kwargs: Any) -
 
     Args:
         source: A file in any layout that the family reads.
-        name: Registered name; a tag says which release the file is.
+        name: One of `zoo.list_models()`; a tag says which release the file is.
         kwargs: Further arguments of the model, kept in the configuration.
 
     Returns:
@@ -39,8 +37,8 @@ def convert(source: str | Path, name: str, out_dir: str | Path, **kwargs: Any) -
         ValueError: the name is unknown, or the file is damaged, could run code, or does not fit;
             at most ten missing and ten extra keys are listed.
     """
-    if not timm.is_model(name):
-        raise ValueError(f"There is no model {name!r}; `zoo.list_models()` names ours.")
+    if name.partition(".")[0] not in zoo.list_models():
+        raise ValueError(f"There is no model {name!r} of ours; `zoo list` shows them.")
     if not Path(source).is_file():
         raise ValueError(f"There is no weight file {source}.")
     model = _loaded(source, name, kwargs)
@@ -55,39 +53,17 @@ def convert(source: str | Path, name: str, out_dir: str | Path, **kwargs: Any) -
 
 
 def _loaded(source: str | Path, name: str, kwargs: dict[str, Any]) -> nn.Module:
+    overlay = dict(file=str(source))
     try:
-        return timm.create_model(
-            name, pretrained=True, pretrained_cfg_overlay=dict(file=str(source)), **kwargs
-        )
-    except RuntimeError as error:
-        raise ValueError(_reason(str(error), source, name)) from None
-
-
-def _reason(message: str, source: str | Path, name: str) -> str:
-    """Shorten what torch says about keys: it names them all."""
-    kinds = {"missing": r"Missing key\(s\).*", "extra": r"Unexpected key\(s\).*"}
-    lists = {
-        kind: re.findall(r'"([^"]+)"', "".join(re.findall(line, message)))
-        for kind, line in kinds.items()
-    }
-    lists["of another shape"] = re.findall(r"size mismatch for ([^:\s]+)", message)
-    if not any(lists.values()):
-        return f"{source} was refused: {message.splitlines()[0]}"
-    counts = "; ".join(_listed(kind, keys) for kind, keys in lists.items() if keys)
-    return (
-        f"{source} does not fit {name}: {counts}. Is it another size or release? "
-        "`zoo.list_models()` names ours."
-    )
-
-
-def _listed(kind: str, keys: Sequence[str]) -> str:
-    more = f" and {len(keys) - SHOWN} more" if len(keys) > SHOWN else ""
-    return f"{len(keys)} {kind}: {', '.join(keys[:SHOWN])}{more}"
+        return zoo.create_model(name, pretrained=True, pretrained_cfg_overlay=overlay, **kwargs)
+    except (ValueError, RuntimeError) as error:  # the second is timm's, about tags and pickles
+        raise ValueError(f"{source} does not fit {name}: {error}") from None
 
 
 def _config(model: nn.Module, name: str, kwargs: dict[str, Any]) -> dict[str, Any]:
     architecture = name.partition(".")[0]
-    cfg = {k: v for k, v in model.pretrained_cfg.items() if k not in _SOURCE and v is not None}
+    cfg = cast(dict[str, Any], model.pretrained_cfg)
+    cfg = {k: v for k, v in cfg.items() if k not in _SOURCE and v is not None}
     cfg.update(custom_load=False, num_classes=model.num_classes)
     return dict(
         architecture=architecture,

@@ -14,6 +14,7 @@ def deploy(model: nn.Module) -> nn.Module:
     """
     model = copy.deepcopy(model).eval()
     for part in list(model.modules()):
-        if part is not model and hasattr(part, "fuse"):
-            part.fuse()
+        fuse = getattr(part, "fuse", None)
+        if callable(fuse) and part is not model:
+            fuse()
     return model

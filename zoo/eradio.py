@@ -7,29 +7,31 @@ dense map, which is what E-RADIO is distilled through.
 
 import copy
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from timm.data.constants import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
-from timm.layers import DropPath, Mlp, calculate_drop_path_rates
-from timm.models import FeatureInfo, build_model_with_cfg, generate_default_cfgs, register_model
+from timm.layers import DropPath, Mlp
+from timm.models import FeatureInfo, generate_default_cfgs, register_model
 from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
-from zoo.checkpoint import accept_published_keys, read_state, rename_keys
-from zoo.hierarchy import Hierarchy
+from zoo.build import build
+from zoo.checkpoint import read_state, rename_keys
+from zoo.hierarchy import Hierarchy, checkpoint_filter_fn
+from zoo.layers import conv
 from zoo.layers.attention import Attention
 from zoo.layers.conv import ConvNorm
 from zoo.layers.position import WindowPositionBias
-from zoo.layers.recompute import recomputed
-from zoo.layers.window import from_windows, pad_to_multiple, to_windows
+from zoo.layers.stage import Stage, drop_path_rates
+from zoo.layers.window import from_windows, pad_to_multiple, rows_and_cols, to_windows
 
-__all__ = ["ERadio", "checkpoint_filter_fn"]
+__all__ = ["ERadio"]
 
 STRIDE = 32
 """Of the last stage; image sides are multiples of it."""
@@ -94,14 +96,11 @@ SIZES: dict[str, dict[str, Any]] = {
 }
 
 
-class Stem(nn.Sequential):
-    """Two strided convolutions, [B C H W] -> [B D H/4 W/4], that refuse sides off the grid."""
+class Stem(conv.Stem):
+    """Refuse sides off the grid, or fill them up."""
 
     def __init__(self, in_chans: int, hidden: int, dim: int, *, pad_input: bool):
-        super().__init__(
-            ConvNorm(in_chans, hidden, stride=2, act=nn.ReLU),
-            ConvNorm(hidden, dim, stride=2, act=nn.ReLU),
-        )
+        super().__init__(in_chans, hidden, dim, eps=1e-5)
         self.pad_input = pad_input
 
     def forward(self, input: Float[Tensor, "B C H W"]) -> Float[Tensor, "B D h w"]:
@@ -186,7 +185,7 @@ class WindowUnit(nn.Module):
         self.attn = Attention(dim, num_heads, qkv_bias=False, proj_bias=False)
         self.norm2 = nn.LayerNorm(dim)
         self.mlp = Mlp(dim, 4 * dim, bias=False)
-        self.drop_path = DropPath(drop_path) if drop_path else nn.Identity()
+        self.drop_path = DropPath(drop_path)
 
     def forward(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
         near = self.enter(x)
@@ -206,18 +205,15 @@ class WindowBlock(nn.Sequential):
         super().__init__(*(WindowUnit(dim, num_heads, ratio=ratio, **unit) for ratio in ratios))
 
 
-class Stage(nn.Module):
-    """Blocks on a map whose sides `multiple` divides, [B C H W] -> [B C H W].
+class FittedStage(Stage):
+    """Blocks on a map whose sides `multiple` divides.
 
     Any other map is enlarged (nearest cell) to the next multiple and brought back at the end.
     """
 
     def __init__(self, blocks: Sequence[nn.Module], downsample: nn.Module):
-        super().__init__()
-        self.blocks = nn.ModuleList(blocks)
-        self.downsample = downsample
+        super().__init__(blocks, downsample)
         self.multiple = 1
-        self.grad_checkpointing = False
 
     def set_window(self, window: int) -> None:
         """Attend in windows of another side; a stage without attention has nothing to set."""
@@ -232,8 +228,7 @@ class Stage(nn.Module):
         fitted = [math.ceil(side / self.multiple) * self.multiple for side in sides]
         if fitted != list(sides):
             x = F.interpolate(x, fitted)
-        for block in self.blocks:
-            x = recomputed(block, x) if self.grad_checkpointing else block(x)
+        x = super().forward(x)
         return F.interpolate(x, sides) if fitted != list(sides) else x
 
 
@@ -324,6 +319,7 @@ class ERadio(Hierarchy):
     """
 
     no_decay = ("position.mlp",)
+    published = r"^(base_model\.)?(patch_embed|levels|high_res_neck)\."
 
     def __init__(
         self,
@@ -349,10 +345,9 @@ class ERadio(Hierarchy):
         drop_path_rate: float = 0.0,
     ):
         super().__init__()
-        self.return_full_features = return_full_features
+        self.pad_input, self.return_full_features = pad_input, return_full_features
         widths = [dim * 2**i for i in range(4)]
-        reductions = [4 * 2**i for i in range(4)]
-        rates = calculate_drop_path_rates(drop_path_rate, list(depths), stagewise=True)
+        rates = drop_path_rates(drop_path_rate, depths)
         unit = dict(window=trained_window, bias_hidden=bias_hidden, light=light)
         blocks = [[SplitConv(widths[i], depths[i])] for i in range(2)] + [
             [WindowBlock(width, heads, ratios, drop_path=rate, **unit) for rate in stage_rates]
@@ -363,21 +358,18 @@ class ERadio(Hierarchy):
         steps = [*(ConvNorm(a, b, stride=2) for a, b in pairwise(widths)), nn.Identity()]
         self._assemble(
             Stem(in_chans, in_dim, dim, pad_input=pad_input),
-            [Stage(*parts) for parts in zip(blocks, steps, strict=True)],
-            nn.BatchNorm2d(widths[-1]),
-            widths=widths,
-            reductions=reductions,
+            [FittedStage(*parts) for parts in zip(blocks, steps, strict=True)],
+            dim,
             num_classes=num_classes,
             global_pool=global_pool,
             drop_rate=drop_rate,
         )
         self.neck: Neck | None = Neck(widths, neck_dim, start=neck_start)
-        dense = dict(num_chs=neck_dim, reduction=reductions[neck_start], module="neck", index=4)
+        dense = dict(num_chs=neck_dim, reduction=4 * 2**neck_start, module="neck", index=4)
         self.feature_info = Levels([*self.feature_info, dense], (0, 1, 2, 3, 4))
         if img_size is None and window_size is None:
             window_size = trained_window
         self.set_input_size(img_size, window_size)
-        accept_published_keys(self, RENAMES, mark=PUBLISHED, drop=COMPUTED)
 
     def set_input_size(
         self,
@@ -401,15 +393,16 @@ class ERadio(Hierarchy):
                 f"window_size is {window_size}; windows have at least one cell a side."
             )
         if img_size is not None:
-            sides = (img_size, img_size) if isinstance(img_size, int) else img_size
-            if not self.stem.pad_input:
+            sides = rows_and_cols(img_size)
+            if not self.pad_input:
                 _check_sides(*sides)
             if window_size is None:
                 window_size = _window_for(sides)
         for stage in self.stages:
+            assert isinstance(stage, FittedStage) and window_size
             stage.set_window(window_size)
 
-    def _levels(self, indices: int | Sequence[int] | None) -> tuple[list[int], Neck | None]:
+    def _levels(self, indices: int | list[int] | None) -> tuple[list[int], Neck | None]:
         """The levels to take, in order; and the neck, if the dense map is one of them."""
         num_levels = len(self.stages) + (self.neck is not None)
         take, last = feature_take_indices(num_levels, indices)
@@ -418,7 +411,7 @@ class ERadio(Hierarchy):
     def forward_intermediates(
         self,
         x: Float[Tensor, "B C H W"],
-        indices: int | Sequence[int] | None = None,
+        indices: int | list[int] | None = None,
         norm: bool = False,
         stop_early: bool = False,
         output_fmt: str = "NCHW",
@@ -438,7 +431,8 @@ class ERadio(Hierarchy):
         result = super().forward_intermediates(
             x, stages, False, stop_early, output_fmt, intermediates_only
         )
-        found = dict(zip(stages, result if intermediates_only else result[1], strict=True))
+        maps = cast(list[Tensor], result if intermediates_only else result[1])
+        found = dict(zip(stages, maps, strict=True))
         if neck is not None:
             found[top + 1] = neck([found[i] for i in fused])
         if norm and top in take:
@@ -449,10 +443,10 @@ class ERadio(Hierarchy):
     def _cropped(self, level: Tensor, x: Tensor, reduction: int) -> Tensor:
         """Leave out the cells that see nothing but the padding of `pad_input`."""
         rows, cols = (math.ceil(side / reduction) for side in x.shape[-2:])
-        return level[..., :rows, :cols] if self.stem.pad_input else level
+        return level[..., :rows, :cols] if self.pad_input else level
 
     def prune_intermediate_layers(
-        self, indices: int | Sequence[int] = 1, prune_norm: bool = False, prune_head: bool = True
+        self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
     ) -> list[int]:
         """Drop what `indices` of `forward_intermediates` do not need; `forward` gives no pair."""
         take, neck = self._levels(indices)
@@ -462,7 +456,9 @@ class ERadio(Hierarchy):
             self.neck, self.return_full_features = None, False
         return take
 
-    def forward(self, x: Float[Tensor, "B C H W"]) -> Tensor | tuple[Tensor, Tensor]:
+    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]  # a pair for who wants it
+        self, x: Float[Tensor, "B C H W"]
+    ) -> Tensor | tuple[Tensor, Tensor]:
         if not self.return_full_features:
             return super().forward(x)
         last, (dense,) = self.forward_intermediates(x, [-1])
@@ -475,6 +471,23 @@ class ERadio(Hierarchy):
             ValueError: the file is damaged or could run code.
         """
         self.load_state_dict(checkpoint_filter_fn(read_state(path), self))
+
+    def translate(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Rename. RADIO's wrapper puts `base_model.` before the keys.
+
+        It also has identities where the final norm and the classifier were, so its files hold
+        neither: this model keeps those that it has.
+        """
+        wrapped = {
+            key.removeprefix("base_model."): value
+            for key, value in state.items()
+            if key.startswith("base_model.")
+        }
+        ours = rename_keys(wrapped or state, RENAMES, drop=COMPUTED)
+        if wrapped:
+            kept = {k: v for k, v in self.state_dict().items() if k.startswith(("norm.", "head."))}
+            ours = kept | ours
+        return ours
 
 
 def _with_norms(theirs: str, ours: str) -> tuple[tuple[str, str], ...]:
@@ -505,41 +518,13 @@ RENAMES = (
 )
 """Theirs -> ours."""
 
-PUBLISHED = r"^(patch_embed|levels|high_res_neck)\."
-"""What only published keys match."""
-
 COMPUTED = r"\.(relative_coords_table|relative_position_index|relative_bias)$"
 """Tables in published files that we compute."""
 
 
-def checkpoint_filter_fn(state: Mapping[str, Any], model: nn.Module) -> dict[str, Tensor]:
-    """Translate a published state dict to the keys of `model`; ours pass unchanged.
-
-    RADIO's wrapper puts `base_model.` before the keys and has identities where the final norm and
-    the classifier were, so its files hold neither: `model` keeps those that it has.
-    """
-    state = state.get("state_dict", state)
-    wrapped = {
-        key.removeprefix("base_model."): value
-        for key, value in state.items()
-        if key.startswith("base_model.")
-    }
-    ours = rename_keys(wrapped or state, RENAMES, drop=COMPUTED)
-    if wrapped:
-        kept = {k: v for k, v in model.state_dict().items() if k.startswith(("norm.", "head."))}
-        ours = kept | ours
-    return ours
-
-
 def _eradio(size: str, pretrained: bool, **kwargs) -> nn.Module:
-    return build_model_with_cfg(
-        ERadio,
-        f"eradio_{size}",
-        pretrained,
-        pretrained_filter_fn=checkpoint_filter_fn,
-        feature_cfg=dict(out_indices=(0, 1, 2, 3), feature_cls="getter"),
-        **(SIZES[size] | kwargs),
-    )
+    name, sizes = f"eradio_{size}", SIZES[size] | kwargs
+    return build(ERadio, name, pretrained, filter_fn=checkpoint_filter_fn, **sizes)
 
 
 @register_model

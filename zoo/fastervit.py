@@ -19,29 +19,37 @@ the published networks for one `resolution`, the flaws of their carriers include
 
 import logging
 import math
-import re
 from collections import OrderedDict
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
-from timm.layers import DropPath, LayerNorm2d, LayerScale, Mlp, to_2tuple
-from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from timm.layers import LayerNorm2d
+from timm.models import generate_default_cfgs, register_model
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
-from zoo.checkpoint import accept_published_keys, rename_keys
-from zoo.hierarchy import Hierarchy
+from zoo.build import build
+from zoo.checkpoint import rename_keys
+from zoo.hierarchy import Hierarchy, checkpoint_filter_fn
 from zoo.layers.attention import Attention
-from zoo.layers.conv import ConvNorm
+from zoo.layers.conv import Stem
 from zoo.layers.position import WindowPositionBias, log_offsets, pair_index, position_mlp
-from zoo.layers.window import from_windows, pad_to_multiple, to_windows
+from zoo.layers.stage import ConvBlock, MixerBlock, Stage, drop_path_rates
+from zoo.layers.window import (
+    from_windows,
+    pad_to_multiple,
+    padding_bias,
+    rows_and_cols,
+    to_windows,
+)
+
+__all__ = ["FasterViT"]
 
 _logger = logging.getLogger(__name__)
 
 
 def _cfg(file: str, resolution: int | tuple[int, int] = 224, **fields) -> dict:
-    rows, cols = to_2tuple(resolution)
+    rows, cols = rows_and_cols(resolution)
     return dict(
         hf_hub_id="ahatamiz/FasterViT",
         hf_hub_filename=f"{file}.pth.tar",
@@ -136,6 +144,9 @@ class GridEmbedding(nn.Module):
     The places are stored for the grid of `set_grid`; those of another are made when it comes.
     """
 
+    cells: Tensor
+    fused: Tensor | None
+
     def __init__(self, dim: int, rows: int, cols: int, *, hidden: int = 512):
         super().__init__()
         self.mlp = position_mlp(dim, hidden)
@@ -170,6 +181,10 @@ class CarrierBias(nn.Module):
             ⌊√n⌋² get the biases of a square grid, and the ones in front of these get none.
     """
 
+    offsets: Tensor
+    pairs: Tensor
+    fused: Tensor | None
+
     def __init__(self, num_heads: int, rows: int, cols: int, *, hidden: int = 512, square: bool):
         super().__init__()
         self.square = square
@@ -195,7 +210,8 @@ class CarrierBias(nn.Module):
             self.fused = self(*self.grid)
 
     def _table(self, rows: int, cols: int) -> tuple[int, int]:
-        return (math.isqrt(rows * cols),) * 2 if self.square else (rows, cols)
+        side = math.isqrt(rows * cols)
+        return (side, side) if self.square else (rows, cols)
 
     def forward(self, rows: int, cols: int) -> Float[Tensor, "heads N N"]:
         offsets, pairs = self.offsets, self.pairs
@@ -224,28 +240,6 @@ class CarrierStart(nn.Module):
         return to_windows(x, SIDE).reshape(-1, SIDE * SIDE * rows * cols, x.shape[1])
 
 
-class Layer(nn.Module):
-    """Pre-norm attention and MLP, each with a scale for its channels."""
-
-    def __init__(self, dim: int, num_heads: int, *, layer_scale: float | None, drop_path: float):
-        super().__init__()
-
-        def scale() -> nn.Module:
-            return nn.Identity() if layer_scale is None else LayerScale(dim, layer_scale)
-
-        self.norm1 = nn.LayerNorm(dim)
-        self.attn = Attention(dim, num_heads)
-        self.scale1 = scale()
-        self.norm2 = nn.LayerNorm(dim)
-        self.mlp = Mlp(dim, 4 * dim)
-        self.scale2 = scale()
-        self.drop_path = DropPath(drop_path) if drop_path else nn.Identity()
-
-    def forward(self, x: Float[Tensor, "B N C"], bias: Tensor) -> Float[Tensor, "B N C"]:
-        x = x + self.drop_path(self.scale1(self.attn(self.norm1(x), bias)))
-        return x + self.drop_path(self.scale2(self.mlp(self.norm2(x))))
-
-
 class Carriers(nn.Module):
     """Attention among all carriers of a map, which come and go in window order.
 
@@ -267,7 +261,7 @@ class Carriers(nn.Module):
         self.swapped = published
         self.pos_embed = GridEmbedding(dim, *grid) if embed else None
         self.pos_bias = CarrierBias(num_heads, *grid, square=published)
-        self.layer = Layer(dim, num_heads, **layer)
+        self.layer = MixerBlock(dim, Attention(dim, num_heads), **layer)
 
     def set_grid(self, rows: int, cols: int) -> None:
         """Prepare for a grid of carriers."""
@@ -312,7 +306,7 @@ class HatBlock(nn.Module):
         self.carriers = carriers
         self.pos_embed = GridEmbedding(dim, window, window)
         self.pos_bias = WindowPositionBias(num_heads, window)
-        self.layer = Layer(dim, num_heads, **layer)
+        self.layer = MixerBlock(dim, Attention(dim, num_heads), **layer)
 
     def set_window(self, window: int) -> None:
         """Change the window's side, which stays the unit of its offsets."""
@@ -334,17 +328,17 @@ class HatBlock(nn.Module):
             padding: -inf for the cells of one image that are padding, else 0.
         """
         x = x + self.pos_embed(self.window, self.window)
-        if carriers is None:
+        if self.carriers is None or carriers is None:
             return self.layer(x, self._bias(x, padding, 0)), None
         prefix = SIDE * SIDE
         per_image = (-1, *carriers.shape[1:])
-        carriers = self.carriers(carriers, *grid).view(-1, prefix, x.shape[-1])
-        x = self.layer(torch.cat([carriers, x], dim=1), self._bias(x, padding, prefix))
-        carriers, x = x[:, :prefix], x[:, prefix:]
+        mixed = self.carriers(carriers, *grid).view(-1, prefix, x.shape[-1])
+        x = self.layer(torch.cat([mixed, x], dim=1), self._bias(x, padding, prefix))
+        mixed, x = x[:, :prefix], x[:, prefix:]
         if self.propagate:
             # Through the scale of the carriers' attention: so the weights were trained.
-            x = x + self.carriers.layer.scale1(self._spread(carriers))
-        return x, carriers.reshape(per_image)
+            x = x + self.carriers.layer.scale1(self._spread(mixed))
+        return x, mixed.reshape(per_image)
 
     def _bias(self, x: Tensor, padding: Tensor | None, prefix: int) -> Tensor:
         bias = self.pos_bias(prefix)
@@ -359,46 +353,12 @@ class HatBlock(nn.Module):
         return F.interpolate(x, size=(self.window, self.window)).flatten(2).transpose(1, 2)
 
 
-class ConvBlock(nn.Module):
-    """Two 3x3 convolutions with a residual."""
-
-    def __init__(self, dim: int, drop_path: float):
-        super().__init__()
-        self.conv1 = ConvNorm(dim, dim, bias=True, act=nn.GELU)
-        self.conv2 = ConvNorm(dim, dim, bias=True)
-        self.drop_path = DropPath(drop_path) if drop_path else nn.Identity()
-
-    def forward(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
-        return x + self.drop_path(self.conv2(self.conv1(x)))
-
-
-class ConvStage(nn.Module):
-    """Convolution blocks at one resolution."""
-
-    grad_checkpointing = False
-
-    def __init__(self, blocks: list[ConvBlock], downsample: nn.Module):
-        super().__init__()
-        self.blocks = nn.ModuleList(blocks)
-        self.downsample = downsample
-
-    def forward(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
-        for block in self.blocks:
-            if self.grad_checkpointing and torch.is_grad_enabled():
-                x = checkpoint(block, x, use_reentrant=False)
-            else:
-                x = block(x)
-        return x
-
-
-class HatStage(nn.Module):
+class HatStage(Stage):
     """Window attention at one resolution, with or without carriers.
 
     Args:
         mask_padding: Hide the cells that fill up the last windows from attention.
     """
-
-    grad_checkpointing = False
 
     def __init__(
         self,
@@ -409,22 +369,22 @@ class HatStage(nn.Module):
         window: int,
         mask_padding: bool,
     ):
-        super().__init__()
+        super().__init__(blocks, downsample)
         self.window, self.mask_padding = window, mask_padding
         self.tokenizer = tokenizer
-        self.blocks = nn.ModuleList(blocks)
-        self.downsample = downsample
 
     def set_window(self, window: int) -> None:
         """Change the side of the windows."""
         self.window = window
         for block in self.blocks:
+            assert isinstance(block, HatBlock)
             block.set_window(window)
 
     def set_map(self, rows: int, cols: int) -> None:
         """Prepare the carriers for maps of one size."""
         rows, cols = -(-rows // self.window), -(-cols // self.window)
         for block in self.blocks:
+            assert isinstance(block, HatBlock)
             if block.carriers is not None:
                 block.carriers.set_grid(SIDE * rows, SIDE * cols)
 
@@ -433,29 +393,12 @@ class HatStage(nn.Module):
         x = pad_to_multiple(x, self.window)
         padded = x.shape[-2:]
         grid = (padded[0] // self.window, padded[1] // self.window)
-        padding = None
-        if self.mask_padding and padded != (rows, cols):
-            padding = F.pad(
-                x.new_zeros(1, 1, rows, cols),
-                (0, padded[1] - cols, 0, padded[0] - rows),
-                value=-math.inf,
-            )
-            padding = to_windows(padding, self.window).view(-1, 1, 1, self.window**2)
+        padding = padding_bias(x, rows, cols, self.window) if self.mask_padding else None
         carriers = None if self.tokenizer is None else self.tokenizer(x, *grid)
         x = to_windows(x, self.window)
         for block in self.blocks:
-            if self.grad_checkpointing and torch.is_grad_enabled():
-                x, carriers = checkpoint(block, x, carriers, grid, padding, use_reentrant=False)
-            else:
-                x, carriers = block(x, carriers, grid, padding)
+            x, carriers = self.run(block, x, carriers, grid, padding)
         return from_windows(x, self.window, *padded)[:, :, :rows, :cols]
-
-
-def _stem(in_chs: int, stem_dim: int, dim: int) -> nn.Sequential:
-    return nn.Sequential(
-        ConvNorm(in_chs, stem_dim, stride=2, eps=1e-4, act=nn.ReLU),
-        ConvNorm(stem_dim, dim, stride=2, eps=1e-4, act=nn.ReLU),
-    )
 
 
 def _downsample(dim: int) -> nn.Sequential:
@@ -466,7 +409,7 @@ def _downsample(dim: int) -> nn.Sequential:
 def _map_size(img_size: int | tuple[int, int], stage: int, floor: bool = False) -> tuple[int, int]:
     """Rows and columns of a stage's map; the published code rounds down (`floor`), a map up."""
     reduction = 4 * 2**stage
-    rows, cols = to_2tuple(img_size)
+    rows, cols = rows_and_cols(img_size)
     if floor:
         return rows // reduction, cols // reduction
     return -(-rows // reduction), -(-cols // reduction)
@@ -526,6 +469,7 @@ class FasterViT(Hierarchy):
     """
 
     no_decay = ("pos_embed.", "pos_bias.")
+    published = r"^(levels|patch_embed)\."
 
     def __init__(
         self,
@@ -548,15 +492,13 @@ class FasterViT(Hierarchy):
         drop_path_rate: float = 0.0,
     ):
         super().__init__()
-        last = max(sum(depths) - 1, 1)
-        drops = iter([drop_path_rate * i / last for i in range(sum(depths))])
-        widths = [dim * 2**i for i in range(4)]
-        stages: list[nn.Module] = []
-        for i, (depth, width) in enumerate(zip(depths, widths, strict=True)):
-            drop_paths = [next(drops) for _ in range(depth)]
+        stages: list[Stage] = []
+        for i, drop_paths in enumerate(drop_path_rates(drop_path_rate, depths)):
+            width = dim * 2**i
             downsample = _downsample(width) if i < 3 else nn.Identity()
             if i < 2:
-                stages.append(ConvStage([ConvBlock(width, p) for p in drop_paths], downsample))
+                blocks = [ConvBlock(width, p, act=nn.GELU) for p in drop_paths]
+                stages.append(Stage(blocks, downsample))
                 continue
             stages.append(
                 _hat_stage(
@@ -574,18 +516,15 @@ class FasterViT(Hierarchy):
                 )
             )
         self._assemble(
-            _stem(in_chans, stem_dim, dim),
+            Stem(in_chans, stem_dim, dim, eps=1e-4),
             stages,
-            nn.BatchNorm2d(widths[-1]),
-            widths=widths,
-            reductions=[4, 8, 16, 32],
+            dim,
             num_classes=num_classes,
             global_pool=global_pool,
             drop_rate=drop_rate,
         )
-        self.img_size = to_2tuple(img_size)
+        self.img_size = rows_and_cols(img_size)
         self.published_carriers = published_carriers
-        accept_published_keys(self, RENAMES, mark=PUBLISHED_MARK, drop=COMPUTED)
 
     def set_input_size(
         self,
@@ -598,16 +537,34 @@ class FasterViT(Hierarchy):
         the new size; parameters stay, and so do the windows unless they are given.
         """
         if window_size is not None:
-            for stage, window in zip(self.stages[2:], to_2tuple(window_size), strict=False):
+            for stage, window in zip(self.stages[2:], rows_and_cols(window_size), strict=False):
+                assert isinstance(stage, HatStage)
                 stage.set_window(window)
         if img_size is not None:
-            self.img_size = to_2tuple(img_size)
+            self.img_size = rows_and_cols(img_size)
         for i, stage in enumerate(self.stages[2:], start=2):
+            assert isinstance(stage, HatStage)
             stage.set_map(*_map_size(self.img_size, i))
 
+    def translate(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Rename; leave out the carrier weights that an any-resolution network has no place for.
 
-PUBLISHED_MARK = r"^(levels|patch_embed)\."
-"""Only published keys look like this."""
+        The published ones of these read the files of the square ones, which know more about
+        carriers than a network for another size has.
+        """
+        state = rename_keys(state, RENAMES, drop=COMPUTED)
+        if not self.published_carriers:
+            return state
+        own = self.state_dict()
+        extra = [k for k in state if (".carriers." in k or ".tokenizer." in k) and k not in own]
+        if extra:
+            _logger.warning(
+                f"{len(extra)} weights of carriers are left out: the network for "
+                f"{self.img_size} has no place for them."
+            )
+        return {key: value for key, value in state.items() if key not in extra}
+
+
 COMPUTED = r"\.relative_(bias|coords_table|position_index)$|\.global_tokenizer\.pos_embed\."
 """Published keys that hold tables, and a convolution that is listed a second time."""
 
@@ -623,11 +580,13 @@ RENAMES = (  # theirs -> ours, first match wins
     (r"^levels\.(\d)\.global_tokenizer\.to_global_feature\.pos\.", r"stages.\1.tokenizer.conv."),
     (_BLOCK + r"hat_attn\.pos_emb_funct\.cpb_mlp\.", r"stages.\1.blocks.\2.carriers.pos_bias.mlp."),
     (_BLOCK + r"hat_pos_embed\.cpb_mlp\.", r"stages.\1.blocks.\2.carriers.pos_embed.mlp."),
-    (_BLOCK + r"hat_(norm1|attn|norm2|mlp)\.", r"stages.\1.blocks.\2.carriers.layer.\3."),
+    (_BLOCK + r"hat_attn\.", r"stages.\1.blocks.\2.carriers.layer.mixer."),
+    (_BLOCK + r"hat_(norm1|norm2|mlp)\.", r"stages.\1.blocks.\2.carriers.layer.\3."),
     (_BLOCK + r"gamma([12])$", r"stages.\1.blocks.\2.carriers.layer.scale\3.gamma"),
     (_BLOCK + r"attn\.pos_emb_funct\.cpb_mlp\.", r"stages.\1.blocks.\2.pos_bias.mlp."),
     (_BLOCK + r"pos_embed\.cpb_mlp\.", r"stages.\1.blocks.\2.pos_embed.mlp."),
-    (_BLOCK + r"(norm1|attn|norm2|mlp)\.", r"stages.\1.blocks.\2.layer.\3."),
+    (_BLOCK + r"attn\.", r"stages.\1.blocks.\2.layer.mixer."),
+    (_BLOCK + r"(norm1|norm2|mlp)\.", r"stages.\1.blocks.\2.layer.\3."),
     (_BLOCK + r"gamma3$", r"stages.\1.blocks.\2.layer.scale1.gamma"),
     (_BLOCK + r"gamma4$", r"stages.\1.blocks.\2.layer.scale2.gamma"),
     (r"^levels\.", r"stages."),
@@ -635,100 +594,73 @@ RENAMES = (  # theirs -> ours, first match wins
 )
 
 
-def checkpoint_filter_fn(state: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
-    """Translate a published state dict for timm's loader; one in our names passes.
-
-    The published any-resolution networks read the files of the square ones, which know more
-    about carriers than a network for another size has: that is left out, and said.
-    """
-    state = {re.sub(r"^((module|encoder)\.)+", "", key): value for key, value in state.items()}
-    if not any(re.search(PUBLISHED_MARK, key) for key in state):
-        return state
-    state = rename_keys(state, RENAMES, drop=COMPUTED)
-    own = model.state_dict()
-    extra = [k for k in state if re.search(r"\.(carriers|tokenizer)\.", k) and k not in own]
-    if extra and model.published_carriers:
-        _logger.warning(
-            f"{len(extra)} weights of carriers are left out: the network for "
-            f"{model.img_size} has no place for them."
-        )
-        state = {key: value for key, value in state.items() if key not in extra}
-    return state
-
-
 def _fastervit(name: str, size: str, pretrained: bool, **kwargs) -> nn.Module:
-    return build_model_with_cfg(
-        FasterViT,
-        name,
-        pretrained,
-        pretrained_filter_fn=checkpoint_filter_fn,
-        feature_cfg=dict(out_indices=(0, 1, 2, 3), feature_cls="getter"),
-        **(SIZES[size] | kwargs),
-    )
+    sizes = SIZES[size] | kwargs
+    return build(FasterViT, name, pretrained, filter_fn=checkpoint_filter_fn, **sizes)
 
 
 @register_model
-def fastervit_0(pretrained=False, **kwargs) -> nn.Module:
+def fastervit_0(pretrained: bool = False, **kwargs) -> nn.Module:
     """FasterViT-0: 31.4 M parameters, 3.5 GMACs at 224."""
     return _fastervit("fastervit_0", "0", pretrained, **kwargs)
 
 
 @register_model
-def fastervit_1(pretrained=False, **kwargs) -> nn.Module:
+def fastervit_1(pretrained: bool = False, **kwargs) -> nn.Module:
     """FasterViT-1: 53.4 M parameters, 5.5 GMACs at 224."""
     return _fastervit("fastervit_1", "1", pretrained, **kwargs)
 
 
 @register_model
-def fastervit_2(pretrained=False, **kwargs) -> nn.Module:
+def fastervit_2(pretrained: bool = False, **kwargs) -> nn.Module:
     """FasterViT-2: 75.9 M parameters, 9.0 GMACs at 224."""
     return _fastervit("fastervit_2", "2", pretrained, **kwargs)
 
 
 @register_model
-def fastervit_3(pretrained=False, **kwargs) -> nn.Module:
+def fastervit_3(pretrained: bool = False, **kwargs) -> nn.Module:
     """FasterViT-3: 159.5 M parameters, 18.7 GMACs at 224."""
     return _fastervit("fastervit_3", "3", pretrained, **kwargs)
 
 
 @register_model
-def fastervit_4(pretrained=False, **kwargs) -> nn.Module:
+def fastervit_4(pretrained: bool = False, **kwargs) -> nn.Module:
     """FasterViT-4: 365.6 M parameters, 43.2 GMACs at 224."""
     return _fastervit("fastervit_4", "4", pretrained, **kwargs)
 
 
 @register_model
-def fastervit_5(pretrained=False, **kwargs) -> nn.Module:
+def fastervit_5(pretrained: bool = False, **kwargs) -> nn.Module:
     """FasterViT-5: 957.5 M parameters, 114 GMACs at 224."""
     return _fastervit("fastervit_5", "5", pretrained, **kwargs)
 
 
 @register_model
-def fastervit_6(pretrained=False, **kwargs) -> nn.Module:
+def fastervit_6(pretrained: bool = False, **kwargs) -> nn.Module:
     """FasterViT-6: 1360.3 M parameters, 144 GMACs at 224."""
     return _fastervit("fastervit_6", "6", pretrained, **kwargs)
 
 
 @register_model
-def fastervit_4_w14(pretrained=False, **kwargs) -> nn.Module:
+def fastervit_4_w14(pretrained: bool = False, **kwargs) -> nn.Module:
     """FasterViT-4 without carriers, windows for 224: 271.9 M parameters, 41.6 GMACs."""
     return _fastervit("fastervit_4_w14", "4_w14", pretrained, **kwargs)
 
 
 @register_model
-def fastervit_4_w24(pretrained=False, **kwargs) -> nn.Module:
+def fastervit_4_w24(pretrained: bool = False, **kwargs) -> nn.Module:
     """FasterViT-4 without carriers, windows for 384: 271.9 M parameters, 126.6 GMACs."""
     return _fastervit("fastervit_4_w24", "4_w24", pretrained, **kwargs)
 
 
 @register_model
-def fastervit_4_w32(pretrained=False, **kwargs) -> nn.Module:
+def fastervit_4_w32(pretrained: bool = False, **kwargs) -> nn.Module:
     """FasterViT-4 without carriers, windows for 512: 271.9 M parameters, 234.1 GMACs."""
     return _fastervit("fastervit_4_w32", "4_w32", pretrained, **kwargs)
 
 
 @register_model
-def fastervit_4_w48(pretrained=False, **kwargs) -> nn.Module:
+def fastervit_4_w48(pretrained: bool = False, **kwargs) -> nn.Module:
     """FasterViT-4 without carriers, windows for 768: 271.9 M parameters, 585.1 GMACs."""
     return _fastervit("fastervit_4_w48", "4_w48", pretrained, **kwargs)
 
@@ -736,8 +668,8 @@ def fastervit_4_w48(pretrained=False, **kwargs) -> nn.Module:
 def _publish(name: str, size: str, built_for: int | tuple[int, int], **defaults) -> None:
     """Register a published name: the published network for its `resolution`."""
 
-    def entry(pretrained=False, resolution=built_for, **kwargs) -> nn.Module:
-        published = dict(img_size=to_2tuple(resolution), published_carriers=True)
+    def entry(pretrained: bool = False, resolution=built_for, **kwargs) -> nn.Module:
+        published = dict(img_size=rows_and_cols(resolution), published_carriers=True)
         return _fastervit(name, size, pretrained, **(published | defaults | kwargs))
 
     entry.__name__ = entry.__qualname__ = name

@@ -37,18 +37,26 @@ class Batch:
     keys: Sequence[str] = ()
     """Names of the samples, for caches and for error messages."""
     labels: Tensor | None = None
-    _resized: dict[tuple[int, int], Tensor] = field(default_factory=dict, repr=False, compare=False)
+    _resized: dict[tuple[tuple[int, int], str], Tensor] = field(
+        default_factory=dict, repr=False, compare=False
+    )
 
-    def at(self, size: tuple[int, int]) -> Float[Tensor, "B 3 h w"]:
-        """Give the images in [0, 1] at `size` (rows, columns); each distinct size is made once."""
-        if size not in self._resized:
+    def at(self, size: tuple[int, int], interpolation: str = "bicubic") -> Float[Tensor, "B 3 h w"]:
+        """Give the images in [0, 1] at `size` (rows, columns); each distinct size is made once.
+
+        Args:
+            interpolation: `bicubic` or `bilinear`, with antialiasing.
+        """
+        fits = tuple(self.images.shape[-2:]) == size
+        key = (size, "" if fits else interpolation)
+        if key not in self._resized:
             images = self.images
             if not images.is_floating_point():
                 images = images.float() / 255
-            if tuple(images.shape[-2:]) != size:
-                images = F.interpolate(images, size, mode="bicubic", antialias=True).clamp(0, 1)
-            self._resized[size] = images
-        return self._resized[size]
+            if not fits:
+                images = F.interpolate(images, size, mode=interpolation, antialias=True).clamp(0, 1)
+            self._resized[key] = images
+        return self._resized[key]
 
     def to(self, device, *, non_blocking: bool = True) -> "Batch":
         """Move the images (and labels) to `device`."""

@@ -3,18 +3,25 @@
 E-RADIO, FasterViT and MambaVision differ in their stages; what a timm user calls is written once.
 """
 
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
 
-import torch
 from jaxtyping import Float
 from timm.layers import ClassifierHead, trunc_normal_
 from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
+from zoo.checkpoint import check_keys, unwrapped
+from zoo.layers.stage import Stage
+from zoo.licence import log_licence
+
+HINT = "Is it a file of another size? `zoo list` shows the names."
+
 
 def _start_linear(part: nn.Module) -> None:
     """FasterViT's published start, for all families; convolutions and norms keep PyTorch's."""
-    if isinstance(part, nn.Linear):
+    if isinstance(part, nn.Linear) and not part.weight.is_meta:  # there it takes long, for nothing
         trunc_normal_(part.weight, std=0.02)
         if part.bias is not None:
             nn.init.zeros_(part.bias)
@@ -23,45 +30,72 @@ def _start_linear(part: nn.Module) -> None:
 class Hierarchy(nn.Module):
     """stem -> stages with down-sampling between them -> norm -> pool -> classifier.
 
-    A family's constructor makes its parts and hands them to `_assemble`. Each stage maps
-    [B C H W] to the same shape and has `downsample`, the step to the next stage (`nn.Identity`
-    in the last), and `grad_checkpointing`, a bool that it obeys.
+    A family's constructor makes stem and stages and hands them to `_assemble`; the last stage's
+    `downsample` is `nn.Identity`. Strides are 4, 8, 16, 32, and each stage doubles the width.
     """
 
     stem: nn.Module
-    stages: nn.ModuleList
+    stages: Sequence[Stage]
     norm: nn.Module
     head: ClassifierHead
 
     no_decay: tuple[str, ...] = ()
     """Parts of parameter names that weight decay must leave alone."""
 
+    published: str
+    """Pattern that only the keys of published weights match."""
+
     def _assemble(
         self,
         stem: nn.Module,
-        stages: list[nn.Module],
-        norm: nn.Module,
+        stages: Sequence[Stage],
+        dim: int,
         *,
-        widths: list[int],
-        reductions: list[int],
         num_classes: int,
         global_pool: str,
         drop_rate: float,
     ) -> None:
-        self.stem, self.stages, self.norm = stem, nn.ModuleList(stages), norm
+        self.stem = stem
+        self.stages = cast(Sequence[Stage], nn.ModuleList(stages))
         self.num_classes = num_classes
-        self.num_features = self.head_hidden_size = widths[-1]
-        self.feature_info = [
-            dict(num_chs=width, reduction=reduction, module=f"stages.{i}")
-            for i, (width, reduction) in enumerate(zip(widths, reductions, strict=True))
+        self.num_features = self.head_hidden_size = dim * 2 ** (len(stages) - 1)
+        self.feature_info: Any = [  # timm takes a list of dicts or its own FeatureInfo
+            dict(num_chs=dim * 2**i, reduction=4 * 2**i, module=f"stages.{i}")
+            for i in range(len(stages))
         ]
-        self.head = ClassifierHead(widths[-1], num_classes, global_pool, drop_rate)
+        self.norm = nn.BatchNorm2d(self.num_features)
+        self.head = ClassifierHead(self.num_features, num_classes, global_pool, drop_rate)
         self.apply(_start_linear)
+
+    def translate(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Make a published state dict fit this model."""
+        raise NotImplementedError
+
+    def published_in(self, state: Mapping[str, Any]) -> dict[str, Tensor] | None:
+        """Give a state dict without what its authors wrapped it in, if it is a published one."""
+        bare = {re.sub(r"^((encoder|model)\.)+", "", k): v for k, v in unwrapped(state).items()}
+        return bare if any(re.search(self.published, key) for key in bare) else None
+
+    def load_state_dict(
+        self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
+    ):
+        """Load weights, ours or published.
+
+        Raises:
+            ValueError: they do not fit, and `strict`; at most ten keys of each kind are listed.
+        """
+        published = self.published_in(state_dict)
+        if published is not None:
+            log_licence(self)
+            state_dict = self.translate(published)
+        if strict:
+            check_keys(state_dict, self.state_dict(), hint=HINT, optional=r"\.num_batches_tracked$")
+        return super().load_state_dict(state_dict, strict, assign)
 
     def forward_intermediates(
         self,
         x: Float[Tensor, "B C H W"],
-        indices: int | Sequence[int] | None = None,
+        indices: int | list[int] | None = None,
         norm: bool = False,
         stop_early: bool = False,
         output_fmt: str = "NCHW",
@@ -88,7 +122,7 @@ class Hierarchy(nn.Module):
         return maps if intermediates_only else (self.norm(x), maps)
 
     def prune_intermediate_layers(
-        self, indices: int | Sequence[int] = 1, prune_norm: bool = False, prune_head: bool = True
+        self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
     ) -> list[int]:
         """Drop what `indices` of `forward_intermediates` do not need."""
         take, last = feature_take_indices(len(self.stages), indices)
@@ -115,6 +149,7 @@ class Hierarchy(nn.Module):
         return self.forward_head(self.forward_features(x))
 
     def get_classifier(self) -> nn.Module:
+        """Give the linear layer of the head, or an identity."""
         return self.head.fc
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
@@ -141,7 +176,12 @@ class Hierarchy(nn.Module):
             ],
         )
 
-    @torch.jit.ignore
     def no_weight_decay(self) -> set[str]:
         """Name the parameters that weight decay would harm."""
         return {n for n, _ in self.named_parameters() if any(part in n for part in self.no_decay)}
+
+
+def checkpoint_filter_fn(state: Mapping[str, Any], model: Hierarchy) -> dict[str, Tensor]:
+    """Make what timm has read fit `model`; a state dict of ours is unwrapped and no more."""
+    published = model.published_in(state)
+    return unwrapped(state) if published is None else model.translate(published)

@@ -2,15 +2,23 @@
 
 import logging
 
+from torch import nn
+
 _logger = logging.getLogger("zoo")
 
 NON_COMMERCIAL = frozenset({"nscl-nc", "nvidia-source-code-nc", "cc-by-nc-sa-4.0", "cc-by-nc-4.0"})
 """Values of `pretrained_cfg.license` that allow research only."""
 
 
-def log_licence(name: str, licence: str | None) -> None:
-    """Warn, through the logger `zoo`, that the weights of `name` are for research only."""
-    if licence in NON_COMMERCIAL:
+def log_licence(model: nn.Module) -> None:
+    """Warn, through the logger `zoo`, if the weights that `model` now gets are for research only.
+
+    Their licence is that of its `pretrained_cfg`; a model built without timm has none.
+    """
+    cfg = getattr(model, "pretrained_cfg", {})
+    if cfg.get("license") in NON_COMMERCIAL:
         _logger.warning(
-            "The weights of %s are licensed for non-commercial use (%s).", name, licence
+            "The weights of %s are licensed for non-commercial use (%s).",
+            cfg.get("architecture") or type(model).__name__,
+            cfg["license"],
         )

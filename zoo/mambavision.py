@@ -19,28 +19,31 @@ of name that wrote it.
 """
 
 import math
-import re
-from collections.abc import Mapping, MutableMapping
 from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
-from timm.layers import DropPath, LayerScale, Mlp
-from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from timm.models import generate_default_cfgs, register_model
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
-from zoo.checkpoint import accept_published_keys, rename_keys
-from zoo.hierarchy import Hierarchy
+from zoo.build import build
+from zoo.checkpoint import rename_keys
+from zoo.hierarchy import Hierarchy, checkpoint_filter_fn
 from zoo.layers.attention import Attention
-from zoo.layers.conv import ConvNorm
-from zoo.layers.recompute import recomputed
+from zoo.layers.conv import Stem
 from zoo.layers.scan import selective_scan
-from zoo.layers.window import from_windows, pad_to_multiple, to_windows
+from zoo.layers.stage import ConvBlock, MixerBlock, Stage, drop_path_rates
+from zoo.layers.window import (
+    from_windows,
+    pad_to_multiple,
+    padding_bias,
+    rows_and_cols,
+    to_windows,
+)
 
-__all__ = ["MambaVision", "checkpoint_filter_fn"]
+__all__ = ["MambaVision"]
 
 
 def _cfg(hub: str, file: str, size: int = 224, **fields) -> dict[str, Any]:
@@ -144,7 +147,8 @@ class MambaMixer(nn.Module):
         self.dt_proj = nn.Linear(rank, half)
         self.A_log = nn.Parameter(torch.arange(1.0, state_dim + 1).log().repeat(half, 1))
         self.D = nn.Parameter(torch.ones(half))
-        self.out_proj = nn.Linear(2 * half, dim, bias=False)
+        # Not `out_proj`: transformers' DETRs rename every parameter of that name when they load.
+        self.proj = nn.Linear(2 * half, dim, bias=False)
         self.register_buffer("fused", None, persistent=False)
 
     @torch.no_grad()
@@ -187,36 +191,10 @@ class MambaMixer(nn.Module):
         y = selective_scan(
             x, delta, self._decay(), B, C, self.D, delta_bias=bias, delta_softplus=True
         )
-        return self.out_proj(torch.cat([y, z], dim=-1))
+        return self.proj(torch.cat([y, z], dim=-1))
 
 
-class MixerBlock(nn.Module):
-    """Pre-norm token mixer (`MambaMixer` or `Attention`) and MLP, each with a channel scale."""
-
-    def __init__(self, dim: int, mixer: nn.Module, *, layer_scale: float | None, drop_path: float):
-        super().__init__()
-
-        def scale() -> nn.Module:
-            return nn.Identity() if layer_scale is None else LayerScale(dim, layer_scale)
-
-        self.norm1 = nn.LayerNorm(dim)
-        self.mixer = mixer
-        self.scale1 = scale()
-        self.norm2 = nn.LayerNorm(dim)
-        self.mlp = Mlp(dim, 4 * dim)
-        self.scale2 = scale()
-        self.drop_path = DropPath(drop_path) if drop_path else nn.Identity()
-
-    def forward(
-        self,
-        x: Float[Tensor, "windows N C"],
-        padding: Float[Tensor, "windows 1 1 N"] | None = None,
-    ) -> Float[Tensor, "windows N C"]:
-        x = x + self.drop_path(self.scale1(self.mixer(self.norm1(x), padding)))
-        return x + self.drop_path(self.scale2(self.mlp(self.norm2(x))))
-
-
-class MixerStage(nn.Module):
+class MixerStage(Stage):
     """Mixer blocks inside the windows of a map.
 
     Args:
@@ -231,60 +209,20 @@ class MixerStage(nn.Module):
         window: int,
         mask_padding: bool,
     ):
-        super().__init__()
-        self.blocks = nn.ModuleList(blocks)
-        self.downsample = downsample
+        super().__init__(blocks, downsample)
         self.window, self.mask_padding = window, mask_padding
-        self.grad_checkpointing = False
 
     def forward(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
         batch, _, rows, cols = x.shape
         x = pad_to_multiple(x, self.window)
         padded = x.shape[-2:]
-        padding = None
-        if self.mask_padding and padded != (rows, cols):
-            padding = self._padding(x, rows, cols).repeat(batch, 1, 1, 1)
+        padding = padding_bias(x, rows, cols, self.window) if self.mask_padding else None
+        if padding is not None:
+            padding = padding.repeat(batch, 1, 1, 1)
         x = to_windows(x, self.window)
         for block in self.blocks:
-            if self.grad_checkpointing:
-                x = checkpoint(block, x, padding, use_reentrant=False)
-            else:
-                x = block(x, padding)
+            x = self.run(block, x, padding)
         return from_windows(x, self.window, *padded)[:, :, :rows, :cols]
-
-    def _padding(self, x: Tensor, rows: int, cols: int) -> Float[Tensor, "windows 1 1 N"]:
-        """0 for the cells of one image's map, -inf for those that fill up its windows."""
-        below, right = x.shape[-2] - rows, x.shape[-1] - cols
-        cells = F.pad(x.new_zeros(1, 1, rows, cols), (0, right, 0, below), value=-math.inf)
-        return to_windows(cells, self.window).view(-1, 1, 1, self.window**2)
-
-
-class ConvBlock(nn.Module):
-    """Two 3x3 convolutions with a residual."""
-
-    def __init__(self, dim: int, drop_path: float):
-        super().__init__()
-        self.conv1 = ConvNorm(dim, dim, bias=True, act=partial(nn.GELU, approximate="tanh"))
-        self.conv2 = ConvNorm(dim, dim, bias=True)
-        self.drop_path = DropPath(drop_path) if drop_path else nn.Identity()
-
-    def forward(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
-        return x + self.drop_path(self.conv2(self.conv1(x)))
-
-
-class ConvStage(nn.Module):
-    """Convolution blocks at one resolution."""
-
-    def __init__(self, blocks: list[ConvBlock], downsample: nn.Module):
-        super().__init__()
-        self.blocks = nn.ModuleList(blocks)
-        self.downsample = downsample
-        self.grad_checkpointing = False
-
-    def forward(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
-        for block in self.blocks:
-            x = recomputed(block, x) if self.grad_checkpointing else block(x)
-        return x
 
 
 def _mixer_blocks(
@@ -308,7 +246,7 @@ def _mixer_blocks(
 
 def _windows_for(img_size: int | tuple[int, int]) -> tuple[int, int]:
     """The windows that cover the maps of stages 2 and 3, whichever side is longer."""
-    side = img_size if isinstance(img_size, int) else max(img_size)
+    side = max(rows_and_cols(img_size))
     return math.ceil(side / 16), math.ceil(side / 32)
 
 
@@ -334,6 +272,7 @@ class MambaVision(Hierarchy):
     """
 
     no_decay = (".A_log", ".D")
+    published = r"^(levels|patch_embed)\."
 
     def __init__(
         self,
@@ -354,30 +293,23 @@ class MambaVision(Hierarchy):
         drop_path_rate: float = 0.0,
     ):
         super().__init__()
-        last = max(sum(depths) - 1, 1)
-        rates = iter([drop_path_rate * i / last for i in range(sum(depths))])
-        widths = [dim * 2**i for i in range(4)]
         mixing: dict[str, Any] = dict(layer_scale=layer_scale, double_dt_bias=double_dt_bias)
-        stages: list[nn.Module] = []
-        for i, (depth, width) in enumerate(zip(depths, widths, strict=True)):
-            drop_paths = [next(rates) for _ in range(depth)]
+        stages: list[Stage] = []
+        for i, drop_paths in enumerate(drop_path_rates(drop_path_rate, depths)):
+            width = dim * 2**i
             downsample = nn.Identity()
             if i < 3:
                 downsample = nn.Conv2d(width, 2 * width, 3, stride=2, padding=1, bias=False)
             if i < 2:
-                stages.append(ConvStage([ConvBlock(width, p) for p in drop_paths], downsample))
+                act = partial(nn.GELU, approximate="tanh")
+                stages.append(Stage([ConvBlock(width, p, act=act) for p in drop_paths], downsample))
             else:
                 blocks = _mixer_blocks(width, num_heads[i - 2], drop_paths, **mixing)
                 stages.append(MixerStage(blocks, downsample, window=1, mask_padding=mask_padding))
         self._assemble(
-            nn.Sequential(
-                ConvNorm(in_chans, stem_dim, stride=2, eps=1e-4, act=nn.ReLU),
-                ConvNorm(stem_dim, dim, stride=2, eps=1e-4, act=nn.ReLU),
-            ),
+            Stem(in_chans, stem_dim, dim, eps=1e-4),
             stages,
-            nn.BatchNorm2d(widths[-1]),
-            widths=widths,
-            reductions=[4, 8, 16, 32],
+            dim,
             num_classes=num_classes,
             global_pool=global_pool,
             drop_rate=drop_rate,
@@ -387,8 +319,6 @@ class MambaVision(Hierarchy):
             if isinstance(part, MambaMixer):
                 part.start_steps()
         self.set_input_size(img_size, window_size)
-        self.register_load_state_dict_pre_hook(_correct_published_steps)  # before the renaming
-        accept_published_keys(self, RENAMES, mark=PUBLISHED)
 
     def set_input_size(
         self,
@@ -418,64 +348,36 @@ class MambaVision(Hierarchy):
             assert isinstance(stage, MixerStage)
             stage.window = window
 
+    def translate(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Rename; write a step bias that was added twice as one that this model adds once."""
+        return {
+            key: 2 * value if key.endswith(".dt_proj.bias") and not self.double_dt_bias else value
+            for key, value in rename_keys(state, RENAMES).items()
+        }
 
-_WRAPPERS = r"^(?:(?:module|model)\.)*"
 
-PUBLISHED = _WRAPPERS + r"(levels|patch_embed)\."
-"""What only published keys match; those of the hub's classes have `model.` in front."""
-
-_BLOCK = _WRAPPERS + r"levels\.(\d)\.blocks\.(\d+)\."
+_BLOCK = r"^levels\.(\d)\.blocks\.(\d+)\."
 
 RENAMES = (
-    (_WRAPPERS + r"patch_embed\.conv_down\.0\.", r"stem.0.conv."),
-    (_WRAPPERS + r"patch_embed\.conv_down\.1\.", r"stem.0.norm."),
-    (_WRAPPERS + r"patch_embed\.conv_down\.3\.", r"stem.1.conv."),
-    (_WRAPPERS + r"patch_embed\.conv_down\.4\.", r"stem.1.norm."),
-    (_WRAPPERS + r"levels\.(\d)\.downsample\.reduction\.0\.", r"stages.\1.downsample."),
+    (r"^patch_embed\.conv_down\.0\.", r"stem.0.conv."),
+    (r"^patch_embed\.conv_down\.1\.", r"stem.0.norm."),
+    (r"^patch_embed\.conv_down\.3\.", r"stem.1.conv."),
+    (r"^patch_embed\.conv_down\.4\.", r"stem.1.norm."),
+    (r"^levels\.(\d)\.downsample\.reduction\.0\.", r"stages.\1.downsample."),
     (_BLOCK + r"conv([12])\.", r"stages.\1.blocks.\2.conv\3.conv."),
-    (
-        _WRAPPERS + r"levels\.([01])\.blocks\.(\d+)\.norm([12])\.",
-        r"stages.\1.blocks.\2.conv\3.norm.",
-    ),
+    (r"^levels\.([01])\.blocks\.(\d+)\.norm([12])\.", r"stages.\1.blocks.\2.conv\3.norm."),
     (_BLOCK + r"mixer\.conv1d_([xz])\.", r"stages.\1.blocks.\2.mixer.conv_\3."),
+    (_BLOCK + r"mixer\.out_proj\.", r"stages.\1.blocks.\2.mixer.proj."),
     (_BLOCK + r"gamma_([12])$", r"stages.\1.blocks.\2.scale\3.gamma"),
-    (_WRAPPERS + r"levels\.", r"stages."),
-    (_WRAPPERS + r"head\.(weight|bias)$", r"head.fc.\1"),
-    (_WRAPPERS, r""),
+    (r"^levels\.", r"stages."),
+    (r"^head\.(weight|bias)$", r"head.fc.\1"),
 )
 """Theirs -> ours, first match wins."""
 
 
-def _correct_published_steps(
-    model: "MambaVision", state: MutableMapping[str, Tensor], prefix: str = "", *_: Any
-) -> None:
-    """Write a bias that was added twice as one that is added once, if `model` adds it once."""
-    published = any(re.search(PUBLISHED, key.removeprefix(prefix)) for key in state)
-    if model.double_dt_bias or not published:
-        return
-    for key in state:
-        if key.startswith(prefix) and key.endswith(".dt_proj.bias"):
-            state[key] = 2 * state[key]
-
-
-def checkpoint_filter_fn(state: Mapping[str, Any], model: MambaVision) -> dict[str, Tensor]:
-    """Translate a published checkpoint, wrapped or not, for timm's loader; one of ours passes."""
-    for wrapper in ("state_dict", "model"):
-        state = state.get(wrapper, state)
-    state = dict(state)
-    _correct_published_steps(model, state)
-    return rename_keys(state, RENAMES)
-
-
 def _mambavision(name: str, size: str, pretrained: bool, **kwargs) -> nn.Module:
-    return build_model_with_cfg(
-        MambaVision,
-        name,
-        pretrained,
-        pretrained_filter_fn=checkpoint_filter_fn,
-        feature_cfg=dict(out_indices=(0, 1, 2, 3), feature_cls="getter"),
-        **(SIZES[size] | kwargs),
-    )
+    sizes = SIZES[size] | kwargs
+    return build(MambaVision, name, pretrained, filter_fn=checkpoint_filter_fn, **sizes)
 
 
 @register_model

@@ -21,31 +21,28 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from jaxtyping import Float
 from timm.data.constants import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 from timm.layers import GluMlp, PatchEmbed, SwiGLUPacked
-from timm.models import (
-    adapt_input_conv,
-    build_model_with_cfg,
-    generate_default_cfgs,
-    register_model,
-)
+from timm.models import adapt_input_conv, generate_default_cfgs, register_model
 from timm.models._features import feature_take_indices
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from zoo.adaptors import Adaptor
+from zoo.build import build
 from zoo.checkpoint import check_keys, read_checkpoint
 from zoo.layers import spectral
+from zoo.layers.attention import check_heads
 from zoo.layers.feature_norm import FeatureNormalizer, InputConditioner, IntermediateNormalizer
 from zoo.layers.patch_position import cropped_positions, draw_crops, resized_positions
 from zoo.layers.recompute import recomputed
 from zoo.layers.vitdet import VitDet, to_raster_order, to_window_order
 from zoo.licence import log_licence
-from zoo.radio_weights import architecture, translated
+from zoo.radio_weights import architecture, is_published, translated
 
 __all__ = ["Radio", "RadioOutput", "checkpoint_filter_fn"]
 
@@ -174,8 +171,14 @@ class Radio(VisionTransformer):
             `forward_intermediates` gives.
 
     Raises:
-        ValueError: In `forward` and its kin, a side is no multiple of `resolution_step`.
+        ValueError: `embed_dim` does not split into `num_heads`. In `forward` and its kin: a side
+            is no multiple of `resolution_step`.
     """
+
+    summary_idxs: Tensor
+    pretrained_cfg: dict[str, Any]
+    build_args: dict[str, Any]
+    """What the release and the file added; an export must record it beside the user's own."""
 
     def __init__(
         self,
@@ -187,6 +190,7 @@ class Radio(VisionTransformer):
         num_classes: int = 0,
         embed_dim: int = 768,
         depth: int = 12,
+        num_heads: int = 12,
         reg_tokens: int = 7,
         summary_idxs: Sequence[int] = (0, 1, 2),
         align_corners: bool = False,
@@ -201,7 +205,8 @@ class Radio(VisionTransformer):
         dtype=None,
         **vit,
     ):
-        like = dict(device=device, dtype=dtype)
+        check_heads(embed_dim, num_heads)
+        like: dict[str, Any] = dict(device=device, dtype=dtype)
         super().__init__(
             img_size=img_size,
             patch_size=patch_size,
@@ -209,6 +214,7 @@ class Radio(VisionTransformer):
             num_classes=num_classes,
             embed_dim=embed_dim,
             depth=depth,
+            num_heads=num_heads,
             reg_tokens=reg_tokens,
             class_token=True,
             pos_embed="none",  # ours is a grid of another size than the image's
@@ -341,7 +347,7 @@ class Radio(VisionTransformer):
         return height // patch[0], width // patch[1]
 
     def _positions(self, batch: int, rows: int, cols: int) -> Float[Tensor, "b N C"]:
-        grid = self.pos_embed
+        grid = cast(nn.Parameter, self.pos_embed)  # None only inside `set_input_size`
         full = rows == cols and rows * cols == grid.shape[1]
         if not self.training or full:
             return resized_positions(grid, rows, cols, align_corners=self.align_corners)
@@ -379,7 +385,7 @@ class Radio(VisionTransformer):
             self.patch_drop(self._pos_embed(self.patch_embed(self.input_conditioner(x))))
         )
         if self.vitdet:
-            return self._after_windowed_blocks(x, (rows, cols), wanted, last)
+            return self._after_windowed_blocks(x, (rows, cols), self.vitdet, wanted, last)
         found = {}
         for i in range(last + 1):
             x = self._run(self.blocks[i], x)
@@ -388,9 +394,13 @@ class Radio(VisionTransformer):
         return found
 
     def _after_windowed_blocks(
-        self, x: Float[Tensor, "B T C"], grid: tuple[int, int], wanted: set[int], last: int
+        self,
+        x: Float[Tensor, "B T C"],
+        grid: tuple[int, int],
+        plan: VitDet,
+        wanted: set[int],
+        last: int,
     ) -> dict[int, Float[Tensor, "B T C"]]:
-        plan = self.vitdet
         prefix, patches = self._split(x)
         patches = to_window_order(patches, *grid, plan.window)
         shape = patches.shape
@@ -418,12 +428,16 @@ class Radio(VisionTransformer):
         prefix, patches = self._split(x)
         return torch.cat([prefix, self.feature_normalizer(patches)], dim=1)
 
-    def forward_features(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B T D"]:
+    def forward_features(  # pyright: ignore[reportIncompatibleMethodOverride]  # no masks
+        self, x: Float[Tensor, "B C H W"]
+    ) -> Float[Tensor, "B T D"]:
         """Give the prefix tokens and the patch tokens, these normalised if the model does that."""
         last = len(self.blocks) - 1
         return self._finished(self._after_blocks(x, {last}, last)[last], last)
 
-    def forward(self, x: Float[Tensor, "B C H W"]) -> Tensor:
+    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]  # no masks
+        self, x: Float[Tensor, "B C H W"]
+    ) -> Tensor:
         """Give the pooled token (`global_pool`), or its logits if there are classes."""
         return self.forward_head(self.forward_features(x))
 
@@ -459,16 +473,17 @@ class Radio(VisionTransformer):
             return backbone
         outputs = {"backbone": backbone}
         for name, adaptor in self.adaptors.items():
+            assert isinstance(adaptor, Adaptor)
             summary, features = adaptor(prefix, patches, rows, cols)
             if features is not None:
                 features = shaped(features, adaptor.upsample)
             outputs[name] = RadioOutput(summary, features)
         return outputs
 
-    def forward_intermediates(
+    def forward_intermediates(  # pyright: ignore[reportIncompatibleMethodOverride]  # no masks
         self,
         x: Float[Tensor, "B C H W"],
-        indices: int | Sequence[int] | None = None,
+        indices: int | list[int] | None = None,
         return_prefix_tokens: bool = False,
         norm: bool = False,
         stop_early: bool = False,
@@ -529,7 +544,7 @@ class Radio(VisionTransformer):
         return mean * alphas.mean() if scheme == "post-alpha" else mean, prefix
 
     def prune_intermediate_layers(
-        self, indices: int | Sequence[int] = 1, prune_norm: bool = False, prune_head: bool = True
+        self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
     ) -> list[int]:
         """Drop what `indices` of `forward_intermediates` do not need."""
         if prune_head:
@@ -558,14 +573,13 @@ class Radio(VisionTransformer):
         """
         if prefix:
             raise ValueError("RADIO's files need no prefix: theirs are known.")
-        cfg = getattr(self, "pretrained_cfg", {})
-        log_licence(cfg.get("architecture") or type(self).__name__, cfg.get("license"))
         state, _ = read_checkpoint(checkpoint_path)
         self.load_state_dict(checkpoint_filter_fn(state, self))
 
 
-def _patch_embed(patch_bias: bool, **kwargs) -> PatchEmbed:
-    return PatchEmbed(**(kwargs | dict(bias=patch_bias)))
+def _patch_embed(patch_bias: bool, **kwargs: Any) -> PatchEmbed:
+    kwargs["bias"] = patch_bias
+    return PatchEmbed(**kwargs)
 
 
 def _check_token(token: int, count: int) -> None:
@@ -598,7 +612,7 @@ def _groups(take: Sequence[int], aggregation: str) -> list[range]:
 
 
 def _mean(xs: Sequence[Tensor]) -> Tensor:
-    return xs[0] if len(xs) == 1 else sum(xs) / len(xs)
+    return xs[0] if len(xs) == 1 else cast(Tensor, sum(xs)) / len(xs)
 
 
 def _as_map(x: Float[Tensor, "B N C"], rows: int, cols: int) -> Float[Tensor, "B C h w"]:
@@ -608,6 +622,8 @@ def _as_map(x: Float[Tensor, "B N C"], rows: int, cols: int) -> Float[Tensor, "B
 def _translate_on_load(model: Radio, state: dict, prefix: str, *_) -> None:
     """Before loading, turn published keys into ours."""
     given = {key[len(prefix) :]: state.pop(key) for key in list(state) if key.startswith(prefix)}
+    if is_published(given):
+        log_licence(model)
     ours = translated(given, model)
     if "summary_idxs" in ours:  # as many as the weights have
         model.summary_idxs = ours["summary_idxs"].to(model.summary_idxs.device)
@@ -689,17 +705,16 @@ def _radio(size: str, pretrained: bool, **kwargs) -> nn.Module:
     if adaptors is not None:
         found["adaptors"] = adaptors
     found = {key: kwargs.get(key, value) for key, value in found.items()}
-    out_indices = kwargs.pop("out_indices", 3)
-    model = build_model_with_cfg(
+    model = build(
         Radio,
         f"radio_vit_{size}",
         pretrained,
+        filter_fn=checkpoint_filter_fn,
+        levels=3,
         pretrained_cfg_overlay=overlay,
-        pretrained_filter_fn=checkpoint_filter_fn,
-        feature_cfg=dict(out_indices=out_indices, feature_cls="getter"),
         **(SIZES[size] | found | kwargs),
     )
-    model.build_args = found  # what an export must record beside the user's own arguments
+    model.build_args = found  # pyright: ignore[reportArgumentType]  # may be wrapped for features
     return model
 
 

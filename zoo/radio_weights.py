@@ -3,12 +3,12 @@
 import math
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from zoo.adaptors import head_of
+from zoo.adaptors import Adaptor, head_of
 from zoo.checkpoint import rename_keys
 from zoo.layers.patch_position import regridded_positions
 from zoo.layers.spectral import baked
@@ -53,13 +53,14 @@ CONSTANT = r"^(summary_idxs$|input_conditioner\.)"
 """Keys of the model that a file may lack, or hold for other channels."""
 
 
-def _published(state: Mapping[str, Tensor]) -> bool:
+def is_published(state: Mapping[str, Tensor]) -> bool:
+    """Tell whether a state dict has the keys of a published file, in any of its layouts."""
     return any("patch_generator." in key for key in state)
 
 
 def _ours(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Rename, and give the tensors timm's shapes."""
-    ours = rename_keys(state, RENAMES) if _published(state) else dict(state)
+    ours = rename_keys(state, RENAMES) if is_published(state) else dict(state)
     tokens = ours.pop("prefix_tokens", None)
     if tokens is not None:
         ours["cls_token"] = tokens[None, :1]
@@ -69,7 +70,7 @@ def _ours(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     if patches is not None and patches.ndim == 2:
         ours["patch_embed.proj.weight"] = _as_kernel(patches)
     bias = ours.get("patch_embed.proj.bias")
-    if bias is not None and not _published(state) and not bias.any():
+    if bias is not None and not is_published(state) and not bias.any():
         del ours["patch_embed.proj.bias"]  # timm's own RADIO files carry zeros there
     return ours
 
@@ -93,7 +94,8 @@ def translated(state: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tenso
         ours = baked(ours)
     if "pos_embed" in ours and "pos_embed" in own:
         ours["pos_embed"] = regridded_positions(ours["pos_embed"], own["pos_embed"].shape[1])
-    ours = _heads_of(ours, {part.source or name: name for name, part in model.adaptors.items()})
+    parts = cast(dict[str, Adaptor], model.adaptors)
+    ours = _heads_of(ours, {part.source or name: name for name, part in parts.items()})
     for key, value in own.items():
         if re.search(CONSTANT, key) and (key not in ours or _foreign(key, ours[key], value)):
             ours[key] = value
@@ -187,7 +189,7 @@ def architecture(
         return {}
     registers = ours.get("reg_token")
     rotation = ours.get("intermediate_normalizer.rotation")
-    found = dict(
+    found: dict[str, Any] = dict(
         reg_tokens=0 if registers is None else registers.shape[1],
         max_img_size=math.isqrt(grid.shape[1]) * patches.shape[-1],
         patch_bias="patch_embed.proj.bias" in ours,

@@ -77,7 +77,7 @@ def curves(title: str, lines: Sequence[Curve], *, log: bool = True, ylabel: str 
             axes.plot(x, smooth, color=colour, linewidth=1.8, label=label, marker=marker)
         if log:
             axes.set_yscale("log")
-            _plain_ticks(axes.yaxis)
+            plain_ticks(axes.yaxis)
         axes.grid(axis="y")
         axes.set_xlabel("step")
         axes.set_ylabel(ylabel)
@@ -97,7 +97,7 @@ def _running_mean(y: np.ndarray) -> np.ndarray:
     return np.convolve(padded, np.full(width, 1 / width), mode="valid")
 
 
-def _plain_ticks(axis: Any) -> None:
+def plain_ticks(axis: Any) -> None:
     """Label a log axis with 0.2, 1, 50 instead of powers of ten, a handful of times."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
@@ -151,7 +151,7 @@ def fidelity_bars(
         axes.invert_yaxis()
         axes.spines["left"].set_visible(False)
         axes.grid(axis="x")
-        _plain_ticks(axes.xaxis)
+        plain_ticks(axes.xaxis)
     return done[0]
 
 

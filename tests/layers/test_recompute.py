@@ -34,7 +34,9 @@ def test_recomputing_keeps_only_the_input(block):
     kept, x = [], torch.randn(5, 3, 6, 6)
     with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
         recomputed(block, x)
-    assert [t is x or t.equal(x) for t in kept] == [True]
+    others = [t for t in kept if t.shape != x.shape or not t.equal(x)]
+    assert len(others) < len(kept)
+    assert not sum(t.numel() for t in others)  # torch 2.11 also keeps an empty one
 
 
 def test_batch_norms_are_as_before_even_when_the_second_run_fails(block):

@@ -427,6 +427,7 @@ def test_the_widths_above_include_some_with_and_without_a_hadamard_matrix():
 
 
 @pytest.mark.gpu
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode:UserWarning")
 def test_on_a_gpu_statistics_never_wait_and_agree_with_the_cpu():
     x = features(3000, 48).float()
     expected = fit("phi_s", moments_of(x))

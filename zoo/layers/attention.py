@@ -6,6 +6,19 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 
+def check_heads(dim: int, num_heads: int) -> None:
+    """Refuse a width that does not split into heads.
+
+    Raises:
+        ValueError: the message names the nearest width that does.
+    """
+    if dim % num_heads:
+        nearest = max(1, dim // num_heads) * num_heads
+        raise ValueError(
+            f"dim {dim} does not split into {num_heads} heads; the nearest that does is {nearest}."
+        )
+
+
 class Attention(nn.Module):
     """Self-attention with an optional additive bias on its logits.
 
@@ -15,12 +28,7 @@ class Attention(nn.Module):
 
     def __init__(self, dim: int, num_heads: int, *, qkv_bias: bool = True, proj_bias: bool = True):
         super().__init__()
-        if dim % num_heads:
-            nearest = max(1, dim // num_heads) * num_heads
-            raise ValueError(
-                f"dim {dim} does not split into {num_heads} heads; "
-                f"the nearest that does is {nearest}."
-            )
+        check_heads(dim, num_heads)
         self.num_heads = num_heads
         self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
         self.proj = nn.Linear(dim, dim, bias=proj_bias)

@@ -1,6 +1,7 @@
 """Fixed affine maps at the two ends of a backbone: of its pixels, and of its tokens."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -10,9 +11,12 @@ from torch import Tensor, nn
 class InputConditioner(nn.Module):
     """Normalise images in [0, 1] by a mean and a deviation for each channel."""
 
+    norm_mean: Tensor
+    norm_std: Tensor
+
     def __init__(self, mean: Sequence[float], std: Sequence[float], *, device=None, dtype=None):
         super().__init__()
-        like = dict(device=device, dtype=dtype)
+        like: dict[str, Any] = dict(device=device, dtype=dtype)
         self.register_buffer("norm_mean", torch.tensor(mean, **like).view(-1, 1, 1))
         self.register_buffer("norm_std", torch.tensor(std, **like).view(-1, 1, 1))
 
@@ -23,9 +27,12 @@ class InputConditioner(nn.Module):
 class FeatureNormalizer(nn.Module):
     """y = (x − mean) txᵀ on patch tokens: a fixed transform, PHI-S (2410.01680) as a rule."""
 
+    mean: Tensor
+    tx: Tensor
+
     def __init__(self, dim: int, *, device=None, dtype=None):
         super().__init__()
-        like = dict(device=device, dtype=dtype)
+        like: dict[str, Any] = dict(device=device, dtype=dtype)
         self.register_buffer("mean", torch.zeros(dim, **like))
         self.register_buffer("tx", torch.eye(dim, **like))
 
@@ -40,9 +47,13 @@ class IntermediateNormalizer(nn.Module):
         per_layer: Keep a rotation for each layer, not one for all.
     """
 
+    alphas: Tensor
+    means: Tensor
+    rotation: Tensor
+
     def __init__(self, layers: int, dim: int, *, per_layer: bool = False, device=None, dtype=None):
         super().__init__()
-        like = dict(device=device, dtype=dtype)
+        like: dict[str, Any] = dict(device=device, dtype=dtype)
         rotation = torch.eye(dim, **like)
         self.register_buffer("alphas", torch.ones(layers, **like))
         self.register_buffer("means", torch.zeros(layers, dim, **like))

@@ -44,6 +44,10 @@ class WindowPositionBias(nn.Module):
     `set_window` the offsets are still measured in units of the window that was trained.
     """
 
+    offsets: Tensor
+    pairs: Tensor
+    fused: Tensor | None
+
     def __init__(self, num_heads: int, window: int, *, hidden: int = 512):
         super().__init__()
         self.num_heads, self.trained = num_heads, window

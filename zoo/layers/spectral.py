@@ -8,6 +8,7 @@ from collapsing at high resolution, and is folded away for release.
 """
 
 from collections.abc import Iterable, Mapping
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -46,6 +47,9 @@ class SpectralScale(nn.Module):
     In training mode each forward takes one step of power iteration; W_eff starts at W.
     """
 
+    u: Tensor
+    v: Tensor
+
     def __init__(self, weight: Float[Tensor, "rows cols"], version: int = 2):
         super().__init__()
         if version not in (1, 2):
@@ -53,7 +57,7 @@ class SpectralScale(nn.Module):
         self.version = version
         if version == 2:  # the published mark; version 1 was saved without one
             self.register_buffer("_sn_version", torch.tensor(2, device=weight.device))
-        like = dict(device=weight.device, dtype=weight.dtype)
+        like: dict[str, Any] = dict(device=weight.device, dtype=weight.dtype)
         self.register_buffer("u", torch.empty(weight.shape[0], **like))
         self.register_buffer("v", torch.empty(weight.shape[1], **like))
         with torch.no_grad():
@@ -134,8 +138,10 @@ def fold(model: nn.Module) -> nn.Module:
     for part in model.modules():
         if not parametrize.is_parametrized(part, "weight"):
             continue
-        if isinstance(part.parametrizations.weight[0], SpectralScale | SpectralParts):
-            part.parametrizations.eval()
+        parametrizations = cast(nn.ModuleDict, part.parametrizations)
+        scales = cast(nn.ModuleList, parametrizations["weight"])
+        if isinstance(scales[0], SpectralScale | SpectralParts):
+            parametrizations.eval()
             parametrize.remove_parametrizations(part, "weight")
     return model
 

@@ -1,13 +1,20 @@
 """What the stages of a hierarchy are made of when several families make them alike."""
 
 from collections.abc import Callable, Sequence
+from typing import Any, cast
 
 from jaxtyping import Float
-from timm.layers import DropPath, LayerScale, Mlp
+from timm.layers import DropPath, LayerScale, Mlp, calculate_drop_path_rates
 from torch import Tensor, nn
 
 from zoo.layers.conv import ConvNorm
 from zoo.layers.recompute import recomputed
+
+
+def drop_path_rates(rate: float, depths: Sequence[int]) -> list[list[float]]:
+    """Give each block of each stage its drop path: from 0 at the first, linearly, to `rate`."""
+    rates = calculate_drop_path_rates(rate, list(depths), stagewise=True)
+    return cast(list[list[float]], rates)
 
 
 class ConvBlock(nn.Module):
@@ -63,7 +70,7 @@ class Stage(nn.Module):
         self.downsample = downsample
         self.grad_checkpointing = False
 
-    def run(self, block: nn.Module, *given):
+    def run(self, block: nn.Module, *given: Any) -> Any:
         """Give `block(*given)`; with `grad_checkpointing`, keeping only what it was given."""
         return recomputed(block, *given) if self.grad_checkpointing else block(*given)
 

@@ -39,6 +39,7 @@ class VitDet:
         if self.num_windowed is not None:
             period = self.num_windowed + 1
         else:
+            assert self.num_global is not None  # __post_init__ saw to it
             period = max(1, depth // self.num_global)
         return block % period == period - 1 or block == depth - 1
 

@@ -1,10 +1,17 @@
 """Cut a map into windows and put it together again."""
 
 import math
+from collections.abc import Sequence
 
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
+
+
+def rows_and_cols(size: int | Sequence[int]) -> tuple[int, int]:
+    """Read a size as users give it: one side of a square, or rows and columns."""
+    rows, cols = (size, size) if isinstance(size, int) else size
+    return rows, cols
 
 
 def pad_to_multiple(x: Float[Tensor, "B C H W"], multiple: int) -> Float[Tensor, "B C h w"]:

@@ -1,0 +1,229 @@
+"""Teachers out of open_clip: `open_clip:MODEL[/WEIGHTS][@RESOLUTION]`, image and text towers.
+
+MODEL is one of `open_clip.list_models()`, or `local-dir:FOLDER`, a folder in open_clip's own form
+(`open_clip_config.json`, the weights, the tokenizer's files). WEIGHTS is one of open_clip's tags
+for the model, a file, or `random`.
+
+The summary is the image embedding that the text tower's embeddings are compared with: pooled and
+projected, not normalised. The map holds the patch tokens of the last block after the tower's last
+norm, before the projection (an attentional pooler has its norm behind it: there the tokens are
+those of the block itself).
+"""
+
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
+
+import torch
+from huggingface_hub import is_offline_mode
+from torch import Tensor
+
+from zoo.features import Features
+from zoo.teachers.hub import how_to_fetch, read_license
+from zoo.teachers.teacher import (
+    Frozen,
+    TeacherName,
+    check_patches,
+    check_trunk_patches,
+    drawn_alike,
+    looking,
+    reason,
+    unknown_name,
+)
+
+FOLDER = "local-dir:"
+"""open_clip's own mark of a model that is a folder."""
+URL_CACHE = Path("~/.cache/clip")
+"""Where open_clip keeps weights that it downloads from a plain address."""
+REFUSED = (OSError, RuntimeError, ValueError, KeyError, ImportError, UnpicklingError)
+"""What open_clip raises about names, files and weights."""
+
+
+class OpenClipTeacher(Frozen):
+    """The image tower of a CLIP-like model."""
+
+    def look(self, x) -> Features:
+        normed = getattr(self.network, "attn_pool", None) is None
+        seen = self.network.forward_intermediates(x, indices=1, normalize_intermediates=normed)
+        return Features(seen["image_features"], seen["image_intermediates"][-1].permute(0, 2, 3, 1))
+
+
+def open_open_clip(name: TeacherName, device: torch.device) -> OpenClipTeacher:
+    """Build a model's image tower with open_clip's own mean, standard deviation and size."""
+    import open_clip
+
+    config, tag = _config(name), _tag(name)
+    if name.resolution:
+        _check_resolution(name, config["vision_cfg"])
+    model = _create(name, tag, device)
+    if hasattr(model.visual, "trunk"):
+        check_trunk_patches(name, model.visual.trunk)
+    prepared = open_clip.get_model_preprocess_cfg(model)
+    side = prepared["size"]
+    size = (side, side) if isinstance(side, int) else (side[0], side[1])
+    known = name.weights != "random" and device.type != "meta"
+    with looking(name, size):
+        teacher = OpenClipTeacher(
+            f"{name.kind}:{name.name}",
+            model.visual,
+            size=size,
+            mean=tuple(prepared["mean"]),
+            std=tuple(prepared["std"]),
+            interpolation=prepared["interpolation"],
+            license=_license(name, tag) if known else None,
+            device=device,
+        )
+    teacher.source = name
+    return teacher
+
+
+class TextTower:
+    """Texts in, their embeddings out: open_clip's tokenizer and text tower."""
+
+    def __init__(self, name: TeacherName, device: torch.device):
+        import open_clip
+
+        _config(name)
+        try:
+            self.tokenizer = open_clip.get_tokenizer(name.name)
+        except (*REFUSED, TypeError, AssertionError) as error:
+            raise ValueError(
+                f"The tokenizer of open_clip:{name.name} could not be opened: {reason(error)}. "
+                "Its files must be in the hub's cache, or in the folder of an "
+                "open_clip:local-dir:FOLDER."
+            ) from error
+        self.model = _create(name, _tag(name), device)
+        del self.model.visual
+        self.model.eval().requires_grad_(False).to(device)
+        self.device = device
+
+    @torch.no_grad()
+    def __call__(self, texts: Sequence[str]) -> Tensor:
+        return self.model.encode_text(self.tokenizer(list(texts)).to(self.device))
+
+
+def _config(name: TeacherName) -> dict[str, Any]:
+    import open_clip
+
+    try:
+        config = open_clip.get_model_config(name.name)
+    except REFUSED as error:
+        raise ValueError(
+            f"open_clip:{name.name} could not be opened: {reason(error)}. The folder must hold "
+            "open_clip_config.json, open_clip_model.safetensors and the tokenizer's files."
+        ) from error
+    if config is None:
+        raise unknown_name(name.name, open_clip.list_models(), "open_clip model")
+    return config
+
+
+def _tag(name: TeacherName) -> dict[str, Any]:
+    """Give what open_clip knows of the weights; nothing for a folder, which brings it along.
+
+    It has no notes on a file: the preprocessing that all tags of the model share is taken, and
+    the library's default where they share none.
+    """
+    from open_clip.pretrained import get_pretrained_cfg, list_pretrained_tags_by_model
+
+    if name.name.startswith(FOLDER):
+        return {}
+    tags = list_pretrained_tags_by_model(name.name)
+    if name.weights and name.weights != "random" and not Path(name.weights).is_file():
+        if tag := get_pretrained_cfg(name.name, name.weights):
+            return tag
+        raise ValueError(
+            f"open_clip has no weights {name.weights!r} for {name.name}, and there is no such file."
+            f" Its tags are {', '.join(tags) or 'none'}."
+        )
+    prepared = ("mean", "std", "interpolation")
+    seen = [{k: get_pretrained_cfg(name.name, tag).get(k) for k in prepared} for tag in tags]
+    return seen[0] if seen and all(other == seen[0] for other in seen) else {}
+
+
+def _check_resolution(name: TeacherName, vision: dict[str, Any]) -> None:
+    if vision.get("timm_model_name"):
+        return  # timm resizes its models itself; what it cuts off is seen on the model
+    own = vision.get("image_size", 224)
+    if isinstance(vision.get("layers"), list) and name.resolution != own:
+        raise ValueError(
+            f"open_clip:{name.name} takes {own} px and no other size: its attention pool has a "
+            f"position for each cell. Leave out @{name.resolution}."
+        )
+    if not isinstance(vision.get("layers"), list):
+        check_patches(name, vision.get("patch_size", 16))
+
+
+def _create(name: TeacherName, tag: dict[str, Any], device: torch.device) -> Any:
+    import open_clip
+
+    how: dict[str, Any] = dict(force_image_size=name.resolution, force_preprocess_cfg=tag)
+    how |= dict(force_quick_gelu=bool(tag.get("quick_gelu")))
+    if device.type == "meta" or name.weights == "random":
+        where = "meta" if device.type == "meta" else "cpu"
+        with drawn_alike(device), _without_warning():
+            return open_clip.create_model(
+                name.name, load_weights=False, pretrained_text=False, device=where, **how
+            )
+    _check_weights(name, tag)
+    try:
+        return open_clip.create_model(
+            name.name, pretrained=name.weights, require_pretrained=True, **how
+        )
+    except REFUSED as error:
+        what = f"open_clip:{name.name}"
+        hub = _repository(tag)
+        raise ValueError(
+            f"The weights of {what} could not be loaded: {reason(error)}. "
+            + (f"{how_to_fetch(hub)} Then give the file, " if hub else "Give a file, ")
+            + f"{what}/PATH, or {what}/random for a trial run."
+        ) from error
+
+
+def _check_weights(name: TeacherName, tag: dict[str, Any]) -> None:
+    """Ask for a tag where there are several, and keep open_clip from the network if it must not."""
+    from open_clip.pretrained import list_pretrained_tags_by_model
+
+    if not name.weights and not name.name.startswith(FOLDER):
+        tags = list_pretrained_tags_by_model(name.name)
+        known = f"one of {', '.join(tags)}" if tags else "a file; open_clip has none"
+        raise ValueError(
+            f"open_clip:{name.name} needs weights: {known}. For example "
+            f"open_clip:{name.name}/{tags[0] if tags else 'PATH'}, or /random for a trial run."
+        )
+    url = tag.get("url")
+    if url and not tag.get("hf_hub") and is_offline_mode():
+        kept = URL_CACHE.expanduser() / url.rpartition("/")[2]
+        if not kept.is_file():
+            raise ValueError(
+                f"The weights of open_clip:{name.name}/{name.weights} are not here, and "
+                f"HF_HUB_OFFLINE is set. Download {url} elsewhere and put it at {kept}."
+            )
+
+
+def _repository(tag: dict[str, Any]) -> str:
+    return tag.get("hf_hub", "").rpartition("/")[0]  # a file's name stands behind it, or nothing
+
+
+def _license(name: TeacherName, tag: dict[str, Any]) -> str | None:
+    if name.name.startswith(FOLDER):
+        return read_license(Path(name.name.removeprefix(FOLDER)))
+    hub = _repository(tag)
+    return read_license(hub) if hub else None
+
+
+@contextmanager
+def _without_warning() -> Iterator[None]:
+    """Keep open_clip from warning, through the root logger, that there are no weights."""
+
+    def wanted(record: logging.LogRecord) -> bool:
+        return "initialized randomly" not in record.getMessage()
+
+    root = logging.getLogger()
+    root.addFilter(wanted)
+    try:
+        yield
+    finally:
+        root.removeFilter(wanted)

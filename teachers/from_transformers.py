@@ -1,0 +1,357 @@
+"""Teachers out of transformers: `hf:ORG/NAME[@RESOLUTION]` or `hf:FOLDER[@RESOLUTION]`.
+
+A folder is what `save_pretrained` writes: `config.json`, `preprocessor_config.json`, the weights.
+`/random` at the end of the name takes the configuration alone.
+
+No model has an adapter of its own. What a network can do is read off its configuration, its
+signatures and its outputs:
+
+    two towers (get_image_features and get_text_features)   the image side of both
+    a vision encoder in a larger model (SAM, SAM 2, SAM 3)  that encoder
+    a backbone under a depth head (Depth Anything)          that backbone
+    anything else that takes pixels                         the model itself
+
+The summary is the image embedding that a text tower is compared with where there is one, else what
+the library calls summary or pooler output; without any, there is none. The map is the last hidden
+state as the library gives it (CLIP's is before the last norm, which only its class token passes;
+SAM's is behind the neck), less the class and register tokens in front.
+"""
+
+import inspect
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from zoo.features import Features
+from zoo.teachers.hub import how_to_fetch, read_license
+from zoo.teachers.teacher import (
+    Frozen,
+    TeacherName,
+    check_patches,
+    drawn_alike,
+    looking,
+    reason,
+)
+
+CLASSES = {"sam3_video": "Sam3Model"}
+"""Classes to open a model type with, where it is not the one that AutoModel takes."""
+TRUNKS = {"sam3_vision_model": "backbone"}
+"""Encoders whose neck comes behind the last hidden state, so that it can be left out."""
+SUMMARIES = ("image_embeds", "summary", "pooler_output")
+MAPS = ("features", "feature_maps", "last_hidden_state")
+"""Names of outputs; the first that a network gives is taken."""
+PYRAMIDS = {"sam2_vision_model": -1, "edgetam_vision_model": -1}
+"""Encoders whose map is a level of their pyramid: that from which the mask decoder starts."""
+PREFIXES = ("num_register_tokens", "num_registers", "num_cls_tokens", "n_cls_tokens")
+"""Fields of a configuration that count tokens before the patches."""
+RESAMPLE = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box", 5: "hamming"}
+"""PIL's numbers of interpolations, which image processors keep."""
+PATH = (".", "/", "~")
+"""How a name begins that cannot be a repository's."""
+REFUSED = (OSError, ValueError, RuntimeError, ImportError, KeyError, AttributeError, TypeError)
+"""What transformers raises about names, files and weights."""
+
+
+class TransformersTeacher(Frozen):
+    """A vision network of transformers; see the head of this file for what it gives.
+
+    Args:
+        pooled: Whether the pooler's weights are there; without, its output means nothing.
+    """
+
+    def __init__(self, name: str, network: nn.Module, *, pooled: bool = True, **how: Any):
+        see = getattr(network, "get_image_features", network.forward)
+        self.takes = inspect.signature(see).parameters.keys()
+        self.vision = _vision_config(network.config)
+        self.pooled = pooled
+        super().__init__(name, network, **how)
+
+    def look(self, x) -> Features:
+        see = getattr(self.network, "get_image_features", self.network)
+        seen = see(**self._inputs(x))
+        summary = _first(seen, SUMMARIES) if self.pooled else None
+        if self.vision.model_type in PYRAMIDS:
+            spatial = seen["fpn_hidden_states"][PYRAMIDS[self.vision.model_type]]
+        else:
+            spatial = _first(seen, MAPS)
+        if spatial is None:
+            raise ValueError(f"it gives {', '.join(seen)}, and no map among them")
+        prefix, spatial = to_map(spatial, (x.shape[-2], x.shape[-1]), self.vision)
+        if not self.pooled and prefix is not None:
+            summary = prefix[:, 0]
+        return Features(None if summary is None else summary.flatten(1), spatial)
+
+    def _inputs(self, x: Tensor) -> dict[str, Any]:
+        if "spatial_shapes" in self.takes:
+            return as_patches(x, _side(self.vision.patch_size))
+        trained = getattr(self.vision, "image_size", None)
+        if "interpolate_pos_encoding" in self.takes and trained and _side(trained) != x.shape[-1]:
+            return dict(pixel_values=x, interpolate_pos_encoding=True)
+        return dict(pixel_values=x)
+
+
+def open_hf(name: TeacherName, device: torch.device) -> TransformersTeacher:
+    """Build the part of a model that looks, with its image processor's mean, deviation and size."""
+    config = read_config(name)
+    prepared = _preprocessing(name, config)
+    patch = getattr(_patched(_vision_config(config)), "patch_size", None)
+    if name.resolution:
+        if patch:
+            check_patches(name, _side(patch))
+        prepared["size"] = (name.resolution, name.resolution)
+    network, missing = read_network(name, config, device)
+    known = name.weights != "random" and device.type != "meta"
+    with looking(name, prepared["size"]):
+        teacher = TransformersTeacher(
+            f"{name.kind}:{name.name}",
+            _eyes(network),
+            pooled=not missing,
+            license=read_license(name.name) if known else None,
+            device=device,
+            **prepared,
+        )
+    teacher.source = name
+    return teacher
+
+
+class TextTower:
+    """Texts in, their embeddings out: the tokenizer and text tower of a CLIP-like model."""
+
+    def __init__(self, name: TeacherName, device: torch.device):
+        from transformers import AutoTokenizer
+
+        config = read_config(name)
+        network, _ = read_network(name, config, device)
+        if not _has_two_towers(network):
+            raise ValueError(f"{_told(name)} has no text tower that its images are compared with.")
+        files = "Put tokenizer.json and tokenizer_config.json beside its config.json."
+        try:
+            self.tokenizer = AutoTokenizer.from_pretrained(name.name)
+        except REFUSED as error:
+            raise ValueError(
+                f"The tokenizer of {_told(name)} could not be opened: {reason(error)}. {files}"
+            ) from error
+        if len(self.tokenizer) <= len(self.tokenizer.all_special_ids):
+            # transformers makes an empty one of some kinds where there are no files
+            raise ValueError(f"The tokenizer of {_told(name)} is not there. {files}")
+        _let_go(network, "vision")
+        self.network = network.eval().requires_grad_(False).to(device)
+        self.length = config.text_config.max_position_embeddings
+        self.device = device
+
+    @torch.no_grad()
+    def __call__(self, texts: Sequence[str]) -> Tensor:
+        # SigLIP was trained on texts of full length; to CLIP, padding makes no difference
+        tokens = self.tokenizer(
+            list(texts), padding="max_length", truncation=True, max_length=self.length,
+            return_tensors="pt",
+        )  # fmt: skip
+        return self.network.get_text_features(**tokens.to(self.device)).pooler_output
+
+
+def read_config(name: TeacherName) -> Any:
+    """Read a model's configuration.
+
+    Raises:
+        ValueError: it is not there, or of a type that transformers does not know.
+    """
+    from transformers import AutoConfig
+
+    if name.name.startswith(PATH) and not Path(name.name).is_dir():
+        raise ValueError(f"There is no folder {name.name}. {_wanted(name)}")
+    try:
+        return AutoConfig.from_pretrained(name.name)
+    except REFUSED as error:
+        raise ValueError(
+            f"{_told(name)} could not be opened: {reason(error)}. {_wanted(name)}"
+        ) from error
+
+
+def read_network(name: TeacherName, config: Any, device: torch.device) -> tuple[Any, list[str]]:
+    """Build a whole model in float32.
+
+    Returns:
+        The model, and the keys of its pooler if their weights are not there.
+
+    Raises:
+        ValueError: transformers has no such model, or weights are missing.
+    """
+    kind = _class_of(name, config)
+    if kind.main_input_name != "pixel_values" and not _has_two_towers(kind):
+        raise ValueError(
+            f"{_told(name)} is a {kind.__name__}, which is not an image encoder. "
+            "Give the encoder that it was built with."
+        )
+    if device.type == "meta" or name.weights == "random":
+        with drawn_alike(device):
+            return kind(config).float(), []
+    try:
+        network, told = kind.from_pretrained(
+            name.name, config=config, dtype=torch.float32, output_loading_info=True
+        )
+    except REFUSED as error:
+        raise ValueError(
+            f"The weights of {_told(name)} could not be loaded: {reason(error)}. "
+            f"{_wanted(name)} {_told(name)}/random is for a trial run."
+        ) from error
+    missing = sorted(told["missing_keys"])
+    lost = [key for key in missing if not re.search(r"(^|\.)pooler\.", key)]
+    if lost:
+        raise ValueError(
+            f"The weights of {_told(name)} lack {len(lost)} tensors of {kind.__name__}, "
+            f"{lost[0]} first; they are another model's."
+        )
+    return network, missing
+
+
+def _class_of(name: TeacherName, config: Any) -> Any:
+    import transformers
+    from transformers import MODEL_FOR_DEPTH_ESTIMATION_MAPPING, MODEL_MAPPING
+
+    saved = (config.architectures or [""])[0]
+    if saved.endswith("VisionModelWithProjection"):
+        return getattr(transformers, saved)
+    if config.model_type in CLASSES:
+        return getattr(transformers, CLASSES[config.model_type])
+    for mapping in (MODEL_MAPPING, MODEL_FOR_DEPTH_ESTIMATION_MAPPING):
+        if type(config) in mapping:
+            return mapping[type(config)]
+    raise ValueError(f"{_told(name)} is a {config.model_type}, for which there is no AutoModel.")
+
+
+def _has_two_towers(network: Any) -> bool:
+    return hasattr(network, "get_image_features") and hasattr(network, "get_text_features")
+
+
+def _let_go(network: nn.Module, tower: str) -> None:
+    for child in [key for key, _ in network.named_children() if key.startswith(tower)]:
+        delattr(network, child)
+
+
+def _eyes(network: Any) -> nn.Module:
+    """Give the part of a model that looks at images; the rest is let go."""
+    if _has_two_towers(network):
+        _let_go(network, "text")
+        return network
+    if type(network).__name__.endswith("ForDepthEstimation"):
+        return network.backbone
+    encoder = getattr(network, "vision_encoder", network)
+    trunk = TRUNKS.get(encoder.config.model_type)
+    return getattr(encoder, trunk) if trunk else encoder
+
+
+def _preprocessing(name: TeacherName, config: Any) -> dict[str, Any]:
+    """Read mean, deviation, size and interpolation off the model's image processor."""
+    from transformers import AutoImageProcessor
+
+    try:
+        processor = AutoImageProcessor.from_pretrained(name.name)
+    except REFUSED as error:
+        raise ValueError(
+            f"The image processor of {_told(name)} could not be opened: {reason(error)}. "
+            "Put its preprocessor_config.json beside config.json."
+        ) from error
+    mean, std = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
+    if processor.do_normalize:
+        mean, std = processor.image_mean, processor.image_std
+    # processors scale bytes, we have their 255th part
+    scale = 255 * processor.rescale_factor if processor.do_rescale else 255
+    return dict(
+        mean=tuple(m / scale for m in mean),
+        std=tuple(s / scale for s in std),
+        size=_own_size(processor, config),
+        interpolation=RESAMPLE.get(processor.resample, ""),
+    )
+
+
+def _own_size(processor: Any, config: Any) -> tuple[int, int]:
+    cropped = getattr(processor, "do_center_crop", None) and processor.crop_size
+    told = cropped or processor.size or {}
+    if told.get("height") and told.get("width"):
+        return told["height"], told["width"]
+    side = told.get("shortest_edge") or told.get("longest_edge")
+    if not side and getattr(processor, "max_num_patches", None):
+        side = int(processor.max_num_patches**0.5) * processor.patch_size
+    side = side or _side(_vision_config(config).image_size)
+    return side, side
+
+
+def to_map(x: Tensor, size: tuple[int, int], config: Any) -> tuple[Tensor | None, Tensor]:
+    """Lay a network's last hidden state out as a map.
+
+    Args:
+        x: [B N C] tokens, prefix tokens first, or a map with its channels first or last.
+        size: Rows and columns of the image.
+        config: The network's configuration: its patch and the number of its prefix tokens.
+
+    Returns:
+        The prefix tokens [B n C], `None` for a map, and the map [B H W C].
+
+    Raises:
+        ValueError: the tokens are not the patches of the image, with those before them.
+    """
+    if x.ndim == 4:
+        return None, x.permute(0, 2, 3, 1) if _is_grid(x.shape[2:], size) else x
+    config = _patched(config)
+    count, patch = x.shape[1], _side(getattr(config, "patch_size", 0) or 0)
+    stated = sum(getattr(config, field, None) or 0 for field in PREFIXES)
+    for level in range(6):
+        stride = (patch or 4) << level
+        grid = (size[0] // stride, size[1] // stride)
+        prefix = count - grid[0] * grid[1]
+        # a class token and one for distillation are nowhere stated; pyramids of patches have none
+        if prefix == 0 or (stride == (patch or stride) and 0 <= prefix - stated <= 2):
+            return x[:, :prefix] if prefix else None, x[:, prefix:].unflatten(1, grid)
+    raise ValueError(
+        f"its {count} tokens are not those of {patch or 'unknown'} px patches after {stated} to "
+        f"{stated + 2} others; choose the model from timm, or wrap it with torch:package.function"
+    )
+
+
+def as_patches(x: Tensor, patch: int) -> dict[str, Tensor | None]:
+    """Cut images into the list of patches that SigLIP 2's NaFlex models take (2502.14786)."""
+    rows, cols = x.shape[-2] // patch, x.shape[-1] // patch
+    cut = x.unflatten(-1, (cols, patch)).unflatten(-3, (rows, patch))  # B 3 rows p cols p
+    return dict(
+        pixel_values=cut.permute(0, 2, 4, 3, 5, 1).flatten(3).flatten(1, 2),
+        pixel_attention_mask=None,  # there is no padding to be left out
+        # read as numbers, one image after the other: from the CPU nothing waits for the device
+        spatial_shapes=torch.tensor([[rows, cols]], device="cpu").expand(len(x), 2),
+    )
+
+
+def _first(seen: Mapping[str, Any], names: Sequence[str]) -> Tensor | None:
+    found = next((seen[key] for key in names if seen.get(key) is not None), None)
+    return found[-1] if isinstance(found, tuple | list) else found
+
+
+def _is_grid(sides: Sequence[int], size: tuple[int, int]) -> bool:
+    return size[0] * sides[1] == size[1] * sides[0]
+
+
+def _side(value: Any) -> int:
+    return value if isinstance(value, int) else value[0]
+
+
+def _vision_config(config: Any) -> Any:
+    config = getattr(config, "detector_config", None) or config
+    return getattr(config, "vision_config", None) or config
+
+
+def _patched(config: Any) -> Any:
+    return getattr(config, "backbone_config", None) or config
+
+
+def _told(name: TeacherName) -> str:
+    return f"{name.kind}:{name.name}"
+
+
+def _wanted(name: TeacherName) -> str:
+    files = "config.json, preprocessor_config.json and model.safetensors"
+    if Path(name.name).is_dir() or name.name.startswith(PATH):
+        return f"A teacher's folder holds {files}."
+    return f"{how_to_fetch(name.name)} Then give it as hf:FOLDER; it must hold {files}."

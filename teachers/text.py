@@ -1,0 +1,76 @@
+"""Zero-shot classifiers out of a teacher's text tower.
+
+A student that learnt the teacher's summary can use them: its head's output stands where the
+teacher's image embedding would.
+"""
+
+from collections.abc import Callable, Sequence
+from importlib import import_module
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from zoo.teachers.teacher import Frozen, Teacher, TeacherName
+
+TOWERS = {"open_clip": "zoo.teachers.from_open_clip", "hf": "zoo.teachers.from_transformers"}
+"""Where the text towers of a kind are opened."""
+BATCH = 256
+
+TextTower = Callable[[Sequence[str]], Tensor]
+
+
+def open_text(name: TeacherName, device: torch.device | str = "cpu") -> TextTower:
+    """Open the text tower that belongs to a teacher: texts in, their [T D] embeddings out.
+
+    Raises:
+        ValueError: the teacher's kind has none, its model has none, or its tokenizer is missing.
+    """
+    if name.kind not in TOWERS:
+        raise ValueError(
+            f"{name.kind}:{name.name} has no text tower; teachers of the kinds "
+            f"{' and '.join(TOWERS)} may have one."
+        )
+    return import_module(TOWERS[name.kind]).TextTower(name, torch.device(device))
+
+
+def text_classifier(
+    teacher: Teacher | str,
+    class_names: Sequence[str],
+    templates: Sequence[str] = ("a photo of a {}.",),
+) -> Float[Tensor, "classes D"]:
+    """Turn class names into the weights of a zero-shot classifier, as CLIP does (2103.00020).
+
+    Each class is the mean of its normalised embeddings, one a template, normalised again: the
+    cosine with a normalised image embedding is its score. The text tower is opened for the call
+    alone, with the teacher's own weights.
+
+    Args:
+        teacher: A teacher, or its name.
+        templates: Sentences with `{}` in place of the class name.
+
+    Raises:
+        ValueError: there is no text tower or tokenizer, or there is nothing to classify by.
+    """
+    if not class_names or not templates:
+        raise ValueError("A text classifier needs at least one class name and one template.")
+    for template in templates:
+        if "{}" not in template:
+            raise ValueError(f"The template {template!r} has no {{}} where the class name goes.")
+    tower = open_text(*_source(teacher))
+    texts = [t.replace("{}", name) for name in class_names for t in templates]
+    parts = [tower(texts[i : i + BATCH]).float() for i in range(0, len(texts), BATCH)]
+    embedded = F.normalize(torch.cat(parts), dim=-1).unflatten(0, (-1, len(templates)))
+    return F.normalize(embedded.mean(dim=1), dim=-1)
+
+
+def _source(teacher: Teacher | str) -> tuple[TeacherName, torch.device]:
+    if isinstance(teacher, str):
+        return TeacherName.parse(teacher), torch.device("cpu")
+    if isinstance(teacher, Frozen) and teacher.source:
+        return teacher.source, teacher.mean.device
+    raise ValueError(
+        f"{teacher.name} has no text tower; teachers of the kinds {' and '.join(TOWERS)} may "
+        "have one."
+    )
