@@ -13,7 +13,7 @@ by CUDA events, random weights.
     --group inference train ...   only these groups; see GROUPS
     --profile 5                   and the five most expensive kernels of each row
     --compare FILE                ratios with an earlier run's JSON
-    --device cpu --batch 2 --size-factor 0.25 --rounds 2 --models mambavision_t   a dry rehearsal
+    --device cpu --batch 2 --size-factor 0.5 --rounds 2 --models mambavision_t   a dry rehearsal
 """
 
 import argparse

@@ -18,7 +18,6 @@ from pickle import UnpicklingError
 from typing import Any
 
 import torch
-from huggingface_hub import is_offline_mode
 from torch import Tensor
 
 from zoo.features import Features
@@ -36,8 +35,6 @@ from zoo.teachers.teacher import (
 
 FOLDER = "local-dir:"
 """open_clip's own mark of a model that is a folder."""
-URL_CACHE = Path("~/.cache/clip")
-"""Where open_clip keeps weights that it downloads from a plain address."""
 REFUSED = (OSError, RuntimeError, ValueError, KeyError, ImportError, UnpicklingError)
 """What open_clip raises about names, files and weights."""
 
@@ -126,18 +123,19 @@ def _tag(name: TeacherName) -> dict[str, Any]:
     It has no notes on a file: the preprocessing that all tags of the model share is taken, and
     the library's default where they share none.
     """
-    from open_clip.pretrained import get_pretrained_cfg, list_pretrained_tags_by_model
+    from open_clip import get_pretrained_cfg, list_pretrained_tags_by_model
 
     if name.name.startswith(FOLDER):
         return {}
     tags = list_pretrained_tags_by_model(name.name)
-    if name.weights and name.weights != "random" and not Path(name.weights).is_file():
+    if name.weights and name.weights != "random":
         if tag := get_pretrained_cfg(name.name, name.weights):
             return tag
-        raise ValueError(
-            f"open_clip has no weights {name.weights!r} for {name.name}, and there is no such file."
-            f" Its tags are {', '.join(tags) or 'none'}."
-        )
+        if not Path(name.weights).is_file():
+            raise ValueError(
+                f"open_clip has no weights {name.weights!r} for {name.name}, and there is no such "
+                f"file. Its tags are {', '.join(tags) or 'none'}."
+            )
     prepared = ("mean", "std", "interpolation")
     seen = [{k: get_pretrained_cfg(name.name, tag).get(k) for k in prepared} for tag in tags]
     return seen[0] if seen and all(other == seen[0] for other in seen) else {}
@@ -161,30 +159,34 @@ def _create(name: TeacherName, tag: dict[str, Any], device: torch.device) -> Any
 
     how: dict[str, Any] = dict(force_image_size=name.resolution, force_preprocess_cfg=tag)
     how |= dict(force_quick_gelu=bool(tag.get("quick_gelu")))
-    if device.type == "meta" or name.weights == "random":
-        where = "meta" if device.type == "meta" else "cpu"
-        with drawn_alike(device), _without_warning():
-            return open_clip.create_model(
-                name.name, load_weights=False, pretrained_text=False, device=where, **how
-            )
-    _check_weights(name, tag)
+    empty = device.type == "meta" or name.weights == "random"
+    if not empty:
+        _check_weights(name)
     try:
+        if empty:
+            how |= dict(load_weights=False, pretrained_text=False)
+            where = "meta" if device.type == "meta" else "cpu"
+            with drawn_alike(device), _without_warning():
+                return open_clip.create_model(name.name, device=where, **how)
         return open_clip.create_model(
             name.name, pretrained=name.weights, require_pretrained=True, **how
         )
     except REFUSED as error:
-        what = f"open_clip:{name.name}"
-        hub = _repository(tag)
+        what, hub = f"open_clip:{name.name}", _repository(tag)
+        if empty:
+            raise ValueError(f"{what} could not be built: {reason(error)}.") from error
+        advice = f"Give a file, {what}/PATH"
+        if hub:  # a folder rather than a file: it knows preprocessing and activation as well
+            advice = f"{how_to_fetch(hub)} Then give open_clip:{FOLDER}FOLDER"
         raise ValueError(
-            f"The weights of {what} could not be loaded: {reason(error)}. "
-            + (f"{how_to_fetch(hub)} Then give the file, " if hub else "Give a file, ")
-            + f"{what}/PATH, or {what}/random for a trial run."
+            f"The weights of {what} could not be loaded: {reason(error)}. {advice}, or "
+            f"{what}/random for a trial run."
         ) from error
 
 
-def _check_weights(name: TeacherName, tag: dict[str, Any]) -> None:
-    """Ask for a tag where there are several, and keep open_clip from the network if it must not."""
-    from open_clip.pretrained import list_pretrained_tags_by_model
+def _check_weights(name: TeacherName) -> None:
+    """Ask which weights: a model has many, and open_clip none that it would take by itself."""
+    from open_clip import list_pretrained_tags_by_model
 
     if not name.weights and not name.name.startswith(FOLDER):
         tags = list_pretrained_tags_by_model(name.name)
@@ -193,14 +195,6 @@ def _check_weights(name: TeacherName, tag: dict[str, Any]) -> None:
             f"open_clip:{name.name} needs weights: {known}. For example "
             f"open_clip:{name.name}/{tags[0] if tags else 'PATH'}, or /random for a trial run."
         )
-    url = tag.get("url")
-    if url and not tag.get("hf_hub") and is_offline_mode():
-        kept = URL_CACHE.expanduser() / url.rpartition("/")[2]
-        if not kept.is_file():
-            raise ValueError(
-                f"The weights of open_clip:{name.name}/{name.weights} are not here, and "
-                f"HF_HUB_OFFLINE is set. Download {url} elsewhere and put it at {kept}."
-            )
 
 
 def _repository(tag: dict[str, Any]) -> str:

@@ -42,10 +42,10 @@ CLASSES = {"sam3_video": "Sam3Model"}
 TRUNKS = {"sam3_vision_model": "backbone"}
 """Encoders whose neck comes behind the last hidden state, so that it can be left out."""
 SUMMARIES = ("image_embeds", "summary", "pooler_output")
-MAPS = ("features", "feature_maps", "last_hidden_state")
-"""Names of outputs; the first that a network gives is taken."""
-PYRAMIDS = {"sam2_vision_model": -1, "edgetam_vision_model": -1}
-"""Encoders whose map is a level of their pyramid: that from which the mask decoder starts."""
+MAPS = ("feature_maps", "last_hidden_state")
+"""Names of outputs; the first that a network gives is taken, of several maps the last."""
+SPECIAL = {"radio": "features", "sam2_vision_model": "fpn_hidden_states"}
+"""Types whose map has a name of its own. SAM 2's is the level that its mask decoder starts from."""
 PREFIXES = ("num_register_tokens", "num_registers", "num_cls_tokens", "n_cls_tokens")
 """Fields of a configuration that count tokens before the patches."""
 RESAMPLE = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box", 5: "hamming"}
@@ -64,6 +64,7 @@ class TransformersTeacher(Frozen):
     """
 
     def __init__(self, name: str, network: nn.Module, *, pooled: bool = True, **how: Any):
+        # before Frozen's own, which looks at an image at once
         see = getattr(network, "get_image_features", network.forward)
         self.takes = inspect.signature(see).parameters.keys()
         self.vision = _vision_config(network.config)
@@ -74,10 +75,7 @@ class TransformersTeacher(Frozen):
         see = getattr(self.network, "get_image_features", self.network)
         seen = see(**self._inputs(x))
         summary = _first(seen, SUMMARIES) if self.pooled else None
-        if self.vision.model_type in PYRAMIDS:
-            spatial = seen["fpn_hidden_states"][PYRAMIDS[self.vision.model_type]]
-        else:
-            spatial = _first(seen, MAPS)
+        spatial = _first(seen, (SPECIAL.get(self.vision.model_type, ""), *MAPS))
         if spatial is None:
             raise ValueError(f"it gives {', '.join(seen)}, and no map among them")
         prefix, spatial = to_map(spatial, (x.shape[-2], x.shape[-1]), self.vision)
@@ -87,21 +85,20 @@ class TransformersTeacher(Frozen):
 
     def _inputs(self, x: Tensor) -> dict[str, Any]:
         if "spatial_shapes" in self.takes:
-            return as_patches(x, _side(self.vision.patch_size))
-        trained = getattr(self.vision, "image_size", None)
-        if "interpolate_pos_encoding" in self.takes and trained and _side(trained) != x.shape[-1]:
-            return dict(pixel_values=x, interpolate_pos_encoding=True)
-        return dict(pixel_values=x)
+            return as_patches(x, _patch(self.vision))
+        inputs: dict[str, Any] = dict(pixel_values=x)
+        if "interpolate_pos_encoding" in self.takes:
+            trained = _pair(self.vision.image_size)
+            inputs["interpolate_pos_encoding"] = trained != (x.shape[-2], x.shape[-1])
+        return inputs
 
 
 def open_hf(name: TeacherName, device: torch.device) -> TransformersTeacher:
     """Build the part of a model that looks, with its image processor's mean, deviation and size."""
     config = read_config(name)
     prepared = _preprocessing(name, config)
-    patch = getattr(_patched(_vision_config(config)), "patch_size", None)
     if name.resolution:
-        if patch:
-            check_patches(name, _side(patch))
+        check_patches(name, _patch(_vision_config(config)) or 1)
         prepared["size"] = (name.resolution, name.resolution)
     network, missing = read_network(name, config, device)
     known = name.weights != "random" and device.type != "meta"
@@ -276,8 +273,7 @@ def _own_size(processor: Any, config: Any) -> tuple[int, int]:
     side = told.get("shortest_edge") or told.get("longest_edge")
     if not side and getattr(processor, "max_num_patches", None):
         side = int(processor.max_num_patches**0.5) * processor.patch_size
-    side = side or _side(_vision_config(config).image_size)
-    return side, side
+    return (side, side) if side else _pair(_vision_config(config).image_size)
 
 
 def to_map(x: Tensor, size: tuple[int, int], config: Any) -> tuple[Tensor | None, Tensor]:
@@ -294,11 +290,14 @@ def to_map(x: Tensor, size: tuple[int, int], config: Any) -> tuple[Tensor | None
     Raises:
         ValueError: the tokens are not the patches of the image, with those before them.
     """
-    if x.ndim == 4:
-        return None, x.permute(0, 2, 3, 1) if _is_grid(x.shape[2:], size) else x
-    config = _patched(config)
-    count, patch = x.shape[1], _side(getattr(config, "patch_size", 0) or 0)
-    stated = sum(getattr(config, field, None) or 0 for field in PREFIXES)
+    if x.ndim == 4 and _is_grid(x.shape[2:], size):
+        return None, x.permute(0, 2, 3, 1)
+    if x.ndim == 4 and _is_grid(x.shape[1:3], size):
+        return None, x
+    if x.ndim != 3:
+        raise ValueError(f"its output of shape {tuple(x.shape)} is neither tokens nor a map")
+    count, patch = x.shape[1], _patch(config)
+    stated = sum(getattr(config, field, 0) or 0 for field in PREFIXES)
     for level in range(6):
         stride = (patch or 4) << level
         grid = (size[0] // stride, size[1] // stride)
@@ -330,11 +329,12 @@ def _first(seen: Mapping[str, Any], names: Sequence[str]) -> Tensor | None:
 
 
 def _is_grid(sides: Sequence[int], size: tuple[int, int]) -> bool:
-    return size[0] * sides[1] == size[1] * sides[0]
+    """Tell whether a map has the proportions of the image, but for a cell that was cut off."""
+    return abs(sides[0] * size[1] / size[0] - sides[1]) < 1
 
 
-def _side(value: Any) -> int:
-    return value if isinstance(value, int) else value[0]
+def _pair(side: Any) -> tuple[int, int]:
+    return (side, side) if isinstance(side, int) else (side[0], side[1])
 
 
 def _vision_config(config: Any) -> Any:
@@ -342,8 +342,10 @@ def _vision_config(config: Any) -> Any:
     return getattr(config, "vision_config", None) or config
 
 
-def _patched(config: Any) -> Any:
-    return getattr(config, "backbone_config", None) or config
+def _patch(config: Any) -> int:
+    """Give the pixels from one patch to the next; 0 if the configuration does not tell."""
+    config = getattr(config, "backbone_config", None) or config
+    return _pair(getattr(config, "patch_stride", 0) or getattr(config, "patch_size", 0) or 0)[0]
 
 
 def _told(name: TeacherName) -> str:

@@ -109,3 +109,9 @@ def test_on_a_gpu_the_gradient_of_shrinking_is_the_same_each_time():
 def test_a_wrong_shape_is_caught_while_the_tests_run():
     with pytest.raises(jaxtyping.TypeCheckError):
         match_grid(torch.ones(2, 2), torch.ones(1, 2, 2, 2))
+
+
+def test_images_of_two_interpolations_differ_and_those_that_fit_are_kept_once():
+    batch = Batch(torch.rand(1, 3, 20, 20))
+    assert not torch.equal(batch.at((8, 8), "bilinear"), batch.at((8, 8), "bicubic"))
+    assert batch.at((20, 20), "bilinear") is batch.at((20, 20))

@@ -159,7 +159,7 @@ def test_every_name_trains_at_its_smallest_size(name, sizes):
     with torch.no_grad(), torch.autocast(device, torch.bfloat16):
         rough = copy.deepcopy(model).eval().to(device)(images(name, 2, 1, batch=1).to(device))
     assert all(out.isfinite().all() for out in (rough if isinstance(rough, tuple) else (rough,)))
-    maps = model.forward_intermediates(images(name, 1, 1, batch=1), intermediates_only=True)
+    maps = model.eval().forward_intermediates(images(name, 1, 1, batch=1), intermediates_only=True)
     assert all(m.shape[0] == 1 for m in maps)
 
 
