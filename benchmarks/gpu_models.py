@@ -52,16 +52,20 @@ MODELS: dict[str, int] = {
 
 INFERENCE = (  # mode, precision, channels last
     ("eager", "amp", True),
+    ("deploy+graphs", "bf16", True),
     ("deploy+compiled", "bf16", True),
     ("compiled", "amp", True),
     ("deploy+compiled", "amp", True),
     ("eager", "bf16", True),
     ("deploy", "bf16", True),
 )
-TRAINING = (("train", "amp", True), ("train+compiled", "amp", True))
+TRAINING = (
+    ("train+graphs", "amp", True),
+    ("train+compiled", "amp", True),
+    ("train", "amp", True),
+)
 EXTRA = (
     ("deploy+autotuned", "bf16", True),
-    ("deploy+graphs", "bf16", True),
     ("deploy+compiled", "bf16", False),
     ("eager", "amp", False),
     ("train+compiled", "bf16", True),

@@ -91,7 +91,8 @@ def profile(step: Callable[[], None], device: str, *, steps: int = 3) -> list[Ke
     """
     on_gpu = torch.device(device).type == "cuda"
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]
-    with torch.profiler.profile(activities=activities, record_shapes=on_gpu) as seen:
+    how: dict[str, Any] = dict(activities=activities, record_shapes=on_gpu, acc_events=True)
+    with torch.profiler.profile(**how) as seen:
         for _ in range(steps):
             step()
         if on_gpu:

@@ -32,7 +32,7 @@ from zoo.build import build
 from zoo.checkpoint import rename_keys
 from zoo.hierarchy import Hierarchy, checkpoint_filter_fn
 from zoo.layers.attention import Attention
-from zoo.layers.conv import Stem
+from zoo.layers.conv import Conv2d, Stem
 from zoo.layers.position import WindowPositionBias, log_offsets, pair_index, position_mlp
 from zoo.layers.stage import ConvBlock, MixerBlock, Stage, drop_path_rates
 from zoo.layers.window import (
@@ -220,7 +220,8 @@ class CarrierBias(nn.Module):
             pairs = pair_index(*self._table(rows, cols)).to(pairs.device)
         elif self.fused is not None:
             return self.fused
-        bias = (16 * torch.sigmoid(self.mlp(offsets)))[pairs].permute(2, 0, 1)
+        # Pairs last and next to each other: fused attention kernels read no other bias.
+        bias = (16 * torch.sigmoid(self.mlp(offsets))).t().contiguous()[:, pairs]
         missing = rows * cols - pairs.shape[0]
         return F.pad(bias, (missing, 0, missing, 0)) if missing else bias
 
@@ -402,7 +403,7 @@ class HatStage(Stage):
 
 
 def _downsample(dim: int) -> nn.Sequential:
-    conv = nn.Conv2d(dim, 2 * dim, 3, stride=2, padding=1, bias=False)
+    conv = Conv2d(dim, 2 * dim, 3, stride=2, padding=1, bias=False)
     return nn.Sequential(OrderedDict(norm=LayerNorm2d(dim), conv=conv))
 
 

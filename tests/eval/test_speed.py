@@ -57,7 +57,7 @@ def row(seconds, model="eradio_nano", macs=0.0, **case):
     return Measured(case=Case(model=model, **({"batch": 4} | case)), macs=macs, seconds=seconds)
 
 
-@pytest.mark.parametrize("mode", ["egaer", "deploy+train", "compiled+graphs", "train+graphs", ""])
+@pytest.mark.parametrize("mode", ["egaer", "deploy+train", "compiled+graphs", ""])
 def test_a_mode_that_means_nothing_is_refused(mode):
     with pytest.raises(ValueError, match=r"mode|exclude"):
         words(mode)

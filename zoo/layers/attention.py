@@ -5,6 +5,12 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from zoo.layers.attention_op import MAX_HEAD_DIM, MAX_TOKENS, window_attention
+from zoo.layers.fused import runs_kernels
+
+UNIT = 8
+"""Channels of a head that fused kernels take at a time."""
+
 
 def check_heads(dim: int, num_heads: int) -> None:
     """Refuse a width that does not split into heads.
@@ -19,6 +25,14 @@ def check_heads(dim: int, num_heads: int) -> None:
         )
 
 
+def _is_small(qkv: Float[Tensor, "B N 3 heads D"], bias: Tensor | None) -> bool:
+    """Whether the operator for small windows can run: 16 bits, and one bias for all windows."""
+    if bias is not None and bias.dim() == 4:
+        return False
+    fits = qkv.shape[1] <= MAX_TOKENS and qkv.shape[-1] <= MAX_HEAD_DIM
+    return fits and runs_kernels(qkv, dtypes=(torch.bfloat16, torch.float16))
+
+
 class Attention(nn.Module):
     """Self-attention with an optional additive bias on its logits.
 
@@ -29,7 +43,7 @@ class Attention(nn.Module):
     def __init__(self, dim: int, num_heads: int, *, qkv_bias: bool = True, proj_bias: bool = True):
         super().__init__()
         check_heads(dim, num_heads)
-        self.num_heads = num_heads
+        self.num_heads, self.head_dim = num_heads, dim // num_heads
         self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
         self.proj = nn.Linear(dim, dim, bias=proj_bias)
 
@@ -38,13 +52,32 @@ class Attention(nn.Module):
         x: Float[Tensor, "B N C"],
         bias: Float[Tensor, "heads N N"] | Float[Tensor, "#B #heads #N N"] | None = None,
     ) -> Float[Tensor, "B N C"]:
-        batch, tokens, chs = x.shape
-        qkv = self.qkv(x).view(batch, tokens, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)
-        q, k, v = qkv.unbind(0)
+        batch, tokens, _ = x.shape
+        qkv, proj = self._weights(-self.head_dim % UNIT if x.is_cuda else 0)
+        qkv = F.linear(x, *qkv).view(batch, tokens, 3, self.num_heads, -1)
+        scale = self.head_dim**-0.5
+        if _is_small(qkv, bias):
+            return F.linear(window_attention(qkv, bias, scale), proj, self.proj.bias)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
         if bias is not None:
             bias = (bias if bias.dim() == 4 else bias[None]).to(q.dtype)
-        x = F.scaled_dot_product_attention(q, k, v, attn_mask=bias).transpose(1, 2)
+        x = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=scale).transpose(1, 2)
         if torch.compiler.is_exporting():
             # Else the graph keeps a view that fits only this device's kernel, and ONNX refuses it.
             x = x.clone(memory_format=torch.contiguous_format)
-        return self.proj(x.reshape(batch, tokens, chs))
+        return F.linear(x.reshape(batch, tokens, -1), proj, self.proj.bias)
+
+    def _weights(self, more: int) -> tuple[tuple[Tensor, Tensor | None], Tensor]:
+        """Give weight and bias of the projections, with `more` channels of zeros in each head.
+
+        Heads of 49 channels, as in the large models, have no fused kernel on a GPU; those of 56
+        do. Filling up the weights instead of the tokens costs next to nothing.
+        """
+        qkv, qkv_bias, proj = self.qkv.weight, self.qkv.bias, self.proj.weight
+        if more:
+            heads = (-1, self.head_dim)
+            qkv = F.pad(qkv.unflatten(0, heads), (0, 0, 0, more)).flatten(0, 1)
+            if qkv_bias is not None:
+                qkv_bias = F.pad(qkv_bias.unflatten(0, heads), (0, more)).flatten()
+            proj = F.pad(proj.unflatten(1, heads), (0, more)).flatten(1)
+        return (qkv, qkv_bias), proj

@@ -74,7 +74,8 @@ class WindowPositionBias(nn.Module):
 
     def _bias(self) -> Float[Tensor, "heads N N"]:
         table = 16 * torch.sigmoid(self.mlp(self.offsets))
-        return table[self.pairs].permute(2, 0, 1)
+        # Pairs last and next to each other: fused attention kernels read no other bias.
+        return table.t().contiguous()[:, self.pairs]
 
     def forward(self, prefix: int = 0) -> Float[Tensor, "heads N N"]:
         bias = self._bias() if self.fused is None else self.fused

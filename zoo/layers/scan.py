@@ -1,7 +1,7 @@
-"""The selective scan of Mamba (2312.00752) in plain torch.
+"""The selective scan of Mamba (2312.00752): the one seam through which every mixer runs.
 
-The one seam through which every state-space mixer runs, so that a fused GPU kernel has one place
-to go: tensors are batch first and channels last, and bias and softplus of the step are inside.
+Tensors are batch first and channels last, and bias and softplus of the step are inside. On a GPU
+one operator runs it in Triton kernels (zoo.layers.scan_op); everywhere else plain torch does, here.
 """
 
 import math
@@ -10,6 +10,11 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
+
+from zoo.layers import scan_op
+from zoo.layers.fused import runs_kernels
+
+KERNEL_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 
 
 def selective_scan(
@@ -30,18 +35,22 @@ def selective_scan(
 
         h_t = exp(Δ_t A) h_(t-1) + Δ_t B_t x_t,    y_t = C_t · h_t + D x_t
 
-    Chunks of tokens run side by side and hand their last states on, so L tokens take about
-    3 sqrt(L) serial steps and an exported graph grows with sqrt(L). Every exponent is one step's
-    Δ A or a chunk's sum of them, never the negative of one: with A <= 0 nothing overflows.
+    In plain torch, chunks of tokens run side by side and hand their last states on, so L tokens
+    take about 3 sqrt(L) serial steps and an exported graph grows with sqrt(L). Every exponent is
+    one step's Δ A or a sum of them, never the negative of one: with A <= 0 nothing overflows.
+    CUDA tensors of at most 32 bits run in a Triton kernel, in any strides and without a copy.
 
     Args:
         delta: Step sizes, positive; with `delta_softplus`, softplus(delta + delta_bias) is.
         A: Negative decay rates.
         chunk: Tokens in a chunk; sqrt(L) / 2 if None, the fastest on a CPU within a few percent.
+            With a number, plain torch runs whatever the device.
 
     Returns:
         In the dtype of `x`; computed in float32, or in float64 when that is what `x` is.
     """
+    if chunk is None and runs_kernels(x, delta, A, B, C, dtypes=KERNEL_DTYPES):
+        return _scan_in_kernels(x, delta, A, B, C, D, delta_bias, delta_softplus)
     dtype = x.dtype
     wide = torch.promote_types(dtype, torch.float32)
     x, delta, A, B, C = (t.to(wide) for t in (x, delta, A, B, C))
@@ -54,6 +63,31 @@ def selective_scan(
     if D is not None:
         y = torch.addcmul(y, x, D.to(wide))
     return y.to(dtype)
+
+
+def _scan_in_kernels(
+    x: Float[Tensor, "B L C"],
+    delta: Float[Tensor, "B L C"],
+    A: Float[Tensor, "C S"],
+    B: Float[Tensor, "B L S"],
+    C: Float[Tensor, "B L S"],
+    D: Float[Tensor, " C"] | None,
+    delta_bias: Float[Tensor, " C"] | None,
+    delta_softplus: bool,
+) -> Float[Tensor, "B L C"]:
+    """Run the operator; more states than it takes go through in turns, as their outputs add up."""
+    tensors = (x, delta, A, B, C, D, delta_bias)
+    save = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+    most = scan_op.MAX_STATES
+    if A.shape[1] <= most:
+        return scan_op.scan(*tensors, delta_softplus, save)[0]
+    # Widened once, outputs and gradients of the parts are added up before they are rounded.
+    wide, step, y = x.float(), delta.float(), torch.zeros((), device=x.device)
+    for first in range(0, A.shape[1], most):
+        a, b, c = (t[..., first : first + most] for t in (A, B, C))
+        skip = None if first else D
+        y = y + scan_op.scan(wide, step, a, b, c, skip, delta_bias, delta_softplus, save)[0]
+    return y.to(x.dtype)
 
 
 def _scan_chunks(

@@ -1,0 +1,227 @@
+"""The fused kernels on a GPU: time, distance from their floors, and error against float64.
+
+python3 benchmarks/fused_kernels.py [--save FILE]
+
+Inputs are what the models give. A scan: bfloat16, softplus, bias and skip inside, B and C narrow
+slices of one wider tensor. Window attention: bfloat16 and a float32 bias, beside torch's own
+`scaled_dot_product_attention` with that bias in bfloat16.
+
+`eager` times one call as Python makes it (triton.testing.do_bench, which also empties the cache
+before each call); `graph` the kernels alone, in a replayed CUDA graph of several calls, each with
+inputs of its own. Floors: each tensor moved once at 4.3 TB/s, what a copy on an H200 reaches, and
+one exponential an entry of the state, 16 a clock and multiprocessor at 1.98 GHz.
+"""
+
+import argparse
+import itertools
+import statistics
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+import triton
+from torch import Tensor
+from triton.testing import do_bench
+
+from zoo.layers.attention_op import window_attention
+from zoo.layers.scan import selective_scan
+
+SHAPES = [  # batch, channels, tokens, states
+    (128, 160, 196, 8),
+    (128, 320, 49, 8),
+    (128, 392, 196, 8),
+    (16, 1024, 4096, 8),
+]
+WINDOWS = [  # windows, tokens, heads, head dim: of FasterViT-0 and -4, E-RADIO-L, MambaVision-T
+    (2048, 53, 8, 32),
+    (128, 49, 16, 32),
+    (2048, 53, 16, 56),
+    (512, 64, 16, 96),
+    (128, 49, 16, 40),
+]
+BYTES_PER_SECOND = 4.3e12
+EXPONENTIALS_PER_CLOCK = 16
+CLOCKS_PER_SECOND = 1.98e9
+SCAN_COLUMNS = (
+    "batch, channels, tokens, states",
+    "forward, eager ms",
+    "forward, graph ms",
+    "both, eager ms",
+    "both, graph ms",
+    "forward's memory floor ms",
+    "both's memory floor ms",
+    "forward's exponential floor ms",
+    "largest relative error",
+)
+WINDOW_COLUMNS = (
+    "windows, tokens, heads, head dim",
+    "forward ms",
+    "both ms",
+    "torch's forward ms",
+    "torch's both ms",
+    "forward's memory floor ms",
+    "both's memory floor ms",
+    "largest relative error",
+)
+
+
+def make_inputs(batch: int, chs: int, length: int, states: int) -> list[Tensor]:
+    """Make x, the raw steps, A, B, C, D and the bias, all asking for gradients."""
+    x = torch.randn(batch, length, chs, device="cuda").bfloat16()
+    delta = (torch.randn(batch, length, chs, device="cuda") / 2 - 2).bfloat16()
+    wide = torch.randn(batch, length, chs // 8 + 2 * states, device="cuda").bfloat16()
+    _, B, C = wide.split((chs // 8, states, states), dim=-1)
+    A = -torch.arange(1.0, states + 1, device="cuda") * (0.5 + torch.rand(chs, 1, device="cuda"))
+    D, bias = torch.randn(chs, device="cuda"), torch.randn(chs, device="cuda") / 10
+    return [t.detach().requires_grad_() for t in (x, delta, A, B, C, D, bias)]
+
+
+def scan(inputs: list[Tensor], **how: int) -> Tensor:
+    """Run the scan as a mixer does."""
+    return selective_scan(*inputs[:-1], delta_bias=inputs[-1], delta_softplus=True, **how)
+
+
+def scan_and_back(inputs: list[Tensor], dy: Tensor) -> tuple[Tensor, ...]:
+    """Run it forward and backward; the gradients of all inputs."""
+    return torch.autograd.grad(scan(inputs), inputs, dy)
+
+
+def graph_ms(calls: Sequence[Callable[[], object]], repeats: int = 20) -> float:
+    """Time the calls in a CUDA graph; the median of the replays, a call."""
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for call in calls:
+            call()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        kept = [call() for call in calls]
+    times = []
+    for _ in range(repeats + 3):
+        began, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        began.record()
+        graph.replay()
+        ended.record()
+        ended.synchronize()
+        times.append(began.elapsed_time(ended) / len(kept))
+    return statistics.median(times[3:])
+
+
+def eager_ms(calls: Sequence[Callable[[], object]]) -> float:
+    """Time one call after the other, with a cold cache."""
+    turns = itertools.cycle(calls)
+    return float(do_bench(lambda: next(turns)(), return_mode="median"))  # type: ignore[arg-type]
+
+
+def largest_error(chs: int, length: int, states: int) -> float:
+    """Compare output and gradients with float64; what rounding them to bfloat16 costs is left out.
+
+    The error of a tensor is the norm of the difference over the norm, here of two sequences.
+    """
+    inputs = make_inputs(2, chs, length, states)
+    dy = torch.randn(2, length, chs, device="cuda").bfloat16()
+    ours = [scan(inputs), *scan_and_back(inputs, dy)]
+    exact = [t.detach().double().requires_grad_() for t in inputs]
+    y = scan(exact, chunk=64)
+    theirs = [y, *torch.autograd.grad(y, exact, dy.double())]
+    return max(
+        float(((a.double() - b.to(a.dtype).double()).norm() / b.norm()).detach())
+        for a, b in zip(ours, theirs, strict=True)
+    )
+
+
+def scan_row(batch: int, chs: int, length: int, states: int) -> list[str]:
+    """Measure one shape."""
+    num_sets = 2 if batch * chs * length > 2**25 else 6
+    sets = [make_inputs(batch, chs, length, states) for _ in range(num_sets)]
+    dys = [torch.randn_like(inputs[0]) for inputs in sets]
+
+    @torch.no_grad()
+    def forward(inputs: list[Tensor]) -> Tensor:
+        return scan(inputs)
+
+    ahead = [lambda inputs=inputs: forward(inputs) for inputs in sets]
+    both = [lambda i=i, dy=dy: scan_and_back(i, dy) for i, dy in zip(sets, dys, strict=True)]
+    tokens = batch * length
+    moved = 2 * tokens * (3 * chs + 2 * states)  # x, Δ and y; B and C
+    moved_back = 2 * tokens * (5 * chs + 4 * states)  # x, Δ, dy, dx and dΔ; B, C and theirs
+    units = torch.cuda.get_device_properties(0).multi_processor_count * EXPONENTIALS_PER_CLOCK
+    numbers = (
+        eager_ms(ahead),
+        graph_ms(ahead),
+        eager_ms(both),
+        graph_ms(both),
+        1e3 * moved / BYTES_PER_SECOND,
+        1e3 * (moved + moved_back) / BYTES_PER_SECOND,
+        1e3 * tokens * chs * states / units / CLOCKS_PER_SECOND,
+    )
+    error = largest_error(chs, length, states)
+    shape = ", ".join(map(str, (batch, chs, length, states)))
+    return [shape, *(f"{number:.4f}" for number in numbers), f"{error:.0e}"]
+
+
+def torch_attention(qkv: Tensor, bias: Tensor, scale: float) -> Tensor:
+    """Attend with what torch has."""
+    q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+    mask = bias.to(q.dtype)[None]
+    x = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
+    return x.transpose(1, 2).flatten(2)
+
+
+def window_row(windows: int, tokens: int, heads: int, dim: int) -> list[str]:
+    """Measure one shape of window attention; kernels alone."""
+    shape, scale = (windows, tokens, 3, heads, dim), dim**-0.5
+    qkv = torch.randn(shape, device="cuda").bfloat16().requires_grad_()
+    bias = torch.randn(heads, tokens, tokens, device="cuda", requires_grad=True)
+    dy = torch.randn(windows, tokens, heads * dim, device="cuda").bfloat16()
+    times = []
+    for attend in (window_attention, torch_attention):
+
+        @torch.no_grad()
+        def forward(attend=attend) -> Tensor:
+            return attend(qkv, bias, scale)
+
+        def both(attend=attend) -> tuple[Tensor, ...]:
+            return torch.autograd.grad(attend(qkv, bias, scale), (qkv, bias), dy)
+
+        times += [graph_ms([forward] * 3), graph_ms([both] * 3)]
+    inputs = [qkv[:64].detach().requires_grad_(), bias]
+    exact = [t.detach().double().requires_grad_() for t in inputs]
+    y = window_attention(inputs[0], inputs[1], scale)
+    wanted = torch_attention(exact[0], exact[1], scale)
+    ours = [y, *torch.autograd.grad(y, inputs, dy[:64])]
+    theirs = [wanted, *torch.autograd.grad(wanted, exact, dy[:64].double())]
+    error = max(
+        float(((a.double() - b).norm() / b.norm()).detach())
+        for a, b in zip(ours, theirs, strict=True)
+    )
+    floor = 1e3 * 2 * dy.numel() * 4 / BYTES_PER_SECOND  # q, k, v in, x out
+    numbers = (*times, floor, floor + 2 * floor)  # backward: those, dx, dq, dk, dv
+    name = ", ".join(map(str, (windows, tokens, heads, dim)))
+    return [name, *(f"{number:.4f}" for number in numbers), f"{error:.0e}"]
+
+
+def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """Write Markdown."""
+    lines = ["| " + " | ".join(columns) + " |", "|" + " --- |" * len(columns)]
+    return [*lines, *("| " + " | ".join(row) + " |" for row in rows), ""]
+
+
+def main() -> None:
+    """Print the tables."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--save", type=Path, help="also write the tables here")
+    save = parser.parse_args().save
+    device = torch.cuda.get_device_name()
+    lines = [f"{device}, torch {torch.__version__}, Triton {triton.__version__}", ""]
+    lines += table(SCAN_COLUMNS, [scan_row(*shape) for shape in SHAPES])
+    lines += table(WINDOW_COLUMNS, [window_row(*shape) for shape in WINDOWS])
+    print("\n".join(lines))
+    if save:
+        save.write_text("\n".join(lines))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,91 @@
+"""Window attention's kernels against plain torch in float64, and how heads are filled up."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from zoo.layers.attention import Attention
+from zoo.layers.attention_op import window_attention
+
+
+def plain(qkv, bias, scale):
+    q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+    bias = None if bias is None else bias[None]
+    x = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=scale)
+    return x.transpose(1, 2).flatten(2)
+
+
+def random_inputs(windows, tokens, heads, dim, dtype=torch.bfloat16, device="cuda", bias=True):
+    qkv = torch.randn(windows, tokens, 3, heads, dim, device=device).to(dtype).requires_grad_()
+    if not bias:
+        return qkv, None
+    return qkv, torch.randn(heads, tokens, tokens, device=device).requires_grad_()
+
+
+def assert_exact(qkv, bias, tolerance):
+    """Output and gradients are those of float64, but for rounding what the products multiply."""
+    scale = qkv.shape[-1] ** -0.5
+    ours = [qkv] if bias is None else [qkv, bias]
+    theirs = [t.detach().double().requires_grad_() for t in ours]
+    y, exact = window_attention(qkv, bias, scale), plain(theirs[0], (*theirs, None)[1], scale)
+    dy = torch.randn_like(y)
+    found = [y, *torch.autograd.grad(y, ours, dy)]
+    wanted = [exact, *torch.autograd.grad(exact, theirs, dy.double())]
+    for a, b in zip(found, wanted, strict=True):
+        assert (a.double() - b).norm() <= tolerance * b.norm()
+
+
+def test_the_operator_promises_the_shapes_and_dtypes_of_its_results():
+    qkv, bias = random_inputs(3, 5, 2, 8, device="meta")
+    y = window_attention(qkv, bias, 0.5)
+    assert (y.shape, y.dtype) == ((3, 5, 16), torch.bfloat16)
+    grads = torch.autograd.grad(y.sum(), (qkv, bias))
+    assert [(g.shape, g.dtype) for g in grads] == [(t.shape, t.dtype) for t in (qkv, bias)]
+
+
+def test_heads_that_are_filled_up_with_zeros_attend_alike():
+    torch.manual_seed(0)
+    attention, x, bias = Attention(15, 3), torch.randn(2, 7, 15), torch.randn(3, 7, 7)
+    (weight, qkv_bias), proj = attention._weights(3)
+    qkv = F.linear(x, weight, qkv_bias).view(2, 7, 3, 3, 8)
+    assert not qkv[..., 5:].any()
+    filled = F.linear(plain(qkv, bias, 5**-0.5), proj, attention.proj.bias)
+    torch.testing.assert_close(filled, attention(x, bias), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("sizes", [(1, 1, 1, 8), (5, 16, 3, 32), (7, 53, 4, 56), (300, 64, 2, 96)])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("bias", [True, False])
+def test_output_and_gradients_are_those_of_float64(sizes, dtype, bias):
+    torch.manual_seed(0)
+    assert_exact(*random_inputs(*sizes, dtype, bias=bias), tolerance=4e-3)
+
+
+@pytest.mark.gpu
+def test_the_gradients_are_the_same_bits_each_time():
+    qkv, bias = random_inputs(200, 49, 4, 32)
+    dy = torch.randn(200, 49, 128, device="cuda").bfloat16()
+    first, second = (
+        torch.autograd.grad(window_attention(qkv, bias, 0.2), (qkv, bias), dy) for _ in range(2)
+    )
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+@pytest.mark.gpu
+def test_the_operator_keeps_what_torch_asks_of_operators():
+    torch.library.opcheck(
+        torch.ops.zoo.window_attention.default, (*random_inputs(3, 20, 2, 16), 0.25)
+    )
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("tokens", [49, 100])
+def test_attention_under_autocast_is_that_of_float32(tokens):
+    torch.manual_seed(0)
+    attention = Attention(98, 2).cuda()  # heads of 49, as in the large models
+    x, bias = torch.randn(5, tokens, 98).cuda(), torch.randn(2, tokens, tokens).cuda()
+    exact = attention(x, bias)
+    with torch.autocast("cuda", torch.bfloat16):
+        ours = attention(x, bias)
+    assert (ours - exact).norm() < 1e-2 * exact.norm()

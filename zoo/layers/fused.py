@@ -1,0 +1,27 @@
+"""Where fused kernels run: on a GPU with Triton. Everywhere else plain torch does."""
+
+import importlib.util
+import logging
+from functools import cache
+
+import torch
+from torch import Tensor
+
+HAS_TRITON = importlib.util.find_spec("triton") is not None
+
+
+def runs_kernels(*tensors: Tensor, dtypes: tuple[torch.dtype, ...]) -> bool:
+    """Say whether a Triton kernel can take these tensors; a GPU without Triton is told of once."""
+    if not all(t.is_cuda and t.dtype in dtypes for t in tensors):
+        return False
+    if not HAS_TRITON and not torch.compiler.is_compiling():
+        _say_that_torch_runs()
+    return HAS_TRITON
+
+
+@cache
+def _say_that_torch_runs() -> None:
+    logging.getLogger(__name__).warning(
+        "Triton is not installed: selective scans and window attention on the GPU run in plain "
+        "torch, which is far slower."
+    )

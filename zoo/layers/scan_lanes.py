@@ -1,0 +1,246 @@
+# ruff: noqa: RUF005, RET505 -- Triton compiles no starred tuples, and both branches of a constant if
+"""How the lanes of one warp share a selective scan: device functions in Triton.
+
+`P` neighbouring lanes share a channel and split its `NP` states. What is one number a token, its
+step for example, is worked out by one of them in turn, the token's owner, and handed to the
+others. B and C, the same for all channels, are dealt out to the lanes a block of `T` tokens at a
+time and handed round entry by entry.
+
+A tuple holds one vector of 32 lanes for each owned token (`T // P` of them) or for each of a
+lane's states (`NP // P`), so that all of them are registers.
+"""
+
+import triton
+import triton.language as tl
+
+from zoo.layers.scan_op import BLOCK
+
+T = tl.constexpr(BLOCK)
+LOG2E = tl.constexpr(1.4426950408889634)
+
+
+@triton.jit
+def softplus(v):
+    """log(1 + exp v) = max(v, 0) + e p(e) for e = exp(-|v|), to 3e-7 of itself however small.
+
+    p is the minimax polynomial of log(1 + e) / e on [0, 1]: cheaper than a second operation of
+    the exponential unit, which is what bounds the scan.
+    """
+    e = tl.exp2(tl.abs(v) * -LOG2E)
+    p = -0.0085392063 * e + 0.0440896228
+    p = p * e - 0.1076816991
+    p = p * e + 0.1774524003
+    p = p * e - 0.2449546307
+    p = p * e + 0.3327547908
+    p = p * e - 0.4999740422
+    p = p * e + 0.9999998212
+    return tl.maximum(v, 0.0) + e * p
+
+
+@triton.jit
+def zeros(COUNT: tl.constexpr):
+    """`COUNT` vectors of zeros."""
+    made = ()
+    for _ in tl.static_range(COUNT):
+        made = made + (tl.zeros((32,), tl.float32),)
+    return made
+
+
+@triton.jit
+def find_channel(A, D, bias, chs, N: tl.constexpr, NP: tl.constexpr, P: tl.constexpr):
+    """This lane's channel, the same kept in range, its decay rates to base 2, its skip, its bias.
+
+    Lanes beyond the last channel work on the last one, and what they find is not stored.
+    """
+    lane = tl.arange(0, 32)
+    channel = tl.program_id(0) * (32 // P) + lane // P
+    c = tl.minimum(channel, chs - 1)
+    decay = ()
+    for j in tl.static_range(NP // P):
+        n = lane % P * (NP // P) + j
+        decay = decay + (tl.load(A + c * N + n, mask=n < N, other=0.0) * LOG2E,)
+    skip = tl.zeros((32,), tl.float32)
+    if D is not None:
+        skip = tl.load(D + c).to(tl.float32)
+    shift = tl.zeros((32,), tl.float32)
+    if bias is not None:
+        shift = tl.load(bias + c).to(tl.float32)
+    return channel, c, decay, skip, shift
+
+
+@triton.jit
+def load_tokens(sequence, b, c, first, length, P: tl.constexpr):
+    """The owned tokens of the block from `first` on; the last token in place of those beyond it.
+
+    `sequence` is a (tensor, strides) of batch, tokens and channels.
+    """
+    start = sequence[0] + b * sequence[1] + c * sequence[3]
+    tokens = ()
+    for s in tl.static_range(T // P):
+        token = tl.minimum(first + s * P + tl.arange(0, 32) % P, length - 1)
+        tokens = tokens + (tl.load(start + token * sequence[2]),)
+    return tokens
+
+
+@triton.jit
+def limit_of(s: tl.constexpr, first, length, chs, P: tl.constexpr):
+    """The channels below this limit exist at the owned token `s`: none beyond the last token."""
+    return tl.where(first + s * P + tl.arange(0, 32) % P < length, chs, 0)
+
+
+@triton.jit
+def kept_inside(tokens, channel, first, length, chs, P: tl.constexpr):
+    """The owned tokens in float32; zeros beyond the last token and the last channel."""
+    kept = ()
+    for s in tl.static_range(T // P):
+        inside = channel < limit_of(s, first, length, chs, P)
+        kept = kept + (tl.where(inside, tokens[s].to(tl.float32), 0.0),)
+    return kept
+
+
+@triton.jit
+def find_steps(raw, shift, first, length, P: tl.constexpr, SOFTPLUS: tl.constexpr):
+    """The owned tokens' step sizes; 0 beyond the end, where the state then stays as it is."""
+    steps = ()
+    for s in tl.static_range(T // P):
+        step = raw[s].to(tl.float32) + shift
+        if SOFTPLUS:
+            step = softplus(step)
+        steps = steps + (tl.where(limit_of(s, first, length, 1, P) > 0, step, 0.0),)
+    return steps
+
+
+@triton.jit
+def times(steps, tokens, P: tl.constexpr):
+    """The owned tokens' inputs Δ x."""
+    inputs = ()
+    for s in tl.static_range(T // P):
+        inputs = inputs + (steps[s] * tokens[s].to(tl.float32),)
+    return inputs
+
+
+@triton.jit
+def of_owner(owned, i: tl.constexpr, P: tl.constexpr):
+    """What the owner of token `i` has for it, in all lanes of the channel."""
+    if P == 1:
+        return owned[i]
+    else:
+        lane = tl.arange(0, 32)
+        return tl.gather(owned[i // P], lane - lane % P + i % P, 0)
+
+
+@triton.jit
+def deal(rows, b, first, length, N: tl.constexpr, NP: tl.constexpr):
+    """The block's rows of B or C, dealt out to the lanes; zeros from entry `N` on."""
+    dealt = ()
+    for k in tl.static_range(T * NP // 32):
+        e = k * 32 + tl.arange(0, 32)
+        token = tl.minimum(first + e // NP, length - 1)
+        place = rows[0] + b * rows[1] + token * rows[2] + (e % NP) * rows[3]
+        if N == NP:
+            dealt = dealt + (tl.load(place),)
+        else:
+            dealt = dealt + (tl.load(place, mask=e % NP < N, other=0.0),)
+    return dealt
+
+
+@triton.jit
+def deal_both(B, C, b, first, length, N: tl.constexpr, NP: tl.constexpr):
+    """B and C dealt out. Two entries of 16 bits share a word: half the shuffles later on."""
+    low = deal(B, b, first, length, N, NP)
+    high = deal(C, b, first, length, N, NP)
+    if B[0].dtype.element_ty.is_fp32():
+        return low + high
+    else:
+        words = ()
+        for k in tl.static_range(T * NP // 32):
+            word = high[k].to(tl.int16, bitcast=True).to(tl.int32) << 16
+            words = words + (word | (low[k].to(tl.int16, bitcast=True).to(tl.int32) & 0xFFFF),)
+        return words
+
+
+@triton.jit
+def share_of(dealt, i: tl.constexpr, NP: tl.constexpr, P: tl.constexpr):
+    """This lane's share of the dealt entries of token `i`."""
+    share = ()
+    for j in tl.static_range(NP // P):
+        place = tl.arange(0, 32) % P * (NP // P) + ((i * NP) % 32 + j)
+        share = share + (tl.gather(dealt[(i * NP) // 32], place, 0),)
+    return share
+
+
+@triton.jit
+def shares_of_both(dealt, i: tl.constexpr, NP: tl.constexpr, P: tl.constexpr, KIND: tl.constexpr):
+    """This lane's shares of token `i`'s rows of B and C (of dtype `KIND`), in float32."""
+    if KIND.is_fp32():
+        return share_of(dealt, i, NP, P), share_of(dealt, i + T, NP, P)
+    else:
+        words = share_of(dealt, i, NP, P)
+        b_row = ()
+        c_row = ()
+        for j in tl.static_range(NP // P):
+            if KIND.is_bf16():  # the upper half of a float32
+                b_row = b_row + ((words[j] << 16).to(tl.float32, bitcast=True),)
+                c_row = c_row + ((words[j] & -65536).to(tl.float32, bitcast=True),)
+            else:
+                low = words[j].to(tl.int16).to(tl.float16, bitcast=True)
+                high = (words[j] >> 16).to(tl.int16).to(tl.float16, bitcast=True)
+                b_row = b_row + (low.to(tl.float32),)
+                c_row = c_row + (high.to(tl.float32),)
+        return b_row, c_row
+
+
+@triton.jit
+def fold(values, COUNT: tl.constexpr, TOP: tl.constexpr, LOW: tl.constexpr):
+    """Sum each of `COUNT` vectors over the lanes whose numbers differ from bit `TOP` to `LOW`.
+
+    At each bit a lane gives away half of the values that it still carries and adds to the other
+    half what it is given. The top bits of its number say which value's sum it ends with.
+    """
+    lane = tl.arange(0, 32)
+    for k in tl.static_range(5):
+        if (TOP >> k) >= LOW:
+            folded = ()
+            if (COUNT >> k) > 1:
+                upper = (lane & (TOP >> k)) != 0
+                for j in tl.static_range((COUNT >> k) // 2):
+                    low = values[j]
+                    high = values[j + (COUNT >> k) // 2]
+                    given = tl.where(upper, low, high)
+                    kept = tl.where(upper, high, low)
+                    folded = folded + (kept + tl.gather(given, lane ^ (TOP >> k), 0),)
+            else:
+                folded = (values[0] + tl.gather(values[0], lane ^ (TOP >> k), 0),)
+            values = folded
+    return values[0]
+
+
+@triton.jit
+def load_states(rows, c, chs, NP: tl.constexpr, P: tl.constexpr):
+    """This lane's share of a state that is stored a row an entry."""
+    state = ()
+    for j in tl.static_range(NP // P):
+        row = tl.arange(0, 32) % P * (NP // P) + j
+        state = state + (tl.load(rows + row * chs + c),)
+    return state
+
+
+@triton.jit
+def store_states(rows, state, channel, chs, NP: tl.constexpr, P: tl.constexpr):
+    """Store this lane's share of a state, a row an entry."""
+    for j in tl.static_range(NP // P):
+        row = tl.arange(0, 32) % P * (NP // P) + j
+        tl.store(rows + row * chs + channel, state[j], mask=channel < chs)
+
+
+@triton.jit
+def store_folded(rows, folded, first, length, NP: tl.constexpr, P: tl.constexpr):
+    """Store what `fold` left of a block's gradients of B and C, side by side a token."""
+    lane = tl.arange(0, 32)
+    M: tl.constexpr = NP // P
+    value = lane // (16 // M)  # which of the 2 M that were folded, those of B first
+    column = value // M * NP + lane % P * M + value % M
+    twin = lane % (16 // M) // P  # more lanes may have ended with the same sum
+    for i in tl.static_range(T):
+        place = rows + (first + i) * (2 * NP) + column
+        tl.store(place, folded[i], mask=twin < tl.where(first + i < length, 1, 0))

@@ -1,0 +1,404 @@
+# ruff: noqa: RUF005 -- Triton compiles no starred tuples
+"""The kernels of the selective scan, in Triton (Mamba, 2312.00752, section 3.3.2).
+
+A program is one warp; zoo.layers.scan_lanes says how its lanes share the channels' states, which
+stay in registers while the tokens pass one after the other. The forward kernel keeps the states
+at the borders of blocks of tokens; the backward kernel takes the blocks from the last to the
+first and recomputes the states inside. Where few sequences leave most of the GPU idle, the tokens
+are cut into segments too, and a first pass finds what each hands on to the next.
+
+No program adds to what another one writes: sums over programs are written part by part and added
+in one order, so that a gradient is the same each time.
+"""
+
+from functools import lru_cache
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from zoo.layers.scan_blocks import run, run_back
+from zoo.layers.scan_lanes import (
+    LOG2E,
+    T,
+    deal,
+    deal_both,
+    find_channel,
+    find_steps,
+    fold,
+    kept_inside,
+    limit_of,
+    load_states,
+    load_tokens,
+    of_owner,
+    share_of,
+    store_folded,
+    store_states,
+    times,
+    zeros,
+)
+from zoo.layers.scan_op import BLOCK, padded_states
+
+LN2 = tl.constexpr(0.6931471805599453)
+
+# One compilation serves all sizes and strides: a lane reads one number at a time whatever they are.
+SIZES = [f"{name}_{dim}" for name in ("x", "delta", "B", "C", "dy", "v", "rows") for dim in "btc"]
+SIZES += ["length", "chs", "segment", "count", "columns"]
+POINTERS = ["x", "delta", "A", "B", "C", "D", "bias", "dy", "v", "rows", "ends", "y", "borders"]
+POINTERS += ["dx", "ddelta", "dBC", "dchs", "parts", "out"]
+any_size = triton.jit(do_not_specialize=SIZES, do_not_specialize_on_alignment=POINTERS)
+
+
+@triton.jit
+def _hand_on(ends, b, channel, first, last, decay, chs, NP: tl.constexpr, P: tl.constexpr):
+    """What the segments from `first` up or down to `last`, not included, hand on to `last`.
+
+    A segment's own part lies in the rows of `ends`, the sum of its steps in the row after. Lanes
+    beyond the last channel are handed zeros.
+    """
+    c = tl.minimum(channel, chs - 1)
+    state = zeros(NP // P)
+    for i in range(tl.abs(last - first)):
+        segment = tl.where(first > last, first - i, first + i)
+        rows = ends + ((b * tl.num_programs(2) + segment) * (NP + 1)) * chs
+        steps = tl.load(rows + NP * chs + c)
+        own = load_states(rows, c, chs, NP, P)
+        joined = ()
+        for j in tl.static_range(NP // P):
+            entry = tl.exp2(steps * decay[j]) * state[j] + own[j]
+            joined = joined + (tl.where(channel < chs, entry, 0.0),)
+        state = joined
+    return state
+
+
+@any_size
+def _segment_ends(
+    v, v_b, v_t, v_c, delta, delta_b, delta_t, delta_c, A, rows, rows_b, rows_t, rows_c, bias,
+    ends, length, chs, segment,
+    N: tl.constexpr, NP: tl.constexpr, P: tl.constexpr,
+    SOFTPLUS: tl.constexpr, REVERSE: tl.constexpr,
+):  # fmt: skip
+    """What each segment alone hands on: its last state or, `REVERSE`, the gradient of its first.
+
+    h = a h + Δ x B with `v` = x and `rows` = B; backward, g = a (g + dy C) with dy and C.
+    """
+    channel, c, decay, _, shift = find_channel(A, None, bias, chs, N, NP, P)
+    b = tl.program_id(1).to(tl.int64)
+    begin = tl.program_id(2) * segment
+    blocks = tl.cdiv(tl.minimum(begin + segment, length) - begin, T)
+    state = zeros(NP // P)
+    total = tl.zeros((32,), tl.float32)
+    for k in range(blocks):
+        first = begin + (blocks - 1 - k if REVERSE else k) * T
+        raw = load_tokens((delta, delta_b, delta_t, delta_c), b, c, first, length, P)
+        inputs = load_tokens((v, v_b, v_t, v_c), b, c, first, length, P)
+        dealt = deal((rows, rows_b, rows_t, rows_c), b, first, length, N, NP)
+        steps = find_steps(raw, shift, first, length, P, SOFTPLUS)
+        if REVERSE:
+            inputs = kept_inside(inputs, channel, first, length, chs, P)
+        else:
+            inputs = times(steps, inputs, P)
+        for s in tl.static_range(T // P):
+            total += steps[s]
+        for i in tl.static_range(T):
+            step = of_owner(steps, T - 1 - i if REVERSE else i, P)
+            u = of_owner(inputs, T - 1 - i if REVERSE else i, P)
+            row = share_of(dealt, T - 1 - i if REVERSE else i, NP, P)
+            after = ()
+            for j in tl.static_range(NP // P):
+                a = tl.exp2(step * decay[j])
+                entry = u * row[j].to(tl.float32)
+                after = after + (a * (state[j] + entry) if REVERSE else a * state[j] + entry,)
+            state = after
+    out = ends + ((b * tl.num_programs(2) + tl.program_id(2)) * (NP + 1)) * chs
+    store_states(out, state, channel, chs, NP, P)
+    total = fold((total,), 1, P // 2, 1)
+    tl.store(out + NP * chs + channel, total, mask=channel < chs)
+
+
+@any_size
+def _forward(
+    x, x_b, x_t, x_c, delta, delta_b, delta_t, delta_c, A, B, B_b, B_t, B_c, C, C_b, C_t, C_c,
+    D, bias, ends, y, borders, length, chs, segment,
+    N: tl.constexpr, NP: tl.constexpr, P: tl.constexpr, SOFTPLUS: tl.constexpr,
+):  # fmt: skip
+    """The outputs and, unless `borders` is None, the states that the blocks start from."""
+    channel, c, decay, skip, shift = find_channel(A, D, bias, chs, N, NP, P)
+    x_all, delta_all = (x, x_b, x_t, x_c), (delta, delta_b, delta_t, delta_c)
+    B_all, C_all = (B, B_b, B_t, B_c), (C, C_b, C_t, C_c)
+    b = tl.program_id(1).to(tl.int64)
+    begin = tl.program_id(2) * segment
+    end = tl.minimum(begin + segment, length)
+    state = zeros(NP // P)
+    if ends is not None:
+        state = _hand_on(ends, b, channel, 0, tl.program_id(2), decay, chs, NP, P)
+    tokens = load_tokens(x_all, b, c, begin, length, P)
+    raw = load_tokens(delta_all, b, c, begin, length, P)
+    dealt = deal_both(B_all, C_all, b, begin, length, N, NP)
+    for first in range(begin, end, T):
+        next_tokens = load_tokens(x_all, b, c, first + T, length, P)  # read ahead
+        next_raw = load_tokens(delta_all, b, c, first + T, length, P)
+        next_dealt = deal_both(B_all, C_all, b, first + T, length, N, NP)
+        if borders is not None:
+            rows = borders + (b * tl.cdiv(length, T) + first // T) * NP * chs
+            store_states(rows, state, channel, chs, NP, P)
+        steps = find_steps(raw, shift, first, length, P, SOFTPLUS)
+        state, outs = run(state, steps, tokens, dealt, decay, skip, NP, P, B.dtype.element_ty)
+        for s in tl.static_range(T // P):
+            token = first + s * P + tl.arange(0, 32) % P
+            inside = channel < limit_of(s, first, length, chs, P)
+            place = y + (b * length + token) * chs + channel
+            tl.store(place, outs[s].to(y.dtype.element_ty), mask=inside)
+        tokens = next_tokens
+        raw = next_raw
+        dealt = next_dealt
+
+
+@triton.jit
+def _through_softplus(dsteps, dus, tokens, raw, shift, P: tl.constexpr, SOFTPLUS: tl.constexpr):
+    """From the gradients of Δ A / ln 2 and Δ x, those of what the step sizes were made from."""
+    drawn = ()
+    for s in tl.static_range(T // P):
+        draw = dsteps[s] * LN2 + dus[s] * tokens[s].to(tl.float32)
+        if SOFTPLUS:
+            draw = draw / (1 + tl.exp2((raw[s].to(tl.float32) + shift) * -LOG2E))
+        drawn = drawn + (draw,)
+    return drawn
+
+
+@any_size
+def _backward(
+    x, x_b, x_t, x_c, delta, delta_b, delta_t, delta_c, A, B, B_b, B_t, B_c, C, C_b, C_t, C_c,
+    D, bias, dy, dy_b, dy_t, dy_c, borders, ends, dx, ddelta, dBC, dchs, length, chs, segment,
+    N: tl.constexpr, NP: tl.constexpr, P: tl.constexpr, SOFTPLUS: tl.constexpr,
+):  # fmt: skip
+    """The gradients of x and Δ, and this program's parts of the others, for `_sum_parts`."""
+    channel, c, decay, skip, shift = find_channel(A, D, bias, chs, N, NP, P)
+    x_all, delta_all = (x, x_b, x_t, x_c), (delta, delta_b, delta_t, delta_c)
+    B_all, C_all = (B, B_b, B_t, B_c), (C, C_b, C_t, C_c)
+    b = tl.program_id(1).to(tl.int64)
+    begin = tl.program_id(2) * segment
+    blocks = tl.cdiv(tl.minimum(begin + segment, length) - begin, T)
+    g = zeros(NP // P)
+    if ends is not None:
+        last = tl.num_programs(2) - 1
+        g = _hand_on(ends, b, channel, last, tl.program_id(2), decay, chs, NP, P)
+    dA = zeros(NP // P)
+    dD = tl.zeros((32,), tl.float32)
+    dbias = tl.zeros((32,), tl.float32)
+    borders += b * tl.cdiv(length, T) * NP * chs
+    dBC += (tl.program_id(0) * tl.num_programs(1) + b) * length * 2 * NP
+    first = begin + (blocks - 1) * T
+    tokens = load_tokens(x_all, b, c, first, length, P)
+    raw = load_tokens(delta_all, b, c, first, length, P)
+    dys = load_tokens((dy, dy_b, dy_t, dy_c), b, c, first, length, P)
+    dealt = deal_both(B_all, C_all, b, first, length, N, NP)
+    start = load_states(borders + first // T * NP * chs, c, chs, NP, P)
+    for k in range(blocks):
+        first = begin + (blocks - 1 - k) * T
+        later = tl.maximum(first - T, 0)  # read ahead
+        next_tokens = load_tokens(x_all, b, c, later, length, P)
+        next_raw = load_tokens(delta_all, b, c, later, length, P)
+        next_dys = load_tokens((dy, dy_b, dy_t, dy_c), b, c, later, length, P)
+        next_dealt = deal_both(B_all, C_all, b, later, length, N, NP)
+        next_start = load_states(borders + later // T * NP * chs, c, chs, NP, P)
+        steps = find_steps(raw, shift, first, length, P, SOFTPLUS)
+        kept = kept_inside(dys, channel, first, length, chs, P)
+        g, dA, dus, dsteps, folded = run_back(
+            g, dA, start, steps, tokens, kept, dealt, decay, NP, P, B.dtype.element_ty
+        )
+        drawn = _through_softplus(dsteps, dus, tokens, raw, shift, P, SOFTPLUS)
+        for s in tl.static_range(T // P):
+            dD += kept[s] * tokens[s].to(tl.float32)
+            dbias += drawn[s]
+            dxt = dus[s] * steps[s] + skip * kept[s]
+            inside = channel < limit_of(s, first, length, chs, P)
+            place = (b * length + first + s * P + tl.arange(0, 32) % P) * chs + channel
+            tl.store(dx + place, dxt.to(dx.dtype.element_ty), mask=inside)
+            tl.store(ddelta + place, drawn[s].to(ddelta.dtype.element_ty), mask=inside)
+        store_folded(dBC, folded, first, length, NP, P)
+        tokens = next_tokens
+        raw = next_raw
+        dys = next_dys
+        dealt = next_dealt
+        start = next_start
+    out = dchs + (b * tl.num_programs(2) + tl.program_id(2)) * (NP + 2) * chs
+    store_states(out, dA, channel, chs, NP, P)
+    dD = fold((dD,), 1, P // 2, 1)
+    dbias = fold((dbias,), 1, P // 2, 1)
+    tl.store(out + NP * chs + channel, dD, mask=channel < chs)
+    tl.store(out + (NP + 1) * chs + channel, dbias, mask=channel < chs)
+
+
+@any_size
+def _sum_parts(parts, out, count, columns, ROWS: tl.constexpr, COLS: tl.constexpr):
+    """Sum `count` rows of `columns` numbers, always in the same order."""
+    column = tl.program_id(0) * COLS + tl.arange(0, COLS)
+    total = tl.zeros((ROWS, COLS), tl.float32)
+    for first in range(0, count, ROWS):
+        row = first + tl.arange(0, ROWS)
+        limit = tl.where(row < count, columns, 0)
+        place = parts + row.to(tl.int64)[:, None] * columns + column[None, :]
+        total += tl.load(place, mask=column[None, :] < limit[:, None], other=0.0)
+    tl.store(out + column, tl.sum(total, 0).to(out.dtype.element_ty), mask=column < columns)
+
+
+class Plan(NamedTuple):
+    """How a scan is laid out on the GPU."""
+
+    lanes: int
+    """That share a channel."""
+    segments: int
+    segment: int
+    """Tokens in one, a whole number of blocks."""
+
+
+def forward(
+    x: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    delta_bias: Tensor | None,
+    *,
+    delta_softplus: bool,
+    save: bool,
+    plan: Plan | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Scan; the outputs and, with `save`, the states at the blocks' borders (else an empty one).
+
+    Shapes as for `zoo.layers.scan.selective_scan`, in any strides.
+    """
+    batch, length, chs = x.shape
+    states = padded_states(A.shape[1])
+    plan = plan or plan_for(x, backward=False)
+    y = x.new_empty(batch, length, chs)
+    shape = (batch, triton.cdiv(length, BLOCK), states, chs) if save else (0,)
+    borders = x.new_empty(shape, dtype=torch.float32)
+    A, B, C, D, delta_bias = _as_read(A, B, C, D, delta_bias)
+    if y.numel() == 0:
+        return y, borders.zero_()
+    sizes = _sizes(A, plan, delta_softplus)
+    grid = (triton.cdiv(chs * plan.lanes, 32), batch, plan.segments)
+    ends = None
+    if plan.segments > 1:
+        ends = x.new_empty(batch, plan.segments, states + 1, chs, dtype=torch.float32)
+        _segment_ends[grid](
+            *_strided(x), *_strided(delta), A, *_strided(B), delta_bias, ends,
+            length, chs, plan.segment, **sizes, REVERSE=False,
+        )  # fmt: skip
+    _forward[grid](
+        *_strided(x), *_strided(delta), A, *_strided(B), *_strided(C), D, delta_bias, ends,
+        y, borders if save else None, length, chs, plan.segment, **sizes,
+    )  # fmt: skip
+    return y, borders
+
+
+def backward(
+    dy: Tensor,
+    x: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    delta_bias: Tensor | None,
+    borders: Tensor,
+    *,
+    delta_softplus: bool,
+    plan: Plan | None = None,
+) -> tuple[Tensor, ...]:
+    """Give the gradients of x, Δ, A, B, C, D and the bias, each in the dtype of its input."""
+    batch, length, chs = x.shape
+    likes = A, B, C, D, delta_bias
+    states = padded_states(A.shape[1])
+    plan = plan or plan_for(x, backward=True)
+    A, B, C, D, delta_bias = _as_read(A, B, C, D, delta_bias)
+    grid = (triton.cdiv(chs * plan.lanes, 32), batch, plan.segments)
+    dx = x.new_empty(batch, length, chs)
+    ddelta = delta.new_empty(batch, length, chs)
+    dBC = x.new_empty(grid[0], batch, length, 2 * states, dtype=torch.float32)
+    dchs = x.new_empty(batch * plan.segments, states + 2, chs, dtype=torch.float32)
+    sizes = _sizes(A, plan, delta_softplus)
+    ends = None
+    if plan.segments > 1:
+        ends = x.new_empty(batch, plan.segments, states + 1, chs, dtype=torch.float32)
+        _segment_ends[grid](
+            *_strided(dy), *_strided(delta), A, *_strided(C), delta_bias, ends,
+            length, chs, plan.segment, **sizes, REVERSE=True,
+        )  # fmt: skip
+    _backward[grid](
+        *_strided(x), *_strided(delta), A, *_strided(B), *_strided(C), D, delta_bias, *_strided(dy),
+        borders, ends, dx, ddelta, dBC, dchs, length, chs, plan.segment, **sizes,
+    )  # fmt: skip
+    dB, dC = _sum(dBC, B.dtype).split(states, dim=-1)
+    dA, dD, dbias = _sum(dchs, torch.float32).split((states, 1, 1))
+    num = A.shape[1]
+    sums = (dA[:num].t(), dB[..., :num], dC[..., :num], dD[0], dbias[0])
+    return dx, ddelta, *map(_own, sums, likes)
+
+
+def _own(part: Tensor, like: Tensor | None) -> Tensor:
+    """Copy a part out of what it shares: the results of an operator may not share memory."""
+    if like is None:
+        return part.new_empty(0)
+    return part.to(like.dtype, copy=True, memory_format=torch.contiguous_format)
+
+
+@lru_cache
+def _num_multiprocessors(device: torch.device) -> int:
+    if device.type != "cuda":  # the interpreter's
+        return 1
+    return torch.cuda.get_device_properties(device).multi_processor_count
+
+
+def plan_for(x: Tensor, *, backward: bool) -> Plan:
+    """Lay out the scan of `x`, so that every scheduler of the GPU has its warps.
+
+    Fewer lanes a channel shuffle less, but one warp alone cannot hide its own waiting: on an H200
+    four are best forward, and two backward, where a lane has more to do at a time.
+    """
+    batch, length, chs = x.shape
+    num = 4 * _num_multiprocessors(x.device)  # schedulers
+    warps = batch * triton.cdiv(chs, 32)
+    lanes = 2 if backward and 2 * warps >= num else 4
+    wanted = min(triton.cdiv(4 * num, lanes * warps), length // (16 * BLOCK))
+    if lanes * warps >= num or wanted < 2:
+        return Plan(lanes, 1, triton.cdiv(length, BLOCK) * BLOCK)
+    segment = triton.cdiv(length, wanted * BLOCK) * BLOCK
+    return Plan(lanes, triton.cdiv(length, segment), segment)
+
+
+def _sizes(A: Tensor, plan: Plan, delta_softplus: bool) -> dict[str, int]:
+    return dict(
+        N=A.shape[1],
+        NP=padded_states(A.shape[1]),
+        P=plan.lanes,
+        SOFTPLUS=delta_softplus,
+        num_warps=1,
+    )
+
+
+def _strided(t: Tensor) -> tuple[Tensor | int, ...]:
+    return (t, *t.stride())
+
+
+def _as_read(
+    A: Tensor, B: Tensor, C: Tensor, D: Tensor | None, delta_bias: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None]:
+    """The small operands as the kernels read them; copies only of what comes otherwise."""
+    if B.dtype != C.dtype:
+        B, C = B.float(), C.float()
+    D, delta_bias = (None if t is None else t.contiguous() for t in (D, delta_bias))
+    return A.float().contiguous(), B, C, D, delta_bias
+
+
+def _sum(parts: Tensor, dtype: torch.dtype) -> Tensor:
+    """Sum over the first dim."""
+    total = parts.new_empty(parts.shape[1:], dtype=dtype)
+    columns = total.numel()
+    _sum_parts[(triton.cdiv(columns, 128),)](parts, total, parts.shape[0], columns, 16, 128)
+    return total
