@@ -19,6 +19,8 @@ def export_student(
 ) -> dict[str, float]:
     """Write `folder`, whole or not at all, and give numbers that tell whether it loads right.
 
+    The licence of the published weights is stated only if the student started from them.
+
     `model.safetensors` and `config.json` are what timm reads: `timm.create_model("local-dir:DIR",
     pretrained=True)`. `heads.*` hold the teachers' heads, in the teachers' own spaces, and
     `check.safetensors` the first image of `batch` with the features that it must give.
@@ -38,7 +40,9 @@ def export_student(
             student.backbone,
             str(making),
             model_config=dict(
-                pretrained_cfg=dict(input_size=[3, *student.size], custom_load=False)
+                pretrained_cfg=dict(
+                    input_size=[3, *student.size], custom_load=False, license=student.license
+                )
             ),
             model_args=arguments,
             safe_serialization=True,

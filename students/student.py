@@ -9,8 +9,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from zoo.features import Batch, Features, read_features
-from zoo.students.heads import TeacherHead, head_hidden
+from zoo.features import Batch, Features, gives_class_tokens, read_features, read_ladder
+from zoo.students.heads import HeadKind, TeacherHead, head_hidden
 
 
 class Student(nn.Module):
@@ -21,6 +21,7 @@ class Student(nn.Module):
         size: Rows and columns of the images that the backbone gets.
         recipe: Name and keywords with which `timm.create_model` builds the backbone again.
         head: Keywords with which `TeacherHead` builds the heads again.
+        license: Licence of the weights that it started from; `None` if it started from none.
     """
 
     mean: Tensor
@@ -36,10 +37,13 @@ class Student(nn.Module):
         std: tuple[float, ...],
         recipe: tuple[str, dict[str, Any]],
         head: dict[str, Any],
+        license: str | None = None,
     ):
         super().__init__()
         self.backbone, self.heads = backbone, nn.ModuleDict(heads)
-        self.size, self.recipe, self.head = size, recipe, head
+        self.size, self.recipe, self.head, self.license = size, recipe, head, license
+        self.climbs = head.get("kind") == "ladder"
+        self.class_tokens = self.climbs and gives_class_tokens(backbone)
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
 
@@ -52,19 +56,24 @@ class Student(nn.Module):
 
     def answer(self, images: Float[Tensor, "B 3 H W"]) -> dict[str, Features]:
         """Answer for every teacher; the part that is worth compiling."""
-        seen = self._see(images)
-        return {name: head(seen) for name, head in self.heads.items()}
+        if not self.climbs:
+            seen = self._see(images)
+            return {name: head(seen) for name, head in self.heads.items()}
+        x = (images - self.mean) / self.std
+        seen, below = read_ladder(self.backbone, x, class_tokens=self.class_tokens)
+        return {name: head(seen, below) for name, head in self.heads.items()}
 
     def forward(self, batch: Batch) -> dict[str, Features]:
         return self.answer(batch.at(self.size))
 
-    def with_folded_heads(self, fold: Mapping[str, Callable[[nn.Linear], nn.Linear]]) -> "Student":
+    def with_folded_heads(self, fold: Mapping[str, Callable[..., nn.Linear]]) -> "Student":
         """Give a student whose spatial heads end in the teachers' own spaces.
 
         The backbone is shared with this one; the heads are copies, so this one trains on.
 
         Args:
-            fold: For each teacher, what to make of the last linear layer of its spatial head.
+            fold: For each teacher, what to make of the last linear layer of its spatial head and
+                the keyword `blocks` (see `TeacherHead.fold`).
         """
         folded = copy.copy(self)
         folded._modules = dict(self._modules)
@@ -79,9 +88,10 @@ def build_student(
     teachers: Mapping[str, tuple[int | None, int | None]],
     *,
     size: int,
-    kind: str = "v2",
+    kind: HeadKind = "v2",
     hidden: int | None = None,
     inner: int = 1,
+    upsample: int = 1,
     pretrained: bool = False,
     drop_path_rate: float = 0.0,
     device: torch.device | str = "cpu",
@@ -91,23 +101,24 @@ def build_student(
     Args:
         name: Anything that `timm.create_model` knows.
         teachers: Summary and spatial width of each teacher by label; `None` for no such target.
-        kind: Version of the adaptor MLPs, see `zoo.adaptors`.
+        kind: What the heads are, see `zoo.students.heads`.
         hidden: Width of the heads' hidden layers; the widest teacher's by default.
-        inner: Further hidden layers.
+        inner: Further hidden layers of the kinds that are MLPs.
+        upsample: Cells of the spatial heads' grid along each side of one of the backbone's.
 
     Raises:
-        ValueError: the backbone is unknown or cannot take the size.
+        ValueError: the backbone is unknown or cannot take the size or the kind of heads.
     """
     with torch.device(device):
         backbone, kwargs = _build_backbone(name, size, pretrained, drop_path_rate)
         config = timm.data.resolve_model_data_config(backbone)
-        backbone.eval()
-        with torch.no_grad():
-            seen = read_features(backbone, torch.zeros(1, 3, size, size))
-        backbone.train()
+        ours, rungs = _widths(backbone, size, climbs=kind == "ladder")
         head = dict(kind=kind, hidden=hidden or head_hidden(teachers), inner=inner)
-        ours = (seen.summary.shape[-1], seen.spatial.shape[-1])
-        heads = {label: TeacherHead(ours, widths, **head) for label, widths in teachers.items()}
+        head |= dict(upsample=upsample)
+        heads = {
+            label: TeacherHead(ours, theirs, **head, rungs=rungs)
+            for label, theirs in teachers.items()
+        }
         return Student(
             backbone,
             heads,
@@ -116,7 +127,23 @@ def build_student(
             std=config["std"],
             recipe=(name, kwargs),
             head=head,
+            license=backbone.pretrained_cfg.get("license") if pretrained else None,
         )
+
+
+@torch.no_grad()
+def _widths(
+    backbone: Any, size: int, *, climbs: bool
+) -> tuple[tuple[int, int], list[tuple[int, int]]]:
+    """Look at a black image: the widths of summary and map, at the end and after each block."""
+    backbone.eval()
+    black = torch.zeros(1, 3, size, size)
+    seen, below = read_features(backbone, black), []
+    if climbs:
+        seen, below = read_ladder(backbone, black, class_tokens=gives_class_tokens(backbone))
+    backbone.train()
+    ours, *rungs = [(x.summary.shape[-1], x.spatial.shape[-1]) for x in (seen, *below)]
+    return ours, rungs
 
 
 def _build_backbone(

@@ -61,13 +61,23 @@ class TeacherSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class Heads:
-    """The adaptor MLPs between the student and each teacher."""
+    """What stands between the student and each teacher."""
 
-    kind: Literal["v1", "v2"] = "v2"
+    kind: Literal["v1", "v2", "attn", "ladder"] = "v2"
+    """MLPs (v1, v2), two attention blocks before one (attn), or one on every block (ladder)."""
     hidden: int | None = None
     """Width of the hidden layers; the widest teacher's by default."""
     inner: int = 1
-    """Hidden layers beyond the first."""
+    """Hidden layers beyond the first; a ladder has none."""
+    upsample: int = 1
+    """Answer on a grid finer by this factor than the student's own."""
+
+    def __post_init__(self):
+        if self.upsample < 1 or self.inner < 0 or (self.hidden is not None and self.hidden < 1):
+            raise ValueError(
+                f"Heads with hidden {self.hidden}, inner {self.inner} and upsample "
+                f"{self.upsample}: hidden and upsample must be at least 1, inner at least 0."
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

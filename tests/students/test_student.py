@@ -39,7 +39,8 @@ def test_folding_changes_the_copy_and_not_the_student():
     student = tiny().eval()
     batch = Batch(torch.rand(2, 3, 160, 160))
 
-    def double(last: nn.Linear) -> nn.Linear:
+    def double(last: nn.Linear, blocks: int) -> nn.Linear:
+        assert blocks == 1
         changed = nn.Linear(last.in_features, last.out_features)
         changed.load_state_dict({k: 2 * v for k, v in last.state_dict().items()})
         return changed
@@ -113,3 +114,20 @@ def test_an_exported_student_comes_back_with_its_heads(tmp_path):
 def test_a_folder_without_an_export_says_so(tmp_path):
     with pytest.raises(ValueError, match=r"heads\.json is missing"):
         load_export(tmp_path)
+
+
+@pytest.mark.parametrize(("pretrained", "stated"), [(False, None), (True, "apache-2.0")])
+def test_an_export_states_a_licence_only_if_it_started_from_published_weights(
+    pretrained, stated, tmp_path
+):
+    weights = tmp_path / "published.safetensors"
+    timm.models.save_for_hf(
+        timm.create_model("test_vit", num_classes=0), tmp_path, safe_serialization=True
+    )
+    (tmp_path / "model.safetensors").rename(weights)
+    student = tiny(pretrained=pretrained, pretrained_cfg_overlay=dict(file=str(weights)))
+    export_student(student, tmp_path / "export", Batch(torch.rand(1, 3, 160, 160)))
+    config = json.loads((tmp_path / "export" / "config.json").read_text())
+    assert config["pretrained_cfg"].get("license") == stated
+    built = timm.create_model(f"local-dir:{tmp_path / 'export'}", pretrained=True)
+    assert built.pretrained_cfg["license"] == stated
