@@ -89,7 +89,12 @@ class TeacherHead(nn.Module):
                 f"{ours[1]} do not split. Take --heads.kind v2, or a student whose width is a "
                 f"multiple of {ATTN_HEADS}."
             )
-        self.ladder, self.kind, self.upsample, self.widths = kind == "ladder", kind, upsample, theirs
+        self.ladder, self.kind, self.upsample, self.widths = (
+            kind == "ladder",
+            kind,
+            upsample,
+            theirs,
+        )
 
         def make(part: int, kind: str, blocks: int) -> Any:
             width, out = ours[part], theirs[part]
@@ -98,7 +103,9 @@ class TeacherHead(nn.Module):
             if kind == "ladder":
                 below = [rung[part] for rung in rungs]
                 return Ladder(below, width, hidden=hidden, out_dim=blocks * out)
-            return Head(hidden=hidden, out_dim=blocks * out, num_inner=inner, kind=kind).build(width)
+            return Head(hidden=hidden, out_dim=blocks * out, num_inner=inner, kind=kind).build(
+                width
+            )
 
         self.summary = make(0, "v2" if kind == "attn" else kind, 1)  # one token attends to nothing
         self.spatial = make(1, kind, upsample**2)
