@@ -213,7 +213,8 @@ def _without_warning() -> Iterator[None]:
     """Keep open_clip from warning, through the root logger, that there are no weights."""
 
     def wanted(record: logging.LogRecord) -> bool:
-        return "initialized randomly" not in record.getMessage()
+        told = record.getMessage()
+        return "initialized randomly" not in told and "no CLIP weights found" not in told
 
     root = logging.getLogger()
     root.addFilter(wanted)
