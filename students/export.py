@@ -53,6 +53,7 @@ def export_student(
             size=student.size[0],
             teachers={name: head.widths for name, head in student.heads.items()},
             head=student.head,
+            options={k: v for k, v in arguments.items() if k != "img_size"},
             about=about or {},
         )
         (making / "heads.json").write_text(json.dumps(heads, indent=2) + "\n")
@@ -92,7 +93,10 @@ def load_export(folder: Path, *, device: torch.device | str = "cpu") -> Student:
         raise ValueError(f"{folder} holds no exported student: heads.json is missing.")
     heads = json.loads((folder / "heads.json").read_text())
     widths = {name: tuple(pair) for name, pair in heads["teachers"].items()}
-    student = build_student(heads["student"], widths, size=heads["size"], **heads["head"])
+    options = heads.get("options")  # exports of before 0.2 have none
+    student = build_student(
+        heads["student"], widths, size=heads["size"], **heads["head"], options=options
+    )
     student.backbone.load_state_dict(load_file(folder / "model.safetensors"))
     student.heads.load_state_dict(load_file(folder / "heads.safetensors"))
     return student.to(device).eval()

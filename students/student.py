@@ -1,16 +1,25 @@
 """A student: any timm backbone, and one pair of heads for each teacher."""
 
+import ast
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 import timm
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
+from timm.layers import GluMlp
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from zoo.features import Batch, Features, gives_class_tokens, read_features, read_ladder
+from zoo.layers import spectral
 from zoo.students.heads import HeadKind, TeacherHead, head_hidden
+
+MESA = "mesa.ema"
+"""Where a student's answer holds its own map, for its average to teach; no label has a dot."""
 
 
 class Student(nn.Module):
@@ -47,24 +56,39 @@ class Student(nn.Module):
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
 
-    def look(self, batch: Batch) -> Features:
+    def look(self, batch: Batch, size: tuple[int, int] | None = None) -> Features:
         """Give the backbone's own features."""
-        return self._see(batch.at(self.size))
+        return self._see(batch.at(size or self.size))
+
+    def own_map(self, batch: Batch, size: tuple[int, int] | None = None) -> Features:
+        """Give the backbone's own map for MESA, each cell normalised to mean 0 and variance 1."""
+        return _normalised(self.look(batch, size))
 
     def _see(self, images: Float[Tensor, "B 3 H W"]) -> Features:
         return read_features(self.backbone, (images - self.mean) / self.std)
 
-    def answer(self, images: Float[Tensor, "B 3 H W"]) -> dict[str, Features]:
-        """Answer for every teacher; the part that is worth compiling."""
-        if not self.climbs:
-            seen = self._see(images)
-            return {name: head(seen) for name, head in self.heads.items()}
-        x = (images - self.mean) / self.std
-        seen, below = read_ladder(self.backbone, x, class_tokens=self.class_tokens)
-        return {name: head(seen, below) for name, head in self.heads.items()}
+    def answer(
+        self, images: Float[Tensor, "B 3 H W"], *, mesa: bool = False
+    ) -> dict[str, Features]:
+        """Answer for every teacher; the part that is worth compiling.
 
-    def forward(self, batch: Batch) -> dict[str, Features]:
-        return self.answer(batch.at(self.size))
+        Args:
+            mesa: Give the own map as well, under `MESA`.
+        """
+        below: list[Features] = []
+        if self.climbs:
+            x = (images - self.mean) / self.std
+            seen, below = read_ladder(self.backbone, x, class_tokens=self.class_tokens)
+        else:
+            seen = self._see(images)
+        answers = {name: head(seen, below) for name, head in self.heads.items()}
+        return answers | {MESA: _normalised(seen)} if mesa else answers
+
+    def forward(
+        self, batch: Batch, *, size: tuple[int, int] | None = None, mesa: bool = False
+    ) -> dict[str, Features]:
+        images = batch.at(size or self.size)
+        return self.answer(images, mesa=True) if mesa else self.answer(images)
 
     def with_folded_heads(self, fold: Mapping[str, Callable[..., nn.Linear]]) -> "Student":
         """Give a student whose spatial heads end in the teachers' own spaces.
@@ -82,6 +106,21 @@ class Student(nn.Module):
             folded.heads[name].fold(change)
         return folded
 
+    def without_spectral(self) -> "Student":
+        """Give a student with plain weights, as it is released; the heads are shared."""
+        if not any(parametrize.is_parametrized(part) for part in self.backbone.modules()):
+            return self
+        plain = copy.copy(self)
+        plain._modules = dict(self._modules)
+        plain.backbone = spectral.fold(copy.deepcopy(self.backbone))
+        return plain
+
+
+def _normalised(seen: Features) -> Features:
+    """Put the map through a layer norm without scale and shift (C-RADIOv4, 2.3)."""
+    spatial = seen.spatial.float()
+    return Features(None, F.layer_norm(spatial, spatial.shape[-1:]))
+
 
 def build_student(
     name: str,
@@ -94,6 +133,9 @@ def build_student(
     upsample: int = 1,
     pretrained: bool = False,
     drop_path_rate: float = 0.0,
+    options: Mapping[str, Any] | None = None,
+    dynamic: bool = False,
+    spectral_norms: bool = False,
     device: torch.device | str = "cpu",
 ) -> Student:
     """Build a registered backbone at `size` with heads for `teachers`.
@@ -105,12 +147,21 @@ def build_student(
         hidden: Width of the heads' hidden layers; the widest teacher's by default.
         inner: Further hidden layers of the kinds that are MLPs.
         upsample: Cells of the spatial heads' grid along each side of one of the backbone's.
+        options: Further keywords for `timm.create_model`, which an export keeps.
+        dynamic: Build the backbone for several sizes of images, if it asks to be told.
+        spectral_norms: Reparametrise the blocks of a ViT for training (`zoo.layers.spectral`).
 
     Raises:
-        ValueError: the backbone is unknown or cannot take the size or the kind of heads.
+        ValueError: the backbone is unknown, refuses an option, cannot take the size or the kind
+            of heads, or has no attention blocks to reparametrise.
     """
+    training = dict(drop_path_rate=drop_path_rate) if drop_path_rate else {}
     with torch.device(device):
-        backbone, kwargs = _build_backbone(name, size, pretrained, drop_path_rate)
+        backbone, kwargs = _build_backbone(
+            name, size, pretrained, training, dict(options or {}), dynamic=dynamic
+        )
+        if spectral_norms:
+            _reparametrise(name, backbone)
         config = timm.data.resolve_model_data_config(backbone)
         ours, rungs = _widths(backbone, size, climbs=kind == "ladder")
         head = dict(kind=kind, hidden=hidden or head_hidden(teachers), inner=inner)
@@ -147,14 +198,22 @@ def _widths(
 
 
 def _build_backbone(
-    name: str, size: int, pretrained: bool, drop_path_rate: float
+    name: str,
+    size: int,
+    pretrained: bool,
+    training: dict[str, Any],
+    options: dict[str, Any],
+    *,
+    dynamic: bool = False,
 ) -> tuple[nn.Module, dict[str, Any]]:
     """Build the backbone, and the keywords that a user needs to build it again."""
-    training = dict(drop_path_rate=drop_path_rate) if drop_path_rate else {}
-    backbone = timm.create_model(name, pretrained=pretrained, num_classes=0, **training)
+    kwargs: dict[str, Any] = dict(num_classes=0) | options
+    backbone = _create(name, pretrained, kwargs | training)
+    if dynamic and getattr(backbone, "dynamic_img_size", True) is False:
+        kwargs["dynamic_img_size"] = True
+        backbone = _create(name, pretrained, kwargs | training)
     if not hasattr(backbone, "forward_intermediates"):
         raise ValueError(f"{name} cannot be a student: timm gives it no forward_intermediates.")
-    kwargs: dict[str, Any] = dict(num_classes=0)
     own = timm.data.resolve_model_data_config(backbone)["input_size"][-1]
     if size != own:
         if hasattr(backbone, "set_input_size"):
@@ -166,3 +225,85 @@ def _build_backbone(
         elif backbone.pretrained_cfg.get("fixed_input_size"):
             raise ValueError(f"{name} takes {own} px and no other size; use --size {own}.")
     return backbone, kwargs
+
+
+def _create(name: str, pretrained: bool, kwargs: dict[str, Any]) -> Any:
+    try:
+        return timm.create_model(name, pretrained=pretrained, **kwargs)
+    except TypeError as error:
+        if set(kwargs) <= {"num_classes", "drop_path_rate"}:
+            raise
+        raise ValueError(
+            f"{name} refuses its options ({error}); see --student-options, and the signature of "
+            "the model's class for what it takes."
+        ) from error
+
+
+def _reparametrise(name: str, backbone: Any) -> None:
+    """Give the matrices of a ViT's blocks their own spectral norms."""
+    if hasattr(backbone, "set_spectral"):
+        backbone.set_spectral()
+        return
+    blocks = getattr(backbone, "blocks", None)
+    names = dict(blocks.named_modules()) if isinstance(blocks, nn.Module) else {}
+    if not any(part.rpartition(".")[2] == "qkv" for part in names):
+        raise ValueError(
+            f"{name} has no attention blocks of a ViT, whose matrices spectral norms are for; "
+            "leave out --spectral, or choose a ViT."
+        )
+    glu = [f"{part}.fc1" for part, module in names.items() if isinstance(module, GluMlp)]
+    spectral.reparametrise(blocks, glu=glu)
+
+
+def read_options(texts: Sequence[str]) -> dict[str, Any]:
+    """Read keywords for `timm.create_model`: `crop_positions=False`, `vitdet={"window": 8}`.
+
+    Values are Python's literals; what is none is a string.
+
+    Raises:
+        ValueError: a text has no `=`, or sets what the run decides itself.
+    """
+    options = {}
+    for text in texts:
+        key, sign, value = text.partition("=")
+        if not sign or not key.isidentifier():
+            raise ValueError(f"The student's option {text!r} has not the form key=value.")
+        if key in ("pretrained", "num_classes", "img_size", "drop_path_rate"):
+            raise ValueError(
+                f"The student's option {key} is decided by the run; there are --pretrained, "
+                "--size and --optim.drop-path."
+            )
+        try:
+            options[key] = ast.literal_eval(value)
+        except (ValueError, SyntaxError):
+            options[key] = value
+    return options
+
+
+@lru_cache(maxsize=32)
+def student_grids(
+    name: str, size: int, sizes: tuple[int, ...], options: tuple[str, ...] = ()
+) -> dict[int, tuple[int, int]]:
+    """Find the grid of a backbone that is built at `size`, at each of `sizes`; costs no memory.
+
+    Raises:
+        ValueError: it cannot take one of them.
+    """
+    with torch.device("meta"):
+        backbone, _ = _build_backbone(
+            name, size, False, {}, read_options(options), dynamic=len(sizes) > 1
+        )
+        backbone.eval()
+        grids = {}
+        for side in sizes:
+            try:
+                with torch.no_grad():
+                    spatial = read_features(backbone, torch.zeros(1, 3, side, side)).spatial
+            except (ValueError, RuntimeError, AssertionError) as error:
+                reason = str(error).strip().splitlines()[0].rstrip(".")
+                raise ValueError(
+                    f"The student {name}, built for {size} px, cannot look at {side} px: {reason}. "
+                    "Choose other --sizes."
+                ) from error
+            grids[side] = (spatial.shape[1], spatial.shape[2])
+    return grids

@@ -15,7 +15,7 @@ TIMM = ("test_vit", "test_vit2", "test_vit3", "test_convnext")
 """timm's own models for tests, a third of a million parameters each."""
 STUDENTS = {"eradio": "eradio_nano", "convnext": "test_convnext"}
 """Small student by the beginning of the large one's name; a ViT for all others."""
-RADIO = ("embed_dim=64", "depth=3", "num_heads=4", f"img_size={SIDE}", "max_img_size=256")
+RADIO = ("embed_dim=64", "depth=3", "num_heads=4")
 
 OPEN_CLIP: dict[str, Any] = dict(
     model_cfg=dict(

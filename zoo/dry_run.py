@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from zoo.features import Batch
 from zoo.pipeline import check_names, device_of, widths
-from zoo.students.student import Student, build_student
+from zoo.students.student import Student, build_student, read_options
 from zoo.teachers.teacher import Teacher, open_teacher
 from zoo.train.config import Distill
 from zoo.train.run import Run
@@ -51,6 +51,7 @@ def plan(config: Distill) -> tuple[list[Cost], Cost, Student]:
         widths(config, teachers),
         size=config.size,
         **dataclasses.asdict(config.heads),
+        options=read_options(config.student_options),
         device="meta",
     ).eval()
     costs = [_teacher_cost(label, teacher) for label, teacher in teachers.items()]
