@@ -12,7 +12,7 @@ from pathlib import Path
 from zoo.train.config import Distill, Every, Heads, Losses, Optim, TeacherSpec
 
 DFN_CLIP = "open_clip:ViT-H-14-378-quickgelu/dfn5b@378"
-SIGLIP = "open_clip:ViT-SO400M-14-SigLIP-384/webli@384"
+SIGLIP = "open_clip:ViT-SO400M-14-SigLIP-384/webli"
 SIGLIP2 = "open_clip:ViT-gopt-16-SigLIP2-384/webli@384"
 OPENAI_CLIP = "open_clip:ViT-L-14-quickgelu/openai@224"
 OPEN_CLIP = "open_clip:ViT-H-14/laion2b_s32b_b79k@224"
@@ -52,7 +52,7 @@ def quickstart() -> Distill:
 
 
 def am_radio() -> Distill:
-    """AM-RADIO: CLIP, DINOv2 and SAM into one ViT-H.
+    """Distil CLIP, DINOv2 and SAM into one ViT-H (AM-RADIO).
 
     AM-RADIO (2312.06709, 3.2 to 3.4 and table 1), its second stage: DFN CLIP-H at 378, DINOv2-g at
     224 and SAM-H at 1024 px into a ViT-H/16 at 432 px (27 x 27 cells, as CLIP's); a two-layer MLP
@@ -84,7 +84,7 @@ def am_radio() -> Distill:
 
 
 def eradio() -> Distill:
-    """E-RADIO: CLIP and DINOv2 into the efficient student of AM-RADIO.
+    """Distil CLIP and DINOv2 into an efficient backbone (E-RADIO).
 
     AM-RADIO (2312.06709, section 4 and table 7): OpenCLIP-H/14 and DINOv2-g into E-RADIO-L, on
     ImageNet-21k, everything else as `am_radio`. The student's map is fused from two scales and
@@ -104,7 +104,7 @@ def eradio() -> Distill:
 
 
 def radio_v2_5() -> Distill:
-    """RADIOv2.5: all teachers at all resolutions, balanced by PHI-S.
+    """Learn from all teachers at all resolutions, balanced by PHI-S (RADIOv2.5).
 
     RADIOv2.5 (2412.07679, 4.2 and 4.3) with PHI-S (2410.01680, A.6): DFN CLIP-H, SigLIP-so400m,
     DINOv2-g and SAM-H teach at low and at high student resolutions, so that the student does not
@@ -137,7 +137,7 @@ def radio_v2_5() -> Distill:
 
 
 def c_radio_v4() -> Distill:
-    """C-RADIOv4: shift-equivariant losses and balanced angles, stochastic resolution.
+    """Add shifts, balanced angles, attention heads and ten resolutions (C-RADIOv4).
 
     C-RADIOv4 (2601.17237, 2.3 to 2.5): SigLIP2-g, DINOv3-7B and a SAM into ViT-SO400M/16. Summaries
     by the squared angle over each teacher's dispersion; PHI-S maps under independent shifts of
@@ -168,7 +168,7 @@ def c_radio_v4() -> Distill:
 
 
 def unic() -> Distill:
-    """UNIC: four ViT-B teachers through a ladder of projectors, with teacher-drop.
+    """Unite ViT-B teachers in one of their size by ladders of projectors (UNIC).
 
     UNIC (2408.05088): supervised and self-supervised ViT-B/16 into one of the same size, on
     ImageNet-1k at 224 px. Each teacher has a ladder: a small MLP (768) on every block and a wide
@@ -197,7 +197,7 @@ def unic() -> Distill:
 
 
 def theia() -> Distill:
-    """Theia: maps of CLIP, DINOv2 and a ViT-H into a tiny backbone for robots.
+    """Distil the maps of three large ViTs into a tiny one for robots (Theia).
 
     Theia (2407.20179), its set CLIP-L, DINOv2-L and ViT-H on ImageNet-1k at 224 px into DeiT-Ti:
     patch tokens alone, no summary; targets standardised by channel; 0.9 cosine + 0.1 smooth L1.
@@ -223,7 +223,7 @@ def theia() -> Distill:
 
 
 def proteus() -> Distill:
-    """Proteus: one DINOv2 into the next smaller one, on ImageNet-1k.
+    """Distil one DINOv2 into the next smaller one, on ImageNet-1k (Proteus).
 
     Proteus (2407.10366): DINOv2-L/14 into ViT-B/14 at 224 px without labels, by the squared
     distance of the tokens in the teacher's own space; 300 epochs of 512 images a step, an average
@@ -248,7 +248,7 @@ def proteus() -> Distill:
 
 
 def eupe_proxy() -> Distill:
-    """EUPE, first run: three giants into one large proxy.
+    """Distil three giants into one large proxy (EUPE, first run).
 
     EUPE (2603.22387): PE-core-G, PE-lang-G and DINOv3-H+ into a proxy larger than any student,
     because a small one cannot take in teachers that differ so much. Targets are standardised.
@@ -279,7 +279,7 @@ def eupe_proxy() -> Distill:
 
 
 def eupe_student() -> Distill:
-    """EUPE, second run: the proxy alone into a small student.
+    """Distil the proxy alone into a small student (EUPE, second run).
 
     EUPE (2603.22387): ViT-B/16 with rotary positions learns from the proxy of `eupe_proxy` and
     from nothing else; a last stage at several resolutions follows. The teacher is the export of
