@@ -118,6 +118,7 @@ class Student(nn.Module):
 
 def _normalised(seen: Features) -> Features:
     """Put the map through a layer norm without scale and shift (C-RADIOv4, 2.3)."""
+    assert seen.spatial is not None  # every backbone of `read_features` has a map
     spatial = seen.spatial.float()
     return Features(None, F.layer_norm(spatial, spatial.shape[-1:]))
 
@@ -244,8 +245,8 @@ def _reparametrise(name: str, backbone: Any) -> None:
     if hasattr(backbone, "set_spectral"):
         backbone.set_spectral()
         return
-    blocks = getattr(backbone, "blocks", None)
-    names = dict(blocks.named_modules()) if isinstance(blocks, nn.Module) else {}
+    blocks: nn.Module = getattr(backbone, "blocks", nn.Sequential())
+    names = dict(blocks.named_modules())
     if not any(part.rpartition(".")[2] == "qkv" for part in names):
         raise ValueError(
             f"{name} has no attention blocks of a ViT, whose matrices spectral norms are for; "
@@ -305,5 +306,6 @@ def student_grids(
                     f"The student {name}, built for {size} px, cannot look at {side} px: {reason}. "
                     "Choose other --sizes."
                 ) from error
+            assert spatial is not None
             grids[side] = (spatial.shape[1], spatial.shape[2])
     return grids

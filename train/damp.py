@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 
 @contextmanager
@@ -24,7 +24,7 @@ def damped(model: nn.Module, sigma: float) -> Iterator[None]:
     Args:
         sigma: Standard deviation; at 0 nothing is touched and nothing is drawn.
     """
-    weights = _weights(model) if sigma else []
+    weights: list[Tensor] = _weights(model) if sigma else []
     if not weights:
         yield
         return
@@ -42,7 +42,7 @@ def damped(model: nn.Module, sigma: float) -> Iterator[None]:
                 gradient.mul_(factor)
 
 
-def _weights(model: nn.Module) -> list[nn.Parameter]:
+def _weights(model: nn.Module) -> list[Tensor]:
     """List the matrices and kernels; scales, biases, tokens and positions stay as they are.
 
     `original` is the weight below a parametrisation.

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable, Mapping
+from typing import Any
 
 from torch import nn
 
@@ -28,7 +29,7 @@ class Following(nn.Module):
         for teacher in looks.values():
             _share(teacher, looks[nominal])
 
-    def at(self, size: int) -> nn.Module:
+    def at(self, size: int) -> Any:
         """Give the teacher as it looks beside a student at `size`."""
         return self.looks[str(size)]
 
@@ -49,7 +50,7 @@ def at_size(teacher: Teacher, size: int) -> Teacher:
 def sizes_of(teacher: Teacher) -> list[tuple[int, int]]:
     """List all sizes that a teacher looks at."""
     if isinstance(teacher, Following):
-        return [look.size for look in teacher.looks.values()]
+        return [teacher.at(int(size)).size for size in teacher.looks]
     return [teacher.size]
 
 

@@ -118,8 +118,8 @@ def _triangles(
     begin: float, ratio: float, count: int, cells: int, like: Tensor
 ) -> Float[Tensor, "new old"]:
     """Give the weights of `cells` fine cells in `count` coarse ones; made on the device."""
-    kind = dict(device=like.device, dtype=like.dtype)
-    centres = begin + ratio * (torch.arange(count, **kind) + 0.5)
-    distance = (torch.arange(cells, **kind) + 0.5 - centres[:, None]).abs()
+    coarse, fine = (torch.arange(n, device=like.device, dtype=like.dtype) for n in (count, cells))
+    centres = begin + ratio * (coarse + 0.5)
+    distance = (fine + 0.5 - centres[:, None]).abs()
     weights = (1 - distance / ratio).clamp_min(0)
     return weights / weights.sum(1, keepdim=True)

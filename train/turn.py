@@ -102,15 +102,16 @@ def take_turn(plan: Plan, step: int, config: Distill, teachers: Mapping[str, Tea
         return Turn(size, asked)
     grid = grids_of(config)[size]
     room = Fraction(config.losses.shift, grid[0])
-    sees: dict[str, tuple] = {STUDENT: ((size, size), grid)}
+    sees: dict[str, tuple[tuple[int, int], tuple[int, int] | None]]
+    sees = {STUDENT: ((size, size), grid)}
     for label, teacher in teachers.items():
         looking = at_size(teacher, size)
         sees[label] = (looking.size, looking.grid)
     if config.losses.mesa:
         sees[MESA] = sees[STUDENT]
     windows = {
-        who: draw_window(*seen, room, plan.seed, SHIFT, step, i)
-        for i, (who, seen) in enumerate(sees.items())
+        who: draw_window(pixels, cells, room, plan.seed, SHIFT, step, i)
+        for i, (who, (pixels, cells)) in enumerate(sees.items())
     }
     return Turn(size, asked, windows)
 
