@@ -23,6 +23,7 @@ from torch import Tensor
 from zoo.features import Features
 from zoo.teachers.hub import how_to_fetch, read_license
 from zoo.teachers.teacher import (
+    FOLDER,
     Frozen,
     TeacherName,
     check_patches,
@@ -33,8 +34,6 @@ from zoo.teachers.teacher import (
     unknown_name,
 )
 
-FOLDER = "local-dir:"
-"""open_clip's own mark of a model that is a folder."""
 REFUSED = (OSError, RuntimeError, ValueError, KeyError, ImportError, UnpicklingError)
 """What open_clip raises about names, files and weights."""
 

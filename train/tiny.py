@@ -17,24 +17,28 @@ STUDENTS = {"eradio": "eradio_nano", "convnext": "test_convnext"}
 """Small student by the beginning of the large one's name; a ViT for all others."""
 RADIO = ("embed_dim=64", "depth=3", "num_heads=4")
 
-OPEN_CLIP: dict[str, Any] = dict(
-    model_cfg=dict(
-        embed_dim=32,
-        vision_cfg=dict(image_size=SIDE, layers=2, width=48, head_width=16, patch_size=8),
-        text_cfg=dict(context_length=16, vocab_size=64, width=16, heads=2, layers=1),
-    ),
-    preprocess_cfg=dict(interpolation="bicubic"),
-)
-DINOV2: dict[str, Any] = dict(
-    model_type="dinov2", architectures=["Dinov2Model"], hidden_size=48, num_hidden_layers=2,
-    num_attention_heads=3, image_size=SIDE, patch_size=8,
-)  # fmt: skip
 PROCESSOR: dict[str, Any] = dict(
     image_processor_type="BitImageProcessor", do_resize=True, do_center_crop=False,
     do_rescale=True, rescale_factor=1 / 255, do_normalize=True, do_convert_rgb=True, resample=3,
     image_mean=[0.485, 0.456, 0.406], image_std=[0.229, 0.224, 0.225],
     size=dict(height=SIDE, width=SIDE),
 )  # fmt: skip
+
+
+def _open_clip(width: int) -> dict[str, Any]:
+    vision = dict(image_size=SIDE, layers=2, width=width, head_width=16, patch_size=8)
+    text = dict(context_length=16, vocab_size=64, width=16, heads=2, layers=1)
+    return dict(
+        model_cfg=dict(embed_dim=32, vision_cfg=vision, text_cfg=text),
+        preprocess_cfg=dict(interpolation="bicubic"),
+    )
+
+
+def _dinov2(width: int) -> dict[str, Any]:
+    return dict(
+        model_type="dinov2", architectures=["Dinov2Model"], hidden_size=width,
+        num_hidden_layers=2, num_attention_heads=width // 16, image_size=SIDE, patch_size=8,
+    )  # fmt: skip
 
 
 def tiny(recipe: Distill) -> Distill:
@@ -77,12 +81,13 @@ def _student(name: str) -> tuple[str, tuple[str, ...]]:
 def _teacher(spec: TeacherSpec, number: int) -> TeacherSpec:
     """Name a small teacher out of the same library; what needs no weights stays as it is."""
     kind = TeacherName.parse(spec.name).kind
+    width = 48 + 16 * number  # two teachers of one size would be drawn alike
     if kind == "open_clip":
-        folder = _written("open_clip", {"open_clip_config.json": OPEN_CLIP})
+        folder = _written(f"clip_{width}", {"open_clip_config.json": _open_clip(width)})
         name = f"open_clip:local-dir:{folder}/random"
     elif kind == "hf":
-        files = {"config.json": DINOV2, "preprocessor_config.json": PROCESSOR}
-        name = f"hf:{_written('dinov2', files)}/random"
+        files = {"config.json": _dinov2(width), "preprocessor_config.json": PROCESSOR}
+        name = f"hf:{_written(f'dinov2_{width}', files)}/random"
     elif kind == "timm":
         name = f"timm:{TIMM[number % len(TIMM)]}/random@{SIDE}"
     elif kind == "zoo":

@@ -29,6 +29,7 @@ from zoo.features import Batch, Features
 from zoo.students.export import export_student
 from zoo.students.student import Student, build_student, read_options
 from zoo.teachers.teacher import (
+    FOLDER,
     Teacher,
     TeacherName,
     check_losses,
@@ -97,7 +98,9 @@ def check_names(config: Distill) -> None:
         raise unknown_name(config.student, timm.list_models(), "registered model")
     for spec in config.teachers:
         name = TeacherName.parse(spec.name)
-        if name.kind in ("timm", "zoo") and not timm.is_model(name.name.partition(".")[0]):
+        if name.kind not in ("timm", "zoo") or name.name.startswith(FOLDER):
+            continue
+        if not timm.is_model(name.name.partition(".")[0]):
             known = zoo.list_models() if name.kind == "zoo" else timm.list_models()
             raise unknown_name(name.name, known, f"{name.kind} model")
     if config.sizes or config.losses.shift:

@@ -24,9 +24,7 @@ class Patches(nn.Module):
 
 
 def windows_of(*models: Patches, room: Fraction, step: int):
-    return [
-        draw_window(m.size, m.grid, room, 7, step, number) for number, m in enumerate(models)
-    ]
+    return [draw_window(m.size, m.grid, room, 7, step, number) for number, m in enumerate(models)]
 
 
 def pair(student, teacher, batch, step, room=Fraction(3, 8)):
