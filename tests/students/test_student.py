@@ -215,3 +215,20 @@ def test_an_export_states_a_licence_only_if_it_started_from_published_weights(
     assert config["pretrained_cfg"].get("license") == stated
     built = timm.create_model(f"local-dir:{tmp_path / 'export'}", pretrained=True)
     assert built.pretrained_cfg.get("license") == stated
+
+
+def test_an_exported_radio_has_what_it_was_built_with(tmp_path):
+    """A release's name in the configuration would add that release's layer scale."""
+    how = dict(options=dict(embed_dim=32, depth=2, num_heads=2))
+    student = build_student("radio_vit_base_patch16", WIDTHS, size=64, **how).eval()
+    batch = Batch(torch.rand(1, 3, 64, 64))
+    export_student(student, tmp_path / "export", batch)
+    alone = timm.create_model(f"local-dir:{tmp_path / 'export'}", pretrained=True).eval()
+    check = load_file(tmp_path / "export" / "check.safetensors")
+    with torch.no_grad():
+        seen = read_features(alone, check["images"])
+    torch.testing.assert_close(seen.summary, check["summary"])
+    torch.testing.assert_close(seen.spatial, check["spatial"])
+    config = timm.data.resolve_model_data_config(alone)
+    for key in ("mean", "std"):
+        assert list(config[key]) == getattr(student, key).flatten().tolist()
