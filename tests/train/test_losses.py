@@ -107,8 +107,7 @@ def test_the_angle_loss_and_its_gradient_are_those_of_arccos_in_float64(distance
     wide = [x.detach().double().requires_grad_() for x in (ours, theirs)]
     sine = torch.linalg.vector_norm(  # arcsin of the part across: exact where arccos is not
         F.normalize(wide[0], dim=-1)
-        - F.normalize(wide[1], dim=-1)
-        * F.cosine_similarity(*wide, dim=-1)[:, None],
+        - F.normalize(wide[1], dim=-1) * F.cosine_similarity(*wide, dim=-1)[:, None],
         dim=-1,
     )
     angles = torch.arccos(F.cosine_similarity(*wide, dim=-1)) if distance == 1 else sine.arcsin()
