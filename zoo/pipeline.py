@@ -321,6 +321,8 @@ def train_arm(
     run.keep(lambda row: row["step"] <= trainee.step)
     if config.compile:
         # static shapes for each size: one graph a size, not one that suits them all
+        limit = torch._dynamo.config.recompile_limit
+        torch._dynamo.config.recompile_limit = max(limit, 2 * len(config.sizes))
         student.answer = torch.compile(student.answer, dynamic=False if config.sizes else None)
     if trainee.step < config.steps:
         train(
