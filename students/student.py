@@ -107,12 +107,20 @@ class Student(nn.Module):
         return folded
 
     def without_spectral(self) -> "Student":
-        """Give a student with plain weights, as it is released; the heads are shared."""
+        """Give a student with plain weights, as it is released; the heads are shared.
+
+        The backbone is built anew: torch keeps a parametrisation in a class that copies share, so
+        what is removed from a copy is gone from the original (and from the average) as well.
+        """
         if not any(parametrize.is_parametrized(part) for part in self.backbone.modules()):
             return self
         plain = copy.copy(self)
         plain._modules = dict(self._modules)
-        plain.backbone = spectral.fold(copy.deepcopy(self.backbone))
+        name, kwargs = self.recipe
+        with torch.device(self.mean.device):
+            plain.backbone = timm.create_model(name, **kwargs)
+        plain.backbone.load_state_dict(spectral.baked(self.backbone.state_dict()))
+        plain.backbone.train(self.backbone.training)
         return plain
 
 

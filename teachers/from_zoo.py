@@ -11,7 +11,7 @@ from zoo.teachers.teacher import FOLDER, TeacherName, unknown_name
 
 
 def open_zoo(name: TeacherName, device: torch.device) -> TimmTeacher:
-    """Build one of zoo's registered models, which stand in timm's registry as well, or an export."""
+    """Build an export, or one of zoo's models, which stand in timm's registry as well."""
     if not name.name.startswith(FOLDER) and name.name.partition(".")[0] not in zoo.list_models():
         raise unknown_name(name.name, zoo.list_models(), "zoo model")
     return open_timm(name, device)

@@ -123,7 +123,7 @@ class Weighting(nn.Module):
     def _counted(self, asked: frozenset[str]) -> tuple[Float[Tensor, " K"], Bool[Tensor, " T"]]:
         """Give 1/rate for the losses of those asked, 0 for the others; and who was asked.
 
-        Each pattern goes to the device once; a copy at each step would wait for it.
+        Each pattern goes to the device once, and nothing waits for that.
         """
         if asked not in self._patterns:
             scale = [
@@ -132,8 +132,9 @@ class Weighting(nn.Module):
             there = [label in asked for label in self.labels]
             device = self.fixed.device
             self._patterns[asked] = (
-                torch.tensor(scale, device=device), torch.tensor(there, device=device),
-            )  # fmt: skip
+                torch.tensor(scale).to(device, non_blocking=True),
+                torch.tensor(there).to(device, non_blocking=True),
+            )
         return self._patterns[asked]
 
 

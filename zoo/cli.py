@@ -170,9 +170,10 @@ def distill(args: list[str]) -> None:
     zoo distill --data PHOTOS --teachers timm:vit_small_patch14_dinov2.lvd142m
     timm:resnet50.a1_in1k,summary=0 --student eradio_xxxtiny --size 224 --out runs/mine
 
-    A teacher is kind:name[/weights][@resolution][,summary=W][,spatial=W]; kinds are timm, zoo,
-    open_clip, hf, torch (package.function), rule and pretext (classifier, autoencoder, gradients:
-    trained on your data).
+    A teacher is kind:name[/weights][@resolution]; after commas stands how it counts: summary=W and
+    spatial=W weigh its losses, rate=R asks it in that share of the steps, follow=1 lets it look at
+    the student's size. Kinds are timm, open_clip, hf, zoo, torch (package.function), rule and
+    pretext (classifier, autoencoder, gradients: trained on your data).
     """
     from zoo.train.recipes import RECIPES
 

@@ -12,8 +12,8 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from zoo.features import Batch
-from zoo.pipeline import check_names, device_of, widths
-from zoo.students.student import Student, build_student, read_options
+from zoo.pipeline import backbone_options, check_names, device_of, widths
+from zoo.students.student import Student, build_student
 from zoo.teachers.teacher import Teacher, open_teacher
 from zoo.train.config import Distill
 from zoo.train.run import Run
@@ -51,7 +51,7 @@ def plan(config: Distill) -> tuple[list[Cost], Cost, Student]:
         widths(config, teachers),
         size=config.size,
         **dataclasses.asdict(config.heads),
-        options=read_options(config.student_options),
+        **backbone_options(config),
         device="meta",
     ).eval()
     costs = [_teacher_cost(label, teacher) for label, teacher in teachers.items()]

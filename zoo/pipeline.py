@@ -105,7 +105,10 @@ def check_names(config: Distill) -> None:
             raise unknown_name(name.name, known, f"{name.kind} model")
     if config.sizes or config.losses.shift:
         grids_of(config)  # refuses what the student cannot take
-    read_options(config.student_options)
+    if config.spectral or config.student_options:  # built without memory: will it do?
+        build_student(
+            config.student, {}, size=config.size, **backbone_options(config), device="meta"
+        )
 
 
 def open_data(config: Distill) -> tuple[Source, Source, tuple[Source, Source] | None]:
@@ -158,6 +161,15 @@ def widths(config: Distill, teachers: Mapping[str, Teacher]) -> dict[str, tuple]
     return found
 
 
+def backbone_options(config: Distill) -> dict[str, Any]:
+    """Give what `build_student` needs to know of the backbone beside its name and size."""
+    return dict(
+        options=read_options(config.student_options),
+        dynamic=bool(config.sizes),
+        spectral_norms=config.spectral,
+    )
+
+
 def new_student(setting: Setting) -> Student:
     """Build the student of a run, the same one at each call."""
     config = setting.config
@@ -169,9 +181,7 @@ def new_student(setting: Setting) -> Student:
         **dataclasses.asdict(config.heads),
         pretrained=config.pretrained,
         drop_path_rate=config.optim.drop_path,
-        options=read_options(config.student_options),
-        dynamic=bool(config.sizes),
-        spectral_norms=config.spectral,
+        **backbone_options(config),
     ).to(setting.device)
 
 
@@ -263,7 +273,8 @@ def fit_balances(run: Run, setting: Setting) -> tuple[dict[str, Balances], dict[
                 tensors |= {f"{kind}/{name}/{k}": v for k, v in balance.state_dict().items()}
             spreads = found.spreads(fitted)
             tensors |= {f"spread/{kind}/{name}": value for name, value in spreads.items()}
-        tensors = {key: value.cpu().contiguous() for key, value in tensors.items()}
+        # clones: the kinds share what they say of the summaries, and the format refuses that
+        tensors = {key: value.cpu().clone().contiguous() for key, value in tensors.items()}
         save_whole(tensors, path, save_file)
     tensors = load_file(path)
     return (
@@ -313,6 +324,8 @@ def train_arm(
     run.keep(lambda row: row["step"] <= trainee.step)
     if config.compile:
         # static shapes for each size: one graph a size, not one that suits them all
+        limit = torch._dynamo.config.recompile_limit
+        torch._dynamo.config.recompile_limit = max(limit, 2 * len(config.sizes))
         student.answer = torch.compile(student.answer, dynamic=False if config.sizes else None)
     if trainee.step < config.steps:
         train(

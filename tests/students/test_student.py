@@ -14,7 +14,7 @@ from torch import nn
 from zoo.features import Batch, read_features, read_ladder
 from zoo.students.export import export_student, load_export
 from zoo.students.heads import Ladder, TeacherHead
-from zoo.students.student import build_student
+from zoo.students.student import build_student, read_options, student_grids
 from zoo.train.phi_s import Moments, fit, fold_inverse
 
 WIDTHS = {"a": (24, 16), "b": (None, 8), "c": (12, None)}
@@ -232,3 +232,66 @@ def test_an_exported_radio_has_what_it_was_built_with(tmp_path):
     config = timm.data.resolve_model_data_config(alone)
     for key in ("mean", "std"):
         assert list(config[key]) == getattr(student, key).flatten().tolist()
+
+
+def test_options_are_read_as_python_writes_them():
+    texts = ("crop_positions=False", 'vitdet={"window": 8}', "drop_rate=0.5", "act_layer=gelu")
+    assert read_options(texts) == dict(
+        crop_positions=False, vitdet={"window": 8}, drop_rate=0.5, act_layer="gelu"
+    )
+    for wrong, match in (("depth", "key=value"), ("img_size=64", "decided by the run")):
+        with pytest.raises(ValueError, match=match):
+            read_options((wrong,))
+
+
+def test_an_option_reaches_the_backbone_and_the_export(tmp_path):
+    options = dict(init_values=0.25, reg_tokens=2)
+    student = tiny(options=options).eval()
+    assert student.backbone.blocks[0].ls1.gamma.unique().item() == 0.25
+    assert student.backbone.num_prefix_tokens == 3
+    export_student(student, tmp_path / "export", Batch(torch.rand(1, 3, 160, 160)))
+    assert load_export(tmp_path / "export").backbone.num_prefix_tokens == 3
+    config = json.loads((tmp_path / "export" / "config.json").read_text())
+    assert options.items() <= config["model_args"].items()
+    with pytest.raises(ValueError, match="test_vit refuses its options"):
+        tiny(options=dict(windows=3))
+
+
+@pytest.mark.parametrize("name", ["test_vit", "eradio_nano", "resnet10t"])
+def test_a_student_for_several_sizes_answers_on_the_grid_that_was_promised(name):
+    grids = student_grids(name, 160, (160, 96, 224))
+    student = tiny(name, dynamic=True)
+    for size, grid in grids.items():
+        ours = student(Batch(torch.rand(1, 3, 50, 50)), size=(size, size))
+        assert ours["a"].spatial.shape == (1, *grid, 16)
+
+
+def test_a_student_of_one_size_refuses_others_by_name():
+    with pytest.raises(ValueError, match="test_vit, built for 160 px, cannot look at 100 px"):
+        student_grids("test_vit", 160, (160, 100))
+
+
+def test_spectral_norms_leave_a_vit_as_it_is_and_fold_away():
+    plain, spectral = tiny().eval(), tiny(spectral_norms=True).eval()
+    weights = {k: v for k, v in plain.state_dict().items() if k.startswith("backbone")}
+    back = spectral.without_spectral()
+    assert set(weights) <= set(back.state_dict())
+    seen = Batch(torch.rand(2, 3, 160, 160))
+    for mine, theirs in zip(spectral.look(seen), back.look(seen), strict=True):
+        torch.testing.assert_close(mine, theirs)
+    again = copy.deepcopy(spectral).look(seen)  # a class that copies share is still whole
+    torch.testing.assert_close(again.summary, spectral.look(seen).summary)
+    assert spectral.backbone.blocks[0].attn.qkv.parametrizations
+    assert plain.without_spectral() is plain
+    with pytest.raises(ValueError, match="eradio_nano has no attention blocks of a ViT"):
+        tiny("eradio_nano", spectral_norms=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("option", ['vitdet={"window":2,"num_global":1}', "crop_positions=True"])
+def test_windows_and_cropped_positions_are_options_of_a_radio_student(option):
+    options = read_options((option, "depth=2", "embed_dim=32", "num_heads=2"))
+    student = tiny("radio_vit_base_patch16", 64, options=options, dynamic=True)
+    for size in (64, 96):
+        ours = student(Batch(torch.rand(2, 3, 96, 96)), size=(size, size))
+        assert ours["b"].spatial.shape == (2, size // 16, size // 16, 8)

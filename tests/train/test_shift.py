@@ -80,7 +80,7 @@ def test_maps_of_other_patches_meet_where_both_see_the_image(finer):
     batch = Batch(torch.cat([image, torch.zeros(1, 264, 264)])[None])
     seen = 0
     for step in range(20):
-        (mine, theirs), (ours, _) = pair(student, teacher, batch, step, Fraction(3, 8))
+        (mine, theirs), _ = pair(student, teacher, batch, step, Fraction(3, 8))
         inner = (mine - theirs)[:, 1:-1, 1:-1]  # triangles are cut off at the rim of the finer map
         assert inner.abs().max() < 2e-3  # a cell is 1/11 of the ramp
         assert 1 <= mine.shape[1] <= 6
