@@ -51,7 +51,7 @@ def plan(config: Distill) -> tuple[list[Cost], Cost, Student]:
         widths(config, teachers),
         size=config.size,
         **dataclasses.asdict(config.heads),
-        **backbone_options(config),
+        **backbone_options(config) | dict(spectral_norms=False),  # which cost no FLOP to speak of
         device="meta",
     ).eval()
     costs = [_teacher_cost(label, teacher) for label, teacher in teachers.items()]
