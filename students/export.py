@@ -4,11 +4,12 @@ import json
 import shutil
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from safetensors.torch import load_file, save_file
 from timm.models._hub import save_for_hf
+from timm.models._pretrained import filter_pretrained_cfg
 
 from zoo.features import Batch, Features
 from zoo.students.student import Student, build_student
@@ -18,6 +19,9 @@ def export_student(
     student: Student, folder: Path, batch: Batch, *, about: dict[str, Any] | None = None
 ) -> dict[str, float]:
     """Write `folder`, whole or not at all, and give numbers that tell whether it loads right.
+
+    Licence and release of published weights are stated only if the student started from them:
+    a release's name also makes RADIO build what that release has.
 
     `model.safetensors` and `config.json` are what timm reads: `timm.create_model("local-dir:DIR",
     pretrained=True)`. `heads.*` hold the teachers' heads, in the teachers' own spaces, and
@@ -33,13 +37,13 @@ def export_student(
     folder.parent.mkdir(parents=True, exist_ok=True)
     making = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
-        arguments = {k: v for k, v in kwargs.items() if k != "num_classes"}
+        # a family whose file decides part of the architecture leaves that in `build_args`
+        arguments = dict(getattr(student.backbone, "build_args", {})) | kwargs
+        arguments.pop("num_classes", None)
         save_for_hf(
             student.backbone,
             str(making),
-            model_config=dict(
-                pretrained_cfg=dict(input_size=[3, *student.size], custom_load=False)
-            ),
+            model_config=dict(pretrained_cfg=_pretrained_cfg(student)),
             model_args=arguments,
             safe_serialization=True,
         )
@@ -49,6 +53,7 @@ def export_student(
             size=student.size[0],
             teachers={name: head.widths for name, head in student.heads.items()},
             head=student.head,
+            options={k: v for k, v in arguments.items() if k != "img_size"},
             about=about or {},
         )
         (making / "heads.json").write_text(json.dumps(heads, indent=2) + "\n")
@@ -66,6 +71,20 @@ def export_student(
         "export/summary_norm": seen.summary.double().norm().item(),
         "export/spatial_norm": seen.spatial.double().norm().item(),
     }
+
+
+def _pretrained_cfg(student: Student) -> dict[str, Any]:
+    """Describe the weights: timm before 1.0.31 writes what it is given, and no more."""
+    cfg = filter_pretrained_cfg(
+        cast(dict[str, Any], student.backbone.pretrained_cfg), remove_source=True, remove_null=True
+    )
+    for key in ("architecture", "pool_size"):  # the first stands outside, the second is outdated
+        cfg.pop(key, None)
+    cfg |= dict(input_size=[3, *student.size], num_classes=0, custom_load=False)
+    cfg["license"] = student.license
+    if student.license is None:
+        cfg["tag"] = None
+    return cfg
 
 
 @torch.no_grad()
@@ -88,7 +107,10 @@ def load_export(folder: Path, *, device: torch.device | str = "cpu") -> Student:
         raise ValueError(f"{folder} holds no exported student: heads.json is missing.")
     heads = json.loads((folder / "heads.json").read_text())
     widths = {name: tuple(pair) for name, pair in heads["teachers"].items()}
-    student = build_student(heads["student"], widths, size=heads["size"], **heads["head"])
+    options = heads.get("options")  # exports of before 0.2 have none
+    student = build_student(
+        heads["student"], widths, size=heads["size"], **heads["head"], options=options
+    )
     student.backbone.load_state_dict(load_file(folder / "model.safetensors"))
     student.heads.load_state_dict(load_file(folder / "heads.safetensors"))
     return student.to(device).eval()

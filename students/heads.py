@@ -1,11 +1,58 @@
-"""One teacher's pair of heads on a student: the adaptor MLPs (AM-RADIO, 2312.06709, 3.2)."""
+"""One teacher's pair of heads on a student: the adaptor MLPs (AM-RADIO, 2312.06709, 3.2).
 
-from collections.abc import Callable, Mapping
+Four kinds. "v1" and "v2" are the MLPs of `zoo.adaptors`. "attn" puts two transformer blocks before
+the spatial one (C-RADIOv4, 2601.17237). "ladder" also reads every earlier block of the backbone
+(UNIC, 2408.05088).
+"""
 
-from torch import nn
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
 
-from zoo.adaptors import Head
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from zoo.adaptors import ATTN_HEADS, Head, upsampled
 from zoo.features import Features
+
+HeadKind = Literal["v1", "v2", "attn", "ladder"]
+
+RUNG = 4
+"""A rung's hidden layer is this many times narrower than the top's: 768 below 3072 in UNIC."""
+
+
+class Ladder(nn.Module):
+    """A small MLP on every block of the backbone, and a wide one on the last; their sum.
+
+    UNIC (2408.05088), for the features x_l after block l of L, with one activation each:
+
+        y = Σ_l W_l gelu(V_l x_l) + b
+
+    The outer products are one matrix over all hidden layers side by side, which is the same sum;
+    so there is one last layer, into which the inverse of a normalisation folds.
+
+    Args:
+        rungs: Width of each earlier block's features.
+        width: Width of the last block's.
+        hidden: Hidden width of the last block's MLP.
+    """
+
+    def __init__(self, rungs: Sequence[int], width: int, *, hidden: int, out_dim: int):
+        super().__init__()
+        small = max(1, hidden // RUNG)
+        self.rungs = nn.ModuleList(nn.Linear(rung, small) for rung in rungs)
+        self.top = nn.Linear(width, hidden)
+        self.act = nn.GELU()
+        self.last = nn.Linear(len(rungs) * small + hidden, out_dim)
+
+    def forward(
+        self, x: Float[Tensor, "*B C"], below: Sequence[Float[Tensor, "*B _"]]
+    ) -> Float[Tensor, "*B D"]:
+        hidden = [rung(seen) for rung, seen in zip(self.rungs, below, strict=True)]
+        return self.last(self.act(torch.cat([*hidden, self.top(x)], dim=-1)))
+
+    def replace_last(self, linear: nn.Linear) -> None:
+        self.last = linear
 
 
 class TeacherHead(nn.Module):
@@ -17,6 +64,11 @@ class TeacherHead(nn.Module):
     Args:
         ours: Summary and spatial width of the student.
         theirs: Summary and spatial width of the teacher; `None` for no such target.
+        upsample: Cells along each side of a student's cell in the spatial answer.
+        rungs: Summary and spatial width after each earlier block, for a ladder.
+
+    Raises:
+        ValueError: an attention head cannot split the student's width.
     """
 
     def __init__(
@@ -24,29 +76,73 @@ class TeacherHead(nn.Module):
         ours: tuple[int, int],
         theirs: tuple[int | None, int | None],
         *,
-        kind: str = "v2",
+        kind: HeadKind = "v2",
         hidden: int,
         inner: int = 1,
+        upsample: int = 1,
+        rungs: Sequence[tuple[int, int]] = (),
     ):
         super().__init__()
+        if kind == "attn" and theirs[1] is not None and ours[1] % ATTN_HEADS:
+            raise ValueError(
+                f"An attention head splits the student's channels among {ATTN_HEADS} heads, and "
+                f"{ours[1]} do not split. Take --heads.kind v2, or a student whose width is a "
+                f"multiple of {ATTN_HEADS}."
+            )
+        self.ladder, self.kind, self.upsample, self.widths = (
+            kind == "ladder",
+            kind,
+            upsample,
+            theirs,
+        )
 
-        def make(width: int, out: int | None) -> nn.Module | None:
+        def make(part: int, kind: str, blocks: int) -> Any:
+            width, out = ours[part], theirs[part]
             if out is None:
                 return None
-            return Head(hidden=hidden, out_dim=out, num_inner=inner, kind=kind).build(width)
+            if kind == "ladder":
+                below = [rung[part] for rung in rungs]
+                return Ladder(below, width, hidden=hidden, out_dim=blocks * out)
+            return Head(hidden=hidden, out_dim=blocks * out, num_inner=inner, kind=kind).build(
+                width
+            )
 
-        self.summary, self.spatial = (make(*pair) for pair in zip(ours, theirs, strict=True))
-        self.widths = theirs
+        self.summary = make(0, "v2" if kind == "attn" else kind, 1)  # one token attends to nothing
+        self.spatial = make(1, kind, upsample**2)
 
-    def forward(self, seen: Features) -> Features:
-        summary = self.summary(seen.summary) if self.summary is not None else None
-        spatial = self.spatial(seen.spatial) if self.spatial is not None else None
+    def forward(self, seen: Features, below: Sequence[Features] = ()) -> Features:
+        """Answer for the teacher.
+
+        Args:
+            below: Features after each earlier block, for a ladder.
+        """
+        summary = spatial = None
+        if self.summary is not None:
+            rungs = ([f.summary for f in below],) if self.ladder else ()
+            summary = self.summary(seen.summary, *rungs)
+        if self.spatial is not None:
+            rungs = ([f.spatial for f in below],) if self.ladder else ()
+            spatial = self._on_grid(seen.spatial, *rungs)
         return Features(summary, spatial)
 
-    def fold(self, change: Callable[[nn.Linear], nn.Linear]) -> None:
-        """Replace the last layer of the spatial adaptor by what `change` makes of it."""
+    def _on_grid(self, x: Tensor, *rungs: Sequence[Tensor]) -> Float[Tensor, "B H W C"]:
+        if self.upsample == 1 and self.kind != "attn":
+            return self.spatial(x, *rungs)
+        rows, cols = x.shape[1:3]
+        flat = ([rung.flatten(1, 2) for rung in rung] for rung in rungs)
+        tokens = self.spatial(x.flatten(1, 2), *flat)
+        finer = (rows * self.upsample, cols * self.upsample)
+        return upsampled(tokens, rows, cols, self.upsample).unflatten(1, finer)
+
+    def fold(self, change: Callable[..., nn.Linear]) -> None:
+        """Replace the last layer of the spatial adaptor.
+
+        Args:
+            change: Makes the new layer from the old one and the keyword `blocks`: the number of
+                vectors that one row of its output holds, u² for a head that up-samples by u.
+        """
         if self.spatial is not None:
-            self.spatial.replace_last(change(self.spatial.last))
+            self.spatial.replace_last(change(self.spatial.last, blocks=self.upsample**2))
 
 
 def head_hidden(widths: Mapping[str, tuple[int | None, int | None]]) -> int:

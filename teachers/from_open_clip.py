@@ -23,6 +23,7 @@ from torch import Tensor
 from zoo.features import Features
 from zoo.teachers.hub import how_to_fetch, read_license
 from zoo.teachers.teacher import (
+    FOLDER,
     Frozen,
     TeacherName,
     check_patches,
@@ -33,8 +34,6 @@ from zoo.teachers.teacher import (
     unknown_name,
 )
 
-FOLDER = "local-dir:"
-"""open_clip's own mark of a model that is a folder."""
 REFUSED = (OSError, RuntimeError, ValueError, KeyError, ImportError, UnpicklingError)
 """What open_clip raises about names, files and weights."""
 
@@ -213,7 +212,8 @@ def _without_warning() -> Iterator[None]:
     """Keep open_clip from warning, through the root logger, that there are no weights."""
 
     def wanted(record: logging.LogRecord) -> bool:
-        return "initialized randomly" not in record.getMessage()
+        told = record.getMessage()
+        return "initialized randomly" not in told and "no CLIP weights found" not in told
 
     root = logging.getLogger()
     root.addFilter(wanted)

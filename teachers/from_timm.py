@@ -1,5 +1,10 @@
-"""Teachers out of timm's registry: `timm:NAME[/weights][@resolution]`."""
+"""Teachers out of timm's registry: `timm:NAME[/weights][@resolution]`.
 
+NAME may be `local-dir:FOLDER`, a checkpoint in timm's own form: that is what `zoo distill` exports,
+so a student can teach the next one.
+"""
+
+from pathlib import Path
 from typing import Any
 
 import timm
@@ -7,11 +12,14 @@ import torch
 from timm.data import resolve_model_data_config
 
 from zoo.features import Features, read_features
+from zoo.teachers.hub import how_to_fetch
 from zoo.teachers.teacher import (
+    FOLDER,
     Frozen,
     TeacherName,
     check_trunk_patches,
     drawn_alike,
+    reason,
     unknown_name,
 )
 
@@ -25,8 +33,9 @@ class TimmTeacher(Frozen):
 
 def open_timm(name: TeacherName, device: torch.device) -> TimmTeacher:
     """Build a timm model with its own mean, standard deviation and input size."""
-    architecture = name.name.partition(".")[0]
-    if not timm.is_model(architecture):
+    if name.name.startswith(FOLDER):
+        _check_folder(Path(name.name.removeprefix(FOLDER)))
+    elif not timm.is_model(name.name.partition(".")[0]):
         raise unknown_name(name.name, timm.list_models(), "timm model")
     network = _create(name, device)
     if not hasattr(network, "forward_intermediates"):
@@ -44,12 +53,21 @@ def open_timm(name: TeacherName, device: torch.device) -> TimmTeacher:
         f"{name.kind}:{name.name}",
         network,
         size=size,
-        mean=config["mean"],
-        std=config["std"],
+        mean=tuple(config["mean"]),
+        std=tuple(config["std"]),
         interpolation=config["interpolation"],
         license=network.pretrained_cfg.get("license"),
         device=device,
     )
+
+
+def _check_folder(folder: Path) -> None:
+    """Refuse a folder that is no checkpoint of timm's."""
+    if not (folder / "config.json").is_file():
+        raise ValueError(
+            f"{folder} holds no timm checkpoint: config.json is missing. `zoo distill` writes one "
+            "to RUN/export, `zoo convert` to a folder of your choice."
+        )
 
 
 def _create(name: TeacherName, device: torch.device) -> Any:
@@ -58,16 +76,29 @@ def _create(name: TeacherName, device: torch.device) -> Any:
             return timm.create_model(name.name, num_classes=0)
     source: dict[str, Any] = {}
     if name.weights:
+        if not Path(name.weights).is_file():
+            raise ValueError(f"There is no weight file {name.weights}. {_wanted(name)}")
         source = dict(pretrained_cfg_overlay=dict(file=name.weights))
     try:
         return timm.create_model(name.name, pretrained=True, num_classes=0, **source)
     except (OSError, RuntimeError) as error:
         what = f"{name.kind}:{name.name}"
-        reason = next(iter(str(error).strip().splitlines()), f"no file {name.weights}.")
         raise ValueError(
-            f"The weights of {what} could not be loaded: {reason} "
-            f"Give a file ({what}/PATH.safetensors), or {what}/random for a trial run."
+            f"The weights of {what} could not be loaded: {reason(error)}. "
+            f"{_wanted(name)} {what}/random is for a trial run."
         ) from error
+
+
+def _wanted(name: TeacherName) -> str:
+    """Tell which file is wanted, and where it goes."""
+    what = f"{name.kind}:{name.name}"
+    if name.name.startswith(FOLDER):
+        return "The folder must hold config.json and model.safetensors."
+    published = timm.get_pretrained_cfg(name.name)
+    if not published or not published.hf_hub_id:
+        return f"Give a file, {what}/PATH.safetensors."
+    file = published.hf_hub_filename or "model.safetensors"
+    return f"{how_to_fetch(published.hf_hub_id)} Then give {what}/FOLDER/{file}."
 
 
 def _resize(network: Any, name: TeacherName, size: tuple[int, int]) -> None:

@@ -1,14 +1,17 @@
-"""Teachers out of our own families: `zoo:NAME[/weights][@resolution]`."""
+"""Teachers out of our own families, and our students: `zoo:NAME[/weights][@resolution]`.
+
+`zoo:local-dir:RUN/export` is the student of an earlier run, whatever its architecture.
+"""
 
 import torch
 
 import zoo
 from zoo.teachers.from_timm import TimmTeacher, open_timm
-from zoo.teachers.teacher import TeacherName, unknown_name
+from zoo.teachers.teacher import FOLDER, TeacherName, unknown_name
 
 
 def open_zoo(name: TeacherName, device: torch.device) -> TimmTeacher:
-    """Build one of zoo's registered models; they stand in timm's registry as well."""
-    if name.name.partition(".")[0] not in zoo.list_models():
+    """Build an export, or one of zoo's models, which stand in timm's registry as well."""
+    if not name.name.startswith(FOLDER) and name.name.partition(".")[0] not in zoo.list_models():
         raise unknown_name(name.name, zoo.list_models(), "zoo model")
     return open_timm(name, device)

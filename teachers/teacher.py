@@ -34,7 +34,10 @@ EXTRAS = ("open_clip", "transformers")
 NORMS = (nn.LayerNorm, nn.GroupNorm, nn.modules.batchnorm._BatchNorm)
 """Norm layers that take bf16 inputs beside float32 weights."""
 
-SLASHED = ("hf:", "open_clip:local-dir:")
+FOLDER = "local-dir:"
+"""The mark, timm's and open_clip's, of a model that is a folder; an export of ours is one."""
+
+SLASHED = ("hf:", *(f"{kind}:{FOLDER}" for kind in ("open_clip", "timm", "zoo")))
 """Names that begin so are repositories or folders: their slashes are their own."""
 
 
@@ -61,9 +64,9 @@ class TeacherName:
     `weights` is a file, a tag of the library, or `random`; without it the library's own weights
     are loaded. `resolution` is the side in pixels; without it the network's own.
 
-    A name ends at its first slash. Only `hf:ORG/NAME`, `hf:FOLDER` and `open_clip:local-dir:FOLDER`
-    hold slashes themselves, so there everything is the name but `/random` at its end: the weights
-    lie in the same repository or folder.
+    A name ends at its first slash. Only `hf:ORG/NAME`, `hf:FOLDER` and `KIND:local-dir:FOLDER`
+    (open_clip, timm, zoo) hold slashes themselves, so there everything is the name but `/random`
+    at its end: the weights lie in the same repository or folder.
     """
 
     kind: str

@@ -1,6 +1,7 @@
 """The command line: what it shows, and what it says to wrong input."""
 
 import json
+import time
 
 import numpy as np
 import pytest
@@ -66,6 +67,60 @@ def test_a_mistyped_teacher_kind_is_refused_by_the_parser(images, capsys):
         main(["distill", "--teachers", "timn:resnet18", "--data", str(images)])
     assert stop.value.code == 2
     assert "timn" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("teacher", "told"),
+    [
+        ("timm:vit_base_patch16_224.dino", "Then give timm:vit_base_patch16_224.dino/FOLDER/model"),
+        ("hf:nobody/nothing", "hf:FOLDER; it must hold config.json"),
+        ("zoo:local-dir:NOWHERE", "NOWHERE holds no timm checkpoint"),
+        ("timm:test_vit/nowhere.pth", "There is no weight file nowhere.pth"),
+        ("timm:test_vit/random@100", "take @96 or @112"),
+        ("rule:edges@50", "take @48 or @64"),
+        (
+            "torch:flat_teacher.make@32",
+            "has no spatial output, and its spatial loss has the weight",
+        ),
+    ],
+)
+def test_a_teacher_that_cannot_teach_is_refused_before_anything_is_written(
+    teacher, told, images, tmp_path, capsys, monkeypatch
+):
+    if teacher.startswith("hf:"):
+        pytest.importorskip("transformers", reason="transformers is in the extra [teachers]")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    flat = "from torch import nn\n\ndef make():\n    return nn.Flatten()\n"
+    (tmp_path / "flat_teacher.py").write_text(flat)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    args = ("--teachers", teacher, "--data", str(images), "--device", "cpu", "--size", "64")
+    assert told in refusal(capsys, "distill", *args, "--out", "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_recipes_are_listed_with_a_line_each(capsys):
+    from zoo.train.recipes import RECIPES, summary_of
+
+    with pytest.raises(SystemExit):
+        main(["distill", "--help"])
+    told = capsys.readouterr().out
+    assert all(f"{name}: {summary_of(recipe)}" in told for name, recipe in RECIPES.items())
+    main(["list", "recipes"])
+    told = capsys.readouterr().out
+    assert all(name in told for name in RECIPES)
+
+
+@pytest.mark.slow
+def test_a_papers_recipe_runs_on_a_laptop(tmp_path, capsys, monkeypatch):
+    pytest.importorskip("open_clip", reason="open_clip is in the extra [teachers]")
+    monkeypatch.chdir(tmp_path)
+    began = time.perf_counter()
+    main(["distill", "am_radio", "--tiny", "--steps", "10", "--device", "cpu"])
+    assert time.perf_counter() - began < 60
+    assert "runs/am_radio_tiny/export" in capsys.readouterr().out
+    run = json.loads((tmp_path / "runs" / "am_radio_tiny" / "config.json").read_text())
+    assert run["steps"] == 10 and run["losses"]["spatial"] == "hybrid"
 
 
 @pytest.mark.parametrize("command", [[], ["distill"], ["eval"], ["report"], ["list"]])

@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 
 from zoo.pipeline import distill
 from zoo.students.export import load_export
-from zoo.train.config import Augment, Distill, Every, Optim, TeacherSpec
+from zoo.train.config import Augment, Distill, Every, Losses, Optim, TeacherSpec
 from zoo.train.interrupt import Interrupted
 from zoo.train.run import Run
 
@@ -162,6 +163,82 @@ def test_a_run_repeats_exactly_and_resumes_to_the_bit_after_a_kill(here):
         file.write('{"kind": "train", "st')
     asked = replace(config(here), out=killed)
     assert_same_end(whole, distill(asked, resume=True))
+
+
+def everything(here, **changes) -> Distill:
+    """All ingredients of the objective at once."""
+    asked = config(
+        here,
+        student="test_vit",
+        student_options=("init_values=0.5",),
+        sizes=(64, 96),
+        spectral=True,
+        losses=Losses(
+            summary="angle", weighting="uncertainty", teacher_drop=0.3, shift=1, mesa=0.5
+        ),
+        optim=Optim(lr=3e-3, ema=0.5, drop_path=0.1, damp=0.02),
+    )
+    sampled = replace(asked.teachers[0], rate=0.5)
+    following = replace(asked.teachers[1], follow=True)
+    return replace(asked, teachers=(sampled, following), **changes)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("weighting", ["uncertainty", "adaloss"])
+def test_a_run_with_every_ingredient_repeats_and_resumes_to_the_bit(here, weighting):
+    asked = everything(here)
+    asked = replace(asked, losses=replace(asked.losses, weighting=weighting))
+    whole = distill(asked)
+    killed = here / "killed"
+    shutil.copytree(whole.path, killed)
+    (killed / "checkpoints" / "step_00000012.pt").unlink()
+    assert_same_end(whole, distill(replace(asked, out=killed), resume=True))
+    if weighting == "uncertainty":
+        learned = final_weights(whole)["weighting"]["learned"]
+        assert learned.shape == (5,) and (learned[:4] != 0).all() and learned[4] == 0
+    rows = lines(whole, "train")
+    assert all("mesa.ema/spatial" in row and "loud/spatial" in row for row in rows)
+    # what was averaged under noise and spectral norms is exported as an ordinary model
+    back = load_export(whole.path / "export")
+    assert not [key for key in back.state_dict() if "parametrizations" in key]
+    check = load_file(whole.path / "export" / "check.safetensors")
+    final, _ = back.backbone.forward_intermediates(check["images"], indices=1, norm=True)
+    torch.testing.assert_close(
+        back.backbone.forward_head(final, pre_logits=True), check["summary"], rtol=1e-4, atol=1e-5
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "losses",
+    [
+        Losses(summary="angle", weighting="dispersion"),
+        Losses(weighting="uncertainty"),
+        Losses(teacher_drop=0.5, shift=1),
+        Losses(mesa=0.2, spatial="hybrid"),
+    ],
+    ids=lambda losses: f"{losses.summary}-{losses.weighting}-{losses.spatial}",
+)
+def test_training_falls_with_each_objective(here, losses):
+    run = distill(config(here, steps=40, losses=losses))
+    rows = lines(run, "train")
+    for name in ("colours/spatial", "loud/spatial"):
+        assert rows[-1][name] < rows[0][name] / 2, name
+    last = {row["arm"]: row for row in lines(run, "eval") if row["step"] == 40}
+    assert last["student"]["fidelity/min"] > 1 > last["untrained"]["fidelity/min"]
+
+
+def test_what_the_student_or_a_teacher_cannot_do_is_refused_before_any_work(here):
+    for match, wrong in (
+        ("no attention blocks of a ViT", dict(spectral=True)),
+        ("cannot look at 70 px", dict(sizes=(64, 70))),
+        ("has not the form key=value", dict(student_options=("window",))),
+        ("refuses its options", dict(student_options=("windows=3",))),
+        ("losses.shift 3 would leave", dict(losses=Losses(shift=3))),
+    ):
+        with pytest.raises(ValueError, match=match):
+            distill(config(here, **wrong))
+    assert not Run(here / "run").checkpoints()
 
 
 @pytest.mark.slow

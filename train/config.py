@@ -25,6 +25,10 @@ class TeacherSpec:
     """Weight of the summary loss; 0 leaves the summary head out."""
     spatial: float = 1.0
     """Weight of the spatial loss; 0 leaves the spatial head out."""
+    rate: float = 1.0
+    """Share of the steps in which the teacher is asked; its losses then count 1/rate times."""
+    follow: bool = False
+    """Look at each step's student size, scaled so that both grids agree, not at its own size."""
 
     def __post_init__(self):
         TeacherName.parse(self.name)
@@ -33,49 +37,89 @@ class TeacherSpec:
                 f"The teacher {self.name} has the loss weights {self.summary} and {self.spatial}; "
                 "none may be negative and one must be above 0."
             )
+        if not 0 < self.rate <= 1:
+            raise ValueError(
+                f"The teacher {self.name} has the rate {self.rate}; it is a share of the steps, "
+                "above 0 and at most 1."
+            )
 
     @classmethod
     def parse(cls, text: str) -> "TeacherSpec":
-        """Read `name[,summary=0.5][,spatial=2]`."""
+        """Read `name[,summary=0.5][,spatial=2][,rate=0.5][,follow=1]`."""
         name, *options = text.split(",")
-        weights = {}
+        numbers: dict[str, float] = {}
         for option in options:
             key, _, value = option.partition("=")
-            if key not in ("summary", "spatial"):
+            if key not in ("summary", "spatial", "rate", "follow"):
                 raise ValueError(
-                    f"{option!r} in {text!r}: a teacher's options are summary=, spatial=."
+                    f"{option!r} in {text!r}: a teacher's options are summary=, spatial=, rate=, "
+                    "follow=."
                 )
             try:
-                weights[key] = float(value)
+                numbers[key] = float(value)
             except ValueError:
                 raise ValueError(f"{option!r} in {text!r} needs a number.") from None
-        return cls(name=name, **weights)
+        follow = numbers.pop("follow", 0.0)
+        if follow not in (0, 1):
+            raise ValueError(f"follow={follow:g} in {text!r}: it is 1 (yes) or 0 (no).")
+        return cls(name=name, **numbers, follow=bool(follow))
 
     def told(self) -> str:
         """Write it as `parse` reads it."""
         told = self.name
-        if self.summary != 1:
-            told += f",summary={self.summary:g}"
-        return told if self.spatial == 1 else f"{told},spatial={self.spatial:g}"
+        for key in ("summary", "spatial", "rate"):
+            if getattr(self, key) != 1:
+                told += f",{key}={getattr(self, key):g}"
+        return f"{told},follow=1" if self.follow else told
 
 
 @dataclass(frozen=True, kw_only=True)
 class Heads:
-    """The adaptor MLPs between the student and each teacher."""
+    """What stands between the student and each teacher."""
 
-    kind: Literal["v1", "v2"] = "v2"
+    kind: Literal["v1", "v2", "attn", "ladder"] = "v2"
+    """MLPs (v1, v2), two attention blocks before one (attn), or one on every block (ladder)."""
     hidden: int | None = None
     """Width of the hidden layers; the widest teacher's by default."""
     inner: int = 1
-    """Hidden layers beyond the first."""
+    """Hidden layers beyond the first; a ladder has none."""
+    upsample: int = 1
+    """Answer on a grid finer by this factor than the student's own."""
+
+    def __post_init__(self):
+        if self.upsample < 1 or self.inner < 0 or (self.hidden is not None and self.hidden < 1):
+            raise ValueError(
+                f"Heads with hidden {self.hidden}, inner {self.inner} and upsample "
+                f"{self.upsample}: hidden and upsample must be at least 1, inner at least 0."
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Losses:
     """What the student minimises."""
 
+    summary: Literal["cosine", "angle"] = "cosine"
+    """angle is the squared angle over the teacher's own dispersion (C-RADIOv4)."""
     spatial: Literal["mse", "smooth_l1", "hybrid"] = "mse"
-    weighting: Literal["static", "adaloss"] = "static"
+    weighting: Literal["static", "adaloss", "uncertainty", "dispersion"] = "static"
+    """What multiplies the teachers' own weights: nothing, the inverse of the running loss, a
+    learned precision, or the inverse of what calibration measured."""
+    teacher_drop: float = 0.0
+    """Chance that an image leaves a teacher out; its worst teacher always stays (UNIC)."""
+    shift: int = 0
+    """Largest shift, in student patches, between what student and teachers see (C-RADIOv4)."""
+    mesa: float = 0.0
+    """Weight of the distance between the student's map and that of its average (C-RADIOv4)."""
+
+    def __post_init__(self):
+        if not 0 <= self.teacher_drop <= 1:
+            raise ValueError(
+                f"losses.teacher_drop is {self.teacher_drop}; it is a chance from 0 to 1."
+            )
+        if self.shift < 0 or self.mesa < 0:
+            raise ValueError(
+                f"losses.shift is {self.shift} and losses.mesa {self.mesa}; none may be negative."
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,6 +137,12 @@ class Optim:
     ema: float = 0.999
     """Decay of the averaged weights, which are evaluated and exported; 0 for none."""
     drop_path: float = 0.0
+    damp: float = 0.0
+    """Deviation of the multiplicative noise on the weights of each step (DAMP); 0 for none."""
+
+    def __post_init__(self):
+        if self.damp < 0:
+            raise ValueError(f"optim.damp is {self.damp}; a standard deviation is not negative.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,10 +175,16 @@ class Distill:
     """Teachers by name, e.g. timm:vit_small_patch14_dinov2.lvd142m@224"""
     student: str = "eradio_nano"
     """Any model that timm.create_model knows."""
+    student_options: tuple[str, ...] = ()
+    """Keywords for timm.create_model, e.g. crop_positions=True, as Python writes their values."""
+    spectral: bool = False
+    """Train a ViT's matrices with a learned spectral norm, which the export folds in."""
     pretrained: bool = False
     """Start from the student's published weights."""
     size: int = 224
-    """Side of the student's images in pixels."""
+    """Side of the student's images in pixels, as it is evaluated and exported."""
+    sizes: tuple[int, ...] = ()
+    """Sides of which each training step draws one; `size` alone by default."""
     batch: int = 32
     steps: int = 1000
     out: Path = Path("runs/distill")
@@ -164,6 +220,13 @@ class Distill:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1.")
         if not 0 < self.held_out < 1:
             raise ValueError(f"held_out is {self.held_out}; it is a share between 0 and 1.")
+        if min(self.sizes, default=1) < 1 or len(set(self.sizes)) < len(self.sizes):
+            raise ValueError(f"sizes are {self.sizes}; give different numbers of pixels above 0.")
+        if self.losses.mesa and not self.optim.ema:
+            raise ValueError(
+                "losses.mesa compares the student with its averaged weights, and optim.ema is 0; "
+                "give it a decay such as 0.999."
+            )
         if self.normalise in self.compare:
             raise ValueError(f"compare repeats the run's own normalisation {self.normalise!r}.")
 

@@ -3,6 +3,8 @@
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from fractions import Fraction
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -11,17 +13,21 @@ from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
 
 from zoo.features import Batch
-from zoo.students.student import Student
+from zoo.students.student import MESA, Student
 from zoo.teachers.teacher import Teacher
 from zoo.train.config import Distill
+from zoo.train.damp import damped
 from zoo.train.data import Source, View, train_batches
-from zoo.train.distill import distill_step, loss_weights
+from zoo.train.distill import distill_step
+from zoo.train.follow import sizes_of
 from zoo.train.interrupt import Interrupt, Interrupted
-from zoo.train.losses import SPATIAL_LOSSES, adaloss
-from zoo.train.optim import learning_rate
+from zoo.train.losses import SPATIAL_LOSSES, angle
+from zoo.train.optim import build_optimizer, learning_rate
 from zoo.train.plan import Plan
 from zoo.train.progress import Watch
 from zoo.train.run import Run
+from zoo.train.turn import Turn, grids_of, take_turn
+from zoo.train.weighting import Weighting
 
 
 @dataclass
@@ -31,10 +37,29 @@ class Trainee:
     student: Student
     optimizer: torch.optim.Optimizer
     ema: ModelEmaV3 | None
+    weighting: Weighting
     step: int = 0
-    loss_ema: Tensor | None = None
     unread: list[Tensor] = field(default_factory=list)
     """Losses of the steps since the last log line; on the device, so that no step waits."""
+
+    @classmethod
+    def of(cls, student: Student, config: Distill, spreads: Mapping[str, float]) -> "Trainee":
+        """Put optimizer, average and weights beside a student that is to be trained."""
+        ema = ModelEmaV3(student, decay=config.optim.ema) if config.optim.ema else None
+        names = [
+            f"{label}/{part}"
+            for label, head in student.heads.items()
+            for part in ("summary", "spatial")
+            if getattr(head, part) is not None
+        ]
+        names += [f"{MESA}/spatial"] if config.losses.mesa else []
+        specs = dict(zip(config.labels, config.teachers, strict=True))
+        device = next(student.parameters()).device
+        weighting = Weighting(names, specs, config.losses, spreads, device=device)
+        optimizer = build_optimizer(student, config.optim)
+        if weighting.learned is not None:
+            optimizer.add_param_group(dict(params=[weighting.learned], weight_decay=0.0))
+        return cls(student, optimizer, ema, weighting)
 
     def state(self) -> dict[str, Any]:
         return dict(
@@ -42,7 +67,8 @@ class Trainee:
             student=self.student.state_dict(),
             optimizer=self.optimizer.state_dict(),
             ema=self.ema.module.state_dict() if self.ema else None,
-            loss_ema=self.loss_ema,
+            weighting=self.weighting.state_dict(),
+            loss_ema=self.weighting.running,
             unread=list(self.unread),
         )
 
@@ -52,14 +78,20 @@ class Trainee:
         self.optimizer.load_state_dict(state["optimizer"])
         if self.ema:
             self.ema.module.load_state_dict(state["ema"])
+        self.weighting.load_state_dict(state.get("weighting", {}))
         device = next(self.student.parameters()).device
-        self.loss_ema = None if state["loss_ema"] is None else state["loss_ema"].to(device)
+        running = state["loss_ema"]
+        self.weighting.running = None if running is None else running.to(device)
         self.unread = [row.to(device) for row in state["unread"]]
 
     @property
     def best(self) -> Student:
         """The student that is evaluated and exported: the averaged one, if there is one."""
-        return cast(Student, self.ema.module) if self.ema else self.student
+        return self.average or self.student
+
+    @property
+    def average(self) -> Student | None:
+        return cast(Student, self.ema.module) if self.ema else None
 
 
 def train(
@@ -72,9 +104,13 @@ def train(
     *,
     autocast: Callable,
     evaluate: Callable[[Student, int], None],
+    spreads: Mapping[str, float] | None = None,
     title: str = "distil",
 ) -> None:
     """Train until `config.steps`; log, evaluate and save on the way.
+
+    Args:
+        spreads: What the calibration measured, by the names of the losses.
 
     Raises:
         Interrupted: a signal came; the state is saved.
@@ -90,26 +126,22 @@ def train(
         start=trainee.step,
         workers=config.workers,
     )
-    specs = dict(zip(config.labels, config.teachers, strict=True))
+    objective = objective_of(config, balances, spreads or {})
     skipped: set[str] = set()
-    every, names, fixed = config.every, None, None
+    every = config.every
     watch = Watch(title, total=config.steps, start=trainee.step, images=config.batch)
     with Interrupt() as interrupt, watch:
         for part in loader:
             batch = Batch(part["images"], part["keys"]).to(device)
             note_skipped(part["skipped"], skipped, run, watch)
             torch.manual_seed(plan.step_seed(trainee.step))
-            with autocast():
-                losses = distill_step(
-                    batch,
-                    trainee.student,
-                    teachers,
-                    balances,
-                    SPATIAL_LOSSES[config.losses.spatial],
-                )
-            if names is None:
-                names, fixed = list(losses), loss_weights(specs, losses)
-            update(trainee, torch.stack(list(losses.values())), fixed, config)
+            turn = take_turn(plan, trainee.step, config, teachers)
+            with damped(trainee.student, config.optim.damp):
+                with autocast():
+                    losses = objective(batch, trainee, teachers, turn)
+                total = trainee.weighting(torch.stack(list(losses.values())), turn.asked)
+                total.backward()
+            update(trainee, total, losses, config, turn)
 
             step, signum = trainee.step, interrupt.signal
             ends = step == config.steps
@@ -117,7 +149,7 @@ def train(
             if saves or step % every.log == 0:
                 check_finite(trainee, plan, source, run)
             if ends or step % every.log == 0:
-                write_log(trainee, names, config, run, watch)
+                write_log(trainee, config, run, watch)
             with watch.paused():
                 if step % every.evaluate == 0 and not ends:
                     evaluate(trainee.best, step)
@@ -127,23 +159,55 @@ def train(
                 raise Interrupted(signum, f"Stopped after step {step}, which is saved.")
 
 
-def update(trainee: Trainee, losses: Tensor, fixed: Tensor, config: Distill) -> None:
-    """Take one step of the optimizer down the weighted sum of `losses`."""
-    weights = fixed
-    if config.losses.weighting == "adaloss":
-        adaptive, trainee.loss_ema = adaloss(losses.detach(), trainee.loss_ema)
-        weights = fixed * adaptive
+def objective_of(
+    config: Distill, balances: Mapping[str, nn.Module], spreads: Mapping[str, float]
+) -> Callable[[Batch, Trainee, Mapping[str, Teacher], Turn], dict[str, Tensor]]:
+    """Give the function that holds a trainee against its teachers, as the config says."""
+    settings = config.losses
+    summaries = {}
+    if settings.summary == "angle":
+        found = {key.removesuffix("/summary"): value for key, value in spreads.items()}
+        summaries = {
+            label: partial(angle, dispersion=found[label])
+            for label in config.labels
+            if label in found
+        }
+    spaces = {**balances, MESA: nn.Identity()}
+
+    def objective(
+        batch: Batch, trainee: Trainee, teachers: Mapping[str, Teacher], turn: Turn
+    ) -> dict[str, Tensor]:
+        average = trainee.average if settings.mesa else None
+        return distill_step(
+            batch,
+            turn.student(trainee.student, mesa=bool(settings.mesa)),
+            turn.teachers(teachers, average),
+            spaces,
+            SPATIAL_LOSSES[settings.spatial],
+            summary_losses=summaries,
+            align=turn.align(),
+            each_image=settings.teacher_drop > 0,
+        )
+
+    return objective
+
+
+def update(
+    trainee: Trainee, total: Tensor, losses: Mapping[str, Tensor], config: Distill, turn: Turn
+) -> None:
+    """Take one step of the optimizer, with the gradients that are there."""
     for group in trainee.optimizer.param_groups:
         group["lr"] = learning_rate(trainee.step, config.steps, config.optim)
-    total = (weights * losses).sum()
-    total.backward()
     norm = clip_grad_norm_(trainee.student.parameters(), config.optim.clip or math.inf)
     trainee.optimizer.step()
     trainee.optimizer.zero_grad(set_to_none=True)
     trainee.step += 1
     if trainee.ema:
         trainee.ema.update(trainee.student, trainee.step)
-    trainee.unread.append(torch.stack([total, norm, *losses]).detach())
+    row = torch.stack([total, norm, *(loss.mean() for loss in losses.values())]).detach()
+    if turn.asked is not None:  # NaN in a log row: not asked, which is no loss of 0
+        row[2:] = torch.where(trainee.weighting.counts(turn.asked), row[2:], torch.nan)
+    trainee.unread.append(row)
 
 
 def check_finite(trainee: Trainee, plan: Plan, source: Source, run: Run) -> None:
@@ -168,14 +232,19 @@ def check_finite(trainee: Trainee, plan: Plan, source: Source, run: Run) -> None
     )
 
 
-def write_log(trainee: Trainee, names: list[str], config: Distill, run: Run, watch: Watch) -> None:
+def write_log(trainee: Trainee, config: Distill, run: Run, watch: Watch) -> None:
     """Write the means since the last log line; the one place where a step waits for the device."""
-    mean = torch.stack(trainee.unread).mean(dim=0).tolist()
+    rows = torch.stack(trainee.unread)
+    sampled = any(spec.rate < 1 for spec in config.teachers)
+    mean = (rows.nanmean(dim=0) if sampled else rows.mean(dim=0)).tolist()
     trainee.unread.clear()
-    values = dict(zip(["loss", "grad_norm", *names], mean, strict=True))
+    names = ("loss", "grad_norm", *trainee.weighting.names)
+    values = dict(zip(names, mean, strict=True))
+    if sampled:  # a teacher that was not asked since the last line has nothing to tell
+        values = {name: value for name, value in values.items() if not math.isnan(value)}
     rate = learning_rate(trainee.step - 1, config.steps, config.optim)
     run.log("train", trainee.step, dict(values, lr=rate))
-    told = {name: values[name] for name in ("loss", *names)}
+    told = {name: value for name, value in values.items() if name != "grad_norm"}
     run.log_speed(trainee.step, *watch.report(trainee.step, told))
 
 
@@ -192,5 +261,9 @@ def note_skipped(names: list[str], seen: set[str], run: Run, watch: Watch) -> No
 
 def view_of(config: Distill, teachers: Mapping[str, Teacher]) -> View:
     """Decode once, for whoever looks closest; the others resize that on the device."""
-    size = max([config.size, *(max(teacher.size) for teacher in teachers.values())])
-    return View(size=size, scale=config.augment.scale, flip=config.augment.flip)
+    looks = [size for teacher in teachers.values() for size in sizes_of(teacher)]
+    sizes = [config.size, *config.sizes, *(max(size) for size in looks)]
+    if config.losses.shift:  # the canvas is larger than what each sees of it
+        least = min(grid[0] for grid in grids_of(config).values())
+        sizes = [size + math.ceil(size * Fraction(config.losses.shift, least)) for size in sizes]
+    return View(size=max(sizes), scale=config.augment.scale, flip=config.augment.flip)

@@ -4,15 +4,53 @@ Spatial maps are channels last. All of them compute in float32 at least, and ave
 everything, so a loss does not grow with the batch, the grid or the width.
 """
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, Float64
 from torch import Tensor
 
 
 def summary_loss(ours: Float[Tensor, "B C"], theirs: Float[Tensor, "B C"]) -> Float[Tensor, ""]:
     """Average the cosine distance of the summaries (AM-RADIO, 2312.06709, section 3.4)."""
     return cosine(ours, theirs)
+
+
+def angle(
+    ours: Float[Tensor, "B C"], theirs: Float[Tensor, "B C"], *, dispersion: float = 1.0
+) -> Float[Tensor, ""]:
+    """Average the squared angle of the summaries over the teacher's dispersion (C-RADIOv4, 2.5).
+
+        L = Θ(x, y)² / Disp,    Disp = E[Θ(y, μ)²],    μ = E[y] / ‖E[y]‖
+
+    A student that answers μ to every image has the loss 1 with any teacher, so none of them
+    dominates because its vectors are spread more widely.
+
+    Args:
+        dispersion: Of the teacher, in radians squared (`dispersion` measures it).
+    """
+    return _angles(*_widened(ours, theirs)).square().mean() / dispersion
+
+
+@torch.no_grad()
+def dispersion(y: Float[Tensor, "n C"]) -> Float64[Tensor, ""]:
+    """Give the mean squared angle between vectors and their mean direction (C-RADIOv4, 2.5).
+
+    In float64, and about the mean of all of them: a running mean would bias what came early.
+    """
+    y = y.double()
+    return _angles(y, y.mean(0).expand_as(y)).square().mean()
+
+
+def _angles(ours: Float[Tensor, "B C"], theirs: Float[Tensor, "B C"]) -> Float[Tensor, " B"]:
+    """Give Θ = 2 atan2(‖a − b‖, ‖a + b‖) of unit vectors (Kahan).
+
+    Not arccos(cos Θ): near equal vectors its slope is infinite and half of the digits are gone, and
+    a clamp of the cosine would make the last 0.1° free. This has a finite gradient everywhere.
+    """
+    a, b = (F.normalize(x, dim=-1) for x in (ours, theirs))
+    return 2 * torch.atan2(torch.linalg.vector_norm(a - b, dim=-1), (a + b).norm(dim=-1))
 
 
 def cosine(ours: Float[Tensor, "*B C"], theirs: Float[Tensor, "*B C"]) -> Float[Tensor, ""]:
@@ -39,6 +77,16 @@ def smooth_l1(
 def hybrid(ours: Float[Tensor, "*B C"], theirs: Float[Tensor, "*B C"]) -> Float[Tensor, ""]:
     """Add 0.9 cosine distance and 0.1 smooth L1 (AM-RADIO, 2312.06709, section 3.4)."""
     return 0.9 * cosine(ours, theirs) + 0.1 * smooth_l1(ours, theirs)
+
+
+def by_image(
+    loss: Callable[[Tensor, Tensor], Tensor],
+) -> Callable[[Tensor, Tensor], Tensor]:
+    """Turn a loss that averages over a batch into one that gives each image's own, [B].
+
+    Their mean is what `loss` gives, since every image has as many positions.
+    """
+    return torch.vmap(lambda ours, theirs: loss(ours[None], theirs[None]))
 
 
 SPATIAL_LOSSES = {"mse": mse, "smooth_l1": smooth_l1, "cosine": cosine, "hybrid": hybrid}

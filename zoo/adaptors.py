@@ -111,7 +111,11 @@ class AttnHead(nn.Module):
     def __init__(self, in_dim: int, sizes: Head):
         super().__init__()
         if in_dim % ATTN_HEADS:
-            raise ValueError(f"An attention head splits {in_dim} channels into {ATTN_HEADS} heads.")
+            raise ValueError(
+                f"An attention head splits its channels among {ATTN_HEADS} heads, and {in_dim} do "
+                "not split; take a head of kind v2, or a width that is a multiple of "
+                f"{ATTN_HEADS}."
+            )
         self.attn = nn.Sequential(
             *(
                 Block(in_dim, ATTN_HEADS, qkv_bias=True, init_values=ATTN_LAYER_SCALE)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 USAGE = """zoo: vision backbones, and the distillation of many frozen teachers into one student.
 
-  zoo list [PATTERN]        the models of zoo's own families
+  zoo list [PATTERN]        the models of zoo's own families; `zoo list recipes`: the recipes
   zoo convert SRC NAME OUT  an official checkpoint as safetensors and timm's config
   zoo distill [RECIPE] ...  train a student from teachers, to an export and a report
   zoo eval TARGET ...       fidelity, kNN and linear probe of a run, an export or a model
@@ -29,6 +29,7 @@ Examples:
       timm:vit_base_patch16_siglip_224 --student eradio_xxxtiny --size 224 --batch 32 \\
       --steps 1000 --out runs/mine
   zoo distill quickstart --optim.lr 3e-4 --dry-run
+  zoo distill am_radio --tiny                   a paper's recipe, small enough for a laptop
   zoo distill --resume runs/mine
 
 Each command explains itself: zoo distill --help"""
@@ -78,13 +79,13 @@ def _parse(kind: Any, args: list[str], command: str, about: str, **kwargs: Any) 
 @dataclass(frozen=True, kw_only=True)
 class ListArgs:
     pattern: tyro.conf.Positional[str] = ""
-    """A shell pattern, e.g. "eradio*"."""
+    """A shell pattern, e.g. "eradio*"; or `recipes`, for what `zoo distill` can run."""
 
 
 def list_models(args: list[str]) -> None:
     """Show the models of zoo's own families: parameters, input size, weights and licence.
 
-    Example: zoo list "eradio*"
+    Examples: zoo list "eradio*"      zoo list recipes
     """
     import timm
     import torch
@@ -94,6 +95,8 @@ def list_models(args: list[str]) -> None:
     import zoo
 
     asked = _parse(ListArgs, args, "list", list_models.__doc__ or "")
+    if asked.pattern == "recipes":
+        return list_recipes()
     names = zoo.list_models(asked.pattern)
     if not names:
         raise ValueError(f"No model matches {asked.pattern!r}; `zoo list` shows all.")
@@ -113,6 +116,25 @@ def list_models(args: list[str]) -> None:
             "\n".join(w.tag for w in weights) or "-",
             "\n".join(w.license or "-" for w in weights) or "-",
         )
+    Console().print(table)
+    return None
+
+
+def list_recipes() -> None:
+    """Show the recipes: what each makes, from what, at which size."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from zoo.train.recipes import RECIPES, summary_of
+
+    table = Table("recipe", "what it does", show_lines=True)
+    for column in ("teachers", "student"):
+        table.add_column(column, overflow="fold")  # names are for copying
+    for name, recipe in RECIPES.items():
+        run = recipe()
+        sides = ", ".join(str(side) for side in run.sizes or (run.size,))
+        teachers = "\n".join(spec.told() for spec in run.teachers) or "yours"
+        table.add_row(name, summary_of(recipe), teachers, f"{run.student}\n{sides} px")
     Console().print(table)
 
 
@@ -148,8 +170,10 @@ def distill(args: list[str]) -> None:
     zoo distill --data PHOTOS --teachers timm:vit_small_patch14_dinov2.lvd142m
     timm:resnet50.a1_in1k,summary=0 --student eradio_xxxtiny --size 224 --out runs/mine
 
-    A teacher is kind:name[/weights][@resolution][,summary=W][,spatial=W]; kinds are timm, zoo,
-    torch (package.function) and pretext (classifier, autoencoder, gradients: trained on your data).
+    A teacher is kind:name[/weights][@resolution]; after commas stands how it counts: summary=W and
+    spatial=W weigh its losses, rate=R asks it in that share of the steps, follow=1 lets it look at
+    the student's size. Kinds are timm, open_clip, hf, zoo, torch (package.function), rule and
+    pretext (classifier, autoencoder, gradients: trained on your data).
     """
     from zoo.train.recipes import RECIPES
 
@@ -176,6 +200,7 @@ def _distill_args(
     """Read the recipe's name and the overrides of its fields."""
     from zoo.train.config import Distill, TeacherSpec
     from zoo.train.run import Run
+    from zoo.train.tiny import tiny
 
     registry = tyro.constructors.ConstructorRegistry()
 
@@ -198,6 +223,9 @@ def _distill_args(
         """Go on with the run in this folder; its own settings are the defaults."""
         dry_run: bool = False
         """Print the plan (models, shapes, bytes, speed) and exit."""
+        tiny: bool = False
+        """Shrink the recipe to a laptop: small random teachers of the same kinds, embedded
+        images, twenty steps. Other options still count."""
 
     name = None
     if args and not args[0].startswith("-"):
@@ -212,9 +240,18 @@ def _distill_args(
     else:
         own = any(arg.split("=")[0] in ("--data", "--teachers") for arg in args)
         start = recipes[name or ("custom" if own else "quickstart")]()
+        start = tiny(start) if "--tiny" in args else start
+    about = f"{distill.__doc__}\n{_recipe_lines(recipes)}"
     with registry:
-        asked = _parse(Args, args, "distill", distill.__doc__ or "", default=Args(run=start))
+        asked = _parse(Args, args, "distill", about, default=Args(run=start))
     return asked.run, asked.resume is not None, asked.dry_run
+
+
+def _recipe_lines(recipes: dict[str, Callable[[], "Distill"]]) -> str:
+    from zoo.train.recipes import summary_of
+
+    lines = (f"  {name}: {summary_of(recipe)}" for name, recipe in recipes.items())
+    return "\n".join(["Recipes (zoo distill RECIPE; --tiny shrinks each to a laptop):", *lines])
 
 
 @dataclass(frozen=True, kw_only=True)

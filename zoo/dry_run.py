@@ -12,7 +12,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from zoo.features import Batch
-from zoo.pipeline import check_names, device_of, widths
+from zoo.pipeline import backbone_options, check_names, device_of, widths
 from zoo.students.student import Student, build_student
 from zoo.teachers.teacher import Teacher, open_teacher
 from zoo.train.config import Distill
@@ -51,6 +51,7 @@ def plan(config: Distill) -> tuple[list[Cost], Cost, Student]:
         widths(config, teachers),
         size=config.size,
         **dataclasses.asdict(config.heads),
+        **backbone_options(config) | dict(spectral_norms=False),  # which cost no FLOP to speak of
         device="meta",
     ).eval()
     costs = [_teacher_cost(label, teacher) for label, teacher in teachers.items()]

@@ -6,6 +6,7 @@ The legend of shapes, one meaning for each letter in the whole project:
     E experts  G groups    S SSM state        n rows of a feature matrix
 """
 
+import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -71,6 +72,35 @@ def read_features(model: Any, x: Float[Tensor, "B 3 H W"]) -> Features:
     return Features(summary, maps[-1].permute(0, 2, 3, 1))
 
 
+def gives_class_tokens(model: Any) -> bool:
+    """Tell whether a model pools by its class token, and hands it out beside its maps."""
+    pools = getattr(model, "global_pool", None) == "token"
+    takes = inspect.signature(model.forward_intermediates).parameters
+    return pools and "return_prefix_tokens" in takes and bool(model.num_prefix_tokens)
+
+
+def read_ladder(
+    model: Any, x: Float[Tensor, "B 3 H W"], *, class_tokens: bool
+) -> tuple[Features, list[Features]]:
+    """Read a model's features, and those after each earlier block (or stage).
+
+    A rung's summary is its class token, else the mean of its map. Each map is brought to the grid
+    of the last one, so that of a pyramid can be added up.
+
+    Args:
+        class_tokens: What `gives_class_tokens` says of the model.
+    """
+    how = dict(return_prefix_tokens=True) if class_tokens else {}
+    final, taken = model.forward_intermediates(x, norm=True, output_fmt="NCHW", **how)
+    maps = [(tap[0] if class_tokens else tap).permute(0, 2, 3, 1) for tap in taken]
+    grid = (maps[-1].shape[1], maps[-1].shape[2])
+    rungs = []
+    for tap, seen in zip(taken[:-1], maps[:-1], strict=True):
+        summary = tap[1][:, 0] if class_tokens else seen.mean(dim=(1, 2))
+        rungs.append(Features(summary, at_grid(seen, grid)))
+    return Features(model.forward_head(final, pre_logits=True), maps[-1]), rungs
+
+
 def match_grid(
     ours: Float[Tensor, "B H W C"], theirs: Float[Tensor, "B h w C"]
 ) -> tuple[Float[Tensor, "B y x C"], Float[Tensor, "B y x C"]]:
@@ -82,11 +112,11 @@ def match_grid(
     back as it is, another one in float32 at least.
     """
     grid = (min(ours.shape[1], theirs.shape[1]), min(ours.shape[2], theirs.shape[2]))
-    return _shrink(ours, grid), _shrink(theirs, grid)
+    return at_grid(ours, grid), at_grid(theirs, grid)
 
 
-def _shrink(x: Float[Tensor, "B H W C"], grid: tuple[int, int]) -> Float[Tensor, "B y x C"]:
-    """Resize as two matrix products.
+def at_grid(x: Float[Tensor, "B H W C"], grid: tuple[int, int]) -> Float[Tensor, "B y x C"]:
+    """Resize a map to `grid` (rows, columns), bilinear with antialiasing: two matrix products.
 
     The backward pass of `F.interpolate` with antialiasing adds atomically on CUDA: two runs
     differ, and `torch.use_deterministic_algorithms` refuses it. It only makes the weights here.

@@ -16,7 +16,6 @@ from typing import Any
 import timm
 import torch
 from safetensors.torch import load_file, save_file
-from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
 import zoo
@@ -28,19 +27,34 @@ from zoo.eval.linear import linear_probe
 from zoo.eval.maps import collect_maps, save_maps
 from zoo.features import Batch, Features
 from zoo.students.export import export_student
-from zoo.students.student import Student, build_student
-from zoo.teachers.teacher import Teacher, TeacherName, fingerprint, open_teacher, unknown_name
+from zoo.students.student import Student, build_student, read_options
+from zoo.teachers.teacher import (
+    FOLDER,
+    Teacher,
+    TeacherName,
+    check_losses,
+    fingerprint,
+    open_teacher,
+    unknown_name,
+)
 from zoo.train.calibrate import calibrate
 from zoo.train.config import Distill
 from zoo.train.data import Source, Subset, eval_batches, open_splits
+from zoo.train.follow import follow
 from zoo.train.loop import Trainee, train, view_of
-from zoo.train.optim import build_optimizer
 from zoo.train.phi_s import Balance, fit, fold_inverse
 from zoo.train.plan import Plan
 from zoo.train.run import Run, commit
+from zoo.train.turn import check_turns, grids_of
 
 Balances = Mapping[str, Balance]
 """The transform of each teacher's map, by label; teachers without a map have none."""
+
+Spreads = Mapping[str, float]
+"""What a constant guess would lose, by the name of the loss: `label/summary`, `label/spatial`."""
+
+LEAST_SPREAD = 1e-10
+"""Radians squared, or variance on the scale of the balance."""
 
 MAPS = 6
 """Images whose feature maps are kept for the report."""
@@ -84,9 +98,17 @@ def check_names(config: Distill) -> None:
         raise unknown_name(config.student, timm.list_models(), "registered model")
     for spec in config.teachers:
         name = TeacherName.parse(spec.name)
-        if name.kind in ("timm", "zoo") and not timm.is_model(name.name.partition(".")[0]):
+        if name.kind not in ("timm", "zoo") or name.name.startswith(FOLDER):
+            continue
+        if not timm.is_model(name.name.partition(".")[0]):
             known = zoo.list_models() if name.kind == "zoo" else timm.list_models()
             raise unknown_name(name.name, known, f"{name.kind} model")
+    if config.sizes or config.losses.shift:
+        grids_of(config)  # refuses what the student cannot take
+    if config.spectral or config.student_options:  # built without memory: will it do?
+        build_student(
+            config.student, {}, size=config.size, **backbone_options(config), device="meta"
+        )
 
 
 def open_data(config: Distill) -> tuple[Source, Source, tuple[Source, Source] | None]:
@@ -121,7 +143,11 @@ def open_teachers(config: Distill, train: Source, device: torch.device) -> dict[
             text = (
                 f"{spec.name}/{pretext_weights(name.name, train, seed=config.seed, device=device)}"
             )
-        teachers[label] = open_teacher(text, device=device)
+        opened = partial(open_teacher, device=device)
+        if spec.follow:
+            teachers[label] = follow(text, opened, grids_of(config), config.size)
+        else:
+            teachers[label] = opened(text)
     return teachers
 
 
@@ -129,15 +155,19 @@ def widths(config: Distill, teachers: Mapping[str, Teacher]) -> dict[str, tuple]
     """Give the summary and spatial width that each head must have; `None` for no head."""
     found = {}
     for (label, teacher), spec in zip(teachers.items(), config.teachers, strict=True):
+        check_losses(spec.name, teacher, summary=float(spec.summary), spatial=float(spec.spatial))
         summary = teacher.summary_dim if spec.summary else None
-        spatial = teacher.spatial_dim if spec.spatial else None
-        if summary is None and spatial is None:
-            raise ValueError(
-                f"The teacher {spec.name} gives nothing that its loss weights (summary "
-                f"{spec.summary}, spatial {spec.spatial}) ask for."
-            )
-        found[label] = (summary, spatial)
+        found[label] = (summary, teacher.spatial_dim if spec.spatial else None)
     return found
+
+
+def backbone_options(config: Distill) -> dict[str, Any]:
+    """Give what `build_student` needs to know of the backbone beside its name and size."""
+    return dict(
+        options=read_options(config.student_options),
+        dynamic=bool(config.sizes),
+        spectral_norms=config.spectral,
+    )
 
 
 def new_student(setting: Setting) -> Student:
@@ -151,6 +181,7 @@ def new_student(setting: Setting) -> Student:
         **dataclasses.asdict(config.heads),
         pretrained=config.pretrained,
         drop_path_rate=config.optim.drop_path,
+        **backbone_options(config),
     ).to(setting.device)
 
 
@@ -160,6 +191,8 @@ def prepare(config: Distill) -> Setting:
     device = device_of(config)
     train, val, labelled = open_data(config)
     teachers = open_teachers(config, train, device)
+    widths(config, teachers)  # refuses a loss that a teacher has nothing for
+    check_turns(config, teachers)
     return Setting(config, device, train, val, labelled, teachers)
 
 
@@ -180,7 +213,7 @@ def distill(config: Distill, *, resume: bool = False) -> Run:
         setting = prepare(config)
         run = Run.create(config)
     check_same_teachers(run, setting)
-    balances = fit_balances(run, setting)
+    balances, spreads = fit_balances(run, setting)
     untrained = new_student(setting)
     describe(run, setting, untrained)
 
@@ -193,7 +226,7 @@ def distill(config: Distill, *, resume: bool = False) -> Run:
             else replace(setting, config=replace(config, normalise=kind, compare=()))
         )
         folder, name = (run, "student") if main else (run.arm(kind), kind)
-        arms[name] = train_arm(folder, arm, balances[kind], title=f"distil {kind}")
+        arms[name] = train_arm(folder, arm, balances[kind], spreads[kind], title=f"distil {kind}")
 
     run.keep(lambda row: row.get("kind") == "train" or row["step"] < config.steps)
     for name, student in arms.items():
@@ -222,24 +255,48 @@ def check_same_teachers(run: Run, setting: Setting) -> None:
     run.write_json("teachers.json", now)
 
 
-def fit_balances(run: Run, setting: Setting) -> dict[str, Balances]:
-    """Give kind -> label -> balance: from the run's folder, or by the calibration pass."""
+def fit_balances(run: Run, setting: Setting) -> tuple[dict[str, Balances], dict[str, Spreads]]:
+    """Give kind -> label -> balance, and kind -> loss -> spread.
+
+    From the run's folder, or by the calibration pass.
+    """
     config = setting.config
     kinds = (config.normalise, *config.compare)
     path = run.path / "balances.safetensors"
     if not path.is_file():
         context = dict(device=setting.device, autocast=setting.autocast)
-        moments = calibrate(setting.teachers, setting.train, config, **context)
-        fitted = {kind: {n: fit(kind, m) for n, m in moments.items()} for kind in kinds}
-        tensors = {
-            f"{kind}/{name}/{key}": value.cpu().contiguous()
-            for kind, balances in fitted.items()
-            for name, balance in balances.items()
-            for key, value in balance.state_dict().items()
-        }
+        found = calibrate(setting.teachers, setting.train, config, **context)
+        tensors = {}
+        for kind in kinds:
+            fitted = {name: fit(kind, moments) for name, moments in found.moments.items()}
+            for name, balance in fitted.items():
+                tensors |= {f"{kind}/{name}/{k}": v for k, v in balance.state_dict().items()}
+            spreads = found.spreads(fitted)
+            tensors |= {f"spread/{kind}/{name}": value for name, value in spreads.items()}
+        # clones: the kinds share what they say of the summaries, and the format refuses that
+        tensors = {key: value.cpu().clone().contiguous() for key, value in tensors.items()}
         save_whole(tensors, path, save_file)
     tensors = load_file(path)
-    return {kind: _read_balances(tensors, kind, setting) for kind in kinds}
+    return (
+        {kind: _read_balances(tensors, kind, setting) for kind in kinds},
+        {kind: _read_spreads(tensors, kind, setting) for kind in kinds},
+    )
+
+
+def _read_spreads(tensors: Mapping[str, Tensor], kind: str, setting: Setting) -> Spreads:
+    """Give the spreads of one kind; refuse those that a loss would divide by and that are none."""
+    prefix = f"spread/{kind}/"
+    found = {k.removeprefix(prefix): v.item() for k, v in tensors.items() if k.startswith(prefix)}
+    losses = setting.config.losses
+    wanted = losses.weighting == "dispersion" or losses.summary == "angle"
+    for name, value in found.items():
+        if wanted and value < LEAST_SPREAD:
+            raise ValueError(
+                f"{name} is all but the same for every image of the calibration (spread "
+                f"{value:.1g}), so there is nothing to divide by. Check that teacher's weights, "
+                "or leave that loss out."
+            )
+    return found
 
 
 def _read_balances(tensors: Mapping[str, Tensor], kind: str, setting: Setting) -> Balances:
@@ -254,18 +311,22 @@ def _read_balances(tensors: Mapping[str, Tensor], kind: str, setting: Setting) -
     return balances
 
 
-def train_arm(run: Run, setting: Setting, balances: Balances, *, title: str) -> Student:
+def train_arm(
+    run: Run, setting: Setting, balances: Balances, spreads: Spreads, *, title: str
+) -> Student:
     """Train one student, from its newest checkpoint if it has one, and give the best form of it."""
     config = setting.config
     student = new_student(setting)
-    ema = ModelEmaV3(student, decay=config.optim.ema) if config.optim.ema else None
-    trainee = Trainee(student, build_optimizer(student, config.optim), ema)
+    trainee = Trainee.of(student, config, spreads)
     state = run.load()
     if state:
         trainee.load(state)
     run.keep(lambda row: row["step"] <= trainee.step)
     if config.compile:
-        student.answer = torch.compile(student.answer)
+        # static shapes for each size: one graph a size, not one that suits them all
+        limit = torch._dynamo.config.recompile_limit
+        torch._dynamo.config.recompile_limit = max(limit, 2 * len(config.sizes))
+        student.answer = torch.compile(student.answer, dynamic=False if config.sizes else None)
     if trainee.step < config.steps:
         train(
             trainee,
@@ -276,6 +337,7 @@ def train_arm(run: Run, setting: Setting, balances: Balances, *, title: str) -> 
             run,
             autocast=setting.autocast,
             evaluate=lambda s, step: log_evaluation(run, setting, s, balances, "student", step),
+            spreads=spreads,
             title=title,
         )
     return trainee.best
@@ -333,7 +395,7 @@ def probe(look: Callable[[Batch], Features], setting: Setting) -> Iterator[tuple
 
 def finish(run: Run, setting: Setting, student: Student) -> None:
     """Write the export, and the feature maps that the report shows."""
-    student.eval()
+    student = student.eval().without_spectral()
     count = min(MAPS, len(setting.val))
     chosen = Plan(len(setting.val), count, setting.config.seed).indices(0)
     few = Subset(setting.val, tuple(sorted(chosen.tolist())))

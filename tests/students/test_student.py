@@ -1,16 +1,21 @@
+import copy
 import json
 import subprocess
 import sys
+from functools import partial
 
 import pytest
 import timm
 import torch
+import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import nn
 
-from zoo.features import Batch
+from zoo.features import Batch, read_features, read_ladder
 from zoo.students.export import export_student, load_export
-from zoo.students.student import build_student
+from zoo.students.heads import Ladder, TeacherHead
+from zoo.students.student import build_student, read_options, student_grids
+from zoo.train.phi_s import Moments, fit, fold_inverse
 
 WIDTHS = {"a": (24, 16), "b": (None, 8), "c": (12, None)}
 
@@ -20,14 +25,25 @@ def tiny(name="test_vit", size=160, **kwargs):
     return build_student(name, WIDTHS, size=size, **kwargs)
 
 
-@pytest.mark.parametrize("kind", ["v1", "v2"])
 @pytest.mark.parametrize(
-    ("name", "size"), [("test_vit", 96), ("resnet10t", 64), ("eradio_nano", 64)]
+    ("name", "size", "kind", "upsample"),
+    [
+        ("test_vit", 96, "v1", 1),
+        ("test_vit", 96, "v2", 2),
+        ("test_vit", 96, "attn", 1),
+        ("test_vit", 96, "ladder", 2),
+        ("resnet10t", 64, "v1", 1),
+        ("resnet10t", 64, "ladder", 1),
+        ("eradio_nano", 64, "v2", 1),
+        ("eradio_nano", 64, "attn", 2),
+    ],
 )
-def test_every_head_answers_for_what_its_teacher_has_and_learns(name, size, kind):
-    student = tiny(name, size, kind=kind, hidden=20)
-    ours = student(Batch(torch.rand(2, 3, 40, 48)))
-    grid = ours["a"].spatial.shape[1:3]
+def test_every_head_answers_for_what_its_teacher_has_and_learns(name, size, kind, upsample):
+    student = tiny(name, size, kind=kind, hidden=20, upsample=upsample)
+    batch = Batch(torch.rand(2, 3, 40, 48))
+    ours = student(batch)
+    rows, cols = student.look(batch).spatial.shape[1:3]
+    grid = (upsample * rows, upsample * cols)
     assert ours["a"].summary.shape == (2, 24) and ours["a"].spatial.shape == (2, *grid, 16)
     assert ours["b"].summary is None and ours["b"].spatial.shape == (2, *grid, 8)
     assert ours["c"].spatial is None and ours["c"].summary.shape == (2, 12)
@@ -39,7 +55,8 @@ def test_folding_changes_the_copy_and_not_the_student():
     student = tiny().eval()
     batch = Batch(torch.rand(2, 3, 160, 160))
 
-    def double(last: nn.Linear) -> nn.Linear:
+    def double(last: nn.Linear, blocks: int) -> nn.Linear:
+        assert blocks == 1
         changed = nn.Linear(last.in_features, last.out_features)
         changed.load_state_dict({k: 2 * v for k, v in last.state_dict().items()})
         return changed
@@ -94,8 +111,78 @@ def test_an_export_is_an_ordinary_timm_checkpoint(tmp_path, name, size, kwargs):
     assert done.stdout.strip() == "same", done.stderr
 
 
-def test_an_exported_student_comes_back_with_its_heads(tmp_path):
-    student = tiny().eval()
+@pytest.mark.parametrize("kind", ["v1", "v2", "attn", "ladder"])
+@pytest.mark.parametrize("upsample", [1, 2])
+def test_folding_makes_the_heads_answer_in_the_teachers_own_space(kind, upsample):
+    """Folding equals un-normalising the outputs, also where a cell makes u² vectors."""
+    student = tiny(kind=kind, hidden=16, upsample=upsample).eval()
+    moments = Moments(16)
+    moments.update(torch.randn(400, 16) * torch.logspace(-2, 1, 16) + torch.arange(16.0))
+    balance = fit("phi_s", moments)
+    batch = Batch(torch.rand(2, 3, 160, 160))
+    with torch.no_grad():
+        before = student(batch)["a"].spatial
+        folded = student.with_folded_heads({"a": partial(fold_inverse, balance=balance)})
+        after = folded(batch)["a"].spatial
+    torch.testing.assert_close(after, balance.inverse(before), atol=1e-5, rtol=1e-4)
+
+
+def test_a_ladder_is_the_sum_of_one_small_mlp_for_each_block():
+    ladder = Ladder([6, 6], 6, hidden=12, out_dim=5)
+    below, x = [torch.randn(4, 6), torch.randn(4, 6)], torch.randn(4, 6)
+    outer = ladder.last.weight.split([3, 3, 12], dim=1)
+    parts = [
+        F.gelu(layer(seen)) @ weight.T
+        for layer, seen, weight in zip([*ladder.rungs, ladder.top], [*below, x], outer, strict=True)
+    ]
+    torch.testing.assert_close(ladder(x, below), sum(parts) + ladder.last.bias)
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "below"),
+    [("test_vit", 96, 5), ("test_vit_relpos", 160, 8), ("eradio_nano", 64, 4)],
+)
+def test_a_ladder_stands_on_every_block_of_the_backbone(name, size, below):
+    """A ViT's blocks but the last, by class token or mean; E-RADIO's stages below its neck."""
+    student = tiny(name, size, kind="ladder", hidden=20).eval()
+    batch = Batch(torch.rand(1, 3, size, size))
+    before = student(batch)["a"]
+    rungs = student.heads["a"].spatial.rungs
+    assert len(rungs) == below
+    for number in range(len(rungs)):
+        cut = copy.deepcopy(student)
+        for part in (cut.heads["a"].summary, cut.heads["a"].spatial):
+            torch.nn.init.zeros_(part.rungs[number].weight)
+        after = cut(batch)["a"]
+        assert not torch.equal(before.summary, after.summary)  # each rung is heard
+        assert not torch.equal(before.spatial, after.spatial)
+
+
+def test_a_ladders_top_reads_what_the_other_heads_read():
+    student = tiny(kind="ladder").eval()
+    x = torch.rand(2, 3, 160, 160)
+    with torch.no_grad():
+        seen, below = read_ladder(student.backbone, x, class_tokens=True)
+        final = read_features(student.backbone, x)
+        last = student.backbone.forward_intermediates(
+            x, indices=[0], norm=True, return_prefix_tokens=True, intermediates_only=True
+        )
+    torch.testing.assert_close(seen, final)
+    torch.testing.assert_close(below[0].summary, last[0][1][:, 0])
+    torch.testing.assert_close(below[0].spatial, last[0][0].permute(0, 2, 3, 1))
+
+
+def test_an_attention_head_that_cannot_split_the_width_names_the_other_kind():
+    with pytest.raises(ValueError, match=r"16 heads, and 24 do not split.*--heads\.kind v2"):
+        TeacherHead((24, 24), (8, 8), kind="attn", hidden=20)
+    TeacherHead((24, 24), (8, None), kind="attn", hidden=20)  # one token attends to nothing
+
+
+@pytest.mark.parametrize(
+    ("kind", "upsample"), [("v1", 1), ("v2", 1), ("v2", 2), ("attn", 2), ("ladder", 2)]
+)
+def test_an_exported_student_comes_back_with_its_heads(kind, upsample, tmp_path):
+    student = tiny(kind=kind, upsample=upsample).eval()
     batch = Batch(torch.rand(2, 3, 160, 160))
     numbers = export_student(student, tmp_path / "export", batch)
     back = load_export(tmp_path / "export")
@@ -113,3 +200,98 @@ def test_an_exported_student_comes_back_with_its_heads(tmp_path):
 def test_a_folder_without_an_export_says_so(tmp_path):
     with pytest.raises(ValueError, match=r"heads\.json is missing"):
         load_export(tmp_path)
+
+
+@pytest.mark.parametrize(("pretrained", "stated"), [(False, None), (True, "apache-2.0")])
+def test_an_export_states_a_licence_only_if_it_started_from_published_weights(
+    pretrained, stated, tmp_path
+):
+    published = timm.create_model("test_vit", num_classes=0)
+    timm.models.save_for_hf(published, tmp_path / "published", safe_serialization=True)
+    name = f"local-dir:{tmp_path / 'published'}"
+    student = build_student(name, WIDTHS, size=160, pretrained=pretrained)
+    export_student(student, tmp_path / "export", Batch(torch.rand(1, 3, 160, 160)))
+    config = json.loads((tmp_path / "export" / "config.json").read_text())
+    assert config["pretrained_cfg"].get("license") == stated
+    built = timm.create_model(f"local-dir:{tmp_path / 'export'}", pretrained=True)
+    assert built.pretrained_cfg.get("license") == stated
+
+
+def test_an_exported_radio_has_what_it_was_built_with(tmp_path):
+    """A release's name in the configuration would add that release's layer scale."""
+    how = dict(options=dict(embed_dim=32, depth=2, num_heads=2))
+    student = build_student("radio_vit_base_patch16", WIDTHS, size=64, **how).eval()
+    batch = Batch(torch.rand(1, 3, 64, 64))
+    export_student(student, tmp_path / "export", batch)
+    alone = timm.create_model(f"local-dir:{tmp_path / 'export'}", pretrained=True).eval()
+    check = load_file(tmp_path / "export" / "check.safetensors")
+    with torch.no_grad():
+        seen = read_features(alone, check["images"])
+    torch.testing.assert_close(seen.summary, check["summary"])
+    torch.testing.assert_close(seen.spatial, check["spatial"])
+    config = timm.data.resolve_model_data_config(alone)
+    for key in ("mean", "std"):
+        assert list(config[key]) == getattr(student, key).flatten().tolist()
+
+
+def test_options_are_read_as_python_writes_them():
+    texts = ("crop_positions=False", 'vitdet={"window": 8}', "drop_rate=0.5", "act_layer=gelu")
+    assert read_options(texts) == dict(
+        crop_positions=False, vitdet={"window": 8}, drop_rate=0.5, act_layer="gelu"
+    )
+    for wrong, match in (("depth", "key=value"), ("img_size=64", "decided by the run")):
+        with pytest.raises(ValueError, match=match):
+            read_options((wrong,))
+
+
+def test_an_option_reaches_the_backbone_and_the_export(tmp_path):
+    options = dict(init_values=0.25, reg_tokens=2)
+    student = tiny(options=options).eval()
+    assert student.backbone.blocks[0].ls1.gamma.unique().item() == 0.25
+    assert student.backbone.num_prefix_tokens == 3
+    export_student(student, tmp_path / "export", Batch(torch.rand(1, 3, 160, 160)))
+    assert load_export(tmp_path / "export").backbone.num_prefix_tokens == 3
+    config = json.loads((tmp_path / "export" / "config.json").read_text())
+    assert options.items() <= config["model_args"].items()
+    with pytest.raises(ValueError, match="test_vit refuses its options"):
+        tiny(options=dict(windows=3))
+
+
+@pytest.mark.parametrize("name", ["test_vit", "eradio_nano", "resnet10t"])
+def test_a_student_for_several_sizes_answers_on_the_grid_that_was_promised(name):
+    grids = student_grids(name, 160, (160, 96, 224))
+    student = tiny(name, dynamic=True)
+    for size, grid in grids.items():
+        ours = student(Batch(torch.rand(1, 3, 50, 50)), size=(size, size))
+        assert ours["a"].spatial.shape == (1, *grid, 16)
+
+
+def test_a_student_of_one_size_refuses_others_by_name():
+    with pytest.raises(ValueError, match="test_vit, built for 160 px, cannot look at 100 px"):
+        student_grids("test_vit", 160, (160, 100))
+
+
+def test_spectral_norms_leave_a_vit_as_it_is_and_fold_away():
+    plain, spectral = tiny().eval(), tiny(spectral_norms=True).eval()
+    weights = {k: v for k, v in plain.state_dict().items() if k.startswith("backbone")}
+    back = spectral.without_spectral()
+    assert set(weights) <= set(back.state_dict())
+    seen = Batch(torch.rand(2, 3, 160, 160))
+    for mine, theirs in zip(spectral.look(seen), back.look(seen), strict=True):
+        torch.testing.assert_close(mine, theirs)
+    again = copy.deepcopy(spectral).look(seen)  # a class that copies share is still whole
+    torch.testing.assert_close(again.summary, spectral.look(seen).summary)
+    assert spectral.backbone.blocks[0].attn.qkv.parametrizations
+    assert plain.without_spectral() is plain
+    with pytest.raises(ValueError, match="eradio_nano has no attention blocks of a ViT"):
+        tiny("eradio_nano", spectral_norms=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("option", ['vitdet={"window":2,"num_global":1}', "crop_positions=True"])
+def test_windows_and_cropped_positions_are_options_of_a_radio_student(option):
+    options = read_options((option, "depth=2", "embed_dim=32", "num_heads=2"))
+    student = tiny("radio_vit_base_patch16", 64, options=options, dynamic=True)
+    for size in (64, 96):
+        ours = student(Batch(torch.rand(2, 3, 96, 96)), size=(size, size))
+        assert ours["b"].spatial.shape == (2, size // 16, size // 16, 8)

@@ -3,16 +3,16 @@
 import json
 import logging
 
-import open_clip
 import pytest
 import torch
-from open_clip.transform import PreprocessCfg, image_transform_v2
 from PIL import Image
 from torch import Tensor
 
 from zoo.features import Batch
 from zoo.teachers import Teacher, open_teacher
 from zoo.teachers.teacher import fingerprint
+
+open_clip = pytest.importorskip("open_clip", reason="open_clip is in the extra [teachers]")
 
 TOWERS = ["tiny-vit", "tiny-clipa", "tiny-sigmoid", "tiny-resnet", "tiny-coca"]
 
@@ -34,7 +34,9 @@ def saved_model(name: str, folder) -> tuple[torch.nn.Module, str]:
 def as_documented(model: torch.nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
     """open_clip's own transform of PIL images, `encode_image`, and the tower's tokens."""
     prepared = open_clip.get_model_preprocess_cfg(model)
-    transform = image_transform_v2(PreprocessCfg(**prepared), is_train=False)
+    transform = open_clip.transform.image_transform_v2(
+        open_clip.transform.PreprocessCfg(**prepared), is_train=False
+    )
     shown = [transform(Image.fromarray(image.permute(1, 2, 0).numpy())) for image in images]
     x = torch.stack(shown)
     maps = []

@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-import transformers as hf
 from PIL import Image
 from torch import Tensor
 
@@ -15,6 +14,8 @@ from zoo.features import Batch
 from zoo.teachers import Teacher, open_teacher
 from zoo.teachers.from_transformers import to_map
 from zoo.teachers.teacher import fingerprint
+
+hf = pytest.importorskip("transformers", reason="transformers is in the extra [teachers]")
 
 SMALL = dict(hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=2)
 VISION = dict(SMALL, image_size=32, patch_size=8)

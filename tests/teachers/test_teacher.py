@@ -6,8 +6,10 @@ import torch
 from torch import nn
 
 from zoo.features import Batch, Features
+from zoo.students.export import export_student
+from zoo.students.student import build_student
 from zoo.teachers import Teacher, TeacherName, open_teacher
-from zoo.teachers.from_torch import from_module
+from zoo.teachers.from_torch import IMAGENET_MEAN, IMAGENET_STD, from_module
 from zoo.teachers.teacher import Frozen, check_losses, fingerprint, half_weights
 
 VIT = "timm:test_vit/random"
@@ -27,6 +29,7 @@ VIT = "timm:test_vit/random"
         ("hf:org/name@518", TeacherName("hf", "org/name", None, 518)),
         ("hf:org/name/random@64", TeacherName("hf", "org/name", "random", 64)),
         ("hf:/a/folder/deep", TeacherName("hf", "/a/folder/deep")),
+        ("zoo:local-dir:runs/a/export@64", TeacherName("zoo", "local-dir:runs/a/export", None, 64)),
         ("hf:./random", TeacherName("hf", ".", "random")),
     ],
 )
@@ -57,7 +60,13 @@ def test_a_label_is_the_last_part_of_a_name(text, label):
         ("zoo:resnet18/random", "no zoo model"),
         ("torch:nowhere.make", "does not point at a function"),
         ("pretext:classifier", "has no weights of its own"),
-        ("timm:test_vit//nowhere.safetensors", "could not be loaded"),
+        (
+            "timm:test_vit//nowhere.safetensors",
+            r"no weight file /nowhere\.safetensors.*hf download",
+        ),
+        ("timm:vit_base_patch16_224.dino", r"hf download timm/vit_base.*\.dino/FOLDER/model\.safe"),
+        ("zoo:mambavision_t.in1k", r"hf download nvidia/.*in1k/FOLDER/mambavision_tiny_1k\.pth"),
+        ("zoo:local-dir:/nowhere", r"/nowhere holds no timm checkpoint: config\.json is missing"),
         ("timm:test_vit/random@100", "do not tile 100 px; take @96 or @112"),
         ("opn_clip:ViT-B-32", "Did you mean open_clip:ViT-B-32"),
     ],
@@ -67,21 +76,74 @@ def test_a_name_that_leads_nowhere_says_what_to_do(text, told):
         open_teacher(text)
 
 
-def test_a_timm_teacher_says_what_timm_says():
-    teacher = open_teacher(VIT)
+@pytest.mark.parametrize(
+    "name", ["test_vit", "test_vit3", "test_vit_relpos", "test_convnext", "test_efficientnet"]
+)
+def test_a_timm_teacher_says_what_timm_says(name):
+    teacher = open_teacher(f"timm:{name}/random")
     images = torch.rand(3, 3, *teacher.size)
     seen = teacher(Batch(images))
     network = teacher.network
     config = timm.data.resolve_model_data_config(network)
     mean, std = (torch.tensor(config[k]).view(1, 3, 1, 1) for k in ("mean", "std"))
     with torch.no_grad():
-        tokens = network.forward_features((images - mean) / std)
-        torch.testing.assert_close(seen.summary, network.forward_head(tokens, pre_logits=True))
-    patches = tokens[:, network.num_prefix_tokens :]
+        final = network.forward_features((images - mean) / std)
+        torch.testing.assert_close(seen.summary, network.forward_head(final, pre_logits=True))
+        if final.ndim == 3:
+            patches = final[:, network.num_prefix_tokens :]
+        else:  # a map is pooled as the head does, whatever comes between
+            patches = network.forward_intermediates(
+                (images - mean) / std, indices=[-1], intermediates_only=True
+            )[0].flatten(2).transpose(1, 2)  # fmt: skip
     torch.testing.assert_close(seen.spatial.flatten(1, 2), patches)
     assert isinstance(teacher, Teacher)
-    assert (teacher.summary_dim, teacher.spatial_dim) == (64, 64)
+    assert (teacher.summary_dim, teacher.spatial_dim) == (seen.summary.shape[1], patches.shape[2])
     assert teacher.grid == seen.spatial.shape[1:3]
+
+
+def test_a_zoo_teacher_says_what_the_model_says():
+    """E-RADIO: its pooled vector, and the dense map that `features_only` gives last."""
+    teacher = open_teacher("zoo:eradio_nano/random@64")
+    images = torch.rand(2, 3, 64, 64)
+    seen = teacher(Batch(images))
+    x = (images - teacher.mean) / teacher.std
+    how = dict(features_only=True, out_indices=(-1,), img_size=64)  # which chooses the windows
+    dense = timm.create_model("eradio_nano", **how).eval()
+    dense.model.load_state_dict(teacher.network.state_dict(), strict=False)
+    assert torch.equal(dense.model.stem[0].conv.weight, teacher.network.stem[0].conv.weight)
+    with torch.no_grad():
+        theirs = teacher.network.forward_features(x)
+        summary = teacher.network.forward_head(theirs, pre_logits=True)
+        spatial = dense(x)[-1].permute(0, 2, 3, 1)
+    torch.testing.assert_close(seen.summary, summary)
+    torch.testing.assert_close(seen.spatial, spatial)
+
+
+def test_a_module_is_given_normalised_images_and_believed():
+    network = nn.Conv2d(3, 5, 4, 4)
+    teacher = from_module("conv", network, size=16)
+    images = torch.rand(2, 3, 16, 16)
+    mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (IMAGENET_MEAN, IMAGENET_STD))
+    with torch.no_grad():
+        theirs = network((images - mean) / std)
+    torch.testing.assert_close(teacher(Batch(images)).spatial, theirs.permute(0, 2, 3, 1))
+
+
+def test_an_exported_student_teaches_the_next_one(tmp_path):
+    """At the size that it was trained at, positions and all, whatever its architecture."""
+    student = build_student("test_vit", {"a": (8, 8)}, size=96).eval()
+    batch = Batch(torch.rand(2, 3, 96, 96))
+    export_student(student, tmp_path / "export", batch)
+    for name in (f"zoo:local-dir:{tmp_path}/export", f"timm:local-dir:{tmp_path}/export"):
+        teacher = open_teacher(name)
+        assert (teacher.size, teacher.grid, teacher.license) == ((96, 96), (6, 6), None)
+        for ours, theirs in zip(teacher(batch), student.look(batch), strict=True):
+            torch.testing.assert_close(ours, theirs)
+    plan = open_teacher(f"zoo:local-dir:{tmp_path}/export", device="meta")
+    assert (plan.size, plan.grid, plan.summary_dim) == ((96, 96), (6, 6), 64)
+    (tmp_path / "export" / "model.safetensors").unlink()
+    with pytest.raises(ValueError, match=r"could not be loaded.*must hold .*model\.safetensors"):
+        open_teacher(f"zoo:local-dir:{tmp_path}/export")
 
 
 def test_a_teacher_takes_bytes_of_any_size_and_another_resolution():

@@ -2,15 +2,16 @@
 
 import json
 
-import open_clip
 import pytest
 import torch
 import torch.nn.functional as F
-import transformers as hf
 
 from zoo.features import Batch
 from zoo.teachers import open_teacher
 from zoo.teachers.text import BATCH, text_classifier
+
+open_clip = pytest.importorskip("open_clip", reason="open_clip is in the extra [teachers]")
+hf = pytest.importorskip("transformers", reason="transformers is in the extra [teachers]")
 
 NAMES = ("cat", "dog", "red car")
 TEMPLATES = ("a photo of a {}.", "the {}")

@@ -1,8 +1,18 @@
+import re
 from dataclasses import replace
 
 import pytest
 
-from zoo.train.config import Distill, Heads, TeacherSpec, differences, from_json, to_json
+from zoo.train.config import (
+    Distill,
+    Heads,
+    Losses,
+    Optim,
+    TeacherSpec,
+    differences,
+    from_json,
+    to_json,
+)
 from zoo.train.recipes import RECIPES
 
 
@@ -24,6 +34,30 @@ def test_a_teacher_on_the_command_line_carries_its_weights():
     for wrong in ("timm:x,size=3", "timm:x,summary=much", "timm:x,summary=0,spatial=0"):
         with pytest.raises(ValueError, match=r"summary|number|weights"):
             TeacherSpec.parse(wrong)
+
+
+def test_a_teacher_on_the_command_line_carries_its_rate_and_whether_it_follows():
+    spec = TeacherSpec.parse("timm:x,rate=0.25,follow=1")
+    assert spec == TeacherSpec(name="timm:x", rate=0.25, follow=True)
+    assert TeacherSpec.parse(spec.told()) == spec and spec.told() == "timm:x,rate=0.25,follow=1"
+    for wrong, match in (("rate=0", "share of the steps"), ("follow=2", "1 (yes) or 0 (no)")):
+        with pytest.raises(ValueError, match=re.escape(match)):
+            TeacherSpec.parse(f"timm:x,{wrong}")
+
+
+@pytest.mark.parametrize(
+    ("wrong", "match"),
+    [
+        (lambda: Losses(teacher_drop=1.5), "teacher_drop is 1.5"),
+        (lambda: Losses(shift=-1), "shift is -1"),
+        (lambda: Optim(damp=-0.1), "damp is -0.1"),
+        (lambda: Distill(sizes=(64, 64)), "different numbers of pixels"),
+        (lambda: Distill(losses=Losses(mesa=1.0), optim=Optim(ema=0.0)), "optim.ema is 0"),
+    ],
+)
+def test_an_ingredient_that_cannot_be_is_refused_with_what_came(wrong, match):
+    with pytest.raises(ValueError, match=match):
+        wrong()
 
 
 def test_teachers_of_one_name_get_two_labels():

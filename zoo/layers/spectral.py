@@ -8,6 +8,7 @@ from collapsing at high resolution, and is folded away for release.
 """
 
 from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, cast
 
 import torch
@@ -76,10 +77,15 @@ class SpectralScale(nn.Module):
         self.u.copy_(F.normalize(torch.mv(weight, self.v), dim=0))
 
     def forward(self, weight: Float[Tensor, "rows cols"]) -> Float[Tensor, "rows cols"]:
-        if self.training:
-            self._step(weight)
-        # Clones: the next step changes the buffers before this one's backward pass is over.
-        return spectral_weight(weight, self.u.clone(), self.v.clone(), self.raw, self.version)
+        with _without_autocast(weight):  # which makes mv, but not dot, a bf16 operation on CUDA
+            if self.training:
+                self._step(weight)
+            # Clones: the next step changes the buffers before this one's backward pass is over.
+            return spectral_weight(weight, self.u.clone(), self.v.clone(), self.raw, self.version)
+
+
+def _without_autocast(like: Tensor) -> AbstractContextManager:
+    return nullcontext() if like.is_meta else torch.autocast(like.device.type, enabled=False)
 
 
 class SpectralParts(nn.Module):
