@@ -118,17 +118,10 @@ def train(
     """
     device = next(trainee.student.parameters()).device
     plan = Plan(len(source), config.batch, config.seed)
-    loader = train_batches(
-        source,
-        view_of(config, teachers),
-        plan,
-        steps=config.steps,
-        start=trainee.step,
-        workers=config.workers,
-    )
+    view, steps = view_of(config, teachers), dict(steps=config.steps, start=trainee.step)
+    loader = train_batches(source, view, plan, **steps, workers=config.workers)
     objective = objective_of(config, balances, spreads or {})
-    skipped: set[str] = set()
-    every = config.every
+    skipped, every = set[str](), config.every
     watch = Watch(title, total=config.steps, start=trainee.step, images=config.batch)
     with Interrupt() as interrupt, watch:
         for part in loader:
