@@ -109,10 +109,13 @@ class TeacherName:
         return re.sub(r"[^A-Za-z0-9_-]", "_", name)
 
 
-def open_teacher(text: str, *, device: torch.device | str = "cpu") -> Teacher:
+def open_teacher(text: str, *, device: torch.device | str = "cpu", mosaic: int = 1) -> Teacher:
     """Build the teacher that `text` names, frozen and in eval mode, on `device`.
 
     On the device `meta` nothing is downloaded or allocated; only its shapes are known.
+
+    Args:
+        mosaic: Images along a side of its canvas, see `zoo.teachers.mosaic`.
 
     Raises:
         ValueError: as `TeacherName.parse`; an unknown name (the nearest is suggested), weights
@@ -122,7 +125,7 @@ def open_teacher(text: str, *, device: torch.device | str = "cpu") -> Teacher:
     name = TeacherName.parse(text)
     module, opener = KINDS[name.kind]
     try:
-        return getattr(import_module(module), opener)(name, torch.device(device))
+        teacher = getattr(import_module(module), opener)(name, torch.device(device))
     except ModuleNotFoundError as error:
         if error.name not in EXTRAS:
             raise
@@ -130,6 +133,11 @@ def open_teacher(text: str, *, device: torch.device | str = "cpu") -> Teacher:
             f"{text} needs {error.name}, which is not installed: "
             "pip install 'backbone-zoo[teachers]'."
         ) from error
+    if mosaic == 1:
+        return teacher
+    from zoo.teachers.mosaic import Mosaic
+
+    return Mosaic(teacher, mosaic)
 
 
 def unknown_name(name: str, known: list[str], what: str) -> ValueError:

@@ -25,6 +25,8 @@ class TeacherSpec:
     """Weight of the summary loss; 0 leaves the summary head out."""
     spatial: float = 1.0
     """Weight of the spatial loss; 0 leaves the spatial head out."""
+    mosaic: int = 1
+    """Images along a side of the teacher's canvas, each in a tile of it; 1 for the whole canvas."""
 
     def __post_init__(self):
         TeacherName.parse(self.name)
@@ -33,20 +35,22 @@ class TeacherSpec:
                 f"The teacher {self.name} has the loss weights {self.summary} and {self.spatial}; "
                 "none may be negative and one must be above 0."
             )
+        if self.mosaic < 1:
+            raise ValueError(f"The teacher {self.name} has mosaic={self.mosaic}; give 1 or more.")
 
     @classmethod
     def parse(cls, text: str) -> "TeacherSpec":
-        """Read `name[,summary=0.5][,spatial=2]`."""
+        """Read `name[,summary=0.5][,spatial=2][,mosaic=4]`."""
         name, *options = text.split(",")
-        weights = {}
+        weights: dict[str, Any] = {}
         for option in options:
             key, _, value = option.partition("=")
-            if key not in ("summary", "spatial"):
+            if key not in ("summary", "spatial", "mosaic"):
                 raise ValueError(
-                    f"{option!r} in {text!r}: a teacher's options are summary=, spatial=."
+                    f"{option!r} in {text!r}: a teacher's options are summary=, spatial=, mosaic=."
                 )
             try:
-                weights[key] = float(value)
+                weights[key] = int(value) if key == "mosaic" else float(value)
             except ValueError:
                 raise ValueError(f"{option!r} in {text!r} needs a number.") from None
         return cls(name=name, **weights)
@@ -56,7 +60,9 @@ class TeacherSpec:
         told = self.name
         if self.summary != 1:
             told += f",summary={self.summary:g}"
-        return told if self.spatial == 1 else f"{told},spatial={self.spatial:g}"
+        if self.spatial != 1:
+            told += f",spatial={self.spatial:g}"
+        return told if self.mosaic == 1 else f"{told},mosaic={self.mosaic}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,6 +158,13 @@ class Distill:
     compile: bool = False
     workers: int = 0
     """Processes that decode images."""
+    teacher_precision: Literal["auto", "bf16", "int8", "fp8"] = "auto"
+    """bf16 keeps the teachers' weights so, int8 and fp8 multiply in 8 bits as far as the fidelity
+    to bf16 allows; auto is bf16 where the run is, on CUDA."""
+    compile_teachers: bool = False
+    """Compile the teachers' blocks, for their one size."""
+    overlap: bool = False
+    """Let the teachers look at the next batch while the student learns from this one (CUDA)."""
     heads: Heads = field(default_factory=Heads)
     losses: Losses = field(default_factory=Losses)
     optim: Optim = field(default_factory=Optim)
@@ -181,6 +194,7 @@ class Distill:
 
 RESUMABLE = frozenset(
     ("out", "device", "workers", "every", "compile", "eval_images", "probe_images")
+    + ("compile_teachers", "overlap")
 )
 """Fields that a resumed run may change: they do not touch what is learnt."""
 

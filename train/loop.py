@@ -1,7 +1,8 @@
 """The training loop."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -16,6 +17,7 @@ from zoo.teachers.teacher import Teacher
 from zoo.train.config import Distill
 from zoo.train.data import Source, View, train_batches
 from zoo.train.distill import distill_step, loss_weights
+from zoo.train.engine import Ahead, Look, tensor_cores
 from zoo.train.interrupt import Interrupt, Interrupted
 from zoo.train.losses import SPATIAL_LOSSES, adaloss
 from zoo.train.optim import learning_rate
@@ -94,16 +96,25 @@ def train(
     skipped: set[str] = set()
     every, names, fixed = config.every, None, None
     watch = Watch(title, total=config.steps, start=trainee.step, images=config.batch)
-    with Interrupt() as interrupt, watch:
+
+    def batches() -> Iterator[Batch]:
         for part in loader:
-            batch = Batch(part["images"], part["keys"]).to(device)
             note_skipped(part["skipped"], skipped, run, watch)
+            yield Batch(part["images"], part["keys"]).to(device)
+
+    looks: Mapping[str, Look] = teachers
+    coming = batches()
+    if config.overlap:
+        looks = Ahead(teachers, device, autocast)
+        coming = looks.over(coming)
+    with Interrupt() as interrupt, watch, tensor_cores() if device.type == "cuda" else nullcontext():
+        for batch in coming:
             torch.manual_seed(plan.step_seed(trainee.step))
             with autocast():
                 losses = distill_step(
                     batch,
                     trainee.student,
-                    teachers,
+                    looks,
                     balances,
                     SPATIAL_LOSSES[config.losses.spatial],
                 )

@@ -14,6 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from zoo.features import Batch
 from zoo.pipeline import check_names, device_of, widths
 from zoo.students.student import Student, build_student
+from zoo.teachers.mosaic import Mosaic
 from zoo.teachers.teacher import Teacher, open_teacher
 from zoo.train.config import Distill
 from zoo.train.run import Run
@@ -43,7 +44,7 @@ def plan(config: Distill) -> tuple[list[Cost], Cost, Student]:
     """
     check_names(config)
     teachers = {
-        label: open_teacher(spec.name, device="meta")
+        label: open_teacher(spec.name, device="meta", mosaic=spec.mosaic)
         for label, spec in zip(config.labels, config.teachers, strict=True)
     }
     student = build_student(
@@ -71,11 +72,12 @@ def plan(config: Distill) -> tuple[list[Cost], Cost, Student]:
 
 
 def _teacher_cost(label: str, teacher: Teacher) -> Cost:
-    batch = Batch(torch.zeros(1, 3, *teacher.size, device="meta"))
+    images = teacher.k**2 if isinstance(teacher, Mosaic) else 1
+    batch = Batch(torch.zeros(images, 3, *teacher.size, device="meta"))
     params = _params(teacher) if isinstance(teacher, nn.Module) else 0
     return Cost(
         label, params, teacher.size, teacher.grid, teacher.summary_dim, teacher.spatial_dim,
-        _flops(lambda: teacher(batch)),
+        _flops(lambda: teacher(batch)) / images,
     )  # fmt: skip
 
 

@@ -32,7 +32,8 @@ from zoo.students.student import Student, build_student
 from zoo.teachers.teacher import Teacher, TeacherName, fingerprint, open_teacher, unknown_name
 from zoo.train.calibrate import calibrate
 from zoo.train.config import Distill
-from zoo.train.data import Source, Subset, eval_batches, open_splits
+from zoo.train.data import Source, Subset, eval_batches, open_splits, train_batches
+from zoo.train.engine import quicken
 from zoo.train.loop import Trainee, train, view_of
 from zoo.train.optim import build_optimizer
 from zoo.train.phi_s import Balance, fit, fold_inverse
@@ -44,6 +45,8 @@ Balances = Mapping[str, Balance]
 
 MAPS = 6
 """Images whose feature maps are kept for the report."""
+SAMPLE = 16
+"""Images on which the fidelity of 8-bit teachers is measured."""
 
 
 @dataclass(frozen=True)
@@ -121,7 +124,7 @@ def open_teachers(config: Distill, train: Source, device: torch.device) -> dict[
             text = (
                 f"{spec.name}/{pretext_weights(name.name, train, seed=config.seed, device=device)}"
             )
-        teachers[label] = open_teacher(text, device=device)
+        teachers[label] = open_teacher(text, device=device, mosaic=spec.mosaic)
     return teachers
 
 
@@ -180,6 +183,7 @@ def distill(config: Distill, *, resume: bool = False) -> Run:
         setting = prepare(config)
         run = Run.create(config)
     check_same_teachers(run, setting)
+    quicken_teachers(run, setting)
     balances = fit_balances(run, setting)
     untrained = new_student(setting)
     describe(run, setting, untrained)
@@ -220,6 +224,32 @@ def check_same_teachers(run: Run, setting: Setting) -> None:
                 "bring those back, or start a new run with another --out."
             )
     run.write_json("teachers.json", now)
+
+
+def quicken_teachers(run: Run, setting: Setting) -> None:
+    """Bring the teachers into the precision and the form that the config asks for."""
+    config = setting.config
+    halved = config.teacher_precision == "auto" and config.precision != "float32"
+    precision = "bf16" if halved and setting.device.type == "cuda" else config.teacher_precision
+    told = quicken(
+        setting.teachers,
+        precision=precision,
+        compiled=config.compile_teachers,
+        sample=lambda: first_batch(setting),
+    )
+    if told:
+        run.write_json("eight_bits.json", {n: dataclasses.asdict(t) for n, t in told.items()})
+    for label, one in told.items():
+        print(f"{label}: {one.told()}")
+
+
+def first_batch(setting: Setting) -> Batch:
+    """Give the training images of step 0, no more than a precision needs to be measured."""
+    config = setting.config
+    few = Plan(len(setting.train), min(config.batch, SAMPLE), config.seed)
+    view = view_of(config, setting.teachers)
+    part = next(train_batches(setting.train, view, few, steps=1))
+    return Batch(part["images"], part["keys"]).to(setting.device)
 
 
 def fit_balances(run: Run, setting: Setting) -> dict[str, Balances]:
