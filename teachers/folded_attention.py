@@ -78,6 +78,7 @@ def fold_relative_positions(network: nn.Module) -> int:
         for parent in network.modules()
         for name, child in parent.named_children()
         if isinstance(child, Attention) and child.use_rel_pos
+        and not isinstance(parent, FoldedAttention)
         and child.head_dim + (len(child.rel_pos_h) + len(child.rel_pos_w) + 2) // 2 <= WIDEST
     ]  # fmt: skip
     for parent, name, child in found:

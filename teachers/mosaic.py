@@ -7,7 +7,7 @@ falls k² times; what an image's neighbours change in its features is the border
 """
 
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -107,11 +107,15 @@ class BorderEffect(NamedTuple):
 
 
 @torch.no_grad()
-def border_effect(mosaic: Mosaic, batches: Iterable[Batch]) -> BorderEffect:
+def border_effect(
+    mosaic: Mosaic, batches: Iterable[Batch], others: Literal["same", "black"] = "same"
+) -> BorderEffect:
     """Measure what an image's neighbours in the canvas change in its features.
 
-    The reference sees the image in the same tile, with itself in all other tiles: same positions,
-    same scale, no foreign content. (On a canvas of its own the positions would differ as well.)
+    The reference sees the image in the same tile: same positions, same scale, no foreign content.
+
+    Args:
+        others: What fills the reference's other tiles: the image itself, or black.
 
     Raises:
         ValueError: no batch came.
@@ -122,9 +126,16 @@ def border_effect(mosaic: Mosaic, batches: Iterable[Batch]) -> BorderEffect:
         tiles = batch.at(mosaic.size, mosaic.teacher.interpolation)
         ours.append(mosaic(batch).spatial.float())
         places = torch.arange(len(tiles), device=tiles.device) % count
-        alone = mosaic.teacher(Batch(pack(tiles.repeat_interleave(count, 0), mosaic.k)))
-        each = cut(alone.spatial, mosaic.k).unflatten(0, (len(tiles), count))
-        theirs.append(each[torch.arange(len(tiles), device=tiles.device), places].float())
+        image = torch.arange(len(tiles), device=tiles.device)
+        filled = tiles.repeat_interleave(count, 0).unflatten(0, (len(tiles), count))
+        if others == "black":
+            filled = torch.zeros_like(filled)
+            filled[image, places] = tiles
+        # as many canvases at once as the mosaic had: compiled teachers have one size
+        canvases = pack(filled.flatten(0, 1), mosaic.k).split(-(-len(tiles) // count))
+        alone = torch.cat([mosaic.teacher(Batch(part)).spatial for part in canvases])
+        each = cut(alone, mosaic.k).unflatten(0, (len(tiles), count))
+        theirs.append(each[image, places].float())
     if not ours:
         raise ValueError("The border effect needs at least one batch of images.")
     ours, theirs = torch.cat(ours), torch.cat(theirs)

@@ -38,8 +38,7 @@ def quicken(
     Args:
         precision: `auto` leaves the weights as they are; `bf16` keeps them in bfloat16 with
             float32 norms; `int8` and `fp8` then put linear layers into 8 bits (`to_eight_bits`).
-        compiled: Compile their repeated blocks (`compile_blocks`), SAM's attention in the form
-            that flash kernels take (`zoo.teachers.folded_attention`).
+        compiled: Compile their blocks (`compile_teacher`).
         sample: Gives images on which 8-bit teachers are measured.
 
     Returns:
@@ -58,8 +57,7 @@ def quicken(
         if precision in ("int8", "fp8"):
             found[label] = _eight(network, teacher, sample(), precision)
         if compiled:
-            fold_relative_positions(network)
-            compile_blocks(network)
+            compile_teacher(network)
     return found
 
 
@@ -75,13 +73,15 @@ def _eight(network: Frozen, teacher: Teacher, batch: Batch, kind: Eight) -> Eigh
     return to_eight_bits(network, batch, kind)
 
 
-def compile_blocks(teacher: Frozen) -> None:
+def compile_teacher(teacher: Frozen) -> None:
     """Compile a teacher for one static shape; in place.
 
+    SAM's attention takes a form for flash kernels first (`zoo.teachers.folded_attention`).
     Blocks that repeat (timm's `blocks`, transformers' `layers`) share their code, so one is
     compiled for all: seconds instead of minutes. A network that is not made of such blocks is
     compiled whole.
     """
+    fold_relative_positions(teacher.network)
     # torch gives up after 8 forms of one function, in silence
     config: Any = torch._dynamo.config
     config.recompile_limit = max(config.recompile_limit, VARIANTS)
