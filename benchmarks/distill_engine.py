@@ -43,7 +43,7 @@ TILES = Step(
 STEPS = (
     replace(BASE, name="a-plain", compiled=False),
     BASE,
-    replace(TILES, name="c-plain", teachers=(CLIP, DINO, SAM), batch=16, compiled=False),
+    replace(TILES, name="c-plain", teachers=(CLIP, DINO, f"{SAM},summary=0"), batch=16, compiled=False),
     TILES,
     replace(BASE, name="b-int8", precision="int8"),
     replace(BASE, name="b-fp8", precision="fp8"),

@@ -26,6 +26,7 @@ KINDS = {
     "torch": ("zoo.teachers.from_torch", "open_torch"),
     "pretext": ("zoo.teachers.pretext", "open_pretext"),
     "rule": ("zoo.teachers.rule", "open_rule"),
+    "cache": ("zoo.teachers.cache", "open_cache"),
 }
 
 EXTRAS = ("open_clip", "transformers")
@@ -34,7 +35,7 @@ EXTRAS = ("open_clip", "transformers")
 NORMS = (nn.LayerNorm, nn.GroupNorm, nn.modules.batchnorm._BatchNorm)
 """Norm layers that take bf16 inputs beside float32 weights."""
 
-SLASHED = ("hf:", "open_clip:local-dir:")
+SLASHED = ("hf:", "open_clip:local-dir:", "cache:")
 """Names that begin so are repositories or folders: their slashes are their own."""
 
 
@@ -61,9 +62,9 @@ class TeacherName:
     `weights` is a file, a tag of the library, or `random`; without it the library's own weights
     are loaded. `resolution` is the side in pixels; without it the network's own.
 
-    A name ends at its first slash. Only `hf:ORG/NAME`, `hf:FOLDER` and `open_clip:local-dir:FOLDER`
-    hold slashes themselves, so there everything is the name but `/random` at its end: the weights
-    lie in the same repository or folder.
+    A name ends at its first slash. Only `hf:ORG/NAME`, `hf:FOLDER`, `open_clip:local-dir:FOLDER`
+    and `cache:FOLDER/LABEL` hold slashes themselves, so there everything is the name but `/random`
+    at its end: the weights lie in the same repository or folder.
     """
 
     kind: str

@@ -165,6 +165,12 @@ class Distill:
     """Compile the teachers' blocks, for their one size."""
     overlap: bool = False
     """Let the teachers look at the next batch while the student learns from this one (CUDA)."""
+    views: int = 0
+    """Epochs of augmented views after which they begin again; 0 for new ones for ever."""
+    cache: Path | None = None
+    """Folder of the teachers' features of those views: filled at first, read from then on."""
+    cache_dtype: Literal["int8", "bf16"] = "int8"
+    """Of the features in a new cache."""
     heads: Heads = field(default_factory=Heads)
     losses: Losses = field(default_factory=Losses)
     optim: Optim = field(default_factory=Optim)
@@ -177,6 +183,10 @@ class Distill:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1.")
         if not 0 < self.held_out < 1:
             raise ValueError(f"held_out is {self.held_out}; it is a share between 0 and 1.")
+        if self.views < 0 or (self.cache and not self.views):
+            raise ValueError(
+                f"views is {self.views}; a cache holds 1 epoch of views or more (--views 1)."
+            )
         if self.normalise in self.compare:
             raise ValueError(f"compare repeats the run's own normalisation {self.normalise!r}.")
 

@@ -83,7 +83,7 @@ def train(
         ValueError: a loss is not finite; the batch's keys stand in `nan_batch.json`.
     """
     device = next(trainee.student.parameters()).device
-    plan = Plan(len(source), config.batch, config.seed)
+    plan = Plan(len(source), config.batch, config.seed, config.views)
     loader = train_batches(
         source,
         view_of(config, teachers),
@@ -100,7 +100,7 @@ def train(
     def batches() -> Iterator[Batch]:
         for part in loader:
             note_skipped(part["skipped"], skipped, run, watch)
-            yield Batch(part["images"], part["keys"]).to(device)
+            yield Batch(part["images"], part["keys"], positions=part["positions"]).to(device)
 
     looks: Mapping[str, Look] = teachers
     coming = batches()

@@ -119,6 +119,7 @@ class Pool:
         self._plain: dict[str, Teacher] = {}
         self._ready: dict[tuple, tuple[Teacher, EightBits | None]] = {}
         self._students: dict[tuple, _Model] = {}
+        self._costs: dict[tuple, tuple[list[Cost], Cost]] = {}
 
     def teacher(self, spec: TeacherSpec) -> Teacher:
         """Open a teacher with bfloat16 weights on a GPU; the same one at each call."""
@@ -163,6 +164,13 @@ class Pool:
         if key not in self._students:
             self._students[key] = _Model.build(step, config, wide, self.device)
         return self._students[key]
+
+    def costs(self, step: Step, config: Distill) -> tuple[list[Cost], Cost]:
+        """Count the FLOPs of teachers and student."""
+        key = (step.teachers, step.student, step.size)
+        if key not in self._costs:
+            self._costs[key] = plan(config)[:2]
+        return self._costs[key]
 
     def drop(self, keep: Callable[[str], bool]) -> None:
         """Free the teachers whose names are not wanted any more."""
@@ -212,7 +220,7 @@ def measure(
     """
     began, device = time.perf_counter(), pool.device
     config = step.config(device.type)
-    costs, ours, _ = plan(config)
+    costs, ours = pool.costs(step, config)
     opened = {
         label: pool.ready(spec, step)
         for label, spec in zip(config.labels, config.teachers, strict=True)

@@ -30,10 +30,12 @@ from zoo.features import Batch, Features
 from zoo.students.export import export_student
 from zoo.students.student import Student, build_student
 from zoo.teachers.teacher import Teacher, TeacherName, fingerprint, open_teacher, unknown_name
+from zoo.teachers.cache import Cache
+from zoo.train.caching import break_even, fill, from_cache, holds
 from zoo.train.calibrate import calibrate
 from zoo.train.config import Distill
 from zoo.train.data import Source, Subset, eval_batches, open_splits, train_batches
-from zoo.train.engine import quicken
+from zoo.train.engine import Precision, quicken
 from zoo.train.loop import Trainee, train, view_of
 from zoo.train.optim import build_optimizer
 from zoo.train.phi_s import Balance, fit, fold_inverse
@@ -185,6 +187,10 @@ def distill(config: Distill, *, resume: bool = False) -> Run:
     check_same_teachers(run, setting)
     quicken_teachers(run, setting)
     balances = fit_balances(run, setting)
+    cache = open_run_cache(run, setting, balances)
+    if cache:
+        balances = {**balances, config.normalise: _cached_balances(cache, setting)}
+        fill_run_cache(cache, setting, balances[config.normalise])
     untrained = new_student(setting)
     describe(run, setting, untrained)
 
@@ -197,7 +203,8 @@ def distill(config: Distill, *, resume: bool = False) -> Run:
             else replace(setting, config=replace(config, normalise=kind, compare=()))
         )
         folder, name = (run, "student") if main else (run.arm(kind), kind)
-        arms[name] = train_arm(folder, arm, balances[kind], title=f"distil {kind}")
+        stored = cache and (cache, balances[config.normalise])
+        arms[name] = train_arm(folder, arm, balances[kind], stored, title=f"distil {kind}")
 
     run.keep(lambda row: row.get("kind") == "train" or row["step"] < config.steps)
     for name, student in arms.items():
@@ -229,11 +236,9 @@ def check_same_teachers(run: Run, setting: Setting) -> None:
 def quicken_teachers(run: Run, setting: Setting) -> None:
     """Bring the teachers into the precision and the form that the config asks for."""
     config = setting.config
-    halved = config.teacher_precision == "auto" and config.precision != "float32"
-    precision = "bf16" if halved and setting.device.type == "cuda" else config.teacher_precision
     told = quicken(
         setting.teachers,
-        precision=precision,
+        precision=teacher_precision(setting),
         compiled=config.compile_teachers,
         sample=lambda: first_batch(setting),
     )
@@ -241,6 +246,13 @@ def quicken_teachers(run: Run, setting: Setting) -> None:
         run.write_json("eight_bits.json", {n: dataclasses.asdict(t) for n, t in told.items()})
     for label, one in told.items():
         print(f"{label}: {one.told()}")
+
+
+def teacher_precision(setting: Setting) -> Precision:
+    """Resolve `auto`: bf16 where the run is, on CUDA."""
+    config = setting.config
+    halved = config.teacher_precision == "auto" and config.precision != "float32"
+    return "bf16" if halved and setting.device.type == "cuda" else config.teacher_precision
 
 
 def first_batch(setting: Setting) -> Batch:
@@ -284,9 +296,85 @@ def _read_balances(tensors: Mapping[str, Tensor], kind: str, setting: Setting) -
     return balances
 
 
-def train_arm(run: Run, setting: Setting, balances: Balances, *, title: str) -> Student:
-    """Train one student, from its newest checkpoint if it has one, and give the best form of it."""
+def open_run_cache(run: Run, setting: Setting, balances: Mapping[str, Balances]) -> Cache | None:
+    """Open or make the feature cache that the config asks for.
+
+    Raises:
+        ValueError: the one that is there is stale.
+    """
     config = setting.config
+    if config.cache is None:
+        return None
+    fingerprints = json.loads((run.path / "teachers.json").read_text())
+    view, precision = view_of(config, setting.teachers), teacher_precision(setting)
+    held = holds(config, setting.train, view, setting.teachers, fingerprints, precision)
+    spaces = {
+        f"{label}/{key}": value
+        for label, balance in balances[config.normalise].items()
+        for key, value in balance.state_dict().items()
+    }
+    return Cache.prepare(config.cache, held, spaces)
+
+
+def _cached_balances(cache: Cache, setting: Setting) -> Balances:
+    """Read the transforms that a cache was made with: a student must learn on those."""
+    spaces = {f"{setting.config.normalise}/{k}": v for k, v in cache.spaces().items()}
+    return _read_balances(spaces, setting.config.normalise, setting)
+
+
+def fill_run_cache(cache: Cache, setting: Setting, balances: Balances) -> None:
+    """Fill what is missing of a cache; what it costs and saves is printed beforehand."""
+    config = setting.config
+    if not cache.missing():
+        return
+    live = seconds_an_image(setting)
+    for line in break_even(cache.holds, cache.path, live).told():
+        print(line)
+    fill(
+        cache,
+        setting.teachers,
+        balances,
+        setting.train,
+        view_of(config, setting.teachers),
+        batch=config.batch,
+        workers=config.workers,
+        device=setting.device,
+        autocast=setting.autocast,
+    )
+
+
+@torch.no_grad()
+def seconds_an_image(setting: Setting) -> float:
+    """Time the teachers on one batch."""
+    batch = first_batch(setting)
+    for round_ in range(2):  # the first one warms up
+        began = time.perf_counter() if round_ else 0.0
+        with setting.autocast():
+            for teacher in setting.teachers.values():
+                teacher(batch)
+        if setting.device.type == "cuda":
+            torch.cuda.synchronize()
+    return (time.perf_counter() - began) / len(batch.images)
+
+
+def train_arm(
+    run: Run,
+    setting: Setting,
+    balances: Balances,
+    stored: tuple[Cache, Balances] | None = None,
+    *,
+    title: str,
+) -> Student:
+    """Train one student, from its newest checkpoint if it has one, and give the best form of it.
+
+    Args:
+        stored: A cache to learn from, and the balances that it was made with.
+    """
+    config = setting.config
+    teachers: Mapping[str, Teacher] = setting.teachers
+    targets: Mapping[str, nn.Module] = balances
+    if stored:
+        teachers, targets = from_cache(*stored, balances, config.normalise)
     student = new_student(setting)
     ema = ModelEmaV3(student, decay=config.optim.ema) if config.optim.ema else None
     trainee = Trainee(student, build_optimizer(student, config.optim), ema)
@@ -299,8 +387,8 @@ def train_arm(run: Run, setting: Setting, balances: Balances, *, title: str) -> 
     if trainee.step < config.steps:
         train(
             trainee,
-            setting.teachers,
-            balances,
+            teachers,
+            targets,
             setting.train,
             config,
             run,
