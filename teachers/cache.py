@@ -251,10 +251,12 @@ class CachedTeacher:
     def __init__(self, cache: Cache, label: str, *, raw: bool = False):
         about = cache.holds.teachers[label]
         self.cache, self.label, self.raw = cache, label, raw
-        self.name, self.license = f"cache:{cache.path}/{label}", None
-        self.size = tuple(about["size"])
-        self.summary_dim, self.spatial_dim = about["summary_dim"], about["spatial_dim"]
-        self.grid = tuple(about["grid"]) if about["grid"] else None
+        self.name = f"cache:{cache.path}/{label}"
+        self.license: str | None = None
+        self.size: tuple[int, int] = tuple(about["size"])
+        self.summary_dim: int | None = about["summary_dim"]
+        self.spatial_dim: int | None = about["spatial_dim"]
+        self.grid: tuple[int, int] | None = tuple(about["grid"]) if about["grid"] else None
         spaces = cache.spaces() if raw else {}
         self._theta = spaces.get(f"{label}/inverse_weight")
         self._mean = spaces.get(f"{label}/mean")

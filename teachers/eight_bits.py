@@ -3,13 +3,13 @@
 Hopper multiplies 8-bit numbers at twice the rate of bfloat16. Float8 (e4m3) keeps 3 bits of each
 number whatever its size: a relative squared error of 6e-4 an operand. Int8 with one scale a row
 keeps 7 bits of the row's largest: 6e-5 on bell-shaped rows, more where a few channels stick out.
-Which one loses less, and how many layers a network can bear, is measured on images (`to_eight_bits`).
+Which one loses less, and how many layers a network bears, is measured (`to_eight_bits`).
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from zoo.features import Batch, Features
 from zoo.teachers.int8_product import int8_product
+from zoo.teachers.teacher import Frozen
 
 Eight = Literal["fp8", "int8"]
 
@@ -28,15 +29,6 @@ MULTIPLE = 16
 """Of rows and columns of a weight: what the 8-bit kernels take."""
 
 CAPABILITY = {"fp8": (8, 9), "int8": (8, 0)}
-
-
-class Network(Protocol):
-    """A frozen teacher: a name, the network that it runs, and its call."""
-
-    name: str
-    network: nn.Module
-
-    def __call__(self, batch: Batch) -> Features: ...
 
 
 class EightBitLinear(nn.Module):
@@ -60,10 +52,7 @@ class EightBitLinear(nn.Module):
         largest = weight.abs().amax(1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
         scale = largest / (448 if kind == "fp8" else 127)
         eight = weight / scale
-        if kind == "fp8":
-            eight = eight.to(torch.float8_e4m3fn)
-        else:
-            eight = eight.round().to(torch.int8)
+        eight = eight.to(torch.float8_e4m3fn) if kind == "fp8" else eight.round().to(torch.int8)
         self.register_buffer("weight", eight)
         self.register_buffer("scale", scale.flatten())
         self.register_buffer("total", eight.float().sum(1) * scale.flatten())
@@ -137,7 +126,7 @@ class _Candidate:
 
 @torch.no_grad()
 def to_eight_bits(
-    teacher: Network, batch: Batch, kind: Eight, *, gate: float = GATE, least: float = LEAST
+    teacher: Frozen, batch: Batch, kind: Eight, *, gate: float = GATE, least: float = LEAST
 ) -> EightBits:
     """Put as many linear layers of a teacher into 8 bits as `gate` allows; in place.
 
@@ -195,7 +184,7 @@ def _tokens(seen: Features) -> Tensor:
     return rows.double()
 
 
-def _candidates(teacher: Network, batch: Batch, kind: Eight) -> list[_Candidate]:
+def _candidates(teacher: Frozen, batch: Batch, kind: Eight) -> list[_Candidate]:
     """Find the linear layers that see many rows, by looking at `batch` once."""
     found: list[_Candidate] = []
     rows: dict[str, int] = {}
@@ -217,9 +206,7 @@ def _candidates(teacher: Network, batch: Batch, kind: Eight) -> list[_Candidate]
     return found
 
 
-def _measure(
-    teacher: Network, batch: Batch, reference: Tensor, chosen: list[_Candidate]
-) -> float:
+def _measure(teacher: Frozen, batch: Batch, reference: Tensor, chosen: list[_Candidate]) -> float:
     """Give the fidelity with `chosen` in 8 bits, and put the plain layers back."""
     for one in chosen:
         _put(teacher.network, one.name, one.eight)

@@ -28,7 +28,9 @@ class Mosaic(nn.Module):
         ValueError: the teacher has no map, or the canvas or its tiles do not divide by its stride.
     """
 
-    summary_dim = None
+    summary_dim: int | None = None
+    grid: tuple[int, int] | None
+    license: str | None
 
     def __init__(self, teacher: Frozen, k: int):
         super().__init__()

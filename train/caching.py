@@ -76,17 +76,23 @@ class BreakEven:
 
     @property
     def epochs(self) -> float:
-        """Epochs, over all runs, from which on the cache has paid; infinite if never."""
+        """Epochs, over all runs, after which the cache has paid; infinite if never.
+
+        epochs · live = views · (live + write) + epochs · read
+        """
         saved = self.live - self.read
-        return self.views + math.ceil(self.views * self.write / saved) if saved > 0 else math.inf
+        return self.views * (self.live + self.write) / saved if saved > 0 else math.inf
 
     def told(self) -> list[str]:
-        pays = f"pays from epoch {self.epochs + 1:g} on" if self.epochs < math.inf else "never pays"
+        pays = "never pays"
+        if self.epochs < math.inf:
+            pays = f"pays from epoch {math.ceil(self.epochs)} on"
         return [
             f"cache: {self.bytes / 1e9:,.2f} GB ({self.image_bytes / 1e6:,.2f} MB an image, "
             f"{self.views} epoch(s) of views); {self.free / 1e9:,.1f} GB are free",
             f"teachers live {self.live:,.1f} s an epoch, read back {self.read:,.1f} s at "
-            f"{self.bandwidth / 1e9:,.2f} GB/s, written once {self.write:,.1f} s an epoch: it {pays}",
+            f"{self.bandwidth / 1e9:,.2f} GB/s, written once {self.write:,.1f} s an epoch: "
+            f"it {pays}",
         ]
 
 
@@ -191,9 +197,7 @@ def _stored(seen: Features, balance: nn.Module | None) -> Features:
 def _joined(parts: list[Features]) -> Features:
     summaries = [p.summary for p in parts if p.summary is not None]
     maps = [p.spatial for p in parts if p.spatial is not None]
-    return Features(
-        torch.cat(summaries) if summaries else None, torch.cat(maps) if maps else None
-    )
+    return Features(torch.cat(summaries) if summaries else None, torch.cat(maps) if maps else None)
 
 
 class Rescale(nn.Module):

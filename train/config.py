@@ -203,8 +203,17 @@ class Distill:
 
 
 RESUMABLE = frozenset(
-    ("out", "device", "workers", "every", "compile", "eval_images", "probe_images")
-    + ("compile_teachers", "overlap")
+    (
+        "out",
+        "device",
+        "workers",
+        "every",
+        "compile",
+        "compile_teachers",
+        "overlap",
+        "eval_images",
+        "probe_images",
+    )
 )
 """Fields that a resumed run may change: they do not touch what is learnt."""
 

@@ -107,7 +107,11 @@ def train(
     if config.overlap:
         looks = Ahead(teachers, device, autocast)
         coming = looks.over(coming)
-    with Interrupt() as interrupt, watch, tensor_cores() if device.type == "cuda" else nullcontext():
+    with (
+        Interrupt() as interrupt,
+        watch,
+        tensor_cores() if device.type == "cuda" else nullcontext(),
+    ):
         for batch in coming:
             torch.manual_seed(plan.step_seed(trainee.step))
             with autocast():

@@ -149,8 +149,9 @@ class Pool:
         told, network = None, frozen(teacher)
         if network is None:
             return teacher, None
+        if step.precision != "bf16" or step.compiled:
+            network = copy.deepcopy(network)  # the plain one stays for other steps
         if step.precision != "bf16":
-            network = copy.deepcopy(network)
             batch = photographs(FITTED, max(network.size), self.device)
             told = to_eight_bits(network, batch, step.precision, gate=step.gate)
         if step.compiled:
@@ -286,7 +287,9 @@ def best_parts(rows: Iterable[Seen]) -> dict[str, float]:
 def _model(
     seen: Seen, costs: list[Cost], ours: Cost, told: Mapping[str, EightBits], rate: float
 ) -> None:
-    names = {c.label: TeacherName.parse(s.name) for c, s in zip(costs, seen.step.specs, strict=True)}
+    names = {
+        c.label: TeacherName.parse(s.name) for c, s in zip(costs, seen.step.specs, strict=True)
+    }
     result: Estimate = estimate(
         {cost.label: (names[cost.label].name, cost.flops) for cost in costs},
         (ours.label, ours.flops),
@@ -419,7 +422,7 @@ class _Stand:
         if not hasattr(self, "features"):
             with torch.no_grad(), self.autocast():
                 seen = self.student.look(self.small)
-            self.features = type(seen)(*(t.detach().requires_grad_() for t in seen))
+            self.features = Features(*(t.detach().requires_grad_() for t in seen if t is not None))
         with self.autocast():
             answers = [head(self.features) for head in self.student.heads.values()]
         outputs = [t for f in answers for t in f if t is not None]
@@ -445,6 +448,8 @@ class _Stand:
                 continue
             moments = Moments(teacher.spatial_dim, device=self.device)
             with torch.no_grad(), self.autocast():
-                moments.update(teacher(batch).spatial[:FITTED].float())
+                seen = teacher(batch).spatial
+                assert seen is not None
+                moments.update(seen[:FITTED].float())
             found[label] = fit("phi_s", moments)
         return found

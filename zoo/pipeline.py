@@ -27,15 +27,15 @@ from zoo.eval.knn import knn
 from zoo.eval.linear import linear_probe
 from zoo.eval.maps import collect_maps, save_maps
 from zoo.features import Batch, Features
+from zoo.run_speed import fill_run_cache, open_run_cache, quicken_teachers
 from zoo.students.export import export_student
 from zoo.students.student import Student, build_student
-from zoo.teachers.teacher import Teacher, TeacherName, fingerprint, open_teacher, unknown_name
 from zoo.teachers.cache import Cache
-from zoo.train.caching import break_even, fill, from_cache, holds
+from zoo.teachers.teacher import Teacher, TeacherName, fingerprint, open_teacher, unknown_name
+from zoo.train.caching import from_cache
 from zoo.train.calibrate import calibrate
 from zoo.train.config import Distill
-from zoo.train.data import Source, Subset, eval_batches, open_splits, train_batches
-from zoo.train.engine import Precision, quicken
+from zoo.train.data import Source, Subset, eval_batches, open_splits
 from zoo.train.loop import Trainee, train, view_of
 from zoo.train.optim import build_optimizer
 from zoo.train.phi_s import Balance, fit, fold_inverse
@@ -47,8 +47,6 @@ Balances = Mapping[str, Balance]
 
 MAPS = 6
 """Images whose feature maps are kept for the report."""
-SAMPLE = 16
-"""Images on which the fidelity of 8-bit teachers is measured."""
 
 
 @dataclass(frozen=True)
@@ -189,7 +187,9 @@ def distill(config: Distill, *, resume: bool = False) -> Run:
     balances = fit_balances(run, setting)
     cache = open_run_cache(run, setting, balances)
     if cache:
-        balances = {**balances, config.normalise: _cached_balances(cache, setting)}
+        # a student must learn on the scale that the cache was made with
+        spaces = {f"{config.normalise}/{key}": value for key, value in cache.spaces().items()}
+        balances = {**balances, config.normalise: _read_balances(spaces, config.normalise, setting)}
         fill_run_cache(cache, setting, balances[config.normalise])
     untrained = new_student(setting)
     describe(run, setting, untrained)
@@ -233,37 +233,6 @@ def check_same_teachers(run: Run, setting: Setting) -> None:
     run.write_json("teachers.json", now)
 
 
-def quicken_teachers(run: Run, setting: Setting) -> None:
-    """Bring the teachers into the precision and the form that the config asks for."""
-    config = setting.config
-    told = quicken(
-        setting.teachers,
-        precision=teacher_precision(setting),
-        compiled=config.compile_teachers,
-        sample=lambda: first_batch(setting),
-    )
-    if told:
-        run.write_json("eight_bits.json", {n: dataclasses.asdict(t) for n, t in told.items()})
-    for label, one in told.items():
-        print(f"{label}: {one.told()}")
-
-
-def teacher_precision(setting: Setting) -> Precision:
-    """Resolve `auto`: bf16 where the run is, on CUDA."""
-    config = setting.config
-    halved = config.teacher_precision == "auto" and config.precision != "float32"
-    return "bf16" if halved and setting.device.type == "cuda" else config.teacher_precision
-
-
-def first_batch(setting: Setting) -> Batch:
-    """Give the training images of step 0, no more than a precision needs to be measured."""
-    config = setting.config
-    few = Plan(len(setting.train), min(config.batch, SAMPLE), config.seed)
-    view = view_of(config, setting.teachers)
-    part = next(train_batches(setting.train, view, few, steps=1))
-    return Batch(part["images"], part["keys"]).to(setting.device)
-
-
 def fit_balances(run: Run, setting: Setting) -> dict[str, Balances]:
     """Give kind -> label -> balance: from the run's folder, or by the calibration pass."""
     config = setting.config
@@ -294,67 +263,6 @@ def _read_balances(tensors: Mapping[str, Tensor], kind: str, setting: Setting) -
             balances[name].load_state_dict(state)
             balances[name].to(setting.device)
     return balances
-
-
-def open_run_cache(run: Run, setting: Setting, balances: Mapping[str, Balances]) -> Cache | None:
-    """Open or make the feature cache that the config asks for.
-
-    Raises:
-        ValueError: the one that is there is stale.
-    """
-    config = setting.config
-    if config.cache is None:
-        return None
-    fingerprints = json.loads((run.path / "teachers.json").read_text())
-    view, precision = view_of(config, setting.teachers), teacher_precision(setting)
-    held = holds(config, setting.train, view, setting.teachers, fingerprints, precision)
-    spaces = {
-        f"{label}/{key}": value
-        for label, balance in balances[config.normalise].items()
-        for key, value in balance.state_dict().items()
-    }
-    return Cache.prepare(config.cache, held, spaces)
-
-
-def _cached_balances(cache: Cache, setting: Setting) -> Balances:
-    """Read the transforms that a cache was made with: a student must learn on those."""
-    spaces = {f"{setting.config.normalise}/{k}": v for k, v in cache.spaces().items()}
-    return _read_balances(spaces, setting.config.normalise, setting)
-
-
-def fill_run_cache(cache: Cache, setting: Setting, balances: Balances) -> None:
-    """Fill what is missing of a cache; what it costs and saves is printed beforehand."""
-    config = setting.config
-    if not cache.missing():
-        return
-    live = seconds_an_image(setting)
-    for line in break_even(cache.holds, cache.path, live).told():
-        print(line)
-    fill(
-        cache,
-        setting.teachers,
-        balances,
-        setting.train,
-        view_of(config, setting.teachers),
-        batch=config.batch,
-        workers=config.workers,
-        device=setting.device,
-        autocast=setting.autocast,
-    )
-
-
-@torch.no_grad()
-def seconds_an_image(setting: Setting) -> float:
-    """Time the teachers on one batch."""
-    batch = first_batch(setting)
-    for round_ in range(2):  # the first one warms up
-        began = time.perf_counter() if round_ else 0.0
-        with setting.autocast():
-            for teacher in setting.teachers.values():
-                teacher(batch)
-        if setting.device.type == "cuda":
-            torch.cuda.synchronize()
-    return (time.perf_counter() - began) / len(batch.images)
 
 
 def train_arm(
