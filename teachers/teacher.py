@@ -26,6 +26,7 @@ KINDS = {
     "torch": ("zoo.teachers.from_torch", "open_torch"),
     "pretext": ("zoo.teachers.pretext", "open_pretext"),
     "rule": ("zoo.teachers.rule", "open_rule"),
+    "cache": ("zoo.teachers.cache", "open_cache"),
 }
 
 EXTRAS = ("open_clip", "transformers")
@@ -37,7 +38,7 @@ NORMS = (nn.LayerNorm, nn.GroupNorm, nn.modules.batchnorm._BatchNorm)
 FOLDER = "local-dir:"
 """The mark, timm's and open_clip's, of a model that is a folder; an export of ours is one."""
 
-SLASHED = ("hf:", *(f"{kind}:{FOLDER}" for kind in ("open_clip", "timm", "zoo")))
+SLASHED = ("hf:", "cache:", *(f"{kind}:{FOLDER}" for kind in ("open_clip", "timm", "zoo")))
 """Names that begin so are repositories or folders: their slashes are their own."""
 
 
@@ -64,9 +65,9 @@ class TeacherName:
     `weights` is a file, a tag of the library, or `random`; without it the library's own weights
     are loaded. `resolution` is the side in pixels; without it the network's own.
 
-    A name ends at its first slash. Only `hf:ORG/NAME`, `hf:FOLDER` and `KIND:local-dir:FOLDER`
-    (open_clip, timm, zoo) hold slashes themselves, so there everything is the name but `/random`
-    at its end: the weights lie in the same repository or folder.
+    A name ends at its first slash. Only `hf:ORG/NAME`, `hf:FOLDER`, `cache:FOLDER/LABEL` and
+    `KIND:local-dir:FOLDER` (open_clip, timm, zoo) hold slashes themselves, so there everything is
+    the name but `/random` at its end: the weights lie in the same repository or folder.
     """
 
     kind: str
@@ -112,10 +113,13 @@ class TeacherName:
         return re.sub(r"[^A-Za-z0-9_-]", "_", name)
 
 
-def open_teacher(text: str, *, device: torch.device | str = "cpu") -> Teacher:
+def open_teacher(text: str, *, device: torch.device | str = "cpu", mosaic: int = 1) -> Teacher:
     """Build the teacher that `text` names, frozen and in eval mode, on `device`.
 
     On the device `meta` nothing is downloaded or allocated; only its shapes are known.
+
+    Args:
+        mosaic: Images along a side of its canvas, see `zoo.teachers.mosaic`.
 
     Raises:
         ValueError: as `TeacherName.parse`; an unknown name (the nearest is suggested), weights
@@ -125,7 +129,7 @@ def open_teacher(text: str, *, device: torch.device | str = "cpu") -> Teacher:
     name = TeacherName.parse(text)
     module, opener = KINDS[name.kind]
     try:
-        return getattr(import_module(module), opener)(name, torch.device(device))
+        teacher = getattr(import_module(module), opener)(name, torch.device(device))
     except ModuleNotFoundError as error:
         if error.name not in EXTRAS:
             raise
@@ -133,6 +137,11 @@ def open_teacher(text: str, *, device: torch.device | str = "cpu") -> Teacher:
             f"{text} needs {error.name}, which is not installed: "
             "pip install 'backbone-zoo[teachers]'."
         ) from error
+    if mosaic == 1:
+        return teacher
+    from zoo.teachers.mosaic import Mosaic
+
+    return Mosaic(teacher, mosaic)
 
 
 def unknown_name(name: str, known: list[str], what: str) -> ValueError:

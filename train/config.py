@@ -29,6 +29,8 @@ class TeacherSpec:
     """Share of the steps in which the teacher is asked; its losses then count 1/rate times."""
     follow: bool = False
     """Look at each step's student size, scaled so that both grids agree, not at its own size."""
+    mosaic: int = 1
+    """Images along a side of the teacher's canvas, each in a tile of it; 1 for the whole canvas."""
 
     def __post_init__(self):
         TeacherName.parse(self.name)
@@ -42,21 +44,23 @@ class TeacherSpec:
                 f"The teacher {self.name} has the rate {self.rate}; it is a share of the steps, "
                 "above 0 and at most 1."
             )
+        if self.mosaic < 1:
+            raise ValueError(f"The teacher {self.name} has mosaic={self.mosaic}; give 1 or more.")
 
     @classmethod
     def parse(cls, text: str) -> "TeacherSpec":
-        """Read `name[,summary=0.5][,spatial=2][,rate=0.5][,follow=1]`."""
+        """Read `name[,summary=0.5][,spatial=2][,rate=0.5][,follow=1][,mosaic=4]`."""
         name, *options = text.split(",")
-        numbers: dict[str, float] = {}
+        numbers: dict[str, Any] = {}
         for option in options:
             key, _, value = option.partition("=")
-            if key not in ("summary", "spatial", "rate", "follow"):
+            if key not in ("summary", "spatial", "rate", "follow", "mosaic"):
                 raise ValueError(
                     f"{option!r} in {text!r}: a teacher's options are summary=, spatial=, rate=, "
-                    "follow=."
+                    "follow=, mosaic=."
                 )
             try:
-                numbers[key] = float(value)
+                numbers[key] = int(value) if key == "mosaic" else float(value)
             except ValueError:
                 raise ValueError(f"{option!r} in {text!r} needs a number.") from None
         follow = numbers.pop("follow", 0.0)
@@ -67,7 +71,7 @@ class TeacherSpec:
     def told(self) -> str:
         """Write it as `parse` reads it."""
         told = self.name
-        for key in ("summary", "spatial", "rate"):
+        for key in ("summary", "spatial", "rate", "mosaic"):
             if getattr(self, key) != 1:
                 told += f",{key}={getattr(self, key):g}"
         return f"{told},follow=1" if self.follow else told
@@ -208,6 +212,19 @@ class Distill:
     compile: bool = False
     workers: int = 0
     """Processes that decode images."""
+    teacher_precision: Literal["auto", "bf16", "int8", "fp8"] = "auto"
+    """bf16 keeps the teachers' weights so, int8 and fp8 multiply in 8 bits as far as the fidelity
+    to bf16 allows; auto is bf16 where the run is, on CUDA."""
+    compile_teachers: bool = False
+    """Compile the teachers' blocks, for their one size."""
+    overlap: bool = False
+    """Let the teachers look at the next batch while the student learns from this one (CUDA)."""
+    views: int = 0
+    """Epochs of augmented views after which they begin again; 0 for new ones for ever."""
+    cache: Path | None = None
+    """Folder of the teachers' features of those views: filled at first, read from then on."""
+    cache_dtype: Literal["int8", "bf16"] = "int8"
+    """Of the features in a new cache."""
     heads: Heads = field(default_factory=Heads)
     losses: Losses = field(default_factory=Losses)
     optim: Optim = field(default_factory=Optim)
@@ -227,6 +244,15 @@ class Distill:
                 "losses.mesa compares the student with its averaged weights, and optim.ema is 0; "
                 "give it a decay such as 0.999."
             )
+        if self.views < 0 or (self.cache and not self.views):
+            raise ValueError(
+                f"views is {self.views}; a cache holds 1 epoch of views or more (--views 1)."
+            )
+        if self.cache and (self.losses.shift or any(spec.follow for spec in self.teachers)):
+            raise ValueError(
+                "A cache holds one map for each view, so it cannot serve shifted crops or teachers "
+                "that follow the student's size; leave out cache, or losses.shift and follow=1."
+            )
         if self.normalise in self.compare:
             raise ValueError(f"compare repeats the run's own normalisation {self.normalise!r}.")
 
@@ -243,7 +269,17 @@ class Distill:
 
 
 RESUMABLE = frozenset(
-    ("out", "device", "workers", "every", "compile", "eval_images", "probe_images")
+    (
+        "out",
+        "device",
+        "workers",
+        "every",
+        "compile",
+        "compile_teachers",
+        "overlap",
+        "eval_images",
+        "probe_images",
+    )
 )
 """Fields that a resumed run may change: they do not touch what is learnt."""
 

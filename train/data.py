@@ -302,6 +302,7 @@ class Views(Dataset):
             return dict(
                 image=torch.from_numpy(np.ascontiguousarray(pixels)),
                 key=self.source.key(chosen),
+                position=position,
                 label=-1 if label is None else label,
                 skipped=skipped,
             )
@@ -332,6 +333,7 @@ def collate(items: list[dict]) -> dict:
         images=torch.stack([i["image"] for i in items]),
         labels=torch.tensor([i["label"] for i in items]),
         keys=[i["key"] for i in items],
+        positions=[i["position"] for i in items],
         skipped=[name for i in items for name in i["skipped"]],
     )
 

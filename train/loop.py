@@ -1,7 +1,8 @@
 """The training loop."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from fractions import Fraction
 from functools import partial
@@ -19,6 +20,7 @@ from zoo.train.config import Distill
 from zoo.train.damp import damped
 from zoo.train.data import Source, View, train_batches
 from zoo.train.distill import distill_step
+from zoo.train.engine import Ahead, Look, tensor_cores
 from zoo.train.follow import sizes_of
 from zoo.train.interrupt import Interrupt, Interrupted
 from zoo.train.losses import SPATIAL_LOSSES, angle
@@ -117,20 +119,32 @@ def train(
         ValueError: a loss is not finite; the batch's keys stand in `nan_batch.json`.
     """
     device = next(trainee.student.parameters()).device
-    plan = Plan(len(source), config.batch, config.seed)
+    plan = Plan(len(source), config.batch, config.seed, config.views)
     view, steps = view_of(config, teachers), dict(steps=config.steps, start=trainee.step)
     loader = train_batches(source, view, plan, **steps, workers=config.workers)
     objective = objective_of(config, balances, spreads or {})
-    skipped, every = set[str](), config.every
+    skipped, every, start = set[str](), config.every, trainee.step
     watch = Watch(title, total=config.steps, start=trainee.step, images=config.batch)
-    with Interrupt() as interrupt, watch:
-        for part in loader:
-            batch = Batch(part["images"], part["keys"]).to(device)
+
+    def batches() -> Iterator[tuple[Batch, Mapping[str, Look]]]:
+        for step, part in enumerate(loader, start):
             note_skipped(part["skipped"], skipped, run, watch)
+            batch = Batch(part["images"], part["keys"], positions=part["positions"]).to(device)
+            yield batch, take_turn(plan, step, config, teachers).teachers(teachers)
+
+    coming = batches()
+    if config.overlap:
+        coming = Ahead(device, autocast).over(coming)
+    with (
+        Interrupt() as interrupt,
+        watch,
+        tensor_cores() if device.type == "cuda" else nullcontext(),
+    ):
+        for batch, looks in coming:
             torch.manual_seed(plan.step_seed(trainee.step))
             turn = take_turn(plan, trainee.step, config, teachers)
             total, losses = differentiate(
-                partial(objective, batch, trainee, teachers, turn), trainee, turn, config, autocast
+                partial(objective, batch, trainee, looks, turn), trainee, turn, config, autocast
             )
             update(trainee, total, losses, config, turn)
 
@@ -152,7 +166,7 @@ def train(
 
 def objective_of(
     config: Distill, balances: Mapping[str, nn.Module], spreads: Mapping[str, float]
-) -> Callable[[Batch, Trainee, Mapping[str, Teacher], Turn], dict[str, Tensor]]:
+) -> Callable[[Batch, Trainee, Mapping[str, Look], Turn], dict[str, Tensor]]:
     """Give the function that holds a trainee against its teachers, as the config says."""
     settings = config.losses
     summaries = {}
@@ -166,13 +180,13 @@ def objective_of(
     spaces = {**balances, MESA: nn.Identity()}
 
     def objective(
-        batch: Batch, trainee: Trainee, teachers: Mapping[str, Teacher], turn: Turn
+        batch: Batch, trainee: Trainee, teachers: Mapping[str, Look], turn: Turn
     ) -> dict[str, Tensor]:
         average = trainee.average if settings.mesa else None
         return distill_step(
             batch,
             turn.student(trainee.student, mesa=bool(settings.mesa)),
-            turn.teachers(teachers, average),
+            {**teachers, **turn.average(average)},
             spaces,
             SPATIAL_LOSSES[settings.spatial],
             summary_losses=summaries,

@@ -59,6 +59,8 @@ class Plan:
     samples: int
     batch: int
     seed: int
+    views: int = 0
+    """Epochs after which the stream begins again, crops and all; 0 for never."""
 
     def __post_init__(self):
         if self.samples < 1 or self.batch < 1:
@@ -73,16 +75,24 @@ class Plan:
 
     def indices(self, step: int) -> np.ndarray:
         """Samples of the global batch of `step`."""
-        epochs, places = np.divmod(self.positions(step), self.samples)
+        return self.indices_at(self.positions(step))
+
+    def indices_at(self, positions: np.ndarray) -> np.ndarray:
+        """Samples at `positions` of the stream."""
+        epochs, places = np.divmod(self.stored(positions), self.samples)
         out = np.empty_like(places)
         for epoch in np.unique(epochs):
             here = epochs == epoch
             out[here] = shuffled(places[here], self.samples, mix(self.seed, int(epoch)))
         return out
 
+    def stored(self, position):
+        """Give the first place in the stream with the view of `position`; also for arrays."""
+        return position % (self.views * self.samples) if self.views else position
+
     def draws(self, position: int) -> np.random.Generator:
         """All the randomness that the sample at `position` may use."""
-        return np.random.Generator(np.random.Philox(key=mix(self.seed, 1, position)))
+        return np.random.Generator(np.random.Philox(key=mix(self.seed, 1, self.stored(position))))
 
     def step_seed(self, step: int) -> int:
         """Seed of what a network draws during `step` (dropout, drop path)."""

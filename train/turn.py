@@ -42,21 +42,23 @@ class Turn:
         window = self.windows.get(STUDENT)
         return look if window is None else lambda batch: look(cropped(batch, window))
 
-    def teachers(
-        self, teachers: Mapping[str, Teacher], average: Student | None
-    ) -> dict[str, Model]:
-        """Give those that are asked, each as it looks in this step.
+    def teachers(self, teachers: Mapping[str, Teacher]) -> dict[str, Model]:
+        """Give those that are asked, each as it looks in this step."""
+        return self._shifted(
+            {
+                label: at_size(teacher, self.size)
+                for label, teacher in teachers.items()
+                if self.asked is None or label in self.asked
+            }
+        )
 
-        Args:
-            average: The student's own average, which MESA asks; `None` without MESA.
-        """
-        found: dict[str, Model] = {
-            label: at_size(teacher, self.size)
-            for label, teacher in teachers.items()
-            if self.asked is None or label in self.asked
-        }
-        if average is not None:
-            found[MESA] = partial(average.own_map, size=(self.size, self.size))
+    def average(self, average: Student | None) -> dict[str, Model]:
+        """Give the student's own average, which MESA asks; nothing without MESA."""
+        if average is None:
+            return {}
+        return self._shifted({MESA: partial(average.own_map, size=(self.size, self.size))})
+
+    def _shifted(self, found: dict[str, Model]) -> dict[str, Model]:
         for label in set(found) & set(self.windows):
             found[label] = shifted(found[label], self.windows[label])
         return found

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
@@ -22,6 +22,7 @@ USAGE = """zoo: vision backbones, and the distillation of many frozen teachers i
   zoo eval TARGET ...       fidelity, kNN and linear probe of a run, an export or a model
   zoo report RUN            write RUN/report.html again
   zoo bench models ...      images/s, memory and multiply-adds beside timm's models
+  zoo bench distill ...     a distillation step, part by part, beside the cost model
 
 Examples:
   zoo distill                                   the embedded run: no data, no download
@@ -335,10 +336,7 @@ def bench_models(args: list[str]) -> None:
     from zoo.eval.speed import Case
 
     asked = _parse(SpeedArgs, args, "bench models", bench_models.__doc__ or "")
-    has_gpu = torch.cuda.is_available()
-    device = ("cuda" if has_gpu else "cpu") if asked.device == "auto" else asked.device
-    if device not in ("cpu", "cuda") or (device == "cuda" and not has_gpu):
-        raise ValueError(f"There is no device {device!r} here; give cpu{', cuda' * has_gpu}.")
+    device = _device(asked.device)
     if asked.threads:
         torch.set_num_threads(asked.threads)
     names = expand_names([*(asked.names or DEFAULT), asked.peer])
@@ -360,7 +358,69 @@ def bench_models(args: list[str]) -> None:
     )  # fmt: skip
 
 
-BENCHES: dict[str, Callable[[list[str]], None]] = {"models": bench_models}
+@dataclass(frozen=True, kw_only=True)
+class StepArgs:
+    teachers: tuple[str, ...] = ()
+    """As `zoo distill` takes them; CLIP ViT-H/14@378 and DINOv2 ViT-g/14@224 with random weights
+    on a GPU, two tiny ViTs elsewhere."""
+    student: str | None = None
+    size: int | None = None
+    batch: int | None = None
+    precision: Literal["bf16", "int8", "fp8"] = "bf16"
+    """Of the teachers' products."""
+    gate: float = 1000.0
+    """Least fidelity of teachers in 8 bits; 0 for all layers, whatever they lose."""
+    compile: bool | None = None
+    """Teachers' blocks and student; on a GPU unless told otherwise."""
+    overlap: bool = False
+    """Teachers one batch ahead, on a stream of their own."""
+    device: str = "auto"
+    rounds: int = 10
+    out: Path | None = None
+    """Write this JSON file."""
+    profile: bool = False
+    """Name the step's ten most expensive kernels."""
+
+
+def bench_distill(args: list[str]) -> None:
+    """Measure a distillation step and each of its parts alone, beside the cost model.
+
+    Example: zoo bench distill --teachers timm:vit_small_patch14_dinov2/random@224
+    --student eradio_xxxtiny --size 224 --batch 32
+    """
+    from zoo.benchmark_distill import TINY, TRIO, measure_steps
+
+    asked = _parse(StepArgs, args, "bench distill", bench_distill.__doc__ or "")
+    device = _device(asked.device)
+    on_gpu = device == "cuda"
+    given = {name: getattr(asked, name) for name in ("teachers", "student", "size", "batch")}
+    step = replace(
+        TRIO if on_gpu else TINY,
+        **{name: value for name, value in given.items() if value},
+        precision=asked.precision, gate=asked.gate, overlap=asked.overlap,
+        compiled=on_gpu if asked.compile is None else asked.compile,
+    )  # fmt: skip
+    measure_steps(
+        [step], device=device, rounds=asked.rounds, out=asked.out,
+        kernels=10 * asked.profile, command=shlex.join(["zoo", "bench", "distill", *args]),
+    )  # fmt: skip
+
+
+def _device(asked: str) -> str:
+    """Resolve `auto`, and refuse a device that is not there."""
+    import torch
+
+    has_gpu = torch.cuda.is_available()
+    device = ("cuda" if has_gpu else "cpu") if asked == "auto" else asked
+    if device not in ("cpu", "cuda") or (device == "cuda" and not has_gpu):
+        raise ValueError(f"There is no device {device!r} here; give cpu{', cuda' * has_gpu}.")
+    return device
+
+
+BENCHES: dict[str, Callable[[list[str]], None]] = {
+    "models": bench_models,
+    "distill": bench_distill,
+}
 
 
 def bench(args: list[str]) -> None:

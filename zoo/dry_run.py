@@ -12,9 +12,12 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from zoo.features import Batch
-from zoo.pipeline import backbone_options, check_names, device_of, widths
+from zoo.pipeline import backbone_options, check_names, device_of, open_data, widths
 from zoo.students.student import Student, build_student
+from zoo.teachers.cache import Holds
+from zoo.teachers.mosaic import Mosaic
 from zoo.teachers.teacher import Teacher, open_teacher
+from zoo.train.caching import break_even
 from zoo.train.config import Distill
 from zoo.train.run import Run
 
@@ -43,7 +46,7 @@ def plan(config: Distill) -> tuple[list[Cost], Cost, Student]:
     """
     check_names(config)
     teachers = {
-        label: open_teacher(spec.name, device="meta")
+        label: open_teacher(spec.name, device="meta", mosaic=spec.mosaic)
         for label, spec in zip(config.labels, config.teachers, strict=True)
     }
     student = build_student(
@@ -72,11 +75,12 @@ def plan(config: Distill) -> tuple[list[Cost], Cost, Student]:
 
 
 def _teacher_cost(label: str, teacher: Teacher) -> Cost:
-    batch = Batch(torch.zeros(1, 3, *teacher.size, device="meta"))
+    images = teacher.k**2 if isinstance(teacher, Mosaic) else 1
+    batch = Batch(torch.zeros(images, 3, *teacher.size, device="meta"))
     params = _params(teacher) if isinstance(teacher, nn.Module) else 0
     return Cost(
         label, params, teacher.size, teacher.grid, teacher.summary_dim, teacher.spatial_dim,
-        _flops(lambda: teacher(batch)),
+        _flops(lambda: teacher(batch)) / images,
     )  # fmt: skip
 
 
@@ -141,6 +145,7 @@ def _estimates(
     work = config.batch * (sum(t.flops for t in teachers) + 3 * student.flops)
     speed = EFFICIENCY * matmul_rate(device) / work
     arms = 1 + len(config.compare)
+    cached = _cache_estimate(config, teachers, matmul_rate(device)) if config.cache else []
     hours = arms * config.steps / speed / 3600
     backbone = _params(model.backbone)
     return [
@@ -151,8 +156,23 @@ def _estimates(
         f"work: {work / 1e12:,.2f} TFLOP a step of {config.batch} images; about {speed:.2g} "
         f"steps/s = {speed * config.batch:.2g} img/s on this {device.type} (estimated at "
         f"{EFFICIENCY:.0%} of its matrix product)",
+        *cached,
         f"{config.steps} steps x {arms} student(s): about {hours:.2g} h. Nothing was written.",
     ]
+
+
+def _cache_estimate(config: Distill, teachers: list[Cost], rate: float) -> list[str]:
+    """Say what a cache would cost and save; the teachers' speed is estimated, the disk's timed."""
+    assert config.cache is not None
+    count = len(open_data(config)[0])
+    about = {t.label: dict(grid=t.grid, spatial_dim=t.spatial_dim, summary_dim=t.summary_dim)
+             for t in teachers}  # fmt: skip
+    held = Holds(
+        images=count, data="", seed=config.seed, views=config.views, view={}, shard=1,
+        normalise=config.normalise, stored=config.cache_dtype, teachers=about,
+    )  # fmt: skip
+    live = sum(t.flops for t in teachers) / (EFFICIENCY * rate)
+    return break_even(held, config.cache, live).told()
 
 
 def _size(count: float) -> str:

@@ -38,6 +38,8 @@ class Batch:
     keys: Sequence[str] = ()
     """Names of the samples, for caches and for error messages."""
     labels: Tensor | None = None
+    positions: Sequence[int] = ()
+    """Places in the stream of training views, by which caches know them."""
     _resized: dict[tuple[tuple[int, int], str], Tensor] = field(
         default_factory=dict, repr=False, compare=False
     )
@@ -62,7 +64,8 @@ class Batch:
     def to(self, device, *, non_blocking: bool = True) -> "Batch":
         """Move the images (and labels) to `device`."""
         labels = None if self.labels is None else self.labels.to(device, non_blocking=non_blocking)
-        return Batch(self.images.to(device, non_blocking=non_blocking), self.keys, labels)
+        images = self.images.to(device, non_blocking=non_blocking)
+        return Batch(images, self.keys, labels, self.positions)
 
 
 def read_features(model: Any, x: Float[Tensor, "B 3 H W"]) -> Features:

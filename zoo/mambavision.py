@@ -193,9 +193,7 @@ class MambaMixer(nn.Module):
         return self.proj(torch.cat([y, z], dim=-1))
 
 
-def _neighbours(
-    x: Float[Tensor, "B N C"], taps: Float[Tensor, "C 1 3"]
-) -> Float[Tensor, "B N C"]:
+def _neighbours(x: Float[Tensor, "B N C"], taps: Float[Tensor, "C 1 3"]) -> Float[Tensor, "B N C"]:
     """Convolve each channel with its three taps.
 
     As sums of shifted tokens, which a compiler fuses with what follows: torch's depthwise

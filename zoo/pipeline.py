@@ -26,8 +26,10 @@ from zoo.eval.knn import knn
 from zoo.eval.linear import linear_probe
 from zoo.eval.maps import collect_maps, save_maps
 from zoo.features import Batch, Features
+from zoo.run_speed import fill_run_cache, open_run_cache, quicken_teachers
 from zoo.students.export import export_student
 from zoo.students.student import Student, build_student, read_options
+from zoo.teachers.cache import Cache
 from zoo.teachers.teacher import (
     FOLDER,
     Teacher,
@@ -37,6 +39,7 @@ from zoo.teachers.teacher import (
     open_teacher,
     unknown_name,
 )
+from zoo.train.caching import from_cache
 from zoo.train.calibrate import calibrate
 from zoo.train.config import Distill
 from zoo.train.data import Source, Subset, eval_batches, open_splits
@@ -143,7 +146,7 @@ def open_teachers(config: Distill, train: Source, device: torch.device) -> dict[
             text = (
                 f"{spec.name}/{pretext_weights(name.name, train, seed=config.seed, device=device)}"
             )
-        opened = partial(open_teacher, device=device)
+        opened = partial(open_teacher, device=device, mosaic=spec.mosaic)
         if spec.follow:
             teachers[label] = follow(text, opened, grids_of(config), config.size)
         else:
@@ -213,7 +216,14 @@ def distill(config: Distill, *, resume: bool = False) -> Run:
         setting = prepare(config)
         run = Run.create(config)
     check_same_teachers(run, setting)
+    quicken_teachers(run, setting)
     balances, spreads = fit_balances(run, setting)
+    cache = open_run_cache(run, setting, balances)
+    if cache:
+        # a student must learn on the scale that the cache was made with
+        spaces = {f"{config.normalise}/{key}": value for key, value in cache.spaces().items()}
+        balances = {**balances, config.normalise: _read_balances(spaces, config.normalise, setting)}
+        fill_run_cache(cache, setting, balances[config.normalise])
     untrained = new_student(setting)
     describe(run, setting, untrained)
 
@@ -226,7 +236,10 @@ def distill(config: Distill, *, resume: bool = False) -> Run:
             else replace(setting, config=replace(config, normalise=kind, compare=()))
         )
         folder, name = (run, "student") if main else (run.arm(kind), kind)
-        arms[name] = train_arm(folder, arm, balances[kind], spreads[kind], title=f"distil {kind}")
+        stored = cache and (cache, balances[config.normalise])
+        arms[name] = train_arm(
+            folder, arm, balances[kind], spreads[kind], stored, title=f"distil {kind}"
+        )
 
     run.keep(lambda row: row.get("kind") == "train" or row["step"] < config.steps)
     for name, student in arms.items():
@@ -312,10 +325,24 @@ def _read_balances(tensors: Mapping[str, Tensor], kind: str, setting: Setting) -
 
 
 def train_arm(
-    run: Run, setting: Setting, balances: Balances, spreads: Spreads, *, title: str
+    run: Run,
+    setting: Setting,
+    balances: Balances,
+    spreads: Spreads,
+    stored: tuple[Cache, Balances] | None = None,
+    *,
+    title: str,
 ) -> Student:
-    """Train one student, from its newest checkpoint if it has one, and give the best form of it."""
+    """Train one student, from its newest checkpoint if it has one, and give the best form of it.
+
+    Args:
+        stored: A cache to learn from, and the balances that it was made with.
+    """
     config = setting.config
+    teachers: Mapping[str, Teacher] = setting.teachers
+    targets: Mapping[str, nn.Module] = balances
+    if stored:
+        teachers, targets = from_cache(*stored, balances, config.normalise)
     student = new_student(setting)
     trainee = Trainee.of(student, config, spreads)
     state = run.load()
@@ -330,8 +357,8 @@ def train_arm(
     if trainee.step < config.steps:
         train(
             trainee,
-            setting.teachers,
-            balances,
+            teachers,
+            targets,
             setting.train,
             config,
             run,

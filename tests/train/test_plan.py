@@ -47,3 +47,13 @@ def test_draws_depend_on_seed_and_position_only():
 def test_a_plan_without_samples_is_refused():
     with pytest.raises(ValueError, match="0 samples"):
         Plan(0, 4, 0)
+
+
+def test_stored_views_come_again_with_their_draws():
+    plan, endless = Plan(10, 4, 5, views=2), Plan(10, 4, 5)
+    first = np.concatenate([plan.indices(step) for step in range(5)])
+    again = np.concatenate([plan.indices(step) for step in range(5, 10)])
+    assert first.tolist() == again.tolist()
+    assert plan.draws(3).random() == plan.draws(23).random() == endless.draws(3).random()
+    assert first.tolist() == [i for step in range(5) for i in endless.indices(step)]
+    assert plan.indices_at(np.array([23, 7])).tolist() == first[[3, 7]].tolist()

@@ -1,0 +1,86 @@
+"""SAM's attention with its relative positions folded into queries and keys.
+
+SAM adds to each logit a bias that depends on the query and on the row and the column of the key
+(2304.02643, after MViTv2, 2112.01526, 4.1). Written out, that is a number for each pair of cells:
+half a gigabyte a layer and canvas, and no flash kernel takes it. But the bias of query i at key
+(r, c) is a_i[r] + b_i[c], a product of (a_i, b_i) with the one-hot vectors of r and c. So longer
+queries and keys give the same logits, and nothing is written out:
+
+    q' = (q / √d, a, b)    k' = (k, onehot r, onehot c)    q' k'ᵀ = q kᵀ / √d + a[r] + b[c]
+"""
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from timm.models.vision_transformer_sam import Attention, get_rel_pos
+from torch import Tensor, nn
+
+WIDEST = 256
+"""Channels of a head that flash kernels take."""
+MULTIPLE = 8
+
+
+class FoldedAttention(nn.Module):
+    """timm's SAM attention, frozen; the same function up to rounding.
+
+    Args:
+        plain: Has relative positions of one size (a window's, or the whole map's).
+    """
+
+    row_table: Tensor
+    col_table: Tensor
+    where: Tensor
+
+    def __init__(self, plain: Attention):
+        super().__init__()
+        self.plain = plain
+        rows, cols = ((len(p) + 1) // 2 for p in (plain.rel_pos_h, plain.rel_pos_w))
+        self.grid = (rows, cols)
+        with torch.no_grad():
+            row_table, col_table = (
+                get_rel_pos(side, side, p.detach())
+                for side, p in zip(self.grid, (plain.rel_pos_h, plain.rel_pos_w), strict=True)
+            )
+        which_row, which_col = torch.eye(rows), torch.eye(cols)
+        where = torch.cat([which_row.repeat_interleave(cols, 0), which_col.repeat(rows, 1)], 1)
+        width = plain.head_dim + rows + cols
+        where = F.pad(where, (0, -width % MULTIPLE)).to(row_table)
+        self.register_buffer("row_table", row_table, persistent=False)
+        self.register_buffer("col_table", col_table, persistent=False)
+        self.register_buffer("where", where, persistent=False)
+
+    def forward(self, x: Float[Tensor, "B H W C"]) -> Float[Tensor, "B H W C"]:
+        plain, (rows, cols) = self.plain, self.grid
+        if x.shape[1:3] != self.grid:
+            return plain(x)
+        heads, images, cells = plain.num_heads, len(x), rows * cols
+        qkv = plain.qkv(x).view(images, cells, 3, heads, plain.head_dim)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+        q, k = plain.q_norm(q), plain.k_norm(k)
+        at = q.unflatten(2, (rows, cols))
+        a = torch.einsum("bnhwc,hkc->bnhwk", at, self.row_table.to(q.dtype))
+        b = torch.einsum("bnhwc,wkc->bnhwk", at, self.col_table.to(q.dtype))
+        where = self.where.to(q.dtype).expand(images, heads, -1, -1)
+        long_k = torch.cat([k, where], -1)
+        short = long_k.shape[-1] - plain.head_dim - rows - cols
+        bias = F.pad(torch.cat([a, b], -1).flatten(2, 3), (0, short)).to(q.dtype)
+        long_q = torch.cat([q * plain.scale, bias], -1)
+        v = F.pad(v, (0, long_k.shape[-1] - plain.head_dim))
+        out = F.scaled_dot_product_attention(long_q, long_k, v, scale=1.0)
+        out = out[..., : plain.head_dim].transpose(1, 2).flatten(2)
+        return plain.proj_drop(plain.proj(out)).view(x.shape)
+
+
+def fold_relative_positions(network: nn.Module) -> int:
+    """Fold every attention of timm's SAM in `network`; in place. Gives how many there were."""
+    found = [
+        (parent, name, child)
+        for parent in network.modules()
+        for name, child in parent.named_children()
+        if isinstance(child, Attention) and child.use_rel_pos
+        and not isinstance(parent, FoldedAttention)
+        and child.head_dim + (len(child.rel_pos_h) + len(child.rel_pos_w) + 2) // 2 <= WIDEST
+    ]  # fmt: skip
+    for parent, name, child in found:
+        setattr(parent, name, FoldedAttention(child))
+    return len(found)
