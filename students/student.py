@@ -84,6 +84,7 @@ def build_student(
     inner: int = 1,
     pretrained: bool = False,
     drop_path_rate: float = 0.0,
+    options: Mapping[str, Any] | None = None,
     device: torch.device | str = "cpu",
 ) -> Student:
     """Build a registered backbone at `size` with heads for `teachers`.
@@ -94,12 +95,13 @@ def build_student(
         kind: Version of the adaptor MLPs, see `zoo.adaptors`.
         hidden: Width of the heads' hidden layers; the widest teacher's by default.
         inner: Further hidden layers.
+        options: Further keywords of `timm.create_model`, such as `depths` and `dim`.
 
     Raises:
         ValueError: the backbone is unknown or cannot take the size.
     """
     with torch.device(device):
-        backbone, kwargs = _build_backbone(name, size, pretrained, drop_path_rate)
+        backbone, kwargs = _build_backbone(name, size, pretrained, drop_path_rate, options)
         config = timm.data.resolve_model_data_config(backbone)
         backbone.eval()
         with torch.no_grad():
@@ -120,14 +122,18 @@ def build_student(
 
 
 def _build_backbone(
-    name: str, size: int, pretrained: bool, drop_path_rate: float
+    name: str,
+    size: int,
+    pretrained: bool,
+    drop_path_rate: float,
+    options: Mapping[str, Any] | None,
 ) -> tuple[nn.Module, dict[str, Any]]:
     """Build the backbone, and the keywords that a user needs to build it again."""
     training = dict(drop_path_rate=drop_path_rate) if drop_path_rate else {}
-    backbone = timm.create_model(name, pretrained=pretrained, num_classes=0, **training)
+    kwargs: dict[str, Any] = dict(num_classes=0, **(options or {}))
+    backbone = timm.create_model(name, pretrained=pretrained, **kwargs, **training)
     if not hasattr(backbone, "forward_intermediates"):
         raise ValueError(f"{name} cannot be a student: timm gives it no forward_intermediates.")
-    kwargs: dict[str, Any] = dict(num_classes=0)
     own = timm.data.resolve_model_data_config(backbone)["input_size"][-1]
     if size != own:
         if hasattr(backbone, "set_input_size"):

@@ -22,6 +22,8 @@ USAGE = """zoo: vision backbones, and the distillation of many frozen teachers i
   zoo eval TARGET ...       fidelity, kNN and linear probe of a run, an export or a model
   zoo report RUN            write RUN/report.html again
   zoo bench models ...      images/s, memory and multiply-adds beside timm's models
+  zoo experiment phi_s      nine normalisations of three teachers, with paired intervals
+  zoo experiment students   one student of each family against its teachers and itself alone
 
 Examples:
   zoo distill                                   the embedded run: no data, no download
@@ -336,6 +338,30 @@ def bench(args: list[str]) -> None:
     return None
 
 
+def experiment(args: list[str]) -> None:
+    """Run an experiment that makes its own teachers.
+
+    Example: zoo experiment phi_s --tiny --out runs/phi_s
+    """
+    from zoo.experiments import EXPERIMENTS
+
+    if not args or args[0] not in EXPERIMENTS:
+        if args and args[0] not in ("-h", "--help"):
+            known = ", ".join(EXPERIMENTS)
+            raise ValueError(f"There is no experiment {args[0]!r}; there are {known}.")
+        print("\n".join(f"zoo experiment {name} --help" for name in EXPERIMENTS))
+        return
+    chosen = EXPERIMENTS[args[0]]()
+    start = chosen.tiny() if "--tiny" in args else chosen.full()
+    asked = _parse(
+        type(start), args[1:], f"experiment {args[0]}", chosen.__doc__ or "", default=start
+    )
+    if asked.dry_run:
+        chosen.plan(asked)
+    elif not chosen.main(asked):
+        raise SystemExit(1)
+
+
 COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "list": list_models,
     "convert": convert,
@@ -343,4 +369,5 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "eval": evaluate,
     "report": report,
     "bench": bench,
+    "experiment": experiment,
 }

@@ -1,0 +1,537 @@
+"""`zoo experiment phi_s`: does PHI-S (2410.01680) match all teachers at once, and does it turn?
+
+Nine ways to bring three teachers onto one scale, several seeds each, trained on the same crops in
+the same order; and a second set with more seeds that asks about PHI-S's rotation alone. The
+teachers are trained in the run. Their scales are imposed, those of table 7; their directions and
+ranks are their own.
+"""
+
+import copy
+import json
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from zoo.eval.extract import extract
+from zoo.eval.fidelity import fidelity
+from zoo.eval.knn import knn
+from zoo.eval.linear import linear_probe
+from zoo.experiments.pictures import Collection, Crop, Pictures, Stream, read_collection, side_for
+from zoo.experiments.stack import Answers, Stack
+from zoo.experiments.teachers import describe_teachers, measure_teachers, train_teacher
+from zoo.features import Batch, Features, match_grid
+from zoo.students.student import Student, build_student
+from zoo.teachers.pretext import Gradients, PatchTransformer, PretextTeacher
+from zoo.teachers.teacher import unknown_name
+from zoo.train.config import Optim
+from zoo.train.interrupt import Interrupt, Interrupted
+from zoo.train.losses import SPATIAL_LOSSES, summary_loss
+from zoo.train.phi_s import Balance, fit, fold_inverse
+from zoo.train.plan import mix
+from zoo.train.progress import Watch
+from zoo.train.run import Run
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One way to compare a student's maps with the teachers'."""
+
+    normalise: str
+    """A kind of `zoo.train.phi_s.KINDS`: the space in which the heads answer."""
+    loss: str = "mse"
+    """One of `zoo.train.losses.SPATIAL_LOSSES`."""
+
+
+ARMS = {
+    "none": Arm("none"),
+    "hybrid": Arm("none", "hybrid"),
+    "global": Arm("global"),
+    "alpha_only": Arm("alpha_only"),
+    "standardize": Arm("standardize"),
+    "phi_s": Arm("phi_s"),
+    "pca": Arm("pca"),
+    "zca": Arm("zca"),
+    "hadamard_whitening": Arm("hadamard_whitening"),
+}
+ROTATION = ("phi_s", "alpha_only")
+"""The pair that differs by the rotation and by nothing else."""
+PROBE = dict(strengths=(1e-2, 1e-3, 1e-4), max_steps=100)
+OPTIM = Optim(lr=1e-3, min_lr=1e-6, weight_decay=0.02, ema=0.0)
+WARM = 8
+"""Steps before the clock starts."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PhiSExperiment:
+    """What is run, and how large."""
+
+    data: tuple[Path, ...] = ()
+    """Labelled image folders, shards or .npz; the digits and photographs that ship with
+    scikit-learn and scikit-image if none."""
+    arms: tuple[str, ...] = tuple(ARMS)
+    seeds: int = 5
+    rotation_seeds: int = 16
+    """Seeds of the second set, phi_s against alpha_only; 0 leaves it out."""
+    together: int = 4
+    """Seeds of the second set that are trained in one step."""
+    steps: int = 2000
+    batch: int = 512
+    size: int = 96
+    """Side of the images in pixels."""
+    teacher_steps: int = 800
+    teacher_seed: int = 0
+    """Another one gives other teachers; those of a run are fixed."""
+    limit: int | None = None
+    """Pictures of each split at most."""
+    seconds: float | None = None
+    """Take fewer steps than --steps, and say so, where this would not suffice."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    precision: Literal["auto", "float32", "bf16"] = "auto"
+    """Autocast; auto is bf16 on CUDA and float32 elsewhere."""
+    compile: Literal["auto", "yes", "no"] = "auto"
+    """Compile the students; auto does on CUDA."""
+    out: Path = Path("runs/phi_s")
+    tiny: bool = False
+    """Smallest networks and numbers: shows that it runs, in under a minute on a CPU."""
+    dry_run: bool = False
+    """Print what would run and how long it may take, and exit."""
+
+    def __post_init__(self):
+        for name in ("seeds", "together", "steps", "batch", "teacher_steps"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1.")
+        for arm in self.arms:
+            if arm not in ARMS:
+                raise unknown_name(arm, list(ARMS), "arm")
+        if "phi_s" not in self.arms:
+            raise ValueError("The arm phi_s is what the others are compared with; leave it in.")
+        if self.size % 16:
+            raise ValueError(f"size is {self.size}; it must be a multiple of the 16 px patches.")
+
+
+def full() -> PhiSExperiment:
+    """The experiment as it is meant."""
+    return PhiSExperiment()
+
+
+def tiny() -> PhiSExperiment:
+    """The same experiment, as small as it goes."""
+    return PhiSExperiment(
+        seeds=2, rotation_seeds=2, together=2, steps=16, batch=16, size=48, teacher_steps=12,
+        limit=96, tiny=True,
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Set:
+    """Students that are compared with each other."""
+
+    name: str
+    arms: tuple[str, ...]
+    seeds: int
+    together: int
+    options: Mapping[str, int]
+    """Keywords of the ViT."""
+    hidden: int | None
+    """Width of the heads; the widest teacher's if None."""
+
+
+def sets_of(config: PhiSExperiment) -> list[Set]:
+    """Give the set of all arms, and the pair that asks about the rotation."""
+    large, small = dict(depth=6, embed_dim=192, num_heads=3), dict(
+        depth=3, embed_dim=96, num_heads=3
+    )
+    if config.tiny:
+        large, small = (dict(depth=d, embed_dim=32, num_heads=2) for d in (2, 1))
+    sets = [Set("arms", tuple(dict.fromkeys(config.arms)), config.seeds, 1, large, None)]
+    if config.rotation_seeds:
+        sets.append(
+            Set("rotation", ROTATION, config.rotation_seeds, config.together, small, 128)
+        )
+    return sets
+
+
+def networks(config: PhiSExperiment) -> dict[str, tuple[str, nn.Module]]:
+    """Build the teachers' networks: label -> (pretext task, network).
+
+    Scales: 0.03, 1.35 and 5.5 overall, log-normal gains of σ = 0.6, offsets; the last one's
+    channel means reach about ±60, as SAM's do (2410.01680, table 7).
+    """
+    vit = dict(dim=192, depth=12, num_heads=3, patch=16, mlp_ratio=4.0, size=config.size)
+    widths, dim = (48, 96), 256
+    if config.tiny:
+        vit |= dict(dim=32, depth=2, num_heads=2)
+        widths, dim = (16, 16), 32
+    masked = vit | dict(depth=max(2, vit["depth"] // 2))
+    return {
+        "supervised": ("classifier", PatchTransformer(**vit, std=0.03, seed=1)),
+        "masked": ("autoencoder", PatchTransformer(**masked, std=1.35, seed=2)),
+        "edges": ("gradients", Gradients(dim, widths=widths, strides=(2, 2, 2), offset=4.0)),
+    }
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What all students of the experiment share."""
+
+    config: PhiSExperiment
+    device: torch.device
+    collection: Collection
+    crop: Crop
+    teachers: dict[str, PretextTeacher]
+    balances: dict[str, dict[str, Balance]]
+    """Arm -> teacher -> transform."""
+
+    def autocast(self) -> AbstractContextManager:
+        return autocast(self.config, self.device)
+
+
+def device_of(asked: str) -> torch.device:
+    """Resolve `auto`, and refuse a device that is not there."""
+    if asked == "cuda" and not torch.cuda.is_available():
+        raise ValueError("There is no CUDA device here; use --device cpu, or auto.")
+    there = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(there if asked == "auto" else asked)
+
+
+def autocast(config: Any, device: torch.device) -> AbstractContextManager:
+    """Give the context in which networks are trained."""
+    bf16 = config.precision == "bf16" or (config.precision == "auto" and device.type == "cuda")
+    return torch.autocast(device.type, torch.bfloat16, enabled=bf16)
+
+
+def widths(teachers: Mapping[str, PretextTeacher]) -> dict[str, tuple[int | None, int | None]]:
+    """Give each teacher's summary and spatial width."""
+    return {name: (t.summary_dim, t.spatial_dim) for name, t in teachers.items()}
+
+
+def prepare(config: PhiSExperiment) -> Setting:
+    """Read the pictures, train the teachers, take their statistics, fit every transform."""
+    device = device_of(config.device)
+    crop = Crop(size=config.size, flip=0.5 if config.data else 0.0)  # a mirrored digit is none
+    collection = read_collection(config.data, side_for(config.size), device, config.limit)
+    print(f"{len(collection.train)} pictures to train on, {len(collection.held)} held out")
+    teachers = {}
+    for label, (task, network) in networks(config).items():
+        teachers[label] = train_teacher(
+            task, network, collection, crop, steps=config.teacher_steps,
+            batch=min(config.batch, 256), seed=config.teacher_seed,
+            autocast=lambda: autocast(config, device),
+        )  # fmt: skip
+    moments = measure_teachers(teachers, collection, crop, batch=min(config.batch, 256))
+    balances = {
+        arm: {name: fit(ARMS[arm].normalise, m) for name, m in moments.items()}
+        for arm in (*config.arms, *ROTATION)
+    }
+    config.out.mkdir(parents=True, exist_ok=True)
+    told = describe_teachers(teachers, moments)
+    _write_json(config.out / "teachers.json", told)
+    for name, values in told.items():
+        low, high = values["channel_mean"]
+        print(
+            f"teacher {name}: width {values['width']}, grid {values['grid']}, std "
+            f"{values['std']:.3g} (imposed), means {low:.3g} to {high:.3g} (imposed), effective "
+            f"rank {values['effective_rank']:.1f} (its own)"
+        )
+    return Setting(config, device, collection, crop, teachers, balances)
+
+
+def new_students(setting: Setting, chosen: Set, seeds: Sequence[int]) -> list[Student]:
+    """Build the students of some seeds, seed by seed: one start for all arms of a seed."""
+    students = []
+    for seed in seeds:
+        torch.manual_seed(mix(seed, 21))
+        student = build_student(
+            "vit_tiny_patch16_224", widths(setting.teachers), size=setting.config.size,
+            hidden=chosen.hidden, options=chosen.options,
+        ).to(setting.device)  # fmt: skip
+        students += [copy.deepcopy(student) for _ in chosen.arms]
+    return students
+
+
+class Trainer:
+    """Trains one set, seeds after seeds, in one stack of students."""
+
+    def __init__(self, setting: Setting, chosen: Set):
+        self.setting, self.chosen = setting, chosen
+        self.stack: Stack | None = None
+        self.compiled = setting.config.compile == "yes" or (
+            setting.config.compile == "auto" and setting.device.type == "cuda"
+        )
+
+    def begin(self, seeds: Sequence[int], steps: int) -> Stack:
+        students = new_students(self.setting, self.chosen, seeds)
+        if self.stack is None or len(self.stack) != len(students):
+            self.stack = Stack(students, OPTIM, steps=steps, compiled=self.compiled)
+        else:
+            self.stack.restart(students, steps=steps)
+        return self.stack
+
+    def streams(self, seeds: Sequence[int], steps: int) -> Iterator[Tensor]:
+        """Yield the images of each step, [seeds B 3 H W]."""
+        config = self.setting.config
+        parts = [
+            Stream(
+                self.setting.collection.train, self.setting.crop, batch=config.batch, steps=steps,
+                seed=mix(seed, 22),
+            )
+            for seed in seeds
+        ]  # fmt: skip
+        for images in zip(*parts, strict=True):
+            yield torch.stack([image for image, _ in images])
+
+    @torch.no_grad()
+    def look(self, images: Tensor) -> dict[str, Features]:
+        """Ask every teacher once; all arms learn from the same answers."""
+        with self.setting.autocast():
+            batch = Batch(images.flatten(0, 1))
+            return {name: teacher(batch) for name, teacher in self.setting.teachers.items()}
+
+    def step(self, stack: Stack, images: Tensor) -> Tensor:
+        """Train every student on its seed's images; give the losses [seeds · arms]."""
+        theirs = self.look(images)
+        count = len(self.chosen.arms)
+        with self.setting.autocast():
+            shown = images[0] if len(images) == 1 else images.repeat_interleave(count, dim=0)
+            answers = stack.answers(shown)
+        losses = self.losses(answers, theirs, len(images))
+        stack.update(losses)
+        return losses.detach()
+
+    def losses(self, answers: Answers, theirs: Mapping[str, Features], seeds: int) -> Tensor:
+        """Compare as `zoo.train.distill.distill_step` does, for each student in its arm's way."""
+        arms = self.chosen.arms
+        total: list[list[Tensor]] = [[] for _ in range(seeds * len(arms))]
+        for name, seen in theirs.items():
+            if f"{name}/summary" in answers and seen.summary is not None:
+                targets = seen.summary.float().unflatten(0, (seeds, -1)).unbind(0)
+                for m, ours in enumerate(answers[f"{name}/summary"].float().unbind(0)):
+                    total[m].append(summary_loss(ours, targets[m // len(arms)]))
+            maps = answers[f"{name}/spatial"].float().unbind(0)
+            with torch.no_grad():
+                assert seen.spatial is not None
+                _, small = match_grid(maps[0], seen.spatial.float())
+                balanced = [
+                    self.setting.balances[arm][name](small).unflatten(0, (seeds, -1))
+                    for arm in arms
+                ]
+            for m, ours in enumerate(maps):
+                seed, arm = divmod(m, len(arms))
+                loss = SPATIAL_LOSSES[ARMS[arms[arm]].loss]
+                total[m].append(loss(ours, balanced[arm][seed]))
+        return torch.stack([sum(parts[1:], parts[0]) for parts in total])
+
+    def train(self, seeds: Sequence[int], steps: int, interrupt: Interrupt) -> dict[str, float]:
+        """Train the students of `seeds`; give the speed."""
+        stack, arms = self.begin(seeds, steps), self.chosen.arms
+        images_a_step = self.setting.config.batch * len(stack)
+        title = f"{self.chosen.name} seed {seeds[0]}" + f"-{seeds[-1]}" * (len(seeds) > 1)
+        began, every = time.perf_counter(), max(1, steps // 8)
+        with Watch(title, total=steps, images=images_a_step) as watch:
+            for step, images in enumerate(self.streams(seeds, steps)):
+                if step == min(WARM, steps - 1):
+                    self.wait()
+                    began = time.perf_counter()
+                losses = self.step(stack, images)
+                if (step + 1) % every == 0:
+                    mean = losses.view(len(seeds), len(arms)).mean(0).tolist()
+                    watch.report(step + 1, dict(zip(arms, mean, strict=True)))
+                if interrupt.signal is not None:
+                    raise Interrupted(interrupt.signal, f"Stopped in step {step + 1} of {title}.")
+        self.wait()
+        seconds = (time.perf_counter() - began) / max(1, steps - min(WARM, steps - 1))
+        return dict(step_ms=1e3 * seconds, img_s=images_a_step / seconds)
+
+    def wait(self) -> None:
+        if self.setting.device.type == "cuda":
+            torch.cuda.synchronize()
+
+    def timed(self, steps: int = 12) -> dict[str, float]:
+        """Measure a step, and the share of it in which the teachers are asked."""
+        seeds = range(min(self.chosen.together, self.chosen.seeds))
+        stack = self.begin(seeds, steps)
+        stream = self.streams(seeds, steps)
+        images = next(stream)
+        for _ in range(3):
+            self.step(stack, images)  # compiles, chooses kernels
+        found = {}
+        for name, run in (("step_ms", lambda x: self.step(stack, x)), ("teachers_ms", self.look)):
+            self.wait()
+            began = time.perf_counter()
+            for _ in range(steps // 2):
+                run(images)
+            self.wait()
+            found[name] = 1e3 * (time.perf_counter() - began) / (steps // 2)
+        return found
+
+
+def measure(setting: Setting, student: Student, arm: str, *, linear: bool) -> dict[str, float]:
+    """Compare a student with the teachers in their own spaces, and probe its summaries."""
+    balances, config = setting.balances[arm], setting.config
+    student.eval()
+    shown = student.with_folded_heads(
+        {name: lambda last, b=b: fold_inverse(last, b) for name, b in balances.items()}
+    )
+    held = setting.collection.held
+    values = dict(fidelity(shown, setting.teachers, held.batches(config.size, 256)))
+    values |= channel_errors(shown, setting.teachers, balances, held, config.size)
+    return values | probe(student.look, setting.collection, config.size, linear=linear)
+
+
+@torch.no_grad()
+def channel_errors(
+    student: Student,
+    teachers: Mapping[str, PretextTeacher],
+    balances: Mapping[str, Balance],
+    held: Pictures,
+    size: int,
+) -> dict[str, float]:
+    """Give the least and the largest variance of the error over a teacher's channels.
+
+    `error/<t>/...` in the space in which the arm compares (2410.01680, table 5), and
+    `unexplained/<t>/...` as a share of the variance that the channel itself has.
+    """
+    errors: dict[str, list[Tensor]] = {name: [] for name in balances}
+    truths: dict[str, list[Tensor]] = {name: [] for name in balances}
+    for batch in held.batches(size, 256):
+        ours = student(batch)
+        for name in balances:
+            guess, truth = match_grid(ours[name].spatial, teachers[name](batch).spatial)
+            errors[name].append((guess - truth).flatten(0, 2).double())
+            truths[name].append(truth.flatten(0, 2).double())
+    values = {}
+    for name, balance in balances.items():
+        error, truth = torch.cat(errors[name]), torch.cat(truths[name])
+        weight = balance.weight.to(error)
+        inside = (error @ weight.T if weight.ndim == 2 else error * weight).var(0)
+        share = error.var(0) / truth.var(0)
+        for what, by_channel in (("error", inside), ("unexplained", share)):
+            values[f"{what}/{name}/low"] = by_channel.min().item()
+            values[f"{what}/{name}/high"] = by_channel.max().item()
+    return values
+
+
+def probe(look: Any, collection: Collection, size: int, *, linear: bool = True) -> dict[str, float]:
+    """Measure kNN, and a linear probe, on every labelled data set."""
+    values = {}
+    for name, pair in collection.probes.items():
+        bank, queries = (extract(look, part.batches(size, 256)) for part in pair)
+        assert bank.labels is not None and queries.labels is not None
+        # L-BFGS on a few thousand rows is quicker on the CPU than launching its kernels
+        device = pair[0].images.device if len(bank.labels) > 4000 else torch.device("cpu")
+        sets = [x.to(device) for x in (bank.summaries, bank.labels, queries.summaries)]
+        labels = queries.labels.to(device)
+        found = dict(knn(*sets, labels))
+        if linear:
+            found |= dict(linear_probe(*sets, labels, **PROBE))
+        values |= {f"{what}/{name}": value for what, value in found.items()}
+    return values
+
+
+def fit_steps(config: PhiSExperiment, trainers: Sequence[Trainer], spent: float) -> int:
+    """Measure a step of each set and choose how many fit into `config.seconds`."""
+    total = 0.0
+    for trainer in trainers:
+        groups = -(-trainer.chosen.seeds // trainer.chosen.together)
+        found = trainer.timed()
+        total += groups * found["step_ms"] / 1e3
+        _append(config.out / "timing.jsonl", dict(set=trainer.chosen.name, **found))
+        print(
+            f"{trainer.chosen.name}: {found['step_ms']:.1f} ms a step of {len(trainer.stack or [])}"
+            f" students, {found['teachers_ms'] / found['step_ms']:.0%} of it for the teachers"
+        )
+    print(f"{config.steps} steps would take {config.steps * total:.0f} s to train")
+    if config.seconds is None:
+        return config.steps
+    reserve = 0.1 * config.seconds  # for what is measured after training
+    fitting = int((config.seconds - spent - reserve) / total) // 10 * 10
+    steps = max(10, min(config.steps, fitting))
+    if steps < config.steps:
+        print(f"REDUCED: {steps} steps instead of {config.steps}, to end in {config.seconds:.0f} s")
+    return steps
+
+
+def run(config: PhiSExperiment) -> dict[str, Any]:
+    """Run the experiment; give its result, which is also written to `config.out`.
+
+    Raises:
+        ValueError: something that the config names is wrong.
+        Interrupted: a signal came; finished seeds are kept and reported.
+    """
+    from zoo.experiments.phi_s_result import report
+
+    Run.refuse_existing(config.out)
+    began = time.perf_counter()
+    setting = prepare(config)
+    trainers = [Trainer(setting, chosen) for chosen in sets_of(config)]
+    about: dict[str, Any] = dict(config=asdict(config), teachers_s=time.perf_counter() - began)
+    steps = fit_steps(config, trainers, time.perf_counter() - began)
+    about |= dict(steps=steps, device=_device_name(setting.device))
+    rows: list[dict[str, Any]] = [
+        dict(set="teachers", arm=name, **probe(teacher, setting.collection, config.size))
+        for name, teacher in setting.teachers.items()
+    ]
+    try:
+        with Interrupt() as interrupt:
+            for trainer in trainers:
+                for new in _run_set(trainer, steps, interrupt):
+                    rows += new
+                    for row in new:
+                        _append(config.out / "rows.jsonl", row)
+    finally:
+        about["seconds"] = time.perf_counter() - began
+        result = report(rows, about, config.out)
+    return result
+
+
+def main(config: PhiSExperiment) -> bool:
+    """Run, and tell whether PHI-S beat the raw arms on every seed."""
+    return run(config)["verdict"]["passed"]
+
+
+def plan(config: PhiSExperiment) -> None:
+    """Print what would run and how long it may take."""
+    from zoo.experiments.phi_s_plan import print_plan
+
+    print_plan(config)
+
+
+def _run_set(trainer: Trainer, steps: int, interrupt: Interrupt) -> Iterator[list[dict]]:
+    """Yield the rows of each group of seeds once it is trained and measured."""
+    chosen = trainer.chosen
+    for first in range(0, chosen.seeds, chosen.together):
+        seeds = range(first, min(first + chosen.together, chosen.seeds))
+        speed = trainer.train(seeds, steps, interrupt)
+        assert trainer.stack is not None
+        rows = []
+        for m in range(len(trainer.stack)):
+            seed, arm = divmod(m, len(chosen.arms))
+            values = measure(
+                trainer.setting, trainer.stack.student(m), chosen.arms[arm],
+                linear=chosen.name == "arms",
+            )  # fmt: skip
+            rows.append(
+                dict(set=chosen.name, arm=chosen.arms[arm], seed=seeds[seed], **values, **speed)
+            )
+        best = max(rows, key=lambda row: row["fidelity/min"])
+        print(f"{chosen.name} seeds {list(seeds)} done; best minimum fidelity: {best['arm']}")
+        yield rows
+
+
+def _device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name() if device.type == "cuda" else "CPU"
+
+
+def _append(path: Path, row: Mapping[str, Any]) -> None:
+    with path.open("a") as file:
+        file.write(json.dumps(row) + "\n")
+
+
+def _write_json(path: Path, content: Any) -> None:
+    path.write_text(json.dumps(content, indent=2, default=str) + "\n")
