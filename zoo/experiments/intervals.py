@@ -29,11 +29,14 @@ class Paired:
         return self.low > 0 or self.high < 0
 
     def told(self, unit: str = "") -> str:
-        """Write it as text."""
-        return (
-            f"{self.mean:+.2f}{unit} [{self.low:+.2f}, {self.high:+.2f}], "
-            f"{self.wins}/{self.count} seeds above 0"
-        )
+        """Write it as text; per cents above 100 as factors."""
+        values = (self.mean, self.low, self.high)
+        if unit == "%" and max(map(abs, values)) >= 100:
+            mean, low, high = (f"x{1 + value / 100:.3g}" for value in values)
+        else:
+            mean, low, high = (f"{value:+.1f}" for value in values)
+            mean += f" {unit}" if unit else ""
+        return f"{mean} [{low}, {high}], {self.wins}/{self.count} up"
 
 
 def paired(ours: Sequence[float], theirs: Sequence[float], *, ratio: bool = False) -> Paired:

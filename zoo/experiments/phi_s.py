@@ -136,6 +136,7 @@ class Set:
     arms: tuple[str, ...]
     seeds: int
     together: int
+    batch: int
     options: Mapping[str, int]
     """Keywords of the ViT."""
     hidden: int | None
@@ -144,16 +145,16 @@ class Set:
 
 def sets_of(config: PhiSExperiment) -> list[Set]:
     """Give the set of all arms, and the pair that asks about the rotation."""
-    large, small = dict(depth=6, embed_dim=192, num_heads=3), dict(
-        depth=3, embed_dim=96, num_heads=3
-    )
+    large = dict(depth=6, embed_dim=192, num_heads=3)
+    small = dict(depth=3, embed_dim=96, num_heads=3)
     if config.tiny:
         large, small = (dict(depth=d, embed_dim=32, num_heads=2) for d in (2, 1))
-    sets = [Set("arms", tuple(dict.fromkeys(config.arms)), config.seeds, 1, large, None)]
+    arms = tuple(dict.fromkeys(config.arms))
+    sets = [Set("arms", arms, config.seeds, 1, config.batch, large, None)]
     if config.rotation_seeds:
-        sets.append(
-            Set("rotation", ROTATION, config.rotation_seeds, config.together, small, 128)
-        )
+        # every seed has its own images, so this set costs mostly teachers: half the batch
+        half, together = max(1, config.batch // 2), config.together
+        sets.append(Set("rotation", ROTATION, config.rotation_seeds, together, half, small, 128))
     return sets
 
 
@@ -275,14 +276,9 @@ class Trainer:
 
     def streams(self, seeds: Sequence[int], steps: int) -> Iterator[Tensor]:
         """Yield the images of each step, [seeds B 3 H W]."""
-        config = self.setting.config
-        parts = [
-            Stream(
-                self.setting.collection.train, self.setting.crop, batch=config.batch, steps=steps,
-                seed=mix(seed, 22),
-            )
-            for seed in seeds
-        ]  # fmt: skip
+        pictures, crop = self.setting.collection.train, self.setting.crop
+        sizes = dict(batch=self.chosen.batch, steps=steps)
+        parts = [Stream(pictures, crop, seed=mix(seed, 22), **sizes) for seed in seeds]
         for images in zip(*parts, strict=True):
             yield torch.stack([image for image, _ in images])
 
@@ -330,7 +326,7 @@ class Trainer:
     def train(self, seeds: Sequence[int], steps: int, interrupt: Interrupt) -> dict[str, float]:
         """Train the students of `seeds`; give the speed."""
         stack, arms = self.begin(seeds, steps), self.chosen.arms
-        images_a_step = self.setting.config.batch * len(stack)
+        images_a_step = self.chosen.batch * len(stack)
         title = f"{self.chosen.name} seed {seeds[0]}" + f"-{seeds[-1]}" * (len(seeds) > 1)
         began, every = time.perf_counter(), max(1, steps // 8)
         with Watch(title, total=steps, images=images_a_step) as watch:

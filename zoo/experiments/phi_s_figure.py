@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from zoo.eval.report.figures import ARM_COLOURS, GRID, INK, STUDENT_COLOUR, STYLE
+from zoo.eval.report.figures import ARM_COLOURS, GRID, INK, STUDENT_COLOUR, STYLE, plain_ticks
 from zoo.experiments.intervals import Paired
 from zoo.experiments.phi_s_result import teachers_of
 
@@ -46,7 +46,8 @@ def _fidelities(axes: Any, rows: Sequence[Mapping[str, Any]]) -> None:
             axes.plot([place - 0.07, place + 0.07], [np.mean(values)] * 2, color=colour)
     axes.axhline(1, color=GRID, zorder=0)
     axes.set_yscale("log")
-    axes.set_xticks(range(len(arms)), arms, rotation=25, ha="right")
+    plain_ticks(axes.yaxis)
+    axes.set_xticks(range(len(arms)), arms, rotation=35, ha="right", size=8.5)
     axes.set_ylabel("fidelity on held-out images (1: the mean)")
     axes.legend(ncols=4, loc="lower center", bbox_to_anchor=(0.5, 1.0))
 
@@ -63,11 +64,12 @@ def _gaps(axes: Any, pairs: Pairs) -> None:
         axes.plot([low, high], [place, place], color=STUDENT_COLOUR)
         axes.plot(middle, place, "o", color=STUDENT_COLOUR)
         axes.annotate(
-            f"{found.mean:+.1f} %", (middle, place), (0, 5), textcoords="offset points",
+            f"{found.mean:+.1f} %" if abs(found.mean) < 100 else f"x{middle:.3g}", (middle, place), (0, 5), textcoords="offset points",
             ha="center", size=8,
         )  # fmt: skip
     axes.axvline(1, color=GRID, zorder=0)
     axes.set_xscale("log")
+    plain_ticks(axes.xaxis)
     axes.margins(x=0.15, y=0.1)
     axes.set_yticks(range(len(lines)), [name for name, _ in lines])
-    axes.set_xlabel("PHI-S over the arm: geometric-mean fidelity, 95 % interval")
+    axes.set_xlabel("geometric-mean fidelity, PHI-S over the arm")

@@ -9,6 +9,8 @@ from zoo.experiments.tables import print_table
 from zoo.students.student import build_student
 from zoo.train.run import Run
 
+H200 = 790e12
+"""FLOP/s of a bf16 matrix product there, measured."""
 EFFICIENCY = 0.15
 """Share of a plain matrix product's rate that stacked small students are assumed to reach: norms,
 activations and losses wait for memory, not for arithmetic."""
@@ -17,16 +19,15 @@ activations and losses wait for memory, not for arithmetic."""
 @torch.no_grad()
 def plan(config: PhiSExperiment) -> tuple[list[list[str]], float]:
     """Give the rows of the table and the FLOPs of all training together."""
-    with torch.device("meta"):
-        images = torch.zeros(1, 3, config.size, config.size)
-        teachers = networks(config)
-        seen, widths = {}, {}
-        for label, (_, network) in teachers.items():
-            network.eval()
-            with FlopCounterMode(display=False) as counter:
-                features = network(images)
-            seen[label] = counter.get_total_flops()
-            widths[label] = tuple(None if f is None else f.shape[-1] for f in features)
+    images = torch.zeros(1, 3, config.size, config.size, device="meta")
+    teachers = networks(config)
+    seen, widths = {}, {}
+    for label, (_, network) in teachers.items():
+        network.to("meta").eval()
+        with FlopCounterMode(display=False) as counter:
+            features = network(images)
+        seen[label] = counter.get_total_flops()
+        widths[label] = tuple(None if f is None else f.shape[-1] for f in features)
     body, total = [], 0.0
     for label, (task, network) in teachers.items():
         work = 3 * seen[label] * config.teacher_steps * min(config.batch, 256)
@@ -41,7 +42,7 @@ def plan(config: PhiSExperiment) -> tuple[list[list[str]], float]:
             student.answer(images)
         flops, runs = counter.get_total_flops(), len(chosen.arms) * chosen.seeds
         each = 3 * flops * runs + sum(seen.values()) * chosen.seeds
-        work = each * config.steps * config.batch
+        work = each * config.steps * chosen.batch
         total += work
         name = f"students, {chosen.name}: {len(chosen.arms)} arms x {chosen.seeds} seeds"
         body.append(_row(name, student, flops, runs, work))
@@ -60,9 +61,9 @@ def print_plan(config: PhiSExperiment) -> None:
     body, total = plan(config)
     head = ["what", "parameters", "GFLOP an image, forward", "runs", "PFLOP in all"]
     print_table(f"{config.steps} steps of batch {config.batch}, {config.size} px", head, body)
-    seconds = total / (EFFICIENCY * matmul_rate(device))
+    here, h200 = (total / (EFFICIENCY * rate) for rate in (matmul_rate(device), H200))
     print(
-        f"{total / 1e15:.2f} PFLOP: about {seconds:.0f} s of training on this {device.type} "
-        f"(estimated at {EFFICIENCY:.0%} of its matrix product; the run measures a step before it "
-        "begins, and --seconds shortens it). Nothing was written."
+        f"{total / 1e15:.2f} PFLOP: about {here:,.0f} s of training on this {device.type}, "
+        f"{h200:,.0f} s on an H200 (estimated at {EFFICIENCY:.0%} of the matrix product's rate; "
+        "the run measures a step before it begins, and --seconds shortens it). Nothing was written."
     )

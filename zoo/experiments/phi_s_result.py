@@ -123,7 +123,7 @@ def rotation(pairs: Mapping[str, Mapping[str, Mapping[str, Paired]]]) -> str | N
         "the interval leaves zero out" if found.separated else "not separable from zero with these"
     )
     return (
-        f"The rotation alone (phi_s over alpha_only, geometric-mean fidelity): {found.told(' %')} "
+        f"The rotation alone (phi_s over alpha_only, geometric-mean fidelity): {found.told('%')} "
         f"over {found.count} seeds: {seen}."
     )
 
@@ -157,7 +157,7 @@ def _paired_table(pairs: Mapping[str, Mapping[str, Paired]]) -> tuple[list[str],
         if m.split("/")[0] in ("knn", "linear") or m in ("fidelity/min", "fidelity/geomean")
     ]  # fmt: skip
     body = [
-        [arm, *(p[m].told(" %" if m.startswith("fidelity/") else "") for m in chosen)]
+        [arm, *(p[m].told("%" if m.startswith("fidelity/") else "") for m in chosen)]
         for arm, p in pairs.items()
     ]
     return ["PHI-S against", *chosen], body
