@@ -76,9 +76,7 @@ class Classifier(nn.Module):
         depth: Convolutions at each width.
     """
 
-    def __init__(
-        self, dim: int = 128, *, widths: tuple[int, ...] = (24, 48, 96), depth: int = 1
-    ):
+    def __init__(self, dim: int = 128, *, widths: tuple[int, ...] = (24, 48, 96), depth: int = 1):
         super().__init__()
         self.body = _body((*widths, dim), (2, 2, 2, 1), depth)
         self.scale = Imposed(dim, std=0.03, spread=0.6, offset=0.5, seed=1)

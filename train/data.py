@@ -180,7 +180,7 @@ class NpzSource:
             raise ValueError(f"{file} holds no data, offsets and labels: {error}") from error
         if len(offsets) != len(labels) + 1:
             raise ValueError(f"{file} has {len(labels)} labels and {len(offsets)} offsets.")
-        names = tuple(str(i) for i in range(int(labels.max(initial=-1)) + 1))
+        names = tuple(str(i) for i in range(int(labels.max()) + 1 if len(labels) else 0))
         return cls(file, data, offsets, labels, names)
 
     def __len__(self) -> int:

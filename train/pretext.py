@@ -141,7 +141,7 @@ class _FillIn(nn.Module):
 
 
 class _Orient(nn.Module):
-    """Predict, for each cell of the network's map, its colour and how much it is edged which way."""
+    """Predict, for each cell of the map, its colour and how much it is edged which way."""
 
     def __init__(self, network: Gradients, classes: int):
         super().__init__()

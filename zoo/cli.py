@@ -338,6 +338,23 @@ def bench(args: list[str]) -> None:
     return None
 
 
+def _gathered(args: list[str], option: str) -> list[str]:
+    """Bring the values of an option that was given several times behind one of it, at the end."""
+    rest, values, inside = [], [], False
+    for word in args:
+        if word.startswith("--"):
+            name, _, value = word.partition("=")
+            inside = name == option
+            if inside and value:
+                values.append(value)
+        elif inside:
+            values.append(word)
+            continue
+        if not inside:
+            rest.append(word)
+    return [*rest, option, *values] if values else rest
+
+
 def experiment(args: list[str]) -> None:
     """Run an experiment that makes its own teachers.
 
@@ -353,9 +370,8 @@ def experiment(args: list[str]) -> None:
         return
     chosen = EXPERIMENTS[args[0]]()
     start = chosen.tiny() if "--tiny" in args else chosen.full()
-    asked = _parse(
-        type(start), args[1:], f"experiment {args[0]}", chosen.__doc__ or "", default=start
-    )
+    words = _gathered(args[1:], "--data")
+    asked = _parse(type(start), words, f"experiment {args[0]}", chosen.__doc__ or "", default=start)
     if asked.dry_run:
         chosen.plan(asked)
     elif not chosen.main(asked):

@@ -13,22 +13,30 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from zoo.eval.extract import extract
 from zoo.eval.fidelity import fidelity
-from zoo.eval.knn import knn
-from zoo.eval.linear import linear_probe
+from zoo.experiments.phi_s_config import (
+    ARMS,
+    ROTATION,
+    PhiSExperiment,
+    Set,
+    full,
+    networks,
+    sets_of,
+    tiny,
+)
 from zoo.experiments.pictures import Collection, Crop, Pictures, Stream, read_collection, side_for
+from zoo.experiments.probes import probe
 from zoo.experiments.stack import Answers, Stack
 from zoo.experiments.teachers import describe_teachers, measure_teachers, train_teacher
 from zoo.features import Batch, Features, match_grid
+from zoo.pipeline import autocast, device_of
 from zoo.students.student import Student, build_student
-from zoo.teachers.pretext import Gradients, PatchTransformer, PretextTeacher
-from zoo.teachers.teacher import unknown_name
+from zoo.teachers.pretext import PretextTeacher
 from zoo.train.config import Optim
 from zoo.train.interrupt import Interrupt, Interrupted
 from zoo.train.losses import SPATIAL_LOSSES, summary_loss
@@ -37,144 +45,11 @@ from zoo.train.plan import mix
 from zoo.train.progress import Watch
 from zoo.train.run import Run
 
+__all__ = ["full", "main", "plan", "run", "tiny"]
 
-@dataclass(frozen=True)
-class Arm:
-    """One way to compare a student's maps with the teachers'."""
-
-    normalise: str
-    """A kind of `zoo.train.phi_s.KINDS`: the space in which the heads answer."""
-    loss: str = "mse"
-    """One of `zoo.train.losses.SPATIAL_LOSSES`."""
-
-
-ARMS = {
-    "none": Arm("none"),
-    "hybrid": Arm("none", "hybrid"),
-    "global": Arm("global"),
-    "alpha_only": Arm("alpha_only"),
-    "standardize": Arm("standardize"),
-    "phi_s": Arm("phi_s"),
-    "pca": Arm("pca"),
-    "zca": Arm("zca"),
-    "hadamard_whitening": Arm("hadamard_whitening"),
-}
-ROTATION = ("phi_s", "alpha_only")
-"""The pair that differs by the rotation and by nothing else."""
-PROBE = dict(strengths=(1e-2, 1e-3, 1e-4), max_steps=100)
 OPTIM = Optim(lr=1e-3, min_lr=1e-6, weight_decay=0.02, ema=0.0)
 WARM = 8
 """Steps before the clock starts."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class PhiSExperiment:
-    """What is run, and how large."""
-
-    data: tuple[Path, ...] = ()
-    """Labelled image folders, shards or .npz; the digits and photographs that ship with
-    scikit-learn and scikit-image if none."""
-    arms: tuple[str, ...] = tuple(ARMS)
-    seeds: int = 5
-    rotation_seeds: int = 16
-    """Seeds of the second set, phi_s against alpha_only; 0 leaves it out."""
-    together: int = 4
-    """Seeds of the second set that are trained in one step."""
-    steps: int = 2000
-    batch: int = 512
-    size: int = 96
-    """Side of the images in pixels."""
-    teacher_steps: int = 800
-    teacher_seed: int = 0
-    """Another one gives other teachers; those of a run are fixed."""
-    limit: int | None = None
-    """Pictures of each split at most."""
-    seconds: float | None = None
-    """Take fewer steps than --steps, and say so, where this would not suffice."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    precision: Literal["auto", "float32", "bf16"] = "auto"
-    """Autocast; auto is bf16 on CUDA and float32 elsewhere."""
-    compile: Literal["auto", "yes", "no"] = "auto"
-    """Compile the students; auto does on CUDA."""
-    out: Path = Path("runs/phi_s")
-    tiny: bool = False
-    """Smallest networks and numbers: shows that it runs, in under a minute on a CPU."""
-    dry_run: bool = False
-    """Print what would run and how long it may take, and exit."""
-
-    def __post_init__(self):
-        for name in ("seeds", "together", "steps", "batch", "teacher_steps"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1.")
-        for arm in self.arms:
-            if arm not in ARMS:
-                raise unknown_name(arm, list(ARMS), "arm")
-        if "phi_s" not in self.arms:
-            raise ValueError("The arm phi_s is what the others are compared with; leave it in.")
-        if self.size % 16:
-            raise ValueError(f"size is {self.size}; it must be a multiple of the 16 px patches.")
-
-
-def full() -> PhiSExperiment:
-    """The experiment as it is meant."""
-    return PhiSExperiment()
-
-
-def tiny() -> PhiSExperiment:
-    """The same experiment, as small as it goes."""
-    return PhiSExperiment(
-        seeds=2, rotation_seeds=2, together=2, steps=16, batch=16, size=48, teacher_steps=12,
-        limit=96, tiny=True,
-    )  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Set:
-    """Students that are compared with each other."""
-
-    name: str
-    arms: tuple[str, ...]
-    seeds: int
-    together: int
-    batch: int
-    options: Mapping[str, int]
-    """Keywords of the ViT."""
-    hidden: int | None
-    """Width of the heads; the widest teacher's if None."""
-
-
-def sets_of(config: PhiSExperiment) -> list[Set]:
-    """Give the set of all arms, and the pair that asks about the rotation."""
-    large = dict(depth=6, embed_dim=192, num_heads=3)
-    small = dict(depth=3, embed_dim=96, num_heads=3)
-    if config.tiny:
-        large, small = (dict(depth=d, embed_dim=32, num_heads=2) for d in (2, 1))
-    arms = tuple(dict.fromkeys(config.arms))
-    sets = [Set("arms", arms, config.seeds, 1, config.batch, large, None)]
-    if config.rotation_seeds:
-        # every seed has its own images, so this set costs mostly teachers: half the batch
-        half, together = max(1, config.batch // 2), config.together
-        sets.append(Set("rotation", ROTATION, config.rotation_seeds, together, half, small, 128))
-    return sets
-
-
-def networks(config: PhiSExperiment) -> dict[str, tuple[str, nn.Module]]:
-    """Build the teachers' networks: label -> (pretext task, network).
-
-    Scales: 0.03, 1.35 and 5.5 overall, log-normal gains of σ = 0.6, offsets; the last one's
-    channel means reach about ±60, as SAM's do (2410.01680, table 7).
-    """
-    vit = dict(dim=192, depth=12, num_heads=3, patch=16, mlp_ratio=4.0, size=config.size)
-    widths, dim = (48, 96), 256
-    if config.tiny:
-        vit |= dict(dim=32, depth=2, num_heads=2)
-        widths, dim = (16, 16), 32
-    masked = vit | dict(depth=max(2, vit["depth"] // 2))
-    return {
-        "supervised": ("classifier", PatchTransformer(**vit, std=0.03, seed=1)),
-        "masked": ("autoencoder", PatchTransformer(**masked, std=1.35, seed=2)),
-        "edges": ("gradients", Gradients(dim, widths=widths, strides=(2, 2, 2), offset=4.0)),
-    }
 
 
 @dataclass(frozen=True)
@@ -190,21 +65,7 @@ class Setting:
     """Arm -> teacher -> transform."""
 
     def autocast(self) -> AbstractContextManager:
-        return autocast(self.config, self.device)
-
-
-def device_of(asked: str) -> torch.device:
-    """Resolve `auto`, and refuse a device that is not there."""
-    if asked == "cuda" and not torch.cuda.is_available():
-        raise ValueError("There is no CUDA device here; use --device cpu, or auto.")
-    there = "cuda" if torch.cuda.is_available() else "cpu"
-    return torch.device(there if asked == "auto" else asked)
-
-
-def autocast(config: Any, device: torch.device) -> AbstractContextManager:
-    """Give the context in which networks are trained."""
-    bf16 = config.precision == "bf16" or (config.precision == "auto" and device.type == "cuda")
-    return torch.autocast(device.type, torch.bfloat16, enabled=bf16)
+        return autocast(self.config.place, self.device)
 
 
 def widths(teachers: Mapping[str, PretextTeacher]) -> dict[str, tuple[int | None, int | None]]:
@@ -214,16 +75,17 @@ def widths(teachers: Mapping[str, PretextTeacher]) -> dict[str, tuple[int | None
 
 def prepare(config: PhiSExperiment) -> Setting:
     """Read the pictures, train the teachers, take their statistics, fit every transform."""
-    device = device_of(config.device)
+    device = device_of(config.place)
     crop = Crop(size=config.size, flip=0.5 if config.data else 0.0)  # a mirrored digit is none
     collection = read_collection(config.data, side_for(config.size), device, config.limit)
     print(f"{len(collection.train)} pictures to train on, {len(collection.held)} held out")
     teachers = {}
+    torch.manual_seed(mix(config.teacher_seed, 23))
     for label, (task, network) in networks(config).items():
         teachers[label] = train_teacher(
             task, network, collection, crop, steps=config.teacher_steps,
             batch=min(config.batch, 256), seed=config.teacher_seed,
-            autocast=lambda: autocast(config, device),
+            autocast=lambda: autocast(config.place, device),
         )  # fmt: skip
     moments = measure_teachers(teachers, collection, crop, batch=min(config.batch, 256))
     balances = {
@@ -413,25 +275,12 @@ def channel_errors(
     return values
 
 
-def probe(look: Any, collection: Collection, size: int, *, linear: bool = True) -> dict[str, float]:
-    """Measure kNN, and a linear probe, on every labelled data set."""
-    values = {}
-    for name, pair in collection.probes.items():
-        bank, queries = (extract(look, part.batches(size, 256)) for part in pair)
-        assert bank.labels is not None and queries.labels is not None
-        # L-BFGS on a few thousand rows is quicker on the CPU than launching its kernels
-        device = pair[0].images.device if len(bank.labels) > 4000 else torch.device("cpu")
-        sets = [x.to(device) for x in (bank.summaries, bank.labels, queries.summaries)]
-        labels = queries.labels.to(device)
-        found = dict(knn(*sets, labels))
-        if linear:
-            found |= dict(linear_probe(*sets, labels, **PROBE))
-        values |= {f"{what}/{name}": value for what, value in found.items()}
-    return values
+def fit_steps(config: PhiSExperiment, trainers: Sequence[Trainer], began: float) -> int:
+    """Measure a step of each set and choose how many fit into `config.seconds`.
 
-
-def fit_steps(config: PhiSExperiment, trainers: Sequence[Trainer], spent: float) -> int:
-    """Measure a step of each set and choose how many fit into `config.seconds`."""
+    Args:
+        began: When the experiment did, by `time.perf_counter`.
+    """
     total = 0.0
     for trainer in trainers:
         groups = -(-trainer.chosen.seeds // trainer.chosen.together)
@@ -445,9 +294,9 @@ def fit_steps(config: PhiSExperiment, trainers: Sequence[Trainer], spent: float)
     print(f"{config.steps} steps would take {config.steps * total:.0f} s to train")
     if config.seconds is None:
         return config.steps
-    reserve = 0.1 * config.seconds  # for what is measured after training
-    fitting = int((config.seconds - spent - reserve) / total) // 10 * 10
-    steps = max(10, min(config.steps, fitting))
+    # the rest is for what is measured after training
+    left = 0.85 * config.seconds - (time.perf_counter() - began)
+    steps = min(config.steps, max(10, int(left / total) // 10 * 10))
     if steps < config.steps:
         print(f"REDUCED: {steps} steps instead of {config.steps}, to end in {config.seconds:.0f} s")
     return steps
@@ -467,7 +316,7 @@ def run(config: PhiSExperiment) -> dict[str, Any]:
     setting = prepare(config)
     trainers = [Trainer(setting, chosen) for chosen in sets_of(config)]
     about: dict[str, Any] = dict(config=asdict(config), teachers_s=time.perf_counter() - began)
-    steps = fit_steps(config, trainers, time.perf_counter() - began)
+    steps = fit_steps(config, trainers, began)
     about |= dict(steps=steps, device=_device_name(setting.device))
     rows: list[dict[str, Any]] = [
         dict(set="teachers", arm=name, **probe(teacher, setting.collection, config.size))

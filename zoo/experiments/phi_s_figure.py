@@ -64,7 +64,8 @@ def _gaps(axes: Any, pairs: Pairs) -> None:
         axes.plot([low, high], [place, place], color=STUDENT_COLOUR)
         axes.plot(middle, place, "o", color=STUDENT_COLOUR)
         axes.annotate(
-            f"{found.mean:+.1f} %" if abs(found.mean) < 100 else f"x{middle:.3g}", (middle, place), (0, 5), textcoords="offset points",
+            f"{found.mean:+.1f} %" if abs(found.mean) < 100 else f"x{middle:.3g}",
+            (middle, place), (0, 5), textcoords="offset points",
             ha="center", size=8,
         )  # fmt: skip
     axes.axvline(1, color=GRID, zorder=0)

@@ -4,8 +4,9 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from zoo.dry_run import matmul_rate
-from zoo.experiments.phi_s import PhiSExperiment, device_of, networks, sets_of
+from zoo.experiments.phi_s_config import PhiSExperiment, networks, sets_of
 from zoo.experiments.tables import print_table
+from zoo.pipeline import device_of
 from zoo.students.student import build_student
 from zoo.train.run import Run
 
@@ -57,7 +58,7 @@ def _row(name: str, model: torch.nn.Module, flops: float, runs: int, work: float
 def print_plan(config: PhiSExperiment) -> None:
     """Print models, runs, arithmetic and the time that it may take here; nothing is written."""
     Run.refuse_existing(config.out)
-    device = device_of(config.device)
+    device = device_of(config.place)
     body, total = plan(config)
     head = ["what", "parameters", "GFLOP an image, forward", "runs", "PFLOP in all"]
     print_table(f"{config.steps} steps of batch {config.batch}, {config.size} px", head, body)

@@ -79,9 +79,7 @@ def compare(rows: Rows) -> dict[str, dict[str, Paired]]:
         if arm == "phi_s":
             continue
         found[arm] = {
-            m: paired(
-                *zip(*_by_seed(rows, arm, m), strict=True), ratio=m.startswith("fidelity/")
-            )
+            m: paired(*zip(*_by_seed(rows, arm, m), strict=True), ratio=m.startswith("fidelity/"))
             for m in measures
         }
     return found

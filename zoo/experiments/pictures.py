@@ -82,9 +82,7 @@ class Crop:
         )
         shape = [len(images), 3, self.size, self.size]
         grid = F.affine_grid(rows.view(-1, 2, 3), shape, align_corners=False)
-        return F.grid_sample(
-            images.float() / 255, grid, padding_mode="border", align_corners=False
-        )
+        return F.grid_sample(images.float() / 255, grid, padding_mode="border", align_corners=False)
 
 
 def side_for(size: int) -> int:
@@ -116,11 +114,11 @@ def embedded_collection(side: int, device: torch.device, limit: int | None) -> C
 
     folder = embedded_data()
     train, held = open_splits(folder / "images", HELD_OUT)
-    parts = [decode(part, side, device, limit) for part in (train, held)]
+    pictures = [decode(part, side, device, limit) for part in (train, held)]
     bank, queries = (
         decode(part, side, device, limit) for part in open_splits(folder / "digits", HELD_OUT)
     )
-    return Collection(*parts, {"digits": (bank, queries)}, len(train.classes))
+    return Collection(pictures[0], pictures[1], {"digits": (bank, queries)}, len(train.classes))
 
 
 def read_collection(

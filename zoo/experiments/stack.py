@@ -11,6 +11,7 @@ autocast does not reach through it.)
 import copy
 import math
 from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -18,9 +19,11 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from zoo.students.student import Student
+from zoo.teachers.teacher import reason
 from zoo.train.config import Optim
 from zoo.train.optim import build_optimizer, learning_rate
 
+Module = TypeVar("Module", bound=nn.Module)
 Answers = dict[str, Tensor]
 """`label/summary` or `label/spatial` -> what the heads answer, channels last."""
 
@@ -46,15 +49,16 @@ class StackedLinear(nn.Module):
         return out.view(*x.shape[:-1], -1)
 
 
-class StackedPatches(StackedLinear):
+class StackedPatches(nn.Module):
     """M patch embeddings, convolutions whose stride is their kernel: weight [M out 3 p q]."""
 
     def __init__(self, one: nn.Conv2d):
-        nn.Module.__init__(self)
-        self.weight, self.bias = one.weight, one.bias
-        self.kernel = one.kernel_size
+        super().__init__()
+        self.weight, self.bias, self.kernel = one.weight, one.bias, one.kernel_size
+        assert self.bias is not None
 
     def forward(self, x: Tensor) -> Tensor:
+        assert self.bias is not None
         rows, cols = (n // k for n, k in zip(x.shape[-2:], self.kernel, strict=True))
         patches = x.unflatten(-1, (cols, -1)).unflatten(-3, (rows, -1))  # B 3 rows p cols q
         patches = patches.permute(0, 2, 4, 1, 3, 5).flatten(3)
@@ -84,7 +88,7 @@ TOKENS = ("cls_token", "pos_embed", "reg_token")
 """Weights that a timm ViT uses directly; each image of a student gets its own student's."""
 
 
-def _stacked(module: nn.Module) -> nn.Module:
+def _stacked(module: Module) -> Module:
     """Swap the layers below `module`, in place, for ones that take stacked weights.
 
     Raises:
@@ -149,7 +153,11 @@ class Stack:
         self.shell = _Answer(_stacked(copy.deepcopy(students[0])))
         self.optimizer = self._optimizer()
         self._call: Callable[[Tensor], Answers] = self._forward
+        self._failures: tuple[type[Exception], ...] = ()
         if compiled:
+            from torch._dynamo.exc import TorchDynamoException
+
+            self._failures = (TorchDynamoException,)
             self._call = torch.compile(self._forward, dynamic=False)
 
     def _optimizer(self) -> torch.optim.AdamW:
@@ -198,7 +206,12 @@ class Stack:
         """
         if images.ndim == 4:
             images = images.expand(len(self), *images.shape)
-        return self._call(images.flatten(0, 1))
+        try:
+            return self._call(images.flatten(0, 1))
+        except self._failures as error:
+            self._call = self._forward
+            print(f"torch.compile failed, the students run without it: {reason(error)}")
+            return self._call(images.flatten(0, 1))
 
     def update(self, losses: Tensor) -> Tensor:
         """Take one step of AdamW down the loss of each student, [M]; give the gradients' norms."""

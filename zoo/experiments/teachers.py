@@ -45,8 +45,8 @@ def train_teacher(
         task, iter(stream), steps=steps, title=f"teacher {kind}", optim=OPTIM, autocast=autocast
     )
     return PretextTeacher(
-        f"pretext:{kind}", network, size=(crop.size,) * 2, mean=MEAN, std=STD, license="yours",
-        device=device,
+        f"pretext:{kind}", network, size=(crop.size, crop.size), mean=MEAN, std=STD,
+        license="yours", device=device,
     )  # fmt: skip
 
 
