@@ -113,3 +113,11 @@ def test_an_exported_student_comes_back_with_its_heads(tmp_path):
 def test_a_folder_without_an_export_says_so(tmp_path):
     with pytest.raises(ValueError, match=r"heads\.json is missing"):
         load_export(tmp_path)
+
+
+def test_a_backbone_takes_further_sizes_and_the_recipe_remembers_them():
+    student = build_student("vit_tiny_patch16_224", {}, size=32, options=dict(depth=2))
+    assert len(student.backbone.blocks) == 2
+    name, kwargs = student.recipe
+    again = timm.create_model(name, **kwargs)
+    again.load_state_dict(student.backbone.state_dict())

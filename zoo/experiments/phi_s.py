@@ -174,7 +174,9 @@ class Trainer:
             maps = answers[f"{name}/spatial"].float().unbind(0)
             with torch.no_grad():
                 assert seen.spatial is not None
-                _, small = match_grid(maps[0], seen.spatial.float())
+                # all students have one grid, so the targets are brought to it once
+                like = maps[0][:1].expand(len(seen.spatial), -1, -1, -1)
+                _, small = match_grid(like, seen.spatial.float())
                 balanced = [
                     self.setting.balances[arm][name](small).unflatten(0, (seeds, -1))
                     for arm in arms
