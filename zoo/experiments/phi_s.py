@@ -277,31 +277,35 @@ def channel_errors(
     return values
 
 
-def fit_steps(config: PhiSExperiment, trainers: Sequence[Trainer], began: float) -> int:
-    """Measure a step of each set and choose how many fit into `config.seconds`.
+def fit_steps(
+    config: PhiSExperiment, trainers: Sequence[Trainer], began: float
+) -> tuple[int, dict[str, dict[str, float]]]:
+    """Measure a step of each set, and choose how many fit into `config.seconds`.
 
     Args:
         began: When the experiment did, by `time.perf_counter`.
     """
-    total = 0.0
+    total, timing = 0.0, {}
     for trainer in trainers:
         groups = -(-trainer.chosen.seeds // trainer.chosen.together)
+        if trainer.compiled:
+            print(f"{trainer.chosen.name}: compiling the students (--compile no leaves it out)")
         found = trainer.timed()
         total += groups * found["step_ms"] / 1e3
-        _append(config.out / "timing.jsonl", dict(set=trainer.chosen.name, **found))
+        timing[trainer.chosen.name] = found
         print(
             f"{trainer.chosen.name}: {found['step_ms']:.1f} ms a step of {len(trainer.stack or [])}"
             f" students, {found['teachers_ms'] / found['step_ms']:.0%} of it for the teachers"
         )
     print(f"{config.steps} steps would take {config.steps * total:.0f} s to train")
     if config.seconds is None:
-        return config.steps
+        return config.steps, timing
     # the rest is for what is measured after training
     left = 0.85 * config.seconds - (time.perf_counter() - began)
     steps = min(config.steps, max(10, int(left / total) // 10 * 10))
     if steps < config.steps:
         print(f"REDUCED: {steps} steps instead of {config.steps}, to end in {config.seconds:.0f} s")
-    return steps
+    return steps, timing
 
 
 def run(config: PhiSExperiment) -> dict[str, Any]:
@@ -318,8 +322,8 @@ def run(config: PhiSExperiment) -> dict[str, Any]:
     setting = prepare(config)
     trainers = [Trainer(setting, chosen) for chosen in sets_of(config)]
     about: dict[str, Any] = dict(config=asdict(config), teachers_s=time.perf_counter() - began)
-    steps = fit_steps(config, trainers, began)
-    about |= dict(steps=steps, device=_device_name(setting.device))
+    steps, timing = fit_steps(config, trainers, began)
+    about |= dict(steps=steps, timing=timing, device=_device_name(setting.device))
     rows: list[dict[str, Any]] = [
         dict(set="teachers", arm=name, **probe(teacher, setting.collection, config.size))
         for name, teacher in setting.teachers.items()

@@ -12,6 +12,8 @@ from zoo.experiments.intervals import Paired, paired
 from zoo.experiments.tables import markdown, print_table
 
 Rows = Sequence[Mapping[str, Any]]
+FEWEST = 3
+"""Seeds without which an interval says nothing."""
 WORSE = ("none", "hybrid")
 """Arms that PHI-S must beat in minimum fidelity on every seed; of no other is anything asked."""
 
@@ -120,6 +122,8 @@ def rotation(pairs: Mapping[str, Mapping[str, Mapping[str, Paired]]]) -> str | N
     seen = (
         "the interval leaves zero out" if found.separated else "not separable from zero with these"
     )
+    if found.count < FEWEST:
+        seen = "too few to say"
     return (
         f"The rotation alone (phi_s over alpha_only, geometric-mean fidelity): {found.told('%')} "
         f"over {found.count} seeds: {seen}."
@@ -130,7 +134,12 @@ def _table(rows: Rows) -> tuple[list[str], list[list[str]]]:
     names = teachers_of(rows)
     fields = [f"fidelity/{name}" for name in (*names, "geomean", "min")]
     fields += [k for k in rows[0] if k.split("/")[0] in ("knn", "linear")]
-    head = ["arm", *(f.removeprefix("fidelity/") for f in fields), "error by channel", "img/s"]
+    head = [
+        "arm",
+        *(f.removeprefix("fidelity/") for f in fields),
+        "error by channel",
+        "img/s together",
+    ]
     body = []
     for arm in dict.fromkeys(row["arm"] for row in rows):
         mine = [row for row in rows if row["arm"] == arm]

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 
@@ -16,7 +17,7 @@ def print_table(title: str, head: Sequence[str], body: Sequence[Sequence[str]]) 
     for number, name in enumerate(head):
         table.add_column(name, justify="right" if number else "left")
     for row in body:
-        table.add_row(*row)
+        table.add_row(*map(escape, row))
     console.print(table)
 
 
