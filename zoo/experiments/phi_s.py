@@ -34,13 +34,13 @@ from zoo.experiments.probes import probe
 from zoo.experiments.stack import Answers, Stack
 from zoo.experiments.teachers import describe_teachers, measure_teachers, train_teacher
 from zoo.features import Batch, Features, match_grid
-from zoo.pipeline import autocast, device_of
+from zoo.pipeline import autocast, device_of, folded
 from zoo.students.student import Student, build_student
 from zoo.teachers.pretext import PretextTeacher
 from zoo.train.config import Optim
 from zoo.train.interrupt import Interrupt, Interrupted
 from zoo.train.losses import SPATIAL_LOSSES, summary_loss
-from zoo.train.phi_s import Balance, fit, fold_inverse
+from zoo.train.phi_s import Balance, fit
 from zoo.train.plan import mix
 from zoo.train.progress import Watch
 from zoo.train.run import Run
@@ -235,9 +235,7 @@ def measure(setting: Setting, student: Student, arm: str, *, linear: bool) -> di
     """Compare a student with the teachers in their own spaces, and probe its summaries."""
     balances, config = setting.balances[arm], setting.config
     student.eval()
-    shown = student.with_folded_heads(
-        {name: lambda last, b=b: fold_inverse(last, b) for name, b in balances.items()}
-    )
+    shown = folded(student, balances)
     held = setting.collection.held
     values = dict(fidelity(shown, setting.teachers, held.batches(config.size, 256)))
     values |= channel_errors(shown, setting.teachers, balances, held, config.size)

@@ -122,7 +122,7 @@ class _Answer(nn.Module):
         return {
             f"{name}/{part}": value
             for name, seen in self.student.answer(images).items()
-            for part, value in seen._asdict().items()
+            for part, value in (("summary", seen.summary), ("spatial", seen.spatial))
             if value is not None
         }
 
