@@ -1,4 +1,4 @@
-"""Three small teachers that learn from your own images, for runs without any download.
+"""Small teachers that learn from your own images, for runs without any download.
 
 `pretext:classifier` knows classes, `pretext:autoencoder` fills in masked patches and
 `pretext:gradients` describes edges on a finer grid, without a summary. Their training stands in
@@ -8,6 +8,8 @@ The scales are those of real teachers (PHI-S, 2410.01680, table 7: DFN CLIP 0.03
 SAM 5.5): three small networks trained alike would be too alike to show what unequal statistics
 do. Directions and ranks are the networks' own.
 """
+
+import math
 
 import torch
 from jaxtyping import Float
@@ -58,16 +60,25 @@ class Imposed(nn.Module):
         return (x - self.own_mean) / self.own_std * self.gain + self.offset
 
 
-class Classifier(nn.Module):
-    """Convolutions to stride 8; the summary is the pooled map."""
+def _body(widths: tuple[int, ...], strides: tuple[int, ...], depth: int = 1) -> nn.Sequential:
+    """Stack convolutions, from 3 channels to each width in turn, `depth` of them at each."""
+    layers: list[nn.Module] = []
+    for before, width, stride in zip((3, *widths), widths, strides, strict=False):
+        layers += [_conv(before, width, stride)]
+        layers += [_conv(width, width, 1) for _ in range(depth - 1)]
+    return nn.Sequential(*layers)
 
-    def __init__(self, dim: int = 128):
+
+class Classifier(nn.Module):
+    """Convolutions to stride 8; the summary is the pooled map.
+
+    Args:
+        depth: Convolutions at each width.
+    """
+
+    def __init__(self, dim: int = 128, *, widths: tuple[int, ...] = (24, 48, 96), depth: int = 1):
         super().__init__()
-        widths = (3, 24, 48, 96, dim)
-        strides = (2, 2, 2, 1)
-        self.body = nn.Sequential(
-            *(_conv(*pair, s) for *pair, s in zip(widths, widths[1:], strides, strict=False))
-        )
+        self.body = _body((*widths, dim), (2, 2, 2, 1), depth)
         self.scale = Imposed(dim, std=0.03, spread=0.6, offset=0.5, seed=1)
 
     def raw(self, x: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B h w C"]:
@@ -78,21 +89,37 @@ class Classifier(nn.Module):
         return Features(seen.mean(dim=(1, 2)), self.scale(seen))
 
 
-class Autoencoder(nn.Module):
-    """A small ViT on 8x8 patches; the summary is the mean token."""
+class PatchTransformer(nn.Module):
+    """A small ViT; the summary is the mean token. As it stands, it is the autoencoder.
 
-    def __init__(self, dim: int = 96, depth: int = 3, num_heads: int = 4, patch: int = 8):
+    Args:
+        size: Side of its images in pixels.
+        std: Of the features, as `Imposed` has it; it draws gains and offsets by `seed`.
+    """
+
+    def __init__(
+        self,
+        dim: int = 96,
+        depth: int = 3,
+        num_heads: int = 4,
+        patch: int = 8,
+        *,
+        size: int = SIZE,
+        mlp_ratio: float = 2.0,
+        std: float = 1.35,
+        seed: int = 2,
+    ):
         super().__init__()
         self.patch = patch
         self.embed = nn.Conv2d(3, dim, patch, patch)
-        self.position = nn.Parameter(torch.zeros(1, (SIZE // patch) ** 2, dim))
+        self.position = nn.Parameter(torch.zeros(1, (size // patch) ** 2, dim))
         self.masked = nn.Parameter(torch.zeros(dim))
         self.blocks = nn.ModuleList(
-            Block(dim, num_heads, mlp_ratio=2, qkv_bias=True) for _ in range(depth)
+            Block(dim, num_heads, mlp_ratio=mlp_ratio, qkv_bias=True) for _ in range(depth)
         )
         self.norm = nn.LayerNorm(dim)
         trunc_normal_(self.position, std=0.02)
-        self.scale = Imposed(dim, std=1.35, spread=0.6, offset=0.5, seed=2)
+        self.scale = Imposed(dim, std=std, spread=0.6, offset=0.5, seed=seed)
 
     def raw(self, x: Float[Tensor, "B 3 H W"], mask: Tensor | None = None) -> Tensor:
         tokens = self.embed(x)
@@ -111,15 +138,23 @@ class Autoencoder(nn.Module):
 
 
 class Gradients(nn.Module):
-    """Convolutions to stride 4: a grid twice as fine as the others', and no summary."""
+    """Convolutions to stride 4: a grid twice as fine as the others', and no summary.
 
-    def __init__(self, dim: int = 64):
+    Args:
+        offset: Deviation of the channels' means, in units of the features' own (see `Imposed`).
+    """
+
+    def __init__(
+        self,
+        dim: int = 64,
+        *,
+        widths: tuple[int, ...] = (24, 48),
+        strides: tuple[int, ...] = (2, 2, 1),
+        offset: float = 1.5,
+    ):
         super().__init__()
-        widths, strides = (3, 24, 48, dim), (2, 2, 1)
-        self.body = nn.Sequential(
-            *(_conv(*pair, s) for *pair, s in zip(widths, widths[1:], strides, strict=False))
-        )
-        self.scale = Imposed(dim, std=5.5, spread=0.6, offset=1.5, seed=3)
+        self.body, self.stride = _body((*widths, dim), strides), math.prod(strides)
+        self.scale = Imposed(dim, std=5.5, spread=0.6, offset=offset, seed=3)
 
     def raw(self, x: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B h w C"]:
         return self.body(x).permute(0, 2, 3, 1)
@@ -128,7 +163,7 @@ class Gradients(nn.Module):
         return Features(None, self.scale(self.raw(x)))
 
 
-NETWORKS = {"classifier": Classifier, "autoencoder": Autoencoder, "gradients": Gradients}
+NETWORKS = {"classifier": Classifier, "autoencoder": PatchTransformer, "gradients": Gradients}
 
 
 class PretextTeacher(Frozen):

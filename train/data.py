@@ -7,6 +7,7 @@ import os
 import re
 import tarfile
 import warnings
+import zipfile
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -154,6 +155,47 @@ def _index_shard(number: int, shard: Path) -> list[_Member]:
     ]
 
 
+@dataclass(frozen=True, eq=False)
+class NpzSource:
+    """Many small encoded images in one file: bytes of all, where each begins, and a label each."""
+
+    file: Path
+    data: np.ndarray
+    offsets: np.ndarray
+    """One more than there are images."""
+    labels: np.ndarray
+    classes: tuple[str, ...]
+
+    @classmethod
+    def scan(cls, file: Path) -> "NpzSource":
+        """Read `data` (bytes), `offsets` and `labels` of a file that numpy wrote.
+
+        Raises:
+            ValueError: the file holds something else.
+        """
+        try:
+            with np.load(file) as parts:
+                data, offsets, labels = (parts[k] for k in ("data", "offsets", "labels"))
+        except (KeyError, ValueError, OSError, zipfile.BadZipFile) as error:
+            raise ValueError(f"{file} holds no data, offsets and labels: {error}") from error
+        if len(offsets) != len(labels) + 1:
+            raise ValueError(f"{file} has {len(labels)} labels and {len(offsets)} offsets.")
+        names = tuple(str(i) for i in range(int(labels.max()) + 1 if len(labels) else 0))
+        return cls(file, data, offsets, labels, names)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def key(self, index: int) -> str:
+        return f"{self.file.name}/{index}"
+
+    def label(self, index: int) -> int | None:
+        return int(self.labels[index])
+
+    def read(self, index: int) -> bytes:
+        return self.data[self.offsets[index] : self.offsets[index + 1]].tobytes()
+
+
 @dataclass(frozen=True)
 class Subset:
     """Some samples of a source."""
@@ -179,7 +221,7 @@ class Subset:
 
 
 def open_source(path: Path) -> Source:
-    """Open a folder of images, a `.tar` shard, or a folder of shards.
+    """Open a folder of images, a `.tar` shard, a folder of shards, or a `.npz` of images.
 
     Raises:
         ValueError: there is nothing at `path`, or no image in it.
@@ -187,9 +229,9 @@ def open_source(path: Path) -> Source:
     if not path.exists():
         raise ValueError(f"There is no data at {path}; give an image folder or tar shards.")
     if path.is_file():
-        if path.suffix != ".tar":
-            raise ValueError(f"{path} is neither a folder nor a .tar shard.")
-        source: Source = TarSource.scan([path])
+        if path.suffix not in (".tar", ".npz"):
+            raise ValueError(f"{path} is neither a folder nor a .tar shard nor a .npz file.")
+        source: Source = NpzSource.scan(path) if path.suffix == ".npz" else TarSource.scan([path])
     else:
         shards = sorted(path.glob("*.tar"))
         source = TarSource.scan(shards) if shards else FolderSource.scan(path)
@@ -224,6 +266,8 @@ def _part(path: Path, names: Sequence[str]) -> Source | None:
     for name in names:
         if (path / name).is_dir():
             return open_source(path / name)
+        if (path / f"{name}.npz").is_file():
+            return open_source(path / f"{name}.npz")
     shards = [s for s in sorted(path.glob("*.tar")) if re.match(rf"({'|'.join(names)})\b", s.name)]
     return TarSource.scan(shards) if shards else None
 

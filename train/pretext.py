@@ -1,7 +1,8 @@
 """Train the pretext teachers on a run's own images, once; their weights are cached."""
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from zoo.cache import cache_dir
 from zoo.checkpoint import save_whole
 from zoo.features import Batch
-from zoo.teachers.pretext import MEAN, SIZE, STD, Autoencoder, build_network
+from zoo.teachers.pretext import MEAN, SIZE, STD, Gradients, PatchTransformer, build_network
 from zoo.train.config import Optim
 from zoo.train.data import Source, View, train_batches
 from zoo.train.optim import learning_rate
@@ -55,23 +56,50 @@ def pretext_weights(name: str, source: Source, *, seed: int, device: torch.devic
 
 def _train(name: str, source: Source, seed: int, device: torch.device) -> nn.Module:
     torch.manual_seed(mix(seed, 4))
-    task = TASKS[name](build_network(name), len(source.classes)).to(device)
-    optimizer = torch.optim.AdamW(task.parameters(), OPTIM.lr, weight_decay=OPTIM.weight_decay)
-    mean, std = (torch.tensor(v, device=device).view(1, 3, 1, 1) for v in (MEAN, STD))
+    network = build_network(name)
+    task = TASKS[name](network, len(source.classes)).to(device)
     plan = Plan(len(source), BATCH, mix(seed, 5))
     loader = train_batches(source, View(size=SIZE), plan, steps=STEPS, start=0, workers=0)
-    kept: list[Tensor] = []
-    with Watch(f"teacher {name}", total=STEPS, images=BATCH) as watch:
+
+    def batches() -> Iterator[tuple[Tensor, Tensor]]:
         for step, part in enumerate(loader):
             torch.manual_seed(plan.step_seed(step))
-            images = (Batch(part["images"]).to(device).at((SIZE, SIZE)) - mean) / std
+            yield Batch(part["images"]).to(device).at((SIZE, SIZE)), part["labels"].to(device)
+
+    return fit_network(task, batches(), steps=STEPS, title=f"teacher {name}")
+
+
+def fit_network(
+    task: nn.Module,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    *,
+    steps: int,
+    title: str,
+    optim: Optim = OPTIM,
+    autocast: Callable[[], AbstractContextManager] = nullcontext,
+) -> nn.Module:
+    """Train `task.network` on `steps` batches and measure the scale that is then replaced.
+
+    Args:
+        task: One of `TASKS`; gives its loss for normalised images and labels.
+        batches: Images in [0, 1] at the network's size, with labels, on its device.
+    """
+    device = next(task.parameters()).device
+    optimizer = torch.optim.AdamW(task.parameters(), optim.lr, weight_decay=optim.weight_decay)
+    mean, std = (torch.tensor(v, device=device).view(1, 3, 1, 1) for v in (MEAN, STD))
+    kept: list[Tensor] = []
+    with Watch(title, total=steps) as watch:
+        for step, (images, labels) in enumerate(batches):
+            watch.images = len(images)
+            images = (images - mean) / std
             for group in optimizer.param_groups:
-                group["lr"] = learning_rate(step, STEPS, OPTIM)
-            loss = task(images, part["labels"].to(device))
+                group["lr"] = learning_rate(step, steps, optim)
+            with autocast():
+                loss = task(images, labels)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-            if step >= STEPS - 8:
+            if step >= steps - 8:
                 kept.append(images)
             if (step + 1) % 100 == 0:
                 watch.report(step + 1, {"loss": loss.item()})
@@ -97,7 +125,7 @@ class _Classify(nn.Module):
 class _FillIn(nn.Module):
     """Predict the pixels of masked patches, each patch on its own scale (MAE, 2111.06377, 4.1)."""
 
-    def __init__(self, network: Autoencoder, classes: int):
+    def __init__(self, network: PatchTransformer, classes: int):
         super().__init__()
         self.network = network
         self.head = nn.Linear(network.scale.gain.numel(), 3 * network.patch**2)
@@ -113,27 +141,27 @@ class _FillIn(nn.Module):
 
 
 class _Orient(nn.Module):
-    """Predict, for each cell of 4x4 pixels, its colour and how much it is edged which way."""
+    """Predict, for each cell of the map, its colour and how much it is edged which way."""
 
-    def __init__(self, network: nn.Module, classes: int):
+    def __init__(self, network: Gradients, classes: int):
         super().__init__()
         self.network = network
         self.head = nn.Linear(network.scale.gain.numel(), BINS + 3)
 
     def forward(self, images: Tensor, labels: Tensor) -> Tensor:
         guess = self.head(self.network.raw(images))
-        return F.smooth_l1_loss(guess, _orientations(images))
+        return F.smooth_l1_loss(guess, _orientations(images, self.network.stride))
 
 
-def _orientations(images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B h w D"]:
-    """Mean colour and gradient energy in `BINS` directions, over cells of 4x4 pixels."""
+def _orientations(images: Float[Tensor, "B 3 H W"], cell: int) -> Float[Tensor, "B h w D"]:
+    """Mean colour and gradient energy in `BINS` directions, over cells of `cell`² pixels."""
     grey = images.mean(dim=1, keepdim=True)
     across = F.pad(grey[..., 2:] - grey[..., :-2], (1, 1))
     down = F.pad(grey[..., 2:, :] - grey[..., :-2, :], (0, 0, 1, 1))
     angles = torch.arange(BINS, device=images.device) * (2 * torch.pi / BINS)
     angles = angles.view(1, BINS, 1, 1)
     energy = F.relu(across * torch.cos(angles) + down * torch.sin(angles))
-    return F.avg_pool2d(torch.cat([energy, images], dim=1), 4).permute(0, 2, 3, 1)
+    return F.avg_pool2d(torch.cat([energy, images], dim=1), cell).permute(0, 2, 3, 1)
 
 
 TASKS: dict[str, Callable[..., nn.Module]] = {

@@ -23,6 +23,8 @@ USAGE = """zoo: vision backbones, and the distillation of many frozen teachers i
   zoo report RUN            write RUN/report.html again
   zoo bench models ...      images/s, memory and multiply-adds beside timm's models
   zoo bench distill ...     a distillation step, part by part, beside the cost model
+  zoo experiment phi_s      nine normalisations of three teachers, with paired intervals
+  zoo experiment students   one student of each family against its teachers and itself alone
 
 Examples:
   zoo distill                                   the embedded run: no data, no download
@@ -433,6 +435,46 @@ def bench(args: list[str]) -> None:
     return None
 
 
+def _gathered(args: list[str], option: str) -> list[str]:
+    """Bring the values of an option that was given several times behind one of it, at the end."""
+    rest, values, inside = [], [], False
+    for word in args:
+        if word.startswith("--"):
+            name, _, value = word.partition("=")
+            inside = name == option
+            if inside and value:
+                values.append(value)
+        elif inside:
+            values.append(word)
+            continue
+        if not inside:
+            rest.append(word)
+    return [*rest, option, *values] if values else rest
+
+
+def experiment(args: list[str]) -> None:
+    """Run an experiment that makes its own teachers.
+
+    Example: zoo experiment phi_s --tiny --out runs/phi_s
+    """
+    from zoo.experiments import EXPERIMENTS
+
+    if not args or args[0] not in EXPERIMENTS:
+        if args and args[0] not in ("-h", "--help"):
+            known = ", ".join(EXPERIMENTS)
+            raise ValueError(f"There is no experiment {args[0]!r}; there are {known}.")
+        print("\n".join(f"zoo experiment {name} --help" for name in EXPERIMENTS))
+        return
+    chosen = EXPERIMENTS[args[0]]()
+    start = chosen.tiny() if "--tiny" in args else chosen.full()
+    words = _gathered(args[1:], "--data")
+    asked = _parse(type(start), words, f"experiment {args[0]}", chosen.__doc__ or "", default=start)
+    if asked.dry_run:
+        chosen.plan(asked)
+    elif not chosen.main(asked):
+        raise SystemExit(1)
+
+
 COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "list": list_models,
     "convert": convert,
@@ -440,4 +482,5 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "eval": evaluate,
     "report": report,
     "bench": bench,
+    "experiment": experiment,
 }

@@ -176,3 +176,29 @@ def test_evaluation_batches_are_in_order_and_end_at_the_limit(tmp_path):
     batches = list(eval_batches(source, 16, 3, limit=7))
     assert [len(b.keys) for b in batches] == [3, 3, 1]
     assert batches[2].labels.tolist() == [1]
+
+
+def test_a_npz_of_encoded_images_is_split_labelled_and_read(tmp_path):
+    for split, count in (("train", 4), ("val", 2)):
+        encoded = []
+        for i in range(count):
+            buffer = io.BytesIO()
+            Image.fromarray(np.full((8, 8, 3), 40 * i, np.uint8)).save(buffer, format="PNG")
+            encoded.append(buffer.getvalue())
+        np.savez(
+            tmp_path / f"{split}.npz",
+            data=np.frombuffer(b"".join(encoded), np.uint8),
+            offsets=np.cumsum([0, *map(len, encoded)]),
+            labels=np.arange(count, dtype=np.uint8) % 2,
+        )
+    train, val = open_splits(tmp_path, 0.5)
+    assert (len(train), len(val)) == (4, 2) and list(train.classes) == ["0", "1"]
+    assert [train.label(i) for i in range(4)] == [0, 1, 0, 1]
+    assert View(size=8).evaluate(train.read(3)).max() == 120
+    assert len({train.key(i) for i in range(4)}) == 4
+
+
+def test_a_npz_of_something_else_is_refused(tmp_path):
+    np.savez(tmp_path / "weights.npz", weight=np.zeros(3))
+    with pytest.raises(ValueError, match="no data, offsets and labels"):
+        open_source(tmp_path / "weights.npz")

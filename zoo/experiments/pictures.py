@@ -1,0 +1,189 @@
+"""Pictures decoded once and kept on the device, where every crop of an experiment is made."""
+
+import math
+import os
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int, UInt8
+from torch import Tensor
+
+from zoo.features import Batch
+from zoo.train.data import UNREADABLE, Source, View, open_splits
+from zoo.train.plan import Plan, mix
+
+HELD_OUT = 0.2
+"""Share of a data set without a split of its own that is held out."""
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """Squares of one size, with labels."""
+
+    images: UInt8[Tensor, "n 3 S S"]
+    labels: Int[Tensor, " n"]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def batches(self, size: int, batch: int) -> Iterator[Batch]:
+        """Give all pictures whole and in order, at `size`."""
+        for images, labels in zip(self.images.split(batch), self.labels.split(batch), strict=True):
+            yield Batch(Batch(images).at((size, size)), labels=labels)
+
+
+@dataclass(frozen=True)
+class Collection:
+    """What an experiment trains on, is compared on, and is probed with."""
+
+    train: Pictures
+    held: Pictures
+    probes: dict[str, tuple[Pictures, Pictures]]
+    """Labelled pictures by the name of their data set: to fit a classifier to, and to ask."""
+    classes: int
+    """Labels of `train` count to here."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Crop:
+    """Random crops, resized to squares of `size` pixels."""
+
+    size: int
+    scale: tuple[float, float] = (0.3, 1.0)
+    """Share of the picture's area that a crop covers."""
+    ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    flip: float = 0.0
+
+    def __call__(
+        self, images: UInt8[Tensor, "B 3 S S"], draws: torch.Generator
+    ) -> Float[Tensor, "B 3 h w"]:
+        """Cut one crop out of each picture; all draws are made on its device.
+
+        Bilinear without antialiasing: the pictures are kept so small (`side_for`) that a crop is
+        never shrunk by more than a third.
+        """
+        area, aspect, x, y, mirror = torch.rand(
+            5, len(images), generator=draws, device=images.device
+        )
+        area = self.scale[0] + area * (self.scale[1] - self.scale[0])
+        low, high = (math.log(r) for r in self.ratio)
+        root = torch.exp((low + aspect * (high - low)) / 2)
+        wide, tall = (area.sqrt() * root).clamp(max=1), (area.sqrt() / root).clamp(max=1)
+        sign = torch.where(mirror < self.flip, -1.0, 1.0)
+        zero = torch.zeros_like(wide)
+        # affine_grid maps the crop's [-1, 1] onto the picture's
+        rows = torch.stack(
+            [wide * sign, zero, (2 * x - 1) * (1 - wide), zero, tall, (2 * y - 1) * (1 - tall)], 1
+        )
+        shape = [len(images), 3, self.size, self.size]
+        grid = F.affine_grid(rows.view(-1, 2, 3), shape, align_corners=False)
+        return F.grid_sample(images.float() / 255, grid, padding_mode="border", align_corners=False)
+
+
+def side_for(size: int) -> int:
+    """Choose the side at which pictures are kept for crops of `size`."""
+    return math.ceil(size * 4 / 3)
+
+
+class Stream:
+    """The training pictures in the order and with the crops that a seed decides."""
+
+    def __init__(self, pictures: Pictures, crop: Crop, *, batch: int, steps: int, seed: int):
+        device = pictures.images.device
+        plan = Plan(len(pictures), batch * steps, mix(seed, 11))  # all steps at once: quicker
+        self.pictures, self.crop = pictures, crop
+        self.order = torch.from_numpy(plan.indices(0).reshape(steps, batch)).to(device)
+        self.draws = torch.Generator(device).manual_seed(mix(seed, 12))
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield images in [0, 1] and labels, batch by batch."""
+        for chosen in self.order:
+            images = self.crop(self.pictures.images[chosen], self.draws)
+            yield images, self.pictures.labels[chosen]
+
+
+def embedded_collection(side: int, device: torch.device, limit: int | None) -> Collection:
+    """Read digits and photographs that ship in wheels; the digits are the labelled set."""
+    from zoo.train.embedded import embedded_data
+
+    folder = embedded_data()
+    train, held = open_splits(folder / "images", HELD_OUT)
+    pictures = [decode(part, side, device, limit) for part in (train, held)]
+    bank, queries = (
+        decode(part, side, device, limit) for part in open_splits(folder / "digits", HELD_OUT)
+    )
+    return Collection(pictures[0], pictures[1], {"digits": (bank, queries)}, len(train.classes))
+
+
+def read_collection(
+    folders: Sequence[Path], side: int, device: torch.device, limit: int | None = None
+) -> Collection:
+    """Read data sets into one collection: the embedded one if no folder is named.
+
+    Args:
+        folders: Each as `zoo distill --data` takes it. Their classes are counted on, one data
+            set's after the other's.
+        limit: Pictures of each split that are read at most, evenly spread.
+
+    Raises:
+        ValueError: a folder holds no images, or they have no classes.
+    """
+    if not folders:
+        return embedded_collection(side, device, limit)
+    trains, helds, probes, first = [], [], {}, 0
+    for folder in folders:
+        sources = open_splits(folder, HELD_OUT)
+        classes = sources[0].classes
+        if not classes or list(classes) != list(sources[1].classes):
+            raise ValueError(
+                f"{folder} has no classes, or others in its two splits; the classifier teacher "
+                "and the probes need them: one sub-folder a class, .cls files in the shards, or "
+                "labels in the .npz."
+            )
+        train, held = (decode(source, side, device, limit) for source in sources)
+        probes[_unused(folder.resolve().name, probes)] = (train, held)
+        trains.append(Pictures(train.images, train.labels + first))
+        helds.append(Pictures(held.images, held.labels + first))
+        first += len(classes)
+    return Collection(_joined(trains), _joined(helds), probes, first)
+
+
+def decode(source: Source, side: int, device: torch.device, limit: int | None = None) -> Pictures:
+    """Decode the centre squares of a source's images, on as many threads as there are cores.
+
+    Raises:
+        ValueError: an image cannot be read.
+    """
+    count = len(source)
+    some = np.arange(count)
+    if limit is not None and limit < count:
+        some = np.linspace(0, count - 1, limit).astype(int)  # sorted by class as often as not
+    view = View(size=side)
+
+    def one(index: int) -> np.ndarray:
+        try:
+            return view.evaluate(source.read(int(index)))
+        except UNREADABLE as error:
+            raise ValueError(f"{source.key(int(index))} cannot be read: {error}") from error
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        images = np.stack(list(pool.map(one, some)))
+    labels = [source.label(int(i)) for i in some]
+    return Pictures(torch.from_numpy(images).to(device), torch.tensor(labels, device=device))
+
+
+def _joined(parts: Sequence[Pictures]) -> Pictures:
+    return Pictures(
+        torch.cat([part.images for part in parts]), torch.cat([part.labels for part in parts])
+    )
+
+
+def _unused(name: str, taken: dict) -> str:
+    while name in taken:
+        name += "_2"
+    return name

@@ -1,0 +1,37 @@
+"""kNN and linear probe on every labelled data set of a collection."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from zoo.eval.extract import extract
+from zoo.eval.knn import knn
+from zoo.eval.linear import linear_probe
+from zoo.experiments.pictures import Collection
+from zoo.features import Batch, Features
+
+PROBE: dict[str, Any] = dict(strengths=(1e-2, 1e-3, 1e-4), max_steps=100)
+FEW = 4000
+"""Rows up to which L-BFGS is quicker on the CPU than launching its kernels."""
+
+
+def probe(
+    look: Callable[[Batch], Features], collection: Collection, size: int, *, linear: bool = True
+) -> dict[str, float]:
+    """Give `knn/top1/<data set>` and `linear/top1/<data set>` of a model's summaries, in per cent.
+
+    A model without a summary stands in with its mean map.
+    """
+    values = {}
+    for name, pair in collection.probes.items():
+        bank, queries = (extract(look, part.batches(size, 512)) for part in pair)
+        assert bank.labels is not None and queries.labels is not None
+        device = pair[0].images.device if len(bank.labels) > FEW else torch.device("cpu")
+        known = bank.summaries.to(device), bank.labels.to(device)
+        asked = queries.summaries.to(device), queries.labels.to(device)
+        found = dict(knn(*known, *asked))
+        if linear:
+            found |= dict(linear_probe(*known, *asked, **PROBE))
+        values |= {f"{what}/{name}": value for what, value in found.items()}
+    return values
