@@ -13,6 +13,7 @@ by CUDA events, random weights.
     --group inference train ...   only these groups; see GROUPS
     --profile 5                   and the five most expensive kernels of each row
     --compare FILE                ratios with an earlier run's JSON
+    --plot FILE                   draw how the rows of `growth` grow with the image, as a PNG
     --device cpu --batch 2 --size-factor 0.5 --rounds 2 --models mambavision_t   a dry rehearsal
 """
 
@@ -70,7 +71,7 @@ EXTRA = (
     ("eager", "amp", False),
     ("train+compiled", "bf16", True),
 )
-GROWING = ("mambavision_t", "fastervit_0", "eradio_xxxtiny")
+GROWING = ("mambavision_t", "fastervit_0", "eradio_xxxtiny", "radio_vit_base_patch16")
 GROUPS = ("inference", "train", "extra", "growth")
 """`growth` takes one model of each family to 512 and 1024 px, at an eighth of the batch."""
 
@@ -244,6 +245,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--no-accuracy", action="store_true")
     parser.add_argument("--cudnn-benchmark", action="store_true")
     parser.add_argument("--compare", type=Path)
+    parser.add_argument("--plot", type=Path)
     parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"))
     args = parser.parse_args(argv)
 
@@ -275,6 +277,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         if args.out:
             write(args.out, around, rows)
     print("\n".join(["", *summary(rows)]))
+    if args.plot:
+        from zoo.eval.growth import draw_growth
+
+        args.plot.write_bytes(draw_growth([row for row in rows if row.case.batch < args.batch]))
     left = [number for number, row in zip(cases, rows, strict=True) if not row.seconds]
     if left:
         print(f"\nWithout a figure: --rows {','.join(map(str, left))}")

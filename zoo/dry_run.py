@@ -4,6 +4,7 @@ import dataclasses
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -49,13 +50,10 @@ def plan(config: Distill) -> tuple[list[Cost], Cost, Student]:
         label: open_teacher(spec.name, device="meta", mosaic=spec.mosaic)
         for label, spec in zip(config.labels, config.teachers, strict=True)
     }
+    options: dict[str, Any] = {**dataclasses.asdict(config.heads), **backbone_options(config)}
+    options["spectral_norms"] = False  # which cost no FLOP to speak of
     student = build_student(
-        config.student,
-        widths(config, teachers),
-        size=config.size,
-        **dataclasses.asdict(config.heads),
-        **backbone_options(config) | dict(spectral_norms=False),  # which cost no FLOP to speak of
-        device="meta",
+        config.student, widths(config, teachers), size=config.size, **options, device="meta"
     ).eval()
     costs = [_teacher_cost(label, teacher) for label, teacher in teachers.items()]
     batch = Batch(torch.zeros(1, 3, *student.size, device="meta"))

@@ -39,7 +39,7 @@ def test_rows_are_chosen_by_number_name_and_group(script):
         "eradio_l,window_size=16", "eradio_l,window_size=8",
     }  # fmt: skip
     one = script.chosen(rows, None, ["eradio_l,window_size=8"], ["train"])
-    assert {case.mode for case in one.values()} == {"train", "train+compiled"}
+    assert {case.mode for case in one.values()} == {"train", "train+compiled", "train+graphs"}
     with pytest.raises(ValueError, match="No row is left"):
         script.chosen(rows, "9999", None, None)
 
@@ -71,7 +71,7 @@ def test_a_rehearsal_writes_what_it_measured_and_names_what_it_did_not(script, t
 def test_the_list_measures_nothing(script, capsys):
     script.main(["--list", "--models", "fastervit_0", "--group", "train"])
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 2 and all("fastervit_0 train" in line for line in lines)
+    assert len(lines) == 3 and all("fastervit_0 train" in line for line in lines)
 
 
 def test_the_summary_sets_the_best_row_beside_the_published_code(script):
