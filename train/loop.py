@@ -1,7 +1,7 @@
 """The training loop."""
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any, cast
@@ -96,14 +96,8 @@ def train(
     skipped: set[str] = set()
     every, names, fixed = config.every, None, None
     watch = Watch(title, total=config.steps, start=trainee.step, images=config.batch)
-
-    def batches() -> Iterator[Batch]:
-        for part in loader:
-            note_skipped(part["skipped"], skipped, run, watch)
-            yield Batch(part["images"], part["keys"], positions=part["positions"]).to(device)
-
     looks: Mapping[str, Look] = teachers
-    coming = batches()
+    coming = to_device(loader, device, lambda names: note_skipped(names, skipped, run, watch))
     if config.overlap:
         looks = Ahead(teachers, device, autocast)
         coming = looks.over(coming)
@@ -140,6 +134,15 @@ def train(
                     run.save(trainee.state())
             if signum is not None and not ends:
                 raise Interrupted(signum, f"Stopped after step {step}, which is saved.")
+
+
+def to_device(
+    loader: Iterable[dict[str, Any]], device: torch.device, note: Callable[[list[str]], None]
+) -> Iterator[Batch]:
+    """Move what was loaded to `device`; `note` gets the names of unreadable files."""
+    for part in loader:
+        note(part["skipped"])
+        yield Batch(part["images"], part["keys"], positions=part["positions"]).to(device)
 
 
 def update(trainee: Trainee, losses: Tensor, fixed: Tensor, config: Distill) -> None:
