@@ -126,13 +126,8 @@ def train(
     skipped, every, start = set[str](), config.every, trainee.step
     watch = Watch(title, total=config.steps, start=trainee.step, images=config.batch)
 
-    def batches() -> Iterator[tuple[Batch, Mapping[str, Look]]]:
-        for step, part in enumerate(loader, start):
-            note_skipped(part["skipped"], skipped, run, watch)
-            batch = Batch(part["images"], part["keys"], positions=part["positions"]).to(device)
-            yield batch, take_turn(plan, step, config, teachers).teachers(teachers)
-
-    coming = batches()
+    note = partial(note_skipped, seen=skipped, run=run, watch=watch)
+    coming = announced(loader, start, device, note, partial(looks_of, plan, config, teachers))
     if config.overlap:
         coming = Ahead(device, autocast).over(coming)
     with (
@@ -162,6 +157,31 @@ def train(
                     run.save(trainee.state())
             if signum is not None and not ends:
                 raise Interrupted(signum, f"Stopped after step {step}, which is saved.")
+
+
+def looks_of(
+    plan: Plan, config: Distill, teachers: Mapping[str, Teacher], step: int
+) -> Mapping[str, Look]:
+    """Give the teachers that `step` asks, each as it looks then."""
+    return take_turn(plan, step, config, teachers).teachers(teachers)
+
+
+def announced(
+    loader: Iterable[dict[str, Any]],
+    start: int,
+    device: torch.device,
+    note: Callable[[list[str]], None],
+    looks: Callable[[int], Mapping[str, Look]],
+) -> Iterator[tuple[Batch, Mapping[str, Look]]]:
+    """Give the batches from step `start` on, on `device`, with those who look at them.
+
+    Args:
+        note: Gets the names of unreadable files.
+    """
+    for step, part in enumerate(loader, start):
+        note(part["skipped"])
+        batch = Batch(part["images"], part["keys"], positions=part["positions"]).to(device)
+        yield batch, looks(step)
 
 
 def objective_of(
