@@ -118,17 +118,10 @@ def train(
     """
     device = next(trainee.student.parameters()).device
     plan = Plan(len(source), config.batch, config.seed)
-    loader = train_batches(
-        source,
-        view_of(config, teachers),
-        plan,
-        steps=config.steps,
-        start=trainee.step,
-        workers=config.workers,
-    )
+    view, steps = view_of(config, teachers), dict(steps=config.steps, start=trainee.step)
+    loader = train_batches(source, view, plan, **steps, workers=config.workers)
     objective = objective_of(config, balances, spreads or {})
-    skipped: set[str] = set()
-    every = config.every
+    skipped, every = set[str](), config.every
     watch = Watch(title, total=config.steps, start=trainee.step, images=config.batch)
     with Interrupt() as interrupt, watch:
         for part in loader:
@@ -136,11 +129,9 @@ def train(
             note_skipped(part["skipped"], skipped, run, watch)
             torch.manual_seed(plan.step_seed(trainee.step))
             turn = take_turn(plan, trainee.step, config, teachers)
-            with damped(trainee.student, config.optim.damp):
-                with autocast():
-                    losses = objective(batch, trainee, teachers, turn)
-                total = trainee.weighting(torch.stack(list(losses.values())), turn.asked)
-                total.backward()
+            total, losses = differentiate(
+                partial(objective, batch, trainee, teachers, turn), trainee, turn, config, autocast
+            )
             update(trainee, total, losses, config, turn)
 
             step, signum = trainee.step, interrupt.signal
@@ -190,6 +181,22 @@ def objective_of(
         )
 
     return objective
+
+
+def differentiate(
+    objective: Callable[[], dict[str, Tensor]],
+    trainee: Trainee,
+    turn: Turn,
+    config: Distill,
+    autocast: Callable,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Give the weighted sum and the losses of a step, and leave the gradients behind."""
+    with damped(trainee.student, config.optim.damp):
+        with autocast():
+            losses = objective()
+        total = trainee.weighting(torch.stack(list(losses.values())), turn.asked)
+        total.backward()
+    return total, losses
 
 
 def update(

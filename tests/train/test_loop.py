@@ -2,6 +2,7 @@
 
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -10,8 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from zoo.features import Batch, Features
 from zoo.students.student import build_student
 from zoo.train.config import Distill, Losses, Optim, TeacherSpec
-from zoo.train.damp import damped
-from zoo.train.loop import Trainee, objective_of, update
+from zoo.train.loop import Trainee, differentiate, objective_of, update
 from zoo.train.phi_s import Balance
 from zoo.train.plan import Plan
 from zoo.train.turn import take_turn
@@ -81,6 +81,7 @@ def steps(device: str, config: Distill, count: int = 4) -> Trainee:
     teachers = {label: Striped(label) for label in WIDTHS}
     balances = {label: Balance("phi_s", pair[1]).to(device) for label, pair in WIDTHS.items()}
     objective = objective_of(config, balances, spreads)
+    autocast = partial(torch.autocast, device, torch.bfloat16, enabled=device == "cuda")
     plan = Plan(64, 8, seed=3)
     asked = set()
     for step in range(count):
@@ -88,11 +89,9 @@ def steps(device: str, config: Distill, count: int = 4) -> Trainee:
         asked.add(turn.asked)
         torch.manual_seed(plan.step_seed(step))
         images = torch.rand(8, 3, 120, 120).to(device)
-        with no_waiting(device), NoReading(), damped(student, config.optim.damp):
-            with torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
-                losses = objective(Batch(images), trainee, teachers, turn)
-            total = trainee.weighting(torch.stack(list(losses.values())), turn.asked)
-            total.backward()
+        with no_waiting(device), NoReading():
+            asking = partial(objective, Batch(images), trainee, teachers, turn)
+            total, losses = differentiate(asking, trainee, turn, config, autocast)
         update(trainee, total, losses, config, turn)
     assert len(asked) == 2, "the rate must show in so many steps"
     return trainee
