@@ -4,6 +4,7 @@ import dataclasses
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -46,12 +47,13 @@ def plan(config: Distill) -> tuple[list[Cost], Cost, Student]:
         label: open_teacher(spec.name, device="meta")
         for label, spec in zip(config.labels, config.teachers, strict=True)
     }
+    how: dict[str, Any] = dataclasses.asdict(config.heads) | backbone_options(config)
+    how["spectral_norms"] = False  # which cost no FLOP to speak of
     student = build_student(
         config.student,
         widths(config, teachers),
         size=config.size,
-        **dataclasses.asdict(config.heads),
-        **backbone_options(config) | dict(spectral_norms=False),  # which cost no FLOP to speak of
+        **how,
         device="meta",
     ).eval()
     costs = [_teacher_cost(label, teacher) for label, teacher in teachers.items()]
