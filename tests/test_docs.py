@@ -1,11 +1,13 @@
 """What the documentation shows must run."""
 
 import re
+import shlex
 from pathlib import Path
 
 import pytest
 
-MODELS = Path(__file__).parent.parent / "docs" / "models.md"
+DOCS = Path(__file__).parent.parent / "docs"
+MODELS, DISTILLATION = DOCS / "models.md", DOCS / "distillation.md"
 
 
 def test_the_table_of_models_has_every_name_and_tag():
@@ -36,3 +38,34 @@ def test_the_code_in_the_page_of_models_runs(tmp_path, monkeypatch):
     for block in runnable:
         exec(compile(block, str(MODELS), "exec"), scope)
     assert (tmp_path / "nano.onnx").exists()
+
+
+def commands(page: Path) -> list[list[str]]:
+    """Give the `zoo` commands of a page's shell blocks."""
+    blocks = re.findall(r"^```sh\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE)
+    lines = "".join(blocks).replace("\\\n", " ").splitlines()
+    words = (shlex.split(line) for line in lines)
+    return [line[line.index("zoo") + 1 :] for line in words if "zoo" in line]
+
+
+def test_the_page_of_distillation_has_every_recipe():
+    from zoo.train.recipes import RECIPES
+
+    named = set(re.findall(r"`(\w+)`", DISTILLATION.read_text()))
+    assert set(RECIPES) - {"custom", "quickstart"} <= named
+
+
+@pytest.mark.slow  # nine small runs
+def test_the_commands_of_the_page_of_distillation_run(tmp_path, monkeypatch, capsys):
+    pytest.importorskip("open_clip", reason="open_clip is in the extra [teachers]")
+    from zoo.cli import main
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    code = re.findall(r"^```python\n(.*?)^```", DISTILLATION.read_text(), re.DOTALL | re.MULTILINE)
+    (tmp_path / "my_teacher.py").write_text(code[0])
+    for args in commands(DISTILLATION):
+        main(args)
+    exec(compile(code[1], str(DISTILLATION), "exec"), {})
+    told = capsys.readouterr().out
+    assert "'edges': (1, 4, 4, 8)" in told and told.count("report.html") == 8

@@ -172,6 +172,29 @@ def test_a_ladders_top_reads_what_the_other_heads_read():
     torch.testing.assert_close(below[0].spatial, last[0][0].permute(0, 2, 3, 1))
 
 
+GRAPH = """
+import torch
+from zoo.students.student import build_student
+x = torch.rand(1, 3, 64, 64)
+for name, kind, upsample in [
+    ("test_vit", "v2", 2), ("test_vit", "attn", 1), ("test_vit", "ladder", 1),
+    ("eradio_nano", "ladder", 2),
+]:
+    how = dict(kind=kind, upsample=upsample, hidden=16)
+    student = build_student(name, {"a": (24, 16)}, size=64, **how).eval()
+    captured = torch.compile(student.answer, backend="eager", fullgraph=True)
+    torch.testing.assert_close(captured(x)["a"], student.answer(x)["a"])
+print("whole")
+"""
+
+
+@pytest.mark.slow
+def test_every_kind_of_head_is_captured_as_one_graph():
+    """In a process of its own: the shape checks of the tests would break the graphs."""
+    done = subprocess.run([sys.executable, "-c", GRAPH], capture_output=True, text=True)
+    assert done.stdout.strip() == "whole", done.stderr
+
+
 def test_an_attention_head_that_cannot_split_the_width_names_the_other_kind():
     with pytest.raises(ValueError, match=r"16 heads, and 24 do not split.*--heads\.kind v2"):
         TeacherHead((24, 24), (8, 8), kind="attn", hidden=20)

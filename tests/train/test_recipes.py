@@ -41,7 +41,7 @@ def test_every_tag_is_one_that_the_library_has_weights_for(recipe):
 
 
 @pytest.mark.slow  # the large ones take seconds on the meta device
-@pytest.mark.parametrize("recipe", [name for name in RECIPES if name != "custom"])
+@pytest.mark.parametrize("recipe", PAPERS)
 def test_every_recipe_can_be_planned_without_its_weights(recipe):
     run = RECIPES[recipe]()
     if any(spec.name.startswith("open_clip") for spec in run.teachers):
