@@ -115,7 +115,7 @@ def test_the_other_dtypes_are_exact(dtype, tolerance):
 
 @pytest.mark.gpu
 def test_many_sequences_are_exact():
-    assert_exact(random_inputs(700, 20, 100, 8))  # a lane a channel forward
+    assert_exact(random_inputs(700, 20, 100, 8))
 
 
 @pytest.mark.gpu
