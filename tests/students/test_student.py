@@ -140,7 +140,7 @@ def test_a_ladder_is_the_sum_of_one_small_mlp_for_each_block():
 
 @pytest.mark.parametrize(
     ("name", "size", "below"),
-    [("test_vit", 96, 5), ("test_vit_relpos", 160, 8), ("eradio_nano", 64, 4)],
+    [("test_vit", 96, 5), ("test_vit3", 160, 8), ("eradio_nano", 64, 4)],
 )
 def test_a_ladder_stands_on_every_block_of_the_backbone(name, size, below):
     """A ViT's blocks but the last, by class token or mean; E-RADIO's stages below its neck."""

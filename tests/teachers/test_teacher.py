@@ -77,7 +77,7 @@ def test_a_name_that_leads_nowhere_says_what_to_do(text, told):
 
 
 @pytest.mark.parametrize(
-    "name", ["test_vit", "test_vit3", "test_vit_relpos", "test_convnext", "test_efficientnet"]
+    "name", ["test_vit", "test_vit3", "test_vit4", "test_convnext", "test_efficientnet"]
 )
 def test_a_timm_teacher_says_what_timm_says(name):
     teacher = open_teacher(f"timm:{name}/random")
