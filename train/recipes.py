@@ -112,8 +112,8 @@ def radio_v2_5() -> Distill:
     on summaries, equal weights.
 
     Changed: each step draws its resolution (there, two partitions of the GPUs train at once);
-    DINOv2 looks at the student's resolution; statistics are taken once, before step 0; AdamW for
-    LAMB; ViT-B/16 from scratch.
+    DINOv2 looks at the student's resolution and SAM at 2 x 2 images of 512 px in its canvas at all
+    of them; statistics are taken once, before step 0; AdamW for LAMB; ViT-B/16 from scratch.
     """
     return Distill(
         data="data/datacomp1b",
@@ -121,7 +121,7 @@ def radio_v2_5() -> Distill:
             TeacherSpec(name=DFN_CLIP),
             TeacherSpec(name=SIGLIP),
             TeacherSpec(name=DINOV2, follow=True),
-            TeacherSpec(name=SAM, summary=0.0),
+            TeacherSpec(name=SAM, summary=0.0, mosaic=2),
         ),
         student="radio_vit_base_patch16",
         size=432,
@@ -146,7 +146,7 @@ def c_radio_v4() -> Distill:
 
     Changed: SAM's ViT-H for SAM 3, which comes through transformers alone (fetch it, and give
     `hf:FOLDER@1008,summary=0` in its place); SigLIP2 is not up-sampled by FeatSharp; the sizes of
-    shift, MESA and DAMP are ours, since the report states none; SAM runs once for each image.
+    shift, MESA and DAMP are ours, since the report states none; tiles of 512 px for SAM.
     """
     low, high = (128, 192, 224, 256, 384, 432), (512, 768, 1024, 1152)
     return replace(
@@ -154,7 +154,7 @@ def c_radio_v4() -> Distill:
         teachers=(
             TeacherSpec(name=SIGLIP2),
             TeacherSpec(name=DINOV3_7B, follow=True),
-            TeacherSpec(name=SAM, summary=0.0),
+            TeacherSpec(name=SAM, summary=0.0, mosaic=2),
         ),
         student="radio_vit_so400m_patch16",
         spectral=True,

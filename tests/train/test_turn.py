@@ -53,7 +53,7 @@ def test_a_teacher_is_asked_at_its_rate_and_the_others_always():
 
 def test_a_teacher_that_is_not_asked_is_not_called(teachers):
     steps = [step for step in range(40) if "edges" not in drawn_teachers(PLAN, step, RUN)]
-    assert set(take_turn(PLAN, steps[0], RUN, teachers).teachers(teachers, None)) == {"colour"}
+    assert set(take_turn(PLAN, steps[0], RUN, teachers).teachers(teachers)) == {"colour"}
 
 
 def test_images_are_decoded_for_the_largest_canvas(teachers):

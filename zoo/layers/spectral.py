@@ -63,7 +63,7 @@ class SpectralScale(nn.Module):
         self.register_buffer("v", torch.empty(weight.shape[1], **like))
         with torch.no_grad():
             self.u.copy_(F.normalize(torch.randn_like(self.u), dim=0))
-            for _ in range(START_STEPS):
+            for _ in range(0 if weight.is_meta else START_STEPS):
                 self._step(weight)
             sigma = torch.dot(self.u, torch.mv(weight, self.v)) + EPS
             if version == 2:
