@@ -462,6 +462,23 @@ def test_the_model_compiles_as_one_graph(family):
     assert model.get_submodule(model.pretrained_cfg["first_conv"]).weight.grad is not None
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("training", [False, True])
+def test_one_compiled_graph_serves_any_batch(family, training):
+    model, graphs = family.build().train(training), []
+
+    def keep(graph, inputs):
+        graphs.append(graph)
+        return graph
+
+    compiled = torch.compile(model, fullgraph=True, backend=keep)
+    for batch in (2, 3, 5):
+        x = family.images(batch=batch)
+        torch._dynamo.mark_dynamic(x, 0)
+        assert len(compiled(x)) == batch
+    assert len(graphs) == 1
+
+
 BATCH = ({0: torch.export.Dim("batch", min=1, max=64)},)
 
 

@@ -210,8 +210,10 @@ class CarrierBias(nn.Module):
             self.fused = self(*self.grid)
 
     def _table(self, rows: int, cols: int) -> tuple[int, int]:
+        if rows == cols or not self.square:
+            return rows, cols
         side = math.isqrt(rows * cols)
-        return (side, side) if self.square else (rows, cols)
+        return side, side
 
     def forward(self, rows: int, cols: int) -> Float[Tensor, "heads N N"]:
         offsets, pairs = self.offsets, self.pairs
