@@ -42,13 +42,15 @@ class Segment:
     """Steps until the rate is whole; a tenth of all steps if that is less."""
     backbone_lr: float = 0.0
     """Above 0 the backbone learns as well, at this rate (UPerNet: 6e-5)."""
+    hidden: int = 512
+    """Channels of UPerNet."""
     workers: int = 0
     """Processes that read images."""
     pictures: int = 6
     """Images of the validation part that are shown with their predictions."""
 
     def __post_init__(self) -> None:
-        for name in ("crop", "stride", "steps", "batch"):
+        for name in ("crop", "stride", "steps", "batch", "hidden"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1.")
         if self.batch < 2:
@@ -133,7 +135,7 @@ def build_segmenter(subject: Subject, classes: int, settings: Segment) -> Segmen
         pyramid = Pyramid(student.backbone, student.mean, student.std)
         with torch.no_grad():
             widths = [level.shape[1] for level in pyramid(black)]
-        head = UPerNet(widths, classes).to(subject.device)
+        head = UPerNet(widths, classes, hidden=settings.hidden).to(subject.device)
     if settings.backbone_lr:
         return Segmenter(lambda batch: _seen(pyramid, batch, subject), head, student.backbone)
     return Segmenter(torch.no_grad()(lambda b: _seen(pyramid, b, subject)), head, None)

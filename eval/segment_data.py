@@ -147,7 +147,12 @@ def open_segments(path: Path, layout: str = "auto") -> tuple[SegmentSet, Segment
         raise ValueError(f"There is no data at {path}; give a folder of images with masks.")
     if layout != "auto" and layout not in LAYOUTS:
         raise ValueError(f"There is no layout {layout!r}; there are {', '.join(LAYOUTS)}.")
-    known = LAYOUTS if layout == "auto" else {layout: LAYOUTS[layout]}
+    if layout == "auto":
+        # a list of classes makes it one's own data, even if the folders look like ADE20k's
+        own = (path / "classes.json").is_file()
+        known = {k: v for k, v in LAYOUTS.items() if not own or k in ("tar", "folder")}
+    else:
+        known = {layout: LAYOUTS[layout]}
     for signs, opener in known.values():
         if not any(any(path.glob(sign)) for sign in signs):
             continue

@@ -60,6 +60,7 @@ def at_size(student: Student, side: int, option: str) -> Student:
         ValueError: its backbone cannot look at such images.
     """
     size = (side, side)
+    _check_patches(student, side, option)
     wide = student if student.size == size else copy.deepcopy(student).eval()
     try:
         if wide is not student and hasattr(wide.backbone, "set_input_size"):
@@ -76,3 +77,16 @@ def at_size(student: Student, side: int, option: str) -> Student:
     if seen.spatial is None:
         raise ValueError(f"{student.recipe[0]} gives no map, which dense tasks need.")
     return wide
+
+
+def _check_patches(student: Student, side: int, option: str) -> None:
+    """Refuse a size that the patches do not tile: timm would cut off the rest, and say nothing."""
+    patch = getattr(getattr(student.backbone, "patch_embed", None), "patch_size", 1)
+    patch = patch if isinstance(patch, int) else patch[0]
+    if side % patch:
+        below = side // patch * patch
+        near = " or ".join(str(s) for s in (below, below + patch) if s)
+        raise ValueError(
+            f"{student.recipe[0]} cannot look at {side} px: its patches of {patch} px do not tile "
+            f"them. Choose {option} {near}."
+        )
