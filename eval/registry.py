@@ -229,7 +229,7 @@ def find(names: Sequence[str]) -> list[str]:
     return list(dict.fromkeys(names))
 
 
-def load(name: str) -> tuple[Run, type]:
+def load(name: str) -> tuple[Run, type[Any]]:
     """Import a benchmark: its function and the class of its settings.
 
     Raises:
@@ -245,7 +245,7 @@ def load(name: str) -> tuple[Run, type]:
             "backbone-zoo (pip install 'backbone-zoo[all]')."
         ) from error
     settings = get_type_hints(run).get("settings")
-    assert settings is not None and is_dataclass(settings), f"{function} has no settings class"
+    assert isinstance(settings, type) and is_dataclass(settings), f"{function} has no settings"
     return run, settings
 
 
