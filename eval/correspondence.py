@@ -114,7 +114,7 @@ def warped(
 ) -> tuple[Float[Tensor, "B 3 H W"], Float[Tensor, "B p 2"], Bool[Tensor, "B p"]]:
     """Warp images; give them, where `points` come to lie, and which of them stay in the image."""
     grid = F.affine_grid(warps, list(images.shape), align_corners=False)
-    moved = F.grid_sample(images, grid, padding_mode="reflection", align_corners=False)
+    moved = F.grid_sample(images, grid, padding_mode="zeros", align_corners=False)
     inverse = torch.linalg.inv(warps[:, :, :2])
     at = torch.einsum("bij,bpj->bpi", inverse, (2 * points - 1)[None] - warps[:, None, :, 2])
     return moved, (at + 1) / 2, (at.abs() < 0.95).all(dim=-1)

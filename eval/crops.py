@@ -132,6 +132,4 @@ def whole_images(
 def loading(device: torch.device, workers: int) -> dict[str, Any]:
     """Give the keywords that a loader of images gets."""
     # a generator of its own: without one a loader draws from the caller's
-    return dict(
-        num_workers=workers, pin_memory=device.type == "cuda", generator=torch.Generator()
-    )
+    return dict(num_workers=workers, pin_memory=device.type == "cuda", generator=torch.Generator())
