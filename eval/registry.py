@@ -200,6 +200,14 @@ BENCHMARKS: dict[str, Benchmark] = {
     ),
     "zeroshot": Benchmark("zoo.eval.zeroshot:zeroshot", "zero-shot", "zeroshot/top1"),
     "segment": Benchmark("zoo.eval.segment:segment", "segmentation", "segment/miou"),
+    "retrieval": Benchmark(
+        "zoo.eval.retrieval:retrieval", "retrieval", "retrieval/image_to_text/recall5"
+    ),
+    "correspondence": Benchmark(
+        "zoo.eval.correspondence:correspondence", "correspondence", "correspondence/pck0.1"
+    ),
+    "depth": Benchmark("zoo.eval.depth:depth", "depth", "depth/delta1"),
+    "masks": Benchmark("zoo.eval.sam_masks:masks", "masks", "masks/miou"),
     "detect": Benchmark("zoo.eval.detect:detect", "detection", "detect/AP50"),
     "speed": Benchmark("zoo.eval.throughput:speed", "speed", "speed/img_s", 0.0, "nothing"),
 }

@@ -1,0 +1,135 @@
+"""Training crops for dense tasks: an image and what is known of each of its pixels."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from jaxtyping import Shaped, UInt8
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+GREY = 124
+"""What lies beside an image that is smaller than its crop; near every model's mean."""
+TRIES = 10
+"""Places that are tried for a crop which is not filled by one class."""
+
+
+class DenseSource(Protocol):
+    """Images with a value for each pixel: classes, or depths."""
+
+    def __len__(self) -> int: ...
+    def key(self, index: int) -> str: ...
+    def image(self, index: int) -> Image.Image: ...
+    def target(self, index: int) -> np.ndarray: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Crop:
+    """How an image becomes a square of `side` pixels.
+
+    Its short side is first brought to `side`, times a number drawn from `scale`.
+    """
+
+    side: int
+    scale: tuple[float, float] = (0.5, 2.0)
+    flip: float = 0.5
+    fill: float = 0.75
+    """Share of the scored pixels that one class may take; 1 for any, as with depths."""
+    nothing: float = 255
+    """What a target says where nothing is known."""
+
+    def draw(
+        self, image: Image.Image, target: np.ndarray, draws: np.random.Generator
+    ) -> tuple[UInt8[np.ndarray, "3 side side"], Shaped[np.ndarray, "side side"]]:
+        """Cut a random square: pixels bicubic, targets nearest, with the same draws for both."""
+        width, height = image.size
+        zoom = self.side / min(width, height) * draws.uniform(*self.scale)
+        places = draws.random((TRIES, 2))
+        mirror = draws.random() < self.flip
+        wide, high = max(1, round(width * zoom)), max(1, round(height * zoom))
+        w, h = min(self.side, wide), min(self.side, high)
+        left, top, cut = 0, 0, target[:0]
+        for x, y in places:
+            left, top = int(x * (wide - w + 1)), int(y * (high - h + 1))
+            cols = ((left + np.arange(w) + 0.5) * width / wide).astype(int)
+            rows = ((top + np.arange(h) + 0.5) * height / high).astype(int)
+            cut = target[rows[:, None], cols]
+            if self.fill >= 1 or _widest(cut[cut != self.nothing]) < self.fill:
+                break
+        right, bottom = (left + w) * width / wide, (top + h) * height / high
+        box = (left * width / wide, top * height / high, min(right, width), min(bottom, height))
+        pixels = np.full((self.side, self.side, 3), GREY, np.uint8)
+        known = np.full((self.side, self.side), self.nothing, target.dtype)
+        small = image.resize((w, h), Image.Resampling.BICUBIC, box, reducing_gap=3.0)
+        pixels[:h, :w] = np.asarray(small)
+        known[:h, :w] = cut
+        if mirror:
+            pixels, known = pixels[:, ::-1], known[:, ::-1]
+        return pixels.transpose(2, 0, 1).copy(), known.copy()
+
+
+def _widest(values: np.ndarray) -> float:
+    """Give the share of the commonest value; 1 where there is no value at all."""
+    return np.unique(values, return_counts=True)[1].max() / values.size if values.size else 1.0
+
+
+class Crops(Dataset):
+    """Samples by (position, index): what is drawn depends on the seed and the position alone."""
+
+    def __init__(self, source: DenseSource, crop: Crop, seed: int):
+        self.source, self.crop, self.seed = source, crop, seed
+
+    def __getitem__(self, item: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+        position, index = item
+        draws = np.random.default_rng((self.seed, position))
+        return self.crop.draw(self.source.image(index), self.source.target(index), draws)
+
+
+class Whole(Dataset):
+    """Images and targets as they are, for an evaluation."""
+
+    def __init__(self, source: DenseSource):
+        self.source = source
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        pixels = np.asarray(self.source.image(index)).transpose(2, 0, 1)
+        return pixels.copy(), self.source.target(index)
+
+
+def order(count: int, steps: int, batch: int, seed: int) -> Iterator[list[tuple[int, int]]]:
+    """Give the batches of a training: epoch after epoch, each in an order of its own."""
+    epoch, waiting, position = 0, [], 0
+    for _ in range(steps):
+        while len(waiting) < batch:
+            waiting += np.random.default_rng((seed, 2**32, epoch)).permutation(count).tolist()
+            epoch += 1
+        taken, waiting = waiting[:batch], waiting[batch:]
+        yield [(position + i, index) for i, index in enumerate(taken)]
+        position += batch
+
+
+def training_batches(
+    source: DenseSource, crop: Crop, *, steps: int, batch: int, seed: int, **loading: Any
+) -> Iterator[tuple[UInt8[Tensor, "B 3 s s"], Shaped[Tensor, "B s s"]]]:
+    """Give `steps` batches of crops; the same ones whatever the number of workers."""
+    sampler = list(order(len(source), steps, batch, seed))
+    return iter(DataLoader(Crops(source, crop, seed), batch_sampler=sampler, **loading))
+
+
+def whole_images(
+    source: DenseSource, **loading: Any
+) -> Iterator[tuple[UInt8[Tensor, "1 3 H W"], Shaped[Tensor, "1 H W"]]]:
+    """Give the images with their targets, one after the other."""
+    return iter(DataLoader(Whole(source), batch_size=1, **loading))
+
+
+def loading(device: torch.device, workers: int) -> dict[str, Any]:
+    """Give the keywords that a loader of images gets."""
+    # a generator of its own: without one a loader draws from the caller's
+    return dict(num_workers=workers, pin_memory=device.type == "cuda", generator=torch.Generator())

@@ -1,0 +1,101 @@
+"""Masks that SAM's decoder makes of a student's features, against those of SAM's own encoder."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from zoo.eval.registry import Found, Picture, Scores, Subject
+from zoo.eval.zeroshot import head_for
+from zoo.features import Batch
+from zoo.teachers import open_teacher
+from zoo.teachers.sam import MaskDecoder
+from zoo.teachers.teacher import TeacherName
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamMasks:
+    """Whose decoder, through which head, and where the points are."""
+
+    teacher: str = ""
+    """The SAM that the student learnt from: hf:facebook/sam-vit-huge, or hf:FOLDER."""
+    head: str = ""
+    """The student's head for it; the one of the teacher's label if not given."""
+    points: int = 8
+    """Points along each side of a regular grid; each prompts one mask."""
+    pictures: int = 4
+
+    def __post_init__(self) -> None:
+        if self.points < 1:
+            raise ValueError(f"points is {self.points}; a mask needs at least one point.")
+
+
+def masks(subject: Subject, data: Path, settings: SamMasks) -> Iterator[Found]:
+    """Yield the mean IoU of masks from the same points, per cent: 100 for SAM's own features.
+
+    AM-RADIO (2312.06709 §4) puts its student in the place of SAM's encoder likewise and scores
+    masks against COCO's; here SAM's own masks are the truth, so no labels are needed. Both
+    networks see the same square crops. No mask against no mask counts as agreement.
+
+    Raises:
+        ValueError: the teacher is no SAM, or the student has no head for its map.
+    """
+    label = head_for(subject, settings.teacher, settings.head, "masks")
+    images = subject.open(data, "val")
+    teacher = open_teacher(settings.teacher, device=subject.device)
+    decoder = MaskDecoder(TeacherName.parse(settings.teacher), subject.device)
+    points = grid_points(settings.points).to(subject.device)
+    keys: list[str] = []
+    found: list[np.ndarray] = []
+    shown: list[Found] = []
+    for batch in images:
+        theirs = teacher(batch).spatial
+        with torch.no_grad(), subject.autocast():
+            ours = subject.student(batch)[label].spatial
+        if ours is None or theirs is None:
+            raise ValueError(f"The head {label!r} of {subject.name} gives no map for a decoder.")
+        asked = points.expand(len(batch.images), -1, -1)
+        pair = [decoder(seen, asked) > 0 for seen in (ours, theirs)]
+        found += list(agreement(pair[0], pair[1]).cpu().numpy())
+        keys += [str(key) for key in batch.keys] or [f"{len(keys) + i}" for i in range(len(asked))]
+        for i in range(min(len(asked), settings.pictures - len(shown))):
+            shown.append((f"masks/{len(shown):03d}", _drawn(batch, i, pair[0][i], pair[1][i])))
+    if not found:
+        raise ValueError(f"There are no images in {data}.")
+    iou = np.stack(found).astype(np.float64)
+    yield "masks/miou", Scores(keys, iou.mean(axis=1))
+    yield "masks/iou_over_half", Scores(keys, (iou > 0.5).mean(axis=1))
+    yield from shown
+
+
+def grid_points(count: int) -> Float[Tensor, "1 p 2"]:
+    """Give the middles of `count` x `count` equal cells, column and row as shares of the image."""
+    middles = (torch.arange(count) + 0.5) / count
+    rows, cols = torch.meshgrid(middles, middles, indexing="ij")
+    return torch.stack([cols, rows], dim=-1).flatten(0, 1)[None]
+
+
+def agreement(
+    ours: Bool[Tensor, "B p y x"], theirs: Bool[Tensor, "B p y x"]
+) -> Float[Tensor, "B p"]:
+    """Intersection over union of each pair of masks; 1 for two empty ones."""
+    both, either = ((op).sum(dim=(-2, -1)).float() for op in (ours & theirs, ours | theirs))
+    return torch.where(either > 0, both / either.clamp(min=1), 1.0)
+
+
+def _drawn(batch: Batch, index: int, ours: Tensor, theirs: Tensor) -> Picture:
+    """Draw the masks of the middle point over the image: the student's left, SAM's right."""
+    middle = len(ours) // 2 + int(len(ours) ** 0.5) // 2
+    size = (batch.images.shape[-2], batch.images.shape[-1])
+    image = (batch.at(size)[index] * 255).byte().permute(1, 2, 0).cpu().numpy()
+    sides = []
+    for mask in (ours, theirs):
+        part = mask[min(middle, len(mask) - 1)][None, None].float()
+        large = torch.nn.functional.interpolate(part, size)[0, 0].bool().cpu().numpy()
+        tinted = (0.5 * image + 0.5 * np.array([255, 40, 40])).astype(np.uint8)
+        sides.append(np.where(large[..., None], tinted, image))
+    return Picture(np.concatenate(sides, axis=1), "the student's mask, and SAM's, of one point")

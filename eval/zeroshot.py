@@ -1,0 +1,192 @@
+"""Zero-shot classification: a student's head against the texts of the teacher it learnt from."""
+
+import json
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from zoo.eval.extract import extract
+from zoo.eval.registry import Found, Scores, Subject
+from zoo.features import Batch, Features
+from zoo.teachers.teacher import TeacherName
+from zoo.teachers.text import text_classifier
+
+WNID = re.compile(r"n\d{8}")
+"""How WordNet, and the folders of ImageNet, call a class."""
+PLAIN = ("a photo of a {}.",)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ZeroShot:
+    """Whose text tower, through which head."""
+
+    teacher: str = ""
+    """The teacher with the text tower, by its whole name: open_clip:ViT-B-32/laion2b_s34b_b79k."""
+    head: str = ""
+    """The student's head for it; the one of the teacher's label if not given."""
+    templates: Literal["openai", "simple", "plain"] = "openai"
+    """open_clip's 80 or 7 sentences for ImageNet, or "a photo of a ..." alone."""
+
+
+def zeroshot(subject: Subject, data: Path, settings: ZeroShot) -> Iterator[Found]:
+    """Classify held-out images by their cosine with embedded class names (2103.00020 §3.1).
+
+    Names are those of `classes.json`, else of the folders; ImageNet's wnids become the names that
+    open_clip uses. Yields top-1, top-5 and the mean over classes, then each class, per cent.
+
+    Raises:
+        ValueError: the student has no such head, the teacher no text tower or tokenizer, the two
+            have different widths, or the images no classes.
+    """
+    label = head_for(subject, settings.teacher, settings.head, "zeroshot")
+    images = subject.open(data, "val")
+    if not images.classes:
+        raise ValueError(f"{data} has no classes: one sub-folder a class, or .cls in the shards.")
+    names = class_names(images.classes, data)
+    classifier = text_classifier(settings.teacher, names, prompts(settings.templates))
+    check_width(subject, label, classifier.shape[1], settings.teacher)
+    found = extract(through_head(subject, label), images)
+    assert found.labels is not None  # the images have classes
+    yield from classify(found.summaries, found.labels, classifier, found.keys, names)
+
+
+def classify(
+    summaries: Float[Tensor, "n D"],
+    labels: Int[Tensor, " n"],
+    classifier: Float[Tensor, "classes D"],
+    keys: Sequence[str],
+    names: Sequence[str],
+) -> Iterator[Found]:
+    """Score image embeddings against the classes' embeddings, all per cent.
+
+    Raises:
+        ValueError: a label has no class, or an embedding is not finite.
+    """
+    if not len(labels) or int(labels.min()) < 0 or int(labels.max()) >= len(classifier):
+        raise ValueError(f"There are {len(classifier)} classes and labels beyond them, or none.")
+    if not summaries.isfinite().all():
+        raise ValueError("An image's embedding holds NaN or infinity.")
+    scores = F.normalize(summaries.float(), dim=-1) @ classifier.to(summaries.device).float().T
+    ranked = scores.topk(min(5, len(classifier)), dim=-1).indices
+    hits = (ranked == labels.to(ranked.device)[:, None]).cpu().numpy()
+    first, truth = hits[:, 0].astype(float), labels.cpu().numpy()
+    yield "zeroshot/top1", Scores(keys, first)
+    yield "zeroshot/top5", Scores(keys, hits.any(axis=1).astype(float))
+    member = truth[:, None] == np.arange(len(classifier))
+    yield "zeroshot/mean_per_class", Scores(keys, first[:, None] * member, member.astype(float))
+    for i, name in enumerate(names):
+        if member[:, i].any():
+            yield f"zeroshot/class/{name}", 100 * float(first[member[:, i]].mean())
+
+
+def head_for(subject: Subject, teacher: str, head: str, what: str) -> str:
+    """Find the student's head that answers for a teacher's summary.
+
+    Args:
+        what: The benchmark, for what the user must set.
+
+    Raises:
+        ValueError: no teacher is named, or there is no such head, or it gives no summary.
+    """
+    if not teacher:
+        raise ValueError(
+            f"Name the teacher whose text tower is used: --{what}.teacher "
+            "open_clip:ViT-B-32/laion2b_s34b_b79k, or any other that the student learnt from."
+        )
+    label = head or TeacherName.parse(teacher).label
+    heads = subject.student.heads
+    if label not in heads:
+        known = f"it has {', '.join(heads)}" if len(heads) else "it has none"
+        raise ValueError(
+            f"{subject.name} has no head {label!r}; {known}. Name one with --{what}.head, or give "
+            "an exported student that learnt from this teacher."
+        )
+    return label
+
+
+def through_head(subject: Subject, label: str) -> Callable[[Batch], Features]:
+    """Give a model that answers with one head's features.
+
+    Raises:
+        ValueError: when it is called, if the head gives no summary.
+    """
+
+    @torch.no_grad()
+    def look(batch: Batch) -> Features:
+        with subject.autocast():
+            seen = subject.student(batch)[label]
+        if seen.summary is None:
+            raise ValueError(
+                f"The head {label!r} of {subject.name} gives no summary to compare with texts."
+            )
+        return Features(seen.summary, None)
+
+    return look
+
+
+def check_width(subject: Subject, label: str, width: int, teacher: str) -> None:
+    """Refuse a head whose summary is not of the width of a teacher's texts."""
+    size = subject.student.size
+    black = Batch(torch.zeros(1, 3, *size, device=subject.device))
+    summary = through_head(subject, label)(black).summary
+    assert summary is not None
+    if summary.shape[-1] != width:
+        raise ValueError(
+            f"The head {label!r} of {subject.name} gives {summary.shape[-1]} channels and the text "
+            f"tower of {teacher} {width}: the head learnt from another teacher."
+        )
+
+
+def prompts(kind: Literal["openai", "simple", "plain"]) -> tuple[str, ...]:
+    """Give sentences with `{}` where the class name goes."""
+    if kind == "plain":
+        return PLAIN
+    import open_clip
+
+    full = kind == "openai"
+    made = open_clip.OPENAI_IMAGENET_TEMPLATES if full else open_clip.SIMPLE_IMAGENET_TEMPLATES
+    return tuple(template("{}") for template in made)
+
+
+def class_names(classes: Sequence[str], data: Path) -> list[str]:
+    """Give the words for the classes of a data set, in the order of their labels.
+
+    Raises:
+        ValueError: `classes.json` names another number of classes, or a wnid is unknown.
+    """
+    file = data / "classes.json"
+    if file.is_file():
+        names = json.loads(file.read_text())
+        if not isinstance(names, list) or len(names) != len(classes):
+            count = len(names) if isinstance(names, list) else "no list of"
+            raise ValueError(f"{file} names {count} classes, and the data has {len(classes)}.")
+        classes = [str(name) for name in names]
+    if all(WNID.fullmatch(name) for name in classes):
+        return _imagenet_names(classes)
+    if all(name.isdigit() for name in classes):
+        raise ValueError(
+            f"The classes of {data} are numbers; put their names, a list, into {file}."
+        )
+    return [name.replace("_", " ") for name in classes]
+
+
+def _imagenet_names(wnids: Sequence[str]) -> list[str]:
+    import open_clip
+    from timm.data.imagenet_info import ImageNetInfo
+
+    known = dict(zip(ImageNetInfo().label_names(), open_clip.IMAGENET_CLASSNAMES, strict=True))
+    unknown = [wnid for wnid in wnids if wnid not in known]
+    if unknown:
+        raise ValueError(
+            f"{len(unknown)} of {len(wnids)} classes are none of ImageNet-1k, {unknown[0]} first; "
+            "name them in classes.json."
+        )
+    return [known[wnid] for wnid in wnids]

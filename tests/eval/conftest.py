@@ -1,0 +1,95 @@
+"""Planted students: backbones and heads whose answers are known."""
+
+import pytest
+import torch
+from torch import nn
+
+from zoo.eval.registry import Subject
+from zoo.features import Batch, Features
+from zoo.students.student import Student
+
+
+class Seeing(nn.Module):
+    """A backbone whose map is what `see` makes of the images, and whose summary the mean of it."""
+
+    def __init__(self, see):
+        super().__init__()
+        self.see = see
+        self.feature_info = [dict(reduction=1, num_chs=3)]
+
+    def forward_intermediates(self, x, **_):
+        seen = self.see(x)
+        return seen, [seen]
+
+    def forward_head(self, x, pre_logits=False):
+        return x.mean(dim=(2, 3))
+
+
+class Head(nn.Module):
+    """A head that answers with what `say` makes of the backbone's features."""
+
+    def __init__(self, say):
+        super().__init__()
+        self.say = say
+
+    def forward(self, seen, below):
+        return self.say(seen)
+
+
+class Images:
+    """Labelled images in memory, as `Subject.open` gives them."""
+
+    def __init__(self, images, labels=None, classes=(), batch=4):
+        self.images, self.labels, self.classes, self.batch = images, labels, classes, batch
+
+    def __len__(self):
+        return len(self.images)
+
+    def __iter__(self):
+        for first in range(0, len(self.images), self.batch):
+            rows = slice(first, first + self.batch)
+            keys = [str(i) for i in range(len(self.images))][rows]
+            labels = None if self.labels is None else self.labels[rows]
+            yield Batch(self.images[rows], keys, labels)
+
+
+def plant(see=lambda x: x, say=None, *, size=32, images=None, **more):
+    """Make a subject of a planted backbone, with one head a name in `say`."""
+    heads = {name: Head(what) for name, what in (say or {}).items()}
+    how = dict(mean=(0.0,) * 3, std=(1.0,) * 3, recipe=("planted", {}), head={})
+    student = Student(Seeing(see), heads, size=(size, size), **how).eval()
+    if images is not None:
+        more["open"] = lambda data, split: images
+    return Subject(name="planted", made=student, **more)
+
+
+@pytest.fixture
+def planted():
+    """Make subjects whose answers are known: see `plant`."""
+    return plant
+
+
+@pytest.fixture
+def pictures():
+    """Hold images in memory: see `Images`."""
+    return Images
+
+
+@pytest.fixture
+def colours():
+    """Twelve plain images in three colours, and which each has."""
+    labels = torch.arange(12) % 3
+    images = torch.zeros(12, 3, 32, 32)
+    images[torch.arange(12), labels] = 1.0
+    return images, labels
+
+
+def summary_of(rows):
+    """Answer with the row of the image's strongest colour."""
+    return lambda seen: Features(rows[seen.summary.argmax(dim=-1)], None)
+
+
+@pytest.fixture
+def answering():
+    """Make a head's answer out of one row a colour: see `summary_of`."""
+    return summary_of

@@ -1,0 +1,204 @@
+"""Zero-shot and retrieval: planted answers, chance, and what is refused before work."""
+
+import json
+
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+
+from zoo.eval.registry import Scores
+from zoo.eval.retrieval import Retrieval, read_captions, recall, retrieval
+from zoo.eval.zeroshot import ZeroShot, class_names, classify, prompts, zeroshot
+from zoo.features import Features
+from zoo.teachers.text import open_text, text_classifier
+from zoo.teachers.teacher import TeacherName
+
+NAMES = ("cat", "red car", "dog")
+TEACHER = "open_clip:tiny-words/random"
+PLAIN = ZeroShot(teacher=TEACHER, templates="plain")
+
+
+@pytest.fixture
+def words(tmp_path, monkeypatch):
+    """Register a text tower that builds in milliseconds with open_clip."""
+    factory = pytest.importorskip(
+        "open_clip.factory", reason="open_clip is in the extra [teachers]"
+    )
+    text = dict(context_length=16, vocab_size=49408, width=16, heads=2, layers=1)
+    vision = dict(image_size=32, layers=1, width=16, head_width=8, patch_size=8)
+    folder = tmp_path / "configs"
+    folder.mkdir()
+    (folder / "tiny-words.json").write_text(
+        json.dumps(dict(embed_dim=12, vision_cfg=vision, text_cfg=text))
+    )
+    monkeypatch.setattr(factory, "_MODEL_CONFIG_PATHS", list(factory._MODEL_CONFIG_PATHS))
+    monkeypatch.setattr(factory, "_MODEL_CONFIGS", dict(factory._MODEL_CONFIGS))
+    factory.add_model_config(folder)
+
+
+def numbers(found):
+    return {name: v.value if isinstance(v, Scores) else v for name, v in found}
+
+
+def test_a_head_that_says_the_right_text_scores_100(
+    words, planted, pictures, colours, answering, tmp_path
+):
+    images, labels = colours
+    rows = text_classifier(TEACHER, NAMES)
+    who = planted(say={"tiny-words": answering(rows * 7)}, images=pictures(images, labels, NAMES))
+    got = numbers(zeroshot(who, tmp_path, PLAIN))
+    assert got["zeroshot/top1"] == got["zeroshot/mean_per_class"] == 100
+    assert got["zeroshot/class/red car"] == 100
+    swapped = planted(
+        say={"tiny-words": answering(rows[[1, 0, 2]])}, images=pictures(images, labels, NAMES)
+    )
+    got = numbers(zeroshot(swapped, tmp_path, PLAIN))
+    assert got["zeroshot/top1"] == pytest.approx(100 / 3)
+    assert (got["zeroshot/class/cat"], got["zeroshot/class/dog"]) == (0, 100)
+    assert got["zeroshot/top5"] == 100
+
+
+def test_random_embeddings_score_what_chance_says():
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(4000, 16, generator=generator)
+    classifier = F.normalize(torch.randn(20, 16, generator=generator), dim=-1)
+    labels = torch.randint(20, (4000,), generator=generator)
+    keys, names = [str(i) for i in range(4000)], [str(i) for i in range(20)]
+    got = numbers(classify(images, labels, classifier, keys, names))
+    assert got["zeroshot/top1"] == pytest.approx(5, abs=1)
+    assert got["zeroshot/top5"] == pytest.approx(25, abs=2)
+
+
+def test_the_mean_over_classes_does_not_weigh_them_by_their_images():
+    classifier, labels = torch.eye(2), torch.tensor([0, 0, 0, 1])
+    images = torch.tensor([[1.0, 0.0]] * 4)
+    got = numbers(classify(images, labels, classifier, list("abcd"), ["x", "y"]))
+    assert (got["zeroshot/top1"], got["zeroshot/mean_per_class"]) == (75, 50)
+
+
+def test_folders_are_read_as_words_and_wnids_as_imagenets_names(tmp_path):
+    assert class_names(["red_car", "cat"], tmp_path) == ["red car", "cat"]
+    pytest.importorskip("open_clip", reason="open_clip is in the extra [teachers]")
+    assert class_names(["n01440764", "n15075141"], tmp_path) == ["tench", "toilet paper"]
+    with pytest.raises(ValueError, match="1 of 2 classes are none of ImageNet-1k, n00000001"):
+        class_names(["n01440764", "n00000001"], tmp_path)
+    with pytest.raises(ValueError, match=r"are numbers; put their names.*classes\.json"):
+        class_names(["0", "1"], tmp_path)
+    (tmp_path / "classes.json").write_text(json.dumps(["cat", "ice_cream"]))
+    assert class_names(["0", "1"], tmp_path) == ["cat", "ice cream"]
+    with pytest.raises(ValueError, match="names 2 classes, and the data has 3"):
+        class_names(["0", "1", "2"], tmp_path)
+
+
+def test_templates_are_those_of_open_clip():
+    pytest.importorskip("open_clip", reason="open_clip is in the extra [teachers]")
+    assert (len(prompts("openai")), len(prompts("simple")), len(prompts("plain"))) == (80, 7, 1)
+    assert prompts("openai")[0] == "a bad photo of a {}."
+
+
+def test_heads_and_text_towers_that_do_not_go_together_are_refused(
+    words, planted, pictures, colours, answering, tmp_path
+):
+    images = pictures(*colours, NAMES)
+    bare = planted(images=images)
+    with pytest.raises(ValueError, match=r"Name the teacher .* --zeroshot\.teacher"):
+        list(zeroshot(bare, tmp_path, ZeroShot()))
+    with pytest.raises(ValueError, match=r"no head 'tiny-words'; it has none.*--zeroshot\.head"):
+        list(zeroshot(bare, tmp_path, PLAIN))
+    narrow = planted(say={"tiny-words": answering(torch.eye(3))}, images=images)
+    with pytest.raises(ValueError, match="gives 3 channels and the text tower of .* 12"):
+        list(zeroshot(narrow, tmp_path, PLAIN))
+    mapped = planted(say={"tiny-words": lambda seen: Features(None, seen.spatial)}, images=images)
+    with pytest.raises(ValueError, match="'tiny-words' of planted gives no summary"):
+        list(zeroshot(mapped, tmp_path, PLAIN))
+    with pytest.raises(ValueError, match="timm:resnet18 has no text tower"):
+        one = planted(say={"resnet18": answering(torch.eye(3))}, images=images)
+        list(zeroshot(one, tmp_path, ZeroShot(teacher="timm:resnet18", templates="plain")))
+    unlabelled = planted(say={"tiny-words": answering(torch.eye(3))}, images=pictures(colours[0]))
+    with pytest.raises(ValueError, match="has no classes"):
+        list(zeroshot(unlabelled, tmp_path, PLAIN))
+
+
+def test_a_text_tower_without_a_tokenizer_is_refused(
+    planted, pictures, colours, answering, tmp_path
+):
+    hf = pytest.importorskip("transformers", reason="transformers is in the extra [teachers]")
+    small = dict(hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2)
+    config = hf.CLIPConfig(
+        text_config=dict(small, vocab_size=12, max_position_embeddings=8),
+        vision_config=dict(small, image_size=32, patch_size=8),
+        projection_dim=12,
+    )
+    hf.CLIPModel(config).save_pretrained(tmp_path / "clip")
+    who = planted(say={"clip": answering(torch.eye(3))}, images=pictures(*colours, NAMES))
+    asked = ZeroShot(teacher=f"hf:{tmp_path / 'clip'}", templates="plain")
+    with pytest.raises(ValueError, match=r"tokenizer of hf:.*clip.* tokenizer\.json"):
+        list(zeroshot(who, tmp_path, asked))
+
+
+# ---------------------------------------------------------------- retrieval
+
+
+def test_recall_equals_a_ranking_written_down_plainly():
+    images, texts = torch.randn(30, 8), torch.randn(70, 8)
+    owners = torch.cat([torch.arange(30), torch.randint(30, (40,))])
+    got = numbers(recall(images, texts, owners, [str(i) for i in range(30)]))
+    cosine = F.cosine_similarity(images[:, None], texts[None], dim=-1)
+    for rank in (1, 5, 10):
+        top = cosine.topk(rank, dim=1).indices
+        found = [(owners[row] == i).any().item() for i, row in enumerate(top)]
+        assert got[f"retrieval/image_to_text/recall{rank}"] == pytest.approx(100 * sum(found) / 30)
+        top = cosine.T.topk(rank, dim=1).indices
+        found = [(row == owners[i]).any().item() for i, row in enumerate(top)]
+        assert got[f"retrieval/text_to_image/recall{rank}"] == pytest.approx(100 * sum(found) / 70)
+
+
+def test_pairs_that_agree_recall_100_and_features_that_are_all_the_same_nothing():
+    x, keys = torch.randn(40, 8), [str(i) for i in range(40)]
+    agreed = numbers(recall(x, x * 3, torch.arange(40), keys))
+    assert set(agreed.values()) == {100.0}
+    same = numbers(recall(torch.ones(40, 8), torch.ones(40, 8), torch.arange(40), keys))
+    assert set(same.values()) == {0.0}
+
+
+def captions(root, entries, images=("a.png", "b.png", "c.png")):
+    (root / "annotations").mkdir(parents=True, exist_ok=True)
+    (root / "val2017").mkdir(exist_ok=True)
+    colours = ((255, 0, 0), (0, 255, 0), (0, 0, 255))
+    for name, colour in zip(images, colours, strict=False):
+        Image.new("RGB", (40, 32), colour).save(root / "val2017" / name)
+    told = dict(
+        images=[dict(id=10 * i, file_name=name) for i, name in enumerate(images)],
+        annotations=[dict(image_id=image, caption=text) for image, text in entries],
+    )
+    (root / "annotations" / "captions_val2017.json").write_text(json.dumps(told))
+
+
+def test_captions_of_coco_are_found_through_a_students_head(words, planted, answering, tmp_path):
+    texts = ["a cat", "a red car", "a dog", "the dog "]
+    captions(tmp_path, zip([0, 10, 20, 20], texts, strict=True))
+    tower = open_text(TeacherName.parse(TEACHER))
+    who = planted(say={"tiny-words": answering(tower(texts[:3]))})
+    got = numbers(retrieval(who, tmp_path, Retrieval(teacher=TEACHER)))
+    assert got["retrieval/image_to_text/recall1"] == 100
+    assert got["retrieval/text_to_image/recall1"] >= 75
+    assert got["retrieval/text_to_image/recall5"] == 100
+
+
+def test_captions_without_their_images_are_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"no annotations/captions_val\*\.json"):
+        read_captions(tmp_path)
+    captions(tmp_path, [(0, "x"), (20, "y"), (0, "z")])
+    files, texts, owners = read_captions(tmp_path)
+    assert [f.name for f in files] == ["a.png", "c.png"] and texts == ["x", "y", "z"]
+    assert owners.tolist() == [0, 1, 0]
+    (tmp_path / "val2017" / "c.png").unlink()
+    with pytest.raises(ValueError, match=r"1 of 2 images of .* are missing, .*c\.png"):
+        read_captions(tmp_path)
+    captions(tmp_path, [(0, "x"), (33, "y")])
+    with pytest.raises(ValueError, match="1 of 2 captions are of an image that it does not list"):
+        read_captions(tmp_path)
+    (tmp_path / "annotations" / "captions_val2017.json").write_text('{"images": []}')
+    with pytest.raises(ValueError, match="holds no captions in COCO's form"):
+        read_captions(tmp_path)
