@@ -1,0 +1,1 @@
+"""Detection and instance segmentation: COCO folders, detectors over our backbones, metrics."""
