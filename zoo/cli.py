@@ -21,6 +21,7 @@ USAGE = """zoo: vision backbones, and the distillation of many frozen teachers i
   zoo distill [RECIPE] ...  train a student from teachers, to an export and a report
   zoo eval TARGET ...       fidelity, kNN and linear probe of a run, an export or a model
   zoo report RUN            write RUN/report.html again
+  zoo detect BACKBONE ...   train a detector on COCO annotations
   zoo bench models ...      images/s, memory and multiply-adds beside timm's models
   zoo bench distill ...     a distillation step, part by part, beside the cost model
   zoo experiment phi_s      nine normalisations of three teachers, with paired intervals
@@ -475,12 +476,20 @@ def experiment(args: list[str]) -> None:
         raise SystemExit(1)
 
 
+def detect(args: list[str]) -> None:
+    """Train a detector over a backbone on a folder with COCO annotations."""
+    from zoo.detect_command import detect as run
+
+    run(args)
+
+
 COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "list": list_models,
     "convert": convert,
     "distill": distill,
     "eval": evaluate,
     "report": report,
+    "detect": detect,
     "bench": bench,
     "experiment": experiment,
 }

@@ -1,5 +1,6 @@
 """Images of any size on square canvases: what every detector here is given."""
 
+import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -192,5 +193,10 @@ def batches(
     """Read batches, in worker processes if there are any."""
     yield from DataLoader(
         samples, batch_sampler=asked, collate_fn=joined, num_workers=workers,
-        pin_memory=False, persistent_workers=False,
+        worker_init_fn=_leave_signals,
     )  # fmt: skip
+
+
+def _leave_signals(_: int) -> None:
+    """Let the main process decide what Ctrl-C means."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
