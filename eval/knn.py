@@ -1,14 +1,46 @@
 """Weighted k-nearest neighbours: what the features know before anything is fitted to them."""
 
 from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from zoo.eval.registry import Found, Scores, Subject
+
 SIMILARITIES_AT_ONCE = 2**26
 """Entries of the queries x bank matrix that are held at a time (256 MiB in float32)."""
+
+BANK_ROWS_AT_ONCE = 2**16
+"""Rows of the bank that are normalised, and if need be brought to the device, at a time."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Knn:
+    """The protocol of DINO and AM-RADIO, unless told otherwise."""
+
+    k: int = 20
+    temperature: float = 0.07
+
+
+def measure(subject: Subject, data: Path, settings: Knn) -> Iterator[Found]:
+    """Yield `knn/top1` of a model's summaries."""
+    bank, queries = subject.features(data)
+    assert bank.labels is not None and queries.labels is not None
+    said = nearest_classes(
+        bank.summaries, bank.labels, queries.summaries, queries.labels,
+        k=settings.k, temperature=settings.temperature, device=subject.device,
+    )  # fmt: skip
+    yield "knn/top1", scored(said, queries.labels, queries.keys)
+
+
+def scored(said: Int[Tensor, " m"], truth: Int[Tensor, " m"], keys: list[str]) -> Scores:
+    """Give the accuracy of answers, image by image."""
+    return Scores(keys, (said.cpu() == truth.cpu()).numpy().astype(np.uint8))
 
 
 def knn(
@@ -19,14 +51,40 @@ def knn(
     *,
     k: int = 20,
     temperature: float = 0.07,
+    device: torch.device | str | None = None,
 ) -> Iterator[tuple[str, float]]:
     """Classify each query by its k most similar bank rows, and yield the percentage that is right.
 
+    See `nearest_classes` for how.
+    """
+    said = nearest_classes(
+        bank, bank_labels, queries, query_labels, k=k, temperature=temperature, device=device
+    )
+    yield "knn/top1", 100 * int((said == query_labels.to(said.device)).sum()) / len(queries)
+
+
+def nearest_classes(
+    bank: Float[Tensor, "n D"],
+    bank_labels: Int[Tensor, " n"],
+    queries: Float[Tensor, "m D"],
+    query_labels: Int[Tensor, " m"],
+    *,
+    k: int = 20,
+    temperature: float = 0.07,
+    device: torch.device | str | None = None,
+) -> Int[Tensor, " m"]:
+    """Give the class that each query's k most similar bank rows vote for.
+
     A neighbour's vote is exp(cosine / temperature), the protocol of instance discrimination
-    (1805.01978 §3.4) that DINO and AM-RADIO report. Runs on the bank's device.
+    (1805.01978 §3.4) that DINO and AM-RADIO report. The bank is walked once, part by part, and
+    each query keeps its k best so far: besides the sets themselves, which may lie elsewhere and
+    in half precision, the device holds one part of the bank, one block of similarities and
+    k numbers a query.
 
     Args:
+        query_labels: Only checked: the answers do not depend on them.
         k: Capped at the size of the bank.
+        device: Where the arithmetic is done; where the bank is, unless given.
 
     Raises:
         ValueError: shapes do not fit, a set is empty, a feature is not finite.
@@ -34,20 +92,40 @@ def knn(
     check_sets(bank, bank_labels, queries, query_labels)
     if k < 1 or not temperature > 0:
         raise ValueError(f"k is {k} and the temperature {temperature}; both must be positive.")
-    bank = F.normalize(bank.float(), dim=-1)
-    bank_labels = bank_labels.to(bank.device)
+    device = bank.device if device is None else torch.device(device)
     k, classes = min(k, len(bank)), int(bank_labels.max()) + 1
-    correct = torch.zeros((), dtype=torch.long, device=bank.device)
-    rows = max(1, SIMILARITIES_AT_ONCE // len(bank))
-    for some, labels in zip(queries.split(rows), query_labels.split(rows), strict=True):
-        cosine = F.normalize(some.to(bank.device).float(), dim=-1) @ bank.T
-        near, where = cosine.topk(k, dim=-1)
-        # Relative to the nearest, whose vote is 1: no temperature can over- or underflow them all.
-        weight = ((near - near[:, :1]).double() / temperature).exp()
-        votes = weight.new_zeros(len(some), classes)
-        votes.scatter_add_(1, bank_labels[where], weight)
-        correct += (votes.argmax(dim=-1) == labels.to(bank.device)).sum()
-    yield "knn/top1", 100 * correct.item() / len(queries)
+    near, where = _nearest(bank, queries, k, device)
+    # Relative to the nearest, whose vote is 1: no temperature can over- or underflow them all.
+    weight = ((near - near[:, :1]).double() / temperature).exp()
+    bank_labels = bank_labels.to(device)
+    rows = max(1, SIMILARITIES_AT_ONCE // classes)
+    said = [
+        some.new_zeros(len(some), classes).scatter_add_(1, bank_labels[at], some).argmax(dim=-1)
+        for some, at in zip(weight.split(rows), where.split(rows), strict=True)
+    ]
+    return torch.cat(said)
+
+
+def _nearest(
+    bank: Tensor, queries: Tensor, k: int, device: torch.device
+) -> tuple[Float[Tensor, "m k"], Int[Tensor, "m k"]]:
+    """Give the cosines and the places of each query's k nearest, the nearest first."""
+    part = min(len(bank), BANK_ROWS_AT_ONCE)
+    rows = max(1, SIMILARITIES_AT_ONCE // part)
+    best = torch.empty(len(queries), 0, device=device)
+    where = torch.empty(len(queries), 0, dtype=torch.long, device=device)
+    for first in range(0, len(bank), part):
+        known = F.normalize(bank[first : first + part].to(device).float(), dim=-1)
+        found = []
+        for start in range(0, len(queries), rows):
+            here = slice(start, start + rows)
+            cosine = F.normalize(queries[here].to(device).float(), dim=-1) @ known.T
+            near, at = cosine.topk(min(k, len(known)), dim=-1)
+            near, at = torch.cat([best[here], near], 1), torch.cat([where[here], at + first], 1)
+            near, order = near.topk(min(k, near.shape[1]), dim=-1)
+            found.append((near, at.gather(1, order)))
+        best, where = (torch.cat(side) for side in zip(*found, strict=True))
+    return best, where
 
 
 def check_sets(bank: Tensor, bank_labels: Tensor, queries: Tensor, query_labels: Tensor) -> None:
@@ -66,9 +144,10 @@ def check_sets(bank: Tensor, bank_labels: Tensor, queries: Tensor, query_labels:
             raise ValueError(f"The {what} set is empty; give at least one labelled image.")
         if labels.min() < 0:
             raise ValueError(f"A {what} label is {int(labels.min())}; labels count from 0.")
-        if not rows.isfinite().all():
-            bad = int((~rows.isfinite().all(dim=-1)).sum())
-            raise ValueError(f"{bad} of {len(rows)} {what} features hold NaN or infinity.")
+        # Part by part: of a million rows the mask alone would take gigabytes.
+        bad = sum((~x.isfinite().all(dim=-1)).sum() for x in rows.split(BANK_ROWS_AT_ONCE))
+        if bad:
+            raise ValueError(f"{int(bad)} of {len(rows)} {what} features hold NaN or infinity.")
     if bank.shape[1] != queries.shape[1]:
         raise ValueError(
             f"The bank has {bank.shape[1]} channels and the queries have {queries.shape[1]}; "

@@ -1,16 +1,68 @@
 """Linear probe: multinomial logistic regression on frozen features."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from zoo.eval.knn import check_sets
+from zoo.eval.extract import Extracted
+from zoo.eval.knn import check_sets, scored
+from zoo.eval.registry import Found, Subject
 
 LOGITS_AT_ONCE = 2**26
 """Entries of the rows x classes matrix that are held at a time (256 MiB in float32)."""
+
+
+STRENGTHS = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5)
+Solver = Literal["lbfgs", "ridge", "sgd"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Linear:
+    """How the linear classifier is fitted; what is swept is chosen on a tenth of the bank."""
+
+    solvers: tuple[Solver, ...] = ("lbfgs",)
+    """lbfgs: logistic regression; ridge: closed form, squares; sgd: the protocol of big sets."""
+    strengths: tuple[float, ...] = STRENGTHS
+    """Of the L2 penalty (lbfgs), and relative to the mean eigenvalue (ridge)."""
+    max_steps: int = 200
+    """Of L-BFGS."""
+    epochs: int = 10
+    """Of SGD."""
+    batch: int = 1024
+    rates: tuple[float, ...] = (1e-3, 1e-2, 1e-1, 1.0)
+    """Learning rates of SGD at a batch of 256; they grow with the batch."""
+
+
+def measure(subject: Subject, data: Path, settings: Linear) -> Iterator[Found]:
+    """Yield `linear/top1` of a model's summaries, and `linear_ridge/top1`, `linear_sgd/top1`."""
+    bank, queries = (_on(side, subject.device) for side in subject.features(data))
+    assert bank.labels is not None and queries.labels is not None
+    sets = bank.summaries, bank.labels, queries.summaries, queries.labels
+    for solver in settings.solvers:
+        if solver == "lbfgs":
+            said = linear_classes(*sets, strengths=settings.strengths, max_steps=settings.max_steps)
+        elif solver == "ridge":
+            said = ridge_classes(*sets, strengths=settings.strengths)
+        else:
+            from zoo.eval.sgd_probe import sgd_classes
+
+            said = sgd_classes(
+                *sets, rates=settings.rates, epochs=settings.epochs, batch=settings.batch,
+                seed=subject.seed,
+            )  # fmt: skip
+        name = "linear" if solver == "lbfgs" else f"linear_{solver}"
+        yield f"{name}/top1", scored(said, queries.labels, queries.keys)
+
+
+def _on(side: Extracted, device: torch.device) -> Extracted:
+    labels = None if side.labels is None else side.labels.to(device)
+    return Extracted(side.summaries.to(device), labels, side.keys)
 
 
 def linear_probe(
@@ -19,10 +71,29 @@ def linear_probe(
     queries: Float[Tensor, "m D"],
     query_labels: Int[Tensor, " m"],
     *,
-    strengths: Sequence[float] = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5),
+    strengths: Sequence[float] = STRENGTHS,
     max_steps: int = 200,
 ) -> Iterator[tuple[str, float]]:
     """Fit a linear classifier to the bank, and yield the percentage of queries that it gets right.
+
+    See `linear_classes` for how.
+    """
+    said = linear_classes(
+        bank, bank_labels, queries, query_labels, strengths=strengths, max_steps=max_steps
+    )
+    yield "linear/top1", 100 * int((said == query_labels.to(said.device)).sum()) / len(queries)
+
+
+def linear_classes(
+    bank: Float[Tensor, "n D"],
+    bank_labels: Int[Tensor, " n"],
+    queries: Float[Tensor, "m D"],
+    query_labels: Int[Tensor, " m"],
+    *,
+    strengths: Sequence[float] = STRENGTHS,
+    max_steps: int = 200,
+) -> Int[Tensor, " m"]:
+    """Fit a linear classifier to the bank, and give the class that it sees in each query.
 
     Features are standardised with the bank's mean and deviation. The fit minimises
 
@@ -38,38 +109,131 @@ def linear_probe(
             too few rows to hold any out.
     """
     check_sets(bank, bank_labels, queries, query_labels)
-    if not strengths or min(strengths) < 0:
-        raise ValueError(f"The strengths are {tuple(strengths)}; give at least one, none negative.")
-    bank, labels = bank.float(), bank_labels.to(bank.device)
-    std, mean = torch.std_mean(bank, dim=0, correction=0)
-    std = torch.where(std > 1e-6 * mean.abs().clamp(min=1e-30), std, 1)  # a constant channel
-    bank = (bank - mean) / std
+    _check_strengths(strengths)
+    bank, labels, standardise = standardised(bank, bank_labels)
     classes = int(labels.max()) + 1
     strength = strengths[0]
     if len(strengths) > 1:
         strength = _best_strength(bank, labels, classes, strengths, max_steps)
     weights = _fit(bank, labels, bank.new_zeros(bank.shape[1] + 1, classes), strength, max_steps)
-    correct = torch.zeros((), dtype=torch.long, device=bank.device)
-    rows = max(1, LOGITS_AT_ONCE // classes)
-    for some, truth in zip(queries.split(rows), query_labels.split(rows), strict=True):
-        logits = _logits((some.to(bank.device).float() - mean) / std, weights)
-        correct += (logits.argmax(dim=-1) == truth.to(bank.device)).sum()
-    yield "linear/top1", 100 * correct.item() / len(queries)
+    return said_by(weights, queries, standardise)
 
 
-def _best_strength(
-    bank: Tensor, labels: Tensor, classes: int, strengths: Sequence[float], max_steps: int
-) -> float:
-    """Choose by cross-entropy, which moves smoothly where accuracy on few rows jumps."""
-    if len(bank) < 2:
+def _check_strengths(strengths: Sequence[float]) -> None:
+    if not strengths or min(strengths) < 0:
+        raise ValueError(f"The strengths are {tuple(strengths)}; give at least one, none negative.")
+
+
+Standardise = Callable[[Tensor], Tensor]
+
+
+def standardised(
+    bank: Float[Tensor, "n D"], labels: Int[Tensor, " n"]
+) -> tuple[Float[Tensor, "n D"], Int[Tensor, " n"], Standardise]:
+    """Move and scale the bank's channels to mean 0 and deviation 1; constant ones only to 0.
+
+    Gives the labels on the bank's device, and what does the same to other rows.
+    """
+    bank = bank.float()
+    std, mean = torch.std_mean(bank, dim=0, correction=0)
+    std = torch.where(std > 1e-6 * mean.abs().clamp(min=1e-30), std, 1)  # a constant channel
+
+    def standardise(x: Tensor) -> Tensor:
+        return (x.to(mean.device).float() - mean) / std
+
+    return standardise(bank), labels.to(bank.device), standardise
+
+
+def said_by(
+    weights: Float[Tensor, "D+1 classes"], queries: Tensor, standardise: Standardise
+) -> Int[Tensor, " m"]:
+    """Give the class of the largest logit of each query."""
+    rows = max(1, LOGITS_AT_ONCE // max(weights.shape))
+    return torch.cat(
+        [_logits(standardise(some), weights).argmax(dim=-1) for some in queries.split(rows)]
+    )
+
+
+def ridge_classes(
+    bank: Float[Tensor, "n D"],
+    bank_labels: Int[Tensor, " n"],
+    queries: Float[Tensor, "m D"],
+    query_labels: Int[Tensor, " m"],
+    *,
+    strengths: Sequence[float] = STRENGTHS,
+) -> Int[Tensor, " m"]:
+    """Regress the classes' indicators on the features, in closed form.
+
+        W = (XᵀX / n + s λ̄ I)⁻¹ Xᵀ(Y − Ȳ) / n,    λ̄ = tr(XᵀX / n) / D
+
+    One decomposition serves every strength s; of several the one with the best accuracy on a
+    held-out tenth is taken. In float64, as the normal equations square the condition number.
+
+    Raises:
+        ValueError: as `linear_classes`.
+    """
+    check_sets(bank, bank_labels, queries, query_labels)
+    _check_strengths(strengths)
+    bank, labels, standardise = standardised(bank, bank_labels)
+    classes = int(labels.max()) + 1
+    strength = strengths[0]
+    if len(strengths) > 1:
+        held, kept = hold_out(len(bank), bank.device)
+        found = []
+        for one, weights in _ridge(bank[kept], labels[kept], classes, strengths):
+            right = (_logits(bank[held], weights).argmax(dim=-1) == labels[held]).sum()
+            found.append((int(right), one))
+        strength = max(found)[1]
+    ((_, weights),) = _ridge(bank, labels, classes, [strength])
+    return said_by(weights, queries, standardise)
+
+
+def _ridge(
+    x: Tensor, labels: Tensor, classes: int, strengths: Sequence[float]
+) -> Iterator[tuple[float, Tensor]]:
+    rows = max(1, LOGITS_AT_ONCE // max(classes, x.shape[1]))
+    width, device = x.shape[1], x.device
+    gram = torch.zeros(width, width, dtype=torch.float64, device=device)
+    cross = torch.zeros(width, classes, dtype=torch.float64, device=device)
+    mean = x.mean(dim=0, dtype=torch.float64)
+    share = torch.bincount(labels, minlength=classes).double() / len(x)
+    for some, truth in zip(x.split(rows), labels.split(rows), strict=True):
+        centred = some.double() - mean
+        gram += centred.T @ centred / len(x)
+        cross.index_add_(1, truth, centred.T / len(x))  # Xᵀ Y, with Y never made
+    levels, axes = torch.linalg.eigh(gram)
+    scale = levels.mean().clamp(min=1e-300)
+    for strength in strengths:
+        # Directions that the rows do not have stay zero, as in the least-norm solution.
+        damped = levels + max(strength, 1e-12) * scale
+        weights = axes @ ((axes.T @ cross) / damped[:, None])
+        bias = share - mean @ weights
+        yield strength, torch.cat([weights, bias[None]]).float()
+
+
+def hold_out(count: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Give the places of a held-out tenth and of the rest, the same on each call.
+
+    Raises:
+        ValueError: there is only one row.
+    """
+    if count < 2:
         raise ValueError(
             "The bank has one row, and a strength cannot be chosen on none. Give more labelled "
             "images, or a single strength."
         )
     # Shuffled, because labelled files often come sorted or with a period; on the CPU, because
     # every device then holds out the same rows.
-    order = torch.randperm(len(bank), generator=torch.Generator().manual_seed(0))
-    held, kept = order.to(bank.device).tensor_split([max(1, len(bank) // 10)])
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(0))
+    held, kept = order.to(device).tensor_split([max(1, count // 10)])
+    return held, kept
+
+
+def _best_strength(
+    bank: Tensor, labels: Tensor, classes: int, strengths: Sequence[float], max_steps: int
+) -> float:
+    """Choose by cross-entropy, which moves smoothly where accuracy on few rows jumps."""
+    held, kept = hold_out(len(bank), bank.device)
     rows, truth = bank[kept], labels[kept]
     weights = bank.new_zeros(bank.shape[1] + 1, classes)
     found = []

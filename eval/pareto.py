@@ -129,17 +129,24 @@ def _is_ours(row: Measured, own: set[str]) -> bool:
 
 
 def _label(axes, shown: list[tuple[float, Measured]], own: set[str]) -> None:
-    """Write each model's name beside its point, where no other name or point is yet."""
     usual = statistics.mode(row.case.size for _, row in shown)
-    axes.autoscale_view()  # else the places of the points are not known before they are drawn
-    edges = axes.bbox
-    points = [axes.transData.transform((x, row.images_per_s)) for x, row in shown]
-    scale = axes.figure.dpi / 72
-    dot = 4 * scale
-    taken = [(x - dot, y - dot, x + dot, y + dot) for x, y in points]
-    for (x, y), (at, row) in zip(points, shown, strict=True):
+    points = []
+    for at, row in shown:
         text = row.case.model.partition("_patch")[0]
         text += f" @{row.case.size}" if row.case.size != usual else ""
+        points.append((at, row.images_per_s, text, INK if _is_ours(row, own) else FAINT))
+    label_points(axes, points)
+
+
+def label_points(axes, points: Sequence[tuple[float, float, str, str]]) -> None:
+    """Write each point's text (x, y, text, colour) beside it, where nothing else stands yet."""
+    axes.autoscale_view()  # else the places of the points are not known before they are drawn
+    edges = axes.bbox
+    places_of = [axes.transData.transform((x, y)) for x, y, _, _ in points]
+    scale = axes.figure.dpi / 72
+    dot = 4 * scale
+    taken = [(x - dot, y - dot, x + dot, y + dot) for x, y in places_of]
+    for (x, y), (at, height, text, colour) in zip(places_of, points, strict=True):
         wide, high = 4.6 * scale * len(text), 9 * scale  # about the size of letters of 8 points
         places = [
             (right, up) for up in (4, -10, 14, -20, 24, -30) for right in (5, -5 - wide / scale)
@@ -156,11 +163,11 @@ def _label(axes, shown: list[tuple[float, Measured]], own: set[str]) -> None:
         taken.append(box)
         axes.annotate(
             text,
-            (at, row.images_per_s),
+            (at, height),
             xytext=(right, up),
             textcoords="offset points",
             fontsize=8,
-            color=INK if _is_ours(row, own) else FAINT,
+            color=colour,
         )
 
 

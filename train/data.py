@@ -406,21 +406,34 @@ def train_batches(
 
 
 def eval_batches(
-    source: Source, size: int, batch: int, *, limit: int | None = None, workers: int = 0
+    source: Source,
+    size: int,
+    batch: int,
+    *,
+    start: int = 0,
+    limit: int | None = None,
+    workers: int = 0,
+    pin: bool = False,
 ) -> Iterator[Batch]:
-    """Give the first `limit` samples in order, centre crops, as batches."""
+    """Give the samples from `start` to `limit` in order, centre crops, as batches.
+
+    Args:
+        pin: Put them where a GPU can fetch them while it computes.
+    """
     from torch.utils.data import DataLoader
 
     count = len(source) if limit is None else min(limit, len(source))
     blocks = [
         [(i, i) for i in range(first, min(first + batch, count))]
-        for first in range(0, count, batch)
+        for first in range(start, count, batch)
     ]
     loader = DataLoader(
         Views(source, View(size=size), None),
         batch_sampler=blocks,
         num_workers=workers,
         collate_fn=collate,
+        pin_memory=pin,
+        prefetch_factor=4 if workers else None,
     )
     for part in loader:
         for name in part["skipped"]:

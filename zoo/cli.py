@@ -11,6 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
+from zoo.measure_commands import embed, evaluate, report
+from zoo.parse import parse
+
 if TYPE_CHECKING:
     from zoo.train.config import Distill
 
@@ -19,8 +22,9 @@ USAGE = """zoo: vision backbones, and the distillation of many frozen teachers i
   zoo list [PATTERN]        the models of zoo's own families; `zoo list recipes`: the recipes
   zoo convert SRC NAME OUT  an official checkpoint as safetensors and timm's config
   zoo distill [RECIPE] ...  train a student from teachers, to an export and a report
-  zoo eval TARGET ...       fidelity, kNN and linear probe of a run, an export or a model
-  zoo report RUN            write RUN/report.html again
+  zoo eval TARGET ...       measure a run, an export or a model: --on knn,linear,detect,...
+  zoo embed DATA OUT ...    features of many images, in shards that kNN and probes read
+  zoo report RUN ...        write RUN/report.html again, or join many into one page
   zoo detect BACKBONE ...   train a detector on COCO annotations
   zoo bench models ...      images/s, memory and multiply-adds beside timm's models
   zoo bench distill ...     a distillation step, part by part, beside the cost model
@@ -76,10 +80,6 @@ def _command(name: str) -> Callable[[list[str]], None]:
     return COMMANDS[name]
 
 
-def _parse(kind: Any, args: list[str], command: str, about: str, **kwargs: Any) -> Any:
-    return tyro.cli(kind, args=args, prog=f"zoo {command}", description=about, **kwargs)
-
-
 @dataclass(frozen=True, kw_only=True)
 class ListArgs:
     pattern: tyro.conf.Positional[str] = ""
@@ -98,7 +98,7 @@ def list_models(args: list[str]) -> None:
 
     import zoo
 
-    asked = _parse(ListArgs, args, "list", list_models.__doc__ or "")
+    asked = parse(ListArgs, args, "list", list_models.__doc__ or "")
     if asked.pattern == "recipes":
         return list_recipes()
     names = zoo.list_models(asked.pattern)
@@ -159,7 +159,7 @@ def convert(args: list[str]) -> None:
     """
     from zoo.convert import convert as write
 
-    asked = _parse(ConvertArgs, args, "convert", convert.__doc__ or "")
+    asked = parse(ConvertArgs, args, "convert", convert.__doc__ or "")
     out = write(asked.source, asked.name, asked.out)
     print(f"{out}  (timm.create_model('local-dir:{out}', pretrained=True))")
 
@@ -247,7 +247,7 @@ def _distill_args(
         start = tiny(start) if "--tiny" in args else start
     about = f"{distill.__doc__}\n{_recipe_lines(recipes)}"
     with registry:
-        asked = _parse(Args, args, "distill", about, default=Args(run=start))
+        asked = parse(Args, args, "distill", about, default=Args(run=start))
     return asked.run, asked.resume is not None, asked.dry_run
 
 
@@ -256,46 +256,6 @@ def _recipe_lines(recipes: dict[str, Callable[[], "Distill"]]) -> str:
 
     lines = (f"  {name}: {summary_of(recipe)}" for name, recipe in recipes.items())
     return "\n".join(["Recipes (zoo distill RECIPE; --tiny shrinks each to a laptop):", *lines])
-
-
-@dataclass(frozen=True, kw_only=True)
-class EvalArgs:
-    target: tyro.conf.Positional[str]
-    """A run's folder, an exported student's folder, or a registered model."""
-    data: Path | None = None
-    """Labelled images, if the target is not a run."""
-    size: int | None = None
-    batch: int = 64
-    out: Path | None = None
-    """Append the numbers to this file as a JSON line."""
-
-
-def evaluate(args: list[str]) -> None:
-    """Measure a run's student (fidelity, kNN, linear probe), or probe any model on labelled data.
-
-    Examples: zoo eval runs/mine      zoo eval resnet18 --data PHOTOS
-    """
-    from zoo.evaluation import evaluate_target
-
-    asked = _parse(EvalArgs, args, "eval", evaluate.__doc__ or "")
-    evaluate_target(asked.target, asked.data, size=asked.size, batch=asked.batch, out=asked.out)
-
-
-@dataclass(frozen=True, kw_only=True)
-class ReportArgs:
-    run: tyro.conf.Positional[Path]
-    """The folder of a run, finished or not."""
-
-
-def report(args: list[str]) -> None:
-    """Write RUN/report.html from what the run has measured so far.
-
-    Example: zoo report runs/mine
-    """
-    from zoo.eval.report import build_report
-
-    asked = _parse(ReportArgs, args, "report", report.__doc__ or "")
-    print(build_report(asked.run).resolve())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -338,7 +298,7 @@ def bench_models(args: list[str]) -> None:
     from zoo.benchmark import DEFAULT, expand_names, measure_models
     from zoo.eval.speed import Case
 
-    asked = _parse(SpeedArgs, args, "bench models", bench_models.__doc__ or "")
+    asked = parse(SpeedArgs, args, "bench models", bench_models.__doc__ or "")
     device = _device(asked.device)
     if asked.threads:
         torch.set_num_threads(asked.threads)
@@ -393,7 +353,7 @@ def bench_distill(args: list[str]) -> None:
     """
     from zoo.benchmark_distill import TINY, TRIO, measure_steps
 
-    asked = _parse(StepArgs, args, "bench distill", bench_distill.__doc__ or "")
+    asked = parse(StepArgs, args, "bench distill", bench_distill.__doc__ or "")
     device = _device(asked.device)
     on_gpu = device == "cuda"
     given = {name: getattr(asked, name) for name in ("teachers", "student", "size", "batch")}
@@ -469,7 +429,7 @@ def experiment(args: list[str]) -> None:
     chosen = EXPERIMENTS[args[0]]()
     start = chosen.tiny() if "--tiny" in args else chosen.full()
     words = _gathered(args[1:], "--data")
-    asked = _parse(type(start), words, f"experiment {args[0]}", chosen.__doc__ or "", default=start)
+    asked = parse(type(start), words, f"experiment {args[0]}", chosen.__doc__ or "", default=start)
     if asked.dry_run:
         chosen.plan(asked)
     elif not chosen.main(asked):
@@ -488,6 +448,7 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "convert": convert,
     "distill": distill,
     "eval": evaluate,
+    "embed": embed,
     "report": report,
     "detect": detect,
     "bench": bench,

@@ -1,4 +1,4 @@
-"""One self-contained page about one run."""
+"""One self-contained page about one run; `zoo.eval.report.joined` makes one about many."""
 
 from zoo.eval.report.page import build_report
 

@@ -39,18 +39,9 @@ def build_report(run_dir: str | Path) -> Path:
         ValueError: the folder is missing, or holds none of a run's files.
         OSError: the folder cannot be written to; an earlier report is then still whole.
     """
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
     run = read_run(run_dir)
     gallery = Gallery(run.path / "figures")
-    template = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    ).get_template("page.html.j2")
-    page = template.render(
+    page = template_of("page.html.j2").render(
         title=_title(run),
         status=_status(run),
         verdicts=verdicts(run),
@@ -64,7 +55,7 @@ def build_report(run_dir: str | Path) -> Path:
         fidelity=_fidelity_table(run),
         closeness=_closeness_table(run),
         benchmarks=_benchmark_table(run),
-        maps=_map_rows(run, gallery),
+        maps=map_rows(run, gallery),
         speed=_speed(run, gallery),
         command=_text(run.about.get("command")),
         load=_load_code(run),
@@ -76,6 +67,19 @@ def build_report(run_dir: str | Path) -> Path:
     with written_whole(target) as temporary:
         temporary.write_text(page, encoding="utf-8")
     return target
+
+
+def template_of(name: str) -> Any:
+    """Open a template of this folder."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    return Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    ).get_template(name)
 
 
 class Picture(NamedTuple):
@@ -91,7 +95,7 @@ class Gallery:
     """Keeps each picture as a file beside the page, and gives it back for embedding."""
 
     def __init__(self, folder: Path):
-        folder.mkdir(exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
         self.folder = folder
 
     def add(self, png: bytes, name: str, alt: str) -> Picture:
@@ -259,7 +263,7 @@ def _measure(key: str, value: float | None) -> str:
     return short_number(value)
 
 
-def _compared(key: str, values: Sequence[float | None]) -> list[Cell]:
+def compared(key: str, values: Sequence[float | None]) -> list[Cell]:
     """Mark the best of several values; the lowest error, the highest of everything else."""
     known = [v for v in values if v is not None and not math.isnan(v)]
     best = (min if key.startswith("mse/") else max)(known, default=None)
@@ -274,7 +278,7 @@ def _arm_table(run: RunFolder, first: str, keys: Iterable[tuple[str, str]]) -> T
     """Set the arms side by side; a row for each (key, name) that any of them has."""
     arms = _arm_columns(run)
     rows = [
-        Row(name, _compared(key, [run.arms[arm].get(key) for arm in arms]))
+        Row(name, compared(key, [run.arms[arm].get(key) for arm in arms]))
         for key, name in keys
         if any(key in run.arms[arm] for arm in arms)
     ]
@@ -308,7 +312,7 @@ def _benchmark_table(run: RunFolder) -> Table | None:
     if not keys:
         return None
     students = _arm_columns(run)
-    columns = [_compared(key, [run.arms[arm].get(key) for arm in students]) for key in keys]
+    columns = [compared(key, [run.arms[arm].get(key) for arm in students]) for key in keys]
     rows = [
         Row(_arm_name(arm), [column[i] for column in columns], strong=arm == STUDENT)
         for i, arm in enumerate(students)
@@ -413,7 +417,8 @@ class MapRow(NamedTuple):
     pairs: list[Pair]
 
 
-def _map_rows(run: RunFolder, gallery: Gallery) -> list[MapRow]:
+def map_rows(run: RunFolder, gallery: Gallery) -> list[MapRow]:
+    """Colour the maps that a run kept: a row an image, a pair of maps a teacher."""
     images = run.maps.get("images", ())[:MOST_IMAGES]
     coloured = {}
     for teacher in run.teachers:

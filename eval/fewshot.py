@@ -1,0 +1,100 @@
+"""Few-shot classification: how far a handful of labels a class go."""
+
+import math
+import statistics
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from zoo.eval.linear import linear_classes
+from zoo.eval.registry import Found, Scores, Subject
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fewshot:
+    """Which labels are drawn, how often, and how strongly the classifier is held back."""
+
+    shots: tuple[int, ...] = (1, 5, 10)
+    """Images a class; a number that a class does not have is left out, and said."""
+    draws: int = 5
+    """Times that the images are drawn anew; the mean of them is reported."""
+    strength: float = 1e-2
+    """Of the L2 penalty: there is nothing to choose it on."""
+
+
+def fewshot(subject: Subject, data: Path, settings: Fewshot) -> Iterator[Found]:
+    """Fit a linear classifier to n images a class, several times; yield mean and interval.
+
+    `fewshot/n/top1` is the mean over draws, `fewshot/n/low` and `/high` the 95 % interval of that
+    mean by Student's t over the draws (the queries stay the same).
+
+    Raises:
+        ValueError: no class has enough images for any number of shots, or a number is below one.
+    """
+    bank, queries = subject.features(data)
+    assert bank.labels is not None and queries.labels is not None
+    if settings.draws < 1 or not settings.shots or min(settings.shots) < 1:
+        raise ValueError(
+            f"Few-shot with shots {settings.shots} and {settings.draws} draws; all must be "
+            "at least 1."
+        )
+    fewest = int(_per_class(bank.labels).min())
+    shots = [n for n in settings.shots if n <= fewest]
+    if not shots:
+        raise ValueError(
+            f"The smallest class has {fewest} images, fewer than any of --fewshot.shots "
+            f"{settings.shots}."
+        )
+    summaries = bank.summaries.to(subject.device)
+    labels, asked = bank.labels.to(subject.device), queries.summaries.to(subject.device)
+    for n in shots:
+        right = []
+        for draw in range(settings.draws):
+            rows = drawn(bank.labels, n, seed=subject.seed * 1000 + draw).to(subject.device)
+            said = linear_classes(
+                summaries[rows], labels[rows], asked, queries.labels, strengths=(settings.strength,)
+            )
+            right.append((said.cpu() == queries.labels.cpu()).numpy())
+        yield f"fewshot/{n}/top1", Scores(queries.keys, np.mean(right, axis=0))
+        low, high = interval([100 * float(one.mean()) for one in right])
+        if settings.draws > 1:
+            yield f"fewshot/{n}/low", low
+            yield f"fewshot/{n}/high", high
+
+
+def _per_class(labels: Int[Tensor, " n"]) -> Int[Tensor, " classes"]:
+    counts = torch.bincount(labels)
+    return counts[counts > 0]
+
+
+def drawn(labels: Int[Tensor, " n"], shots: int, *, seed: int) -> Int[Tensor, " k"]:
+    """Draw `shots` places of each class, without replacement."""
+    draws = torch.Generator().manual_seed(seed)
+    order = torch.randperm(len(labels), generator=draws)
+    classes = labels.cpu()[order]
+    sort = classes.sort(stable=True)
+    first = torch.searchsorted(sort.values, sort.values)  # where each row's class begins
+    rank = torch.arange(len(labels)) - first
+    return order[sort.indices[rank < shots]]
+
+
+def interval(values: list[float]) -> tuple[float, float]:
+    """Give the 95 % interval of the mean by Student's t; infinite with one value.
+
+    Raises:
+        ValueError: there is no value.
+    """
+    if not values:
+        raise ValueError("There is no value to give an interval of.")
+    if len(values) == 1:
+        return -math.inf, math.inf
+    from scipy.stats import t
+
+    mean, spread = statistics.mean(values), statistics.stdev(values)
+    half = float(t.ppf(0.975, len(values) - 1)) * spread / math.sqrt(len(values))
+    return mean - half, mean + half

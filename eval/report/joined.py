@@ -1,0 +1,278 @@
+"""Build one page out of many runs and result files: gather, draw, fill the template."""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from zoo.checkpoint import written_whole
+from zoo.eval.paired import compare
+from zoo.eval.published import published
+from zoo.eval.report import figures, plots
+from zoo.eval.report.figures import short_number
+from zoo.eval.report.gathered import Measure, Model, gather, headline_columns
+from zoo.eval.report.page import (
+    Cell,
+    Gallery,
+    MapRow,
+    Picture,
+    Row,
+    Table,
+    compared,
+    map_rows,
+    template_of,
+)
+from zoo.eval.results import Record
+
+MOST_PICTURES = 48
+MOST_ON_RADAR = 6
+
+
+def build_joined(sources: Sequence[str | Path], out: str | Path) -> Path:
+    """Write one page about many runs and results of `zoo eval`, and give its path.
+
+    It needs no network and no other file: pictures are embedded, and lie in `<out>_figures` too.
+
+    Raises:
+        ValueError: a source is neither a run's folder nor a result file.
+        OSError: the page cannot be written; an earlier one is then still whole.
+    """
+    target = Path(out)
+    models, notes = gather(sources)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    gallery = Gallery(target.with_name(f"{target.stem}_figures"))
+    shots, more = _shots(models, gallery, notes)
+    page = template_of("joined.html.j2").render(
+        title=_title(models),
+        headline=_headline_table(models),
+        radar=_radar(models, gallery),
+        pareto=_pareto(models, gallery),
+        reference=models[0].name,
+        differences=_differences(models, notes),
+        pictures=shots,
+        more_pictures=more,
+        maps=_maps(models, gallery),
+        tables=_tables(models),
+        published=_published(models),
+        sources=_sources(models),
+        commands=_commands(models),
+        notes=notes,
+    )
+    with written_whole(target) as temporary:
+        temporary.write_text(page, encoding="utf-8")
+    return target
+
+
+def _title(models: Sequence[Model]) -> str:
+    if len(models) == 1:
+        return models[0].name
+    first = ", ".join(model.name for model in models[:3])
+    return f"{len(models)} models: {first}{', …' if len(models) > 3 else ''}"
+
+
+# ---------------------------------------------------------------- tables
+
+
+def _headline_table(models: Sequence[Model]) -> Table | None:
+    columns = headline_columns(models)
+    if not columns:
+        return None
+    cells = [
+        compared(measure.name, [model.values.get(measure) for model in models])
+        for measure, _ in columns
+    ]
+    head = [f"{b.capability} · {m.data}" if m.data else b.capability for m, b in columns]
+    costs = [("M parameters", "parameters", 1e6), ("GMACs", "macs", 1e9)]
+    rows = []
+    for place, model in enumerate(models):
+        cost = [_scaled(model.about.get(key), unit) for _, key, unit in costs]
+        rows.append(Row(model.name, [*(column[place] for column in cells), *cost]))
+    return Table(["model", *head, *(name for name, _, _ in costs)], rows)
+
+
+def _scaled(value: Any, unit: float) -> Cell:
+    known = isinstance(value, int | float) and math.isfinite(value)
+    return Cell(short_number(value / unit) if known else "–")
+
+
+def _tables(models: Sequence[Model]) -> list[tuple[str, Table]]:
+    """One table for each kind of number and data set: a row a measure, a column a model."""
+    measures = list(dict.fromkeys(m for model in models for m in model.values))
+    groups: dict[tuple[str, str], list[Measure]] = {}
+    for measure in measures:
+        groups.setdefault((measure.name.split("/")[0], measure.data), []).append(measure)
+    found = []
+    for (kind, data), members in groups.items():
+        having = [m for m in models if any(measure in m.values for measure in members)]
+        rows = [
+            Row(measure.name, compared(measure.name, [m.values.get(measure) for m in having]))
+            for measure in members
+        ]
+        name = f"{kind} on {data}" if data else kind
+        found.append((name, Table(["measure", *(m.name for m in having)], rows)))
+    return found
+
+
+def _differences(models: Sequence[Model], notes: list[str]) -> Table | None:
+    """Every other model against the first one."""
+    reference, rows = models[0], []
+    for model in models[1:]:
+        try:
+            found = compare(reference.records, model.records)
+        except ValueError as error:
+            notes.append(f"{model.name} against {reference.name}: {error}")
+            continue
+        for pair in found:
+            if pair.low is not None:
+                cells = [Cell(text, pair.separated) for text in pair.told()]
+                rows.append(Row(model.name, cells))
+    head = ["model", "measure", reference.name, "this model", "difference", "95 % interval"]
+    return Table(head, rows) if rows else None
+
+
+def _published(models: Sequence[Model]) -> Table | None:
+    rows, seen = [], set()
+    for model in models:
+        for name in dict.fromkeys((model.name, str(model.about.get("name")))):
+            for figure in published(name, model.about.get("size")):
+                key = (name.partition(".")[0], figure.measure, figure.size)
+                if key in seen:
+                    continue
+                seen.add(key)
+                side = f"{figure.size} px" if figure.size else "–"
+                texts = (figure.measure, f"{figure.value:g} (published)", side, figure.source)
+                rows.append(Row(name, [Cell(text) for text in texts]))
+    return Table(["model", "measure", "value", "image", "source"], rows) if rows else None
+
+
+def _sources(models: Sequence[Model]) -> Table | None:
+    rows = [Row(model.name, _source_cells(r)) for model in models for r in model.records]
+    head = [
+        "model", "benchmark", "data", "settings", "weights", "data's hash", "precision", "batch",
+        "seed", "date", "versions", "machine",
+    ]  # fmt: skip
+    return Table(head, rows) if rows else None
+
+
+def _source_cells(record: Record) -> list[Cell]:
+    told = ", ".join(f"{name}={value}" for name, value in record.settings.items())
+    versions = ", ".join(f"{name} {version}" for name, version in record.versions.items())
+    machine = str(record.machine.get("gpu") or record.machine.get("processor") or "–")
+    texts = (
+        record.benchmark, record.data or "–", told or "–", record.weights_hash or "–",
+        record.data_hash or "–", record.precision, str(record.batch or "–"), str(record.seed),
+        (record.date or "–").replace("T", " "), versions or "–", machine,
+    )  # fmt: skip
+    return [Cell(text) for text in texts]
+
+
+def _commands(models: Sequence[Model]) -> list[str]:
+    lines = [record.command for model in models for record in model.records]
+    lines += [model.run.about.get("command") for model in models if model.run]
+    return list(dict.fromkeys(str(line) for line in lines if line))
+
+
+# ---------------------------------------------------------------- pictures
+
+
+def _colours(models: Sequence[Model]) -> list[str]:
+    palette = (figures.STUDENT_COLOUR, *figures.ARM_COLOURS[1:], figures.ARM_COLOURS[0])
+    return [palette[place % len(palette)] for place in range(len(models))]
+
+
+def _radar(models: Sequence[Model], gallery: Gallery) -> list[Picture]:
+    axes = [(m, b) for m, b in headline_columns(models) if b.best > 0]
+    if len(axes) < 3:
+        return []
+    several = len({m.data for m, _ in axes}) > 1
+    names = [f"{b.capability}\n{m.data}" if several else b.capability for m, b in axes]
+    lines = []
+    for model, colour in list(zip(models, _colours(models), strict=True))[:MOST_ON_RADAR]:
+        found = [model.values.get(measure) for measure, _ in axes]
+        shares = [
+            None if value is None else value / benchmark.best
+            for value, (_, benchmark) in zip(found, axes, strict=True)
+        ]
+        if any(share is not None for share in shares):
+            lines.append((model.name, shares, colour))
+    said = "; ".join(
+        f"{name}: "
+        + ", ".join(
+            f"{axis[1].capability} {share:.0%}"
+            for axis, share in zip(axes, shares, strict=True)
+            if share is not None
+        )
+        for name, shares, _ in lines
+    )
+    return [gallery.add(plots.radar(names, lines), "radar", f"Radar of capabilities. {said}")]
+
+
+def _pareto(models: Sequence[Model], gallery: Gallery) -> list[Picture]:
+    """For each headline three panels: against images a second, multiply-adds and parameters."""
+    pictures, colours = [], _colours(models)
+    for measure, benchmark in headline_columns(models):
+        if benchmark.best <= 0:
+            continue
+        for label, cost_of, more_is_better in (
+            ("images/s", lambda m: m.rate, True),
+            ("GMACs an image", lambda m: _unit(m.about.get("macs"), 1e9), False),
+            ("parameters (M)", lambda m: _unit(m.about.get("parameters"), 1e6), False),
+        ):
+            points = [
+                (cost_of(model), model.values.get(measure), model.name, colour)
+                for model, colour in zip(models, colours, strict=True)
+            ]
+            known = [(x, y, name, c) for x, y, name, c in points if x and y is not None]
+            if len(known) < 2:
+                continue
+            title = f"{benchmark.capability} {measure.data}"
+            png = plots.quality(title, label, measure.name, known, more_is_better=more_is_better)
+            said = "; ".join(
+                f"{name} {short_number(y)} at {short_number(x)}" for x, y, name, _ in known
+            )
+            alt = f"{title} against {label}: {said}"
+            pictures.append(gallery.add(png, f"pareto-{measure.told()}-{label}", alt))
+    return pictures
+
+
+def _unit(value: Any, unit: float) -> float | None:
+    return value / unit if isinstance(value, int | float) and value > 0 else None
+
+
+class Shot(NamedTuple):
+    picture: Picture
+    caption: str
+
+
+def _shots(models: Sequence[Model], gallery: Gallery, notes: list[str]) -> tuple[list[Shot], int]:
+    """Read the pictures that benchmarks left, some of every model before more of one."""
+    from PIL import Image
+
+    queues = [[(model, r, p) for r in model.records for p in r.pictures] for model in models]
+    longest = max((len(queue) for queue in queues), default=0)
+    turns = [queue[i] for i in range(longest) for queue in queues if i < len(queue)]
+    shots = []
+    for place, (model, record, told) in enumerate(turns[:MOST_PICTURES]):
+        path = (record.place or Path()) / told["file"]
+        try:
+            with Image.open(path) as image:
+                pixels = np.asarray(image.convert("RGB"))
+        except OSError as error:
+            notes.append(f"The picture {path} could not be read: {error}.")
+            continue
+        words = [model.name, told["name"], told.get("caption") or ""]
+        caption = ": ".join(word for word in words if word)
+        png = figures.tile(pixels, side=360)
+        shots.append(Shot(gallery.add(png, f"shot-{place}-{told['name']}", caption), caption))
+    return shots, max(0, len(turns) - MOST_PICTURES)
+
+
+def _maps(models: Sequence[Model], gallery: Gallery) -> list[tuple[str, list[MapRow]]]:
+    found = []
+    for place, model in enumerate(models):
+        if model.run is not None and model.run.maps:
+            own = Gallery(gallery.folder / f"maps-{place}")
+            found.append((model.name, map_rows(model.run, own)[:4]))
+    return found

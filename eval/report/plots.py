@@ -1,0 +1,85 @@
+"""The pictures of the joined page: a radar of capabilities, and quality against cost."""
+
+import io
+import math
+from collections.abc import Sequence
+
+from zoo.eval.pareto import frontier, label_points
+from zoo.eval.report.figures import DPI, FAINT, INK, STYLE, plain_ticks, shorten
+
+Point = tuple[float, float, str, str]
+"""Cost, quality, name and colour."""
+
+
+def radar(axes: Sequence[str], lines: Sequence[tuple[str, Sequence[float | None], str]]) -> bytes:
+    """Draw each model as a polygon over the axes, 0 in the middle and 1 at the rim, as a PNG.
+
+    A model that has no number on an axis is drawn through those that it has.
+
+    Args:
+        lines: Name, a share of the perfect score for each axis, and colour.
+    """
+    import matplotlib
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    angles = [2 * math.pi * i / len(axes) for i in range(len(axes))]
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(6.4, 5.4), dpi=DPI)
+        FigureCanvasAgg(figure)
+        figure.subplots_adjust(0.18, 0.2, 0.82, 0.9)
+        panel = figure.add_subplot(projection="polar")
+        panel.set_theta_offset(math.pi / 2)  # the first axis points up, and clockwise from it
+        panel.set_theta_direction(-1)
+        for name, shares, colour in lines:
+            known = [(a, s) for a, s in zip(angles, shares, strict=True) if s is not None]
+            ring = [*known, known[0]]
+            panel.plot(*zip(*ring, strict=True), color=colour, linewidth=1.8,
+                       marker="o", markersize=3.5, label=shorten(name, 34))  # fmt: skip
+            panel.fill(*zip(*ring, strict=True), color=colour, alpha=0.07)
+        panel.set_ylim(0, 1)
+        panel.set_yticks([0.25, 0.5, 0.75, 1], ["25 %", "50 %", "75 %", ""], fontsize=8)
+        panel.set_xticks(angles, [shorten(name, 40) for name in axes], color=INK)
+        panel.tick_params(axis="x", pad=10)
+        panel.spines["polar"].set_color(FAINT)
+        figure.legend(loc="lower center", ncols=2, labelcolor=INK)
+        return _png(figure)
+
+
+def quality(
+    title: str, cost: str, measure: str, points: Sequence[Point], *, more_is_better: bool
+) -> bytes:
+    """Draw quality over a cost on a log axis, with the line that nobody is beyond, as a PNG.
+
+    Args:
+        more_is_better: The cost is a speed: the best models are to the right, not the left.
+    """
+    import matplotlib
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    sign = 1 if more_is_better else -1
+    line = [(sign * x, y) for x, y in frontier([(sign * x, y) for x, y, _, _ in points])]
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(4.3, 3.6), dpi=DPI)
+        FigureCanvasAgg(figure)
+        figure.subplots_adjust(0.16, 0.15, 0.97, 0.9)
+        figure.text(0.02, 0.985, shorten(title, 38), va="top", size=11.5, weight="bold")
+        axes = figure.add_subplot()
+        axes.plot(*zip(*line, strict=True), color=FAINT, linewidth=1, zorder=1)
+        for x, y, _, colour in points:
+            axes.scatter(x, y, color=colour, s=28, zorder=2)
+        axes.set_xscale("log")
+        plain_ticks(axes.xaxis)
+        axes.set_xlabel(cost)
+        axes.set_ylabel(measure)
+        axes.margins(0.25)
+        axes.grid(True)
+        label_points(axes, [(x, y, shorten(name, 24), INK) for x, y, name, _ in points])
+        return _png(figure)
+
+
+def _png(figure) -> bytes:
+    out = io.BytesIO()
+    figure.savefig(out, format="png", metadata={"Software": None})
+    return out.getvalue()

@@ -1,0 +1,211 @@
+"""What `zoo eval` keeps: one JSON line a benchmark, and beside the file what a line cannot hold."""
+
+import hashlib
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import nn
+
+from zoo.checkpoint import written_whole
+from zoo.eval.registry import Picture, Scores
+
+SUFFIX = ".jsonl"
+ENDS = 4096
+"""Bytes at the beginning and at the end of a file that the hash of a data set looks at."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Record:
+    """One benchmark of one model on one data set, with all that a rerun needs."""
+
+    target: str
+    benchmark: str
+    values: Mapping[str, float | None]
+    """What was measured; `None` stands for what is not finite."""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    data: str | None = None
+    data_hash: str | None = None
+    weights_hash: str | None = None
+    model: Mapping[str, Any] = field(default_factory=dict)
+    """`name`, `size`, `parameters` and `macs` of the backbone."""
+    precision: str = "float32"
+    batch: int | None = None
+    seed: int = 0
+    seconds: float | None = None
+    date: str | None = None
+    command: str | None = None
+    versions: Mapping[str, str] = field(default_factory=dict)
+    machine: Mapping[str, Any] = field(default_factory=dict)
+    threads: int | None = None
+    scores_file: str | None = None
+    """Scores of single images, beside the result file."""
+    pictures: Sequence[Mapping[str, str]] = ()
+    """`name`, `file` and `caption` of each."""
+    place: Path | None = None
+    """Where the files are; not written."""
+    kept: Mapping[str, Scores] = field(default_factory=dict)
+    """Scores of single images, before they are written."""
+
+    @property
+    def case(self) -> tuple[str, str | None, str]:
+        """What two records must share to be compared: benchmark, data and settings."""
+        return self.benchmark, self.data_hash, json.dumps(self.settings, sort_keys=True)
+
+    def scores(self) -> dict[str, Scores]:
+        """Give the scores of single images by the number that they make.
+
+        Raises:
+            ValueError: the file that held them is gone or damaged.
+        """
+        if self.kept or not self.scores_file or self.place is None:
+            return dict(self.kept)
+        path = self.place / self.scores_file
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                parts = dict(file)
+                names = [key.removeprefix("top/") for key in parts if key.startswith("top/")]
+                return {
+                    name: Scores(
+                        parts[f"keys/{name}"].tolist(),
+                        parts[f"top/{name}"],
+                        parts.get(f"bottom/{name}"),
+                    )
+                    for name in names
+                }
+        except (OSError, ValueError, KeyError) as error:
+            raise ValueError(f"The scores of single images, {path}, are gone: {error}.") from None
+
+
+def write(
+    out: Path, record: Record, scores: Mapping[str, Scores], pictures: Mapping[str, Picture]
+) -> Record:
+    """Append a record to `out`, with its scores and pictures in the folder beside it.
+
+    Raises:
+        OSError: the place cannot be written to.
+    """
+    folder = files_of(out)
+    stem = "-".join((_slug(record.target), record.benchmark, _identity(record)))
+    changes: dict[str, Any] = {}
+    out.parent.mkdir(parents=True, exist_ok=True)
+    if scores or pictures:
+        folder.mkdir(exist_ok=True)
+    if scores:
+        arrays = {}
+        for name, one in scores.items():
+            arrays[f"keys/{name}"], arrays[f"top/{name}"] = np.array(list(one.keys)), one.top
+            if one.bottom is not None:
+                arrays[f"bottom/{name}"] = one.bottom
+        path = folder / f"{stem}.npz"
+        with written_whole(path) as temporary, temporary.open("wb") as file:
+            np.savez_compressed(file, **arrays)  # pyright: ignore[reportArgumentType]
+        changes["scores_file"] = f"{folder.name}/{path.name}"
+    shown = []
+    for name, picture in pictures.items():
+        path = folder / f"{stem}-{_slug(name)}.png"
+        Image.fromarray(np.ascontiguousarray(picture.pixels)).save(path)
+        shown.append(dict(name=name, file=f"{folder.name}/{path.name}", caption=picture.caption))
+    changes |= dict(pictures=shown, place=out.parent)
+    line = {f.name: getattr(record, f.name) for f in fields(record)} | changes
+    written = Record(**line)
+    with out.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(_plain(written), ensure_ascii=False) + "\n")
+    return written
+
+
+def files_of(out: Path) -> Path:
+    """Give the folder beside a result file where scores and pictures lie."""
+    return out.with_name(f"{out.stem}_files")
+
+
+def _plain(record: Record) -> dict[str, Any]:
+    line = asdict(record)
+    for own in ("place", "kept"):
+        del line[own]
+    line["values"] = {name: finite(value) for name, value in record.values.items()}
+    return line
+
+
+def finite(value: float | None) -> float | None:
+    """Give a number that JSON can hold, or nothing."""
+    return value if value is not None and math.isfinite(value) else None
+
+
+def _slug(text: str) -> str:
+    return re.sub(r"[^A-Za-z0-9._]+", "-", text).strip("-")[-60:]
+
+
+def _identity(record: Record) -> str:
+    told = f"{record.case} {record.weights_hash} {record.model} {record.precision} {record.seed}"
+    return hashlib.sha256(told.encode()).hexdigest()[:10]
+
+
+def read(path: Path) -> list[Record]:
+    """Read a result file; of a case that was measured twice, both lines.
+
+    Raises:
+        ValueError: there is no such file, or a line of it is no result.
+    """
+    if not path.is_file():
+        raise ValueError(f"There is no result file {path}; zoo eval writes one with --out.")
+    known = {f.name for f in fields(Record)} - {"place", "kept"}
+    found = []
+    for number, text in enumerate(path.read_text("utf-8", "replace").splitlines(), 1):
+        if not text.strip():
+            continue
+        try:
+            line = json.loads(text)
+            own = {key: value for key, value in line.items() if key in known}
+            found.append(Record(**own, place=path.parent))
+        except (ValueError, TypeError, AttributeError):
+            raise ValueError(
+                f"Line {number} of {path} is no result of zoo eval; give files that its --out "
+                "wrote."
+            ) from None
+    if not found:
+        raise ValueError(f"{path} holds no result; zoo eval appends them with --out.")
+    return found
+
+
+def latest(records: Sequence[Record]) -> list[Record]:
+    """Keep the last line of each target and case, where each of them came first."""
+    newest = {(r.target, r.precision, *r.case): r for r in records}
+    return list(newest.values())
+
+
+def hash_weights(model: nn.Module) -> str:
+    """Hash the names and the bytes of a model's weights and buffers."""
+    digest = hashlib.sha256()
+    for key, value in sorted(model.state_dict().items()):
+        digest.update(f"{key} {value.dtype} {tuple(value.shape)}".encode())
+        raw = value.detach().cpu().contiguous().flatten().view(torch.uint8)
+        digest.update(raw.numpy().data)
+    return digest.hexdigest()[:16]
+
+
+def hash_data(path: Path) -> str:
+    """Hash a file or folder: names, sizes, and the first and last bytes of every file.
+
+    Not all bytes: a data set of a terabyte would be read twice. What changes the middle of a file
+    and nothing else goes unseen.
+    """
+    digest = hashlib.sha256()
+    root = path if path.is_dir() else path.parent
+    files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
+    for file in files:
+        size = file.stat().st_size
+        digest.update(f"{file.relative_to(root).as_posix()} {size}\n".encode())
+        with file.open("rb") as handle:
+            digest.update(handle.read(ENDS))
+            if size > ENDS:
+                handle.seek(max(ENDS, size - ENDS))
+                digest.update(handle.read())
+    return digest.hexdigest()[:16]
