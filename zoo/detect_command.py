@@ -7,6 +7,7 @@ from typing import Annotated
 import tyro
 
 from zoo.detection import Detect, print_plan, read_config, tiny, train_detector
+from zoo.parse import parse
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,8 +40,8 @@ def detect(args: list[str]) -> None:
         start = tiny(Detect()) if "--tiny" in args else Detect()
     if args and not args[0].startswith("-"):
         start, args = replace(start, backbone=args[0]), args[1:]
-    asked = tyro.cli(
-        Args, args=args, prog="zoo detect", description=detect.__doc__, default=Args(run=start),
+    asked = parse(
+        Args, args, "detect", detect.__doc__ or "", default=Args(run=start),
         config=(tyro.conf.OmitArgPrefixes,),
     )  # fmt: skip
     if asked.dry_run:

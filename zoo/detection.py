@@ -4,30 +4,22 @@ import dataclasses
 import json
 import tempfile
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
+from zoo.eval.detect.benchmark import measure, spec_of
 from zoo.eval.detect.canvas import Samples
 from zoo.eval.detect.coco import CocoSplit, open_coco
-from zoo.eval.detect.coco_metric import Prediction, coco_metrics, coco_results, write_results
-from zoo.eval.detect.detector import (
-    Detector,
-    Kind,
-    Spec,
-    build_detector,
-    find_source,
-    save_detector,
-)
-from zoo.eval.detect.draw import side_by_side
-from zoo.eval.detect.finding import find_objects, fitting
+from zoo.eval.detect.detector import Detector, Kind, Spec, build_detector, save_detector
 from zoo.eval.detect.shapes import write_shapes
 from zoo.eval.detect.training import Trainee, Training, train_steps
+from zoo.eval.registry import Picture
 from zoo.students.student import read_options
 from zoo.train.engine import tensor_cores
 from zoo.train.interrupt import Interrupt, Interrupted
@@ -87,7 +79,7 @@ def device_of(name: str) -> torch.device:
     return torch.device(name)
 
 
-def spec_of(config: Detect, classes: tuple[str, ...]) -> Spec:
+def checked_spec(config: Detect, classes: tuple[str, ...]) -> Spec:
     """Say what the detector is: all that can be known before it is built.
 
     Raises:
@@ -95,12 +87,7 @@ def spec_of(config: Detect, classes: tuple[str, ...]) -> Spec:
     """
     if not config.backbone:
         raise ValueError("Name a backbone: zoo detect fastervit_0 --data COCO_FOLDER.")
-    source = find_source(config.backbone, config.size, options=read_options(config.options))
-    few = config.detector in ("mask_rcnn", "faster_rcnn", "retinanet")
-    return Spec(
-        kind=config.detector, source=source, classes=classes, size=config.size,
-        width=config.width, class_agnostic=config.class_agnostic, score=0.05 if few else 0.0,
-    )  # fmt: skip
+    return spec_of(config, config.backbone, classes, read_options(config.options))
 
 
 def open_splits(config: Detect, place: Path) -> tuple[CocoSplit, CocoSplit]:
@@ -137,7 +124,7 @@ def train_detector(config: Detect, *, resume: bool = False) -> dict[str, float]:
     if not resume:
         Run.refuse_existing(config.out)
     train, val = open_splits(config, config.out / "data")
-    spec = spec_of(config, train.classes)
+    spec = checked_spec(config, train.classes)
     torch.manual_seed(config.training.seed)
     trainee = Trainee(build_detector(spec, pretrained=not resume).to(device), config.training)
     config.out.mkdir(parents=True, exist_ok=True)
@@ -149,7 +136,7 @@ def train_detector(config: Detect, *, resume: bool = False) -> dict[str, float]:
     run.write_json("config.json", _as_json(config))
     _train(trainee, train, config, run, device)
     save_detector(trainee.detector, config.out / "detector")
-    numbers = dict(measure(trainee.detector, val, device, out=config.out, pictures=config.pictures))
+    numbers = _measure(trainee.detector, val, device, config)
     run.write_json("results.json", numbers)
     _print_numbers(numbers, str(config.out))
     return numbers
@@ -201,33 +188,21 @@ def _means(rows: list[dict[str, torch.Tensor]], step: int, run: Run) -> dict[str
     return values
 
 
-def measure(
-    detector: Detector,
-    split: CocoSplit,
-    device: torch.device,
-    *,
-    out: Path | None = None,
-    pictures: int = 0,
-) -> Iterator[tuple[str, float]]:
-    """Find the objects of a split; yield COCO's numbers, and write predictions and pictures.
-
-    Raises:
-        ValueError: the split's classes are not the detector's.
-    """
-    split = fitting(detector, split)
-    results: list[dict[str, Any]] = []
-    for number, (image, found) in enumerate(find_objects(detector, split, device=device)):
-        results += coco_results(found, image, split)
-        if out is not None and number < pictures:
-            _draw(image, found, split, out)
-    if out is not None:
-        write_results(results, out / "predictions.json")
-    yield from coco_metrics(split, results, masks=detector.spec.has_masks)
-
-
-def _draw(image: Any, found: Prediction, split: CocoSplit, out: Path) -> None:
-    (out / "pictures").mkdir(exist_ok=True)
-    side_by_side(image, found, split).save(out / "pictures" / f"{image.path.stem}.png")
+def _measure(
+    detector: Detector, split: CocoSplit, device: torch.device, config: Detect
+) -> dict[str, float]:
+    """Give the numbers; write the predictions and the pictures into the run's folder."""
+    numbers, place = {}, config.out / "pictures"
+    place.mkdir(exist_ok=True)
+    found = measure(
+        detector, split, device, pictures=config.pictures, out=config.out / "predictions.json"
+    )
+    for name, value in found:
+        if isinstance(value, Picture):
+            Image.fromarray(value.pixels).save(place / f"{name.rpartition('/')[2]}.png")
+        elif isinstance(value, float):
+            numbers[name] = value
+    return numbers
 
 
 def read_config(folder: Path) -> Detect:
@@ -258,7 +233,7 @@ def print_plan(config: Detect) -> None:
     device = device_of(config.device)
     with tempfile.TemporaryDirectory() as place:
         train, val = open_splits(config, Path(place))
-        spec = spec_of(config, train.classes)
+        spec = checked_spec(config, train.classes)
         trainee = Trainee(build_detector(spec).to(device), config.training)
         samples = Samples(train.first(2 * config.training.batch), config.size, masks=spec.has_masks)
         # two steps of the real loop: there is no better estimate of a detector's speed
@@ -285,5 +260,5 @@ def print_plan(config: Detect) -> None:
 def _print_numbers(numbers: dict[str, float], title: str) -> None:
     table = Table("measure", "value", title=title)
     for name, value in numbers.items():
-        table.add_row(name, f"{value:.4f}")
+        table.add_row(name, f"{value:.2f}")
     Console().print(table)

@@ -1,1 +1,1 @@
-"""Detection and instance segmentation: COCO folders, detectors over our backbones, metrics."""
+"""Detection and instance segmentation over our backbones; mmdet only where it is asked for."""

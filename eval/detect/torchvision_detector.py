@@ -20,10 +20,10 @@ from torchvision.ops.feature_pyramid_network import (
     LastLevelP6P7,
 )
 
+from zoo.eval.detect.backbone import SimplePyramid
 from zoo.eval.detect.canvas import Canvas, Truth
 from zoo.eval.detect.coco_metric import Prediction
-from zoo.eval.detect.detector import Detector, Source, Spec
-from zoo.eval.detect.simple_pyramid import SimplePyramid
+from zoo.eval.detect.detector import STRIDES, Detector, Source, Spec
 
 PUBLISHED_SIDE = 800
 """The side for which the published sizes of anchors and of RoI levels are meant."""
@@ -47,11 +47,11 @@ class Pyramid(nn.Module):
         self.body: Any = source.build(pretrained=pretrained)
         widths = self.body.feature_info.channels()
         self.patch = source.strides[0] if source.plain else None
-        strides = SimplePyramid.all_strides if source.plain else source.strides
+        strides = STRIDES if source.plain else source.strides
         self.strides = tuple(stride for stride in strides if stride >= finest)
         used = len(self.strides)
         self.neck = (
-            SimplePyramid(widths[-1], dim, self.strides)
+            SimplePyramid(widths[-1], dim, strides=self.strides)
             if source.plain
             else FeaturePyramidNetwork(widths[-used:], dim)
         )
@@ -76,7 +76,7 @@ class Pyramid(nn.Module):
         if self.patch != 16:  # a patch sees what 16 pixels show, whatever its own size
             size = [side // 16 * self.patch for side in x.shape[-2:]]
             x = F.interpolate(x, size, mode="bilinear", antialias=self.patch < 16)
-        return self.neck(self.body(x)[-1])
+        return list(self.neck(self.body(x)[-1:]))
 
 
 class TorchvisionDetector(Detector):
