@@ -58,6 +58,13 @@ ARROWS: dict[str, tuple[str, ...]] = {
         "zoo.cache",
     ),
     "zoo.eval": ("zoo.eval", "zoo.students", "zoo.teachers", "zoo.features", "zoo.checkpoint"),
+    "zoo.eval.detect": (
+        "zoo.eval",
+        "zoo.students",
+        "zoo.features",
+        "zoo.checkpoint",
+        "zoo.detector_backbone",
+    ),
     "zoo.eval.speed": ("zoo.deploy", "zoo.eval"),
 }
 """`zoo` itself, its pipeline and its command line may import everything."""

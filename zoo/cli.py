@@ -25,6 +25,7 @@ USAGE = """zoo: vision backbones, and the distillation of many frozen teachers i
   zoo eval TARGET ...       measure a run, an export or a model: --on knn,linear,detect,...
   zoo embed DATA OUT ...    features of many images, in shards that kNN and probes read
   zoo report RUN ...        write RUN/report.html again, or join many into one page
+  zoo detect BACKBONE ...   train a detector on COCO annotations
   zoo bench models ...      images/s, memory and multiply-adds beside timm's models
   zoo bench distill ...     a distillation step, part by part, beside the cost model
   zoo experiment phi_s      nine normalisations of three teachers, with paired intervals
@@ -435,6 +436,13 @@ def experiment(args: list[str]) -> None:
         raise SystemExit(1)
 
 
+def detect(args: list[str]) -> None:
+    """Train a detector over a backbone on a folder with COCO annotations."""
+    from zoo.detect_command import detect as run
+
+    run(args)
+
+
 COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "list": list_models,
     "convert": convert,
@@ -442,6 +450,7 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "eval": evaluate,
     "embed": embed,
     "report": report,
+    "detect": detect,
     "bench": bench,
     "experiment": experiment,
 }

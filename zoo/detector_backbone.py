@@ -51,6 +51,8 @@ class ZooBackbone(BackboneMixin, PreTrainedModel):
 
     config_class = ZooBackboneConfig
     main_input_name = "pixel_values"
+    precision: torch.dtype = torch.float32
+    """Of the backbone under autocast; its maps are float32 then, and so is what places boxes."""
 
     def __init__(self, config: ZooBackboneConfig, **kwargs: Any):
         if config.backbone is None:
@@ -87,7 +89,11 @@ class ZooBackbone(BackboneMixin, PreTrainedModel):
                 "This backbone gives feature maps, and neither attentions nor hidden states; "
                 "name more levels in out_indices."
             )
-        maps = tuple(self.model(pixel_values))
+        if self.precision == torch.float32:
+            maps = tuple(self.model(pixel_values))
+        else:
+            with torch.autocast(pixel_values.device.type, self.precision):
+                maps = tuple(level.float() for level in self.model(pixel_values))
         return (maps,) if return_dict is False else BackboneOutput(feature_maps=maps)
 
 

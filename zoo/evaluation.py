@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+from zoo.eval.detect.detector import is_detector, load_detector
 from zoo.eval.extract import Extracted
 from zoo.eval.fidelity import fidelity
 from zoo.eval.registry import BENCHMARKS, Picture, Scores, Split, Subject, find, load
@@ -159,9 +160,14 @@ def open_subject(target: str | None, asked: Asked) -> Subject:
         return Subject(name=target or about["model"]["target"], made=None, read=stored, **shared)
     if target is None:
         raise ValueError("Name what to measure: a run, an export or a registered model.")
-    with torch.random.fork_rng(devices=[]):  # weights that are drawn are the same ones again
-        torch.manual_seed(asked.seed)
-        student = open_student(target, asked.size).to(asked.device)
+    if is_detector(Path(target)):
+        if set(asked.on) != {"detect"}:
+            raise ValueError(f"{target} is a trained detector; measure it with --on detect alone.")
+        student = detector_backbone(Path(target)).to(asked.device)
+    else:
+        with torch.random.fork_rng(devices=[]):  # weights that are drawn are the same ones again
+            torch.manual_seed(asked.seed)
+            student = open_student(target, asked.size).to(asked.device)
 
     def open_part(data: Path, split: Split) -> "_Part":
         return _Part(_splits(data)[0 if split == "train" else 1], student, asked)
@@ -185,6 +191,21 @@ def open_student(target: str, size: int | None) -> Student:
         config = timm.get_pretrained_cfg(target)
         size = config.input_size[-1] if config else 224
     return build_student(target, {}, size=size, pretrained="." in target).eval()
+
+
+def detector_backbone(folder: Path) -> Student:
+    """Give the backbone of a trained detector, as a subject has it.
+
+    Its final norm is not a detector's part, and says nothing here.
+    """
+    detector = load_detector(folder)
+    source = detector.spec.source
+    options = {k: v for k, v in source.options.items() if k != "img_size"}
+    side = source.options.get("img_size", detector.spec.size)
+    student = build_student(source.name, {}, size=side, options=options).eval()
+    state = {k.removeprefix("model."): v for k, v in detector.backbone.state_dict().items()}
+    student.backbone.load_state_dict(state, strict=False)
+    return student
 
 
 @lru_cache(maxsize=8)

@@ -1,0 +1,135 @@
+"""The benchmark `detect`: a trained detector's score, or what a short training makes of a backbone."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from zoo.eval.detect.canvas import Samples
+from zoo.eval.detect.coco import CocoSplit, open_coco
+from zoo.eval.detect.coco_metric import coco_metrics, coco_results, write_results
+from zoo.eval.detect.detector import (
+    Detector,
+    Kind,
+    Spec,
+    build_detector,
+    find_source,
+    is_detector,
+    load_detector,
+)
+from zoo.eval.detect.draw import side_by_side
+from zoo.eval.detect.finding import find_objects, fitting
+from zoo.eval.detect.training import Trainee, Training, train_steps
+from zoo.eval.registry import Found, Picture, Subject
+
+TORCHVISION = ("mask_rcnn", "faster_rcnn", "retinanet")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Detect:
+    """A target that `zoo detect` trained is measured as it is; for others these decide."""
+
+    detector: Kind = "mask_rcnn"
+    size: int = 512
+    """Pixels of the longer side of an image, a multiple of 32."""
+    width: int = 256
+    """Channels of the pyramid and of the heads."""
+    class_agnostic: bool = False
+    """Learn and measure boxes alone, whatever their class."""
+    training: Training = field(default_factory=Training)
+    pictures: int = 8
+    """Images that are drawn with what was found."""
+    predictions: Path | None = None
+    """Where COCO's file of predictions goes."""
+
+
+def detect(subject: Subject, data: Path, settings: Detect) -> Iterator[Found]:
+    """Yield COCO's numbers on the validation part in per cent, and pictures of predictions.
+
+    Raises:
+        ValueError: the folder or the backbone is not as it should be, before any training.
+    """
+    trained = is_detector(Path(subject.name))
+    agnostic = settings.class_agnostic
+    if trained:
+        detector = load_detector(trained, device=subject.device)
+        agnostic = detector.spec.class_agnostic
+        if subject.precision == "amp":
+            detector.precision = torch.bfloat16
+    val = open_coco(data, "val", class_agnostic=agnostic)
+    val.require_objects()
+    if not trained:
+        detector = _train(subject, data, val, settings)
+    yield from measure(
+        detector, val, subject.device, pictures=settings.pictures, out=settings.predictions
+    )
+
+
+def _train(subject: Subject, data: Path, val: CocoSplit, settings: Detect) -> Detector:
+    train = open_coco(data, "train", class_agnostic=settings.class_agnostic)
+    train.require_objects()
+    val.with_classes(train.classes)
+    spec = spec_of(settings, subject.name, train.classes)
+    for split in (train, val) if spec.has_masks else ():
+        split.require_masks()
+    torch.manual_seed(subject.seed)
+    detector = build_detector(spec, pretrained=True).to(subject.device)
+    samples = Samples(train, spec.size, masks=spec.has_masks, keep=not settings.training.workers)
+    for _ in train_steps(Trainee(detector, settings.training), samples, device=subject.device):
+        pass
+    return detector
+
+
+def spec_of(
+    settings: Any, backbone: str, classes: tuple[str, ...], options: dict[str, Any] | None = None
+) -> Spec:
+    """Say what a detector is: all that can be known before it is built.
+
+    Raises:
+        ValueError: there is no such backbone, or it suits no detector.
+    """
+    return Spec(
+        kind=settings.detector,
+        source=find_source(backbone, settings.size, options=options),
+        classes=classes,
+        size=settings.size,
+        width=settings.width,
+        class_agnostic=settings.class_agnostic,
+        score=0.05 if settings.detector in TORCHVISION else 0.0,
+    )
+
+
+def measure(
+    detector: Detector,
+    split: CocoSplit,
+    device: torch.device,
+    *,
+    pictures: int = 0,
+    out: Path | None = None,
+) -> Iterator[Found]:
+    """Find the objects of a split; yield pictures, then COCO's numbers in per cent.
+
+    Args:
+        out: Where COCO's file of predictions goes.
+
+    Raises:
+        ValueError: the split's classes are not the detector's.
+    """
+    split = fitting(detector, split)
+    masks = detector.spec.has_masks
+    if masks:
+        split.require_masks()
+    results: list[dict[str, Any]] = []
+    for number, (image, found) in enumerate(find_objects(detector, split, device=device)):
+        results += coco_results(found, image, split)
+        if number < pictures:
+            drawn = np.asarray(side_by_side(image, found, split))
+            caption = f"{image.path.name}: annotations, then what was found"
+            yield f"detect/{image.path.stem}", Picture(drawn, caption)
+    if out is not None:
+        write_results(results, out)
+    for name, value in coco_metrics(split, results, masks=masks):
+        yield f"detect/{name}", 100 * value

@@ -1,0 +1,202 @@
+"""Images of any size on square canvases: what every detector here is given."""
+
+import signal
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, UInt8
+from PIL import Image, ImageOps
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from zoo.eval.detect.coco import CocoImage, CocoSplit
+from zoo.eval.detect.masks import decode
+
+GRID = 32
+"""A canvas is a multiple of this: the coarsest stride of a pyramid."""
+
+
+@dataclass(frozen=True)
+class Truth:
+    """The objects of one image, in the canvas's pixels."""
+
+    boxes: Float[Tensor, "n 4"]
+    """Left, top, right, bottom."""
+    labels: Tensor
+    masks: UInt8[Tensor, "n S S"] | None = None
+
+    def to(self, device: torch.device) -> "Truth":
+        boxes, labels = (x.to(device, non_blocking=True) for x in (self.boxes, self.labels))
+        masks = None if self.masks is None else self.masks.to(device, non_blocking=True)
+        return Truth(boxes, labels, masks)
+
+
+@dataclass(frozen=True)
+class Canvas:
+    """A batch of images, scaled to fit and put into the upper left corner of S x S pixels.
+
+    All batches have one shape, so a backbone's windows and tables are made once.
+    """
+
+    images: UInt8[Tensor, "B 3 S S"]
+    sizes: tuple[tuple[int, int], ...]
+    """Rows and columns that an image covers."""
+    originals: tuple[tuple[int, int], ...]
+    """Rows and columns of the images as they were read."""
+    truths: tuple[Truth, ...] = ()
+    indices: tuple[int, ...] = ()
+    """Places in the split."""
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def to(self, device: torch.device) -> "Canvas":
+        images = self.images.to(device, non_blocking=True)
+        return replace(self, images=images, truths=tuple(t.to(device) for t in self.truths))
+
+    def covered(self) -> Bool[Tensor, "B S S"]:
+        """Tell the pixels of the images from those of the empty canvas."""
+        side = torch.arange(self.images.shape[-1], device=self.images.device)
+        rows, cols = torch.tensor(self.sizes).to(side.device, non_blocking=True).T
+        return (side < rows[:, None])[:, :, None] & (side < cols[:, None])[:, None]
+
+    def normalised(self, mean: Tensor, std: Tensor) -> Float[Tensor, "B 3 S S"]:
+        """Give the images as a backbone takes them; the empty canvas is 0."""
+        images = (self.images.float() / 255 - mean[:, None, None]) / std[:, None, None]
+        return images * self.covered()[:, None]
+
+
+def fit(rows: int, cols: int, side: int) -> tuple[int, int]:
+    """Give the size of an image whose longer side becomes `side`."""
+    scale = side / max(rows, cols)
+    return max(1, round(rows * scale)), max(1, round(cols * scale))
+
+
+def place(image: Image.Image, side: int) -> tuple[UInt8[Tensor, "3 S S"], tuple[int, int]]:
+    """Scale an image to a canvas; give the canvas and the size that the image covers there."""
+    rows, cols = fit(image.height, image.width, side)
+    if image.mode.startswith("I;16") or image.mode == "I":  # 16 bits: Pillow would clip them
+        image = Image.fromarray((np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype("u1"))
+    pixels = np.asarray(image.convert("RGB").resize((cols, rows), Image.Resampling.BILINEAR))
+    canvas = torch.zeros(3, side, side, dtype=torch.uint8)
+    canvas[:, :rows, :cols] = torch.from_numpy(pixels.copy()).permute(2, 0, 1)
+    return canvas, (rows, cols)
+
+
+def on_canvas(images: Sequence[Image.Image], side: int) -> Canvas:
+    """Put photographs on canvases, the camera's orientation heeded."""
+    upright = [ImageOps.exif_transpose(image) for image in images]
+    canvases, sizes = zip(*(place(image, side) for image in upright), strict=True)
+    originals = tuple((image.height, image.width) for image in upright)
+    return Canvas(torch.stack(canvases), sizes, originals)
+
+
+class Samples(Dataset):
+    """The images of a split on canvases, each with its objects; asked by (index, mirrored).
+
+    Args:
+        keep: Hold what was decoded in memory, for sets of a few hundred images.
+    """
+
+    def __init__(self, split: CocoSplit, side: int, *, masks: bool, keep: bool = False):
+        self.split, self.side, self.masks = split, side, masks
+        self.kept: dict[int, Canvas] | None = {} if keep else None
+
+    def __len__(self) -> int:
+        return len(self.split)
+
+    def __getitem__(self, asked: tuple[int, bool]) -> Canvas:
+        index, mirrored = asked
+        if self.kept is None:
+            sample = self._read(index)
+        else:
+            if index not in self.kept:
+                self.kept[index] = self._read(index)
+            sample = self.kept[index]
+        return _mirrored(sample) if mirrored else sample
+
+    def _read(self, index: int) -> Canvas:
+        image = self.split.images[index]
+        try:
+            with Image.open(image.path) as opened:
+                canvas, size = place(opened, self.side)
+        except OSError as error:
+            raise ValueError(f"{image.path} cannot be decoded: {error}.") from error
+        truth = self._truth(image, size)
+        return Canvas(canvas[None], (size,), ((image.rows, image.cols),), (truth,), (index,))
+
+    def _truth(self, image: CocoImage, size: tuple[int, int]) -> Truth:
+        scale = torch.tensor([size[1] / image.cols, size[0] / image.rows]).repeat(2)
+        limit = torch.tensor([size[1], size[0]]).repeat(2)
+        objects = self.split.objects(image)
+        boxes = torch.tensor([a["bbox"] for a in objects], dtype=torch.float32).reshape(-1, 4)
+        boxes = torch.cat([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], dim=1) * scale
+        boxes = torch.minimum(boxes.clamp(min=0), limit)
+        big = (boxes[:, 2:] - boxes[:, :2]).amin(dim=1) > 0.5  # less is no object to learn from
+        labels = torch.tensor([self.split.label(a) for a in objects], dtype=torch.int64)
+        masks = None
+        if self.masks:
+            masks = torch.zeros(len(objects), self.side, self.side, dtype=torch.uint8)
+            for mask, annotation in zip(masks, objects, strict=True):
+                drawn = decode(annotation["segmentation"], image.rows, image.cols, size=size)
+                mask[: size[0], : size[1]] = torch.from_numpy(np.ascontiguousarray(drawn))
+            masks = masks[big]
+        return Truth(boxes[big], labels[big], masks)
+
+
+def _mirrored(sample: Canvas) -> Canvas:
+    """Turn one image over, inside the part of the canvas that it covers."""
+    (truth,), cols = sample.truths, sample.sizes[0][1]
+    boxes = truth.boxes.clone()
+    boxes[:, [0, 2]] = cols - truth.boxes[:, [2, 0]]
+    masks = None if truth.masks is None else _turned(truth.masks, cols)
+    turned = Truth(boxes, truth.labels, masks)
+    return replace(sample, images=_turned(sample.images, cols), truths=(turned,))
+
+
+def _turned(x: Tensor, cols: int) -> Tensor:
+    return torch.cat([x[..., :cols].flip(-1), x[..., cols:]], dim=-1)
+
+
+def joined(samples: Sequence[Canvas]) -> Canvas:
+    """Make one batch of several."""
+    return Canvas(
+        torch.cat([sample.images for sample in samples]),
+        tuple(size for sample in samples for size in sample.sizes),
+        tuple(size for sample in samples for size in sample.originals),
+        tuple(truth for sample in samples for truth in sample.truths),
+        tuple(index for sample in samples for index in sample.indices),
+    )
+
+
+def order(samples: int, batch: int, steps: range, seed: int) -> Iterator[list[tuple[int, bool]]]:
+    """Say which images make the batches of `steps`, and which of them are mirrored.
+
+    Each epoch has its own order. Everything follows from the seed and the step, so a run that
+    was resumed asks for what the first would have.
+    """
+    for step in steps:
+        places = np.arange(step * batch, (step + 1) * batch)
+        epochs, within = np.divmod(places, samples)
+        mirrored = np.random.default_rng((seed, 1, step)).random(batch) < 0.5
+        orders = {e: np.random.default_rng((seed, 0, e)).permutation(samples) for e in set(epochs)}
+        yield [
+            (int(orders[e][i]), bool(m)) for e, i, m in zip(epochs, within, mirrored, strict=True)
+        ]
+
+
+def batches(
+    samples: Samples, asked: Sequence[list[tuple[int, bool]]], *, workers: int = 0
+) -> Iterator[Canvas]:
+    """Read batches, in worker processes if there are any."""
+    yield from DataLoader(
+        samples, batch_sampler=asked, collate_fn=joined, num_workers=workers,
+        worker_init_fn=_leave_signals,
+    )  # fmt: skip
+
+
+def _leave_signals(_: int) -> None:
+    """Let the main process decide what Ctrl-C means."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)

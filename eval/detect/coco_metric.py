@@ -1,0 +1,189 @@
+"""COCO's average precision and recall of predictions, boxes and masks, and the file of them."""
+
+import contextlib
+import io
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+from torch import Tensor
+
+from zoo.checkpoint import written_whole
+from zoo.eval.detect.coco import CocoImage, CocoSplit
+from zoo.eval.detect.masks import NEEDED, decode, encode
+
+Metric = Literal["faster", "pycocotools"]
+NAMES = (
+    "AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large",
+    "AR1", "AR10", "AR100", "AR_small", "AR_medium", "AR_large",
+)  # fmt: skip
+"""In the order in which COCO's own summary has them."""
+KINDS = {"bbox": "box", "segm": "mask"}
+
+
+class Prediction(NamedTuple):
+    """What a detector found in one image, in that image's own pixels, best first."""
+
+    boxes: Tensor
+    """[n 4]: left, top, right, bottom."""
+    scores: Tensor
+    labels: Tensor
+    masks: Tensor | None = None
+    """[n rows cols], booleans."""
+
+
+def coco_results(
+    prediction: Prediction, image: CocoImage, split: CocoSplit
+) -> list[dict[str, Any]]:
+    """Write a prediction as COCO's results are written: the file's ids, x y width height."""
+    boxes = prediction.boxes.double().cpu().numpy()
+    boxes = np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1).round(3)
+    scores, labels = prediction.scores.double().tolist(), prediction.labels.tolist()
+    results: list[dict[str, Any]] = [
+        dict(image_id=image.id, category_id=split.category_ids[label], bbox=box, score=score)
+        for box, score, label in zip(boxes.tolist(), scores, labels, strict=True)
+    ]
+    if prediction.masks is not None:
+        for result, runs in zip(results, encode(prediction.masks.cpu().numpy()), strict=True):
+            result["segmentation"] = runs
+    return results
+
+
+def write_results(results: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """Write the file that COCO's server and every COCO tool reads."""
+    with written_whole(path) as temporary:
+        temporary.write_text(json.dumps(list(results)) + "\n")
+
+
+def read_results(path: Path, split: CocoSplit) -> list[dict[str, Any]]:
+    """Read such a file and check it against the annotations.
+
+    Raises:
+        ValueError: it is no such file, or is about other images or classes.
+    """
+    try:
+        results = json.loads(path.read_text())
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is no JSON file: {error}.") from error
+    if not isinstance(results, list) or not all(
+        isinstance(r, dict) and {"image_id", "category_id", "score"} <= set(r) for r in results
+    ):
+        raise ValueError(f"{path} is no list of COCO results: image_id, category_id, score, bbox.")
+    images = {image.id for image in split.images}
+    for name, known in (("image_id", images), ("category_id", set(split.category_ids))):
+        strange = sorted({r[name] for r in results} - known)
+        if strange:
+            raise ValueError(f"{path} has a {name} that {split.file} has not: {strange[0]}.")
+    return results
+
+
+def coco_metrics(
+    split: CocoSplit,
+    results: Sequence[Mapping[str, Any]],
+    *,
+    masks: bool = False,
+    class_agnostic: bool = False,
+    metric: Metric = "faster",
+) -> Iterator[tuple[str, float]]:
+    """Yield COCO's twelve numbers for boxes, and for masks if they are asked for.
+
+    Names are `box/AP`, `mask/AP50`, ...; sizes are small below 32², large above 96² pixels of the
+    image. A number of a size that no object has is left out.
+
+    Args:
+        class_agnostic: A box counts whatever its class.
+        metric: faster-coco-eval, or the original to compare with.
+
+    Raises:
+        ValueError: there is no object to find, or the metric is not installed.
+    """
+    split.require_objects()
+    if masks:
+        split.require_masks()
+    truth = _truth(split, masks)
+    for kind in ("bbox", "segm") if masks else ("bbox",):
+        stats = _stats(truth, results, kind, metric, class_agnostic or split.class_agnostic)
+        for name, value in zip(NAMES, stats, strict=True):
+            if value > -1:
+                yield f"{KINDS[kind]}/{name}", float(value)
+
+
+def _truth(split: CocoSplit, masks: bool) -> dict[str, Any]:
+    """Make the annotations whole: area and iscrowd are often left out."""
+    entries = []
+    for image in split.images:
+        for annotation in split.annotations[image.id]:
+            entry = {k: annotation[k] for k in ("id", "image_id", "category_id", "bbox")}
+            if split.class_agnostic:
+                entry["category_id"] = split.category_ids[0]
+            entry["iscrowd"] = int(annotation.get("iscrowd") or 0)
+            segmentation = annotation.get("segmentation") or []
+            if masks:
+                entry["segmentation"] = segmentation or encode(_empty(image))[0]
+            area = annotation.get("area")
+            if area is None:
+                area = entry["bbox"][2] * entry["bbox"][3]
+                if segmentation:
+                    area = decode(segmentation, image.rows, image.cols).sum()
+            entry["area"] = float(area)
+            entries.append(entry)
+    # ids from 1: the original takes a match with annotation 0 for none
+    entries = [dict(entry, id=i) for i, entry in enumerate(entries, 1)]
+    images = [dict(id=i.id, height=i.rows, width=i.cols, file_name=i.path.name)
+              for i in split.images]  # fmt: skip
+    categories = [
+        dict(id=i, name=name) for i, name in zip(split.category_ids, split.classes, strict=True)
+    ]
+    return dict(info={}, images=images, annotations=entries, categories=categories)
+
+
+def _empty(image: CocoImage) -> np.ndarray:
+    return np.zeros((1, image.rows, image.cols), bool)
+
+
+def _stats(
+    truth: dict[str, Any],
+    results: Sequence[Mapping[str, Any]],
+    kind: str,
+    metric: Metric,
+    class_agnostic: bool,
+) -> Sequence[float]:
+    coco, evaluate = _tools(metric)
+    with contextlib.redirect_stdout(io.StringIO()):  # it talks
+        there = coco()
+        # both libraries write into what they are given
+        there.dataset = json.loads(json.dumps(truth))
+        there.createIndex()
+        if not results:  # which neither library takes
+            areas = {_size_of(a["area"]) for a in truth["annotations"] if not a["iscrowd"]}
+            return [0.0 if n.rpartition("_")[2] in areas | set(NAMES) else -1.0 for n in NAMES]
+        keys = ("image_id", "category_id", "score", "segmentation" if kind == "segm" else "bbox")
+        found = there.loadRes([{key: result[key] for key in keys} for result in results])
+        run = evaluate(there, found, kind)
+        run.params.useCats = int(not class_agnostic)
+        run.evaluate()
+        run.accumulate()
+        run.summarize()
+        return [float(x) for x in run.stats[: len(NAMES)]]
+
+
+def _size_of(area: float) -> str:
+    return "small" if area < 32**2 else "medium" if area < 96**2 else "large"
+
+
+def _tools(metric: Metric) -> tuple[Any, Any]:
+    """Give the two classes that both libraries have: the data and the evaluation."""
+    try:
+        if metric == "faster":
+            from faster_coco_eval import COCO, COCOeval_faster
+
+            return COCO, COCOeval_faster
+        from pycocotools.coco import COCO
+        from pycocotools.cocoeval import COCOeval
+    except ImportError as error:
+        if metric == "faster":
+            raise ValueError(NEEDED) from error
+        raise ValueError("pycocotools is not installed: pip install pycocotools.") from error
+    return COCO, COCOeval

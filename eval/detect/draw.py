@@ -1,0 +1,74 @@
+"""Pictures of what was found: boxes, masks, names and scores on the image."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from jaxtyping import UInt8
+from PIL import Image
+from torch import Tensor
+from torchvision.utils import draw_bounding_boxes, draw_segmentation_masks
+
+from zoo.eval.detect.coco import CocoImage, CocoSplit
+from zoo.eval.detect.coco_metric import Prediction
+from zoo.eval.detect.masks import decode
+
+PALETTE = (
+    "#e6194b", "#3cb44b", "#4363d8", "#f58231", "#911eb4", "#008080", "#9a6324", "#800000",
+    "#808000", "#000075", "#f032e6", "#469990",
+)  # fmt: skip
+"""By label, so that a class has one colour in all pictures."""
+
+
+def truth_of(image: CocoImage, split: CocoSplit, *, masks: bool) -> Prediction:
+    """Give the annotations of an image in the form of a prediction that is sure."""
+    objects = split.objects(image)
+    boxes = torch.tensor([a["bbox"] for a in objects], dtype=torch.float32).reshape(-1, 4)
+    boxes = torch.cat([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], dim=1)
+    labels = torch.tensor([split.label(a) for a in objects], dtype=torch.int64)
+    drawn = None
+    if masks:
+        each = [decode(a.get("segmentation") or [], image.rows, image.cols) for a in objects]
+        shape = (0, image.rows, image.cols)
+        drawn = torch.from_numpy(np.stack(each) if each else np.zeros(shape)) > 0
+    return Prediction(boxes, torch.ones(len(objects)), labels, drawn)
+
+
+def draw(
+    image: UInt8[Tensor, "3 H W"],
+    prediction: Prediction,
+    classes: Sequence[str],
+    *,
+    least: float = 0.5,
+    most: int = 20,
+) -> UInt8[Tensor, "3 H W"]:
+    """Draw the best `most` objects with a score of `least` or more; others stay out."""
+    kept = (prediction.scores >= least).nonzero()[:most, 0].cpu()
+    if not len(kept):
+        return image
+    labels = prediction.labels.cpu()[kept].tolist()
+    colours = [PALETTE[label % len(PALETTE)] for label in labels]
+    if prediction.masks is not None:
+        masks = prediction.masks.cpu()[kept]
+        image = draw_segmentation_masks(image, masks, alpha=0.45, colors=colours)
+    scores = prediction.scores.cpu()[kept].tolist()
+    names = [
+        classes[label] if score == 1 else f"{classes[label]} {score:.2f}"
+        for label, score in zip(labels, scores, strict=True)
+    ]
+    boxes = prediction.boxes.cpu()[kept].round()
+    boxes[:, 2:] = torch.maximum(boxes[:, 2:], boxes[:, :2])
+    return draw_bounding_boxes(image, boxes, names, colours, width=2)
+
+
+def side_by_side(
+    image: CocoImage, prediction: Prediction, split: CocoSplit, *, least: float = 0.5
+) -> Image.Image:
+    """Draw the annotations on the left, what was found on the right."""
+    with Image.open(image.path) as opened:
+        pixels = torch.from_numpy(np.array(opened.convert("RGB"))).permute(2, 0, 1)
+    truth = truth_of(image, split, masks=prediction.masks is not None)
+    gap = torch.full((3, image.rows, 8), 255, dtype=torch.uint8)
+    both = [draw(pixels, truth, split.classes), gap]
+    both.append(draw(pixels, prediction, split.classes, least=least))
+    return Image.fromarray(torch.cat(both, dim=2).permute(1, 2, 0).numpy())

@@ -1,0 +1,41 @@
+"""What a detector finds in a split, and how good that is."""
+
+from collections.abc import Iterator
+
+import torch
+
+from zoo.eval.detect.canvas import Samples, batches
+from zoo.eval.detect.coco import CocoImage, CocoSplit
+from zoo.eval.detect.coco_metric import Prediction
+from zoo.eval.detect.detector import Detector
+
+
+def fitting(detector: Detector, split: CocoSplit) -> CocoSplit:
+    """Order a split's classes as the detector's.
+
+    Raises:
+        ValueError: they have other names, or one of the two is class-agnostic.
+    """
+    if detector.spec.class_agnostic != split.class_agnostic:
+        there = "knows" if split.class_agnostic else "does not know"
+        raise ValueError(f"The detector {there} classes; open {split.file} accordingly.")
+    return split.with_classes(detector.spec.classes)
+
+
+def find_objects(
+    detector: Detector,
+    split: CocoSplit,
+    *,
+    device: torch.device,
+    batch: int = 8,
+    workers: int = 0,
+) -> Iterator[tuple[CocoImage, Prediction]]:
+    """Yield each image of a split with what the detector finds in it."""
+    samples = Samples(split, detector.spec.size, masks=False)
+    places = range(len(split))
+    asked = [[(i, False) for i in places[k : k + batch]] for k in places[::batch]]
+    detector.eval()
+    for canvas in batches(samples, asked, workers=workers):
+        found = detector.predict(canvas.to(device))
+        for index, prediction in zip(canvas.indices, found, strict=True):
+            yield split.images[index], prediction
