@@ -21,6 +21,7 @@ USAGE = """zoo: vision backbones, and the distillation of many frozen teachers i
   zoo distill [RECIPE] ...  train a student from teachers, to an export and a report
   zoo eval TARGET ...       fidelity, kNN and linear probe of a run, an export or a model
   zoo report RUN            write RUN/report.html again
+  zoo detect-config ...     an mmdet configuration over one of our backbones
   zoo bench models ...      images/s, memory and multiply-adds beside timm's models
   zoo bench distill ...     a distillation step, part by part, beside the cost model
   zoo experiment phi_s      nine normalisations of three teachers, with paired intervals
@@ -475,12 +476,24 @@ def experiment(args: list[str]) -> None:
         raise SystemExit(1)
 
 
+def detect_config(args: list[str]) -> None:
+    """Write an mmdet configuration over an exported student, and say how to train with it.
+
+    Example: zoo detect-config mask-rcnn runs/mine/export COCO_FOLDER detector.py
+    """
+    from zoo.detect_config import DetectConfigArgs
+    from zoo.detect_config import detect_config as write
+
+    write(_parse(DetectConfigArgs, args, "detect-config", detect_config.__doc__ or ""))
+
+
 COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "list": list_models,
     "convert": convert,
     "distill": distill,
     "eval": evaluate,
     "report": report,
+    "detect-config": detect_config,
     "bench": bench,
     "experiment": experiment,
 }
