@@ -452,7 +452,7 @@ def detect_config(args: list[str]) -> None:
     from zoo.detect_config import DetectConfigArgs
     from zoo.detect_config import detect_config as write
 
-    write(_parse(DetectConfigArgs, args, "detect-config", detect_config.__doc__ or ""))
+    write(parse(DetectConfigArgs, args, "detect-config", detect_config.__doc__ or ""))
 
 
 COMMANDS: dict[str, Callable[[list[str]], None]] = {
