@@ -108,7 +108,7 @@ def open_depths(path: Path, settings: Depth) -> tuple[DepthSet, DepthSet]:
         part = DepthSet(
             tuple((f, known[f.stem]) for f in files), settings.scale, settings.max_depth
         )
-        for index in np.unique(np.linspace(0, len(part) - 1, 20).astype(int)):
+        for index in np.unique(np.linspace(0, len(part) - 1, 20).astype(int)).tolist():
             depth, size = part.target(index), part.image(index).size
             if depth.shape[::-1] != size or not depth.any():
                 raise ValueError(

@@ -10,7 +10,7 @@ from typing import Literal
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Float, Integer, UInt8
 from torch import Tensor, nn
 
 from zoo.eval import crops
@@ -253,8 +253,8 @@ def colours(count: int) -> UInt8[np.ndarray, "count 3"]:
 
 def panel(
     pixels: UInt8[Tensor, "3 H W"],
-    truth: Int[Tensor, "H W"],
-    guess: Int[Tensor, "H W"],
+    truth: Integer[Tensor, "H W"],
+    guess: Integer[Tensor, "H W"],
     palette: UInt8[np.ndarray, "K 3"],
 ) -> UInt8[np.ndarray, "H W3 3"]:
     """Draw image, truth and prediction side by side; what is not scored is black in both."""

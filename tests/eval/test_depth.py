@@ -11,7 +11,7 @@ from PIL import Image
 from zoo.eval.depth import Depth, depth, depth_errors, open_depths, scale_invariant, to_depth
 from zoo.eval.registry import Picture, Scores
 
-QUICK = Depth(crop=32, stride=32, steps=100, batch=4, lr=0.5, max_depth=4.5, pictures=1)
+QUICK = Depth(crop=16, stride=16, steps=100, batch=4, lr=0.5, max_depth=4.5, pictures=1)
 
 
 def write(root, *, kind="png", size=(40, 32), splits=("train", "val"), metres=(1.0, 4.0)):
