@@ -14,6 +14,7 @@ from zoo.eval.maps import collect_maps, save_maps
 from zoo.eval.registry import Picture, Scores
 from zoo.eval.report.gathered import Measure, gather, headline_columns
 from zoo.eval.report.joined import build_joined
+from zoo.eval.report.page import compared
 from zoo.eval.results import Record, write
 from zoo.features import Batch, Features
 
@@ -50,7 +51,7 @@ def make_run(folder):
     (folder / "config.json").write_text(json.dumps(config))
     about = dict(student=dict(name="eradio_nano", params=748_000), command="zoo distill ...")
     (folder / "about.json").write_text(json.dumps(about))
-    values = {"knn/top1": 61.0, "linear/top1": 70.0, "fidelity/min": 1.7}
+    values = {"knn/top1": 61.0, "linear/top1": 70.0, "fidelity/dino": 1.7, "fidelity/min": 1.7}
     lines = [dict(kind="eval", step=10, arm="student", **values)]
     (folder / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)) + "\n")
     torch.manual_seed(0)
@@ -85,6 +86,9 @@ def test_every_section_is_filled(whole):
     assert page.count("<img") == page.count("data:image/png;base64,")
     assert section(page, "pareto").count("<img") == 12  # four qualities, three costs
     assert section(page, "pictures").count("<img") == 3
+    assert (
+        section(page, "maps").count("<img") == 2 * 3
+    )  # an image, the teacher's map, the student's
 
 
 def test_the_best_of_a_column_is_bold_and_differences_carry_their_intervals(whole):
@@ -96,6 +100,12 @@ def test_the_best_of_a_column_is_bold_and_differences_carry_their_intervals(whol
     rows = section(page, "differences")
     assert rows.count("over 200 images") == 6
     assert re.search(r'class="best">\[−?-?\d', rows)
+
+
+def test_of_errors_and_costs_the_lowest_is_best():
+    for name in ("mse/dino", "depth/rmse", "speed/gmacs"):
+        assert [cell.best for cell in compared(name, [1.0, 2.0, None])] == [True, False, False]
+    assert [cell.best for cell in compared("speed/img_s", [1.0, 2.0])] == [False, True]
 
 
 def test_published_figures_are_marked_as_published(whole):
