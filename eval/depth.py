@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from PIL import Image
+from rich.progress import track
 from torch import Tensor
 
 from zoo.eval import crops
@@ -155,7 +156,7 @@ def depth(subject: Subject, data: Path, settings: Depth) -> Iterator[Found]:
     batches = crops.training_batches(
         train, crop, steps=settings.steps, batch=settings.batch, seed=subject.seed, **how
     )
-    for pixels, target in batches:
+    for pixels, target in track(batches, "train", total=settings.steps, transient=True):
         with torch.enable_grad():
             found = answer(Batch(pixels.to(subject.device, non_blocking=True)))
             loss = scale_invariant(found[:, 0], target.to(subject.device, non_blocking=True))
