@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -17,6 +17,7 @@ TRIES = 10
 """Places that are tried for a crop which is not filled by one class."""
 
 
+@runtime_checkable
 class DenseSource(Protocol):
     """Images with a value for each pixel: classes, or depths."""
 

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from PIL import Image
+from rich.progress import track
 from torch import Tensor
 
 from zoo.eval import crops
@@ -108,7 +109,7 @@ def open_depths(path: Path, settings: Depth) -> tuple[DepthSet, DepthSet]:
         part = DepthSet(
             tuple((f, known[f.stem]) for f in files), settings.scale, settings.max_depth
         )
-        for index in np.unique(np.linspace(0, len(part) - 1, 20).astype(int)):
+        for index in np.unique(np.linspace(0, len(part) - 1, 20).astype(int)).tolist():
             depth, size = part.target(index), part.image(index).size
             if depth.shape[::-1] != size or not depth.any():
                 raise ValueError(
@@ -155,7 +156,7 @@ def depth(subject: Subject, data: Path, settings: Depth) -> Iterator[Found]:
     batches = crops.training_batches(
         train, crop, steps=settings.steps, batch=settings.batch, seed=subject.seed, **how
     )
-    for pixels, target in batches:
+    for pixels, target in track(batches, "train", total=settings.steps, transient=True):
         with torch.enable_grad():
             found = answer(Batch(pixels.to(subject.device, non_blocking=True)))
             loss = scale_invariant(found[:, 0], target.to(subject.device, non_blocking=True))

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
-from jaxtyping import Int
+from jaxtyping import Integer
 from torch import Tensor
 
 from zoo.eval.registry import Scores
@@ -24,7 +24,7 @@ class Confusion:
         """For each image intersections, truths and guesses [3, classes], on the device."""
         self.keys: list[str] = []
 
-    def add(self, truth: Int[Tensor, "..."], guess: Int[Tensor, "..."], key: str) -> None:
+    def add(self, truth: Integer[Tensor, "..."], guess: Integer[Tensor, "..."], key: str) -> None:
         """Count one image.
 
         Raises:

@@ -209,7 +209,7 @@ BENCHMARKS: dict[str, Benchmark] = {
     "depth": Benchmark("zoo.eval.depth:depth", "depth", "depth/delta1"),
     "masks": Benchmark("zoo.eval.sam_masks:masks", "masks", "masks/miou"),
     "detect": Benchmark("zoo.eval.detect.benchmark:detect", "detection", "detect/box/AP50"),
-    "speed": Benchmark("zoo.eval.throughput:speed", "speed", "speed/img_s", 0.0, "nothing"),
+    "speed": Benchmark("zoo.eval.throughput:speed", "images/s", "speed/img_s", 0.0, "nothing"),
 }
 """Name -> what `zoo eval --on` runs; a new benchmark is one line."""
 

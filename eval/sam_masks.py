@@ -37,7 +37,7 @@ class SamMasks:
 def masks(subject: Subject, data: Path, settings: SamMasks) -> Iterator[Found]:
     """Yield the mean IoU of masks from the same points, per cent: 100 for SAM's own features.
 
-    AM-RADIO (2312.06709 §4) puts its student in the place of SAM's encoder likewise and scores
+    AM-RADIO (2312.06709) puts its student in the place of SAM's encoder likewise and scores
     masks against COCO's; here SAM's own masks are the truth, so no labels are needed. Both
     networks see the same square crops. No mask against no mask counts as agreement.
 

@@ -10,7 +10,8 @@ from typing import Literal
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Float, Integer, UInt8
+from rich.progress import track
 from torch import Tensor, nn
 
 from zoo.eval import crops
@@ -102,7 +103,7 @@ class Segmenter(nn.Module):
 def segment(subject: Subject, data: Path, settings: Segment) -> Iterator[Found]:
     """Train a segmentation head on a model's features, and yield mIoU and its like, per cent.
 
-    The linear protocol of DINOv2 (2304.07193 §7.4) and AM-RADIO (2312.06709 §4): crops of 512 px
+    The linear protocol of DINOv2 (2304.07193 §7.4) and AM-RADIO (2312.06709): crops of 512 px
     at 0.5 to 2 times the image's size, AdamW with a rate that falls linearly, and sliding windows
     at the end. Colours are not distorted. UPerNet has no auxiliary head here.
 
@@ -178,7 +179,7 @@ def fit_segmenter(
     segmenter.train()
     with torch.enable_grad(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(subject.seed)  # for the drop paths of a backbone that learns
-        for pixels, target in batches:
+        for pixels, target in track(batches, "train", total=settings.steps, transient=True):
             target = target.to(subject.device, non_blocking=True)
             logits = segmenter(Batch(pixels.to(subject.device, non_blocking=True)))
             loss = pixel_loss(logits, target)
@@ -224,7 +225,8 @@ def measure_segmenter(
         return at_grid(logits, (settings.crop, settings.crop)).permute(0, 3, 1, 2)
 
     images = crops.whole_images(val, **crops.loading(subject.device, settings.workers))
-    for index, (pixels, target) in zip(itertools.count(), images, strict=False):
+    watched = track(images, "measure", total=len(val), transient=True)
+    for index, (pixels, target) in zip(itertools.count(), watched, strict=False):
         image = pixels.to(subject.device, non_blocking=True).float() / 255
         how = dict(side=settings.crop, stride=settings.stride, batch=settings.batch)
         guess = sliding(answer, image, **how).argmax(dim=1)
@@ -253,8 +255,8 @@ def colours(count: int) -> UInt8[np.ndarray, "count 3"]:
 
 def panel(
     pixels: UInt8[Tensor, "3 H W"],
-    truth: Int[Tensor, "H W"],
-    guess: Int[Tensor, "H W"],
+    truth: Integer[Tensor, "H W"],
+    guess: Integer[Tensor, "H W"],
     palette: UInt8[np.ndarray, "K 3"],
 ) -> UInt8[np.ndarray, "H W3 3"]:
     """Draw image, truth and prediction side by side; what is not scored is black in both."""

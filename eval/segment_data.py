@@ -179,7 +179,7 @@ def check_segments(part: SegmentSet, what: str) -> None:
     if not len(part):
         raise ValueError(f"The {what} is empty: no image has a mask.")
     scored = False
-    for index in np.unique(np.linspace(0, len(part) - 1, LOOKED_AT).astype(int)):
+    for index in np.unique(np.linspace(0, len(part) - 1, LOOKED_AT).astype(int)).tolist():
         mask, size = part.target(index), part.image(index).size
         if mask.shape[::-1] != size:
             raise ValueError(

@@ -34,7 +34,7 @@ class Pyramid:
             last = sorted({stride: i for i, stride in enumerate(strides)}.items())
             self.levels = [i for _, i in last[-LEVELS:]]
 
-    def __call__(self, batch: Batch) -> list[Float[Tensor, "B C h w"]]:
+    def __call__(self, batch: Batch) -> list[Tensor]:
         size = (batch.images.shape[-2], batch.images.shape[-1])
         maps = self.backbone.forward_intermediates(
             (batch.at(size) - self.mean) / self.std,
@@ -69,7 +69,7 @@ class ConvNorm(nn.Sequential):
 
 
 class UPerNet(nn.Module):
-    """Four maps, fine to coarse -> [B h w classes] on the finest map's grid.
+    """Four maps [B C h w], fine to coarse -> [B h w classes] on the finest map's grid.
 
     Args:
         widths: Channels of the maps.
@@ -93,7 +93,7 @@ class UPerNet(nn.Module):
         self.join = ConvNorm(len(widths) * hidden, hidden, 3)
         self.classifier = nn.Conv2d(hidden, classes, 1)
 
-    def forward(self, maps: Sequence[Float[Tensor, "B C h w"]]) -> Float[Tensor, "B h w K"]:
+    def forward(self, maps: Sequence[Tensor]) -> Float[Tensor, "B h w K"]:
         maps = [level.float() for level in maps]
         last = maps[-1]
         grid = (last.shape[2], last.shape[3])

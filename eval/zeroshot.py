@@ -51,7 +51,8 @@ def zeroshot(subject: Subject, data: Path, settings: ZeroShot) -> Iterator[Found
     if not images.classes:
         raise ValueError(f"{data} has no classes: one sub-folder a class, or .cls in the shards.")
     names = class_names(images.classes, data)
-    classifier = text_classifier(settings.teacher, names, prompts(settings.templates))
+    sentences = prompts(settings.templates)
+    classifier = text_classifier(settings.teacher, names, sentences, device=subject.device)
     check_width(subject, label, classifier.shape[1], settings.teacher)
     found = extract(through_head(subject, label), images)
     assert found.labels is not None  # the images have classes
@@ -165,7 +166,10 @@ def class_names(classes: Sequence[str], data: Path) -> list[str]:
     file = data / "classes.json"
     if file.is_file():
         names = json.loads(file.read_text())
-        if not isinstance(names, list) or len(names) != len(classes):
+        # shards count their classes by the largest label, which the last ones may not reach
+        numbered = all(name.isdigit() for name in classes)
+        fits = isinstance(names, list) and len(names) >= len(classes)
+        if not fits or (len(names) > len(classes) and not numbered):
             count = len(names) if isinstance(names, list) else "no list of"
             raise ValueError(f"{file} names {count} classes, and the data has {len(classes)}.")
         classes = [str(name) for name in names]

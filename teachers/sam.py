@@ -34,6 +34,7 @@ class MaskDecoder:
                 "ones need maps of their trunk as well, which no head learns."
             )
         network, _ = read_network(name, config, torch.device(device))
+        del network.vision_encoder  # the features come from elsewhere
         self.network: Any = network.eval().requires_grad_(False).to(device)
         vision = config.vision_config
         self.side, self.width = vision.image_size, vision.output_channels

@@ -39,6 +39,8 @@ def text_classifier(
     teacher: Teacher | str,
     class_names: Sequence[str],
     templates: Sequence[str] = ("a photo of a {}.",),
+    *,
+    device: torch.device | str = "cpu",
 ) -> Float[Tensor, "classes D"]:
     """Turn class names into the weights of a zero-shot classifier, as CLIP does (2103.00020).
 
@@ -49,6 +51,7 @@ def text_classifier(
     Args:
         teacher: A teacher, or its name.
         templates: Sentences with `{}` in place of the class name.
+        device: Where a tower runs that is given by name; a teacher's runs where the teacher is.
 
     Raises:
         ValueError: there is no text tower or tokenizer, or there is nothing to classify by.
@@ -58,16 +61,16 @@ def text_classifier(
     for template in templates:
         if "{}" not in template:
             raise ValueError(f"The template {template!r} has no {{}} where the class name goes.")
-    tower = open_text(*_source(teacher))
+    tower = open_text(*_source(teacher, torch.device(device)))
     texts = [t.replace("{}", name) for name in class_names for t in templates]
     parts = [tower(texts[i : i + BATCH]).float() for i in range(0, len(texts), BATCH)]
     embedded = F.normalize(torch.cat(parts), dim=-1).unflatten(0, (-1, len(templates)))
     return F.normalize(embedded.mean(dim=1), dim=-1)
 
 
-def _source(teacher: Teacher | str) -> tuple[TeacherName, torch.device]:
+def _source(teacher: Teacher | str, device: torch.device) -> tuple[TeacherName, torch.device]:
     if isinstance(teacher, str):
-        return TeacherName.parse(teacher), torch.device("cpu")
+        return TeacherName.parse(teacher), device
     if isinstance(teacher, Frozen) and teacher.source:
         return teacher.source, teacher.mean.device
     raise ValueError(

@@ -13,6 +13,8 @@ CHECKED = [
     for name in (
         "features", "students", "teachers", "train.distill", "train.losses", "train.phi_s",
         "train.shift", "train.weighting", "eval.extract", "eval.fidelity",
+        "eval.segment", "eval.mean_iou", "eval.upernet", "eval.windows", "eval.crops", "eval.depth",
+        "eval.correspondence", "eval.sam_masks", "eval.retrieval", "eval.zeroshot",
     )
 ]  # fmt: skip
 install_import_hook(CHECKED, "beartype.beartype")

@@ -55,7 +55,7 @@ TEACHER = ["--teachers", "timm:resnet18/random"]
         (["eval", "resnet18", "--data", "NOWHERE", "--dry-run"], "There is no data at NOWHERE"),
         (["eval", "--on", "knn"], "Name what to measure"),
         (["eval", "--features", "EMPTY"], "zoo embed writes one"),
-        (["eval", "--features", "EMPTY", "--on", "segment"], "serves knn, linear and fewshot"),
+        (["eval", "--features", "EMPTY", "--on", "speed"], "serves knn, linear and fewshot"),
         (["eval", "--compare", "resnet18", "resnet34"], "needs data"),
         (["embed", "IMAGES", "IMAGES", "--model", "resnet18"], "is not empty"),
         (["report"], "Name at least one"),

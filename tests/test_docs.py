@@ -69,3 +69,49 @@ def test_the_commands_of_the_page_of_distillation_run(tmp_path, monkeypatch, cap
     exec(compile(code[1], str(DISTILLATION), "exec"), {})
     told = capsys.readouterr().out
     assert "'edges': (1, 4, 4, 8)" in told and told.count("report.html") == 8
+
+
+@pytest.mark.slow  # nine commands, each a little
+def test_the_commands_of_the_page_of_evaluation_run(tmp_path, monkeypatch, capsys):
+    import numpy as np
+    from PIL import Image
+
+    from zoo.cli import main
+
+    monkeypatch.chdir(tmp_path)
+    for number in range(40):
+        folder = tmp_path / "photos" / ("dark", "light")[number % 2]
+        folder.mkdir(parents=True, exist_ok=True)
+        pixels = np.full((40, 40, 3), 100 * (number % 2) + number, np.uint8)
+        Image.fromarray(pixels).save(folder / f"{number}.png")
+    for args in commands(DOCS / "evaluation.md"):
+        main(args)
+    told = capsys.readouterr().out
+    assert "test_convnext against" in told.replace("\n", " ") and "all.html" in told
+    assert (tmp_path / "features" / "vit" / "index.json").is_file()
+
+
+@pytest.mark.slow
+def test_the_commands_of_the_page_of_dense_tasks_run(tmp_path, monkeypatch, capsys):
+    import json
+
+    import numpy as np
+    from PIL import Image
+
+    from zoo.cli import main
+
+    monkeypatch.chdir(tmp_path)
+    streets, draws = tmp_path / "streets", np.random.default_rng(0)
+    for name in ("images/train", "images/val", "masks/train", "masks/val"):
+        (streets / name).mkdir(parents=True)
+    for number in range(8):
+        truth = draws.integers(2, size=(4, 5), dtype=np.uint8).repeat(20, axis=0).repeat(20, axis=1)
+        part = ("train", "val")[number % 2]
+        Image.fromarray(truth * 200).save(streets / "images" / part / f"{number}.png")
+        Image.fromarray(truth).save(streets / "masks" / part / f"{number}.png")
+    (streets / "classes.json").write_text(json.dumps(["road", "sky"]))
+    (tmp_path / "photos").symlink_to(streets / "images")
+    for args in commands(DOCS / "dense.md"):
+        main(args)
+    told = capsys.readouterr().out
+    assert "segment/class/road" in told and "correspondence/pck0.1" in told

@@ -91,9 +91,9 @@ def check(asked: Asked) -> None:
         load(name)
         reads = BENCHMARKS[name].reads
         if asked.features is not None:
-            if reads == "data":
+            if reads != "features":
                 raise ValueError(
-                    f"{name} looks at images: --features serves knn, linear and fewshot only."
+                    f"{name} needs the model itself: --features serves knn, linear and fewshot."
                 )
             continue
         paths = asked.data.get(name, ())

@@ -1,8 +1,8 @@
 """mmdet's own tools, which its wheel brings along, with what they lack supplied first.
 
-    python -m zoo.eval.detect.mmdet_tool train detector.py --resume
-    torchrun --nproc_per_node 8 -m zoo.eval.detect.mmdet_tool train detector.py --launcher pytorch
-    python -m zoo.eval.detect.mmdet_tool test detector.py runs/detector/epoch_12.pth
+python -m zoo.eval.detect.mmdet_tool train detector.py --resume
+torchrun --nproc_per_node 8 -m zoo.eval.detect.mmdet_tool train detector.py --launcher pytorch
+python -m zoo.eval.detect.mmdet_tool test detector.py runs/detector/epoch_12.pth
 """
 
 import runpy

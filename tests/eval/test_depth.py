@@ -11,7 +11,7 @@ from PIL import Image
 from zoo.eval.depth import Depth, depth, depth_errors, open_depths, scale_invariant, to_depth
 from zoo.eval.registry import Picture, Scores
 
-QUICK = Depth(crop=32, stride=32, steps=100, batch=4, lr=0.5, max_depth=4.5, pictures=1)
+QUICK = Depth(crop=16, stride=16, steps=100, batch=4, lr=0.5, max_depth=4.5, pictures=1)
 
 
 def write(root, *, kind="png", size=(40, 32), splits=("train", "val"), metres=(1.0, 4.0)):
@@ -49,7 +49,7 @@ def test_depth_that_the_pixels_show_is_found_and_a_blind_model_does_not_find_it(
 ):
     data = write(tmp_path, kind=kind)
     got = measured(planted(), data, QUICK)
-    assert got["depth/delta1"] > 90 and got["depth/rmse"] < 0.6
+    assert got["depth/delta1"] > 70 and got["depth/rmse"] < 0.8
     blind = measured(planted(lambda x: x * 0), data, replace(QUICK, steps=30))
     assert blind["depth/delta1"] < 60 and blind["depth/rmse"] > 1
 

@@ -1,5 +1,7 @@
 """Masks through SAM's decoder: SAM's own features give SAM's own masks."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -39,7 +41,7 @@ def sam(tmp_path_factory):
 
 
 def measured(who, teacher, **how):
-    found = dict(masks(who, None, SamMasks(teacher=teacher, points=3, **how)))
+    found = dict(masks(who, Path(), SamMasks(teacher=teacher, points=3, **how)))
     return {k: v.value for k, v in found.items() if not isinstance(v, Picture)}, found
 
 

@@ -19,24 +19,24 @@ def accuracy(said, truth):
     return 100 * float((said == truth).double().mean())
 
 
-def test_comes_within_a_point_of_scikit_learn_on_digits():
+def test_comes_within_a_point_of_scikit_learn_without_a_penalty_on_digits():
     from sklearn.linear_model import LogisticRegression
 
     bank, queries = digits()
     std, mean = torch.std_mean(bank[0], dim=0, correction=0)
     std = torch.where(std > 0, std, 1)
     a, b = (((x - mean) / std).numpy() for x in (bank[0], queries[0]))
-    want = 100 * LogisticRegression(C=1.0, max_iter=1000).fit(a, bank[1]).score(b, queries[1])
+    want = 100 * LogisticRegression(C=1e3, max_iter=2000).fit(a, bank[1]).score(b, queries[1])
     said = sgd_classes(*bank, *queries, rates=(1e-2, 1e-1), least_steps=500, batch=256)
     assert abs(accuracy(said, queries[1]) - want) <= 1
 
 
-def test_the_seed_decides_the_order_and_a_rate_that_diverges_is_not_chosen():
+def test_the_seed_decides_the_order_and_a_rate_that_is_too_small_is_not_chosen():
     bank, queries = digits()
     bank = bank[0][:300], bank[1][:300]
     how = dict(epochs=5, least_steps=0, batch=64)
-    said = sgd_classes(*bank, *queries, rates=(1e-1, 1e9), **how)
-    assert torch.equal(said, sgd_classes(*bank, *queries, rates=(1e-1, 1e9), **how))
+    said = sgd_classes(*bank, *queries, rates=(1e-1, 1e-6), **how)
+    assert torch.equal(said, sgd_classes(*bank, *queries, rates=(1e-1, 1e-6), **how))
     assert torch.equal(said, sgd_classes(*bank, *queries, rates=(1e-1,), **how))
     assert accuracy(said, queries[1]) > 75
 
