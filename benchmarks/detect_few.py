@@ -83,7 +83,10 @@ def _measured(job: Job) -> dict[str, Any]:
     samples = Samples(train, spec.size, masks=True, keep=True)
     trained = time.perf_counter()
     losses = torch.stack(
-        [found["loss"] for found in train_steps(Trainee(detector, training), samples, device=device)]
+        [
+            found["loss"]
+            for found in train_steps(Trainee(detector, training), samples, device=device)
+        ]
     ).tolist()
     seconds = time.perf_counter() - trained
     scores = dict(_score("train", detector, train, device))
@@ -118,9 +121,7 @@ def _score(
             yield f"{part}/{name} any class", 100 * value
 
 
-def _draw(
-    job: Job, detector: Detector, splits: dict[str, CocoSplit], device: torch.device
-) -> None:
+def _draw(job: Job, detector: Detector, splits: dict[str, CocoSplit], device: torch.device) -> None:
     assert job.pictures is not None
     for part, split in splits.items():
         for image, found in find_objects(detector, split.first(PICTURES), device=device):

@@ -28,15 +28,15 @@ def write_shapes(folder: Path, *, train: int = 16, val: int = 8, side: int = 96,
         for i in range(1, count + 1):
             rows, cols = side, side - 8 * int(draws.integers(0, 4))
             name = f"{part}_{i:04d}.png"
-            image, objects = _image(draws, rows, cols, 0 if i == count else draws.integers(1, 4))
+            image, objects = _image(
+                draws, rows, cols, 0 if i == count else int(draws.integers(1, 4))
+            )
             image.save(folder / part / name)
             images.append(dict(id=10 * i, file_name=name, width=cols, height=rows))
             for entry in objects:
                 at = dict(id=len(annotations) + 1, image_id=10 * i)
                 annotations.append(at | entry | dict(iscrowd=int(not annotations)))
-        categories = [
-            dict(id=i, name=name) for i, name in zip(CATEGORY_IDS, CLASSES, strict=True)
-        ]
+        categories = [dict(id=i, name=name) for i, name in zip(CATEGORY_IDS, CLASSES, strict=True)]
         content = dict(images=images, annotations=annotations, categories=categories)
         (folder / "annotations").mkdir(exist_ok=True)
         (folder / "annotations" / f"instances_{part}.json").write_text(json.dumps(content))

@@ -104,10 +104,13 @@ def parameter_groups(detector: Detector, config: Training) -> list[dict[str, Any
                 "layer_decay, or choose another."
             )
         deep = param_groups_layer_decay(
-            inner, config.weight_decay, exempt, layer_decay=config.layer_decay
+            inner,
+            config.weight_decay,
+            no_weight_decay_list=exempt,
+            layer_decay=config.layer_decay,
         )
     else:
-        deep = param_groups_weight_decay(inner, config.weight_decay, exempt)
+        deep = param_groups_weight_decay(inner, config.weight_decay, no_weight_decay_list=exempt)
     for group in deep:
         group["scale"] = group.pop("lr_scale", 1.0) * config.backbone_lr
         group.pop("param_names", None)
@@ -132,9 +135,7 @@ def train_steps(
     on from a saved state repeats what an uninterrupted one does.
     """
     config, detector = trainee.config, trainee.detector
-    coming = list(
-        order(len(samples), config.batch, range(trainee.step, config.steps), config.seed)
-    )
+    coming = list(order(len(samples), config.batch, range(trainee.step, config.steps), config.seed))
     detector.train()
     if config.norms == "frozen":
         _still(detector.backbone)
