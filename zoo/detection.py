@@ -212,9 +212,9 @@ def read_config(folder: Path) -> Detect:
     try:
         content = json.loads((folder / "config.json").read_text())
         training = Training(**content.pop("training"))
-        content = {k: tuple(v) if isinstance(v, list) else v for k, v in content.items()}
-        paths = dict(data=Path(content.pop("data")), out=folder)
-        return Detect(**content | paths, training=training)
+        content["options"] = tuple(content["options"])
+        data = Path(content.pop("data"))
+        return Detect(**content, data=data, out=folder, training=training)
     except (OSError, json.JSONDecodeError, TypeError, KeyError) as error:
         raise ValueError(f"{folder} is no run of `zoo detect`: {error}.") from error
 

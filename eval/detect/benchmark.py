@@ -1,4 +1,4 @@
-"""The benchmark `detect`: a trained detector's score, or what a short training makes of a backbone."""
+"""The benchmark `detect`: a detector's score, or what a short training makes of a backbone."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -53,15 +53,14 @@ def detect(subject: Subject, data: Path, settings: Detect) -> Iterator[Found]:
         ValueError: the folder or the backbone is not as it should be, before any training.
     """
     trained = is_detector(Path(subject.name))
-    agnostic = settings.class_agnostic
     if trained:
         detector = load_detector(trained, device=subject.device)
-        agnostic = detector.spec.class_agnostic
         if subject.precision == "amp":
             detector.precision = torch.bfloat16
-    val = open_coco(data, "val", class_agnostic=agnostic)
-    val.require_objects()
-    if not trained:
+        val = open_coco(data, "val", class_agnostic=detector.spec.class_agnostic)
+    else:
+        val = open_coco(data, "val", class_agnostic=settings.class_agnostic)
+        val.require_objects()
         detector = _train(subject, data, val, settings)
     yield from measure(
         detector, val, subject.device, pictures=settings.pictures, out=settings.predictions

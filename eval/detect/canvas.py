@@ -141,7 +141,7 @@ class Samples(Dataset):
             masks = torch.zeros(len(objects), self.side, self.side, dtype=torch.uint8)
             for mask, annotation in zip(masks, objects, strict=True):
                 drawn = decode(annotation["segmentation"], image.rows, image.cols, size=size)
-                mask[: size[0], : size[1]] = torch.from_numpy(np.ascontiguousarray(drawn))
+                mask[: size[0], : size[1]] = torch.from_numpy(np.array(drawn))
             masks = masks[big]
         return Truth(boxes[big], labels[big], masks)
 

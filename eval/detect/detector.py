@@ -46,7 +46,7 @@ class Source:
         Raises:
             ValueError: timm refuses.
         """
-        how = dict(feature_cls="getter") if self.getter else {}
+        how: dict[str, Any] = dict(feature_cls="getter") if self.getter else {}
         name = self.weights if pretrained and self.weights else self.name
         try:
             return timm.create_model(
@@ -119,19 +119,22 @@ def find_source(target: str, size: int, *, options: dict[str, Any] | None = None
     """
     name, weights, own = _named(target)
     own |= options or {}
-    with torch.device("meta"):
-        # by the name of its weights, for their mean and standard deviation
-        model: Any = timm.create_model(weights or name, num_classes=0, **own)
+    try:
+        with torch.device("meta"):
+            # by the name of its weights, for their mean and standard deviation
+            model: Any = timm.create_model(weights or name, num_classes=0, **own)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{name} refuses its options {own}: {error}.") from error
     takes = hasattr(model, "set_input_size")
     getter = hasattr(model, "forward_intermediates")
-    config = resolve_model_data_config(model)
-    info = getattr(model, "feature_info", None)
+    config: dict[str, Any] = resolve_model_data_config(model)
+    info: Any = getattr(model, "feature_info", None)
     if not info:
         raise ValueError(f"{name} gives no feature maps (timm's features_only); choose another.")
     reductions = [int(level["reduction"]) for level in info]
     levels, strides = _levels(reductions, name)
     if takes:
-        side = size if len(strides) > 1 else size // 16 * strides[0]
+        side = size // 16 * strides[0] if len(strides) == 1 else size
         own["img_size"] = side
     return Source(
         name=name, options=own, levels=levels, strides=strides,
@@ -235,6 +238,12 @@ def load_detector(folder: Path, *, device: torch.device | str = "cpu") -> Detect
 
 def read_spec(content: dict[str, Any]) -> Spec:
     """Make a spec of what its JSON form says."""
-    source = {k: tuple(v) if isinstance(v, list) else v for k, v in content["source"].items()}
-    rest = content | dict(source=Source(**source), classes=tuple(content["classes"]))
+    source: dict[str, Any] = {
+        k: tuple(v) if isinstance(v, list) else v for k, v in content["source"].items()
+    }
+    rest: dict[str, Any] = {
+        **content,
+        "source": Source(**source),
+        "classes": tuple(content["classes"]),
+    }
     return Spec(**rest)

@@ -1,6 +1,7 @@
 """Pictures of what was found: boxes, masks, names and scores on the image."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -47,13 +48,13 @@ def draw(
     if not len(kept):
         return image
     labels = prediction.labels.cpu()[kept].tolist()
-    colours = [PALETTE[label % len(PALETTE)] for label in labels]
+    colours: Any = [PALETTE[label % len(PALETTE)] for label in labels]
     if prediction.masks is not None:
         masks = prediction.masks.cpu()[kept]
         image = draw_segmentation_masks(image, masks, alpha=0.45, colors=colours)
     scores = prediction.scores.cpu()[kept].tolist()
     names = [
-        classes[label] if score == 1 else f"{classes[label]} {score:.2f}"
+        str(classes[label]) if score == 1 else f"{classes[label]} {score:.2f}"
         for label, score in zip(labels, scores, strict=True)
     ]
     boxes = prediction.boxes.cpu()[kept].round()

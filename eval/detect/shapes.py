@@ -28,7 +28,9 @@ def write_shapes(folder: Path, *, train: int = 16, val: int = 8, side: int = 96,
         for i in range(1, count + 1):
             rows, cols = side, side - 8 * int(draws.integers(0, 4))
             name = f"{part}_{i:04d}.png"
-            image, objects = _image(draws, rows, cols, 0 if i == count else draws.integers(1, 4))
+            image, objects = _image(
+                draws, rows, cols, 0 if i == count else int(draws.integers(1, 4))
+            )
             image.save(folder / part / name)
             images.append(dict(id=10 * i, file_name=name, width=cols, height=rows))
             for entry in objects:

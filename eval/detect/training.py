@@ -104,10 +104,13 @@ def parameter_groups(detector: Detector, config: Training) -> list[dict[str, Any
                 "layer_decay, or choose another."
             )
         deep = param_groups_layer_decay(
-            inner, config.weight_decay, exempt, layer_decay=config.layer_decay
+            inner,
+            config.weight_decay,
+            no_weight_decay_list=exempt,
+            layer_decay=config.layer_decay,
         )
     else:
-        deep = param_groups_weight_decay(inner, config.weight_decay, exempt)
+        deep = param_groups_weight_decay(inner, config.weight_decay, no_weight_decay_list=exempt)
     for group in deep:
         group["scale"] = group.pop("lr_scale", 1.0) * config.backbone_lr
         group.pop("param_names", None)

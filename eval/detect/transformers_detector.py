@@ -42,7 +42,8 @@ class TransformersDetector(Detector):
                 "mask_rcnn, which makes a pyramid of a ViT, or another backbone."
             )
         self.spec = spec
-        config = ZooBackboneConfig(
+        make_config: Any = ZooBackboneConfig  # its fields are known at run time alone
+        config = make_config(
             backbone=source.name,
             out_indices=list(source.levels[-least:]),
             options=source.options | (dict(feature_cls="getter") if source.getter else {}),
@@ -94,7 +95,7 @@ class TransformersDetector(Detector):
         output = self.model(**self._inputs(batch))
         found = self._process(output, batch.images.shape[-1], self.spec.score)
         return [
-            _prediction(*one, size, original)
+            _prediction(one, size, original)
             for one, size, original in zip(found, batch.sizes, batch.originals, strict=True)
         ]
 
@@ -115,14 +116,8 @@ Found = tuple[Tensor, Tensor, Tensor, Tensor | None]
 """Scores, labels, and boxes and perhaps masks on the canvas."""
 
 
-def _prediction(
-    scores: Tensor,
-    labels: Tensor,
-    boxes: Tensor,
-    masks: Tensor | None,
-    size: tuple[int, int],
-    original: tuple[int, int],
-) -> Prediction:
+def _prediction(found: Found, size: tuple[int, int], original: tuple[int, int]) -> Prediction:
+    scores, labels, boxes, masks = found
     best = scores.argsort(descending=True, stable=True)[:MOST]
     rows, cols = original
     scale = boxes.new_tensor([cols / size[1], rows / size[0]]).repeat(2)
@@ -180,27 +175,27 @@ def _heads(width: int) -> int:
 def _detr(spec: Spec, config: Any, channels: list[int]) -> Any:
     from transformers import DetrConfig, DetrForObjectDetection
 
-    narrow = _decoder(spec) | dict(encoder_layers=_layers(spec), decoder_layers=_layers(spec))
-    return DetrForObjectDetection(
-        DetrConfig(backbone_config=config, num_labels=len(spec.classes), **narrow)
-    )
+    layers = dict(encoder_layers=_layers(spec), decoder_layers=_layers(spec))
+    return DetrForObjectDetection(DetrConfig(**_shared(spec, config), **_decoder(spec), **layers))
 
 
 def _rt_detr(spec: Spec, config: Any, channels: list[int]) -> Any:
     from transformers import RTDetrV2Config, RTDetrV2ForObjectDetection
 
     width = spec.width
+    # queries start from cells of the three maps; small canvases have fewer than it wants
+    cells = sum((spec.size // stride) ** 2 for stride in spec.source.strides[-3:])
     narrow = _decoder(spec) | dict(
         encoder_hidden_dim=width,
         encoder_attention_heads=_heads(width),
         decoder_in_channels=[width] * 3,
         decoder_layers=_layers(spec),
+        num_queries=min(300, cells),
     )
     return RTDetrV2ForObjectDetection(
         RTDetrV2Config(
-            backbone_config=config,
+            **_shared(spec, config),
             encoder_in_channels=channels,
-            num_labels=len(spec.classes),
             freeze_backbone_batch_norms=False,
             **narrow,
         )
@@ -211,10 +206,11 @@ def _mask2former(spec: Spec, config: Any, channels: list[int]) -> Any:
     from transformers import Mask2FormerConfig, Mask2FormerForUniversalSegmentation
 
     width = spec.width
+    if width % 32:
+        raise ValueError(f"mask2former needs a width that is a multiple of 32; {width} is none.")
     return Mask2FormerForUniversalSegmentation(
         Mask2FormerConfig(
-            backbone_config=config,
-            num_labels=len(spec.classes),
+            **_shared(spec, config),
             feature_size=width,
             mask_feature_size=width,
             hidden_dim=width,
@@ -225,6 +221,10 @@ def _mask2former(spec: Spec, config: Any, channels: list[int]) -> Any:
             decoder_layers=_layers(spec) + 3,
         )
     )
+
+
+def _shared(spec: Spec, config: Any) -> dict[str, Any]:
+    return dict(backbone_config=config, num_labels=len(spec.classes))
 
 
 def _layers(spec: Spec) -> int:

@@ -1,4 +1,4 @@
-"""A COCO folder of known content."""
+"""COCO folders of known content, which all tests of detectors share."""
 
 import json
 
@@ -34,3 +34,16 @@ def toy_coco(tmp_path_factory):
         content = dict(images=images, annotations=notes, categories=categories)
         (root / "annotations" / f"instances_{split}.json").write_text(json.dumps(content))
     return root
+
+
+@pytest.fixture(scope="session")
+def shapes(tmp_path_factory):
+    """A folder of drawn shapes."""
+    pytest.importorskip(
+        "faster_coco_eval", reason="faster-coco-eval is not installed; it is in [det]"
+    )
+    from zoo.eval.detect.shapes import write_shapes
+
+    folder = tmp_path_factory.mktemp("shapes")
+    write_shapes(folder, train=6, val=4, side=64)
+    return folder

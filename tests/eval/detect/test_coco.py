@@ -7,8 +7,8 @@ from PIL import Image
 
 pytest.importorskip("faster_coco_eval", reason="faster-coco-eval is not installed; it is in [det]")
 
-from zoo.eval.detect.coco import open_coco, read_coco  # noqa: E402
-from zoo.eval.detect.shapes import write_shapes  # noqa: E402
+from zoo.eval.detect.coco import open_coco, read_coco
+from zoo.eval.detect.shapes import write_shapes
 
 
 @pytest.fixture
@@ -144,7 +144,7 @@ def test_a_bad_file_is_refused_with_its_reason(folder, case):
 
 
 def test_a_folder_without_annotations_names_the_layouts(tmp_path):
-    with pytest.raises(ValueError, match="instances_train.json with train/"):
+    with pytest.raises(ValueError, match=r"instances_train\.json with train/"):
         open_coco(tmp_path, "train")
 
 
@@ -162,5 +162,5 @@ def test_nothing_to_learn_is_said(folder):
 
 def test_a_detector_with_masks_asks_for_masks(folder):
     change(folder, lambda c: c["annotations"][1].pop("segmentation"))
-    with pytest.raises(ValueError, match="1 objects of .* have no mask"):
+    with pytest.raises(ValueError, match=r"1 objects of .* have no mask"):
         open_coco(folder, "train").require_masks()

@@ -8,16 +8,16 @@ import torch
 
 pytest.importorskip("faster_coco_eval", reason="faster-coco-eval is not installed; it is in [det]")
 
-from zoo.eval.detect.coco import open_coco  # noqa: E402
-from zoo.eval.detect.coco_metric import (  # noqa: E402
+from zoo.eval.detect.coco import open_coco
+from zoo.eval.detect.coco_metric import (
     Prediction,
     coco_metrics,
     coco_results,
     read_results,
     write_results,
 )
-from zoo.eval.detect.draw import truth_of  # noqa: E402
-from zoo.eval.detect.shapes import write_shapes  # noqa: E402
+from zoo.eval.detect.draw import truth_of
+from zoo.eval.detect.shapes import write_shapes
 
 
 @pytest.fixture(scope="module")

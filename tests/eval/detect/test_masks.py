@@ -5,7 +5,7 @@ import pytest
 
 pytest.importorskip("faster_coco_eval", reason="faster-coco-eval is not installed; it is in [det]")
 
-from zoo.eval.detect.masks import decode, encode, problem_of  # noqa: E402
+from zoo.eval.detect.masks import decode, encode, problem_of
 
 SQUARE = [[2.0, 1.0, 6.0, 1.0, 6.0, 4.0, 2.0, 4.0]]
 

@@ -1,0 +1,271 @@
+"""Train Mask R-CNN on a few COCO images with several backbones: does training work, how far.
+
+    python benchmarks/detect_few.py --data COCO_FOLDER --out benchmarks/results/detect-h200.json
+
+Needs torch, torchvision, timm, matplotlib, faster-coco-eval and this repository. A model is a
+registered name (random weights; `name.tag`: released ones) or the folder of an exported student,
+with a label of your own if you like: `--models mine=runs/mine/export resnet50`. Each (model,
+seed) is a process of its own, `--jobs` at a time: heads of detectors wait for the CPU, so several
+share a GPU well. JSON is written after each; a Markdown table, a figure (losses, AP50 on the
+images that were learnt and on others) and pictures of predictions lie beside it.
+
+    --tiny --device cpu   a dry rehearsal: drawn shapes, small models, few steps
+
+With a few dozen images AP50 on the training images says whether the whole path learns; AP50 on
+the others is a smoke test and no ranking.
+"""
+
+import argparse
+import json
+import multiprocessing
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # where zoo is not installed
+
+from zoo.eval.detect.benchmark import Detect, spec_of
+from zoo.eval.detect.canvas import Samples
+from zoo.eval.detect.coco import CocoSplit, open_coco
+from zoo.eval.detect.coco_metric import coco_metrics, coco_results
+from zoo.eval.detect.detector import Detector, build_detector
+from zoo.eval.detect.draw import side_by_side
+from zoo.eval.detect.finding import find_objects, fitting
+from zoo.eval.detect.shapes import write_shapes
+from zoo.eval.detect.training import Trainee, Training, train_steps
+from zoo.eval.speed import surroundings
+
+MODELS = ("fastervit_0", "mambavision_t", "eradio_xxxtiny", "resnet50", "convnext_tiny")
+TINY = ("eradio_nano", "resnet18")
+PICTURES = 3
+
+
+@dataclass(frozen=True)
+class Job:
+    """One model with one seed."""
+
+    label: str
+    target: str
+    seed: int
+    data: Path
+    settings: Detect
+    device: str
+    pictures: Path | None
+
+
+def run(job: Job) -> dict[str, Any]:
+    """Train, measure on both parts, and give a row; a failure is a row with its reason."""
+    row: dict[str, Any] = dict(model=job.label, target=job.target, seed=job.seed)
+    try:
+        return row | _measured(job)
+    except Exception as error:  # the other rows of an expensive run are worth keeping
+        return row | dict(error=f"{type(error).__name__}: {error}")
+
+
+def _measured(job: Job) -> dict[str, Any]:
+    torch.set_num_threads(1)  # the processes share the cores
+    torch.set_float32_matmul_precision("high")
+    began, device = time.perf_counter(), torch.device(job.device)
+    train = open_coco(job.data, "train")
+    val = open_coco(job.data, "val").with_classes(train.classes)
+    spec = spec_of(job.settings, job.target, train.classes)
+    training = replace(job.settings.training, seed=job.seed)
+    torch.manual_seed(job.seed)
+    detector = build_detector(spec, pretrained=True).to(device)
+    samples = Samples(train, spec.size, masks=True, keep=True)
+    trained = time.perf_counter()
+    losses = torch.stack(
+        [
+            found["loss"]
+            for found in train_steps(Trainee(detector, training), samples, device=device)
+        ]
+    ).tolist()
+    seconds = time.perf_counter() - trained
+    scores = dict(_score("train", detector, train, device))
+    scores |= dict(_score("val", detector, val, device))
+    if job.pictures:
+        _draw(job, detector, dict(train=train, val=val), device)
+    body, heads = (sum(p.numel() for p in m.parameters()) for m in (detector.backbone, detector))
+    return dict(
+        weights=spec.source.weights or "random",
+        parameters=dict(backbone=body, detector=heads),
+        scores=scores,
+        losses=losses,
+        step_seconds=seconds / training.steps,
+        seconds=time.perf_counter() - began,
+        peak_gib=torch.cuda.max_memory_allocated() / 2**30 if device.type == "cuda" else None,
+    )
+
+
+def _score(
+    part: str, detector: Detector, split: CocoSplit, device: torch.device
+) -> Iterator[tuple[str, float]]:
+    """Yield AP in per cent: as COCO counts, and with the class forgiven."""
+    split = fitting(detector, split)
+    results = []
+    for image, found in find_objects(detector, split, device=device, batch=16):
+        results += coco_results(found, image, split)
+    for name, value in coco_metrics(split, results, masks=True):
+        if name.endswith(("/AP", "/AP50")):
+            yield f"{part}/{name}", 100 * value
+    for name, value in coco_metrics(split, results, masks=True, class_agnostic=True):
+        if name.endswith("/AP50"):
+            yield f"{part}/{name} any class", 100 * value
+
+
+def _draw(job: Job, detector: Detector, splits: dict[str, CocoSplit], device: torch.device) -> None:
+    assert job.pictures is not None
+    for part, split in splits.items():
+        for image, found in find_objects(detector, split.first(PICTURES), device=device):
+            name = f"{job.label}-{part}-{image.path.stem}.jpg"
+            side_by_side(image, found, split).save(job.pictures / name, quality=85)
+
+
+def table_of(rows: list[dict[str, Any]]) -> str:
+    """Give a Markdown table: mean and spread over the seeds."""
+    good = [row for row in rows if "scores" in row]
+    columns = [
+        f"{part}/{kind}/AP50{rest}"
+        for part in ("train", "val") for kind in ("box", "mask") for rest in ("", " any class")
+    ]  # fmt: skip
+    lines = [
+        "| model | backbone M | weights | seeds | s/step | loss first → last | "
+        + " | ".join(columns) + " |",
+        "| --- " * (6 + len(columns)) + "|",
+    ]  # fmt: skip
+    for label in dict.fromkeys(row["model"] for row in good):
+        mine = [row for row in good if row["model"] == label]
+        ends = [np.mean([_end(row["losses"], at) for row in mine]) for at in (0, -1)]
+        cells = [
+            label,
+            f"{mine[0]['parameters']['backbone'] / 1e6:.1f}",
+            mine[0]["weights"],
+            str(len(mine)),
+            f"{np.mean([row['step_seconds'] for row in mine]):.3f}",
+            f"{ends[0]:.2f} → {ends[1]:.2f}",
+            *(_spread([row["scores"].get(column, np.nan) for row in mine]) for column in columns),
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    failed = [f"{r['model']} seed {r['seed']}: {r['error']}" for r in rows if "error" in r]
+    return "\n".join([*lines, "", *failed])
+
+
+def _end(losses: list[float], at: int) -> float:
+    tenth = max(1, len(losses) // 10)
+    return float(np.mean(losses[:tenth] if at == 0 else losses[-tenth:]))
+
+
+def _spread(values: list[float]) -> str:
+    return f"{np.mean(values):.1f} ± {np.std(values, ddof=1) if len(values) > 1 else 0:.1f}"
+
+
+def draw_figure(rows: list[dict[str, Any]], path: Path) -> None:
+    """Draw the losses of each run, and AP50 on both parts with a dot for each seed."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    good = [row for row in rows if "scores" in row]
+    labels = list(dict.fromkeys(row["model"] for row in good))
+    figure, (left, right) = plt.subplots(1, 2, figsize=(12, 4.5), layout="constrained")
+    for i, label in enumerate(labels):
+        for row in (row for row in good if row["model"] == label):
+            width = max(1, len(row["losses"]) // 25)
+            smooth = np.convolve(row["losses"], np.ones(width) / width, mode="valid")
+            first = row["seed"] == min(r["seed"] for r in good)
+            left.plot(smooth, color=f"C{i}", lw=1.2, alpha=0.8, label=label if first else None)
+        for part, shift, alpha in (("train", -0.2, 1.0), ("val", 0.2, 0.45)):
+            dots = [
+                row["scores"][f"{part}/box/AP50 any class"] for row in good if row["model"] == label
+            ]
+            right.bar(i + shift, np.mean(dots), 0.36, color=f"C{i}", alpha=alpha)
+            right.plot([i + shift] * len(dots), dots, "k.", ms=5)
+    left.set(xlabel="step", ylabel="loss", title="Mask R-CNN: loss (mean of a few steps)")
+    left.legend()
+    right.set_xticks(range(len(labels)), labels, rotation=20)
+    right.set(ylabel="box AP50, any class (%)", title="learnt images (full), others (pale)")
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def jobs_of(args: argparse.Namespace, folder: Path) -> list[Job]:
+    """List what is to be run, all models with the first seed before the second one."""
+    training = Training(
+        steps=args.steps, batch=args.batch, lr=args.lr, precision=args.precision, warmup=0.1
+    )
+    settings = Detect(size=args.size, width=args.width, training=training)
+    named = [model.rpartition("=")[::2] for model in args.models]
+    pictures = args.out.with_suffix("") if args.out else None
+    if pictures:
+        pictures.mkdir(parents=True, exist_ok=True)
+    return [
+        Job(
+            label or target, target, seed, folder, settings, args.device,
+            pictures if seed == 0 else None,
+        )
+        for seed in range(args.seeds) for label, target in named
+    ]  # fmt: skip
+
+
+def parse() -> argparse.Namespace:
+    """Read the command line; --tiny changes the defaults."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    tiny = "--tiny" in sys.argv
+    parser.add_argument("--data", type=Path, help="COCO folder; shapes are drawn without it")
+    parser.add_argument("--models", nargs="+", default=list(TINY if tiny else MODELS))
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--steps", type=int, default=6 if tiny else 300)
+    parser.add_argument("--batch", type=int, default=2 if tiny else 16)
+    parser.add_argument("--size", type=int, default=64 if tiny else 320)
+    parser.add_argument("--width", type=int, default=32 if tiny else 256)
+    parser.add_argument("--lr", type=float, default=5e-4)
+    parser.add_argument("--precision", default="auto", choices=("auto", "bf16", "float32"))
+    parser.add_argument("--jobs", type=int, default=1 if tiny else 5, help="processes at a time")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--tiny", action="store_true")
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Run all jobs; write what is known after each."""
+    args = parse()
+    about = surroundings(" ".join(["python", *sys.argv]))
+    about["settings"] = {k: str(v) for k, v in vars(args).items()}
+    rows: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory() as place:
+        if args.data is None:
+            write_shapes(Path(place), train=8, val=4)
+        jobs = jobs_of(args, args.data or Path(place))
+        context = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(args.jobs, mp_context=context) as pool:
+            for done in as_completed([pool.submit(run, job) for job in jobs]):
+                row = done.result()
+                rows.append(row)
+                told = row.get("error") or {k: round(v, 1) for k, v in row["scores"].items()}
+                print(f"{len(rows)}/{len(jobs)} {row['model']} seed {row['seed']}: {told}")
+                if args.out:
+                    args.out.write_text(json.dumps({**about, "rows": rows}, indent=1) + "\n")
+    order = [job.label for job in jobs]
+    rows.sort(key=lambda row: (order.index(row["model"]), row["seed"]))
+    print(table_of(rows))
+    if args.out:
+        args.out.with_suffix(".md").write_text(table_of(rows) + "\n")
+        draw_figure(rows, args.out.with_suffix(".png"))
+    if any("error" in row for row in rows):
+        raise SystemExit(1)
+
+
+if __name__ == "__main__":
+    main()
