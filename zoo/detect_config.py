@@ -46,7 +46,9 @@ def detect_config(asked: DetectConfigArgs) -> None:
     from zoo.eval.detect.mmdet_config import mmdet_config
 
     if asked.config.suffix != ".py":
-        raise ValueError(f"mmengine reads configurations of Python: {asked.config} ends not in .py.")
+        raise ValueError(
+            f"mmengine reads configurations of Python: {asked.config} ends not in .py."
+        )
     name = asked.backbone
     if Path(name).is_dir():
         name = f"local-dir:{Path(name).resolve()}"

@@ -150,9 +150,7 @@ def _build(
     return zoo.create_model(name, pretrained, **options)
 
 
-def _indices(
-    name: str, reductions: list[int], asked: Sequence[int] | None
-) -> tuple[int, ...]:
+def _indices(name: str, reductions: list[int], asked: Sequence[int] | None) -> tuple[int, ...]:
     count = len(reductions)
     if asked is not None:
         chosen = sorted({i + count if i < 0 else i for i in asked})

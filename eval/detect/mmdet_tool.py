@@ -1,8 +1,8 @@
 """mmdet's own tools, which its wheel brings along, with what they lack supplied first.
 
-    python -m zoo.eval.detect.mmdet_tool train detector.py --resume
-    torchrun --nproc_per_node 8 -m zoo.eval.detect.mmdet_tool train detector.py --launcher pytorch
-    python -m zoo.eval.detect.mmdet_tool test detector.py runs/detector/epoch_12.pth
+python -m zoo.eval.detect.mmdet_tool train detector.py --resume
+torchrun --nproc_per_node 8 -m zoo.eval.detect.mmdet_tool train detector.py --launcher pytorch
+python -m zoo.eval.detect.mmdet_tool test detector.py runs/detector/epoch_12.pth
 """
 
 import runpy
@@ -17,9 +17,9 @@ def main(args: Sequence[str]) -> None:
     Raises:
         ValueError: mmdet is not installed, or has no such tool.
     """
-    import zoo.eval.detect.mmdet_plugin  # noqa: F401  (some tools import operations at once)
-
     import mmdet
+
+    import zoo.eval.detect.mmdet_plugin  # noqa: F401  (some tools import operations at once)
 
     tools = Path(mmdet.__file__).parent / ".mim/tools"
     known = sorted(path.stem for path in tools.glob("*.py"))
