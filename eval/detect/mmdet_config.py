@@ -89,11 +89,11 @@ def mmdet_config(
 
 def build_detector(config: Any) -> torch.nn.Module:
     """Build the detector of a configuration, with fresh heads, as mmengine's runner does."""
-    import zoo.eval.detect.mmdet_plugin  # noqa: F401  (registers)
-
     from mmdet.registry import MODELS
     from mmengine.logging import MMLogger
     from mmengine.registry import init_default_scope
+
+    import zoo.eval.detect.mmdet_plugin  # noqa: F401  (registers)
 
     MMLogger.get_current_instance().setLevel("WARNING")  # else each weight tells how it started
     init_default_scope("mmdet")
@@ -132,14 +132,15 @@ def _check_splits(splits: Sequence[Split], masks: bool) -> None:
 def _set_backbone(config: Any, fields: dict[str, Any]) -> None:
     """Put the backbone in, make the neck fit it, and give it the images that it was trained on."""
     model = config.model
-    wanted = len(model.neck.in_channels)  # DINO leaves the finest level out
+    # DINO leaves the finest level out, RetinaNet's neck passes over it: nothing is made for nobody.
+    wanted = len(model.neck.in_channels) - model.neck.pop("start_level", 0)
     with torch.device("meta"):
         plan = Backbone(**fields | dict(pretrained=False))
         if not plan.is_plain and fields.get("out_indices") is None:
             fields["out_indices"] = plan.out_indices[-wanted:]
             plan = Backbone(**fields | dict(pretrained=False))
     if plan.is_plain:
-        _set_pyramid(model, plan)
+        _set_pyramid(model, plan, finest=STRIDES[-wanted])
     elif plan.strides != STRIDES[-wanted:]:
         raise ValueError(
             f"{fields['name']} gives strides {list(plan.strides)} at out_indices "
@@ -152,7 +153,7 @@ def _set_backbone(config: Any, fields: dict[str, Any]) -> None:
     model.data_preprocessor.std = [255 * x for x in plan.std]
 
 
-def _set_pyramid(model: Any, plan: Backbone) -> None:
+def _set_pyramid(model: Any, plan: Backbone, *, finest: int) -> None:
     """Make the levels of the neck that was there from a plain transformer's one map."""
     if plan.strides != (16,):
         raise ValueError(
@@ -161,15 +162,12 @@ def _set_pyramid(model: Any, plan: Backbone) -> None:
             "with options=dict(patch_size=16)."
         )
     neck = model.neck
-    finest = STRIDES[-len(neck.in_channels) + neck.get("start_level", 0)]
     model.neck = dict(
-        _delete_=True,
         type="zoo.SimplePyramid",
         in_channels=plan.channels[0],
         out_channels=neck.out_channels,
         strides=[finest * 2**i for i in range(neck.num_outs)],
     )
-    model.neck.pop("_delete_")
 
 
 def _set_classes(part: Any, count: int) -> None:

@@ -17,9 +17,9 @@ def main(args: Sequence[str]) -> None:
     Raises:
         ValueError: mmdet is not installed, or has no such tool.
     """
-    import zoo.eval.detect.mmdet_plugin  # noqa: F401  (some tools import operations at once)
-
     import mmdet
+
+    import zoo.eval.detect.mmdet_plugin  # noqa: F401  (some tools import operations at once)
 
     tools = Path(mmdet.__file__).parent / ".mim/tools"
     known = sorted(path.stem for path in tools.glob("*.py"))
