@@ -210,11 +210,12 @@ def read_config(folder: Path) -> Detect:
         ValueError: there is no run of `zoo detect`.
     """
     try:
-        content = json.loads((folder / "config.json").read_text())
+        content: dict[str, Any] = json.loads((folder / "config.json").read_text())
         training = Training(**content.pop("training"))
         content["options"] = tuple(content["options"])
         data = Path(content.pop("data"))
-        return Detect(**content, data=data, out=folder, training=training)
+        content |= dict(data=data, out=folder, training=training)
+        return Detect(**content)
     except (OSError, json.JSONDecodeError, TypeError, KeyError) as error:
         raise ValueError(f"{folder} is no run of `zoo detect`: {error}.") from error
 

@@ -41,7 +41,7 @@ class Backbone(nn.Module):
         img_size: Rows and columns that windows are fitted to, where a model fits its windows to
             images (MambaVision: one window covers the map). By default they stay as trained.
         out_norm: Put a new layer norm over the channels behind each level, as the published
-            detectors of MambaVision do. A plain transformer keeps its own final norm, if it has one.
+            detectors of MambaVision do. A plain transformer keeps its own final norm, if any.
         options: Further keywords of `timm.create_model`.
 
     Raises:

@@ -124,8 +124,8 @@ def _check_splits(splits: Sequence[Split], masks: bool) -> None:
     for split in splits:
         if masks and not split.has_masks:
             raise ValueError(
-                f"{split.annotations} has annotations without a segmentation, which a mask detector "
-                "needs; choose retinanet or dino."
+                f"{split.annotations} has annotations without a segmentation, which a mask "
+                "detector needs; choose retinanet or dino."
             )
 
 
