@@ -68,7 +68,8 @@ def evaluate(args: list[str]) -> None:
     if asked.dry_run:
         show_plan(asked.compare or (asked.target,), task)
     elif asked.compare:
-        compare_targets(*asked.compare, task)
+        first, second = asked.compare
+        compare_targets(first, second, task)
     else:
         measure(asked.target, task)
 
