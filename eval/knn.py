@@ -144,8 +144,9 @@ def check_sets(bank: Tensor, bank_labels: Tensor, queries: Tensor, query_labels:
             raise ValueError(f"The {what} set is empty; give at least one labelled image.")
         if labels.min() < 0:
             raise ValueError(f"A {what} label is {int(labels.min())}; labels count from 0.")
-        # Part by part: of a million rows the mask alone would take gigabytes.
-        bad = sum((~x.isfinite().all(dim=-1)).sum() for x in rows.split(BANK_ROWS_AT_ONCE))
+        # By sums, in float32 and part by part: a mask of a million rows would take gigabytes.
+        sums = [x.float().sum(dim=-1) for x in rows.split(BANK_ROWS_AT_ONCE)]
+        bad = (~torch.cat(sums).isfinite()).sum()
         if bad:
             raise ValueError(f"{int(bad)} of {len(rows)} {what} features hold NaN or infinity.")
     if bank.shape[1] != queries.shape[1]:

@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from zoo.cli import main
+from zoo.eval.fewshot import Fewshot
 from zoo.eval.registry import BENCHMARKS, Benchmark, Picture, Scores
 from zoo.eval.results import read
 from zoo.evaluation import Asked, evaluate, read_data, records_of
@@ -118,6 +119,15 @@ def test_a_dry_run_reads_no_image_and_writes_nothing(images, tmp_path, capsys):
     told = " ".join(capsys.readouterr().out.split())
     assert "knn" in told and "k=5" in told and "speed" in told
     assert not out.exists()
+
+
+def test_what_was_measured_before_a_benchmark_refused_is_shown_and_kept(images, tmp_path, capsys):
+    out = tmp_path / "results.jsonl"
+    settings = {"fewshot": Fewshot(shots=(99,))}
+    with pytest.raises(ValueError, match="smallest class has 10 images"):
+        evaluate("test_vit", asked(images, "knn", "fewshot", out=out, settings=settings))
+    assert "knn/top1" in capsys.readouterr().out
+    assert [record.benchmark for record in read(out)] == ["knn"]
 
 
 def test_unlabelled_images_are_refused_by_name(tmp_path):

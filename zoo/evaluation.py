@@ -116,19 +116,21 @@ def evaluate(target: str | None, asked: Asked, *, show: bool = True) -> list[Rec
     check(asked)
     folder = Path(target or "")
     is_run = target is not None and is_run_folder(folder)
-    if is_run and not asked.on:
-        records = [_measure_run(str(target), folder, asked)]
-    else:
-        on = asked.on or DEFAULT
-        asked = replace(asked, on=on, data=asked.data or dict.fromkeys(on, ()))
-        check(asked)
-        subject = open_subject(str(folder / "export") if is_run else target, asked)
-        subject.name = str(target or subject.name)
-        records = list(_measure_all(subject, asked))
-    if show:
-        Console().print(table_of(records))
-        for record in _models(records):
-            _show_published(record)
+    records: list[Record] = []
+    try:
+        if is_run and not asked.on:
+            records.append(_measure_run(str(target), folder, asked))
+        else:
+            on = asked.on or DEFAULT
+            asked = replace(asked, on=on, data=asked.data or dict.fromkeys(on, ()))
+            check(asked)
+            subject = open_subject(str(folder / "export") if is_run else target, asked)
+            subject.name = str(target or subject.name)
+            records.extend(_measure_all(subject, asked))
+    finally:  # what was measured before a benchmark refused is worth seeing
+        if show and records:
+            Console().print(table_of(records))
+            _show_published(records[0])
     return records
 
 
@@ -229,8 +231,9 @@ class _Part:
     def __iter__(self) -> Iterator[Batch]:
         asked = self.asked
         images = eval_batches(
-            self.source, max(self.student.size), asked.batch, workers=asked.workers
-        )
+            self.source, max(self.student.size), asked.batch, workers=asked.workers,
+            pin=asked.device.type == "cuda",
+        )  # fmt: skip
         total = -(-len(self.source) // asked.batch)
         for some in track(images, "extract", total=total, transient=True):
             yield some.to(asked.device)
@@ -369,10 +372,6 @@ def table_of(records: Sequence[Record]) -> Table:
             table.add_row(*first, name, "-" if value is None else f"{value:,.4f}")
         table.add_section()
     return table
-
-
-def _models(records: Sequence[Record]) -> list[Record]:
-    return list({record.model.get("name"): record for record in records}.values())
 
 
 def _show_published(record: Record) -> None:
