@@ -13,6 +13,7 @@ CHECKED = [
     for name in (
         "features", "students", "teachers", "train.distill", "train.losses", "train.phi_s",
         "train.shift", "train.weighting", "eval.extract", "eval.fidelity",
+        "eval.detect.canvas", "eval.detect.draw", "eval.detect.torchvision_detector",
     )
 ]  # fmt: skip
 install_import_hook(CHECKED, "beartype.beartype")
