@@ -34,6 +34,8 @@ class Linear:
     """Of L-BFGS."""
     epochs: int = 10
     """Of SGD."""
+    least_steps: int = 1000
+    """Of SGD: a small set is gone through more often."""
     batch: int = 1024
     rates: tuple[float, ...] = (1e-3, 1e-2, 1e-1, 1.0)
     """Learning rates of SGD at a batch of 256; they grow with the batch."""
@@ -54,7 +56,7 @@ def measure(subject: Subject, data: Path, settings: Linear) -> Iterator[Found]:
 
             said = sgd_classes(
                 *sets, rates=settings.rates, epochs=settings.epochs, batch=settings.batch,
-                seed=subject.seed,
+                least_steps=settings.least_steps, seed=subject.seed,
             )  # fmt: skip
         name = "linear" if solver == "lbfgs" else f"linear_{solver}"
         yield f"{name}/top1", scored(said, queries.labels, queries.keys)

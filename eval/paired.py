@@ -37,7 +37,7 @@ class Paired:
     def told(self) -> tuple[str, str, str, str, str]:
         """Write it as cells: measure, both numbers, difference, interval."""
         digits = 2 if max(abs(self.first), abs(self.second)) < 1e5 else 0
-        interval = "no scores of single images"
+        interval = "–"
         if self.low is not None and self.high is not None:
             apart = "" if self.separated else ", not separated"
             interval = f"[{self.low:+.2f}, {self.high:+.2f}] over {self.images} images{apart}"

@@ -201,7 +201,7 @@ BENCHMARKS: dict[str, Benchmark] = {
     "zeroshot": Benchmark("zoo.eval.zeroshot:zeroshot", "zero-shot", "zeroshot/top1"),
     "segment": Benchmark("zoo.eval.segment:segment", "segmentation", "segment/miou"),
     "detect": Benchmark("zoo.eval.detect.benchmark:detect", "detection", "detect/box/AP50"),
-    "speed": Benchmark("zoo.eval.throughput:speed", "speed", "speed/img_s", 0.0, "nothing"),
+    "speed": Benchmark("zoo.eval.throughput:speed", "images/s", "speed/img_s", 0.0, "nothing"),
 }
 """Name -> what `zoo eval --on` runs; a new benchmark is one line."""
 

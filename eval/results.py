@@ -33,6 +33,8 @@ class Record:
     settings: Mapping[str, Any] = field(default_factory=dict)
     data: str | None = None
     data_hash: str | None = None
+    features: str | None = None
+    """The folder of stored features that was read instead of the images."""
     weights_hash: str | None = None
     model: Mapping[str, Any] = field(default_factory=dict)
     """`name`, `size`, `parameters` and `macs` of the backbone."""

@@ -49,7 +49,10 @@ def speed(subject: Subject, data: None, settings: Speed) -> Iterator[Found]:
 
 
 def case_name(student: Student) -> str:
-    """Write a backbone as `zoo bench` takes it: its name, and its options after commas."""
+    """Write a backbone as `zoo bench` takes it: its name, and its options after commas.
+
+    One of them is `num_classes=0`: what is measured has no classifier.
+    """
     name, kwargs = student.recipe
-    kept = {k: v for k, v in kwargs.items() if k not in ("num_classes", "img_size")}
+    kept = {k: v for k, v in kwargs.items() if k != "img_size"}  # the case has its own size
     return ",".join([name, *(f"{key}={value!r}" for key, value in kept.items())])

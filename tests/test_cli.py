@@ -49,6 +49,17 @@ TEACHER = ["--teachers", "timm:resnet18/random"]
         (["distill", "--resume", "NOWHERE"], "There is no run in"),
         (["eval", "resnet18"], "--data"),
         (["eval", "resnet81", "--data", "IMAGES"], "Did you mean"),
+        (["eval", "resnet18", "--data", "IMAGES", "--on", "kn"], "Did you mean knn?"),
+        (["eval", "resnet18", "--data", "lineer=IMAGES"], "Did you mean linear?"),
+        (["eval", "resnet18", "--on", "knn", "--data", "linear=IMAGES"], "not among --on knn"),
+        (["eval", "resnet18", "--data", "NOWHERE", "--dry-run"], "There is no data at NOWHERE"),
+        (["eval", "--on", "knn"], "Name what to measure"),
+        (["eval", "--features", "EMPTY"], "zoo embed writes one"),
+        (["eval", "--features", "EMPTY", "--on", "speed"], "serves knn, linear and fewshot"),
+        (["eval", "--compare", "resnet18", "resnet34"], "needs data"),
+        (["embed", "IMAGES", "IMAGES", "--model", "resnet18"], "is not empty"),
+        (["report"], "Name at least one"),
+        (["report", "NOWHERE", "EMPTY"], "NOWHERE"),
         (["report", "NOWHERE"], "NOWHERE"),
         (["list", "nothing*"], "No model matches"),
     ],
@@ -123,7 +134,7 @@ def test_a_papers_recipe_runs_on_a_laptop(tmp_path, capsys, monkeypatch):
     assert run["steps"] == 10 and run["losses"]["spatial"] == "hybrid"
 
 
-@pytest.mark.parametrize("command", [[], ["distill"], ["eval"], ["report"], ["list"]])
+@pytest.mark.parametrize("command", [[], ["distill"], ["eval"], ["embed"], ["report"], ["list"]])
 def test_help_shows_an_example(command, capsys):
     if command:
         with pytest.raises(SystemExit) as stop:
@@ -169,7 +180,7 @@ def test_a_run_from_the_command_line_ends_with_a_report_and_can_be_evaluated(
     main(["eval", str(run), "--out", str(tmp_path / "numbers.jsonl")])
     main(["eval", str(run / "export"), "--data", str(images)])
     main(["report", str(run)])
-    numbers = json.loads((tmp_path / "numbers.jsonl").read_text())
+    numbers = json.loads((tmp_path / "numbers.jsonl").read_text())["values"]
     logged = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     (last,) = [row for row in logged if row.get("arm") == "student" and row["step"] == 6]
     for name in ("fidelity/test_vit", "fidelity/min", "knn/top1"):

@@ -69,3 +69,23 @@ def test_the_commands_of_the_page_of_distillation_run(tmp_path, monkeypatch, cap
     exec(compile(code[1], str(DISTILLATION), "exec"), {})
     told = capsys.readouterr().out
     assert "'edges': (1, 4, 4, 8)" in told and told.count("report.html") == 8
+
+
+@pytest.mark.slow  # nine commands, each a little
+def test_the_commands_of_the_page_of_evaluation_run(tmp_path, monkeypatch, capsys):
+    import numpy as np
+    from PIL import Image
+
+    from zoo.cli import main
+
+    monkeypatch.chdir(tmp_path)
+    for number in range(40):
+        folder = tmp_path / "photos" / ("dark", "light")[number % 2]
+        folder.mkdir(parents=True, exist_ok=True)
+        pixels = np.full((40, 40, 3), 100 * (number % 2) + number, np.uint8)
+        Image.fromarray(pixels).save(folder / f"{number}.png")
+    for args in commands(DOCS / "evaluation.md"):
+        main(args)
+    told = capsys.readouterr().out
+    assert "test_convnext against" in told.replace("\n", " ") and "all.html" in told
+    assert (tmp_path / "features" / "vit" / "index.json").is_file()

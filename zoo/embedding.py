@@ -339,10 +339,11 @@ def read_part(folder: Path, part: str) -> Extracted:
             raise ValueError(f"{path} is missing: run the zoo embed command again, it goes on.")
         some_keys, some_labels, some = _read_shard(path)
         if summaries is None:  # once, so that no second copy of all shards is ever held
-            summaries = torch.empty(total, some.shape[1], dtype=torch.from_numpy(some[:0]).dtype)
+            dtype = torch.float16 if some.dtype == np.float16 else torch.float32
+            summaries = torch.empty(total, some.shape[1], dtype=dtype)
         here = slice(number * rows, number * rows + len(some))
         keys += some_keys
-        summaries[here], labels[here] = torch.from_numpy(some), torch.from_numpy(some_labels)
+        summaries[here], labels[here] = torch.tensor(some), torch.tensor(some_labels)
     if summaries is None or len(keys) != total:
         raise ValueError(f"{folder} holds {len(keys)} rows of {part}, not {total}.")
     return Extracted(summaries, labels, keys)

@@ -91,9 +91,9 @@ def check(asked: Asked) -> None:
         load(name)
         reads = BENCHMARKS[name].reads
         if asked.features is not None:
-            if reads == "data":
+            if reads != "features":
                 raise ValueError(
-                    f"{name} looks at images: --features serves knn, linear and fewshot only."
+                    f"{name} needs the model itself: --features serves knn, linear and fewshot."
                 )
             continue
         paths = asked.data.get(name, ())
@@ -160,12 +160,13 @@ def open_subject(target: str | None, asked: Asked) -> Subject:
         return Subject(name=target or about["model"]["target"], made=None, read=stored, **shared)
     if target is None:
         raise ValueError("Name what to measure: a run, an export or a registered model.")
-    if is_detector(Path(target)):
-        if set(asked.on) != {"detect"}:
-            raise ValueError(f"{target} is a trained detector; measure it with --on detect alone.")
-        student = detector_backbone(Path(target)).to(asked.device)
-    else:
-        student = open_student(target, asked.size).to(asked.device)
+    trained = is_detector(Path(target))
+    if trained and set(asked.on) != {"detect"}:
+        raise ValueError(f"{target} is a trained detector; measure it with --on detect alone.")
+    with torch.random.fork_rng(devices=[]):  # weights that are drawn are the same ones again
+        torch.manual_seed(asked.seed)
+        student = detector_backbone(trained) if trained else open_student(target, asked.size)
+    student = student.to(asked.device)
 
     def open_part(data: Path, split: Split) -> "_Part":
         return _Part(_splits(data)[0 if split == "train" else 1], student, asked)
@@ -273,8 +274,7 @@ def _measure_one(
         benchmark=name,
         values=values,
         settings=_plain(settings),
-        data=None if path is None else str(path),
-        data_hash=_data_hash(path, asked),
+        **_about_data(path, asked),
         seconds=round(time.perf_counter() - began, 3),
         kept=scores,
         **about,
@@ -287,14 +287,16 @@ def _plain(settings: Any) -> dict[str, Any]:
     return json.loads(json.dumps(dataclasses.asdict(settings), default=str))
 
 
-def _data_hash(path: Path | None, asked: Asked) -> str | None:
+def _about_data(path: Path | None, asked: Asked) -> dict[str, Any]:
+    """Name and hash the images; those that stored features were made of."""
     if path is None:
-        return None
+        return {}
     if asked.features is not None:
         from zoo.embedding import about_features
 
-        return str(about_features(path)["data_hash"])
-    return _hash(path)
+        about = about_features(path)
+        return dict(data=about["data"], data_hash=about["data_hash"], features=str(path))
+    return dict(data=str(path), data_hash=_hash(path))
 
 
 @lru_cache(maxsize=32)
@@ -340,6 +342,9 @@ def _measure_run(target: str, folder: Path, asked: Asked) -> Record:
         values = dict(fidelity(student, setting.teachers, held_out(setting)))
     values |= dict(probe(student.look, setting))
     about = _about(Subject(name=target, made=student), asked)
+    about["precision"] = setting.config.precision
+    data = setting.config.data  # a folder, or the word for the images that ship in wheels
+    about |= _about_data(Path(data), asked) if Path(data).exists() else dict(data=data)
     record = Record(
         benchmark="run", values=values, seconds=round(time.perf_counter() - began, 3), **about
     )

@@ -29,6 +29,9 @@ MOST_IMAGES = 8
 LOSSES = {"spatial": figures.STUDENT_COLOUR, "summary": figures.ARM_COLOURS[1]}
 
 
+LESS_IS_BETTER = re.compile(r"^mse/|/(?:rmse|abs_?rel|error|loss|gmacs|mparams|peak_gib)$")
+
+
 def build_report(run_dir: str | Path) -> Path:
     """Write `report.html` and `figures/*.png` into a run's folder, and give the page's path.
 
@@ -264,9 +267,9 @@ def _measure(key: str, value: float | None) -> str:
 
 
 def compared(key: str, values: Sequence[float | None]) -> list[Cell]:
-    """Mark the best of several values; the lowest error, the highest of everything else."""
+    """Mark the best of several values; the lowest error or cost, the highest of all else."""
     known = [v for v in values if v is not None and not math.isnan(v)]
-    best = (min if key.startswith("mse/") else max)(known, default=None)
+    best = (min if LESS_IS_BETTER.search(key) else max)(known, default=None)
     return [Cell(_measure(key, v), len(known) > 1 and v == best) for v in values]
 
 

@@ -27,7 +27,7 @@ def radar(axes: Sequence[str], lines: Sequence[tuple[str, Sequence[float | None]
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(6.4, 5.4), dpi=DPI)
         FigureCanvasAgg(figure)
-        figure.subplots_adjust(0.18, 0.2, 0.82, 0.9)
+        figure.subplots_adjust(0.2, 0.2, 0.8, 0.92)
         panel = figure.add_subplot(projection="polar")
         panel.set_theta_offset(math.pi / 2)  # the first axis points up, and clockwise from it
         panel.set_theta_direction(-1)
@@ -39,8 +39,11 @@ def radar(axes: Sequence[str], lines: Sequence[tuple[str, Sequence[float | None]
             panel.fill(*zip(*ring, strict=True), color=colour, alpha=0.07)
         panel.set_ylim(0, 1)
         panel.set_yticks([0.25, 0.5, 0.75, 1], ["25 %", "50 %", "75 %", ""], fontsize=8)
-        panel.set_xticks(angles, [shorten(name, 40) for name in axes], color=INK)
-        panel.tick_params(axis="x", pad=10)
+        panel.set_xticks(angles, [])
+        for angle, name in zip(angles, axes, strict=True):  # beside the rim, never across it
+            right = math.sin(angle)
+            side = "center" if abs(right) < 0.1 else "left" if right > 0 else "right"
+            panel.text(angle, 1.07, shorten(name, 40), ha=side, va="center", color=INK)
         panel.spines["polar"].set_color(FAINT)
         figure.legend(loc="lower center", ncols=2, labelcolor=INK)
         return _png(figure)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import zoo.eval.knn
-from zoo.eval.knn import knn
+from zoo.eval.knn import knn, nearest_classes
 
 
 def clusters(rows, classes, dim, noise, seed):
@@ -76,3 +76,25 @@ def test_unusable_sets_are_refused_with_their_numbers():
         top1(x, y - 1, x, y)
     with pytest.raises(ValueError, match="must be positive"):
         top1(x, y, x, y, k=0)
+
+
+@pytest.mark.parametrize("part", [7, 20, 64, 65])
+def test_the_answers_do_not_depend_on_how_the_bank_is_walked(monkeypatch, part):
+    bank, queries = clusters(130, 5, 8, 2.0, 0), clusters(50, 5, 8, 2.0, 1)
+    whole = nearest_classes(*bank, *queries)
+    monkeypatch.setattr(zoo.eval.knn, "BANK_ROWS_AT_ONCE", part)
+    assert torch.equal(nearest_classes(*bank, *queries), whole)
+
+
+def test_a_bank_in_half_precision_answers_like_its_float32_copy():
+    (x, y), (u, v) = clusters(130, 5, 8, 0.5, 0), clusters(50, 5, 8, 0.5, 1)
+    x, u = x.half(), u.half()
+    assert torch.equal(nearest_classes(x, y, u, v), nearest_classes(x.float(), y, u.float(), v))
+
+
+@pytest.mark.gpu
+def test_a_bank_on_the_host_is_brought_to_the_gpu_part_by_part():
+    bank, queries = clusters(300, 5, 8, 0.3, 0), clusters(50, 5, 8, 0.3, 1)
+    said = nearest_classes(*bank, *queries, device="cuda")
+    assert said.is_cuda
+    assert torch.equal(said.cpu(), nearest_classes(*bank, *queries))

@@ -5,7 +5,7 @@ import torch
 
 import zoo.eval.linear
 from zoo.eval.knn import knn
-from zoo.eval.linear import linear_probe
+from zoo.eval.linear import linear_probe, ridge_classes
 
 
 def digits():
@@ -83,3 +83,27 @@ def test_on_a_gpu_both_classifiers_agree_with_the_cpu():
     assert abs(top1(*there, *queries) - top1(*bank, *queries)) <= 0.5
     ((_, here),), ((_, cuda),) = knn(*bank, *queries), knn(*there, *queries)
     assert abs(here - cuda) <= 0.5
+
+
+@pytest.mark.parametrize("strength", [1e-3, 1.0])
+def test_the_closed_form_equals_scikit_learns_ridge_classifier(strength):
+    from sklearn.linear_model import RidgeClassifier
+
+    bank, queries = digits()
+    std, mean = torch.std_mean(bank[0], dim=0, correction=0)
+    std = torch.where(std > 0, std, 1)
+    a, b = (((x - mean) / std).double().numpy() for x in (bank[0], queries[0]))
+    scale = (a**2).sum() / len(a) / a.shape[1]  # the mean eigenvalue of XᵀX / n
+    theirs = RidgeClassifier(alpha=len(a) * strength * scale).fit(a, bank[1].numpy())
+    said = ridge_classes(*bank, *queries, strengths=(strength,))
+    assert (said.numpy() == theirs.predict(b)).mean() > 0.995
+
+
+def test_the_closed_form_chooses_its_strength_and_needs_no_more_rows_than_channels():
+    (x, y), (u, v) = digits()
+    few = x[:40], y[:40]
+    accuracies = [
+        float((ridge_classes(*few, u, v, strengths=strengths) == v).double().mean())
+        for strengths in ((1e-5,), (1.0,), (1e-5, 1.0))
+    ]
+    assert accuracies[2] in accuracies[:2] and min(accuracies) > 0.5

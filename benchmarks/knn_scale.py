@@ -1,0 +1,106 @@
+"""kNN at the size of ImageNet on synthetic features: time and memory, on a GPU and on a CPU.
+
+    python benchmarks/knn_scale.py                              # 1.28 M x 1,536, where it runs
+    python benchmarks/knn_scale.py --rows 100_000 --queries 500 --device cpu
+
+Features are class centres plus noise that is much larger than they are apart, kept in half
+precision as `zoo embed` does. Every query's true neighbours are known to be of its class only on
+average, so the accuracy printed is a check that something was found, not a claim.
+"""
+
+import json
+import resource
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+import tyro
+from torch import Tensor
+
+from zoo.eval.knn import nearest_classes
+from zoo.eval.speed import surroundings
+
+IMAGENET_TRAIN, IMAGENET_VAL = 1_281_167, 50_000
+ROWS_AT_ONCE = 2**15
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scale:
+    rows: int = IMAGENET_TRAIN
+    queries: int | None = None
+    """50,000 on a GPU; 500 on a CPU, where the rate tells the rest."""
+    dim: int = 1536
+    classes: int = 1000
+    noise: float = 4.0
+    """Deviation of a feature within its class, between classes it is 1."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    bank_on: Literal["device", "host"] = "device"
+    """Where the bank lies; from the host it is brought to the device part by part."""
+    single: bool = False
+    """Keep float32, twice the memory."""
+    threads: int | None = None
+    out: Path | None = None
+    """Write this JSON file."""
+
+
+def features(count: int, asked: Scale, place: torch.device, seed: int) -> tuple[Tensor, Tensor]:
+    """Make rows of known classes, part by part."""
+    draws = torch.Generator(place).manual_seed(seed)
+    centres = torch.randn(asked.classes, asked.dim, device=place,
+                          generator=torch.Generator(place).manual_seed(99))  # fmt: skip
+    labels = torch.randint(asked.classes, (count,), device=place, generator=draws)
+    rows = torch.empty(
+        count, asked.dim, device=place, dtype=torch.float32 if asked.single else torch.float16
+    )
+    for some, known in zip(rows.split(ROWS_AT_ONCE), labels.split(ROWS_AT_ONCE), strict=True):
+        noise = torch.randn(len(some), asked.dim, device=place, generator=draws)
+        some.copy_(centres[known] + asked.noise * noise)
+    return rows, labels
+
+
+def main(asked: Scale) -> dict:
+    """Measure once, and print what it took."""
+    if asked.threads:
+        torch.set_num_threads(asked.threads)
+    has_gpu = torch.cuda.is_available()
+    device = torch.device(
+        ("cuda" if has_gpu else "cpu") if asked.device == "auto" else asked.device
+    )
+    on_gpu = device.type == "cuda"
+    count = asked.queries or (IMAGENET_VAL if on_gpu else 500)
+    bank, labels = features(
+        asked.rows, asked, device if asked.bank_on == "device" else torch.device("cpu"), 0
+    )
+    queries, truth = features(count, asked, bank.device, 1)
+    if on_gpu:
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+    held = torch.cuda.memory_allocated() if on_gpu else _resident()
+    began = time.perf_counter()
+    said = nearest_classes(bank, labels, queries, truth, device=device)
+    right = 100 * float((said.cpu() == truth.cpu()).double().mean())  # waits for the device
+    seconds = time.perf_counter() - began
+    peak = torch.cuda.max_memory_allocated() if on_gpu else _resident()
+    found = dict(
+        rows=asked.rows, queries=count, dim=asked.dim, classes=asked.classes, noise=asked.noise,
+        dtype=str(bank.dtype), device=device.type, bank_on=str(bank.device), seconds=seconds,
+        queries_per_s=count / seconds, imagenet_minutes=IMAGENET_VAL * seconds / count / 60,
+        tflops=2 * asked.rows * count * asked.dim / seconds / 1e12, features_gib=held / 2**30,
+        peak_gib=peak / 2**30, top1=right,
+    )  # fmt: skip
+    for name, value in found.items():
+        print(f"{name:>18}  {value:,.3f}" if isinstance(value, float) else f"{name:>18}  {value}")
+    if asked.out:
+        asked.out.write_text(json.dumps({**surroundings(), **found}, indent=1) + "\n")
+    return found
+
+
+def _resident() -> int:
+    """Give the most memory that this process ever held, in bytes."""
+    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Scale, description=__doc__))

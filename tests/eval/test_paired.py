@@ -1,0 +1,86 @@
+"""Paired bootstrap intervals, against scipy's and against known differences."""
+
+import numpy as np
+import pytest
+
+from zoo.eval.paired import compare, paired_bootstrap
+from zoo.eval.registry import Scores
+from zoo.eval.results import Record
+
+
+def answers(n, share, seed):
+    return (np.random.default_rng(seed).random(n) < share).astype(np.uint8)
+
+
+KEYS = [f"{i}.png" for i in range(400)]
+
+
+def test_intervals_of_accuracies_are_those_of_scipy():
+    from scipy.stats import bootstrap
+
+    a, b = answers(400, 0.7, 0), answers(400, 0.76, 1)
+    low, high = paired_bootstrap(Scores(KEYS, a), Scores(KEYS, b))
+
+    def difference(x, y, axis):
+        return 100 * (y.mean(axis=axis) - x.mean(axis=axis))
+
+    theirs = bootstrap(
+        (a.astype(float), b.astype(float)), difference, paired=True, method="percentile",
+        n_resamples=20_000, rng=np.random.default_rng(5),
+    ).confidence_interval  # fmt: skip
+    assert low == pytest.approx(theirs.low, abs=0.55)
+    assert high == pytest.approx(theirs.high, abs=0.55)
+    assert low < 100 * (b.mean() - a.mean()) < high
+
+
+def test_intervals_of_mean_iou_resample_images_before_the_ratio():
+    from scipy.stats import bootstrap
+
+    chance = np.random.default_rng(0)
+    unions = chance.integers(50, 100, (60, 3)).astype(float)
+    a, b = (unions * chance.uniform(low, 1, (60, 3)) for low in (0.2, 0.3))
+    keys = KEYS[:60]
+    low, high = paired_bootstrap(Scores(keys, a, unions), Scores(keys, b, unions))
+    place = np.arange(60)
+
+    def difference(rows):
+        u = unions[rows].sum(axis=0)
+        return 100 * ((b[rows].sum(axis=0) - a[rows].sum(axis=0)) / u).mean()
+
+    theirs = bootstrap(
+        (place,), difference, vectorized=False, method="percentile", n_resamples=3000,
+        rng=np.random.default_rng(5),
+    ).confidence_interval  # fmt: skip
+    assert (low, high) == (pytest.approx(theirs.low, abs=0.4), pytest.approx(theirs.high, abs=0.4))
+
+
+def test_one_model_against_itself_differs_by_nothing_whatever_the_order_of_images():
+    a = answers(400, 0.5, 0)
+    order = np.random.default_rng(1).permutation(400)
+    again = Scores([KEYS[i] for i in order], a[order])
+    assert paired_bootstrap(Scores(KEYS, a), again) == (0, 0)
+
+
+def test_other_images_are_refused_with_how_many_are_shared():
+    a = answers(400, 0.5, 0)
+    with pytest.raises(ValueError, match="400 and 399 images, of which 399"):
+        paired_bootstrap(Scores(KEYS, a), Scores(KEYS[1:], a[1:]))
+
+
+def record(share, seed, **changes):
+    scores = Scores(KEYS, answers(400, share, seed))
+    values = {"knn/top1": scores.value, "knn/other": 3.0}
+    fields = dict(target="a", benchmark="knn", values=values, data_hash="x", settings={"k": 20})
+    return Record(**fields | changes, kept={"knn/top1": scores})
+
+
+def test_a_large_difference_is_separated_and_a_number_without_scores_has_no_interval():
+    big, plain = compare([record(0.3, 0)], [record(0.8, 1)])
+    assert big.separated and big.low > 30 and big.images == 400
+    assert not plain.separated and plain.low is None and plain.told()[-1] == "–"
+
+
+@pytest.mark.parametrize("change", [dict(data_hash="y"), dict(settings={"k": 5})])
+def test_results_of_other_data_or_settings_are_not_compared(change):
+    with pytest.raises(ValueError, match="share no benchmark"):
+        compare([record(0.3, 0)], [record(0.8, 1, **change)])

@@ -1,0 +1,78 @@
+"""Result files: what is written comes back, and hashes tell one thing from another."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from zoo.eval.registry import Picture, Scores
+from zoo.eval.results import Record, hash_data, hash_weights, latest, read, write
+
+
+def test_scores_and_pictures_come_back_from_beside_the_file(tmp_path):
+    out = tmp_path / "new" / "results.jsonl"
+    scores = {
+        "segment/miou": Scores(["a", "b"], np.ones((2, 3)), 2 * np.ones((2, 3))),
+        "segment/accuracy": Scores(["a", "b"], np.array([1, 0])),
+    }
+    pictures = {"a/b": Picture(np.zeros((4, 5, 3), np.uint8), "a mask")}
+    record = Record(target="runs/x", benchmark="segment", values={"segment/miou": 50.0})
+    written = write(out, record, scores, pictures)
+    (back,) = read(out)
+    assert back.scores().keys() == scores.keys() == written.scores().keys()
+    assert back.scores()["segment/miou"].value == 50
+    assert back.scores()["segment/accuracy"].keys == ["a", "b"]
+    (picture,) = back.pictures
+    assert (out.parent / picture["file"]).is_file() and picture["caption"] == "a mask"
+
+
+def test_numbers_that_json_cannot_hold_are_written_as_none(tmp_path):
+    out = tmp_path / "results.jsonl"
+    values = {"x": float("nan"), "y": float("inf"), "z": 1.5}
+    write(out, Record(target="a", benchmark="b", values=values), {}, {})
+    line = json.loads(out.read_text(), parse_constant=pytest.fail)
+    assert line["values"] == {"x": None, "y": None, "z": 1.5}
+
+
+def test_the_later_of_two_measurements_of_one_case_counts():
+    older, newer = (Record(target="a", benchmark="knn", values={"x": v}) for v in (1.0, 2.0))
+    other = Record(target="b", benchmark="knn", values={"x": 3.0})
+    assert [r.values["x"] for r in latest([older, other, newer])] == [2.0, 3.0]
+
+
+@pytest.mark.parametrize("text", ["not json\n", "[1]\n", '{"target": "a"}\n', "\n"])
+def test_a_file_that_holds_something_else_is_refused(tmp_path, text):
+    (tmp_path / "x.jsonl").write_text(text)
+    with pytest.raises(ValueError, match=r"x\.jsonl"):
+        read(tmp_path / "x.jsonl")
+
+
+def test_scores_that_were_deleted_are_missed_by_name(tmp_path):
+    out = tmp_path / "results.jsonl"
+    record = Record(target="a", benchmark="b", values={})
+    written = write(out, record, {"x": Scores(["a"], np.ones(1))}, {})
+    (tmp_path / str(written.scores_file)).unlink()
+    with pytest.raises(ValueError, match="are gone"):
+        read(out)[0].scores()
+
+
+def test_a_changed_weight_name_file_size_or_byte_changes_the_hash(tmp_path):
+    torch.manual_seed(0)
+    one = nn.Linear(2, 2)
+    before = hash_weights(one)
+    assert before == hash_weights(one)
+    with torch.no_grad():
+        one.weight[0, 0] += 1e-3
+    assert hash_weights(one) != before
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "x").write_bytes(b"12")
+    seen = {hash_data(tmp_path)}
+    (tmp_path / "a" / "x").write_bytes(b"13")
+    seen.add(hash_data(tmp_path))
+    (tmp_path / "a" / "x").rename(tmp_path / "a" / "y")
+    seen.add(hash_data(tmp_path))
+    (tmp_path / "a" / "y").write_bytes(b"1" * 10_000)
+    seen.add(hash_data(tmp_path))
+    assert len(seen) == 4
