@@ -26,6 +26,7 @@ USAGE = """zoo: vision backbones, and the distillation of many frozen teachers i
   zoo embed DATA OUT ...    features of many images, in shards that kNN and probes read
   zoo report RUN ...        write RUN/report.html again, or join many into one page
   zoo detect BACKBONE ...   train a detector on COCO annotations
+  zoo detect-config ...     an mmdet configuration over one of our backbones
   zoo bench models ...      images/s, memory and multiply-adds beside timm's models
   zoo bench distill ...     a distillation step, part by part, beside the cost model
   zoo experiment phi_s      nine normalisations of three teachers, with paired intervals
@@ -443,6 +444,17 @@ def detect(args: list[str]) -> None:
     run(args)
 
 
+def detect_config(args: list[str]) -> None:
+    """Write an mmdet configuration over an exported student, and say how to train with it.
+
+    Example: zoo detect-config mask-rcnn runs/mine/export COCO_FOLDER detector.py
+    """
+    from zoo.detect_config import DetectConfigArgs
+    from zoo.detect_config import detect_config as write
+
+    write(parse(DetectConfigArgs, args, "detect-config", detect_config.__doc__ or ""))
+
+
 COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "list": list_models,
     "convert": convert,
@@ -451,6 +463,7 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "embed": embed,
     "report": report,
     "detect": detect,
+    "detect-config": detect_config,
     "bench": bench,
     "experiment": experiment,
 }

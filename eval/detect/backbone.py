@@ -41,7 +41,7 @@ class Backbone(nn.Module):
         img_size: Rows and columns that windows are fitted to, where a model fits its windows to
             images (MambaVision: one window covers the map). By default they stay as trained.
         out_norm: Put a new layer norm over the channels behind each level, as the published
-            detectors of MambaVision do. A plain transformer has its own final norm.
+            detectors of MambaVision do. A plain transformer keeps its own final norm, if it has one.
         options: Further keywords of `timm.create_model`.
 
     Raises:
@@ -150,9 +150,7 @@ def _build(
     return zoo.create_model(name, pretrained, **options)
 
 
-def _indices(
-    name: str, reductions: list[int], asked: Sequence[int] | None
-) -> tuple[int, ...]:
+def _indices(name: str, reductions: list[int], asked: Sequence[int] | None) -> tuple[int, ...]:
     count = len(reductions)
     if asked is not None:
         chosen = sorted({i + count if i < 0 else i for i in asked})

@@ -1,0 +1,34 @@
+"""mmdet's own tools, which its wheel brings along, with what they lack supplied first.
+
+python -m zoo.eval.detect.mmdet_tool train detector.py --resume
+torchrun --nproc_per_node 8 -m zoo.eval.detect.mmdet_tool train detector.py --launcher pytorch
+python -m zoo.eval.detect.mmdet_tool test detector.py runs/detector/epoch_12.pth
+"""
+
+import runpy
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+
+def main(args: Sequence[str]) -> None:
+    """Run a tool by its name with the arguments that follow.
+
+    Raises:
+        ValueError: mmdet is not installed, or has no such tool.
+    """
+    import mmdet
+
+    import zoo.eval.detect.mmdet_plugin  # noqa: F401  (some tools import operations at once)
+
+    tools = Path(mmdet.__file__).parent / ".mim/tools"
+    known = sorted(path.stem for path in tools.glob("*.py"))
+    if not args or args[0] not in known:
+        raise ValueError(f"Name one of mmdet's tools first: {', '.join(known)}.")
+    tool = str(tools / f"{args[0]}.py")
+    sys.argv = [tool, *args[1:]]
+    runpy.run_path(tool, run_name="__main__")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
