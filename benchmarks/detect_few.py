@@ -22,7 +22,8 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -238,6 +239,14 @@ def parse() -> argparse.Namespace:
     return parser.parse_args()
 
 
+def _row(done: Future, job: Job) -> dict[str, Any]:
+    """Give a job's row, also that of a process which died."""
+    try:
+        return done.result()
+    except BrokenProcessPool as error:
+        return dict(model=job.label, target=job.target, seed=job.seed, error=str(error))
+
+
 def main() -> None:
     """Run all jobs; write what is known after each."""
     args = parse()
@@ -250,8 +259,9 @@ def main() -> None:
         jobs = jobs_of(args, args.data or Path(place))
         context = multiprocessing.get_context("spawn")
         with ProcessPoolExecutor(args.jobs, mp_context=context) as pool:
-            for done in as_completed([pool.submit(run, job) for job in jobs]):
-                row = done.result()
+            running = {pool.submit(run, job): job for job in jobs}
+            for done in as_completed(running):
+                row = _row(done, running[done])
                 rows.append(row)
                 told = row.get("error") or {k: round(v, 1) for k, v in row["scores"].items()}
                 print(f"{len(rows)}/{len(jobs)} {row['model']} seed {row['seed']}: {told}")

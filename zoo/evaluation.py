@@ -162,14 +162,13 @@ def open_subject(target: str | None, asked: Asked) -> Subject:
         return Subject(name=target or about["model"]["target"], made=None, read=stored, **shared)
     if target is None:
         raise ValueError("Name what to measure: a run, an export or a registered model.")
-    if is_detector(Path(target)):
-        if set(asked.on) != {"detect"}:
-            raise ValueError(f"{target} is a trained detector; measure it with --on detect alone.")
-        student = detector_backbone(Path(target)).to(asked.device)
-    else:
-        with torch.random.fork_rng(devices=[]):  # weights that are drawn are the same ones again
-            torch.manual_seed(asked.seed)
-            student = open_student(target, asked.size).to(asked.device)
+    trained = is_detector(Path(target))
+    if trained and set(asked.on) != {"detect"}:
+        raise ValueError(f"{target} is a trained detector; measure it with --on detect alone.")
+    with torch.random.fork_rng(devices=[]):  # weights that are drawn are the same ones again
+        torch.manual_seed(asked.seed)
+        student = detector_backbone(trained) if trained else open_student(target, asked.size)
+    student = student.to(asked.device)
 
     def open_part(data: Path, split: Split) -> "_Part":
         return _Part(_splits(data)[0 if split == "train" else 1], student, asked)

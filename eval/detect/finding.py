@@ -17,8 +17,12 @@ def fitting(detector: Detector, split: CocoSplit) -> CocoSplit:
         ValueError: they have other names, or one of the two is class-agnostic.
     """
     if detector.spec.class_agnostic != split.class_agnostic:
-        there = "knows" if split.class_agnostic else "does not know"
-        raise ValueError(f"The detector {there} classes; open {split.file} accordingly.")
+        which = ("has classes", "is class-agnostic")
+        raise ValueError(
+            f"The detector {which[detector.spec.class_agnostic]}, {split.file} was opened as if it "
+            f"{which[split.class_agnostic]}; open it with class_agnostic="
+            f"{detector.spec.class_agnostic}."
+        )
     return split.with_classes(detector.spec.classes)
 
 

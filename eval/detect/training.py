@@ -144,8 +144,9 @@ def train_steps(
         losses = detector.losses(batch.to(device))
         total = torch.stack(list(losses.values())).sum()
         total.backward()
+        now = rate(trainee.step, config)
         for group in trainee.optimizer.param_groups:
-            group["lr"] = rate(trainee.step, config) * group["scale"]
+            group["lr"] = now * group["scale"]
         norm = clip_grad_norm_(detector.parameters(), config.clip or math.inf)
         trainee.optimizer.step()
         trainee.optimizer.zero_grad(set_to_none=True)

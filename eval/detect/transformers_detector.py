@@ -175,7 +175,7 @@ def _heads(width: int) -> int:
 def _detr(spec: Spec, config: Any, channels: list[int]) -> Any:
     from transformers import DetrConfig, DetrForObjectDetection
 
-    layers = dict(encoder_layers=_layers(spec), decoder_layers=_layers(spec))
+    layers: dict[str, Any] = dict(encoder_layers=_layers(spec), decoder_layers=_layers(spec))
     return DetrForObjectDetection(DetrConfig(**_shared(spec, config), **_decoder(spec), **layers))
 
 
@@ -185,7 +185,7 @@ def _rt_detr(spec: Spec, config: Any, channels: list[int]) -> Any:
     width = spec.width
     # queries start from cells of the three maps; small canvases have fewer than it wants
     cells = sum((spec.size // stride) ** 2 for stride in spec.source.strides[-3:])
-    narrow = _decoder(spec) | dict(
+    narrow: dict[str, Any] = _decoder(spec) | dict(
         encoder_hidden_dim=width,
         encoder_attention_heads=_heads(width),
         decoder_in_channels=[width] * 3,

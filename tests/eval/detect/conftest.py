@@ -1,4 +1,4 @@
-"""COCO folders of known content, which all tests of detectors share."""
+"""COCO folders of known content: rectangles for mmdet, drawn shapes for the rest."""
 
 import json
 

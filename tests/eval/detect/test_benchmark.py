@@ -1,0 +1,105 @@
+"""The benchmark `detect`: known answers, class lists, pictures, the file of predictions."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from zoo.eval.detect.benchmark import measure
+from zoo.eval.detect.canvas import Samples
+from zoo.eval.detect.coco import open_coco
+from zoo.eval.detect.coco_metric import Prediction
+from zoo.eval.detect.detector import Detector, Source, Spec
+from zoo.eval.detect.draw import PALETTE, draw, truth_of
+from zoo.eval.registry import Picture
+
+CLASSES = ("disc", "square", "triangle")
+CPU = torch.device("cpu")
+
+
+class Planted(Detector):
+    """Knows the answers; says them as they are, or somewhere at random."""
+
+    def __init__(self, split, *, guesses=False, classes=CLASSES):
+        super().__init__()
+        source = Source(name="none", levels=(0,), strides=(16,), mean=(0.5,) * 3, std=(0.5,) * 3)
+        self.spec = Spec(kind="mask_rcnn", source=source, classes=classes, size=64)
+        self.split, self.guesses = split, guesses
+
+    def predict(self, batch):
+        found = [truth_of(self.split.images[i], self.split, masks=True) for i in batch.indices]
+        return [self._shaken(one) for one in found] if self.guesses else found
+
+    def _shaken(self, found):
+        corner = torch.rand(len(found.boxes), 2) * 40
+        return Prediction(
+            torch.cat([corner, corner + 8], dim=1),
+            torch.rand(len(found.boxes)),
+            torch.randint(3, (len(found.boxes),)),
+            torch.rand(found.masks.shape) > 0.9,
+        )
+
+
+@pytest.fixture
+def val(shapes):
+    return open_coco(shapes, "val")
+
+
+def numbers(found):
+    return {name: value for name, value in found if not isinstance(value, Picture)}
+
+
+def test_a_planted_detector_scores_a_hundred(val):
+    found = numbers(measure(Planted(val), val, CPU))
+    assert found["detect/box/AP"] == pytest.approx(100)
+    assert found["detect/mask/AP"] == pytest.approx(100)
+
+
+def test_a_detector_that_guesses_scores_next_to_nothing(val):
+    found = numbers(measure(Planted(val, guesses=True), val, CPU))
+    assert found["detect/box/AP"] < 5
+    assert found["detect/mask/AP"] < 5
+
+
+def test_classes_in_another_order_are_brought_to_the_detectors(val):
+    turned = ("triangle", "disc", "square")
+    planted = Planted(val.with_classes(turned), classes=turned)
+    assert numbers(measure(planted, val, CPU))["detect/box/AP"] == pytest.approx(100)
+
+
+def test_other_classes_and_class_agnostic_folders_are_refused(shapes, val):
+    with pytest.raises(ValueError, match="only there: disc; not there: ball"):
+        next(measure(Planted(val, classes=("ball", "square", "triangle")), val, CPU))
+    with pytest.raises(ValueError, match="class-agnostic"):
+        next(measure(Planted(val), open_coco(shapes, "val", class_agnostic=True), CPU))
+
+
+def test_predictions_are_written_and_pictures_drawn(val, tmp_path):
+    found = list(measure(Planted(val), val, CPU, pictures=2, out=tmp_path / "p.json"))
+    pictures = [value for _, value in found if isinstance(value, Picture)]
+    assert [p.pixels.dtype for p in pictures] == [np.uint8] * 2
+    image = val.images[0]
+    assert pictures[0].pixels.shape == (image.rows, 2 * image.cols + 8, 3)
+    written = json.loads((tmp_path / "p.json").read_text())
+    assert {r["category_id"] for r in written} <= set(val.category_ids)
+    assert all(isinstance(r["segmentation"]["counts"], str) for r in written)
+
+
+def test_only_sure_boxes_are_drawn_in_the_colour_of_their_class():
+    image = torch.zeros(3, 40, 40, dtype=torch.uint8)
+    boxes = torch.tensor([[4.0, 14.0, 34.0, 34.0], [1.0, 1.0, 9.0, 9.0]])
+    found = Prediction(boxes, torch.tensor([0.9, 0.2]), torch.tensor([1, 0]))
+    drawn = draw(image, found, CLASSES)
+    colour = [int(PALETTE[1][i : i + 2], 16) for i in (1, 3, 5)]
+    assert drawn[:, 34, 20].tolist() == colour
+    assert drawn[:, 9, 5].sum() == 0
+    assert image.sum() == 0
+
+
+def test_samples_and_truth_agree_on_labels(val):
+    samples = Samples(val, 64, masks=False)
+    for index, image in enumerate(val.images):
+        assert torch.equal(
+            samples[index, False].truths[0].labels, truth_of(image, val, masks=False).labels
+        )
