@@ -59,7 +59,11 @@ ARROWS: dict[str, tuple[str, ...]] = {
     ),
     "zoo.eval": ("zoo.eval", "zoo.students", "zoo.teachers", "zoo.features", "zoo.checkpoint"),
     "zoo.eval.detect": (
-        "zoo.eval", "zoo.students", "zoo.features", "zoo.checkpoint", "zoo.detector_backbone",
+        "zoo.eval",
+        "zoo.students",
+        "zoo.features",
+        "zoo.checkpoint",
+        "zoo.detector_backbone",
     ),
     "zoo.eval.speed": ("zoo.deploy", "zoo.eval"),
 }
