@@ -17,6 +17,7 @@ the others is a smoke test and no ranking.
 
 import argparse
 import json
+import math
 import multiprocessing
 import sys
 import tempfile
@@ -60,6 +61,8 @@ class Job:
     settings: Detect
     device: str
     pictures: Path | None
+    seconds: float = math.inf
+    """After which training stops, finished or not."""
 
 
 def run(job: Job) -> dict[str, Any]:
@@ -83,12 +86,12 @@ def _measured(job: Job) -> dict[str, Any]:
     detector = build_detector(spec, pretrained=True).to(device)
     samples = Samples(train, spec.size, masks=True, keep=True)
     trained = time.perf_counter()
-    losses = torch.stack(
-        [
-            found["loss"]
-            for found in train_steps(Trainee(detector, training), samples, device=device)
-        ]
-    ).tolist()
+    found = []
+    for step in train_steps(Trainee(detector, training), samples, device=device):
+        found.append(step["loss"])
+        if time.perf_counter() - trained > job.seconds:
+            break
+    losses = torch.stack(found).tolist()
     seconds = time.perf_counter() - trained
     scores = dict(_score("train", detector, train, device))
     scores |= dict(_score("val", detector, val, device))
@@ -100,7 +103,8 @@ def _measured(job: Job) -> dict[str, Any]:
         parameters=dict(backbone=body, detector=heads),
         scores=scores,
         losses=losses,
-        step_seconds=seconds / training.steps,
+        steps=len(losses),
+        step_seconds=seconds / len(losses),
         seconds=time.perf_counter() - began,
         peak_gib=torch.cuda.max_memory_allocated() / 2**30 if device.type == "cuda" else None,
     )
@@ -138,9 +142,9 @@ def table_of(rows: list[dict[str, Any]]) -> str:
         for part in ("train", "val") for kind in ("box", "mask") for rest in ("", " any class")
     ]  # fmt: skip
     lines = [
-        "| model | backbone M | weights | seeds | s/step | loss first → last | "
+        "| model | backbone M | weights | seeds | steps | s/step | loss first → last | "
         + " | ".join(columns) + " |",
-        "| --- " * (6 + len(columns)) + "|",
+        "| --- " * (7 + len(columns)) + "|",
     ]  # fmt: skip
     for label in dict.fromkeys(row["model"] for row in good):
         mine = [row for row in good if row["model"] == label]
@@ -150,6 +154,7 @@ def table_of(rows: list[dict[str, Any]]) -> str:
             f"{mine[0]['parameters']['backbone'] / 1e6:.1f}",
             mine[0]["weights"],
             str(len(mine)),
+            str(min(len(row["losses"]) for row in mine)),
             f"{np.mean([row['step_seconds'] for row in mine]):.3f}",
             f"{ends[0]:.2f} → {ends[1]:.2f}",
             *(_spread([row["scores"].get(column, np.nan) for row in mine]) for column in columns),
@@ -211,7 +216,7 @@ def jobs_of(args: argparse.Namespace, folder: Path) -> list[Job]:
     return [
         Job(
             label or target, target, seed, folder, settings, args.device,
-            pictures if seed == 0 else None,
+            pictures if seed == 0 else None, args.seconds,
         )
         for seed in range(args.seeds) for label, target in named
     ]  # fmt: skip
@@ -233,7 +238,10 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--width", type=int, default=32 if tiny else 256)
     parser.add_argument("--lr", type=float, default=5e-4)
     parser.add_argument("--precision", default="auto", choices=("auto", "bf16", "float32"))
-    parser.add_argument("--jobs", type=int, default=1 if tiny else 5, help="processes at a time")
+    parser.add_argument("--jobs", type=int, default=1 if tiny else 10, help="processes at a time")
+    parser.add_argument(
+        "--seconds", type=float, default=math.inf, help="after which a job's training stops"
+    )
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--tiny", action="store_true")
     return parser.parse_args()

@@ -136,6 +136,7 @@ def train_detector(config: Detect, *, resume: bool = False) -> dict[str, float]:
     run.write_json("config.json", _as_json(config))
     _train(trainee, train, config, run, device)
     save_detector(trainee.detector, config.out / "detector")
+    trainee.detector.precision = torch.float32  # as `zoo eval` measures it
     numbers = _measure(trainee.detector, val, device, config)
     run.write_json("results.json", numbers)
     _print_numbers(numbers, str(config.out))

@@ -51,7 +51,9 @@ def draw(
     colours: Any = [PALETTE[label % len(PALETTE)] for label in labels]
     if prediction.masks is not None:
         masks = prediction.masks.cpu()[kept]
-        image = draw_segmentation_masks(image, masks, alpha=0.45, colors=colours)
+        # one by one, the best last: drawn together, what two masks share becomes black
+        for mask, colour in reversed(list(zip(masks, colours, strict=True))):
+            image = draw_segmentation_masks(image, mask, alpha=0.45, colors=colour)
     scores = prediction.scores.cpu()[kept].tolist()
     names = [
         str(classes[label]) if score == 1 else f"{classes[label]} {score:.2f}"
