@@ -17,9 +17,8 @@ def main(args: Sequence[str]) -> None:
     Raises:
         ValueError: mmdet is not installed, or has no such tool.
     """
+    supply_ops()  # some tools want them before they read the configuration
     import mmdet  # pyright: ignore[reportMissingImports]
-
-    import zoo.eval.detect.mmdet_plugin  # noqa: F401  (some tools import operations at once)
 
     tools = Path(mmdet.__path__[0]) / ".mim/tools"
     known = sorted(path.stem for path in tools.glob("*.py"))
