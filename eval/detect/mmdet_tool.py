@@ -10,6 +10,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from zoo.eval.detect.mmcv_ops import supply_ops
+
 
 def main(args: Sequence[str]) -> None:
     """Run a tool by its name with the arguments that follow.
