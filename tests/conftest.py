@@ -12,7 +12,7 @@ CHECKED = [
     f"zoo.{name}"
     for name in (
         "features", "students", "teachers", "train.distill", "train.losses", "train.phi_s",
-        "train.shift", "train.weighting", "eval.extract", "eval.fidelity",
+        "train.shift", "train.weighting", "eval.detect", "eval.extract", "eval.fidelity",
     )
 ]  # fmt: skip
 install_import_hook(CHECKED, "beartype.beartype")

@@ -303,8 +303,8 @@ def test_masks_may_be_run_lengths_crowds_and_boxes_at_the_border(toy_coco, tmp_p
 @pytest.mark.gpu
 @pytest.mark.parametrize("name", FAMILIES)
 @pytest.mark.parametrize("detector", DETECTORS)
-def test_a_gpu_gives_the_losses_of_the_cpu(detector, name, toy_coco):
-    """Sampling is random, so only the parts that do not sample are compared."""
+def test_a_gpu_gives_the_scores_of_the_cpu_and_trains(detector, name, toy_coco):
+    """Losses are of random samples, so predictions are compared."""
     config = tiny_config(detector, name, toy_coco)
     model = build_detector(config).eval()
     batch = two_images(config, "val")
