@@ -7,10 +7,10 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import timm
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
+from timm.data import resolve_model_data_config
 from timm.layers import LayerNorm2d
 from timm.models._manipulate import group_with_matcher
 from torch import Tensor, nn
@@ -41,7 +41,7 @@ class Backbone(nn.Module):
         img_size: Rows and columns that windows are fitted to, where a model fits its windows to
             images (MambaVision: one window covers the map). By default they stay as trained.
         out_norm: Put a new layer norm over the channels behind each level, as the published
-            detectors of MambaVision do. A plain transformer keeps its own final norm, if any.
+            detectors of MambaVision do. A plain transformer keeps its own final norm.
         options: Further keywords of `timm.create_model`.
 
     Raises:
@@ -74,7 +74,7 @@ class Backbone(nn.Module):
         self.strides = tuple(reductions[i] for i in self.out_indices)
         self.channels = tuple(levels[i]["num_chs"] for i in self.out_indices)
         self.step = math.lcm(*(int(r) for r in reductions), getattr(model, "resolution_step", 1))
-        config = timm.data.resolve_model_data_config(model)
+        config = resolve_model_data_config(model)
         self.mean, self.std = tuple(config["mean"]), tuple(config["std"])
         model.prune_intermediate_layers(list(self.out_indices), prune_norm=not self.is_plain)
         self.norms = nn.ModuleList(

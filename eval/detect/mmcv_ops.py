@@ -143,7 +143,7 @@ def _check_mean(pool_mode: int) -> None:
 def sigmoid_focal_loss_forward(
     input: Float[Tensor, "n C"],
     target: Int[Tensor, " n"],
-    weight: Float[Tensor, " C"],
+    weight: Float[Tensor, " C"] | Float[Tensor, "0"],
     output: Float[Tensor, "n C"],
     *,
     gamma: float,
@@ -163,7 +163,7 @@ def sigmoid_focal_loss_forward(
 def sigmoid_focal_loss_backward(
     input: Float[Tensor, "n C"],
     target: Int[Tensor, " n"],
-    weight: Float[Tensor, " C"],
+    weight: Float[Tensor, " C"] | Float[Tensor, "0"],
     grad_input: Float[Tensor, "n C"],
     *,
     gamma: float,

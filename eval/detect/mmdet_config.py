@@ -89,9 +89,9 @@ def mmdet_config(
 
 def build_detector(config: Any) -> torch.nn.Module:
     """Build the detector of a configuration, with fresh heads, as mmengine's runner does."""
-    from mmdet.registry import MODELS
-    from mmengine.logging import MMLogger
-    from mmengine.registry import init_default_scope
+    from mmdet.registry import MODELS  # pyright: ignore[reportMissingImports]
+    from mmengine.logging import MMLogger  # pyright: ignore[reportMissingImports]
+    from mmengine.registry import init_default_scope  # pyright: ignore[reportMissingImports]
 
     import zoo.eval.detect.mmdet_plugin  # noqa: F401  (registers)
 
@@ -104,10 +104,10 @@ def build_detector(config: Any) -> torch.nn.Module:
 
 def _shipped(detector: str) -> Any:
     supply_ops()
-    import mmdet
-    from mmengine.config import Config
+    import mmdet  # pyright: ignore[reportMissingImports]
+    from mmengine.config import Config  # pyright: ignore[reportMissingImports]
 
-    config = Config.fromfile(Path(mmdet.__file__).parent / ".mim/configs" / DETECTORS[detector])
+    config = Config.fromfile(Path(mmdet.__path__[0]) / ".mim/configs" / DETECTORS[detector])
     for key in ("tta_model", "img_scales"):  # of RetinaNet's file; they name other sizes
         config.pop(key, None)
     return config
@@ -134,11 +134,10 @@ def _set_backbone(config: Any, fields: dict[str, Any]) -> None:
     model = config.model
     # DINO leaves the finest level out, RetinaNet's neck passes over it: nothing is made for nobody.
     wanted = len(model.neck.in_channels) - model.neck.pop("start_level", 0)
-    with torch.device("meta"):
-        plan = Backbone(**fields | dict(pretrained=False))
-        if not plan.is_plain and fields.get("out_indices") is None:
-            fields["out_indices"] = plan.out_indices[-wanted:]
-            plan = Backbone(**fields | dict(pretrained=False))
+    plan = _plan(fields)
+    if not plan.is_plain and fields.get("out_indices") is None:
+        fields["out_indices"] = plan.out_indices[-wanted:]
+        plan = _plan(fields)
     if plan.is_plain:
         _set_pyramid(model, plan, finest=STRIDES[-wanted])
     elif plan.strides != STRIDES[-wanted:]:
@@ -151,6 +150,13 @@ def _set_backbone(config: Any, fields: dict[str, Any]) -> None:
     model.backbone = dict(type="zoo.Backbone", **fields)
     model.data_preprocessor.mean = [255 * x for x in plan.mean]
     model.data_preprocessor.std = [255 * x for x in plan.std]
+
+
+def _plan(fields: dict[str, Any]) -> Backbone:
+    """Build a backbone without its numbers."""
+    untrained: dict[str, Any] = fields | dict(pretrained=False)
+    with torch.device("meta"):
+        return Backbone(**untrained)
 
 
 def _set_pyramid(model: Any, plan: Backbone, *, finest: int) -> None:

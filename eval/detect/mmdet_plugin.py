@@ -6,17 +6,16 @@ Importing it supplies mmcv's compiled operations where they are missing, and reg
 
 from typing import Any
 
+import numpy as np
+import torch
+from mmengine.hooks import Hook  # pyright: ignore[reportMissingImports]
+from mmengine.logging import HistoryBuffer  # pyright: ignore[reportMissingImports]
+from mmengine.registry import HOOKS, MODELS, Registry  # pyright: ignore[reportMissingImports]
+
+from zoo.eval.detect.backbone import Backbone, SimplePyramid
 from zoo.eval.detect.mmcv_ops import supply_ops
 
-supply_ops()  # before anything of mmdet is imported
-
-import numpy as np  # noqa: E402
-import torch  # noqa: E402
-from mmengine.hooks import Hook  # noqa: E402
-from mmengine.logging import HistoryBuffer  # noqa: E402
-from mmengine.registry import HOOKS, MODELS, Registry  # noqa: E402
-
-from zoo.eval.detect.backbone import Backbone, SimplePyramid  # noqa: E402
+supply_ops()  # mmengine's runner imports mmdet's models after this
 
 OUR_MODELS = Registry("model", parent=MODELS, scope="zoo")
 OUR_HOOKS = Registry("hook", parent=HOOKS, scope="zoo")

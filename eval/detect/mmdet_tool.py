@@ -10,6 +10,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from zoo.eval.detect.mmcv_ops import supply_ops
+
 
 def main(args: Sequence[str]) -> None:
     """Run a tool by its name with the arguments that follow.
@@ -17,11 +19,10 @@ def main(args: Sequence[str]) -> None:
     Raises:
         ValueError: mmdet is not installed, or has no such tool.
     """
-    import mmdet
+    supply_ops()  # some tools want them before they read the configuration
+    import mmdet  # pyright: ignore[reportMissingImports]
 
-    import zoo.eval.detect.mmdet_plugin  # noqa: F401  (some tools import operations at once)
-
-    tools = Path(mmdet.__file__).parent / ".mim/tools"
+    tools = Path(mmdet.__path__[0]) / ".mim/tools"
     known = sorted(path.stem for path in tools.glob("*.py"))
     if not args or args[0] not in known:
         raise ValueError(f"Name one of mmdet's tools first: {', '.join(known)}.")

@@ -64,11 +64,11 @@ def test_roi_align_and_its_gradient_are_torchvisions(device):
 
 def test_roi_align_refuses_maxima():
     maps, rois = roi_case("cpu")
-    none = maps.new_zeros(0)
+    cells = maps.new_zeros(5, 3, 3, 4)
     with pytest.raises(NotImplementedError, match="maxima"):
-        ops.roi_align_forward(maps, rois, none, none, none, pool_mode=0, **HOW)
+        ops.roi_align_forward(maps, rois, cells, cells, cells, pool_mode=0, **HOW)
     with pytest.raises(NotImplementedError, match="maxima"):
-        ops.roi_align_backward(maps, rois, none, none, none, pool_mode=0, **HOW)
+        ops.roi_align_backward(cells, rois, cells, cells, maps, pool_mode=0, **HOW)
 
 
 @pytest.mark.parametrize("device", DEVICES)

@@ -46,14 +46,15 @@ FEWER = {
         "model.num_queries": 20,
         "model.encoder.num_layers": 1,
         "model.decoder.num_layers": 2,
+        "model.encoder.layer_cfg.ffn_cfg.feedforward_channels": 64,
+        "model.decoder.layer_cfg.ffn_cfg.feedforward_channels": 64,
         "model.dn_cfg.group_cfg.num_dn_queries": 4,
         "model.test_cfg.max_per_img": 20,
     },
 }
 NARROWER = {
     **dict.fromkeys(("in_channels", "out_channels", "feat_channels", "conv_out_channels"), 8),
-    **dict.fromkeys(("fc_out_channels", "feedforward_channels"), 32),
-    **dict(embed_dims=8, num_feats=8, num_groups=8),
+    "fc_out_channels": 32,
 }
 """What the heads' widths are divided by, so that a shipped detector is quick."""
 
@@ -72,14 +73,11 @@ def tiny_config(detector, name, data, **fields):
     backbone = dict(name=name, options=FAMILIES[name], drop_path_rate=0.0)
     how = dict(size=(96, 64), epochs=2, workers=0, overrides=FEWER[detector]) | fields
     config = mmdet_config(detector, backbone, data, **how)
-    neck = config.model.pop("neck")  # what comes into it keeps its width
-    narrow(config.model)
-    neck.out_channels //= 8
-    if detector == "dino":
-        config.model.bbox_head.embed_dims = neck.out_channels
-        if "norm_cfg" in neck:
-            neck.norm_cfg.num_groups = 4
-    config.model.neck = neck
+    if detector != "dino":  # whose parts want their own widths of each other
+        neck = config.model.pop("neck")  # what comes into it keeps its width
+        narrow(config.model)
+        neck.out_channels //= 8
+        config.model.neck = neck
     return config
 
 
@@ -186,34 +184,31 @@ def test_the_runner_scores_planted_boxes_and_masks_as_they_are(toy_coco, tmp_pat
         assert scores[f"coco/{kind}_mAP_50"] == expected
 
 
-def tool(*args, cwd):
-    command = [sys.executable, "-W", "ignore", "-m", "zoo.eval.detect.mmdet_tool", *args]
-    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return done.stdout + done.stderr
-
-
 def test_a_run_resumes_where_it_stopped_from_a_file_that_is_only_data(toy_coco, tmp_path):
-    config = tiny_config("retinanet", "eradio_nano", toy_coco, epochs=1, out=tmp_path / "run")
-    config.default_hooks.logger.interval = 1
-    config.dump(tmp_path / "detector.py")
-    tool("train", "detector.py", cwd=tmp_path)
+    from mmengine.runner import Runner
 
-    first = torch.load(tmp_path / "run/epoch_1.pth", weights_only=True)
+    def train(epochs, **how):
+        config = tiny_config("retinanet", "eradio_nano", toy_coco, epochs=epochs, out=tmp_path)
+        config.merge_from_dict(how | {"default_hooks.logger.interval": 1, "log_level": "WARNING"})
+        build_detector(config)
+        config.experiment_name = f"to{epochs}"  # mmengine keeps a run's parts under its name
+        runner = Runner.from_cfg(config)
+        runner.train()
+        return runner, torch.load(tmp_path / f"epoch_{epochs}.pth", weights_only=True)
+
+    _, first = train(1)
     assert first["meta"]["epoch"] == 1 and first["meta"]["iter"] == 2
-    history = first["message_hub"]["log_scalars"]["train/loss"]
-    assert len(history["values"]) == 2
+    history = first["message_hub"]["log_scalars"]["train/loss"]["values"]
+    assert len(history) == 2
 
-    told = tool(
-        "train", "detector.py", "--resume", "--cfg-options", "train_cfg.max_epochs=2", cwd=tmp_path
-    )
-    assert "resumed epoch: 1, iter: 2" in told and "coco/bbox_mAP" in told
-    second = torch.load(tmp_path / "run/epoch_2.pth", weights_only=True)
+    runner, second = train(2, resume=True)
     assert second["meta"]["epoch"] == 2 and second["meta"]["iter"] == 4
     both = second["message_hub"]["log_scalars"]["train/loss"]["values"]
-    assert len(both) == 4 and torch.equal(both[:2], history["values"])
-    steps = {int(s["step"]) for s in second["optimizer"]["state"].values()}
-    assert steps == {4}
+    assert len(both) == 4 and torch.equal(both[:2], history)
+    assert {int(state["step"]) for state in second["optimizer"]["state"].values()} == {4}
+    kept = runner.message_hub.get_scalar("train/loss")
+    assert kept.data[0].tolist() == both.tolist()
+    assert "coco/bbox_mAP" in str(runner.message_hub.log_scalars.keys())
 
 
 def test_the_data_set_gives_classes_and_images_as_the_backbone_wants_them(toy_coco):
@@ -308,8 +303,8 @@ def test_masks_may_be_run_lengths_crowds_and_boxes_at_the_border(toy_coco, tmp_p
 @pytest.mark.gpu
 @pytest.mark.parametrize("name", FAMILIES)
 @pytest.mark.parametrize("detector", DETECTORS)
-def test_a_gpu_gives_the_losses_of_the_cpu(detector, name, toy_coco):
-    """Sampling is random, so only the parts that do not sample are compared."""
+def test_a_gpu_gives_the_scores_of_the_cpu_and_trains(detector, name, toy_coco):
+    """Losses are of random samples, so predictions are compared."""
     config = tiny_config(detector, name, toy_coco)
     model = build_detector(config).eval()
     batch = two_images(config, "val")
@@ -333,20 +328,24 @@ PAGE = Path(__file__).parents[3] / "docs" / "mmdet.md"
 
 
 def test_the_page_runs_as_written(toy_coco, tmp_path):
-    """Its distillation is shortened by an option; all else is run to the letter."""
     (tmp_path / "coco").symlink_to(toy_coco)
     blocks = re.findall(r"^```(sh|python)\n(.*?)^```", PAGE.read_text(), re.DOTALL | re.MULTILINE)
     shell = [text for kind, text in blocks if kind == "sh" and "pip install" not in text]
     lines = "".join(shell).replace("\\\n", " ").splitlines()
-    assert len(lines) >= 5
-    for line in lines:
-        words = shlex.split(line)
-        words = [sys.executable, *(["-m", "zoo"] if words[0] == "zoo" else []), *words[1:]]
-        done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, f"{line}\n{done.stdout[-1500:]}\n{done.stderr[-1500:]}"
-    for text in (text for kind, text in blocks if kind == "python"):
-        done = subprocess.run(
-            [sys.executable, "-W", "ignore", "-c", text],
-            cwd=tmp_path, capture_output=True, text=True, check=False,
-        )  # fmt: skip
-        assert done.returncode == 0, f"{text}\n{done.stderr[-1500:]}"
+    commands = [shlex.split(line) for line in lines]
+    assert len(commands) == 5
+    for words in commands:
+        words = ["-m", "zoo", *words[1:]] if words[0] == "zoo" else words[1:]
+        told = run("-W", "ignore", *words, cwd=tmp_path)
+    assert "coco/bbox_mAP" in told
+    (code,) = (text for kind, text in blocks if kind == "python")
+    assert "torch.Size([100, 4])" in run("-W", "ignore", "-c", code, cwd=tmp_path)
+    assert (tmp_path / "runs/detector/epoch_2.pth").is_file()
+
+
+def run(*words, cwd):
+    done = subprocess.run(
+        [sys.executable, *words], cwd=cwd, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, f"{words}\n{done.stdout[-1500:]}\n{done.stderr[-3000:]}"
+    return done.stdout + done.stderr
