@@ -15,7 +15,8 @@ CHECKED = [
         "train.shift", "train.weighting", "eval.extract", "eval.fidelity",
         "eval.segment", "eval.mean_iou", "eval.upernet", "eval.windows", "eval.crops", "eval.depth",
         "eval.correspondence", "eval.sam_masks", "eval.retrieval", "eval.zeroshot",
-        "eval.detect.backbone", "eval.detect.canvas", "eval.detect.draw", "eval.detect.torchvision_detector",
+        "eval.detect.backbone", "eval.detect.canvas", "eval.detect.draw",
+        "eval.detect.torchvision_detector",
     )
 ]  # fmt: skip
 install_import_hook(CHECKED, "beartype.beartype")
