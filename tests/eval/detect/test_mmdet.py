@@ -339,7 +339,8 @@ def test_the_page_runs_as_written(toy_coco, tmp_path):
         told = run("-W", "ignore", *words, cwd=tmp_path)
     assert "coco/bbox_mAP" in told
     (code,) = (text for kind, text in blocks if kind == "python")
-    assert "torch.Size([100, 4])" in run("-W", "ignore", "-c", code, cwd=tmp_path)
+    seen = run("-W", "ignore", "-c", code, cwd=tmp_path)
+    assert re.search(r"torch.Size\(\[[1-9]\d*, 4\]\)", seen) and re.search("red|green", seen)
     assert (tmp_path / "runs/detector/epoch_2.pth").is_file()
 
 
