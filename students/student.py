@@ -3,7 +3,7 @@
 import ast
 import copy
 from collections.abc import Callable, Mapping, Sequence
-from functools import cache, lru_cache
+from functools import lru_cache
 from typing import Any
 
 import timm
@@ -290,7 +290,6 @@ def read_options(texts: Sequence[str]) -> dict[str, Any]:
 
 
 @lru_cache(maxsize=32)
-@cache
 def student_grids(
     name: str, size: int, sizes: tuple[int, ...], options: tuple[str, ...] = ()
 ) -> dict[int, tuple[int, int]]:

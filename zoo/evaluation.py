@@ -6,7 +6,7 @@ import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -170,8 +170,10 @@ def open_subject(target: str | None, asked: Asked) -> Subject:
         student = detector_backbone(trained) if trained else open_student(target, asked.size)
     student = student.to(asked.device)
 
+    splits = cache(partial(open_splits, held_out=0.2))  # here: another call may see other files
+
     def open_part(data: Path, split: Split) -> "_Part":
-        return _Part(_splits(data)[0 if split == "train" else 1], student, asked)
+        return _Part(splits(data)[0 if split == "train" else 1], student, asked)
 
     return Subject(name=target, made=student, open=open_part, **shared)
 
@@ -207,11 +209,6 @@ def detector_backbone(folder: Path) -> Student:
     state = {k.removeprefix("model."): v for k, v in detector.backbone.state_dict().items()}
     student.backbone.load_state_dict(state, strict=False)
     return student
-
-
-@lru_cache(maxsize=8)
-def _splits(data: Path) -> tuple[Source, Source]:
-    return open_splits(data, 0.2)
 
 
 class _Part:
@@ -299,12 +296,7 @@ def _about_data(path: Path | None, asked: Asked) -> dict[str, Any]:
 
         about = about_features(path)
         return dict(data=about["data"], data_hash=about["data_hash"], features=str(path))
-    return dict(data=str(path), data_hash=_hash(path))
-
-
-@lru_cache(maxsize=32)
-def _hash(path: Path) -> str:
-    return hash_data(path)
+    return dict(data=str(path), data_hash=hash_data(path))
 
 
 def _about(subject: Subject, asked: Asked) -> dict[str, Any]:
