@@ -89,12 +89,7 @@ class TeacherHead(nn.Module):
                 f"{ours[1]} do not split. Take --heads.kind v2, or a student whose width is a "
                 f"multiple of {ATTN_HEADS}."
             )
-        self.ladder, self.kind, self.upsample, self.widths = (
-            kind == "ladder",
-            kind,
-            upsample,
-            theirs,
-        )
+        self.kind, self.upsample, self.widths = kind, upsample, theirs
 
         def make(part: int, kind: str, blocks: int) -> Any:
             width, out = ours[part], theirs[part]
@@ -118,10 +113,10 @@ class TeacherHead(nn.Module):
         """
         summary = spatial = None
         if self.summary is not None:
-            rungs = ([f.summary for f in below],) if self.ladder else ()
+            rungs = ([f.summary for f in below],) if self.kind == "ladder" else ()
             summary = self.summary(seen.summary, *rungs)
         if self.spatial is not None:
-            rungs = ([f.spatial for f in below],) if self.ladder else ()
+            rungs = ([f.spatial for f in below],) if self.kind == "ladder" else ()
             spatial = self._on_grid(seen.spatial, *rungs)
         return Features(summary, spatial)
 

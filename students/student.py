@@ -267,26 +267,35 @@ def _reparametrise(name: str, backbone: Any) -> None:
 def read_options(texts: Sequence[str]) -> dict[str, Any]:
     """Read keywords for `timm.create_model`: `crop_positions=False`, `vitdet={"window": 8}`.
 
-    Values are Python's literals; what is none is a string.
-
     Raises:
-        ValueError: a text has no `=`, or sets what the run decides itself.
+        ValueError: as `read_pairs`, or a text sets what the run decides itself.
     """
-    options = {}
-    for text in texts:
-        key, sign, value = text.partition("=")
-        if not sign or not key.isidentifier():
-            raise ValueError(f"The student's option {text!r} has not the form key=value.")
+    options = read_pairs(texts)
+    for key in options:
         if key in ("pretrained", "num_classes", "img_size", "drop_path_rate"):
             raise ValueError(
                 f"The student's option {key} is decided by the run; there are --pretrained, "
                 "--size and --optim.drop-path."
             )
-        try:
-            options[key] = ast.literal_eval(value)
-        except (ValueError, SyntaxError):
-            options[key] = value
     return options
+
+
+def read_pairs(texts: Sequence[str]) -> dict[str, Any]:
+    """Read `key=value` texts; values are Python's literals, and what is none is a string.
+
+    Raises:
+        ValueError: a text has not that form; keys are names, or names joined by dots.
+    """
+    pairs = {}
+    for text in texts:
+        key, sign, value = text.partition("=")
+        if not sign or not key.replace(".", "_").isidentifier():
+            raise ValueError(f"The option {text!r} has not the form key=value.")
+        try:
+            pairs[key] = ast.literal_eval(value)
+        except (ValueError, SyntaxError):
+            pairs[key] = value
+    return pairs
 
 
 @lru_cache(maxsize=32)

@@ -3,12 +3,12 @@
 import pytest
 
 from zoo.cli import main
-from zoo.detect_config import _read
+from zoo.students.student import read_pairs
 
 
 def test_values_are_read_as_python_writes_them():
     texts = ("frozen_stages=2", "img_size=(800,1344)", 'options={"mask_padding":True}', "a.b=name")
-    assert _read("options", texts) == {
+    assert read_pairs(texts) == {
         "frozen_stages": 2,
         "img_size": (800, 1344),
         "options": {"mask_padding": True},

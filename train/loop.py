@@ -125,7 +125,6 @@ def train(
     objective = objective_of(config, balances, spreads or {})
     skipped, every, start = set[str](), config.every, trainee.step
     watch = Watch(title, total=config.steps, start=trainee.step, images=config.batch)
-
     note = partial(note_skipped, seen=skipped, run=run, watch=watch)
     coming = announced(loader, start, device, note, partial(looks_of, plan, config, teachers))
     if config.overlap:

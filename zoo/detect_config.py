@@ -1,13 +1,12 @@
 """`zoo detect-config`: an mmdet configuration over one of our backbones, written to a file."""
 
-import ast
 import shlex
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import tyro
+
+from zoo.students.student import read_pairs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,7 +16,7 @@ class DetectConfigArgs:
     backbone: tyro.conf.Positional[str]
     """The folder of an exported student, or a registered model (with its tag: with weights)."""
     data: tyro.conf.Positional[Path]
-    """A folder with annotations/instances_{train,val}*.json and the folders train*/ and val*/."""
+    """A folder with COCO annotations: annotations/instances_{train,val}.json, train/ and val/."""
     config: tyro.conf.Positional[Path]
     """The file to write; it ends in .py."""
     out: Path | None = None
@@ -54,7 +53,7 @@ def detect_config(asked: DetectConfigArgs) -> None:
         name = f"local-dir:{Path(name).resolve()}"
     config = mmdet_config(
         asked.detector,
-        dict(name=name, pretrained="." in name or ":" in name) | _read("options", asked.options),
+        dict(name=name, pretrained="." in name or ":" in name) | read_pairs(asked.options),
         asked.data,
         out=asked.out or asked.config.with_suffix(""),
         size=asked.size,
@@ -63,26 +62,12 @@ def detect_config(asked: DetectConfigArgs) -> None:
         workers=asked.workers,
         lr=asked.lr,
         seed=asked.seed,
-        overrides=_read("overrides", asked.overrides),
+        overrides=read_pairs(asked.overrides),
     )
     asked.config.parent.mkdir(parents=True, exist_ok=True)
     config.dump(asked.config)
     for told, line in _commands(asked.config, Path(config.work_dir), asked.epochs).items():
         print(f"{told:7} {line}")
-
-
-def _read(option: str, texts: Sequence[str]) -> dict[str, Any]:
-    """Read `key=value` pairs; values are Python's literals, and what is none is a string."""
-    read = {}
-    for text in texts:
-        key, sign, value = text.partition("=")
-        if not sign or not key:
-            raise ValueError(f"--{option} {text!r} has not the form key=value.")
-        try:
-            read[key] = ast.literal_eval(value)
-        except (ValueError, SyntaxError):
-            read[key] = value
-    return read
 
 
 def _commands(config: Path, out: Path, epochs: int) -> dict[str, str]:

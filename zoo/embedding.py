@@ -21,6 +21,7 @@ import torch
 from rich.console import Console
 from rich.progress import Progress
 from torch import Tensor
+from tyro.conf import Positional, Suppress
 
 from zoo.checkpoint import written_whole
 from zoo.eval.extract import Extracted
@@ -41,21 +42,27 @@ Format = Literal["parquet", "npz"]
 class Embed:
     """What is embedded, by what, and how it is kept."""
 
-    data: Path
-    out: Path
+    data: Positional[Path]
+    """Images: a folder, tar shards or a .npz; parts called train and val are kept apart."""
+    out: Positional[Path]
+    """The folder to write; one that is not whole is gone on with."""
     model: str
+    """A run's folder, an exported student's folder, or a registered model."""
     size: int | None = None
     batch: int = 64
     workers: int = 0
+    """Processes that decode images."""
     precision: Literal["float32", "amp"] = "float32"
+    """amp is autocast to bfloat16."""
     rows: int = 10_000
-    """Of a shard."""
+    """Images of a shard."""
     half: bool = True
     """Keep float16: half the place, and more digits than autocast computes."""
     kind: Literal["auto", "parquet", "npz"] = "auto"
+    """Of the shards; auto is Parquet where pyarrow is installed."""
     bench: bool = False
-    """Measure the model alone afterwards, as `zoo bench models` does."""
-    command: str | None = None
+    """Measure the model alone afterwards, and say which share of that the embedding reached."""
+    command: Suppress[str | None] = None
 
     def __post_init__(self) -> None:
         if self.rows < 1 or self.batch < 1 or self.workers < 0:

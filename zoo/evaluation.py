@@ -240,7 +240,7 @@ class _Part:
 
 def _measure_all(subject: Subject, asked: Asked) -> Iterator[Record]:
     """Run benchmark after benchmark; each result is written before the next one starts."""
-    about = _about(subject, asked)
+    about, about_data = _about(subject, asked), cache(partial(_about_data, asked=asked))
     for name in asked.on:
         run, kind = load(name)
         settings = asked.settings.get(name) or kind()
@@ -251,7 +251,8 @@ def _measure_all(subject: Subject, asked: Asked) -> Iterator[Record]:
         elif asked.features is not None:
             paths = (asked.features,)
         for path in paths:
-            yield _measure_one(name, run, subject, path, settings, about, asked)
+            known = about | about_data(path)  # a folder is hashed once for all that read it
+            yield _measure_one(name, run, subject, path, settings, known, asked)
 
 
 def _measure_one(
@@ -274,7 +275,6 @@ def _measure_one(
         benchmark=name,
         values=values,
         settings=_plain(settings),
-        **_about_data(path, asked),
         seconds=round(time.perf_counter() - began, 3),
         kept=scores,
         **about,

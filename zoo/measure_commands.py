@@ -1,7 +1,7 @@
 """The sub-commands that measure what was made: `zoo eval`, `zoo embed`, `zoo report`."""
 
 import shlex
-from dataclasses import dataclass, make_dataclass
+from dataclasses import dataclass, make_dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -84,30 +84,6 @@ def _value_of(args: list[str], option: str) -> str:
     return ""
 
 
-@dataclass(frozen=True, kw_only=True)
-class EmbedArgs:
-    data: tyro.conf.Positional[Path]
-    """Images: a folder, tar shards or a .npz; parts called train and val are kept apart."""
-    out: tyro.conf.Positional[Path]
-    """The folder to write; one that is not whole is gone on with."""
-    model: str
-    """A run's folder, an exported student's folder, or a registered model."""
-    size: int | None = None
-    batch: int = 64
-    workers: int = 0
-    """Processes that decode images."""
-    precision: Literal["float32", "amp"] = "float32"
-    """amp is autocast to bfloat16."""
-    rows: int = 10_000
-    """Images of a shard."""
-    half: bool = True
-    """Keep float16."""
-    kind: Literal["auto", "parquet", "npz"] = "auto"
-    """Of the shards; auto is Parquet where pyarrow is installed."""
-    bench: bool = False
-    """Measure the model alone afterwards, and say which share of that the embedding reached."""
-
-
 def embed(args: list[str]) -> None:
     """Write the features of many images in shards; zoo eval --features reads them.
 
@@ -116,8 +92,8 @@ def embed(args: list[str]) -> None:
     from zoo.embedding import Embed
     from zoo.embedding import embed as write
 
-    asked = parse(EmbedArgs, args, "embed", embed.__doc__ or "")
-    print(write(Embed(**vars(asked), command=shlex.join(["zoo", "embed", *args]))))
+    asked = parse(Embed, args, "embed", embed.__doc__ or "")
+    print(write(replace(asked, command=shlex.join(["zoo", "embed", *args]))))
 
 
 @dataclass(frozen=True, kw_only=True)

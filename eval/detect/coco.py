@@ -44,8 +44,11 @@ class CocoSplit:
     """Annotations that have been checked; a label is a class's place in `classes`."""
 
     file: Path
+    folder: Path
+    """Where the images lie."""
     images: tuple[CocoImage, ...]
     classes: tuple[str, ...]
+    """In the order of the file, which is mmdet's too."""
     category_ids: tuple[int, ...]
     """The file's ids of `classes`; they may have gaps, labels have none."""
     annotations: Mapping[int, Sequence[Mapping[str, Any]]]
@@ -164,12 +167,12 @@ def read_coco(file: Path, images: Path, *, class_agnostic: bool = False) -> Coco
             by_image[annotation["image_id"]].append(annotation)
     if wrong:
         raise ValueError(f"{file} has {len(wrong)} bad annotations. {wrong[0]}. Mend or drop them.")
-    order = sorted(range(len(ids)), key=lambda i: ids[i])
     return CocoSplit(
         file,
+        images,
         tuple(found),
-        ("object",) if class_agnostic else tuple(str(names[i]) for i in order),
-        (min(ids),) if class_agnostic else tuple(ids[i] for i in order),
+        ("object",) if class_agnostic else tuple(map(str, names)),
+        (min(ids),) if class_agnostic else tuple(ids),
         by_image,
         class_agnostic,
     )

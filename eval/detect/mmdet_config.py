@@ -11,8 +11,8 @@ from typing import Any
 import torch
 
 from zoo.eval.detect.backbone import STRIDES, Backbone
+from zoo.eval.detect.coco import CocoSplit, open_coco
 from zoo.eval.detect.mmcv_ops import supply_ops
-from zoo.eval.detect.mmdet_data import Split, read_split
 
 __all__ = ["DETECTORS", "build_detector", "mmdet_config"]
 
@@ -51,8 +51,7 @@ def mmdet_config(
         detector: A key of `DETECTORS`.
         backbone: A model's name, a tagged one with its weights; `local-dir:FOLDER`, an exported
             student with its weights; or the arguments of `Backbone`.
-        data: A folder with `annotations/instances_{train,val}*.json` and images in folders of the
-            same endings, `train2017` for `instances_train2017.json`.
+        data: A folder with COCO annotations, see `zoo.eval.detect.coco.open_coco`.
         out: Where the run's logs and checkpoints go.
         size: Longest and shorter side that images are resized to; DINO's many sizes shrink alike.
         batch: Images a step on each GPU.
@@ -64,7 +63,7 @@ def mmdet_config(
     """
     if detector not in DETECTORS:
         raise ValueError(f"There is no detector {detector!r}; there are {', '.join(DETECTORS)}.")
-    splits = [read_split(Path(data), name) for name in ("train", "val")]
+    splits = [open_coco(Path(data), name) for name in ("train", "val")]
     config = _shipped(detector)
     masks = "mask" in detector
     _check_splits(splits, masks)
@@ -74,7 +73,7 @@ def mmdet_config(
     _set_classes(config.model, len(splits[0].classes))
     _set_data(config, splits, size=size, batch=batch, workers=workers)
     _set_optimizer(config, lr, own=detector == "dino")
-    _set_schedule(config, epochs, splits[0].num_images // batch)
+    _set_schedule(config, epochs, len(splits[0]) // batch)
     config.merge_from_dict(
         dict(
             custom_imports=dict(imports=["zoo.eval.detect.mmdet_plugin"]),
@@ -113,20 +112,17 @@ def _shipped(detector: str) -> Any:
     return config
 
 
-def _check_splits(splits: Sequence[Split], masks: bool) -> None:
+def _check_splits(splits: Sequence[CocoSplit], masks: bool) -> None:
     train, val = splits
-    if set(train.classes) != set(val.classes):
-        odd = sorted(set(train.classes) ^ set(val.classes))
+    if train.classes != val.classes:  # mmdet labels each file's categories in their order there
         raise ValueError(
-            f"{train.annotations} and {val.annotations} have different categories: {odd[0]!r} is "
-            f"in one of them only ({len(odd)} such). Give both the same list."
+            f"{train.file} and {val.file} have different categories, or another order of them "
+            f"({', '.join(train.classes)}; {', '.join(val.classes)}). Give both the same list."
         )
     for split in splits:
-        if masks and not split.has_masks:
-            raise ValueError(
-                f"{split.annotations} has annotations without a segmentation, which a mask "
-                "detector needs; choose retinanet or dino."
-            )
+        split.require_objects()
+        if masks:
+            split.require_masks()
 
 
 def _set_backbone(config: Any, fields: dict[str, Any]) -> None:
@@ -188,7 +184,7 @@ def _set_classes(part: Any, count: int) -> None:
 
 
 def _set_data(
-    config: Any, splits: Sequence[Split], *, size: tuple[int, int], batch: int, workers: int
+    config: Any, splits: Sequence[CocoSplit], *, size: tuple[int, int], batch: int, workers: int
 ) -> None:
     classes = splits[0].classes
     for split, side in zip(splits, ("train", "val"), strict=True):
@@ -198,15 +194,15 @@ def _set_data(
         dataset.pipeline = [_resized(step, size) for step in dataset.pipeline]
         dataset.update(
             data_root="",
-            ann_file=str(split.annotations.resolve()),
-            data_prefix=dict(img=str(split.images.resolve())),
+            ann_file=str(split.file.resolve()),
+            data_prefix=dict(img=str(split.folder.resolve())),
             metainfo=dict(classes=classes),
         )
         if side == "train":
             loader.batch_size = batch
             # The wheel's files leave out images under 32 pixels a side.
             dataset.filter_cfg = dict(filter_empty_gt=dataset.filter_cfg.filter_empty_gt)
-    config.val_evaluator.ann_file = str(splits[1].annotations.resolve())
+    config.val_evaluator.ann_file = str(splits[1].file.resolve())
     config.test_dataloader = config.val_dataloader
     config.test_evaluator = config.val_evaluator
     # Their copies outside would go on telling of the shipped data.

@@ -53,6 +53,14 @@ def test_heads_that_are_filled_up_with_zeros_attend_alike():
     torch.testing.assert_close(filled, attention(x, bias), rtol=1e-5, atol=1e-6)
 
 
+def test_a_layer_that_somebody_put_in_is_called():
+    torch.manual_seed(0)
+    attention, x = Attention(12, 3), torch.randn(2, 5, 12)
+    plain = attention(x)
+    attention.proj = torch.nn.Sequential(attention.proj, torch.nn.ReLU())
+    torch.testing.assert_close(attention(x), plain.relu())
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("sizes", [(1, 1, 1, 8), (5, 16, 3, 32), (7, 53, 4, 56), (300, 64, 2, 96)])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from zoo.eval.fidelity import fidelity
+from zoo.experiments.bookkeeping import affordable, append_row, device_name
 from zoo.experiments.phi_s_config import (
     ARMS,
     ROTATION,
@@ -295,15 +296,9 @@ def fit_steps(
             f"{trainer.chosen.name}: {found['step_ms']:.1f} ms a step of {len(trainer.stack or [])}"
             f" students, {found['teachers_ms'] / found['step_ms']:.0%} of it for the teachers"
         )
-    print(f"{config.steps} steps would take {config.steps * total:.0f} s to train")
-    if config.seconds is None:
-        return config.steps, timing
-    # the rest is for what is measured after training
-    left = 0.85 * config.seconds - (time.perf_counter() - began)
-    steps = min(config.steps, max(10, int(left / total) // 10 * 10))
-    if steps < config.steps:
-        print(f"REDUCED: {steps} steps instead of {config.steps}, to end in {config.seconds:.0f} s")
-    return steps, timing
+    # what remains of the time is for what is measured after training
+    spent = time.perf_counter() - began
+    return affordable(config.steps, total, config.seconds, spent, share=0.85), timing
 
 
 def run(config: PhiSExperiment) -> dict[str, Any]:
@@ -321,7 +316,7 @@ def run(config: PhiSExperiment) -> dict[str, Any]:
     trainers = [Trainer(setting, chosen) for chosen in sets_of(config)]
     about: dict[str, Any] = dict(config=asdict(config), teachers_s=time.perf_counter() - began)
     steps, timing = fit_steps(config, trainers, began)
-    about |= dict(steps=steps, timing=timing, device=_device_name(setting.device))
+    about |= dict(steps=steps, timing=timing, device=device_name(setting.device))
     rows: list[dict[str, Any]] = [
         dict(set="teachers", arm=name, **probe(teacher, setting.collection, config.size))
         for name, teacher in setting.teachers.items()
@@ -332,7 +327,7 @@ def run(config: PhiSExperiment) -> dict[str, Any]:
                 for new in _run_set(trainer, steps, interrupt):
                     rows += new
                     for row in new:
-                        _append(config.out / "rows.jsonl", row)
+                        append_row(config.out / "rows.jsonl", row)
     finally:
         about["seconds"] = time.perf_counter() - began
         result = report(rows, about, config.out)
@@ -371,15 +366,6 @@ def _run_set(trainer: Trainer, steps: int, interrupt: Interrupt) -> Iterator[lis
         best = max(rows, key=lambda row: row["fidelity/min"])
         print(f"{chosen.name} seeds {list(seeds)} done; best minimum fidelity: {best['arm']}")
         yield rows
-
-
-def _device_name(device: torch.device) -> str:
-    return torch.cuda.get_device_name() if device.type == "cuda" else "CPU"
-
-
-def _append(path: Path, row: Mapping[str, Any]) -> None:
-    with path.open("a") as file:
-        file.write(json.dumps(row) + "\n")
 
 
 def _write_json(path: Path, content: Any) -> None:

@@ -8,7 +8,7 @@ distill`, which decodes each image each time, would wait for its images here.
 
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
 
 from zoo.eval.fidelity import fidelity
+from zoo.experiments.bookkeeping import affordable, append_row, device_name
 from zoo.experiments.pictures import Collection, Crop, Stream, read_collection, side_for
 from zoo.experiments.probes import probe
 from zoo.experiments.teachers import describe_teachers, measure_teachers, train_teacher
@@ -306,12 +307,8 @@ def choose_steps(setting: Setting, interrupt: Interrupt, began: float) -> int:
                 interrupt=interrupt,
             )  # fmt: skip
     seconds = total / 1e3 * config.seeds
-    left = 0.8 * config.seconds - (time.perf_counter() - began)  # a fifth is for the probes
-    steps = min(config.steps, max(10, int(left / seconds) // 10 * 10))
-    print(f"{config.steps} steps would take {config.steps * seconds:.0f} s to train")
-    if steps < config.steps:
-        print(f"REDUCED: {steps} steps instead of {config.steps}, to end in {config.seconds:.0f} s")
-    return steps
+    spent = time.perf_counter() - began
+    return affordable(config.steps, seconds, config.seconds, spent, share=0.8)  # then the probes
 
 
 def run(config: StudentsExperiment) -> dict[str, Any]:
@@ -327,11 +324,11 @@ def run(config: StudentsExperiment) -> dict[str, Any]:
     began = time.perf_counter()
     setting = prepare(config)
     about: dict[str, Any] = dict(config=asdict(config), teachers_s=time.perf_counter() - began)
-    name = torch.cuda.get_device_name() if setting.device.type == "cuda" else "CPU"
+    name = device_name(setting.device)
     rows: list[dict[str, Any]] = []
     for row in _teacher_rows(setting):
         rows.append(row)
-        _append(config.out / "rows.jsonl", row)
+        append_row(config.out / "rows.jsonl", row)
     try:
         with Interrupt() as interrupt:
             steps = choose_steps(setting, interrupt, began)
@@ -340,7 +337,7 @@ def run(config: StudentsExperiment) -> dict[str, Any]:
                 for family in config.chosen:
                     for way in WAYS:
                         rows.append(run_one(setting, family, seed, way, steps, interrupt))
-                        _append(config.out / "rows.jsonl", rows[-1])
+                        append_row(config.out / "rows.jsonl", rows[-1])
     finally:
         about["seconds"] = time.perf_counter() - began
         result = report(rows, about, config.out)
@@ -354,11 +351,6 @@ def _teacher_rows(setting: Setting) -> Iterator[dict[str, Any]]:
         count = sum(p.numel() for p in teacher.network.parameters())
         print(f"teacher {label}: " + "  ".join(f"{k} {v:.1f}" for k, v in values.items()))
         yield dict(family="teacher", way=label, seed=0, parameters=count, **values)
-
-
-def _append(path: Path, row: Mapping[str, Any]) -> None:
-    with path.open("a") as file:
-        file.write(json.dumps(row) + "\n")
 
 
 def main(config: StudentsExperiment) -> bool:

@@ -52,12 +52,21 @@ class Attention(nn.Module):
         x: Float[Tensor, "B N C"],
         bias: Float[Tensor, "heads N N"] | Float[Tensor, "#B #heads #N N"] | None = None,
     ) -> Float[Tensor, "B N C"]:
+        # What others put in the place of our layers (LoRA, 8 bits) runs as it is.
+        plain = type(self.qkv) is nn.Linear and type(self.proj) is nn.Linear
+        if x.is_cuda and plain and (more := -self.head_dim % UNIT):
+            (weight, qkv_bias), proj = self._weights(more)
+            x = self._attend(F.linear(x, weight, qkv_bias), bias)
+            return F.linear(x, proj, self.proj.bias)
+        return self.proj(self._attend(self.qkv(x), bias))
+
+    def _attend(self, x: Float[Tensor, "B N _"], bias: Tensor | None) -> Float[Tensor, "B N _"]:
+        """Attend with queries, keys and values side by side."""
         batch, tokens, _ = x.shape
-        qkv, proj = self._weights(-self.head_dim % UNIT if x.is_cuda else 0)
-        qkv = F.linear(x, *qkv).view(batch, tokens, 3, self.num_heads, -1)
+        qkv = x.view(batch, tokens, 3, self.num_heads, -1)
         scale = self.head_dim**-0.5
         if _is_small(qkv, bias):
-            return F.linear(window_attention(qkv, bias, scale), proj, self.proj.bias)
+            return window_attention(qkv, bias, scale)
         q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
         if bias is not None:
             bias = (bias if bias.dim() == 4 else bias[None]).to(q.dtype)
@@ -65,7 +74,7 @@ class Attention(nn.Module):
         if torch.compiler.is_exporting():
             # Else the graph keeps a view that fits only this device's kernel, and ONNX refuses it.
             x = x.clone(memory_format=torch.contiguous_format)
-        return F.linear(x.reshape(batch, tokens, -1), proj, self.proj.bias)
+        return x.reshape(batch, tokens, -1)
 
     def _weights(self, more: int) -> tuple[tuple[Tensor, Tensor | None], Tensor]:
         """Give weight and bias of the projections, with `more` channels of zeros in each head.

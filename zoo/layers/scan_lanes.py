@@ -122,11 +122,8 @@ def times(steps, tokens, P: tl.constexpr):
 @triton.jit
 def of_owner(owned, i: tl.constexpr, P: tl.constexpr):
     """What the owner of token `i` has for it, in all lanes of the channel."""
-    if P == 1:
-        return owned[i]
-    else:
-        lane = tl.arange(0, 32)
-        return tl.gather(owned[i // P], lane - lane % P + i % P, 0)
+    lane = tl.arange(0, 32)
+    return tl.gather(owned[i // P], lane - lane % P + i % P, 0)
 
 
 @triton.jit

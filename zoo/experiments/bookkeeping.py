@@ -1,0 +1,42 @@
+"""What every experiment does with its time and its rows."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+LEAST = 10
+"""Steps that are taken however short the time is."""
+
+
+def affordable(
+    steps: int, seconds_a_step: float, wanted: float | None, spent: float, *, share: float
+) -> int:
+    """Give the steps that fit, in tens; say so if they are fewer than `steps`.
+
+    Args:
+        wanted: Seconds in which the whole experiment should end; `None` for no limit.
+        spent: Seconds that are over.
+        share: Of `wanted`: when training should be over.
+    """
+    print(f"{steps} steps would take {steps * seconds_a_step:.0f} s to train")
+    if wanted is None:
+        return steps
+    left = share * wanted - spent
+    fits = min(steps, max(LEAST, int(left / seconds_a_step) // 10 * 10))
+    if fits < steps:
+        print(f"REDUCED: {fits} steps instead of {steps}, to end in {wanted:.0f} s")
+    return fits
+
+
+def device_name(device: torch.device) -> str:
+    """Name what an experiment ran on."""
+    return torch.cuda.get_device_name() if device.type == "cuda" else "CPU"
+
+
+def append_row(path: Path, row: Mapping[str, Any]) -> None:
+    """Keep a row as soon as it is known."""
+    with path.open("a") as file:
+        file.write(json.dumps(row) + "\n")
