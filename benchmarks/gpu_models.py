@@ -62,6 +62,7 @@ INFERENCE = (  # mode, precision, channels last
 )
 TRAINING = (
     ("train+graphs", "amp", True),
+    ("train+graphs", "bf16", True),
     ("train+compiled", "amp", True),
     ("train", "amp", True),
 )

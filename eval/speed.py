@@ -72,7 +72,8 @@ class Case:
     """A model in one mode at one size: what one row of a table measures.
 
     `model` is a registered name, with options if there are any (`name_and_options`).
-    `precision` is `float32`, `amp` (autocast to bfloat16) or `bf16` (the weights too).
+    `precision` is `float32`, `amp` (autocast to bfloat16) or `bf16` (the weights too; batch norms
+    that train stay in float32).
     """
 
     model: str
@@ -246,6 +247,9 @@ def prepare(case: Case) -> Prepared:
         module = deploy(module)  # in float32, before any rounding
     dtype = torch.bfloat16 if case.precision == "bf16" else torch.float32
     module = module.train("train" in said).to(dtype=dtype)
+    if "train" in said:
+        for norm in (m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)):
+            norm.float()  # running statistics do not move in 8 bits of mantissa
     module = module.to(memory_format=case.layout)
     model: Callable[[Tensor], Any] = module
     for word in said & set(COMPILERS):

@@ -7,11 +7,17 @@ import pytest
 import torch
 from jaxtyping import install_import_hook
 
+TEACHERS = [
+    f"teachers.{path.stem}"
+    for path in (Path(__file__).parent.parent / "teachers").glob("*.py")
+    if path.stem != "int8_kernel"  # Triton compiles the functions that it finds, not wrapped ones
+]
+
 # Shapes are checked here at every call; a training run pays nothing for them.
 CHECKED = [
     f"zoo.{name}"
     for name in (
-        "features", "students", "teachers", "train.distill", "train.losses", "train.phi_s",
+        *TEACHERS, "features", "students", "train.distill", "train.losses", "train.phi_s",
         "train.shift", "train.weighting", "eval.extract", "eval.fidelity",
         "eval.segment", "eval.mean_iou", "eval.upernet", "eval.windows", "eval.crops", "eval.depth",
         "eval.correspondence", "eval.sam_masks", "eval.retrieval", "eval.zeroshot",

@@ -11,8 +11,11 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F
+from functorch.compile import make_boxed_func
 from timm.optim import param_groups_layer_decay
 from torch import nn
+from torch._dynamo.backends.common import aot_autograd
+from torch._inductor.decomposition import select_decomp_table
 
 import zoo
 from zoo.deploy import deploy
@@ -477,6 +480,35 @@ def test_one_compiled_graph_serves_any_batch(family, training):
         torch._dynamo.mark_dynamic(x, 0)
         assert len(compiled(x)) == batch
     assert len(graphs) == 1
+
+
+@pytest.mark.slow
+def test_a_compiled_training_step_keeps_channels_last(family):
+    """Any other map or gradient that came to a convolution would be copied by it."""
+    if family.name.startswith("radio"):
+        pytest.skip("a ViT's one convolution gets its gradient from among other tokens")
+    turned, seen = [], []
+
+    def look(graph, inputs):
+        for node in graph.graph.nodes:
+            name = str(node.target)
+            if name.startswith(("aten.convolution.", "aten.convolution_backward.")):
+                maps = [arg.meta["val"] for arg in node.args[: 2 if "backward" in name else 1]]
+                seen.append(name)
+                turned.extend(
+                    (name, tuple(m.shape), m.stride())
+                    for m in maps
+                    if not m.is_contiguous(memory_format=torch.channels_last)
+                )
+        return make_boxed_func(graph.forward)
+
+    model = family.build().train().to(memory_format=torch.channels_last)
+    backend = aot_autograd(fw_compiler=look, bw_compiler=look, decompositions=select_decomp_table())
+    x = family.images(2, 2)  # E-RADIO enlarges maps of other sides by torch's own interpolation
+    x = x.contiguous(memory_format=torch.channels_last)
+    torch.compile(model, fullgraph=True, dynamic=False, backend=backend)(x).sum().backward()
+    assert any("backward" in name for name in seen)
+    assert not turned
 
 
 BATCH = ({0: torch.export.Dim("batch", min=1, max=64)},)

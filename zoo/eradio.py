@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from timm.data.constants import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 from timm.layers import DropPath, Mlp
@@ -27,6 +26,7 @@ from zoo.hierarchy import Hierarchy, checkpoint_filter_fn
 from zoo.layers import conv
 from zoo.layers.attention import Attention
 from zoo.layers.conv import ConvNorm
+from zoo.layers.nearest import resize_nearest
 from zoo.layers.position import WindowPositionBias
 from zoo.layers.stage import Stage, drop_path_rates
 from zoo.layers.window import from_windows, pad_to_multiple, rows_and_cols, to_windows
@@ -132,7 +132,8 @@ class SplitConv(nn.Module):
         self.leave = ConvNorm((2 + depth) * half, dim, 1, act=nn.SiLU)
 
     def forward(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
-        steps = list(self.enter(x).chunk(2, dim=1))
+        first, second = self.enter(x).chunk(2, dim=1)
+        steps = [first, second.clone()]  # a convolution would copy half a map, forward and back
         for bottleneck in self.bottlenecks:
             steps.append(steps[-1] + bottleneck(steps[-1]))
         return self.leave(torch.cat(steps, dim=1))
@@ -145,11 +146,22 @@ class Neighbours(ConvNorm):
         return x + super().forward(x)
 
 
+class Repeat(nn.Module):
+    """Let each cell of a map become `ratio` x `ratio` cells."""
+
+    def __init__(self, ratio: int):
+        super().__init__()
+        self.ratio = ratio
+
+    def forward(self, x: Float[Tensor, "B C h w"]) -> Float[Tensor, "B C H W"]:
+        return resize_nearest(x, *(side * self.ratio for side in x.shape[-2:]))
+
+
 def _resampling(dim: int, ratio: int, *, light: bool) -> tuple[nn.Module, nn.Module]:
     """The way down to a map `ratio` times smaller, and the way up again."""
     if light:
         down = nn.Sequential(nn.AvgPool2d(ratio), ConvNorm(dim, dim, 1))
-        up = nn.Sequential(nn.Upsample(scale_factor=ratio), ConvNorm(dim, dim, 1))
+        up = nn.Sequential(Repeat(ratio), ConvNorm(dim, dim, 1))
         return down, up
     return nn.Conv2d(dim, dim, ratio, ratio), nn.ConvTranspose2d(dim, dim, ratio, ratio)
 
@@ -224,12 +236,10 @@ class FittedStage(Stage):
             self.multiple = window * max(unit.ratio for unit in units)
 
     def forward(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
-        sides = x.shape[-2:]
-        fitted = [math.ceil(side / self.multiple) * self.multiple for side in sides]
-        if fitted != list(sides):
-            x = F.interpolate(x, fitted)
-        x = super().forward(x)
-        return F.interpolate(x, sides) if fitted != list(sides) else x
+        rows, cols = x.shape[-2:]
+        more_rows, more_cols = (math.ceil(n / self.multiple) * self.multiple for n in (rows, cols))
+        x = super().forward(resize_nearest(x, more_rows, more_cols))
+        return resize_nearest(x, rows, cols)
 
 
 class Neck(nn.Module):
@@ -252,7 +262,7 @@ class Neck(nn.Module):
         grid = maps[0].shape[-2:]
         dense = self.projections[0](maps[0])
         for project, x in zip(self.projections[1:], maps[1:], strict=True):
-            dense = dense + project(F.interpolate(x, grid))
+            dense = dense + project(resize_nearest(x, *grid))
         return dense
 
 

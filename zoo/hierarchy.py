@@ -64,7 +64,9 @@ class Hierarchy(nn.Module):
             for i in range(len(stages))
         ]
         self.norm = nn.BatchNorm2d(self.num_features)
-        self.head = ClassifierHead(self.num_features, num_classes, global_pool, drop_rate)
+        self.head = ClassifierHead(
+            self.num_features, num_classes, global_pool, drop_rate, input_fmt="NHWC"
+        )
         self.apply(_start_linear)
 
     def translate(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -143,7 +145,9 @@ class Hierarchy(nn.Module):
 
     def forward_head(self, x: Float[Tensor, "B D h w"], pre_logits: bool = False) -> Tensor:
         """Pool and classify; `pre_logits` stops before the classifier."""
-        return self.head(x, pre_logits=pre_logits)
+        # Pooled as [B h w D], so that a compiled backward pass gives maps with channels last.
+        x = self.head(x.permute(0, 2, 3, 1), pre_logits=pre_logits)
+        return x if x.ndim == 2 else x.permute(0, 3, 1, 2)
 
     def forward(self, x: Float[Tensor, "B C H W"]) -> Tensor:
         return self.forward_head(self.forward_features(x))

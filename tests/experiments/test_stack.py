@@ -2,6 +2,7 @@
 
 import copy
 
+import jaxtyping
 import pytest
 import torch
 from torch.nn.utils import clip_grad_norm_
@@ -111,7 +112,8 @@ def test_a_student_with_other_layers_is_refused():
 
 
 @pytest.mark.gpu
-def test_a_compiled_stack_gives_the_same_answers():
+def test_a_compiled_stack_gives_the_same_answers(monkeypatch):
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # no compiler follows beartype
     students = [student(0).cuda(), student(1).cuda()]
     images = batches()[0].cuda()
     plain, compiled = (Stack(students, OPTIM, steps=STEPS, compiled=c) for c in (False, True))

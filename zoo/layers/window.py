@@ -21,11 +21,16 @@ def pad_to_multiple(x: Float[Tensor, "B C H W"], multiple: int) -> Float[Tensor,
     return F.pad(x, (0, right, 0, bottom)) if bottom or right else x
 
 
+# Both go by way of [B H W C]: reshaping a map as [B C H W] would leave its channels first, here or
+# in the gradient, and every convolution before or after would copy it.
+
+
 def to_windows(x: Float[Tensor, "B C H W"], window: int) -> Float[Tensor, "windows N C"]:
     """Cut a map into square windows: rows of windows first, raster order inside each."""
     batch, chs, rows, cols = x.shape
-    x = x.view(batch, chs, rows // window, window, cols // window, window)
-    return x.permute(0, 2, 4, 3, 5, 1).reshape(-1, window * window, chs)
+    x = x.permute(0, 2, 3, 1)
+    x = x.view(batch, rows // window, window, cols // window, window, chs)
+    return x.transpose(2, 3).reshape(-1, window * window, chs)
 
 
 def from_windows(
@@ -34,7 +39,7 @@ def from_windows(
     """Undo `to_windows` for a map of `rows` x `cols`."""
     chs = x.shape[-1]
     x = x.view(-1, rows // window, cols // window, window, window, chs)
-    return x.permute(0, 5, 1, 3, 2, 4).reshape(-1, chs, rows, cols)
+    return x.transpose(2, 3).reshape(-1, rows, cols, chs).permute(0, 3, 1, 2)
 
 
 def padding_bias(
