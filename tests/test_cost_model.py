@@ -1,9 +1,13 @@
 """The cost model of a step."""
 
+import json
+from pathlib import Path
+
 import pytest
 
 from zoo.cost_model import EIGHT_BITS, estimate, share
 
+RESULTS = Path(__file__).parent.parent / "benchmarks" / "results"
 TRIO = {"clip": ("vit_huge_patch14_clip_378", 1.007e12), "dino": ("vit_giant_patch14", 0.608e12)}
 
 
@@ -14,6 +18,24 @@ def test_the_trio_on_an_h200_is_within_20_percent_of_what_was_measured():
         assert found.teachers[label] == pytest.approx(seconds, rel=0.2)
     assert found.student == pytest.approx(1 / 840, rel=0.2)
     assert found.total == pytest.approx(sum(found.teachers.values()) + found.student)
+
+
+ROWS = json.loads((RESULTS / "distill-h200-2026-11-22.json").read_text())
+
+
+@pytest.mark.parametrize("row", ROWS["rows"], ids=lambda row: row["name"])
+def test_every_measured_step_is_within_20_percent_of_the_estimate(row):
+    flops, told = {k: 1e9 * v for k, v in row["gflops"].items()}, row["fidelity"]
+    (student,) = {row["student"]} & flops.keys()
+    found = estimate(
+        {name: (name, f) for name, f in flops.items() if name != student},
+        (student, flops[student]),
+        1e12 * ROWS["matmul_tflops"],
+        compiled=row["compiled"],
+        precision=row["precision"],
+        eight={label: one["share"] for label, one in told.items()} if told else None,
+    )
+    assert 1e3 * found.total == pytest.approx(row["milliseconds"], rel=0.2)
 
 
 def test_8_bits_gain_on_the_part_of_the_work_that_they_do():

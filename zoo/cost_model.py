@@ -5,8 +5,9 @@ rate P of a plain matrix product, and the shares of it that networks reach:
 
     time = Σ F_t / (q_t m_t P) + 3 F_S / (m_S P)
 
-q_t is what 8 bits gain. A mosaic of k x k images has 1/k² of its canvas's FLOPs in each. Heads are
-part of the student. Transfers and decoding are taken to hide behind this.
+q_t is what 8 bits gain; without a compiler the shares are smaller (`EAGER`). A mosaic of k x k
+images has 1/k² of its canvas's FLOPs in each. Heads are part of the student. Transfers and decoding
+are taken to hide behind this.
 """
 
 from collections.abc import Mapping
@@ -16,8 +17,11 @@ TEACHER = {"": 0.58, "samvit": 0.42, "vit_": 0.58}
 """Share of P that a compiled teacher reaches, by how its name begins; the longest that fits."""
 STUDENT = {"": 0.30, "vit_": 0.42, "eradio": 0.15, "fastervit": 0.12, "mambavision": 0.12}
 """The same for forward and backward of a student; ViTs' are between 0.37 and 0.46 on an H200."""
-EIGHT_BITS = {"bf16": 1.0, "int8": 1.25, "fp8": 1.45}
-"""What a teacher gains with all of its linear layers in 8 bits."""
+EAGER = {"": 0.88, "samvit": 0.32}
+"""What is left of these shares without a compiler; SAM's relative positions then stand in memory as
+whole matrices."""
+EIGHT_BITS = {"bf16": 1.0, "int8": 1.08, "fp8": 1.35}
+"""What a compiled teacher gains with all of its linear layers in 8 bits."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +46,7 @@ def estimate(
     student: tuple[str, float],
     rate: float,
     *,
+    compiled: bool = True,
     precision: str = "bf16",
     eight: Mapping[str, float] | None = None,
 ) -> Estimate:
@@ -54,9 +59,14 @@ def estimate(
         precision: Of the teachers.
         eight: Share of each teacher's work that is in 8 bits; all of it if not given.
     """
+
+    def left(name: str) -> float:
+        return 1.0 if compiled else share(EAGER, name)
+
     seconds = {}
     for label, (name, flops) in teachers.items():
         part = 1.0 if eight is None else eight.get(label, 1.0)
         plain = flops / (share(TEACHER, name) * rate)
-        seconds[label] = plain * (1 - part + part / EIGHT_BITS[precision])
-    return Estimate(seconds, 3 * student[1] / (share(STUDENT, student[0]) * rate))
+        seconds[label] = plain * (1 - part + part / EIGHT_BITS[precision]) / left(name)
+    name, flops = student
+    return Estimate(seconds, 3 * flops / (share(STUDENT, name) * rate) / left(name))

@@ -292,6 +292,7 @@ def _model(
         {cost.label: (names[cost.label].name, cost.flops) for cost in costs},
         (ours.label, ours.flops),
         rate,
+        compiled=seen.step.compiled,
         precision=seen.step.precision,
         eight={label: one.share for label, one in told.items()} if told else None,
     )

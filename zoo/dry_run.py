@@ -2,7 +2,7 @@
 
 import dataclasses
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -140,7 +140,7 @@ def _estimates(
     trained = 4 * student.params * (4 + bool(config.optim.ema))  # weights, gradient, two moments
     checkpoint = 4 * student.params * (3 + bool(config.optim.ema))
     tokens = sum(t.grid[0] * t.grid[1] * (t.spatial_dim or 0) for t in teachers if t.grid)
-    work = config.batch * (sum(t.flops for t in teachers) + 3 * student.flops)
+    work = config.batch * image_flops(config, teachers, student)
     speed = EFFICIENCY * matmul_rate(device) / work
     arms = 1 + len(config.compare)
     cached = _cache_estimate(config, teachers, matmul_rate(device)) if config.cache else []
@@ -157,6 +157,21 @@ def _estimates(
         *cached,
         f"{config.steps} steps x {arms} student(s): about {hours:.2g} h. Nothing was written.",
     ]
+
+
+def image_flops(config: Distill, teachers: Sequence[Cost], student: Cost) -> float:
+    """Count the FLOPs of training on one image, on average over the steps.
+
+    A teacher counts by its rate. Where steps have sizes of their own, the student's work and that
+    of teachers that follow it grow with the pixels.
+    """
+    pixels = [(size / config.size) ** 2 for size in config.sizes or (config.size,)]
+    area = sum(pixels) / len(pixels)
+    asked = sum(
+        cost.flops * spec.rate * (area if spec.follow else 1.0)
+        for cost, spec in zip(teachers, config.teachers, strict=True)
+    )
+    return asked + 3 * area * student.flops
 
 
 def _cache_estimate(config: Distill, teachers: list[Cost], rate: float) -> list[str]:
