@@ -71,7 +71,8 @@ EXTRA = (
     ("deploy+compiled", "bf16", False),
     ("eager", "amp", False),
     ("train+compiled", "bf16", True),
-    ("train+autotuned", "amp", True),
+    ("train+autotuned", "bf16", True),
+    ("deploy+graphs", "amp", True),
 )
 GROWING = ("mambavision_t", "fastervit_0", "eradio_xxxtiny", "radio_vit_base_patch16")
 GROUPS = ("inference", "train", "extra", "growth")
