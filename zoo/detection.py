@@ -199,8 +199,8 @@ def _measure(
     for name, value in found:
         if isinstance(value, Picture):
             Image.fromarray(value.pixels).save(place / f"{name.rpartition('/')[2]}.png")
-        elif isinstance(value, float):
-            numbers[name] = value
+        else:
+            numbers[name] = value if isinstance(value, float) else value.value
     return numbers
 
 

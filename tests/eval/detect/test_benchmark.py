@@ -47,7 +47,8 @@ def val(shapes):
 
 
 def numbers(found):
-    return {name: value for name, value in found if not isinstance(value, Picture)}
+    numbers = {name: value for name, value in found if not isinstance(value, Picture)}
+    return {n: one if isinstance(one, float) else one.value for n, one in numbers.items()}
 
 
 def test_a_planted_detector_scores_a_hundred(val):
