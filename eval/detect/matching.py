@@ -40,34 +40,35 @@ def average_precisions(run: Any, keys: Mapping[int, str]) -> dict[str, AveragePr
     place = {image: i for i, image in enumerate(keys)}
     sizes = np.array(p.areaRng)
     objects = np.zeros((len(sizes), len(keys), max(labels.values()) + 1), np.uint16)
-    nothing = np.zeros((0, len(sizes), len(p.iouThrs)), bool)
-    rows, scores, right, counted = [np.zeros((0, 2), int)], [np.zeros(0)], [nothing], [nothing]
+    pairs, taken, matches = [], [], []
     for label, image in sorted(truths.keys() | found.keys()):
-        there = _objects(truths.get((label, image), ()), sizes)
-        objects[:, place[image], label] = (~there.ignored).sum(axis=1)
         # the best hundred, as the library took them
         ours = sorted(found.get((label, image), ()), key=lambda one: -one["score"])
         ours = ours[: p.maxDets[-1]]
-        if ours:
-            overlaps = np.reshape(run.ious[image, p.catIds[label] if p.useCats else -1], (-1, 1))
-            overlaps = overlaps.reshape(len(ours), -1)
-            matched, ignored = _matches(overlaps, there, p.iouThrs)
-            area = np.array([one["area"] for one in ours])[:, None]
-            outside = (area < sizes[:, 0]) | (area > sizes[:, 1])
-            rows.append(np.tile([label, place[image]], (len(ours), 1)))
-            scores.append(np.array([one["score"] for one in ours]))
-            right.append(matched & ~ignored)
-            counted.append(np.where(matched, ~ignored, ~outside[:, :, None]))
-    label, image = np.concatenate(rows).T
-    order = np.lexsort((-np.concatenate(scores), label))
-    label, image = label[order].astype(np.uint16), image[order].astype(np.uint32)
-    hits, count = np.concatenate(right)[order], np.concatenate(counted)[order]
+        if (label, image) in truths:
+            there = _objects(truths[label, image], sizes)
+            objects[:, place[image], label] = (~there.ignored).sum(axis=1)
+            if ours:
+                overlaps = run.ious[image, p.catIds[label] if p.useCats else -1]
+                matches.append((len(taken), *_matches(np.asarray(overlaps), there, p.iouThrs)))
+        pairs += [(label, place[image])] * len(ours)
+        taken += ours
+    matched = np.zeros((len(taken), len(sizes), len(p.iouThrs)), bool)
+    ignored = np.zeros_like(matched)
+    for start, *some in matches:
+        matched[start : start + len(some[0])], ignored[start : start + len(some[0])] = some
+    area = np.array([one["area"] for one in taken], np.float64)[:, None]
+    outside = (area < sizes[:, 0]) | (area > sizes[:, 1])
+    counted = np.where(matched, ~ignored, ~outside[:, :, None])
+    label, image = np.array(pairs, np.uint32).reshape(-1, 2).T
+    order = np.lexsort(([-one["score"] for one in taken], label))
+    right, counted, label, image = (x[order] for x in (matched & ~ignored, counted, label, image))
     made = {}
     for name, (size, thresholds) in MEASURES.items():
-        kept = count[:, size, thresholds].any(axis=1)
+        kept = counted[:, size, thresholds].any(axis=1)
         made[name] = AveragePrecision(
-            list(keys.values()), image[kept], label[kept], hits[kept, size, thresholds],
-            count[kept, size, thresholds], objects[size],
+            list(keys.values()), image[kept], label[kept], right[kept, size, thresholds],
+            counted[kept, size, thresholds], objects[size],
         )  # fmt: skip
     return made
 
@@ -102,7 +103,7 @@ def _matches(
     matched, ignored = np.zeros(shape, bool), np.zeros(shape, bool)
     limits = np.minimum(thresholds, 1 - 1e-10)
     free = np.ones((sizes, len(thresholds), count), bool)
-    for i in np.flatnonzero((overlaps >= limits.min()).any(axis=1)) if count else ():
+    for i in np.flatnonzero((overlaps >= limits.min()).any(axis=1)):
         fits = free & (overlaps[i] >= limits[:, None])
         wanted = fits & ~there.ignored[:, None]
         fits = np.where(wanted.any(axis=2, keepdims=True), wanted, fits)

@@ -26,15 +26,18 @@ from zoo.eval.paired import paired_bootstrap
 
 @pytest.fixture(scope="module")
 def split(tmp_path_factory):
-    """Objects of all three sizes, and a fifth of them crowds."""
+    """Objects that are told to be of all three sizes, and a fifth of them crowds."""
     folder = tmp_path_factory.mktemp("coco")
-    write_shapes(folder, train=2, val=30, side=256)
+    write_shapes(folder, train=2, val=40, side=220)
     found = open_coco(folder, "val")
-    crowds = {
-        image: [dict(a, iscrowd=int(a["id"] % 5 == 0)) for a in annotations]
+    changed = {
+        image: [
+            dict(a, iscrowd=int(a["id"] % 5 == 0), area=a["area"] * (0.2, 1, 3)[a["id"] % 3])
+            for a in annotations
+        ]
         for image, annotations in found.annotations.items()
     }
-    return replace(found, annotations=crowds)
+    return replace(found, annotations=changed)
 
 
 def shaken(split, spread=14, seed=0):
@@ -80,7 +83,7 @@ def test_class_agnostic_numbers_are_the_librarys_too(split, kind):
 def test_a_draw_is_a_data_set_in_which_its_images_stand_again_and_again(split):
     results = shaken(split)
     ours = precisions(split, results)
-    for weights in np.random.default_rng(3).multinomial(30, np.full(30, 1 / 30), size=2):
+    for weights in np.random.default_rng(3).multinomial(40, np.full(40, 1 / 40), size=2):
         images, annotations, repeated = [], {}, []
         for image, count in zip(split.images, weights, strict=True):
             for _ in range(count):
@@ -98,12 +101,9 @@ def test_a_draw_is_a_data_set_in_which_its_images_stand_again_and_again(split):
 
 
 def test_more_than_a_hundred_predictions_of_an_image_and_equal_scores_are_taken_as_there(split):
-    few = replace(split, images=split.images[:6])
-    kept = {image.id for image in few.images}
-    results = [
-        dict(r, score=round(r["score"], 1))
-        for seed in range(40) for r in shaken(split, seed=seed) if r["image_id"] in kept
-    ]  # fmt: skip
+    few = replace(split, images=split.images[:3])
+    some = (r for seed in range(40) for r in shaken(few, seed=seed))
+    results = [dict(r, score=round(r["score"], 1)) for r in some]
     theirs = dict(coco_metrics(few, results))
     ours = dict(coco_scores(few, results))
     assert max(np.bincount([r["image_id"] for r in results])) > 300
