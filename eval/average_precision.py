@@ -1,6 +1,7 @@
 """Average precision: one ranking of all images' answers, made anew for any choice of images."""
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -49,7 +50,7 @@ class AveragePrecision(NamedTuple):
         objects = weights @ self.objects.astype(np.float64)
         ends = np.searchsorted(self.label, np.arange(objects.shape[1] + 1))
         total = np.zeros(len(weights))
-        for label, (start, end) in enumerate(zip(ends, ends[1:], strict=False)):
+        for label, (start, end) in enumerate(pairwise(ends)):
             hits = np.flatnonzero(self.right[start:end].any(axis=1))
             if not len(hits):
                 continue

@@ -19,7 +19,7 @@ from rich.table import Table
 from zoo.eval.detect.detector import is_detector, load_detector
 from zoo.eval.extract import Extracted
 from zoo.eval.fidelity import fidelity
-from zoo.eval.registry import BENCHMARKS, Picture, Parts, Split, Subject, find, load
+from zoo.eval.registry import BENCHMARKS, Parts, Picture, Split, Subject, find, load
 from zoo.eval.results import SUFFIX, Record, hash_data, hash_weights, read, write
 from zoo.eval.speed import cost, surroundings
 from zoo.eval.throughput import case_name

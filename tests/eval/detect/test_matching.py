@@ -89,9 +89,7 @@ def test_a_draw_is_a_data_set_in_which_its_images_stand_again_and_again(split):
             for _ in range(count):
                 again = len(images) + 1
                 images.append(replace(image, id=again))
-                annotations[again] = [
-                    dict(a, image_id=again) for a in split.annotations[image.id]
-                ]
+                annotations[again] = [dict(a, image_id=again) for a in split.annotations[image.id]]
                 repeated += [dict(r, image_id=again) for r in results if r["image_id"] == image.id]
         literal = replace(split, images=tuple(images), annotations=annotations)
         theirs = dict(coco_metrics(literal, repeated, masks=True))
