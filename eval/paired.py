@@ -5,10 +5,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from zoo.eval.registry import Scores, ratio_of_sums
+from zoo.eval.average_precision import AveragePrecision
+from zoo.eval.registry import Parts, Scores, ratio_of_sums
 from zoo.eval.results import Record
 
 DRAWS = 10_000
+RANKINGS = 200
+"""Draws of an average precision, each of which goes through all predictions again."""
 COUNTS_AT_ONCE = 2**22
 
 
@@ -46,38 +49,58 @@ class Paired:
 
 
 def paired_bootstrap(
-    first: Scores, second: Scores, *, draws: int = DRAWS, seed: int = 0
+    first: Parts, second: Parts, *, draws: int | None = None, seed: int = 0
 ) -> tuple[float, float]:
     """Give the 95 % interval of the second number minus the first, over the choice of images.
 
     Each draw takes as many images as there are, with replacement, the same ones for both models,
     and makes both numbers of them: percentiles of the differences (Efron & Tibshirani, 13.3).
-    Images on which both models did the same are one kind, so a draw is one multinomial over the
-    kinds: of a million right or wrong answers there are four.
+
+    Args:
+        draws: `DRAWS`, of average precisions `RANKINGS`, unless another number is given.
 
     Raises:
-        ValueError: the two were not measured on the same images.
+        ValueError: the two were not measured on the same images, or not as one kind of number.
     """
-    second = _aligned(first, second)
-    sides = [side for scores in (first, second) for side in scores.sums()]
+    order = _order(first.keys, second.keys)
+    chance = np.random.default_rng(seed)
+    if isinstance(first, Scores) and isinstance(second, Scores):
+        found = _differences(first, second, order, draws or DRAWS, chance)
+    elif isinstance(first, AveragePrecision) and isinstance(second, AveragePrecision):
+        images = len(order)
+        taken = chance.multinomial(images, np.full(images, 1 / images), size=draws or RANKINGS)
+        found = second.over(taken[:, np.argsort(order)]) - first.over(taken)
+    else:
+        raise ValueError("The two numbers are not of one kind; measure both with one version.")
+    low, high = np.nanpercentile(found, [2.5, 97.5])
+    return float(low), float(high)
+
+
+def _differences(
+    first: Scores, second: Scores, order: np.ndarray, draws: int, chance: np.random.Generator
+) -> np.ndarray:
+    """Give the difference of each draw.
+
+    Images on which both models did the same are one kind, so a draw is one multinomial over the
+    kinds: of a million right or wrong answers there are four.
+    """
+    sides = [*first.sums(), *(side[order] for side in second.sums())]
     widths = np.cumsum([side.shape[1] for side in sides])[:-1]
     kinds, count = np.unique(np.concatenate(sides, axis=1), axis=0, return_counts=True)
-    chance = np.random.default_rng(seed)
     images, found = int(count.sum()), []
     at_once = max(1, COUNTS_AT_ONCE // len(kinds))
     for start in range(0, draws, at_once):
         taken = chance.multinomial(images, count / images, size=min(at_once, draws - start))
         top_a, bottom_a, top_b, bottom_b = np.split(taken @ kinds, widths, axis=1)
         found.append(ratio_of_sums(top_b, bottom_b) - ratio_of_sums(top_a, bottom_a))
-    low, high = np.nanpercentile(np.concatenate(found), [2.5, 97.5])
-    return float(low), float(high)
+    return np.concatenate(found)
 
 
-def _aligned(first: Scores, second: Scores) -> Scores:
-    """Bring the second scores into the first ones' order of images."""
-    ours, theirs = list(first.keys), list(second.keys)
+def _order(ours: Sequence[str], theirs: Sequence[str]) -> np.ndarray:
+    """Say where each of the first one's images is among the second one's."""
+    ours, theirs = list(ours), list(theirs)
     if ours == theirs:
-        return second
+        return np.arange(len(ours))
     where = {key: place for place, key in enumerate(theirs)}
     shared = sum(key in where for key in ours)
     if shared != len(ours) or len(ours) != len(theirs) or len(where) != len(theirs):
@@ -85,9 +108,7 @@ def _aligned(first: Scores, second: Scores) -> Scores:
             f"The two models saw {len(ours)} and {len(theirs)} images, of which {shared} are the "
             "same; measure both on one data set."
         )
-    order = [where[key] for key in ours]
-    bottom = None if second.bottom is None else second.bottom[order]
-    return Scores(ours, second.top[order], bottom)
+    return np.array([where[key] for key in ours])
 
 
 def compare(first: Sequence[Record], second: Sequence[Record]) -> list[Paired]:
@@ -119,7 +140,7 @@ def compare(first: Sequence[Record], second: Sequence[Record]) -> list[Paired]:
             rows.append(
                 Paired(
                     measure=name, first=value, second=against, low=ends[0], high=ends[1],
-                    images=len(scores[name].top) if ends[0] is not None else None,
+                    images=len(scores[name].keys) if ends[0] is not None else None,
                 )
             )  # fmt: skip
     return rows

@@ -32,6 +32,7 @@ from typing import Any, Literal, NamedTuple, Protocol, get_type_hints
 import numpy as np
 import torch
 
+from zoo.eval.average_precision import AveragePrecision
 from zoo.eval.extract import Extracted
 from zoo.features import Batch, Features
 from zoo.students.student import Student
@@ -86,7 +87,9 @@ def ratio_of_sums(top: np.ndarray, bottom: np.ndarray) -> np.ndarray:
     return np.where(count > 0, 100 * mean, np.nan)
 
 
-Value = float | Scores | Picture
+Parts = Scores | AveragePrecision
+"""A number with what each image adds to it."""
+Value = float | Parts | Picture
 Found = tuple[str, Value]
 
 

@@ -15,9 +15,12 @@ from PIL import Image
 from torch import nn
 
 from zoo.checkpoint import written_whole
-from zoo.eval.registry import Picture, Scores
+from zoo.eval.average_precision import AveragePrecision
+from zoo.eval.registry import Parts, Picture, Scores
 
 SUFFIX = ".jsonl"
+KINDS: Mapping[str, type[Parts]] = {"top": Scores, "right": AveragePrecision}
+"""By an array that only this kind of number has in the file."""
 ENDS = 4096
 """Bytes at the beginning and at the end of a file that the hash of a data set looks at."""
 
@@ -53,7 +56,7 @@ class Record:
     """`name`, `file` and `caption` of each."""
     place: Path | None = None
     """Where the files are; not written."""
-    kept: Mapping[str, Scores] = field(default_factory=dict)
+    kept: Mapping[str, Parts] = field(default_factory=dict)
     """Scores of single images, before they are written."""
 
     @property
@@ -61,7 +64,7 @@ class Record:
         """What two records must share to be compared: benchmark, data and settings."""
         return self.benchmark, self.data_hash, json.dumps(self.settings, sort_keys=True)
 
-    def scores(self) -> dict[str, Scores]:
+    def scores(self) -> dict[str, Parts]:
         """Give the scores of single images by the number that they make.
 
         Raises:
@@ -72,22 +75,22 @@ class Record:
         path = self.place / self.scores_file
         try:
             with np.load(path, allow_pickle=False) as file:
-                parts = dict(file)
-                names = [key.removeprefix("top/") for key in parts if key.startswith("top/")]
+                found: dict[str, dict[str, Any]] = {}
+                for key in file.files:
+                    part, _, name = key.partition("/")
+                    found.setdefault(name, {})[part] = file[key]
                 return {
-                    name: Scores(
-                        parts[f"keys/{name}"].tolist(),
-                        parts[f"top/{name}"],
-                        parts.get(f"bottom/{name}"),
-                    )
-                    for name in names
+                    name: kind(**parts | {"keys": parts["keys"].tolist()})
+                    for name, parts in found.items()
+                    for mark, kind in KINDS.items()
+                    if mark in parts
                 }
-        except (OSError, ValueError, KeyError) as error:
+        except (OSError, ValueError, KeyError, TypeError) as error:
             raise ValueError(f"The scores of single images, {path}, are gone: {error}.") from None
 
 
 def write(
-    out: Path, record: Record, scores: Mapping[str, Scores], pictures: Mapping[str, Picture]
+    out: Path, record: Record, scores: Mapping[str, Parts], pictures: Mapping[str, Picture]
 ) -> Record:
     """Append a record to `out`, with its scores and pictures in the folder beside it.
 
@@ -103,9 +106,8 @@ def write(
     if scores:
         arrays = {}
         for name, one in scores.items():
-            arrays[f"keys/{name}"], arrays[f"top/{name}"] = np.array(list(one.keys)), one.top
-            if one.bottom is not None:
-                arrays[f"bottom/{name}"] = one.bottom
+            parts = zip(one._fields, one, strict=True)
+            arrays |= {f"{part}/{name}": np.asarray(x) for part, x in parts if x is not None}
         path = folder / f"{stem}.npz"
         with written_whole(path) as temporary, temporary.open("wb") as file:
             np.savez_compressed(file, **arrays)  # pyright: ignore[reportArgumentType]

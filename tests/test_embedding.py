@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-from importlib.util import find_spec
 
 import numpy as np
 import pytest
@@ -123,9 +122,10 @@ def test_wrong_settings_are_refused_before_anything_is_written(images, tmp_path)
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.skipif(find_spec("pyarrow") is not None, reason="pyarrow is installed")
-def test_parquet_without_pyarrow_is_refused_with_the_way_out(images, tmp_path):
-    with pytest.raises(ValueError, match="--kind npz does not"):
+def test_parquet_without_pyarrow_is_refused_with_the_way_out(images, tmp_path, monkeypatch):
+    monkeypatch.setattr("zoo.embedding.find_spec", lambda name: None)
+    assert asked(images, tmp_path / "out").form == "npz"
+    with pytest.raises(ValueError, match=r"backbone-zoo\[parquet\].*--kind npz does not"):
         asked(images, tmp_path / "out", kind="parquet")
 
 

@@ -19,7 +19,7 @@ from zoo.eval.detect.coco import CocoSplit, open_coco
 from zoo.eval.detect.detector import Detector, Kind, Spec, build_detector, save_detector
 from zoo.eval.detect.shapes import write_shapes
 from zoo.eval.detect.training import Trainee, Training, train_steps
-from zoo.eval.registry import Picture
+from zoo.eval.registry import Parts, Picture
 from zoo.students.student import read_options
 from zoo.train.engine import tensor_cores
 from zoo.train.interrupt import Interrupt, Interrupted
@@ -199,8 +199,8 @@ def _measure(
     for name, value in found:
         if isinstance(value, Picture):
             Image.fromarray(value.pixels).save(place / f"{name.rpartition('/')[2]}.png")
-        elif isinstance(value, float):
-            numbers[name] = value
+        else:
+            numbers[name] = value.value if isinstance(value, Parts) else value
     return numbers
 
 

@@ -71,7 +71,9 @@ class Embed:
                 f"{self.workers} at least 0."
             )
         if self.kind == "parquet" and find_spec("pyarrow") is None:
-            raise ValueError("Parquet needs pyarrow (pip install pyarrow); --kind npz does not.")
+            raise ValueError(
+                "Parquet needs pyarrow (pip install 'backbone-zoo[parquet]'); --kind npz does not."
+            )
 
     @property
     def form(self) -> Format:

@@ -19,7 +19,7 @@ from rich.table import Table
 from zoo.eval.detect.detector import is_detector, load_detector
 from zoo.eval.extract import Extracted
 from zoo.eval.fidelity import fidelity
-from zoo.eval.registry import BENCHMARKS, Picture, Scores, Split, Subject, find, load
+from zoo.eval.registry import BENCHMARKS, Parts, Picture, Split, Subject, find, load
 from zoo.eval.results import SUFFIX, Record, hash_data, hash_weights, read, write
 from zoo.eval.speed import cost, surroundings
 from zoo.eval.throughput import case_name
@@ -262,12 +262,12 @@ def _measure_one(
     began = time.perf_counter()
     torch.manual_seed(asked.seed)
     values: dict[str, float] = {}
-    scores: dict[str, Scores] = {}
+    scores: dict[str, Parts] = {}
     pictures: dict[str, Picture] = {}
     for key, found in run(subject, path, settings):
         if isinstance(found, Picture):
             pictures[key] = found
-        elif isinstance(found, Scores):
+        elif isinstance(found, Parts):
             values[key], scores[key] = found.value, found
         else:
             values[key] = float(found)

@@ -10,7 +10,7 @@ import torch
 
 from zoo.eval.detect.canvas import Samples
 from zoo.eval.detect.coco import CocoSplit, open_coco
-from zoo.eval.detect.coco_metric import coco_metrics, coco_results, write_results
+from zoo.eval.detect.coco_metric import coco_results, coco_scores, write_results
 from zoo.eval.detect.detector import (
     Detector,
     Kind,
@@ -130,5 +130,5 @@ def measure(
             yield f"detect/{image.path.stem}", Picture(drawn, caption)
     if out is not None:
         write_results(results, out)
-    for name, value in coco_metrics(split, results, masks=masks):
-        yield f"detect/{name}", 100 * value
+    for name, value in coco_scores(split, results, masks=masks):
+        yield f"detect/{name}", value

@@ -11,8 +11,10 @@ import numpy as np
 from torch import Tensor
 
 from zoo.checkpoint import written_whole
+from zoo.eval.average_precision import AveragePrecision
 from zoo.eval.detect.coco import CocoImage, CocoSplit
 from zoo.eval.detect.masks import NEEDED, decode, encode
+from zoo.eval.detect.matching import average_precisions
 
 Metric = Literal["faster", "pycocotools"]
 NAMES = (
@@ -99,15 +101,45 @@ def coco_metrics(
     Raises:
         ValueError: there is no object to find, or the metric is not installed.
     """
+    how = dict(masks=masks, class_agnostic=class_agnostic)
+    for name, value, _ in _measured(split, results, **how, metric=metric):
+        yield name, value
+
+
+def coco_scores(
+    split: CocoSplit, results: Sequence[Mapping[str, Any]], *, masks: bool = False
+) -> Iterator[tuple[str, float | AveragePrecision]]:
+    """Yield the same in per cent, average precisions with what each image adds to them.
+
+    Raises:
+        ValueError: there is no object to find, or the metric is not installed.
+    """
+    for name, value, parts in _measured(split, results, masks=masks, parts=True):
+        yield name, 100 * value if parts is None else parts
+
+
+def _measured(
+    split: CocoSplit,
+    results: Sequence[Mapping[str, Any]],
+    *,
+    masks: bool = False,
+    class_agnostic: bool = False,
+    metric: Metric = "faster",
+    parts: bool = False,
+) -> Iterator[tuple[str, float, AveragePrecision | None]]:
+    """Yield COCO's numbers, and with `parts` what its precisions are made of."""
     split.require_objects()
     if masks:
         split.require_masks()
     truth = _truth(split, masks)
+    keys = {i.id: i.path.relative_to(split.folder).as_posix() for i in split.images}
     for kind in ("bbox", "segm") if masks else ("bbox",):
-        stats = _stats(truth, results, kind, metric, class_agnostic or split.class_agnostic)
+        run = _run(truth, results, kind, metric, class_agnostic or split.class_agnostic)
+        made = average_precisions(run, keys) if parts else {}
+        stats = run.stats[: len(NAMES)] if results else _stats_of_nothing(truth)
         for name, value in zip(NAMES, stats, strict=True):
             if value > -1:
-                yield f"{KINDS[kind]}/{name}", float(value)
+                yield f"{KINDS[kind]}/{name}", float(value), made.get(name)
 
 
 def _truth(split: CocoSplit, masks: bool) -> dict[str, Any]:
@@ -143,30 +175,37 @@ def _empty(image: CocoImage) -> np.ndarray:
     return np.zeros((1, image.rows, image.cols), bool)
 
 
-def _stats(
+def _run(
     truth: dict[str, Any],
     results: Sequence[Mapping[str, Any]],
     kind: str,
     metric: Metric,
     class_agnostic: bool,
-) -> Sequence[float]:
+) -> Any:
+    """Run a library's evaluation; it is only set up if there are no results, which none takes."""
     coco, evaluate = _tools(metric)
     with contextlib.redirect_stdout(io.StringIO()):  # it talks
-        there = coco()
+        there, found = coco(), coco()
         # both libraries write into what they are given
         there.dataset = json.loads(json.dumps(truth))
-        there.createIndex()
-        if not results:  # which neither library takes
-            areas = {_size_of(a["area"]) for a in truth["annotations"] if not a["iscrowd"]}
-            return [0.0 if n.rpartition("_")[2] in areas | set(NAMES) else -1.0 for n in NAMES]
+        found.dataset = dict(there.dataset, annotations=[])
+        for one in (there, found):
+            one.createIndex()
         keys = ("image_id", "category_id", "score", "segmentation" if kind == "segm" else "bbox")
-        found = there.loadRes([{key: result[key] for key in keys} for result in results])
+        if results:
+            found = there.loadRes([{key: result[key] for key in keys} for result in results])
         run = evaluate(there, found, kind)
         run.params.useCats = int(not class_agnostic)
-        run.evaluate()
-        run.accumulate()
-        run.summarize()
-        return [float(x) for x in run.stats[: len(NAMES)]]
+        if results:
+            run.evaluate()
+            run.accumulate()
+            run.summarize()
+    return run
+
+
+def _stats_of_nothing(truth: dict[str, Any]) -> list[float]:
+    areas = {_size_of(a["area"]) for a in truth["annotations"] if not a["iscrowd"]}
+    return [0.0 if name.rpartition("_")[2] in areas | set(NAMES) else -1.0 for name in NAMES]
 
 
 def _size_of(area: float) -> str:

@@ -6,13 +6,16 @@ import numpy as np
 import pytest
 import torch
 
+from zoo.cli import main
 from zoo.eval.detect.benchmark import measure
 from zoo.eval.detect.canvas import Samples
 from zoo.eval.detect.coco import open_coco
 from zoo.eval.detect.coco_metric import Prediction
 from zoo.eval.detect.detector import Detector, Source, Spec
 from zoo.eval.detect.draw import PALETTE, draw, truth_of
+from zoo.eval.paired import compare
 from zoo.eval.registry import Picture
+from zoo.eval.results import Record, read, write
 
 CLASSES = ("disc", "square", "triangle")
 CPU = torch.device("cpu")
@@ -47,7 +50,8 @@ def val(shapes):
 
 
 def numbers(found):
-    return {name: value for name, value in found if not isinstance(value, Picture)}
+    numbers = {name: value for name, value in found if not isinstance(value, Picture)}
+    return {n: one if isinstance(one, float) else one.value for n, one in numbers.items()}
 
 
 def test_a_planted_detector_scores_a_hundred(val):
@@ -60,6 +64,26 @@ def test_a_detector_that_guesses_scores_next_to_nothing(val):
     found = numbers(measure(Planted(val, guesses=True), val, CPU))
     assert found["detect/box/AP"] < 5
     assert found["detect/mask/AP"] < 5
+
+
+def test_two_detectors_are_compared_with_intervals_from_their_result_file(val, tmp_path, capsys):
+    out = tmp_path / "results.jsonl"
+    for name, guesses in (("guesses", True), ("knows", False)):
+        found = dict(measure(Planted(val, guesses=guesses), val, CPU))
+        parts = {n: one for n, one in found.items() if not isinstance(one, float)}
+        values = {n: one if isinstance(one, float) else one.value for n, one in found.items()}
+        record = Record(target=name, benchmark="detect", values=values, data_hash="x")
+        write(out, record, parts, {})
+    guesses, knows = read(out)
+    rows = {row.measure: row for row in compare([guesses], [knows])}
+    for name in ("box/AP", "box/AP50", "mask/AP", "mask/AP50"):
+        row = rows[f"detect/{name}"]
+        assert row.separated and row.low > 50 and row.images == 4
+    assert rows["detect/box/AR100"].low is None
+    assert all(row.low in (None, 0) and row.high in (None, 0) for row in compare([knows], [knows]))
+    main(["eval", "--compare", f"{out}:guesses", f"{out}:knows"])
+    (line,) = [x for x in capsys.readouterr().out.splitlines() if "detect/box/AP50" in x]
+    assert "100.00" in line and "[+" in line
 
 
 def test_classes_in_another_order_are_brought_to_the_detectors(val):
