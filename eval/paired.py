@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
@@ -20,6 +21,8 @@ class Paired:
     """Theirs minus ours in points, and where 95 % of the bootstrap draws of images lie."""
 
     measure: str
+    data: str = ""
+    """The data set's name."""
     first: float
     second: float
     low: float | None = None
@@ -45,7 +48,8 @@ class Paired:
             apart = "" if self.separated else ", not separated"
             interval = f"[{self.low:+.2f}, {self.high:+.2f}] over {self.images} images{apart}"
         first, second = (f"{x:,.{digits}f}" for x in (self.first, self.second))
-        return self.measure, first, second, f"{self.difference:+,.{digits}f}", interval
+        measure = f"{self.measure} · {self.data}" if self.data else self.measure
+        return measure, first, second, f"{self.difference:+,.{digits}f}", interval
 
 
 def paired_bootstrap(
@@ -139,7 +143,8 @@ def compare(first: Sequence[Record], second: Sequence[Record]) -> list[Paired]:
                 ends = paired_bootstrap(scores[name], others[name])
             rows.append(
                 Paired(
-                    measure=name, first=value, second=against, low=ends[0], high=ends[1],
+                    measure=name, data=Path(ours.data).name if ours.data else "", first=value,
+                    second=against, low=ends[0], high=ends[1],
                     images=len(scores[name].keys) if ends[0] is not None else None,
                 )
             )  # fmt: skip
