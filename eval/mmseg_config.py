@@ -245,11 +245,12 @@ def _set_schedule(config: Any, steps: int, lr: float) -> None:
         optimizer=dict(type="AdamW", lr=lr, weight_decay=0.05),
         paramwise_cfg=dict(norm_decay_mult=0.0, bias_decay_mult=0.0),
     )
-    rising = min(WARMUP, max(1, steps // 10))
-    config.param_scheduler = [
-        dict(type="LinearLR", start_factor=1e-6, by_epoch=False, begin=0, end=rising),
-        dict(type="PolyLR", eta_min=0.0, power=1.0, by_epoch=False, begin=rising, end=steps),
-    ]
+    rising = min(WARMUP, steps // 10)
+    if rising < 2:  # mmengine's line of one step never rises
+        rising = 0
+    warmup = dict(type="LinearLR", start_factor=1e-6, by_epoch=False, begin=0, end=rising)
+    falling = dict(type="PolyLR", eta_min=0.0, power=1.0, by_epoch=False, begin=rising, end=steps)
+    config.param_scheduler = [warmup, falling] if rising else [falling]
     config.train_cfg.max_iters = steps
     config.train_cfg.val_interval = max(1, steps // 10)
     config.default_hooks.checkpoint.interval = max(1, steps // 10)
