@@ -47,7 +47,7 @@ def mmseg_config(
     """Make an `mmengine.Config` that trains and tests UPerNet (1807.10221) over our backbones.
 
     The optimizer is AdamW with a decay of 0.05, on weights only. The rate rises over 1,500 steps,
-    or a tenth of a shorter run, and falls to zero in a line, as in Swin's segmentation (2103.14030).
+    or a tenth of a shorter run, and falls to zero in a line, as Swin's does (2103.14030).
 
     Args:
         backbone: A model's name, a tagged one with its weights; `local-dir:FOLDER`, an exported
@@ -132,7 +132,7 @@ def _check_splits(splits: tuple[SegmentSet, SegmentSet], data: str | Path) -> No
         )
     if len(train.classes) < 2:
         raise ValueError(
-            f"{data} has one class, {train.classes[0]!r}, which any answer gets right; name two."
+            f"{data} has one class ({', '.join(train.classes)}), which any answer gets right: name two."
         )
 
 

@@ -64,6 +64,4 @@ def segment_config(asked: SegmentConfigArgs) -> None:
         seed=asked.seed,
         overrides=read_pairs(asked.overrides),
     )
-    write_config(
-        config, asked.config, tool="zoo.eval.mmseg_tool", last=f"iter_{asked.steps}.pth"
-    )
+    write_config(config, asked.config, tool="zoo.eval.mmseg_tool", last=f"iter_{asked.steps}.pth")

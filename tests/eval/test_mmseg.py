@@ -95,10 +95,11 @@ def test_the_loss_reaches_every_weight_of_the_backbone_and_classes_come_out(name
 
 def test_a_segmenter_learns_the_shapes(shapes):
     """Twenty steps on two images cut the loss by half, with the shipped losses and our backbone."""
-    config = tiny_config("eradio_nano", shapes)
+    wider = {f"model.{head}.channels": 64 for head in ("decode_head", "auxiliary_head")}
+    config = tiny_config("eradio_nano", shapes, overrides=wider)
     model = build_segmenter(config).train()
     batch = model.data_preprocessor(two_images(config), True)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
     totals = []
     for _ in range(20):
         total, _ = model.parse_losses(model(**batch, mode="loss"))
@@ -271,7 +272,7 @@ def test_the_page_runs_as_written(shapes, tmp_path):
     shell = [text for kind, text in blocks if kind == "sh" and "pip install" not in text]
     lines = "".join(shell).replace("\\\n", " ").splitlines()
     commands = [shlex.split(line) for line in lines]
-    assert len(commands) == 4
+    assert len(commands) == 3
     for words in commands:
         words = ["-m", "zoo", *words[1:]] if words[0] == "zoo" else words[1:]
         told = run("-W", "ignore", *words, cwd=tmp_path)
@@ -279,7 +280,7 @@ def test_the_page_runs_as_written(shapes, tmp_path):
     (code,) = (text for kind, text in blocks if kind == "python")
     seen = run("-W", "ignore", "-c", code, cwd=tmp_path)
     assert re.search(r"torch.Size\(\[64, 96\]\)", seen) and re.search("ground|red|green", seen)
-    assert (tmp_path / "runs/segmenter/iter_4.pth").is_file()
+    assert (tmp_path / "runs/segmenter/iter_2.pth").is_file()
 
 
 def run(*words, cwd):
