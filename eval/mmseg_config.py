@@ -132,7 +132,8 @@ def _check_splits(splits: tuple[SegmentSet, SegmentSet], data: str | Path) -> No
         )
     if len(train.classes) < 2:
         raise ValueError(
-            f"{data} has one class ({', '.join(train.classes)}), which any answer gets right: name two."
+            f"{data} has one class ({', '.join(train.classes)}), which any answer gets right: name "
+            "two or more."
         )
 
 

@@ -26,6 +26,7 @@ FAMILIES = {
     "fastervit_0": dict(depths=(1, 1, 1, 1), dim=8, num_heads=(1, 2), stem_dim=8),
     "mambavision_t": dict(depths=(1, 1, 2, 2), dim=8, num_heads=(1, 2), stem_dim=8),
     "radio_vit_base_patch16": dict(depth=4, embed_dim=32, num_heads=2),
+    "vit_small_patch14_dinov2": dict(depth=5, embed_dim=32, num_heads=2, img_size=56),
 }
 NARROW = {
     "model.decode_head.channels": 16,
@@ -202,6 +203,23 @@ def test_masks_of_16_bits_and_palettes_are_read_as_classes(shapes, tmp_path):
     for ours, theirs in zip(masks(tmp_path), masks(shapes), strict=True):
         assert torch.equal(ours, theirs)
         assert set(ours[0, 0].tolist()) == {255} and ours[0, 1:].max() < 3
+
+
+def test_the_zeros_of_ade20k_are_no_class(tmp_path):
+    truth = np.repeat(np.array([[0, 1, 150]], np.uint8), 32, axis=0).repeat(32, axis=1)
+    for split in ("training", "validation"):
+        for kind, pixels in (
+            ("images", np.zeros((*truth.shape, 3), np.uint8)),
+            ("annotations", truth),
+        ):
+            (tmp_path / kind / split).mkdir(parents=True)
+            for number in range(2):
+                Image.fromarray(pixels).save(tmp_path / kind / split / f"{number}.png")
+    config = tiny_config("eradio_nano", tmp_path)
+    assert config.model.decode_head.num_classes == 150
+    build_segmenter(config)
+    sample = two_images(config, "val")["data_samples"][0]
+    assert sample.gt_sem_seg.data[0, 0, ::32].tolist() == [255, 0, 149]
 
 
 def test_the_backbone_gets_images_as_it_wants_them(shapes):
