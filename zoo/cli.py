@@ -27,6 +27,7 @@ USAGE = """zoo: vision backbones, and the distillation of many frozen teachers i
   zoo report RUN ...        write RUN/report.html again, or join many into one page
   zoo detect BACKBONE ...   train a detector on COCO annotations
   zoo detect-config ...     an mmdet configuration over one of our backbones
+  zoo segment-config ...    an mmseg configuration (UPerNet) over one of our backbones
   zoo bench models ...      images/s, memory and multiply-adds beside timm's models
   zoo bench distill ...     a distillation step, part by part, beside the cost model
   zoo experiment phi_s      nine normalisations of three teachers, with paired intervals
@@ -455,6 +456,17 @@ def detect_config(args: list[str]) -> None:
     write(parse(DetectConfigArgs, args, "detect-config", detect_config.__doc__ or ""))
 
 
+def segment_config(args: list[str]) -> None:
+    """Write an mmseg configuration of UPerNet over a student, and say how to train with it.
+
+    Example: zoo segment-config runs/mine/export ADE20K_FOLDER segmenter.py
+    """
+    from zoo.segment_config import SegmentConfigArgs
+    from zoo.segment_config import segment_config as write
+
+    write(parse(SegmentConfigArgs, args, "segment-config", segment_config.__doc__ or ""))
+
+
 COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "list": list_models,
     "convert": convert,
@@ -464,6 +476,7 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "report": report,
     "detect": detect,
     "detect-config": detect_config,
+    "segment-config": segment_config,
     "bench": bench,
     "experiment": experiment,
 }

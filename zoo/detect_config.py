@@ -1,8 +1,10 @@
 """`zoo detect-config`: an mmdet configuration over one of our backbones, written to a file."""
 
 import shlex
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import tyro
 
@@ -44,16 +46,10 @@ def detect_config(asked: DetectConfigArgs) -> None:
     """
     from zoo.eval.detect.mmdet_config import mmdet_config
 
-    if asked.config.suffix != ".py":
-        raise ValueError(
-            f"mmengine reads configurations of Python: {asked.config} ends not in .py."
-        )
-    name = asked.backbone
-    if Path(name).is_dir():
-        name = f"local-dir:{Path(name).resolve()}"
+    check_file(asked.config)
     config = mmdet_config(
         asked.detector,
-        dict(name=name, pretrained="." in name or ":" in name) | read_pairs(asked.options),
+        backbone_fields(asked.backbone, asked.options),
         asked.data,
         out=asked.out or asked.config.with_suffix(""),
         size=asked.size,
@@ -64,16 +60,38 @@ def detect_config(asked: DetectConfigArgs) -> None:
         seed=asked.seed,
         overrides=read_pairs(asked.overrides),
     )
-    asked.config.parent.mkdir(parents=True, exist_ok=True)
-    config.dump(asked.config)
-    for told, line in _commands(asked.config, Path(config.work_dir), asked.epochs).items():
-        print(f"{told:7} {line}")
+    last = f"epoch_{asked.epochs}.pth"
+    write_config(config, asked.config, tool="zoo.eval.detect.mmdet_tool", last=last)
 
 
-def _commands(config: Path, out: Path, epochs: int) -> dict[str, str]:
-    """The lines of a shell that run mmdet's own tools."""
-    run = ["python", "-m", "zoo.eval.detect.mmdet_tool"]
-    train = [*run, "train", str(config)]
-    test = [*run, "test", str(config), str(out / f"epoch_{epochs}.pth")]
-    lines = dict(train=train, resume=[*train, "--resume"], test=test)
-    return {told: shlex.join(words) for told, words in lines.items()}
+def check_file(config: Path) -> None:
+    """Refuse a file's name that is none of a configuration.
+
+    Raises:
+        ValueError: it does not end in .py.
+    """
+    if config.suffix != ".py":
+        raise ValueError(f"mmengine reads configurations of Python: {config} ends not in .py.")
+
+
+def backbone_fields(name: str, options: Sequence[str]) -> dict[str, Any]:
+    """Give the arguments of `Backbone` for a model's name or an export's folder."""
+    if Path(name).is_dir():
+        name = f"local-dir:{Path(name).resolve()}"
+    return dict(name=name, pretrained="." in name or ":" in name) | read_pairs(options)
+
+
+def write_config(config: Any, file: Path, *, tool: str, last: str) -> None:
+    """Write a configuration, and print the lines of a shell that run the package's own tools.
+
+    Args:
+        tool: The module that runs them.
+        last: Name of the run's last checkpoint.
+    """
+    file.parent.mkdir(parents=True, exist_ok=True)
+    config.dump(file)
+    run = ["python", "-m", tool]
+    train = [*run, "train", str(file)]
+    test = [*run, "test", str(file), str(Path(config.work_dir) / last)]
+    for told, words in dict(train=train, resume=[*train, "--resume"], test=test).items():
+        print(f"{told:7} {shlex.join(words)}")

@@ -34,7 +34,9 @@ def supply_ops() -> bool:
     if MODULE in sys.modules:
         return False
     if importlib.util.find_spec("mmcv") is None:
-        raise ValueError("mmdet and mmcv are not installed: pip install 'backbone-zoo[det]'.")
+        raise ValueError(
+            "mmcv is not installed: pip install 'backbone-zoo[det]' for mmdet, [seg] for mmseg."
+        )
     if importlib.util.find_spec(MODULE) is not None:
         return False
     # mmengine asks the import system whether the module is there: it needs a spec and a loader.

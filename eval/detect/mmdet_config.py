@@ -240,7 +240,8 @@ def _set_schedule(config: Any, epochs: int, steps: int) -> None:
     config.train_cfg.max_epochs = epochs
     for schedule in config.param_scheduler:
         if schedule.type == "LinearLR":
-            schedule.end = min(schedule.end, max(1, steps * epochs // 10))
+            # mmengine's line of one step never rises.
+            schedule.end = min(schedule.end, max(2, steps * epochs // 10))
         else:
             schedule.end = epochs
             schedule.milestones = [max(1, round(m * epochs / 12)) for m in schedule.milestones]

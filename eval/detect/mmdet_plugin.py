@@ -1,7 +1,7 @@
 """What mmengine imports to know of our backbones: `custom_imports` of a configuration names it.
 
 Importing it supplies mmcv's compiled operations where they are missing, and registers
-`zoo.Backbone`, `zoo.SimplePyramid` and the hook `zoo.PlainCheckpoint`. It needs mmdet.
+`zoo.Backbone`, `zoo.SimplePyramid` and the hook `zoo.PlainCheckpoint`. It needs mmengine and mmcv.
 """
 
 from typing import Any

@@ -211,6 +211,20 @@ def test_a_run_resumes_where_it_stopped_from_a_file_that_is_only_data(toy_coco, 
     assert "coco/bbox_mAP" in str(runner.message_hub.log_scalars.keys())
 
 
+def test_the_rate_of_a_very_short_run_rises(toy_coco):
+    config = tiny_config("retinanet", "eradio_nano", toy_coco, epochs=5)
+    build_detector(config)  # registers, and sets the scope
+    from mmengine.registry import PARAM_SCHEDULERS
+
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    (rising,) = (s for s in config.param_scheduler if s.type == "LinearLR")
+    scheduler = PARAM_SCHEDULERS.build(rising | dict(optimizer=optimizer))
+    assert optimizer.param_groups[0]["lr"] < 0.01
+    optimizer.step()
+    scheduler.step()
+    assert optimizer.param_groups[0]["lr"] == 1
+
+
 def test_the_data_set_gives_classes_and_images_as_the_backbone_wants_them(toy_coco):
     config = tiny_config("mask-rcnn", "radio_vit_base_patch16", toy_coco)
     assert config.model.roi_head.bbox_head.num_classes == 2
