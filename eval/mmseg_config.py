@@ -46,7 +46,7 @@ def mmseg_config(
 ) -> Any:
     """Make an `mmengine.Config` that trains and tests UPerNet (1807.10221) over our backbones.
 
-    The optimizer is AdamW with a decay of 0.05, on weights only. The rate rises over 1,500 steps,
+    The optimizer is AdamW with a decay of 0.01, on weights only. The rate rises over 1,500 steps,
     or a tenth of a shorter run, and falls to zero in a line, as Swin's does (2103.14030).
 
     Args:
@@ -243,7 +243,7 @@ def _set_schedule(config: Any, steps: int, lr: float) -> None:
     """Swin's optimizer and its line; ten times a run it is tested and written."""
     config.optim_wrapper = dict(
         type="OptimWrapper",
-        optimizer=dict(type="AdamW", lr=lr, weight_decay=0.05),
+        optimizer=dict(type="AdamW", lr=lr, weight_decay=0.01),
         paramwise_cfg=dict(norm_decay_mult=0.0, bias_decay_mult=0.0),
     )
     rising = min(WARMUP, steps // 10)
