@@ -71,7 +71,7 @@ def test_a_rehearsal_writes_what_it_measured_and_names_what_it_did_not(script, t
 def test_the_list_measures_nothing(script, capsys):
     script.main(["--list", "--models", "fastervit_0", "--group", "train"])
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 3 and all("fastervit_0 train" in line for line in lines)
+    assert len(lines) == 4 and all("fastervit_0 train" in line for line in lines)
 
 
 def test_the_summary_sets_the_best_row_beside_the_published_code(script):
