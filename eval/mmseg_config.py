@@ -14,6 +14,7 @@ import torch
 
 from zoo.eval.detect.backbone import Backbone
 from zoo.eval.detect.mmcv_ops import supply_ops
+from zoo.eval.detect.mmengine_config import backbone_fields, build_model, finish_config
 from zoo.eval.segment_data import SegmentSet, open_segments
 
 __all__ = ["build_segmenter", "mmseg_config"]
@@ -69,40 +70,20 @@ def mmseg_config(
     _check_numbers(crop, size, inference, steps, batch)
     splits = open_segments(Path(data), layout)
     _check_splits(splits, data)
-    if isinstance(backbone, str):
-        backbone = dict(name=backbone, pretrained="." in backbone or ":" in backbone)
-    plan, fields = _planned(dict(backbone))
+    plan, fields = _planned(backbone_fields(backbone))
     config = _shipped()
     _set_model(config.model, plan, fields, len(splits[0].classes))
     _set_windows(config.model, crop, inference)
     _set_data(config, splits, Path(data), crop=crop, size=size, batch=batch, workers=workers)
     _set_schedule(config, steps, lr)
-    config.merge_from_dict(
-        dict(
-            custom_imports=dict(imports=["zoo.eval.mmseg_plugin"]),
-            custom_hooks=[dict(type="zoo.PlainCheckpoint")],
-            randomness=dict(seed=seed),
-            work_dir=str(out),
-        )
-    )
-    config.merge_from_dict(dict(overrides or {}))
+    plugin = "zoo.eval.mmseg_plugin"
+    finish_config(config, plugin=plugin, seed=seed, out=out, overrides=overrides)
     return config
 
 
 def build_segmenter(config: Any) -> torch.nn.Module:
     """Build the model of a configuration, with a fresh head, as mmengine's runner does."""
-    from mmengine.logging import MMLogger  # pyright: ignore[reportMissingImports]
-    from mmengine.registry import init_default_scope  # pyright: ignore[reportMissingImports]
-
-    import zoo.eval.mmseg_plugin  # noqa: F401  (registers)
-
-    from mmseg.registry import MODELS  # pyright: ignore[reportMissingImports]  # isort: skip
-
-    MMLogger.get_current_instance().setLevel("WARNING")  # else each weight tells how it started
-    init_default_scope("mmseg")
-    segmenter = MODELS.build(config.model)
-    segmenter.init_weights()
-    return segmenter
+    return build_model(config, "mmseg")
 
 
 def _check_numbers(

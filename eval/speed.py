@@ -248,7 +248,7 @@ def prepare(case: Case) -> Prepared:
     dtype = torch.bfloat16 if case.precision == "bf16" else torch.float32
     module = module.train("train" in said).to(dtype=dtype)
     if "train" in said:
-        for norm in (m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)):
+        for norm in (m for m in module.modules() if isinstance(m, nn.BatchNorm2d)):
             norm.float()  # running statistics do not move in 8 bits of mantissa
     module = module.to(memory_format=case.layout)
     model: Callable[[Tensor], Any] = module

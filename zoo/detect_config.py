@@ -49,7 +49,7 @@ def detect_config(asked: DetectConfigArgs) -> None:
     check_file(asked.config)
     config = mmdet_config(
         asked.detector,
-        backbone_fields(asked.backbone, asked.options),
+        asked_backbone(asked.backbone, asked.options),
         asked.data,
         out=asked.out or asked.config.with_suffix(""),
         size=asked.size,
@@ -74,11 +74,13 @@ def check_file(config: Path) -> None:
         raise ValueError(f"mmengine reads configurations of Python: {config} ends not in .py.")
 
 
-def backbone_fields(name: str, options: Sequence[str]) -> dict[str, Any]:
+def asked_backbone(name: str, options: Sequence[str]) -> dict[str, Any]:
     """Give the arguments of `Backbone` for a model's name or an export's folder."""
+    from zoo.eval.detect.mmengine_config import backbone_fields
+
     if Path(name).is_dir():
         name = f"local-dir:{Path(name).resolve()}"
-    return dict(name=name, pretrained="." in name or ":" in name) | read_pairs(options)
+    return backbone_fields(name) | read_pairs(options)
 
 
 def write_config(config: Any, file: Path, *, tool: str, last: str) -> None:

@@ -6,7 +6,7 @@ from typing import Literal
 
 import tyro
 
-from zoo.detect_config import backbone_fields, check_file, write_config
+from zoo.detect_config import asked_backbone, check_file, write_config
 from zoo.students.student import read_pairs
 
 
@@ -50,7 +50,7 @@ def segment_config(asked: SegmentConfigArgs) -> None:
 
     check_file(asked.config)
     config = mmseg_config(
-        backbone_fields(asked.backbone, asked.options),
+        asked_backbone(asked.backbone, asked.options),
         asked.data,
         layout=asked.layout,
         out=asked.out or asked.config.with_suffix(""),

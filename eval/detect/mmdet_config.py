@@ -13,6 +13,7 @@ import torch
 from zoo.eval.detect.backbone import STRIDES, Backbone
 from zoo.eval.detect.coco import CocoSplit, open_coco
 from zoo.eval.detect.mmcv_ops import supply_ops
+from zoo.eval.detect.mmengine_config import backbone_fields, build_model, finish_config
 
 __all__ = ["DETECTORS", "build_detector", "mmdet_config"]
 
@@ -67,38 +68,19 @@ def mmdet_config(
     config = _shipped(detector)
     masks = "mask" in detector
     _check_splits(splits, masks)
-    if isinstance(backbone, str):
-        backbone = dict(name=backbone, pretrained="." in backbone or ":" in backbone)
-    _set_backbone(config, dict(backbone))
+    _set_backbone(config, backbone_fields(backbone))
     _set_classes(config.model, len(splits[0].classes))
     _set_data(config, splits, size=size, batch=batch, workers=workers)
     _set_optimizer(config, lr, own=detector == "dino")
     _set_schedule(config, epochs, len(splits[0]) // batch)
-    config.merge_from_dict(
-        dict(
-            custom_imports=dict(imports=["zoo.eval.detect.mmdet_plugin"]),
-            custom_hooks=[dict(type="zoo.PlainCheckpoint")],
-            randomness=dict(seed=seed),
-            work_dir=str(out),
-        )
-    )
-    config.merge_from_dict(dict(overrides or {}))
+    plugin = "zoo.eval.detect.mmdet_plugin"
+    finish_config(config, plugin=plugin, seed=seed, out=out, overrides=overrides)
     return config
 
 
 def build_detector(config: Any) -> torch.nn.Module:
     """Build the detector of a configuration, with fresh heads, as mmengine's runner does."""
-    from mmdet.registry import MODELS  # pyright: ignore[reportMissingImports]
-    from mmengine.logging import MMLogger  # pyright: ignore[reportMissingImports]
-    from mmengine.registry import init_default_scope  # pyright: ignore[reportMissingImports]
-
-    import zoo.eval.detect.mmdet_plugin  # noqa: F401  (registers)
-
-    MMLogger.get_current_instance().setLevel("WARNING")  # else each weight tells how it started
-    init_default_scope("mmdet")
-    detector = MODELS.build(config.model)
-    detector.init_weights()
-    return detector
+    return build_model(config, "mmdet")
 
 
 def _shipped(detector: str) -> Any:

@@ -1,4 +1,10 @@
-"""Planted students: backbones and heads whose answers are known."""
+"""Planted students, backbones and heads whose answers are known; and pages that run as written."""
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -93,3 +99,33 @@ def summary_of(rows):
 def answering():
     """Make a head's answer out of one row a colour: see `summary_of`."""
     return summary_of
+
+
+DOCS = Path(__file__).parents[2] / "docs"
+
+
+def run_page(name, place, *, commands):
+    """Run a page's shell lines, then its Python; give what the last line and the code printed."""
+    text = (DOCS / name).read_text()
+    blocks = re.findall(r"^```(sh|python)\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+    shell = [text for kind, text in blocks if kind == "sh" and "pip install" not in text]
+    lines = [shlex.split(x) for x in "".join(shell).replace("\\\n", " ").splitlines()]
+    assert len(lines) == commands
+    for words in lines:
+        words = ["-m", "zoo", *words[1:]] if words[0] == "zoo" else words[1:]
+        told = run_python("-W", "ignore", *words, cwd=place)
+    (code,) = (text for kind, text in blocks if kind == "python")
+    return told, run_python("-W", "ignore", "-c", code, cwd=place)
+
+
+def run_python(*words, cwd):
+    done = subprocess.run(
+        [sys.executable, *words], cwd=cwd, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, f"{words}\n{done.stdout[-1500:]}\n{done.stderr[-3000:]}"
+    return done.stdout + done.stderr
+
+
+@pytest.fixture(name="run_page")
+def _run_page():
+    return run_page

@@ -2,10 +2,6 @@
 
 import json
 import re
-import shlex
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -339,29 +335,9 @@ def test_a_gpu_gives_the_scores_of_the_cpu_and_trains(detector, name, toy_coco):
     assert all(p.grad is not None and p.grad.any() for p in model.backbone.parameters())
 
 
-PAGE = Path(__file__).parents[3] / "docs" / "mmdet.md"
-
-
-def test_the_page_runs_as_written(toy_coco, tmp_path):
+def test_the_page_runs_as_written(toy_coco, tmp_path, run_page):
     (tmp_path / "coco").symlink_to(toy_coco)
-    blocks = re.findall(r"^```(sh|python)\n(.*?)^```", PAGE.read_text(), re.DOTALL | re.MULTILINE)
-    shell = [text for kind, text in blocks if kind == "sh" and "pip install" not in text]
-    lines = "".join(shell).replace("\\\n", " ").splitlines()
-    commands = [shlex.split(line) for line in lines]
-    assert len(commands) == 5
-    for words in commands:
-        words = ["-m", "zoo", *words[1:]] if words[0] == "zoo" else words[1:]
-        told = run("-W", "ignore", *words, cwd=tmp_path)
+    told, seen = run_page("mmdet.md", tmp_path, commands=5)
     assert "coco/bbox_mAP" in told
-    (code,) = (text for kind, text in blocks if kind == "python")
-    seen = run("-W", "ignore", "-c", code, cwd=tmp_path)
     assert re.search(r"torch.Size\(\[[1-9]\d*, 4\]\)", seen) and re.search("red|green", seen)
     assert (tmp_path / "runs/detector/epoch_2.pth").is_file()
-
-
-def run(*words, cwd):
-    done = subprocess.run(
-        [sys.executable, *words], cwd=cwd, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, f"{words}\n{done.stdout[-1500:]}\n{done.stderr[-3000:]}"
-    return done.stdout + done.stderr

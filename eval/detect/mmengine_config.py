@@ -1,0 +1,48 @@
+"""What configurations for mmdet and mmseg have in common: the rest is mmengine's."""
+
+import importlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+
+def backbone_fields(backbone: str | Mapping[str, Any]) -> dict[str, Any]:
+    """Give the arguments of `Backbone` for a model's name, a tagged one with its weights."""
+    if isinstance(backbone, str):
+        return dict(name=backbone, pretrained="." in backbone or ":" in backbone)
+    return dict(backbone)
+
+
+def finish_config(
+    config: Any, *, plugin: str, seed: int, out: str | Path, overrides: Mapping[str, Any] | None
+) -> None:
+    """Set what is the same in every run, then the user's own dotted keys.
+
+    Args:
+        plugin: The module that registers our parts, which mmengine imports.
+    """
+    config.merge_from_dict(
+        dict(
+            custom_imports=dict(imports=[plugin]),
+            custom_hooks=[dict(type="zoo.PlainCheckpoint")],
+            randomness=dict(seed=seed),
+            work_dir=str(out),
+        )
+    )
+    config.merge_from_dict(dict(overrides or {}))
+
+
+def build_model(config: Any, package: str) -> nn.Module:
+    """Build the model of a configuration of mmdet or mmseg, as mmengine's runner does."""
+    for plugin in config.custom_imports.imports:  # first: they bring mmcv's operations
+        importlib.import_module(plugin)
+    from mmengine.logging import MMLogger  # pyright: ignore[reportMissingImports]
+    from mmengine.registry import init_default_scope  # pyright: ignore[reportMissingImports]
+
+    MMLogger.get_current_instance().setLevel("WARNING")  # else each weight tells how it started
+    init_default_scope(package)
+    model = importlib.import_module(f"{package}.registry").MODELS.build(config.model)
+    model.init_weights()
+    return model
