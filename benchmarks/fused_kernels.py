@@ -3,8 +3,9 @@
 python3 benchmarks/fused_kernels.py [--save FILE]
 
 Inputs are what the models give. A scan: bfloat16, softplus, bias and skip inside, B and C narrow
-slices of one wider tensor. Window attention: bfloat16 and a float32 bias, beside torch's own
-`scaled_dot_product_attention` with that bias in bfloat16.
+slices of one wider tensor. Batch norm, activation and residual in training: bfloat16 maps, beside
+what torch.compile makes of torch's own. Window attention: bfloat16 and a float32 bias, beside
+torch's own `scaled_dot_product_attention` with that bias in bfloat16.
 
 `eager` times one call as Python makes it (triton.testing.do_bench, which also empties the cache
 before each call); `graph` the kernels alone, in a replayed CUDA graph of several calls, each with
@@ -13,6 +14,7 @@ one exponential an entry of the state, 16 a clock and multiprocessor at 1.98 GHz
 """
 
 import argparse
+import functools
 import itertools
 import statistics
 from collections.abc import Callable, Sequence
@@ -24,6 +26,7 @@ import triton
 from torch import Tensor
 from triton.testing import do_bench
 
+from zoo.layers import batch_norm_op  # noqa: F401 -- registers the operator
 from zoo.layers.attention_op import window_attention
 from zoo.layers.scan import selective_scan
 
@@ -39,6 +42,14 @@ WINDOWS = [  # windows, tokens, heads, head dim: of FasterViT-0 and -4, E-RADIO-
     (2048, 53, 16, 56),
     (512, 64, 16, 96),
     (128, 49, 16, 40),
+]
+NORMS = [  # images, channels, side, activation: of MambaVision-S and -L, FasterViT-4, E-RADIO-L
+    (128, 96, 56, "gelu_tanh"),
+    (128, 192, 28, "gelu_tanh"),
+    (128, 64, 112, "relu"),
+    (128, 196, 56, "gelu"),
+    (128, 392, 28, "gelu"),
+    (128, 96, 64, "silu"),
 ]
 BYTES_PER_SECOND = 4.3e12
 EXPONENTIALS_PER_CLOCK = 16
@@ -60,6 +71,17 @@ WINDOW_COLUMNS = (
     "both ms",
     "torch's forward ms",
     "torch's both ms",
+    "forward's memory floor ms",
+    "both's memory floor ms",
+    "largest relative error",
+)
+
+NORM_COLUMNS = (
+    "images, channels, side, activation",
+    "forward ms",
+    "both ms",
+    "torch's forward ms, compiled",
+    "torch's both ms, compiled",
     "forward's memory floor ms",
     "both's memory floor ms",
     "largest relative error",
@@ -203,6 +225,52 @@ def window_row(windows: int, tokens: int, heads: int, dim: int) -> list[str]:
     return [name, *(f"{number:.4f}" for number in numbers), f"{error:.0e}"]
 
 
+def norm_row(images: int, chs: int, side: int, act: str) -> list[str]:
+    """Measure one shape of batch norm, activation and residual in training; kernels alone."""
+    width = chs + -chs % 16
+    acts = {"relu": F.relu, "silu": F.silu, "gelu": F.gelu}
+    acts["gelu_tanh"] = functools.partial(F.gelu, approximate="tanh")
+
+    def maps(channels: int) -> Tensor:
+        x = torch.randn(images, channels, side, side, device="cuda", dtype=torch.bfloat16)
+        return x.to(memory_format=torch.channels_last)
+
+    def ours(x, plus, weight, bias):
+        given = (x, weight, bias, plus, None, act, 1e-5, chs)
+        return torch.ops.zoo.batch_norm_act(*given)[0]
+
+    def theirs(x, plus, weight, bias):
+        z = F.batch_norm(x[:, :chs], None, None, weight, bias, True, 0.0, 1e-5)
+        return plus + acts[act](z)
+
+    x, plus, dy = maps(width), maps(chs), maps(chs)
+    x[:, chs:] = 0
+    leaves = [x, plus, torch.rand(chs, device="cuda") + 0.5, torch.randn(chs, device="cuda")]
+    leaves = [t.requires_grad_() for t in leaves]
+    times = []
+    for call in (ours, torch.compile(theirs, dynamic=False)):
+
+        @torch.no_grad()
+        def forward(call=call) -> Tensor:
+            return call(*leaves)
+
+        def both(call=call) -> tuple[Tensor, ...]:
+            return torch.autograd.grad(call(*leaves), leaves, dy)
+
+        times += [graph_ms([forward] * 3), graph_ms([both] * 3)]
+    found = [y := ours(*leaves), *torch.autograd.grad(y, leaves, dy)]
+    exact = [t.detach().double().requires_grad_() for t in leaves]
+    wanted = [y := theirs(*exact), *torch.autograd.grad(y, exact, dy.double())]
+    error = max(
+        float(((a.double() - b).norm() / b.norm()).detach())
+        for a, b in zip(found, wanted, strict=True)
+    )
+    one = 1e3 * dy.numel() * 2 / BYTES_PER_SECOND
+    numbers = (*times, 4 * one, 9 * one)  # x twice, plus, y; back: x and dy twice, dx
+    name = ", ".join(map(str, (images, chs, side, act)))
+    return [name, *(f"{number:.4f}" for number in numbers), f"{error:.0e}"]
+
+
 def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     """Write Markdown."""
     lines = ["| " + " | ".join(columns) + " |", "|" + " --- |" * len(columns)]
@@ -217,6 +285,7 @@ def main() -> None:
     device = torch.cuda.get_device_name()
     lines = [f"{device}, torch {torch.__version__}, Triton {triton.__version__}", ""]
     lines += table(SCAN_COLUMNS, [scan_row(*shape) for shape in SHAPES])
+    lines += table(NORM_COLUMNS, [norm_row(*shape) for shape in NORMS])
     lines += table(WINDOW_COLUMNS, [window_row(*shape) for shape in WINDOWS])
     print("\n".join(lines))
     if save:

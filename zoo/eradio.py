@@ -7,7 +7,7 @@ dense map, which is what E-RADIO is distilled through.
 
 import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, cast
@@ -134,16 +134,16 @@ class SplitConv(nn.Module):
     def forward(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
         first, second = self.enter(x).chunk(2, dim=1)
         steps = [first, second.clone()]  # a convolution would copy half a map, forward and back
-        for bottleneck in self.bottlenecks:
-            steps.append(steps[-1] + bottleneck(steps[-1]))
+        for enter, leave in cast(Iterable[nn.Sequential], self.bottlenecks):
+            steps.append(leave(enter(steps[-1]), plus=steps[-1]))
         return self.leave(torch.cat(steps, dim=1))
 
 
 class Neighbours(ConvNorm):
     """Add a 3x3 convolution of the map to the map."""
 
-    def forward(self, x: Tensor) -> Tensor:
-        return x + super().forward(x)
+    def forward(self, x: Float[Tensor, "B C H W"], **how: Any) -> Float[Tensor, "B C H W"]:
+        return super().forward(x, plus=x, **how)
 
 
 class Repeat(nn.Module):

@@ -8,8 +8,14 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from zoo.layers import batch_norm_op
+from zoo.layers.fused import runs_kernels
+
 UNIT = 16
 """Channels that the GPU's convolutions take at once: 208 and 400 run faster than 200 and 392."""
+
+UNIT_OF_IMAGES = 8
+"""The same for the few channels of an image."""
 
 
 class Conv2d(nn.Conv2d):
@@ -20,17 +26,38 @@ class Conv2d(nn.Conv2d):
     zeros. In a compiled model that costs nothing: the producer of the input writes the zeros.
     """
 
-    def forward(self, input: Float[Tensor, "B C H W"]) -> Float[Tensor, "B D h w"]:
-        more_in, more_out = -self.in_channels % UNIT, -self.out_channels % UNIT
-        narrow = self.in_channels < UNIT  # an image: nothing is gained
-        if self.groups > 1 or narrow or not (more_in or more_out) or not _in_16_bits(input):
-            return super().forward(input)
-        input = F.pad(input, (0, 0, 0, 0, 0, more_in))
-        weight = F.pad(self.weight, (0, 0, 0, 0, 0, more_in, 0, more_out))
-        bias = None if self.bias is None else F.pad(self.bias, (0, more_out))
-        x = F.conv2d(input, weight, bias, self.stride, self.padding, self.dilation)
+    def forward(
+        self,
+        input: Float[Tensor, "B C H W"],
+        *,
+        fill: bool = False,
+        bias: bool = True,
+    ) -> Float[Tensor, "B D h w"]:
+        """Convolve; an input that is filled up already is taken as it is.
+
+        Args:
+            fill: Leave the channels that fill up the output where they are.
+            bias: Add the bias. Otherwise its gradient is zero, not missing.
+        """
+        more_in, more_out = _more(self.in_channels), _more(self.out_channels)
+        if self.groups > 1 or not _in_16_bits(input):
+            more_in = more_out = 0
+        filled = input.shape[1] == self.in_channels + more_in
+        weight, added = self.weight, self.bias
+        if added is not None and not bias:
+            weight, added = weight + 0 * added.sum(), None
+        if more_in or more_out:
+            input = input if filled else F.pad(input, (0, 0, 0, 0, 0, more_in))
+            weight = F.pad(weight, (0, 0, 0, 0, 0, more_in, 0, more_out))
+            added = None if added is None else F.pad(added, (0, more_out))
+        x = self._conv_forward(input, weight, added)
         # Not a slice: its backward would leave channels last, and each convolution would copy.
-        return F.pad(x, (0, 0, 0, 0, 0, -more_out)) if more_out else x
+        return F.pad(x, (0, 0, 0, 0, 0, -more_out)) if more_out and not fill else x
+
+
+def _more(channels: int) -> int:
+    """Channels that fill up `channels`."""
+    return -channels % (UNIT if channels > UNIT else UNIT_OF_IMAGES)
 
 
 def _in_16_bits(x: Tensor) -> bool:
@@ -60,8 +87,35 @@ class ConvNorm(nn.Module):
         self.norm: nn.Module = nn.BatchNorm2d(out_chs, eps=eps)
         self.act = act()
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.act(self.norm(self.conv(x)))
+    def forward(
+        self,
+        x: Float[Tensor, "B C H W"],
+        *,
+        plus: Float[Tensor, "B D h w"] | None = None,
+        drop_path: Callable[[Tensor], Tensor] | None = None,
+        fill: bool = False,
+    ) -> Float[Tensor, "B E h w"]:
+        """Give the unit's output, or add it to `plus`, through `drop_path`.
+
+        Args:
+            fill: The output may come filled up, for a `Conv2d` that takes it so.
+        """
+        norm, act = self.norm, batch_norm_op.name_of(self.act)
+        if act is None or not (batch_norm_op.can_stand_for(norm) and self._fuses(x)):
+            y = self.act(norm(self.conv(x)))
+            y = y if drop_path is None else drop_path(y)
+            return y if plus is None else plus + y
+        # A bias before a batch norm moves the running mean and nothing else: no map is read for it.
+        y = self.conv(x, fill=True, bias=False)
+        scale = None if drop_path is None else drop_path(y.new_ones(y.shape[0], 1, 1, 1)).flatten()
+        width = y.shape[1] if fill else self.conv.out_channels
+        shift = self.conv.bias
+        return batch_norm_op.learn(norm, y, act, width, shift=shift, plus=plus, scale=scale)
+
+    def _fuses(self, x: Tensor) -> bool:
+        """Whether what follows the convolution of `x` can run as one operator."""
+        last = x.is_contiguous(memory_format=torch.channels_last)
+        return type(self.conv) is Conv2d and last and _in_16_bits(x) and runs_kernels(x)
 
     def fuse(self) -> None:
         """Fold the batch norm's running statistics into the convolution, in place."""

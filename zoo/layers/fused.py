@@ -7,10 +7,12 @@ from functools import cache
 import torch
 from torch import Tensor
 
+DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+
 HAS_TRITON = importlib.util.find_spec("triton") is not None
 
 
-def runs_kernels(*tensors: Tensor, dtypes: tuple[torch.dtype, ...]) -> bool:
+def runs_kernels(*tensors: Tensor, dtypes: tuple[torch.dtype, ...] = DTYPES) -> bool:
     """Say whether a Triton kernel can take these tensors; a GPU without Triton is told of once."""
     if not all(t.is_cuda and t.dtype in dtypes for t in tensors):
         return False

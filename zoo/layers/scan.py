@@ -14,8 +14,6 @@ from torch import Tensor
 from zoo.layers import scan_op
 from zoo.layers.fused import runs_kernels
 
-KERNEL_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
-
 
 def selective_scan(
     x: Float[Tensor, "B L C"],
@@ -49,7 +47,7 @@ def selective_scan(
     Returns:
         In the dtype of `x`; computed in float32, or in float64 when that is what `x` is.
     """
-    if chunk is None and runs_kernels(x, delta, A, B, C, dtypes=KERNEL_DTYPES):
+    if chunk is None and runs_kernels(x, delta, A, B, C):
         return _scan_in_kernels(x, delta, A, B, C, D, delta_bias, delta_softplus)
     dtype = x.dtype
     wide = torch.promote_types(dtype, torch.float32)

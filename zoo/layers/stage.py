@@ -27,7 +27,7 @@ class ConvBlock(nn.Module):
         self.drop_path = DropPath(drop_path)
 
     def forward(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
-        return x + self.drop_path(self.conv2(self.conv1(x)))
+        return self.conv2(self.conv1(x, fill=True), plus=x, drop_path=self.drop_path)
 
 
 class MixerBlock(nn.Module):
