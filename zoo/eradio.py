@@ -26,6 +26,7 @@ from zoo.hierarchy import Hierarchy, checkpoint_filter_fn
 from zoo.layers import conv
 from zoo.layers.attention import Attention
 from zoo.layers.conv import ConvNorm
+from zoo.layers.gelu import GELU
 from zoo.layers.nearest import resize_nearest
 from zoo.layers.position import WindowPositionBias
 from zoo.layers.stage import Stage, drop_path_rates
@@ -196,7 +197,7 @@ class WindowUnit(nn.Module):
         self.norm1 = nn.LayerNorm(dim)
         self.attn = Attention(dim, num_heads, qkv_bias=False, proj_bias=False)
         self.norm2 = nn.LayerNorm(dim)
-        self.mlp = Mlp(dim, 4 * dim, bias=False)
+        self.mlp = Mlp(dim, 4 * dim, act_layer=GELU, bias=False)
         self.drop_path = DropPath(drop_path)
 
     def forward(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:

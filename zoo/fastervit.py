@@ -33,6 +33,7 @@ from zoo.checkpoint import rename_keys
 from zoo.hierarchy import Hierarchy, checkpoint_filter_fn
 from zoo.layers.attention import Attention
 from zoo.layers.conv import Conv2d, Stem
+from zoo.layers.gelu import GELU
 from zoo.layers.position import WindowPositionBias, log_offsets, pair_index, position_mlp
 from zoo.layers.stage import ConvBlock, MixerBlock, Stage, drop_path_rates
 from zoo.layers.window import (
@@ -500,7 +501,7 @@ class FasterViT(Hierarchy):
             width = dim * 2**i
             downsample = _downsample(width) if i < 3 else nn.Identity()
             if i < 2:
-                blocks = [ConvBlock(width, p, act=nn.GELU) for p in drop_paths]
+                blocks = [ConvBlock(width, p, act=GELU) for p in drop_paths]
                 stages.append(Stage(blocks, downsample))
                 continue
             stages.append(

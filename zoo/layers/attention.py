@@ -1,5 +1,7 @@
 """Multi-head attention over the tokens of a window or of a whole map."""
 
+import math
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
@@ -9,7 +11,7 @@ from zoo.layers.attention_op import MAX_HEAD_DIM, MAX_TOKENS, window_attention
 from zoo.layers.fused import runs_kernels
 
 UNIT = 8
-"""Channels of a head that fused kernels take at a time."""
+"""Channels of a head, and numbers in a row of a bias, that fused kernels take at a time."""
 
 
 def check_heads(dim: int, num_heads: int) -> None:
@@ -70,6 +72,10 @@ class Attention(nn.Module):
         q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
         if bias is not None:
             bias = (bias if bias.dim() == 4 else bias[None]).to(q.dtype)
+            if x.is_cuda and (more := -tokens % UNIT):
+                # A compiler hands other rows of a bias to fused kernels that cannot read them.
+                k, v = F.pad(k, (0, 0, 0, more)), F.pad(v, (0, 0, 0, more))
+                bias = F.pad(bias, (0, more), value=-math.inf)
         x = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=scale).transpose(1, 2)
         if torch.compiler.is_exporting():
             # Else the graph keeps a view that fits only this device's kernel, and ONNX refuses it.

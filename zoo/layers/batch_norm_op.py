@@ -11,6 +11,7 @@ needs Triton.
 from typing import TypeGuard
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -31,7 +32,7 @@ _LAST = torch.channels_last
 
 def name_of(act: nn.Module) -> str | None:
     """Name an activation for `batch_norm_act`; `None` if its kernels do not have it."""
-    if type(act) is nn.GELU:
+    if isinstance(act, nn.GELU):
         return "gelu" if act.approximate == "none" else "gelu_tanh"
     return {nn.Identity: "none", nn.ReLU: "relu", nn.SiLU: "silu"}.get(type(act))
 
@@ -54,7 +55,7 @@ def learn(
     width: int,
     *,
     shift: Float[Tensor, " C"] | None = None,
-    plus: Float[Tensor, "B width H W"] | None = None,
+    plus: Float[Tensor, "B P H W"] | None = None,
     scale: Float[Tensor, " B"] | None = None,
 ) -> Float[Tensor, "B width H W"]:
     """Give plus + scale · act(norm(x)) and move the norm's running statistics.
@@ -62,7 +63,8 @@ def learn(
     Args:
         x: Of its D channels the first C are normalised, the others are zeros that fill it up.
         act: As `name_of` names it.
-        width: Channels of the result, C or, with zeros behind, D.
+        width: Channels of the result, C or, filled up, D.
+        plus: `width` channels, or the first of them.
         shift: What x lacks: it moves the mean and nothing else.
         scale: A factor for each image; it gets no gradient.
 
@@ -125,7 +127,7 @@ def _setup(ctx, inputs, output):
     _, mean, var = output
     ctx.save_for_backward(x, mean, var, weight, bias, scale)
     ctx.mark_non_differentiable(mean, var)
-    ctx.adds = plus is not None
+    ctx.added = None if plus is None else plus.shape[1]
 
 
 def _backward(ctx, dy, _mean, _var):
@@ -133,7 +135,11 @@ def _backward(ctx, dy, _mean, _var):
     dx, dweight, dbias = torch.ops.zoo.batch_norm_act_backward(
         dy, x, mean, var, weight, bias, scale, ctx.act, ctx.eps
     )
-    return dx, dweight, dbias, dy if ctx.adds else None, None, None, None, None
+    dplus = None
+    if ctx.added is not None:
+        more = dy.shape[1] - ctx.added
+        dplus = F.pad(dy, (0, 0, 0, 0, 0, -more)) if more else dy
+    return dx, dweight, dbias, dplus, None, None, None, None
 
 
 torch.library.register_autograd("zoo::batch_norm_act", _backward, setup_context=_setup, lib=_lib)

@@ -15,8 +15,9 @@ from torch import Tensor
 MAX_PARTS = 512
 """Programs whose sums are added up at once."""
 
-TILE = 8192
-"""Numbers that a program reads at a time: 64 bytes a thread are under way with 8 warps."""
+TILE = 2048
+"""Numbers of a map that a program of 8 warps takes at a time, 16 bytes a thread: larger tiles leave
+too few warps on a multiprocessor. The next tile is read ahead of the work on this one."""
 
 # One compilation serves all batches and resolutions; channels divide by 16 or are read singly.
 SIZES = ["rows", "parts", "cells", "eps"]
@@ -76,10 +77,10 @@ def _slope(z, ACT: tl.constexpr):
 
 @triton.jit
 def _read(x, row, col, rows, WIDTH: tl.constexpr):
-    """A tile in float32; zeros outside of the map."""
+    """A tile as it lies in memory; zeros outside of the map."""
     inside = (row < rows)[:, None] & (col < WIDTH)[None, :]
     place = row.to(tl.int64)[:, None] * WIDTH + col[None, :]
-    return tl.load(x + place, mask=inside, other=0.0).to(tl.float32)
+    return tl.load(x + place, mask=inside, other=0.0)
 
 
 @triton.jit
@@ -90,8 +91,8 @@ def _write(y, value, row, col, rows, WIDTH: tl.constexpr):
 
 
 @triton.jit
-def _channels(mean, var, weight, bias, col, eps, C: tl.constexpr):
-    """Mean, 1 / deviation, and the line z = a x + b, of each channel; zeros beyond the last."""
+def _line(mean, var, weight, bias, col, eps, C: tl.constexpr):
+    """Mean and 1 / deviation of each channel, and z = a x + b; zeros beyond the last."""
     m = tl.load(mean + col, mask=col < C, other=0.0)
     r = tl.rsqrt(tl.load(var + col, mask=col < C, other=1.0) + eps)
     a = r * tl.load(weight + col, mask=col < C, other=0.0).to(tl.float32)
@@ -123,10 +124,13 @@ def _statistics(
     total = tl.zeros((ROWS, COLS), tl.float32)
     square = tl.zeros((ROWS, COLS), tl.float32)
     seen = 0
-    for begin in range(first, rows, tl.num_programs(1) * ROWS):
+    apart = tl.num_programs(1) * ROWS
+    ahead = _read(x, first + tl.arange(0, ROWS), col, rows, D)
+    for begin in range(first, rows, apart):
         row = begin + tl.arange(0, ROWS)
-        off = _read(x, row, col, rows, D) - around[None, :]
-        off = tl.where((row < rows)[:, None], off, 0.0)
+        value = ahead
+        ahead = _read(x, row + apart, col, rows, D)
+        off = tl.where((row < rows)[:, None], value.to(tl.float32) - around[None, :], 0.0)
         total += off
         square += off * off
         seen += tl.minimum(ROWS, rows - begin)
@@ -164,16 +168,21 @@ def _join_statistics(
 @triton.jit(do_not_specialize=SIZES)
 def _forward(
     x, mean, var, weight, bias, plus, scale, y, rows, cells, eps, ACT: tl.constexpr,
-    C: tl.constexpr, D: tl.constexpr, W: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr,
+    C: tl.constexpr, D: tl.constexpr, W: tl.constexpr, P: tl.constexpr,
+    ROWS: tl.constexpr, COLS: tl.constexpr,
 ):  # fmt: skip
     col = tl.program_id(0) * COLS + tl.arange(0, COLS)
-    _, _, a, b = _channels(mean, var, weight, bias, col, eps, C)
-    for begin in range(tl.program_id(1) * ROWS, rows, tl.num_programs(1) * ROWS):
+    _, _, a, b = _line(mean, var, weight, bias, col, eps, C)
+    first, apart = tl.program_id(1) * ROWS, tl.num_programs(1) * ROWS
+    ahead = _read(x, first + tl.arange(0, ROWS), col, rows, D)
+    for begin in range(first, rows, apart):
         row = begin + tl.arange(0, ROWS)
-        z = _read(x, row, col, rows, D) * a[None, :] + b[None, :]
+        value = ahead
+        ahead = _read(x, row + apart, col, rows, D)
+        z = value.to(tl.float32) * a[None, :] + b[None, :]
         out = _scaled(_act(z, ACT), scale, row, rows, cells)
         if plus is not None:
-            out += _read(plus, row, col, rows, W)
+            out += _read(plus, row, col, rows, P).to(tl.float32)
         _write(y, out, row, col, rows, W)
 
 
@@ -184,13 +193,18 @@ def _backward_sums(
 ):  # fmt: skip
     """This program's parts of the gradients of the bias and of the weight."""
     col = tl.program_id(0) * COLS + tl.arange(0, COLS)
-    m, r, a, b = _channels(mean, var, weight, bias, col, eps, C)
+    m, r, a, b = _line(mean, var, weight, bias, col, eps, C)
     dbias = tl.zeros((ROWS, COLS), tl.float32)
     dweight = tl.zeros((ROWS, COLS), tl.float32)
-    for begin in range(tl.program_id(1) * ROWS, rows, tl.num_programs(1) * ROWS):
+    first, apart = tl.program_id(1) * ROWS, tl.num_programs(1) * ROWS
+    x_ahead = _read(x, first + tl.arange(0, ROWS), col, rows, D)
+    dy_ahead = _read(dy, first + tl.arange(0, ROWS), col, rows, W)
+    for begin in range(first, rows, apart):
         row = begin + tl.arange(0, ROWS)
-        value = _read(x, row, col, rows, D)
-        dz = _scaled(_read(dy, row, col, rows, W), scale, row, rows, cells)
+        value, dz = x_ahead.to(tl.float32), dy_ahead.to(tl.float32)
+        x_ahead = _read(x, row + apart, col, rows, D)
+        dy_ahead = _read(dy, row + apart, col, rows, W)
+        dz = _scaled(dz, scale, row, rows, cells)
         dz *= _slope(value * a[None, :] + b[None, :], ACT)
         dbias += dz
         dweight += dz * (value - m[None, :])  # zero beyond the last row, as dy is
@@ -219,19 +233,24 @@ def _backward(
     ACT: tl.constexpr, C: tl.constexpr, D: tl.constexpr, W: tl.constexpr, ROWS: tl.constexpr,
     COLS: tl.constexpr,
 ):  # fmt: skip
-    """dx = a (dz - mean(dz) - x̂ mean(dz x̂))."""
+    """dx = a (dz - mean(dz) - x̂ mean(dz x̂)), the last two being a line in x."""
     col = tl.program_id(0) * COLS + tl.arange(0, COLS)
-    m, r, a, b = _channels(mean, var, weight, bias, col, eps, C)
+    m, r, a, b = _line(mean, var, weight, bias, col, eps, C)
     all_rows = rows.to(tl.float32)
-    level = tl.load(dbias + col, mask=col < C, other=0.0) / all_rows
-    tilt = tl.load(dweight + col, mask=col < C, other=0.0) / all_rows * r
-    for begin in range(tl.program_id(1) * ROWS, rows, tl.num_programs(1) * ROWS):
+    tilt = a * r * tl.load(dweight + col, mask=col < C, other=0.0) / all_rows
+    level = a * tl.load(dbias + col, mask=col < C, other=0.0) / all_rows - tilt * m
+    first, apart = tl.program_id(1) * ROWS, tl.num_programs(1) * ROWS
+    x_ahead = _read(x, first + tl.arange(0, ROWS), col, rows, D)
+    dy_ahead = _read(dy, first + tl.arange(0, ROWS), col, rows, W)
+    for begin in range(first, rows, apart):
         row = begin + tl.arange(0, ROWS)
-        value = _read(x, row, col, rows, D)
-        dz = _scaled(_read(dy, row, col, rows, W), scale, row, rows, cells)
+        value, dz = x_ahead.to(tl.float32), dy_ahead.to(tl.float32)
+        x_ahead = _read(x, row + apart, col, rows, D)
+        dy_ahead = _read(dy, row + apart, col, rows, W)
+        dz = _scaled(dz, scale, row, rows, cells)
         dz *= _slope(value * a[None, :] + b[None, :], ACT)
-        dz -= level[None, :] + (value - m[None, :]) * tilt[None, :]
-        _write(dx, dz * a[None, :], row, col, rows, D)
+        dz = dz * a[None, :] - (value * tilt[None, :] + level[None, :])
+        _write(dx, dz, row, col, rows, D)
 
 
 def forward(
@@ -250,7 +269,7 @@ def forward(
         (x.shape[0], width, *x.shape[2:]), dtype=x.dtype, device=x.device,
         memory_format=torch.channels_last,
     )  # fmt: skip
-    tile, columns, parts = _plan(x)
+    tile, columns, parts = _plan(x, 4)
     means, squares = x.new_empty((2, parts, chs), dtype=torch.float32)
     mean, var = (x.new_empty(chs, dtype=torch.float32) for _ in range(2))
     sizes = dict(C=chs, D=x.shape[1], **tile)
@@ -261,7 +280,7 @@ def forward(
     )  # fmt: skip
     _forward[_grid(x, tile, columns)](
         x, mean, var, weight, bias, plus, scale, y, rows, _cells(x), eps, ACT=act, W=width,
-        **sizes, num_warps=8,
+        P=0 if plus is None else plus.shape[1], **sizes, num_warps=8,
     )  # fmt: skip
     return y, mean, var
 
@@ -280,7 +299,7 @@ def backward(
     """Give the gradients of x, the weight and the bias."""
     chs, rows = weight.numel(), x.numel() // x.shape[1]
     dx = torch.empty_like(x)
-    tile, columns, parts = _plan(x)
+    tile, columns, parts = _plan(x, 3)
     sums = x.new_empty((parts, 2, chs), dtype=torch.float32)
     dbias, dweight = (x.new_empty(chs, dtype=torch.float32) for _ in range(2))
     sizes = dict(ACT=act, C=chs, D=x.shape[1], W=dy.shape[1], **tile, num_warps=8)
@@ -300,13 +319,17 @@ def _num_multiprocessors(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).multi_processor_count
 
 
-def _plan(x: Tensor) -> tuple[dict[str, int], int, int]:
-    """The sides of a tile, the tiles that cover a row, and the programs that share the rows."""
+def _plan(x: Tensor, programs: int) -> tuple[dict[str, int], int, int]:
+    """The sides of a tile, the tiles that cover a row, and the programs that share the rows.
+
+    Args:
+        programs: That fit on a multiprocessor at once; one more would wait for all of them.
+    """
     cols = min(256, max(16, triton.next_power_of_2(x.shape[1])))
     columns = triton.cdiv(x.shape[1], cols)
     tile = dict(ROWS=TILE // cols, COLS=cols)
     tiles = triton.cdiv(x.numel() // x.shape[1], tile["ROWS"])
-    wanted = max(1, 4 * _num_multiprocessors(x.device) // columns)
+    wanted = max(1, programs * _num_multiprocessors(x.device) // columns)
     return tile, columns, min(tiles, wanted, MAX_PARTS)
 
 

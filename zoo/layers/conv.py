@@ -104,7 +104,7 @@ class ConvNorm(nn.Module):
         if act is None or not (batch_norm_op.can_stand_for(norm) and self._fuses(x)):
             y = self.act(norm(self.conv(x)))
             y = y if drop_path is None else drop_path(y)
-            return y if plus is None else plus + y
+            return y if plus is None else plus[:, : y.shape[1]] + y
         # A bias before a batch norm moves the running mean and nothing else: no map is read for it.
         y = self.conv(x, fill=True, bias=False)
         scale = None if drop_path is None else drop_path(y.new_ones(y.shape[0], 1, 1, 1)).flatten()

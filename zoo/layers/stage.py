@@ -3,11 +3,13 @@
 from collections.abc import Callable, Sequence
 from typing import Any, cast
 
+import torch.nn.functional as F
 from jaxtyping import Float
 from timm.layers import DropPath, LayerScale, Mlp, calculate_drop_path_rates
 from torch import Tensor, nn
 
 from zoo.layers.conv import ConvNorm
+from zoo.layers.gelu import GELU
 from zoo.layers.recompute import recomputed
 
 
@@ -18,7 +20,7 @@ def drop_path_rates(rate: float, depths: Sequence[int]) -> list[list[float]]:
 
 
 class ConvBlock(nn.Module):
-    """Two 3x3 convolutions with a residual."""
+    """Two 3x3 convolutions with a residual; in training on a GPU its output may come filled up."""
 
     def __init__(self, dim: int, drop_path: float, *, act: Callable[[], nn.Module]):
         super().__init__()
@@ -26,8 +28,9 @@ class ConvBlock(nn.Module):
         self.conv2 = ConvNorm(dim, dim, bias=True)
         self.drop_path = DropPath(drop_path)
 
-    def forward(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
-        return self.conv2(self.conv1(x, fill=True), plus=x, drop_path=self.drop_path)
+    def forward(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B D H W"]:
+        x, plus = self.conv1(x, fill=True), x
+        return self.conv2(x, plus=plus, drop_path=self.drop_path, fill=True)
 
 
 class MixerBlock(nn.Module):
@@ -48,7 +51,7 @@ class MixerBlock(nn.Module):
         self.mixer = mixer
         self.scale1 = scale()
         self.norm2 = nn.LayerNorm(dim)
-        self.mlp = Mlp(dim, 4 * dim)
+        self.mlp = Mlp(dim, 4 * dim, act_layer=GELU)
         self.scale2 = scale()
         self.drop_path = DropPath(drop_path)
 
@@ -75,6 +78,8 @@ class Stage(nn.Module):
         return recomputed(block, *given) if self.grad_checkpointing else block(*given)
 
     def forward(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
+        chs = x.shape[1]
         for block in self.blocks:
             x = self.run(block, x)
-        return x
+        more = x.shape[1] - chs  # convolutions may have filled it up
+        return F.pad(x, (0, 0, 0, 0, 0, -more)) if more else x
