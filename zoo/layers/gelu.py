@@ -19,25 +19,19 @@ class GELU(nn.GELU):
     def forward(self, input: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
         compiled = torch.compiler.is_compiling() and not torch.compiler.is_exporting()
         if compiled and input.is_cuda and input.element_size() == 2:
-            return FusableGELU.apply(input)
+            return fusable_gelu(input)
         return super().forward(input)
 
 
-class FusableGELU(torch.autograd.Function):
-    """GELU of few operations, for a compiler to fuse; it keeps `x` and nothing else."""
+def fusable_gelu(x: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+    """GELU of few operations, for a compiler to fuse; for first derivatives only.
 
-    @staticmethod
-    def forward(ctx, x: Tensor) -> Tensor:
-        ctx.save_for_backward(x)
-        z = x.float()
-        return (z * normal(z)[0]).to(x.dtype)
-
-    @staticmethod
-    def backward(ctx, *grads: Tensor) -> Tensor:
-        (x,) = ctx.saved_tensors
-        z = x.float()
-        below, density = normal(z)
-        return (grads[0].float() * (below + z * density)).to(x.dtype)
+    Its slope is given instead of derived, as that of a line through the point.
+    """
+    z = x.float()
+    at = z.detach()
+    below, density = normal(at)
+    return (at * below + (below + at * density) * (z - at)).to(x.dtype)
 
 
 def normal(z: Tensor) -> tuple[Tensor, Tensor]:
