@@ -1,0 +1,67 @@
+"""Products and layers in 8 bits on one GPU, in TFLOP/s: what quantising the input costs.
+
+python3 benchmarks/eight_bit_layers.py
+
+The shapes are those of CLIP ViT-H/14 at 378, batch 128. `product` has its operands in 8 bits
+already; `layer` is `zoo.teachers.eight_bits.EightBitLinear`, compiled, which finds a scale for each
+row first. Median of `triton.testing.do_bench`, which empties the cache before each call.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from triton.testing import do_bench
+
+from zoo.teachers.eight_bits import EightBitLinear
+from zoo.teachers.int8_kernel import launch
+
+ROWS = 128 * 730
+SHAPES = ((1280, 3840), (1280, 1280), (1280, 5120), (5120, 1280))
+
+
+def rate(width: int, out: int, call: Callable[[], Any]) -> str:
+    """Say how many TFLOP/s the product of a layer runs at when it is `call`."""
+    milliseconds: Any = do_bench(call, return_mode="median")
+    return f"{2 * ROWS * width * out / milliseconds / 1e9:,.0f}"
+
+
+def products(width: int, out: int) -> dict[str, Callable[[], Tensor]]:
+    """Give calls of the products alone."""
+    x, w = (torch.randint(-127, 127, (n, width), device="cuda").char() for n in (ROWS, out))
+    scales, centres = torch.rand(2, ROWS, device="cuda")
+    columns, totals = torch.rand(2, out, device="cuda")
+    left, right = x.to(torch.float8_e4m3fn), w.to(torch.float8_e4m3fn)
+    return {
+        "int8 product": lambda: launch(x, scales, centres, w, columns, totals, None),
+        "torch's int8 product": lambda: torch._int_mm(x, w.T),
+        "fp8 product": lambda: torch._scaled_mm(
+            left,
+            right.T,
+            scale_a=scales[:, None],
+            scale_b=columns[None],
+            out_dtype=torch.bfloat16,
+            use_fast_accum=True,
+        ),
+    }
+
+
+def main() -> None:
+    """Print a line a shape."""
+    print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}")
+    for width, out in SHAPES:
+        x = torch.randn(ROWS, width, device="cuda").bfloat16()
+        layer = nn.Linear(width, out).cuda().bfloat16()
+        found = {"bf16": rate(width, out, lambda layer=layer, x=x: layer(x))}
+        found |= {name: rate(width, out, call) for name, call in products(width, out).items()}
+        for kind in ("int8", "fp8"):
+            with torch.inference_mode():
+                small = torch.compile(EightBitLinear(layer, kind).cuda(), dynamic=False)
+                found[f"{kind} layer"] = rate(width, out, lambda small=small, x=x: small(x))
+        told = ", ".join(f"{name} {value}" for name, value in found.items())
+        print(f"{ROWS} x {width} -> {out}: {told}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
