@@ -35,6 +35,19 @@ def test_elsewhere_it_is_torchs():
 
 
 @pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+def test_on_a_gpu_a_compiler_is_given_the_polynomial_in_16_bits(dtype):
+    seen = []
+
+    def look(graph, inputs):
+        seen.extend(str(node.target) for node in graph.graph.nodes)
+        return graph.forward
+
+    torch.compile(GELU(), backend=look)(torch.randn(9, device="cuda", dtype=dtype))
+    assert any("exp2" in name for name in seen) == (dtype == torch.bfloat16)
+
+
+@pytest.mark.gpu
 def test_on_a_gpu_a_compiled_one_rounds_as_torchs_does():
     x = torch.randn(1000, device="cuda").mul(3).bfloat16().requires_grad_()
     exact = x.detach().double().requires_grad_()

@@ -77,7 +77,8 @@ class Attention(nn.Module):
                 k, v = F.pad(k, (0, 0, 0, more)), F.pad(v, (0, 0, 0, more))
                 bias = F.pad(bias, (0, more), value=-math.inf)
         x = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=scale).transpose(1, 2)
-        if torch.compiler.is_exporting():
+        # Inside torch.compile torch 2.11 says that it is exporting too.
+        if torch.compiler.is_exporting() and not torch.compiler.is_dynamo_compiling():
             # Else the graph keeps a view that fits only this device's kernel, and ONNX refuses it.
             x = x.clone(memory_format=torch.contiguous_format)
         return x.reshape(batch, tokens, -1)

@@ -17,8 +17,7 @@ class GELU(nn.GELU):
         super().__init__()
 
     def forward(self, input: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
-        compiled = torch.compiler.is_compiling() and not torch.compiler.is_exporting()
-        if compiled and input.is_cuda and input.element_size() == 2:
+        if torch.compiler.is_compiling() and input.is_cuda and input.element_size() == 2:
             return fusable_gelu(input)
         return super().forward(input)
 
