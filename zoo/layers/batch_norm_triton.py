@@ -11,6 +11,7 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from triton.language.extra import libdevice
 
 MAX_PARTS = 512
 """Programs whose sums are added up at once."""
@@ -23,11 +24,32 @@ long before the next arrives."""
 # One compilation serves all batches and resolutions; channels divide by 16 or are read singly.
 SIZES = ["rows", "parts", "cells", "eps"]
 
+INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
+"""Triton's interpreter runs on a CPU, without the GPU's library."""
+
+
+@triton.jit
+def _inverse(x):
+    """1 / x, within 2 units in the last place; 0 beyond 2^126.
+
+    Triton's own quotient is exact out there too, for a seventh of a whole kernel's operations.
+    """
+    if INTERPRETED:
+        inverse = 1 / x
+    else:
+        inverse = libdevice.fast_dividef(1.0, x)
+    return inverse
+
+
+@triton.jit
+def _sigmoid(x):
+    return _inverse(1 + tl.exp2(x * -1.4426950408889634))
+
 
 @triton.jit
 def _normal(z):
     """The normal distribution and its density (Abramowitz and Stegun, 7.1.26: within 1e-7)."""
-    t = 1 / (1 + 0.2316419 * tl.abs(z))
+    t = _inverse(1 + 0.2316419 * tl.abs(z))
     upper = 1.061405429 * t - 1.453152027
     upper = ((upper * t + 1.421413741) * t - 0.284496736) * t + 0.254829592
     bell = tl.exp2(-0.7213475204444817 * z * z)
@@ -40,7 +62,7 @@ def _tanh_gate(z):
     """(1 + tanh(u)) / 2 of GELU's approximation, and the slope of 2 u."""
     square = z * z
     power = z * (-2.302208198 - 0.1029432396 * square)  # -2 u in units of ln 2
-    return 1 / (1 + tl.exp2(power)), 1.5957691216 + 0.2140644488 * square
+    return _inverse(1 + tl.exp2(power)), 1.5957691216 + 0.2140644488 * square
 
 
 @triton.jit
@@ -48,7 +70,7 @@ def _act(z, ACT: tl.constexpr):
     if ACT == "relu":
         z = tl.maximum(z, 0.0)
     elif ACT == "silu":
-        z = z * tl.sigmoid(z)
+        z = z * _sigmoid(z)
     elif ACT == "gelu":
         below, _ = _normal(z)
         z = z * below
@@ -63,7 +85,7 @@ def _slope(z, ACT: tl.constexpr):
     if ACT == "relu":
         slope = tl.where(z > 0, 1.0, 0.0)
     elif ACT == "silu":
-        gate = tl.sigmoid(z)
+        gate = _sigmoid(z)
         slope = gate * (1 + z * (1 - gate))
     elif ACT == "gelu":
         below, density = _normal(z)
