@@ -1,8 +1,13 @@
 """Fixtures and the rule for marked tests."""
 
 import importlib.util
+import inspect
+import os
+import subprocess
+import sys
 from pathlib import Path
 
+import numpy
 import pytest
 import torch
 from jaxtyping import install_import_hook
@@ -46,6 +51,17 @@ def golden():
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="session")
+def interpret():
+    """Run Python with Triton's interpreter, which takes kernels on a CPU: `interpret(FILE)`."""
+    interpreter = pytest.importorskip("triton.runtime.interpreter", reason="Triton is not there")
+    new = numpy.lib.NumpyVersion(numpy.__version__) >= "2.4.0"
+    if new and ".squeeze()" not in inspect.getsource(interpreter):
+        pytest.skip("this Triton's interpreter needs a NumPy before 2.4")
+    environment = {**os.environ, "TRITON_INTERPRET": "1"}
+    return lambda *given: subprocess.run([sys.executable, *given], check=True, env=environment)
 
 
 @pytest.fixture(autouse=True)

@@ -1,8 +1,5 @@
 """Batch norm, activation and residual as one operator."""
 
-import os
-import subprocess
-import sys
 from contextlib import nullcontext
 
 import pytest
@@ -81,11 +78,8 @@ def run_interpreted():
 
 
 @pytest.mark.slow
-def test_the_kernels_are_exact_in_tritons_interpreter():
-    pytest.importorskip("triton")
-    subprocess.run(
-        [sys.executable, __file__], env=os.environ | {"TRITON_INTERPRET": "1"}, check=True
-    )
+def test_the_kernels_are_exact_in_tritons_interpreter(interpret):
+    interpret(__file__)
 
 
 def test_activations_have_the_names_of_the_kernels():

@@ -1,7 +1,6 @@
 """The scan's kernels against plain torch in float64, and what a compiler sees of them."""
 
 import logging
-import os
 import subprocess
 import sys
 
@@ -69,11 +68,8 @@ def test_nothing_but_a_scan_on_a_gpu_imports_the_kernels():
 
 
 @pytest.mark.slow
-def test_the_kernels_are_exact_in_tritons_interpreter():
-    pytest.importorskip("triton")
-    subprocess.run(
-        [sys.executable, __file__], env=os.environ | {"TRITON_INTERPRET": "1"}, check=True
-    )
+def test_the_kernels_are_exact_in_tritons_interpreter(interpret):
+    interpret(__file__)
 
 
 def run_interpreted():

@@ -1,9 +1,5 @@
 """Teachers in 8 bits: what they lose, and what is kept from them."""
 
-import os
-import subprocess
-import sys
-
 import pytest
 import torch
 from torch import nn
@@ -82,8 +78,7 @@ def test_a_teacher_that_loses_too_much_is_refused_with_the_figures_and_left_alon
 
 
 @pytest.mark.slow
-def test_the_kernel_gives_what_the_product_gives():
-    pytest.importorskip("triton", reason="the kernel is written in it")
+def test_the_kernel_gives_what_the_product_gives(interpret):
     code = """
 import torch
 from zoo.teachers.int8_kernel import launch, product
@@ -98,8 +93,7 @@ for m, n, k in ((50, 48, 96), (70, 80, 64)):
         ours = launch(q, *rest, bias, kernel=product, BM=32, BN=32, BK=32, GROUP=8).float()
         assert (ours - theirs).norm() / theirs.norm() < 5e-3, (m, n, k)
 """
-    environment = {**os.environ, "TRITON_INTERPRET": "1"}
-    subprocess.run([sys.executable, "-c", code], check=True, env=environment)
+    interpret("-c", code)
 
 
 @pytest.mark.gpu

@@ -6,12 +6,12 @@ sums a bias's gradient over the windows of a program, programs being summed in o
 bits each time.
 """
 
-from functools import lru_cache
-
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+
+from zoo.layers.fused import num_multiprocessors
 
 LOG2E = tl.constexpr(1.4426950408889634)
 
@@ -102,17 +102,10 @@ def _backward(
         tl.store(place, total, mask=(row < N) & (col < N))
 
 
-@lru_cache
-def _num_multiprocessors(device: torch.device) -> int:
-    if device.type != "cuda":  # the interpreter's
-        return 1
-    return torch.cuda.get_device_properties(device).multi_processor_count
-
-
 def _plan(qkv: Tensor, programs: int) -> tuple[tuple[int, int], dict[str, int]]:
     """The grid, about `programs` a multiprocessor, and the sizes that kernels are compiled for."""
     windows, tokens, _, heads, dim = qkv.shape
-    columns = max(1, programs * _num_multiprocessors(qkv.device) // heads)
+    columns = max(1, programs * num_multiprocessors(qkv.device) // heads)
     sizes = dict(HEADS=heads, N=tokens, D=dim)
     sizes |= dict(NP=_padded(tokens), DP=_padded(dim), num_warps=4)
     return (heads, min(windows, columns)), sizes

@@ -5,13 +5,13 @@ dy for two sums a channel, one to write dx. Sums over programs are written part 
 one order, so that every result is the same bits each time.
 """
 
-from functools import lru_cache
-
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 from triton.language.extra import libdevice
+
+from zoo.layers.fused import num_multiprocessors
 
 MAX_PARTS = 512
 """Programs whose sums are added up at once."""
@@ -34,11 +34,7 @@ def _inverse(x):
 
     Triton's own quotient is exact out there too, for a seventh of a whole kernel's operations.
     """
-    if INTERPRETED:
-        inverse = 1 / x
-    else:
-        inverse = libdevice.fast_dividef(1.0, x)
-    return inverse
+    return 1 / x if INTERPRETED else libdevice.fast_dividef(1.0, x)
 
 
 @triton.jit
@@ -347,13 +343,6 @@ def backward(
     return dx, dweight.to(weight.dtype), dbias.to(bias.dtype)
 
 
-@lru_cache
-def _num_multiprocessors(device: torch.device) -> int:
-    if device.type != "cuda":  # the interpreter's
-        return 1
-    return torch.cuda.get_device_properties(device).multi_processor_count
-
-
 def _plan(x: Tensor, programs: int) -> tuple[dict[str, int], int, int]:
     """The sides of a tile, the tiles that cover a row, and the programs that share the rows.
 
@@ -364,14 +353,14 @@ def _plan(x: Tensor, programs: int) -> tuple[dict[str, int], int, int]:
     columns = triton.cdiv(x.shape[1], cols)
     tile = dict(ROWS=TILE // cols, COLS=cols)
     tiles = triton.cdiv(x.numel() // x.shape[1], tile["ROWS"])
-    wanted = max(1, programs * _num_multiprocessors(x.device) // columns)
+    wanted = max(1, programs * num_multiprocessors(x.device) // columns)
     return tile, columns, min(tiles, wanted, MAX_PARTS)
 
 
 def _grid(x: Tensor, tile: dict[str, int], columns: int) -> tuple[int, int]:
     """Programs that write a map: enough to fill the GPU some times over."""
     tiles = triton.cdiv(x.numel() // x.shape[1], tile["ROWS"])
-    return columns, min(tiles, max(1, 32 * _num_multiprocessors(x.device) // columns))
+    return columns, min(tiles, max(1, 32 * num_multiprocessors(x.device) // columns))
 
 
 def _cells(x: Tensor) -> int:

@@ -27,3 +27,11 @@ def _say_that_torch_runs() -> None:
         "Triton is not installed: selective scans and window attention on the GPU run in plain "
         "torch, which is far slower."
     )
+
+
+@cache
+def num_multiprocessors(device: torch.device) -> int:
+    """Count a GPU's multiprocessors; 1 on a CPU, where Triton's interpreter runs."""
+    if device.type != "cuda":
+        return 1
+    return torch.cuda.get_device_properties(device).multi_processor_count

@@ -11,7 +11,6 @@ No program adds to what another one writes: sums over programs are written part 
 in one order, so that a gradient is the same each time.
 """
 
-from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -19,6 +18,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from zoo.layers.fused import num_multiprocessors
 from zoo.layers.scan_blocks import run, run_back
 from zoo.layers.scan_lanes import (
     LOG2E,
@@ -348,13 +348,6 @@ def _own(part: Tensor, like: Tensor | None) -> Tensor:
     return part.to(like.dtype, copy=True, memory_format=torch.contiguous_format)
 
 
-@lru_cache
-def _num_multiprocessors(device: torch.device) -> int:
-    if device.type != "cuda":  # the interpreter's
-        return 1
-    return torch.cuda.get_device_properties(device).multi_processor_count
-
-
 def plan_for(x: Tensor, *, backward: bool) -> Plan:
     """Lay out the scan of `x`, so that every scheduler of the GPU has its warps.
 
@@ -362,7 +355,7 @@ def plan_for(x: Tensor, *, backward: bool) -> Plan:
     four are best forward, and two backward, where a lane has more to do at a time.
     """
     batch, length, chs = x.shape
-    num = 4 * _num_multiprocessors(x.device)  # schedulers
+    num = 4 * num_multiprocessors(x.device)  # schedulers
     warps = batch * triton.cdiv(chs, 32)
     lanes = 2 if backward and 2 * warps >= num else 4
     wanted = min(triton.cdiv(4 * num, lanes * warps), length // (16 * BLOCK))
