@@ -8,7 +8,6 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from zoo.layers.attention_op import (
-    MAX_BIASED_TOKENS,
     MAX_HEAD_DIM,
     MAX_TOKENS,
     biased_attention,
@@ -18,6 +17,10 @@ from zoo.layers.fused import runs_kernels
 
 UNIT = 8
 """Channels of a head, and numbers in a row of a bias, that fused kernels take at a time."""
+
+MOST_BIASED = MAX_TOKENS
+"""Tokens of a window with a bias that an operator takes. `biased_attention` takes more, but is not
+measured on a GPU yet (`benchmarks/fused_kernels.py`); until then torch has them."""
 
 
 def check_heads(dim: int, num_heads: int) -> None:
@@ -40,7 +43,7 @@ def _is_window(qkv: Float[Tensor, "B N 3 heads D"], bias: Tensor | None) -> bool
     """
     if bias is not None and bias.dim() == 4:
         return False
-    most = MAX_TOKENS if bias is None else MAX_BIASED_TOKENS
+    most = MAX_TOKENS if bias is None else MOST_BIASED
     fits = qkv.shape[1] <= most and qkv.shape[-1] <= MAX_HEAD_DIM
     return fits and runs_kernels(qkv, dtypes=(torch.bfloat16, torch.float16))
 
