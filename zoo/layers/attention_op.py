@@ -12,9 +12,6 @@ from torch import Tensor
 MAX_TOKENS = 64
 """In a window: more do not stay on the chip."""
 
-MAX_BIASED_TOKENS = 256
-"""In a window with a bias, whose gradient a program sums for its rows."""
-
 MAX_HEAD_DIM = 128
 
 _lib = torch.library.Library("zoo", "FRAGMENT")

@@ -1,8 +1,9 @@
 """Batch norm with the batch's statistics and what follows it, on a GPU as one operator.
 
 Its output is plus + scale · act(norm(x)), and its backward pass keeps nothing but x and a mean and
-a variance for each channel: everything else is computed again from these. A compiler's version of
-the same lines reads and writes each map about twice as often (H200, torch 2.11).
+a variance for each channel: everything else is computed again from these. With it, and with images
+filled up to 8 channels, MambaVision-S trains 7 % and FasterViT-4 8 % faster than with what
+torch.compile makes of torch's own (H200, torch 2.11).
 
 The kernels (zoo.layers.batch_norm_triton) are imported when the operator first runs; nothing here
 needs Triton.
