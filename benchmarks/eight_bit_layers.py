@@ -29,7 +29,9 @@ def rate(width: int, out: int, call: Callable[[], Any]) -> str:
 
 def products(width: int, out: int) -> dict[str, Callable[[], Tensor]]:
     """Give calls of the products alone."""
-    x, w = (torch.randint(-127, 127, (n, width), device="cuda").char() for n in (ROWS, out))
+    x, w = (
+        torch.randint(-127, 127, (n, width), device="cuda", dtype=torch.int8) for n in (ROWS, out)
+    )
     scales, centres = torch.rand(2, ROWS, device="cuda")
     columns, totals = torch.rand(2, out, device="cuda")
     left, right = x.to(torch.float8_e4m3fn), w.to(torch.float8_e4m3fn)

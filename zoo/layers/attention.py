@@ -7,20 +7,11 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from zoo.layers.attention_op import (
-    MAX_HEAD_DIM,
-    MAX_TOKENS,
-    biased_attention,
-    window_attention,
-)
+from zoo.layers.attention_op import MAX_HEAD_DIM, MAX_TOKENS, window_attention
 from zoo.layers.fused import runs_kernels
 
 UNIT = 8
 """Channels of a head, and numbers in a row of a bias, that fused kernels take at a time."""
-
-MOST_BIASED = MAX_TOKENS
-"""Tokens of a window with a bias that an operator takes. `biased_attention` takes more, but is not
-measured on a GPU yet (`benchmarks/fused_kernels.py`); until then torch has them."""
 
 
 def check_heads(dim: int, num_heads: int) -> None:
@@ -36,15 +27,11 @@ def check_heads(dim: int, num_heads: int) -> None:
         )
 
 
-def _is_window(qkv: Float[Tensor, "B N 3 heads D"], bias: Tensor | None) -> bool:
-    """Whether an operator for windows can run: 16 bits, and one bias for all windows.
-
-    More than `MAX_TOKENS` without a bias are left to torch, whose kernels are made for them.
-    """
+def _is_small(qkv: Float[Tensor, "B N 3 heads D"], bias: Tensor | None) -> bool:
+    """Whether the operator for small windows can run: 16 bits, and one bias for all windows."""
     if bias is not None and bias.dim() == 4:
         return False
-    most = MAX_TOKENS if bias is None else MOST_BIASED
-    fits = qkv.shape[1] <= most and qkv.shape[-1] <= MAX_HEAD_DIM
+    fits = qkv.shape[1] <= MAX_TOKENS and qkv.shape[-1] <= MAX_HEAD_DIM
     return fits and runs_kernels(qkv, dtypes=(torch.bfloat16, torch.float16))
 
 
@@ -80,10 +67,8 @@ class Attention(nn.Module):
         batch, tokens, _ = x.shape
         qkv = x.view(batch, tokens, 3, self.num_heads, -1)
         scale = self.head_dim**-0.5
-        if _is_window(qkv, bias):
-            if bias is None or tokens <= MAX_TOKENS:
-                return window_attention(qkv, bias, scale)
-            return biased_attention(qkv, bias, scale)
+        if _is_small(qkv, bias):
+            return window_attention(qkv, bias, scale)
         q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
         if bias is not None:
             bias = (bias if bias.dim() == 4 else bias[None]).to(q.dtype)

@@ -209,6 +209,19 @@ def _forward(
         _write(y, out, row, col, rows, W)
 
 
+@triton.jit
+def _read_both(x, dy, row, col, rows, D: tl.constexpr, W: tl.constexpr):
+    return _read(x, row, col, rows, D), _read(dy, row, col, rows, W)
+
+
+@triton.jit
+def _back_to_z(both, a, b, scale, row, rows, cells, ACT: tl.constexpr):
+    """x in float32, and the gradient of z = a x + b."""
+    value = both[0].to(tl.float32)
+    dz = _scaled(both[1].to(tl.float32), scale, row, rows, cells)
+    return value, dz * _slope(value * a[None, :] + b[None, :], ACT)
+
+
 @triton.jit(do_not_specialize=SIZES)
 def _backward_sums(
     dy, x, mean, var, weight, bias, scale, sums, rows, cells, eps, ACT: tl.constexpr,
@@ -220,19 +233,13 @@ def _backward_sums(
     dbias = tl.zeros((ROWS, COLS), tl.float32)
     dweight = tl.zeros((ROWS, COLS), tl.float32)
     first, apart = tl.program_id(1) * ROWS, tl.num_programs(1) * ROWS
-    x_ahead = _read(x, first + tl.arange(0, ROWS), col, rows, D)
-    dy_ahead = _read(dy, first + tl.arange(0, ROWS), col, rows, W)
-    x_later = _read(x, first + apart + tl.arange(0, ROWS), col, rows, D)
-    dy_later = _read(dy, first + apart + tl.arange(0, ROWS), col, rows, W)
+    ahead = _read_both(x, dy, first + tl.arange(0, ROWS), col, rows, D, W)
+    later = _read_both(x, dy, first + apart + tl.arange(0, ROWS), col, rows, D, W)
     for begin in range(first, rows, apart):
         row = begin + tl.arange(0, ROWS)
-        value, dz = x_ahead.to(tl.float32), dy_ahead.to(tl.float32)
-        x_ahead = x_later
-        dy_ahead = dy_later
-        x_later = _read(x, row + 2 * apart, col, rows, D)
-        dy_later = _read(dy, row + 2 * apart, col, rows, W)
-        dz = _scaled(dz, scale, row, rows, cells)
-        dz *= _slope(value * a[None, :] + b[None, :], ACT)
+        value, dz = _back_to_z(ahead, a, b, scale, row, rows, cells, ACT)
+        ahead = later
+        later = _read_both(x, dy, row + 2 * apart, col, rows, D, W)
         dbias += dz
         dweight += dz * (value - m[None, :])  # zero beyond the last row, as dy is
     out = tl.program_id(1) * 2 * C + col
@@ -267,19 +274,13 @@ def _backward(
     tilt = a * r * tl.load(dweight + col, mask=col < C, other=0.0) / all_rows
     level = a * tl.load(dbias + col, mask=col < C, other=0.0) / all_rows - tilt * m
     first, apart = tl.program_id(1) * ROWS, tl.num_programs(1) * ROWS
-    x_ahead = _read(x, first + tl.arange(0, ROWS), col, rows, D)
-    dy_ahead = _read(dy, first + tl.arange(0, ROWS), col, rows, W)
-    x_later = _read(x, first + apart + tl.arange(0, ROWS), col, rows, D)
-    dy_later = _read(dy, first + apart + tl.arange(0, ROWS), col, rows, W)
+    ahead = _read_both(x, dy, first + tl.arange(0, ROWS), col, rows, D, W)
+    later = _read_both(x, dy, first + apart + tl.arange(0, ROWS), col, rows, D, W)
     for begin in range(first, rows, apart):
         row = begin + tl.arange(0, ROWS)
-        value, dz = x_ahead.to(tl.float32), dy_ahead.to(tl.float32)
-        x_ahead = x_later
-        dy_ahead = dy_later
-        x_later = _read(x, row + 2 * apart, col, rows, D)
-        dy_later = _read(dy, row + 2 * apart, col, rows, W)
-        dz = _scaled(dz, scale, row, rows, cells)
-        dz *= _slope(value * a[None, :] + b[None, :], ACT)
+        value, dz = _back_to_z(ahead, a, b, scale, row, rows, cells, ACT)
+        ahead = later
+        later = _read_both(x, dy, row + 2 * apart, col, rows, D, W)
         dz = dz * a[None, :] - (value * tilt[None, :] + level[None, :])
         _write(dx, dz, row, col, rows, D)
 

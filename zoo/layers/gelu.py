@@ -8,9 +8,8 @@ from torch import Tensor, nn
 class GELU(nn.GELU):
     """x Φ(x) (1606.08415).
 
-    Compiled for a GPU in 16 bits, Φ is a polynomial instead of the library's error function, which
-    alone takes as long as moving the data: the kernels are 1.3 and 1.4 times faster (H200), and 3
-    TB/s become 4.
+    Compiled for a GPU in 16 bits, Φ is a polynomial instead of the library's error function: the
+    kernels are 1.3 (forward) and 1.4 times (backward) faster, and move 3.6 and 4.2 TB/s (H200).
     """
 
     def __init__(self) -> None:

@@ -186,8 +186,7 @@ def _backward(
         last = tl.num_programs(2) - 1
         g = _hand_on(ends, b, channel, last, tl.program_id(2), decay, chs, NP, P)
     dA = zeros(NP // P)
-    dD = tl.zeros((32,), tl.float32)
-    dbias = tl.zeros((32,), tl.float32)
+    dD, dbias = zeros(2)
     borders += b * tl.cdiv(length, T) * NP * chs
     dBC += (tl.program_id(0) * tl.num_programs(1) + b) * length * 2 * NP
     first = begin + (blocks - 1) * T
