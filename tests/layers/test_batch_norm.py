@@ -10,6 +10,7 @@ from torch import nn
 
 from zoo.layers import batch_norm_op
 from zoo.layers.conv import ConvNorm
+from zoo.layers.stage import ConvBlock, Stage
 
 ACTS = {
     "none": nn.Identity(),
@@ -75,6 +76,38 @@ def run_interpreted():
         check(act, 20, 32, 20, device="cpu", dtype=torch.float32, tolerance=1e-5)
     check("gelu", 20, 32, 32, device="cpu", dtype=torch.float32, tolerance=1e-5)
     check("silu", 16, 16, 16, device="cpu", dtype=torch.float32, tolerance=1e-5)
+
+
+def run_stage_interpreted():
+    """A stage whose maps are filled up, also where some norms are frozen, is the plain stage."""
+    from zoo.layers import batch_norm_triton, conv
+
+    def of_maps(kernels):
+        last = dict(memory_format=torch.channels_last)
+        turned = lambda t: t.contiguous(**last) if getattr(t, "ndim", 0) == 4 else t  # noqa: E731
+        return lambda *given: kernels(*map(turned, given))
+
+    lib = torch.library.Library("zoo", "FRAGMENT")
+    lib.impl("batch_norm_act", of_maps(batch_norm_triton.forward), "CPU")
+    lib.impl("batch_norm_act_backward", of_maps(batch_norm_triton.backward), "CPU")
+    plain = conv._in_16_bits
+    for frozen in ((), (0,), (1,), (0, 3), (2, 3)):
+        results = []
+        for fused in (False, True):
+            torch.manual_seed(0)
+            blocks = [ConvBlock(20, 0.0, act=nn.GELU) for _ in range(2)]
+            stage = Stage(blocks, nn.Identity()).to(memory_format=torch.channels_last)
+            norms = [m for m in stage.modules() if isinstance(m, nn.BatchNorm2d)]
+            for i in frozen:
+                norms[i].eval()
+            x = torch.randn(2, 20, 4, 3).contiguous(memory_format=torch.channels_last)
+            conv._in_16_bits = (lambda x: True) if fused else plain
+            conv.runs_kernels = lambda x: True
+            y = stage(x.requires_grad_())
+            grads = torch.autograd.grad(y.square().sum(), [x, *stage.parameters()])
+            results.append([y, *grads, *(t for norm in norms for t in norm.buffers())])
+        for ours, theirs in zip(*results[::-1], strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.slow
@@ -154,3 +187,4 @@ def test_on_a_gpu_a_unit_learns_as_torchs_does(size, compiled):
 
 if __name__ == "__main__":
     run_interpreted()
+    run_stage_interpreted()
