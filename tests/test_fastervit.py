@@ -174,22 +174,22 @@ def identity_carriers(**kwargs) -> Carriers:
 
 def test_carriers_come_back_to_their_own_windows_unless_swapped():
     x = torch.randn(2, 24, 8)
-    assert torch.equal(identity_carriers(published=False)(x, 2, 3), x)
-    swapped = identity_carriers(published=True)
-    assert not torch.equal(swapped(x, 2, 3), x)
-    assert torch.equal(swapped(x[:, :16], 2, 2), x[:, :16])
+    straight, swapped = (identity_carriers(published=published) for published in (False, True))
+    assert torch.equal(straight(x, 2, 3, None, straight.pos_bias((4, 6))), x)
+    assert not torch.equal(swapped(x, 2, 3, None, swapped.pos_bias((4, 6))), x)
+    assert torch.equal(swapped(x[:, :16], 2, 2, None, swapped.pos_bias((4, 4))), x[:, :16])
 
 
 def test_the_square_table_leaves_the_first_carriers_without_bias():
     square = CarrierBias(2, 4, 6, square=True)
-    bias = square(4, 6)
+    bias = square((4, 6))
     assert bias.shape == (2, 24, 24)
     assert not bias[:, :8].any() and not bias[:, :, :8].any()
-    torch.testing.assert_close(bias[:, 8:, 8:], square(4, 4))
+    torch.testing.assert_close(bias[:, 8:, 8:], square((4, 4)))
     whole = CarrierBias(2, 4, 6, square=False)
     whole.load_state_dict(square.state_dict())
-    torch.testing.assert_close(whole(4, 4), square(4, 4))
-    assert (whole(4, 6) > 0).all()
+    torch.testing.assert_close(whole((4, 4)), square((4, 4)))
+    assert (whole((4, 6)) > 0).all()
 
 
 def test_carriers_start_as_overlapping_means_in_window_order():
@@ -213,9 +213,9 @@ def test_carriers_spread_to_the_nearest_cells_of_their_window():
 
 def test_tables_of_an_unprepared_grid_equal_those_of_a_prepared_one():
     for part in (GridEmbedding(6, 4, 4), CarrierBias(2, 4, 4, square=False)):
-        on_the_fly = part(4, 6)
+        on_the_fly = part((4, 6))
         part.set_grid(4, 6)
-        assert torch.equal(part(4, 6), on_the_fly)
+        assert torch.equal(part((4, 6)), on_the_fly)
 
 
 # Any size
@@ -242,9 +242,10 @@ def test_masked_cells_change_nothing_in_real_ones():
     x, carriers = torch.randn(4, 49, 64), torch.randn(2, 8, 64)
     other = torch.where(real.repeat(2, 1)[..., None], x, torch.randn_like(x))
     with torch.no_grad():
-        ours, mixed = block(x, carriers, (1, 2), padding)
-        theirs, mixed_too = block(other, carriers, (1, 2), padding)
-        unmasked, _ = block(other, carriers, (1, 2), None)
+        _, positions, *_ = model.stages[2].positions(1, 2)
+        ours, mixed = block(x, carriers, (1, 2), padding, positions)
+        theirs, mixed_too = block(other, carriers, (1, 2), padding, positions)
+        unmasked, _ = block(other, carriers, (1, 2), None, positions)
     torch.testing.assert_close(ours[real.repeat(2, 1)], theirs[real.repeat(2, 1)])
     torch.testing.assert_close(mixed, mixed_too)
     assert (unmasked - theirs)[real.repeat(2, 1)].abs().max() > 1e-3

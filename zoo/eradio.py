@@ -8,7 +8,7 @@ dense map, which is what E-RADIO is distilled through.
 import copy
 import math
 from collections.abc import Iterable, Sequence
-from itertools import pairwise
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any, cast
 
@@ -28,7 +28,7 @@ from zoo.layers.attention import Attention
 from zoo.layers.conv import ConvNorm
 from zoo.layers.gelu import GELU
 from zoo.layers.nearest import resize_nearest
-from zoo.layers.position import WindowPositionBias
+from zoo.layers.position import WindowPositionBias, compute_together
 from zoo.layers.stage import Stage, drop_path_rates
 from zoo.layers.window import from_windows, pad_to_multiple, rows_and_cols, to_windows
 
@@ -200,12 +200,15 @@ class WindowUnit(nn.Module):
         self.mlp = Mlp(dim, 4 * dim, act_layer=GELU, bias=False)
         self.drop_path = DropPath(drop_path)
 
-    def forward(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
+    def forward(
+        self, x: Float[Tensor, "B C H W"], bias: Float[Tensor, "heads N N"]
+    ) -> Float[Tensor, "B C H W"]:
+        """Attend, given what `position` says."""
         near = self.enter(x)
         rows, cols = near.shape[-2:]
         tokens = to_windows(near, self.position.window)
         # Windows are the batch here, so drop path skips windows and not images.
-        tokens = tokens + self.drop_path(self.attn(self.norm1(tokens), self.position()))
+        tokens = tokens + self.drop_path(self.attn(self.norm1(tokens), bias))
         tokens = tokens + self.drop_path(self.mlp(self.norm2(tokens)))
         near = self.leave(from_windows(tokens, self.position.window, rows, cols))
         return 0.5 * near + 0.5 * x
@@ -216,6 +219,17 @@ class WindowBlock(nn.Sequential):
 
     def __init__(self, dim: int, num_heads: int, ratios: Sequence[int], **unit):
         super().__init__(*(WindowUnit(dim, num_heads, ratio=ratio, **unit) for ratio in ratios))
+
+    def forward(
+        self, input: Float[Tensor, "B C H W"], *biases: Float[Tensor, "heads N N"]
+    ) -> Float[Tensor, "B C H W"]:
+        for unit, bias in zip(self.units(), biases, strict=True):
+            input = unit(input, bias)
+        return input
+
+    def units(self) -> list[WindowUnit]:
+        """List the units in the order in which they run."""
+        return list(cast(Iterable[WindowUnit], self))
 
 
 class FittedStage(Stage):
@@ -230,11 +244,22 @@ class FittedStage(Stage):
 
     def set_window(self, window: int) -> None:
         """Attend in windows of another side; a stage without attention has nothing to set."""
-        units = [part for part in self.blocks.modules() if isinstance(part, WindowUnit)]
+        units = [unit for block in self._window_blocks() for unit in block.units()]
         for unit in units:
             unit.position.set_window(window)
         if units:
             self.multiple = window * max(unit.ratio for unit in units)
+
+    def given(self) -> Iterable[Sequence[Tensor]]:
+        """Compute the biases of each block's units, those of all blocks at once."""
+        if not (blocks := self._window_blocks()):
+            return super().given()
+        units = [unit for block in blocks for unit in block.units()]
+        biases = iter(compute_together([unit.position for unit in units], 0))
+        return [list(islice(biases, len(block))) for block in blocks]
+
+    def _window_blocks(self) -> list[WindowBlock]:
+        return [block for block in self.blocks if isinstance(block, WindowBlock)]
 
     def forward(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
         rows, cols = x.shape[-2:]

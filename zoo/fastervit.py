@@ -20,6 +20,8 @@ the published networks for one `resolution`, the flaws of their carriers include
 import logging
 import math
 from collections import OrderedDict
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -34,7 +36,15 @@ from zoo.hierarchy import Hierarchy, checkpoint_filter_fn
 from zoo.layers.attention import Attention
 from zoo.layers.conv import Conv2d, Stem
 from zoo.layers.gelu import GELU
-from zoo.layers.position import WindowPositionBias, log_offsets, pair_index, position_mlp
+from zoo.layers.position import (
+    FromPlaces,
+    WindowPositionBias,
+    compute_together,
+    log_offsets,
+    pair_index,
+    position_mlp,
+    read_pairs,
+)
 from zoo.layers.stage import ConvBlock, MixerBlock, Stage, drop_path_rates
 from zoo.layers.window import (
     from_windows,
@@ -139,14 +149,13 @@ def _cells(rows: int, cols: int) -> Float[Tensor, "N 2"]:
     return torch.stack(torch.meshgrid(*sides, indexing="ij"), dim=-1).flatten(0, 1)
 
 
-class GridEmbedding(nn.Module):
+class GridEmbedding(FromPlaces[tuple[int, int]]):
     """A vector for each cell of a grid, which an MLP computes from the cell's place.
 
     The places are stored for the grid of `set_grid`; those of another are made when it comes.
     """
 
     cells: Tensor
-    fused: Tensor | None
 
     def __init__(self, dim: int, rows: int, cols: int, *, hidden: int = 512):
         super().__init__()
@@ -164,17 +173,21 @@ class GridEmbedding(nn.Module):
         self.set_grid(*self.grid)
 
     def fuse(self) -> None:
-        """Keep the vectors of the prepared grid instead of computing them; they are not saved."""
+        """Keep the vectors of the prepared grid instead of computing them."""
         with torch.no_grad():
-            self.fused = self.mlp(self.cells)
+            self.fused = self(self.grid)
 
-    def forward(self, rows: int, cols: int) -> Float[Tensor, "N C"]:
-        if (rows, cols) != self.grid:
-            return self.mlp(_cells(rows, cols).to(self.cells))
-        return self.mlp(self.cells) if self.fused is None else self.fused
+    def places(self, where: tuple[int, int]) -> Float[Tensor, "N 2"]:
+        return self.cells if where == self.grid else _cells(*where).to(self.cells)
+
+    def read(self, table: Float[Tensor, "*parts N C"], where: tuple[int, int]) -> Tensor:
+        return table
+
+    def kept(self, where: tuple[int, int]) -> Float[Tensor, "N C"] | None:
+        return self.fused if where == self.grid else None
 
 
-class CarrierBias(nn.Module):
+class CarrierBias(FromPlaces[tuple[int, int]]):
     """The position bias among the carriers of a map: as `WindowPositionBias`, for a grid.
 
     Args:
@@ -184,7 +197,6 @@ class CarrierBias(nn.Module):
 
     offsets: Tensor
     pairs: Tensor
-    fused: Tensor | None
 
     def __init__(self, num_heads: int, rows: int, cols: int, *, hidden: int = 512, square: bool):
         super().__init__()
@@ -206,9 +218,9 @@ class CarrierBias(nn.Module):
         self.set_grid(*self.grid)
 
     def fuse(self) -> None:
-        """Keep the bias of the prepared grid instead of computing it; it is not saved."""
+        """Keep the bias of the prepared grid instead of computing it."""
         with torch.no_grad():
-            self.fused = self(*self.grid)
+            self.fused = self(self.grid)
 
     def _table(self, rows: int, cols: int) -> tuple[int, int]:
         if rows == cols or not self.square:
@@ -216,17 +228,19 @@ class CarrierBias(nn.Module):
         side = math.isqrt(rows * cols)
         return side, side
 
-    def forward(self, rows: int, cols: int) -> Float[Tensor, "heads N N"]:
-        offsets, pairs = self.offsets, self.pairs
-        if (rows, cols) != self.grid:
-            offsets = log_offsets(*self._table(rows, cols)).to(offsets)
-            pairs = pair_index(*self._table(rows, cols)).to(pairs.device)
-        elif self.fused is not None:
-            return self.fused
-        # Pairs last and next to each other: fused attention kernels read no other bias.
-        bias = (16 * torch.sigmoid(self.mlp(offsets))).t().contiguous()[:, pairs]
-        missing = rows * cols - pairs.shape[0]
-        return F.pad(bias, (missing, 0, missing, 0)) if missing else bias
+    def places(self, where: tuple[int, int]) -> Float[Tensor, "offsets 2"]:
+        if where == self.grid:
+            return self.offsets
+        return log_offsets(*self._table(*where)).to(self.offsets)
+
+    def read(self, table: Float[Tensor, "*parts offsets heads"], where: tuple[int, int]) -> Tensor:
+        pairs = self.pairs
+        if where != self.grid:
+            pairs = pair_index(*self._table(*where)).to(pairs.device)
+        return read_pairs(table, pairs, math.prod(where) - len(pairs))
+
+    def kept(self, where: tuple[int, int]) -> Float[Tensor, "heads N N"] | None:
+        return self.fused if where == self.grid else None
 
 
 class CarrierStart(nn.Module):
@@ -273,18 +287,31 @@ class Carriers(nn.Module):
             if part is not None:
                 part.set_grid(rows, cols)
 
-    def forward(self, x: Float[Tensor, "B N C"], rows: int, cols: int) -> Float[Tensor, "B N C"]:
-        """Mix the carriers of `rows` x `cols` windows."""
+    def forward(
+        self,
+        x: Float[Tensor, "B N C"],
+        rows: int,
+        cols: int,
+        embed: Float[Tensor, "N C"] | None,
+        bias: Float[Tensor, "heads N N"],
+    ) -> Float[Tensor, "B N C"]:
+        """Mix the carriers of `rows` x `cols` windows, given their position embedding and bias."""
         shape = (-1, *x.shape[1:])
-        grid = (SIDE * rows, SIDE * cols)
         x = x.view(-1, rows, cols, SIDE, SIDE, x.shape[-1]).transpose(2, 3).reshape(shape)
-        if self.pos_embed is not None:
-            x = x + self.pos_embed(*grid)
-        x = self.layer(x, self.pos_bias(*grid))
+        x = self.layer(x if embed is None else x + embed, bias)
         if self.swapped:
             rows, cols = cols, rows
         x = x.view(-1, rows, SIDE, cols, SIDE, x.shape[-1])
         return x.transpose(2, 3).reshape(shape)
+
+
+class Positions(NamedTuple):
+    """What a block adds because of where tokens are: in their window, and carriers in the map."""
+
+    embed: Float[Tensor, "N C"]
+    bias: Float[Tensor, "heads prefix+N prefix+N"]
+    carrier_embed: Float[Tensor, "n C"] | None
+    carrier_bias: Float[Tensor, "heads n n"] | None
 
 
 class HatBlock(nn.Module):
@@ -324,6 +351,7 @@ class HatBlock(nn.Module):
         carriers: Float[Tensor, "B n C"] | None,
         grid: tuple[int, int],
         padding: Float[Tensor, "grid 1 1 N"] | None,
+        positions: Positions,
     ) -> tuple[Tensor, Tensor | None]:
         """Give the tokens of all windows of the batch and the carriers of each image.
 
@@ -331,24 +359,24 @@ class HatBlock(nn.Module):
             grid: Rows and columns of windows.
             padding: -inf for the cells of one image that are padding, else 0.
         """
-        x = x + self.pos_embed(self.window, self.window)
+        embed, bias, *of_carriers = positions
+        x = x + embed
         if self.carriers is None or carriers is None:
-            return self.layer(x, self._bias(x, padding, 0)), None
+            return self.layer(x, self._bias(x, padding, bias)), None
         prefix = SIDE * SIDE
         per_image = (-1, *carriers.shape[1:])
-        mixed = self.carriers(carriers, *grid).view(-1, prefix, x.shape[-1])
-        x = self.layer(torch.cat([mixed, x], dim=1), self._bias(x, padding, prefix))
+        mixed = self.carriers(carriers, *grid, *of_carriers).view(-1, prefix, x.shape[-1])
+        x = self.layer(torch.cat([mixed, x], dim=1), self._bias(x, padding, bias))
         mixed, x = x[:, :prefix], x[:, prefix:]
         if self.propagate:
             # Through the scale of the carriers' attention: so the weights were trained.
             x = x + self.carriers.layer.scale1(self._spread(mixed))
         return x, mixed.reshape(per_image)
 
-    def _bias(self, x: Tensor, padding: Tensor | None, prefix: int) -> Tensor:
-        bias = self.pos_bias(prefix)
+    def _bias(self, x: Tensor, padding: Tensor | None, bias: Tensor) -> Tensor:
         if padding is None:
             return bias
-        bias = bias + F.pad(padding, (prefix, 0))
+        bias = bias + F.pad(padding, (bias.shape[-1] - padding.shape[-1], 0))
         return bias.repeat(x.shape[0] // padding.shape[0], 1, 1, 1)
 
     def _spread(self, carriers: Float[Tensor, "windows n C"]) -> Float[Tensor, "windows N C"]:
@@ -400,9 +428,24 @@ class HatStage(Stage):
         padding = padding_bias(x, rows, cols, self.window) if self.mask_padding else None
         carriers = None if self.tokenizer is None else self.tokenizer(x, *grid)
         x = to_windows(x, self.window)
-        for block in self.blocks:
-            x, carriers = self.run(block, x, carriers, grid, padding)
+        for block, positions in zip(self.blocks, self.positions(*grid), strict=True):
+            x, carriers = self.run(block, x, carriers, grid, padding, positions)
         return from_windows(x, self.window, *padded)[:, :, :rows, :cols]
+
+    def positions(self, rows: int, cols: int) -> Iterator[Positions]:
+        """Compute what each block needs for `rows` x `cols` windows, all blocks at once."""
+        blocks = cast(Iterable[HatBlock], self.blocks)
+        carriers = [block.carriers for block in blocks if block.carriers is not None]
+        window, prefix = (self.window, self.window), SIDE * SIDE if carriers else 0
+        embeds = compute_together([block.pos_embed for block in blocks], window)
+        biases = compute_together([block.pos_bias for block in blocks], prefix)
+        embeds_of_carriers = biases_of_carriers = [None] * len(embeds)
+        grid = (SIDE * rows, SIDE * cols)
+        if own := [part.pos_embed for part in carriers if part.pos_embed is not None]:
+            embeds_of_carriers = compute_together(own, grid)
+        if carriers:
+            biases_of_carriers = compute_together([part.pos_bias for part in carriers], grid)
+        return map(Positions, embeds, biases, embeds_of_carriers, biases_of_carriers)
 
 
 def _downsample(dim: int) -> nn.Sequential:

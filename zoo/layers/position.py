@@ -1,6 +1,8 @@
 """Position biases that a small MLP computes from log-spaced offsets (Swin v2, 2111.09883, 3.3)."""
 
 import math
+from collections.abc import Sequence
+from typing import Generic, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -37,16 +39,82 @@ def pair_index(rows: int, cols: int) -> Int[Tensor, "N N"]:
     return drow * (2 * cols - 1) + dcol
 
 
-class WindowPositionBias(nn.Module):
+Where = TypeVar("Where")
+"""What says which places are meant: rows and columns of a grid, or tokens in front of a window."""
+
+
+class FromPlaces(nn.Module, Generic[Where]):
+    """Numbers for places that an MLP computes from their coordinates; one in each block of a stage.
+
+    A subclass says which `places` there are and how to `read` the MLP's table of them.
+    """
+
+    mlp: nn.Module
+    fused: Tensor | None
+    """What the deploy form keeps; it is not saved."""
+
+    def places(self, where: Where) -> Float[Tensor, "places 2"]:
+        """Give the coordinates that the MLP takes."""
+        raise NotImplementedError
+
+    def read(self, table: Float[Tensor, "*parts places out"], where: Where) -> Tensor:
+        """Turn what the MLP says, or the MLPs of several parts, into what the blocks use."""
+        raise NotImplementedError
+
+    def kept(self, where: Where) -> Tensor | None:
+        """Give what the deploy form keeps for these places, if anything."""
+        raise NotImplementedError
+
+    def forward(self, where: Where) -> Tensor:
+        kept = self.kept(where)
+        return self.read(self.mlp(self.places(where)), where) if kept is None else kept
+
+
+def _stackable(mlps: Sequence[nn.Module]) -> bool:
+    """Whether these are plain position MLPs of one shape: nothing wrapped, quantised or cut."""
+    shapes = set()
+    for mlp in mlps:
+        kinds = [type(part) for part in mlp.children()]
+        if type(mlp) is not nn.Sequential or kinds != [nn.Linear, nn.ReLU, nn.Linear]:
+            return False
+        shapes.add(tuple(tuple(weight.shape) for weight in mlp.parameters()))
+    return len(shapes) == 1
+
+
+def compute_together(parts: Sequence[FromPlaces[Where]], where: Where) -> Sequence[Tensor]:
+    """Give `part(where)` for each of a stage's parts, from two matrix products for all of them.
+
+    Each MLP alone is a dozen launches, forward and back, of microseconds' work; a deep stage has
+    dozens, which are half of a compiler's graph. Hooks on the parts are not called.
+    """
+    mlps = [part.mlp for part in parts]
+    if any(part.fused is not None for part in parts) or not _stackable(mlps):
+        return [part(where) for part in parts]
+    weight1, bias1, weight2 = zip(*(mlp.parameters() for mlp in mlps), strict=True)
+    hidden = F.relu(F.linear(parts[0].places(where), torch.cat(weight1), torch.cat(bias1)))
+    hidden = hidden.unflatten(1, (len(parts), -1)).transpose(0, 1)
+    return parts[0].read(hidden @ torch.stack(weight2).mT, where).unbind()
+
+
+def read_pairs(
+    table: Float[Tensor, "*parts offsets heads"], pairs: Int[Tensor, "n n"], prefix: int = 0
+) -> Float[Tensor, "*parts heads N N"]:
+    """Give the bias in (0, 16) of each pair of tokens; `prefix` tokens in front get 0."""
+    # Pairs last and next to each other: fused attention kernels read no other bias.
+    bias = (16 * torch.sigmoid(table)).mT.contiguous()[..., pairs]
+    return F.pad(bias, (prefix, 0, prefix, 0)) if prefix else bias
+
+
+class WindowPositionBias(FromPlaces[int]):
     """A bias in (0, 16) for each head and each pair of cells of a window.
 
-    `prefix` tokens in front of the window's cells (FasterViT's carriers) get bias 0. After
-    `set_window` the offsets are still measured in units of the window that was trained.
+    It is called with the number of tokens in front of the window's cells (FasterViT's carriers),
+    which get bias 0. After `set_window` the offsets are still measured in units of the window that
+    was trained.
     """
 
     offsets: Tensor
     pairs: Tensor
-    fused: Tensor | None
 
     def __init__(self, num_heads: int, window: int, *, hidden: int = 512):
         super().__init__()
@@ -68,15 +136,17 @@ class WindowPositionBias(nn.Module):
         self.set_window(self.window)
 
     def fuse(self) -> None:
-        """Keep the bias instead of computing it in each forward; it is not saved."""
+        """Keep the bias instead of computing it in each forward."""
         with torch.no_grad():
-            self.fused = self._bias()
+            self.fused = self(0)
 
-    def _bias(self) -> Float[Tensor, "heads N N"]:
-        table = 16 * torch.sigmoid(self.mlp(self.offsets))
-        # Pairs last and next to each other: fused attention kernels read no other bias.
-        return table.t().contiguous()[:, self.pairs]
+    def places(self, where: int) -> Float[Tensor, "offsets 2"]:
+        return self.offsets
 
-    def forward(self, prefix: int = 0) -> Float[Tensor, "heads N N"]:
-        bias = self._bias() if self.fused is None else self.fused
-        return F.pad(bias, (prefix, 0, prefix, 0)) if prefix else bias
+    def read(self, table: Float[Tensor, "*parts offsets heads"], where: int) -> Tensor:
+        return read_pairs(table, self.pairs, where)
+
+    def kept(self, where: int) -> Float[Tensor, "heads N N"] | None:
+        if self.fused is None or not where:
+            return self.fused
+        return F.pad(self.fused, (where, 0, where, 0))

@@ -1,6 +1,6 @@
 """What the stages of a hierarchy are made of when several families make them alike."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, cast
 
 import torch.nn.functional as F
@@ -77,9 +77,13 @@ class Stage(nn.Module):
         """Give `block(*given)`; with `grad_checkpointing`, keeping only what it was given."""
         return recomputed(block, *given) if self.grad_checkpointing else block(*given)
 
+    def given(self) -> Iterable[Sequence[Tensor]]:
+        """Compute what each block gets beside the map."""
+        return [()] * len(self.blocks)
+
     def forward(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
         chs = x.shape[1]
-        for block in self.blocks:
-            x = self.run(block, x)
+        for block, given in zip(self.blocks, self.given(), strict=True):
+            x = self.run(block, x, *given)
         more = x.shape[1] - chs  # convolutions may have filled it up
         return F.pad(x, (0, 0, 0, 0, 0, -more)) if more else x
