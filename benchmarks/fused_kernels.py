@@ -66,30 +66,7 @@ SCAN_COLUMNS = (
     "forward's exponential floor ms",
     "largest relative error",
 )
-WINDOW_COLUMNS = (
-    "windows, tokens, heads, head dim",
-    "forward ms",
-    "both ms",
-    "torch's forward ms",
-    "torch's both ms",
-    "forward's memory floor ms",
-    "both's memory floor ms",
-    "largest relative error",
-)
-
-NORM_COLUMNS = (
-    "images, channels, side, activation",
-    "forward ms",
-    "both ms",
-    "torch's forward ms, compiled",
-    "torch's both ms, compiled",
-    "forward's memory floor ms",
-    "both's memory floor ms",
-    "largest relative error",
-)
-
-GELU_COLUMNS = (
-    "tokens, channels",
+COMPARED = (
     "forward ms",
     "both ms",
     "torch's forward ms",
@@ -97,6 +74,10 @@ GELU_COLUMNS = (
     "forward's memory floor ms",
     "both's memory floor ms",
 )
+ERROR = "largest relative error"
+WINDOW_COLUMNS = ("windows, tokens, heads, head dim", *COMPARED, ERROR)
+NORM_COLUMNS = ("images, channels, side, activation (torch's compiled)", *COMPARED, ERROR)
+GELU_COLUMNS = ("tokens, channels (both compiled)", *COMPARED)
 
 
 def make_inputs(batch: int, chs: int, length: int, states: int) -> list[Tensor]:

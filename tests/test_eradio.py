@@ -410,9 +410,9 @@ def test_position_biases_keep_the_trained_window_as_their_unit(lively):
     """The bias between two cells depends on their offset, whatever the window."""
     model = lively()
     position = model.stages[2].blocks[0][1].position
-    wide = position(0).view(2, 4, 4, 4, 4)
+    wide = position().view(2, 4, 4, 4, 4)
     model.set_input_size(window_size=2)
-    narrow = position(0).view(2, 2, 2, 2, 2)
+    narrow = position().view(2, 2, 2, 2, 2)
     torch.testing.assert_close(narrow, wide[:, :2, :2, :2, :2])
 
 
@@ -454,7 +454,7 @@ def test_a_light_unit_halves_the_map_and_repeats_it():
     x = torch.randn(2, 64, 8, 16)
     halved = x.unflatten(3, (8, 2)).unflatten(2, (4, 2)).mean((3, 5))
     again = halved.repeat_interleave(2, 2).repeat_interleave(2, 3)
-    torch.testing.assert_close(unit(x, unit.position(0)), (x + again) / 2, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(unit(x, unit.position()), (x + again) / 2, rtol=1e-4, atol=1e-4)
 
 
 def test_windows_do_not_see_each_other(lively):
@@ -463,7 +463,7 @@ def test_windows_do_not_see_each_other(lively):
     x = torch.randn(1, 64, 8, 8)
     other = x.clone()
     other[..., 4:, :] += 1
-    out, changed = (unit(images, unit.position(0)) for images in (x, other))
+    out, changed = (unit(images, unit.position()) for images in (x, other))
     torch.testing.assert_close(out[..., :4, :], changed[..., :4, :])
     assert (out[..., 4:, :] - changed[..., 4:, :]).abs().amin((0, 1)).min() > 0
 
@@ -523,7 +523,7 @@ def test_the_dense_published_form_deploys_as_well(golden):
     unit = WindowUnit(16, 2, ratio=1, window=2, bias_hidden=8, light=False, drop_path=0.0)
     golden.fill(unit)
     unit.eval()
-    x, bias = torch.randn(1, 16, 4, 6), unit.position(0)
+    x, bias = torch.randn(1, 16, 4, 6), unit.position()
     torch.testing.assert_close(deploy(unit)(x, bias), unit(x, bias), rtol=1e-5, atol=1e-5)
     halving = WindowUnit(16, 2, ratio=2, window=2, bias_hidden=8, light=False, drop_path=0.0)
     assert halving.eval()(torch.randn(1, 16, 4, 8), bias).shape == (1, 16, 4, 8)

@@ -17,14 +17,13 @@ from zoo.fastervit import (
     COMPUTED,
     RENAMES,
     SIZES,
-    CarrierBias,
     Carriers,
     CarrierStart,
     FasterViT,
-    GridEmbedding,
     HatBlock,
     checkpoint_filter_fn,
 )
+from zoo.layers.position import CarrierBias, GridEmbedding
 
 CARDS = sorted(p.stem for p in (Path(__file__).parent / "golden").glob("faster_vit_*.json"))
 

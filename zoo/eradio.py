@@ -255,7 +255,7 @@ class FittedStage(Stage):
         if not (blocks := self._window_blocks()):
             return super().given()
         units = [unit for block in blocks for unit in block.units()]
-        biases = iter(compute_together([unit.position for unit in units], 0))
+        biases = iter(compute_together([unit.position for unit in units]))
         return [list(islice(biases, len(block))) for block in blocks]
 
     def _window_blocks(self) -> list[WindowBlock]:

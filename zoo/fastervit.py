@@ -37,13 +37,10 @@ from zoo.layers.attention import Attention
 from zoo.layers.conv import Conv2d, Stem
 from zoo.layers.gelu import GELU
 from zoo.layers.position import (
-    FromPlaces,
+    CarrierBias,
+    GridEmbedding,
     WindowPositionBias,
     compute_together,
-    log_offsets,
-    pair_index,
-    position_mlp,
-    read_pairs,
 )
 from zoo.layers.stage import ConvBlock, MixerBlock, Stage, drop_path_rates
 from zoo.layers.window import (
@@ -143,106 +140,6 @@ SIDE = 2
 """Carriers along one side of a window; a window has `SIDE`² of them."""
 
 
-def _cells(rows: int, cols: int) -> Float[Tensor, "N 2"]:
-    """Row and column of each cell of a grid, from -1 at the first to about 1 at the last."""
-    sides = [(torch.arange(side) - side // 2) / max(side // 2, 1) for side in (rows, cols)]
-    return torch.stack(torch.meshgrid(*sides, indexing="ij"), dim=-1).flatten(0, 1)
-
-
-class GridEmbedding(FromPlaces[tuple[int, int]]):
-    """A vector for each cell of a grid, which an MLP computes from the cell's place.
-
-    The places are stored for the grid of `set_grid`; those of another are made when it comes.
-    """
-
-    cells: Tensor
-
-    def __init__(self, dim: int, rows: int, cols: int, *, hidden: int = 512):
-        super().__init__()
-        self.mlp = position_mlp(dim, hidden)
-        self.set_grid(rows, cols)
-
-    def set_grid(self, rows: int, cols: int) -> None:
-        """Prepare for a grid."""
-        self.grid = rows, cols
-        self.register_buffer("cells", _cells(rows, cols).to(next(self.parameters())), False)
-        self.register_buffer("fused", None, False)
-
-    def init_non_persistent_buffers(self) -> None:
-        """Compute the tables again, for a model from the meta device (the name is timm's)."""
-        self.set_grid(*self.grid)
-
-    def fuse(self) -> None:
-        """Keep the vectors of the prepared grid instead of computing them."""
-        with torch.no_grad():
-            self.fused = self(self.grid)
-
-    def places(self, where: tuple[int, int]) -> Float[Tensor, "N 2"]:
-        return self.cells if where == self.grid else _cells(*where).to(self.cells)
-
-    def read(self, table: Float[Tensor, "*parts N C"], where: tuple[int, int]) -> Tensor:
-        return table
-
-    def kept(self, where: tuple[int, int]) -> Float[Tensor, "N C"] | None:
-        return self.fused if where == self.grid else None
-
-
-class CarrierBias(FromPlaces[tuple[int, int]]):
-    """The position bias among the carriers of a map: as `WindowPositionBias`, for a grid.
-
-    Args:
-        square: Keep a flaw of the published code, whose table is always square: of `n` carriers,
-            ⌊√n⌋² get the biases of a square grid, and the ones in front of these get none.
-    """
-
-    offsets: Tensor
-    pairs: Tensor
-
-    def __init__(self, num_heads: int, rows: int, cols: int, *, hidden: int = 512, square: bool):
-        super().__init__()
-        self.square = square
-        self.mlp = position_mlp(num_heads, hidden)
-        self.set_grid(rows, cols)
-
-    def set_grid(self, rows: int, cols: int) -> None:
-        """Prepare for a grid."""
-        self.grid = rows, cols
-        like = next(self.parameters())
-        rows, cols = self._table(rows, cols)
-        self.register_buffer("offsets", log_offsets(rows, cols).to(like), False)
-        self.register_buffer("pairs", pair_index(rows, cols).to(like.device), False)
-        self.register_buffer("fused", None, False)
-
-    def init_non_persistent_buffers(self) -> None:
-        """Compute the tables again, for a model from the meta device (the name is timm's)."""
-        self.set_grid(*self.grid)
-
-    def fuse(self) -> None:
-        """Keep the bias of the prepared grid instead of computing it."""
-        with torch.no_grad():
-            self.fused = self(self.grid)
-
-    def _table(self, rows: int, cols: int) -> tuple[int, int]:
-        if rows == cols or not self.square:
-            return rows, cols
-        side = math.isqrt(rows * cols)
-        return side, side
-
-    def places(self, where: tuple[int, int]) -> Float[Tensor, "offsets 2"]:
-        if where == self.grid:
-            return self.offsets
-        return log_offsets(*self._table(*where)).to(self.offsets)
-
-    def read(self, table: Float[Tensor, "*parts offsets heads"], where: tuple[int, int]) -> Tensor:
-        pairs = self.pairs
-        if where != self.grid:
-            pairs = pair_index(*self._table(*where)).to(pairs.device)
-        return read_pairs(table, pairs, math.prod(where) - len(pairs))
-
-    def kept(self, where: tuple[int, int]) -> Float[Tensor, "heads N N"] | None:
-        return self.fused if where == self.grid else None
-
-
 class CarrierStart(nn.Module):
     """The first carriers of a stage: its map, blurred and pooled to `SIDE`² cells a window."""
 
@@ -336,7 +233,8 @@ class HatBlock(nn.Module):
         self.window, self.propagate = window, propagate
         self.carriers = carriers
         self.pos_embed = GridEmbedding(dim, window, window)
-        self.pos_bias = WindowPositionBias(num_heads, window)
+        prefix = 0 if carriers is None else SIDE * SIDE
+        self.pos_bias = WindowPositionBias(num_heads, window, prefix=prefix)
         self.layer = MixerBlock(dim, Attention(dim, num_heads), **layer)
 
     def set_window(self, window: int) -> None:
@@ -358,6 +256,7 @@ class HatBlock(nn.Module):
         Args:
             grid: Rows and columns of windows.
             padding: -inf for the cells of one image that are padding, else 0.
+            positions: From `HatStage.positions`.
         """
         embed, bias, *of_carriers = positions
         x = x + embed
@@ -434,12 +333,11 @@ class HatStage(Stage):
 
     def positions(self, rows: int, cols: int) -> Iterator[Positions]:
         """Compute what each block needs for `rows` x `cols` windows, all blocks at once."""
-        blocks = cast(Iterable[HatBlock], self.blocks)
+        blocks = list(cast(Iterable[HatBlock], self.blocks))
         carriers = [block.carriers for block in blocks if block.carriers is not None]
-        window, prefix = (self.window, self.window), SIDE * SIDE if carriers else 0
-        embeds = compute_together([block.pos_embed for block in blocks], window)
-        biases = compute_together([block.pos_bias for block in blocks], prefix)
-        embeds_of_carriers = biases_of_carriers = [None] * len(embeds)
+        embeds = compute_together([block.pos_embed for block in blocks])
+        biases = compute_together([block.pos_bias for block in blocks])
+        embeds_of_carriers = biases_of_carriers = [None] * len(blocks)
         grid = (SIDE * rows, SIDE * cols)
         if own := [part.pos_embed for part in carriers if part.pos_embed is not None]:
             embeds_of_carriers = compute_together(own, grid)

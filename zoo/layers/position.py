@@ -1,8 +1,11 @@
-"""Position biases that a small MLP computes from log-spaced offsets (Swin v2, 2111.09883, 3.3)."""
+"""What small MLPs compute from places.
+
+Biases from log-spaced offsets (Swin v2, 2111.09883, 3.3), and FasterViT's embeddings of cells
+(2306.06189).
+"""
 
 import math
 from collections.abc import Sequence
-from typing import Generic, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -39,35 +42,43 @@ def pair_index(rows: int, cols: int) -> Int[Tensor, "N N"]:
     return drow * (2 * cols - 1) + dcol
 
 
-Where = TypeVar("Where")
-"""What says which places are meant: rows and columns of a grid, or tokens in front of a window."""
+def cell_places(rows: int, cols: int) -> Float[Tensor, "N 2"]:
+    """Row and column of each cell of a grid, from -1 at the first to about 1 at the last."""
+    sides = [(torch.arange(side) - side // 2) / max(side // 2, 1) for side in (rows, cols)]
+    return torch.stack(torch.meshgrid(*sides, indexing="ij"), dim=-1).flatten(0, 1)
 
 
-class FromPlaces(nn.Module, Generic[Where]):
-    """Numbers for places that an MLP computes from their coordinates; one in each block of a stage.
+class FromPlaces(nn.Module):
+    """Numbers for the places of a grid that an MLP computes; one in each block of a stage.
 
     A subclass says which `places` there are and how to `read` the MLP's table of them.
     """
 
     mlp: nn.Module
+    grid: tuple[int, int]
+    """Rows and columns that it is prepared for."""
     fused: Tensor | None
-    """What the deploy form keeps; it is not saved."""
+    """What the deploy form keeps for `grid`; it is not saved."""
 
-    def places(self, where: Where) -> Float[Tensor, "places 2"]:
+    def places(self, grid: tuple[int, int]) -> Float[Tensor, "places 2"]:
         """Give the coordinates that the MLP takes."""
         raise NotImplementedError
 
-    def read(self, table: Float[Tensor, "*parts places out"], where: Where) -> Tensor:
+    def read(self, table: Float[Tensor, "*parts places out"], grid: tuple[int, int]) -> Tensor:
         """Turn what the MLP says, or the MLPs of several parts, into what the blocks use."""
         raise NotImplementedError
 
-    def kept(self, where: Where) -> Tensor | None:
-        """Give what the deploy form keeps for these places, if anything."""
-        raise NotImplementedError
+    def fuse(self) -> None:
+        """Keep what `grid` needs instead of computing it in each forward."""
+        with torch.no_grad():
+            self.fused = self()
 
-    def forward(self, where: Where) -> Tensor:
-        kept = self.kept(where)
-        return self.read(self.mlp(self.places(where)), where) if kept is None else kept
+    def forward(self, grid: tuple[int, int] | None = None) -> Tensor:
+        """Give the numbers for `grid`, or for the one that is prepared."""
+        grid = grid or self.grid
+        if self.fused is not None and grid == self.grid:
+            return self.fused
+        return self.read(self.mlp(self.places(grid)), grid)
 
 
 def _stackable(mlps: Sequence[nn.Module]) -> bool:
@@ -81,23 +92,26 @@ def _stackable(mlps: Sequence[nn.Module]) -> bool:
     return len(shapes) == 1
 
 
-def compute_together(parts: Sequence[FromPlaces[Where]], where: Where) -> Sequence[Tensor]:
-    """Give `part(where)` for each of a stage's parts, from two matrix products for all of them.
+def compute_together(
+    parts: Sequence[FromPlaces], grid: tuple[int, int] | None = None
+) -> Sequence[Tensor]:
+    """Give `part(grid)` for each of a stage's parts, from two matrix products for all of them.
 
     Each MLP alone is a dozen launches, forward and back, of microseconds' work; a deep stage has
     dozens, which are half of a compiler's graph. Hooks on the parts are not called.
     """
-    mlps = [part.mlp for part in parts]
+    mlps, first = [part.mlp for part in parts], parts[0]
     if any(part.fused is not None for part in parts) or not _stackable(mlps):
-        return [part(where) for part in parts]
+        return [part(grid) for part in parts]
+    grid = grid or first.grid
     weight1, bias1, weight2 = zip(*(mlp.parameters() for mlp in mlps), strict=True)
-    hidden = F.relu(F.linear(parts[0].places(where), torch.cat(weight1), torch.cat(bias1)))
+    hidden = F.relu(F.linear(first.places(grid), torch.cat(weight1), torch.cat(bias1)))
     hidden = hidden.unflatten(1, (len(parts), -1)).transpose(0, 1)
-    return parts[0].read(hidden @ torch.stack(weight2).mT, where).unbind()
+    return first.read(hidden @ torch.stack(weight2).mT, grid).unbind()
 
 
-def read_pairs(
-    table: Float[Tensor, "*parts offsets heads"], pairs: Int[Tensor, "n n"], prefix: int = 0
+def _read_pairs(
+    table: Float[Tensor, "*parts offsets heads"], pairs: Int[Tensor, "n n"], prefix: int
 ) -> Float[Tensor, "*parts heads N N"]:
     """Give the bias in (0, 16) of each pair of tokens; `prefix` tokens in front get 0."""
     # Pairs last and next to each other: fused attention kernels read no other bias.
@@ -105,26 +119,32 @@ def read_pairs(
     return F.pad(bias, (prefix, 0, prefix, 0)) if prefix else bias
 
 
-class WindowPositionBias(FromPlaces[int]):
+class WindowPositionBias(FromPlaces):
     """A bias in (0, 16) for each head and each pair of cells of a window.
 
-    It is called with the number of tokens in front of the window's cells (FasterViT's carriers),
-    which get bias 0. After `set_window` the offsets are still measured in units of the window that
-    was trained.
+    After `set_window` the offsets are still measured in units of the window that was trained.
+
+    Args:
+        prefix: Tokens in front of the window's cells (FasterViT's carriers), which get bias 0.
     """
 
     offsets: Tensor
     pairs: Tensor
 
-    def __init__(self, num_heads: int, window: int, *, hidden: int = 512):
+    def __init__(self, num_heads: int, window: int, *, hidden: int = 512, prefix: int = 0):
         super().__init__()
-        self.num_heads, self.trained = num_heads, window
-        self.mlp: nn.Module = position_mlp(num_heads, hidden)
+        self.num_heads, self.trained, self.prefix = num_heads, window, prefix
+        self.mlp = position_mlp(num_heads, hidden)
         self.set_window(window)
+
+    @property
+    def window(self) -> int:
+        """Side of the windows."""
+        return self.grid[0]
 
     def set_window(self, window: int) -> None:
         """Compute biases for windows of another side; the parameters stay as they are."""
-        self.window = window
+        self.grid = window, window
         like = next(self.parameters())
         offsets = log_offsets(window, window, (self.trained, self.trained))
         self.register_buffer("offsets", offsets.to(like), False)
@@ -135,18 +155,87 @@ class WindowPositionBias(FromPlaces[int]):
         """Compute the tables again, for a model from the meta device (the name is timm's)."""
         self.set_window(self.window)
 
-    def fuse(self) -> None:
-        """Keep the bias instead of computing it in each forward."""
-        with torch.no_grad():
-            self.fused = self(0)
-
-    def places(self, where: int) -> Float[Tensor, "offsets 2"]:
+    def places(self, grid: tuple[int, int]) -> Float[Tensor, "offsets 2"]:
+        assert grid == self.grid, "windows have the side that was set"
         return self.offsets
 
-    def read(self, table: Float[Tensor, "*parts offsets heads"], where: int) -> Tensor:
-        return read_pairs(table, self.pairs, where)
+    def read(self, table: Float[Tensor, "*parts offsets heads"], grid: tuple[int, int]) -> Tensor:
+        return _read_pairs(table, self.pairs, self.prefix)
 
-    def kept(self, where: int) -> Float[Tensor, "heads N N"] | None:
-        if self.fused is None or not where:
-            return self.fused
-        return F.pad(self.fused, (where, 0, where, 0))
+
+class GridEmbedding(FromPlaces):
+    """A vector for each cell of a grid, which an MLP computes from the cell's place.
+
+    The places are stored for the grid of `set_grid`; those of another are made when it comes.
+    """
+
+    cells: Tensor
+
+    def __init__(self, dim: int, rows: int, cols: int, *, hidden: int = 512):
+        super().__init__()
+        self.mlp = position_mlp(dim, hidden)
+        self.set_grid(rows, cols)
+
+    def set_grid(self, rows: int, cols: int) -> None:
+        """Prepare for a grid."""
+        self.grid = rows, cols
+        self.register_buffer("cells", cell_places(rows, cols).to(next(self.parameters())), False)
+        self.register_buffer("fused", None, False)
+
+    def init_non_persistent_buffers(self) -> None:
+        """Compute the tables again, for a model from the meta device (the name is timm's)."""
+        self.set_grid(*self.grid)
+
+    def places(self, grid: tuple[int, int]) -> Float[Tensor, "N 2"]:
+        return self.cells if grid == self.grid else cell_places(*grid).to(self.cells)
+
+    def read(self, table: Float[Tensor, "*parts N C"], grid: tuple[int, int]) -> Tensor:
+        return table
+
+
+class CarrierBias(FromPlaces):
+    """The position bias among the carriers of a map: as `WindowPositionBias`, for a grid.
+
+    Args:
+        square: Keep a flaw of the published code, whose table is always square: of `n` carriers,
+            ⌊√n⌋² get the biases of a square grid, and the ones in front of these get none.
+    """
+
+    offsets: Tensor
+    pairs: Tensor
+
+    def __init__(self, num_heads: int, rows: int, cols: int, *, hidden: int = 512, square: bool):
+        super().__init__()
+        self.square = square
+        self.mlp = position_mlp(num_heads, hidden)
+        self.set_grid(rows, cols)
+
+    def set_grid(self, rows: int, cols: int) -> None:
+        """Prepare for a grid."""
+        self.grid = rows, cols
+        like = next(self.parameters())
+        rows, cols = self._table(rows, cols)
+        self.register_buffer("offsets", log_offsets(rows, cols).to(like), False)
+        self.register_buffer("pairs", pair_index(rows, cols).to(like.device), False)
+        self.register_buffer("fused", None, False)
+
+    def init_non_persistent_buffers(self) -> None:
+        """Compute the tables again, for a model from the meta device (the name is timm's)."""
+        self.set_grid(*self.grid)
+
+    def places(self, grid: tuple[int, int]) -> Float[Tensor, "offsets 2"]:
+        if grid == self.grid:
+            return self.offsets
+        return log_offsets(*self._table(*grid)).to(self.offsets)
+
+    def read(self, table: Float[Tensor, "*parts offsets heads"], grid: tuple[int, int]) -> Tensor:
+        pairs = self.pairs
+        if grid != self.grid:
+            pairs = pair_index(*self._table(*grid)).to(pairs.device)
+        return _read_pairs(table, pairs, math.prod(grid) - len(pairs))
+
+    def _table(self, rows: int, cols: int) -> tuple[int, int]:
+        if rows == cols or not self.square:
+            return rows, cols
+        side = math.isqrt(rows * cols)
+        return side, side
