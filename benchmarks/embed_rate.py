@@ -3,7 +3,8 @@
     python benchmarks/embed_rate.py --model vit_large_patch16_224 --workers 16 --precision amp
 
 The images are drawn, coded as JPEG and repeated, so that decoding costs what it does and nothing
-has to be downloaded. The last line compares the pace after the first shard with `zoo bench`.
+has to be downloaded. The last line compares the pace after each part's first shard with
+`zoo bench`.
 """
 
 import io

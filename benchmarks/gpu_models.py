@@ -121,9 +121,9 @@ def all_rows(device: str, batch: int) -> list[tuple[str, Case]]:
             ]
     for name in GROWING:
         for size in (256 if name.startswith("eradio") else 224, 512, 1024):
-            for mode, precision in (("deploy+compiled", "bf16"), ("train", "amp")):
+            for mode in ("deploy+graphs", "train+graphs"):
                 few = max(1, batch // 8)
-                rows.append(("growth", _case(name, size, few, mode, precision, True, device)))
+                rows.append(("growth", _case(name, size, few, mode, "bf16", True, device)))
     return rows
 
 

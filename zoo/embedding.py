@@ -85,21 +85,20 @@ class Embed:
 
 @dataclass(kw_only=True)
 class Rate:
-    """The pace from the first shard on, which pays for the start of the workers."""
+    """The pace from each part's first shard on, which pays for the start of the workers."""
 
-    ends: list[tuple[float, int]] = field(default_factory=list)
-    """When each shard's features were whole on the host, and how many there were."""
+    ends: dict[str, list[tuple[float, int]]] = field(default_factory=dict)
+    """Of each part: when a shard's features were whole on the host, and how many there were."""
 
-    def add(self, images: int) -> None:
-        self.ends.append((time.perf_counter(), images))
+    def add(self, part: str, images: int) -> None:
+        self.ends.setdefault(part, []).append((time.perf_counter(), images))
 
     @property
     def steady(self) -> float | None:
-        """Images a second between the ends of the first and of the last shard."""
-        if len(self.ends) < 2:
-            return None
-        seconds = self.ends[-1][0] - self.ends[0][0]
-        return sum(images for _, images in self.ends[1:]) / seconds if seconds > 0 else None
+        """Images a second between the ends of the first and of the last shard of a part."""
+        seconds = sum(ends[-1][0] - ends[0][0] for ends in self.ends.values())
+        images = sum(images for ends in self.ends.values() for _, images in ends[1:])
+        return images / seconds if seconds > 0 else None
 
 
 def embed(asked: Embed) -> Path:
@@ -242,7 +241,7 @@ def _write(
 ) -> None:  # fmt: skip
     """Fetch a shard's features and write it, whole or not at all."""
     rows = torch.cat(parts).cpu().numpy()
-    rate.add(len(keys))
+    rate.add(part, len(keys))
     if not np.isfinite(rows).all():
         raise ValueError(
             f"Features of {part} shard {number} are not finite in {rows.dtype}; try --no-half or "
@@ -279,7 +278,7 @@ def _tell(
     steady = rate.steady
     console.print(
         f"{images:,} images in {seconds:.1f} s, {images / seconds:,.1f} img/s with the start"
-        + (f"; {steady:,.1f} img/s after the first shard" if steady else "")
+        + (f"; {steady:,.1f} img/s after each part's first shard" if steady else "")
         + f" -> {asked.out}",
         highlight=False,
     )

@@ -99,9 +99,17 @@ def _running_mean(y: np.ndarray) -> np.ndarray:
 
 def plain_ticks(axis: Any) -> None:
     """Label a log axis with 0.2, 1, 50 instead of powers of ten, a handful of times."""
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+    from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
-    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0), numticks=7))
+    class Handful(LogLocator):
+        """Within one decade a LogLocator gives up to nine places, whose labels would touch."""
+
+        def tick_values(self, vmin: float, vmax: float) -> Any:
+            ticks = super().tick_values(vmin, vmax)
+            inside = sum(vmin <= tick <= vmax for tick in ticks)
+            return ticks if inside < 7 else MaxNLocator(4).tick_values(vmin, vmax)
+
+    axis.set_major_locator(Handful(subs=(1.0, 2.0, 5.0), numticks=7))
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axis.set_minor_formatter(NullFormatter())
 

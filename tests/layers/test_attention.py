@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from zoo.layers.attention import Attention
-from zoo.layers.attention_op import window_attention
+from zoo.layers.attention_op import biased_attention, window_attention
 
 
 def plain(qkv, bias, scale):
@@ -22,12 +22,12 @@ def random_inputs(windows, tokens, heads, dim, dtype=torch.bfloat16, device="cud
     return qkv, torch.randn(heads, tokens, tokens, device=device).requires_grad_()
 
 
-def assert_exact(qkv, bias, tolerance):
+def assert_exact(qkv, bias, tolerance, attend=window_attention):
     """Output and gradients are those of float64, but for rounding what the products multiply."""
     scale = qkv.shape[-1] ** -0.5
     ours = [qkv] if bias is None else [qkv, bias]
     theirs = [t.detach().double().requires_grad_() for t in ours]
-    y, exact = window_attention(qkv, bias, scale), plain(theirs[0], (*theirs, None)[1], scale)
+    y, exact = attend(qkv, bias, scale), plain(theirs[0], (*theirs, None)[1], scale)
     dy = torch.randn_like(y)
     found = [y, *torch.autograd.grad(y, ours, dy)]
     wanted = [exact, *torch.autograd.grad(exact, theirs, dy.double())]
@@ -35,9 +35,10 @@ def assert_exact(qkv, bias, tolerance):
         assert (a.double() - b).norm() <= tolerance * b.norm()
 
 
-def test_the_operator_promises_the_shapes_and_dtypes_of_its_results():
+@pytest.mark.parametrize("attend", [window_attention, biased_attention])
+def test_the_operator_promises_the_shapes_and_dtypes_of_its_results(attend):
     qkv, bias = random_inputs(3, 5, 2, 8, device="meta")
-    y = window_attention(qkv, bias, 0.5)
+    y = attend(qkv, bias, 0.5)
     assert (y.shape, y.dtype) == ((3, 5, 16), torch.bfloat16)
     grads = torch.autograd.grad(y.sum(), (qkv, bias))
     assert [(g.shape, g.dtype) for g in grads] == [(t.shape, t.dtype) for t in (qkv, bias)]
@@ -49,19 +50,29 @@ def test_the_kernels_are_exact_in_tritons_interpreter(interpret):
 
 
 def run_interpreted():
-    """Run the kernels on the CPU, in float32."""
-    from zoo.layers.attention_triton import backward, forward
+    """Run the kernels on the CPU: windows of one tile, and of several that are not full."""
+    from zoo.layers import attention_tiles_triton as tiles
+    from zoo.layers import attention_triton as small
 
     torch.manual_seed(0)
-    qkv, bias = random_inputs(3, 9, 2, 12, dtype=torch.float32, device="cpu")
-    exact = [t.detach().double().requires_grad_() for t in (qkv, bias)]
-    dy = torch.randn(3, 9, 24)
-    y = plain(*exact, 0.3)
-    wanted = [y, *torch.autograd.grad(y, exact, dy.double())]
-    qkv, bias = qkv.detach(), bias.detach()
-    found = [forward(qkv, bias, 0.3), *backward(dy, qkv, bias, 0.3)]
-    for ours, theirs in zip(found, wanted, strict=True):
-        torch.testing.assert_close(ours.double(), theirs, rtol=1e-4, atol=1e-5)
+    for kernels, sizes in (
+        (small, (2, 9, 2, 12)),
+        (tiles, (2, 70, 2, 24)),
+        (tiles, (1, 130, 1, 8)),
+    ):
+        qkv, bias = random_inputs(*sizes, dtype=torch.float32, device="cpu")
+        exact = [t.detach().double().requires_grad_() for t in (qkv, bias)]
+        dy = torch.randn(sizes[0], sizes[1], sizes[2] * sizes[3])
+        wanted = plain(*exact, 0.3)
+        wanted = [wanted, *torch.autograd.grad(wanted, exact, dy.double())]
+        qkv, bias = qkv.detach(), bias.detach()
+        if kernels is small:
+            found = [small.forward(qkv, bias, 0.3), *small.backward(dy, qkv, bias, 0.3)]
+        else:
+            y, sums = tiles.forward(qkv, bias, 0.3)
+            found = [y, *tiles.backward(dy, qkv, bias, y, sums, 0.3)]
+        for ours, theirs in zip(found, wanted, strict=True):
+            torch.testing.assert_close(ours.double(), theirs, rtol=1e-4, atol=1e-5)
 
 
 def test_heads_that_are_filled_up_with_zeros_attend_alike():
@@ -92,12 +103,21 @@ def test_output_and_gradients_are_those_of_float64(sizes, dtype, bias):
 
 
 @pytest.mark.gpu
-def test_the_gradients_are_the_same_bits_each_time():
-    qkv, bias = random_inputs(200, 49, 4, 32)
-    dy = torch.randn(200, 49, 128, device="cuda").bfloat16()
-    first, second = (
-        torch.autograd.grad(window_attention(qkv, bias, 0.2), (qkv, bias), dy) for _ in range(2)
-    )
+@pytest.mark.parametrize(
+    "sizes", [(3, 70, 2, 24), (2, 169, 4, 96), (5, 256, 8, 16), (150, 100, 3, 32)]
+)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_in_larger_windows_too(sizes, dtype):
+    torch.manual_seed(0)
+    assert_exact(*random_inputs(*sizes, dtype), tolerance=6e-3, attend=biased_attention)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(("attend", "tokens"), [(window_attention, 49), (biased_attention, 169)])
+def test_the_gradients_are_the_same_bits_each_time(attend, tokens):
+    qkv, bias = random_inputs(200, tokens, 4, 32)
+    dy = torch.randn(200, tokens, 128, device="cuda").bfloat16()
+    first, second = (torch.autograd.grad(attend(qkv, bias, 0.2), (qkv, bias), dy) for _ in range(2))
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
 
 
@@ -105,6 +125,9 @@ def test_the_gradients_are_the_same_bits_each_time():
 def test_the_operator_keeps_what_torch_asks_of_operators():
     torch.library.opcheck(
         torch.ops.zoo.window_attention.default, (*random_inputs(3, 20, 2, 16), 0.25)
+    )
+    torch.library.opcheck(
+        torch.ops.zoo.biased_attention.default, (*random_inputs(3, 80, 2, 16), 0.25)
     )
 
 

@@ -77,6 +77,11 @@ def run_interpreted():
         check(act, 20, 32, 20, device="cpu", dtype=torch.float32, tolerance=1e-5)
     check("gelu", 20, 32, 32, device="cpu", dtype=torch.float32, tolerance=1e-5)
     check("silu", 16, 16, 16, device="cpu", dtype=torch.float32, tolerance=1e-5)
+    # Three columns of tiles; then rows of several pixels, all of one image or of several.
+    check("relu", 90, 96, 96, device="cpu", dtype=torch.float32, tolerance=1e-5)
+    for sides in ((4, 2), (3, 3)):
+        sizes = dict(sides=sides, batch=2)
+        check("gelu", 90, 96, 90, device="cpu", dtype=torch.float32, tolerance=1e-5, **sizes)
 
 
 def run_stage_interpreted():

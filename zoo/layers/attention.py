@@ -1,14 +1,24 @@
 """Multi-head attention over the tokens of a window or of a whole map."""
 
 import math
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from zoo.layers.attention_op import MAX_HEAD_DIM, MAX_TOKENS, window_attention
+from zoo.layers.attention_op import (
+    MAX_BIASED_HEAD_DIM,
+    MAX_BIASED_TOKENS,
+    MAX_HEAD_DIM,
+    MAX_TOKENS,
+    biased_attention,
+    window_attention,
+)
 from zoo.layers.fused import runs_kernels
+
+Attend = Callable[..., Tensor]
 
 UNIT = 8
 """Channels of a head, and numbers in a row of a bias, that fused kernels take at a time."""
@@ -27,12 +37,18 @@ def check_heads(dim: int, num_heads: int) -> None:
         )
 
 
-def _is_small(qkv: Float[Tensor, "B N 3 heads D"], bias: Tensor | None) -> bool:
-    """Whether the operator for small windows can run: 16 bits, and one bias for all windows."""
+def _operator(qkv: Float[Tensor, "B N 3 heads D"], bias: Tensor | None) -> Attend | None:
+    """The operator for windows that runs here, if one does: 16 bits, one bias for all windows."""
+    tokens, dim = qkv.shape[1], qkv.shape[-1]
     if bias is not None and bias.dim() == 4:
-        return False
-    fits = qkv.shape[1] <= MAX_TOKENS and qkv.shape[-1] <= MAX_HEAD_DIM
-    return fits and runs_kernels(qkv, dtypes=(torch.bfloat16, torch.float16))
+        return None
+    if not runs_kernels(qkv, dtypes=(torch.bfloat16, torch.float16)):
+        return None
+    if tokens <= MAX_TOKENS and dim <= MAX_HEAD_DIM:
+        return window_attention
+    if bias is not None and tokens <= MAX_BIASED_TOKENS and dim <= MAX_BIASED_HEAD_DIM:
+        return biased_attention
+    return None
 
 
 class Attention(nn.Module):
@@ -67,8 +83,8 @@ class Attention(nn.Module):
         batch, tokens, _ = x.shape
         qkv = x.view(batch, tokens, 3, self.num_heads, -1)
         scale = self.head_dim**-0.5
-        if _is_small(qkv, bias):
-            return window_attention(qkv, bias, scale)
+        if (attend := _operator(qkv, bias)) is not None:
+            return attend(qkv, bias, scale)
         q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
         if bias is not None:
             bias = (bias if bias.dim() == 4 else bias[None]).to(q.dtype)

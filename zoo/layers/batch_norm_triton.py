@@ -1,9 +1,15 @@
-"""Batch norm, activation and residual in training, in Triton; maps are [rows, channels] here.
+"""Batch norm, activation and residual in training, in Triton; maps are [pixels, channels] here.
 
 Forward: one pass over x for the statistics, one to write the result. Backward: one pass over x and
 dy for two sums a channel, one to write dx. Sums over programs are written part by part and added in
 one order, so that every result is the same bits each time.
+
+Tiles are powers of two, channels are not: `SPAN` pixels side by side make a row that tiles divide,
+208 channels for example 16 pixels and 13 tiles, and no thread works on nothing. A column of such
+rows is always the same channel.
 """
+
+import math
 
 import torch
 import triton
@@ -13,16 +19,27 @@ from triton.language.extra import libdevice
 
 from zoo.layers.fused import num_multiprocessors
 
-MAX_PARTS = 512
-"""Programs whose sums are added up at once."""
+MAX_PARTS = 4096
+"""Sums of a channel that are added up at once: one for each program and pixel of a row."""
 
 TILE = 2048
-"""Numbers of a map that a program of 8 warps takes at a time, 16 bytes a thread: larger tiles leave
-too few warps on a multiprocessor. Tiles are read two ahead of the work: the sums of one are done
-long before the next arrives."""
+"""Numbers of a map that a program takes at a time, 32 bytes a thread. Tiles are read two ahead of
+the work: the sums of one are done long before the next arrives."""
+
+COLS = 256
+"""Numbers of a row in a tile."""
+
+WARPS = 4
+
+SUMMING = 4, 3
+"""Programs on a multiprocessor that sum, forward and backward: on an H200 fewer read too little at
+a time, and more get in each other's way."""
+
+WRITING = 32
+"""Programs a multiprocessor that write."""
 
 # One compilation serves all batches and resolutions; channels divide by 16 or are read singly.
-SIZES = ["rows", "parts", "cells", "eps"]
+SIZES = ["pixels", "parts", "cells", "eps"]
 
 INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
 """Triton's interpreter runs on a CPU, without the GPU's library."""
@@ -43,14 +60,13 @@ def _sigmoid(x):
 
 
 @triton.jit
-def _normal(z):
-    """The normal distribution and its density (Abramowitz and Stegun, 7.1.26: within 1e-7)."""
+def _upper_tail(z):
+    """The normal distribution of -|z|, and its density (Abramowitz and Stegun, 7.1.26: 1e-7)."""
     t = _inverse(1 + 0.2316419 * tl.abs(z))
-    upper = 1.061405429 * t - 1.453152027
-    upper = ((upper * t + 1.421413741) * t - 0.284496736) * t + 0.254829592
+    upper = 0.5307027145 * t - 0.7265760135
+    upper = ((upper * t + 0.7107068705) * t - 0.142248368) * t + 0.127414796
     bell = tl.exp2(-0.7213475204444817 * z * z)
-    upper = 0.5 * upper * t * bell
-    return tl.where(z < 0, upper, 1 - upper), 0.3989422804014327 * bell
+    return upper * t * bell, 0.3989422804014327 * bell
 
 
 @triton.jit
@@ -68,8 +84,8 @@ def _act(z, ACT: tl.constexpr):
     elif ACT == "silu":
         z = z * _sigmoid(z)
     elif ACT == "gelu":
-        below, _ = _normal(z)
-        z = z * below
+        upper, _ = _upper_tail(z)
+        z = tl.maximum(z, 0.0) - tl.abs(z) * upper
     elif ACT == "gelu_tanh":
         gate, _ = _tanh_gate(z)
         z = z * gate
@@ -84,8 +100,8 @@ def _slope(z, ACT: tl.constexpr):
         gate = _sigmoid(z)
         slope = gate * (1 + z * (1 - gate))
     elif ACT == "gelu":
-        below, density = _normal(z)
-        slope = below + z * density
+        upper, density = _upper_tail(z)
+        slope = tl.where(z < 0, upper, 1 - upper) + z * density
     elif ACT == "gelu_tanh":
         gate, rise = _tanh_gate(z)
         slope = gate * (1 + z * (1 - gate) * rise)
@@ -95,156 +111,230 @@ def _slope(z, ACT: tl.constexpr):
 
 
 @triton.jit
-def _read(x, row, col, rows, WIDTH: tl.constexpr):
+def _columns(D: tl.constexpr, COLS: tl.constexpr):
+    """This program's columns of a row: their places, and the pixel and channel of each."""
+    col = tl.program_id(0) * COLS + tl.arange(0, COLS)
+    return col, col // D, col % D
+
+
+@triton.jit
+def _inside(row, columns, pixels, SPAN: tl.constexpr, WHOLE: tl.constexpr):
+    """Which numbers of a tile exist: `WHOLE` rows do or do not, else some pixels of the last do."""
+    if WHOLE:
+        inside = (row * SPAN < pixels)[:, None]
+    else:
+        inside = (row * SPAN)[:, None] + columns[1][None, :] < pixels
+    return inside
+
+
+@triton.jit
+def _place(
+    row, columns, pixels,
+    WIDTH: tl.constexpr, D: tl.constexpr, SPAN: tl.constexpr, WHOLE: tl.constexpr,
+):  # fmt: skip
+    """Where a tile of `D` channels lies in a map of `WIDTH`, and which of its numbers are there."""
+    inside = _inside(row, columns, pixels, SPAN, WHOLE)
+    place = row.to(tl.int64)[:, None] * (SPAN * WIDTH)
+    if WIDTH == D:
+        place += columns[0][None, :]
+    else:
+        place += (columns[1] * WIDTH + columns[2])[None, :]
+        inside = inside & (columns[2] < WIDTH)[None, :]
+    return place, inside
+
+
+@triton.jit
+def _read(
+    x, row, columns, pixels,
+    WIDTH: tl.constexpr, D: tl.constexpr, SPAN: tl.constexpr, WHOLE: tl.constexpr,
+):  # fmt: skip
     """A tile as it lies in memory; zeros outside of the map."""
-    inside = (row < rows)[:, None] & (col < WIDTH)[None, :]
-    place = row.to(tl.int64)[:, None] * WIDTH + col[None, :]
+    place, inside = _place(row, columns, pixels, WIDTH, D, SPAN, WHOLE)
     return tl.load(x + place, mask=inside, other=0.0)
 
 
 @triton.jit
-def _write(y, value, row, col, rows, WIDTH: tl.constexpr):
-    inside = (row < rows)[:, None] & (col < WIDTH)[None, :]
-    place = row.to(tl.int64)[:, None] * WIDTH + col[None, :]
+def _write(
+    y, value, row, columns, pixels,
+    WIDTH: tl.constexpr, D: tl.constexpr, SPAN: tl.constexpr, WHOLE: tl.constexpr,
+):  # fmt: skip
+    place, inside = _place(row, columns, pixels, WIDTH, D, SPAN, WHOLE)
     tl.store(y + place, value.to(y.dtype.element_ty), mask=inside)
 
 
 @triton.jit
-def _line(mean, var, weight, bias, col, eps, C: tl.constexpr):
+def _line(mean, var, weight, bias, channel, eps, C: tl.constexpr):
     """Mean and 1 / deviation of each channel, and z = a x + b; zeros beyond the last."""
-    m = tl.load(mean + col, mask=col < C, other=0.0)
-    r = tl.rsqrt(tl.load(var + col, mask=col < C, other=1.0) + eps)
-    a = r * tl.load(weight + col, mask=col < C, other=0.0).to(tl.float32)
-    b = tl.load(bias + col, mask=col < C, other=0.0).to(tl.float32) - m * a
+    known = channel < C
+    m = tl.load(mean + channel, mask=known, other=0.0)
+    r = tl.rsqrt(tl.load(var + channel, mask=known, other=1.0) + eps)
+    a = r * tl.load(weight + channel, mask=known, other=0.0).to(tl.float32)
+    b = tl.load(bias + channel, mask=known, other=0.0).to(tl.float32) - m * a
     return m, r, a, b
 
 
 @triton.jit
-def _scaled(value, scale, row, rows, cells):
-    """Times the factor of each row's image."""
+def _scaled(
+    value, scale, row, columns, pixels, cells,
+    SPAN: tl.constexpr, WHOLE: tl.constexpr, APART: tl.constexpr,
+):  # fmt: skip
+    """Times the factor of each pixel's image, which has `cells` of them; rows, if `APART`."""
     if scale is not None:
-        factor = tl.load(scale + row // cells, mask=row < rows, other=0.0)
-        value = value * factor.to(tl.float32)[:, None]
+        inside = _inside(row, columns, pixels, SPAN, WHOLE)
+        if APART:
+            image = (row // (cells // SPAN))[:, None]
+        else:
+            image = ((row * SPAN)[:, None] + columns[1][None, :]) // cells
+        value = value * tl.load(scale + image, mask=inside, other=0.0).to(tl.float32)
     return value
+
+
+@triton.jit
+def _seen(part, pixel, pixels, parts, SPAN: tl.constexpr, ROWS: tl.constexpr):
+    """How many of a column's numbers a program has seen: tiles go round, the last may be short."""
+    rows = (pixels - pixel + SPAN - 1) // SPAN
+    tiles = (rows + ROWS - 1) // ROWS
+    seen = ((tiles - 1 - part) // parts + 1) * ROWS
+    seen -= tl.where((tiles - 1) % parts == part, tiles * ROWS - rows, 0)
+    return tl.where(part < tiles, seen, 0)
 
 
 @triton.jit(do_not_specialize=SIZES)
 def _statistics(
-    x, means, squares, rows,
-    C: tl.constexpr, D: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr,
+    x, means, squares, pixels,
+    C: tl.constexpr, D: tl.constexpr, SPAN: tl.constexpr, WHOLE: tl.constexpr,
+    ROWS: tl.constexpr, COLS: tl.constexpr,
 ):  # fmt: skip
-    """Mean and summed squared deviation of the rows that this program sees.
+    """Mean and summed squared deviation of what this program sees of each column.
 
     Summed around its first row, so that a mean far from zero costs no digits.
     """
-    col = tl.program_id(0) * COLS + tl.arange(0, COLS)
-    first = tl.program_id(1) * ROWS
-    around = tl.load(x + first.to(tl.int64) * D + col, mask=col < D, other=0.0).to(tl.float32)
+    columns = _columns(D, COLS)
+    first, apart = tl.program_id(1) * ROWS, tl.num_programs(1) * ROWS
+    known = first * SPAN + columns[1] < pixels
+    place = first.to(tl.int64) * (SPAN * D) + columns[0]
+    around = tl.load(x + place, mask=known, other=0.0).to(tl.float32)
     total = tl.zeros((ROWS, COLS), tl.float32)
     square = tl.zeros((ROWS, COLS), tl.float32)
-    seen = 0
-    apart = tl.num_programs(1) * ROWS
-    ahead = _read(x, first + tl.arange(0, ROWS), col, rows, D)
-    later = _read(x, first + apart + tl.arange(0, ROWS), col, rows, D)
-    for begin in range(first, rows, apart):
+    row = first + tl.arange(0, ROWS)
+    ahead = _read(x, row, columns, pixels, D, D, SPAN, WHOLE)
+    later = _read(x, row + apart, columns, pixels, D, D, SPAN, WHOLE)
+    for begin in range(first, tl.cdiv(pixels, SPAN), apart):
         row = begin + tl.arange(0, ROWS)
         value = ahead
         ahead = later
-        later = _read(x, row + 2 * apart, col, rows, D)
-        off = tl.where((row < rows)[:, None], value.to(tl.float32) - around[None, :], 0.0)
+        later = _read(x, row + 2 * apart, columns, pixels, D, D, SPAN, WHOLE)
+        off = value.to(tl.float32) - around[None, :]
+        off = tl.where(_inside(row, columns, pixels, SPAN, WHOLE), off, 0.0)
         total += off
         square += off * off
-        seen += tl.minimum(ROWS, rows - begin)
     sums = tl.sum(total, 0)
-    out = tl.program_id(1) * C + col
-    tl.store(means + out, around + sums / seen, mask=col < C)
-    tl.store(squares + out, tl.sum(square, 0) - sums * sums / seen, mask=col < C)
+    part = tl.program_id(1)
+    shift = sums / tl.maximum(_seen(part, columns[1], pixels, tl.num_programs(1), SPAN, ROWS), 1)
+    out = (part * SPAN + columns[1]) * C + columns[2]
+    tl.store(means + out, around + shift, mask=columns[2] < C)
+    tl.store(squares + out, tl.sum(square, 0) - sums * shift, mask=columns[2] < C)
 
 
 @triton.jit(do_not_specialize=SIZES)
 def _join_statistics(
-    means, squares, mean, var, rows, parts,
-    C: tl.constexpr, ROWS: tl.constexpr, PARTS: tl.constexpr, COLS: tl.constexpr,
+    means, squares, mean, var, pixels, parts,
+    C: tl.constexpr, SPAN: tl.constexpr, ROWS: tl.constexpr, PARTS: tl.constexpr,
+    COLS: tl.constexpr,
 ):  # fmt: skip
-    """Mean and variance of all rows, from those of the programs (Chan et al., 1979)."""
+    """Mean and variance of all pixels, from those of programs and columns (Chan et al., 1979)."""
     col = tl.program_id(0) * COLS + tl.arange(0, COLS)
-    part = tl.arange(0, PARTS)
-    tiles = tl.cdiv(rows, ROWS)
-    # Programs take tiles in turns; the last tile may be short.
-    seen = ((tiles - 1 - part) // parts + 1) * ROWS
-    seen -= tl.where((tiles - 1) % parts == part, tiles * ROWS - rows, 0)
-    seen = tl.where(part < parts, seen, 0).to(tl.float32)[:, None]
-    place = part[:, None] * C + col[None, :]
-    inside = (part < parts)[:, None] & (col < C)[None, :]
+    row = tl.arange(0, PARTS)
+    known = row < parts * SPAN
+    seen = _seen(row // SPAN, row % SPAN, pixels, parts, SPAN, ROWS)
+    seen = tl.where(known, seen, 0).to(tl.float32)[:, None]
+    place = row[:, None] * C + col[None, :]
+    inside = known[:, None] & (col < C)[None, :]
     each = tl.load(means + place, mask=inside, other=0.0)
     within = tl.load(squares + place, mask=inside, other=0.0)
-    all_rows = rows.to(tl.float32)
-    m = tl.sum(each * (seen / all_rows), 0)
+    count = pixels.to(tl.float32)
+    m = tl.sum(each * (seen / count), 0)
     off = each - m[None, :]
-    v = tl.sum(within + seen * off * off, 0) / all_rows
+    v = tl.sum(within + seen * off * off, 0) / count
     tl.store(mean + col, m, mask=col < C)
     tl.store(var + col, v, mask=col < C)
 
 
 @triton.jit(do_not_specialize=SIZES)
 def _forward(
-    x, mean, var, weight, bias, plus, scale, y, rows, cells, eps, ACT: tl.constexpr,
+    x, mean, var, weight, bias, plus, scale, y, pixels, cells, eps, ACT: tl.constexpr,
     C: tl.constexpr, D: tl.constexpr, W: tl.constexpr, P: tl.constexpr,
+    SPAN: tl.constexpr, WHOLE: tl.constexpr, APART: tl.constexpr,
     ROWS: tl.constexpr, COLS: tl.constexpr,
 ):  # fmt: skip
-    col = tl.program_id(0) * COLS + tl.arange(0, COLS)
-    _, _, a, b = _line(mean, var, weight, bias, col, eps, C)
+    columns = _columns(D, COLS)
+    _, _, a, b = _line(mean, var, weight, bias, columns[2], eps, C)
     first, apart = tl.program_id(1) * ROWS, tl.num_programs(1) * ROWS
-    ahead = _read(x, first + tl.arange(0, ROWS), col, rows, D)
-    later = _read(x, first + apart + tl.arange(0, ROWS), col, rows, D)
-    for begin in range(first, rows, apart):
+    row = first + tl.arange(0, ROWS)
+    ahead = _read(x, row, columns, pixels, D, D, SPAN, WHOLE)
+    later = _read(x, row + apart, columns, pixels, D, D, SPAN, WHOLE)
+    for begin in range(first, tl.cdiv(pixels, SPAN), apart):
         row = begin + tl.arange(0, ROWS)
         value = ahead
         ahead = later
-        later = _read(x, row + 2 * apart, col, rows, D)
+        later = _read(x, row + 2 * apart, columns, pixels, D, D, SPAN, WHOLE)
         z = value.to(tl.float32) * a[None, :] + b[None, :]
-        out = _scaled(_act(z, ACT), scale, row, rows, cells)
+        out = _scaled(_act(z, ACT), scale, row, columns, pixels, cells, SPAN, WHOLE, APART)
         if plus is not None:
-            out += _read(plus, row, col, rows, P).to(tl.float32)
-        _write(y, out, row, col, rows, W)
+            out += _read(plus, row, columns, pixels, P, D, SPAN, WHOLE).to(tl.float32)
+        _write(y, out, row, columns, pixels, W, D, SPAN, WHOLE)
 
 
 @triton.jit
-def _read_both(x, dy, row, col, rows, D: tl.constexpr, W: tl.constexpr):
-    return _read(x, row, col, rows, D), _read(dy, row, col, rows, W)
+def _read_both(
+    x, dy, row, columns, pixels,
+    D: tl.constexpr, W: tl.constexpr, SPAN: tl.constexpr, WHOLE: tl.constexpr,
+):  # fmt: skip
+    return (
+        _read(x, row, columns, pixels, D, D, SPAN, WHOLE),
+        _read(dy, row, columns, pixels, W, D, SPAN, WHOLE),
+    )
 
 
 @triton.jit
-def _back_to_z(both, a, b, scale, row, rows, cells, ACT: tl.constexpr):
+def _back_to_z(
+    both, a, b, scale, row, columns, pixels, cells,
+    ACT: tl.constexpr, SPAN: tl.constexpr, WHOLE: tl.constexpr, APART: tl.constexpr,
+):  # fmt: skip
     """x in float32, and the gradient of z = a x + b."""
     value = both[0].to(tl.float32)
-    dz = _scaled(both[1].to(tl.float32), scale, row, rows, cells)
+    dz = _scaled(both[1].to(tl.float32), scale, row, columns, pixels, cells, SPAN, WHOLE, APART)
     return value, dz * _slope(value * a[None, :] + b[None, :], ACT)
 
 
 @triton.jit(do_not_specialize=SIZES)
 def _backward_sums(
-    dy, x, mean, var, weight, bias, scale, sums, rows, cells, eps, ACT: tl.constexpr,
-    C: tl.constexpr, D: tl.constexpr, W: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr,
+    dy, x, mean, var, weight, bias, scale, sums, pixels, cells, eps, ACT: tl.constexpr,
+    C: tl.constexpr, D: tl.constexpr, W: tl.constexpr,
+    SPAN: tl.constexpr, WHOLE: tl.constexpr, APART: tl.constexpr,
+    ROWS: tl.constexpr, COLS: tl.constexpr,
 ):  # fmt: skip
     """This program's parts of the gradients of the bias and of the weight."""
-    col = tl.program_id(0) * COLS + tl.arange(0, COLS)
-    m, r, a, b = _line(mean, var, weight, bias, col, eps, C)
+    columns = _columns(D, COLS)
+    m, r, a, b = _line(mean, var, weight, bias, columns[2], eps, C)
     dbias = tl.zeros((ROWS, COLS), tl.float32)
     dweight = tl.zeros((ROWS, COLS), tl.float32)
     first, apart = tl.program_id(1) * ROWS, tl.num_programs(1) * ROWS
-    ahead = _read_both(x, dy, first + tl.arange(0, ROWS), col, rows, D, W)
-    later = _read_both(x, dy, first + apart + tl.arange(0, ROWS), col, rows, D, W)
-    for begin in range(first, rows, apart):
+    row = first + tl.arange(0, ROWS)
+    ahead = _read_both(x, dy, row, columns, pixels, D, W, SPAN, WHOLE)
+    later = _read_both(x, dy, row + apart, columns, pixels, D, W, SPAN, WHOLE)
+    for begin in range(first, tl.cdiv(pixels, SPAN), apart):
         row = begin + tl.arange(0, ROWS)
-        value, dz = _back_to_z(ahead, a, b, scale, row, rows, cells, ACT)
+        value, dz = _back_to_z(
+            ahead, a, b, scale, row, columns, pixels, cells, ACT, SPAN, WHOLE, APART
+        )
         ahead = later
-        later = _read_both(x, dy, row + 2 * apart, col, rows, D, W)
+        later = _read_both(x, dy, row + 2 * apart, columns, pixels, D, W, SPAN, WHOLE)
         dbias += dz
-        dweight += dz * (value - m[None, :])  # zero beyond the last row, as dy is
-    out = tl.program_id(1) * 2 * C + col
-    tl.store(sums + out, tl.sum(dbias, 0), mask=col < C)
-    tl.store(sums + C + out, tl.sum(dweight, 0) * r, mask=col < C)
+        dweight += dz * (value - m[None, :])  # zero outside of the map, as dy is
+    out = (tl.program_id(1) * SPAN + columns[1]) * (2 * C) + columns[2]
+    tl.store(sums + out, tl.sum(dbias, 0), mask=columns[2] < C)
+    tl.store(sums + C + out, tl.sum(dweight, 0) * r, mask=columns[2] < C)
 
 
 @triton.jit(do_not_specialize=SIZES)
@@ -263,26 +353,30 @@ def _join_sums(
 
 @triton.jit(do_not_specialize=SIZES)
 def _backward(
-    dy, x, mean, var, weight, bias, scale, dbias, dweight, dx, rows, cells, eps,
-    ACT: tl.constexpr, C: tl.constexpr, D: tl.constexpr, W: tl.constexpr, ROWS: tl.constexpr,
-    COLS: tl.constexpr,
+    dy, x, mean, var, weight, bias, scale, dbias, dweight, dx, pixels, cells, eps,
+    ACT: tl.constexpr, C: tl.constexpr, D: tl.constexpr, W: tl.constexpr,
+    SPAN: tl.constexpr, WHOLE: tl.constexpr, APART: tl.constexpr,
+    ROWS: tl.constexpr, COLS: tl.constexpr,
 ):  # fmt: skip
     """dx = a (dz - mean(dz) - x̂ mean(dz x̂)), the last two being a line in x."""
-    col = tl.program_id(0) * COLS + tl.arange(0, COLS)
-    m, r, a, b = _line(mean, var, weight, bias, col, eps, C)
-    all_rows = rows.to(tl.float32)
-    tilt = a * r * tl.load(dweight + col, mask=col < C, other=0.0) / all_rows
-    level = a * tl.load(dbias + col, mask=col < C, other=0.0) / all_rows - tilt * m
+    columns = _columns(D, COLS)
+    m, r, a, b = _line(mean, var, weight, bias, columns[2], eps, C)
+    count, known = pixels.to(tl.float32), columns[2] < C
+    tilt = a * r * tl.load(dweight + columns[2], mask=known, other=0.0) / count
+    level = a * tl.load(dbias + columns[2], mask=known, other=0.0) / count - tilt * m
     first, apart = tl.program_id(1) * ROWS, tl.num_programs(1) * ROWS
-    ahead = _read_both(x, dy, first + tl.arange(0, ROWS), col, rows, D, W)
-    later = _read_both(x, dy, first + apart + tl.arange(0, ROWS), col, rows, D, W)
-    for begin in range(first, rows, apart):
+    row = first + tl.arange(0, ROWS)
+    ahead = _read_both(x, dy, row, columns, pixels, D, W, SPAN, WHOLE)
+    later = _read_both(x, dy, row + apart, columns, pixels, D, W, SPAN, WHOLE)
+    for begin in range(first, tl.cdiv(pixels, SPAN), apart):
         row = begin + tl.arange(0, ROWS)
-        value, dz = _back_to_z(ahead, a, b, scale, row, rows, cells, ACT)
+        value, dz = _back_to_z(
+            ahead, a, b, scale, row, columns, pixels, cells, ACT, SPAN, WHOLE, APART
+        )
         ahead = later
-        later = _read_both(x, dy, row + 2 * apart, col, rows, D, W)
+        later = _read_both(x, dy, row + 2 * apart, columns, pixels, D, W, SPAN, WHOLE)
         dz = dz * a[None, :] - (value * tilt[None, :] + level[None, :])
-        _write(dx, dz, row, col, rows, D)
+        _write(dx, dz, row, columns, pixels, D, D, SPAN, WHOLE)
 
 
 def forward(
@@ -296,23 +390,25 @@ def forward(
     width: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Give the result, [B `width` H W], and mean and variance in float32; see `batch_norm_act`."""
-    chs, rows = weight.numel(), x.numel() // x.shape[1]
+    chs, pixels = weight.numel(), x.numel() // x.shape[1]
     y = torch.empty(
         (x.shape[0], width, *x.shape[2:]), dtype=x.dtype, device=x.device,
         memory_format=torch.channels_last,
     )  # fmt: skip
-    tile, columns, parts = _plan(x, 4)
-    means, squares = x.new_empty((2, parts, chs), dtype=torch.float32)
+    tile, columns, parts = _plan(x, SUMMING[0])
+    span = tile["SPAN"]
+    means, squares = x.new_empty((2, parts * span, chs), dtype=torch.float32)
     mean, var = (x.new_empty(chs, dtype=torch.float32) for _ in range(2))
-    sizes = dict(C=chs, D=x.shape[1], **tile)
-    _statistics[columns, parts](x, means, squares, rows, **sizes, num_warps=8)
-    _join_statistics[(triton.cdiv(chs, 8),)](
-        means, squares, mean, var, rows, parts, C=chs, ROWS=tile["ROWS"],
-        PARTS=triton.next_power_of_2(parts), COLS=8,
+    sizes = dict(C=chs, D=x.shape[1], **tile, num_warps=WARPS)
+    apart = _cells(x) % span == 0
+    _statistics[columns, parts](x, means, squares, pixels, **sizes)
+    _join_statistics[(triton.cdiv(chs, 4),)](
+        means, squares, mean, var, pixels, parts, C=chs, SPAN=span, ROWS=tile["ROWS"],
+        **_all_of(parts, span),
     )  # fmt: skip
     _forward[_grid(x, tile, columns)](
-        x, mean, var, weight, bias, plus, scale, y, rows, _cells(x), eps, ACT=act, W=width,
-        P=0 if plus is None else plus.shape[1], **sizes, num_warps=8,
+        x, mean, var, weight, bias, plus, scale, y, pixels, _cells(x), eps, ACT=act, W=width,
+        P=0 if plus is None else plus.shape[1], APART=apart, **sizes,
     )  # fmt: skip
     return y, mean, var
 
@@ -329,39 +425,52 @@ def backward(
     eps: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Give the gradients of x, the weight and the bias."""
-    chs, rows = weight.numel(), x.numel() // x.shape[1]
+    chs, pixels = weight.numel(), x.numel() // x.shape[1]
     dx = torch.empty_like(x)
-    tile, columns, parts = _plan(x, 2)
-    sums = x.new_empty((parts, 2, chs), dtype=torch.float32)
+    tile, columns, parts = _plan(x, SUMMING[1])
+    span = tile["SPAN"]
+    sums = x.new_empty((parts * span, 2, chs), dtype=torch.float32)
     dbias, dweight = (x.new_empty(chs, dtype=torch.float32) for _ in range(2))
-    sizes = dict(ACT=act, C=chs, D=x.shape[1], W=dy.shape[1], **tile, num_warps=8)
-    given = (dy, x, mean, var, weight, bias, scale)
-    _backward_sums[columns, parts](*given, sums, rows, _cells(x), eps, **sizes)
-    _join_sums[(triton.cdiv(chs, 8),)](
-        sums, dbias, dweight, parts, C=chs, PARTS=triton.next_power_of_2(parts), COLS=8
+    apart = _cells(x) % span == 0
+    sizes = dict(
+        ACT=act, C=chs, D=x.shape[1], W=dy.shape[1], **tile, APART=apart, num_warps=WARPS
+    )  # fmt: skip
+    given, measured = (dy, x, mean, var, weight, bias, scale), (pixels, _cells(x), eps)
+    _backward_sums[columns, parts](*given, sums, *measured, **sizes)
+    _join_sums[(triton.cdiv(chs, 4),)](
+        sums, dbias, dweight, parts * span, C=chs, **_all_of(parts, span)
     )
-    _backward[_grid(x, tile, columns)](*given, dbias, dweight, dx, rows, _cells(x), eps, **sizes)
+    _backward[_grid(x, tile, columns)](*given, dbias, dweight, dx, *measured, **sizes)
     return dx, dweight.to(weight.dtype), dbias.to(bias.dtype)
 
 
-def _plan(x: Tensor, programs: int) -> tuple[dict[str, int], int, int]:
+def _plan(x: Tensor, programs: int) -> tuple[dict[str, int | bool], int, int]:
     """The sides of a tile, the tiles that cover a row, and the programs that share the rows.
 
     Args:
-        programs: That fit on a multiprocessor at once; one more would wait for all of them.
+        programs: On a multiprocessor.
     """
-    cols = min(256, max(16, triton.next_power_of_2(x.shape[1])))
-    columns = triton.cdiv(x.shape[1], cols)
-    tile = dict(ROWS=TILE // cols, COLS=cols)
-    tiles = triton.cdiv(x.numel() // x.shape[1], tile["ROWS"])
+    cols, pixels = min(COLS, TILE), x.numel() // x.shape[1]
+    span = cols // math.gcd(cols, x.shape[1])
+    columns = span * x.shape[1] // cols
+    tile = dict(ROWS=TILE // cols, COLS=cols, SPAN=span, WHOLE=pixels % span == 0)
     wanted = max(1, programs * num_multiprocessors(x.device) // columns)
-    return tile, columns, min(tiles, wanted, MAX_PARTS)
+    return tile, columns, min(_tiles(x, tile), wanted, max(1, MAX_PARTS // span))
 
 
-def _grid(x: Tensor, tile: dict[str, int], columns: int) -> tuple[int, int]:
+def _grid(x: Tensor, tile: dict[str, int | bool], columns: int) -> tuple[int, int]:
     """Programs that write a map: enough to fill the GPU some times over."""
-    tiles = triton.cdiv(x.numel() // x.shape[1], tile["ROWS"])
-    return columns, min(tiles, max(1, 32 * num_multiprocessors(x.device) // columns))
+    return columns, min(_tiles(x, tile), max(1, WRITING * num_multiprocessors(x.device) // columns))
+
+
+def _tiles(x: Tensor, tile: dict[str, int | bool]) -> int:
+    """That a column of tiles has."""
+    return triton.cdiv(x.numel() // x.shape[1], tile["SPAN"] * tile["ROWS"])
+
+
+def _all_of(parts: int, span: int) -> dict[str, int]:
+    """Sizes for one program that takes all sums of four channels."""
+    return dict(PARTS=triton.next_power_of_2(parts * span), COLS=4, num_warps=8)
 
 
 def _cells(x: Tensor) -> int:
