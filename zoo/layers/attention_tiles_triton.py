@@ -46,7 +46,7 @@ def _logits(q, k, bias, row, col, scale, N: tl.constexpr):
 
 
 @triton.jit
-def _forward(
+def _tiles_forward(
     qkv, bias, out, sums, scale,
     HEADS: tl.constexpr, N: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, T: tl.constexpr,
 ):  # fmt: skip
@@ -185,7 +185,7 @@ def forward(qkv: Tensor, bias: Tensor, scale: float) -> tuple[Tensor, Tensor]:
     sums = qkv.new_empty(windows, heads, tokens, dtype=torch.float32)
     if out.numel():
         grid = (triton.cdiv(tokens, TILE), heads, windows)
-        _forward[grid](qkv, bias, out, sums, scale, **_sizes(qkv), num_warps=4, num_stages=2)
+        _tiles_forward[grid](qkv, bias, out, sums, scale, **_sizes(qkv), num_warps=4, num_stages=2)
     return out, sums
 
 

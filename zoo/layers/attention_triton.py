@@ -55,7 +55,7 @@ def _probabilities(q, k, added, scale):
 
 
 @triton.jit
-def _forward(
+def _window_forward(
     qkv, bias, out, scale, windows,
     HEADS: tl.constexpr, N: tl.constexpr, D: tl.constexpr, NP: tl.constexpr, DP: tl.constexpr,
 ):  # fmt: skip
@@ -72,7 +72,7 @@ def _forward(
 
 
 @triton.jit
-def _backward(
+def _window_backward(
     dout, qkv, bias, dqkv, dbias, scale, windows,
     HEADS: tl.constexpr, N: tl.constexpr, D: tl.constexpr, NP: tl.constexpr, DP: tl.constexpr,
 ):  # fmt: skip
@@ -122,7 +122,7 @@ def forward(qkv: Tensor, bias: Tensor | None, scale: float) -> Tensor:
     out = qkv.new_empty(windows, tokens, heads * dim)
     grid, sizes = _plan(qkv, 16)
     if out.numel():
-        _forward[grid](qkv, bias, out, scale, windows, **sizes)
+        _window_forward[grid](qkv, bias, out, scale, windows, **sizes)
     return out
 
 
@@ -138,5 +138,5 @@ def backward(
         shape = (grid[1], heads, tokens, tokens)
         dbias = qkv.new_empty(shape, dtype=torch.float32)
     if dqkv.numel():
-        _backward[grid](dout, qkv, bias, dqkv, dbias, scale, windows, **sizes)
+        _window_backward[grid](dout, qkv, bias, dqkv, dbias, scale, windows, **sizes)
     return dqkv, None if dbias is None else dbias.sum(0)

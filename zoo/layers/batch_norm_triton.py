@@ -261,7 +261,7 @@ def _join_statistics(
 
 
 @triton.jit(do_not_specialize=SIZES)
-def _forward(
+def _norm_forward(
     x, mean, var, weight, bias, plus, scale, y, pixels, cells, eps, ACT: tl.constexpr,
     C: tl.constexpr, D: tl.constexpr, W: tl.constexpr, P: tl.constexpr,
     SPAN: tl.constexpr, WHOLE: tl.constexpr, APART: tl.constexpr,
@@ -352,7 +352,7 @@ def _join_sums(
 
 
 @triton.jit(do_not_specialize=SIZES)
-def _backward(
+def _norm_backward(
     dy, x, mean, var, weight, bias, scale, dbias, dweight, dx, pixels, cells, eps,
     ACT: tl.constexpr, C: tl.constexpr, D: tl.constexpr, W: tl.constexpr,
     SPAN: tl.constexpr, WHOLE: tl.constexpr, APART: tl.constexpr,
@@ -406,7 +406,7 @@ def forward(
         means, squares, mean, var, pixels, parts, C=chs, SPAN=span, ROWS=tile["ROWS"],
         **_all_of(parts, span),
     )  # fmt: skip
-    _forward[_grid(x, tile, columns)](
+    _norm_forward[_grid(x, tile, columns)](
         x, mean, var, weight, bias, plus, scale, y, pixels, _cells(x), eps, ACT=act, W=width,
         P=0 if plus is None else plus.shape[1], APART=apart, **sizes,
     )  # fmt: skip
@@ -440,7 +440,7 @@ def backward(
     _join_sums[(triton.cdiv(chs, 4),)](
         sums, dbias, dweight, parts * span, C=chs, **_all_of(parts, span)
     )
-    _backward[_grid(x, tile, columns)](*given, dbias, dweight, dx, *measured, **sizes)
+    _norm_backward[_grid(x, tile, columns)](*given, dbias, dweight, dx, *measured, **sizes)
     return dx, dweight.to(weight.dtype), dbias.to(bias.dtype)
 
 

@@ -119,7 +119,7 @@ def _segment_ends(
 
 
 @any_size
-def _forward(
+def _scan_forward(
     x, x_b, x_t, x_c, delta, delta_b, delta_t, delta_c, A, B, B_b, B_t, B_c, C, C_b, C_t, C_c,
     D, bias, ends, y, borders, length, chs, segment,
     N: tl.constexpr, NP: tl.constexpr, P: tl.constexpr, SOFTPLUS: tl.constexpr,
@@ -169,7 +169,7 @@ def _through_softplus(dsteps, dus, tokens, raw, shift, P: tl.constexpr, SOFTPLUS
 
 
 @any_size
-def _backward(
+def _scan_backward(
     x, x_b, x_t, x_c, delta, delta_b, delta_t, delta_c, A, B, B_b, B_t, B_c, C, C_b, C_t, C_c,
     D, bias, dy, dy_b, dy_t, dy_c, borders, ends, dx, ddelta, dBC, dchs, length, chs, segment,
     N: tl.constexpr, NP: tl.constexpr, P: tl.constexpr, SOFTPLUS: tl.constexpr,
@@ -289,7 +289,7 @@ def forward(
             *_strided(x), *_strided(delta), A, *_strided(B), delta_bias, ends,
             length, chs, plan.segment, **sizes, REVERSE=False,
         )  # fmt: skip
-    _forward[grid](
+    _scan_forward[grid](
         *_strided(x), *_strided(delta), A, *_strided(B), *_strided(C), D, delta_bias, ends,
         y, borders if save else None, length, chs, plan.segment, **sizes,
     )  # fmt: skip
@@ -329,7 +329,7 @@ def backward(
             *_strided(dy), *_strided(delta), A, *_strided(C), delta_bias, ends,
             length, chs, plan.segment, **sizes, REVERSE=True,
         )  # fmt: skip
-    _backward[grid](
+    _scan_backward[grid](
         *_strided(x), *_strided(delta), A, *_strided(B), *_strided(C), D, delta_bias, *_strided(dy),
         borders, ends, dx, ddelta, dBC, dchs, length, chs, plan.segment, **sizes,
     )  # fmt: skip
