@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from zoo.build import build
 from zoo.checkpoint import rename_keys
 from zoo.hierarchy import Hierarchy, checkpoint_filter_fn
-from zoo.layers.attention import Attention
+from zoo.layers.attention import UNIT, Attention
 from zoo.layers.conv import Conv2d, Stem
 from zoo.layers.scan import selective_scan
 from zoo.layers.stage import ConvBlock, MixerBlock, Stage, drop_path_rates
@@ -182,8 +182,8 @@ class MambaMixer(nn.Module):
         # Both convolutions in one pass over the channels.
         taps = torch.cat([self.conv_x.weight, self.conv_z.weight])
         x, z = F.silu(_neighbours(self.in_proj(x), taps)).chunk(2, dim=-1)
-        delta, B, C = self.x_proj(x).split(self.widths, dim=-1)
-        delta = F.linear(delta, self.dt_proj.weight)
+        plain = type(self.x_proj) is nn.Linear  # what others put in its place runs as it is
+        delta, B, C = self._steps(x, -self.widths[0] % UNIT if x.is_cuda and plain else 0)
         if padding is not None:
             delta = delta + padding  # a step of 0: the state does not notice the token
         bias = 2 * self.dt_proj.bias if self.double_dt_bias else self.dt_proj.bias
@@ -191,6 +191,25 @@ class MambaMixer(nn.Module):
             x, delta, self._decay(), B, C, self.D, delta_bias=bias, delta_softplus=True
         )
         return self.proj(torch.cat([y, z], dim=-1))
+
+    def _steps(
+        self, x: Float[Tensor, "windows N C"], more: int
+    ) -> tuple[
+        Float[Tensor, "windows N C"], Float[Tensor, "windows N S"], Float[Tensor, "windows N S"]
+    ]:
+        """Give Δ (before its bias), B and C; the rank of Δ is filled up with `more` zeros.
+
+        A GPU's products want rows of a multiple of `UNIT`, and the large models' rank is 49. In
+        the weights filling up costs next to nothing; a compiler else copies all tokens for it.
+        """
+        rank, *states = self.widths
+        if not more:
+            delta, B, C = self.x_proj(x).split(self.widths, dim=-1)
+            return F.linear(delta, self.dt_proj.weight), B, C
+        down, others = self.x_proj.weight.split((rank, sum(states)))
+        weight = torch.cat([F.pad(down, (0, 0, 0, more)), others])
+        delta, B, C = F.linear(x, weight).split((rank + more, *states), dim=-1)
+        return F.linear(delta, F.pad(self.dt_proj.weight, (0, more))), B, C
 
 
 def _neighbours(x: Float[Tensor, "B N C"], taps: Float[Tensor, "C 1 3"]) -> Float[Tensor, "B N C"]:
