@@ -120,7 +120,7 @@ def test_a_real_trace_has_the_fields_that_are_read(tmp_path):
 
 
 def test_on_a_cpu_the_most_expensive_operator_comes_first():
-    x = torch.randn(256, 256)
+    x = torch.randn(1024, 1024)  # 2 G multiplications against 1 M comparisons
     kernels = profile(lambda: torch.relu(x @ x @ x), "cpu", steps=2)
     assert kernels[0].name == "aten::mm" and kernels[0].calls == 2
     assert sum(kernel.share for kernel in kernels) == pytest.approx(1)
