@@ -20,7 +20,7 @@ $(READY): pyproject.toml constraints.txt
 	@echo "Setting up $(VENV): PyTorch and what the tests need, about 6 GB, once."
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
-	@$(BIN)/uv pip install --quiet --python $(BIN)/python -c constraints.txt -e ".[train,teachers,det,seg,dev]" \
+	@$(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python -c constraints.txt -e ".[train,teachers,det,seg,dev]" \
 		|| $(BIN)/python -m pip install --quiet -c constraints.txt -e ".[train,teachers,det,seg,dev]"
 	@touch $@
 
