@@ -73,11 +73,15 @@ def test_the_kernels_are_exact_in_tritons_interpreter(interpret):
 
 
 def run_interpreted():
-    """Run the kernels on the CPU: odd sizes, both numbers of lanes a channel, segments."""
+    """Run the kernels on the CPU: odd sizes, every number of lanes a channel, segments."""
     from zoo.layers.scan_triton import Plan, backward, forward
 
     torch.manual_seed(0)
-    for sizes, plan in (((2, 9, 9, 3), Plan(4, 1, 16)), ((1, 20, 5, 8), Plan(1, 2, 16))):
+    for sizes, plan in (
+        ((2, 9, 9, 3), Plan(4, 1, 16)),
+        ((1, 20, 5, 8), Plan(1, 2, 16)),
+        ((1, 9, 5, 8), Plan(2, 1, 16)),
+    ):
         inputs = random_inputs(*sizes, dtype=torch.float32, device="cpu")
         dy = torch.randn_like(inputs[0])
         exact = results([t.detach().double().requires_grad_() for t in inputs], dy)

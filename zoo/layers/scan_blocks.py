@@ -7,7 +7,7 @@ Unrolled over its `T` tokens, so that every state inside the block has a registe
 import triton
 import triton.language as tl
 
-from zoo.layers.scan_lanes import T, fold, of_owner, shares_of_both, times
+from zoo.layers.scan_lanes import T, fold, fold_entries, of_owner, shares_of_both, times
 
 
 @triton.jit
@@ -78,7 +78,7 @@ def turn_back(g, dA, dy, step, u, b_row, c_row, before, after, decays, decay, M:
         dstep += slope * decay[j]
         dA_so_far = dA_so_far + (dA[j] + slope * step,)
         carried = carried + (carry,)
-    return carried, dA_so_far, du, dstep, dB + dC
+    return carried, dA_so_far, du, dstep, dB, dC
 
 
 @triton.jit
@@ -98,7 +98,7 @@ def run_back(
         dstep_parts = ()
         for i in tl.static_range(s * P + P - 1, s * P - 1, -1):
             b_row, c_row = shares_of_both(dealt, i, NP, P, KIND)
-            g, dA, du, dstep, dBC = turn_back(
+            g, dA, du, dstep, dB, dC = turn_back(
                 g,
                 dA,
                 of_owner(dys, i, P),
@@ -114,7 +114,7 @@ def run_back(
             )
             du_parts = (du,) + du_parts
             dstep_parts = (dstep,) + dstep_parts
-            folded = (fold(dBC, 2 * M, 16, P),) + folded
+            folded = (fold_entries(dB, dC, NP, P),) + folded
         dus = (fold(du_parts, P, P // 2, 1),) + dus
         dsteps = (fold(dstep_parts, P, P // 2, 1),) + dsteps
     return g, dA, dus, dsteps, folded

@@ -47,6 +47,17 @@ def zeros(COUNT: tl.constexpr):
 
 
 @triton.jit
+def entry_of(j: tl.constexpr, NP: tl.constexpr, P: tl.constexpr):
+    """Which of its channel's states each lane has in register `j`.
+
+    A lane's states are in an order of its own, turned by the top bits of its number, so that
+    `fold_entries` adds up the same entries of many channels without choosing among registers.
+    """
+    lane = tl.arange(0, 32)
+    return lane % P * (NP // P) + (j ^ (lane * (NP // P) // 32))
+
+
+@triton.jit
 def find_channel(A, D, bias, chs, N: tl.constexpr, NP: tl.constexpr, P: tl.constexpr):
     """This lane's channel, the same kept in range, its decay rates to base 2, its skip, its bias.
 
@@ -57,7 +68,7 @@ def find_channel(A, D, bias, chs, N: tl.constexpr, NP: tl.constexpr, P: tl.const
     c = tl.minimum(channel, chs - 1)
     decay = ()
     for j in tl.static_range(NP // P):
-        n = lane % P * (NP // P) + j
+        n = entry_of(j, NP, P)
         decay = decay + (tl.load(A + c * N + n, mask=n < N, other=0.0) * LOG2E,)
     skip = tl.zeros((32,), tl.float32)
     if D is not None:
@@ -69,44 +80,62 @@ def find_channel(A, D, bias, chs, N: tl.constexpr, NP: tl.constexpr, P: tl.const
 
 
 @triton.jit
-def load_tokens(sequence, b, c, first, length, P: tl.constexpr):
-    """The owned tokens of the block from `first` on; the last token in place of those beyond it.
+def start_of(sequence, b, first):
+    """The token `first` of sequence `b`: a place, and the strides of tokens and channels.
 
-    `sequence` is a (tensor, strides) of batch, tokens and channels.
+    `sequence` is a (tensor, strides) of batch, tokens and channels. The place is the same for all
+    lanes and moves from block to block, so that a lane's offsets from it never change.
     """
-    start = sequence[0] + b * sequence[1] + c * sequence[3]
+    place = sequence[0] + b * sequence[1] + first.to(tl.int64) * sequence[2]
+    return (place, sequence[2], sequence[3])
+
+
+@triton.jit
+def moved(at, tokens):
+    """`at` so many tokens on."""
+    return (at[0] + tokens * at[1], at[1], at[2])
+
+
+@triton.jit
+def load_tokens(at, c, left, P: tl.constexpr):
+    """The owned tokens of the block at `at`; the last one in place of those beyond the `left` ones.
+
+    `left` is None where the block is sure to be whole.
+    """
     tokens = ()
     for s in tl.static_range(T // P):
-        token = tl.minimum(first + s * P + tl.arange(0, 32) % P, length - 1)
-        tokens = tokens + (tl.load(start + token * sequence[2]),)
+        token = s * P + tl.arange(0, 32) % P
+        if left is not None:
+            token = tl.minimum(token, left - 1)
+        tokens = tokens + (tl.load(at[0] + (token * at[1] + c * at[2])),)
     return tokens
 
 
 @triton.jit
-def limit_of(s: tl.constexpr, first, length, chs, P: tl.constexpr):
+def limit_of(s: tl.constexpr, left, chs, P: tl.constexpr):
     """The channels below this limit exist at the owned token `s`: none beyond the last token."""
-    return tl.where(first + s * P + tl.arange(0, 32) % P < length, chs, 0)
+    return tl.where(s * P + tl.arange(0, 32) % P < left, chs, 0)
 
 
 @triton.jit
-def kept_inside(tokens, channel, first, length, chs, P: tl.constexpr):
+def kept_inside(tokens, channel, left, chs, P: tl.constexpr):
     """The owned tokens in float32; zeros beyond the last token and the last channel."""
     kept = ()
     for s in tl.static_range(T // P):
-        inside = channel < limit_of(s, first, length, chs, P)
+        inside = channel < limit_of(s, left, chs, P)
         kept = kept + (tl.where(inside, tokens[s].to(tl.float32), 0.0),)
     return kept
 
 
 @triton.jit
-def find_steps(raw, shift, first, length, P: tl.constexpr, SOFTPLUS: tl.constexpr):
-    """The owned tokens' step sizes; 0 beyond the end, where the state then stays as it is."""
+def find_steps(raw, shift, P: tl.constexpr, SOFTPLUS: tl.constexpr):
+    """The owned tokens' step sizes."""
     steps = ()
     for s in tl.static_range(T // P):
         step = raw[s].to(tl.float32) + shift
         if SOFTPLUS:
             step = softplus(step)
-        steps = steps + (tl.where(limit_of(s, first, length, 1, P) > 0, step, 0.0),)
+        steps = steps + (step,)
     return steps
 
 
@@ -127,13 +156,15 @@ def of_owner(owned, i: tl.constexpr, P: tl.constexpr):
 
 
 @triton.jit
-def deal(rows, b, first, length, N: tl.constexpr, NP: tl.constexpr):
+def deal(at, left, N: tl.constexpr, NP: tl.constexpr):
     """The block's rows of B or C, dealt out to the lanes; zeros from entry `N` on."""
     dealt = ()
     for k in tl.static_range(T * NP // 32):
         e = k * 32 + tl.arange(0, 32)
-        token = tl.minimum(first + e // NP, length - 1)
-        place = rows[0] + b * rows[1] + token * rows[2] + (e % NP) * rows[3]
+        token = e // NP
+        if left is not None:
+            token = tl.minimum(token, left - 1)
+        place = at[0] + (token * at[1] + (e % NP) * at[2])
         if N == NP:
             dealt = dealt + (tl.load(place),)
         else:
@@ -142,11 +173,11 @@ def deal(rows, b, first, length, N: tl.constexpr, NP: tl.constexpr):
 
 
 @triton.jit
-def deal_both(B, C, b, first, length, N: tl.constexpr, NP: tl.constexpr):
+def deal_both(B, C, left, N: tl.constexpr, NP: tl.constexpr):
     """B and C dealt out. Two entries of 16 bits share a word: half the shuffles later on."""
-    low = deal(B, b, first, length, N, NP)
-    high = deal(C, b, first, length, N, NP)
-    if B[0].dtype.element_ty.is_fp32():
+    low = deal(B, left, N, NP)
+    high = deal(C, left, N, NP)
+    if low[0].dtype.is_fp32():
         return low + high
     else:
         words = ()
@@ -161,7 +192,7 @@ def share_of(dealt, i: tl.constexpr, NP: tl.constexpr, P: tl.constexpr):
     """This lane's share of the dealt entries of token `i`."""
     share = ()
     for j in tl.static_range(NP // P):
-        place = tl.arange(0, 32) % P * (NP // P) + ((i * NP) % 32 + j)
+        place = (i * NP) % 32 + entry_of(j, NP, P)
         share = share + (tl.gather(dealt[(i * NP) // 32], place, 0),)
     return share
 
@@ -213,12 +244,34 @@ def fold(values, COUNT: tl.constexpr, TOP: tl.constexpr, LOW: tl.constexpr):
 
 
 @triton.jit
+def fold_entries(dB, dC, NP: tl.constexpr, P: tl.constexpr):
+    """Sum a token's gradients of B and C, one vector for each of a lane's states, over channels.
+
+    At each of the top bits of its number a lane gives away half of its registers: by `entry_of`
+    they are what the lane across keeps, so nothing is selected. The next bit says whether a lane
+    ends with a sum of B's or of C's.
+    """
+    lane = tl.arange(0, 32)
+    M: tl.constexpr = NP // P
+    for k in tl.static_range(4):
+        if (M >> k) > 1:
+            half_B = ()
+            half_C = ()
+            for j in tl.static_range((M >> k) // 2):
+                across = lane ^ (16 >> k)
+                half_B = half_B + (dB[j] + tl.gather(dB[j + (M >> k) // 2], across, 0),)
+                half_C = half_C + (dC[j] + tl.gather(dC[j + (M >> k) // 2], across, 0),)
+            dB = half_B
+            dC = half_C
+    return fold((dB[0], dC[0]), 2, 16 // M, P)
+
+
+@triton.jit
 def load_states(rows, c, chs, NP: tl.constexpr, P: tl.constexpr):
     """This lane's share of a state that is stored a row an entry."""
     state = ()
     for j in tl.static_range(NP // P):
-        row = tl.arange(0, 32) % P * (NP // P) + j
-        state = state + (tl.load(rows + row * chs + c),)
+        state = state + (tl.load(rows + entry_of(j, NP, P) * chs + c),)
     return state
 
 
@@ -226,18 +279,24 @@ def load_states(rows, c, chs, NP: tl.constexpr, P: tl.constexpr):
 def store_states(rows, state, channel, chs, NP: tl.constexpr, P: tl.constexpr):
     """Store this lane's share of a state, a row an entry."""
     for j in tl.static_range(NP // P):
-        row = tl.arange(0, 32) % P * (NP // P) + j
-        tl.store(rows + row * chs + channel, state[j], mask=channel < chs)
+        tl.store(rows + entry_of(j, NP, P) * chs + channel, state[j], mask=channel < chs)
 
 
 @triton.jit
-def store_folded(rows, folded, first, length, NP: tl.constexpr, P: tl.constexpr):
-    """Store what `fold` left of a block's gradients of B and C, side by side a token."""
+def store_tokens(place, tokens, channel, left, chs, P: tl.constexpr):
+    """Store the owned tokens of the block at `place`, which lies in [tokens, channels]."""
+    for s in tl.static_range(T // P):
+        inside = channel < limit_of(s, left, chs, P)
+        offset = (s * P + tl.arange(0, 32) % P) * chs + channel
+        tl.store(place + offset, tokens[s].to(place.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def store_folded(place, folded, left, NP: tl.constexpr, P: tl.constexpr):
+    """Store what `fold_entries` left of a block's gradients, B's and C's side by side a token."""
     lane = tl.arange(0, 32)
     M: tl.constexpr = NP // P
-    value = lane // (16 // M)  # which of the 2 M that were folded, those of B first
-    column = value // M * NP + lane % P * M + value % M
+    column = lane // (16 // M) % 2 * NP + entry_of(0, NP, P)
     twin = lane % (16 // M) // P  # more lanes may have ended with the same sum
     for i in tl.static_range(T):
-        place = rows + (first + i) * (2 * NP) + column
-        tl.store(place, folded[i], mask=twin < tl.where(first + i < length, 1, 0))
+        tl.store(place + (i * 2 * NP + column), folded[i], mask=twin < tl.where(i < left, 1, 0))

@@ -29,13 +29,15 @@ from zoo.layers.scan_lanes import (
     find_steps,
     fold,
     kept_inside,
-    limit_of,
     load_states,
     load_tokens,
+    moved,
     of_owner,
     share_of,
+    start_of,
     store_folded,
     store_states,
+    store_tokens,
     times,
     zeros,
 )
@@ -92,14 +94,12 @@ def _segment_ends(
     total = tl.zeros((32,), tl.float32)
     for k in range(blocks):
         first = begin + (blocks - 1 - k if REVERSE else k) * T
-        raw = load_tokens((delta, delta_b, delta_t, delta_c), b, c, first, length, P)
-        inputs = load_tokens((v, v_b, v_t, v_c), b, c, first, length, P)
-        dealt = deal((rows, rows_b, rows_t, rows_c), b, first, length, N, NP)
-        steps = find_steps(raw, shift, first, length, P, SOFTPLUS)
-        if REVERSE:
-            inputs = kept_inside(inputs, channel, first, length, chs, P)
-        else:
-            inputs = times(steps, inputs, P)
+        left = length - first
+        raw = load_tokens(start_of((delta, delta_b, delta_t, delta_c), b, first), c, left, P)
+        inputs = load_tokens(start_of((v, v_b, v_t, v_c), b, first), c, left, P)
+        dealt = deal(start_of((rows, rows_b, rows_t, rows_c), b, first), left, N, NP)
+        steps = find_steps(raw, shift, P, SOFTPLUS)
+        inputs = kept_inside(inputs, channel, left, chs, P) if REVERSE else times(steps, inputs, P)
         for s in tl.static_range(T // P):
             total += steps[s]
         for i in tl.static_range(T):
@@ -126,31 +126,35 @@ def _scan_forward(
 ):  # fmt: skip
     """The outputs and, unless `borders` is None, the states that the blocks start from."""
     channel, c, decay, skip, shift = find_channel(A, D, bias, chs, N, NP, P)
-    x_all, delta_all = (x, x_b, x_t, x_c), (delta, delta_b, delta_t, delta_c)
-    B_all, C_all = (B, B_b, B_t, B_c), (C, C_b, C_t, C_c)
     b = tl.program_id(1).to(tl.int64)
     begin = tl.program_id(2) * segment
-    end = tl.minimum(begin + segment, length)
+    left = length - begin
+    x_at = start_of((x, x_b, x_t, x_c), b, begin)
+    delta_at = start_of((delta, delta_b, delta_t, delta_c), b, begin)
+    B_at, C_at = start_of((B, B_b, B_t, B_c), b, begin), start_of((C, C_b, C_t, C_c), b, begin)
+    y += (b * length + begin) * chs
+    if borders is not None:
+        borders += (b * tl.cdiv(length, T) + begin // T) * NP * chs
     state = zeros(NP // P)
     if ends is not None:
         state = _hand_on(ends, b, channel, 0, tl.program_id(2), decay, chs, NP, P)
-    tokens = load_tokens(x_all, b, c, begin, length, P)
-    raw = load_tokens(delta_all, b, c, begin, length, P)
-    dealt = deal_both(B_all, C_all, b, begin, length, N, NP)
-    for first in range(begin, end, T):
-        next_tokens = load_tokens(x_all, b, c, first + T, length, P)  # read ahead
-        next_raw = load_tokens(delta_all, b, c, first + T, length, P)
-        next_dealt = deal_both(B_all, C_all, b, first + T, length, N, NP)
+    tokens = load_tokens(x_at, c, left, P)
+    raw = load_tokens(delta_at, c, left, P)
+    dealt = deal_both(B_at, C_at, left, N, NP)
+    for _ in range(tl.cdiv(tl.minimum(segment, left), T)):
+        x_at, delta_at = moved(x_at, T), moved(delta_at, T)
+        B_at, C_at = moved(B_at, T), moved(C_at, T)
+        next_tokens = load_tokens(x_at, c, left - T, P)  # read ahead
+        next_raw = load_tokens(delta_at, c, left - T, P)
+        next_dealt = deal_both(B_at, C_at, left - T, N, NP)
         if borders is not None:
-            rows = borders + (b * tl.cdiv(length, T) + first // T) * NP * chs
-            store_states(rows, state, channel, chs, NP, P)
-        steps = find_steps(raw, shift, first, length, P, SOFTPLUS)
+            store_states(borders, state, channel, chs, NP, P)
+            borders += NP * chs
+        steps = find_steps(raw, shift, P, SOFTPLUS)
         state, outs = run(state, steps, tokens, dealt, decay, skip, NP, P, B.dtype.element_ty)
-        for s in tl.static_range(T // P):
-            token = first + s * P + tl.arange(0, 32) % P
-            inside = channel < limit_of(s, first, length, chs, P)
-            place = y + (b * length + token) * chs + channel
-            tl.store(place, outs[s].to(y.dtype.element_ty), mask=inside)
+        store_tokens(y, outs, channel, left, chs, P)
+        y += T * chs
+        left -= T
         tokens = next_tokens
         raw = next_raw
         dealt = next_dealt
@@ -173,51 +177,66 @@ def _scan_backward(
     x, x_b, x_t, x_c, delta, delta_b, delta_t, delta_c, A, B, B_b, B_t, B_c, C, C_b, C_t, C_c,
     D, bias, dy, dy_b, dy_t, dy_c, borders, ends, dx, ddelta, dBC, dchs, length, chs, segment,
     N: tl.constexpr, NP: tl.constexpr, P: tl.constexpr, SOFTPLUS: tl.constexpr,
+    SHORT: tl.constexpr,
 ):  # fmt: skip
-    """The gradients of x and Δ, and this program's parts of the others, for `_sum_parts`."""
+    """The gradients of x and Δ, and this program's parts of the others, for `_sum_parts`.
+
+    Only the last block may lack tokens, so what is read ahead is whole, unless all is `SHORT`.
+    """
     channel, c, decay, skip, shift = find_channel(A, D, bias, chs, N, NP, P)
-    x_all, delta_all = (x, x_b, x_t, x_c), (delta, delta_b, delta_t, delta_c)
-    B_all, C_all = (B, B_b, B_t, B_c), (C, C_b, C_t, C_c)
     b = tl.program_id(1).to(tl.int64)
     begin = tl.program_id(2) * segment
-    blocks = tl.cdiv(tl.minimum(begin + segment, length) - begin, T)
+    blocks = tl.cdiv(tl.minimum(segment, length - begin), T)
     g = zeros(NP // P)
     if ends is not None:
         last = tl.num_programs(2) - 1
         g = _hand_on(ends, b, channel, last, tl.program_id(2), decay, chs, NP, P)
     dA = zeros(NP // P)
     dD, dbias = zeros(2)
-    borders += b * tl.cdiv(length, T) * NP * chs
-    dBC += (tl.program_id(0) * tl.num_programs(1) + b) * length * 2 * NP
     first = begin + (blocks - 1) * T
-    tokens = load_tokens(x_all, b, c, first, length, P)
-    raw = load_tokens(delta_all, b, c, first, length, P)
-    dys = load_tokens((dy, dy_b, dy_t, dy_c), b, c, first, length, P)
-    dealt = deal_both(B_all, C_all, b, first, length, N, NP)
-    start = load_states(borders + first // T * NP * chs, c, chs, NP, P)
-    for k in range(blocks):
-        first = begin + (blocks - 1 - k) * T
-        later = tl.maximum(first - T, 0)  # read ahead
-        next_tokens = load_tokens(x_all, b, c, later, length, P)
-        next_raw = load_tokens(delta_all, b, c, later, length, P)
-        next_dys = load_tokens((dy, dy_b, dy_t, dy_c), b, c, later, length, P)
-        next_dealt = deal_both(B_all, C_all, b, later, length, N, NP)
-        next_start = load_states(borders + later // T * NP * chs, c, chs, NP, P)
-        steps = find_steps(raw, shift, first, length, P, SOFTPLUS)
-        kept = kept_inside(dys, channel, first, length, chs, P)
+    left = length - first
+    x_at, dy_at = start_of((x, x_b, x_t, x_c), b, first), start_of((dy, dy_b, dy_t, dy_c), b, first)
+    delta_at = start_of((delta, delta_b, delta_t, delta_c), b, first)
+    B_at, C_at = start_of((B, B_b, B_t, B_c), b, first), start_of((C, C_b, C_t, C_c), b, first)
+    borders += (b * tl.cdiv(length, T) + first // T) * NP * chs
+    dx += (b * length + first) * chs
+    ddelta += (b * length + first) * chs
+    dBC += ((tl.program_id(0) * tl.num_programs(1) + b) * length + first) * 2 * NP
+    tokens = load_tokens(x_at, c, left, P)
+    raw = load_tokens(delta_at, c, left, P)
+    dys = load_tokens(dy_at, c, left, P)
+    dealt = deal_both(B_at, C_at, left, N, NP)
+    start = load_states(borders, c, chs, NP, P)
+    for _ in range(blocks):
+        back = tl.where(first > 0, T, 0)
+        x_at, delta_at, dy_at = moved(x_at, -back), moved(delta_at, -back), moved(dy_at, -back)
+        B_at, C_at = moved(B_at, -back), moved(C_at, -back)
+        borders -= back // T * NP * chs
+        ahead = left if SHORT else None
+        next_tokens = load_tokens(x_at, c, ahead, P)
+        next_raw = load_tokens(delta_at, c, ahead, P)
+        next_dys = load_tokens(dy_at, c, ahead, P)
+        next_dealt = deal_both(B_at, C_at, ahead, N, NP)
+        next_start = load_states(borders, c, chs, NP, P)
+        steps = find_steps(raw, shift, P, SOFTPLUS)
+        kept = kept_inside(dys, channel, left, chs, P)
         g, dA, dus, dsteps, folded = run_back(
             g, dA, start, steps, tokens, kept, dealt, decay, NP, P, B.dtype.element_ty
         )
         drawn = _through_softplus(dsteps, dus, tokens, raw, shift, P, SOFTPLUS)
+        dxs = ()
         for s in tl.static_range(T // P):
             dD += kept[s] * tokens[s].to(tl.float32)
             dbias += drawn[s]
-            dxt = dus[s] * steps[s] + skip * kept[s]
-            inside = channel < limit_of(s, first, length, chs, P)
-            place = (b * length + first + s * P + tl.arange(0, 32) % P) * chs + channel
-            tl.store(dx + place, dxt.to(dx.dtype.element_ty), mask=inside)
-            tl.store(ddelta + place, drawn[s].to(ddelta.dtype.element_ty), mask=inside)
-        store_folded(dBC, folded, first, length, NP, P)
+            dxs = dxs + (dus[s] * steps[s] + skip * kept[s],)
+        store_tokens(dx, dxs, channel, left, chs, P)
+        store_tokens(ddelta, drawn, channel, left, chs, P)
+        store_folded(dBC, folded, left, NP, P)
+        dx -= T * chs
+        ddelta -= T * chs
+        dBC -= T * 2 * NP
+        first -= T
+        left += T
         tokens = next_tokens
         raw = next_raw
         dys = next_dys
@@ -332,6 +351,7 @@ def backward(
     _scan_backward[grid](
         *_strided(x), *_strided(delta), A, *_strided(B), *_strided(C), D, delta_bias, *_strided(dy),
         borders, ends, dx, ddelta, dBC, dchs, length, chs, plan.segment, **sizes,
+        SHORT=length < BLOCK,
     )  # fmt: skip
     dB, dC = _sum(dBC, B.dtype).split(states, dim=-1)
     dA, dD, dbias = _sum(dchs, torch.float32).split((states, 1, 1))
