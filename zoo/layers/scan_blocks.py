@@ -7,7 +7,7 @@ Unrolled over its `T` tokens, so that every state inside the block has a registe
 import triton
 import triton.language as tl
 
-from zoo.layers.scan_lanes import T, fold, fold_entries, of_owner, shares_of_both, times
+from zoo.layers.scan_lanes import T, fold, fold_entries, of_owner, shares_of_both, times, turn_of
 
 
 @triton.jit
@@ -23,7 +23,7 @@ def run(
         for r in tl.static_range(P):
             step = of_owner(steps, s * P + r, P)
             u = of_owner(inputs, s * P + r, P)
-            b_row, c_row = shares_of_both(dealt, s * P + r, NP, P, KIND)
+            b_row, c_row = shares_of_both(dealt, s * P + r, 0, NP, P, KIND)
             out = tl.zeros((32,), tl.float32)
             after = ()
             for j in tl.static_range(NP // P):
@@ -38,7 +38,7 @@ def run(
 
 @triton.jit
 def recompute(
-    start, steps, inputs, dealt, decay,
+    start, steps, inputs, dealt, decay, turn,
     NP: tl.constexpr, P: tl.constexpr, KIND: tl.constexpr,
 ):  # fmt: skip
     """The states before, between and after a block's tokens, and the decays between them."""
@@ -47,7 +47,7 @@ def recompute(
     for i in tl.static_range(T):
         step = of_owner(steps, i, P)
         u = of_owner(inputs, i, P)
-        b_row, _ = shares_of_both(dealt, i, NP, P, KIND)
+        b_row, _ = shares_of_both(dealt, i, turn, NP, P, KIND)
         for j in tl.static_range(NP // P):
             a = tl.exp2(step * decay[j])
             decays = decays + (a,)
@@ -86,10 +86,14 @@ def run_back(
     g, dA, start, steps, tokens, dys, dealt, decay,
     NP: tl.constexpr, P: tl.constexpr, KIND: tl.constexpr,
 ):  # fmt: skip
-    """A block backward: gradients of Δ x and Δ at the owners, those of B and C folded."""
+    """A block backward: gradients of Δ x and Δ at the owners, those of B and C folded.
+
+    All states and what belongs to them are in the order of `turn_of`.
+    """
     M: tl.constexpr = NP // P
+    turn = turn_of(NP, P)
     inputs = times(steps, tokens, P)
-    states, decays = recompute(start, steps, inputs, dealt, decay, NP, P, KIND)
+    states, decays = recompute(start, steps, inputs, dealt, decay, turn, NP, P, KIND)
     dus = ()
     dsteps = ()
     folded = ()
@@ -97,7 +101,7 @@ def run_back(
         du_parts = ()
         dstep_parts = ()
         for i in tl.static_range(s * P + P - 1, s * P - 1, -1):
-            b_row, c_row = shares_of_both(dealt, i, NP, P, KIND)
+            b_row, c_row = shares_of_both(dealt, i, turn, NP, P, KIND)
             g, dA, du, dstep, dB, dC = turn_back(
                 g,
                 dA,

@@ -47,18 +47,32 @@ def zeros(COUNT: tl.constexpr):
 
 
 @triton.jit
-def entry_of(j: tl.constexpr, NP: tl.constexpr, P: tl.constexpr):
-    """Which of its channel's states each lane has in register `j`.
-
-    A lane's states are in an order of its own, turned by the top bits of its number, so that
-    `fold_entries` adds up the same entries of many channels without choosing among registers.
-    """
-    lane = tl.arange(0, 32)
-    return lane % P * (NP // P) + (j ^ (lane * (NP // P) // 32))
+def turn_of(NP: tl.constexpr, P: tl.constexpr):
+    """The order of its own that each lane has its states in on the way back: see `fold_entries`."""
+    return tl.arange(0, 32) * (NP // P) // 32
 
 
 @triton.jit
-def find_channel(A, D, bias, chs, N: tl.constexpr, NP: tl.constexpr, P: tl.constexpr):
+def entry_of(j: tl.constexpr, turn, NP: tl.constexpr, P: tl.constexpr):
+    """Which of its channel's states each lane has in register `j`; `turn` is 0 or `turn_of`."""
+    return tl.arange(0, 32) % P * (NP // P) + (j ^ turn)
+
+
+@triton.jit
+def turned(state, NP: tl.constexpr, P: tl.constexpr):
+    """A state in the order of `turn_of`, from one in that of memory, where it lies side by side."""
+    for k in tl.static_range(4):
+        if (NP // P) >> k > 1:
+            other = tl.arange(0, 32) & (16 >> k) != 0
+            after = ()
+            for j in tl.static_range(NP // P):
+                after = after + (tl.where(other, state[j ^ ((NP // P) >> k) // 2], state[j]),)
+            state = after
+    return state
+
+
+@triton.jit
+def find_channel(A, D, bias, chs, turn, N: tl.constexpr, NP: tl.constexpr, P: tl.constexpr):
     """This lane's channel, the same kept in range, its decay rates to base 2, its skip, its bias.
 
     Lanes beyond the last channel work on the last one, and what they find is not stored.
@@ -68,7 +82,7 @@ def find_channel(A, D, bias, chs, N: tl.constexpr, NP: tl.constexpr, P: tl.const
     c = tl.minimum(channel, chs - 1)
     decay = ()
     for j in tl.static_range(NP // P):
-        n = entry_of(j, NP, P)
+        n = entry_of(j, turn, NP, P)
         decay = decay + (tl.load(A + c * N + n, mask=n < N, other=0.0) * LOG2E,)
     skip = tl.zeros((32,), tl.float32)
     if D is not None:
@@ -97,6 +111,18 @@ def moved(at, tokens):
 
 
 @triton.jit
+def beyond(place, offset):
+    """`offset` numbers, not negative, after a common `place`.
+
+    Counted in bytes of 32 bits without a sign: the upper half of what is added is then zero and
+    takes no register, of which the kernels have none to spare.
+    """
+    offset *= place.dtype.element_ty.primitive_bitwidth // 8
+    byte = place.to(tl.pointer_type(tl.uint8), bitcast=True) + offset.to(tl.uint32)
+    return byte.to(place.dtype, bitcast=True)
+
+
+@triton.jit
 def load_tokens(at, c, left, P: tl.constexpr):
     """The owned tokens of the block at `at`; the last one in place of those beyond the `left` ones.
 
@@ -105,9 +131,11 @@ def load_tokens(at, c, left, P: tl.constexpr):
     tokens = ()
     for s in tl.static_range(T // P):
         token = s * P + tl.arange(0, 32) % P
-        if left is not None:
-            token = tl.minimum(token, left - 1)
-        tokens = tokens + (tl.load(at[0] + (token * at[1] + c * at[2])),)
+        if left is None:
+            place = beyond(at[0], token * at[1] + c * at[2])
+        else:
+            place = at[0] + (tl.minimum(token, left - 1) * at[1] + c * at[2])
+        tokens = tokens + (tl.load(place),)
     return tokens
 
 
@@ -161,10 +189,10 @@ def deal(at, left, N: tl.constexpr, NP: tl.constexpr):
     dealt = ()
     for k in tl.static_range(T * NP // 32):
         e = k * 32 + tl.arange(0, 32)
-        token = e // NP
-        if left is not None:
-            token = tl.minimum(token, left - 1)
-        place = at[0] + (token * at[1] + (e % NP) * at[2])
+        if left is None:
+            place = beyond(at[0], e // NP * at[1] + e % NP * at[2])
+        else:
+            place = at[0] + (tl.minimum(e // NP, left - 1) * at[1] + e % NP * at[2])
         if N == NP:
             dealt = dealt + (tl.load(place),)
         else:
@@ -188,22 +216,24 @@ def deal_both(B, C, left, N: tl.constexpr, NP: tl.constexpr):
 
 
 @triton.jit
-def share_of(dealt, i: tl.constexpr, NP: tl.constexpr, P: tl.constexpr):
+def share_of(dealt, i: tl.constexpr, turn, NP: tl.constexpr, P: tl.constexpr):
     """This lane's share of the dealt entries of token `i`."""
     share = ()
     for j in tl.static_range(NP // P):
-        place = (i * NP) % 32 + entry_of(j, NP, P)
+        place = (i * NP) % 32 + entry_of(j, turn, NP, P)
         share = share + (tl.gather(dealt[(i * NP) // 32], place, 0),)
     return share
 
 
 @triton.jit
-def shares_of_both(dealt, i: tl.constexpr, NP: tl.constexpr, P: tl.constexpr, KIND: tl.constexpr):
+def shares_of_both(
+    dealt, i: tl.constexpr, turn, NP: tl.constexpr, P: tl.constexpr, KIND: tl.constexpr
+):
     """This lane's shares of token `i`'s rows of B and C (of dtype `KIND`), in float32."""
     if KIND.is_fp32():
-        return share_of(dealt, i, NP, P), share_of(dealt, i + T, NP, P)
+        return share_of(dealt, i, turn, NP, P), share_of(dealt, i + T, turn, NP, P)
     else:
-        words = share_of(dealt, i, NP, P)
+        words = share_of(dealt, i, turn, NP, P)
         b_row = ()
         c_row = ()
         for j in tl.static_range(NP // P):
@@ -247,9 +277,9 @@ def fold(values, COUNT: tl.constexpr, TOP: tl.constexpr, LOW: tl.constexpr):
 def fold_entries(dB, dC, NP: tl.constexpr, P: tl.constexpr):
     """Sum a token's gradients of B and C, one vector for each of a lane's states, over channels.
 
-    At each of the top bits of its number a lane gives away half of its registers: by `entry_of`
-    they are what the lane across keeps, so nothing is selected. The next bit says whether a lane
-    ends with a sum of B's or of C's.
+    At each of the top bits of its number a lane gives away the upper half of its registers. In the
+    order of `turn_of`, which follows those bits, they are what the lane across keeps, so that no
+    lane selects. The next bit says whether a lane ends with a sum of B's or of C's.
     """
     lane = tl.arange(0, 32)
     M: tl.constexpr = NP // P
@@ -267,19 +297,20 @@ def fold_entries(dB, dC, NP: tl.constexpr, P: tl.constexpr):
 
 
 @triton.jit
-def load_states(rows, c, chs, NP: tl.constexpr, P: tl.constexpr):
+def load_states(rows, c, chs, turn, NP: tl.constexpr, P: tl.constexpr):
     """This lane's share of a state that is stored a row an entry."""
     state = ()
     for j in tl.static_range(NP // P):
-        state = state + (tl.load(rows + entry_of(j, NP, P) * chs + c),)
+        state = state + (tl.load(beyond(rows, entry_of(j, turn, NP, P) * chs + c)),)
     return state
 
 
 @triton.jit
-def store_states(rows, state, channel, chs, NP: tl.constexpr, P: tl.constexpr):
+def store_states(rows, state, channel, chs, turn, NP: tl.constexpr, P: tl.constexpr):
     """Store this lane's share of a state, a row an entry."""
     for j in tl.static_range(NP // P):
-        tl.store(rows + entry_of(j, NP, P) * chs + channel, state[j], mask=channel < chs)
+        place = beyond(rows, entry_of(j, turn, NP, P) * chs + channel)
+        tl.store(place, state[j], mask=channel < chs)
 
 
 @triton.jit
@@ -288,7 +319,7 @@ def store_tokens(place, tokens, channel, left, chs, P: tl.constexpr):
     for s in tl.static_range(T // P):
         inside = channel < limit_of(s, left, chs, P)
         offset = (s * P + tl.arange(0, 32) % P) * chs + channel
-        tl.store(place + offset, tokens[s].to(place.dtype.element_ty), mask=inside)
+        tl.store(beyond(place, offset), tokens[s].to(place.dtype.element_ty), mask=inside)
 
 
 @triton.jit
@@ -296,7 +327,8 @@ def store_folded(place, folded, left, NP: tl.constexpr, P: tl.constexpr):
     """Store what `fold_entries` left of a block's gradients, B's and C's side by side a token."""
     lane = tl.arange(0, 32)
     M: tl.constexpr = NP // P
-    column = lane // (16 // M) % 2 * NP + entry_of(0, NP, P)
+    column = lane // (16 // M) % 2 * NP + entry_of(0, turn_of(NP, P), NP, P)
     twin = lane % (16 // M) // P  # more lanes may have ended with the same sum
     for i in tl.static_range(T):
-        tl.store(place + (i * 2 * NP + column), folded[i], mask=twin < tl.where(i < left, 1, 0))
+        row = beyond(place, i * 2 * NP + column)
+        tl.store(row, folded[i], mask=twin < tl.where(i < left, 1, 0))

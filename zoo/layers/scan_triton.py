@@ -39,6 +39,8 @@ from zoo.layers.scan_lanes import (
     store_states,
     store_tokens,
     times,
+    turn_of,
+    turned,
     zeros,
 )
 from zoo.layers.scan_op import BLOCK, padded_states
@@ -54,7 +56,7 @@ any_size = triton.jit(do_not_specialize=SIZES, do_not_specialize_on_alignment=PO
 
 
 @triton.jit
-def _hand_on(ends, b, channel, first, last, decay, chs, NP: tl.constexpr, P: tl.constexpr):
+def _hand_on(ends, b, channel, first, last, decay, chs, turn, NP: tl.constexpr, P: tl.constexpr):
     """What the segments from `first` up or down to `last`, not included, hand on to `last`.
 
     A segment's own part lies in the rows of `ends`, the sum of its steps in the row after. Lanes
@@ -66,7 +68,7 @@ def _hand_on(ends, b, channel, first, last, decay, chs, NP: tl.constexpr, P: tl.
         segment = tl.where(first > last, first - i, first + i)
         rows = ends + ((b * tl.num_programs(2) + segment) * (NP + 1)) * chs
         steps = tl.load(rows + NP * chs + c)
-        own = load_states(rows, c, chs, NP, P)
+        own = load_states(rows, c, chs, turn, NP, P)
         joined = ()
         for j in tl.static_range(NP // P):
             entry = tl.exp2(steps * decay[j]) * state[j] + own[j]
@@ -86,7 +88,7 @@ def _segment_ends(
 
     h = a h + Δ x B with `v` = x and `rows` = B; backward, g = a (g + dy C) with dy and C.
     """
-    channel, c, decay, _, shift = find_channel(A, None, bias, chs, N, NP, P)
+    channel, c, decay, _, shift = find_channel(A, None, bias, chs, 0, N, NP, P)
     b = tl.program_id(1).to(tl.int64)
     begin = tl.program_id(2) * segment
     blocks = tl.cdiv(tl.minimum(begin + segment, length) - begin, T)
@@ -105,7 +107,7 @@ def _segment_ends(
         for i in tl.static_range(T):
             step = of_owner(steps, T - 1 - i if REVERSE else i, P)
             u = of_owner(inputs, T - 1 - i if REVERSE else i, P)
-            row = share_of(dealt, T - 1 - i if REVERSE else i, NP, P)
+            row = share_of(dealt, T - 1 - i if REVERSE else i, 0, NP, P)
             after = ()
             for j in tl.static_range(NP // P):
                 a = tl.exp2(step * decay[j])
@@ -113,7 +115,7 @@ def _segment_ends(
                 after = after + (a * (state[j] + entry) if REVERSE else a * state[j] + entry,)
             state = after
     out = ends + ((b * tl.num_programs(2) + tl.program_id(2)) * (NP + 1)) * chs
-    store_states(out, state, channel, chs, NP, P)
+    store_states(out, state, channel, chs, 0, NP, P)
     total = fold((total,), 1, P // 2, 1)
     tl.store(out + NP * chs + channel, total, mask=channel < chs)
 
@@ -125,7 +127,7 @@ def _scan_forward(
     N: tl.constexpr, NP: tl.constexpr, P: tl.constexpr, SOFTPLUS: tl.constexpr,
 ):  # fmt: skip
     """The outputs and, unless `borders` is None, the states that the blocks start from."""
-    channel, c, decay, skip, shift = find_channel(A, D, bias, chs, N, NP, P)
+    channel, c, decay, skip, shift = find_channel(A, D, bias, chs, 0, N, NP, P)
     b = tl.program_id(1).to(tl.int64)
     begin = tl.program_id(2) * segment
     left = length - begin
@@ -137,7 +139,7 @@ def _scan_forward(
         borders += (b * tl.cdiv(length, T) + begin // T) * NP * chs
     state = zeros(NP // P)
     if ends is not None:
-        state = _hand_on(ends, b, channel, 0, tl.program_id(2), decay, chs, NP, P)
+        state = _hand_on(ends, b, channel, 0, tl.program_id(2), decay, chs, 0, NP, P)
     tokens = load_tokens(x_at, c, left, P)
     raw = load_tokens(delta_at, c, left, P)
     dealt = deal_both(B_at, C_at, left, N, NP)
@@ -148,7 +150,7 @@ def _scan_forward(
         next_raw = load_tokens(delta_at, c, left - T, P)
         next_dealt = deal_both(B_at, C_at, left - T, N, NP)
         if borders is not None:
-            store_states(borders, state, channel, chs, NP, P)
+            store_states(borders, state, channel, chs, 0, NP, P)
             borders += NP * chs
         steps = find_steps(raw, shift, P, SOFTPLUS)
         state, outs = run(state, steps, tokens, dealt, decay, skip, NP, P, B.dtype.element_ty)
@@ -183,14 +185,15 @@ def _scan_backward(
 
     Only the last block may lack tokens, so what is read ahead is whole, unless all is `SHORT`.
     """
-    channel, c, decay, skip, shift = find_channel(A, D, bias, chs, N, NP, P)
+    turn = turn_of(NP, P)
+    channel, c, decay, skip, shift = find_channel(A, D, bias, chs, turn, N, NP, P)
     b = tl.program_id(1).to(tl.int64)
     begin = tl.program_id(2) * segment
     blocks = tl.cdiv(tl.minimum(segment, length - begin), T)
     g = zeros(NP // P)
     if ends is not None:
         last = tl.num_programs(2) - 1
-        g = _hand_on(ends, b, channel, last, tl.program_id(2), decay, chs, NP, P)
+        g = _hand_on(ends, b, channel, last, tl.program_id(2), decay, chs, turn, NP, P)
     dA = zeros(NP // P)
     dD, dbias = zeros(2)
     first = begin + (blocks - 1) * T
@@ -206,7 +209,7 @@ def _scan_backward(
     raw = load_tokens(delta_at, c, left, P)
     dys = load_tokens(dy_at, c, left, P)
     dealt = deal_both(B_at, C_at, left, N, NP)
-    start = load_states(borders, c, chs, NP, P)
+    start = load_states(borders, c, chs, 0, NP, P)
     for _ in range(blocks):
         back = tl.where(first > 0, T, 0)
         x_at, delta_at, dy_at = moved(x_at, -back), moved(delta_at, -back), moved(dy_at, -back)
@@ -217,11 +220,12 @@ def _scan_backward(
         next_raw = load_tokens(delta_at, c, ahead, P)
         next_dys = load_tokens(dy_at, c, ahead, P)
         next_dealt = deal_both(B_at, C_at, ahead, N, NP)
-        next_start = load_states(borders, c, chs, NP, P)
+        next_start = load_states(borders, c, chs, 0, NP, P)
         steps = find_steps(raw, shift, P, SOFTPLUS)
         kept = kept_inside(dys, channel, left, chs, P)
+        entry = turned(start, NP, P)
         g, dA, dus, dsteps, folded = run_back(
-            g, dA, start, steps, tokens, kept, dealt, decay, NP, P, B.dtype.element_ty
+            g, dA, entry, steps, tokens, kept, dealt, decay, NP, P, B.dtype.element_ty
         )
         drawn = _through_softplus(dsteps, dus, tokens, raw, shift, P, SOFTPLUS)
         dxs = ()
@@ -243,7 +247,7 @@ def _scan_backward(
         dealt = next_dealt
         start = next_start
     out = dchs + (b * tl.num_programs(2) + tl.program_id(2)) * (NP + 2) * chs
-    store_states(out, dA, channel, chs, NP, P)
+    store_states(out, dA, channel, chs, turn, NP, P)
     dD = fold((dD,), 1, P // 2, 1)
     dbias = fold((dbias,), 1, P // 2, 1)
     tl.store(out + NP * chs + channel, dD, mask=channel < chs)
@@ -292,7 +296,7 @@ def forward(
     """
     batch, length, chs = x.shape
     states = padded_states(A.shape[1])
-    plan = plan or plan_for(x, backward=False)
+    plan = plan or plan_for(x, save=save)
     y = x.new_empty(batch, length, chs)
     shape = (batch, triton.cdiv(length, BLOCK), states, chs) if save else (0,)
     borders = x.new_empty(shape, dtype=torch.float32)
@@ -333,7 +337,7 @@ def backward(
     batch, length, chs = x.shape
     likes = A, B, C, D, delta_bias
     states = padded_states(A.shape[1])
-    plan = plan or plan_for(x, backward=True)
+    plan = plan or plan_for(x, save=True)
     A, B, C, D, delta_bias = _as_read(A, B, C, D, delta_bias)
     grid = (triton.cdiv(chs * plan.lanes, 32), batch, plan.segments)
     dx = x.new_empty(batch, length, chs)
@@ -367,16 +371,16 @@ def _own(part: Tensor, like: Tensor | None) -> Tensor:
     return part.to(like.dtype, copy=True, memory_format=torch.contiguous_format)
 
 
-def plan_for(x: Tensor, *, backward: bool) -> Plan:
+def plan_for(x: Tensor, *, save: bool) -> Plan:
     """Lay out the scan of `x`, so that every scheduler of the GPU has its warps.
 
-    Fewer lanes a channel shuffle less, but one warp alone cannot hide its own waiting: on an H200
-    four are best forward, and two backward, where a lane has more to do at a time.
+    Fewer lanes a channel shuffle less and read longer rows, but a warp or two alone cannot hide
+    their own waiting. With `save`, and backward, there is more to do between two waits.
     """
     batch, length, chs = x.shape
     num = 4 * num_multiprocessors(x.device)  # schedulers
     warps = batch * triton.cdiv(chs, 32)
-    lanes = 2 if backward and 2 * warps >= num else 4
+    lanes = 2 if 2 * warps >= (num if save else 2.5 * num) else 4
     wanted = min(triton.cdiv(4 * num, lanes * warps), length // (16 * BLOCK))
     if lanes * warps >= num or wanted < 2:
         return Plan(lanes, 1, triton.cdiv(length, BLOCK) * BLOCK)
