@@ -51,7 +51,7 @@ LN2 = tl.constexpr(0.6931471805599453)
 SIZES = [f"{name}_{dim}" for name in ("x", "delta", "B", "C", "dy", "v", "rows") for dim in "btc"]
 SIZES += ["length", "chs", "segment", "count", "columns"]
 POINTERS = ["x", "delta", "A", "B", "C", "D", "bias", "dy", "v", "rows", "ends", "y", "borders"]
-POINTERS += ["dx", "ddelta", "dBC", "dchs", "parts", "out"]
+POINTERS += ["dx", "ddelta", "dBC", "dchs", "parts", "dA", "dB", "dC", "dD", "dbias"]
 any_size = triton.jit(do_not_specialize=SIZES, do_not_specialize_on_alignment=POINTERS)
 
 
@@ -181,7 +181,7 @@ def _scan_backward(
     N: tl.constexpr, NP: tl.constexpr, P: tl.constexpr, SOFTPLUS: tl.constexpr,
     SHORT: tl.constexpr,
 ):  # fmt: skip
-    """The gradients of x and Δ, and this program's parts of the others, for `_sum_parts`.
+    """The gradients of x and Δ, and this program's parts of the others, to be summed.
 
     Only the last block may lack tokens, so what is read ahead is whole, unless all is `SHORT`.
     """
@@ -254,17 +254,48 @@ def _scan_backward(
     tl.store(out + (NP + 1) * chs + channel, dbias, mask=channel < chs)
 
 
-@any_size
-def _sum_parts(parts, out, count, columns, ROWS: tl.constexpr, COLS: tl.constexpr):
-    """Sum `count` rows of `columns` numbers, always in the same order."""
-    column = tl.program_id(0) * COLS + tl.arange(0, COLS)
-    total = tl.zeros((ROWS, COLS), tl.float32)
+@triton.jit
+def _sum_rows(parts, column, count, columns, ROWS: tl.constexpr):
+    """Sum `count` rows of `columns` numbers at some of these, always in the same order."""
+    total = tl.zeros((ROWS, column.shape[0]), tl.float32)
     for first in range(0, count, ROWS):
         row = first + tl.arange(0, ROWS)
         limit = tl.where(row < count, columns, 0)
         place = parts + row.to(tl.int64)[:, None] * columns + column[None, :]
         total += tl.load(place, mask=column[None, :] < limit[:, None], other=0.0)
-    tl.store(out + column, tl.sum(total, 0).to(out.dtype.element_ty), mask=column < columns)
+    return tl.sum(total, 0)
+
+
+@any_size
+def _sum_of_tokens(
+    parts, dB, dC, count, columns,
+    N: tl.constexpr, NP: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr,
+):  # fmt: skip
+    """The gradients of B and C, from parts with both of a token side by side."""
+    column = tl.program_id(0) * COLS + tl.arange(0, COLS)
+    total = _sum_rows(parts, column, count, columns, ROWS)
+    entry = column % NP
+    place = column // (2 * NP) * N + entry
+    width = tl.where(column < columns, N, 0)
+    of_C = column // NP % 2
+    tl.store(dB + place, total.to(dB.dtype.element_ty), mask=entry < tl.where(of_C > 0, 0, width))
+    tl.store(dC + place, total.to(dC.dtype.element_ty), mask=entry < tl.where(of_C > 0, width, 0))
+
+
+@any_size
+def _sum_of_channels(
+    parts, dA, dD, dbias, count, chs,
+    N: tl.constexpr, NP: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr,
+):  # fmt: skip
+    """The gradients of A, D and the bias, from parts with a row of channels for each entry."""
+    column = tl.program_id(0) * COLS + tl.arange(0, COLS)
+    total = _sum_rows(parts, column, count, (NP + 2) * chs, ROWS)
+    row, channel = column // chs, column % chs
+    tl.store(dA + channel * N + row, total.to(dA.dtype.element_ty), mask=row < N)
+    if dD is not None:
+        tl.store(dD + channel, total.to(dD.dtype.element_ty), mask=row == NP)
+    if dbias is not None:
+        tl.store(dbias + channel, total.to(dbias.dtype.element_ty), mask=row == NP + 1)
 
 
 class Plan(NamedTuple):
@@ -357,18 +388,19 @@ def backward(
         borders, ends, dx, ddelta, dBC, dchs, length, chs, plan.segment, **sizes,
         SHORT=length < BLOCK,
     )  # fmt: skip
-    dB, dC = _sum(dBC, B.dtype).split(states, dim=-1)
-    dA, dD, dbias = _sum(dchs, torch.float32).split((states, 1, 1))
-    num = A.shape[1]
-    sums = (dA[:num].t(), dB[..., :num], dC[..., :num], dD[0], dbias[0])
-    return dx, ddelta, *map(_own, sums, likes)
+    dA, dB, dC, dD, dbias = (_like(t) for t in likes)
+    sums = dict(N=sizes["N"], NP=states, ROWS=16, COLS=128)
+    columns = batch * length * 2 * states
+    _sum_of_tokens[(triton.cdiv(columns, 128),)](dBC, dB, dC, grid[0], columns, **sums)
+    _sum_of_channels[(triton.cdiv((states + 2) * chs, 128),)](
+        dchs, dA, dD, dbias, dchs.shape[0], chs, **sums
+    )
+    empty = x.new_empty(0)
+    return dx, ddelta, dA, dB, dC, empty if dD is None else dD, empty if dbias is None else dbias
 
 
-def _own(part: Tensor, like: Tensor | None) -> Tensor:
-    """Copy a part out of what it shares: the results of an operator may not share memory."""
-    if like is None:
-        return part.new_empty(0)
-    return part.to(like.dtype, copy=True, memory_format=torch.contiguous_format)
+def _like(t: Tensor | None) -> Tensor | None:
+    return None if t is None else t.new_empty(t.shape)
 
 
 def plan_for(x: Tensor, *, save: bool) -> Plan:
@@ -410,11 +442,3 @@ def _as_read(
         B, C = B.float(), C.float()
     D, delta_bias = (None if t is None else t.contiguous() for t in (D, delta_bias))
     return A.float().contiguous(), B, C, D, delta_bias
-
-
-def _sum(parts: Tensor, dtype: torch.dtype) -> Tensor:
-    """Sum over the first dim."""
-    total = parts.new_empty(parts.shape[1:], dtype=dtype)
-    columns = total.numel()
-    _sum_parts[(triton.cdiv(columns, 128),)](parts, total, parts.shape[0], columns, 16, 128)
-    return total
