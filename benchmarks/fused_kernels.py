@@ -4,7 +4,8 @@ python3 benchmarks/fused_kernels.py [--save FILE]
 
 Inputs are what the models give. A scan: bfloat16, softplus, bias and skip inside, B and C narrow
 slices of one wider tensor. Batch norm, activation and residual in training: bfloat16 maps, beside
-what torch.compile makes of torch's own. Window attention: bfloat16 and a float32 bias, beside
+what torch.compile makes of torch's own; the convolution over neighbouring tokens with its SiLU
+likewise. Window attention: bfloat16 and a float32 bias, beside
 torch's own `scaled_dot_product_attention` with that bias in bfloat16.
 
 `eager` times one call as Python makes it (triton.testing.do_bench, which also empties the cache
@@ -19,6 +20,7 @@ import itertools
 import statistics
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -29,6 +31,7 @@ from triton.testing import do_bench
 from zoo.layers import batch_norm_op  # noqa: F401 -- registers the operator
 from zoo.layers.attention_op import window_attention
 from zoo.layers.gelu import GELU
+from zoo.layers.neighbours import in_torch, neighbours_silu
 from zoo.layers.scan import selective_scan
 
 SHAPES = [  # batch, channels, tokens, states
@@ -43,6 +46,12 @@ WINDOWS = [  # windows, tokens, heads, head dim: of FasterViT-0 and -4, E-RADIO-
     (2048, 53, 16, 56),
     (512, 64, 16, 96),
     (128, 49, 16, 40),
+]
+MIXERS = [  # windows, tokens, channels: of MambaVision-T, -S and -L, and -S's last stage
+    (128, 196, 320),
+    (128, 196, 384),
+    (128, 196, 784),
+    (128, 49, 768),
 ]
 NORMS = [  # images, channels, side, activation: of MambaVision-S and -L, FasterViT-4, E-RADIO-L
     (128, 96, 56, "gelu_tanh"),
@@ -77,6 +86,7 @@ COMPARED = (
 ERROR = "largest relative error"
 WINDOW_COLUMNS = ("windows, tokens, heads, head dim", *COMPARED, ERROR)
 NORM_COLUMNS = ("images, channels, side, activation (torch's compiled)", *COMPARED, ERROR)
+MIXER_COLUMNS = ("windows, tokens, channels (torch's compiled)", *COMPARED, ERROR)
 GELU_COLUMNS = ("tokens, channels (both compiled)", *COMPARED)
 
 
@@ -140,10 +150,7 @@ def largest_error(chs: int, length: int, states: int) -> float:
     exact = [t.detach().double().requires_grad_() for t in inputs]
     y = scan(exact, chunk=64)
     theirs = [y, *torch.autograd.grad(y, exact, dy.double())]
-    return max(
-        float(((a.double() - b.to(a.dtype).double()).norm() / b.norm()).detach())
-        for a, b in zip(ours, theirs, strict=True)
-    )
+    return largest(ours, [b.to(a.dtype).double() for a, b in zip(ours, theirs, strict=True)])
 
 
 def scan_row(batch: int, chs: int, length: int, states: int) -> list[str]:
@@ -176,6 +183,30 @@ def scan_row(batch: int, chs: int, length: int, states: int) -> list[str]:
     return [shape, *(f"{number:.4f}" for number in numbers), f"{error:.0e}"]
 
 
+def largest(found: Sequence[Tensor], wanted: Sequence[Tensor]) -> float:
+    """Give the largest relative error of some tensors."""
+    pairs = zip(found, wanted, strict=True)
+    return max(float(((a.double() - b).norm() / b.norm()).detach()) for a, b in pairs)
+
+
+def both_ways(
+    calls: Sequence[Callable[..., Any]], leaves: list[Tensor], dy: Any, copies: int = 3
+) -> list[float]:
+    """Time each call alone and with its gradients; kernels alone."""
+    times = []
+    for call in calls:
+
+        @torch.no_grad()
+        def forward(call=call) -> Any:
+            return call(*leaves)
+
+        def both(call=call) -> tuple[Tensor, ...]:
+            return torch.autograd.grad(call(*leaves), leaves, dy)
+
+        times += [graph_ms([forward] * copies), graph_ms([both] * copies)]
+    return times
+
+
 def torch_attention(qkv: Tensor, bias: Tensor, scale: float) -> Tensor:
     """Attend with what torch has."""
     q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
@@ -190,27 +221,17 @@ def window_row(windows: int, tokens: int, heads: int, dim: int) -> list[str]:
     qkv = torch.randn(shape, device="cuda").bfloat16().requires_grad_()
     bias = torch.randn(heads, tokens, tokens, device="cuda", requires_grad=True)
     dy = torch.randn(windows, tokens, heads * dim, device="cuda").bfloat16()
-    times = []
-    for attend in (window_attention, torch_attention):
-
-        @torch.no_grad()
-        def forward(attend=attend) -> Tensor:
-            return attend(qkv, bias, scale)
-
-        def both(attend=attend) -> tuple[Tensor, ...]:
-            return torch.autograd.grad(attend(qkv, bias, scale), (qkv, bias), dy)
-
-        times += [graph_ms([forward] * 3), graph_ms([both] * 3)]
+    calls = [
+        functools.partial(attend, scale=scale) for attend in (window_attention, torch_attention)
+    ]
+    times = both_ways(calls, [qkv, bias], dy)
     inputs = [qkv[:64].detach().requires_grad_(), bias]
     exact = [t.detach().double().requires_grad_() for t in inputs]
     y = window_attention(inputs[0], inputs[1], scale)
     wanted = torch_attention(exact[0], exact[1], scale)
     ours = [y, *torch.autograd.grad(y, inputs, dy[:64])]
     theirs = [wanted, *torch.autograd.grad(wanted, exact, dy[:64].double())]
-    error = max(
-        float(((a.double() - b).norm() / b.norm()).detach())
-        for a, b in zip(ours, theirs, strict=True)
-    )
+    error = largest(ours, theirs)
     floor = 1e3 * 2 * dy.numel() * 4 / BYTES_PER_SECOND  # q, k, v in, x out
     numbers = (*times, floor, floor + 2 * floor)  # backward: those, dx, dq, dk, dv
     name = ", ".join(map(str, (windows, tokens, heads, dim)))
@@ -239,24 +260,11 @@ def norm_row(images: int, chs: int, side: int, act: str) -> list[str]:
     x[:, chs:] = 0
     leaves = [x, plus, torch.rand(chs, device="cuda") + 0.5, torch.randn(chs, device="cuda")]
     leaves = [t.requires_grad_() for t in leaves]
-    times = []
-    for call in (ours, torch.compile(theirs, dynamic=False)):
-
-        @torch.no_grad()
-        def forward(call=call) -> Tensor:
-            return call(*leaves)
-
-        def both(call=call) -> tuple[Tensor, ...]:
-            return torch.autograd.grad(call(*leaves), leaves, dy)
-
-        times += [graph_ms([forward] * 3), graph_ms([both] * 3)]
+    times = both_ways((ours, torch.compile(theirs, dynamic=False)), leaves, dy)
     found = [y := ours(*leaves), *torch.autograd.grad(y, leaves, dy)]
     exact = [t.detach().double().requires_grad_() for t in leaves]
     wanted = [y := theirs(*exact), *torch.autograd.grad(y, exact, dy.double())]
-    error = max(
-        float(((a.double() - b).norm() / b.norm()).detach())
-        for a, b in zip(found, wanted, strict=True)
-    )
+    error = largest(found, wanted)
     one = 1e3 * dy.numel() * 2 / BYTES_PER_SECOND
     numbers = (*times, 4 * one, 9 * one)  # x twice, plus, y; back: x and dy twice, dx
     name = ", ".join(map(str, (images, chs, side, act)))
@@ -267,20 +275,27 @@ def gelu_row(rows: int, width: int) -> list[str]:
     """Measure GELU on the hidden tokens of an MLP, compiled; floors are 2 passes and 3 more."""
     x = torch.randn(rows, width, device="cuda", dtype=torch.bfloat16, requires_grad=True)
     dy = torch.randn_like(x)
-    times = []
-    for call in (GELU(), F.gelu):
-        compiled = torch.compile(call, dynamic=False)
-
-        @torch.no_grad()
-        def forward(compiled=compiled) -> Tensor:
-            return compiled(x)
-
-        def both(compiled=compiled) -> tuple[Tensor, ...]:
-            return torch.autograd.grad(compiled(x), x, dy)
-
-        times += [graph_ms([forward] * 4), graph_ms([both] * 4)]
+    calls = [torch.compile(call, dynamic=False) for call in (GELU(), F.gelu)]
+    times = both_ways(calls, [x], dy, copies=4)
     one = 1e3 * x.numel() * 2 / BYTES_PER_SECOND
     return [f"{rows}, {width}", *(f"{number:.4f}" for number in (*times, 2 * one, 5 * one))]
+
+
+def neighbours_row(windows: int, tokens: int, chs: int) -> list[str]:
+    """Measure the convolution over neighbouring tokens with its SiLU; kernels alone."""
+    x = torch.randn(windows, tokens, chs, device="cuda").bfloat16().requires_grad_()
+    taps = torch.randn(chs, 3, device="cuda").bfloat16().requires_grad_()
+    dys = torch.randn_like(x).chunk(2, dim=-1)
+    times = both_ways((neighbours_silu, torch.compile(in_torch, dynamic=False)), [x, taps], dys)
+    found = [*(y := neighbours_silu(x, taps)), *torch.autograd.grad(y, (x, taps), dys)]
+    exact = [t.detach().double().requires_grad_() for t in (x, taps)]
+    y = in_torch(*exact)
+    wanted = [*y, *torch.autograd.grad(y, exact, [dy.double() for dy in dys])]
+    error = largest(found, wanted)
+    one = 1e3 * x.numel() * 2 / BYTES_PER_SECOND
+    numbers = (*times, 2 * one, 5 * one)  # x, y; back: x, dy, dx
+    name = ", ".join(map(str, (windows, tokens, chs)))
+    return [name, *(f"{number:.4f}" for number in numbers), f"{error:.0e}"]
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
@@ -298,6 +313,7 @@ def main() -> None:
     lines = [f"{device}, torch {torch.__version__}, Triton {triton.__version__}", ""]
     lines += table(SCAN_COLUMNS, [scan_row(*shape) for shape in SHAPES])
     lines += table(NORM_COLUMNS, [norm_row(*shape) for shape in NORMS])
+    lines += table(MIXER_COLUMNS, [neighbours_row(*shape) for shape in MIXERS])
     lines += table(GELU_COLUMNS, [gelu_row(25088, 3072)])
     lines += table(WINDOW_COLUMNS, [window_row(*shape) for shape in WINDOWS])
     print("\n".join(lines))

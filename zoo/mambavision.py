@@ -33,6 +33,7 @@ from zoo.checkpoint import rename_keys
 from zoo.hierarchy import Hierarchy, checkpoint_filter_fn
 from zoo.layers.attention import UNIT, Attention
 from zoo.layers.conv import Conv2d, Stem
+from zoo.layers.neighbours import neighbours_silu
 from zoo.layers.scan import selective_scan
 from zoo.layers.stage import ConvBlock, MixerBlock, Stage, drop_path_rates
 from zoo.layers.window import (
@@ -180,8 +181,8 @@ class MambaMixer(nn.Module):
             padding = padding[:, 0, 0, :, None]
             x = x.masked_fill(padding < 0, 0)
         # Both convolutions in one pass over the channels.
-        taps = torch.cat([self.conv_x.weight, self.conv_z.weight])
-        x, z = F.silu(_neighbours(self.in_proj(x), taps)).chunk(2, dim=-1)
+        taps = torch.cat([self.conv_x.weight, self.conv_z.weight])[:, 0]
+        x, z = neighbours_silu(self.in_proj(x), taps)
         plain = type(self.x_proj) is nn.Linear  # what others put in its place runs as it is
         delta, B, C = self._steps(x, -self.widths[0] % UNIT if x.is_cuda and plain else 0)
         if padding is not None:
@@ -210,18 +211,6 @@ class MambaMixer(nn.Module):
         weight = torch.cat([F.pad(down, (0, 0, 0, more)), others])
         delta, B, C = F.linear(x, weight).split((rank + more, *states), dim=-1)
         return F.linear(delta, F.pad(self.dt_proj.weight, (0, more))), B, C
-
-
-def _neighbours(x: Float[Tensor, "B N C"], taps: Float[Tensor, "C 1 3"]) -> Float[Tensor, "B N C"]:
-    """Convolve each channel with its three taps.
-
-    As sums of shifted tokens, which a compiler fuses with what follows: torch's depthwise
-    convolution takes 11 times as long as reading and writing the tokens does (H200).
-    """
-    before, here, after = taps.to(x.dtype)[:, 0].unbind(-1)
-    x = F.pad(x, (0, 0, 1, 1))
-    y = torch.addcmul(x[:, 1:-1] * here, x[:, :-2], before)
-    return torch.addcmul(y, x[:, 2:], after)
 
 
 class MixerStage(Stage):

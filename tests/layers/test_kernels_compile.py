@@ -40,7 +40,7 @@ def compile_all() -> set[tuple[str, str]]:
         compiled.add((self.__module__, self.__name__))
 
     JITFunction.run = only_compile
-    for kernels in (scans, norms, attentions, int8_products):
+    for kernels in (scans, norms, attentions, neighbours, int8_products):
         kernels()
     return compiled
 
@@ -83,6 +83,14 @@ def attentions() -> None:
     tiles.backward(out, qkv, bias, out, sums, 0.1)
 
 
+def neighbours() -> None:
+    from zoo.layers.neighbours_triton import backward, forward
+
+    x, taps = torch.randn(5, 49, 784).bfloat16(), torch.randn(784, 3).bfloat16()
+    first, _ = forward(x, taps)
+    backward(first, x[..., 392:], x, taps)
+
+
 def int8_products() -> None:
     from zoo.teachers.int8_kernel import launch, product
 
@@ -93,5 +101,5 @@ def int8_products() -> None:
 
 if __name__ == "__main__":
     every = compile_all()
-    assert len({module for module, _ in every}) == 5, every
-    assert len(every) == 18, every  # a new kernel needs a call above
+    assert len({module for module, _ in every}) == 6, every
+    assert len(every) == 21, every  # a new kernel needs a call above

@@ -44,6 +44,7 @@ from zoo.layers.scan_lanes import (
     zeros,
 )
 from zoo.layers.scan_op import BLOCK, padded_states
+from zoo.layers.sum_rows_triton import sum_rows, tiles_for
 
 LN2 = tl.constexpr(0.6931471805599453)
 
@@ -254,18 +255,6 @@ def _scan_backward(
     tl.store(out + (NP + 1) * chs + channel, dbias, mask=channel < chs)
 
 
-@triton.jit
-def _sum_rows(parts, column, count, columns, ROWS: tl.constexpr):
-    """Sum `count` rows of `columns` numbers at some of these, always in the same order."""
-    total = tl.zeros((ROWS, column.shape[0]), tl.float32)
-    for first in range(0, count, ROWS):
-        row = first + tl.arange(0, ROWS)
-        limit = tl.where(row < count, columns, 0)
-        place = parts + row.to(tl.int64)[:, None] * columns + column[None, :]
-        total += tl.load(place, mask=column[None, :] < limit[:, None], other=0.0)
-    return tl.sum(total, 0)
-
-
 @any_size
 def _sum_of_tokens(
     parts, dB, dC, count, columns,
@@ -273,7 +262,7 @@ def _sum_of_tokens(
 ):  # fmt: skip
     """The gradients of B and C, from parts with both of a token side by side."""
     column = tl.program_id(0) * COLS + tl.arange(0, COLS)
-    total = _sum_rows(parts, column, count, columns, ROWS)
+    total = sum_rows(parts, column, count, columns, ROWS)
     entry = column % NP
     place = column // (2 * NP) * N + entry
     width = tl.where(column < columns, N, 0)
@@ -289,7 +278,7 @@ def _sum_of_channels(
 ):  # fmt: skip
     """The gradients of A, D and the bias, from parts with a row of channels for each entry."""
     column = tl.program_id(0) * COLS + tl.arange(0, COLS)
-    total = _sum_rows(parts, column, count, (NP + 2) * chs, ROWS)
+    total = sum_rows(parts, column, count, (NP + 2) * chs, ROWS)
     row, channel = column // chs, column % chs
     tl.store(dA + channel * N + row, total.to(dA.dtype.element_ty), mask=row < N)
     if dD is not None:
@@ -389,11 +378,13 @@ def backward(
         SHORT=length < BLOCK,
     )  # fmt: skip
     dA, dB, dC, dD, dbias = (_like(t) for t in likes)
-    sums = dict(N=sizes["N"], NP=states, ROWS=16, COLS=128)
-    columns = batch * length * 2 * states
-    _sum_of_tokens[(triton.cdiv(columns, 128),)](dBC, dB, dC, grid[0], columns, **sums)
-    _sum_of_channels[(triton.cdiv((states + 2) * chs, 128),)](
-        dchs, dA, dD, dbias, dchs.shape[0], chs, **sums
+    columns, tiles = batch * length * 2 * states, tiles_for(grid[0])
+    _sum_of_tokens[(triton.cdiv(columns, tiles["COLS"]),)](
+        dBC, dB, dC, grid[0], columns, N=sizes["N"], NP=states, **tiles
+    )
+    columns, tiles = (states + 2) * chs, tiles_for(len(dchs))
+    _sum_of_channels[(triton.cdiv(columns, tiles["COLS"]),)](
+        dchs, dA, dD, dbias, len(dchs), chs, N=sizes["N"], NP=states, **tiles
     )
     empty = x.new_empty(0)
     return dx, ddelta, dA, dB, dC, empty if dD is None else dD, empty if dbias is None else dbias
