@@ -11,8 +11,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from zoo.layers.attention_triton import LOG2E
 from zoo.layers.fused import num_multiprocessors
+from zoo.layers.sigmoid_triton import LOG2E
 
 TILE = 64
 """Tokens of a tile, queries or keys."""

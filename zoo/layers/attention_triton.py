@@ -12,8 +12,7 @@ import triton.language as tl
 from torch import Tensor
 
 from zoo.layers.fused import num_multiprocessors
-
-LOG2E = tl.constexpr(1.4426950408889634)
+from zoo.layers.sigmoid_triton import LOG2E
 
 
 @triton.jit

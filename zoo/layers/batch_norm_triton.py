@@ -15,9 +15,9 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-from triton.language.extra import libdevice
 
 from zoo.layers.fused import num_multiprocessors
+from zoo.layers.sigmoid_triton import inverse, sigmoid
 
 MAX_PARTS = 4096
 """Sums of a channel that are added up at once: one for each program and pixel of a row."""
@@ -41,28 +41,11 @@ WRITING = 32
 # One compilation serves all batches and resolutions; channels divide by 16 or are read singly.
 SIZES = ["pixels", "parts", "cells", "eps"]
 
-INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
-"""Triton's interpreter runs on a CPU, without the GPU's library."""
-
-
-@triton.jit
-def _inverse(x):
-    """1 / x, within 2 units in the last place; 0 beyond 2^126.
-
-    Triton's own quotient is exact out there too, for a seventh of a whole kernel's operations.
-    """
-    return 1 / x if INTERPRETED else libdevice.fast_dividef(1.0, x)
-
-
-@triton.jit
-def _sigmoid(x):
-    return _inverse(1 + tl.exp2(x * -1.4426950408889634))
-
 
 @triton.jit
 def _upper_tail(z):
     """The normal distribution of -|z|, and its density (Abramowitz and Stegun, 7.1.26: 1e-7)."""
-    t = _inverse(1 + 0.2316419 * tl.abs(z))
+    t = inverse(1 + 0.2316419 * tl.abs(z))
     upper = 0.5307027145 * t - 0.7265760135
     upper = ((upper * t + 0.7107068705) * t - 0.142248368) * t + 0.127414796
     bell = tl.exp2(-0.7213475204444817 * z * z)
@@ -74,7 +57,7 @@ def _tanh_gate(z):
     """(1 + tanh(u)) / 2 of GELU's approximation, and the slope of 2 u."""
     square = z * z
     power = z * (-2.302208198 - 0.1029432396 * square)  # -2 u in units of ln 2
-    return _inverse(1 + tl.exp2(power)), 1.5957691216 + 0.2140644488 * square
+    return inverse(1 + tl.exp2(power)), 1.5957691216 + 0.2140644488 * square
 
 
 @triton.jit
@@ -82,7 +65,7 @@ def _act(z, ACT: tl.constexpr):
     if ACT == "relu":
         z = tl.maximum(z, 0.0)
     elif ACT == "silu":
-        z = z * _sigmoid(z)
+        z = z * sigmoid(z)
     elif ACT == "gelu":
         upper, _ = _upper_tail(z)
         z = tl.maximum(z, 0.0) - tl.abs(z) * upper
@@ -97,7 +80,7 @@ def _slope(z, ACT: tl.constexpr):
     if ACT == "relu":
         slope = tl.where(z > 0, 1.0, 0.0)
     elif ACT == "silu":
-        gate = _sigmoid(z)
+        gate = sigmoid(z)
         slope = gate * (1 + z * (1 - gate))
     elif ACT == "gelu":
         upper, density = _upper_tail(z)

@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from zoo.layers.scan_lanes import LOG2E
+from zoo.layers.sigmoid_triton import sigmoid
 from zoo.layers.sum_rows_triton import sum_rows, tiles_for
 
 WALK = 16
@@ -66,7 +66,7 @@ def _walk_forward(
     tokens = _tokens(x + row * (2 * HALF) + channel, 2 * HALF, first, limit, 1, LENGTH)
     for i in tl.static_range(LENGTH):
         v = tokens[i] * before + tokens[i + 1] * here + tokens[i + 2] * after
-        v = v / (1 + tl.exp2(v * -LOG2E))
+        v *= sigmoid(v)
         place = y + row * HALF + channel + i * HALF
         tl.store(place, v.to(y.dtype.element_ty), mask=first + i < limit)
 
@@ -104,8 +104,8 @@ def _walk_back(
         dvs = ()
         for i in tl.static_range(LENGTH + 2):
             v = tokens[i] * before + tokens[i + 1] * here + tokens[i + 2] * after
-            sigmoid = 1 / (1 + tl.exp2(v * -LOG2E))
-            dvs = dvs + (dys[i] * sigmoid * (1 + v * (1 - sigmoid)),)
+            gate = sigmoid(v)
+            dvs = dvs + (dys[i] * gate * (1 + v * (1 - gate)),)
         for i in tl.static_range(LENGTH):
             dbefore += dvs[i + 1] * tokens[i + 1]
             dhere += dvs[i + 1] * tokens[i + 2]

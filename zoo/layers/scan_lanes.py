@@ -14,9 +14,9 @@ import triton
 import triton.language as tl
 
 from zoo.layers.scan_op import BLOCK
+from zoo.layers.sigmoid_triton import LOG2E
 
 T = tl.constexpr(BLOCK)
-LOG2E = tl.constexpr(1.4426950408889634)
 
 
 @triton.jit

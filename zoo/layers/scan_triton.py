@@ -21,7 +21,6 @@ from torch import Tensor
 from zoo.layers.fused import num_multiprocessors
 from zoo.layers.scan_blocks import run, run_back
 from zoo.layers.scan_lanes import (
-    LOG2E,
     T,
     deal,
     deal_both,
@@ -44,6 +43,7 @@ from zoo.layers.scan_lanes import (
     zeros,
 )
 from zoo.layers.scan_op import BLOCK, padded_states
+from zoo.layers.sigmoid_triton import LOG2E
 from zoo.layers.sum_rows_triton import sum_rows, tiles_for
 
 LN2 = tl.constexpr(0.6931471805599453)
