@@ -48,10 +48,14 @@ def compile_all() -> set[tuple[str, str]]:
 def scans() -> None:
     from zoo.layers.scan_triton import Plan, backward, forward
 
-    for dtype, lanes in ((torch.bfloat16, 2), (torch.float16, 4), (torch.float32, 4)):
-        x, delta = torch.randn(2, 1, 32, 24, dtype=dtype)
-        A, B, C = torch.randn(24, 8), *torch.randn(2, 1, 32, 8, dtype=dtype)
-        plan, given = Plan(lanes, 2, 16), (x, delta, A, B, C, A[:, 0], None)
+    for dtype, length, plan in (
+        (torch.bfloat16, 32, Plan(2, 2, 16)),
+        (torch.float16, 32, Plan(4, 2, 16)),
+        (torch.float32, 4, Plan(4, 1, 8)),
+    ):
+        x, delta = torch.randn(2, 1, length, 24, dtype=dtype)
+        A, B, C = torch.randn(24, 8), *torch.randn(2, 1, length, 8, dtype=dtype)
+        given = (x, delta, A, B, C, A[:, 0], None)
         y, borders = forward(*given, delta_softplus=True, save=True, plan=plan)
         backward(y, *given, borders, delta_softplus=True, plan=plan)
 

@@ -81,6 +81,7 @@ def run_interpreted():
         ((2, 9, 9, 3), Plan(4, 1, 16)),
         ((1, 20, 5, 8), Plan(1, 2, 16)),
         ((1, 9, 5, 8), Plan(2, 1, 16)),
+        ((1, 3, 5, 4), Plan(2, 1, 8)),
     ):
         inputs = random_inputs(*sizes, dtype=torch.float32, device="cpu")
         dy = torch.randn_like(inputs[0])

@@ -18,8 +18,8 @@ def neighbours_silu(
 ) -> tuple[Float[Tensor, "B L C//2"], Float[Tensor, "B L C//2"]]:
     """Give silu(a x_(t-1) + b x_t + c x_(t+1)) for each channel's taps a, b, c, in two halves.
 
-    MambaVision (2407.08083), equations 6 and 7: both convolutions of a mixer look both ways, over
-    three tokens, and beyond the first and the last token there are zeros.
+    MambaVision (2407.08083), the mixer: its two convolutions look both ways, over three tokens,
+    and beyond the first and the last token there are zeros.
 
     Returns:
         The first and the last half of the channels, in the dtype of `x`.

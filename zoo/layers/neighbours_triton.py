@@ -25,6 +25,10 @@ FORWARD, BACKWARD = 512, 256
 """Channels of a program of four warps: fewer a lane where each needs more registers."""
 
 
+# One compilation serves all batches.
+any_size = triton.jit(do_not_specialize=["length", "windows", "count", "chs"])
+
+
 @triton.jit
 def _find(HALF: tl.constexpr, WALKS: tl.constexpr, LENGTH: tl.constexpr, BLOCK: tl.constexpr):
     """Each lane's walk, its first token, its channel in this half, and whether there is one."""
@@ -71,7 +75,7 @@ def _walk_forward(
         tl.store(place, v.to(y.dtype.element_ty), mask=first + i < limit)
 
 
-@triton.jit
+@any_size
 def _neighbours_forward(
     x, taps, first, last, length,
     HALF: tl.constexpr, WALKS: tl.constexpr, LENGTH: tl.constexpr, BLOCK: tl.constexpr,
@@ -119,7 +123,7 @@ def _walk_back(
     tl.store(part + 4 * HALF, dafter, mask=inside)
 
 
-@triton.jit
+@any_size
 def _neighbours_backward(
     x, taps, dfirst, dlast, dx, parts, length, windows,
     FIRST_B: tl.constexpr, FIRST_T: tl.constexpr, LAST_B: tl.constexpr, LAST_T: tl.constexpr,
@@ -139,7 +143,7 @@ def _neighbours_backward(
         )  # fmt: skip
 
 
-@triton.jit
+@any_size
 def _sum_of_taps(parts, dtaps, count, chs, ROWS: tl.constexpr, COLS: tl.constexpr):
     """The gradient of the taps, from rows of one tap of all channels after the other."""
     column = tl.program_id(0) * COLS + tl.arange(0, COLS)
