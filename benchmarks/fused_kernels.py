@@ -304,18 +304,30 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     return [*lines, *("| " + " | ".join(row) + " |" for row in rows), ""]
 
 
+TABLES: tuple[tuple[Sequence[str], Callable[..., list[str]], list[Any]], ...] = (
+    (SCAN_COLUMNS, scan_row, SHAPES),
+    (NORM_COLUMNS, norm_row, NORMS),
+    (MIXER_COLUMNS, neighbours_row, MIXERS),
+    (GELU_COLUMNS, gelu_row, [(25088, 3072)]),
+    (WINDOW_COLUMNS, window_row, WINDOWS),
+)
+
+
 def main() -> None:
-    """Print the tables."""
+    """Print each row when it is known, then the tables."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--save", type=Path, help="also write the tables here")
     save = parser.parse_args().save
     device = torch.cuda.get_device_name()
     lines = [f"{device}, torch {torch.__version__}, Triton {triton.__version__}", ""]
-    lines += table(SCAN_COLUMNS, [scan_row(*shape) for shape in SHAPES])
-    lines += table(NORM_COLUMNS, [norm_row(*shape) for shape in NORMS])
-    lines += table(MIXER_COLUMNS, [neighbours_row(*shape) for shape in MIXERS])
-    lines += table(GELU_COLUMNS, [gelu_row(25088, 3072)])
-    lines += table(WINDOW_COLUMNS, [window_row(*shape) for shape in WINDOWS])
+    print(lines[0])
+    for columns, row_of, shapes in TABLES:
+        rows = []
+        for shape in shapes:
+            torch.compiler.reset()  # else torch stops compiling after eight
+            rows.append(row_of(*shape))
+            print(" | ".join(rows[-1]), flush=True)
+        lines += table(columns, rows)
     print("\n".join(lines))
     if save:
         save.write_text("\n".join(lines))

@@ -1,14 +1,17 @@
 """Output and gradients of each family on a GPU against eager float32: what each path costs.
 
-    python3 benchmarks/gradient_error.py [--save FILE]
+    python3 benchmarks/gradient_error.py [--models NAME ...] [--worst 5] [--dirty] [--save FILE]
 
 Random weights, 4 images at the family's own size, eval mode (drop path would draw), the loss a
 fixed random weighting of the outputs. Paths: autocast with torch's own kernels alone; autocast with
 this repository's kernels, which is how models run on a GPU; the same compiled. An error is the
-norm of the difference over the norm, for the gradients over all parameters together.
+norm of the difference over the norm, for the gradients over all parameters together; --worst names
+the parameters with the largest differences. --dirty leaves NaN in the memory that is free before
+each path: a fresh process is given zeros, which hide a kernel that reads what nobody wrote.
 """
 
 import argparse
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -25,14 +28,39 @@ COLUMNS = ("model", "torch's kernels: output", "gradients", "ours: output", "gra
 
 
 def answer(model: Callable[[Tensor], Tensor], module: nn.Module, x: Tensor) -> list[Tensor]:
-    """Give the output and all gradients, flat."""
+    """Give the output and the gradient of each parameter, flat."""
     y = model(x)
     weights = torch.randn(y.shape, generator=torch.Generator().manual_seed(1)).to(y)
-    grads = torch.autograd.grad((y * weights).float().sum(), list(module.parameters()))
-    return [y.detach().double().flatten(), torch.cat([g.double().flatten() for g in grads])]
+    loss, parameters = (y * weights).float().sum(), list(module.parameters())
+    grads = torch.autograd.grad(loss, parameters, materialize_grads=True)
+    return [t.detach().double().flatten() for t in (y, *grads)]
 
 
-def errors(name: str, size: int) -> list[str]:
+def error(ours: list[Tensor], exact: list[Tensor]) -> float:
+    """Give the relative error of some tensors together."""
+    parts = [((a - b).norm(), b.norm()) for a, b in zip(ours, exact, strict=True)]
+    wrong, whole = (torch.stack(norms).norm() for norms in zip(*parts, strict=True))
+    return float(wrong / whole)
+
+
+def leave_nan() -> None:
+    """Fill what is free for the next tensors, small and large, with NaN."""
+    blocks = [torch.full((2**17,), math.nan, device="cuda") for _ in range(2000)]
+    blocks += [torch.full((2**25,), math.nan, device="cuda") for _ in range(64)]
+    torch.cuda.synchronize()
+
+
+def name_worst(module: nn.Module, ours: list[Tensor], exact: list[Tensor], count: int) -> None:
+    """Print the parameters whose gradients differ most, NaN first."""
+    names = [name for name, _ in module.named_parameters()]
+    found = {n: float((a - b).norm()) for n, a, b in zip(names, ours, exact, strict=True)}
+    order = sorted(names, key=lambda n: (math.isnan(found[n]), found[n]), reverse=True)
+    for name in order[:count]:
+        share = found[name] / float(exact[names.index(name)].norm())
+        print(f"    {name}: {share:.1e} of its norm", flush=True)
+
+
+def errors(name: str, size: int, *, worst: int, dirty: bool) -> list[str]:
     """Measure one model."""
     module = build(name, size, "cuda")
     x = torch.randn(4, 3, size, size, generator=torch.Generator().manual_seed(0)).cuda()
@@ -40,10 +68,15 @@ def errors(name: str, size: int) -> list[str]:
     found = []
     for kernels, compiled in ((False, False), (True, False), (True, True)):
         fused.HAS_TRITON = kernels
+        if dirty:
+            leave_nan()
         model = torch.compile(module, dynamic=False) if compiled else module
         with torch.autocast("cuda", torch.bfloat16):
             ours = answer(model, module, x)
-        found += [f"{(a - b).norm() / b.norm():.1e}" for a, b in zip(ours, exact, strict=True)]
+        found += [f"{error(ours[part], exact[part]):.1e}" for part in (slice(1), slice(1, None))]
+        if worst:
+            print(f"  {name}, kernels {kernels}, compiled {compiled}: {found[-1]}")
+            name_worst(module, ours[1:], exact[1:], worst)
     torch.compiler.reset()
     return found
 
@@ -52,15 +85,19 @@ def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--save", type=Path, help="also write the table here")
-    save = parser.parse_args().save
+    parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS), metavar="NAME")
+    parser.add_argument("--worst", type=int, default=0, help="name so many parameters a path")
+    parser.add_argument("--dirty", action="store_true", help="leave NaN in free memory first")
+    given = parser.parse_args()
     lines = [f"{torch.cuda.get_device_name()}, torch {torch.__version__}", ""]
     lines += ["| " + " | ".join(COLUMNS) + " |", "|" + " --- |" * len(COLUMNS)]
-    for name, size in MODELS.items():
-        lines.append("| " + " | ".join([name, *errors(name, size)]) + " |")
+    how = {"worst": given.worst, "dirty": given.dirty}
+    for name in given.models:
+        lines.append("| " + " | ".join([name, *errors(name, MODELS[name], **how)]) + " |")
         print(lines[-1], flush=True)
     print("\n".join(lines))
-    if save:
-        save.write_text("\n".join(lines) + "\n")
+    if given.save:
+        given.save.write_text("\n".join(lines) + "\n")
 
 
 if __name__ == "__main__":

@@ -43,7 +43,7 @@ def draw_growth(rows: Sequence[Measured]) -> bytes:
         raise ValueError("There is no growth to draw; measure a model at two sizes or more.")
     colours = {m: f"C{i}" for i, m in enumerate(dict.fromkeys(model for model, _ in lines))}
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(10, 4.6), dpi=160, layout="constrained")
+        figure = Figure(figsize=(10, 5), dpi=160, layout="constrained")
         FigureCanvasAgg(figure)
         for i, (label, measure) in enumerate((("ms an image", _ms), ("peak MiB an image", _mib))):
             axes = figure.add_subplot(1, 2, i + 1)
@@ -62,7 +62,10 @@ def draw_growth(rows: Sequence[Measured]) -> bytes:
             axes.set_xlabel("megapixels")
             axes.set_ylabel(label)
             axes.grid(True)
-        figure.axes[0].legend(fontsize=7)
+        handles, labels = figure.axes[0].get_legend_handles_labels()
+        figure.legend(
+            handles, labels, loc="outside lower center", ncols=4, fontsize=7, handlelength=3
+        )
         out = io.BytesIO()
         figure.savefig(out, format="png", metadata={"Software": None})
     return out.getvalue()

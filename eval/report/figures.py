@@ -105,9 +105,11 @@ def plain_ticks(axis: Any) -> None:
         """Within one decade a LogLocator gives up to nine places, whose labels would touch."""
 
         def tick_values(self, vmin: float, vmax: float) -> Any:
-            ticks = super().tick_values(vmin, vmax)
-            inside = sum(vmin <= tick <= vmax for tick in ticks)
-            return ticks if inside < 7 else MaxNLocator(4).tick_values(vmin, vmax)
+            for places in (super(), LogLocator()):  # 1, 2, 5, 10, ...; then decades alone
+                ticks = places.tick_values(vmin, vmax)
+                if 1 < sum(vmin <= tick <= vmax for tick in ticks) < 7:
+                    return ticks
+            return MaxNLocator(4).tick_values(vmin, vmax)
 
     axis.set_major_locator(Handful(subs=(1.0, 2.0, 5.0), numticks=7))
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))

@@ -3,7 +3,9 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 
+from zoo.deploy import deploy
 from zoo.layers.attention import Attention
 from zoo.layers.attention_op import biased_attention, window_attention
 
@@ -85,6 +87,19 @@ def test_heads_that_are_filled_up_with_zeros_attend_alike():
     torch.testing.assert_close(filled, attention(x, bias), rtol=1e-5, atol=1e-6)
 
 
+def test_heads_filled_up_for_good_attend_alike():
+    torch.manual_seed(0)
+    attention, x = Attention(15, 3), torch.randn(2, 7, 15)
+    wanted = attention(x)
+    attention.fuse()
+    assert attention.proj.in_features == 15  # on a CPU filling up costs and gains nothing
+    attention.fill_up()
+    assert attention.proj.in_features == 24
+    torch.testing.assert_close(attention(x), wanted, rtol=1e-5, atol=1e-6)
+    attention.fill_up()
+    assert attention.proj.in_features == 24
+
+
 def test_a_layer_that_somebody_put_in_is_called():
     torch.manual_seed(0)
     attention, x = Attention(12, 3), torch.randn(2, 5, 12)
@@ -100,6 +115,16 @@ def test_a_layer_that_somebody_put_in_is_called():
 def test_output_and_gradients_are_those_of_float64(sizes, dtype, bias):
     torch.manual_seed(0)
     assert_exact(*random_inputs(*sizes, dtype, bias=bias), tolerance=4e-3)
+
+
+@pytest.mark.gpu
+def test_the_deploy_form_fills_heads_up_once():
+    attention = Attention(98, 2).cuda().bfloat16()
+    x = torch.randn(3, 49, 98, device="cuda").bfloat16()
+    filled = deploy(nn.Sequential(attention))
+    assert filled[0].proj.in_features == 112 and attention.proj.in_features == 98
+    with torch.no_grad():
+        torch.testing.assert_close(filled(x), attention(x), rtol=2e-2, atol=2e-3)
 
 
 @pytest.mark.gpu

@@ -70,13 +70,29 @@ class Attention(nn.Module):
         x: Float[Tensor, "B N C"],
         bias: Float[Tensor, "heads N N"] | Float[Tensor, "#B #heads #N N"] | None = None,
     ) -> Float[Tensor, "B N C"]:
-        # What others put in the place of our layers (LoRA, 8 bits) runs as it is.
-        plain = type(self.qkv) is nn.Linear and type(self.proj) is nn.Linear
-        if x.is_cuda and plain and (more := -self.head_dim % UNIT):
+        if x.is_cuda and (more := self._missing()):
             (weight, qkv_bias), proj = self._weights(more)
             x = self._attend(F.linear(x, weight, qkv_bias), bias)
             return F.linear(x, proj, self.proj.bias)
         return self.proj(self._attend(self.qkv(x), bias))
+
+    def fuse(self) -> None:
+        """On a GPU, keep the heads filled up instead of filling them up in each forward."""
+        if self.qkv.weight.is_cuda:
+            self.fill_up()
+
+    def fill_up(self) -> None:
+        """Fill up the heads in place, for good: the same function in other weights."""
+        if more := self._missing():
+            (weight, bias), proj = self._weights(more)
+            self.qkv, self.proj = _linear(weight, bias), _linear(proj, self.proj.bias)
+
+    def _missing(self) -> int:
+        """Channels that fill up a head."""
+        # What others put in the place of our layers (LoRA, 8 bits) runs as it is.
+        if type(self.qkv) is not nn.Linear or type(self.proj) is not nn.Linear:
+            return 0
+        return -(self.proj.in_features // self.num_heads) % UNIT
 
     def _attend(self, x: Float[Tensor, "B N _"], bias: Tensor | None) -> Float[Tensor, "B N _"]:
         """Attend with queries, keys and values side by side."""
@@ -105,11 +121,19 @@ class Attention(nn.Module):
         Heads of 49 channels, as in the large models, have no fused kernel on a GPU; those of 56
         do. Filling up the weights instead of the tokens costs next to nothing.
         """
-        qkv, qkv_bias, proj = self.qkv.weight, self.qkv.bias, self.proj.weight
-        if more:
-            heads = (-1, self.head_dim)
-            qkv = F.pad(qkv.unflatten(0, heads), (0, 0, 0, more)).flatten(0, 1)
-            if qkv_bias is not None:
-                qkv_bias = F.pad(qkv_bias.unflatten(0, heads), (0, more)).flatten()
-            proj = F.pad(proj.unflatten(1, heads), (0, more)).flatten(1)
+        heads = (-1, self.head_dim)
+        qkv = F.pad(self.qkv.weight.unflatten(0, heads), (0, 0, 0, more)).flatten(0, 1)
+        qkv_bias = self.qkv.bias
+        if qkv_bias is not None:
+            qkv_bias = F.pad(qkv_bias.unflatten(0, heads), (0, more)).flatten()
+        proj = F.pad(self.proj.weight.unflatten(1, heads), (0, more)).flatten(1)
         return (qkv, qkv_bias), proj
+
+
+def _linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:
+    """Make a layer of these."""
+    layer = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device="meta")
+    layer.weight = nn.Parameter(weight.detach())
+    if bias is not None:
+        layer.bias = nn.Parameter(bias.detach())
+    return layer

@@ -19,19 +19,19 @@ from torch import Tensor
 from zoo.layers.fused import num_multiprocessors
 from zoo.layers.sigmoid_triton import inverse, sigmoid
 
-MAX_PARTS = 4096
+MAX_PARTS = 8192
 """Sums of a channel that are added up at once: one for each program and pixel of a row."""
 
 TILE = 2048
 """Numbers of a map that a program takes at a time, 32 bytes a thread. Tiles are read two ahead of
 the work: the sums of one are done long before the next arrives."""
 
-COLS = 256
+COLS = 512
 """Numbers of a row in a tile."""
 
 WARPS = 4
 
-SUMMING = 4, 3
+SUMMING = 5, 3
 """Programs on a multiprocessor that sum, forward and backward: on an H200 fewer read too little at
 a time, and more get in each other's way."""
 

@@ -18,7 +18,7 @@ from zoo.layers.sum_rows_triton import sum_rows, tiles_for
 WALK = 16
 """Most tokens of a walk."""
 
-WINDOWS = 2
+WINDOWS = 4
 """That a program goes through backward, so that there are fewer parts to add up."""
 
 FORWARD, BACKWARD = 512, 256
