@@ -78,7 +78,7 @@ class Attention(nn.Module):
 
     def fuse(self) -> None:
         """On a GPU, keep the heads filled up instead of filling them up in each forward."""
-        if self.qkv.weight.is_cuda:
+        if self._missing() and self.qkv.weight.is_cuda:
             self.fill_up()
 
     def fill_up(self) -> None:
