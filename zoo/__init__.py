@@ -1,6 +1,7 @@
 """A zoo of vision backbones, and the distillation of many frozen teachers into one of them.
 
-`import zoo` tells timm the names of the families here and does nothing else.
+`import zoo` tells timm the names of the families here, and torch's compiler to leave one thing be
+that ruins gradients (`zoo.layers.compiler`). It does nothing else.
 """
 
 from typing import Any
@@ -10,7 +11,10 @@ import torch
 from torch import nn
 
 from zoo import eradio, fastervit, mambavision, radio
+from zoo.layers.compiler import keep_strides
 from zoo.safe_pickle import PLAIN
+
+keep_strides()
 
 FAMILIES = (eradio, fastervit, mambavision, radio)
 

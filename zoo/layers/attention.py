@@ -16,6 +16,7 @@ from zoo.layers.attention_op import (
     biased_attention,
     window_attention,
 )
+from zoo.layers.cudnn_attention import cudnn_attention, runs_here
 from zoo.layers.fused import runs_kernels
 
 Attend = Callable[..., Tensor]
@@ -38,7 +39,7 @@ def check_heads(dim: int, num_heads: int) -> None:
 
 
 def _operator(qkv: Float[Tensor, "B N 3 heads D"], bias: Tensor | None) -> Attend | None:
-    """The operator for windows that runs here, if one does: 16 bits, one bias for all windows."""
+    """The operator that runs here, if one does: in 16 bits, without a bias or one for all."""
     tokens, dim = qkv.shape[1], qkv.shape[-1]
     if bias is not None and bias.dim() == 4:
         return None
@@ -46,7 +47,9 @@ def _operator(qkv: Float[Tensor, "B N 3 heads D"], bias: Tensor | None) -> Atten
         return None
     if tokens <= MAX_TOKENS and dim <= MAX_HEAD_DIM:
         return window_attention
-    if bias is not None and tokens <= MAX_BIASED_TOKENS and dim <= MAX_BIASED_HEAD_DIM:
+    if bias is None:
+        return (lambda qkv, _, scale: cudnn_attention(qkv, scale)) if runs_here(qkv) else None
+    if tokens <= MAX_BIASED_TOKENS and dim <= MAX_BIASED_HEAD_DIM:
         return biased_attention
     return None
 

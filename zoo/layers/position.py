@@ -114,8 +114,9 @@ def _read_pairs(
     table: Float[Tensor, "*parts offsets heads"], pairs: Int[Tensor, "n n"], prefix: int
 ) -> Float[Tensor, "*parts heads N N"]:
     """Give the bias in (0, 16) of each pair of tokens; `prefix` tokens in front get 0."""
-    # Pairs last and next to each other: fused attention kernels read no other bias.
-    bias = (16 * torch.sigmoid(table)).mT.contiguous()[..., pairs]
+    # Pairs last and next to each other: fused attention kernels read no other bias. In float32,
+    # as a compiled backward pass adds up each offset's pairs, one by one, in what it is given.
+    bias = (16 * torch.sigmoid(table)).mT.contiguous().float()[..., pairs].to(table.dtype)
     return F.pad(bias, (prefix, 0, prefix, 0)) if prefix else bias
 
 
