@@ -12,6 +12,7 @@ by CUDA events, random weights.
     --models mambavision_t ...    only these (without options: all rows of that name)
     --group inference train ...   only these groups; see GROUPS
     --profile 5                   and the five most expensive kernels of each row
+    --cudnn-benchmark             let cuDNN try all its convolutions, not torch's first ten
     --compare FILE                ratios with an earlier run's JSON
     --plot FILE                   draw how the rows of `growth` grow with the image, as a PNG
     --device cpu --batch 2 --size-factor 0.5 --rounds 2 --models mambavision_t   a dry rehearsal
@@ -261,6 +262,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             print(f"{number:3d} {case.told()}")
         return
     torch.backends.cudnn.benchmark = args.cudnn_benchmark
+    if args.cudnn_benchmark:
+        torch.backends.cudnn.benchmark_limit = 0  # no limit
     earlier = {row.case: row for row in read_rows(args.compare)} if args.compare else {}
     rows: list[Measured] = []
     around = {**surroundings(), "rounds": args.rounds, "in_turns": False, "peer": None}

@@ -456,6 +456,7 @@ def surroundings(command: str | None = None) -> dict[str, Any]:
         },
         "threads": torch.get_num_threads(),
         "cudnn_benchmark": torch.backends.cudnn.benchmark,
+        "cudnn_benchmark_limit": torch.backends.cudnn.benchmark_limit,
     }
 
 

@@ -20,6 +20,16 @@ def padded_states(num_states: int) -> int:
     return max(4, 1 << (num_states - 1).bit_length())
 
 
+def shape_of_borders(x: Tensor, A: Tensor) -> tuple[int, int, int]:
+    """Give the shape of what the forward saves: a row of all entries of the state for each block.
+
+    Not four axes: for a compiler with convolutions in its graph that would be a map, which it
+    copies to channels last, and back before the backward.
+    """
+    batch, length, chs = x.shape
+    return batch, (length + BLOCK - 1) // BLOCK, padded_states(A.shape[1]) * chs
+
+
 _lib = torch.library.Library("zoo", "FRAGMENT")
 _INPUTS = "Tensor x, Tensor delta, Tensor A, Tensor B, Tensor C, Tensor? D, Tensor? delta_bias"
 _tags = (torch.Tag.pt2_compliant_tag,)
@@ -60,10 +70,8 @@ def _(x, delta, A, B, C, D, delta_bias, delta_softplus, save):
 
 @torch.library.register_fake("zoo::selective_scan", lib=_lib)
 def _(x, delta, A, B, C, D, delta_bias, delta_softplus, save):
-    batch, length, chs = x.shape
-    shape = (batch, (length + BLOCK - 1) // BLOCK, padded_states(A.shape[1]), chs)
-    borders = x.new_empty(shape if save else (0,), dtype=torch.float32)
-    return x.new_empty(batch, length, chs), borders
+    borders = x.new_empty(shape_of_borders(x, A) if save else (0,), dtype=torch.float32)
+    return x.new_empty(x.shape), borders
 
 
 @torch.library.impl(_lib, "selective_scan_backward", "CUDA")

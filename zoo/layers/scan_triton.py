@@ -42,7 +42,7 @@ from zoo.layers.scan_lanes import (
     turned,
     zeros,
 )
-from zoo.layers.scan_op import BLOCK, padded_states
+from zoo.layers.scan_op import BLOCK, padded_states, shape_of_borders
 from zoo.layers.sigmoid_triton import LOG2E
 from zoo.layers.sum_rows_triton import sum_rows, tiles_for
 
@@ -318,8 +318,7 @@ def forward(
     states = padded_states(A.shape[1])
     plan = plan or plan_for(x, save=save)
     y = x.new_empty(batch, length, chs)
-    shape = (batch, triton.cdiv(length, BLOCK), states, chs) if save else (0,)
-    borders = x.new_empty(shape, dtype=torch.float32)
+    borders = x.new_empty(shape_of_borders(x, A) if save else (0,), dtype=torch.float32)
     A, B, C, D, delta_bias = _as_read(A, B, C, D, delta_bias)
     if y.numel() == 0:
         return y, borders.zero_()
