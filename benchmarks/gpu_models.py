@@ -12,7 +12,7 @@ by CUDA events, random weights.
     --models mambavision_t ...    only these (without options: all rows of that name)
     --group inference train ...   only these groups; see GROUPS
     --profile 5                   and the five most expensive kernels of each row
-    --cudnn-benchmark             let cuDNN try all its convolutions, not torch's first ten
+    --cudnn-benchmark [N]         let cuDNN try N of its convolutions (torch: 10), or all of them
     --compare FILE                ratios with an earlier run's JSON
     --plot FILE                   draw how the rows of `growth` grow with the image, as a PNG
     --device cpu --batch 2 --size-factor 0.5 --rounds 2 --models mambavision_t   a dry rehearsal
@@ -247,7 +247,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--warmup", type=int, default=10)
     parser.add_argument("--profile", type=int, default=0)
     parser.add_argument("--no-accuracy", action="store_true")
-    parser.add_argument("--cudnn-benchmark", action="store_true")
+    parser.add_argument("--cudnn-benchmark", type=int, nargs="?", const=0, metavar="N")
     parser.add_argument("--compare", type=Path)
     parser.add_argument("--plot", type=Path)
     parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"))
@@ -261,9 +261,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         for number, case in cases.items():
             print(f"{number:3d} {case.told()}")
         return
-    torch.backends.cudnn.benchmark = args.cudnn_benchmark
-    if args.cudnn_benchmark:
-        torch.backends.cudnn.benchmark_limit = 0  # no limit
+    if args.cudnn_benchmark is not None:
+        torch.backends.cudnn.benchmark = True
+        torch.backends.cudnn.benchmark_limit = args.cudnn_benchmark  # 0: no limit
     earlier = {row.case: row for row in read_rows(args.compare)} if args.compare else {}
     rows: list[Measured] = []
     around = {**surroundings(), "rounds": args.rounds, "in_turns": False, "peer": None}

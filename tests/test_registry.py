@@ -159,8 +159,8 @@ def test_every_name_trains_at_its_smallest_size(name, sizes):
     assert [n for n in silent if not IDLE_BIASES.search(n)] == []
     assert all(p.grad.isfinite().all() for p in model.parameters())
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    # Two columns: oneDNN 3.13's strided bfloat16 convolution (AMX) reads what nobody wrote where
-    # its result has one column and several rows.
+    # Two columns: oneDNN's strided bfloat16 convolution (AMX; torch 2.11, 2.15) reads what nobody
+    # wrote where its result has one column and several rows.
     with torch.no_grad(), torch.autocast(device, torch.bfloat16):
         rough = copy.deepcopy(model).eval().to(device)(images(name, 3, 2, batch=1).to(device))
     assert all(out.isfinite().all() for out in (rough if isinstance(rough, tuple) else (rough,)))

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import timm
+import torch
 
 from zoo.eval.speed import Case, Measured, name_and_options
 
@@ -66,6 +67,17 @@ def test_a_rehearsal_writes_what_it_measured_and_names_what_it_did_not(script, t
     shown = capsys.readouterr().out
     assert "not run: the 0 s were over" in shown
     assert f"Without a figure: --rows {number}" in shown
+
+
+@pytest.mark.parametrize(("given", "limit"), [([], 0), (["10"], 10)])
+def test_a_run_says_how_many_convolutions_it_tried(script, tmp_path, monkeypatch, given, limit):
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", False)
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark_limit", 3)
+    out = tmp_path / "run.json"
+    nothing = ["--device", "cpu", "--rows", "0", "--seconds", "0", "--out", str(out)]
+    script.main([*nothing, "--cudnn-benchmark", *given])
+    said = json.loads(out.read_text())
+    assert (said["cudnn_benchmark"], said["cudnn_benchmark_limit"]) == (True, limit)
 
 
 def test_the_list_measures_nothing(script, capsys):
