@@ -82,9 +82,12 @@ def attentions() -> None:
 
     qkv, bias = torch.randn(2, 49, 3, 4, 40).bfloat16(), torch.randn(4, 49, 49)
     small.backward(small.forward(qkv, bias, 0.1), qkv, bias, 0.1)
-    qkv, bias = torch.randn(2, 100, 3, 4, 40).bfloat16(), torch.randn(4, 100, 100)
-    out, sums = tiles.forward(qkv, bias, 0.1)
-    tiles.backward(out, qkv, bias, out, sums, 0.1)
+    for tokens, dim, room in ((100, 40, 0), (256, 96, 0), (256, 96, tiles.HOPPERS)):
+        tiles.shared_memory = lambda _, room=room: room
+        qkv = torch.randn(2, tokens, 3, 4, dim).bfloat16()
+        bias = torch.randn(4, tokens, tokens)
+        out, sums = tiles.forward(qkv, bias, 0.1)
+        tiles.backward(out, qkv, bias, out, sums, 0.1)
 
 
 def neighbours() -> None:

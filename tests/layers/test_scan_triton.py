@@ -91,6 +91,15 @@ def run_interpreted():
         grads = backward(dy, *inputs, borders, delta_softplus=True, plan=plan)
         for ours, theirs in zip((y, *grads), exact, strict=True):
             torch.testing.assert_close(ours.double(), theirs, rtol=1e-4, atol=1e-5)
+    for dtype in (torch.bfloat16, torch.float16):
+        for sizes, plan in (
+            ((2, 11, 36, 8), Plan(2, 1, 16, 2)),
+            ((1, 24, 20, 5), Plan(4, 2, 16, 2)),
+        ):
+            inputs = [t.detach() for t in random_inputs(*sizes, dtype=dtype, device="cpu")]
+            one = forward(*inputs, delta_softplus=True, save=True, plan=plan._replace(channels=1))
+            two = forward(*inputs, delta_softplus=True, save=True, plan=plan)
+            assert torch.equal(one[0], two[0]) and torch.equal(one[1], two[1])
 
 
 @pytest.mark.gpu
@@ -117,6 +126,19 @@ def test_the_other_dtypes_are_exact(dtype, tolerance):
 @pytest.mark.gpu
 def test_many_sequences_are_exact():
     assert_exact(random_inputs(700, 20, 100, 8))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_two_channels_at_once_give_the_same_bits_as_one(dtype):
+    from zoo.layers.scan_triton import Plan, forward
+
+    inputs = [t.detach() for t in random_inputs(2, 37, 46, 8, dtype)]
+    (y, borders), (z, others) = (
+        forward(*inputs, delta_softplus=True, save=True, plan=Plan(2, 1, 40, channels))
+        for channels in (1, 2)
+    )
+    assert torch.equal(y, z) and torch.equal(borders, others)
 
 
 @pytest.mark.gpu

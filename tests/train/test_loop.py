@@ -133,4 +133,5 @@ def test_on_a_gpu_no_step_waits_and_two_runs_agree(spectral):
     config = replace(RUN, spectral=spectral)
     first, second = steps("cuda", config), steps("cuda", config)
     for mine, theirs in zip(first.unread, second.unread, strict=True):
-        assert torch.equal(mine.nan_to_num(), theirs.nan_to_num())
+        # Not to the bit: torch adds up the gradients of resized positions in any order.
+        torch.testing.assert_close(mine, theirs, rtol=2e-3, atol=1e-6, equal_nan=True)

@@ -7,32 +7,88 @@ Unrolled over its `T` tokens, so that every state inside the block has a registe
 import triton
 import triton.language as tl
 
-from zoo.layers.scan_lanes import T, fold, fold_entries, of_owner, shares_of_both, times, turn_of
+from zoo.layers.scan_lanes import (
+    T,
+    find_steps,
+    fold,
+    fold_entries,
+    in_float32,
+    of_owner,
+    paired,
+    shares_of_both,
+    times,
+    turn_of,
+)
 
 
 @triton.jit
 def run(
-    state, steps, tokens, dealt, decay, skip,
-    NP: tl.constexpr, P: tl.constexpr, KIND: tl.constexpr,
+    state, raw, tokens, dealt, lanes, left,
+    NP: tl.constexpr, P: tl.constexpr, W: tl.constexpr, SOFTPLUS: tl.constexpr,
+    PAIRED: tl.constexpr, KINDS: tl.constexpr,
 ):  # fmt: skip
-    """A block forward: the state after it, and the outputs at the tokens' owners."""
-    inputs = times(steps, tokens, P)
+    """A block forward: the state after it, and the outputs at the tokens' owners.
+
+    Both have an item for each of a lane's `W` channels, of which `lanes` holds what `find_channel`
+    gave. `left` is None where the block is whole, `KINDS` are the dtypes of x, Δ and B.
+    """
+    KIND: tl.constexpr = KINDS[2] if PAIRED else tl.float32
+    dealt = paired(dealt, KIND) if PAIRED else in_float32(dealt, KINDS[2])
+    xs = ()
+    steps = ()
+    inputs = ()
     outs = ()
+    for k in tl.static_range(W):
+        _, _, _, _, shift = lanes[k]
+        xs = xs + (in_float32(tokens, KINDS[0], k),)
+        steps = steps + (find_steps(in_float32(raw, KINDS[1], k), shift, P, SOFTPLUS),)
+        inputs = inputs + (times(steps[k], xs[k], P),)
+        outs = outs + ((),)
     for s in tl.static_range(T // P):
-        parts = ()
-        for r in tl.static_range(P):
-            step = of_owner(steps, s * P + r, P)
-            u = of_owner(inputs, s * P + r, P)
-            b_row, c_row = shares_of_both(dealt, s * P + r, 0, NP, P, KIND)
+        some = ()
+        for _ in tl.static_range(W):
+            some = some + (tl.zeros((32,), tl.float32),)
+        if left is None:  # noqa: SIM114 -- Triton decides this one when it compiles
+            state, some = run_some(state, steps, inputs, xs, dealt, lanes, s, NP, P, W, KIND)
+        elif s * P < left:
+            state, some = run_some(state, steps, inputs, xs, dealt, lanes, s, NP, P, W, KIND)
+        longer = ()
+        for k in tl.static_range(W):
+            longer = longer + (outs[k] + (some[k],),)
+        outs = longer
+    return state, outs
+
+
+@triton.jit
+def run_some(
+    state, steps, inputs, xs, dealt, lanes, s: tl.constexpr,
+    NP: tl.constexpr, P: tl.constexpr, W: tl.constexpr, KIND: tl.constexpr,
+):  # fmt: skip
+    """The `P` tokens of a block that are their owners' number `s`: the state and the outputs."""
+    parts = ()
+    for r in tl.static_range(P):
+        b_row, c_row = shares_of_both(dealt, s * P + r, 0, NP, P, KIND)
+        states = ()
+        for k in tl.static_range(W):
+            _, _, decay, _, _ = lanes[k]
+            step = of_owner(steps[k], s * P + r, P)
+            u = of_owner(inputs[k], s * P + r, P)
             out = tl.zeros((32,), tl.float32)
             after = ()
             for j in tl.static_range(NP // P):
-                h = tl.exp2(step * decay[j]) * state[j] + u * b_row[j]
+                h = tl.exp2(step * decay[j]) * state[k][j] + u * b_row[j]
                 out += h * c_row[j]
                 after = after + (h,)
-            state = after
+            states = states + (after,)
             parts = parts + (out,)
-        outs = outs + (fold(parts, P, P // 2, 1) + skip * tokens[s].to(tl.float32),)
+        state = states
+    outs = ()
+    for k in tl.static_range(W):
+        of_channel = ()
+        for r in tl.static_range(P):
+            of_channel = of_channel + (parts[r * W + k],)
+        _, _, _, skip, _ = lanes[k]
+        outs = outs + (fold(of_channel, P, P // 2, 1) + skip * xs[k][s],)
     return state, outs
 
 
@@ -92,6 +148,7 @@ def run_back(
     """
     M: tl.constexpr = NP // P
     turn = turn_of(NP, P)
+    dealt = paired(dealt, KIND)
     inputs = times(steps, tokens, P)
     states, decays = recompute(start, steps, inputs, dealt, decay, turn, NP, P, KIND)
     dus = ()

@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 
 from zoo.layers.scan_op import BLOCK
-from zoo.layers.sigmoid_triton import LOG2E
+from zoo.layers.sigmoid_triton import INTERPRETED, LOG2E
 
 T = tl.constexpr(BLOCK)
 
@@ -72,14 +72,17 @@ def turned(state, NP: tl.constexpr, P: tl.constexpr):
 
 
 @triton.jit
-def find_channel(A, D, bias, chs, turn, N: tl.constexpr, NP: tl.constexpr, P: tl.constexpr):
-    """This lane's channel, the same kept in range, its decay rates to base 2, its skip, its bias.
+def find_channel(
+    A, D, bias, chs, turn,
+    N: tl.constexpr, NP: tl.constexpr, P: tl.constexpr, W: tl.constexpr, k: tl.constexpr,
+):  # fmt: skip
+    """Channel `k` of this lane's `W`, kept in range too, its decay rates to base 2, skip and bias.
 
     Lanes beyond the last channel work on the last one, and what they find is not stored.
     """
     lane = tl.arange(0, 32)
-    channel = tl.program_id(0) * (32 // P) + lane // P
-    c = tl.minimum(channel, chs - 1)
+    channel = (tl.program_id(0) * (32 // P) + lane // P) * W + k
+    c = tl.minimum(channel, chs - W + k)
     decay = ()
     for j in tl.static_range(NP // P):
         n = entry_of(j, turn, NP, P)
@@ -95,63 +98,137 @@ def find_channel(A, D, bias, chs, turn, N: tl.constexpr, NP: tl.constexpr, P: tl
 
 @triton.jit
 def start_of(sequence, b, first):
-    """The token `first` of sequence `b`: a place, and the strides of tokens and channels.
+    """The token `first` of sequence `b`: a place, and the strides of tokens and channels in bytes.
 
     `sequence` is a (tensor, strides) of batch, tokens and channels. The place is the same for all
     lanes and moves from block to block, so that a lane's offsets from it never change.
     """
     place = sequence[0] + b * sequence[1] + first.to(tl.int64) * sequence[2]
-    return (place, sequence[2], sequence[3])
+    size: tl.constexpr = place.dtype.element_ty.primitive_bitwidth // 8
+    return (place, sequence[2] * size, sequence[3] * size)
 
 
 @triton.jit
 def moved(at, tokens):
     """`at` so many tokens on."""
-    return (at[0] + tokens * at[1], at[1], at[2])
+    byte = at[0].to(tl.pointer_type(tl.uint8), bitcast=True) + tokens * at[1]
+    return (byte.to(at[0].dtype, bitcast=True), at[1], at[2])
 
 
 @triton.jit
-def beyond(place, offset):
-    """`offset` numbers, not negative, after a common `place`.
+def bytes_beyond(place, offset):
+    """`offset` bytes, not negative, after a common `place`.
 
-    Counted in bytes of 32 bits without a sign: the upper half of what is added is then zero and
-    takes no register, of which the kernels have none to spare.
+    In 32 bits without a sign: the upper half of what is added is then zero and takes no register,
+    of which the kernels have none to spare.
     """
-    offset *= place.dtype.element_ty.primitive_bitwidth // 8
     byte = place.to(tl.pointer_type(tl.uint8), bitcast=True) + offset.to(tl.uint32)
     return byte.to(place.dtype, bitcast=True)
 
 
 @triton.jit
-def load_tokens(at, c, left, P: tl.constexpr):
-    """The owned tokens of the block at `at`; the last one in place of those beyond the `left` ones.
-
-    `left` is None where the block is sure to be whole.
-    """
-    tokens = ()
-    for s in tl.static_range(T // P):
-        token = s * P + tl.arange(0, 32) % P
-        if left is None:
-            place = beyond(at[0], token * at[1] + c * at[2])
-        else:
-            place = at[0] + (tl.minimum(token, left - 1) * at[1] + c * at[2])
-        tokens = tokens + (tl.load(place),)
-    return tokens
+def beyond(place, offset):
+    """`offset` numbers, not negative, after a common `place`."""
+    return bytes_beyond(place, offset * (place.dtype.element_ty.primitive_bitwidth // 8))
 
 
 @triton.jit
-def limit_of(s: tl.constexpr, left, chs, P: tl.constexpr):
-    """The channels below this limit exist at the owned token `s`: none beyond the last token."""
-    return tl.where(s * P + tl.arange(0, 32) % P < left, chs, 0)
+def placed(at, token, column, left):
+    """`column` of a token of the block at `at`: of the last one, if there are only `left` of them.
+
+    `left` is None where the block is sure to be whole.
+    """
+    offset = token * at[1] + column * at[2]
+    if left is None:
+        return bytes_beyond(at[0], offset)
+    else:
+        return bytes_beyond(at[0], tl.minimum(offset, (left - 1) * at[1] + column * at[2]))
+
+
+@triton.jit
+def load_word(place):
+    """A number of 16 bits as the lower half of a word, any other as it is.
+
+    Registers of 16 bits are copied where the passes of a loop meet, which waits for the load.
+    """
+    x = tl.load(place)
+    if x.dtype.primitive_bitwidth == 16:
+        return x.to(tl.uint16, bitcast=True).to(tl.int32)
+    else:
+        return x
+
+
+@triton.jit
+def load_tokens(at, c, left, P: tl.constexpr):
+    """Words of the block at `at`, the last token's in place of those of tokens not there."""
+    words = ()
+    for s in tl.static_range(T // P):
+        words = words + (load_word(placed(at, s * P + tl.arange(0, 32) % P, c, left)),)
+    return words
+
+
+@triton.jit
+def of_pairs(at, W: tl.constexpr):
+    """`at`, read `W` channels at a time: two of 16 bits make a word."""
+    if W == 2:
+        return (at[0].to(tl.pointer_type(tl.int32), bitcast=True), at[1], at[2])
+    else:
+        return at
+
+
+@triton.jit
+def halves(word, KIND: tl.constexpr):
+    """The two numbers of dtype `KIND` in a word, in float32."""
+    if KIND.is_bf16():  # the upper half of a float32
+        low = (word << 16).to(tl.float32, bitcast=True)
+        return low, (word & -65536).to(tl.float32, bitcast=True)
+    else:
+        low = word.to(tl.int16).to(tl.float16, bitcast=True)
+        high = (word >> 16).to(tl.int16).to(tl.float16, bitcast=True)
+        return low.to(tl.float32), high.to(tl.float32)
+
+
+@triton.jit
+def in_float32(words, KIND: tl.constexpr, half: tl.constexpr = 0):
+    """The numbers of dtype `KIND` in what was loaded, from the lower or the upper half of words."""
+    numbers = ()
+    for s in tl.static_range(len(words)):
+        if KIND.is_fp32():
+            numbers = numbers + (words[s],)
+        else:
+            numbers = numbers + (halves(words[s], KIND)[half],)
+    return numbers
+
+
+@triton.jit
+def rounded(low, high, KIND: tl.constexpr):
+    """Two float32 in a word, as dtype `KIND`: one instruction, which Triton does not find."""
+    if INTERPRETED:
+        upper = high.to(KIND).to(tl.uint16, bitcast=True).to(tl.int32) << 16
+        return upper | low.to(KIND).to(tl.uint16, bitcast=True).to(tl.int32)
+    else:
+        CODE: tl.constexpr = "bf16x2" if KIND.is_bf16() else "f16x2"
+        return tl.inline_asm_elementwise(
+            "cvt.rn." + CODE + ".f32 $0, $2, $1;", "=r,r,r", [low, high], tl.int32, True, 1
+        )
+
+
+@triton.jit
+def inside(s: tl.constexpr, channel, left, chs, P: tl.constexpr):
+    """Whether there is such a channel, and the owned token `s` among the `left` ones, or all."""
+    if left is None:
+        return channel < chs
+    else:
+        return s * P + tl.arange(0, 32) % P < tl.where(channel < chs, left, 0)
 
 
 @triton.jit
 def kept_inside(tokens, channel, left, chs, P: tl.constexpr):
-    """The owned tokens in float32; zeros beyond the last token and the last channel."""
+    """The owned tokens, zeros beyond the last token and the last channel."""
     kept = ()
     for s in tl.static_range(T // P):
-        inside = channel < limit_of(s, left, chs, P)
-        kept = kept + (tl.where(inside, tokens[s].to(tl.float32), 0.0),)
+        there = inside(s, channel, left, chs, P)
+        kept = kept + (tl.where(there, tokens[s], 0.0),)
     return kept
 
 
@@ -160,7 +237,7 @@ def find_steps(raw, shift, P: tl.constexpr, SOFTPLUS: tl.constexpr):
     """The owned tokens' step sizes."""
     steps = ()
     for s in tl.static_range(T // P):
-        step = raw[s].to(tl.float32) + shift
+        step = raw[s] + shift
         if SOFTPLUS:
             step = softplus(step)
         steps = steps + (step,)
@@ -172,7 +249,7 @@ def times(steps, tokens, P: tl.constexpr):
     """The owned tokens' inputs Δ x."""
     inputs = ()
     for s in tl.static_range(T // P):
-        inputs = inputs + (steps[s] * tokens[s].to(tl.float32),)
+        inputs = inputs + (steps[s] * tokens[s],)
     return inputs
 
 
@@ -185,34 +262,32 @@ def of_owner(owned, i: tl.constexpr, P: tl.constexpr):
 
 @triton.jit
 def deal(at, left, N: tl.constexpr, NP: tl.constexpr):
-    """The block's rows of B or C, dealt out to the lanes; zeros from entry `N` on."""
+    """Words of the block's rows of B or C, dealt out to the lanes; zeros from entry `N` on."""
     dealt = ()
     for k in tl.static_range(T * NP // 32):
         e = k * 32 + tl.arange(0, 32)
-        if left is None:
-            place = beyond(at[0], e // NP * at[1] + e % NP * at[2])
-        else:
-            place = at[0] + (tl.minimum(e // NP, left - 1) * at[1] + e % NP * at[2])
-        if N == NP:
-            dealt = dealt + (tl.load(place),)
-        else:
-            dealt = dealt + (tl.load(place, mask=e % NP < N, other=0.0),)
+        word = load_word(placed(at, e // NP, tl.minimum(e % NP, N - 1), left))
+        dealt = dealt + (word if N == NP else tl.where(e % NP < N, word, 0),)
     return dealt
 
 
 @triton.jit
 def deal_both(B, C, left, N: tl.constexpr, NP: tl.constexpr):
-    """B and C dealt out. Two entries of 16 bits share a word: half the shuffles later on."""
-    low = deal(B, left, N, NP)
-    high = deal(C, left, N, NP)
-    if low[0].dtype.is_fp32():
-        return low + high
+    """B and C dealt out, one after the other."""
+    return deal(B, left, N, NP) + deal(C, left, N, NP)
+
+
+@triton.jit
+def paired(dealt, KIND: tl.constexpr):
+    """What `deal_both` gave; two entries of 16 bits share a word: half the shuffles later on."""
+    COUNT: tl.constexpr = len(dealt) // 2
+    words = ()
+    if KIND.is_fp32():
+        words = dealt
     else:
-        words = ()
-        for k in tl.static_range(T * NP // 32):
-            word = high[k].to(tl.int16, bitcast=True).to(tl.int32) << 16
-            words = words + (word | (low[k].to(tl.int16, bitcast=True).to(tl.int32) & 0xFFFF),)
-        return words
+        for k in tl.static_range(COUNT):
+            words = words + (dealt[k] | (dealt[COUNT + k] << 16),)
+    return words
 
 
 @triton.jit
@@ -237,14 +312,9 @@ def shares_of_both(
         b_row = ()
         c_row = ()
         for j in tl.static_range(NP // P):
-            if KIND.is_bf16():  # the upper half of a float32
-                b_row = b_row + ((words[j] << 16).to(tl.float32, bitcast=True),)
-                c_row = c_row + ((words[j] & -65536).to(tl.float32, bitcast=True),)
-            else:
-                low = words[j].to(tl.int16).to(tl.float16, bitcast=True)
-                high = (words[j] >> 16).to(tl.int16).to(tl.float16, bitcast=True)
-                b_row = b_row + (low.to(tl.float32),)
-                c_row = c_row + (high.to(tl.float32),)
+            low, high = halves(words[j], KIND)
+            b_row = b_row + (low,)
+            c_row = c_row + (high,)
         return b_row, c_row
 
 
@@ -314,12 +384,33 @@ def store_states(rows, state, channel, chs, turn, NP: tl.constexpr, P: tl.conste
 
 
 @triton.jit
+def store_all_states(rows, state, lanes, chs, NP: tl.constexpr, P: tl.constexpr, W: tl.constexpr):
+    """Store the states of a lane's `W` channels."""
+    for k in tl.static_range(W):
+        store_states(rows, state[k], lanes[k][0], chs, 0, NP, P)
+
+
+@triton.jit
 def store_tokens(place, tokens, channel, left, chs, P: tl.constexpr):
     """Store the owned tokens of the block at `place`, which lies in [tokens, channels]."""
     for s in tl.static_range(T // P):
-        inside = channel < limit_of(s, left, chs, P)
         offset = (s * P + tl.arange(0, 32) % P) * chs + channel
-        tl.store(beyond(place, offset), tokens[s].to(place.dtype.element_ty), mask=inside)
+        y = tokens[s].to(place.dtype.element_ty)
+        tl.store(beyond(place, offset), y, mask=inside(s, channel, left, chs, P))
+
+
+@triton.jit
+def store_all(place, tokens, channel, left, chs, P: tl.constexpr, W: tl.constexpr):
+    """Store the owned tokens of each of a lane's `W` channels, of which `channel` is the first."""
+    if W == 2:
+        KIND: tl.constexpr = place.dtype.element_ty
+        words = place.to(tl.pointer_type(tl.int32), bitcast=True)
+        for s in tl.static_range(T // P):
+            word = rounded(tokens[0][s], tokens[1][s], KIND)
+            offset = ((s * P + tl.arange(0, 32) % P) * chs + channel) * 2
+            tl.store(bytes_beyond(words, offset), word, mask=inside(s, channel, left, chs, P))
+    else:
+        store_tokens(place, tokens[0], channel, left, chs, P)
 
 
 @triton.jit

@@ -27,13 +27,17 @@ from zoo.layers.scan_lanes import (
     find_channel,
     find_steps,
     fold,
+    in_float32,
     kept_inside,
     load_states,
     load_tokens,
     moved,
     of_owner,
+    of_pairs,
     share_of,
     start_of,
+    store_all,
+    store_all_states,
     store_folded,
     store_states,
     store_tokens,
@@ -48,12 +52,14 @@ from zoo.layers.sum_rows_triton import sum_rows, tiles_for
 
 LN2 = tl.constexpr(0.6931471805599453)
 
-# One compilation serves all sizes and strides: a lane reads one number at a time whatever they are.
-SIZES = [f"{name}_{dim}" for name in ("x", "delta", "B", "C", "dy", "v", "rows") for dim in "btc"]
+# One compilation serves all sizes and strides, but for channels side by side: a lane reads one
+# number at a time whatever they are.
+STEPS = [f"{name}_c" for name in ("x", "delta", "B", "C", "dy", "v", "rows")]
+SIZES = [name[:-1] + dim for name in STEPS for dim in "bt"]
 SIZES += ["length", "chs", "segment", "count", "columns"]
 POINTERS = ["x", "delta", "A", "B", "C", "D", "bias", "dy", "v", "rows", "ends", "y", "borders"]
 POINTERS += ["dx", "ddelta", "dBC", "dchs", "parts", "dA", "dB", "dC", "dD", "dbias"]
-any_size = triton.jit(do_not_specialize=SIZES, do_not_specialize_on_alignment=POINTERS)
+any_size = triton.jit(do_not_specialize=SIZES, do_not_specialize_on_alignment=POINTERS + STEPS)
 
 
 @triton.jit
@@ -89,7 +95,7 @@ def _segment_ends(
 
     h = a h + Δ x B with `v` = x and `rows` = B; backward, g = a (g + dy C) with dy and C.
     """
-    channel, c, decay, _, shift = find_channel(A, None, bias, chs, 0, N, NP, P)
+    channel, c, decay, _, shift = find_channel(A, None, bias, chs, 0, N, NP, P, 1, 0)
     b = tl.program_id(1).to(tl.int64)
     begin = tl.program_id(2) * segment
     blocks = tl.cdiv(tl.minimum(begin + segment, length) - begin, T)
@@ -101,6 +107,9 @@ def _segment_ends(
         raw = load_tokens(start_of((delta, delta_b, delta_t, delta_c), b, first), c, left, P)
         inputs = load_tokens(start_of((v, v_b, v_t, v_c), b, first), c, left, P)
         dealt = deal(start_of((rows, rows_b, rows_t, rows_c), b, first), left, N, NP)
+        raw = in_float32(raw, delta.dtype.element_ty)
+        inputs = in_float32(inputs, v.dtype.element_ty)
+        dealt = in_float32(dealt, rows.dtype.element_ty)
         steps = find_steps(raw, shift, P, SOFTPLUS)
         inputs = kept_inside(inputs, channel, left, chs, P) if REVERSE else times(steps, inputs, P)
         for s in tl.static_range(T // P):
@@ -112,7 +121,7 @@ def _segment_ends(
             after = ()
             for j in tl.static_range(NP // P):
                 a = tl.exp2(step * decay[j])
-                entry = u * row[j].to(tl.float32)
+                entry = u * row[j]
                 after = after + (a * (state[j] + entry) if REVERSE else a * state[j] + entry,)
             state = after
     out = ends + ((b * tl.num_programs(2) + tl.program_id(2)) * (NP + 1)) * chs
@@ -125,42 +134,66 @@ def _segment_ends(
 def _scan_forward(
     x, x_b, x_t, x_c, delta, delta_b, delta_t, delta_c, A, B, B_b, B_t, B_c, C, C_b, C_t, C_c,
     D, bias, ends, y, borders, length, chs, segment,
-    N: tl.constexpr, NP: tl.constexpr, P: tl.constexpr, SOFTPLUS: tl.constexpr,
+    N: tl.constexpr, NP: tl.constexpr, P: tl.constexpr, SOFTPLUS: tl.constexpr, W: tl.constexpr,
 ):  # fmt: skip
-    """The outputs and, unless `borders` is None, the states that the blocks start from."""
-    channel, c, decay, skip, shift = find_channel(A, D, bias, chs, 0, N, NP, P)
+    """The outputs and, unless `borders` is None, the states that the blocks start from.
+
+    A lane has `W` channels, so that B and C are handed round once for all of them: if no states
+    are kept, two channels pay for handing them round in float32, ready for use.
+    """
+    PAIRED: tl.constexpr = W == 1 or borders is not None
+    KINDS: tl.constexpr = (x.dtype.element_ty, delta.dtype.element_ty, B.dtype.element_ty)
     b = tl.program_id(1).to(tl.int64)
     begin = tl.program_id(2) * segment
     left = length - begin
-    x_at = start_of((x, x_b, x_t, x_c), b, begin)
-    delta_at = start_of((delta, delta_b, delta_t, delta_c), b, begin)
+    x_at = of_pairs(start_of((x, x_b, x_t, x_c), b, begin), W)
+    delta_at = of_pairs(start_of((delta, delta_b, delta_t, delta_c), b, begin), W)
     B_at, C_at = start_of((B, B_b, B_t, B_c), b, begin), start_of((C, C_b, C_t, C_c), b, begin)
     y += (b * length + begin) * chs
     if borders is not None:
         borders += (b * tl.cdiv(length, T) + begin // T) * NP * chs
-    state = zeros(NP // P)
-    if ends is not None:
-        state = _hand_on(ends, b, channel, 0, tl.program_id(2), decay, chs, 0, NP, P)
-    tokens = load_tokens(x_at, c, left, P)
-    raw = load_tokens(delta_at, c, left, P)
+    lanes = ()
+    state = ()
+    for k in tl.static_range(W):
+        found = find_channel(A, D, bias, chs, 0, N, NP, P, W, k)
+        channel, _, decay, _, _ = found
+        entry = zeros(NP // P)
+        if ends is not None:
+            entry = _hand_on(ends, b, channel, 0, tl.program_id(2), decay, chs, 0, NP, P)
+        lanes = lanes + (found,)
+        state = state + (entry,)
+    mine = tl.minimum(segment, left)
+    tokens = load_tokens(x_at, lanes[0][1], left, P)
+    raw = load_tokens(delta_at, lanes[0][1], left, P)
     dealt = deal_both(B_at, C_at, left, N, NP)
-    for _ in range(tl.cdiv(tl.minimum(segment, left), T)):
-        x_at, delta_at = moved(x_at, T), moved(delta_at, T)
-        B_at, C_at = moved(B_at, T), moved(C_at, T)
-        next_tokens = load_tokens(x_at, c, left - T, P)  # read ahead
-        next_raw = load_tokens(delta_at, c, left - T, P)
-        next_dealt = deal_both(B_at, C_at, left - T, N, NP)
+    for i in range(mine // T):
+        ahead = tl.where(i + 2 <= mine // T, T, 0)  # the next block, if it is whole
+        x_at, delta_at = moved(x_at, ahead), moved(delta_at, ahead)
+        B_at, C_at = moved(B_at, ahead), moved(C_at, ahead)
+        next_tokens = load_tokens(x_at, lanes[0][1], None, P)
+        next_raw = load_tokens(delta_at, lanes[0][1], None, P)
+        next_dealt = deal_both(B_at, C_at, None, N, NP)
         if borders is not None:
-            store_states(borders, state, channel, chs, 0, NP, P)
+            store_all_states(borders, state, lanes, chs, NP, P, W)
             borders += NP * chs
-        steps = find_steps(raw, shift, P, SOFTPLUS)
-        state, outs = run(state, steps, tokens, dealt, decay, skip, NP, P, B.dtype.element_ty)
-        store_tokens(y, outs, channel, left, chs, P)
+        state, outs = run(state, raw, tokens, dealt, lanes, None, NP, P, W, SOFTPLUS, PAIRED, KINDS)
+        store_all(y, outs, lanes[0][0], None, chs, P, W)
         y += T * chs
-        left -= T
         tokens = next_tokens
         raw = next_raw
         dealt = next_dealt
+    left = mine % T
+    if left > 0:
+        if mine > T:
+            x_at, delta_at = moved(x_at, T), moved(delta_at, T)
+            B_at, C_at = moved(B_at, T), moved(C_at, T)
+            tokens = load_tokens(x_at, lanes[0][1], left, P)
+            raw = load_tokens(delta_at, lanes[0][1], left, P)
+            dealt = deal_both(B_at, C_at, left, N, NP)
+        if borders is not None:
+            store_all_states(borders, state, lanes, chs, NP, P, W)
+        state, outs = run(state, raw, tokens, dealt, lanes, left, NP, P, W, SOFTPLUS, PAIRED, KINDS)
+        store_all(y, outs, lanes[0][0], left, chs, P, W)
 
 
 @triton.jit
@@ -168,9 +201,9 @@ def _through_softplus(dsteps, dus, tokens, raw, shift, P: tl.constexpr, SOFTPLUS
     """From the gradients of Δ A / ln 2 and Δ x, those of what the step sizes were made from."""
     drawn = ()
     for s in tl.static_range(T // P):
-        draw = dsteps[s] * LN2 + dus[s] * tokens[s].to(tl.float32)
+        draw = dsteps[s] * LN2 + dus[s] * tokens[s]
         if SOFTPLUS:
-            draw = draw / (1 + tl.exp2((raw[s].to(tl.float32) + shift) * -LOG2E))
+            draw = draw / (1 + tl.exp2((raw[s] + shift) * -LOG2E))
         drawn = drawn + (draw,)
     return drawn
 
@@ -187,7 +220,7 @@ def _scan_backward(
     Only the last block may lack tokens, so what is read ahead is whole, unless all is `SHORT`.
     """
     turn = turn_of(NP, P)
-    channel, c, decay, skip, shift = find_channel(A, D, bias, chs, turn, N, NP, P)
+    channel, c, decay, skip, shift = find_channel(A, D, bias, chs, turn, N, NP, P, 1, 0)
     b = tl.program_id(1).to(tl.int64)
     begin = tl.program_id(2) * segment
     blocks = tl.cdiv(tl.minimum(segment, length - begin), T)
@@ -222,8 +255,10 @@ def _scan_backward(
         next_dys = load_tokens(dy_at, c, ahead, P)
         next_dealt = deal_both(B_at, C_at, ahead, N, NP)
         next_start = load_states(borders, c, chs, 0, NP, P)
+        tokens = in_float32(tokens, x.dtype.element_ty)
+        raw = in_float32(raw, delta.dtype.element_ty)
         steps = find_steps(raw, shift, P, SOFTPLUS)
-        kept = kept_inside(dys, channel, left, chs, P)
+        kept = kept_inside(in_float32(dys, dy.dtype.element_ty), channel, left, chs, P)
         entry = turned(start, NP, P)
         g, dA, dus, dsteps, folded = run_back(
             g, dA, entry, steps, tokens, kept, dealt, decay, NP, P, B.dtype.element_ty
@@ -231,7 +266,7 @@ def _scan_backward(
         drawn = _through_softplus(dsteps, dus, tokens, raw, shift, P, SOFTPLUS)
         dxs = ()
         for s in tl.static_range(T // P):
-            dD += kept[s] * tokens[s].to(tl.float32)
+            dD += kept[s] * tokens[s]
             dbias += drawn[s]
             dxs = dxs + (dus[s] * steps[s] + skip * kept[s],)
         store_tokens(dx, dxs, channel, left, chs, P)
@@ -295,6 +330,8 @@ class Plan(NamedTuple):
     segments: int
     segment: int
     """Tokens in one, a whole number of blocks."""
+    channels: int = 1
+    """That a lane takes at once on the way forward: 1, or 2 of 16 bits that lie in pairs."""
 
 
 def forward(
@@ -316,7 +353,7 @@ def forward(
     """
     batch, length, chs = x.shape
     states = padded_states(A.shape[1])
-    plan = plan or plan_for(x, save=save)
+    plan = plan or plan_for(x, save=save, pairs=_in_pairs(x) and _in_pairs(delta))
     y = x.new_empty(batch, length, chs)
     borders = x.new_empty(shape_of_borders(x, A) if save else (0,), dtype=torch.float32)
     A, B, C, D, delta_bias = _as_read(A, B, C, D, delta_bias)
@@ -331,9 +368,10 @@ def forward(
             *_strided(x), *_strided(delta), A, *_strided(B), delta_bias, ends,
             length, chs, plan.segment, **sizes, REVERSE=False,
         )  # fmt: skip
+    grid = (triton.cdiv(chs * plan.lanes, 32 * plan.channels), batch, plan.segments)
     _scan_forward[grid](
         *_strided(x), *_strided(delta), A, *_strided(B), *_strided(C), D, delta_bias, ends,
-        y, borders if save else None, length, chs, plan.segment, **sizes,
+        y, borders if save else None, length, chs, plan.segment, **sizes, W=plan.channels,
     )  # fmt: skip
     return y, borders
 
@@ -356,7 +394,7 @@ def backward(
     batch, length, chs = x.shape
     likes = A, B, C, D, delta_bias
     states = padded_states(A.shape[1])
-    plan = plan or plan_for(x, save=True)
+    plan = plan or plan_for(x, back=True)
     A, B, C, D, delta_bias = _as_read(A, B, C, D, delta_bias)
     grid = (triton.cdiv(chs * plan.lanes, 32), batch, plan.segments)
     dx = x.new_empty(batch, length, chs)
@@ -393,21 +431,34 @@ def _like(t: Tensor | None) -> Tensor | None:
     return None if t is None else t.new_empty(t.shape)
 
 
-def plan_for(x: Tensor, *, save: bool) -> Plan:
-    """Lay out the scan of `x`, so that every scheduler of the GPU has its warps.
+def plan_for(x: Tensor, *, save: bool = False, pairs: bool = False, back: bool = False) -> Plan:
+    """Lay out the scan of `x`, so that every scheduler of the GPU has its warps (all H200).
 
-    Fewer lanes a channel shuffle less and read longer rows, but a warp or two alone cannot hide
-    their own waiting. With `save`, and backward, there is more to do between two waits.
+    Forward, fewer lanes a channel and two channels a lane shuffle less, but a warp or two alone
+    cannot hide their own waiting. `back`, two lanes take so many registers that a scheduler has
+    two warps at most: they pay where those are all.
+
+    Args:
+        save: The states are kept.
+        pairs: Channels may be taken in pairs.
     """
     batch, length, chs = x.shape
     num = 4 * num_multiprocessors(x.device)  # schedulers
     warps = batch * triton.cdiv(chs, 32)
-    lanes = 2 if 2 * warps >= (num if save else 2.5 * num) else 4
+    channels = 1
+    if back:
+        lanes = 2 if num <= 2 * warps <= 2 * num else 4
+    elif pairs and warps >= 2.75 * num:
+        lanes, channels = 2, 2
+    elif pairs and save and 2 * warps >= num:
+        lanes, channels = 4, 2
+    else:
+        lanes = 2 if 2 * warps >= 2.5 * num else 4
     wanted = min(triton.cdiv(4 * num, lanes * warps), length // (16 * BLOCK))
     if lanes * warps >= num or wanted < 2:
-        return Plan(lanes, 1, triton.cdiv(length, BLOCK) * BLOCK)
+        return Plan(lanes, 1, triton.cdiv(length, BLOCK) * BLOCK, channels)
     segment = triton.cdiv(length, wanted * BLOCK) * BLOCK
-    return Plan(lanes, triton.cdiv(length, segment), segment)
+    return Plan(lanes, triton.cdiv(length, segment), segment, channels)
 
 
 def _sizes(A: Tensor, plan: Plan, delta_softplus: bool) -> dict[str, int]:
@@ -418,6 +469,13 @@ def _sizes(A: Tensor, plan: Plan, delta_softplus: bool) -> dict[str, int]:
         SOFTPLUS=delta_softplus,
         num_warps=1,
     )
+
+
+def _in_pairs(t: Tensor) -> bool:
+    """Whether two channels of a token are a word."""
+    size, steps = t.shape[-1], t.stride()
+    even = not any(n % 2 for n in (size, *steps[:-1]))
+    return t.element_size() == 2 and steps[-1] == 1 and even and t.data_ptr() % 4 == 0
 
 
 def _strided(t: Tensor) -> tuple[Tensor | int, ...]:
