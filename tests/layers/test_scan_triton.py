@@ -60,6 +60,18 @@ def test_without_gradients_no_state_is_kept():
     assert borders.numel() == 0
 
 
+def test_a_sequence_whose_channels_lie_gigabytes_apart_is_copied():
+    pytest.importorskip("triton", reason="Triton is not there")
+    from zoo.layers.scan_triton import _strided
+
+    def strides(length):
+        x = torch.empty(1, 2048, length, dtype=torch.bfloat16, device="meta").mT
+        return _strided(x)[1:]
+
+    assert strides(2**18) == (2**29, 1, 2**18)
+    assert strides(2**19) == (2**30, 2048, 1)
+
+
 @pytest.mark.slow
 def test_nothing_but_a_scan_on_a_gpu_imports_the_kernels():
     code = "import sys, zoo.layers.scan; print('zoo.layers.scan_triton' in sys.modules)"

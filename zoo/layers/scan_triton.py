@@ -479,6 +479,10 @@ def _in_pairs(t: Tensor) -> bool:
 
 
 def _strided(t: Tensor) -> tuple[Tensor | int, ...]:
+    """A sequence and its strides; a copy if 32 bits do not count the bytes that a block spans."""
+    _, token, channel = t.stride()
+    if (BLOCK * token + t.shape[-1] * channel) * t.element_size() >= 2**31:
+        t = t.contiguous()
     return (t, *t.stride())
 
 
