@@ -110,8 +110,10 @@ def run_interpreted():
         ):
             inputs = [t.detach() for t in random_inputs(*sizes, dtype=dtype, device="cpu")]
             one = forward(*inputs, delta_softplus=True, save=True, plan=plan._replace(channels=1))
-            two = forward(*inputs, delta_softplus=True, save=True, plan=plan)
-            assert torch.equal(one[0], two[0]) and torch.equal(one[1], two[1])
+            for save in (False, True):
+                y, borders = forward(*inputs, delta_softplus=True, save=save, plan=plan)
+                assert torch.equal(y, one[0])
+            assert torch.equal(borders, one[1])
 
 
 @pytest.mark.gpu
@@ -151,6 +153,9 @@ def test_two_channels_at_once_give_the_same_bits_as_one(dtype):
         for channels in (1, 2)
     )
     assert torch.equal(y, z) and torch.equal(borders, others)
+    # Without states to keep it is another program, in which products may join other sums.
+    z, _ = forward(*inputs, delta_softplus=True, save=False, plan=Plan(2, 1, 40, 2))
+    torch.testing.assert_close(z, y, rtol=2**-7, atol=1e-3)
 
 
 @pytest.mark.gpu

@@ -23,15 +23,16 @@ from zoo.layers.scan_lanes import (
 
 @triton.jit
 def run(
-    state, raw, tokens, dealt, lanes, left,
+    state, block, lanes, left,
     NP: tl.constexpr, P: tl.constexpr, W: tl.constexpr, SOFTPLUS: tl.constexpr,
     PAIRED: tl.constexpr, KINDS: tl.constexpr,
 ):  # fmt: skip
     """A block forward: the state after it, and the outputs at the tokens' owners.
 
     Both have an item for each of a lane's `W` channels, of which `lanes` holds what `find_channel`
-    gave. `left` is None where the block is whole, `KINDS` are the dtypes of x, Δ and B.
+    gave. The block is words of x, Δ and B with C, of dtypes `KINDS`; `left` is None if it is whole.
     """
+    tokens, raw, dealt = block
     KIND: tl.constexpr = KINDS[2] if PAIRED else tl.float32
     dealt = paired(dealt, KIND) if PAIRED else in_float32(dealt, KINDS[2])
     xs = ()

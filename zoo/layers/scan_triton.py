@@ -130,6 +130,19 @@ def _segment_ends(
     tl.store(out + NP * chs + channel, total, mask=channel < chs)
 
 
+@triton.jit
+def _all_moved(at, tokens):
+    """The places of x, Δ, B and C so many tokens on."""
+    return moved(at[0], tokens), moved(at[1], tokens), moved(at[2], tokens), moved(at[3], tokens)
+
+
+@triton.jit
+def _read(at, c, left, N: tl.constexpr, NP: tl.constexpr, P: tl.constexpr):
+    """The words of a block: x, Δ, and B with C."""
+    x, delta = load_tokens(at[0], c, left, P), load_tokens(at[1], c, left, P)
+    return x, delta, deal_both(at[2], at[3], left, N, NP)
+
+
 @any_size
 def _scan_forward(
     x, x_b, x_t, x_c, delta, delta_b, delta_t, delta_c, A, B, B_b, B_t, B_c, C, C_b, C_t, C_c,
@@ -146,9 +159,12 @@ def _scan_forward(
     b = tl.program_id(1).to(tl.int64)
     begin = tl.program_id(2) * segment
     left = length - begin
-    x_at = of_pairs(start_of((x, x_b, x_t, x_c), b, begin), W)
-    delta_at = of_pairs(start_of((delta, delta_b, delta_t, delta_c), b, begin), W)
-    B_at, C_at = start_of((B, B_b, B_t, B_c), b, begin), start_of((C, C_b, C_t, C_c), b, begin)
+    at = (
+        of_pairs(start_of((x, x_b, x_t, x_c), b, begin), W),
+        of_pairs(start_of((delta, delta_b, delta_t, delta_c), b, begin), W),
+        start_of((B, B_b, B_t, B_c), b, begin),
+        start_of((C, C_b, C_t, C_c), b, begin),
+    )
     y += (b * length + begin) * chs
     if borders is not None:
         borders += (b * tl.cdiv(length, T) + begin // T) * NP * chs
@@ -162,37 +178,26 @@ def _scan_forward(
             entry = _hand_on(ends, b, channel, 0, tl.program_id(2), decay, chs, 0, NP, P)
         lanes = lanes + (found,)
         state = state + (entry,)
+    _, first, _, _, _ = lanes[0]
     mine = tl.minimum(segment, left)
-    tokens = load_tokens(x_at, lanes[0][1], left, P)
-    raw = load_tokens(delta_at, lanes[0][1], left, P)
-    dealt = deal_both(B_at, C_at, left, N, NP)
+    block = _read(at, first, left, N, NP, P)
     for i in range(mine // T):
-        ahead = tl.where(i + 2 <= mine // T, T, 0)  # the next block, if it is whole
-        x_at, delta_at = moved(x_at, ahead), moved(delta_at, ahead)
-        B_at, C_at = moved(B_at, ahead), moved(C_at, ahead)
-        next_tokens = load_tokens(x_at, lanes[0][1], None, P)
-        next_raw = load_tokens(delta_at, lanes[0][1], None, P)
-        next_dealt = deal_both(B_at, C_at, None, N, NP)
+        at = _all_moved(at, tl.where(i + 2 <= mine // T, T, 0))  # the next block, if it is whole
+        ahead = _read(at, first, None, N, NP, P)
         if borders is not None:
             store_all_states(borders, state, lanes, chs, NP, P, W)
             borders += NP * chs
-        state, outs = run(state, raw, tokens, dealt, lanes, None, NP, P, W, SOFTPLUS, PAIRED, KINDS)
+        state, outs = run(state, block, lanes, None, NP, P, W, SOFTPLUS, PAIRED, KINDS)
         store_all(y, outs, lanes[0][0], None, chs, P, W)
         y += T * chs
-        tokens = next_tokens
-        raw = next_raw
-        dealt = next_dealt
+        block = ahead
     left = mine % T
     if left > 0:
         if mine > T:
-            x_at, delta_at = moved(x_at, T), moved(delta_at, T)
-            B_at, C_at = moved(B_at, T), moved(C_at, T)
-            tokens = load_tokens(x_at, lanes[0][1], left, P)
-            raw = load_tokens(delta_at, lanes[0][1], left, P)
-            dealt = deal_both(B_at, C_at, left, N, NP)
+            block = _read(_all_moved(at, T), first, left, N, NP, P)
         if borders is not None:
             store_all_states(borders, state, lanes, chs, NP, P, W)
-        state, outs = run(state, raw, tokens, dealt, lanes, left, NP, P, W, SOFTPLUS, PAIRED, KINDS)
+        state, outs = run(state, block, lanes, left, NP, P, W, SOFTPLUS, PAIRED, KINDS)
         store_all(y, outs, lanes[0][0], left, chs, P, W)
 
 
