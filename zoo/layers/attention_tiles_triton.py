@@ -16,7 +16,7 @@ from zoo.layers.sigmoid_triton import LOG2E
 
 PLANS: dict[str, dict[str, int]] = dict(
     forward=dict(ROWS=64, COLS=32, num_warps=4, num_stages=3),
-    queries=dict(ROWS=64, COLS=64, num_warps=4, num_stages=2),
+    queries=dict(ROWS=64, COLS=32, num_warps=4, num_stages=3),
     keys=dict(ROWS=64, COLS=64, num_warps=4, num_stages=3),
     bias=dict(ROWS=128, COLS=128, num_warps=8, num_stages=2),
     bias_in_little=dict(ROWS=64, COLS=64, num_warps=4, num_stages=2),
