@@ -147,13 +147,15 @@ class CarrierStart(nn.Module):
         super().__init__()
         self.conv = nn.Conv2d(dim, dim, 3, padding=1, groups=dim)
 
-    def forward(self, x: Float[Tensor, "B C H W"], rows: int, cols: int) -> Float[Tensor, "B N C"]:
+    def forward(
+        self, x: Float[Tensor, "B C H W"], rows: int, cols: int
+    ) -> Float[Tensor, "windows n C"]:
         x = self.conv(x).permute(0, 2, 3, 1)
         batch, height, width, chs = x.shape
         x = _mean_of_spans(x.reshape(batch, height, width * chs), SIDE * rows)
         x = _mean_of_spans(x.view(-1, width, chs), SIDE * cols)
         x = x.view(batch, SIDE * rows, SIDE * cols, chs).permute(0, 3, 1, 2)
-        return to_windows(x, SIDE).reshape(batch, -1, chs)
+        return to_windows(x, SIDE)
 
 
 def _mean_of_spans(x: Float[Tensor, "n side C"], out: int) -> Float[Tensor, "n out C"]:
@@ -202,20 +204,20 @@ class Carriers(nn.Module):
 
     def forward(
         self,
-        x: Float[Tensor, "B N C"],
+        x: Float[Tensor, "windows n C"],
         rows: int,
         cols: int,
         embed: Float[Tensor, "N C"] | None,
         bias: Float[Tensor, "heads N N"],
-    ) -> Float[Tensor, "B N C"]:
+    ) -> Float[Tensor, "windows n C"]:
         """Mix the carriers of `rows` x `cols` windows, given their position embedding and bias."""
-        shape = (-1, *x.shape[1:])
-        x = x.view(-1, rows, cols, SIDE, SIDE, x.shape[-1]).transpose(2, 3).reshape(shape)
+        x = x.view(-1, rows, cols, SIDE, SIDE, x.shape[-1]).transpose(2, 3)
+        x = x.reshape(-1, rows * cols * SIDE * SIDE, x.shape[-1])
         x = self.layer(x if embed is None else x + embed, bias)
         if self.swapped:
             rows, cols = cols, rows
         x = x.view(-1, rows, SIDE, cols, SIDE, x.shape[-1])
-        return x.transpose(2, 3).reshape(shape)
+        return x.transpose(2, 3).reshape(-1, SIDE * SIDE, x.shape[-1])
 
 
 class Positions(NamedTuple):
@@ -232,7 +234,6 @@ class HatBlock(nn.Module):
 
     Args:
         carriers: Attention among the carriers; `None` for plain windows.
-        propagate: Spread the carriers over their windows at the end; for the last block.
     """
 
     def __init__(
@@ -242,32 +243,29 @@ class HatBlock(nn.Module):
         window: int,
         *,
         carriers: Carriers | None,
-        propagate: bool,
         **layer,
     ):
         super().__init__()
-        self.window, self.propagate = window, propagate
         self.carriers = carriers
+        self.prefix = 0 if carriers is None else SIDE * SIDE
         self.pos_embed = GridEmbedding(dim, window, window)
-        prefix = 0 if carriers is None else SIDE * SIDE
-        self.pos_bias = WindowPositionBias(num_heads, window, prefix=prefix)
+        self.pos_bias = WindowPositionBias(num_heads, window, prefix=self.prefix)
         self.layer = MixerBlock(dim, Attention(dim, num_heads), **layer)
 
     def set_window(self, window: int) -> None:
         """Change the window's side, which stays the unit of its offsets."""
-        self.window = self.pos_bias.trained = window
+        self.pos_bias.trained = window
         self.pos_bias.set_window(window)
         self.pos_embed.set_grid(window, window)
 
     def forward(
         self,
-        x: Float[Tensor, "windows N C"],
-        carriers: Float[Tensor, "B n C"] | None,
+        x: Float[Tensor, "windows prefix+N C"],
         grid: tuple[int, int],
         padding: Float[Tensor, "grid 1 1 N"] | None,
         positions: Positions,
-    ) -> tuple[Tensor, Tensor | None]:
-        """Give the tokens of all windows of the batch and the carriers of each image.
+    ) -> Float[Tensor, "windows prefix+N C"]:
+        """Mix the tokens of all windows of the batch, each window's carriers first.
 
         Args:
             grid: Rows and columns of windows.
@@ -275,18 +273,10 @@ class HatBlock(nn.Module):
             positions: From `HatStage.positions`.
         """
         embed, bias, *of_carriers = positions
-        x = x + embed
-        if self.carriers is None or carriers is None:
-            return self.layer(x, self._bias(x, padding, bias)), None
-        prefix = SIDE * SIDE
-        per_image = (-1, *carriers.shape[1:])
-        mixed = self.carriers(carriers, *grid, *of_carriers).view(-1, prefix, x.shape[-1])
-        x = self.layer(torch.cat([mixed, x], dim=1), self._bias(x, padding, bias))
-        mixed, x = x[:, :prefix], x[:, prefix:]
-        if self.propagate:
-            # Through the scale of the carriers' attention: so the weights were trained.
-            x = x + self.carriers.layer.scale1(self._spread(mixed))
-        return x, mixed.reshape(per_image)
+        carriers, x = x[:, : self.prefix], x[:, self.prefix :] + embed
+        if self.carriers is not None:
+            x = torch.cat([self.carriers(carriers, *grid, *of_carriers), x], dim=1)
+        return self.layer(x, self._bias(x, padding, bias))
 
     def _bias(self, x: Tensor, padding: Tensor | None, bias: Tensor) -> Tensor:
         if padding is None:
@@ -294,16 +284,18 @@ class HatBlock(nn.Module):
         bias = bias + F.pad(padding, (bias.shape[-1] - padding.shape[-1], 0))
         return bias.repeat(x.shape[0] // padding.shape[0], 1, 1, 1)
 
-    def _spread(self, carriers: Float[Tensor, "windows n C"]) -> Float[Tensor, "windows N C"]:
-        """Give each cell its nearest carrier: copies, so no precision is at stake."""
-        x = carriers.transpose(1, 2).unflatten(2, (SIDE, SIDE))
-        return F.interpolate(x, size=(self.window, self.window)).flatten(2).transpose(1, 2)
+
+def _spread(x: Float[Tensor, "windows n C"], window: int) -> Float[Tensor, "windows N C"]:
+    """Give each cell its nearest carrier: copies, so no precision is at stake."""
+    x = x.transpose(1, 2).unflatten(2, (SIDE, SIDE))
+    return F.interpolate(x, size=(window, window)).flatten(2).transpose(1, 2)
 
 
 class HatStage(Stage):
     """Window attention at one resolution, with or without carriers.
 
     Args:
+        propagate: Add each window's carriers to its cells at the end.
         mask_padding: Hide the cells that fill up the last windows from attention.
     """
 
@@ -314,10 +306,11 @@ class HatStage(Stage):
         downsample: nn.Module,
         *,
         window: int,
+        propagate: bool,
         mask_padding: bool,
     ):
         super().__init__(blocks, downsample)
-        self.window, self.mask_padding = window, mask_padding
+        self.window, self.propagate, self.mask_padding = window, propagate, mask_padding
         self.tokenizer = tokenizer
 
     def set_window(self, window: int) -> None:
@@ -341,10 +334,17 @@ class HatStage(Stage):
         padded = x.shape[-2:]
         grid = (padded[0] // self.window, padded[1] // self.window)
         padding = padding_bias(x, rows, cols, self.window) if self.mask_padding else None
-        carriers = None if self.tokenizer is None else self.tokenizer(x, *grid)
-        x = to_windows(x, self.window)
+        tokens = to_windows(x, self.window)
+        if self.tokenizer is not None:
+            tokens = torch.cat([self.tokenizer(x, *grid), tokens], dim=1)
         for block, positions in zip(self.blocks, self.positions(*grid), strict=True):
-            x, carriers = self.run(block, x, carriers, grid, padding, positions)
+            tokens = self.run(block, tokens, grid, padding, positions)
+        cells = self.window**2
+        carriers, x = tokens[:, :-cells], tokens[:, -cells:]
+        last = cast(HatBlock, self.blocks[-1]).carriers
+        if self.propagate and last is not None:
+            # Through the scale of the carriers' attention: so the weights were trained.
+            x = x + _spread(last.layer.scale1(carriers), self.window)
         return from_windows(x, self.window, *padded)[:, :, :rows, :cols]
 
     def positions(self, rows: int, cols: int) -> Iterator[Positions]:
@@ -395,16 +395,22 @@ def _hat_stage(
     carriers = carriers and not (published and rows * cols == 1)
     embed = rows == cols or not published
     blocks = []
-    for i, drop_path in enumerate(drop_paths):
+    for drop_path in drop_paths:
         layer = dict(layer_scale=layer_scale, drop_path=drop_path)
         mixer = None
         if carriers:
             grid = (SIDE * rows, SIDE * cols)
             mixer = Carriers(dim, num_heads, grid, embed=embed, published=published, **layer)
-        spread = propagate and carriers and i == len(drop_paths) - 1
-        blocks.append(HatBlock(dim, num_heads, window, carriers=mixer, propagate=spread, **layer))
+        blocks.append(HatBlock(dim, num_heads, window, carriers=mixer, **layer))
     tokenizer = CarrierStart(dim) if carriers else None
-    return HatStage(blocks, tokenizer, downsample, window=window, mask_padding=mask_padding)
+    return HatStage(
+        blocks,
+        tokenizer,
+        downsample,
+        window=window,
+        propagate=propagate,
+        mask_padding=mask_padding,
+    )
 
 
 class FasterViT(Hierarchy):
