@@ -74,6 +74,8 @@ EXTRA = (
     ("train+compiled", "bf16", True),
     ("train+autotuned", "bf16", True),
     ("deploy+graphs", "amp", True),
+    ("train+graphs+blocks", "bf16", True),
+    ("train+compiled+blocks", "bf16", True),
 )
 GROWING = ("mambavision_t", "fastervit_0", "eradio_xxxtiny", "radio_vit_base_patch16")
 GROUPS = ("inference", "train", "extra", "growth")

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import zoo
+from zoo.compiled_blocks import compile_blocks
 from zoo.deploy import deploy
 from zoo.eval.kernels import Kernel, profile
 
@@ -37,7 +38,7 @@ COMPILERS: dict[str, str | None] = {
 }
 """Words of a mode that compile, and torch.compile's name for how."""
 
-WORDS = ("eager", "deploy", "train", *COMPILERS)
+WORDS = ("eager", "deploy", "train", "blocks", *COMPILERS)
 PRECISIONS = ("float32", "amp", "bf16")
 CHECKED_IMAGES = 8
 """Of a batch, when a case is compared with eager float32."""
@@ -48,7 +49,8 @@ def words(mode: str) -> frozenset[str]:
 
     `eager` is the plain model in eval mode, `deploy` its deploy form (`zoo.deploy`), `train` a
     forward and a backward pass in training mode. `compiled`, `graphs` (CUDA graphs) and
-    `autotuned` are ways to compile.
+    `autotuned` are ways to compile; with `blocks` block by block (`zoo.compiled_blocks`), and CUDA
+    graphs then hold the whole model.
 
     Raises:
         ValueError: an unknown word, or words that exclude each other.
@@ -59,6 +61,11 @@ def words(mode: str) -> frozenset[str]:
         raise ValueError(
             f"A mode has no word {', '.join(sorted(unknown))!r}; there are {', '.join(WORDS)}, "
             "joined by + (deploy+compiled)."
+        )
+    if "blocks" in said and said.isdisjoint(COMPILERS):
+        raise ValueError(
+            f"blocks says what is compiled, and the mode {mode!r} does not compile: add one of "
+            f"{', '.join(COMPILERS)} (compiled+blocks)."
         )
     for exclusive in ({"deploy", "train"}, set(COMPILERS)):
         both = sorted(said & exclusive)
@@ -217,7 +224,8 @@ class Prepared:
     def autocast(self) -> AbstractContextManager:
         if self.case.precision != "amp":
             return nullcontext()
-        return torch.autocast(self.images.device.type, torch.bfloat16)
+        cached = not isinstance(self.model, Recorded)  # a cast must not stay out of the graph
+        return torch.autocast(self.images.device.type, torch.bfloat16, cache_enabled=cached)
 
     def step(self) -> None:
         if "graphs" in words(self.case.mode):
@@ -230,6 +238,26 @@ class Prepared:
             outputs = self.model(self.images)
         total(outputs).backward()
         self.module.zero_grad(set_to_none=True)
+
+
+@dataclass
+class Recorded:
+    """A model that runs once, is recorded in its second call, and replayed from then on.
+
+    As two CUDA graphs, forward and backward, of what the model launches by then.
+    """
+
+    module: nn.Module
+    calls: int = 0
+
+    def __call__(self, images: Tensor) -> Any:
+        self.calls += 1
+        if self.calls == 2 and images.is_cuda:
+            # Recording has a stream of its own, other than that of the first call: torch warns.
+            torch.autograd.graph.set_warn_on_accumulate_grad_stream_mismatch(False)
+            record = torch.cuda.make_graphed_callables
+            record(self.module, (images,), allow_unused_input=True)
+        return self.module(images)
 
 
 def total(outputs: Any) -> Tensor:
@@ -254,7 +282,12 @@ def prepare(case: Case) -> Prepared:
     model: Callable[[Tensor], Any] = module
     for word in said & set(COMPILERS):
         # Each case has its own shapes; a second size must not make the first one's dynamic.
-        model = torch.compile(module, dynamic=False, mode=COMPILERS[word])
+        if "blocks" not in said:
+            model = torch.compile(module, dynamic=False, mode=COMPILERS[word])
+        elif word == "graphs":
+            model = Recorded(compile_blocks(module))
+        else:
+            model = compile_blocks(module, mode=COMPILERS[word])
     shape = (case.batch, 3, case.size, case.size)
     images = torch.randn(shape, generator=torch.Generator().manual_seed(0))
     images = images.to(case.device, dtype, memory_format=case.layout)

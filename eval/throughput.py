@@ -13,7 +13,7 @@ class Speed:
     """How inference is timed: the backbone alone, images already on the device."""
 
     mode: str = "eager"
-    """As `zoo bench models` takes it: eager, deploy, each with +compiled, +autotuned, +graphs."""
+    """As `zoo bench models` takes it: eager, deploy, each with +compiled, +autotuned or +graphs."""
     batch: int | None = None
     """The evaluation's, unless given."""
     rounds: int = 20

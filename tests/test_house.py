@@ -33,6 +33,7 @@ ARROWS: dict[str, tuple[str, ...]] = {
     "zoo.safe_pickle": (),
     "zoo.checkpoint": ("zoo.safe_pickle",),
     "zoo.deploy": (),
+    "zoo.compiled_blocks": (),
     "zoo.licence": (),
     "zoo.build": ("zoo.licence",),
     "zoo.hierarchy": (LAYERS, "zoo.checkpoint", "zoo.licence"),
@@ -56,6 +57,7 @@ ARROWS: dict[str, tuple[str, ...]] = {
         "zoo.features",
         "zoo.checkpoint",
         "zoo.cache",
+        "zoo.compiled_blocks",
     ),
     "zoo.eval": ("zoo.eval", "zoo.students", "zoo.teachers", "zoo.features", "zoo.checkpoint"),
     "zoo.eval.detect": (
@@ -65,7 +67,7 @@ ARROWS: dict[str, tuple[str, ...]] = {
         "zoo.checkpoint",
         "zoo.detector_backbone",
     ),
-    "zoo.eval.speed": ("zoo.deploy", "zoo.eval"),
+    "zoo.eval.speed": ("zoo.compiled_blocks", "zoo.deploy", "zoo.eval"),
 }
 """`zoo` itself, its pipeline and its command line may import everything."""
 

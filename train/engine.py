@@ -6,11 +6,12 @@ Nothing here changes what a step computes, but for 8-bit teachers, whose fidelit
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import nn
 
+from zoo.compiled_blocks import allow_variants, repeated_blocks
 from zoo.features import Batch, Features
 from zoo.teachers.eight_bits import Eight, EightBits, to_eight_bits
 from zoo.teachers.folded_attention import fold_relative_positions
@@ -20,8 +21,6 @@ from zoo.teachers.teacher import Frozen, Teacher
 Look = Callable[[Batch], Features]
 Precision = Literal["auto", "bf16", "int8", "fp8"]
 
-VARIANTS = 64
-"""Compiled forms of one function: all teachers of a run may share the code of timm's block."""
 MOST = 0.8
 """Share of the weights that repeated blocks hold in a network made of them."""
 
@@ -82,25 +81,13 @@ def compile_teacher(teacher: Frozen) -> None:
     compiled whole.
     """
     fold_relative_positions(teacher.network)
-    # torch gives up after 8 forms of one function, in silence
-    config: Any = torch._dynamo.config
-    config.recompile_limit = max(config.recompile_limit, VARIANTS)
+    allow_variants()
     blocks = repeated_blocks(teacher.network)
     if sum(map(_size, blocks)) < MOST * _size(teacher.network):
         teacher.look = torch.compile(teacher.look, dynamic=False)
         return
     for block in blocks:
         block.compile(dynamic=False)
-
-
-def repeated_blocks(network: nn.Module) -> list[nn.Module]:
-    """Find the members of the outermost rows of modules of one kind."""
-    found: list[nn.Module] = []
-    for child in network.children():
-        inner = list(child) if isinstance(child, (nn.Sequential, nn.ModuleList)) else []
-        alike = len(inner) > 1 and len({type(one) for one in inner}) == 1
-        found += inner if alike else repeated_blocks(child)
-    return found
 
 
 def _size(network: nn.Module) -> int:

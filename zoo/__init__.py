@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from zoo import eradio, fastervit, mambavision, radio
+from zoo.compiled_blocks import compile_blocks
 from zoo.layers.compiler import keep_strides
 from zoo.safe_pickle import PLAIN
 
@@ -19,7 +20,7 @@ keep_strides()
 FAMILIES = (eradio, fastervit, mambavision, radio)
 
 __version__ = "0.1.0"
-__all__ = ["FAMILIES", "__version__", "create_model", "list_models"]
+__all__ = ["FAMILIES", "__version__", "compile_blocks", "create_model", "list_models"]
 
 
 def create_model(model_name: str, pretrained: bool = False, **kwargs: Any) -> nn.Module:

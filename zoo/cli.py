@@ -270,7 +270,8 @@ class SpeedArgs:
     size: tuple[int, ...] = (224,)
     batch: tuple[int, ...] = (8,)
     modes: str = "eager"
-    """Separated by commas: eager, deploy, train, each with +compiled, +autotuned, +graphs."""
+    """Separated by commas: eager, deploy, train, each with +compiled, +autotuned or +graphs, and
+    these with +blocks, which compiles block by block."""
     precision: str = "auto"
     """float32, amp (autocast to bfloat16) or bf16 (weights too); amp on cuda, else float32."""
     channels_last: bool = False

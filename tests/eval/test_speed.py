@@ -57,7 +57,7 @@ def row(seconds, model="eradio_nano", macs=0.0, **case):
     return Measured(case=Case(model=model, **({"batch": 4} | case)), macs=macs, seconds=seconds)
 
 
-@pytest.mark.parametrize("mode", ["egaer", "deploy+train", "compiled+graphs", ""])
+@pytest.mark.parametrize("mode", ["egaer", "deploy+train", "compiled+graphs", "train+blocks", ""])
 def test_a_mode_that_means_nothing_is_refused(mode):
     with pytest.raises(ValueError, match=r"mode|exclude"):
         words(mode)
@@ -228,6 +228,13 @@ def test_the_surroundings_name_versions_threads_and_machine():
     json.dumps(told)
 
 
+def test_blocks_are_compiled_one_by_one_or_the_whole():
+    for mode, apart in (("train+compiled+blocks", True), ("train+compiled", False)):
+        module = prepare(dataclasses.replace(TINY, mode=mode)).module
+        block = module.stages[-1].blocks[0]
+        assert (block._compiled_call_impl is not None) == apart
+
+
 @pytest.mark.slow
 def test_a_compiled_case_compiles_in_its_first_call_and_agrees_with_the_plain_one():
     case = Case(model="bench_probe_a", size=64, batch=2, mode="deploy+compiled")
@@ -239,7 +246,17 @@ def test_a_compiled_case_compiles_in_its_first_call_and_agrees_with_the_plain_on
 
 @pytest.mark.gpu
 @pytest.mark.filterwarnings("ignore:The CUDA Graph is empty")  # torch's own first recording
-@pytest.mark.parametrize("mode", ["eager", "deploy+compiled", "deploy+graphs", "train"])
+@pytest.mark.parametrize(
+    "mode",
+    [
+        "eager",
+        "deploy+compiled",
+        "deploy+graphs",
+        "deploy+graphs+blocks",
+        "train",
+        "train+graphs+blocks",
+    ],
+)
 def test_on_a_gpu_a_row_has_a_peak_and_its_kernels_have_floors(mode):
     case = Case(
         model="fastervit_0", batch=8, mode=mode, precision="amp", channels_last=True, device="cuda"
@@ -251,5 +268,5 @@ def test_on_a_gpu_a_row_has_a_peak_and_its_kernels_have_floors(mode):
     if "H200" in torch.cuda.get_device_name() and mode == "eager":
         assert any(kernel.times_floor for kernel in found.kernels)
         assert all(kernel.times_floor > 0.5 for kernel in found.kernels if kernel.times_floor)
-    if mode != "train":
+    if "train" not in mode:
         assert found.relative_error < 0.05

@@ -4,25 +4,16 @@ import copy
 import dataclasses
 
 import pytest
-import timm
 import torch
-from torch import nn
 
 from zoo.features import Batch
 from zoo.teachers.mosaic import Mosaic
 from zoo.teachers.teacher import Frozen, open_teacher
-from zoo.train.engine import Ahead, frozen, quicken, repeated_blocks, tensor_cores
+from zoo.train.engine import Ahead, frozen, quicken, tensor_cores
 
 
 def batches(count: int) -> list[Batch]:
     return [Batch(torch.rand(2, 3, 64, 64)) for _ in range(count)]
-
-
-def test_the_blocks_of_vits_and_the_stages_of_convnets_are_found():
-    vit, convnet = timm.create_model("test_vit"), timm.create_model("test_convnext")
-    assert repeated_blocks(vit) == list(vit.blocks)
-    assert repeated_blocks(convnet)[-1] is convnet.stages[-1]
-    assert repeated_blocks(nn.Sequential(nn.Linear(2, 2), nn.ReLU())) == []
 
 
 def test_auto_leaves_teachers_as_they_are():
