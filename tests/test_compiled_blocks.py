@@ -69,16 +69,16 @@ def graphs_of(name: str, **options) -> list[int]:
 
 @pytest.mark.parametrize("name", ["mambavision_t", "eradio_nano"])
 def test_a_network_of_compiled_blocks_is_the_same_function(name):
-    plain = zoo.create_model(name, depths=(1, 1, 3, 2), drop_path_rate=0.0).train()
+    plain = zoo.create_model(name, depths=(1, 1, 3, 2), drop_path_rate=0.0).train().double()
     compiled = compile_blocks(copy.deepcopy(plain), backend="aot_eager")
     assert compiled.state_dict().keys() == plain.state_dict().keys()
-    images = torch.randn(2, 3, 64, 64)
+    images = torch.randn(4, 3, 64, 64, dtype=torch.double)
     outs = [network(images) for network in (plain, compiled)]
-    torch.testing.assert_close(outs[1], outs[0], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(outs[1], outs[0], rtol=1e-6, atol=1e-8)
     for out in outs:
         out.square().mean().backward()
     for mine, his in zip(compiled.parameters(), plain.parameters(), strict=True):
-        torch.testing.assert_close(mine.grad, his.grad, rtol=1e-3, atol=1e-5)
+        torch.testing.assert_close(mine.grad, his.grad, rtol=1e-6, atol=1e-8)
 
 
 def test_a_copy_is_not_compiled():

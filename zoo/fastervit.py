@@ -170,7 +170,7 @@ def _mean_of_spans(x: Float[Tensor, "n side C"], out: int) -> Float[Tensor, "n o
     first = step * torch.arange(out, device=x.device)[:, None]
     cell = torch.arange(side, device=x.device)
     spans = ((first <= cell) & (cell < first + length)).to(x.dtype)
-    return torch.bmm(spans.expand(len(x), -1, -1), x) / length
+    return torch.bmm(spans.expand(x.shape[0], -1, -1), x) / length
 
 
 class Carriers(nn.Module):
