@@ -43,7 +43,7 @@ from zoo.eval.detect.draw import side_by_side
 from zoo.eval.detect.finding import find_objects, fitting
 from zoo.eval.detect.shapes import write_shapes
 from zoo.eval.detect.training import Trainee, Training, train_steps
-from zoo.eval.speed import surroundings
+from zoo.eval.speed.models import surroundings
 
 MODELS = ("fastervit_0", "mambavision_t", "eradio_xxxtiny", "resnet50", "convnext_tiny")
 TINY = ("eradio_nano", "resnet18")

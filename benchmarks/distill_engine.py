@@ -23,8 +23,8 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # where zoo is not installed
 
-from zoo.benchmark_distill import console, part_table, write
-from zoo.distill_speed import Clock, Pool, Seen, Step, best_parts, free, measure, photographs
+from zoo.commands.bench_distill import console, part_table, write
+from zoo.commands.step_parts import Clock, Pool, Seen, Step, best_parts, free, measure, photographs
 from zoo.teachers.mosaic import Mosaic, border_effect
 from zoo.teachers.teacher import Frozen
 from zoo.train.config import TeacherSpec

@@ -3,7 +3,7 @@
 python3 benchmarks/eight_bit_layers.py
 
 The shapes are those of CLIP ViT-H/14 at 378, batch 128. `product` has its operands in 8 bits
-already; `layer` is `zoo.teachers.eight_bits.EightBitLinear`, compiled, which finds a scale for each
+already; `layer` is `zoo.teachers.quantize.EightBitLinear`, compiled, which finds a scale for each
 row first. Median of `triton.testing.do_bench`, which empties the cache before each call.
 """
 
@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 from triton.testing import do_bench
 
-from zoo.teachers.eight_bits import EightBitLinear
-from zoo.teachers.int8_kernel import launch
+from zoo.kernels.int8_triton import launch
+from zoo.teachers.quantize import EightBitLinear
 
 ROWS = 128 * 730
 SHAPES = ((1280, 3840), (1280, 1280), (1280, 5120), (5120, 1280))

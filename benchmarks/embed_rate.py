@@ -17,7 +17,7 @@ import numpy as np
 import tyro
 from PIL import Image
 
-from zoo.embedding import Embed, embed
+from zoo.commands.embed import Embed, embed
 
 DISTINCT = 64
 

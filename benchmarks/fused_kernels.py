@@ -28,11 +28,11 @@ import triton
 from torch import Tensor
 from triton.testing import do_bench
 
-from zoo.layers import batch_norm_op  # noqa: F401 -- registers the operator
-from zoo.layers.attention_op import MAX_TOKENS, biased_attention, window_attention
+from zoo.kernels import batch_norm as batch_norm_op  # noqa: F401 -- registers the operator
+from zoo.kernels.attention import MAX_TOKENS, biased_attention, window_attention
 from zoo.layers.gelu import GELU
-from zoo.layers.neighbours import in_torch, neighbours_silu
 from zoo.layers.scan import selective_scan
+from zoo.layers.short_conv import in_torch, neighbours_silu
 
 SHAPES = [  # batch, channels, tokens, states
     (128, 160, 196, 8),

@@ -30,7 +30,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # where zoo is not installed
 
-from zoo.eval.speed import Case, Measured, measure, name_and_options, surroundings, words
+from zoo.eval.speed.models import Case, Measured, measure, name_and_options, surroundings, words
 
 MODELS: dict[str, int] = {
     "mambavision_t": 224,
@@ -286,7 +286,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             write(args.out, around, rows)
     print("\n".join(["", *summary(rows)]))
     if args.plot:
-        from zoo.eval.growth import draw_growth
+        from zoo.eval.speed.growth import draw_growth
 
         args.plot.write_bytes(draw_growth([row for row in rows if row.case.batch < args.batch]))
     left = [number for number, row in zip(cases, rows, strict=True) if not row.seconds]

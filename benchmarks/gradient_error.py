@@ -18,8 +18,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from zoo.eval.speed import build
-from zoo.layers import fused
+from zoo.eval.speed.models import build
+from zoo.kernels import available as fused
 
 MODELS = {"mambavision_t": 224, "mambavision_l": 224, "fastervit_0": 224, "fastervit_4": 224,
           "eradio_xxxtiny": 256, "eradio_l,window_size=8": 256}  # fmt: skip

@@ -21,7 +21,7 @@ import tyro
 from torch import Tensor
 
 from zoo.eval.knn import nearest_classes
-from zoo.eval.speed import surroundings
+from zoo.eval.speed.models import surroundings
 
 IMAGENET_TRAIN, IMAGENET_VAL = 1_281_167, 50_000
 ROWS_AT_ONCE = 2**15

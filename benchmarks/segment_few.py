@@ -2,7 +2,8 @@
 
     python3 benchmarks/segment_few.py EXPORT_OR_NAME ... --data CAMVID --out DIR [--tiny]
 
-Each model stays frozen; batch norm and one linear layer learn on its last map (`zoo.eval.segment`).
+Each model stays frozen; batch norm and one linear layer learn on its last map
+(`zoo.eval.dense.segment`).
 An export gets a twin of the same backbone with random weights: what its training is worth. DIR
 gets `segment_few.json` (every number of every seed, and what made it), `segment_few.md` (the table)
 and `segment_few.png` (one validation image as each model sees it). The data is any layout that
@@ -26,10 +27,10 @@ import torch
 from PIL import Image, ImageDraw
 
 from zoo.checkpoint import written_whole
+from zoo.commands.evaluate import open_student
+from zoo.eval.dense.segment import Segment, segment
+from zoo.eval.dense.segment_data import open_segments
 from zoo.eval.registry import Picture, Scores, Subject
-from zoo.eval.segment import Segment, segment
-from zoo.eval.segment_data import open_segments
-from zoo.evaluation import open_student
 from zoo.students.student import Student, build_student
 
 TINY = ("eradio_nano", "resnet18")

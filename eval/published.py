@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-from zoo.eval.pareto import PUBLISHED_TOP1
+from zoo.eval.speed.pareto import PUBLISHED_TOP1
 
 
 class Published(NamedTuple):

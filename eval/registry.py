@@ -13,7 +13,9 @@ A benchmark is one generator. To add one, write it and add one line to `BENCHMAR
         yield "segment/miou", Scores(keys, hits, total)     # a number, and where it comes from
         yield "segment/000123", Picture(pixels, "mask")     # shown in the report
 
-    BENCHMARKS["segment"] = Benchmark("zoo.eval.segment:segment", "segmentation", "segment/miou")
+    BENCHMARKS["segment"] = Benchmark(
+        "zoo.eval.dense.segment:segment", "segmentation", "segment/miou"
+    )
 
 The function's third parameter is annotated with the settings' class: that is how the command line
 finds it. Modules are imported when they are asked for, so a benchmark may import what it likes.
@@ -202,17 +204,19 @@ BENCHMARKS: dict[str, Benchmark] = {
         "zoo.eval.fewshot:fewshot", "few-shot", "fewshot/5/top1", reads="features"
     ),
     "zeroshot": Benchmark("zoo.eval.zeroshot:zeroshot", "zero-shot", "zeroshot/top1"),
-    "segment": Benchmark("zoo.eval.segment:segment", "segmentation", "segment/miou"),
+    "segment": Benchmark("zoo.eval.dense.segment:segment", "segmentation", "segment/miou"),
     "retrieval": Benchmark(
         "zoo.eval.retrieval:retrieval", "retrieval", "retrieval/image_to_text/recall5"
     ),
     "correspondence": Benchmark(
-        "zoo.eval.correspondence:correspondence", "correspondence", "correspondence/pck0.1"
+        "zoo.eval.dense.correspondence:correspondence", "correspondence", "correspondence/pck0.1"
     ),
-    "depth": Benchmark("zoo.eval.depth:depth", "depth", "depth/delta1"),
-    "masks": Benchmark("zoo.eval.sam_masks:masks", "masks", "masks/miou"),
+    "depth": Benchmark("zoo.eval.dense.depth:depth", "depth", "depth/delta1"),
+    "masks": Benchmark("zoo.eval.dense.sam_masks:masks", "masks", "masks/miou"),
     "detect": Benchmark("zoo.eval.detect.benchmark:detect", "detection", "detect/box/AP50"),
-    "speed": Benchmark("zoo.eval.throughput:speed", "images/s", "speed/img_s", 0.0, "nothing"),
+    "speed": Benchmark(
+        "zoo.eval.speed.throughput:speed", "images/s", "speed/img_s", 0.0, "nothing"
+    ),
 }
 """Name -> what `zoo eval --on` runs; a new benchmark is one line."""
 

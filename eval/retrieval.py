@@ -11,9 +11,9 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from zoo.eval.dense.square import squares
 from zoo.eval.extract import extract
 from zoo.eval.registry import Found, Scores, Subject
-from zoo.eval.square import squares
 from zoo.eval.zeroshot import check_width, head_for, through_head
 from zoo.teachers.teacher import TeacherName
 from zoo.teachers.text import BATCH, open_text

@@ -1,6 +1,6 @@
 """Features of teachers on disk: shards of a training stream's views, read instead of the teachers.
 
-What a view is follows from its place in the stream (`zoo.train.plan`): the image, the crop, the
+What a view is follows from its place in the stream (`zoo.data.plan`): the image, the crop, the
 mirror. So a cache stores no images and no crops, only features in the order in which a run asks for
 them, and replays the augmentations as MobileCLIP's reinforced data sets do (2311.17049, section 4).
 Maps are stored on the scale on which students learn them (PHI-S, 2410.01680), where all channels

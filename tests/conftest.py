@@ -13,19 +13,18 @@ import torch
 from jaxtyping import install_import_hook
 
 TEACHERS = [
-    f"teachers.{path.stem}"
-    for path in (Path(__file__).parent.parent / "teachers").glob("*.py")
-    if path.stem != "int8_kernel"  # Triton compiles the functions that it finds, not wrapped ones
+    f"teachers.{path.stem}" for path in (Path(__file__).parent.parent / "teachers").glob("*.py")
 ]
 
 # Shapes are checked here at every call; a training run pays nothing for them.
 CHECKED = [
     f"zoo.{name}"
     for name in (
-        *TEACHERS, "features", "students", "train.distill", "train.losses", "train.phi_s",
-        "train.shift", "train.weighting", "eval.extract", "eval.fidelity",
-        "eval.segment", "eval.mean_iou", "eval.upernet", "eval.windows", "eval.crops", "eval.depth",
-        "eval.correspondence", "eval.sam_masks", "eval.retrieval", "eval.zeroshot",
+        *TEACHERS, "features", "students", "train.distill.step", "train.distill.losses",
+        "train.distill.phi_s", "train.distill.shift", "train.distill.weighting", "data.crops",
+        "eval.extract", "eval.fidelity", "eval.retrieval", "eval.zeroshot",
+        "eval.dense.segment", "eval.dense.mean_iou", "eval.dense.upernet", "eval.dense.windows",
+        "eval.dense.depth", "eval.dense.correspondence", "eval.dense.sam_masks",
         "eval.detect.backbone", "eval.detect.canvas", "eval.detect.draw",
         "eval.detect.torchvision_detector",
     )

@@ -111,7 +111,7 @@ def test_a_teacher_that_cannot_teach_is_refused_before_anything_is_written(
 
 
 def test_the_recipes_are_listed_with_a_line_each(capsys):
-    from zoo.train.recipes import RECIPES, summary_of
+    from zoo.train.distill.recipes import RECIPES, summary_of
 
     with pytest.raises(SystemExit):
         main(["distill", "--help"])

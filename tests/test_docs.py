@@ -49,7 +49,7 @@ def commands(page: Path) -> list[list[str]]:
 
 
 def test_the_page_of_distillation_has_every_recipe():
-    from zoo.train.recipes import RECIPES
+    from zoo.train.distill.recipes import RECIPES
 
     named = set(re.findall(r"`(\w+)`", DISTILLATION.read_text()))
     assert set(RECIPES) - {"custom", "quickstart"} <= named

@@ -46,10 +46,10 @@ ARROWS: dict[str, tuple[str, ...]] = {
     "zoo.teachers": ("zoo.features", "zoo.checkpoint", "zoo.teachers"),
     "zoo.teachers.from_zoo": ("zoo",),
     "zoo.students": (*MODEL_PARTS, *FAMILIES, "zoo.students"),
-    "zoo.train.losses": (),
-    "zoo.train.hadamard": (),
-    "zoo.train.phi_s": ("zoo.train.hadamard",),
-    "zoo.train.plan": (),
+    "zoo.train.distill.losses": (),
+    "zoo.train.distill.hadamard": (),
+    "zoo.train.distill.phi_s": ("zoo.train.distill.hadamard",),
+    "zoo.data.plan": (),
     "zoo.train": (
         "zoo.train",
         "zoo.students",
@@ -67,7 +67,7 @@ ARROWS: dict[str, tuple[str, ...]] = {
         "zoo.checkpoint",
         "zoo.detector_backbone",
     ),
-    "zoo.eval.speed": ("zoo.compiled_blocks", "zoo.deploy", "zoo.eval"),
+    "zoo.eval.speed.models": ("zoo.compiled_blocks", "zoo.deploy", "zoo.eval"),
 }
 """`zoo` itself, its pipeline and its command line may import everything."""
 

@@ -13,23 +13,23 @@ from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
 
+from zoo.data.plan import Plan
+from zoo.data.sources import Source, View, train_batches
 from zoo.features import Batch
 from zoo.students.student import MESA, Student
 from zoo.teachers.teacher import Teacher
 from zoo.train.config import Distill
 from zoo.train.damp import damped
-from zoo.train.data import Source, View, train_batches
-from zoo.train.distill import distill_step
-from zoo.train.engine import Ahead, Look, tensor_cores
-from zoo.train.follow import sizes_of
+from zoo.train.distill.losses import SPATIAL_LOSSES, angle
+from zoo.train.distill.plan_step import Turn, grids_of, take_turn
+from zoo.train.distill.sizes import sizes_of
+from zoo.train.distill.step import distill_step
+from zoo.train.distill.teachers import Ahead, Look, tensor_cores
+from zoo.train.distill.weighting import Weighting
 from zoo.train.interrupt import Interrupt, Interrupted
-from zoo.train.losses import SPATIAL_LOSSES, angle
 from zoo.train.optim import build_optimizer, learning_rate
-from zoo.train.plan import Plan
 from zoo.train.progress import Watch
 from zoo.train.run import Run
-from zoo.train.turn import Turn, grids_of, take_turn
-from zoo.train.weighting import Weighting
 
 
 @dataclass

@@ -13,12 +13,12 @@ from torch import Tensor, nn
 
 from zoo.cache import cache_dir
 from zoo.checkpoint import save_whole
+from zoo.data.plan import Plan, mix
+from zoo.data.sources import Source, View, train_batches
 from zoo.features import Batch
 from zoo.teachers.pretext import MEAN, SIZE, STD, Gradients, PatchTransformer, build_network
 from zoo.train.config import Optim
-from zoo.train.data import Source, View, train_batches
 from zoo.train.optim import learning_rate
-from zoo.train.plan import Plan, mix
 from zoo.train.progress import Watch
 
 VERSION = 1

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
+from zoo.commands.parse import parse
 from zoo.measure_commands import embed, evaluate, report
-from zoo.parse import parse
 
 if TYPE_CHECKING:
     from zoo.train.config import Distill
@@ -131,7 +131,7 @@ def list_recipes() -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from zoo.train.recipes import RECIPES, summary_of
+    from zoo.train.distill.recipes import RECIPES, summary_of
 
     table = Table("recipe", "what it does", show_lines=True)
     for column in ("teachers", "student"):
@@ -181,16 +181,16 @@ def distill(args: list[str]) -> None:
     the student's size. Kinds are timm, open_clip, hf, zoo, torch (package.function), rule and
     pretext (classifier, autoencoder, gradients: trained on your data).
     """
-    from zoo.train.recipes import RECIPES
+    from zoo.train.distill.recipes import RECIPES
 
     config, resume, dry = _distill_args(args, RECIPES)
     if dry:
-        from zoo.dry_run import print_plan
+        from zoo.commands.plan import print_plan
 
         print_plan(config)
         return
+    from zoo.commands.distill import distill
     from zoo.eval.report import build_report
-    from zoo.pipeline import distill
 
     run = distill(config, resume=resume)
     report = build_report(run.path)
@@ -205,8 +205,8 @@ def _distill_args(
 ) -> tuple["Distill", bool, bool]:
     """Read the recipe's name and the overrides of its fields."""
     from zoo.train.config import Distill, TeacherSpec
+    from zoo.train.distill.tiny import tiny
     from zoo.train.run import Run
-    from zoo.train.tiny import tiny
 
     registry = tyro.constructors.ConstructorRegistry()
 
@@ -254,7 +254,7 @@ def _distill_args(
 
 
 def _recipe_lines(recipes: dict[str, Callable[[], "Distill"]]) -> str:
-    from zoo.train.recipes import summary_of
+    from zoo.train.distill.recipes import summary_of
 
     lines = (f"  {name}: {summary_of(recipe)}" for name, recipe in recipes.items())
     return "\n".join(["Recipes (zoo distill RECIPE; --tiny shrinks each to a laptop):", *lines])
@@ -298,8 +298,8 @@ def bench_models(args: list[str]) -> None:
 
     import torch
 
-    from zoo.benchmark import DEFAULT, expand_names, measure_models
-    from zoo.eval.speed import Case
+    from zoo.commands.bench_models import DEFAULT, expand_names, measure_models
+    from zoo.eval.speed.models import Case
 
     asked = parse(SpeedArgs, args, "bench models", bench_models.__doc__ or "")
     device = _device(asked.device)
@@ -354,7 +354,7 @@ def bench_distill(args: list[str]) -> None:
     Example: zoo bench distill --teachers timm:vit_small_patch14_dinov2/random@224
     --student eradio_xxxtiny --size 224 --batch 32
     """
-    from zoo.benchmark_distill import TINY, TRIO, measure_steps
+    from zoo.commands.bench_distill import TINY, TRIO, measure_steps
 
     asked = parse(StepArgs, args, "bench distill", bench_distill.__doc__ or "")
     device = _device(asked.device)
@@ -451,8 +451,8 @@ def detect_config(args: list[str]) -> None:
 
     Example: zoo detect-config mask-rcnn runs/mine/export COCO_FOLDER detector.py
     """
-    from zoo.detect_config import DetectConfigArgs
-    from zoo.detect_config import detect_config as write
+    from zoo.commands.openmmlab import DetectConfigArgs
+    from zoo.commands.openmmlab import detect_config as write
 
     write(parse(DetectConfigArgs, args, "detect-config", detect_config.__doc__ or ""))
 

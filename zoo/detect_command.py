@@ -6,8 +6,8 @@ from typing import Annotated
 
 import tyro
 
-from zoo.detection import Detect, print_plan, read_config, tiny, train_detector
-from zoo.parse import parse
+from zoo.commands.detect import Detect, print_plan, read_config, tiny, train_detector
+from zoo.commands.parse import parse
 
 
 @dataclass(frozen=True, kw_only=True)

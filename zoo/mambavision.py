@@ -33,8 +33,8 @@ from zoo.checkpoint import rename_keys
 from zoo.hierarchy import Hierarchy, checkpoint_filter_fn
 from zoo.layers.attention import UNIT, Attention
 from zoo.layers.conv import Conv2d, Stem
-from zoo.layers.neighbours import neighbours_silu
 from zoo.layers.scan import selective_scan
+from zoo.layers.short_conv import neighbours_silu
 from zoo.layers.stage import ConvBlock, MixerBlock, Stage, drop_path_rates
 from zoo.layers.window import (
     from_windows,

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import tyro
 
-from zoo.parse import parse
+from zoo.commands.parse import parse
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,9 +44,9 @@ def evaluate(args: list[str]) -> None:
     zoo eval runs/mine/export --on knn,fewshot,speed --data PHOTOS --out results.jsonl
     zoo eval --compare results.jsonl:runs/a results.jsonl:runs/b
     """
+    from zoo.commands.evaluate import DEFAULT, Asked, compare_targets, read_data, show_plan
+    from zoo.commands.evaluate import evaluate as measure
     from zoo.eval.registry import find, load
-    from zoo.evaluation import DEFAULT, Asked, compare_targets, read_data, show_plan
-    from zoo.evaluation import evaluate as measure
 
     on = find([name for name in _value_of(args, "--on").replace(" ", "").split(",") if name])
     kinds = {name: load(name)[1] for name in on or DEFAULT}
@@ -89,8 +89,8 @@ def embed(args: list[str]) -> None:
 
     Example: zoo embed PHOTOS features/mine --model runs/mine/export --workers 8
     """
-    from zoo.embedding import Embed
-    from zoo.embedding import embed as write
+    from zoo.commands.embed import Embed
+    from zoo.commands.embed import embed as write
 
     asked = parse(Embed, args, "embed", embed.__doc__ or "")
     print(write(replace(asked, command=shlex.join(["zoo", "embed", *args]))))

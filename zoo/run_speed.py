@@ -9,18 +9,18 @@ from typing import TYPE_CHECKING
 import torch
 from rich.console import Console
 
+from zoo.data.plan import Plan
+from zoo.data.sources import train_batches
 from zoo.features import Batch
 from zoo.teachers.cache import Cache
-from zoo.train.caching import break_even, fill, holds
-from zoo.train.data import train_batches
-from zoo.train.engine import Precision, quicken
+from zoo.train.distill.caching import break_even, fill, holds
+from zoo.train.distill.phi_s import Balance
+from zoo.train.distill.teachers import Precision, quicken
 from zoo.train.loop import view_of
-from zoo.train.phi_s import Balance
-from zoo.train.plan import Plan
 from zoo.train.run import Run
 
 if TYPE_CHECKING:
-    from zoo.pipeline import Setting
+    from zoo.commands.distill import Setting
 
 Balances = Mapping[str, Balance]
 SAMPLE = 16

@@ -6,7 +6,7 @@ from typing import Literal
 
 import tyro
 
-from zoo.detect_config import asked_backbone, check_file, write_config
+from zoo.commands.openmmlab import asked_backbone, check_file, write_config
 from zoo.students.student import read_pairs
 
 
@@ -46,7 +46,7 @@ def segment_config(asked: SegmentConfigArgs) -> None:
     Raises:
         ValueError: see `mmseg_config`; or the file's name is none of a configuration.
     """
-    from zoo.eval.mmseg_config import mmseg_config
+    from zoo.eval.openmmlab.mmseg_config import mmseg_config
 
     check_file(asked.config)
     config = mmseg_config(
@@ -64,4 +64,6 @@ def segment_config(asked: SegmentConfigArgs) -> None:
         seed=asked.seed,
         overrides=read_pairs(asked.overrides),
     )
-    write_config(config, asked.config, tool="zoo.eval.mmseg_tool", last=f"iter_{asked.steps}.pth")
+    write_config(
+        config, asked.config, tool="zoo.eval.openmmlab.mmseg_tool", last=f"iter_{asked.steps}.pth"
+    )

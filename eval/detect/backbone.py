@@ -1,6 +1,6 @@
 """Any timm model as a detector's backbone, and the pyramid that a plain transformer needs.
 
-Ordinary modules, known to no framework: `zoo.eval.detect.mmdet_plugin` tells mmdet about them.
+Ordinary modules, known to no framework: `zoo.eval.openmmlab.mmdet_plugin` tells mmdet about them.
 """
 
 import math

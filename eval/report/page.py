@@ -11,9 +11,9 @@ from statistics import median
 from typing import Any, NamedTuple
 
 from zoo.checkpoint import written_whole
-from zoo.eval.maps import colour
 from zoo.eval.report import figures
 from zoo.eval.report.figures import short_number
+from zoo.eval.report.maps import colour
 from zoo.eval.report.run_folder import (
     STUDENT,
     TEACHER,

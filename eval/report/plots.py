@@ -4,8 +4,8 @@ import io
 import math
 from collections.abc import Sequence
 
-from zoo.eval.pareto import frontier, label_points
 from zoo.eval.report.figures import DPI, FAINT, INK, STYLE, plain_ticks, shorten
+from zoo.eval.speed.pareto import frontier, label_points
 
 Point = tuple[float, float, str, str]
 """Cost, quality, name and colour."""

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from zoo.eval.maps import load_maps
+from zoo.eval.report.maps import load_maps
 
 STUDENT, UNTRAINED, TEACHER = "student", "untrained", "teacher:"
 RECORDS = ("config.json", "about.json", "metrics.jsonl", "timing.jsonl")

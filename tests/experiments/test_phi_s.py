@@ -6,13 +6,13 @@ import torch
 from PIL import Image
 
 from zoo.cli import main
-from zoo.experiments.phi_s import Setting, Trainer, channel_errors
-from zoo.experiments.phi_s_config import ARMS, PhiSExperiment, Set, sets_of
-from zoo.experiments.phi_s_result import report, verdict
+from zoo.experiments.phi_s.config import ARMS, PhiSExperiment, Set, sets_of
+from zoo.experiments.phi_s.result import report, verdict
+from zoo.experiments.phi_s.run import Setting, Trainer, channel_errors
 from zoo.features import Batch, Features
-from zoo.train.distill import distill_step
-from zoo.train.losses import SPATIAL_LOSSES
-from zoo.train.phi_s import Moments, fit
+from zoo.train.distill.losses import SPATIAL_LOSSES
+from zoo.train.distill.phi_s import Moments, fit
+from zoo.train.distill.step import distill_step
 
 
 @pytest.fixture

@@ -6,8 +6,8 @@ import torch
 from PIL import Image
 
 from zoo.cli import main
-from zoo.experiments.students import FAMILIES
-from zoo.experiments.students_result import compare, report
+from zoo.experiments.students.result import compare, report
+from zoo.experiments.students.run import FAMILIES
 from zoo.students.student import build_student
 
 

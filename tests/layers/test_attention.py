@@ -6,8 +6,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from zoo.deploy import deploy
+from zoo.kernels.attention import biased_attention, window_attention
 from zoo.layers.attention import Attention
-from zoo.layers.attention_op import biased_attention, window_attention
 
 
 def plain(qkv, bias, scale):
@@ -56,8 +56,8 @@ def run_interpreted():
 
     Heads are one power of two wide, or two; GPUs have little shared memory, or a Hopper's.
     """
-    from zoo.layers import attention_tiles_triton as tiles
-    from zoo.layers import attention_triton as small
+    from zoo.kernels import attention_tiles_triton as tiles
+    from zoo.kernels import attention_triton as small
 
     torch.manual_seed(0)
     for kernels, sizes, room in (

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from timm.layers import DropPath
 from torch import nn
 
-from zoo.layers import batch_norm_op
+from zoo.kernels import batch_norm as batch_norm_op
 from zoo.layers.conv import ConvNorm
 from zoo.layers.stage import ConvBlock, Stage
 
@@ -53,7 +53,7 @@ def compare(found, wanted, tolerance):
 
 def check(act, chs, width, out, *, device, dtype, tolerance, **sizes):
     """Compare the kernels with `exact`; `out` channels come back."""
-    from zoo.layers.batch_norm_triton import backward, forward
+    from zoo.kernels.batch_norm_triton import backward, forward
 
     torch.manual_seed(0)
     x, plus, dy = maps(chs, width, dtype=dtype, device=device, **sizes)
@@ -70,7 +70,7 @@ def check(act, chs, width, out, *, device, dtype, tolerance, **sizes):
 
 def run_interpreted():
     """Run the kernels on the CPU, with each activation, filled up or not."""
-    from zoo.layers import batch_norm_triton
+    from zoo.kernels import batch_norm_triton
 
     batch_norm_triton.TILE = 64  # several tiles for each program
     for act in ACTS:
@@ -90,7 +90,8 @@ def run_stage_interpreted():
     The plain one is in float64: a bias before a norm has a gradient of zero, and float32 leaves
     noise there that differs from machine to machine.
     """
-    from zoo.layers import batch_norm_triton, conv
+    from zoo.kernels import batch_norm_triton
+    from zoo.layers import conv
 
     def of_maps(kernels):
         last = dict(memory_format=torch.channels_last)

@@ -11,8 +11,8 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
+from zoo.commands.distill import distill
 from zoo.features import Batch
-from zoo.pipeline import distill
 from zoo.students.export import export_student, load_export
 from zoo.students.student import build_student
 from zoo.teachers import open_teacher

@@ -13,7 +13,7 @@ from zoo.train.config import (
     from_json,
     to_json,
 )
-from zoo.train.recipes import RECIPES
+from zoo.train.distill.recipes import RECIPES
 
 
 @pytest.mark.parametrize("name", RECIPES)

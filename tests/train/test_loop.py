@@ -8,13 +8,13 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from zoo.data.plan import Plan
 from zoo.features import Batch, Features
 from zoo.students.student import build_student
 from zoo.train.config import Distill, Losses, Optim, TeacherSpec
+from zoo.train.distill.phi_s import Balance
+from zoo.train.distill.plan_step import take_turn
 from zoo.train.loop import Trainee, differentiate, objective_of, update
-from zoo.train.phi_s import Balance
-from zoo.train.plan import Plan
-from zoo.train.turn import take_turn
 
 RUN = Distill(
     teachers=(TeacherSpec(name="rule:a"), TeacherSpec(name="rule:b", rate=0.5, summary=0.0)),

@@ -3,11 +3,11 @@ import pytest
 import torch
 from PIL import Image
 
+from zoo.data.sources import open_source
 from zoo.features import Batch
 from zoo.teachers import open_teacher
 from zoo.teachers.pretext import NETWORKS, SIZE, Imposed
 from zoo.train import pretext
-from zoo.train.data import open_source
 from zoo.train.pretext import pretext_weights
 
 

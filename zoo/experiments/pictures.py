@@ -13,9 +13,9 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
+from zoo.data.plan import Plan, mix
+from zoo.data.sources import UNREADABLE, Source, View, open_splits
 from zoo.features import Batch
-from zoo.train.data import UNREADABLE, Source, View, open_splits
-from zoo.train.plan import Plan, mix
 
 HELD_OUT = 0.2
 """Share of a data set without a split of its own that is held out."""
@@ -109,7 +109,7 @@ class Stream:
 
 def embedded_collection(side: int, device: torch.device, limit: int | None) -> Collection:
     """Read digits and photographs that ship in wheels; the digits are the labelled set."""
-    from zoo.train.embedded import embedded_data
+    from zoo.data.embedded import embedded_data
 
     folder = embedded_data()
     train, held = open_splits(folder / "images", HELD_OUT)

@@ -6,12 +6,12 @@ from contextlib import AbstractContextManager
 import torch
 from torch import nn
 
+from zoo.data.plan import mix
 from zoo.experiments.pictures import Collection, Crop, Stream
 from zoo.features import Batch
 from zoo.teachers.pretext import MEAN, STD, PretextTeacher
 from zoo.train.config import Optim
-from zoo.train.phi_s import Moments
-from zoo.train.plan import mix
+from zoo.train.distill.phi_s import Moments
 from zoo.train.pretext import TASKS, fit_network
 
 OPTIM = Optim(lr=1e-3, weight_decay=0.05)

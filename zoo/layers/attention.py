@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from zoo.layers.attention_op import (
+from zoo.kernels.attention import (
     MAX_BIASED_HEAD_DIM,
     MAX_BIASED_TOKENS,
     MAX_HEAD_DIM,
@@ -16,8 +16,8 @@ from zoo.layers.attention_op import (
     biased_attention,
     window_attention,
 )
-from zoo.layers.cudnn_attention import cudnn_attention, runs_here
-from zoo.layers.fused import runs_kernels
+from zoo.kernels.available import runs_kernels
+from zoo.kernels.cudnn_attention import cudnn_attention, runs_here
 
 Attend = Callable[..., Tensor]
 

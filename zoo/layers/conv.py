@@ -8,8 +8,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from zoo.layers import batch_norm_op
-from zoo.layers.fused import runs_kernels
+from zoo.kernels import batch_norm as batch_norm_op
+from zoo.kernels.available import runs_kernels
 
 UNIT = 16
 """Channels that the GPU's convolutions take at once: 208 and 400 run faster than 200 and 392."""

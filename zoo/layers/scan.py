@@ -1,7 +1,7 @@
 """The selective scan of Mamba (2312.00752): the one seam through which every mixer runs.
 
 Tensors are batch first and channels last, and bias and softplus of the step are inside. On a GPU
-one operator runs it in Triton kernels (zoo.layers.scan_op); everywhere else plain torch does, here.
+one operator runs it in Triton kernels (zoo.kernels.scan); everywhere else plain torch does, here.
 """
 
 import math
@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from zoo.layers import scan_op
-from zoo.layers.fused import runs_kernels
+from zoo.kernels import scan as scan_op
+from zoo.kernels.available import runs_kernels
 
 
 def selective_scan(

@@ -1,0 +1,205 @@
+"""Dense correspondence: where a point of one image lies in another, by its features alone."""
+
+import json
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from zoo.eval.dense.square import squares
+from zoo.eval.registry import Found, Scores, Subject
+from zoo.features import Batch, at_grid
+
+
+@dataclass(frozen=True, kw_only=True)
+class Correspondence:
+    """Which pairs are matched, and how finely."""
+
+    layout: Literal["auto", "spair", "warps"] = "auto"
+    """`spair`: the key points of SPair-71k (1908.10543); `warps`: each image against itself, turned
+    and moved by a known warp; `auto`: the first if its folders are there."""
+    split: str = "test"
+    """The part of SPair."""
+    finer: int = 2
+    """Cells along each side of one of the map's, between which a match is sought."""
+    points: int = 8
+    """Points along each side of a warped image."""
+    thresholds: tuple[float, ...] = (0.05, 0.1)
+    """Distances that count as a match: shares of the object's larger side, or of the image's."""
+
+    def __post_init__(self) -> None:
+        if self.finer < 1 or self.points < 1 or not self.thresholds:
+            raise ValueError("finer, points and the number of thresholds must be at least 1.")
+
+
+class Pair(NamedTuple):
+    """Two images, and points that belong together, in pixels as column and row."""
+
+    source: Path
+    target: Path
+    source_points: Float[np.ndarray, "p 2"]
+    target_points: Float[np.ndarray, "p 2"]
+    source_size: tuple[int, int]
+    target_size: tuple[int, int]
+    extent: float
+    """The larger side of the object in the target."""
+
+
+def correspondence(subject: Subject, data: Path, settings: Correspondence) -> Iterator[Found]:
+    """Yield the percentage of points that are found (PCK), at each threshold.
+
+    A point's feature, bilinear in the source's map, is found where its cosine with the target's map
+    is largest. All points weigh alike.
+
+    Raises:
+        ValueError: SPair's files are missing or damaged, there are no images, or there is no map.
+    """
+    spair = settings.layout == "spair"
+    if spair or (settings.layout == "auto" and (data / "PairAnnotation").is_dir()):
+        found = _spair(subject, read_spair(data, settings.split), settings)
+    else:
+        found = _warps(subject, data, settings)
+    keys, errors = [], []
+    for key, error in found:
+        keys.append(key)
+        errors.append(error)
+    if not keys:
+        raise ValueError(f"There are no points to match in {data}.")
+    count = np.array([len(error) for error in errors], np.float64)
+    for threshold in settings.thresholds:
+        hits = np.array([(error <= threshold).sum() for error in errors], np.float64)
+        yield f"correspondence/pck{threshold:g}", Scores(keys, hits, count)
+
+
+def match(
+    source: Float[Tensor, "B h w C"],
+    points: Float[Tensor, "B p 2"],
+    target: Float[Tensor, "B y x C"],
+    *,
+    finer: int = 1,
+) -> Float[Tensor, "B p 2"]:
+    """Find points of one map in another; both as shares of the image, column and row."""
+    at = (2 * points - 1)[:, :, None]
+    asked = F.grid_sample(
+        source.float().permute(0, 3, 1, 2), at, padding_mode="border", align_corners=False
+    )[..., 0]
+    rows, cols = target.shape[1] * finer, target.shape[2] * finer
+    where = F.normalize(at_grid(target.float(), (rows, cols)), dim=-1).flatten(1, 2)
+    best = torch.einsum("bcp,bnc->bpn", F.normalize(asked, dim=1), where).argmax(dim=-1)
+    return torch.stack([(best % cols + 0.5) / cols, (best // cols + 0.5) / rows], dim=-1)
+
+
+def draw_warps(count: int, draws: np.random.Generator) -> Float[Tensor, "count 2 3"]:
+    """Draw affine warps, from a warped image's coordinates in [-1, 1] to its source's.
+
+    Turned by up to 30 degrees, scaled by 0.75 to 1.33, moved by up to 15 % of the side.
+    """
+    angle = draws.uniform(-math.pi / 6, math.pi / 6, count)
+    zoom = np.exp(draws.uniform(-math.log(4 / 3), math.log(4 / 3), count))
+    shift = draws.uniform(-0.3, 0.3, (count, 2))
+    cos, sin = zoom * np.cos(angle), zoom * np.sin(angle)
+    rows = np.stack([cos, -sin, shift[:, 0], sin, cos, shift[:, 1]], axis=1)
+    return torch.from_numpy(rows.reshape(count, 2, 3)).float()
+
+
+def warped(
+    images: Float[Tensor, "B 3 H W"], warps: Float[Tensor, "B 2 3"], points: Float[Tensor, "p 2"]
+) -> tuple[Float[Tensor, "B 3 H W"], Float[Tensor, "B p 2"], Bool[Tensor, "B p"]]:
+    """Warp images; give them, where `points` come to lie, and which of them stay in the image."""
+    grid = F.affine_grid(warps, list(images.shape), align_corners=False)
+    moved = F.grid_sample(images, grid, padding_mode="zeros", align_corners=False)
+    inverse = torch.linalg.inv(warps[:, :, :2])
+    at = torch.einsum("bij,bpj->bpi", inverse, (2 * points - 1)[None] - warps[:, None, :, 2])
+    return moved, (at + 1) / 2, (at.abs() < 0.95).all(dim=-1)
+
+
+def _warps(
+    subject: Subject, data: Path, settings: Correspondence
+) -> Iterator[tuple[str, np.ndarray]]:
+    """Give for each image the distances of its points from their matches, in sides."""
+    draws = np.random.default_rng(subject.seed)
+    middles = (torch.arange(settings.points) + 0.5) / settings.points
+    rows, cols = torch.meshgrid(middles, middles, indexing="ij")
+    points = torch.stack([cols, rows], dim=-1).flatten(0, 1).to(subject.device)
+    seen = 0
+    for batch in subject.open(data, "val"):
+        images = batch.at(subject.student.size)
+        warps = draw_warps(len(images), draws).to(images.device)
+        moved, truth, inside = warped(images, warps, points)
+        maps = [_map(subject, Batch(some)) for some in (images, moved)]
+        asked = points.expand(len(images), -1, -1)
+        guess = match(maps[0], asked, maps[1], finer=settings.finer)
+        error, kept = (guess - truth).norm(dim=-1).cpu().numpy(), inside.cpu().numpy()
+        for i in range(len(images)):
+            key = str(batch.keys[i]) if batch.keys else str(seen)
+            seen += 1
+            if kept[i].any():
+                yield key, error[i][kept[i]]
+
+
+def _map(subject: Subject, batch: Batch) -> Float[Tensor, "B h w C"]:
+    spatial = subject.look(batch).spatial
+    if spatial is None:
+        raise ValueError(f"{subject.name} gives no map, and points are matched on maps.")
+    return spatial
+
+
+def _spair(
+    subject: Subject, pairs: list[Pair], settings: Correspondence
+) -> Iterator[tuple[str, np.ndarray]]:
+    """Give for each pair the distances of its points from their matches, in extents."""
+    files = list(dict.fromkeys(file for pair in pairs for file in (pair.source, pair.target)))
+    side = max(subject.student.size)
+    maps: dict[Path, Tensor] = {}  # 16 bits, and not on the device: there are thousands
+    for batch in squares(files, side, subject.batch, subject.device, whole=True):
+        for seen in _map(subject, batch).half().cpu():
+            maps[files[len(maps)]] = seen
+    for pair in pairs:
+        source, target = (maps[f][None].to(subject.device) for f in (pair.source, pair.target))
+        shares = torch.from_numpy(pair.source_points / np.array(pair.source_size)).float()
+        guess = match(source, shares[None].to(subject.device), target, finer=settings.finer)
+        pixels = guess[0].cpu().numpy() * np.array(pair.target_size)
+        error = np.linalg.norm(pixels - pair.target_points, axis=-1) / pair.extent
+        yield f"{pair.source.name}:{pair.target.name}", error
+
+
+def read_spair(data: Path, split: str) -> list[Pair]:
+    """Read the pairs of SPair-71k: `PairAnnotation/SPLIT/*.json` and `JPEGImages/CATEGORY`.
+
+    Raises:
+        ValueError: there are none, an entry is damaged, or an image is missing.
+    """
+    files = sorted((data / "PairAnnotation" / split).glob("*.json"))
+    if not files:
+        raise ValueError(f"There are no pairs in {data}/PairAnnotation/{split}.")
+    pairs = []
+    for file in files:
+        try:
+            told = json.loads(file.read_text())
+            folder = data / "JPEGImages" / told["category"]
+            left, top, right, bottom = told["trg_bndbox"]
+            pair = Pair(
+                folder / told["src_imname"],
+                folder / told["trg_imname"],
+                np.array(told["src_kps"], np.float64).reshape(-1, 2),
+                np.array(told["trg_kps"], np.float64).reshape(-1, 2),
+                (told["src_imsize"][0], told["src_imsize"][1]),
+                (told["trg_imsize"][0], told["trg_imsize"][1]),
+                float(max(right - left, bottom - top)),
+            )
+        except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
+            raise ValueError(f"{file} is no pair of SPair-71k: {error!r}.") from error
+        lost = [path for path in (pair.source, pair.target) if not path.is_file()]
+        if lost or len(pair.source_points) != len(pair.target_points) or not pair.extent > 0:
+            what = f"the image {lost[0]} is missing" if lost else "its points do not pair up"
+            raise ValueError(f"{file} cannot be used: {what}.")
+        if len(pair.source_points):
+            pairs.append(pair)
+    return pairs

@@ -1,0 +1,229 @@
+"""Depth from a linear layer on frozen features."""
+
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from PIL import Image
+from rich.progress import track
+from torch import Tensor
+
+from zoo.data import crops
+from zoo.eval.dense.segment import LinearHead, linear_eyes, rate_of
+from zoo.eval.dense.segment_data import PICTURES, SPLITS
+from zoo.eval.dense.windows import at_size, sliding
+from zoo.eval.registry import Found, Picture, Scores, Subject
+from zoo.features import Batch, at_grid
+
+BINS = 256
+FLOOR = 1e-3
+"""Depths below it, in metres, are not told apart; their logarithm would outweigh everything."""
+UNKNOWN = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Depth:
+    """How the layer is trained and measured."""
+
+    crop: int = 480
+    stride: int = 320
+    steps: int = 20_000
+    batch: int = 16
+    lr: float = 1e-3
+    weight_decay: float = 1e-4
+    warmup: int = 1500
+    max_depth: float = 10.0
+    """Metres; what lies beyond is not scored. 10 for NYUd, 80 for KITTI."""
+    scale: float = 1e-3
+    """Metres of one step of a 16-bit file: 1/1000 for NYUd, 1/256 for KITTI."""
+    workers: int = 0
+    """Processes that read images."""
+    pictures: int = 4
+
+    def __post_init__(self) -> None:
+        if min(self.crop, self.stride, self.steps) < 1 or self.batch < 2:
+            raise ValueError("crop, stride and steps must be at least 1, and a batch 2 crops.")
+        if not (self.lr > 0 and self.max_depth > FLOOR and self.scale > 0):
+            raise ValueError("lr, max_depth and scale must be above 0.")
+        if self.stride > self.crop:
+            raise ValueError(f"A stride of {self.stride} px leaves gaps between {self.crop} px.")
+
+
+@dataclass(frozen=True)
+class DepthSet:
+    """Images with depths in metres; `UNKNOWN` where there is none, or one beyond the limit."""
+
+    pairs: tuple[tuple[Path, Path], ...]
+    scale: float
+    max_depth: float
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def key(self, index: int) -> str:
+        return str(self.pairs[index][0])
+
+    def image(self, index: int) -> Image.Image:
+        with Image.open(self.pairs[index][0]) as image:
+            return image.convert("RGB")
+
+    def target(self, index: int) -> Float[np.ndarray, "H W"]:
+        file = self.pairs[index][1]
+        if file.suffix == ".npy":
+            metres = np.load(file, allow_pickle=False).astype(np.float32)
+        else:
+            with Image.open(file) as image:
+                if image.mode != "L" and not image.mode.startswith("I"):
+                    raise ValueError(f"The depth {file} has the mode {image.mode}, not 16 bits.")
+                metres = np.asarray(image).astype(np.float32) * self.scale
+        good = np.isfinite(metres) & (metres >= FLOOR) & (metres <= self.max_depth)
+        return np.where(good, metres, UNKNOWN).astype(np.float32)
+
+
+def open_depths(path: Path, settings: Depth) -> tuple[DepthSet, DepthSet]:
+    """Open `images/train` beside `depth/train`, and val likewise: 16 bits, or `.npy` in metres.
+
+    Raises:
+        ValueError: a folder is missing, an image has no depth, or one of another size or of none.
+    """
+    parts = []
+    for names in SPLITS.values():
+        found = [
+            n for n in names if (path / "images" / n).is_dir() and (path / "depth" / n).is_dir()
+        ]
+        if not found:
+            raise ValueError(f"{path} has no images/{names[0]} beside depth/{names[0]}.")
+        images = path / "images" / found[0]
+        known = {p.stem: p for p in (path / "depth" / found[0]).iterdir()}
+        files = sorted(p for p in images.iterdir() if p.suffix.lower() in PICTURES)
+        lost = [str(file) for file in files if file.stem not in known]
+        if lost or not files:
+            first = f", {lost[0]} first" if lost else ""
+            raise ValueError(
+                f"{len(lost)} of {len(files)} images of {images} have no depth{first}."
+            )
+        part = DepthSet(
+            tuple((f, known[f.stem]) for f in files), settings.scale, settings.max_depth
+        )
+        for index in np.unique(np.linspace(0, len(part) - 1, 20).astype(int)).tolist():
+            depth, size = part.target(index), part.image(index).size
+            if depth.shape[::-1] != size or not depth.any():
+                raise ValueError(
+                    f"The depth of {part.key(index)} has {depth.shape[::-1]} pixels (the image "
+                    f"{size}), {(depth > 0).sum()} of them up to {settings.max_depth:g} m. Both "
+                    "sizes must agree; see also --depth.scale and --depth.max-depth."
+                )
+        parts.append(part)
+    return parts[0], parts[1]
+
+
+def depth(subject: Subject, data: Path, settings: Depth) -> Iterator[Found]:
+    """Train a linear depth head on a frozen map; yield δ1 in per cent, RMSE in metres, AbsRel.
+
+    The linear probe of DINOv2 (2304.07193 §7.4): the layer scores 256 equal bins, depth is the
+    mean of their middles weighted by max(score, 0) + 0.1, and the loss is the scale-invariant one
+
+        sqrt(var g + 0.15 · (mean g)²),    g = log ours − log theirs
+
+    over the known pixels. Sums run over all pixels of an image, means over the images.
+
+    Raises:
+        ValueError: the data does not fit (see `open_depths`), or the model cannot look at crops.
+    """
+    train, val = open_depths(data, settings)
+    student = at_size(subject.student, settings.crop, "--depth.crop")
+    eyes = linear_eyes(student.look, subject)
+    black = Batch(torch.zeros(1, 3, settings.crop, settings.crop, device=subject.device))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(subject.seed)
+        head = LinearHead(eyes(black).shape[-1], BINS).to(subject.device)
+
+    def answer(batch: Batch) -> Float[Tensor, "n 1 s s"]:
+        found = to_depth(head(eyes(batch)), settings.max_depth)
+        return at_grid(found, (settings.crop, settings.crop)).permute(0, 3, 1, 2)
+
+    optimiser = torch.optim.AdamW(
+        head.parameters(), lr=settings.lr, weight_decay=settings.weight_decay
+    )
+    rate = rate_of(settings.steps, settings.warmup)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, rate)
+    crop = crops.Crop(side=settings.crop, scale=(1.0, 1.5), fill=1.0, nothing=UNKNOWN)
+    how = crops.loading(subject.device, settings.workers)
+    batches = crops.training_batches(
+        train, crop, steps=settings.steps, batch=settings.batch, seed=subject.seed, **how
+    )
+    for pixels, target in track(batches, "train", total=settings.steps, transient=True):
+        with torch.enable_grad():
+            found = answer(Batch(pixels.to(subject.device, non_blocking=True)))
+            loss = scale_invariant(found[:, 0], target.to(subject.device, non_blocking=True))
+            optimiser.zero_grad(set_to_none=True)
+            loss.backward()
+        optimiser.step()
+        schedule.step()
+    head.eval()
+    yield from _measured(torch.no_grad()(answer), val, subject, settings)
+
+
+def to_depth(scores: Float[Tensor, "B h w bins"], max_depth: float) -> Float[Tensor, "B h w 1"]:
+    """Turn scores of equal bins between `FLOOR` and the limit into metres."""
+    edges = torch.linspace(FLOOR, max_depth, scores.shape[-1] + 1, device=scores.device)
+    weight = scores.float().relu() + 0.1
+    middles = (edges[1:] + edges[:-1]) / 2
+    return ((weight @ middles) / weight.sum(dim=-1))[..., None]
+
+
+def scale_invariant(
+    ours: Float[Tensor, "B H W"], theirs: Float[Tensor, "B H W"]
+) -> Float[Tensor, ""]:
+    """Give the loss that `depth` writes down; pixels of unknown depth weigh nothing."""
+    known = theirs > UNKNOWN
+    count = known.sum().clamp(min=1)
+    gap = ours.clamp(min=FLOOR).log() - torch.where(known, theirs, 1.0).log()
+    gap = torch.where(known, gap, 0.0)
+    mean = gap.sum() / count
+    variance = (torch.where(known, gap - mean, 0.0).square()).sum() / count
+    return (variance + 0.15 * mean.square() + 1e-12).sqrt()
+
+
+def depth_errors(
+    ours: Float[Tensor, "H W"], theirs: Float[Tensor, "H W"]
+) -> tuple[float, float, float]:
+    """Give δ1, RMSE and AbsRel of one image over its known pixels."""
+    known = theirs > UNKNOWN
+    ours, theirs = ours[known].clamp(min=FLOOR), theirs[known]
+    ratio = torch.maximum(ours / theirs, theirs / ours)
+    error = ours - theirs
+    found = (
+        (ratio < 1.25).float().mean(),
+        error.square().mean().sqrt(),
+        (error.abs() / theirs).mean(),
+    )
+    return found[0].item(), found[1].item(), found[2].item()
+
+
+def _measured(answer, val: DepthSet, subject: Subject, settings: Depth) -> Iterator[Found]:
+    keys, rows, shown = [], [], []
+    images = crops.whole_images(val, **crops.loading(subject.device, settings.workers))
+    for index, (pixels, target) in zip(itertools.count(), images, strict=False):
+        if not (target > UNKNOWN).any():
+            continue
+        image = pixels.to(subject.device).float() / 255
+        how = dict(side=settings.crop, stride=settings.stride, batch=settings.batch)
+        guess = sliding(answer, image, **how)[0, 0]
+        rows.append(depth_errors(guess, target[0].to(guess.device)))
+        keys.append(val.key(index))
+        if len(shown) < settings.pictures:
+            both = torch.cat([target[0], guess.cpu()], dim=1) / settings.max_depth
+            grey = (both.clamp(0, 1) * 255).byte()[..., None].expand(-1, -1, 3).numpy()
+            drawn = np.concatenate([pixels[0].permute(1, 2, 0).numpy(), grey], axis=1)
+            caption = f"{Path(keys[-1]).name}: image, depth, prediction"
+            shown.append((f"depth/{index:03d}", Picture(drawn, caption)))
+    errors = np.array(rows, np.float64)
+    yield "depth/delta1", Scores(keys, errors[:, 0])
+    yield "depth/rmse", float(errors[:, 1].mean())
+    yield "depth/abs_rel", float(errors[:, 2].mean())
+    yield from shown

@@ -1,0 +1,270 @@
+"""Semantic segmentation: a linear layer on frozen features, or a UPerNet on all of them."""
+
+import copy
+import itertools
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Integer, UInt8
+from rich.progress import track
+from torch import Tensor, nn
+
+from zoo.data import crops
+from zoo.eval.dense.mean_iou import Confusion
+from zoo.eval.dense.segment_data import IGNORE, SegmentSet, open_segments
+from zoo.eval.dense.upernet import Pyramid, UPerNet
+from zoo.eval.dense.windows import at_size, sliding
+from zoo.eval.registry import Found, Picture, Subject
+from zoo.features import Batch, Features, at_grid
+
+
+@dataclass(frozen=True, kw_only=True)
+class Segment:
+    """How a segmenter is trained and measured; the defaults are those of DINOv2's linear probe."""
+
+    head: Literal["linear", "upernet"] = "linear"
+    """`linear`: batch norm and one linear layer on the last map; `upernet`: 1807.10221."""
+    layout: str = "auto"
+    """ade20k, voc, cityscapes, camvid, folder, tar, or auto: what the folders look like."""
+    crop: int = 512
+    """Pixels of a window's side; images are brought to it by their short side."""
+    stride: int = 341
+    """Pixels from one window to the next when an image is measured."""
+    steps: int = 40_000
+    batch: int = 16
+    lr: float = 1e-3
+    weight_decay: float = 1e-4
+    warmup: int = 1500
+    """Steps until the rate is whole; a tenth of all steps if that is less."""
+    backbone_lr: float = 0.0
+    """Above 0 the backbone learns as well, at this rate (UPerNet: 6e-5)."""
+    hidden: int = 512
+    """Channels of UPerNet."""
+    workers: int = 0
+    """Processes that read images."""
+    pictures: int = 6
+    """Images of the validation part that are shown with their predictions."""
+
+    def __post_init__(self) -> None:
+        for name in ("crop", "stride", "steps", "batch", "hidden"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1.")
+        if self.batch < 2:
+            raise ValueError("A batch of 1 has no spread to normalise by; take at least 2 crops.")
+        if not self.lr > 0 or self.backbone_lr < 0 or self.weight_decay < 0:
+            raise ValueError(
+                f"The rate {self.lr:g} must be above 0, the backbone's {self.backbone_lr:g} and "
+                f"the weight decay {self.weight_decay:g} not below it."
+            )
+        if self.stride > self.crop:
+            raise ValueError(
+                f"A stride of {self.stride} px leaves gaps between windows of {self.crop} px."
+            )
+        if self.backbone_lr and self.head == "linear":
+            raise ValueError(
+                "The linear head is for frozen features; leave out backbone_lr, or take upernet."
+            )
+
+
+class LinearHead(nn.Module):
+    """Batch norm without prior, and one linear layer: [B h w C] -> [B h w classes]."""
+
+    def __init__(self, width: int, classes: int):
+        super().__init__()
+        self.norm, self.classifier = nn.BatchNorm1d(width), nn.Linear(width, classes)
+        nn.init.normal_(self.classifier.weight, std=0.01)
+        nn.init.zeros_(self.classifier.bias)
+
+    def forward(self, x: Float[Tensor, "B h w C"]) -> Float[Tensor, "B h w K"]:
+        return self.classifier(self.norm(x.float().flatten(0, 2))).unflatten(0, x.shape[:3])
+
+
+class Segmenter(nn.Module):
+    """Batch -> [B h w classes], on whatever grid the head has.
+
+    Args:
+        eyes: Gives what the head takes: a map, or several.
+        tuned: What learns beside the head; nothing if `eyes` are frozen.
+    """
+
+    def __init__(self, eyes: Callable[[Batch], object], head: nn.Module, tuned: nn.Module | None):
+        super().__init__()
+        self.eyes, self.head, self.tuned = eyes, head, tuned
+
+    def forward(self, batch: Batch) -> Float[Tensor, "B h w K"]:
+        return self.head(self.eyes(batch))
+
+
+def segment(subject: Subject, data: Path, settings: Segment) -> Iterator[Found]:
+    """Train a segmentation head on a model's features, and yield mIoU and its like, per cent.
+
+    The linear protocol of DINOv2 (2304.07193 §7.4) and AM-RADIO (2312.06709): crops of 512 px
+    at 0.5 to 2 times the image's size, AdamW with a rate that falls linearly, and sliding windows
+    at the end. Colours are not distorted. UPerNet has no auxiliary head here.
+
+    Raises:
+        ValueError: the data does not fit (see `open_segments`), or the model cannot look at crops.
+    """
+    train, val = open_segments(data, settings.layout)
+    segmenter = build_segmenter(subject, len(train.classes), settings)
+    fit_segmenter(segmenter, train, subject, settings)
+    yield from measure_segmenter(segmenter, val, subject, settings)
+
+
+def build_segmenter(subject: Subject, classes: int, settings: Segment) -> Segmenter:
+    """Put a fresh head on the subject's network, the same one for the same seed.
+
+    Raises:
+        ValueError: the network cannot look at crops of that size.
+    """
+    student = at_size(subject.student, settings.crop, "--segment.crop")
+    black = Batch(torch.zeros(1, 3, settings.crop, settings.crop, device=subject.device))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(subject.seed)
+        if settings.head == "linear":
+            linear = linear_eyes(student.look, subject)
+            head: nn.Module = LinearHead(linear(black).shape[-1], classes)
+            return Segmenter(linear, head.to(subject.device), None)
+        if settings.backbone_lr:
+            student = copy.deepcopy(student)
+            student.backbone.requires_grad_(True)
+        pyramid = Pyramid(student.backbone, student.mean, student.std)
+        with torch.no_grad():
+            widths = [level.shape[1] for level in pyramid(black)]
+        head = UPerNet(widths, classes, hidden=settings.hidden).to(subject.device)
+    if settings.backbone_lr:
+        return Segmenter(lambda batch: _seen(pyramid, batch, subject), head, student.backbone)
+    return Segmenter(torch.no_grad()(lambda b: _seen(pyramid, b, subject)), head, None)
+
+
+def linear_eyes(look: Callable[[Batch], Features], subject: Subject) -> Callable[[Batch], Tensor]:
+    """Give a frozen network's last map, in the subject's precision."""
+
+    @torch.no_grad()
+    def eyes(batch: Batch) -> Float[Tensor, "B h w C"]:
+        with subject.autocast():
+            spatial = look(batch).spatial
+        assert spatial is not None  # `at_size` has seen one
+        return spatial
+
+    return eyes
+
+
+def _seen(pyramid: Pyramid, batch: Batch, subject: Subject) -> list[Tensor]:
+    with subject.autocast():
+        return pyramid(batch)
+
+
+def fit_segmenter(
+    segmenter: Segmenter, train: SegmentSet, subject: Subject, settings: Segment
+) -> None:
+    """Minimise the cross-entropy of the scored pixels."""
+    crop = crops.Crop(side=settings.crop)
+    groups = [dict(params=list(segmenter.head.parameters()), lr=settings.lr)]
+    if segmenter.tuned is not None:
+        groups.append(dict(params=list(segmenter.tuned.parameters()), lr=settings.backbone_lr))
+    optimiser = torch.optim.AdamW(groups, weight_decay=settings.weight_decay)
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimiser, rate_of(settings.steps, settings.warmup)
+    )
+    how = crops.loading(subject.device, settings.workers)
+    batches = crops.training_batches(
+        train, crop, steps=settings.steps, batch=settings.batch, seed=subject.seed, **how
+    )
+    segmenter.train()
+    with torch.enable_grad(), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(subject.seed)  # for the drop paths of a backbone that learns
+        for pixels, target in track(batches, "train", total=settings.steps, transient=True):
+            target = target.to(subject.device, non_blocking=True)
+            logits = segmenter(Batch(pixels.to(subject.device, non_blocking=True)))
+            loss = pixel_loss(logits, target)
+            optimiser.zero_grad(set_to_none=True)
+            loss.backward()
+            optimiser.step()
+            schedule.step()
+    segmenter.eval()
+
+
+def rate_of(steps: int, warmup: int) -> Callable[[int], float]:
+    """Give the share of the rate at a step: up over the warm-up, then down to 0 in a line."""
+    warmup = max(1, min(warmup, steps // 10))
+    return lambda step: min((step + 1) / warmup, 1.0) * (1 - step / steps)
+
+
+def pixel_loss(
+    logits: Float[Tensor, "B h w K"], target: UInt8[Tensor, "B H W"]
+) -> Float[Tensor, ""]:
+    """Mean cross-entropy over the pixels that are scored, logits enlarged to the pixels; 0 of none.
+
+    Enlarged by `at_grid`, whose gradient is the same at every run.
+    """
+    height, width = target.shape[-2:]
+    large = at_grid(logits.float(), (height, width))
+    total = F.cross_entropy(
+        large.permute(0, 3, 1, 2), target.long(), ignore_index=IGNORE, reduction="sum"
+    )
+    return total / (target != IGNORE).sum().clamp(min=1)
+
+
+def measure_segmenter(
+    segmenter: Segmenter, val: SegmentSet, subject: Subject, settings: Segment
+) -> Iterator[Found]:
+    """Yield the scores of every class, then pictures of the first images."""
+    confusion = Confusion(val.classes, ignore=IGNORE)
+    palette = colours(len(val.classes))
+    shown: list[tuple[str, Picture]] = []
+
+    @torch.no_grad()
+    def answer(batch: Batch) -> Float[Tensor, "n K s s"]:
+        logits = segmenter(batch).float()
+        return at_grid(logits, (settings.crop, settings.crop)).permute(0, 3, 1, 2)
+
+    images = crops.whole_images(val, **crops.loading(subject.device, settings.workers))
+    watched = track(images, "measure", total=len(val), transient=True)
+    for index, (pixels, target) in zip(itertools.count(), watched, strict=False):
+        image = pixels.to(subject.device, non_blocking=True).float() / 255
+        how = dict(side=settings.crop, stride=settings.stride, batch=settings.batch)
+        guess = sliding(answer, image, **how).argmax(dim=1)
+        confusion.add(target.to(subject.device), guess, val.key(index))
+        if index < settings.pictures:
+            drawn = panel(pixels[0], target[0], guess[0].cpu(), palette)
+            caption = f"{Path(val.key(index)).name}: image, truth, prediction"
+            shown.append((f"segment/{index:03d}", Picture(drawn, caption)))
+    yield from confusion.values("segment")
+    yield from shown
+
+
+def colours(count: int) -> UInt8[np.ndarray, "count 3"]:
+    """Give each class a colour far from those of its neighbours."""
+    import colorsys
+
+    golden = 0.618033988749895
+    found = [
+        colorsys.hsv_to_rgb(
+            i * golden % 1, (0.85, 0.55, 0.7)[i % 3], (0.95, 0.75, 0.55)[i // 3 % 3]
+        )
+        for i in range(count)
+    ]
+    return (np.array(found) * 255).round().astype(np.uint8)
+
+
+def panel(
+    pixels: UInt8[Tensor, "3 H W"],
+    truth: Integer[Tensor, "H W"],
+    guess: Integer[Tensor, "H W"],
+    palette: UInt8[np.ndarray, "K 3"],
+) -> UInt8[np.ndarray, "H W3 3"]:
+    """Draw image, truth and prediction side by side; what is not scored is black in both."""
+    image = pixels.permute(1, 2, 0).numpy()
+    nothing = (truth == IGNORE).numpy()
+    painted = []
+    for mask in (truth, guess):
+        colour = palette[mask.numpy().clip(0, len(palette) - 1)]
+        mixed = (0.35 * image + 0.65 * colour).round().astype(np.uint8)
+        painted.append(np.where(nothing[..., None], 0, mixed).astype(np.uint8))
+    return np.concatenate([image, *painted], axis=1)

@@ -1,0 +1,1 @@
+"""Our backbones inside mmdetection and mmsegmentation."""

@@ -1,0 +1,58 @@
+"""`--on speed`: the same figures as `zoo bench`, beside a model's quality."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from zoo.eval.registry import Found, Subject
+from zoo.eval.speed.models import Case, measure
+from zoo.students.student import Student
+
+
+@dataclass(frozen=True, kw_only=True)
+class Speed:
+    """How inference is timed: the backbone alone, images already on the device."""
+
+    mode: str = "eager"
+    """As `zoo bench models` takes it: eager, deploy, each with +compiled, +autotuned or +graphs."""
+    batch: int | None = None
+    """The evaluation's, unless given."""
+    rounds: int = 20
+    channels_last: bool = False
+
+
+def speed(subject: Subject, data: None, settings: Speed) -> Iterator[Found]:
+    """Yield images a second, GMACs, millions of parameters, and on a GPU the peak memory.
+
+    Speed does not depend on the values of weights: the backbone is built anew with random ones.
+
+    Raises:
+        ValueError: the case could not be measured.
+    """
+    student = subject.student
+    case = Case(
+        model=case_name(student),
+        size=student.size[0],
+        batch=settings.batch or subject.batch,
+        mode=settings.mode,
+        precision=subject.precision,
+        channels_last=settings.channels_last,
+        device=subject.device.type,
+    )
+    (row,) = measure([case], rounds=settings.rounds, warmup=3)
+    if row.error:
+        raise ValueError(f"{case.told()} could not be measured: {row.error}")
+    yield "speed/img_s", row.images_per_s
+    yield "speed/gmacs", row.macs / 1e9
+    yield "speed/mparams", row.parameters / 1e6
+    if row.peak_bytes:
+        yield "speed/peak_gib", row.peak_bytes / 2**30
+
+
+def case_name(student: Student) -> str:
+    """Write a backbone as `zoo bench` takes it: its name, and its options after commas.
+
+    One of them is `num_classes=0`: what is measured has no classifier.
+    """
+    name, kwargs = student.recipe
+    kept = {k: v for k, v in kwargs.items() if k != "img_size"}  # the case has its own size
+    return ",".join([name, *(f"{key}={value!r}" for key, value in kept.items())])

@@ -1,0 +1,344 @@
+"""A whole run in small: it learns, it resumes to the bit, and it refuses what it should."""
+
+import json
+import resource
+import shutil
+import signal
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from zoo.commands.distill import distill
+from zoo.students.export import load_export
+from zoo.train.config import Augment, Distill, Every, Losses, Optim, TeacherSpec
+from zoo.train.interrupt import Interrupted
+from zoo.train.run import Run
+
+MODULES = '''
+import os, signal
+import torch
+from torch import nn
+from zoo.features import Features
+
+class Rule(nn.Module):
+    """Pooled colours, and what is brighter than its neighbours."""
+    def __init__(self, scale=1.0):
+        super().__init__()
+        torch.manual_seed(3)
+        self.conv = nn.Conv2d(3, 8, 8, 8)
+        self.scale = scale
+    def forward(self, x):
+        x = self.scale * self.conv(x)
+        return Features(x.mean((2, 3)), x.permute(0, 2, 3, 1))
+
+def colours():
+    return Rule()
+
+def loud():
+    return Rule(30.0)
+
+class Sick(Rule):
+    def forward(self, x):
+        seen = super().forward(x)
+        if len(x) > 1:  # sound on the one black image that it is introduced with
+            seen.spatial[0, 0, 0, 0] = float("nan")
+        return seen
+
+def sick():
+    return Sick()
+
+class Stopper(Rule):
+    """Sends the signal that the environment names, at the call that it names."""
+    calls = 0
+    def forward(self, x):
+        Stopper.calls += 1
+        if Stopper.calls == int(os.environ.get("STOP_AT", 0)):
+            os.kill(os.getpid(), int(os.environ["STOP_WITH"]))
+        return super().forward(x)
+
+def stopper():
+    Stopper.calls = 0
+    return Stopper()
+
+class Late(Rule):
+    """Turns to NaN after the calibration and a few steps."""
+    calls = 0
+    def forward(self, x):
+        Late.calls += 1
+        return super().forward(x * float("nan") if Late.calls > 12 else x)
+
+def late():
+    Late.calls = 0
+    return Late()
+'''
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    """A folder with images of two classes, and an importable module with teachers."""
+    for split, each in (("train", 12), ("val", 6)):
+        for number, name in enumerate(("cold", "warm")):
+            folder = tmp_path / "images" / split / name
+            folder.mkdir(parents=True)
+            for i in range(each):
+                draws = np.random.default_rng([number, i, each])
+                pixels = draws.integers(0, 120, (40, 40, 3), dtype=np.uint8)
+                pixels[..., 2 * number] += 100
+                Image.fromarray(pixels).save(folder / f"{i:02d}.png")
+    (tmp_path / "my_teachers.py").write_text(MODULES)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("ZOO_CACHE", str(tmp_path / "cache"))
+    monkeypatch.delenv("STOP_AT", raising=False)
+    return tmp_path
+
+
+def config(here, *teachers: str, **changes) -> Distill:
+    names = teachers or ("colours", "loud")
+    settings = dict(
+        data=str(here / "images"),
+        teachers=tuple(TeacherSpec(name=f"torch:my_teachers.{n}@32") for n in names),
+        student="eradio_nano",
+        size=64,
+        batch=8,
+        steps=12,
+        calibration=4,
+        out=here / "run",
+        device="cpu",
+        augment=Augment(scale=(0.8, 1.0)),
+        optim=Optim(lr=3e-3, ema=0.5, drop_path=0.1),
+        every=Every(log=2, checkpoint=4, evaluate=6),
+    )
+    return Distill(**(settings | changes))
+
+
+def lines(run: Run, kind: str) -> list[dict]:
+    rows = map(json.loads, (run.path / "metrics.jsonl").read_text().splitlines())
+    return [row for row in rows if row["kind"] == kind]
+
+
+def final_weights(run: Run) -> dict:
+    return torch.load(run.checkpoints()[-1], weights_only=True)
+
+
+def assert_same_end(run: Run, other: Run):
+    ours, theirs = final_weights(run), final_weights(other)
+    for part in ("student", "ema"):
+        for key, value in ours[part].items():
+            assert torch.equal(value, theirs[part][key]), key
+    files = [(r.path / "metrics.jsonl").read_bytes() for r in (run, other)]
+    assert files[0] == files[1]
+
+
+@pytest.mark.slow
+def test_a_run_learns_and_leaves_all_that_it_promises(here):
+    asked = config(here, steps=40, compare=("none",))
+    run = distill(replace(asked, every=Every(log=4, checkpoint=20, evaluate=20)))
+    losses = [row["loss"] for row in lines(run, "train")]
+    assert losses[-1] < losses[0] / 2
+    arms = {row["arm"]: row for row in lines(run, "eval") if row["step"] == 40}
+    assert set(arms) == {"student", "untrained", "none", "teacher:colours", "teacher:loud"}
+    assert arms["student"]["fidelity/min"] > 1 > arms["untrained"]["fidelity/min"]
+    assert arms["student"]["knn/top1"] >= 90
+    assert len(run.checkpoints()) == 2
+    for name in ("config.json", "about.json", "maps.npz", "timing.jsonl", "export/config.json"):
+        assert (run.path / name).is_file(), name
+    student = load_export(run.path / "export")
+    assert set(student.heads) == {"colours", "loud"}
+
+
+@pytest.mark.slow
+def test_a_run_repeats_exactly_and_resumes_to_the_bit_after_a_kill(here):
+    whole = distill(config(here))
+    again = distill(replace(config(here), out=here / "again"))
+    assert_same_end(whole, again)
+    # a kill -9 leaves the checkpoint of step 8 and a half-written line
+    killed = here / "killed"
+    shutil.copytree(whole.path, killed)
+    (killed / "checkpoints" / "step_00000012.pt").unlink()
+    with (killed / "metrics.jsonl").open("a") as file:
+        file.write('{"kind": "train", "st')
+    asked = replace(config(here), out=killed)
+    assert_same_end(whole, distill(asked, resume=True))
+
+
+def everything(here, **changes) -> Distill:
+    """All ingredients of the objective at once."""
+    asked = config(
+        here,
+        student="test_vit",
+        student_options=("init_values=0.5",),
+        sizes=(64, 96),
+        spectral=True,
+        losses=Losses(
+            summary="angle", weighting="uncertainty", teacher_drop=0.3, shift=1, mesa=0.5
+        ),
+        optim=Optim(lr=3e-3, ema=0.5, drop_path=0.1, damp=0.02),
+    )
+    sampled = replace(asked.teachers[0], rate=0.5)
+    following = replace(asked.teachers[1], follow=True)
+    return replace(asked, teachers=(sampled, following), **changes)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("weighting", ["uncertainty", "adaloss"])
+def test_a_run_with_every_ingredient_repeats_and_resumes_to_the_bit(here, weighting):
+    asked = everything(here)
+    asked = replace(asked, losses=replace(asked.losses, weighting=weighting))
+    whole = distill(asked)
+    killed = here / "killed"
+    shutil.copytree(whole.path, killed)
+    (killed / "checkpoints" / "step_00000012.pt").unlink()
+    assert_same_end(whole, distill(replace(asked, out=killed), resume=True))
+    if weighting == "uncertainty":
+        learned = final_weights(whole)["weighting"]["learned"]
+        assert learned.shape == (5,) and (learned[:4] != 0).all() and learned[4] == 0
+    rows = lines(whole, "train")
+    assert all("mesa.ema/spatial" in row and "loud/spatial" in row for row in rows)
+    # what was averaged under noise and spectral norms is exported as an ordinary model
+    back = load_export(whole.path / "export")
+    assert not [key for key in back.state_dict() if "parametrizations" in key]
+    check = load_file(whole.path / "export" / "check.safetensors")
+    final, _ = back.backbone.forward_intermediates(check["images"], indices=1, norm=True)
+    torch.testing.assert_close(
+        back.backbone.forward_head(final, pre_logits=True), check["summary"], rtol=1e-4, atol=1e-5
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "losses",
+    [
+        Losses(summary="angle", weighting="dispersion"),
+        Losses(weighting="uncertainty"),
+        Losses(teacher_drop=0.5, shift=1),
+        Losses(mesa=0.2, spatial="hybrid"),
+    ],
+    ids=lambda losses: f"{losses.summary}-{losses.weighting}-{losses.spatial}",
+)
+def test_training_falls_with_each_objective(here, losses):
+    run = distill(config(here, steps=40, losses=losses))
+    rows = lines(run, "train")
+    for name in ("colours/spatial", "loud/spatial"):
+        assert rows[-1][name] < rows[0][name] / 2, name
+    last = {row["arm"]: row for row in lines(run, "eval") if row["step"] == 40}
+    assert last["student"]["fidelity/min"] > 1 > last["untrained"]["fidelity/min"]
+
+
+def test_what_the_student_or_a_teacher_cannot_do_is_refused_before_any_work(here):
+    for match, wrong in (
+        ("no attention blocks of a ViT", dict(spectral=True)),
+        ("cannot look at 70 px", dict(sizes=(64, 70))),
+        ("has not the form key=value", dict(student_options=("window",))),
+        ("refuses its options", dict(student_options=("windows=3",))),
+        ("losses.shift 3 would leave", dict(losses=Losses(shift=3))),
+    ):
+        with pytest.raises(ValueError, match=match):
+            distill(config(here, **wrong))
+    assert not Run(here / "run").checkpoints()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("number", "at"), [(signal.SIGINT, 4 + 2 + 5), (signal.SIGTERM, 4 + 2 + 9)]
+)
+def test_a_signal_saves_the_step_and_the_resumed_run_ends_the_same(here, monkeypatch, number, at):
+    whole = distill(config(here, "stopper"))
+    monkeypatch.setenv("STOP_AT", str(at))
+    monkeypatch.setenv("STOP_WITH", str(int(number)))
+    asked = replace(config(here, "stopper"), out=here / "stopped")
+    with pytest.raises(Interrupted) as stop:
+        distill(asked)
+    assert stop.value.exit_code == 128 + number
+    saved = Run(here / "stopped").checkpoints()[-1]
+    assert 0 < torch.load(saved, weights_only=True)["step"] < 12
+    monkeypatch.delenv("STOP_AT")
+    assert_same_end(whole, distill(asked, resume=True))
+
+
+def test_a_teacher_that_gives_nan_is_named_before_any_training(here):
+    with pytest.raises(ValueError, match="The teacher sick gave NaN"):
+        distill(config(here, "colours", "sick"))
+    assert not Run(here / "run").checkpoints()
+
+
+def test_a_loss_that_turns_to_nan_stops_the_run_and_names_the_images(here):
+    with pytest.raises(ValueError, match=r"not finite.*nan_batch\.json.*step_00000004\.pt"):
+        distill(replace(config(here, "late"), every=Every(log=2, checkpoint=4, evaluate=100)))
+    told = json.loads((here / "run" / "nan_batch.json").read_text())
+    assert len(told["keys"]) == 8 and all(key.endswith(".png") for key in told["keys"])
+    last = final_weights(Run(here / "run"))
+    assert all(value.isfinite().all() for value in last["student"].values())
+
+
+@pytest.mark.slow
+def test_a_corrupt_image_is_counted_named_and_skipped(here):
+    broken = here / "images" / "train" / "warm" / "03.png"
+    broken.write_bytes(broken.read_bytes()[:60])
+    run = distill(config(here))
+    assert json.loads((run.path / "about.json").read_text())["skipped"] == ["warm/03.png"]
+
+
+@pytest.mark.slow
+def test_a_resumed_run_refuses_other_teachers_and_other_weights(here):
+    asked = config(here, steps=2)
+    run = distill(asked)
+    other = replace(config(here, "colours", steps=2), out=run.path)
+    with pytest.raises(ValueError, match=r"other settings \(teachers"):
+        distill(other, resume=True)
+    (here / "my_teachers.py").write_text(MODULES.replace("manual_seed(3)", "manual_seed(4)"))
+    import my_teachers
+
+    my_teachers.Rule.__init__ = _other_init(my_teachers)
+    with pytest.raises(ValueError, match="other weights of colours, loud"):
+        distill(asked, resume=True)
+
+
+def _other_init(module):
+    def init(self, scale=1.0):
+        torch.nn.Module.__init__(self)
+        torch.manual_seed(4)
+        self.conv = torch.nn.Conv2d(3, 8, 8, 8)
+        self.scale = scale
+
+    return init
+
+
+def test_an_output_folder_that_exists_is_left_alone(here):
+    (here / "run").mkdir()
+    (here / "run" / "thesis.txt").write_text("do not lose me")
+    with pytest.raises(ValueError, match=r"exists\. Give another --out"):
+        distill(config(here))
+    assert (here / "run" / "thesis.txt").read_text() == "do not lose me"
+
+
+@pytest.mark.parametrize("place", ["/proc/run", "images/train/cold/00.png/run"])
+def test_a_place_that_cannot_be_written_to_says_so_before_any_work(here, place):
+    with pytest.raises(ValueError, match=r"Cannot write to .*run: .*Give another --out"):
+        distill(replace(config(here), out=here / place))
+
+
+def test_a_full_disk_leaves_the_checkpoint_before(here):
+    run = Run.create(config(here))
+    run.save(dict(step=4, weights=torch.ones(10)))
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
+    try:
+        with pytest.raises(OSError, match=r"step 8 was not saved.*step_00000004\.pt survives"):
+            run.save(dict(step=8, weights=torch.ones(1_000_000)))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert run.load()["step"] == 4
+    assert [p.name for p in (run.path / "checkpoints").iterdir()] == ["step_00000004.pt"]
+
+
+def test_a_damaged_checkpoint_gives_way_to_the_one_before(here, capsys):
+    run = Run.create(config(here))
+    run.save(dict(step=4))
+    path = run.save(dict(step=8))
+    path.write_bytes(path.read_bytes()[:100])
+    assert run.load()["step"] == 4
+    assert "step_00000008.pt is damaged" in capsys.readouterr().out

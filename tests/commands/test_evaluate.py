@@ -1,0 +1,145 @@
+"""`zoo eval` from target to result file: what is measured, kept and compared."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from zoo.cli import main
+from zoo.commands.evaluate import Asked, evaluate, read_data, records_of
+from zoo.eval.fewshot import Fewshot
+from zoo.eval.registry import BENCHMARKS, Benchmark, Picture, Scores
+from zoo.eval.results import read
+
+
+@dataclass(frozen=True, kw_only=True)
+class Planted:
+    share: float = 0.5
+
+
+def planted(subject, data, settings: Planted):
+    """A benchmark as another author would write one."""
+    keys = [f"{i}" for i in range(10)]
+    right = np.arange(10) < round(10 * settings.share)
+    yield "planted/top1", Scores(keys, right.astype(np.uint8))
+    yield "planted/width", float(subject.student.size[0])
+    yield "planted/first", Picture(np.zeros((8, 8, 3), np.uint8), "black")
+
+
+@pytest.fixture
+def with_planted(monkeypatch):
+    line = Benchmark(f"{__name__}:planted", "planted", "planted/top1")
+    monkeypatch.setitem(BENCHMARKS, "planted", line)
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    """Two classes that any network tells apart by their brightness."""
+    root = tmp_path_factory.mktemp("eval") / "images"
+    draws = np.random.default_rng(0)
+    for split, each in (("train", 10), ("val", 6)):
+        for number, name in enumerate(("dark", "light")):
+            folder = root / split / name
+            folder.mkdir(parents=True)
+            for i in range(each):
+                noise = draws.normal(0, 4, (32, 32, 3))
+                pixels = np.clip(20 + 200 * number + noise, 0, 255).astype(np.uint8)
+                Image.fromarray(pixels).save(folder / f"{i}.png")
+    return root
+
+
+def asked(images, *on, **changes):
+    return Asked(on=on, data=dict.fromkeys(on, (images,)), size=64, **changes)
+
+
+def test_planted_classes_score_one_hundred_and_the_line_holds_what_a_rerun_needs(images, tmp_path):
+    out = tmp_path / "results.jsonl"
+    evaluate("test_vit", asked(images, "knn", "linear", out=out, seed=3, command="zoo eval ..."))
+    knn, linear = read(out)
+    assert knn.values == {"knn/top1": 100} and linear.values == {"linear/top1": 100}
+    assert knn.settings == {"k": 20, "temperature": 0.07}
+    assert (knn.seed, knn.batch, knn.precision, knn.command) == (3, 64, "float32", "zoo eval ...")
+    assert len(knn.weights_hash) == len(knn.data_hash) == 16
+    assert knn.model["name"] == "test_vit" and knn.model["macs"] > 0
+    assert {"python", "torch", "timm", "zoo"} <= set(knn.versions) and knn.machine["processor"]
+    assert knn.scores()["knn/top1"].value == 100 and len(knn.scores()["knn/top1"].keys) == 12
+
+
+def test_a_model_without_weights_is_drawn_by_the_seed(images):
+    hashes = [
+        evaluate("test_vit", asked(images, "knn", seed=seed), show=False)[0].weights_hash
+        for seed in (0, 0, 1)
+    ]
+    assert hashes[0] == hashes[1] != hashes[2]
+
+
+def test_a_benchmark_plugs_in_by_one_line_of_the_table(images, tmp_path, with_planted, capsys):
+    out = tmp_path / "results.jsonl"
+    command = f"eval test_vit --on planted --planted.share 0.7 --size 64 --data {images}"
+    main([*command.split(), "--out", str(out)])
+    (record,) = read(out)
+    assert record.values == {"planted/top1": pytest.approx(70), "planted/width": 64}
+    assert record.settings == {"share": 0.7}
+    assert (tmp_path / record.pictures[0]["file"]).is_file()
+    assert "planted/top1" in capsys.readouterr().out
+
+
+def test_data_may_be_named_for_one_benchmark_and_several_times(images, tmp_path):
+    words = [str(images), f"knn={tmp_path}", f"knn={images}"]
+    found = read_data(words, ["knn", "linear", "speed"])
+    assert found == {"knn": (tmp_path, images), "linear": (images,)}
+    odd = tmp_path / "knn=x"
+    odd.mkdir()
+    assert read_data([str(odd)], ["knn"]) == {"knn": (odd,)}  # a folder that is there is meant
+
+
+def test_two_models_are_compared_from_one_file_and_from_scratch(images, tmp_path, capsys):
+    out = tmp_path / "results.jsonl"
+    for name in ("test_vit", "test_convnext"):
+        evaluate(name, asked(images, "knn", out=out), show=False)
+    main(["eval", "--compare", f"{out}:test_vit", f"{out}:test_convnext"])
+    told = capsys.readouterr().out
+    assert "knn/top1" in told and "[+0.00, +0.00]" in told and "12" in told
+    with pytest.raises(ValueError, match="name one"):
+        records_of(str(out), Asked())
+    with pytest.raises(ValueError, match="no result of 'resnet'"):
+        records_of(f"{out}:resnet", Asked())
+    both = f"eval --compare test_vit test_vit --on knn --size 64 --data {images}"
+    main(both.split())
+    assert "[+0.00, +0.00]" in capsys.readouterr().out
+
+
+def test_a_dry_run_reads_no_image_and_writes_nothing(images, tmp_path, capsys):
+    out = tmp_path / "results.jsonl"
+    command = f"eval vit_giant_patch14_dinov2 --on knn,speed --data {images} --knn.k 5 --dry-run"
+    main([*command.split(), "--out", str(out)])
+    told = " ".join(capsys.readouterr().out.split())
+    assert "knn" in told and "k=5" in told and "speed" in told
+    assert not out.exists()
+
+
+def test_what_was_measured_before_a_benchmark_refused_is_shown_and_kept(images, tmp_path, capsys):
+    out = tmp_path / "results.jsonl"
+    settings = {"fewshot": Fewshot(shots=(99,))}
+    with pytest.raises(ValueError, match="smallest class has 10 images"):
+        evaluate("test_vit", asked(images, "knn", "fewshot", out=out, settings=settings))
+    assert "knn/top1" in capsys.readouterr().out
+    assert [record.benchmark for record in read(out)] == ["knn"]
+
+
+def test_unlabelled_images_are_refused_by_name(tmp_path):
+    for number in range(4):
+        Image.new("RGB", (32, 32)).save(tmp_path / f"{number}.png")
+    with pytest.raises(ValueError, match="has no classes"):
+        evaluate("test_vit", asked(Path(tmp_path), "knn"), show=False)
+
+
+def test_every_line_of_a_result_file_is_json(images, tmp_path):
+    out = tmp_path / "results.jsonl"
+    evaluate("test_vit", asked(images, "knn", "fewshot", out=out), show=False)
+    lines = [json.loads(line) for line in out.read_text().splitlines()]
+    assert [line["benchmark"] for line in lines] == ["knn", "fewshot"]
+    assert set(lines[1]["values"]) >= {"fewshot/1/top1", "fewshot/1/low", "fewshot/10/high"}

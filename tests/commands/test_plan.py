@@ -1,0 +1,29 @@
+"""What a dry run counts."""
+
+from dataclasses import replace
+
+import pytest
+
+from zoo.commands.plan import image_flops, plan
+from zoo.train.config import Distill, TeacherSpec
+
+RUN = Distill(
+    teachers=(
+        TeacherSpec(name="timm:test_vit/random@64"),
+        TeacherSpec(name="timm:test_vit2/random@64", rate=0.25),
+    ),
+    student="test_vit",
+    size=64,
+)
+
+
+def test_a_teacher_counts_by_its_rate_and_sizes_by_their_pixels():
+    (always, seldom), student, _ = plan(RUN)
+    count = lambda run: image_flops(run, [always, seldom], student)  # noqa: E731
+    own = always.flops + 0.25 * seldom.flops
+    assert count(RUN) == pytest.approx(own + 3 * student.flops)
+    sizes = replace(RUN, sizes=(64, 128))
+    assert count(sizes) == pytest.approx(own + 3 * 2.5 * student.flops)
+    first = replace(RUN.teachers[0], follow=True)
+    follows = replace(sizes, teachers=(first, RUN.teachers[1]))
+    assert count(follows) == pytest.approx(count(sizes) + 1.5 * always.flops)

@@ -1,0 +1,187 @@
+"""The page about many: every section, escaping, and a browser's view of it."""
+
+import base64
+import json
+import re
+import shutil
+import subprocess
+
+import numpy as np
+import pytest
+import torch
+
+from zoo.eval.registry import Picture, Scores
+from zoo.eval.report.gathered import Measure, gather, headline_columns
+from zoo.eval.report.joined import build_joined
+from zoo.eval.report.maps import collect_maps, save_maps
+from zoo.eval.report.page import compared
+from zoo.eval.results import Record, write
+from zoo.features import Batch, Features
+
+CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
+KEYS = [f"{i}.png" for i in range(200)]
+SECTIONS = ("headline", "radar", "pareto", "differences", "pictures", "maps", "numbers",
+            "published", "rerun")  # fmt: skip
+
+
+def fill(out, target, share, seed, model="mambavision_t", rate=100.0):
+    about = dict(name=model, size=224, parameters=int(3e7 * share), macs=4e9 * share)
+    common = dict(
+        target=target, model=about, weights_hash=f"hash-{seed}", data="photos/birds",
+        data_hash="d", command=f"zoo eval {target}", date="2026-01-01T00:00:00",
+        versions={"torch": "2"}, machine={"processor": "one"}, seed=seed,
+    )  # fmt: skip
+    draws = np.random.default_rng(seed)
+    for name in ("knn", "linear", "fewshot"):
+        key = "fewshot/5/top1" if name == "fewshot" else f"{name}/top1"
+        scores = Scores(KEYS, (draws.random(200) < share).astype(np.uint8))
+        record = Record(benchmark=name, values={key: scores.value}, **common)
+        write(out, record, {key: scores}, {})
+    values = {"segment/miou": 60 * share, "segment/odd": float("nan")}
+    pixels = draws.integers(0, 255, (40, 60, 3), dtype=np.uint8)
+    pictures = {"1.png": Picture(pixels, "masks <b>drawn</b>")}
+    write(out, Record(benchmark="segment", values=values, **common), {}, pictures)
+    common |= dict(data=None, data_hash=None)
+    write(out, Record(benchmark="speed", values={"speed/img_s": rate}, **common), {}, {})
+
+
+def make_run(folder):
+    folder.mkdir(parents=True)
+    config = dict(student="eradio_nano", data="photos/birds", size=64, steps=10)
+    (folder / "config.json").write_text(json.dumps(config))
+    about = dict(student=dict(name="eradio_nano", params=748_000), command="zoo distill ...")
+    (folder / "about.json").write_text(json.dumps(about))
+    values = {"knn/top1": 61.0, "linear/top1": 70.0, "fidelity/dino": 1.7, "fidelity/min": 1.7}
+    lines = [dict(kind="eval", step=10, arm="student", **values)]
+    (folder / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)) + "\n")
+    torch.manual_seed(0)
+    batch = Batch(torch.randint(0, 255, (2, 3, 32, 32), dtype=torch.uint8), ["a", "b"])
+    maps = [Features(None, torch.randn(2, 4, 4, 6)) for _ in range(2)]
+    save_maps(
+        collect_maps(lambda _: {"dino": maps[0]}, {"dino": lambda _: maps[1]}, batch),
+        folder / "maps.npz",
+    )
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    place = tmp_path_factory.mktemp("joined")
+    out = place / "results.jsonl"
+    fill(out, "runs/ours/export", 0.8, 0)
+    fill(out, "resnet50", 0.5, 1, model="swin_tiny_patch4_window7_224", rate=300.0)
+    fill(out, "<script>alert(1)</script>", 0.55, 2, model="resnet18", rate=400.0)
+    make_run(place / "mine")
+    page = build_joined([out, place / "mine"], place / "all" / "page.html")
+    return page, page.read_text("utf-8")
+
+
+def section(page, name):
+    return re.search(rf'<section id="{name}">(.*?)</section>', page, re.S)[1]
+
+
+def test_every_section_is_filled(whole):
+    _, page = whole
+    for name in SECTIONS:
+        assert '<p class="note">' not in section(page, name), name
+    assert page.count("<img") == page.count("data:image/png;base64,")
+    assert section(page, "pareto").count("<img") == 12  # four qualities, three costs
+    assert section(page, "pictures").count("<img") == 3
+    assert (
+        section(page, "maps").count("<img") == 2 * 3
+    )  # an image, the teacher's map, the student's
+
+
+def test_the_best_of_a_column_is_bold_and_differences_carry_their_intervals(whole):
+    _, page = whole
+    table = section(page, "headline")
+    ours = re.search(r"<th scope=\"row\">export</th>(.*?)</tr>", table, re.S)
+    named = ours or re.search(r"<th scope=\"row\">[^<]*ours</th>(.*?)</tr>", table, re.S)
+    assert named[1].count('class="best"') == 4
+    rows = section(page, "differences")
+    assert rows.count("over 200 images") == 6
+    assert re.search(r'class="best">\[−?-?\d', rows)
+
+
+def test_of_errors_and_costs_the_lowest_is_best():
+    for name in ("mse/dino", "depth/rmse", "speed/gmacs"):
+        assert [cell.best for cell in compared(name, [1.0, 2.0, None])] == [True, False, False]
+    assert [cell.best for cell in compared("speed/img_s", [1.0, 2.0])] == [False, True]
+
+
+def test_published_figures_are_marked_as_published(whole):
+    _, page = whole
+    part = section(page, "published")
+    assert "82.3 (published)" in part and "MambaVision (2407.08083)" in part
+    assert "81.3 (published)" in part and "not measured here" in part
+
+
+def test_the_page_says_where_each_number_came_from(whole):
+    _, page = whole
+    part = section(page, "rerun")
+    assert "hash-1" in part and "zoo eval resnet50" in part and "torch 2" in part
+
+
+def test_a_name_that_is_markup_is_only_ever_text(whole):
+    _, page = whole
+    assert "<script>alert" not in page and "<b>drawn" not in page
+    assert "&lt;script&gt;alert(1)&lt;/script&gt;" in page
+
+
+def test_nothing_on_the_page_comes_from_elsewhere(whole):
+    _, page = whole
+    assert not re.findall(r"(?:src|href)=\"(?!data:)", page)
+    for picture in re.findall(r"data:image/png;base64,([^\"]+)", page):
+        assert base64.b64decode(picture)[:4] == b"\x89PNG"
+
+
+def test_a_run_and_the_results_of_its_export_are_one_model(tmp_path):
+    make_run(tmp_path / "mine")
+    (tmp_path / "mine" / "export").mkdir()
+    fill(tmp_path / "r.jsonl", str(tmp_path / "mine" / "export"), 0.9, 0)
+    models, _ = gather([tmp_path / "mine", tmp_path / "r.jsonl"])
+    (model,) = models
+    assert model.name == "mine" and model.rate == 100
+    assert model.values[Measure("fidelity/min", "birds")] == 1.7
+    assert [measure.name for measure, _ in headline_columns(models)] == [
+        "knn/top1", "linear/top1", "fewshot/5/top1", "segment/miou", "speed/img_s",
+    ]  # fmt: skip
+
+
+def test_one_result_alone_gives_a_page_that_says_what_is_missing(tmp_path):
+    values = {"knn/top1": 50.0}
+    write(tmp_path / "r.jsonl", Record(target="a", benchmark="knn", values=values), {}, {})
+    page = build_joined([tmp_path / "r.jsonl"], tmp_path / "page.html").read_text("utf-8")
+    for name in ("radar", "pareto", "differences", "pictures", "maps", "published"):
+        assert '<p class="note">' in section(page, name)
+    assert "50.0" in section(page, "headline")
+
+
+def test_pictures_and_scores_that_are_gone_are_noted(tmp_path):
+    for place, target in enumerate(("a", "b")):
+        fill(tmp_path / "r.jsonl", target, 0.5, place)
+    shutil.rmtree(tmp_path / "r_files")
+    page = build_joined([tmp_path / "r.jsonl"], tmp_path / "page.html").read_text("utf-8")
+    assert "could not be read" in section(page, "rerun")
+    assert "are gone" in section(page, "rerun")
+
+
+def test_a_source_that_is_neither_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="not a run's folder"):
+        build_joined([tmp_path], tmp_path / "page.html")
+    (tmp_path / "x.jsonl").write_text("{}\n")
+    with pytest.raises(ValueError, match="no result of zoo eval"):
+        build_joined([tmp_path / "x.jsonl"], tmp_path / "page.html")
+    assert not (tmp_path / "page.html").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not CHROMIUM, reason="needs chromium or google-chrome on the PATH")
+def test_chromium_shows_every_picture_without_network_or_console_errors(whole, tmp_path):
+    path, page = whole
+    flags = "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-sync"
+    flags += " --disable-background-networking --disable-component-update --enable-logging=stderr"
+    command = [CHROMIUM, *flags.split(), "--v=0", "--host-resolver-rules=MAP * ~NOTFOUND"]
+    command += [f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom", path.as_uri()]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=100, check=True)
+    assert f'data-pictures="{page.count("<img")}/{page.count("<img")}"' in done.stdout
+    assert not [line for line in done.stderr.splitlines() if ":CONSOLE" in line]

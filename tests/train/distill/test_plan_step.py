@@ -1,0 +1,82 @@
+from dataclasses import replace
+
+import pytest
+
+from zoo.data.plan import Plan
+from zoo.students.student import MESA
+from zoo.teachers.teacher import open_teacher
+from zoo.train.config import Distill, Losses, TeacherSpec
+from zoo.train.distill.plan_step import STUDENT, check_turns, drawn_size, drawn_teachers, take_turn
+from zoo.train.distill.sizes import sizes_of
+from zoo.train.loop import view_of
+
+RUN = Distill(
+    teachers=(
+        TeacherSpec(name="rule:colour@64"),
+        TeacherSpec(name="rule:edges@96", rate=0.3),
+    ),
+    student="eradio_nano",
+    size=64,
+    sizes=(64, 96, 128),
+)
+PLAN = Plan(100, 8, seed=5)
+
+
+@pytest.fixture(scope="module")
+def teachers():
+    return {s.name[5:].partition("@")[0]: open_teacher(s.name) for s in RUN.teachers}
+
+
+def test_a_turn_depends_on_seed_and_step_alone(teachers):
+    shifting = replace(RUN, losses=Losses(shift=2, mesa=1.0))
+    turns = [take_turn(PLAN, step, shifting, teachers) for step in range(30)]
+    assert turns == [take_turn(PLAN, step, shifting, teachers) for step in range(30)]
+    other = [take_turn(replace(PLAN, seed=6), step, shifting, teachers) for step in range(30)]
+    assert turns != other
+    assert set(turns[0].windows) == {STUDENT, "colour", "edges", MESA}
+
+
+def test_every_size_is_drawn_about_as_often():
+    drawn = [drawn_size(PLAN, step, RUN) for step in range(3000)]
+    assert all(abs(drawn.count(size) - 1000) < 100 for size in RUN.sizes)
+    alone = replace(RUN, sizes=())
+    assert {drawn_size(PLAN, step, alone) for step in range(50)} == {64}
+
+
+def test_a_teacher_is_asked_at_its_rate_and_the_others_always():
+    asked = [drawn_teachers(PLAN, step, RUN) for step in range(3000)]
+    assert all("colour" in some for some in asked)
+    assert sum("edges" in some for some in asked) / 3000 == pytest.approx(0.3, abs=0.03)
+    always = replace(RUN, teachers=(RUN.teachers[0],))
+    assert drawn_teachers(PLAN, 0, always) is None
+
+
+def test_a_teacher_that_is_not_asked_is_not_called(teachers):
+    steps = [step for step in range(40) if "edges" not in drawn_teachers(PLAN, step, RUN)]
+    assert set(take_turn(PLAN, steps[0], RUN, teachers).teachers(teachers)) == {"colour"}
+
+
+def test_images_are_decoded_for_the_largest_canvas(teachers):
+    assert view_of(RUN, teachers).size == 128
+    still = replace(RUN, sizes=())
+    assert view_of(still, teachers).size == 96
+    shifted = replace(still, losses=Losses(shift=1))
+    assert view_of(shifted, teachers).size == 96 + 96 // (64 // 16)  # a cell of 16 px more
+    assert sizes_of(teachers["edges"]) == [(96, 96)]
+
+
+def test_a_size_that_the_student_cannot_take_is_refused_before_any_work():
+    with pytest.raises(ValueError, match=r"eradio_nano.* cannot look at 100 px.*--sizes"):
+        check_turns(replace(RUN, sizes=(64, 100)), {})
+
+
+def test_a_shift_that_leaves_too_little_in_common_is_refused(teachers):
+    with pytest.raises(ValueError, match=r"losses.shift 9 would leave less.*at most"):
+        check_turns(replace(RUN, losses=Losses(shift=9)), teachers)
+
+
+def test_a_teacher_whose_cells_are_no_whole_pixels_cannot_be_shifted(teachers):
+    odd = open_teacher("rule:colour@64")
+    odd.grid = (5, 5)
+    with pytest.raises(ValueError, match=r"whole cells, and the 5x5 cells of odd at 64x64 px"):
+        check_turns(replace(RUN, sizes=(), losses=Losses(shift=1)), {"odd": odd})

@@ -1,0 +1,63 @@
+import pytest
+import torch
+
+from zoo.features import Batch
+from zoo.teachers.teacher import Teacher, fingerprint, open_teacher
+from zoo.train.distill.sizes import at_size, follow, sizes_of
+
+GRIDS = {96: (6, 6), 160: (10, 10), 128: (8, 8)}
+NAME = "timm:test_vit/random@160"
+
+
+@pytest.fixture(scope="module")
+def following():
+    return follow(NAME, open_teacher, GRIDS, 160)
+
+
+def test_the_teacher_looks_on_the_students_grid_at_each_size(following):
+    batch = Batch(torch.rand(2, 3, 160, 160))
+    for size, grid in GRIDS.items():
+        look = at_size(following, size)
+        assert look(batch).spatial.shape[1:3] == grid == look.grid
+    assert isinstance(following, Teacher) and sizes_of(following) == [
+        (96, 96),
+        (160, 160),
+        (128, 128),
+    ]
+    assert following.size == (160, 160) and following.grid == (10, 10)
+    assert torch.equal(following(batch).spatial, at_size(following, 160)(batch).spatial)
+
+
+def test_a_size_gives_what_the_teacher_opened_alone_gives(following):
+    batch = Batch(torch.rand(2, 3, 160, 160))
+    alone = open_teacher("timm:test_vit/random@96")
+    assert torch.equal(at_size(following, 96)(batch).spatial, alone(batch).spatial)
+
+
+def test_only_the_tables_of_positions_are_held_more_than_once(following):
+    one = sum(p.numel() for p in open_teacher(NAME).parameters())
+    all_sizes = sum(p.numel() for p in following.parameters())
+    width = following.spatial_dim
+    assert all_sizes == one + width * (37 + 65)  # 6·6 and 8·8 cells, each with a class token
+    assert fingerprint(following) != fingerprint(open_teacher(NAME))
+
+
+def test_a_teacher_without_a_map_or_of_one_size_cannot_follow():
+    with pytest.raises(ValueError, match="no map whose grid"):
+        follow("x", lambda text: Mapless(), GRIDS, 160)
+    with pytest.raises(ValueError, match="looks at 64 px; leave out @80"):
+        follow(
+            "pretext:gradients",
+            lambda text: open_teacher(text, device="meta"),
+            {160: (20, 20)},
+            160,
+        )
+
+
+class Mapless:
+    grid = None
+
+
+def test_a_teacher_that_does_not_follow_is_itself_at_every_size():
+    teacher = open_teacher("rule:edges")
+    assert at_size(teacher, 5) is teacher

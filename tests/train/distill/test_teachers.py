@@ -1,0 +1,100 @@
+"""Teachers brought into form, and teachers one batch ahead."""
+
+import copy
+import dataclasses
+
+import pytest
+import torch
+
+from zoo.features import Batch
+from zoo.teachers.mosaic import Mosaic
+from zoo.teachers.teacher import Frozen, open_teacher
+from zoo.train.distill.teachers import Ahead, frozen, quicken, tensor_cores
+
+
+def batches(count: int) -> list[Batch]:
+    return [Batch(torch.rand(2, 3, 64, 64)) for _ in range(count)]
+
+
+def test_auto_leaves_teachers_as_they_are():
+    teacher = open_teacher("timm:test_vit/random@64")
+    (batch,) = batches(1)
+    before = teacher(batch).spatial
+    told = quicken({"t": teacher}, precision="auto", compiled=False, sample=lambda: batch)
+    assert told == {} and not teacher.halved
+    torch.testing.assert_close(teacher(batch).spatial, before, rtol=0, atol=0)
+
+
+def test_bf16_and_int8_teachers_say_nearly_the_same_and_their_fidelity_is_told():
+    (batch,) = batches(1)
+    exact = open_teacher("timm:test_vit/random@64")(batch).spatial
+    for precision, lost in (("bf16", 1e-3), ("int8", 2e-3)):
+        teacher = open_teacher("timm:test_vit/random@64")
+        told = quicken({"t": teacher}, precision=precision, compiled=False, sample=lambda: batch)
+        error = (teacher(batch).spatial.float() - exact).square().mean() / exact.var()
+        assert error < lost
+        assert set(told) == ({"t"} if precision == "int8" else set())
+    assert told["t"].fidelity > 1000
+
+
+def test_a_teacher_in_a_mosaic_is_measured_on_canvases():
+    teacher = open_teacher("timm:test_vit/random@128", mosaic=2)
+    (batch,) = batches(1)
+    told = quicken({"t": teacher}, precision="int8", compiled=False, sample=lambda: batch)
+    assert isinstance(teacher, Mosaic) and isinstance(frozen(teacher), Frozen)
+    assert told["t"].share == 1
+    assert frozen(open_teacher("rule:colour")) is not None
+
+
+@pytest.mark.slow
+def test_a_compiled_teacher_says_the_same():
+    teacher = open_teacher("timm:test_vit/random@64")
+    assert isinstance(teacher, Frozen)
+    plain = copy.deepcopy(teacher)
+    for block in teacher.network.blocks:
+        block.compile(dynamic=False, backend="eager")
+    (batch,) = batches(1)
+    torch.testing.assert_close(teacher(batch).spatial, plain(batch).spatial)
+    again = copy.deepcopy(teacher)  # a copy is not compiled, and may be changed
+    assert all(block._compiled_call_impl is None for block in again.network.blocks)
+    torch._dynamo.reset()
+
+
+def test_teachers_ahead_give_every_batch_once_in_order_and_answer_as_live_ones():
+    teachers = {"a": open_teacher("rule:colour@64"), "b": open_teacher("rule:edges@64")}
+    ahead = Ahead(torch.device("cpu"), lambda: torch.autocast("cpu", enabled=False))
+    given = [(batch, teachers) for batch in batches(3)]
+    seen = []
+    for batch, looks in ahead.over(iter(given)):
+        seen.append(batch)
+        assert list(looks) == ["a", "b"]
+        for name, teacher in teachers.items():
+            torch.testing.assert_close(looks[name](batch).spatial, teacher(batch).spatial)
+    assert seen == [batch for batch, _ in given]
+    assert list(ahead.over(iter([]))) == []
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_teachers_ahead_give_the_same_bits():
+    teachers = {"a": open_teacher("timm:test_vit/random@64", device="cuda")}
+    autocast = lambda: torch.autocast("cuda", torch.bfloat16)  # noqa: E731
+    given = [(batch.to("cuda"), teachers) for batch in batches(4)]
+    for batch, looks in Ahead(torch.device("cuda"), autocast).over(iter(given)):
+        with autocast():
+            theirs = teachers["a"](Batch(batch.images)).spatial
+            assert torch.equal(looks["a"](batch).spatial, theirs)
+
+
+def test_tensor_cores_are_for_the_block_alone():
+    before = torch.get_float32_matmul_precision()
+    with tensor_cores():
+        assert torch.get_float32_matmul_precision() == "high"
+    assert torch.get_float32_matmul_precision() == before
+
+
+def test_the_facts_of_8_bits_are_plain_data():
+    teacher = open_teacher("timm:test_vit/random@64")
+    (batch,) = batches(1)
+    told = quicken({"t": teacher}, precision="fp8", compiled=False, sample=lambda: batch)["t"]
+    assert dataclasses.asdict(told)["kind"] == "fp8"
+    assert told.told().startswith("fp8 in ")

@@ -1,0 +1,135 @@
+from dataclasses import replace
+
+import pytest
+import torch
+
+from zoo.students.student import MESA
+from zoo.train.config import Losses, TeacherSpec
+from zoo.train.distill.weighting import Weighting, drop_coefficients
+
+NAMES = ("a/summary", "a/spatial", "b/spatial")
+SPECS = {
+    "a": TeacherSpec(name="rule:a", summary=0.5),
+    "b": TeacherSpec(name="rule:b", spatial=2.0, rate=0.25),
+}
+SPREADS = {"a/summary": 0.5, "a/spatial": 1.0, "b/spatial": 4.0}
+LOSSES = torch.tensor([1.0, 2.0, 3.0])
+
+
+def weighting(names=NAMES, **settings) -> Weighting:
+    return Weighting(names, SPECS, Losses(**settings), SPREADS)
+
+
+def test_static_weights_are_those_of_the_teachers():
+    assert weighting()(LOSSES).item() == 0.5 * 1 + 2 + 2 * 3
+
+
+def test_dispersion_weights_divide_each_loss_by_what_a_constant_guess_would_lose():
+    assert weighting(weighting="dispersion")(LOSSES).item() == 0.5 * 1 / 0.5 + 2 + 2 * 3 / 4
+    # the angle loss is over the dispersion already
+    both = weighting(weighting="dispersion", summary="angle")
+    assert both(LOSSES).item() == 0.5 * 1 + 2 + 2 * 3 / 4
+
+
+def test_a_learned_variance_settles_where_it_equals_the_loss():
+    """The minimum of L exp(-s)/2 + s/2 over s is at s = log L (Kendall et al., 3.2)."""
+    learned = weighting(weighting="uncertainty")
+    assert learned(LOSSES).item() == 0.5 * (0.5 * 1 + 2 + 2 * 3)
+    optimizer = torch.optim.SGD(learned.parameters(), lr=0.5)
+    for _ in range(200):
+        optimizer.zero_grad()
+        learned(LOSSES).backward()
+        optimizer.step()
+    torch.testing.assert_close(learned.learned.exp(), LOSSES)
+    assert set(learned.state_dict()) == {"learned"}
+
+
+@pytest.mark.parametrize("kind", ["static", "adaloss", "uncertainty", "dispersion"])
+def test_the_average_of_the_student_itself_keeps_its_own_weight(kind):
+    names = (*NAMES, f"{MESA}/spatial")
+    both = [
+        Weighting(names, SPECS, Losses(weighting=kind, mesa=mesa, teacher_drop=drop), SPREADS)(x)
+        for mesa, drop, x in [
+            (3.0, 0.0, torch.tensor([1.0, 2, 3, 7])),
+            (3.0, 0.0, torch.tensor([1.0, 2, 3, 0])),
+            (3.0, 1.0, torch.tensor([[1.0], [2], [3], [7]])),
+            (3.0, 1.0, torch.tensor([[1.0], [2], [3], [0]])),
+        ]
+    ]
+    assert (both[0] - both[1]).item() == pytest.approx(21)
+    assert (both[2] - both[3]).item() == pytest.approx(21)
+
+
+@pytest.mark.parametrize("images", [None, 4])
+def test_a_sampled_teacher_counts_as_often_as_its_rate_and_as_much_more(images):
+    some = weighting()
+    losses = LOSSES if images is None else LOSSES[:, None].expand(3, images)
+    asked, alone = some(losses, frozenset("ab")), some(losses, frozenset("a"))
+    assert 0.25 * asked + 0.75 * alone == some(losses)
+    assert some.counts(frozenset("a")).tolist() == [True, True, False]
+
+
+def test_adaloss_waits_with_the_mean_of_a_teacher_that_was_not_asked():
+    some = weighting(weighting="adaloss")
+    idle = torch.tensor([1.0, 2.0, 0.0])
+    total = some(idle, frozenset("a"))
+    assert total.item() == pytest.approx(0.5 + 1)
+    assert some.running[:2].tolist() == [1, 2] and some.running[2].isnan()
+    some(LOSSES, frozenset("ab"))
+    assert some.running.tolist() == [1, 2, 3]
+    some(idle, frozenset("a"))
+    assert some.running.tolist() == [1, 2, 3]
+
+
+def plain_loop(losses, draws, chance):
+    """Teacher-drop as one would say it: image by image, teacher by teacher."""
+    teachers, images = losses.shape
+    coefficients = torch.zeros(teachers, images)
+    for image in range(images):
+        worst = max(range(teachers), key=lambda t, i=image: losses[t, i].item())
+        kept = [t for t in range(teachers) if draws[t, image] >= chance or t == worst]
+        for t in kept:
+            coefficients[t, image] = teachers / len(kept)
+    return coefficients
+
+
+@pytest.mark.parametrize("chance", [0.0, 0.3, 0.9, 1.0])
+@pytest.mark.parametrize("teachers", [1, 2, 5])
+def test_teacher_drop_gives_the_coefficients_of_the_plain_loop(teachers, chance):
+    losses, draws = torch.rand(teachers, 64), torch.rand(teachers, 64)
+    found = drop_coefficients(losses, draws, chance)
+    torch.testing.assert_close(found, plain_loop(losses, draws, chance), rtol=0, atol=0)
+    torch.testing.assert_close(found.sum(0), torch.full((64,), float(teachers)))
+    worst = losses.argmax(0)
+    assert (found.gather(0, worst[None]) >= 1).all()
+
+
+def test_a_teacher_that_is_not_asked_is_neither_kept_nor_the_worst():
+    losses = torch.tensor([[9.0], [1.0], [2.0]])
+    asked = torch.tensor([False, True, True])
+    found = drop_coefficients(losses, torch.zeros(3, 1), 0.5, asked)
+    assert found.flatten().tolist() == [0, 0, 2]
+
+
+def test_no_drop_is_the_plain_sum_and_full_drop_leaves_the_worst_teacher_alone():
+    each = torch.rand(3, 6)
+    plain = weighting()
+    torch.testing.assert_close(plain(each), plain(each.mean(1)))
+    alone = weighting(teacher_drop=1.0)
+    by_teacher = torch.stack([0.5 * each[0] + each[1], 2 * each[2]])
+    torch.testing.assert_close(alone(each), 2 * by_teacher.amax(0).mean())
+
+
+def test_the_draws_of_teacher_drop_follow_the_seed_of_the_step():
+    some, each = weighting(teacher_drop=0.5), torch.rand(3, 32)
+    totals = []
+    for seed in (5, 5, 6):
+        torch.manual_seed(seed)
+        totals.append(some(each).item())
+    assert totals[0] == totals[1] != totals[2]
+
+
+def test_a_rate_outside_of_its_range_is_refused():
+    for rate in (0.0, 1.5):
+        with pytest.raises(ValueError, match="share of the steps"):
+            replace(SPECS["a"], rate=rate)

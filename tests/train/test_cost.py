@@ -1,0 +1,54 @@
+"""The cost model of a step."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from zoo.train.cost import EIGHT_BITS, estimate, share
+
+RESULTS = Path(__file__).parent.parent / "benchmarks" / "results"
+TRIO = {"clip": ("vit_huge_patch14_clip_378", 1.007e12), "dino": ("vit_giant_patch14", 0.608e12)}
+
+
+def test_the_trio_on_an_h200_is_within_20_percent_of_what_was_measured():
+    found = estimate(TRIO, ("vit_base_patch16_224", 0.145e12), 790e12)
+    measured = {"clip": 1 / 477, "dino": 1 / 822}  # images a second of each alone, compiled
+    for label, seconds in measured.items():
+        assert found.teachers[label] == pytest.approx(seconds, rel=0.2)
+    assert found.student == pytest.approx(1 / 840, rel=0.2)
+    assert found.total == pytest.approx(sum(found.teachers.values()) + found.student)
+
+
+RUNS = [json.loads(file.read_text()) for file in sorted(RESULTS.glob("distill-*h200-*.json"))]
+ROWS = [(row, run["matmul_tflops"]) for run in RUNS for row in run["rows"]]
+
+
+@pytest.mark.parametrize(("row", "tflops"), ROWS, ids=[row["name"] for row, _ in ROWS])
+def test_every_measured_step_is_within_20_percent_of_the_estimate(row, tflops):
+    flops, told = {k: 1e9 * v for k, v in row["gflops"].items()}, row["fidelity"]
+    (student,) = {row["student"]} & flops.keys()
+    found = estimate(
+        {name: (name, f) for name, f in flops.items() if name != student},
+        (student, flops[student]),
+        1e12 * tflops,
+        compiled=row["compiled"],
+        precision=row["precision"],
+        eight={label: one["share"] for label, one in told.items()} if told else None,
+    )
+    assert 1e3 * found.total == pytest.approx(row["milliseconds"], rel=0.2)
+
+
+def test_8_bits_gain_on_the_part_of_the_work_that_they_do():
+    student = ("vit_base", 1e11)
+    plain = estimate(TRIO, student, 790e12)
+    half = estimate(TRIO, student, 790e12, precision="fp8", eight=dict(clip=0.5))
+    full = 1 / EIGHT_BITS["fp8"]
+    assert half.teachers["clip"] == pytest.approx(plain.teachers["clip"] * (0.5 + 0.5 * full))
+    assert half.teachers["dino"] == pytest.approx(plain.teachers["dino"] * full)
+    assert half.student == plain.student
+
+
+def test_the_longest_name_that_fits_counts():
+    assert share({"": 1.0, "vit": 2.0, "vit_huge": 3.0}, "vit_huge_patch14") == 3.0
+    assert share({"": 1.0, "vit": 2.0}, "resnet18") == 1.0

@@ -1,0 +1,1 @@
+"""Agglomerative distillation: one task of the training loop."""

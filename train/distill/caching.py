@@ -1,0 +1,221 @@
+"""Filling a feature cache, and letting a run learn from it."""
+
+import dataclasses
+import hashlib
+import math
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from zoo.data.plan import Plan
+from zoo.data.sources import Source, View, Views, collate
+from zoo.features import Batch, Features
+from zoo.teachers.cache import Cache, CachedTeacher, Holds, Stored
+from zoo.teachers.teacher import Teacher
+from zoo.train.config import Distill
+from zoo.train.distill.phi_s import Balance
+from zoo.train.progress import Watch
+
+SHARD_BYTES = 256 * 2**20
+PROBE_BYTES = 64 * 2**20
+
+
+def holds(
+    config: Distill,
+    source: Source,
+    view: View,
+    teachers: Mapping[str, Teacher],
+    fingerprints: Mapping[str, str],
+    precision: str,
+) -> Holds:
+    """Say what the cache of a run holds."""
+    names = hashlib.sha256()
+    for index in range(len(source)):
+        names.update(source.key(index).encode() + b"\0")
+    about = {
+        label: dict(
+            name=teacher.name, fingerprint=fingerprints[label], precision=precision,
+            size=list(teacher.size), grid=teacher.grid and list(teacher.grid),
+            summary_dim=teacher.summary_dim, spatial_dim=teacher.spatial_dim,
+        )
+        for label, teacher in teachers.items()
+    }  # fmt: skip
+    stored: Stored = config.cache_dtype
+    found = Holds(
+        images=len(source), data=names.hexdigest()[:16], seed=config.seed, views=config.views,
+        view=dataclasses.asdict(view), normalise=config.normalise, stored=stored, shard=1,
+        teachers=about,
+    )  # fmt: skip
+    shard = max(1, SHARD_BYTES // max(1, found.image_bytes))
+    return dataclasses.replace(found, shard=min(shard, found.places))
+
+
+@dataclass(frozen=True)
+class BreakEven:
+    """What a cache costs and what it saves; seconds are of one epoch."""
+
+    bytes: int
+    image_bytes: int
+    free: int
+    live: float
+    """Of the teachers."""
+    write: float
+    read: float
+    bandwidth: float
+    """Bytes a second that the disk writes; reading is taken to be as fast."""
+    views: int
+
+    @property
+    def epochs(self) -> float:
+        """Epochs, over all runs, after which the cache has paid; infinite if never.
+
+        epochs · live = views · (live + write) + epochs · read
+        """
+        saved = self.live - self.read
+        return self.views * (self.live + self.write) / saved if saved > 0 else math.inf
+
+    def told(self) -> list[str]:
+        pays = "never pays"
+        if self.epochs < math.inf:
+            pays = f"pays from epoch {math.ceil(self.epochs)} on"
+        return [
+            f"cache: {self.bytes / 1e9:,.2f} GB ({self.image_bytes / 1e6:,.2f} MB an image, "
+            f"{self.views} epoch(s) of views); {self.free / 1e9:,.1f} GB are free",
+            f"teachers live {self.live:,.1f} s an epoch, read back {self.read:,.1f} s at "
+            f"{self.bandwidth / 1e9:,.2f} GB/s, written once {self.write:,.1f} s an epoch: "
+            f"it {pays}",
+        ]
+
+
+def break_even(held: Holds, path: Path, live: float) -> BreakEven:
+    """Weigh a cache before it is made; writes and removes a small file to time the disk.
+
+    Args:
+        live: Seconds of the teachers for one image.
+    """
+    place = next(p for p in (path.absolute(), *path.absolute().parents) if p.is_dir())
+    bandwidth = _disk_speed(place)
+    moved = held.images * held.image_bytes / bandwidth
+    return BreakEven(
+        held.places * held.image_bytes, held.image_bytes, shutil.disk_usage(place).free,
+        live * held.images, moved, moved, bandwidth, held.views,
+    )  # fmt: skip
+
+
+def _disk_speed(place: Path) -> float:
+    block = os.urandom(PROBE_BYTES)
+    with tempfile.TemporaryFile(dir=place) as file:
+        began = time.perf_counter()
+        file.write(block)
+        file.flush()
+        os.fsync(file.fileno())
+        return PROBE_BYTES / (time.perf_counter() - began)
+
+
+def check_room(cache: Cache) -> None:
+    """Refuse to fill a cache that the disk cannot hold.
+
+    Raises:
+        ValueError: the shards that are missing need more than is free.
+    """
+    held = cache.holds
+    needed = sum(len(cache.places_of(n)) for n in cache.missing()) * held.image_bytes
+    free = shutil.disk_usage(cache.path).free
+    if needed > free:
+        raise ValueError(
+            f"The feature cache {cache.path} needs {needed / 1e9:,.1f} GB more and "
+            f"{free / 1e9:,.1f} GB are free. Give --cache a larger disk, fewer --views, or leave "
+            "it out."
+        )
+
+
+@torch.no_grad()
+def fill(
+    cache: Cache,
+    teachers: Mapping[str, Teacher],
+    balances: Mapping[str, nn.Module],
+    source: Source,
+    view: View,
+    *,
+    batch: int,
+    workers: int,
+    device: torch.device,
+    autocast: Callable[[], AbstractContextManager],
+) -> None:
+    """Write the shards that are missing; what is there stays, so a stopped filling goes on.
+
+    Raises:
+        ValueError: the disk is too small.
+    """
+    missing = cache.missing()
+    if not missing:
+        return
+    check_room(cache)
+    plan = Plan(cache.holds.images, batch, cache.holds.seed, cache.holds.views)
+    with Watch("fill the cache", total=len(missing), images=cache.holds.shard) as watch:
+        for done, number in enumerate(missing, 1):
+            found: dict[str, list[Features]] = {label: [] for label in teachers}
+            for images in _views(cache, number, plan, source, view, workers):
+                seen_by = Batch(images["images"], images["keys"]).to(device)
+                for label, teacher in teachers.items():
+                    with autocast():
+                        seen = teacher(seen_by)
+                    found[label].append(_stored(seen, balances.get(label)))
+            cache.write(number, {label: _joined(parts) for label, parts in found.items()})
+            watch.report(done, {})
+
+
+def _views(cache: Cache, number: int, plan: Plan, source: Source, view: View, workers: int):
+    from torch.utils.data import DataLoader
+
+    places = np.array(cache.places_of(number), dtype=np.int64)
+    items = list(zip(places.tolist(), plan.indices_at(places).tolist(), strict=True))
+    blocks = [items[i : i + plan.batch] for i in range(0, len(items), plan.batch)]
+    return DataLoader(
+        Views(source, view, plan), batch_sampler=blocks, num_workers=workers, collate_fn=collate
+    )
+
+
+def _stored(seen: Features, balance: nn.Module | None) -> Features:
+    """Bring features to the scale of the cache, on the CPU."""
+    summary, spatial = seen
+    if spatial is not None:
+        assert balance is not None
+        spatial = balance(spatial.float()).cpu()
+    return Features(None if summary is None else summary.cpu(), spatial)
+
+
+def _joined(parts: list[Features]) -> Features:
+    summaries = [p.summary for p in parts if p.summary is not None]
+    maps = [p.spatial for p in parts if p.spatial is not None]
+    return Features(torch.cat(summaries) if summaries else None, torch.cat(maps) if maps else None)
+
+
+class Rescale(nn.Module):
+    """From one balance's scale to another's: what a cache holds, for a student of another kind."""
+
+    def __init__(self, stored: Balance, wanted: Balance):
+        super().__init__()
+        self.stored, self.wanted = stored, wanted
+
+    def forward(self, z):
+        return self.wanted(self.stored.inverse(z))
+
+
+def from_cache(
+    cache: Cache, stored: Mapping[str, Balance], wanted: Mapping[str, Balance], kind: str
+) -> tuple[dict[str, CachedTeacher], dict[str, nn.Module]]:
+    """Give teachers that read, and what brings their maps to the scale of a student's arm."""
+    teachers = {label: CachedTeacher(cache, label) for label in cache.holds.teachers}
+    if kind == cache.holds.normalise:
+        return teachers, {label: nn.Identity() for label in wanted}
+    return teachers, {n: Rescale(stored[n], balance) for n, balance in wanted.items()}

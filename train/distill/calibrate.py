@@ -1,0 +1,100 @@
+"""One pass before step 0: the teachers' statistics, which fix the space of every target."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from zoo.data.plan import Plan, mix
+from zoo.data.sources import Source, train_batches
+from zoo.features import Batch
+from zoo.teachers.teacher import Teacher
+from zoo.train.config import Distill
+from zoo.train.distill.losses import dispersion
+from zoo.train.distill.phi_s import Balance, Moments
+from zoo.train.distill.plan_step import drawn_size
+from zoo.train.distill.sizes import at_size
+from zoo.train.loop import view_of
+from zoo.train.progress import Watch
+
+
+@dataclass
+class Statistics:
+    """What one pass over the teachers found, by label."""
+
+    moments: dict[str, Moments] = field(default_factory=dict)
+    """Of the spatial tokens."""
+    dispersions: dict[str, Tensor] = field(default_factory=dict)
+    """Of the summaries: float64 scalars, in radians squared."""
+
+    def spreads(self, balances: Mapping[str, Balance]) -> dict[str, Tensor]:
+        """Give what a constant guess would lose, by the names of the losses.
+
+        For a map it is the mean variance of the channels in the space of its balance.
+        """
+        found = {f"{name}/summary": value for name, value in self.dispersions.items()}
+        for name, balance in balances.items():
+            covariance = self.moments[name].covariance()
+            weight = balance.weight.to(covariance)
+            if balance.matrix is None:
+                found[f"{name}/spatial"] = (weight.square() * covariance.diagonal()).mean()
+            else:
+                found[f"{name}/spatial"] = ((weight @ covariance) * weight).sum(1).mean()
+        return found
+
+
+@torch.no_grad()
+def calibrate(
+    teachers: Mapping[str, Teacher], source: Source, config: Distill, *, device, autocast
+) -> Statistics:
+    """Measure the teachers over `config.calibration` batches.
+
+    The batches are drawn from the training views, by a plan of their own, at the sizes of the
+    training steps. Summaries are kept until the end, because the mean direction that they are
+    held against is known only then.
+
+    Raises:
+        ValueError: a teacher gives a value that is not finite.
+    """
+    plan = Plan(len(source), config.batch, mix(config.seed, 3))
+    moments: dict[str, Moments] = {}
+    summaries: dict[str, list[Tensor]] = {}
+    finite: dict[str, Tensor] = {}
+    steps = config.calibration
+    loader = train_batches(
+        source, view_of(config, teachers), plan, steps=steps, start=0, workers=config.workers
+    )
+    with Watch("calibrate", total=steps, images=config.batch) as watch:
+        for step, part in enumerate(loader, 1):
+            batch = Batch(part["images"], part["keys"]).to(device)
+            for name in part["skipped"]:
+                watch.say(f"skipped an unreadable image: {name}")
+            size = drawn_size(plan, step, config)
+            for name, teacher in teachers.items():
+                with autocast():
+                    seen = at_size(teacher, size)(batch)
+                for part_of in (p for p in seen if p is not None):
+                    good = part_of.isfinite().all()
+                    finite[name] = finite[name] & good if name in finite else good
+                if seen.spatial is not None:
+                    tokens = seen.spatial.flatten(0, 2).float()
+                    moments.setdefault(name, Moments(tokens.shape[-1], device=device)).update(
+                        tokens
+                    )
+                if seen.summary is not None:
+                    summaries.setdefault(name, []).append(seen.summary.cpu())
+            if step == 1 or step == steps:
+                _refuse_nan(finite, step)
+            if step % config.every.log == 0 or step == steps:
+                watch.report(step, {})
+    return Statistics(moments, {name: dispersion(torch.cat(y)) for name, y in summaries.items()})
+
+
+def _refuse_nan(finite: Mapping[str, Tensor], step: int) -> None:
+    broken = [name for name, good in finite.items() if not good]
+    if broken:
+        raise ValueError(
+            f"The teacher {', '.join(broken)} gave NaN or infinite features within {step} batches "
+            "of calibration. Check its weights, or run it with --precision float32."
+        )

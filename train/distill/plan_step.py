@@ -1,0 +1,159 @@
+"""What the plan decides about one step: the student's size, who is asked, who sees what.
+
+All of it follows from (seed, step) on the host, so a resumed run decides the same and no step
+waits for the device.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from fractions import Fraction
+from functools import partial
+
+from torch import Tensor
+
+from zoo.data.plan import Plan, mix
+from zoo.features import Batch, Features
+from zoo.students.student import MESA, Student, student_grids
+from zoo.teachers.teacher import Teacher
+from zoo.train.config import Distill
+from zoo.train.distill.shift import Window, cropped, draw_window, overlap, shifted
+from zoo.train.distill.sizes import at_size
+
+Model = Callable[[Batch], Features]
+Align = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+
+SIZE, ASKED, SHIFT = 4, 5, 6
+"""Salts of `mix`; the plan's own are 1 and 2, that of the calibration's plan is 3."""
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One step."""
+
+    size: int
+    asked: frozenset[str] | None
+    """Labels of the teachers that are asked; `None` if every step asks all of them."""
+    windows: Mapping[str, Window] = field(default_factory=dict)
+    """What the teachers see, by label, without shifts nothing; `STUDENT` for the student."""
+
+    def student(self, student: Student, *, mesa: bool) -> Callable[[Batch], dict[str, Features]]:
+        """Give the student as it is asked in this step."""
+        look = partial(student, size=(self.size, self.size), mesa=mesa)
+        window = self.windows.get(STUDENT)
+        return look if window is None else lambda batch: look(cropped(batch, window))
+
+    def teachers(self, teachers: Mapping[str, Teacher]) -> dict[str, Model]:
+        """Give those that are asked, each as it looks in this step."""
+        return self._shifted(
+            {
+                label: at_size(teacher, self.size)
+                for label, teacher in teachers.items()
+                if self.asked is None or label in self.asked
+            }
+        )
+
+    def average(self, average: Student | None) -> dict[str, Model]:
+        """Give the student's own average, which MESA asks; nothing without MESA."""
+        if average is None:
+            return {}
+        return self._shifted({MESA: partial(average.own_map, size=(self.size, self.size))})
+
+    def _shifted(self, found: dict[str, Model]) -> dict[str, Model]:
+        for label in set(found) & set(self.windows):
+            found[label] = shifted(found[label], self.windows[label])
+        return found
+
+    def align(self) -> dict[str, Align]:
+        """Give what brings the student's map and a teacher's together, where crops are shifted."""
+        ours = self.windows.get(STUDENT)
+        if ours is None:
+            return {}
+        return {
+            label: partial(overlap, our_window=ours, their_window=window)
+            for label, window in self.windows.items()
+            if label != STUDENT
+        }
+
+
+STUDENT = "student.itself"
+"""No teacher's label has a dot."""
+
+
+def drawn_size(plan: Plan, step: int, config: Distill) -> int:
+    """Draw the side of the student's images in `step`."""
+    return config.sizes[mix(plan.seed, SIZE, step) % len(config.sizes)] if config.sizes else (
+        config.size
+    )  # fmt: skip
+
+
+def drawn_teachers(plan: Plan, step: int, config: Distill) -> frozenset[str] | None:
+    """Draw the teachers that are asked in `step`, each by itself with the chance of its rate."""
+    if all(spec.rate == 1 for spec in config.teachers):
+        return None
+    chances = {
+        label: mix(plan.seed, ASKED, step, i) / 2**63 for i, label in enumerate(config.labels)
+    }
+    rates = {label: s.rate for label, s in zip(config.labels, config.teachers, strict=True)}
+    return frozenset(label for label in rates if chances[label] < rates[label])
+
+
+def take_turn(plan: Plan, step: int, config: Distill, teachers: Mapping[str, Teacher]) -> Turn:
+    """Decide everything about `step`."""
+    size, asked = drawn_size(plan, step, config), drawn_teachers(plan, step, config)
+    if not config.losses.shift:
+        return Turn(size, asked)
+    grid = grids_of(config)[size]
+    room = Fraction(config.losses.shift, grid[0])
+    sees: dict[str, tuple[tuple[int, int], tuple[int, int] | None]]
+    sees = {STUDENT: ((size, size), grid)}
+    for label, teacher in teachers.items():
+        looking = at_size(teacher, size)
+        sees[label] = (looking.size, looking.grid)
+    if config.losses.mesa:
+        sees[MESA] = sees[STUDENT]
+    windows = {
+        who: draw_window(pixels, cells, room, plan.seed, SHIFT, step, i)
+        for i, (who, (pixels, cells)) in enumerate(sees.items())
+    }
+    return Turn(size, asked, windows)
+
+
+def grids_of(config: Distill) -> dict[int, tuple[int, int]]:
+    """Give the student's grid at its own size and at each that is drawn.
+
+    Raises:
+        ValueError: the student cannot take one of them.
+    """
+    sizes = tuple(dict.fromkeys((config.size, *config.sizes)))
+    return student_grids(config.student, config.size, sizes, config.student_options)
+
+
+def check_turns(config: Distill, teachers: Mapping[str, Teacher]) -> None:
+    """Refuse sizes and shifts that student or teachers cannot take, before any work.
+
+    Raises:
+        ValueError: as said; a shift needs cells of whole pixels, and half of a map in common.
+    """
+    if not config.sizes and not config.losses.shift:
+        return
+    grids = grids_of(config)
+    shift = config.losses.shift
+    if not shift:
+        return
+    sees = [(config.student, (s, s), grids[s]) for s in config.sizes or (config.size,)]
+    for label, teacher in teachers.items():
+        looks = [at_size(teacher, s) for s in config.sizes or (config.size,)]
+        sees += [(label, t.size, t.grid) for t in looks if t.grid]
+    for name, size, grid in sees:
+        if any(pixels % cells for pixels, cells in zip(size, grid, strict=True)):
+            raise ValueError(
+                f"losses.shift moves crops by whole cells, and the {grid[0]}x{grid[1]} cells of "
+                f"{name} at {size[0]}x{size[1]} px are none; choose a size that they tile, or "
+                "--losses.shift 0."
+            )
+    least = min(grids[s][0] for s in config.sizes or (config.size,))
+    if 2 * shift > least:
+        raise ValueError(
+            f"losses.shift {shift} would leave less than half of a map of {least} cells in common; "
+            f"at most {least // 2} is allowed here."
+        )

@@ -1,0 +1,313 @@
+"""Recipes: functions that return a run. A variant is a `replace` of another one.
+
+A paper's recipe keeps what makes the paper: teachers, student, heads, losses, schedule. Its batch
+is a share that one GPU takes; its data is a place where you put yours, or say `--data`. `tiny`
+(`zoo.train.distill.tiny`, `--tiny`) shrinks any of them to a laptop.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+from zoo.train.config import Distill, Every, Heads, Losses, Optim, TeacherSpec
+
+DFN_CLIP = "open_clip:ViT-H-14-378-quickgelu/dfn5b@378"
+SIGLIP = "open_clip:ViT-SO400M-14-SigLIP-384/webli"
+SIGLIP2 = "open_clip:ViT-gopt-16-SigLIP2-384/webli@384"
+OPENAI_CLIP = "open_clip:ViT-L-14-quickgelu/openai@224"
+OPEN_CLIP = "open_clip:ViT-H-14/laion2b_s32b_b79k@224"
+DINO = "timm:vit_base_patch16_224.dino"
+DINOV2 = "timm:vit_giant_patch14_reg4_dinov2.lvd142m@224"
+DINOV2_L = "timm:vit_large_patch14_dinov2.lvd142m@224"
+DINOV3_H = "timm:vit_huge_plus_patch16_dinov3.lvd1689m@256"
+DINOV3_7B = "timm:vit_7b_patch16_dinov3.lvd1689m@432"
+DEIT3 = "timm:deit3_base_patch16_224.fb_in1k"
+VIT_H = "timm:vit_huge_patch14_224.orig_in21k"
+SAM = "timm:samvit_huge_patch16.sa1b@1024"
+PE_CORE = "timm:vit_pe_core_gigantic_patch14_448.fb@448"
+PE_LANG = "timm:vit_pe_lang_gigantic_patch14_448.fb@448"
+
+
+def custom() -> Distill:
+    """Your data, your teachers, your student."""
+    return Distill()
+
+
+def quickstart() -> Distill:
+    """Three teachers made on the spot, one small E-RADIO, five minutes on two CPU cores."""
+    teachers = ("classifier", "autoencoder", "gradients")
+    return replace(
+        custom(),
+        data="embedded",
+        teachers=tuple(TeacherSpec(name=f"pretext:{name}") for name in teachers),
+        student="eradio_nano",
+        size=128,
+        batch=32,
+        steps=240,
+        calibration=16,
+        compare=("none",),
+        optim=Optim(lr=2e-3, ema=0.98),
+        every=Every(log=20, checkpoint=120, evaluate=120),
+    )
+
+
+def am_radio() -> Distill:
+    """Distil CLIP, DINOv2 and SAM into one ViT-H (AM-RADIO).
+
+    AM-RADIO (2312.06709, 3.2 to 3.4 and table 1), its second stage: DFN CLIP-H at 378, DINOv2-g at
+    224 and SAM-H at 1024 px into a ViT-H/16 at 432 px (27 x 27 cells, as CLIP's); a two-layer MLP
+    for each target, none for a summary of SAM; cosine on summaries, 0.9 cosine + 0.1 smooth L1
+    on maps, all weights 1, targets as they are; AdamW 1e-3, decay 0.02, cosine schedule.
+
+    Changed: one stage from scratch; every teacher sees every image, at one student size (there,
+    SAM had its own GPUs at 1024 px); maps meet on the smaller of two grids, not the larger; 32
+    images a step in place of 1152.
+    """
+    return Distill(
+        data="data/datacomp1b",
+        teachers=(
+            TeacherSpec(name=DFN_CLIP),
+            TeacherSpec(name=DINOV2),
+            TeacherSpec(name=SAM, summary=0.0),
+        ),
+        student="radio_vit_huge_patch16",
+        size=432,
+        batch=32,
+        steps=300_000,
+        normalise="none",
+        heads=Heads(kind="v1", inner=0),
+        losses=Losses(spatial="hybrid"),
+        optim=Optim(lr=1e-3, weight_decay=0.02, ema=0.0),
+        every=Every(log=100, checkpoint=2000, evaluate=10_000),
+        out=Path("runs/am_radio"),
+    )
+
+
+def eradio() -> Distill:
+    """Distil CLIP and DINOv2 into an efficient backbone (E-RADIO).
+
+    AM-RADIO (2312.06709, section 4 and table 7): OpenCLIP-H/14 and DINOv2-g into E-RADIO-L, on
+    ImageNet-21k, everything else as `am_radio`. The student's map is fused from two scales and
+    up-sampled inside, so its grid is fine enough for both teachers.
+
+    Changed: as `am_radio`; the paper says neither steps nor batch of its search, these are ours.
+    """
+    return replace(
+        am_radio(),
+        data="data/imagenet21k",
+        teachers=(TeacherSpec(name=OPEN_CLIP), TeacherSpec(name=DINOV2)),
+        student="eradio_l",
+        size=224,
+        batch=128,
+        out=Path("runs/eradio"),
+    )
+
+
+def radio_v2_5() -> Distill:
+    """Learn from all teachers at all resolutions, balanced by PHI-S (RADIOv2.5).
+
+    RADIOv2.5 (2412.07679, 4.2 and 4.3) with PHI-S (2410.01680, A.6): DFN CLIP-H, SigLIP-so400m,
+    DINOv2-g and SAM-H teach at low and at high student resolutions, so that the student does not
+    switch between two representations; heads v2, which answer in PHI-S space; MSE on maps, cosine
+    on summaries, equal weights.
+
+    Changed: each step draws its resolution (there, two partitions of the GPUs train at once);
+    DINOv2 looks at the student's resolution and SAM at 2 x 2 images of 512 px in its canvas at all
+    of them; statistics are taken once, before step 0; AdamW for LAMB; ViT-B/16 from scratch.
+    """
+    return Distill(
+        data="data/datacomp1b",
+        teachers=(
+            TeacherSpec(name=DFN_CLIP),
+            TeacherSpec(name=SIGLIP),
+            TeacherSpec(name=DINOV2, follow=True),
+            TeacherSpec(name=SAM, summary=0.0, mosaic=2),
+        ),
+        student="radio_vit_base_patch16",
+        size=432,
+        sizes=(256, 432, 768, 1024),
+        batch=32,
+        steps=600_000,
+        normalise="phi_s",
+        heads=Heads(kind="v2"),
+        optim=Optim(lr=1e-3, weight_decay=0.02),
+        every=Every(log=100, checkpoint=2000, evaluate=10_000),
+        out=Path("runs/radio_v2_5"),
+    )
+
+
+def c_radio_v4() -> Distill:
+    """Add shifts, balanced angles, attention heads and ten resolutions (C-RADIOv4).
+
+    C-RADIOv4 (2601.17237, 2.3 to 2.5): SigLIP2-g, DINOv3-7B and a SAM into ViT-SO400M/16. Summaries
+    by the squared angle over each teacher's dispersion; PHI-S maps under independent shifts of
+    what student and teachers see; MESA between the student and its average; DAMP; spectral
+    reparametrisation; attention heads; each step one of ten resolutions.
+
+    Changed: SAM's ViT-H for SAM 3, which comes through transformers alone (fetch it, and give
+    `hf:FOLDER@1008,summary=0` in its place); SigLIP2 is not up-sampled by FeatSharp; the sizes of
+    shift, MESA and DAMP are ours, since the report states none; tiles of 512 px for SAM.
+    """
+    low, high = (128, 192, 224, 256, 384, 432), (512, 768, 1024, 1152)
+    return replace(
+        radio_v2_5(),
+        teachers=(
+            TeacherSpec(name=SIGLIP2),
+            TeacherSpec(name=DINOV3_7B, follow=True),
+            TeacherSpec(name=SAM, summary=0.0, mosaic=2),
+        ),
+        student="radio_vit_so400m_patch16",
+        spectral=True,
+        sizes=(*low, *high),
+        batch=16,
+        heads=Heads(kind="attn"),
+        losses=Losses(summary="angle", shift=2, mesa=1.0),
+        optim=Optim(lr=1e-3, weight_decay=0.02, damp=0.01),
+        out=Path("runs/c_radio_v4"),
+    )
+
+
+def unic() -> Distill:
+    """Unite ViT-B teachers in one of their size by ladders of projectors (UNIC).
+
+    UNIC (2408.05088): supervised and self-supervised ViT-B/16 into one of the same size, on
+    ImageNet-1k at 224 px. Each teacher has a ladder: a small MLP (768) on every block and a wide
+    one (3072) on the last. Targets are standardised; a teacher is dropped from an image with
+    probability 0.5 unless it is the worst matched; AdamW 3e-4 for each 256 images, betas 0.9 and
+    0.99, decay 0.03, 200 epochs of 512 images a step.
+
+    Changed: DINO and DeiT-III alone, since no library ships the weights of iBOT and dBOT-ft; both
+    are plain ViT-B/16, `timm:vit_base_patch16_224/FILE`. Statistics are taken before step 0, not
+    averaged on the way; the spatial loss is 0.9 cosine + 0.1 smooth L1, the summary's is cosine.
+    """
+    return Distill(
+        data="data/imagenet1k",
+        teachers=(TeacherSpec(name=DINO), TeacherSpec(name=DEIT3)),
+        student="vit_base_patch16_224",
+        size=224,
+        batch=512,
+        steps=500_000,
+        normalise="standardize",
+        heads=Heads(kind="ladder", hidden=3072),
+        losses=Losses(spatial="hybrid", teacher_drop=0.5),
+        optim=Optim(lr=6e-4, weight_decay=0.03, betas=(0.9, 0.99), ema=0.0),
+        every=Every(log=100, checkpoint=2500, evaluate=25_000),
+        out=Path("runs/unic"),
+    )
+
+
+def theia() -> Distill:
+    """Distil the maps of three large ViTs into a tiny one for robots (Theia).
+
+    Theia (2407.20179), its set CLIP-L, DINOv2-L and ViT-H on ImageNet-1k at 224 px into DeiT-Ti:
+    patch tokens alone, no summary; targets standardised by channel; 0.9 cosine + 0.1 smooth L1.
+
+    Changed: teachers run live, not from stored features; MLP heads (v2) for the translators of
+    three convolutions; learning rate and length are ours.
+    """
+    return Distill(
+        data="data/imagenet1k",
+        teachers=tuple(
+            TeacherSpec(name=name, summary=0.0) for name in (OPENAI_CLIP, DINOV2_L, VIT_H)
+        ),
+        student="deit_tiny_patch16_224",
+        size=224,
+        batch=128,
+        steps=500_000,
+        normalise="standardize",
+        losses=Losses(spatial="hybrid"),
+        optim=Optim(lr=5e-4, weight_decay=0.01, ema=0.0),
+        every=Every(log=100, checkpoint=2500, evaluate=25_000),
+        out=Path("runs/theia"),
+    )
+
+
+def proteus() -> Distill:
+    """Distil one DINOv2 into the next smaller one, on ImageNet-1k (Proteus).
+
+    Proteus (2407.10366): DINOv2-L/14 into ViT-B/14 at 224 px without labels, by the squared
+    distance of the tokens in the teacher's own space; 300 epochs of 512 images a step, an average
+    of the weights with decay 0.99996.
+
+    Changed: the summary is matched by cosine; no loss on masked patches (its third objective);
+    two-layer heads for its norm and linear layer; learning rate as DeiT's.
+    """
+    return Distill(
+        data="data/imagenet1k",
+        teachers=(TeacherSpec(name=DINOV2_L),),
+        student="vit_base_patch14_dinov2",
+        size=224,
+        batch=512,
+        steps=750_000,
+        normalise="none",
+        heads=Heads(kind="v2", inner=0),
+        optim=Optim(lr=5e-4, weight_decay=0.05, ema=0.99996),
+        every=Every(log=100, checkpoint=2500, evaluate=25_000),
+        out=Path("runs/proteus"),
+    )
+
+
+def eupe_proxy() -> Distill:
+    """Distil three giants into one large proxy (EUPE, first run).
+
+    EUPE (2603.22387): PE-core-G, PE-lang-G and DINOv3-H+ into a proxy larger than any student,
+    because a small one cannot take in teachers that differ so much. Targets are standardised.
+
+        zoo distill eupe_proxy --data PATH
+        zoo distill eupe_student --data PATH
+
+    Changed: a proxy of 1.2 G parameters (RADIO's ViT-g/16, which takes any size) for theirs of
+    1.9 G; one resolution; batch, rate and length are ours.
+    """
+    return Distill(
+        data="data/lvd",
+        teachers=(
+            TeacherSpec(name=PE_CORE),
+            TeacherSpec(name=PE_LANG),
+            TeacherSpec(name=DINOV3_H),
+        ),
+        student="radio_vit_giant_patch16",
+        size=256,
+        batch=32,
+        steps=300_000,
+        normalise="standardize",
+        losses=Losses(spatial="hybrid"),
+        optim=Optim(lr=1e-3, weight_decay=0.02),
+        every=Every(log=100, checkpoint=2000, evaluate=10_000),
+        out=Path("runs/eupe_proxy"),
+    )
+
+
+def eupe_student() -> Distill:
+    """Distil the proxy alone into a small student (EUPE, second run).
+
+    EUPE (2603.22387): ViT-B/16 with rotary positions learns from the proxy of `eupe_proxy` and
+    from nothing else; a last stage at several resolutions follows. The teacher is the export of
+    the first run, `zoo:NAME/runs/eupe_proxy/export/model.safetensors`; that of a run of your own
+    is `zoo:local-dir:RUN/export`.
+
+    Changed: as `eupe_proxy`; the stage at several resolutions is this one, with `--sizes`.
+    """
+    proxy = eupe_proxy()
+    weights = proxy.out / "export" / "model.safetensors"
+    return replace(
+        proxy,
+        teachers=(TeacherSpec(name=f"zoo:{proxy.student}/{weights}@{proxy.size}"),),
+        student="vit_base_patch16_dinov3",
+        batch=256,
+        out=Path("runs/eupe_student"),
+    )
+
+
+RECIPES: dict[str, Callable[[], Distill]] = {
+    recipe.__name__: recipe
+    for recipe in (
+        custom, quickstart, am_radio, eradio, radio_v2_5, c_radio_v4, unic, theia, proteus,
+        eupe_proxy, eupe_student,
+    )
+}  # fmt: skip
+
+
+def summary_of(recipe: Callable[[], Distill]) -> str:
+    """Give the first sentence of a recipe's description."""
+    return (recipe.__doc__ or "").partition("\n")[0]

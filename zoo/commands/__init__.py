@@ -1,0 +1,1 @@
+"""One file a command: words are read here, and parts put together for a person."""

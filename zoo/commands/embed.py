@@ -1,0 +1,375 @@
+"""`zoo embed`: features of many images in shards that can be resumed, read and searched.
+
+    OUT/index.json                  the model, its hash, the data's hash, the width, the parts
+    OUT/train-000003.parquet        rows 3·rows .. 4·rows of the part, in the data's order
+    OUT/val-000000.parquet          (.npz where pyarrow is not installed)
+
+A shard holds the columns `key`, `label` (-1 for none) and `summary`, one row an image.
+"""
+
+import json
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.progress import Progress
+from torch import Tensor
+from tyro.conf import Positional, Suppress
+
+from zoo.checkpoint import written_whole
+from zoo.commands.evaluate import Asked, about_model, open_subject
+from zoo.data.sources import Source, eval_batches, open_splits
+from zoo.eval.extract import Extracted
+from zoo.eval.results import hash_data, hash_weights
+from zoo.eval.speed.models import Case, measure
+from zoo.eval.speed.throughput import case_name
+from zoo.students.student import Student
+from zoo.train.interrupt import Interrupt, Interrupted
+
+INDEX = "index.json"
+PARTS: tuple[str, ...] = ("train", "val")
+Format = Literal["parquet", "npz"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Embed:
+    """What is embedded, by what, and how it is kept."""
+
+    data: Positional[Path]
+    """Images: a folder, tar shards or a .npz; parts called train and val are kept apart."""
+    out: Positional[Path]
+    """The folder to write; one that is not whole is gone on with."""
+    model: str
+    """A run's folder, an exported student's folder, or a registered model."""
+    size: int | None = None
+    batch: int = 64
+    workers: int = 0
+    """Processes that decode images."""
+    precision: Literal["float32", "amp"] = "float32"
+    """amp is autocast to bfloat16."""
+    rows: int = 10_000
+    """Images of a shard."""
+    half: bool = True
+    """Keep float16: half the place, and more digits than autocast computes."""
+    kind: Literal["auto", "parquet", "npz"] = "auto"
+    """Of the shards; auto is Parquet where pyarrow is installed."""
+    bench: bool = False
+    """Measure the model alone afterwards, and say which share of that the embedding reached."""
+    command: Suppress[str | None] = None
+
+    def __post_init__(self) -> None:
+        if self.rows < 1 or self.batch < 1 or self.workers < 0:
+            raise ValueError(
+                f"rows {self.rows} and batch {self.batch} must be at least 1, workers "
+                f"{self.workers} at least 0."
+            )
+        if self.kind == "parquet" and find_spec("pyarrow") is None:
+            raise ValueError(
+                "Parquet needs pyarrow (pip install 'backbone-zoo[parquet]'); --kind npz does not."
+            )
+
+    @property
+    def form(self) -> Format:
+        """Resolve `auto`: Parquet where pyarrow is installed."""
+        if self.kind != "auto":
+            return self.kind
+        return "parquet" if find_spec("pyarrow") else "npz"
+
+
+@dataclass(kw_only=True)
+class Rate:
+    """The pace from each part's first shard on, which pays for the start of the workers."""
+
+    ends: dict[str, list[tuple[float, int]]] = field(default_factory=dict)
+    """Of each part: when a shard's features were whole on the host, and how many there were."""
+
+    def add(self, part: str, images: int) -> None:
+        self.ends.setdefault(part, []).append((time.perf_counter(), images))
+
+    @property
+    def steady(self) -> float | None:
+        """Images a second between the ends of the first and of the last shard of a part."""
+        seconds = sum(ends[-1][0] - ends[0][0] for ends in self.ends.values())
+        images = sum(images for ends in self.ends.values() for _, images in ends[1:])
+        return images / seconds if seconds > 0 else None
+
+
+def embed(asked: Embed) -> Path:
+    """Write the features of both parts of `asked.data` to `asked.out`; go on where it stopped.
+
+    Shards that are there are left alone. Images are decoded by workers into pinned memory and the
+    device is never waited for between batches: its features stay on it until a shard is full, and
+    are then fetched and written by another thread.
+
+    Raises:
+        ValueError: the folder holds features of another model, data or setting.
+        Interrupted: it was asked to stop; full shards are kept.
+    """
+    parts = dict(zip(PARTS, open_splits(asked.data, 0.2), strict=True))
+    subject = open_subject(
+        asked.model, Asked(size=asked.size, batch=asked.batch, precision=asked.precision)
+    )
+    index = _index(asked, subject.student, parts)
+    _start(asked.out, index)
+    console, rate, began = Console(), Rate(), time.perf_counter()
+    todo = [(part, n) for part, source in parts.items() for n in _missing(asked, part, source)]
+    images = sum(min(asked.rows, len(parts[part]) - n * asked.rows) for part, n in todo)
+    done = sum(map(len, parts.values())) - images
+    if done:
+        console.print(f"{done:,} images are embedded already; {images:,} are left.")
+    with Interrupt() as stop, Progress(console=console, transient=True) as bar:
+        task = bar.add_task("embed", total=images)
+        with ThreadPoolExecutor(1) as writer:
+            waiting: list[Future] = []
+            for part, numbers in _runs(todo):
+                for shard in _shards(asked, subject, parts[part], numbers, stop):
+                    waiting.append(writer.submit(_write, asked, part, *shard, rate))
+                    bar.advance(task, len(shard[1]))
+                    if len(waiting) > 2:  # no more than that many shards wait in memory
+                        waiting.pop(0).result()
+                if stop.signal is not None:
+                    break
+            for last in waiting:
+                last.result()
+    if stop.signal is not None:
+        raise Interrupted(stop.signal, f"stopped; the same command goes on in {asked.out}.")
+    _tell(asked, subject.student, images, time.perf_counter() - began, rate, console)
+    return asked.out
+
+
+def _index(asked: Embed, student: Student, parts: dict[str, Source]) -> dict[str, Any]:
+    return dict(
+        model=dict(target=asked.model, **about_model(student)),
+        weights_hash=hash_weights(student),
+        data=str(asked.data),
+        data_hash=hash_data(asked.data),
+        precision=asked.precision,
+        dtype="float16" if asked.half else "float32",
+        form=asked.form,
+        rows=asked.rows,
+        parts={part: len(source) for part, source in parts.items()},
+        classes=list(parts["train"].classes),
+        command=asked.command,
+    )
+
+
+def _start(out: Path, index: dict[str, Any]) -> None:
+    """Write the index, or check that what is there is a part of the same whole."""
+    path = out / INDEX
+    if path.is_file():
+        there = about_features(out)
+        differing = [k for k in index if k != "command" and there.get(k) != index[k]]
+        if differing:
+            told = "; ".join(f"{k}: {there.get(k)}, not {index[k]}" for k in differing[:3])
+            raise ValueError(f"{out} holds other features ({told}). Give another folder.")
+        return
+    if out.exists() and any(out.iterdir()):
+        raise ValueError(f"{out} is not empty and holds no {INDEX}; give a new folder.")
+    out.mkdir(parents=True, exist_ok=True)
+    with written_whole(path) as temporary:
+        temporary.write_text(json.dumps(index, indent=1) + "\n")
+
+
+def _path(out: Path, part: str, number: int, form: str) -> Path:
+    return out / f"{part}-{number:06d}.{form}"
+
+
+def _missing(asked: Embed, part: str, source: Source) -> list[int]:
+    count = -(-len(source) // asked.rows)
+    return [n for n in range(count) if not _path(asked.out, part, n, asked.form).is_file()]
+
+
+def _runs(todo: Sequence[tuple[str, int]]) -> Iterator[tuple[str, range]]:
+    """Join neighbouring shards, so that one loader serves them all."""
+    place = 0
+    while place < len(todo):
+        part, first = todo[place]
+        count = 1
+        while todo[place + count : place + count + 1] == [(part, first + count)]:
+            count += 1
+        yield part, range(first, first + count)
+        place += count
+
+
+Shard = tuple[int, list[str], Tensor, list[Tensor]]
+"""Its number, keys, labels, and features as they came from the device."""
+
+
+def _shards(
+    asked: Embed, subject: Any, source: Source, numbers: range, stop: Interrupt
+) -> Iterator[Shard]:
+    """Give full shards until the part is done or a signal came."""
+    first, last = numbers.start * asked.rows, min(len(source), numbers.stop * asked.rows)
+    batches = eval_batches(
+        source, max(subject.student.size), asked.batch, start=first, limit=last,
+        workers=asked.workers, pin=subject.device.type == "cuda",
+    )  # fmt: skip
+    dtype = torch.float16 if asked.half else torch.float32
+    number, keys, labels, parts, room = numbers.start, [], [], [], asked.rows
+    with torch.inference_mode():
+        for batch in batches:
+            if stop.signal is not None:
+                return
+            seen = subject.look(batch.to(subject.device))
+            summary = seen.summary if seen.summary is not None else seen.spatial.mean(dim=(1, 2))
+            assert batch.labels is not None
+            start = 0
+            while start < len(batch.keys):  # a batch may end one shard and begin the next
+                some = slice(start, min(start + room, len(batch.keys)))
+                keys += batch.keys[some]
+                labels.append(batch.labels[some])
+                parts.append(summary[some].to(dtype))
+                room -= some.stop - some.start
+                start = some.stop
+                if not room:
+                    yield number, keys, torch.cat(labels), parts
+                    number, keys, labels, parts, room = number + 1, [], [], [], asked.rows
+    if keys:
+        yield number, keys, torch.cat(labels), parts
+
+
+def _write(
+    asked: Embed, part: str, number: int, keys: list[str], labels: Tensor, parts: list[Tensor],
+    rate: Rate,
+) -> None:  # fmt: skip
+    """Fetch a shard's features and write it, whole or not at all."""
+    rows = torch.cat(parts).cpu().numpy()
+    rate.add(part, len(keys))
+    if not np.isfinite(rows).all():
+        raise ValueError(
+            f"Features of {part} shard {number} are not finite in {rows.dtype}; try --no-half or "
+            "--precision float32."
+        )
+    path = _path(asked.out, part, number, asked.form)
+    with written_whole(path) as temporary, temporary.open("wb") as file:
+        if asked.form == "npz":
+            np.savez(file, key=np.array(keys), label=labels.numpy(), summary=rows)
+        else:
+            _write_parquet(file, keys, labels.numpy(), rows)
+
+
+def _write_parquet(file: Any, keys: list[str], labels: np.ndarray, rows: np.ndarray) -> None:
+    import pyarrow  # pyright: ignore[reportMissingImports]
+    import pyarrow.parquet  # pyright: ignore[reportMissingImports]
+
+    flat = pyarrow.array(np.ascontiguousarray(rows).reshape(-1))
+    columns = dict(
+        key=pyarrow.array(keys),
+        label=pyarrow.array(labels),
+        summary=pyarrow.FixedSizeListArray.from_arrays(flat, rows.shape[1]),
+    )
+    pyarrow.parquet.write_table(pyarrow.table(columns), file)
+
+
+def _tell(
+    asked: Embed, student: Student, images: int, seconds: float, rate: Rate, console: Console
+) -> None:
+    """Print the throughput, and beside it what the model does alone."""
+    if not images:
+        console.print(f"{asked.out} is whole.")
+        return
+    steady = rate.steady
+    console.print(
+        f"{images:,} images in {seconds:.1f} s, {images / seconds:,.1f} img/s with the start"
+        + (f"; {steady:,.1f} img/s after each part's first shard" if steady else "")
+        + f" -> {asked.out}",
+        highlight=False,
+    )
+    if not asked.bench:
+        return
+    device = next(student.parameters()).device.type
+    case = Case(
+        model=case_name(student), size=student.size[0], batch=asked.batch,
+        precision=asked.precision, device=device,
+    )  # fmt: skip
+    # As long as the embedding, within reason: a GPU at its power limit does not stay at one speed.
+    batches = images // asked.batch
+    rounds = min(max(batches, 20), 100) if device == "cuda" else 5
+    (row,) = measure([case], rounds=rounds, warmup=3)
+    if row.error:
+        raise ValueError(f"{case.told()} could not be measured: {row.error}")
+    reached = steady or images / seconds
+    mean = asked.batch * len(row.seconds) / sum(row.seconds)
+    console.print(
+        f"zoo bench, {case.told()}: {row.images_per_s:,.1f} img/s (the median of {rounds} batches; "
+        f"{mean:,.1f} in the mean); embedding reaches {reached / row.images_per_s:.1%} "
+        f"({reached / mean:.1%} of the mean)",
+        highlight=False,
+    )
+
+
+# ---------------------------------------------------------------- reading
+
+
+def about_features(folder: Path) -> dict[str, Any]:
+    """Read the index of a folder of features.
+
+    Raises:
+        ValueError: there is none, or it is damaged.
+    """
+    path = folder / INDEX
+    if not path.is_file():
+        raise ValueError(f"{folder} holds no features: {INDEX} is missing. zoo embed writes one.")
+    try:
+        return cast(dict[str, Any], json.loads(path.read_text()))
+    except ValueError as error:
+        raise ValueError(f"{path} cannot be read: {error}.") from None
+
+
+def read_features(folder: Path) -> tuple[Extracted, Extracted]:
+    """Read both parts, in the precision that they were kept in.
+
+    Raises:
+        ValueError: a shard is missing, or the images have no classes.
+    """
+    about = about_features(folder)
+    if not about["classes"]:
+        raise ValueError(f"The images behind {folder} have no classes, so nothing can be probed.")
+    train, val = (read_part(folder, part) for part in PARTS)
+    return train, val
+
+
+def read_part(folder: Path, part: str) -> Extracted:
+    """Read the shards of one part (`train` or `val`) into one matrix.
+
+    Raises:
+        ValueError: a shard is missing or damaged.
+    """
+    about = about_features(folder)
+    total, rows = about["parts"][part], about["rows"]
+    keys: list[str] = []
+    labels = torch.empty(total, dtype=torch.long)
+    summaries: Tensor | None = None
+    for number in range(-(-total // rows)):
+        path = _path(folder, part, number, about["form"])
+        if not path.is_file():
+            raise ValueError(f"{path} is missing: run the zoo embed command again, it goes on.")
+        some_keys, some_labels, some = _read_shard(path)
+        if summaries is None:  # once, so that no second copy of all shards is ever held
+            dtype = torch.float16 if some.dtype == np.float16 else torch.float32
+            summaries = torch.empty(total, some.shape[1], dtype=dtype)
+        here = slice(number * rows, number * rows + len(some))
+        keys += some_keys
+        summaries[here], labels[here] = torch.tensor(some), torch.tensor(some_labels)
+    if summaries is None or len(keys) != total:
+        raise ValueError(f"{folder} holds {len(keys)} rows of {part}, not {total}.")
+    return Extracted(summaries, labels, keys)
+
+
+def _read_shard(path: Path) -> tuple[list[str], np.ndarray, np.ndarray]:
+    if path.suffix == ".npz":
+        with np.load(path, allow_pickle=False) as file:
+            return file["key"].tolist(), file["label"], file["summary"]
+    import pyarrow.parquet  # pyright: ignore[reportMissingImports]
+
+    table = pyarrow.parquet.read_table(path)
+    column = table["summary"].combine_chunks()
+    rows = column.flatten().to_numpy(zero_copy_only=False).reshape(-1, column.type.list_size)
+    return table["key"].to_pylist(), table["label"].to_numpy(), rows

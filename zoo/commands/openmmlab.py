@@ -1,0 +1,99 @@
+"""`zoo detect-config`: an mmdet configuration over one of our backbones, written to a file."""
+
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import tyro
+
+from zoo.students.student import read_pairs
+
+
+@dataclass(frozen=True, kw_only=True)
+class DetectConfigArgs:
+    detector: tyro.conf.Positional[str]
+    """mask-rcnn, cascade-mask-rcnn, retinanet or dino."""
+    backbone: tyro.conf.Positional[str]
+    """The folder of an exported student, or a registered model (with its tag: with weights)."""
+    data: tyro.conf.Positional[Path]
+    """A folder with COCO annotations: annotations/instances_{train,val}.json, train/ and val/."""
+    config: tyro.conf.Positional[Path]
+    """The file to write; it ends in .py."""
+    out: Path | None = None
+    """The run's folder; beside the file, and named like it, if not given."""
+    size: tuple[int, int] = (1333, 800)
+    """Longest and shorter side of the images."""
+    epochs: int = 12
+    batch: int = 2
+    """Images a step on each GPU."""
+    workers: int = 2
+    lr: float = 1e-4
+    seed: int = 0
+    options: tuple[str, ...] = ()
+    """Of the backbone, key=value: frozen_stages=2, norm_eval=True, img_size=(800,1344), or
+    options={"mask_padding":True} for timm.create_model."""
+    overrides: tuple[str, ...] = ()
+    """Of the configuration, key=value: model.test_cfg.rcnn.score_thr=0.01."""
+
+
+def detect_config(asked: DetectConfigArgs) -> None:
+    """Write the configuration and say what trains, resumes and tests with it.
+
+    Raises:
+        ValueError: see `mmdet_config`; or the file's name is none of a configuration.
+    """
+    from zoo.eval.openmmlab.mmdet_config import mmdet_config
+
+    check_file(asked.config)
+    config = mmdet_config(
+        asked.detector,
+        asked_backbone(asked.backbone, asked.options),
+        asked.data,
+        out=asked.out or asked.config.with_suffix(""),
+        size=asked.size,
+        epochs=asked.epochs,
+        batch=asked.batch,
+        workers=asked.workers,
+        lr=asked.lr,
+        seed=asked.seed,
+        overrides=read_pairs(asked.overrides),
+    )
+    last = f"epoch_{asked.epochs}.pth"
+    write_config(config, asked.config, tool="zoo.eval.openmmlab.mmdet_tool", last=last)
+
+
+def check_file(config: Path) -> None:
+    """Refuse a file's name that is none of a configuration.
+
+    Raises:
+        ValueError: it does not end in .py.
+    """
+    if config.suffix != ".py":
+        raise ValueError(f"mmengine reads configurations of Python: {config} ends not in .py.")
+
+
+def asked_backbone(name: str, options: Sequence[str]) -> dict[str, Any]:
+    """Give the arguments of `Backbone` for a model's name or an export's folder."""
+    from zoo.eval.openmmlab.mmengine_config import backbone_fields
+
+    if Path(name).is_dir():
+        name = f"local-dir:{Path(name).resolve()}"
+    return backbone_fields(name) | read_pairs(options)
+
+
+def write_config(config: Any, file: Path, *, tool: str, last: str) -> None:
+    """Write a configuration, and print the lines of a shell that run the package's own tools.
+
+    Args:
+        tool: The module that runs them.
+        last: Name of the run's last checkpoint.
+    """
+    file.parent.mkdir(parents=True, exist_ok=True)
+    config.dump(file)
+    run = ["python", "-m", tool]
+    train = [*run, "train", str(file)]
+    test = [*run, "test", str(file), str(Path(config.work_dir) / last)]
+    for told, words in dict(train=train, resume=[*train, "--resume"], test=test).items():
+        print(f"{told:7} {shlex.join(words)}")

@@ -1,0 +1,451 @@
+"""How fast a distillation step is, part by part: what `zoo bench distill` measures.
+
+    engine efficiency = (Σ teachers alone + student alone) / step
+
+Each part is measured alone, in the form in which it is fastest; the student's is forward, backward
+and optimizer. The step is the engine's own: batches from the host, resizing, teachers, balances,
+student, losses, clipping, AdamW, averaged weights. Needs torch and timm only.
+"""
+
+import copy
+import dataclasses
+import gc
+import statistics
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from zoo.commands.distill import widths
+from zoo.commands.plan import Cost, matmul_rate, plan
+from zoo.eval.speed.kernels import Kernel, profile
+from zoo.eval.speed.models import timed
+from zoo.features import Batch, Features
+from zoo.students.student import Student, build_student
+from zoo.teachers.mosaic import Mosaic
+from zoo.teachers.quantize import EightBits, to_eight_bits
+from zoo.teachers.teacher import Frozen, Teacher, TeacherName, open_teacher
+from zoo.train.config import Distill, TeacherSpec
+from zoo.train.cost import Estimate, estimate
+from zoo.train.distill.phi_s import Balance, Moments, fit
+from zoo.train.distill.plan_step import Turn
+from zoo.train.distill.teachers import Ahead, compile_teacher, frozen, tensor_cores
+from zoo.train.loop import Trainee, differentiate, objective_of, update
+
+GIB = 2**30
+FITTED = 16
+"""Images on which balances are fitted; what they do costs the same with any statistics."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """A step to be measured."""
+
+    name: str
+    teachers: tuple[str, ...]
+    """As `zoo distill --teachers` takes them."""
+    student: str
+    size: int
+    batch: int
+    precision: Literal["bf16", "int8", "fp8"] = "bf16"
+    """Of the teachers."""
+    compiled: bool = True
+    """Teachers' blocks and student; without, this is the plain loop."""
+    overlap: bool = False
+    gate: float = 1000.0
+    """Least fidelity of 8-bit teachers; 0 puts every linear layer into 8 bits."""
+    channels_last: bool = False
+    alone: bool = False
+    """Measure the student's backbone without heads as well."""
+
+    @property
+    def specs(self) -> tuple[TeacherSpec, ...]:
+        return tuple(TeacherSpec.parse(text) for text in self.teachers)
+
+    def config(self, device: str) -> Distill:
+        """Say it as a run."""
+        return Distill(
+            teachers=self.specs, student=self.student, size=self.size, batch=self.batch,
+            device="cuda" if device == "cuda" else "cpu", overlap=self.overlap,
+        )  # fmt: skip
+
+
+@dataclass(kw_only=True)
+class Seen:
+    """What came out; times are milliseconds an image."""
+
+    step: Step
+    parts: dict[str, float] = field(default_factory=dict)
+    """Each teacher's label, then student (with heads), backbone, heads, resize, rest."""
+    milliseconds: float = 0.0
+    spread: float = 0.0
+    """Half the distance between the quartiles, over the median."""
+    peak_gib: float | None = None
+    efficiency: float = 0.0
+    bare_efficiency: float = 0.0
+    """With the student's backbone alone, so that heads count as overhead."""
+    model: dict[str, float] = field(default_factory=dict)
+    """The cost model's milliseconds for the same parts, and `step`."""
+    gflops: dict[str, float] = field(default_factory=dict)
+    fidelity: dict[str, Any] = field(default_factory=dict)
+    seconds: float = 0.0
+    """To open, compile and measure."""
+    kernels: list[Kernel] = field(default_factory=list)
+    """The step's most expensive ones, if they were asked for."""
+    error: str | None = None
+
+    @property
+    def images_per_s(self) -> float:
+        return 1e3 / self.milliseconds if self.milliseconds else 0.0
+
+    def as_json(self) -> dict[str, Any]:
+        fields = dataclasses.asdict(self)
+        return {**fields.pop("step"), "images_per_s": self.images_per_s, **fields}
+
+
+class Pool:
+    """Teachers that were opened: each is built once, and copied for another precision."""
+
+    def __init__(self, device: torch.device):
+        self.device = device
+        self.rate = matmul_rate(device)
+        self._plain: dict[str, Teacher] = {}
+        self._ready: dict[tuple, tuple[Teacher, EightBits | None]] = {}
+        self._students: dict[tuple, _Model] = {}
+        self._costs: dict[tuple, tuple[list[Cost], Cost]] = {}
+
+    def teacher(self, spec: TeacherSpec) -> Teacher:
+        """Open a teacher with bfloat16 weights on a GPU; the same one at each call."""
+        if spec.name not in self._plain:
+            teacher = open_teacher(spec.name, device=self.device)
+            network = frozen(teacher)
+            if network is not None:
+                spread_layer_scale(network.network)
+                if self.device.type == "cuda":
+                    network.halve()
+            self._plain[spec.name] = teacher
+        return self._plain[spec.name]
+
+    def ready(self, spec: TeacherSpec, step: Step) -> tuple[Teacher, EightBits | None]:
+        """Give a teacher in the step's form."""
+        key = (spec.name, step.precision, step.compiled, step.precision != "bf16" and step.gate)
+        if key not in self._ready:
+            teacher = self.teacher(spec)
+            self._ready[key] = self._quicken(teacher, step)
+        teacher, told = self._ready[key]
+        if spec.mosaic > 1:
+            assert isinstance(teacher, Frozen)
+            return Mosaic(teacher, spec.mosaic), told
+        return teacher, told
+
+    def _quicken(self, teacher: Teacher, step: Step) -> tuple[Teacher, EightBits | None]:
+        told, network = None, frozen(teacher)
+        if network is None:
+            return teacher, None
+        if step.precision != "bf16" or step.compiled:
+            network = copy.deepcopy(network)  # the plain one stays for other steps
+        if step.precision != "bf16":
+            batch = photographs(FITTED, max(network.size), self.device)
+            told = to_eight_bits(network, batch, step.precision, gate=step.gate)
+        if step.compiled:
+            compile_teacher(network)
+        return network, told
+
+    def student(self, step: Step, config: Distill, teachers: Mapping[str, Teacher]) -> "_Model":
+        """Build a student with its heads, compiled if the step is; the same one at each call."""
+        wide = widths(config, teachers)
+        key = (step.student, step.size, step.compiled, step.channels_last, step.alone, str(wide))
+        if key not in self._students:
+            self._students[key] = _Model.build(step, config, wide, self.device)
+        return self._students[key]
+
+    def costs(self, step: Step, config: Distill) -> tuple[list[Cost], Cost]:
+        """Count the FLOPs of teachers and student."""
+        key = (step.teachers, step.student, step.size)
+        if key not in self._costs:
+            self._costs[key] = plan(config)[:2]
+        return self._costs[key]
+
+    def drop(self, keep: Callable[[str], bool]) -> None:
+        """Free the teachers whose names are not wanted any more."""
+        self._plain = {name: t for name, t in self._plain.items() if keep(name)}
+        self._ready = {key: t for key, t in self._ready.items() if keep(key[0])}
+        free(self.device)
+
+
+def spread_layer_scale(network: nn.Module) -> None:
+    """Set layer scales to one: fresh ones are 1e-5, and nothing that a block does would count."""
+    for name, weight in network.named_parameters():
+        if name.endswith(("ls1.gamma", "ls2.gamma", "lambda1")):
+            weight.data.fill_(1.0)
+
+
+def photographs(count: int, size: int, device: torch.device) -> Batch:
+    """Make images with the spectrum of photographs (amplitude 1/f), the same at each call."""
+    draws = torch.Generator().manual_seed(0)
+    noise = torch.randn(count, 3, size, size // 2 + 1, 2, generator=draws)
+    rows, cols = torch.fft.fftfreq(size), torch.fft.rfftfreq(size)
+    falling = 1 / (rows[:, None].square() + cols.square()).sqrt().clamp_min(1 / size)
+    images = torch.fft.irfft2(torch.view_as_complex(noise) * falling, (size, size))
+    images = (images / images.std((1, 2, 3), keepdim=True) * 0.22 + 0.45).clamp(0, 1)
+    return Batch((images * 255).to(torch.uint8).to(device))
+
+
+def free(device: torch.device) -> None:
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+
+
+def measure(
+    step: Step,
+    pool: Pool,
+    *,
+    rounds: int,
+    warmup: int = 3,
+    best: Mapping[str, float] | None = None,
+    kernels: int = 0,
+) -> Seen:
+    """Measure a step and its parts.
+
+    Args:
+        best: Milliseconds of parts in other forms (`best_parts`); of each the fastest counts.
+        kernels: Name so many of the step's most expensive kernels.
+    """
+    began, device = time.perf_counter(), pool.device
+    config = step.config(device.type)
+    costs, ours = pool.costs(step, config)
+    opened = {
+        label: pool.ready(spec, step)
+        for label, spec in zip(config.labels, config.teachers, strict=True)
+    }
+    teachers = {label: teacher for label, (teacher, _) in opened.items()}
+    told = {label: eight for label, (_, eight) in opened.items() if eight}
+    stand = _Stand(step, config, teachers, pool.student(step, config, teachers), device)
+    clock = Clock(device, step.batch, rounds, warmup)
+    with tensor_cores() if device.type == "cuda" else nullcontext():
+        parts = dict(_parts(stand, clock))
+        free(device)
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats()
+        times = clock.times(stand.step)
+        peak = torch.cuda.max_memory_allocated() / GIB if device.type == "cuda" else None
+        found = profile(stand.step, device.type)[:kernels] if kernels else []
+    seen = Seen(step=step, parts=parts, peak_gib=peak, kernels=found)
+    seen.milliseconds, seen.spread = statistics.median(times), _spread(times)
+    _conclude(seen, config, best or {})
+    _model(seen, costs, ours, told, pool.rate)
+    seen.fidelity = {label: dataclasses.asdict(one) for label, one in told.items()}
+    seen.seconds = time.perf_counter() - began
+    return seen
+
+
+def _spread(times: list[float]) -> float:
+    if len(times) < 4:
+        return 0.0
+    low, middle, high = statistics.quantiles(times, n=4)
+    return (high - low) / 2 / middle
+
+
+def _conclude(seen: Seen, config: Distill, best: Mapping[str, float]) -> None:
+    keys = part_keys(seen.step)
+    fastest = {n: min(ms, best.get(keys.get(n, ""), ms)) for n, ms in seen.parts.items()}
+    networks = sum(fastest[label] for label in config.labels)
+    bare = fastest.get("backbone", fastest["student"] - fastest["heads"])
+    seen.efficiency = (networks + fastest["student"]) / seen.milliseconds
+    seen.bare_efficiency = (networks + bare) / seen.milliseconds
+    alone = sum(seen.parts[label] for label in config.labels) + seen.parts["student"]
+    seen.parts["rest"] = seen.milliseconds - alone - seen.parts["resize"]
+
+
+def part_keys(step: Step) -> dict[str, str]:
+    """Name each part so that it is known again in another step."""
+    eight = "" if step.precision == "bf16" else f" {step.precision} {step.gate:g}"
+    labels = step.config("cpu").labels
+    keys = {n: spec.told() + eight for n, spec in zip(labels, step.specs, strict=True)}
+    own = f"{step.student}@{step.size} for {', '.join(keys)}: "
+    return keys | {name: own + name for name in ("student", "backbone", "heads")}
+
+
+def best_parts(rows: Iterable[Seen]) -> dict[str, float]:
+    """Give the milliseconds of each part in the form in which it was fastest."""
+    found: dict[str, float] = {}
+    for row in rows:
+        for name, key in part_keys(row.step).items():
+            if name in row.parts:
+                found[key] = min(row.parts[name], found.get(key, row.parts[name]))
+    return found
+
+
+def _model(
+    seen: Seen, costs: list[Cost], ours: Cost, told: Mapping[str, EightBits], rate: float
+) -> None:
+    names = {
+        c.label: TeacherName.parse(s.name) for c, s in zip(costs, seen.step.specs, strict=True)
+    }
+    result: Estimate = estimate(
+        {cost.label: (names[cost.label].name, cost.flops) for cost in costs},
+        (ours.label, ours.flops),
+        rate,
+        compiled=seen.step.compiled,
+        precision=seen.step.precision,
+        eight={label: one.share for label, one in told.items()} if told else None,
+    )
+    seen.model = {label: 1e3 * seconds for label, seconds in result.teachers.items()}
+    seen.model |= {"student": 1e3 * result.student, "step": 1e3 * result.total}
+    seen.gflops = {c.label: c.flops / 1e9 for c in [*costs, ours]}
+
+
+@dataclass(frozen=True)
+class Clock:
+    """Time on a device, by image."""
+
+    device: torch.device
+    batch: int
+    rounds: int
+    warmup: int
+
+    def times(self, run: Callable[[], None]) -> list[float]:
+        """Give the milliseconds an image of each round."""
+        for _ in range(self.warmup):
+            run()
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+        return [1e3 * s / self.batch for s in timed(run, self.device.type, self.rounds)]
+
+    def median(self, run: Callable[[], None]) -> float:
+        return statistics.median(self.times(run))
+
+
+def _parts(stand: "_Stand", clock: Clock) -> Iterator[tuple[str, float]]:
+    """Measure each part alone."""
+    for label, teacher in stand.teachers.items():
+        batch = Batch(stand.host.to(stand.device).at(teacher.size))
+        yield label, clock.median(lambda t=teacher, b=batch: stand.look(t, b))
+    yield "student", clock.median(stand.learn)
+    if stand.asked.alone:
+        yield "backbone", clock.median(stand.learn_bare)
+    yield "heads", clock.median(stand.learn_heads)
+    yield "resize", clock.median(stand.resize)
+
+
+@dataclass(frozen=True)
+class _Model:
+    """A student in training, and its backbone alone."""
+
+    trainee: Trainee
+    bare: Callable[[Tensor], Features]
+
+    @classmethod
+    def build(
+        cls, step: Step, config: Distill, wide: Mapping[str, tuple], device: torch.device
+    ) -> "_Model":
+        torch.manual_seed(0)
+        student = build_student(
+            step.student, wide, size=step.size, **dataclasses.asdict(config.heads), device=device
+        )
+        if step.channels_last:
+            student = student.to(memory_format=torch.channels_last)
+        trainee = Trainee.of(student, config, {})
+        bare = student._see
+        if step.compiled:
+            student.answer = torch.compile(student.answer, dynamic=False)
+            bare = torch.compile(student._see, dynamic=False) if step.alone else bare
+        return cls(trainee, bare)
+
+
+class _Stand:
+    """A student, its optimizer and its teachers on the test stand."""
+
+    def __init__(
+        self, step: Step, config: Distill, teachers: dict[str, Teacher], model: _Model,
+        device: torch.device,
+    ):  # fmt: skip
+        self.asked, self.config, self.teachers, self.device = step, config, teachers, device
+        self.trainee, self.bare = model.trainee, model.bare
+        self.student: Student = self.trainee.student
+        side = max([step.size, *(max(t.size) for t in teachers.values())])
+        host = photographs(step.batch, side, torch.device("cpu"))
+        self.host = Batch(host.images.pin_memory()) if device.type == "cuda" else host
+        self.balances = self._balances()
+        self.objective = objective_of(config, self.balances, {})
+        self.turn = Turn(step.size, None)
+        self.coming = self.batches()
+        if step.overlap:
+            self.coming = Ahead(device, self.autocast).over(self.coming)
+        self.small = Batch(self.host.to(device).at(self.student.size))
+
+    def autocast(self):
+        on = self.device.type == "cuda"
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=on)
+
+    def batches(self) -> Iterator[tuple[Batch, Mapping[str, Teacher]]]:
+        while True:
+            yield self.host.to(self.device), self.teachers
+
+    def look(self, teacher: Teacher, batch: Batch) -> None:
+        with torch.no_grad(), self.autocast():
+            teacher(Batch(batch.images))
+
+    def resize(self) -> None:
+        batch = self.host.to(self.device)
+        for size in {self.student.size, *(t.size for t in self.teachers.values())}:
+            batch.at(size)
+
+    def learn(self) -> None:
+        """Forward, backward and AdamW of the student with its heads, from a plain loss."""
+        with self.autocast():
+            answers = self.student(self.small)
+        self._descend([t for f in answers.values() for t in f if t is not None])
+
+    def learn_bare(self) -> None:
+        with self.autocast():
+            seen = self.bare(self.small.at(self.student.size))
+        self._descend([t for t in seen if t is not None])
+
+    def _descend(self, outputs: list[Tensor]) -> None:
+        # the gradient of a sum costs nothing beside that of a network
+        torch.autograd.backward(outputs, [t.expand_as(o) for o in outputs for t in [o.new_ones(1)]])
+        self.trainee.optimizer.step()
+        self.trainee.optimizer.zero_grad(set_to_none=True)
+
+    def learn_heads(self) -> None:
+        """Forward and backward of the heads alone."""
+        if not hasattr(self, "features"):
+            with torch.no_grad(), self.autocast():
+                seen = self.student.look(self.small)
+            self.features = Features(*(t.detach().requires_grad_() for t in seen if t is not None))
+        with self.autocast():
+            answers = [head(self.features) for head in self.student.heads.values()]
+        outputs = [t for f in answers for t in f if t is not None]
+        torch.autograd.backward(outputs, [t.expand_as(o) for o in outputs for t in [o.new_ones(1)]])
+        self.student.zero_grad(set_to_none=True)
+
+    def step(self) -> None:
+        """Do what a run does between two batches."""
+        batch, looks = next(self.coming)
+        objective = partial(self.objective, batch, self.trainee, looks, self.turn)
+        total, losses = differentiate(
+            objective, self.trainee, self.turn, self.config, self.autocast
+        )
+        update(self.trainee, total, losses, self.config, self.turn)
+        self.trainee.unread.clear()
+
+    def _balances(self) -> dict[str, Balance]:
+        found = {}
+        batch = self.host.to(self.device)  # whole, since another size would be compiled for
+        for label, teacher in self.teachers.items():
+            if teacher.spatial_dim is None:
+                continue
+            moments = Moments(teacher.spatial_dim, device=self.device)
+            with torch.no_grad(), self.autocast():
+                seen = teacher(batch).spatial
+                assert seen is not None
+                moments.update(seen[:FITTED].float())
+            found[label] = fit("phi_s", moments)
+        return found

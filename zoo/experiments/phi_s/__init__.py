@@ -1,0 +1,1 @@
+"""PHI-S beside eight other normalisations."""

@@ -1,0 +1,372 @@
+"""`zoo experiment phi_s`: does PHI-S (2410.01680) match all teachers at once, and does it turn?
+
+Nine ways to bring three teachers onto one scale, several seeds each, trained on the same crops in
+the same order; and a second set with more seeds that asks about PHI-S's rotation alone. The
+teachers are trained in the run. Their scales are imposed, those of table 7; their directions and
+ranks are their own.
+"""
+
+import copy
+import json
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from zoo.commands.distill import autocast, device_of, folded
+from zoo.data.plan import mix
+from zoo.eval.fidelity import fidelity
+from zoo.experiments.bookkeeping import affordable, append_row, device_name
+from zoo.experiments.phi_s.config import (
+    ARMS,
+    ROTATION,
+    PhiSExperiment,
+    Set,
+    full,
+    networks,
+    sets_of,
+    tiny,
+)
+from zoo.experiments.pictures import Collection, Crop, Pictures, Stream, read_collection, side_for
+from zoo.experiments.probes import probe
+from zoo.experiments.stack import Answers, Stack
+from zoo.experiments.teachers import describe_teachers, measure_teachers, train_teacher
+from zoo.features import Batch, Features, match_grid
+from zoo.students.student import Student, build_student
+from zoo.teachers.pretext import PretextTeacher
+from zoo.train.config import Optim
+from zoo.train.distill.losses import SPATIAL_LOSSES, summary_loss
+from zoo.train.distill.phi_s import Balance, fit
+from zoo.train.interrupt import Interrupt, Interrupted
+from zoo.train.progress import Watch
+from zoo.train.run import Run
+
+__all__ = ["full", "main", "plan", "run", "tiny"]
+
+OPTIM = Optim(lr=1e-3, min_lr=1e-6, weight_decay=0.02, ema=0.0)
+WARM = 8
+"""Steps before the clock starts."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What all students of the experiment share."""
+
+    config: PhiSExperiment
+    device: torch.device
+    collection: Collection
+    crop: Crop
+    teachers: dict[str, PretextTeacher]
+    balances: dict[str, dict[str, Balance]]
+    """Arm -> teacher -> transform."""
+
+    def autocast(self) -> AbstractContextManager:
+        return autocast(self.config.place, self.device)
+
+
+def widths(teachers: Mapping[str, PretextTeacher]) -> dict[str, tuple[int | None, int | None]]:
+    """Give each teacher's summary and spatial width."""
+    return {name: (t.summary_dim, t.spatial_dim) for name, t in teachers.items()}
+
+
+def prepare(config: PhiSExperiment) -> Setting:
+    """Read the pictures, train the teachers, take their statistics, fit every transform."""
+    device = device_of(config.place)
+    crop = Crop(size=config.size, flip=0.5 if config.data else 0.0)  # a mirrored digit is none
+    collection = read_collection(config.data, side_for(config.size), device, config.limit)
+    print(f"{len(collection.train)} pictures to train on, {len(collection.held)} held out")
+    teachers = {}
+    torch.manual_seed(mix(config.teacher_seed, 23))
+    for label, (task, network) in networks(config).items():
+        teachers[label] = train_teacher(
+            task, network, collection, crop, steps=config.teacher_steps,
+            batch=min(config.batch, 256), seed=config.teacher_seed,
+            autocast=lambda: autocast(config.place, device),
+        )  # fmt: skip
+    moments = measure_teachers(teachers, collection, crop, batch=min(config.batch, 256))
+    balances = {
+        arm: {name: fit(ARMS[arm].normalise, m) for name, m in moments.items()}
+        for arm in (*config.arms, *ROTATION)
+    }
+    config.out.mkdir(parents=True, exist_ok=True)
+    told = describe_teachers(teachers, moments)
+    _write_json(config.out / "teachers.json", told)
+    for name, values in told.items():
+        low, high = values["channel_mean"]
+        print(
+            f"teacher {name}: width {values['width']}, grid {values['grid']}, std "
+            f"{values['std']:.3g} (imposed), means {low:.3g} to {high:.3g} (imposed), effective "
+            f"rank {values['effective_rank']:.1f} (its own)"
+        )
+    return Setting(config, device, collection, crop, teachers, balances)
+
+
+def new_students(setting: Setting, chosen: Set, seeds: Sequence[int]) -> list[Student]:
+    """Build the students of some seeds, seed by seed: one start for all arms of a seed."""
+    students = []
+    for seed in seeds:
+        torch.manual_seed(mix(seed, 21))
+        student = build_student(
+            "vit_tiny_patch16_224", widths(setting.teachers), size=setting.config.size,
+            hidden=chosen.hidden, options=chosen.options,
+        ).to(setting.device)  # fmt: skip
+        students += [copy.deepcopy(student) for _ in chosen.arms]
+    return students
+
+
+class Trainer:
+    """Trains one set, seeds after seeds, in one stack of students."""
+
+    def __init__(self, setting: Setting, chosen: Set):
+        self.setting, self.chosen = setting, chosen
+        self.stack: Stack | None = None
+        self.compiled = setting.config.compile == "yes" or (
+            setting.config.compile == "auto" and setting.device.type == "cuda"
+        )
+
+    def begin(self, seeds: Sequence[int], steps: int) -> Stack:
+        students = new_students(self.setting, self.chosen, seeds)
+        if self.stack is None or len(self.stack) != len(students):
+            self.stack = Stack(students, OPTIM, steps=steps, compiled=self.compiled)
+        else:
+            self.stack.restart(students, steps=steps)
+        return self.stack
+
+    def streams(self, seeds: Sequence[int], steps: int) -> Iterator[Tensor]:
+        """Yield the images of each step, [seeds B 3 H W]."""
+        pictures, crop = self.setting.collection.train, self.setting.crop
+        sizes = dict(batch=self.chosen.batch, steps=steps)
+        parts = [Stream(pictures, crop, seed=mix(seed, 22), **sizes) for seed in seeds]
+        for images in zip(*parts, strict=True):
+            yield torch.stack([image for image, _ in images])
+
+    @torch.no_grad()
+    def look(self, images: Tensor) -> dict[str, Features]:
+        """Ask every teacher once; all arms learn from the same answers."""
+        with self.setting.autocast():
+            batch = Batch(images.flatten(0, 1))
+            return {name: teacher(batch) for name, teacher in self.setting.teachers.items()}
+
+    def step(self, stack: Stack, images: Tensor) -> Tensor:
+        """Train every student on its seed's images; give the losses [seeds · arms]."""
+        theirs = self.look(images)
+        count = len(self.chosen.arms)
+        with self.setting.autocast():
+            shown = images[0] if len(images) == 1 else images.repeat_interleave(count, dim=0)
+            answers = stack.answers(shown)
+        losses = self.losses(answers, theirs, len(images))
+        stack.update(losses)
+        return losses.detach()
+
+    def losses(self, answers: Answers, theirs: Mapping[str, Features], seeds: int) -> Tensor:
+        """Compare as `zoo.train.distill.step` does, for each student in its arm's way."""
+        arms = self.chosen.arms
+        total: list[list[Tensor]] = [[] for _ in range(seeds * len(arms))]
+        for name, seen in theirs.items():
+            if f"{name}/summary" in answers and seen.summary is not None:
+                targets = seen.summary.float().unflatten(0, (seeds, -1)).unbind(0)
+                for m, ours in enumerate(answers[f"{name}/summary"].float().unbind(0)):
+                    total[m].append(summary_loss(ours, targets[m // len(arms)]))
+            maps = answers[f"{name}/spatial"].float().unbind(0)
+            with torch.no_grad():
+                assert seen.spatial is not None
+                # all students have one grid, so the targets are brought to it once
+                like = maps[0][:1].expand(len(seen.spatial), -1, -1, -1)
+                _, small = match_grid(like, seen.spatial.float())
+                balanced = [
+                    self.setting.balances[arm][name](small).unflatten(0, (seeds, -1))
+                    for arm in arms
+                ]
+            for m, ours in enumerate(maps):
+                seed, arm = divmod(m, len(arms))
+                loss = SPATIAL_LOSSES[ARMS[arms[arm]].loss]
+                total[m].append(loss(ours, balanced[arm][seed]))
+        return torch.stack([sum(parts[1:], parts[0]) for parts in total])
+
+    def train(self, seeds: Sequence[int], steps: int, interrupt: Interrupt) -> dict[str, float]:
+        """Train the students of `seeds`; give the speed."""
+        stack, arms = self.begin(seeds, steps), self.chosen.arms
+        images_a_step = self.chosen.batch * len(stack)
+        title = f"{self.chosen.name} seed {seeds[0]}" + f"-{seeds[-1]}" * (len(seeds) > 1)
+        began, every = time.perf_counter(), max(1, steps // 8)
+        with Watch(title, total=steps, images=images_a_step) as watch:
+            for step, images in enumerate(self.streams(seeds, steps)):
+                if step == min(WARM, steps - 1):
+                    self.wait()
+                    began = time.perf_counter()
+                losses = self.step(stack, images)
+                if (step + 1) % every == 0:
+                    mean = losses.view(len(seeds), len(arms)).mean(0).tolist()
+                    watch.report(step + 1, dict(zip(arms, mean, strict=True)))
+                if interrupt.signal is not None:
+                    raise Interrupted(interrupt.signal, f"Stopped in step {step + 1} of {title}.")
+        self.wait()
+        seconds = (time.perf_counter() - began) / max(1, steps - min(WARM, steps - 1))
+        return dict(step_ms=1e3 * seconds, img_s=images_a_step / seconds)
+
+    def wait(self) -> None:
+        if self.setting.device.type == "cuda":
+            torch.cuda.synchronize()
+
+    def timed(self, steps: int = 12) -> dict[str, float]:
+        """Measure a step, and the share of it in which the teachers are asked."""
+        seeds = range(min(self.chosen.together, self.chosen.seeds))
+        stack = self.begin(seeds, steps)
+        stream = self.streams(seeds, steps)
+        images = next(stream)
+        for _ in range(3):
+            self.step(stack, images)  # compiles, chooses kernels
+        found = {}
+        for name, run in (("step_ms", lambda x: self.step(stack, x)), ("teachers_ms", self.look)):
+            self.wait()
+            began = time.perf_counter()
+            for _ in range(steps // 2):
+                run(images)
+            self.wait()
+            found[name] = 1e3 * (time.perf_counter() - began) / (steps // 2)
+        return found
+
+
+def measure(setting: Setting, student: Student, arm: str, *, linear: bool) -> dict[str, float]:
+    """Compare a student with the teachers in their own spaces, and probe its summaries."""
+    balances, config = setting.balances[arm], setting.config
+    student.eval()
+    shown = folded(student, balances)
+    held = setting.collection.held
+    values = dict(fidelity(shown, setting.teachers, held.batches(config.size, 256)))
+    values |= channel_errors(shown, setting.teachers, balances, held, config.size)
+    return values | probe(student.look, setting.collection, config.size, linear=linear)
+
+
+@torch.no_grad()
+def channel_errors(
+    student: Student,
+    teachers: Mapping[str, PretextTeacher],
+    balances: Mapping[str, Balance],
+    held: Pictures,
+    size: int,
+) -> dict[str, float]:
+    """Give the least and the largest variance of the error over a teacher's channels.
+
+    `error/<t>/...` in the space in which the arm compares (2410.01680, table 5), and
+    `unexplained/<t>/...` as a share of the variance that the channel itself has.
+    """
+    errors: dict[str, list[Tensor]] = {name: [] for name in balances}
+    truths: dict[str, list[Tensor]] = {name: [] for name in balances}
+    for batch in held.batches(size, 256):
+        ours = student(batch)
+        for name in balances:
+            guess, truth = match_grid(ours[name].spatial, teachers[name](batch).spatial)
+            errors[name].append((guess - truth).flatten(0, 2).double())
+            truths[name].append(truth.flatten(0, 2).double())
+    values = {}
+    for name, balance in balances.items():
+        error, truth = torch.cat(errors[name]), torch.cat(truths[name])
+        weight = balance.weight.to(error)
+        inside = (error @ weight.T if weight.ndim == 2 else error * weight).var(0)
+        share = error.var(0) / truth.var(0)
+        for what, by_channel in (("error", inside), ("unexplained", share)):
+            values[f"{what}/{name}/low"] = by_channel.min().item()
+            values[f"{what}/{name}/high"] = by_channel.max().item()
+    return values
+
+
+def fit_steps(
+    config: PhiSExperiment, trainers: Sequence[Trainer], began: float
+) -> tuple[int, dict[str, dict[str, float]]]:
+    """Measure a step of each set, and choose how many fit into `config.seconds`.
+
+    Args:
+        began: When the experiment did, by `time.perf_counter`.
+    """
+    total, timing = 0.0, {}
+    for trainer in trainers:
+        groups = -(-trainer.chosen.seeds // trainer.chosen.together)
+        if trainer.compiled:
+            print(f"{trainer.chosen.name}: compiling the students (--compile no leaves it out)")
+        found = trainer.timed()
+        total += groups * found["step_ms"] / 1e3
+        timing[trainer.chosen.name] = found
+        print(
+            f"{trainer.chosen.name}: {found['step_ms']:.1f} ms a step of {len(trainer.stack or [])}"
+            f" students, {found['teachers_ms'] / found['step_ms']:.0%} of it for the teachers"
+        )
+    # what remains of the time is for what is measured after training
+    spent = time.perf_counter() - began
+    return affordable(config.steps, total, config.seconds, spent, share=0.85), timing
+
+
+def run(config: PhiSExperiment) -> dict[str, Any]:
+    """Run the experiment; give its result, which is also written to `config.out`.
+
+    Raises:
+        ValueError: something that the config names is wrong.
+        Interrupted: a signal came; finished seeds are kept and reported.
+    """
+    from zoo.experiments.phi_s.result import report
+
+    Run.refuse_existing(config.out)
+    began = time.perf_counter()
+    setting = prepare(config)
+    trainers = [Trainer(setting, chosen) for chosen in sets_of(config)]
+    about: dict[str, Any] = dict(config=asdict(config), teachers_s=time.perf_counter() - began)
+    steps, timing = fit_steps(config, trainers, began)
+    about |= dict(steps=steps, timing=timing, device=device_name(setting.device))
+    rows: list[dict[str, Any]] = [
+        dict(set="teachers", arm=name, **probe(teacher, setting.collection, config.size))
+        for name, teacher in setting.teachers.items()
+    ]
+    try:
+        with Interrupt() as interrupt:
+            for trainer in trainers:
+                for new in _run_set(trainer, steps, interrupt):
+                    rows += new
+                    for row in new:
+                        append_row(config.out / "rows.jsonl", row)
+    finally:
+        about["seconds"] = time.perf_counter() - began
+        result = report(rows, about, config.out)
+    return result
+
+
+def main(config: PhiSExperiment) -> bool:
+    """Run, and tell whether PHI-S beat the raw arms on every seed."""
+    return run(config)["verdict"]["passed"]
+
+
+def plan(config: PhiSExperiment) -> None:
+    """Print what would run and how long it may take."""
+    from zoo.experiments.phi_s.plan import print_plan
+
+    print_plan(config)
+
+
+def _run_set(trainer: Trainer, steps: int, interrupt: Interrupt) -> Iterator[list[dict]]:
+    """Yield the rows of each group of seeds once it is trained and measured."""
+    chosen = trainer.chosen
+    for first in range(0, chosen.seeds, chosen.together):
+        seeds = range(first, min(first + chosen.together, chosen.seeds))
+        speed = trainer.train(seeds, steps, interrupt)
+        assert trainer.stack is not None
+        rows = []
+        for m in range(len(trainer.stack)):
+            seed, arm = divmod(m, len(chosen.arms))
+            values = measure(
+                trainer.setting, trainer.stack.student(m), chosen.arms[arm],
+                linear=chosen.name == "arms",
+            )  # fmt: skip
+            rows.append(
+                dict(set=chosen.name, arm=chosen.arms[arm], seed=seeds[seed], **values, **speed)
+            )
+        best = max(rows, key=lambda row: row["fidelity/min"])
+        print(f"{chosen.name} seeds {list(seeds)} done; best minimum fidelity: {best['arm']}")
+        yield rows
+
+
+def _write_json(path: Path, content: Any) -> None:
+    path.write_text(json.dumps(content, indent=2, default=str) + "\n")

@@ -1,0 +1,1 @@
+"""One student of each family against its teachers and itself alone."""

@@ -1,0 +1,58 @@
+"""The product of int8 rows with int8 weights, scaled back to bfloat16 as it leaves the chip.
+
+`torch._int_mm` gives int32: four bytes a number to write and to read again, which costs more than
+8 bits save. The Triton kernel scales, centres and adds the bias before anything is written.
+"""
+
+import torch
+from torch import Tensor
+
+# Not torch.library.custom_op, whose checks take half a millisecond a call.
+_lib = torch.library.Library("zoo", "FRAGMENT")
+_lib.define(
+    "int8_product(Tensor rows, Tensor row_scale, Tensor row_centre, Tensor weight, Tensor scale,"
+    " Tensor total, Tensor? bias) -> Tensor",
+    tags=(torch.Tag.pt2_compliant_tag,),
+)
+
+
+def int8_product(
+    rows: Tensor,
+    row_scale: Tensor,
+    row_centre: Tensor,
+    weight: Tensor,
+    scale: Tensor,
+    total: Tensor,
+    bias: Tensor | None,
+) -> Tensor:
+    """Multiply: out[m, n] = s_m t_n Σ_k q[m, k] w[n, k] + c_m W_n + b_n, in bfloat16.
+
+    Args:
+        rows: q, int8 [M K].
+        row_scale: s, float32 [M].
+        row_centre: c, float32 [M].
+        weight: w, int8 [N K].
+        scale: t, float32 [N].
+        total: W, float32 [N], the sums of the scaled weights over K.
+        bias: b, [N].
+    """
+    return torch.ops.zoo.int8_product(rows, row_scale, row_centre, weight, scale, total, bias)
+
+
+@torch.library.impl(_lib, "int8_product", "CPU")
+def _(rows, row_scale, row_centre, weight, scale, total, bias):
+    out = torch._int_mm(rows, weight.T).float() * row_scale[:, None] * scale
+    out = out + row_centre[:, None] * total
+    return (out if bias is None else out + bias.float()).to(torch.bfloat16)
+
+
+@torch.library.impl(_lib, "int8_product", "CUDA")
+def _(rows, row_scale, row_centre, weight, scale, total, bias):
+    from zoo.kernels.int8_triton import launch  # Triton, which a CPU build of torch lacks
+
+    return launch(rows, row_scale, row_centre, weight, scale, total, bias)
+
+
+@torch.library.register_fake("zoo::int8_product", lib=_lib)
+def _(rows, row_scale, row_centre, weight, scale, total, bias):
+    return rows.new_empty((rows.shape[0], weight.shape[0]), dtype=torch.bfloat16)
