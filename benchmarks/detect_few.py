@@ -38,10 +38,11 @@ from zoo.eval.detect.benchmark import Detect, spec_of
 from zoo.eval.detect.canvas import Samples
 from zoo.eval.detect.coco import CocoSplit, open_coco
 from zoo.eval.detect.coco_metric import coco_metrics, coco_results
-from zoo.eval.detect.detector import Detector, build_detector
+from zoo.eval.detect.detector import build_detector
 from zoo.eval.detect.draw import side_by_side
 from zoo.eval.detect.finding import find_objects, fitting
 from zoo.eval.detect.shapes import write_shapes
+from zoo.eval.detect.spec import Detector
 from zoo.eval.detect.training import Trainee, Training, train_steps
 from zoo.eval.speed.models import surroundings
 

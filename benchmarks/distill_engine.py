@@ -27,7 +27,7 @@ from zoo.commands.bench_distill import console, part_table, write
 from zoo.commands.step_parts import Clock, Pool, Seen, Step, best_parts, free, measure, photographs
 from zoo.teachers.mosaic import Mosaic, border_effect
 from zoo.teachers.teacher import Frozen
-from zoo.train.config import TeacherSpec
+from zoo.train.distill.config import TeacherSpec
 
 CLIP = "timm:vit_huge_patch14_clip_378.dfn5b/random@378"
 DINO = "timm:vit_giant_patch14_reg4_dinov2/random@224"

@@ -26,12 +26,13 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw
 
-from zoo.checkpoint import written_whole
-from zoo.commands.evaluate import open_student
 from zoo.eval.dense.segment import Segment, segment
 from zoo.eval.dense.segment_data import open_segments
 from zoo.eval.registry import Picture, Scores, Subject
-from zoo.students.student import Student, build_student
+from zoo.eval.subject import open_student
+from zoo.files import written_whole
+from zoo.students.build import build_student
+from zoo.students.student import Student
 
 TINY = ("eradio_nano", "resnet18")
 TINY_SETTINGS = Segment(crop=64, stride=48, steps=6, batch=2, pictures=1)

@@ -14,9 +14,9 @@ import torch
 from PIL import Image
 from torch import nn
 
-from zoo.checkpoint import written_whole
 from zoo.eval.average_precision import AveragePrecision
 from zoo.eval.registry import Parts, Picture, Scores
+from zoo.files import written_whole
 
 SUFFIX = ".jsonl"
 KINDS: Mapping[str, type[Parts]] = {"top": Scores, "right": AveragePrecision}

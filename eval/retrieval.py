@@ -15,7 +15,7 @@ from zoo.eval.dense.square import squares
 from zoo.eval.extract import extract
 from zoo.eval.registry import Found, Scores, Subject
 from zoo.eval.zeroshot import check_width, head_for, through_head
-from zoo.teachers.teacher import TeacherName
+from zoo.teachers.name import TeacherName
 from zoo.teachers.text import BATCH, open_text
 
 RANKS = (1, 5, 10)

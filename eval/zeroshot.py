@@ -16,7 +16,7 @@ from torch import Tensor
 from zoo.eval.extract import extract
 from zoo.eval.registry import Found, Scores, Subject
 from zoo.features import Batch, Features
-from zoo.teachers.teacher import TeacherName
+from zoo.teachers.name import TeacherName
 from zoo.teachers.text import text_classifier
 
 WNID = re.compile(r"n\d{8}")

@@ -12,7 +12,8 @@ from timm.models._hub import save_for_hf
 from timm.models._pretrained import filter_pretrained_cfg
 
 from zoo.features import Batch, Features
-from zoo.students.student import Student, build_student
+from zoo.students.build import build_student
+from zoo.students.student import Student
 
 
 def export_student(

@@ -25,9 +25,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from zoo.checkpoint import save_whole, written_whole
 from zoo.features import Batch, Features
-from zoo.teachers.teacher import TeacherName
+from zoo.files import save_whole, written_whole
+from zoo.teachers.name import TeacherName
 
 Stored = Literal["int8", "bf16"]
 TEACHER_FIELDS = ("name", "fingerprint", "precision", "size", "grid", "summary_dim", "spatial_dim")

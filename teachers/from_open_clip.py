@@ -22,16 +22,14 @@ from torch import Tensor
 
 from zoo.features import Features
 from zoo.teachers.hub import how_to_fetch, read_license
+from zoo.teachers.name import FOLDER, TeacherName, unknown_name
 from zoo.teachers.teacher import (
-    FOLDER,
     Frozen,
-    TeacherName,
     check_patches,
     check_trunk_patches,
     drawn_alike,
     looking,
     reason,
-    unknown_name,
 )
 
 REFUSED = (OSError, RuntimeError, ValueError, KeyError, ImportError, UnpicklingError)

@@ -13,15 +13,8 @@ from timm.data import resolve_model_data_config
 
 from zoo.features import Features, read_features
 from zoo.teachers.hub import how_to_fetch
-from zoo.teachers.teacher import (
-    FOLDER,
-    Frozen,
-    TeacherName,
-    check_trunk_patches,
-    drawn_alike,
-    reason,
-    unknown_name,
-)
+from zoo.teachers.name import FOLDER, TeacherName, unknown_name
+from zoo.teachers.teacher import Frozen, check_trunk_patches, drawn_alike, reason
 
 
 class TimmTeacher(Frozen):

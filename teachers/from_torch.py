@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from zoo.features import Features
-from zoo.teachers.teacher import Frozen, TeacherName
+from zoo.teachers.name import TeacherName
+from zoo.teachers.teacher import Frozen
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 

@@ -28,14 +28,8 @@ from torch import Tensor, nn
 
 from zoo.features import Features
 from zoo.teachers.hub import how_to_fetch, read_license
-from zoo.teachers.teacher import (
-    Frozen,
-    TeacherName,
-    check_patches,
-    drawn_alike,
-    looking,
-    reason,
-)
+from zoo.teachers.name import TeacherName
+from zoo.teachers.teacher import Frozen, check_patches, drawn_alike, looking, reason
 
 CLASSES = {"sam3_video": "Sam3Model"}
 """Classes to open a model type with, where it is not the one that AutoModel takes."""

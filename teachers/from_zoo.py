@@ -7,7 +7,7 @@ import torch
 
 import zoo
 from zoo.teachers.from_timm import TimmTeacher, open_timm
-from zoo.teachers.teacher import FOLDER, TeacherName, unknown_name
+from zoo.teachers.name import FOLDER, TeacherName, unknown_name
 
 
 def open_zoo(name: TeacherName, device: torch.device) -> TimmTeacher:

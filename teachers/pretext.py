@@ -19,7 +19,8 @@ from torch import Tensor, nn
 
 from zoo.checkpoint import read_state
 from zoo.features import Features
-from zoo.teachers.teacher import Frozen, TeacherName, unknown_name
+from zoo.teachers.name import TeacherName, unknown_name
+from zoo.teachers.teacher import Frozen
 
 SIZE = 64
 MEAN, STD = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)

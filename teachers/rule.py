@@ -12,7 +12,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from zoo.features import Features
-from zoo.teachers.teacher import Frozen, TeacherName, check_patches, unknown_name
+from zoo.teachers.name import TeacherName, unknown_name
+from zoo.teachers.teacher import Frozen, check_patches
 
 SIZE, CELL = 224, 16
 

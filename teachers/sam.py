@@ -8,7 +8,8 @@ from torch import Tensor
 
 from zoo.features import at_grid
 from zoo.teachers.from_transformers import read_config, read_network
-from zoo.teachers.teacher import TeacherName, reason
+from zoo.teachers.name import TeacherName
+from zoo.teachers.teacher import reason
 
 
 class MaskDecoder:

@@ -1,13 +1,9 @@
 """What a teacher is, how one is named, and the part that every frozen network shares."""
 
-import difflib
 import hashlib
 import logging
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from importlib import import_module
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -15,31 +11,13 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from zoo.features import Batch, Features
+from zoo.teachers.name import TeacherName
 
 _logger = logging.getLogger("zoo")
 
-KINDS = {
-    "timm": ("zoo.teachers.from_timm", "open_timm"),
-    "open_clip": ("zoo.teachers.from_open_clip", "open_open_clip"),
-    "hf": ("zoo.teachers.from_transformers", "open_hf"),
-    "zoo": ("zoo.teachers.from_zoo", "open_zoo"),
-    "torch": ("zoo.teachers.from_torch", "open_torch"),
-    "pretext": ("zoo.teachers.pretext", "open_pretext"),
-    "rule": ("zoo.teachers.rule", "open_rule"),
-    "cache": ("zoo.teachers.cache", "open_cache"),
-}
-
-EXTRAS = ("open_clip", "transformers")
-"""Libraries of the extra `teachers`."""
 
 NORMS = (nn.LayerNorm, nn.GroupNorm, nn.modules.batchnorm._BatchNorm)
 """Norm layers that take bf16 inputs beside float32 weights."""
-
-FOLDER = "local-dir:"
-"""The mark, timm's and open_clip's, of a model that is a folder; an export of ours is one."""
-
-SLASHED = ("hf:", "cache:", *(f"{kind}:{FOLDER}" for kind in ("open_clip", "timm", "zoo")))
-"""Names that begin so are repositories or folders: their slashes are their own."""
 
 
 @runtime_checkable
@@ -56,99 +34,6 @@ class Teacher(Protocol):
     license: str | None
 
     def __call__(self, batch: Batch) -> Features: ...
-
-
-@dataclass(frozen=True)
-class TeacherName:
-    """A teacher's name taken apart: `kind:name[/weights][@resolution]`.
-
-    `weights` is a file, a tag of the library, or `random`; without it the library's own weights
-    are loaded. `resolution` is the side in pixels; without it the network's own.
-
-    A name ends at its first slash. Only `hf:ORG/NAME`, `hf:FOLDER`, `cache:FOLDER/LABEL` and
-    `KIND:local-dir:FOLDER` (open_clip, timm, zoo) hold slashes themselves, so there everything is
-    the name but `/random` at its end: the weights lie in the same repository or folder.
-    """
-
-    kind: str
-    name: str
-    weights: str | None = None
-    resolution: int | None = None
-
-    @classmethod
-    def parse(cls, text: str) -> "TeacherName":
-        """Read a name.
-
-        Raises:
-            ValueError: the text has no kind, an unknown kind, or an empty name.
-        """
-        kind, colon, rest = text.partition(":")
-        if not colon or not rest:
-            raise ValueError(
-                f"{text!r} does not name a teacher. The form is kind:name[/weights][@resolution] "
-                f"with a kind out of {', '.join(KINDS)}, for example timm:vit_base_patch16_224."
-            )
-        if kind not in KINDS:
-            near = difflib.get_close_matches(kind, KINDS, n=1)
-            hint = f" Did you mean {near[0]}:{rest}?" if near else ""
-            raise ValueError(
-                f"Teachers of the kind {kind!r} are unknown; there are {', '.join(KINDS)}.{hint}"
-            )
-        at = re.fullmatch(r"(.+)@(\d+)", rest)
-        resolution = None
-        if at:
-            rest, resolution = at[1], int(at[2])
-        if text.startswith(SLASHED):
-            name = rest.removesuffix("/random")
-            weights = None if name == rest else "random"
-        else:
-            name, _, weights = rest.partition("/")
-        return cls(kind, name, weights or None, resolution)
-
-    @property
-    def label(self) -> str:
-        """The name in a form that metrics, files and modules can carry."""
-        separator = "." if self.kind == "torch" else "/"
-        name = self.name.rpartition(separator)[2]
-        return re.sub(r"[^A-Za-z0-9_-]", "_", name)
-
-
-def open_teacher(text: str, *, device: torch.device | str = "cpu", mosaic: int = 1) -> Teacher:
-    """Build the teacher that `text` names, frozen and in eval mode, on `device`.
-
-    On the device `meta` nothing is downloaded or allocated; only its shapes are known.
-
-    Args:
-        mosaic: Images along a side of its canvas, see `zoo.teachers.mosaic`.
-
-    Raises:
-        ValueError: as `TeacherName.parse`; an unknown name (the nearest is suggested), weights
-            that are not there, a resolution that the network cannot take, a library that is not
-            installed.
-    """
-    name = TeacherName.parse(text)
-    module, opener = KINDS[name.kind]
-    try:
-        teacher = getattr(import_module(module), opener)(name, torch.device(device))
-    except ModuleNotFoundError as error:
-        if error.name not in EXTRAS:
-            raise
-        raise ValueError(
-            f"{text} needs {error.name}, which is not installed: "
-            "pip install 'backbone-zoo[teachers]'."
-        ) from error
-    if mosaic == 1:
-        return teacher
-    from zoo.teachers.mosaic import Mosaic
-
-    return Mosaic(teacher, mosaic)
-
-
-def unknown_name(name: str, known: list[str], what: str) -> ValueError:
-    """Make the error for a name that is not in `known`, with the nearest that is."""
-    near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
-    hint = f" Did you mean {' or '.join(near)}?" if near else ""
-    return ValueError(f"There is no {what} {name!r}.{hint}")
 
 
 def check_losses(name: str, teacher: Teacher, *, summary: float, spatial: float) -> None:

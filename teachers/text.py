@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from zoo.teachers.teacher import Frozen, Teacher, TeacherName
+from zoo.teachers.name import TeacherName
+from zoo.teachers.teacher import Frozen, Teacher
 
 TOWERS = {"open_clip": "zoo.teachers.from_open_clip", "hf": "zoo.teachers.from_transformers"}
 """Where the text towers of a kind are opened."""

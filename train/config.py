@@ -6,124 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import UnionType
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
-
-from zoo.teachers.teacher import TeacherName
-
-Normalise = Literal[
-    "phi_s", "none", "global", "standardize", "alpha_only", "pca", "zca", "hadamard_whitening"
-]
-
-
-@dataclass(frozen=True, kw_only=True)
-class TeacherSpec:
-    """A teacher in a run: its name and how much its two losses count."""
-
-    name: str
-    """kind:name[/weights][@resolution]"""
-    summary: float = 1.0
-    """Weight of the summary loss; 0 leaves the summary head out."""
-    spatial: float = 1.0
-    """Weight of the spatial loss; 0 leaves the spatial head out."""
-    rate: float = 1.0
-    """Share of the steps in which the teacher is asked; its losses then count 1/rate times."""
-    follow: bool = False
-    """Look at each step's student size, scaled so that both grids agree, not at its own size."""
-    mosaic: int = 1
-    """Images along a side of the teacher's canvas, each in a tile of it; 1 for the whole canvas."""
-
-    def __post_init__(self):
-        TeacherName.parse(self.name)
-        if self.summary < 0 or self.spatial < 0 or not self.summary + self.spatial:
-            raise ValueError(
-                f"The teacher {self.name} has the loss weights {self.summary} and {self.spatial}; "
-                "none may be negative and one must be above 0."
-            )
-        if not 0 < self.rate <= 1:
-            raise ValueError(
-                f"The teacher {self.name} has the rate {self.rate}; it is a share of the steps, "
-                "above 0 and at most 1."
-            )
-        if self.mosaic < 1:
-            raise ValueError(f"The teacher {self.name} has mosaic={self.mosaic}; give 1 or more.")
-
-    @classmethod
-    def parse(cls, text: str) -> "TeacherSpec":
-        """Read `name[,summary=0.5][,spatial=2][,rate=0.5][,follow=1][,mosaic=4]`."""
-        name, *options = text.split(",")
-        numbers: dict[str, Any] = {}
-        for option in options:
-            key, _, value = option.partition("=")
-            if key not in ("summary", "spatial", "rate", "follow", "mosaic"):
-                raise ValueError(
-                    f"{option!r} in {text!r}: a teacher's options are summary=, spatial=, rate=, "
-                    "follow=, mosaic=."
-                )
-            try:
-                numbers[key] = int(value) if key == "mosaic" else float(value)
-            except ValueError:
-                raise ValueError(f"{option!r} in {text!r} needs a number.") from None
-        follow = numbers.pop("follow", 0.0)
-        if follow not in (0, 1):
-            raise ValueError(f"follow={follow:g} in {text!r}: it is 1 (yes) or 0 (no).")
-        return cls(name=name, **numbers, follow=bool(follow))
-
-    def told(self) -> str:
-        """Write it as `parse` reads it."""
-        told = self.name
-        for key in ("summary", "spatial", "rate", "mosaic"):
-            if getattr(self, key) != 1:
-                told += f",{key}={getattr(self, key):g}"
-        return f"{told},follow=1" if self.follow else told
-
-
-@dataclass(frozen=True, kw_only=True)
-class Heads:
-    """What stands between the student and each teacher."""
-
-    kind: Literal["v1", "v2", "attn", "ladder"] = "v2"
-    """MLPs (v1, v2), two attention blocks before one (attn), or one on every block (ladder)."""
-    hidden: int | None = None
-    """Width of the hidden layers; the widest teacher's by default."""
-    inner: int = 1
-    """Hidden layers beyond the first; a ladder has none."""
-    upsample: int = 1
-    """Answer on a grid finer by this factor than the student's own."""
-
-    def __post_init__(self):
-        if self.upsample < 1 or self.inner < 0 or (self.hidden is not None and self.hidden < 1):
-            raise ValueError(
-                f"Heads with hidden {self.hidden}, inner {self.inner} and upsample "
-                f"{self.upsample}: hidden and upsample must be at least 1, inner at least 0."
-            )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Losses:
-    """What the student minimises."""
-
-    summary: Literal["cosine", "angle"] = "cosine"
-    """angle is the squared angle over the teacher's own dispersion (C-RADIOv4)."""
-    spatial: Literal["mse", "smooth_l1", "hybrid"] = "mse"
-    weighting: Literal["static", "adaloss", "uncertainty", "dispersion"] = "static"
-    """What multiplies the teachers' own weights: nothing, the inverse of the running loss, a
-    learned precision, or the inverse of what calibration measured."""
-    teacher_drop: float = 0.0
-    """Chance that an image leaves a teacher out; its worst teacher always stays (UNIC)."""
-    shift: int = 0
-    """Largest shift, in student patches, between what student and teachers see (C-RADIOv4)."""
-    mesa: float = 0.0
-    """Weight of the distance between the student's map and that of its average (C-RADIOv4)."""
-
-    def __post_init__(self):
-        if not 0 <= self.teacher_drop <= 1:
-            raise ValueError(
-                f"losses.teacher_drop is {self.teacher_drop}; it is a chance from 0 to 1."
-            )
-        if self.shift < 0 or self.mesa < 0:
-            raise ValueError(
-                f"losses.shift is {self.shift} and losses.mesa {self.mesa}; none may be negative."
-            )
+from typing import Any, ClassVar, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,123 +51,42 @@ class Every:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Distill:
-    """One distillation: many frozen teachers into one student."""
+class Training:
+    """What every task of the training loop is told; a task's own config adds its fields."""
+
+    kind: ClassVar[str]
+    """The task's name, in the config.json of its runs."""
+    resumable: ClassVar[frozenset[str]] = frozenset(
+        ("out", "device", "workers", "every", "compile")
+    )
+    """Fields that a resumed run may change: they do not touch what is learnt."""
 
     data: str = "embedded"
-    """An image folder, webdataset shards (.tar or a folder of them), or `embedded`."""
-    labelled: str | None = None
-    """Data with classes for kNN and the linear probe; `data` itself if it has classes."""
-    teachers: tuple[TeacherSpec, ...] = ()
-    """Teachers by name, e.g. timm:vit_small_patch14_dinov2.lvd142m@224"""
-    student: str = "eradio_nano"
-    """Any model that timm.create_model knows."""
-    student_options: tuple[str, ...] = ()
-    """Keywords for timm.create_model, e.g. crop_positions=True, as Python writes their values."""
-    spectral: bool = False
-    """Train a ViT's matrices with a learned spectral norm, which the export folds in."""
-    pretrained: bool = False
-    """Start from the student's published weights."""
-    size: int = 224
-    """Side of the student's images in pixels, as it is evaluated and exported."""
-    sizes: tuple[int, ...] = ()
-    """Sides of which each training step draws one; `size` alone by default."""
     batch: int = 32
+    """Samples a step, over all slices."""
     steps: int = 1000
-    out: Path = Path("runs/distill")
+    out: Path = Path("runs/train")
     """Folder of the run; it must not exist yet."""
-    normalise: Normalise = "phi_s"
-    """Scale on which the teachers' maps are matched."""
-    compare: tuple[Normalise, ...] = ()
-    """Train the same student again with these, and report them beside it."""
-    calibration: int = 64
-    """Batches from which the teachers' statistics are taken before step 0."""
-    held_out: float = 0.05
-    """Share of the images for evaluation, if the data has no split of its own."""
-    eval_images: int = 512
-    """Most held-out images on which the teachers are compared."""
-    probe_images: int = 20_000
-    """Most labelled images of each split for kNN and the linear probe."""
     seed: int = 0
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Literal["auto", "float32", "bf16"] = "auto"
     """Autocast; auto is bf16 on CUDA and float32 elsewhere."""
     compile: bool = False
     workers: int = 0
-    """Processes that decode images."""
-    teacher_precision: Literal["auto", "bf16", "int8", "fp8"] = "auto"
-    """bf16 keeps the teachers' weights so, int8 and fp8 multiply in 8 bits as far as the fidelity
-    to bf16 allows; auto is bf16 where the run is, on CUDA."""
-    compile_teachers: bool = False
-    """Compile the teachers' blocks, for their one size."""
-    overlap: bool = False
-    """Let the teachers look at the next batch while the student learns from this one (CUDA)."""
-    views: int = 0
-    """Epochs of augmented views after which they begin again; 0 for new ones for ever."""
-    cache: Path | None = None
-    """Folder of the teachers' features of those views: filled at first, read from then on."""
-    cache_dtype: Literal["int8", "bf16"] = "int8"
-    """Of the features in a new cache."""
-    heads: Heads = field(default_factory=Heads)
-    losses: Losses = field(default_factory=Losses)
+    """Processes that read samples."""
     optim: Optim = field(default_factory=Optim)
-    augment: Augment = field(default_factory=Augment)
     every: Every = field(default_factory=Every)
 
     def __post_init__(self):
-        for name in ("size", "batch", "steps", "calibration", "eval_images"):
+        for name in ("batch", "steps"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1.")
-        if not 0 < self.held_out < 1:
-            raise ValueError(f"held_out is {self.held_out}; it is a share between 0 and 1.")
-        if min(self.sizes, default=1) < 1 or len(set(self.sizes)) < len(self.sizes):
-            raise ValueError(f"sizes are {self.sizes}; give different numbers of pixels above 0.")
-        if self.losses.mesa and not self.optim.ema:
-            raise ValueError(
-                "losses.mesa compares the student with its averaged weights, and optim.ema is 0; "
-                "give it a decay such as 0.999."
-            )
-        if self.views < 0 or (self.cache and not self.views):
-            raise ValueError(
-                f"views is {self.views}; a cache holds 1 epoch of views or more (--views 1)."
-            )
-        if self.cache and (self.losses.shift or any(spec.follow for spec in self.teachers)):
-            raise ValueError(
-                "A cache holds one map for each view, so it cannot serve shifted crops or teachers "
-                "that follow the student's size; leave out cache, or losses.shift and follow=1."
-            )
-        if self.normalise in self.compare:
-            raise ValueError(f"compare repeats the run's own normalisation {self.normalise!r}.")
-
-    @property
-    def labels(self) -> list[str]:
-        """A short name for each teacher, unique in this run."""
-        labels: list[str] = []
-        for spec in self.teachers:
-            label = TeacherName.parse(spec.name).label
-            while label in labels:
-                label += "_2"
-            labels.append(label)
-        return labels
 
 
-RESUMABLE = frozenset(
-    (
-        "out",
-        "device",
-        "workers",
-        "every",
-        "compile",
-        "compile_teachers",
-        "overlap",
-        "eval_images",
-        "probe_images",
-    )
-)
-"""Fields that a resumed run may change: they do not touch what is learnt."""
+C = TypeVar("C", bound=Training)
 
 
-def to_json(config: Distill) -> dict[str, Any]:
+def to_json(config: Training) -> dict[str, Any]:
     """Turn a config into plain data."""
     return json.loads(json.dumps(dataclasses.asdict(config), default=str))
 
@@ -307,11 +109,11 @@ def from_json(kind: Any, data: Any) -> Any:
     return Path(data) if kind is Path else data
 
 
-def differences(old: Distill, new: Distill) -> dict[str, tuple[Any, Any]]:
+def differences(old: Training, new: Training) -> dict[str, tuple[Any, Any]]:
     """Give the fields in which two runs differ and that a resumed run may not change."""
     before, after = to_json(old), to_json(new)
     return {
         name: (before[name], after[name])
         for name in before
-        if name not in RESUMABLE and before[name] != after[name]
+        if name not in new.resumable and before[name] != after[name]
     }

@@ -3,97 +3,29 @@
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass, field
-from fractions import Fraction
 from functools import partial
-from typing import Any, cast
+from typing import Any
 
 import torch
-from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
 
+from zoo.data.loader import train_batches
 from zoo.data.plan import Plan
-from zoo.data.sources import Source, View, train_batches
+from zoo.data.sources import Source
 from zoo.features import Batch
-from zoo.students.student import MESA, Student
+from zoo.students.student import Student
 from zoo.teachers.teacher import Teacher
-from zoo.train.config import Distill
 from zoo.train.damp import damped
-from zoo.train.distill.losses import SPATIAL_LOSSES, angle
-from zoo.train.distill.plan_step import Turn, grids_of, take_turn
-from zoo.train.distill.sizes import sizes_of
-from zoo.train.distill.step import distill_step
+from zoo.train.distill.config import Distill
+from zoo.train.distill.plan_step import Turn, take_turn, view_of
+from zoo.train.distill.task import looks_of, objective_of
 from zoo.train.distill.teachers import Ahead, Look, tensor_cores
-from zoo.train.distill.weighting import Weighting
 from zoo.train.interrupt import Interrupt, Interrupted
-from zoo.train.optim import build_optimizer, learning_rate
+from zoo.train.optim import learning_rate
 from zoo.train.progress import Watch
 from zoo.train.run import Run
-
-
-@dataclass
-class Trainee:
-    """Everything that training changes, and that a checkpoint therefore holds."""
-
-    student: Student
-    optimizer: torch.optim.Optimizer
-    ema: ModelEmaV3 | None
-    weighting: Weighting
-    step: int = 0
-    unread: list[Tensor] = field(default_factory=list)
-    """Losses of the steps since the last log line; on the device, so that no step waits."""
-
-    @classmethod
-    def of(cls, student: Student, config: Distill, spreads: Mapping[str, float]) -> "Trainee":
-        """Put optimizer, average and weights beside a student that is to be trained."""
-        ema = ModelEmaV3(student, decay=config.optim.ema) if config.optim.ema else None
-        names = [
-            f"{label}/{part}"
-            for label, head in student.heads.items()
-            for part in ("summary", "spatial")
-            if getattr(head, part) is not None
-        ]
-        names += [f"{MESA}/spatial"] if config.losses.mesa else []
-        specs = dict(zip(config.labels, config.teachers, strict=True))
-        device = next(student.parameters()).device
-        weighting = Weighting(names, specs, config.losses, spreads, device=device)
-        optimizer = build_optimizer(student, config.optim)
-        if weighting.learned is not None:
-            optimizer.add_param_group(dict(params=[weighting.learned], weight_decay=0.0))
-        return cls(student, optimizer, ema, weighting)
-
-    def state(self) -> dict[str, Any]:
-        return dict(
-            step=self.step,
-            student=self.student.state_dict(),
-            optimizer=self.optimizer.state_dict(),
-            ema=self.ema.module.state_dict() if self.ema else None,
-            weighting=self.weighting.state_dict(),
-            loss_ema=self.weighting.running,
-            unread=list(self.unread),
-        )
-
-    def load(self, state: dict[str, Any]) -> None:
-        self.step = state["step"]
-        self.student.load_state_dict(state["student"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        if self.ema:
-            self.ema.module.load_state_dict(state["ema"])
-        self.weighting.load_state_dict(state.get("weighting", {}))
-        device = next(self.student.parameters()).device
-        running = state["loss_ema"]
-        self.weighting.running = None if running is None else running.to(device)
-        self.unread = [row.to(device) for row in state["unread"]]
-
-    @property
-    def best(self) -> Student:
-        """The student that is evaluated and exported: the averaged one, if there is one."""
-        return self.average or self.student
-
-    @property
-    def average(self) -> Student | None:
-        return cast(Student, self.ema.module) if self.ema else None
+from zoo.train.state import Trainee
 
 
 def train(
@@ -158,13 +90,6 @@ def train(
                 raise Interrupted(signum, f"Stopped after step {step}, which is saved.")
 
 
-def looks_of(
-    plan: Plan, config: Distill, teachers: Mapping[str, Teacher], step: int
-) -> Mapping[str, Look]:
-    """Give the teachers that `step` asks, each as it looks then."""
-    return take_turn(plan, step, config, teachers).teachers(teachers)
-
-
 def announced(
     loader: Iterable[dict[str, Any]],
     start: int,
@@ -181,39 +106,6 @@ def announced(
         note(part["skipped"])
         batch = Batch(part["images"], part["keys"], positions=part["positions"]).to(device)
         yield batch, looks(step)
-
-
-def objective_of(
-    config: Distill, balances: Mapping[str, nn.Module], spreads: Mapping[str, float]
-) -> Callable[[Batch, Trainee, Mapping[str, Look], Turn], dict[str, Tensor]]:
-    """Give the function that holds a trainee against its teachers, as the config says."""
-    settings = config.losses
-    summaries = {}
-    if settings.summary == "angle":
-        found = {key.removesuffix("/summary"): value for key, value in spreads.items()}
-        summaries = {
-            label: partial(angle, dispersion=found[label])
-            for label in config.labels
-            if label in found
-        }
-    spaces = {**balances, MESA: nn.Identity()}
-
-    def objective(
-        batch: Batch, trainee: Trainee, teachers: Mapping[str, Look], turn: Turn
-    ) -> dict[str, Tensor]:
-        average = trainee.average if settings.mesa else None
-        return distill_step(
-            batch,
-            turn.student(trainee.student, mesa=bool(settings.mesa)),
-            {**teachers, **turn.average(average)},
-            spaces,
-            SPATIAL_LOSSES[settings.spatial],
-            summary_losses=summaries,
-            align=turn.align(),
-            each_image=settings.teacher_drop > 0,
-        )
-
-    return objective
 
 
 def differentiate(
@@ -297,13 +189,3 @@ def note_skipped(names: list[str], seen: set[str], run: Run, watch: Watch) -> No
     run.write_json("skipped.json", sorted(seen))
     for name in new:
         watch.say(f"skipped an unreadable image ({len(seen)} so far): {name}")
-
-
-def view_of(config: Distill, teachers: Mapping[str, Teacher]) -> View:
-    """Decode once, for whoever looks closest; the others resize that on the device."""
-    looks = [size for teacher in teachers.values() for size in sizes_of(teacher)]
-    sizes = [config.size, *config.sizes, *(max(size) for size in looks)]
-    if config.losses.shift:  # the canvas is larger than what each sees of it
-        least = min(grid[0] for grid in grids_of(config).values())
-        sizes = [size + math.ceil(size * Fraction(config.losses.shift, least)) for size in sizes]
-    return View(size=max(sizes), scale=config.augment.scale, flip=config.augment.flip)

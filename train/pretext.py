@@ -11,11 +11,12 @@ from jaxtyping import Float
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from zoo.cache import cache_dir
-from zoo.checkpoint import save_whole
+from zoo.data.loader import train_batches
 from zoo.data.plan import Plan, mix
-from zoo.data.sources import Source, View, train_batches
+from zoo.data.sources import Source
+from zoo.data.views import View
 from zoo.features import Batch
+from zoo.files import cache_dir, save_whole
 from zoo.teachers.pretext import MEAN, SIZE, STD, Gradients, PatchTransformer, build_network
 from zoo.train.config import Optim
 from zoo.train.optim import learning_rate

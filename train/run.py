@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
-from zoo.checkpoint import save_whole, written_whole
-from zoo.train.config import Distill, differences, from_json, to_json
+from zoo.files import save_whole, written_whole
+from zoo.train.config import C, Training, differences, from_json, to_json
 
 KEPT = 2
 """Checkpoints that stay: the newest, and the one before it in case that one is damaged."""
@@ -39,7 +39,7 @@ class Run:
         _try_writing(place, path)
 
     @classmethod
-    def create(cls, config: Distill) -> "Run":
+    def create(cls, config: Training) -> "Run":
         """Make the folder of a new run.
 
         Raises:
@@ -49,20 +49,20 @@ class Run:
         try:
             config.out.mkdir(parents=True, exist_ok=True)
             run = cls(config.out)
-            run.write_json("config.json", to_json(config))
+            run.write_json("config.json", dict(kind=config.kind, **to_json(config)))
         except OSError as error:
             raise ValueError(f"Cannot write to {config.out}: {error.strerror or error}.") from error
         return run
 
     @classmethod
-    def reopen(cls, path: Path, config: Distill) -> "Run":
+    def reopen(cls, path: Path, config: Training) -> "Run":
         """Open the folder of an earlier run, to go on with it.
 
         Raises:
             ValueError: there is no run, or it was started with something else.
         """
         run = cls(path)
-        changed = differences(run.config(), config)
+        changed = differences(run.config(type(config)), config)
         if changed:
             told = "; ".join(f"{k}: {old} there, {new} here" for k, (old, new) in changed.items())
             raise ValueError(
@@ -72,15 +72,23 @@ class Run:
         _try_writing(path, path)
         return run
 
-    def config(self) -> Distill:
-        """Read what the run was started with."""
+    def config(self, kind: type[C]) -> C:
+        """Read what the run was started with.
+
+        Raises:
+            ValueError: there is no run, or it is one of another task.
+        """
         path = self.path / "config.json"
         if not path.is_file():
             raise ValueError(f"There is no run in {self.path}: {path.name} is missing.")
         try:
-            return from_json(Distill, json.loads(path.read_text()))
-        except (json.JSONDecodeError, TypeError, KeyError) as error:
+            content = json.loads(path.read_text())
+            found = content.pop("kind", kind.kind)
+            if found == kind.kind:
+                return from_json(kind, content)
+        except (json.JSONDecodeError, TypeError, KeyError, AttributeError) as error:
             raise ValueError(f"{path} is not the config of a run: {error}") from error
+        raise ValueError(f"The run in {self.path} is one of {found}, not of {kind.kind}.")
 
     def arm(self, name: str) -> "Run":
         """Give the sub-folder of a student that is trained for comparison."""

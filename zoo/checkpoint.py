@@ -1,13 +1,10 @@
 """Read foreign weight files safely, rename their keys, and write files whole or not at all."""
 
 import argparse
-import contextlib
-import os
 import re
-import tempfile
 import types
 import zipfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -164,44 +161,3 @@ def check_keys(
             + _listed("of another shape", shapes)
             + hint
         )
-
-
-@contextlib.contextmanager
-def written_whole(path: str | Path) -> Iterator[Path]:
-    """Give a temporary path beside `path`; it takes `path`'s place only if the block succeeds.
-
-    Raises:
-        OSError: the disk is full or not writable; an earlier `path` is still as it was.
-    """
-    path = Path(path)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
-    os.close(handle)
-    temporary = Path(name)
-    try:
-        yield temporary
-        with temporary.open("rb") as written:
-            os.fsync(written.fileno())
-        temporary.chmod(0o666 & ~_umask())  # mkstemp's own mode is for the owner alone
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
-
-
-def save_whole(content: Any, path: str | Path, save: Callable = torch.save) -> None:
-    """Write `content` with `save(content, path)`, whole or not at all.
-
-    Raises:
-        OSError: as `written_whole`; torch's own failure to write is turned into one.
-    """
-    try:
-        with written_whole(path) as temporary:
-            save(content, temporary)
-    except RuntimeError as error:  # torch's zip writer hides ENOSPC in a RuntimeError
-        raise OSError(f"could not write {path}: {str(error).splitlines()[0]}") from error

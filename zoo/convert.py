@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 import zoo
-from zoo.checkpoint import save_whole, written_whole
+from zoo.files import save_whole, written_whole
 
 _SOURCE = ("url", "file", "state_dict", "hf_hub_id", "hf_hub_filename", "source", "architecture")
 """What a `pretrained_cfg` says about where weights came from: no longer true of a conversion."""

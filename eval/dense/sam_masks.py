@@ -13,8 +13,8 @@ from zoo.eval.registry import Found, Picture, Scores, Subject
 from zoo.eval.zeroshot import head_for
 from zoo.features import Batch
 from zoo.teachers import open_teacher
+from zoo.teachers.name import TeacherName
 from zoo.teachers.sam import MaskDecoder
-from zoo.teachers.teacher import TeacherName
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,17 +11,10 @@ import torch
 from zoo.eval.detect.canvas import Samples
 from zoo.eval.detect.coco import CocoSplit, open_coco
 from zoo.eval.detect.coco_metric import coco_results, coco_scores, write_results
-from zoo.eval.detect.detector import (
-    Detector,
-    Kind,
-    Spec,
-    build_detector,
-    find_source,
-    is_detector,
-    load_detector,
-)
+from zoo.eval.detect.detector import build_detector, find_source, is_detector, load_detector
 from zoo.eval.detect.draw import side_by_side
 from zoo.eval.detect.finding import find_objects, fitting
+from zoo.eval.detect.spec import Detector, Kind, Spec
 from zoo.eval.detect.training import Trainee, Training, train_steps
 from zoo.eval.registry import Found, Picture, Subject
 

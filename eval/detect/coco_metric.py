@@ -10,11 +10,11 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from torch import Tensor
 
-from zoo.checkpoint import written_whole
 from zoo.eval.average_precision import AveragePrecision
 from zoo.eval.detect.coco import CocoImage, CocoSplit
 from zoo.eval.detect.masks import NEEDED, decode, encode
 from zoo.eval.detect.matching import average_precisions
+from zoo.files import written_whole
 
 Metric = Literal["faster", "pycocotools"]
 NAMES = (

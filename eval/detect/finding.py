@@ -7,7 +7,7 @@ import torch
 from zoo.eval.detect.canvas import Samples, batches
 from zoo.eval.detect.coco import CocoImage, CocoSplit
 from zoo.eval.detect.coco_metric import Prediction
-from zoo.eval.detect.detector import Detector
+from zoo.eval.detect.spec import Detector
 
 
 def fitting(detector: Detector, split: CocoSplit) -> CocoSplit:

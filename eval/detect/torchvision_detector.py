@@ -23,7 +23,7 @@ from torchvision.ops.feature_pyramid_network import (
 from zoo.eval.detect.backbone import SimplePyramid
 from zoo.eval.detect.canvas import Canvas, Truth
 from zoo.eval.detect.coco_metric import Prediction
-from zoo.eval.detect.detector import STRIDES, Detector, Source, Spec
+from zoo.eval.detect.spec import STRIDES, Detector, Source, Spec
 
 PUBLISHED_SIDE = 800
 """The side for which the published sizes of anchors and of RoI levels are meant."""

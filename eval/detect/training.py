@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
 
 from zoo.eval.detect.canvas import Samples, batches, order
-from zoo.eval.detect.detector import Detector
+from zoo.eval.detect.spec import Detector
 
 PRECISIONS = {"bf16": torch.bfloat16, "float32": torch.float32}
 

@@ -9,7 +9,7 @@ from torchvision.ops import box_convert, clip_boxes_to_image, masks_to_boxes
 
 from zoo.eval.detect.canvas import Canvas, Truth
 from zoo.eval.detect.coco_metric import Prediction
-from zoo.eval.detect.detector import Detector, Spec
+from zoo.eval.detect.spec import Detector, Spec
 
 MOST = 100
 """Objects that are given of an image, the number that COCO's metric looks at."""

@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from zoo.checkpoint import written_whole
 from zoo.eval.paired import compare
 from zoo.eval.published import published
 from zoo.eval.report import figures, plots
@@ -25,6 +24,7 @@ from zoo.eval.report.page import (
     template_of,
 )
 from zoo.eval.results import Record
+from zoo.files import written_whole
 
 MOST_PICTURES = 48
 MOST_ON_RADAR = 6

@@ -10,8 +10,8 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from zoo.checkpoint import written_whole
 from zoo.features import Batch, Features
+from zoo.files import written_whole
 
 LARGEST = 6e4
 """Just below the largest float16; what a diverged student says is cut off there."""

@@ -10,7 +10,6 @@ from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
 
-from zoo.checkpoint import written_whole
 from zoo.eval.report import figures
 from zoo.eval.report.figures import short_number
 from zoo.eval.report.maps import colour
@@ -24,6 +23,7 @@ from zoo.eval.report.run_folder import (
     series,
 )
 from zoo.eval.report.verdict import verdicts
+from zoo.files import written_whole
 
 MOST_IMAGES = 8
 LOSSES = {"spatial": figures.STUDENT_COLOUR, "summary": figures.ARM_COLOURS[1]}

@@ -10,8 +10,8 @@ import torch
 from PIL import Image
 
 from zoo.features import Batch
+from zoo.students.build import build_student
 from zoo.students.export import export_student
-from zoo.students.student import build_student
 
 SCRIPT = Path(__file__).parent.parent.parent / "benchmarks" / "segment_few.py"
 

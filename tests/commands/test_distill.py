@@ -14,7 +14,8 @@ from safetensors.torch import load_file
 
 from zoo.commands.distill import distill
 from zoo.students.export import load_export
-from zoo.train.config import Augment, Distill, Every, Losses, Optim, TeacherSpec
+from zoo.train.config import Augment, Every, Optim
+from zoo.train.distill.config import Distill, Losses, TeacherSpec
 from zoo.train.interrupt import Interrupted
 from zoo.train.run import Run
 

@@ -10,8 +10,10 @@ import torch
 from PIL import Image
 
 from zoo.cli import main
-from zoo.commands.embed import Embed, about_features, embed, read_features, read_part
-from zoo.commands.evaluate import Asked, evaluate, open_subject
+from zoo.commands.embed import Embed, embed
+from zoo.commands.evaluate import evaluate
+from zoo.eval.stored import about_features, read_features, read_part
+from zoo.eval.subject import Asked, open_subject
 from zoo.train.interrupt import Interrupted
 
 

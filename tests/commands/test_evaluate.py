@@ -9,10 +9,11 @@ import pytest
 from PIL import Image
 
 from zoo.cli import main
-from zoo.commands.evaluate import Asked, evaluate, read_data, records_of
+from zoo.commands.evaluate import evaluate, read_data, records_of
 from zoo.eval.fewshot import Fewshot
 from zoo.eval.registry import BENCHMARKS, Benchmark, Picture, Scores
 from zoo.eval.results import read
+from zoo.eval.subject import Asked
 
 
 @dataclass(frozen=True, kw_only=True)

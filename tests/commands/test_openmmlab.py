@@ -3,7 +3,7 @@
 import pytest
 
 from zoo.cli import main
-from zoo.students.student import read_pairs
+from zoo.students.build import read_pairs
 
 
 def test_values_are_read_as_python_writes_them():

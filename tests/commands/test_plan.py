@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from zoo.commands.plan import image_flops, plan
-from zoo.train.config import Distill, TeacherSpec
+from zoo.train.distill.config import Distill, TeacherSpec
 
 RUN = Distill(
     teachers=(

@@ -8,7 +8,7 @@ import torch
 
 from zoo.commands.bench_distill import TINY, measure_steps, part_table
 from zoo.commands.step_parts import Pool, best_parts, measure, photographs, spread_layer_scale
-from zoo.teachers.teacher import open_teacher
+from zoo.teachers.open import open_teacher
 
 SMALL = replace(TINY, teachers=("timm:test_vit/random@64",), size=64, batch=2, alone=True)
 

@@ -8,18 +8,10 @@ import pytest
 import torch
 from PIL import Image
 
+from zoo.data.loader import eval_batches, train_batches
 from zoo.data.plan import Plan
-from zoo.data.sources import (
-    FolderSource,
-    TarSource,
-    View,
-    Views,
-    collate,
-    eval_batches,
-    open_source,
-    open_splits,
-    train_batches,
-)
+from zoo.data.sources import FolderSource, TarSource, open_source, open_splits
+from zoo.data.views import View, Views, collate
 
 
 def picture(seed: int, size=(40, 32), kind="PNG") -> bytes:

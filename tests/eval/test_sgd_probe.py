@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from zoo.eval.sgd_probe import sgd_classes
+from zoo.eval.linear import sgd_classes
 
 
 def digits():

@@ -11,7 +11,7 @@ from zoo.eval.registry import Scores
 from zoo.eval.retrieval import Retrieval, read_captions, recall, retrieval
 from zoo.eval.zeroshot import ZeroShot, class_names, classify, prompts, zeroshot
 from zoo.features import Features
-from zoo.teachers.teacher import TeacherName
+from zoo.teachers.name import TeacherName
 from zoo.teachers.text import open_text, text_classifier
 
 NAMES = ("cat", "red car", "dog")

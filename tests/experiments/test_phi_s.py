@@ -177,7 +177,7 @@ def test_wrong_input_is_refused_before_anything_is_trained(
 
 
 def test_an_option_that_is_given_twice_has_both_values():
-    from zoo.cli import _gathered
+    from zoo.commands.experiment import _gathered
 
     words = ["--data", "a", "--steps", "3", "--data=b", "c", "--tiny"]
     assert _gathered(words, "--data") == ["--steps", "3", "--tiny", "--data", "a", "b", "c"]

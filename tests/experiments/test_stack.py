@@ -8,7 +8,7 @@ import torch
 from torch.nn.utils import clip_grad_norm_
 
 from zoo.experiments.stack import Stack, clip_each
-from zoo.students.student import build_student
+from zoo.students.build import build_student
 from zoo.train.config import Optim
 from zoo.train.optim import build_optimizer, learning_rate
 

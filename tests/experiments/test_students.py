@@ -8,7 +8,7 @@ from PIL import Image
 from zoo.cli import main
 from zoo.experiments.students.result import compare, report
 from zoo.experiments.students.run import FAMILIES
-from zoo.students.student import build_student
+from zoo.students.build import build_student
 
 
 @pytest.mark.slow

@@ -12,9 +12,9 @@ from safetensors.torch import load_file
 from torch import nn
 
 from zoo.features import Batch, read_features, read_ladder
+from zoo.students.build import build_student, read_options, student_grids
 from zoo.students.export import export_student, load_export
 from zoo.students.heads import Ladder, TeacherHead
-from zoo.students.student import build_student, read_options, student_grids
 from zoo.train.distill.phi_s import Moments, fit, fold_inverse
 
 WIDTHS = {"a": (24, 16), "b": (None, 8), "c": (12, None)}

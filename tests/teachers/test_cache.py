@@ -7,7 +7,8 @@ import torch
 
 from zoo.features import Batch, Features
 from zoo.teachers.cache import Cache, CachedTeacher, Holds, quantised
-from zoo.teachers.teacher import Teacher, open_teacher
+from zoo.teachers.open import open_teacher
+from zoo.teachers.teacher import Teacher
 
 ABOUT = dict(
     name="rule:colour", fingerprint="f00", precision="auto", size=[32, 32], grid=[2, 2],

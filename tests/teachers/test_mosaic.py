@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from zoo.features import Batch
 from zoo.teachers.from_timm import TimmTeacher
 from zoo.teachers.mosaic import Mosaic, border_effect, cut, pack
-from zoo.teachers.teacher import Teacher, open_teacher
-from zoo.train.config import TeacherSpec
+from zoo.teachers.open import open_teacher
+from zoo.teachers.teacher import Teacher
+from zoo.train.distill.config import TeacherSpec
 
 
 @pytest.fixture(scope="module")

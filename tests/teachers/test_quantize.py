@@ -6,8 +6,9 @@ from torch import nn
 
 from zoo.features import Batch
 from zoo.kernels.int8 import int8_product
+from zoo.teachers.open import open_teacher
 from zoo.teachers.quantize import EightBitLinear, to_eight_bits
-from zoo.teachers.teacher import Frozen, open_teacher
+from zoo.teachers.teacher import Frozen
 
 
 def teacher() -> Frozen:

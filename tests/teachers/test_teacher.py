@@ -6,8 +6,8 @@ import torch
 from torch import nn
 
 from zoo.features import Batch, Features
+from zoo.students.build import build_student
 from zoo.students.export import export_student
-from zoo.students.student import build_student
 from zoo.teachers import Teacher, TeacherName, open_teacher
 from zoo.teachers.from_torch import IMAGENET_MEAN, IMAGENET_STD, from_module
 from zoo.teachers.teacher import Frozen, check_losses, fingerprint, half_weights

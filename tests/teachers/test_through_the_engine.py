@@ -13,10 +13,11 @@ from safetensors.torch import load_file
 
 from zoo.commands.distill import distill
 from zoo.features import Batch
+from zoo.students.build import build_student
 from zoo.students.export import export_student, load_export
-from zoo.students.student import build_student
 from zoo.teachers import open_teacher
-from zoo.train.config import Distill, Every, Heads, Optim, TeacherSpec
+from zoo.train.config import Every, Optim
+from zoo.train.distill.config import Distill, Heads, TeacherSpec
 
 SIDE = 64
 MODULES = """
@@ -132,7 +133,7 @@ def test_two_architectures_of_each_library_are_distilled_and_exported(
     student = load_export(run.path / "export")
     batch = Batch(torch.rand(2, 3, SIDE, SIDE))
     answers = student(batch)
-    for name, label in zip(names, run.config().labels, strict=True):
+    for name, label in zip(names, run.config(Distill).labels, strict=True):
         for ours, theirs in zip(answers[label], open_teacher(name)(batch), strict=True):
             assert (ours is None) == (theirs is None)
             assert ours is None or ours.shape[-1] == theirs.shape[-1]

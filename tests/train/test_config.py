@@ -3,16 +3,8 @@ from dataclasses import replace
 
 import pytest
 
-from zoo.train.config import (
-    Distill,
-    Heads,
-    Losses,
-    Optim,
-    TeacherSpec,
-    differences,
-    from_json,
-    to_json,
-)
+from zoo.train.config import Optim, differences, from_json, to_json
+from zoo.train.distill.config import Distill, Heads, Losses, TeacherSpec
 from zoo.train.distill.recipes import RECIPES
 
 

@@ -10,11 +10,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from zoo.data.plan import Plan
 from zoo.features import Batch, Features
-from zoo.students.student import build_student
-from zoo.train.config import Distill, Losses, Optim, TeacherSpec
+from zoo.students.build import build_student
+from zoo.train.config import Optim
+from zoo.train.distill.config import Distill, Losses, TeacherSpec
 from zoo.train.distill.phi_s import Balance
 from zoo.train.distill.plan_step import take_turn
-from zoo.train.loop import Trainee, differentiate, objective_of, update
+from zoo.train.distill.task import objective_of
+from zoo.train.loop import differentiate, update
+from zoo.train.state import Trainee
 
 RUN = Distill(
     teachers=(TeacherSpec(name="rule:a"), TeacherSpec(name="rule:b", rate=0.5, summary=0.0)),

@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import json
 import math
 import os
 import shutil
@@ -14,16 +15,23 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from rich.console import Console
 from torch import nn
 
 from zoo.data.plan import Plan
-from zoo.data.sources import Source, View, Views, collate
+from zoo.data.sources import Source
+from zoo.data.views import View, Views, collate
 from zoo.features import Batch, Features
 from zoo.teachers.cache import Cache, CachedTeacher, Holds, Stored
 from zoo.teachers.teacher import Teacher
-from zoo.train.config import Distill
+from zoo.train.distill.calibrate import Balances
+from zoo.train.distill.config import Distill
 from zoo.train.distill.phi_s import Balance
+from zoo.train.distill.plan_step import view_of
+from zoo.train.distill.setup import Setting
+from zoo.train.distill.teachers import first_batch, teacher_precision
 from zoo.train.progress import Watch
+from zoo.train.run import Run
 
 SHARD_BYTES = 256 * 2**20
 PROBE_BYTES = 64 * 2**20
@@ -219,3 +227,59 @@ def from_cache(
     if kind == cache.holds.normalise:
         return teachers, {label: nn.Identity() for label in wanted}
     return teachers, {n: Rescale(stored[n], balance) for n, balance in wanted.items()}
+
+
+def open_run_cache(run: Run, setting: "Setting", balances: Mapping[str, Balances]) -> Cache | None:
+    """Open or make the feature cache that the config asks for.
+
+    Raises:
+        ValueError: the one that is there is stale.
+    """
+    config = setting.config
+    if config.cache is None:
+        return None
+    fingerprints = json.loads((run.path / "teachers.json").read_text())
+    view, precision = view_of(config, setting.teachers), teacher_precision(setting)
+    held = holds(config, setting.train, view, setting.teachers, fingerprints, precision)
+    spaces = {
+        f"{label}/{key}": value
+        for label, balance in balances[config.normalise].items()
+        for key, value in balance.state_dict().items()
+    }
+    return Cache.prepare(config.cache, held, spaces)
+
+
+def fill_run_cache(cache: Cache, setting: "Setting", balances: Balances) -> None:
+    """Fill what is missing of a cache; what it costs and saves is printed beforehand."""
+    config = setting.config
+    if not cache.missing():
+        return
+    live = seconds_an_image(setting)
+    for line in break_even(cache.holds, cache.path, live).told():
+        Console(stderr=True, highlight=False).print(line)
+    fill(
+        cache,
+        setting.teachers,
+        balances,
+        setting.train,
+        view_of(config, setting.teachers),
+        batch=config.batch,
+        workers=config.workers,
+        device=setting.device,
+        autocast=setting.autocast,
+    )
+
+
+@torch.no_grad()
+def seconds_an_image(setting: "Setting") -> float:
+    """Time the teachers on one batch."""
+    batch = first_batch(setting)
+    began = 0.0
+    for _ in range(2):  # the first one warms up
+        began = time.perf_counter()
+        with setting.autocast():
+            for teacher in setting.teachers.values():
+                teacher(batch)
+        if setting.device.type == "cuda":
+            torch.cuda.synchronize()
+    return (time.perf_counter() - began) / len(batch.images)

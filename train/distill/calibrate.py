@@ -4,19 +4,23 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from zoo.data.loader import train_batches
 from zoo.data.plan import Plan, mix
-from zoo.data.sources import Source, train_batches
+from zoo.data.sources import Source
 from zoo.features import Batch
+from zoo.files import save_whole
 from zoo.teachers.teacher import Teacher
-from zoo.train.config import Distill
+from zoo.train.distill.config import Distill
 from zoo.train.distill.losses import dispersion
-from zoo.train.distill.phi_s import Balance, Moments
-from zoo.train.distill.plan_step import drawn_size
+from zoo.train.distill.phi_s import Balance, Moments, fit
+from zoo.train.distill.plan_step import drawn_size, view_of
+from zoo.train.distill.setup import Setting
 from zoo.train.distill.sizes import at_size
-from zoo.train.loop import view_of
 from zoo.train.progress import Watch
+from zoo.train.run import Run
 
 
 @dataclass
@@ -98,3 +102,71 @@ def _refuse_nan(finite: Mapping[str, Tensor], step: int) -> None:
             f"The teacher {', '.join(broken)} gave NaN or infinite features within {step} batches "
             "of calibration. Check its weights, or run it with --precision float32."
         )
+
+
+Balances = Mapping[str, Balance]
+"""The transform of each teacher's map, by label; teachers without a map have none."""
+
+
+Spreads = Mapping[str, float]
+"""What a constant guess would lose, by the name of the loss: `label/summary`, `label/spatial`."""
+
+
+LEAST_SPREAD = 1e-10
+"""Radians squared, or variance on the scale of the balance."""
+
+
+def fit_balances(run: Run, setting: Setting) -> tuple[dict[str, Balances], dict[str, Spreads]]:
+    """Give kind -> label -> balance, and kind -> loss -> spread.
+
+    From the run's folder, or by the calibration pass.
+    """
+    config = setting.config
+    kinds = (config.normalise, *config.compare)
+    path = run.path / "balances.safetensors"
+    if not path.is_file():
+        context = dict(device=setting.device, autocast=setting.autocast)
+        found = calibrate(setting.teachers, setting.train, config, **context)
+        tensors = {}
+        for kind in kinds:
+            fitted = {name: fit(kind, moments) for name, moments in found.moments.items()}
+            for name, balance in fitted.items():
+                tensors |= {f"{kind}/{name}/{k}": v for k, v in balance.state_dict().items()}
+            spreads = found.spreads(fitted)
+            tensors |= {f"spread/{kind}/{name}": value for name, value in spreads.items()}
+        # clones: the kinds share what they say of the summaries, and the format refuses that
+        tensors = {key: value.cpu().clone().contiguous() for key, value in tensors.items()}
+        save_whole(tensors, path, save_file)
+    tensors = load_file(path)
+    return (
+        {kind: _read_balances(tensors, kind, setting) for kind in kinds},
+        {kind: _read_spreads(tensors, kind, setting) for kind in kinds},
+    )
+
+
+def _read_spreads(tensors: Mapping[str, Tensor], kind: str, setting: Setting) -> Spreads:
+    """Give the spreads of one kind; refuse those that a loss would divide by and that are none."""
+    prefix = f"spread/{kind}/"
+    found = {k.removeprefix(prefix): v.item() for k, v in tensors.items() if k.startswith(prefix)}
+    losses = setting.config.losses
+    wanted = losses.weighting == "dispersion" or losses.summary == "angle"
+    for name, value in found.items():
+        if wanted and value < LEAST_SPREAD:
+            raise ValueError(
+                f"{name} is all but the same for every image of the calibration (spread "
+                f"{value:.1g}), so there is nothing to divide by. Check that teacher's weights, "
+                "or leave that loss out."
+            )
+    return found
+
+
+def _read_balances(tensors: Mapping[str, Tensor], kind: str, setting: Setting) -> Balances:
+    balances = {}
+    for name, teacher in setting.teachers.items():
+        prefix = f"{kind}/{name}/"
+        state = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+        if state and teacher.spatial_dim:
+            balances[name] = Balance(kind, teacher.spatial_dim)
+            balances[name].load_state_dict(state)
+            balances[name].to(setting.device)
+    return balances

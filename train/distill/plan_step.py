@@ -4,6 +4,7 @@ All of it follows from (seed, step) on the host, so a resumed run decides the sa
 waits for the device.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -12,12 +13,14 @@ from functools import partial
 from torch import Tensor
 
 from zoo.data.plan import Plan, mix
+from zoo.data.views import View
 from zoo.features import Batch, Features
-from zoo.students.student import MESA, Student, student_grids
+from zoo.students.build import student_grids
+from zoo.students.student import MESA, Student
 from zoo.teachers.teacher import Teacher
-from zoo.train.config import Distill
+from zoo.train.distill.config import Distill
 from zoo.train.distill.shift import Window, cropped, draw_window, overlap, shifted
-from zoo.train.distill.sizes import at_size
+from zoo.train.distill.sizes import at_size, sizes_of
 
 Model = Callable[[Batch], Features]
 Align = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -157,3 +160,13 @@ def check_turns(config: Distill, teachers: Mapping[str, Teacher]) -> None:
             f"losses.shift {shift} would leave less than half of a map of {least} cells in common; "
             f"at most {least // 2} is allowed here."
         )
+
+
+def view_of(config: Distill, teachers: Mapping[str, Teacher]) -> View:
+    """Decode once, for whoever looks closest; the others resize that on the device."""
+    looks = [size for teacher in teachers.values() for size in sizes_of(teacher)]
+    sizes = [config.size, *config.sizes, *(max(size) for size in looks)]
+    if config.losses.shift:  # the canvas is larger than what each sees of it
+        least = min(grid[0] for grid in grids_of(config).values())
+        sizes = [size + math.ceil(size * Fraction(config.losses.shift, least)) for size in sizes]
+    return View(size=max(sizes), scale=config.augment.scale, flip=config.augment.flip)

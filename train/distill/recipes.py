@@ -9,7 +9,8 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from zoo.train.config import Distill, Every, Heads, Losses, Optim, TeacherSpec
+from zoo.train.config import Every, Optim
+from zoo.train.distill.config import Distill, Heads, Losses, TeacherSpec
 
 DFN_CLIP = "open_clip:ViT-H-14-378-quickgelu/dfn5b@378"
 SIGLIP = "open_clip:ViT-SO400M-14-SigLIP-384/webli"

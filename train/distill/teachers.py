@@ -3,20 +3,27 @@
 Nothing here changes what a step computes, but for 8-bit teachers, whose fidelity is measured.
 """
 
+import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from typing import Literal
 
 import torch
+from rich.console import Console
 from torch import nn
 
 from zoo.compiled_blocks import allow_variants, repeated_blocks
+from zoo.data.loader import train_batches
+from zoo.data.plan import Plan
 from zoo.features import Batch, Features
 from zoo.teachers.folded_attention import fold_relative_positions
 from zoo.teachers.mosaic import Mosaic, pack
 from zoo.teachers.quantize import Eight, EightBits, to_eight_bits
 from zoo.teachers.teacher import Frozen, Teacher
+from zoo.train.distill.plan_step import view_of
+from zoo.train.distill.setup import Setting
+from zoo.train.run import Run
 
 Look = Callable[[Batch], Features]
 Precision = Literal["auto", "bf16", "int8", "fp8"]
@@ -152,3 +159,38 @@ class Ahead:
 def _answer(features: Features, done: torch.cuda.Event, batch: Batch) -> Features:
     torch.cuda.current_stream().wait_event(done)
     return features
+
+
+SAMPLE = 16
+"""Images on which the fidelity of 8-bit teachers is measured."""
+
+
+def quicken_teachers(run: Run, setting: "Setting") -> None:
+    """Bring the teachers into the precision and the form that the config asks for."""
+    config = setting.config
+    told = quicken(
+        setting.teachers,
+        precision=teacher_precision(setting),
+        compiled=config.compile_teachers,
+        sample=lambda: first_batch(setting),
+    )
+    if told:
+        run.write_json("eight_bits.json", {n: dataclasses.asdict(t) for n, t in told.items()})
+    for label, one in told.items():
+        Console(stderr=True, highlight=False).print(f"{label}: {one.told()}")
+
+
+def teacher_precision(setting: "Setting") -> Precision:
+    """Resolve `auto`: bf16 where the run is, on CUDA."""
+    config = setting.config
+    halved = config.teacher_precision == "auto" and config.precision != "float32"
+    return "bf16" if halved and setting.device.type == "cuda" else config.teacher_precision
+
+
+def first_batch(setting: "Setting") -> Batch:
+    """Give the training images of step 0, no more than a precision needs to be measured."""
+    config = setting.config
+    few = Plan(len(setting.train), min(config.batch, SAMPLE), config.seed)
+    view = view_of(config, setting.teachers)
+    part = next(train_batches(setting.train, view, few, steps=1))
+    return Batch(part["images"], part["keys"]).to(setting.device)

@@ -5,9 +5,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from zoo.cache import cache_dir
-from zoo.teachers.teacher import TeacherName
-from zoo.train.config import Distill, Every, TeacherSpec
+from zoo.files import cache_dir
+from zoo.teachers.name import TeacherName
+from zoo.train.config import Every
+from zoo.train.distill.config import Distill, TeacherSpec
 
 SIDE = 64
 """Pixels of teachers and student."""

@@ -7,7 +7,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from zoo.students.student import MESA
-from zoo.train.config import Losses, TeacherSpec
+from zoo.train.distill.config import Losses, TeacherSpec
 from zoo.train.distill.losses import adaloss
 
 

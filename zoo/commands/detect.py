@@ -6,21 +6,24 @@ import tempfile
 import time
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+import tyro
 from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
+from zoo.commands.parse import parse
 from zoo.eval.detect.benchmark import measure, spec_of
 from zoo.eval.detect.canvas import Samples
 from zoo.eval.detect.coco import CocoSplit, open_coco
-from zoo.eval.detect.detector import Detector, Kind, Spec, build_detector, save_detector
+from zoo.eval.detect.detector import build_detector, save_detector
 from zoo.eval.detect.shapes import write_shapes
+from zoo.eval.detect.spec import Detector, Kind, Spec
 from zoo.eval.detect.training import Trainee, Training, train_steps
 from zoo.eval.registry import Parts, Picture
-from zoo.students.student import read_options
+from zoo.students.build import read_options
 from zoo.train.distill.teachers import tensor_cores
 from zoo.train.interrupt import Interrupt, Interrupted
 from zoo.train.progress import Watch
@@ -262,3 +265,46 @@ def _print_numbers(numbers: dict[str, float], title: str) -> None:
     for name, value in numbers.items():
         table.add_row(name, f"{value:.2f}")
     Console().print(table)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Args:
+    run: Annotated[Detect, tyro.conf.arg(name="")]
+    resume: Path | None = None
+    """Go on with the run in this folder; its own settings are the defaults."""
+    dry_run: bool = False
+    """Print the plan (data, detector, speed of a step) and exit."""
+    tiny: bool = False
+    """Shrink the run to a laptop: 96 px, narrow heads, twenty steps. Other options still count."""
+
+
+def main(args: list[str]) -> None:
+    """Train a detector over a backbone: a registered model, or an exported student.
+
+    Examples:
+    zoo detect fastervit_0 --data COCO_FOLDER --out runs/mask_rcnn
+    zoo detect runs/mine --data COCO_FOLDER --detector rt_detr_v2 --steps 5000
+    zoo detect eradio_nano --tiny --out runs/shapes      (draws its own data)
+
+    Detectors: mask_rcnn, faster_rcnn, retinanet (torchvision); detr, rt_detr_v2, mask2former
+    (transformers). A plain ViT gets ViTDet's pyramid for the first three. The folder has
+    annotations/instances_train.json, instances_val.json, train/ and val/, or COCO's own names.
+    Afterwards `zoo eval RUN --on detect --data COCO_FOLDER` measures it on another folder.
+    """
+    if "--resume" in args[:-1]:
+        start = read_config(Path(args[args.index("--resume") + 1]))
+    else:
+        start = tiny(Detect()) if "--tiny" in args else Detect()
+    if args and not args[0].startswith("-"):
+        start, args = replace(start, backbone=args[0]), args[1:]
+    asked = parse(
+        Args, args, "detect", main.__doc__ or "", default=Args(run=start),
+        config=(tyro.conf.OmitArgPrefixes,),
+    )  # fmt: skip
+    if asked.dry_run:
+        print_plan(asked.run)
+        return
+    train_detector(asked.run, resume=asked.resume is not None)
+    out = asked.run.out
+    print(f"detector     {out / 'detector'}\npredictions  {out / 'predictions.json'}")
+    print(f"pictures     {out / 'pictures'}")

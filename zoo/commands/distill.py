@@ -1,9 +1,7 @@
 """A run from its config to its report: where teachers, student, training and evaluation meet."""
 
-import contextlib
-import dataclasses
+import difflib
 import json
-import platform
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -11,192 +9,42 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import timm
 import torch
-from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+import tyro
+from torch import nn
 
 import zoo
-from zoo.checkpoint import save_whole
+from zoo.commands.parse import parse
+from zoo.data.loader import eval_batches
 from zoo.data.plan import Plan
-from zoo.data.sources import Source, Subset, eval_batches, open_splits
+from zoo.data.sources import Subset
 from zoo.eval.extract import extract
 from zoo.eval.fidelity import fidelity
 from zoo.eval.knn import knn
 from zoo.eval.linear import linear_probe
 from zoo.eval.report.maps import collect_maps, save_maps
 from zoo.features import Batch, Features
-from zoo.run_speed import fill_run_cache, open_run_cache, quicken_teachers
 from zoo.students.export import export_student
-from zoo.students.student import Student, build_student, read_options
+from zoo.students.student import Student
 from zoo.teachers.cache import Cache
-from zoo.teachers.teacher import (
-    FOLDER,
-    Teacher,
-    TeacherName,
-    check_losses,
-    fingerprint,
-    open_teacher,
-    unknown_name,
-)
-from zoo.train.config import Distill
-from zoo.train.distill.caching import from_cache
-from zoo.train.distill.calibrate import calibrate
-from zoo.train.distill.phi_s import Balance, fit, fold_inverse
-from zoo.train.distill.plan_step import check_turns, grids_of
-from zoo.train.distill.sizes import follow
-from zoo.train.loop import Trainee, train, view_of
+from zoo.teachers.teacher import Teacher
+from zoo.train.device import machine
+from zoo.train.distill.caching import fill_run_cache, from_cache, open_run_cache
+from zoo.train.distill.calibrate import Balances, Spreads, _read_balances, fit_balances
+from zoo.train.distill.config import Distill
+from zoo.train.distill.phi_s import fold_inverse
+from zoo.train.distill.plan_step import view_of
+from zoo.train.distill.setup import Setting, check_same_teachers, new_student, prepare
+from zoo.train.distill.teachers import quicken_teachers
+from zoo.train.loop import train
 from zoo.train.run import Run, commit
-
-Balances = Mapping[str, Balance]
-"""The transform of each teacher's map, by label; teachers without a map have none."""
-
-Spreads = Mapping[str, float]
-"""What a constant guess would lose, by the name of the loss: `label/summary`, `label/spatial`."""
-
-LEAST_SPREAD = 1e-10
-"""Radians squared, or variance on the scale of the balance."""
+from zoo.train.state import Trainee
 
 MAPS = 6
 """Images whose feature maps are kept for the report."""
-
-
-@dataclass(frozen=True)
-class Setting:
-    """What a run works with, opened and checked."""
-
-    config: Distill
-    device: torch.device
-    train: Source
-    val: Source
-    labelled: tuple[Source, Source] | None
-    teachers: Mapping[str, Teacher]
-
-    def autocast(self) -> contextlib.AbstractContextManager:
-        return autocast(self.config, self.device)
-
-
-def device_of(config: Distill) -> torch.device:
-    """Resolve `auto`, and refuse a device that is not there."""
-    if config.device == "cuda" and not torch.cuda.is_available():
-        raise ValueError("There is no CUDA device here; use --device cpu, or auto.")
-    if config.device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return torch.device(config.device)
-
-
-def autocast(config: Distill, device: torch.device) -> contextlib.AbstractContextManager:
-    """Give the context in which models run: bf16 on CUDA unless the config says otherwise."""
-    bf16 = config.precision == "bf16" or (config.precision == "auto" and device.type == "cuda")
-    return torch.autocast(device.type, torch.bfloat16, enabled=bf16)
-
-
-def check_names(config: Distill) -> None:
-    """Refuse unknown models before anything is read or built."""
-    if not config.teachers:
-        raise ValueError("There is no teacher; name at least one, e.g. --teachers timm:resnet18.")
-    if not timm.is_model(config.student.partition(".")[0]):
-        raise unknown_name(config.student, timm.list_models(), "registered model")
-    for spec in config.teachers:
-        name = TeacherName.parse(spec.name)
-        if name.kind not in ("timm", "zoo") or name.name.startswith(FOLDER):
-            continue
-        if not timm.is_model(name.name.partition(".")[0]):
-            known = zoo.list_models() if name.kind == "zoo" else timm.list_models()
-            raise unknown_name(name.name, known, f"{name.kind} model")
-    if config.sizes or config.losses.shift:
-        grids_of(config)  # refuses what the student cannot take
-    if config.spectral or config.student_options:  # built without memory: will it do?
-        build_student(
-            config.student, {}, size=config.size, **backbone_options(config), device="meta"
-        )
-
-
-def open_data(config: Distill) -> tuple[Source, Source, tuple[Source, Source] | None]:
-    """Open training images, held-out images, and labelled ones for the probes."""
-    data, labelled = Path(config.data), config.labelled and Path(config.labelled)
-    if config.data == "embedded":
-        from zoo.data.embedded import embedded_data
-
-        folder = embedded_data()
-        data, labelled = folder / "images", labelled or folder / "digits"
-    train, val = open_splits(data, config.held_out)
-    if labelled:
-        probe = open_splits(Path(labelled), config.held_out)
-        if not probe[0].classes:
-            raise ValueError(f"{labelled} has no classes: one sub-folder a class, or .cls files.")
-    else:
-        probe = (train, val)
-    if not probe[0].classes or list(probe[0].classes) != list(probe[1].classes):
-        return train, val, None
-    return train, val, probe
-
-
-def open_teachers(config: Distill, train: Source, device: torch.device) -> dict[str, Teacher]:
-    """Build the teachers by label; a pretext teacher is trained on `train` first."""
-    teachers = {}
-    for label, spec in zip(config.labels, config.teachers, strict=True):
-        name = TeacherName.parse(spec.name)
-        text = spec.name
-        if name.kind == "pretext" and name.weights is None:
-            from zoo.train.pretext import pretext_weights
-
-            text = (
-                f"{spec.name}/{pretext_weights(name.name, train, seed=config.seed, device=device)}"
-            )
-        opened = partial(open_teacher, device=device, mosaic=spec.mosaic)
-        if spec.follow:
-            teachers[label] = follow(text, opened, grids_of(config), config.size)
-        else:
-            teachers[label] = opened(text)
-    return teachers
-
-
-def widths(config: Distill, teachers: Mapping[str, Teacher]) -> dict[str, tuple]:
-    """Give the summary and spatial width that each head must have; `None` for no head."""
-    found = {}
-    for (label, teacher), spec in zip(teachers.items(), config.teachers, strict=True):
-        check_losses(spec.name, teacher, summary=float(spec.summary), spatial=float(spec.spatial))
-        summary = teacher.summary_dim if spec.summary else None
-        found[label] = (summary, teacher.spatial_dim if spec.spatial else None)
-    return found
-
-
-def backbone_options(config: Distill) -> dict[str, Any]:
-    """Give what `build_student` needs to know of the backbone beside its name and size."""
-    return dict(
-        options=read_options(config.student_options),
-        dynamic=bool(config.sizes),
-        spectral_norms=config.spectral,
-    )
-
-
-def new_student(setting: Setting) -> Student:
-    """Build the student of a run, the same one at each call."""
-    config = setting.config
-    torch.manual_seed(config.seed)
-    return build_student(
-        config.student,
-        widths(config, setting.teachers),
-        size=config.size,
-        **dataclasses.asdict(config.heads),
-        pretrained=config.pretrained,
-        drop_path_rate=config.optim.drop_path,
-        **backbone_options(config),
-    ).to(setting.device)
-
-
-def prepare(config: Distill) -> Setting:
-    """Check and open everything that a run needs, before it writes anything."""
-    check_names(config)
-    device = device_of(config)
-    train, val, labelled = open_data(config)
-    teachers = open_teachers(config, train, device)
-    widths(config, teachers)  # refuses a loss that a teacher has nothing for
-    check_turns(config, teachers)
-    return Setting(config, device, train, val, labelled, teachers)
 
 
 def distill(config: Distill, *, resume: bool = False) -> Run:
@@ -251,77 +99,6 @@ def distill(config: Distill, *, resume: bool = False) -> Run:
     finish(run, setting, folded(arms["student"], balances[config.normalise]))
     describe(run, setting, untrained, seconds=time.perf_counter() - began)
     return run
-
-
-def check_same_teachers(run: Run, setting: Setting) -> None:
-    """Remember the teachers' weights in a new run; refuse others in a resumed one."""
-    now = {label: fingerprint(teacher) for label, teacher in setting.teachers.items()}
-    path = run.path / "teachers.json"
-    if path.is_file():
-        before = json.loads(path.read_text())
-        changed = [label for label in now if before.get(label) != now[label]]
-        if changed:
-            raise ValueError(
-                f"The run in {run.path} was started with other weights of {', '.join(changed)}; "
-                "bring those back, or start a new run with another --out."
-            )
-    run.write_json("teachers.json", now)
-
-
-def fit_balances(run: Run, setting: Setting) -> tuple[dict[str, Balances], dict[str, Spreads]]:
-    """Give kind -> label -> balance, and kind -> loss -> spread.
-
-    From the run's folder, or by the calibration pass.
-    """
-    config = setting.config
-    kinds = (config.normalise, *config.compare)
-    path = run.path / "balances.safetensors"
-    if not path.is_file():
-        context = dict(device=setting.device, autocast=setting.autocast)
-        found = calibrate(setting.teachers, setting.train, config, **context)
-        tensors = {}
-        for kind in kinds:
-            fitted = {name: fit(kind, moments) for name, moments in found.moments.items()}
-            for name, balance in fitted.items():
-                tensors |= {f"{kind}/{name}/{k}": v for k, v in balance.state_dict().items()}
-            spreads = found.spreads(fitted)
-            tensors |= {f"spread/{kind}/{name}": value for name, value in spreads.items()}
-        # clones: the kinds share what they say of the summaries, and the format refuses that
-        tensors = {key: value.cpu().clone().contiguous() for key, value in tensors.items()}
-        save_whole(tensors, path, save_file)
-    tensors = load_file(path)
-    return (
-        {kind: _read_balances(tensors, kind, setting) for kind in kinds},
-        {kind: _read_spreads(tensors, kind, setting) for kind in kinds},
-    )
-
-
-def _read_spreads(tensors: Mapping[str, Tensor], kind: str, setting: Setting) -> Spreads:
-    """Give the spreads of one kind; refuse those that a loss would divide by and that are none."""
-    prefix = f"spread/{kind}/"
-    found = {k.removeprefix(prefix): v.item() for k, v in tensors.items() if k.startswith(prefix)}
-    losses = setting.config.losses
-    wanted = losses.weighting == "dispersion" or losses.summary == "angle"
-    for name, value in found.items():
-        if wanted and value < LEAST_SPREAD:
-            raise ValueError(
-                f"{name} is all but the same for every image of the calibration (spread "
-                f"{value:.1g}), so there is nothing to divide by. Check that teacher's weights, "
-                "or leave that loss out."
-            )
-    return found
-
-
-def _read_balances(tensors: Mapping[str, Tensor], kind: str, setting: Setting) -> Balances:
-    balances = {}
-    for name, teacher in setting.teachers.items():
-        prefix = f"{kind}/{name}/"
-        state = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
-        if state and teacher.spatial_dim:
-            balances[name] = Balance(kind, teacher.spatial_dim)
-            balances[name].load_state_dict(state)
-            balances[name].to(setting.device)
-    return balances
 
 
 def train_arm(
@@ -476,8 +253,94 @@ def about_teacher(teacher: Teacher) -> dict[str, Any]:
     )
 
 
-def machine(device: torch.device) -> str:
-    """Name what the run ran on."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"{platform.machine()}, {torch.get_num_threads()} threads"
+def main(args: list[str]) -> None:
+    """Train one student from many frozen teachers.
+
+    Without --data and --teachers this is the embedded run: three teachers are trained on images
+    that scikit-learn and scikit-image ship, and distilled into a small E-RADIO.
+
+    Example:
+    zoo distill --data PHOTOS --teachers timm:vit_small_patch14_dinov2.lvd142m
+    timm:resnet50.a1_in1k,summary=0 --student eradio_xxxtiny --size 224 --out runs/mine
+
+    A teacher is kind:name[/weights][@resolution]; after commas stands how it counts: summary=W and
+    spatial=W weigh its losses, rate=R asks it in that share of the steps, follow=1 lets it look at
+    the student's size. Kinds are timm, open_clip, hf, zoo, torch (package.function), rule and
+    pretext (classifier, autoencoder, gradients: trained on your data).
+    """
+    from zoo.train.distill.recipes import RECIPES
+
+    config, resume, dry = _distill_args(args, RECIPES)
+    if dry:
+        from zoo.commands.plan import print_plan
+
+        print_plan(config)
+        return
+    from zoo.eval.report import build_report
+
+    run = distill(config, resume=resume)
+    report = build_report(run.path)
+    print(
+        f"student  {run.path / 'export'}  (timm.create_model('local-dir:{run.path / 'export'}', "
+        f"pretrained=True))\nmetrics  {run.path / 'metrics.jsonl'}\nreport   {report.resolve()}"
+    )
+
+
+def _distill_args(
+    args: list[str], recipes: dict[str, Callable[[], "Distill"]]
+) -> tuple["Distill", bool, bool]:
+    """Read the recipe's name and the overrides of its fields."""
+    from zoo.train.distill.config import Distill, TeacherSpec
+    from zoo.train.distill.tiny import tiny
+    from zoo.train.run import Run
+
+    registry = tyro.constructors.ConstructorRegistry()
+
+    @registry.primitive_rule
+    def _(info: tyro.constructors.PrimitiveTypeInfo):
+        if info.type is not TeacherSpec:
+            return None
+        return tyro.constructors.PrimitiveConstructorSpec(
+            nargs=1,
+            metavar="KIND:NAME",
+            instance_from_str=lambda words: TeacherSpec.parse(words[0]),
+            is_instance=lambda x: isinstance(x, TeacherSpec),
+            str_from_instance=lambda spec: [spec.told()],
+        )
+
+    @dataclass(frozen=True, kw_only=True)
+    class Args:
+        run: Annotated[Distill, tyro.conf.arg(name="")]
+        resume: Path | None = None
+        """Go on with the run in this folder; its own settings are the defaults."""
+        dry_run: bool = False
+        """Print the plan (models, shapes, bytes, speed) and exit."""
+        tiny: bool = False
+        """Shrink the recipe to a laptop: small random teachers of the same kinds, embedded
+        images, twenty steps. Other options still count."""
+
+    name = None
+    if args and not args[0].startswith("-"):
+        name, args = args[0], args[1:]
+        if name not in recipes:
+            near = difflib.get_close_matches(name, recipes, n=1)
+            hint = f" Did you mean {near[0]}?" if near else ""
+            raise ValueError(f"There is no recipe {name!r}; there are {', '.join(recipes)}.{hint}")
+    if "--resume" in args[:-1]:
+        folder = Path(args[args.index("--resume") + 1])
+        start = replace(Run(folder).config(Distill), out=folder)
+    else:
+        own = any(arg.split("=")[0] in ("--data", "--teachers") for arg in args)
+        start = recipes[name or ("custom" if own else "quickstart")]()
+        start = tiny(start) if "--tiny" in args else start
+    about = f"{main.__doc__}\n{_recipe_lines(recipes)}"
+    with registry:
+        asked = parse(Args, args, "distill", about, default=Args(run=start))
+    return asked.run, asked.resume is not None, asked.dry_run
+
+
+def _recipe_lines(recipes: dict[str, Callable[[], "Distill"]]) -> str:
+    from zoo.train.distill.recipes import summary_of
+
+    lines = (f"  {name}: {summary_of(recipe)}" for name, recipe in recipes.items())
+    return "\n".join(["Recipes (zoo distill RECIPE; --tiny shrinks each to a laptop):", *lines])

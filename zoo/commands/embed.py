@@ -8,13 +8,14 @@ A shard holds the columns `key`, `label` (-1 for none) and `summary`, one row an
 """
 
 import json
+import shlex
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -23,19 +24,17 @@ from rich.progress import Progress
 from torch import Tensor
 from tyro.conf import Positional, Suppress
 
-from zoo.checkpoint import written_whole
-from zoo.commands.evaluate import Asked, about_model, open_subject
-from zoo.data.sources import Source, eval_batches, open_splits
-from zoo.eval.extract import Extracted
+from zoo.commands.parse import parse
+from zoo.data.loader import eval_batches
+from zoo.data.sources import Source, open_splits
 from zoo.eval.results import hash_data, hash_weights
 from zoo.eval.speed.models import Case, measure
 from zoo.eval.speed.throughput import case_name
+from zoo.eval.stored import INDEX, PARTS, Format, _path, about_features
+from zoo.eval.subject import Asked, about_model, open_subject
+from zoo.files import written_whole
 from zoo.students.student import Student
 from zoo.train.interrupt import Interrupt, Interrupted
-
-INDEX = "index.json"
-PARTS: tuple[str, ...] = ("train", "val")
-Format = Literal["parquet", "npz"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -177,10 +176,6 @@ def _start(out: Path, index: dict[str, Any]) -> None:
         temporary.write_text(json.dumps(index, indent=1) + "\n")
 
 
-def _path(out: Path, part: str, number: int, form: str) -> Path:
-    return out / f"{part}-{number:06d}.{form}"
-
-
 def _missing(asked: Embed, part: str, source: Source) -> list[int]:
     count = -(-len(source) // asked.rows)
     return [n for n in range(count) if not _path(asked.out, part, n, asked.form).is_file()]
@@ -308,68 +303,10 @@ def _tell(
 # ---------------------------------------------------------------- reading
 
 
-def about_features(folder: Path) -> dict[str, Any]:
-    """Read the index of a folder of features.
+def main(args: list[str]) -> None:
+    """Write the features of many images in shards; zoo eval --features reads them.
 
-    Raises:
-        ValueError: there is none, or it is damaged.
+    Example: zoo embed PHOTOS features/mine --model runs/mine/export --workers 8
     """
-    path = folder / INDEX
-    if not path.is_file():
-        raise ValueError(f"{folder} holds no features: {INDEX} is missing. zoo embed writes one.")
-    try:
-        return cast(dict[str, Any], json.loads(path.read_text()))
-    except ValueError as error:
-        raise ValueError(f"{path} cannot be read: {error}.") from None
-
-
-def read_features(folder: Path) -> tuple[Extracted, Extracted]:
-    """Read both parts, in the precision that they were kept in.
-
-    Raises:
-        ValueError: a shard is missing, or the images have no classes.
-    """
-    about = about_features(folder)
-    if not about["classes"]:
-        raise ValueError(f"The images behind {folder} have no classes, so nothing can be probed.")
-    train, val = (read_part(folder, part) for part in PARTS)
-    return train, val
-
-
-def read_part(folder: Path, part: str) -> Extracted:
-    """Read the shards of one part (`train` or `val`) into one matrix.
-
-    Raises:
-        ValueError: a shard is missing or damaged.
-    """
-    about = about_features(folder)
-    total, rows = about["parts"][part], about["rows"]
-    keys: list[str] = []
-    labels = torch.empty(total, dtype=torch.long)
-    summaries: Tensor | None = None
-    for number in range(-(-total // rows)):
-        path = _path(folder, part, number, about["form"])
-        if not path.is_file():
-            raise ValueError(f"{path} is missing: run the zoo embed command again, it goes on.")
-        some_keys, some_labels, some = _read_shard(path)
-        if summaries is None:  # once, so that no second copy of all shards is ever held
-            dtype = torch.float16 if some.dtype == np.float16 else torch.float32
-            summaries = torch.empty(total, some.shape[1], dtype=dtype)
-        here = slice(number * rows, number * rows + len(some))
-        keys += some_keys
-        summaries[here], labels[here] = torch.tensor(some), torch.tensor(some_labels)
-    if summaries is None or len(keys) != total:
-        raise ValueError(f"{folder} holds {len(keys)} rows of {part}, not {total}.")
-    return Extracted(summaries, labels, keys)
-
-
-def _read_shard(path: Path) -> tuple[list[str], np.ndarray, np.ndarray]:
-    if path.suffix == ".npz":
-        with np.load(path, allow_pickle=False) as file:
-            return file["key"].tolist(), file["label"], file["summary"]
-    import pyarrow.parquet  # pyright: ignore[reportMissingImports]
-
-    table = pyarrow.parquet.read_table(path)
-    column = table["summary"].combine_chunks()
-    rows = column.flatten().to_numpy(zero_copy_only=False).reshape(-1, column.type.list_size)
-    return table["key"].to_pylist(), table["label"].to_numpy(), rows
+    asked = parse(Embed, args, "embed", main.__doc__ or "")
+    print(embed(replace(asked, command=shlex.join(["zoo", "embed", *args]))))

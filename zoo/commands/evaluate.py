@@ -3,61 +3,35 @@
 import dataclasses
 import json
 import os
+import shlex
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, make_dataclass, replace
 from functools import cache, partial
 from pathlib import Path
 from typing import Any, Literal
 
 import timm
 import torch
+import tyro
 from rich.console import Console
-from rich.progress import track
 from rich.table import Table
 
-from zoo.commands.distill import held_out, prepare, probe
-from zoo.data.sources import Source, eval_batches, open_splits
-from zoo.eval.detect.detector import is_detector, load_detector
-from zoo.eval.extract import Extracted
+from zoo.commands.distill import held_out, probe
+from zoo.commands.parse import parse
 from zoo.eval.fidelity import fidelity
-from zoo.eval.registry import BENCHMARKS, Parts, Picture, Split, Subject, find, load
+from zoo.eval.registry import BENCHMARKS, Parts, Picture, Subject, find, load
 from zoo.eval.results import SUFFIX, Record, hash_data, hash_weights, read, write
-from zoo.eval.speed.models import cost, surroundings
-from zoo.eval.speed.throughput import case_name
-from zoo.features import Batch
+from zoo.eval.speed.models import surroundings
+from zoo.eval.subject import Asked, about_model, is_run_folder, open_subject
 from zoo.students.export import load_export
-from zoo.students.student import Student, build_student
-from zoo.teachers.teacher import unknown_name
+from zoo.teachers.name import unknown_name
+from zoo.train.distill.config import Distill
+from zoo.train.distill.setup import prepare
 from zoo.train.run import Run
 
 DEFAULT = ("knn", "linear")
 """What is measured of a model on labelled images, unless --on says otherwise."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Asked:
-    """An evaluation, described; `check` says what is wrong with it before any work starts."""
-
-    on: tuple[str, ...] = ()
-    """Names of benchmarks; none for a run means fidelity and probes on its own held-out images."""
-    data: Mapping[str, tuple[Path, ...]] = field(default_factory=dict)
-    """Where each benchmark's data is."""
-    settings: Mapping[str, Any] = field(default_factory=dict)
-    """The settings of each benchmark; its defaults if not given."""
-    features: Path | None = None
-    """A folder of `zoo embed`, read instead of images."""
-    size: int | None = None
-    batch: int = 64
-    precision: Literal["float32", "amp"] = "float32"
-    seed: int = 0
-    workers: int = 0
-    out: Path | None = None
-    command: str | None = None
-
-    @property
-    def device(self) -> torch.device:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def read_data(words: Sequence[str], on: Sequence[str]) -> dict[str, tuple[Path, ...]]:
@@ -134,105 +108,7 @@ def evaluate(target: str | None, asked: Asked, *, show: bool = True) -> list[Rec
     return records
 
 
-def is_run_folder(folder: Path) -> bool:
-    """Tell a run from an export or a name."""
-    return (folder / "config.json").is_file() and (folder / "export").is_dir()
-
-
 # ---------------------------------------------------------------- the subject
-
-
-def open_subject(target: str | None, asked: Asked) -> Subject:
-    """Build or load the model under test; only its stored features where those are given.
-
-    Raises:
-        ValueError: the target is unknown, or there is none.
-    """
-    shared: dict[str, Any] = dict(
-        device=asked.device, precision=asked.precision, batch=asked.batch, seed=asked.seed
-    )
-    if asked.features is not None:
-        from zoo.commands.embed import about_features, read_features
-
-        about, place = about_features(asked.features), asked.features
-
-        def stored(_: Path) -> tuple[Extracted, Extracted]:
-            return read_features(place)
-
-        return Subject(name=target or about["model"]["target"], made=None, read=stored, **shared)
-    if target is None:
-        raise ValueError("Name what to measure: a run, an export or a registered model.")
-    trained = is_detector(Path(target))
-    if trained and set(asked.on) != {"detect"}:
-        raise ValueError(f"{target} is a trained detector; measure it with --on detect alone.")
-    with torch.random.fork_rng(devices=[]):  # weights that are drawn are the same ones again
-        torch.manual_seed(asked.seed)
-        student = detector_backbone(trained) if trained else open_student(target, asked.size)
-    student = student.to(asked.device)
-
-    splits = cache(partial(open_splits, held_out=0.2))  # here: another call may see other files
-
-    def open_part(data: Path, split: Split) -> "_Part":
-        return _Part(splits(data)[0 if split == "train" else 1], student, asked)
-
-    return Subject(name=target, made=student, open=open_part, **shared)
-
-
-def open_student(target: str, size: int | None) -> Student:
-    """Open an export's folder, a run's, or a registered model; random weights without a tag.
-
-    Raises:
-        ValueError: there is no such thing.
-    """
-    if is_run_folder(Path(target)):
-        target = str(Path(target) / "export")
-    if Path(target).is_dir():
-        return load_export(Path(target))
-    if not timm.is_model(target.partition(".")[0]):
-        raise unknown_name(target, timm.list_models(), "run, export or registered model")
-    if size is None:
-        config = timm.get_pretrained_cfg(target)
-        size = config.input_size[-1] if config else 224
-    return build_student(target, {}, size=size, pretrained="." in target).eval()
-
-
-def detector_backbone(folder: Path) -> Student:
-    """Give the backbone of a trained detector, as a subject has it.
-
-    Its final norm is not a detector's part, and says nothing here.
-    """
-    detector = load_detector(folder)
-    source = detector.spec.source
-    options = {k: v for k, v in source.options.items() if k != "img_size"}
-    side = source.options.get("img_size", detector.spec.size)
-    student = build_student(source.name, {}, size=side, options=options).eval()
-    state = {k.removeprefix("model."): v for k, v in detector.backbone.state_dict().items()}
-    student.backbone.load_state_dict(state, strict=False)
-    return student
-
-
-class _Part:
-    """One part of labelled images, as `Subject.open` gives it."""
-
-    def __init__(self, source: Source, student: Student, asked: Asked):
-        self.source, self.student, self.asked = source, student, asked
-
-    @property
-    def classes(self) -> Sequence[str]:
-        return self.source.classes
-
-    def __len__(self) -> int:
-        return len(self.source)
-
-    def __iter__(self) -> Iterator[Batch]:
-        asked = self.asked
-        images = eval_batches(
-            self.source, max(self.student.size), asked.batch, workers=asked.workers,
-            pin=asked.device.type == "cuda",
-        )  # fmt: skip
-        total = -(-len(self.source) // asked.batch)
-        for some in track(images, "extract", total=total, transient=True):
-            yield some.to(asked.device)
 
 
 # ---------------------------------------------------------------- measuring
@@ -292,7 +168,7 @@ def _about_data(path: Path | None, asked: Asked) -> dict[str, Any]:
     if path is None:
         return {}
     if asked.features is not None:
-        from zoo.commands.embed import about_features
+        from zoo.eval.stored import about_features
 
         about = about_features(path)
         return dict(data=about["data"], data_hash=about["data_hash"], features=str(path))
@@ -308,7 +184,7 @@ def _about(subject: Subject, asked: Asked) -> dict[str, Any]:
         target=subject.name, precision=asked.precision, batch=asked.batch, seed=asked.seed
     )
     if asked.features is not None:
-        from zoo.commands.embed import about_features
+        from zoo.eval.stored import about_features
 
         stored = about_features(asked.features)
         about |= dict(weights_hash=stored["weights_hash"], model=stored["model"])
@@ -318,20 +194,10 @@ def _about(subject: Subject, asked: Asked) -> dict[str, Any]:
     )
 
 
-def about_model(student: Student) -> dict[str, Any]:
-    """Give the name, the size, the parameters and the multiply-adds of a backbone."""
-    try:
-        _, macs = cost(case_name(student), student.size[0])
-    except (RuntimeError, NotImplementedError):  # an operator that has no meta form
-        macs = None
-    parameters = sum(p.numel() for p in student.backbone.parameters())
-    return dict(name=student.recipe[0], size=student.size[0], parameters=parameters, macs=macs)
-
-
 def _measure_run(target: str, folder: Path, asked: Asked) -> Record:
     """Measure a run's student on the run's own held-out images, against its teachers."""
     began, run = time.perf_counter(), Run(folder)
-    setting = prepare(run.config())
+    setting = prepare(run.config(Distill))
     student = load_export(run.path / "export", device=setting.device)
     with setting.autocast():
         values = dict(fidelity(student, setting.teachers, held_out(setting)))
@@ -448,3 +314,73 @@ def compare_targets(first: str, second: str, asked: Asked) -> None:
         table.add_row(*row.told(), style="bold" if row.separated else None)
     table.caption = "Paired bootstrap over images; what the interval separates from 0 is bold."
     Console().print(table)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalArgs:
+    target: tyro.conf.Positional[str | None] = None
+    """A run's folder, an exported student's folder, or a registered model."""
+    on: str = ""
+    """Benchmarks, separated by commas: knn, linear, fewshot, zeroshot, segment, detect, speed.
+    Each has its settings: --on knn --help. A run has numbers of its own without this."""
+    data: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """Images for every benchmark; NAME=PATH for one of them alone. May be given several times."""
+    features: Path | None = None
+    """A folder of zoo embed, read instead of images."""
+    compare: tuple[str, str] | None = None
+    """Two models, or two result files (FILE.jsonl or FILE.jsonl:TARGET): differences with paired
+    bootstrap intervals over images."""
+    size: int | None = None
+    batch: int = 64
+    precision: Literal["float32", "amp"] = "float32"
+    """amp is autocast to bfloat16."""
+    seed: int = 0
+    workers: int = 0
+    """Processes that decode images."""
+    out: Path | None = None
+    """Append each result to this .jsonl file as a line; scores and pictures lie beside it."""
+    dry_run: bool = False
+    """Print what would be measured, and exit."""
+
+
+def main(args: list[str]) -> None:
+    """Measure a run's student (fidelity, kNN, linear probe), or any model by named benchmarks.
+
+    Examples: zoo eval runs/mine      zoo eval resnet18 --data PHOTOS
+    zoo eval runs/mine/export --on knn,fewshot,speed --data PHOTOS --out results.jsonl
+    zoo eval --compare results.jsonl:runs/a results.jsonl:runs/b
+    """
+    on = find([name for name in _value_of(args, "--on").replace(" ", "").split(",") if name])
+    kinds = {name: load(name)[1] for name in on or DEFAULT}
+    own: list[Any] = [(name, kind, kind()) for name, kind in kinds.items()]
+    asked = parse(
+        make_dataclass("Args", own, bases=(EvalArgs,), frozen=True, kw_only=True),
+        args, "eval", main.__doc__ or "",
+    )  # fmt: skip
+    if (asked.target is None) == (asked.compare is None and asked.features is None):
+        raise ValueError("Name what to measure: one target, or --compare A B, or --features DIR.")
+    on = on or (list(DEFAULT) if asked.data or asked.features else [])
+    task = Asked(
+        on=tuple(on), data=read_data(asked.data, on or DEFAULT),
+        settings={name: getattr(asked, name) for name in kinds},
+        command=shlex.join(["zoo", "eval", *args]),
+        **{name: getattr(asked, name) for name in
+           ("features", "size", "batch", "precision", "seed", "workers", "out")},
+    )  # fmt: skip
+    if asked.dry_run:
+        show_plan(asked.compare or (asked.target,), task)
+    elif asked.compare:
+        first, second = asked.compare
+        compare_targets(first, second, task)
+    else:
+        evaluate(asked.target, task)
+
+
+def _value_of(args: list[str], option: str) -> str:
+    """Read one option before the others, which depend on it."""
+    for place, word in enumerate(args):
+        if word == option and place + 1 < len(args):
+            return args[place + 1]
+        if word.startswith(f"{option}="):
+            return word.partition("=")[2]
+    return ""

@@ -12,14 +12,17 @@ from rich.table import Table
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from zoo.commands.distill import backbone_options, check_names, device_of, open_data, widths
 from zoo.features import Batch
-from zoo.students.student import Student, build_student
+from zoo.students.build import build_student
+from zoo.students.student import Student
 from zoo.teachers.cache import Holds
 from zoo.teachers.mosaic import Mosaic
-from zoo.teachers.teacher import Teacher, open_teacher
-from zoo.train.config import Distill
+from zoo.teachers.open import open_teacher
+from zoo.teachers.teacher import Teacher
+from zoo.train.device import device_of
 from zoo.train.distill.caching import break_even
+from zoo.train.distill.config import Distill
+from zoo.train.distill.setup import backbone_options, check_names, open_data, widths
 from zoo.train.run import Run
 
 EFFICIENCY = 0.4

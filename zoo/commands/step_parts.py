@@ -21,21 +21,26 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from zoo.commands.distill import widths
 from zoo.commands.plan import Cost, matmul_rate, plan
 from zoo.eval.speed.kernels import Kernel, profile
 from zoo.eval.speed.models import timed
 from zoo.features import Batch, Features
-from zoo.students.student import Student, build_student
+from zoo.students.build import build_student
+from zoo.students.student import Student
 from zoo.teachers.mosaic import Mosaic
+from zoo.teachers.name import TeacherName
+from zoo.teachers.open import open_teacher
 from zoo.teachers.quantize import EightBits, to_eight_bits
-from zoo.teachers.teacher import Frozen, Teacher, TeacherName, open_teacher
-from zoo.train.config import Distill, TeacherSpec
+from zoo.teachers.teacher import Frozen, Teacher
 from zoo.train.cost import Estimate, estimate
+from zoo.train.distill.config import Distill, TeacherSpec
 from zoo.train.distill.phi_s import Balance, Moments, fit
 from zoo.train.distill.plan_step import Turn
+from zoo.train.distill.setup import widths
+from zoo.train.distill.task import objective_of
 from zoo.train.distill.teachers import Ahead, compile_teacher, frozen, tensor_cores
-from zoo.train.loop import Trainee, differentiate, objective_of, update
+from zoo.train.loop import differentiate, update
+from zoo.train.state import Trainee
 
 GIB = 2**30
 FITTED = 16

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from zoo.cache import cache_dir
+from zoo.files import cache_dir
 
 VERSION = 1
 """Part of the cache's path: raise it when the images change."""

@@ -5,7 +5,7 @@ from importlib import import_module
 from types import ModuleType
 
 EXPERIMENTS: Mapping[str, Callable[[], ModuleType]] = {
-    name: lambda name=name: import_module(f"zoo.experiments.{name}")
+    name: lambda name=name: import_module(f"zoo.experiments.{name}.run")
     for name in ("phi_s", "students")
 }
 """Name -> what imports it: a module with `full` and `tiny` (configs), `plan` (prints) and `main`

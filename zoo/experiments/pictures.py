@@ -14,7 +14,8 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
 from zoo.data.plan import Plan, mix
-from zoo.data.sources import UNREADABLE, Source, View, open_splits
+from zoo.data.sources import Source, open_splits
+from zoo.data.views import UNREADABLE, View
 from zoo.features import Batch
 
 HELD_OUT = 0.2

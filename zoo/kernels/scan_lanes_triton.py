@@ -13,7 +13,7 @@ lane's states (`NP // P`), so that all of them are registers.
 import triton
 import triton.language as tl
 
-from zoo.kernels.scan import BLOCK
+from zoo.kernels.scan_shapes import BLOCK
 from zoo.kernels.sigmoid_triton import INTERPRETED, LOG2E
 
 T = tl.constexpr(BLOCK)

@@ -2,8 +2,8 @@
 """The kernels of the selective scan, in Triton (Mamba, 2312.00752, section 3.3.2).
 
 A program is one warp; zoo.kernels.scan_lanes_triton says how its lanes share the channels' states,
-which stay in registers while the tokens pass one after the other. The forward kernel keeps the states
-at the borders of blocks of tokens; the backward kernel takes the blocks from the last to the
+which stay in registers while the tokens pass one after the other. The forward kernel keeps the
+states at the borders of blocks of tokens; the backward kernel takes the blocks from the last to the
 first and recomputes the states inside. Where few sequences leave most of the GPU idle, the tokens
 are cut into segments too, and a first pass finds what each hands on to the next.
 
@@ -19,7 +19,6 @@ import triton.language as tl
 from torch import Tensor
 
 from zoo.kernels.available import num_multiprocessors
-from zoo.kernels.scan import BLOCK, padded_states, shape_of_borders
 from zoo.kernels.scan_blocks_triton import run, run_back
 from zoo.kernels.scan_lanes_triton import (
     T,
@@ -47,6 +46,7 @@ from zoo.kernels.scan_lanes_triton import (
     turned,
     zeros,
 )
+from zoo.kernels.scan_shapes import BLOCK, padded_states, shape_of_borders
 from zoo.kernels.sigmoid_triton import LOG2E
 from zoo.kernels.sum_rows_triton import sum_rows, tiles_for
 

@@ -14,7 +14,7 @@ from zoo.eval.dense.segment import LinearHead, Segment, panel, pixel_loss, rate_
 from zoo.eval.dense.upernet import Pyramid, UPerNet
 from zoo.eval.registry import Picture, Scores, Subject
 from zoo.features import Batch
-from zoo.students.student import build_student
+from zoo.students.build import build_student
 
 COLOURS = np.array([[200, 20, 20], [20, 200, 20], [20, 20, 200]], np.uint8)
 NAMES = ["red", "green", "blue"]

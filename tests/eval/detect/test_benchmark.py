@@ -11,8 +11,8 @@ from zoo.eval.detect.benchmark import measure
 from zoo.eval.detect.canvas import Samples
 from zoo.eval.detect.coco import open_coco
 from zoo.eval.detect.coco_metric import Prediction
-from zoo.eval.detect.detector import Detector, Source, Spec
 from zoo.eval.detect.draw import PALETTE, draw, truth_of
+from zoo.eval.detect.spec import Detector, Source, Spec
 from zoo.eval.paired import compare
 from zoo.eval.registry import Picture
 from zoo.eval.results import Record, read, write

@@ -10,14 +10,13 @@ import torch
 from zoo.eval.detect.canvas import Samples, batches, order
 from zoo.eval.detect.coco import open_coco
 from zoo.eval.detect.detector import (
-    Source,
-    Spec,
     build_detector,
     find_source,
     is_detector,
     load_detector,
     save_detector,
 )
+from zoo.eval.detect.spec import Source, Spec
 
 SMALL = {
     "eradio_nano": {},

@@ -7,7 +7,8 @@ import torch
 
 from zoo.eval.detect.canvas import Samples
 from zoo.eval.detect.coco import open_coco
-from zoo.eval.detect.detector import Spec, build_detector, find_source
+from zoo.eval.detect.detector import build_detector, find_source
+from zoo.eval.detect.spec import Spec
 from zoo.eval.detect.training import Trainee, Training, parameter_groups, rate, train_steps
 
 CPU = torch.device("cpu")

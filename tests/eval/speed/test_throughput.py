@@ -2,7 +2,7 @@
 
 from zoo.eval.registry import Subject
 from zoo.eval.speed.throughput import Speed, case_name, speed
-from zoo.students.student import build_student
+from zoo.students.build import build_student
 
 
 def test_speed_is_measured_of_the_backbone_that_was_built():

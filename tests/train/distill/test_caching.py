@@ -11,8 +11,9 @@ from PIL import Image
 from zoo.commands.distill import distill
 from zoo.features import Batch
 from zoo.teachers.cache import Cache, CachedTeacher, Holds
-from zoo.train.config import Distill, Every, Optim, TeacherSpec
+from zoo.train.config import Every, Optim
 from zoo.train.distill.caching import BreakEven, check_room
+from zoo.train.distill.config import Distill, TeacherSpec
 
 
 @pytest.fixture(scope="module")

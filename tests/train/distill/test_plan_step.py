@@ -4,11 +4,17 @@ import pytest
 
 from zoo.data.plan import Plan
 from zoo.students.student import MESA
-from zoo.teachers.teacher import open_teacher
-from zoo.train.config import Distill, Losses, TeacherSpec
-from zoo.train.distill.plan_step import STUDENT, check_turns, drawn_size, drawn_teachers, take_turn
+from zoo.teachers.open import open_teacher
+from zoo.train.distill.config import Distill, Losses, TeacherSpec
+from zoo.train.distill.plan_step import (
+    STUDENT,
+    check_turns,
+    drawn_size,
+    drawn_teachers,
+    take_turn,
+    view_of,
+)
 from zoo.train.distill.sizes import sizes_of
-from zoo.train.loop import view_of
 
 RUN = Distill(
     teachers=(

@@ -9,8 +9,10 @@ import timm
 
 from zoo.commands.distill import distill
 from zoo.commands.plan import plan
-from zoo.teachers.teacher import TeacherName, open_teacher
-from zoo.train.config import Distill, TeacherSpec, from_json, to_json
+from zoo.teachers.name import TeacherName
+from zoo.teachers.open import open_teacher
+from zoo.train.config import from_json, to_json
+from zoo.train.distill.config import Distill, TeacherSpec
 from zoo.train.distill.recipes import RECIPES, eupe_proxy, eupe_student, summary_of
 from zoo.train.distill.tiny import tiny
 

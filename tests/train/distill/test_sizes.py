@@ -2,7 +2,8 @@ import pytest
 import torch
 
 from zoo.features import Batch
-from zoo.teachers.teacher import Teacher, fingerprint, open_teacher
+from zoo.teachers.open import open_teacher
+from zoo.teachers.teacher import Teacher, fingerprint
 from zoo.train.distill.sizes import at_size, follow, sizes_of
 
 GRIDS = {96: (6, 6), 160: (10, 10), 128: (8, 8)}

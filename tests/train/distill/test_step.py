@@ -2,7 +2,8 @@ import torch
 from torch import nn
 
 from zoo.features import Batch, Features
-from zoo.students.student import MESA, build_student
+from zoo.students.build import build_student
+from zoo.students.student import MESA
 from zoo.train.distill.losses import angle, mse
 from zoo.train.distill.step import distill_step
 

@@ -8,7 +8,8 @@ import torch
 
 from zoo.features import Batch
 from zoo.teachers.mosaic import Mosaic
-from zoo.teachers.teacher import Frozen, open_teacher
+from zoo.teachers.open import open_teacher
+from zoo.teachers.teacher import Frozen
 from zoo.train.distill.teachers import Ahead, frozen, quicken, tensor_cores
 
 

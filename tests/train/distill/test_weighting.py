@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from zoo.students.student import MESA
-from zoo.train.config import Losses, TeacherSpec
+from zoo.train.distill.config import Losses, TeacherSpec
 from zoo.train.distill.weighting import Weighting, drop_coefficients
 
 NAMES = ("a/summary", "a/spatial", "b/spatial")

@@ -7,9 +7,9 @@ from typing import Any, Literal
 
 from torch import nn
 
+from zoo.teachers.name import unknown_name
 from zoo.teachers.pretext import Gradients, PatchTransformer
-from zoo.teachers.teacher import unknown_name
-from zoo.train.config import Distill
+from zoo.train.distill.config import Distill
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,15 @@ import numpy as np
 
 from zoo.eval.report.figures import ARM_COLOURS, GRID, INK, STUDENT_COLOUR, STYLE, plain_ticks
 from zoo.experiments.intervals import Paired
-from zoo.experiments.phi_s.result import teachers_of
+
+Rows = Sequence[Mapping[str, Any]]
+
+
+def teachers_of(rows: Rows) -> list[str]:
+    """Give the teachers' labels, in order."""
+    names = [key.partition("/")[2] for key in rows[0] if key.startswith("fidelity/")]
+    return [name for name in names if name not in ("min", "geomean")]
+
 
 Pairs = Mapping[str, Mapping[str, Mapping[str, Paired]]]
 

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 
 from zoo.experiments.intervals import Paired, paired
+from zoo.experiments.phi_s.figure import Rows, teachers_of
 from zoo.experiments.tables import markdown, print_table
 
-Rows = Sequence[Mapping[str, Any]]
 FEWEST = 3
 """Seeds without which an interval says nothing."""
 WORSE = ("none", "hybrid")
@@ -65,12 +65,6 @@ def report(rows: Rows, about: dict[str, Any], out: Path) -> dict[str, Any]:
         if told:
             print(told)
     return result
-
-
-def teachers_of(rows: Rows) -> list[str]:
-    """Give the teachers' labels, in order."""
-    names = [key.partition("/")[2] for key in rows[0] if key.startswith("fidelity/")]
-    return [name for name in names if name not in ("min", "geomean")]
 
 
 def compare(rows: Rows) -> dict[str, dict[str, Paired]]:

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from zoo.commands.distill import autocast, device_of, folded
+from zoo.commands.distill import folded
 from zoo.data.plan import mix
 from zoo.eval.fidelity import fidelity
 from zoo.experiments.bookkeeping import affordable, append_row, device_name
@@ -37,9 +37,11 @@ from zoo.experiments.probes import probe
 from zoo.experiments.stack import Answers, Stack
 from zoo.experiments.teachers import describe_teachers, measure_teachers, train_teacher
 from zoo.features import Batch, Features, match_grid
-from zoo.students.student import Student, build_student
+from zoo.students.build import build_student
+from zoo.students.student import Student
 from zoo.teachers.pretext import PretextTeacher
 from zoo.train.config import Optim
+from zoo.train.device import autocast, device_of
 from zoo.train.distill.losses import SPATIAL_LOSSES, summary_loss
 from zoo.train.distill.phi_s import Balance, fit
 from zoo.train.interrupt import Interrupt, Interrupted

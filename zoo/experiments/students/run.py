@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
 
-from zoo.commands.distill import autocast, device_of, folded
+from zoo.commands.distill import folded
 from zoo.data.plan import mix
 from zoo.eval.fidelity import fidelity
 from zoo.experiments.bookkeeping import affordable, append_row, device_name
@@ -27,10 +27,13 @@ from zoo.experiments.pictures import Collection, Crop, Stream, read_collection, 
 from zoo.experiments.probes import probe
 from zoo.experiments.teachers import describe_teachers, measure_teachers, train_teacher
 from zoo.features import Batch
-from zoo.students.student import Student, build_student
+from zoo.students.build import build_student
+from zoo.students.student import Student
+from zoo.teachers.name import unknown_name
 from zoo.teachers.pretext import Classifier, Gradients, PatchTransformer, PretextTeacher
-from zoo.teachers.teacher import unknown_name
-from zoo.train.config import Distill, Optim
+from zoo.train.config import Optim
+from zoo.train.device import autocast, device_of
+from zoo.train.distill.config import Distill
 from zoo.train.distill.losses import SPATIAL_LOSSES
 from zoo.train.distill.phi_s import Balance, fit
 from zoo.train.distill.step import distill_step

@@ -1,0 +1,86 @@
+"""How a teacher is named: kind:name[/weights][@resolution]. Imports no torch: configs read it."""
+
+import difflib
+import re
+from dataclasses import dataclass
+
+KINDS = {
+    "timm": ("zoo.teachers.from_timm", "open_timm"),
+    "open_clip": ("zoo.teachers.from_open_clip", "open_open_clip"),
+    "hf": ("zoo.teachers.from_transformers", "open_hf"),
+    "zoo": ("zoo.teachers.from_zoo", "open_zoo"),
+    "torch": ("zoo.teachers.from_torch", "open_torch"),
+    "pretext": ("zoo.teachers.pretext", "open_pretext"),
+    "rule": ("zoo.teachers.rule", "open_rule"),
+    "cache": ("zoo.teachers.cache", "open_cache"),
+}
+
+
+FOLDER = "local-dir:"
+"""The mark, timm's and open_clip's, of a model that is a folder; an export of ours is one."""
+
+
+SLASHED = ("hf:", "cache:", *(f"{kind}:{FOLDER}" for kind in ("open_clip", "timm", "zoo")))
+"""Names that begin so are repositories or folders: their slashes are their own."""
+
+
+@dataclass(frozen=True)
+class TeacherName:
+    """A teacher's name taken apart: `kind:name[/weights][@resolution]`.
+
+    `weights` is a file, a tag of the library, or `random`; without it the library's own weights
+    are loaded. `resolution` is the side in pixels; without it the network's own.
+
+    A name ends at its first slash. Only `hf:ORG/NAME`, `hf:FOLDER`, `cache:FOLDER/LABEL` and
+    `KIND:local-dir:FOLDER` (open_clip, timm, zoo) hold slashes themselves, so there everything is
+    the name but `/random` at its end: the weights lie in the same repository or folder.
+    """
+
+    kind: str
+    name: str
+    weights: str | None = None
+    resolution: int | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> "TeacherName":
+        """Read a name.
+
+        Raises:
+            ValueError: the text has no kind, an unknown kind, or an empty name.
+        """
+        kind, colon, rest = text.partition(":")
+        if not colon or not rest:
+            raise ValueError(
+                f"{text!r} does not name a teacher. The form is kind:name[/weights][@resolution] "
+                f"with a kind out of {', '.join(KINDS)}, for example timm:vit_base_patch16_224."
+            )
+        if kind not in KINDS:
+            near = difflib.get_close_matches(kind, KINDS, n=1)
+            hint = f" Did you mean {near[0]}:{rest}?" if near else ""
+            raise ValueError(
+                f"Teachers of the kind {kind!r} are unknown; there are {', '.join(KINDS)}.{hint}"
+            )
+        at = re.fullmatch(r"(.+)@(\d+)", rest)
+        resolution = None
+        if at:
+            rest, resolution = at[1], int(at[2])
+        if text.startswith(SLASHED):
+            name = rest.removesuffix("/random")
+            weights = None if name == rest else "random"
+        else:
+            name, _, weights = rest.partition("/")
+        return cls(kind, name, weights or None, resolution)
+
+    @property
+    def label(self) -> str:
+        """The name in a form that metrics, files and modules can carry."""
+        separator = "." if self.kind == "torch" else "/"
+        name = self.name.rpartition(separator)[2]
+        return re.sub(r"[^A-Za-z0-9_-]", "_", name)
+
+
+def unknown_name(name: str, known: list[str], what: str) -> ValueError:
+    """Make the error for a name that is not in `known`, with the nearest that is."""
+    near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+    hint = f" Did you mean {' or '.join(near)}?" if near else ""
+    return ValueError(f"There is no {what} {name!r}.{hint}")

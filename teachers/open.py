@@ -1,0 +1,42 @@
+"""Open a teacher by its name."""
+
+from importlib import import_module
+
+import torch
+
+from zoo.teachers.name import KINDS, TeacherName
+from zoo.teachers.teacher import Teacher
+
+EXTRAS = ("open_clip", "transformers")
+"""Libraries of the extra `teachers`."""
+
+
+def open_teacher(text: str, *, device: torch.device | str = "cpu", mosaic: int = 1) -> Teacher:
+    """Build the teacher that `text` names, frozen and in eval mode, on `device`.
+
+    On the device `meta` nothing is downloaded or allocated; only its shapes are known.
+
+    Args:
+        mosaic: Images along a side of its canvas, see `zoo.teachers.mosaic`.
+
+    Raises:
+        ValueError: as `TeacherName.parse`; an unknown name (the nearest is suggested), weights
+            that are not there, a resolution that the network cannot take, a library that is not
+            installed.
+    """
+    name = TeacherName.parse(text)
+    module, opener = KINDS[name.kind]
+    try:
+        teacher = getattr(import_module(module), opener)(name, torch.device(device))
+    except ModuleNotFoundError as error:
+        if error.name not in EXTRAS:
+            raise
+        raise ValueError(
+            f"{text} needs {error.name}, which is not installed: "
+            "pip install 'backbone-zoo[teachers]'."
+        ) from error
+    if mosaic == 1:
+        return teacher
+    from zoo.teachers.mosaic import Mosaic
+
+    return Mosaic(teacher, mosaic)

@@ -1,0 +1,162 @@
+"""Open and check everything that a distillation works with."""
+
+import contextlib
+import dataclasses
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+
+import zoo
+from zoo.data.sources import Source, open_splits
+from zoo.students.build import build_student, read_options
+from zoo.students.student import Student
+from zoo.teachers.name import FOLDER, TeacherName, unknown_name
+from zoo.teachers.open import open_teacher
+from zoo.teachers.teacher import Teacher, check_losses, fingerprint
+from zoo.train.device import autocast, device_of
+from zoo.train.distill.config import Distill
+from zoo.train.distill.plan_step import check_turns, grids_of
+from zoo.train.distill.sizes import follow
+from zoo.train.run import Run
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What a run works with, opened and checked."""
+
+    config: Distill
+    device: torch.device
+    train: Source
+    val: Source
+    labelled: tuple[Source, Source] | None
+    teachers: Mapping[str, Teacher]
+
+    def autocast(self) -> contextlib.AbstractContextManager:
+        return autocast(self.config, self.device)
+
+
+def check_names(config: Distill) -> None:
+    """Refuse unknown models before anything is read or built."""
+    if not config.teachers:
+        raise ValueError("There is no teacher; name at least one, e.g. --teachers timm:resnet18.")
+    if not timm.is_model(config.student.partition(".")[0]):
+        raise unknown_name(config.student, timm.list_models(), "registered model")
+    for spec in config.teachers:
+        name = TeacherName.parse(spec.name)
+        if name.kind not in ("timm", "zoo") or name.name.startswith(FOLDER):
+            continue
+        if not timm.is_model(name.name.partition(".")[0]):
+            known = zoo.list_models() if name.kind == "zoo" else timm.list_models()
+            raise unknown_name(name.name, known, f"{name.kind} model")
+    if config.sizes or config.losses.shift:
+        grids_of(config)  # refuses what the student cannot take
+    if config.spectral or config.student_options:  # built without memory: will it do?
+        build_student(
+            config.student, {}, size=config.size, **backbone_options(config), device="meta"
+        )
+
+
+def open_data(config: Distill) -> tuple[Source, Source, tuple[Source, Source] | None]:
+    """Open training images, held-out images, and labelled ones for the probes."""
+    data, labelled = Path(config.data), config.labelled and Path(config.labelled)
+    if config.data == "embedded":
+        from zoo.data.embedded import embedded_data
+
+        folder = embedded_data()
+        data, labelled = folder / "images", labelled or folder / "digits"
+    train, val = open_splits(data, config.held_out)
+    if labelled:
+        probe = open_splits(Path(labelled), config.held_out)
+        if not probe[0].classes:
+            raise ValueError(f"{labelled} has no classes: one sub-folder a class, or .cls files.")
+    else:
+        probe = (train, val)
+    if not probe[0].classes or list(probe[0].classes) != list(probe[1].classes):
+        return train, val, None
+    return train, val, probe
+
+
+def open_teachers(config: Distill, train: Source, device: torch.device) -> dict[str, Teacher]:
+    """Build the teachers by label; a pretext teacher is trained on `train` first."""
+    teachers = {}
+    for label, spec in zip(config.labels, config.teachers, strict=True):
+        name = TeacherName.parse(spec.name)
+        text = spec.name
+        if name.kind == "pretext" and name.weights is None:
+            from zoo.train.pretext import pretext_weights
+
+            text = (
+                f"{spec.name}/{pretext_weights(name.name, train, seed=config.seed, device=device)}"
+            )
+        opened = partial(open_teacher, device=device, mosaic=spec.mosaic)
+        if spec.follow:
+            teachers[label] = follow(text, opened, grids_of(config), config.size)
+        else:
+            teachers[label] = opened(text)
+    return teachers
+
+
+def widths(config: Distill, teachers: Mapping[str, Teacher]) -> dict[str, tuple]:
+    """Give the summary and spatial width that each head must have; `None` for no head."""
+    found = {}
+    for (label, teacher), spec in zip(teachers.items(), config.teachers, strict=True):
+        check_losses(spec.name, teacher, summary=float(spec.summary), spatial=float(spec.spatial))
+        summary = teacher.summary_dim if spec.summary else None
+        found[label] = (summary, teacher.spatial_dim if spec.spatial else None)
+    return found
+
+
+def backbone_options(config: Distill) -> dict[str, Any]:
+    """Give what `build_student` needs to know of the backbone beside its name and size."""
+    return dict(
+        options=read_options(config.student_options),
+        dynamic=bool(config.sizes),
+        spectral_norms=config.spectral,
+    )
+
+
+def new_student(setting: Setting) -> Student:
+    """Build the student of a run, the same one at each call."""
+    config = setting.config
+    torch.manual_seed(config.seed)
+    return build_student(
+        config.student,
+        widths(config, setting.teachers),
+        size=config.size,
+        **dataclasses.asdict(config.heads),
+        pretrained=config.pretrained,
+        drop_path_rate=config.optim.drop_path,
+        **backbone_options(config),
+    ).to(setting.device)
+
+
+def prepare(config: Distill) -> Setting:
+    """Check and open everything that a run needs, before it writes anything."""
+    check_names(config)
+    device = device_of(config)
+    train, val, labelled = open_data(config)
+    teachers = open_teachers(config, train, device)
+    widths(config, teachers)  # refuses a loss that a teacher has nothing for
+    check_turns(config, teachers)
+    return Setting(config, device, train, val, labelled, teachers)
+
+
+def check_same_teachers(run: Run, setting: Setting) -> None:
+    """Remember the teachers' weights in a new run; refuse others in a resumed one."""
+    now = {label: fingerprint(teacher) for label, teacher in setting.teachers.items()}
+    path = run.path / "teachers.json"
+    if path.is_file():
+        before = json.loads(path.read_text())
+        changed = [label for label in now if before.get(label) != now[label]]
+        if changed:
+            raise ValueError(
+                f"The run in {run.path} was started with other weights of {', '.join(changed)}; "
+                "bring those back, or start a new run with another --out."
+            )
+    run.write_json("teachers.json", now)

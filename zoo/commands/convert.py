@@ -1,0 +1,30 @@
+"""`zoo convert`: an official checkpoint as safetensors and timm's config."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+
+from zoo.commands.parse import parse
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConvertArgs:
+    source: tyro.conf.Positional[Path]
+    """A file of weights in any layout that the family reads."""
+    name: tyro.conf.Positional[str]
+    """The model that it is for, with the tag that it is, e.g. mambavision_t.in1k."""
+    out: tyro.conf.Positional[Path]
+    """The folder to write."""
+
+
+def main(args: list[str]) -> None:
+    """Read an official checkpoint and write it as safetensors with timm's config.json.
+
+    Example: zoo convert mambavision_tiny_1k.pth.tar mambavision_t.in1k models/mambavision_t
+    """
+    from zoo.convert import convert as write
+
+    asked = parse(ConvertArgs, args, "convert", main.__doc__ or "")
+    out = write(asked.source, asked.name, asked.out)
+    print(f"{out}  (timm.create_model('local-dir:{out}', pretrained=True))")
