@@ -44,7 +44,7 @@ from zoo.eval.detect.finding import find_objects, fitting
 from zoo.eval.detect.shapes import write_shapes
 from zoo.eval.detect.spec import Detector
 from zoo.eval.detect.training import Trainee, Training, train_steps
-from zoo.eval.speed.models import surroundings
+from zoo.eval.speed.models import environment
 
 MODELS = ("fastervit_0", "mambavision_t", "eradio_xxxtiny", "resnet50", "convnext_tiny")
 TINY = ("eradio_nano", "resnet18")
@@ -259,7 +259,7 @@ def _row(done: Future, job: Job) -> dict[str, Any]:
 def main() -> None:
     """Run all jobs; write what is known after each."""
     args = parse()
-    about = surroundings(" ".join(["python", *sys.argv]))
+    about = environment(" ".join(["python", *sys.argv]))
     about["settings"] = {k: str(v) for k, v in vars(args).items()}
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as place:

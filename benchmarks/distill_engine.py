@@ -24,7 +24,16 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # where zoo is not installed
 
 from zoo.commands.bench_distill import console, part_table, write
-from zoo.commands.step_parts import Clock, Pool, Seen, Step, best_parts, free, measure, photographs
+from zoo.commands.step_parts import (
+    Clock,
+    ModelPool,
+    Step,
+    StepTiming,
+    best_parts,
+    free,
+    measure,
+    pink_noise,
+)
 from zoo.teachers.mosaic import Mosaic, border_effect
 from zoo.teachers.teacher import Frozen
 from zoo.train.distill.config import TeacherSpec
@@ -89,16 +98,16 @@ def tiny(step: Step) -> Step:
     )  # fmt: skip
 
 
-def mosaic_row(step: Step, pool: Pool, rounds: int) -> dict[str, Any]:
+def mosaic_row(step: Step, pool: ModelPool, rounds: int) -> dict[str, Any]:
     """Measure what a mosaic does to features, and what an image costs in it."""
     spec = TeacherSpec.parse(step.teachers[-1])
     mosaic, _ = pool.ready(spec, step)
     whole, _ = pool.ready(replace(spec, mosaic=1), step)
     assert isinstance(mosaic, Mosaic) and isinstance(whole, Frozen)
     canvases = max(1, step.batch // spec.mosaic**2)  # as compiled
-    small = photographs(canvases * spec.mosaic**2, max(mosaic.size), pool.device)
-    large = photographs(canvases, max(whole.size), pool.device)
-    found: dict[str, Any] = dict(teacher=spec.told(), k=spec.mosaic, tile=mosaic.size)
+    small = pink_noise(canvases * spec.mosaic**2, max(mosaic.size), pool.device)
+    large = pink_noise(canvases, max(whole.size), pool.device)
+    found: dict[str, Any] = dict(teacher=spec.describe(), k=spec.mosaic, tile=mosaic.size)
     for others in ("same", "black"):
         found[f"border_effect_{others}"] = border_effect(mosaic, [small], others)._asdict()
     for name, teacher, batch in (("mosaic", mosaic, small), ("alone", whole, large)):
@@ -141,9 +150,9 @@ def main() -> None:
 def run(steps: list[Step], args: argparse.Namespace) -> None:
     """Measure row after row; a failed one is written with its reason."""
     end = time.monotonic() + args.seconds
-    screen, pool = console(), Pool(torch.device(args.device))
+    screen, pool = console(), ModelPool(torch.device(args.device))
     screen.print(f"a plain product runs at {pool.rate / 1e12:,.1f} TFLOP/s")
-    rows: list[Seen] = []
+    rows: list[StepTiming] = []
     mosaic: dict[str, Any] = {}
 
     def keep() -> None:
@@ -152,7 +161,7 @@ def run(steps: list[Step], args: argparse.Namespace) -> None:
 
     for i, step in enumerate(steps):
         if time.monotonic() > end:
-            rows.append(Seen(step=step, error=f"not run: the {args.seconds:g} s were over"))
+            rows.append(StepTiming(step=step, error=f"not run: the {args.seconds:g} s were over"))
             continue
         rows.append(one(step, pool, rows, args))
         if rows[-1].error:
@@ -170,7 +179,9 @@ def run(steps: list[Step], args: argparse.Namespace) -> None:
     screen.print(*comparisons(rows), sep="\n", highlight=False)
 
 
-def one(step: Step, pool: Pool, before: list[Seen], args: argparse.Namespace) -> Seen:
+def one(
+    step: Step, pool: ModelPool, before: list[StepTiming], args: argparse.Namespace
+) -> StepTiming:
     """Measure a row, or say why not."""
     best = best_parts(row for row in before if not row.error)
     try:
@@ -178,10 +189,10 @@ def one(step: Step, pool: Pool, before: list[Seen], args: argparse.Namespace) ->
     except Exception as failure:  # whatever it is, the other rows are still worth having
         reason = f"{type(failure).__name__}: {' '.join(str(failure).split())[:600]}"
     free(pool.device)
-    return Seen(step=step, error=reason)
+    return StepTiming(step=step, error=reason)
 
 
-def comparisons(rows: list[Seen]) -> list[str]:
+def comparisons(rows: list[StepTiming]) -> list[str]:
     """Say what the rows say together."""
     speed = {row.step.name: row.images_per_s for row in rows if row.milliseconds}
     lines = [f"{'row':16} {'img/s':>9} {'efficiency':>10} {'bare':>6} {'peak GiB':>9} {'model':>6}"]

@@ -32,7 +32,7 @@ from zoo.kernels import batch_norm as batch_norm_op  # noqa: F401 -- registers t
 from zoo.kernels.attention import MAX_TOKENS, biased_attention, window_attention
 from zoo.layers.gelu import GELU
 from zoo.layers.scan import selective_scan
-from zoo.layers.short_conv import in_torch, neighbours_silu
+from zoo.layers.short_conv import in_torch, short_conv_silu
 
 SHAPES = [  # batch, channels, tokens, states
     (128, 160, 196, 8),
@@ -283,13 +283,13 @@ def gelu_row(rows: int, width: int) -> list[str]:
     return [f"{rows}, {width}", *(f"{number:.4f}" for number in (*times, 2 * one, 5 * one))]
 
 
-def neighbours_row(windows: int, tokens: int, chs: int) -> list[str]:
+def short_conv_row(windows: int, tokens: int, chs: int) -> list[str]:
     """Measure the convolution over neighbouring tokens with its SiLU; kernels alone."""
     x = torch.randn(windows, tokens, chs, device="cuda").bfloat16().requires_grad_()
     taps = torch.randn(chs, 3, device="cuda").bfloat16().requires_grad_()
     dys = torch.randn_like(x).chunk(2, dim=-1)
-    times = both_ways((neighbours_silu, torch.compile(in_torch, dynamic=False)), [x, taps], dys)
-    found = [*(y := neighbours_silu(x, taps)), *torch.autograd.grad(y, (x, taps), dys)]
+    times = both_ways((short_conv_silu, torch.compile(in_torch, dynamic=False)), [x, taps], dys)
+    found = [*(y := short_conv_silu(x, taps)), *torch.autograd.grad(y, (x, taps), dys)]
     exact = [t.detach().double().requires_grad_() for t in (x, taps)]
     y = in_torch(*exact)
     wanted = [*y, *torch.autograd.grad(y, exact, [dy.double() for dy in dys])]
@@ -309,7 +309,7 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
 TABLES: dict[str, tuple[Sequence[str], Callable[..., list[str]], list[Any]]] = {
     "scan": (SCAN_COLUMNS, scan_row, SHAPES),
     "norm": (NORM_COLUMNS, norm_row, NORMS),
-    "neighbours": (MIXER_COLUMNS, neighbours_row, MIXERS),
+    "neighbours": (MIXER_COLUMNS, short_conv_row, MIXERS),
     "gelu": (GELU_COLUMNS, gelu_row, [(25088, 3072)]),
     "window": (WINDOW_COLUMNS, window_row, WINDOWS),
 }

@@ -30,7 +30,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # where zoo is not installed
 
-from zoo.eval.speed.models import Case, Measured, measure, name_and_options, surroundings, words
+from zoo.eval.speed.models import Case, Measured, environment, measure, name_and_options, words
 
 MODELS: dict[str, int] = {
     "mambavision_t": 224,
@@ -172,7 +172,7 @@ def _span(part: str) -> range:
 
 def line_of(number: int, row: Measured, earlier: dict[Case, Measured]) -> str:
     """One row as one line of text."""
-    told = f"{number:3d} {row.case.told():68s}"
+    told = f"{number:3d} {row.case.describe():68s}"
     if row.error:
         return f"{told} {row.error}"
     parts = [f"{row.images_per_s:9,.0f} img/s", f"{row.macs_per_s / 1e12:6.1f} TMAC/s"]
@@ -261,14 +261,14 @@ def main(argv: Sequence[str] | None = None) -> None:
         cases = {number: replace(case, size=side(case)) for number, case in cases.items()}
     if args.list:
         for number, case in cases.items():
-            print(f"{number:3d} {case.told()}")
+            print(f"{number:3d} {case.describe()}")
         return
     if args.cudnn_benchmark is not None:
         torch.backends.cudnn.benchmark = True
         torch.backends.cudnn.benchmark_limit = args.cudnn_benchmark  # 0: no limit
     earlier = {row.case: row for row in read_rows(args.compare)} if args.compare else {}
     rows: list[Measured] = []
-    around = {**surroundings(), "rounds": args.rounds, "in_turns": False, "peer": None}
+    around = {**environment(), "rounds": args.rounds, "in_turns": False, "peer": None}
     measured = measure(
         list(cases.values()), rounds=args.rounds, warmup=args.warmup,
         accuracy=not args.no_accuracy, kernels=args.profile, seconds=args.seconds,

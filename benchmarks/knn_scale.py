@@ -20,8 +20,8 @@ import torch
 import tyro
 from torch import Tensor
 
-from zoo.eval.knn import nearest_classes
-from zoo.eval.speed.models import surroundings
+from zoo.eval.knn import predict_knn
+from zoo.eval.speed.models import environment
 
 IMAGENET_TRAIN, IMAGENET_VAL = 1_281_167, 50_000
 ROWS_AT_ONCE = 2**15
@@ -66,7 +66,7 @@ def timed(
 ) -> tuple[float, float]:
     """Give the accuracy and the seconds of one classification."""
     began = time.perf_counter()
-    said = nearest_classes(bank, labels, queries, truth, device=device)
+    said = predict_knn(bank, labels, queries, truth, device=device)
     right = 100 * float((said.cpu() == truth.cpu()).double().mean())  # waits for the device
     return right, time.perf_counter() - began
 
@@ -107,7 +107,7 @@ def main(asked: Scale) -> dict:
     for name, value in found.items():
         print(f"{name:>18}  {value:,.3f}" if isinstance(value, float) else f"{name:>18}  {value}")
     if asked.out:
-        asked.out.write_text(json.dumps({**surroundings(), **found}, indent=1) + "\n")
+        asked.out.write_text(json.dumps({**environment(), **found}, indent=1) + "\n")
     return found
 
 

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from zoo.eval.linear import linear_classes
+from zoo.eval.linear import predict_linear
 from zoo.eval.registry import Found, Scores, Subject
 
 
@@ -36,7 +36,7 @@ def fewshot(subject: Subject, data: Path, settings: Fewshot) -> Iterator[Found]:
     Raises:
         ValueError: no class has enough images for any number of shots, or a number is below one.
     """
-    bank, queries = subject.features(data)
+    bank, queries = subject.extracted(data)
     assert bank.labels is not None and queries.labels is not None
     if settings.draws < 1 or not settings.shots or min(settings.shots) < 1:
         raise ValueError(
@@ -56,7 +56,7 @@ def fewshot(subject: Subject, data: Path, settings: Fewshot) -> Iterator[Found]:
         right = []
         for draw in range(settings.draws):
             rows = drawn(bank.labels, n, seed=subject.seed * 1000 + draw).to(subject.device)
-            said = linear_classes(
+            said = predict_linear(
                 summaries[rows], labels[rows], asked, queries.labels, strengths=(settings.strength,)
             )
             right.append((said.cpu() == queries.labels.cpu()).numpy())

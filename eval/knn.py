@@ -29,9 +29,9 @@ class Knn:
 
 def measure(subject: Subject, data: Path, settings: Knn) -> Iterator[Found]:
     """Yield `knn/top1` of a model's summaries."""
-    bank, queries = subject.features(data)
+    bank, queries = subject.extracted(data)
     assert bank.labels is not None and queries.labels is not None
-    said = nearest_classes(
+    said = predict_knn(
         bank.summaries, bank.labels, queries.summaries, queries.labels,
         k=settings.k, temperature=settings.temperature, device=subject.device,
     )  # fmt: skip
@@ -55,15 +55,15 @@ def knn(
 ) -> Iterator[tuple[str, float]]:
     """Classify each query by its k most similar bank rows, and yield the percentage that is right.
 
-    See `nearest_classes` for how.
+    See `predict_knn` for how.
     """
-    said = nearest_classes(
+    said = predict_knn(
         bank, bank_labels, queries, query_labels, k=k, temperature=temperature, device=device
     )
     yield "knn/top1", 100 * int((said == query_labels.to(said.device)).sum()) / len(queries)
 
 
-def nearest_classes(
+def predict_knn(
     bank: Float[Tensor, "n D"],
     bank_labels: Int[Tensor, " n"],
     queries: Float[Tensor, "m D"],

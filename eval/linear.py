@@ -43,12 +43,12 @@ class Linear:
 
 def measure(subject: Subject, data: Path, settings: Linear) -> Iterator[Found]:
     """Yield `linear/top1` of a model's summaries, and `linear_ridge/top1`, `linear_sgd/top1`."""
-    bank, queries = (_on(side, subject.device) for side in subject.features(data))
+    bank, queries = (_on(side, subject.device) for side in subject.extracted(data))
     assert bank.labels is not None and queries.labels is not None
     sets = bank.summaries, bank.labels, queries.summaries, queries.labels
     for solver in settings.solvers:
         if solver == "lbfgs":
-            said = linear_classes(*sets, strengths=settings.strengths, max_steps=settings.max_steps)
+            said = predict_linear(*sets, strengths=settings.strengths, max_steps=settings.max_steps)
         elif solver == "ridge":
             said = ridge_classes(*sets, strengths=settings.strengths)
         else:
@@ -76,15 +76,15 @@ def linear_probe(
 ) -> Iterator[tuple[str, float]]:
     """Fit a linear classifier to the bank, and yield the percentage of queries that it gets right.
 
-    See `linear_classes` for how.
+    See `predict_linear` for how.
     """
-    said = linear_classes(
+    said = predict_linear(
         bank, bank_labels, queries, query_labels, strengths=strengths, max_steps=max_steps
     )
     yield "linear/top1", 100 * int((said == query_labels.to(said.device)).sum()) / len(queries)
 
 
-def linear_classes(
+def predict_linear(
     bank: Float[Tensor, "n D"],
     bank_labels: Int[Tensor, " n"],
     queries: Float[Tensor, "m D"],
@@ -170,7 +170,7 @@ def ridge_classes(
     held-out tenth is taken. In float64, as the normal equations square the condition number.
 
     Raises:
-        ValueError: as `linear_classes`.
+        ValueError: as `predict_linear`.
     """
     check_sets(bank, bank_labels, queries, query_labels)
     _check_strengths(strengths)
@@ -297,13 +297,13 @@ def sgd_classes(
     The protocol of DINOv2 (2304.07193, appendix B.3): momentum 0.9, no weight decay, a cosine to
     zero, the rate with the best accuracy on held-out data (here a tenth of the bank, then fitted
     to all of it). Rates are for a batch of 256 and grow with it. All of them share one pass over
-    the rows: a step is one product for all. Standardised features, as in `linear_classes`.
+    the rows: a step is one product for all. Standardised features, as in `predict_linear`.
 
     Args:
         least_steps: A small bank is gone through more often than `epochs`, until so many steps.
 
     Raises:
-        ValueError: as `linear_classes`; or no rate, an epoch or a batch below one.
+        ValueError: as `predict_linear`; or no rate, an epoch or a batch below one.
     """
     check_sets(bank, bank_labels, queries, query_labels)
     if not rates or min(rates) <= 0 or epochs < 1 or batch < 1:

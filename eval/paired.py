@@ -40,7 +40,7 @@ class Paired:
         """Whether the interval leaves zero out."""
         return self.low is not None and self.high is not None and (self.low > 0 or self.high < 0)
 
-    def told(self) -> tuple[str, str, str, str, str]:
+    def describe(self) -> tuple[str, str, str, str, str]:
         """Write it as cells: measure, both numbers, difference, interval."""
         digits = 2 if max(abs(self.first), abs(self.second)) < 1e5 else 0
         interval = "–"

@@ -151,12 +151,12 @@ class Subject:
             return nullcontext()
         return torch.autocast(self.device.type, torch.bfloat16)
 
-    def look(self, batch: Batch, size: tuple[int, int] | None = None) -> Features:
+    def features(self, batch: Batch, size: tuple[int, int] | None = None) -> Features:
         """Give the backbone's features, in the subject's precision."""
         with torch.no_grad(), self.autocast():
-            return self.student.look(batch, size)
+            return self.student.features(batch, size)
 
-    def features(self, data: Path) -> tuple[Extracted, Extracted]:
+    def extracted(self, data: Path) -> tuple[Extracted, Extracted]:
         """Give the summaries of both parts of labelled images; each data set is looked at once.
 
         Raises:
@@ -174,7 +174,7 @@ class Subject:
             raise ValueError(
                 f"{data} has no classes: one sub-folder a class, or .cls in the shards."
             )
-        bank, queries = (extract(self.look, part) for part in parts)
+        bank, queries = (extract(self.features, part) for part in parts)
         return bank, queries
 
 

@@ -38,7 +38,7 @@ def about_features(folder: Path) -> dict[str, Any]:
         raise ValueError(f"{path} cannot be read: {error}.") from None
 
 
-def read_features(folder: Path) -> tuple[Extracted, Extracted]:
+def load_features(folder: Path) -> tuple[Extracted, Extracted]:
     """Read both parts, in the precision that they were kept in.
 
     Raises:

@@ -25,7 +25,7 @@ from zoo.teachers.name import unknown_name
 
 
 @dataclass(frozen=True, kw_only=True)
-class Asked:
+class EvalRequest:
     """An evaluation, described; `check` says what is wrong with it before any work starts."""
 
     on: tuple[str, ...] = ()
@@ -54,7 +54,7 @@ def is_run_folder(folder: Path) -> bool:
     return (folder / "config.json").is_file() and (folder / "export").is_dir()
 
 
-def open_subject(target: str | None, asked: Asked) -> Subject:
+def open_subject(target: str | None, asked: EvalRequest) -> Subject:
     """Build or load the model under test; only its stored features where those are given.
 
     Raises:
@@ -64,12 +64,12 @@ def open_subject(target: str | None, asked: Asked) -> Subject:
         device=asked.device, precision=asked.precision, batch=asked.batch, seed=asked.seed
     )
     if asked.features is not None:
-        from zoo.eval.stored import about_features, read_features
+        from zoo.eval.stored import about_features, load_features
 
         about, place = about_features(asked.features), asked.features
 
         def stored(_: Path) -> tuple[Extracted, Extracted]:
-            return read_features(place)
+            return load_features(place)
 
         return Subject(name=target or about["model"]["target"], made=None, read=stored, **shared)
     if target is None:
@@ -126,7 +126,7 @@ def detector_backbone(folder: Path) -> Student:
 class _Part:
     """One part of labelled images, as `Subject.open` gives it."""
 
-    def __init__(self, source: Source, student: Student, asked: Asked):
+    def __init__(self, source: Source, student: Student, asked: EvalRequest):
         self.source, self.student, self.asked = source, student, asked
 
     @property

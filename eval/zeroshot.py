@@ -121,7 +121,7 @@ def through_head(subject: Subject, label: str) -> Callable[[Batch], Features]:
     """
 
     @torch.no_grad()
-    def look(batch: Batch) -> Features:
+    def features(batch: Batch) -> Features:
         with subject.autocast():
             seen = subject.student(batch)[label]
         if seen.summary is None:
@@ -130,7 +130,7 @@ def through_head(subject: Subject, label: str) -> Callable[[Batch], Features]:
             )
         return Features(seen.summary, None)
 
-    return look
+    return features
 
 
 def check_width(subject: Subject, label: str, width: int, teacher: str) -> None:

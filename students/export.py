@@ -91,7 +91,7 @@ def _pretrained_cfg(student: Student) -> dict[str, Any]:
 @torch.no_grad()
 def _look(student: Student, batch: Batch) -> tuple[Features, torch.Tensor]:
     images = ((batch.at(student.size)[:1] - student.mean) / student.std).contiguous()
-    return student.look(Batch(batch.images[:1])), images
+    return student.features(Batch(batch.images[:1])), images
 
 
 def _contiguous(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -47,20 +47,20 @@ class Student(nn.Module):
         super().__init__()
         self.backbone, self.heads = backbone, nn.ModuleDict(heads)
         self.size, self.recipe, self.head, self.license = size, recipe, head, license
-        self.climbs = head.get("kind") == "ladder"
-        self.class_tokens = self.climbs and gives_class_tokens(backbone)
+        self.uses_intermediates = head.get("kind") == "ladder"
+        self.class_tokens = self.uses_intermediates and gives_class_tokens(backbone)
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
 
-    def look(self, batch: Batch, size: tuple[int, int] | None = None) -> Features:
+    def features(self, batch: Batch, size: tuple[int, int] | None = None) -> Features:
         """Give the backbone's own features."""
-        return self._see(batch.at(size or self.size))
+        return self.forward_features(batch.at(size or self.size))
 
     def own_map(self, batch: Batch, size: tuple[int, int] | None = None) -> Features:
         """Give the backbone's own map for MESA, each cell normalised to mean 0 and variance 1."""
-        return _normalised(self.look(batch, size))
+        return _normalised(self.features(batch, size))
 
-    def _see(self, images: Float[Tensor, "B 3 H W"]) -> Features:
+    def forward_features(self, images: Float[Tensor, "B 3 H W"]) -> Features:
         return read_features(self.backbone, (images - self.mean) / self.std)
 
     def answer(
@@ -72,11 +72,11 @@ class Student(nn.Module):
             mesa: Give the own map as well, under `MESA`.
         """
         below: list[Features] = []
-        if self.climbs:
+        if self.uses_intermediates:
             x = (images - self.mean) / self.std
             seen, below = read_ladder(self.backbone, x, class_tokens=self.class_tokens)
         else:
-            seen = self._see(images)
+            seen = self.forward_features(images)
         answers = {name: head(seen, below) for name, head in self.heads.items()}
         return answers | {MESA: _normalised(seen)} if mesa else answers
 

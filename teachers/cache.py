@@ -34,7 +34,7 @@ TEACHER_FIELDS = ("name", "fingerprint", "precision", "size", "grid", "summary_d
 
 
 @dataclass(frozen=True, kw_only=True)
-class Holds:
+class CacheManifest:
     """What a cache holds: all that its features depend on."""
 
     images: int
@@ -75,7 +75,7 @@ class Holds:
     def as_json(self) -> dict[str, Any]:
         return json.loads(json.dumps(dataclasses.asdict(self)))
 
-    def differences(self, other: "Holds") -> list[str]:
+    def differences(self, other: "CacheManifest") -> list[str]:
         """Say in what two differ; how features are stored and cut into shards does not count."""
         mine, theirs = self.as_json(), other.as_json()
         for told in (mine, theirs):
@@ -99,8 +99,8 @@ def _differing(prefix: str, mine: Mapping[str, Any], theirs: Mapping[str, Any]) 
 class Cache:
     """A folder of features, being filled or full."""
 
-    def __init__(self, path: Path, holds: Holds):
-        self.path, self.holds = path, holds
+    def __init__(self, path: Path, holds: CacheManifest):
+        self.path, self.manifest = path, holds
 
     @classmethod
     def open(cls, path: Path) -> "Cache":
@@ -110,7 +110,7 @@ class Cache:
             ValueError: there is none at `path`.
         """
         try:
-            return cls(path, Holds(**json.loads((path / "cache.json").read_text())))
+            return cls(path, CacheManifest(**json.loads((path / "cache.json").read_text())))
         except (OSError, json.JSONDecodeError, TypeError) as error:
             raise ValueError(
                 f"There is no feature cache in {path}; `zoo distill --cache {path} --views 1` "
@@ -118,7 +118,7 @@ class Cache:
             ) from error
 
     @classmethod
-    def prepare(cls, path: Path, holds: Holds, spaces: Mapping[str, Tensor]) -> "Cache":
+    def prepare(cls, path: Path, holds: CacheManifest, spaces: Mapping[str, Tensor]) -> "Cache":
         """Open the cache of what `holds` says, or make it, empty.
 
         Raises:
@@ -126,7 +126,7 @@ class Cache:
         """
         if (path / "cache.json").is_file():
             cache = cls.open(path)
-            differing = cache.holds.differences(holds)
+            differing = cache.manifest.differences(holds)
             if differing:
                 raise ValueError(
                     f"The feature cache {path} is stale: {'; '.join(differing)}. "
@@ -152,12 +152,12 @@ class Cache:
 
     def places_of(self, number: int) -> range:
         """Give the places in the stream that a shard holds."""
-        first = number * self.holds.shard
-        return range(first, min(first + self.holds.shard, self.holds.places))
+        first = number * self.manifest.shard
+        return range(first, min(first + self.manifest.shard, self.manifest.places))
 
     def missing(self) -> list[int]:
         """List the shards that are not there yet."""
-        return [n for n in range(self.holds.shards) if not self.shard_path(n).is_file()]
+        return [n for n in range(self.manifest.shards) if not self.shard_path(n).is_file()]
 
     def write(self, number: int, features: Mapping[str, Features]) -> None:
         """Write a shard, whole or not at all.
@@ -170,7 +170,7 @@ class Cache:
         """
         tensors = {}
         for label, seen in features.items():
-            for part, value in _encode(seen, self.holds.stored).items():
+            for part, value in _encode(seen, self.manifest.stored).items():
                 tensors[f"{label}/{part}"] = value.cpu().contiguous()
         save_whole(tensors, self.shard_path(number), save_file)
 
@@ -181,7 +181,9 @@ class Cache:
             ValueError: a shard is missing or damaged.
         """
         parts: list[dict[str, Tensor]] = []
-        for number, rows in _runs([p % self.holds.places for p in positions], self.holds.shard):
+        for number, rows in _runs(
+            [p % self.manifest.places for p in positions], self.manifest.shard
+        ):
             file, keys = self._shard(number)
             names = [key for key in keys if key.startswith(f"{label}/")]
             parts.append({n.rpartition("/")[2]: file.get_slice(n)[rows] for n in names})
@@ -249,7 +251,7 @@ class CachedTeacher:
     """
 
     def __init__(self, cache: Cache, label: str, *, raw: bool = False):
-        about = cache.holds.teachers[label]
+        about = cache.manifest.teachers[label]
         self.cache, self.label, self.raw = cache, label, raw
         self.name = f"cache:{cache.path}/{label}"
         self.license: str | None = None
@@ -293,7 +295,7 @@ def open_cache(name: TeacherName, device: torch.device) -> CachedTeacher:
     if not (path / "cache.json").is_file():
         path, label = path.parent, path.name
     cache = Cache.open(path)
-    labels = list(cache.holds.teachers)
+    labels = list(cache.manifest.teachers)
     if not label and len(labels) == 1:
         label = labels[0]
     if label not in labels:
@@ -301,7 +303,7 @@ def open_cache(name: TeacherName, device: torch.device) -> CachedTeacher:
     missing = cache.missing()
     if missing:
         raise ValueError(
-            f"The cache {path} lacks {len(missing)} of {cache.holds.shards} shards; the run that "
-            "fills it goes on where it stopped when it is started again."
+            f"The cache {path} lacks {len(missing)} of {cache.manifest.shards} shards; the run "
+            "that fills it goes on where it stopped when it is started again."
         )
     return CachedTeacher(cache, label, raw=True)

@@ -39,7 +39,7 @@ REFUSED = (OSError, RuntimeError, ValueError, KeyError, ImportError, UnpicklingE
 class OpenClipTeacher(Frozen):
     """The image tower of a CLIP-like model."""
 
-    def look(self, x) -> Features:
+    def features(self, x) -> Features:
         normed = getattr(self.network, "attn_pool", None) is None
         seen = self.network.forward_intermediates(x, indices=1, normalize_intermediates=normed)
         return Features(seen["image_features"], seen["image_intermediates"][-1].permute(0, 2, 3, 1))

@@ -20,7 +20,7 @@ from zoo.teachers.teacher import Frozen, check_trunk_patches, drawn_alike, reaso
 class TimmTeacher(Frozen):
     """A timm model: its pooled vector before the classifier, its last map after the norm."""
 
-    def look(self, x) -> Features:
+    def features(self, x) -> Features:
         return read_features(self.network, x)
 
 

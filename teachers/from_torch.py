@@ -19,7 +19,7 @@ class ModuleTeacher(Frozen):
     A tensor is a summary if it is [B D], a map if it is [B C H W].
     """
 
-    def look(self, x) -> Features:
+    def features(self, x) -> Features:
         out = self.network(x)
         if isinstance(out, Features):
             return out

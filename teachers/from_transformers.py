@@ -65,7 +65,7 @@ class TransformersTeacher(Frozen):
         self.pooled = pooled
         super().__init__(name, network, **how)
 
-    def look(self, x) -> Features:
+    def features(self, x) -> Features:
         see = getattr(self.network, "get_image_features", self.network)
         seen = see(**self._inputs(x))
         summary = _first(seen, SUMMARIES) if self.pooled else None

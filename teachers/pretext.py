@@ -170,7 +170,7 @@ NETWORKS = {"classifier": Classifier, "autoencoder": PatchTransformer, "gradient
 class PretextTeacher(Frozen):
     """One of `NETWORKS`, trained and frozen."""
 
-    def look(self, x) -> Features:
+    def features(self, x) -> Features:
         return self.network(x)
 
 

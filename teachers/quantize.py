@@ -3,7 +3,7 @@
 Hopper multiplies 8-bit numbers at twice the rate of bfloat16. Float8 (e4m3) keeps 3 bits of each
 number whatever its size: a relative squared error of 6e-4 an operand. Int8 with one scale a row
 keeps 7 bits of the row's largest: 6e-5 on bell-shaped rows, more where a few channels stick out.
-Which one loses less, and how many layers a network bears, is measured (`to_eight_bits`).
+Which one loses less, and how many layers a network bears, is measured (`quantize_linears`).
 """
 
 from collections.abc import Callable
@@ -19,7 +19,7 @@ from zoo.features import Batch, Features
 from zoo.kernels.int8 import int8_product
 from zoo.teachers.teacher import Frozen
 
-Eight = Literal["fp8", "int8"]
+QuantKind = Literal["fp8", "int8"]
 
 GATE = 1000.0
 """Least fidelity tr Σ / (C · MSE) to the bfloat16 features: 0.1 % of their variance."""
@@ -44,7 +44,7 @@ class EightBitLinear(nn.Module):
     """W 1: what a centre of 1 adds."""
     bias: Tensor | None
 
-    def __init__(self, linear: nn.Linear, kind: Eight):
+    def __init__(self, linear: nn.Linear, kind: QuantKind):
         super().__init__()
         self.kind = kind
         weight = linear.weight.detach().float()
@@ -92,10 +92,10 @@ class EightBitLinear(nn.Module):
 
 
 @dataclass(frozen=True)
-class EightBits:
+class QuantReport:
     """What became of a teacher."""
 
-    kind: Eight
+    kind: QuantKind
     fidelity: float
     """Of its features to those it gave before."""
     share: float
@@ -106,7 +106,7 @@ class EightBits:
     all_layers: float
     """Fidelity with all of them in 8 bits."""
 
-    def told(self) -> str:
+    def describe(self) -> str:
         return (
             f"{self.kind} in {len(self.layers)} of {self.of} linear layers ({self.share:.0%} of "
             f"their work): fidelity {self.fidelity:,.0f}; in all of them {self.all_layers:,.0f}"
@@ -125,9 +125,9 @@ class _Candidate:
 
 
 @torch.no_grad()
-def to_eight_bits(
-    teacher: Frozen, batch: Batch, kind: Eight, *, gate: float = GATE, least: float = LEAST
-) -> EightBits:
+def quantize_linears(
+    teacher: Frozen, batch: Batch, kind: QuantKind, *, gate: float = GATE, least: float = LEAST
+) -> QuantReport:
     """Put as many linear layers of a teacher into 8 bits as `gate` allows; in place.
 
     Each layer is tried alone on `batch`; those that do most work for the error they make come
@@ -165,10 +165,10 @@ def to_eight_bits(
     for one in kept:
         _put(teacher.network, one.name, one.eight)
     names = tuple(one.name for one in kept)
-    return EightBits(kind, fidelity, share, names, len(found), complete)
+    return QuantReport(kind, fidelity, share, names, len(found), complete)
 
 
-def _check_machine(batch: Batch, kind: Eight) -> None:
+def _check_machine(batch: Batch, kind: QuantKind) -> None:
     device = batch.images.device
     if device.type == "cuda" and torch.cuda.get_device_capability(device) < CAPABILITY[kind]:
         needed = ".".join(map(str, CAPABILITY[kind]))
@@ -184,7 +184,7 @@ def _tokens(seen: Features) -> Tensor:
     return rows.double()
 
 
-def _candidates(teacher: Frozen, batch: Batch, kind: Eight) -> list[_Candidate]:
+def _candidates(teacher: Frozen, batch: Batch, kind: QuantKind) -> list[_Candidate]:
     """Find the linear layers that see many rows, by looking at `batch` once."""
     found: list[_Candidate] = []
     rows: dict[str, int] = {}

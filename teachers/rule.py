@@ -64,7 +64,7 @@ RULES = {"colour": Colour, "edges": Edges}
 class RuleTeacher(Frozen):
     """One of `RULES`, on images in [0, 1]."""
 
-    def look(self, x) -> Features:
+    def features(self, x) -> Features:
         return self.network(x)
 
 

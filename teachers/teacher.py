@@ -116,7 +116,7 @@ def reason(error: BaseException) -> str:
     return (lines[0] if lines else type(error).__name__).rstrip(".:")
 
 
-def half_weights(network: nn.Module) -> nn.Module:
+def bf16_weights(network: nn.Module) -> nn.Module:
     """Keep the weights of `network` in bf16, all but those of its norm layers; in place.
 
     It must then run under `torch.autocast`, which brings inputs and weights together: matrix
@@ -175,7 +175,7 @@ class Frozen(nn.Module):
     ):
         super().__init__()
         self.name, self.size, self.license = name, size, license
-        self.interpolation, self.halved = device_interpolation(interpolation), False
+        self.interpolation, self.in_bf16 = device_interpolation(interpolation), False
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
         self.network = network
@@ -190,23 +190,23 @@ class Frozen(nn.Module):
         """Stay in eval mode: a teacher has no other."""
         return super().train(False)
 
-    def look(self, x: Float[Tensor, "B 3 H W"]) -> Features:
+    def features(self, x: Float[Tensor, "B 3 H W"]) -> Features:
         """Turn normalised images into features."""
         raise NotImplementedError(f"{type(self).__name__} does not say how it looks at images")
 
-    def halve(self) -> "Frozen":
+    def to_bf16(self) -> "Frozen":
         """Go over to bf16 weights with float32 norms (see `half_weights`), for good."""
-        half_weights(self.network)
-        self.halved = True
+        bf16_weights(self.network)
+        self.in_bf16 = True
         return self
 
     @torch.no_grad()
     def forward(self, batch: Batch) -> Features:
         x = (batch.at(self.size, self.interpolation) - self.mean) / self.std
-        if not self.halved:
-            return self.look(x)
+        if not self.in_bf16:
+            return self.features(x)
         with torch.autocast(x.device.type, torch.bfloat16):
-            return self.look(x)
+            return self.features(x)
 
 
 def fingerprint(teacher: Teacher) -> str:

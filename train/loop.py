@@ -18,27 +18,27 @@ from zoo.students.student import Student
 from zoo.teachers.teacher import Teacher
 from zoo.train.damp import damped
 from zoo.train.distill.config import Distill
-from zoo.train.distill.plan_step import Turn, take_turn, view_of
+from zoo.train.distill.plan_step import StepPlan, plan_step, view_of
 from zoo.train.distill.task import looks_of, objective_of
-from zoo.train.distill.teachers import Ahead, Look, tensor_cores
+from zoo.train.distill.teachers import Model, TeacherPrefetcher, tensor_cores
 from zoo.train.interrupt import Interrupt, Interrupted
 from zoo.train.optim import learning_rate
-from zoo.train.progress import Watch
+from zoo.train.progress import Progress
 from zoo.train.run import Run
-from zoo.train.state import Trainee
+from zoo.train.state import TrainState
 
 
 def train(
-    trainee: Trainee,
+    trainee: TrainState,
     teachers: Mapping[str, Teacher],
-    balances: Mapping[str, nn.Module],
+    normalizers: Mapping[str, nn.Module],
     source: Source,
     config: Distill,
     run: Run,
     *,
     autocast: Callable,
     evaluate: Callable[[Student, int], None],
-    spreads: Mapping[str, float] | None = None,
+    baseline_losses: Mapping[str, float] | None = None,
     title: str = "distil",
 ) -> None:
     """Train until `config.steps`; log, evaluate and save on the way.
@@ -54,13 +54,13 @@ def train(
     plan = Plan(len(source), config.batch, config.seed, config.views)
     view, steps = view_of(config, teachers), dict(steps=config.steps, start=trainee.step)
     loader = train_batches(source, view, plan, **steps, workers=config.workers)
-    objective = objective_of(config, balances, spreads or {})
+    objective = objective_of(config, normalizers, baseline_losses or {})
     skipped, every, start = set[str](), config.every, trainee.step
-    watch = Watch(title, total=config.steps, start=trainee.step, images=config.batch)
+    watch = Progress(title, total=config.steps, start=trainee.step, images=config.batch)
     note = partial(note_skipped, seen=skipped, run=run, watch=watch)
-    coming = announced(loader, start, device, note, partial(looks_of, plan, config, teachers))
+    coming = device_batches(loader, start, device, note, partial(looks_of, plan, config, teachers))
     if config.overlap:
-        coming = Ahead(device, autocast).over(coming)
+        coming = TeacherPrefetcher(device, autocast).over(coming)
     with (
         Interrupt() as interrupt,
         watch,
@@ -68,7 +68,7 @@ def train(
     ):
         for batch, looks in coming:
             torch.manual_seed(plan.step_seed(trainee.step))
-            turn = take_turn(plan, trainee.step, config, teachers)
+            turn = plan_step(plan, trainee.step, config, teachers)
             total, losses = differentiate(
                 partial(objective, batch, trainee, looks, turn), trainee, turn, config, autocast
             )
@@ -90,13 +90,13 @@ def train(
                 raise Interrupted(signum, f"Stopped after step {step}, which is saved.")
 
 
-def announced(
+def device_batches(
     loader: Iterable[dict[str, Any]],
     start: int,
     device: torch.device,
     note: Callable[[list[str]], None],
-    looks: Callable[[int], Mapping[str, Look]],
-) -> Iterator[tuple[Batch, Mapping[str, Look]]]:
+    looks: Callable[[int], Mapping[str, Model]],
+) -> Iterator[tuple[Batch, Mapping[str, Model]]]:
     """Give the batches from step `start` on, on `device`, with those who look at them.
 
     Args:
@@ -110,8 +110,8 @@ def announced(
 
 def differentiate(
     objective: Callable[[], dict[str, Tensor]],
-    trainee: Trainee,
-    turn: Turn,
+    trainee: TrainState,
+    turn: StepPlan,
     config: Distill,
     autocast: Callable,
 ) -> tuple[Tensor, dict[str, Tensor]]:
@@ -125,7 +125,11 @@ def differentiate(
 
 
 def update(
-    trainee: Trainee, total: Tensor, losses: Mapping[str, Tensor], config: Distill, turn: Turn
+    trainee: TrainState,
+    total: Tensor,
+    losses: Mapping[str, Tensor],
+    config: Distill,
+    turn: StepPlan,
 ) -> None:
     """Take one step of the optimizer, with the gradients that are there."""
     for group in trainee.optimizer.param_groups:
@@ -142,7 +146,7 @@ def update(
     trainee.unread.append(row)
 
 
-def check_finite(trainee: Trainee, plan: Plan, source: Source, run: Run) -> None:
+def check_finite(trainee: TrainState, plan: Plan, source: Source, run: Run) -> None:
     """Stop at the first step since the last look whose loss is not finite.
 
     The plan says which images that step had, so nothing is kept for this on the way.
@@ -164,7 +168,7 @@ def check_finite(trainee: Trainee, plan: Plan, source: Source, run: Run) -> None
     )
 
 
-def write_log(trainee: Trainee, config: Distill, run: Run, watch: Watch) -> None:
+def write_log(trainee: TrainState, config: Distill, run: Run, watch: Progress) -> None:
     """Write the means since the last log line; the one place where a step waits for the device."""
     rows = torch.stack(trainee.unread)
     sampled = any(spec.rate < 1 for spec in config.teachers)
@@ -180,7 +184,7 @@ def write_log(trainee: Trainee, config: Distill, run: Run, watch: Watch) -> None
     run.log_speed(trainee.step, *watch.report(trainee.step, told))
 
 
-def note_skipped(names: list[str], seen: set[str], run: Run, watch: Watch) -> None:
+def note_skipped(names: list[str], seen: set[str], run: Run, watch: Progress) -> None:
     """Count and name the unreadable files, each once."""
     new = [name for name in names if name not in seen]
     if not new:
@@ -188,4 +192,4 @@ def note_skipped(names: list[str], seen: set[str], run: Run, watch: Watch) -> No
     seen.update(new)
     run.write_json("skipped.json", sorted(seen))
     for name in new:
-        watch.say(f"skipped an unreadable image ({len(seen)} so far): {name}")
+        watch.print(f"skipped an unreadable image ({len(seen)} so far): {name}")

@@ -20,7 +20,7 @@ from zoo.files import cache_dir, save_whole
 from zoo.teachers.pretext import MEAN, SIZE, STD, Gradients, PatchTransformer, build_network
 from zoo.train.config import Optim
 from zoo.train.optim import learning_rate
-from zoo.train.progress import Watch
+from zoo.train.progress import Progress
 
 VERSION = 1
 """Part of the cache's key: raise it when what follows changes."""
@@ -89,7 +89,7 @@ def fit_network(
     optimizer = torch.optim.AdamW(task.parameters(), optim.lr, weight_decay=optim.weight_decay)
     mean, std = (torch.tensor(v, device=device).view(1, 3, 1, 1) for v in (MEAN, STD))
     kept: list[Tensor] = []
-    with Watch(title, total=steps) as watch:
+    with Progress(title, total=steps) as watch:
         for step, (images, labels) in enumerate(batches):
             watch.images = len(images)
             images = (images - mean) / std

@@ -4,11 +4,11 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
+from rich import progress as bars
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 
-class Watch:
+class Progress:
     """Report steps, images per second and losses.
 
     Args:
@@ -21,18 +21,18 @@ class Watch:
         self.console = Console(stderr=True, highlight=False)
         self.title, self.total, self.images = title, total, images
         self._step, self._time = start, time.perf_counter()
-        self._bar = Progress(
-            TextColumn("[bold]{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[told]}"),
+        self._bar = bars.Progress(
+            bars.TextColumn("[bold]{task.description}"),
+            bars.BarColumn(),
+            bars.MofNCompleteColumn(),
+            bars.TimeRemainingColumn(),
+            bars.TextColumn("{task.fields[text]}"),
             console=self.console,
             disable=not self.console.is_terminal,
         )
-        self._task = self._bar.add_task(title, total=total, completed=start, told="")
+        self._task = self._bar.add_task(title, total=total, completed=start, text="")
 
-    def __enter__(self) -> "Watch":
+    def __enter__(self) -> "Progress":
         self._bar.start()
         return self
 
@@ -46,16 +46,16 @@ class Watch:
         rate = (step - self._step) * self.images / seconds
         steps = step - self._step
         self._step, self._time = step, now
-        told = f"{rate:.0f} img/s  " + "  ".join(f"{k} {v:.3g}" for k, v in values.items())
-        self._bar.update(self._task, completed=step, told=told)
+        text = f"{rate:.0f} img/s  " + "  ".join(f"{k} {v:.3g}" for k, v in values.items())
+        self._bar.update(self._task, completed=step, text=text)
         if not self.console.is_terminal:
             left = (self.total - step) * seconds / max(steps, 1)
             self.console.print(
-                f"{self.title} {step}/{self.total}  {told}  ETA {left:.0f} s", soft_wrap=True
+                f"{self.title} {step}/{self.total}  {text}  ETA {left:.0f} s", soft_wrap=True
             )
         return rate, seconds
 
-    def say(self, text: str) -> None:
+    def print(self, text: str) -> None:
         """Print a line without tearing the bar."""
         self.console.print(text, soft_wrap=True)
 

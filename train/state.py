@@ -15,7 +15,7 @@ from zoo.train.optim import build_optimizer
 
 
 @dataclass
-class Trainee:
+class TrainState:
     """Everything that training changes, and that a checkpoint therefore holds."""
 
     student: Student
@@ -27,7 +27,9 @@ class Trainee:
     """Losses of the steps since the last log line; on the device, so that no step waits."""
 
     @classmethod
-    def of(cls, student: Student, config: Distill, spreads: Mapping[str, float]) -> "Trainee":
+    def of(
+        cls, student: Student, config: Distill, baseline_losses: Mapping[str, float]
+    ) -> "TrainState":
         """Put optimizer, average and weights beside a student that is to be trained."""
         ema = ModelEmaV3(student, decay=config.optim.ema) if config.optim.ema else None
         names = [
@@ -39,7 +41,7 @@ class Trainee:
         names += [f"{MESA}/spatial"] if config.losses.mesa else []
         specs = dict(zip(config.labels, config.teachers, strict=True))
         device = next(student.parameters()).device
-        weighting = Weighting(names, specs, config.losses, spreads, device=device)
+        weighting = Weighting(names, specs, config.losses, baseline_losses, device=device)
         optimizer = build_optimizer(student, config.optim)
         if weighting.learned is not None:
             optimizer.add_param_group(dict(params=[weighting.learned], weight_decay=0.0))

@@ -34,7 +34,7 @@ from zoo.hierarchy import Hierarchy, checkpoint_filter_fn
 from zoo.layers.attention import UNIT, Attention
 from zoo.layers.conv import Conv2d, Stem
 from zoo.layers.scan import selective_scan
-from zoo.layers.short_conv import neighbours_silu
+from zoo.layers.short_conv import short_conv_silu
 from zoo.layers.stage import ConvBlock, MixerBlock, Stage, drop_path_rates
 from zoo.layers.window import (
     from_windows,
@@ -182,7 +182,7 @@ class MambaMixer(nn.Module):
             x = x.masked_fill(padding < 0, 0)
         # Both convolutions in one pass over the channels.
         taps = torch.cat([self.conv_x.weight, self.conv_z.weight])[:, 0]
-        x, z = neighbours_silu(self.in_proj(x), taps)
+        x, z = short_conv_silu(self.in_proj(x), taps)
         plain = type(self.x_proj) is nn.Linear  # what others put in its place runs as it is
         delta, B, C = self._steps(x, -self.widths[0] % UNIT if x.is_cuda and plain else 0)
         if padding is not None:

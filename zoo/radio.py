@@ -39,7 +39,7 @@ from zoo.layers import spectral
 from zoo.layers.attention import check_heads
 from zoo.layers.feature_norm import FeatureNormalizer, InputConditioner, IntermediateNormalizer
 from zoo.layers.patch_position import cropped_positions, draw_crops, resized_positions
-from zoo.layers.recompute import recomputed
+from zoo.layers.recompute import checkpointed
 from zoo.layers.vitdet import VitDet, to_raster_order, to_window_order
 from zoo.licence import log_licence
 from zoo.radio_weights import architecture, is_published, translated
@@ -371,7 +371,7 @@ class Radio(VisionTransformer):
         return torch.cat([*(token.expand(batch, -1, -1).to(x.dtype) for token in prefix), x], dim=1)
 
     def _run(self, block: nn.Module, x: Tensor) -> Tensor:
-        return recomputed(block, x) if self.grad_checkpointing else block(x)
+        return checkpointed(block, x) if self.grad_checkpointing else block(x)
 
     def _after_blocks(
         self, x: Float[Tensor, "B C H W"], wanted: set[int], last: int

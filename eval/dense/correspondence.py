@@ -145,7 +145,7 @@ def _warps(
 
 
 def _map(subject: Subject, batch: Batch) -> Float[Tensor, "B h w C"]:
-    spatial = subject.look(batch).spatial
+    spatial = subject.features(batch).spatial
     if spatial is None:
         raise ValueError(f"{subject.name} gives no map, and points are matched on maps.")
     return spatial

@@ -136,7 +136,7 @@ def depth(subject: Subject, data: Path, settings: Depth) -> Iterator[Found]:
     """
     train, val = open_depths(data, settings)
     student = at_size(subject.student, settings.crop, "--depth.crop")
-    eyes = linear_eyes(student.look, subject)
+    eyes = linear_eyes(student.features, subject)
     black = Batch(torch.zeros(1, 3, settings.crop, settings.crop, device=subject.device))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(subject.seed)

@@ -127,7 +127,7 @@ def build_segmenter(subject: Subject, classes: int, settings: Segment) -> Segmen
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(subject.seed)
         if settings.head == "linear":
-            linear = linear_eyes(student.look, subject)
+            linear = linear_eyes(student.features, subject)
             head: nn.Module = LinearHead(linear(black).shape[-1], classes)
             return Segmenter(linear, head.to(subject.device), None)
         if settings.backbone_lr:
@@ -142,13 +142,15 @@ def build_segmenter(subject: Subject, classes: int, settings: Segment) -> Segmen
     return Segmenter(torch.no_grad()(lambda b: _seen(pyramid, b, subject)), head, None)
 
 
-def linear_eyes(look: Callable[[Batch], Features], subject: Subject) -> Callable[[Batch], Tensor]:
+def linear_eyes(
+    features: Callable[[Batch], Features], subject: Subject
+) -> Callable[[Batch], Tensor]:
     """Give a frozen network's last map, in the subject's precision."""
 
     @torch.no_grad()
     def eyes(batch: Batch) -> Float[Tensor, "B h w C"]:
         with subject.autocast():
-            spatial = look(batch).spatial
+            spatial = features(batch).spatial
         assert spatial is not None  # `at_size` has seen one
         return spatial
 

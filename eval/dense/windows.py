@@ -68,7 +68,7 @@ def at_size(student: Student, side: int, option: str) -> Student:
         wide.size = size
         with torch.no_grad():
             black = Batch(torch.zeros(1, 3, *size, device=student.mean.device))
-            seen = wide.look(black)
+            seen = wide.features(black)
     except (ValueError, RuntimeError, AssertionError) as error:
         reason = str(error).strip().splitlines()[0].rstrip(".")
         raise ValueError(

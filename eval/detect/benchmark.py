@@ -15,7 +15,7 @@ from zoo.eval.detect.detector import build_detector, find_source, is_detector, l
 from zoo.eval.detect.draw import side_by_side
 from zoo.eval.detect.finding import find_objects, fitting
 from zoo.eval.detect.spec import Detector, Kind, Spec
-from zoo.eval.detect.training import Trainee, Training, train_steps
+from zoo.eval.detect.training import Training, TrainState, train_steps
 from zoo.eval.registry import Found, Picture, Subject
 
 TORCHVISION = ("mask_rcnn", "faster_rcnn", "retinanet")
@@ -70,7 +70,7 @@ def _train(subject: Subject, data: Path, val: CocoSplit, settings: Detect) -> De
     torch.manual_seed(subject.seed)
     detector = build_detector(spec, pretrained=True).to(subject.device)
     samples = Samples(train, spec.size, masks=spec.has_masks, keep=not settings.training.workers)
-    for _ in train_steps(Trainee(detector, settings.training), samples, device=subject.device):
+    for _ in train_steps(TrainState(detector, settings.training), samples, device=subject.device):
         pass
     return detector
 

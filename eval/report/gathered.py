@@ -16,7 +16,7 @@ class Measure(NamedTuple):
     name: str
     data: str
 
-    def told(self) -> str:
+    def describe(self) -> str:
         """Write it as the head of a column."""
         return f"{self.name} · {self.data}" if self.data else self.name
 

@@ -126,7 +126,7 @@ def _differences(models: Sequence[Model], notes: list[str]) -> Table | None:
             continue
         for pair in found:
             if pair.low is not None:
-                cells = [Cell(text, pair.separated) for text in pair.told()]
+                cells = [Cell(text, pair.separated) for text in pair.describe()]
                 rows.append(Row(model.name, cells))
     head = ["model", "measure", reference.name, "this model", "difference", "95 % interval"]
     return Table(head, rows) if rows else None
@@ -233,7 +233,7 @@ def _pareto(models: Sequence[Model], gallery: Gallery) -> list[Picture]:
                 f"{name} {short_number(y)} at {short_number(x)}" for x, y, name, _ in known
             )
             alt = f"{title} against {label}: {said}"
-            pictures.append(gallery.add(png, f"pareto-{measure.told()}-{label}", alt))
+            pictures.append(gallery.add(png, f"pareto-{measure.describe()}-{label}", alt))
     return pictures
 
 

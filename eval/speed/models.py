@@ -109,7 +109,7 @@ class Case:
         """All of the case but the model: peers are compared in the same setting."""
         return tuple(v for k, v in dataclasses.asdict(self).items() if k != "model")
 
-    def told(self) -> str:
+    def describe(self) -> str:
         form = ", channels last" if self.channels_last else ""
         return f"{self.model} {self.mode} {self.precision}{form} {self.batch}x{self.size}"
 
@@ -470,7 +470,7 @@ def peer_of(row: Measured, rows: Sequence[Measured], peer: str) -> Measured | No
     return None
 
 
-def surroundings(command: str | None = None) -> dict[str, Any]:
+def environment(command: str | None = None) -> dict[str, Any]:
     """Describe what a measurement depends on besides the models: machine, versions, threads."""
     gpu = torch.cuda.is_available()
     versions = {"python": platform.python_version(), "torch": torch.__version__}

@@ -40,7 +40,7 @@ def speed(subject: Subject, data: None, settings: Speed) -> Iterator[Found]:
     )
     (row,) = measure([case], rounds=settings.rounds, warmup=3)
     if row.error:
-        raise ValueError(f"{case.told()} could not be measured: {row.error}")
+        raise ValueError(f"{case.describe()} could not be measured: {row.error}")
     yield "speed/img_s", row.images_per_s
     yield "speed/gmacs", row.macs / 1e9
     yield "speed/mparams", row.parameters / 1e6

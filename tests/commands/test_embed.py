@@ -12,8 +12,8 @@ from PIL import Image
 from zoo.cli import main
 from zoo.commands.embed import Embed, embed
 from zoo.commands.evaluate import evaluate
-from zoo.eval.stored import about_features, read_features, read_part
-from zoo.eval.subject import Asked, open_subject
+from zoo.eval.stored import about_features, load_features, read_part
+from zoo.eval.subject import EvalRequest, open_subject
 from zoo.train.interrupt import Interrupted
 
 
@@ -42,8 +42,8 @@ def test_shards_hold_what_the_model_says_in_the_order_of_the_data(images, tmp_pa
     assert names == [f"train-00000{i}.npz" for i in range(3)] + [
         f"val-00000{i}.npz" for i in (0, 1)
     ]
-    subject = open_subject("test_vit", Asked(size=64))
-    stored = read_features(tmp_path / "out")
+    subject = open_subject("test_vit", EvalRequest(size=64))
+    stored = load_features(tmp_path / "out")
     for ours, theirs in zip(stored, subject.features(images), strict=True):
         assert ours.keys == theirs.keys
         assert torch.equal(ours.labels, theirs.labels)
@@ -58,7 +58,9 @@ def test_stored_features_score_like_the_images_that_they_came_from(images, tmp_p
     main(["eval", "--features", str(out), "--on", "knn,linear", "--out", str(results)])
     capsys.readouterr()
     data = dict(knn=(images,), linear=(images,))
-    records = evaluate("test_vit", Asked(on=("knn", "linear"), data=data, size=64), show=False)
+    records = evaluate(
+        "test_vit", EvalRequest(on=("knn", "linear"), data=data, size=64), show=False
+    )
     lines = [json.loads(line) for line in results.read_text().splitlines()]
     assert [line["values"] for line in lines] == [record.values for record in records]
     for line, record in zip(lines, records, strict=True):

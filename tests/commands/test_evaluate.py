@@ -13,7 +13,7 @@ from zoo.commands.evaluate import evaluate, read_data, records_of
 from zoo.eval.fewshot import Fewshot
 from zoo.eval.registry import BENCHMARKS, Benchmark, Picture, Scores
 from zoo.eval.results import read
-from zoo.eval.subject import Asked
+from zoo.eval.subject import EvalRequest
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +53,7 @@ def images(tmp_path_factory):
 
 
 def asked(images, *on, **changes):
-    return Asked(on=on, data=dict.fromkeys(on, (images,)), size=64, **changes)
+    return EvalRequest(on=on, data=dict.fromkeys(on, (images,)), size=64, **changes)
 
 
 def test_planted_classes_score_one_hundred_and_the_line_holds_what_a_rerun_needs(images, tmp_path):
@@ -105,9 +105,9 @@ def test_two_models_are_compared_from_one_file_and_from_scratch(images, tmp_path
     told = capsys.readouterr().out
     assert "knn/top1" in told and "[+0.00, +0.00]" in told and "12" in told
     with pytest.raises(ValueError, match="name one"):
-        records_of(str(out), Asked())
+        records_of(str(out), EvalRequest())
     with pytest.raises(ValueError, match="no result of 'resnet'"):
-        records_of(f"{out}:resnet", Asked())
+        records_of(f"{out}:resnet", EvalRequest())
     both = f"eval --compare test_vit test_vit --on knn --size 64 --data {images}"
     main(both.split())
     assert "[+0.00, +0.00]" in capsys.readouterr().out

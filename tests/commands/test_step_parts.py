@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from zoo.commands.bench_distill import TINY, measure_steps, part_table
-from zoo.commands.step_parts import Pool, best_parts, measure, photographs, spread_layer_scale
+from zoo.commands.step_parts import ModelPool, best_parts, measure, pink_noise, spread_layer_scale
 from zoo.teachers.open import open_teacher
 
 SMALL = replace(TINY, teachers=("timm:test_vit/random@64",), size=64, batch=2, alone=True)
@@ -16,7 +16,7 @@ SMALL = replace(TINY, teachers=("timm:test_vit/random@64",), size=64, batch=2, a
 @pytest.fixture(scope="module")
 def row():
     torch.manual_seed(0)
-    return measure(SMALL, Pool(torch.device("cpu")), rounds=2, warmup=1)
+    return measure(SMALL, ModelPool(torch.device("cpu")), rounds=2, warmup=1)
 
 
 def test_every_part_is_measured_and_modelled(row):
@@ -68,7 +68,7 @@ def test_fresh_layer_scales_are_opened_so_that_blocks_count():
 
 
 def test_test_images_have_the_spectrum_of_photographs():
-    images = photographs(2, 64, torch.device("cpu")).images
+    images = pink_noise(2, 64, torch.device("cpu")).images
     assert images.dtype == torch.uint8 and images.shape == (2, 3, 64, 64)
     x = images.float() - images.float().mean()
     power = torch.fft.rfft2(x).abs().square().mean((0, 1))

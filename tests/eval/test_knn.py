@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import zoo.eval.knn
-from zoo.eval.knn import knn, nearest_classes
+from zoo.eval.knn import knn, predict_knn
 
 
 def clusters(rows, classes, dim, noise, seed):
@@ -81,20 +81,20 @@ def test_unusable_sets_are_refused_with_their_numbers():
 @pytest.mark.parametrize("part", [7, 20, 64, 65])
 def test_the_answers_do_not_depend_on_how_the_bank_is_walked(monkeypatch, part):
     bank, queries = clusters(130, 5, 8, 2.0, 0), clusters(50, 5, 8, 2.0, 1)
-    whole = nearest_classes(*bank, *queries)
+    whole = predict_knn(*bank, *queries)
     monkeypatch.setattr(zoo.eval.knn, "BANK_ROWS_AT_ONCE", part)
-    assert torch.equal(nearest_classes(*bank, *queries), whole)
+    assert torch.equal(predict_knn(*bank, *queries), whole)
 
 
 def test_a_bank_in_half_precision_answers_like_its_float32_copy():
     (x, y), (u, v) = clusters(130, 5, 8, 0.5, 0), clusters(50, 5, 8, 0.5, 1)
     x, u = x.half(), u.half()
-    assert torch.equal(nearest_classes(x, y, u, v), nearest_classes(x.float(), y, u.float(), v))
+    assert torch.equal(predict_knn(x, y, u, v), predict_knn(x.float(), y, u.float(), v))
 
 
 @pytest.mark.gpu
 def test_a_bank_on_the_host_is_brought_to_the_gpu_part_by_part():
     bank, queries = clusters(300, 5, 8, 0.3, 0), clusters(50, 5, 8, 0.3, 1)
-    said = nearest_classes(*bank, *queries, device="cuda")
+    said = predict_knn(*bank, *queries, device="cuda")
     assert said.is_cuda
-    assert torch.equal(said.cpu(), nearest_classes(*bank, *queries))
+    assert torch.equal(said.cpu(), predict_knn(*bank, *queries))

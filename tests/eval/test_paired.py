@@ -77,9 +77,9 @@ def record(share, seed, **changes):
 def test_a_large_difference_is_separated_and_a_number_without_scores_has_no_interval():
     big, plain = compare([record(0.3, 0)], [record(0.8, 1)])
     assert big.separated and big.low > 30 and big.images == 400
-    assert not plain.separated and plain.low is None and plain.told()[-1] == "–"
+    assert not plain.separated and plain.low is None and plain.describe()[-1] == "–"
     (named, _) = compare(*([record(0.3, 0, data="sets/birds")] for _ in range(2)))
-    assert named.told()[0] == "knn/top1 · birds"
+    assert named.describe()[0] == "knn/top1 · birds"
 
 
 @pytest.mark.parametrize("change", [dict(data_hash="y"), dict(settings={"k": 5})])

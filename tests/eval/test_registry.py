@@ -44,7 +44,7 @@ def test_a_subject_of_stored_features_is_asked_once_and_has_no_network(tmp_path)
         return side, side
 
     subject = Subject(name="stored", made=None, read=read)
-    assert subject.features(tmp_path) is subject.features(tmp_path)
+    assert subject.extracted(tmp_path) is subject.extracted(tmp_path)
     assert asked == [tmp_path]
     with pytest.raises(ValueError, match="known by its features alone"):
         _ = subject.student

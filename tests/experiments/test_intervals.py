@@ -19,8 +19,8 @@ def test_the_interval_covers_the_true_difference_about_as_often_as_it_says():
 def test_a_ratio_is_told_in_per_cent_and_large_ones_as_factors():
     found = paired([2.2, 1.1], [2.0, 1.0], ratio=True)
     assert found.mean == pytest.approx(10) and found.separated and found.wins == 2
-    assert found.told("%") == "+10.0 % [+10.0, +10.0], 2/2 up"
-    assert paired([8.0], [2.0], ratio=True).told("%").startswith("x4 [x4, x4]")
+    assert found.describe("%") == "+10.0 % [+10.0, +10.0], 2/2 up"
+    assert paired([8.0], [2.0], ratio=True).describe("%").startswith("x4 [x4, x4]")
 
 
 def test_an_interval_around_zero_is_not_separated():

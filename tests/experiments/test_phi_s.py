@@ -45,9 +45,9 @@ def setting(arms):
     teacher = Fake()
     moments = Moments(16)
     moments.update(teacher(Batch(torch.rand(64, 3, 32, 32))).spatial)
-    balances = {arm: {"fake": fit(ARMS[arm].normalise, moments)} for arm in arms}
+    normalizers = {arm: {"fake": fit(ARMS[arm].normalise, moments)} for arm in arms}
     config = PhiSExperiment(batch=4, size=32, device="cpu", precision="float32")
-    return Setting(config, torch.device("cpu"), None, None, {"fake": teacher}, balances)
+    return Setting(config, torch.device("cpu"), None, None, {"fake": teacher}, normalizers)
 
 
 def test_the_stacked_losses_are_those_of_a_distillation_step():
@@ -58,11 +58,11 @@ def test_the_stacked_losses_are_those_of_a_distillation_step():
     stack = trainer.begin(range(2), steps=3)
     images = torch.rand(2, 4, 3, 32, 32)
     answers = stack.answers(images.repeat_interleave(len(arms), dim=0))
-    losses = trainer.losses(answers, trainer.look(images), seeds=2)
+    losses = trainer.losses(answers, trainer.features(images), seeds=2)
     for m, loss in enumerate(losses):
         seed, arm = divmod(m, len(arms))
         one = distill_step(
-            Batch(images[seed]), stack.student(m), given.teachers, given.balances[arms[arm]],
+            Batch(images[seed]), stack.student(m), given.teachers, given.normalizers[arms[arm]],
             SPATIAL_LOSSES[ARMS[arms[arm]].loss],
         )  # fmt: skip
         torch.testing.assert_close(loss, sum(one.values()), rtol=1e-4, atol=1e-5)
@@ -79,18 +79,18 @@ def test_all_arms_of_a_seed_begin_alike_and_seeds_do_not():
 
 def test_the_error_of_a_channel_is_told_in_the_space_of_the_loss(tmp_path):
     given = setting(("phi_s",))
-    teacher, balance = given.teachers["fake"], given.balances["phi_s"]["fake"]
+    teacher, normalizer = given.teachers["fake"], given.normalizers["phi_s"]["fake"]
 
     class Held:
         def batches(self, size, batch):
             yield Batch(torch.rand(32, 3, 32, 32, generator=torch.Generator().manual_seed(1)))
 
     def student(batch):
-        z = balance(teacher(batch).spatial)
+        z = normalizer(teacher(batch).spatial)
         noise = torch.randn(z.shape, generator=torch.Generator().manual_seed(2))
-        return {"fake": Features(None, balance.inverse(z + 0.5 * noise))}
+        return {"fake": Features(None, normalizer.inverse(z + 0.5 * noise))}
 
-    found = channel_errors(student, given.teachers, {"fake": balance}, Held(), 32)
+    found = channel_errors(student, given.teachers, {"fake": normalizer}, Held(), 32)
     assert 0.2 < found["error/fake/low"] < found["error/fake/high"] < 0.3  # 0.5², everywhere
 
 

@@ -40,7 +40,7 @@ def compile_all() -> set[tuple[str, str]]:
         compiled.add((self.__module__, self.__name__))
 
     JITFunction.run = only_compile
-    for kernels in (scans, norms, attentions, neighbours, int8_products):
+    for kernels in (scans, norms, attentions, short_conv, int8_products):
         kernels()
     return compiled
 
@@ -90,7 +90,7 @@ def attentions() -> None:
         tiles.backward(out, qkv, bias, out, sums, 0.1)
 
 
-def neighbours() -> None:
+def short_conv() -> None:
     from zoo.kernels.short_conv_triton import backward, forward
 
     x, taps = torch.randn(5, 49, 784).bfloat16(), torch.randn(784, 3).bfloat16()

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from zoo.layers.recompute import recomputed
+from zoo.layers.recompute import checkpointed
 
 
 @pytest.fixture
@@ -26,14 +26,14 @@ def _train(run, block, x):
 def test_recomputing_gives_the_same_output_gradients_and_statistics(block):
     x = torch.randn(5, 3, 6, 6)
     plain = _train(lambda b, x: b(x), copy.deepcopy(block), x)
-    again = _train(recomputed, block, x)
+    again = _train(checkpointed, block, x)
     torch.testing.assert_close(again, plain, rtol=0, atol=0)
 
 
 def test_recomputing_keeps_only_the_input(block):
     kept, x = [], torch.randn(5, 3, 6, 6)
     with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
-        recomputed(block, x)
+        checkpointed(block, x)
     others = [t for t in kept if t.shape != x.shape or not t.equal(x)]
     assert len(others) < len(kept)
     assert not sum(t.numel() for t in others)  # torch 2.11 also keeps an empty one
@@ -48,7 +48,7 @@ def test_batch_norms_are_as_before_even_when_the_second_run_fails(block):
             raise RuntimeError("second run")
 
     block[2].register_forward_hook(fails_the_second_time)
-    out = recomputed(block, torch.randn(5, 3, 6, 6))
+    out = checkpointed(block, torch.randn(5, 3, 6, 6))
     with pytest.raises(RuntimeError, match="second run"):
         out.sum().backward()
     assert block[1].momentum == 0.3

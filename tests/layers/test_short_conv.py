@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from zoo.kernels import short_conv as neighbours_op
-from zoo.layers.short_conv import neighbours_silu
+from zoo.layers.short_conv import short_conv_silu
 
 SIZES = [(3, 49, 20), (5, 1, 12), (2, 35, 6), (9, 196, 784)]
 
@@ -33,7 +33,7 @@ def exact(inputs, dys):
 @pytest.mark.parametrize("sizes", SIZES[:3])
 def test_it_is_a_depthwise_convolution_with_silu(sizes):
     inputs, dys = inputs_of(sizes, dtype=torch.float64), gradients_to(sizes, dtype=torch.float64)
-    y = neighbours_silu(*inputs)
+    y = short_conv_silu(*inputs)
     for ours, theirs in zip(
         (*y, *torch.autograd.grad(y, inputs, dys)), exact(inputs, dys), strict=True
     ):
@@ -43,7 +43,7 @@ def test_it_is_a_depthwise_convolution_with_silu(sizes):
 def test_the_operator_promises_the_shapes_and_dtypes_of_its_results():
     x = torch.randn(2, 7, 12, device="meta", dtype=torch.bfloat16, requires_grad=True)
     taps = torch.randn(12, 3, device="meta", requires_grad=True)
-    first, last = neighbours_op.neighbours_silu(x, taps)
+    first, last = neighbours_op.short_conv_silu(x, taps)
     assert first.shape == last.shape == (2, 7, 6) and first.dtype == last.dtype == x.dtype
     dx, dtaps = torch.autograd.grad((first + last).sum(), (x, taps))
     assert (dx.shape, dx.dtype, dtaps.shape, dtaps.dtype) == (
@@ -80,7 +80,7 @@ def run_interpreted():
 def test_the_operator_is_exact(sizes, dtype, tolerance):
     inputs = inputs_of(sizes, dtype=dtype, device="cuda")
     dys = gradients_to(sizes, dtype=dtype, device="cuda")
-    y = neighbours_silu(*inputs)
+    y = short_conv_silu(*inputs)
     for ours, theirs in zip(
         (*y, *torch.autograd.grad(y, inputs, dys)), exact(inputs, dys), strict=True
     ):
@@ -91,7 +91,7 @@ def test_the_operator_is_exact(sizes, dtype, tolerance):
 @pytest.mark.gpu
 def test_the_gradients_are_the_same_bits_each_time():
     inputs, dys = inputs_of(SIZES[3], device="cuda"), gradients_to(SIZES[3], device="cuda")
-    y = neighbours_silu(*inputs)
+    y = short_conv_silu(*inputs)
     first, second = (torch.autograd.grad(y, inputs, dys, retain_graph=True) for _ in range(2))
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
 
@@ -99,7 +99,7 @@ def test_the_gradients_are_the_same_bits_each_time():
 @pytest.mark.gpu
 def test_torch_finds_nothing_wrong_with_the_operator():
     inputs = inputs_of(SIZES[0], device="cuda")
-    torch.library.opcheck(torch.ops.zoo.neighbours_silu.default, inputs)
+    torch.library.opcheck(torch.ops.zoo.short_conv_silu.default, inputs)
 
 
 if __name__ == "__main__":

@@ -42,7 +42,7 @@ def test_every_head_answers_for_what_its_teacher_has_and_learns(name, size, kind
     student = tiny(name, size, kind=kind, hidden=20, upsample=upsample)
     batch = Batch(torch.rand(2, 3, 40, 48))
     ours = student(batch)
-    rows, cols = student.look(batch).spatial.shape[1:3]
+    rows, cols = student.features(batch).spatial.shape[1:3]
     grid = (upsample * rows, upsample * cols)
     assert ours["a"].summary.shape == (2, 24) and ours["a"].spatial.shape == (2, *grid, 16)
     assert ours["b"].summary is None and ours["b"].spatial.shape == (2, *grid, 8)
@@ -300,10 +300,10 @@ def test_spectral_norms_leave_a_vit_as_it_is_and_fold_away():
     back = spectral.without_spectral()
     assert set(weights) <= set(back.state_dict())
     seen = Batch(torch.rand(2, 3, 160, 160))
-    for mine, theirs in zip(spectral.look(seen), back.look(seen), strict=True):
+    for mine, theirs in zip(spectral.features(seen), back.features(seen), strict=True):
         torch.testing.assert_close(mine, theirs)
-    again = copy.deepcopy(spectral).look(seen)  # a class that copies share is still whole
-    torch.testing.assert_close(again.summary, spectral.look(seen).summary)
+    again = copy.deepcopy(spectral).features(seen)  # a class that copies share is still whole
+    torch.testing.assert_close(again.summary, spectral.features(seen).summary)
     assert spectral.backbone.blocks[0].attn.qkv.parametrizations
     assert plain.without_spectral() is plain
     with pytest.raises(ValueError, match="eradio_nano has no attention blocks of a ViT"):

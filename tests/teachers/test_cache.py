@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from zoo.features import Batch, Features
-from zoo.teachers.cache import Cache, CachedTeacher, Holds, quantised
+from zoo.teachers.cache import Cache, CachedTeacher, CacheManifest, quantised
 from zoo.teachers.open import open_teacher
 from zoo.teachers.teacher import Teacher
 
@@ -14,7 +14,7 @@ ABOUT = dict(
     name="rule:colour", fingerprint="f00", precision="auto", size=[32, 32], grid=[2, 2],
     summary_dim=6, spatial_dim=8,
 )  # fmt: skip
-HOLDS = Holds(
+HOLDS = CacheManifest(
     images=5, data="abc", seed=0, views=2, view=dict(size=32), normalise="alpha_only",
     stored="int8", shard=4, teachers=dict(colour=ABOUT),
 )  # fmt: skip
@@ -93,7 +93,7 @@ def test_a_cache_goes_on_where_it_stopped(tmp_path):
     cache, _ = filled(tmp_path)
     cache.shard_path(1).unlink()
     again = Cache.prepare(tmp_path, dataclasses.replace(HOLDS, shard=99), spaces())
-    assert again.holds.shard == 4 and again.missing() == [1]
+    assert again.manifest.shard == 4 and again.missing() == [1]
     with pytest.raises(ValueError, match=r"shard_00001.* cannot be read .*fills it again"):
         again.read("colour", [5])
 

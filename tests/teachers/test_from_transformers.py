@@ -285,9 +285,9 @@ def test_another_resolution_interpolates_the_positions(kind, saved):
     model = case.model.from_pretrained(name.removeprefix("hf:")).eval()
     processor = case.processor()
     mean, std = (torch.tensor(v).view(3, 1, 1) for v in (processor.image_mean, processor.image_std))
-    look = getattr(model, "get_image_features", model)
+    features = getattr(model, "get_image_features", model)
     with torch.no_grad():
-        theirs = look((images / 255 - mean) / std, interpolate_pos_encoding=True)
+        theirs = features((images / 255 - mean) / std, interpolate_pos_encoding=True)
     prefix = 0 if kind == "siglip" else 1
     expected = grid(theirs.last_hidden_state, prefix, 6)
     torch.testing.assert_close(seen.spatial, expected, atol=1e-5, rtol=1e-4)
@@ -307,7 +307,7 @@ def test_the_interpolation_is_that_of_the_image_processor(saved):
         assert teacher.interpolation == interpolation
         batch = Batch(images)
         x = (batch.at((32, 32), interpolation) - teacher.mean) / teacher.std
-        torch.testing.assert_close(teacher(batch).spatial, teacher.look(x).spatial)
+        torch.testing.assert_close(teacher(batch).spatial, teacher.features(x).spatial)
 
 
 def test_the_text_tower_does_not_stay_in_memory(saved):

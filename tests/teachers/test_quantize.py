@@ -7,7 +7,7 @@ from torch import nn
 from zoo.features import Batch
 from zoo.kernels.int8 import int8_product
 from zoo.teachers.open import open_teacher
-from zoo.teachers.quantize import EightBitLinear, to_eight_bits
+from zoo.teachers.quantize import EightBitLinear, quantize_linears
 from zoo.teachers.teacher import Frozen
 
 
@@ -53,7 +53,7 @@ def test_the_int8_product_is_the_product(bias):
 
 def test_all_layers_go_into_8_bits_where_the_gate_allows(batch):
     exact, changed = teacher(), teacher()
-    told = to_eight_bits(changed, batch, "int8")
+    told = quantize_linears(changed, batch, "int8")
     assert told.share == 1 and len(told.layers) == told.of == told.of > 8
     assert told.fidelity == told.all_layers > 1000
     ours, theirs = changed(batch).spatial, exact(batch).spatial
@@ -62,9 +62,9 @@ def test_all_layers_go_into_8_bits_where_the_gate_allows(batch):
 
 
 def test_a_part_of_the_layers_goes_where_all_would_lose_too_much(batch):
-    every = to_eight_bits(teacher(), batch, "fp8", gate=0.0)
+    every = quantize_linears(teacher(), batch, "fp8", gate=0.0)
     changed = teacher()
-    some = to_eight_bits(changed, batch, "fp8", gate=2 * every.fidelity)
+    some = quantize_linears(changed, batch, "fp8", gate=2 * every.fidelity)
     assert 0.25 <= some.share < 1 and some.fidelity >= 2 * every.fidelity
     eight = [n for n, m in changed.network.named_modules() if isinstance(m, EightBitLinear)]
     assert sorted(eight) == sorted(some.layers)
@@ -74,7 +74,7 @@ def test_a_teacher_that_loses_too_much_is_refused_with_the_figures_and_left_alon
     changed = teacher()
     before = changed(batch).spatial
     with pytest.raises(ValueError, match=r"cannot run in fp8: .*fidelity of [\d,]+ .*Take int8"):
-        to_eight_bits(changed, batch, "fp8", gate=1e9)
+        quantize_linears(changed, batch, "fp8", gate=1e9)
     torch.testing.assert_close(changed(batch).spatial, before, rtol=0, atol=0)
 
 

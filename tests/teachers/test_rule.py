@@ -20,7 +20,7 @@ def test_a_rule_is_a_teacher_without_weights(name):
 
 def test_colour_is_the_mean_and_deviation_of_each_cell_and_of_the_image():
     images = torch.rand(2, 3, 32, 48)
-    seen = open_teacher("rule:colour@32").look(images)
+    seen = open_teacher("rule:colour@32").features(images)
     cell = images[1, :, 16:32, 32:48].flatten(1)
     expected = torch.cat([cell.mean(1), cell.std(1, correction=0)])
     torch.testing.assert_close(seen.spatial[1, 1, 2], expected)

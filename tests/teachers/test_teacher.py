@@ -10,7 +10,7 @@ from zoo.students.build import build_student
 from zoo.students.export import export_student
 from zoo.teachers import Teacher, TeacherName, open_teacher
 from zoo.teachers.from_torch import IMAGENET_MEAN, IMAGENET_STD, from_module
-from zoo.teachers.teacher import Frozen, check_losses, fingerprint, half_weights
+from zoo.teachers.teacher import Frozen, bf16_weights, check_losses, fingerprint
 
 VIT = "timm:test_vit/random"
 
@@ -137,7 +137,7 @@ def test_an_exported_student_teaches_the_next_one(tmp_path):
     for name in (f"zoo:local-dir:{tmp_path}/export", f"timm:local-dir:{tmp_path}/export"):
         teacher = open_teacher(name)
         assert (teacher.size, teacher.grid, teacher.license) == ((96, 96), (6, 6), None)
-        for ours, theirs in zip(teacher(batch), student.look(batch), strict=True):
+        for ours, theirs in zip(teacher(batch), student.features(batch), strict=True):
             torch.testing.assert_close(ours, theirs)
     plan = open_teacher(f"zoo:local-dir:{tmp_path}/export", device="meta")
     assert (plan.size, plan.grid, plan.summary_dim) == ((96, 96), (6, 6), 64)
@@ -240,7 +240,7 @@ def test_a_teacher_without_a_summary_teaches_its_map():
 
 
 def test_half_weights_leave_the_norms_in_float32():
-    network = half_weights(timm.create_model("test_efficientnet", num_classes=0))
+    network = bf16_weights(timm.create_model("test_efficientnet", num_classes=0))
     kinds = {True: set(), False: set()}
     for module in network.modules():
         for weight in module.parameters(recurse=False):
@@ -252,7 +252,7 @@ def test_half_weights_leave_the_norms_in_float32():
 @pytest.mark.parametrize("model", ["test_vit", "test_vit4", "test_efficientnet", "test_convnext"])
 def test_a_halved_teacher_says_nearly_the_same(model):
     exact, halved = (open_teacher(f"timm:{model}/random") for _ in range(2))
-    assert isinstance(halved, Frozen) and halved.halve() is halved
+    assert isinstance(halved, Frozen) and halved.to_bf16() is halved
     batch = Batch(torch.rand(2, 3, *exact.size))
     for ours, theirs in zip(halved(batch), exact(batch), strict=True):
         error = (ours.float() - theirs).square().mean() / theirs.var()

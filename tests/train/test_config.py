@@ -22,7 +22,7 @@ def test_an_unknown_field_in_a_config_file_is_refused():
 def test_a_teacher_on_the_command_line_carries_its_weights():
     spec = TeacherSpec.parse("timm:vit_tiny_patch16_224@96,summary=0,spatial=2")
     assert spec == TeacherSpec(name="timm:vit_tiny_patch16_224@96", summary=0, spatial=2)
-    assert TeacherSpec.parse(spec.told()) == spec
+    assert TeacherSpec.parse(spec.describe()) == spec
     for wrong in ("timm:x,size=3", "timm:x,summary=much", "timm:x,summary=0,spatial=0"):
         with pytest.raises(ValueError, match=r"summary|number|weights"):
             TeacherSpec.parse(wrong)
@@ -31,7 +31,10 @@ def test_a_teacher_on_the_command_line_carries_its_weights():
 def test_a_teacher_on_the_command_line_carries_its_rate_and_whether_it_follows():
     spec = TeacherSpec.parse("timm:x,rate=0.25,follow=1")
     assert spec == TeacherSpec(name="timm:x", rate=0.25, follow=True)
-    assert TeacherSpec.parse(spec.told()) == spec and spec.told() == "timm:x,rate=0.25,follow=1"
+    assert (
+        TeacherSpec.parse(spec.describe()) == spec
+        and spec.describe() == "timm:x,rate=0.25,follow=1"
+    )
     for wrong, match in (("rate=0", "share of the steps"), ("follow=2", "1 (yes) or 0 (no)")):
         with pytest.raises(ValueError, match=re.escape(match)):
             TeacherSpec.parse(f"timm:x,{wrong}")

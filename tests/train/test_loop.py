@@ -13,11 +13,11 @@ from zoo.features import Batch, Features
 from zoo.students.build import build_student
 from zoo.train.config import Optim
 from zoo.train.distill.config import Distill, Losses, TeacherSpec
-from zoo.train.distill.phi_s import Balance
-from zoo.train.distill.plan_step import take_turn
+from zoo.train.distill.phi_s import Normalizer
+from zoo.train.distill.plan_step import plan_step
 from zoo.train.distill.task import objective_of
 from zoo.train.loop import differentiate, update
-from zoo.train.state import Trainee
+from zoo.train.state import TrainState
 
 RUN = Distill(
     teachers=(TeacherSpec(name="rule:a"), TeacherSpec(name="rule:b", rate=0.5, summary=0.0)),
@@ -68,7 +68,7 @@ class Striped:
         return Features(summary, x.repeat(1, 1, 1, self.spatial_dim))
 
 
-def steps(device: str, config: Distill, count: int = 4) -> Trainee:
+def steps(device: str, config: Distill, count: int = 4) -> TrainState:
     torch.manual_seed(0)
     student = build_student(
         "test_vit",
@@ -79,16 +79,16 @@ def steps(device: str, config: Distill, count: int = 4) -> Trainee:
         spectral_norms=config.spectral,
         device=device,
     )
-    spreads = {"a/summary": 0.5, "a/spatial": 1.0, "b/spatial": 1.0}
-    trainee = Trainee.of(student, config, spreads)
+    baseline_losses = {"a/summary": 0.5, "a/spatial": 1.0, "b/spatial": 1.0}
+    trainee = TrainState.of(student, config, baseline_losses)
     teachers = {label: Striped(label) for label in WIDTHS}
-    balances = {label: Balance("phi_s", pair[1]).to(device) for label, pair in WIDTHS.items()}
-    objective = objective_of(config, balances, spreads)
+    normalizers = {label: Normalizer("phi_s", pair[1]).to(device) for label, pair in WIDTHS.items()}
+    objective = objective_of(config, normalizers, baseline_losses)
     autocast = partial(torch.autocast, device, torch.bfloat16, enabled=device == "cuda")
     plan = Plan(64, 8, seed=3)
     asked = set()
     for step in range(count):
-        turn = take_turn(plan, step, config, teachers)
+        turn = plan_step(plan, step, config, teachers)
         asked.add(turn.asked)
         torch.manual_seed(plan.step_seed(step))
         images = torch.rand(8, 3, 120, 120).to(device)

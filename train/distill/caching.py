@@ -22,15 +22,15 @@ from zoo.data.plan import Plan
 from zoo.data.sources import Source
 from zoo.data.views import View, Views, collate
 from zoo.features import Batch, Features
-from zoo.teachers.cache import Cache, CachedTeacher, Holds, Stored
+from zoo.teachers.cache import Cache, CachedTeacher, CacheManifest, Stored
 from zoo.teachers.teacher import Teacher
-from zoo.train.distill.calibrate import Balances
+from zoo.train.distill.calibrate import Normalizers
 from zoo.train.distill.config import Distill
-from zoo.train.distill.phi_s import Balance
+from zoo.train.distill.phi_s import Normalizer
 from zoo.train.distill.plan_step import view_of
 from zoo.train.distill.setup import Setting
 from zoo.train.distill.teachers import first_batch, teacher_precision
-from zoo.train.progress import Watch
+from zoo.train.progress import Progress
 from zoo.train.run import Run
 
 SHARD_BYTES = 256 * 2**20
@@ -44,7 +44,7 @@ def holds(
     teachers: Mapping[str, Teacher],
     fingerprints: Mapping[str, str],
     precision: str,
-) -> Holds:
+) -> CacheManifest:
     """Say what the cache of a run holds."""
     names = hashlib.sha256()
     for index in range(len(source)):
@@ -58,7 +58,7 @@ def holds(
         for label, teacher in teachers.items()
     }  # fmt: skip
     stored: Stored = config.cache_dtype
-    found = Holds(
+    found = CacheManifest(
         images=len(source), data=names.hexdigest()[:16], seed=config.seed, views=config.views,
         view=dataclasses.asdict(view), normalise=config.normalise, stored=stored, shard=1,
         teachers=about,
@@ -91,7 +91,7 @@ class BreakEven:
         saved = self.live - self.read
         return self.views * (self.live + self.write) / saved if saved > 0 else math.inf
 
-    def told(self) -> list[str]:
+    def describe(self) -> list[str]:
         pays = "never pays"
         if self.epochs < math.inf:
             pays = f"pays from epoch {math.ceil(self.epochs)} on"
@@ -104,7 +104,7 @@ class BreakEven:
         ]
 
 
-def break_even(held: Holds, path: Path, live: float) -> BreakEven:
+def break_even(held: CacheManifest, path: Path, live: float) -> BreakEven:
     """Weigh a cache before it is made; writes and removes a small file to time the disk.
 
     Args:
@@ -135,7 +135,7 @@ def check_room(cache: Cache) -> None:
     Raises:
         ValueError: the shards that are missing need more than is free.
     """
-    held = cache.holds
+    held = cache.manifest
     needed = sum(len(cache.places_of(n)) for n in cache.missing()) * held.image_bytes
     free = shutil.disk_usage(cache.path).free
     if needed > free:
@@ -150,7 +150,7 @@ def check_room(cache: Cache) -> None:
 def fill(
     cache: Cache,
     teachers: Mapping[str, Teacher],
-    balances: Mapping[str, nn.Module],
+    normalizers: Mapping[str, nn.Module],
     source: Source,
     view: View,
     *,
@@ -168,8 +168,8 @@ def fill(
     if not missing:
         return
     check_room(cache)
-    plan = Plan(cache.holds.images, batch, cache.holds.seed, cache.holds.views)
-    with Watch("fill the cache", total=len(missing), images=cache.holds.shard) as watch:
+    plan = Plan(cache.manifest.images, batch, cache.manifest.seed, cache.manifest.views)
+    with Progress("fill the cache", total=len(missing), images=cache.manifest.shard) as watch:
         for done, number in enumerate(missing, 1):
             found: dict[str, list[Features]] = {label: [] for label in teachers}
             for images in _views(cache, number, plan, source, view, workers):
@@ -177,7 +177,7 @@ def fill(
                 for label, teacher in teachers.items():
                     with autocast():
                         seen = teacher(seen_by)
-                    found[label].append(_stored(seen, balances.get(label)))
+                    found[label].append(_stored(seen, normalizers.get(label)))
             cache.write(number, {label: _joined(parts) for label, parts in found.items()})
             watch.report(done, {})
 
@@ -193,12 +193,12 @@ def _views(cache: Cache, number: int, plan: Plan, source: Source, view: View, wo
     )
 
 
-def _stored(seen: Features, balance: nn.Module | None) -> Features:
+def _stored(seen: Features, normalizer: nn.Module | None) -> Features:
     """Bring features to the scale of the cache, on the CPU."""
     summary, spatial = seen
     if spatial is not None:
-        assert balance is not None
-        spatial = balance(spatial.float()).cpu()
+        assert normalizer is not None
+        spatial = normalizer(spatial.float()).cpu()
     return Features(None if summary is None else summary.cpu(), spatial)
 
 
@@ -211,7 +211,7 @@ def _joined(parts: list[Features]) -> Features:
 class Rescale(nn.Module):
     """From one balance's scale to another's: what a cache holds, for a student of another kind."""
 
-    def __init__(self, stored: Balance, wanted: Balance):
+    def __init__(self, stored: Normalizer, wanted: Normalizer):
         super().__init__()
         self.stored, self.wanted = stored, wanted
 
@@ -220,16 +220,18 @@ class Rescale(nn.Module):
 
 
 def from_cache(
-    cache: Cache, stored: Mapping[str, Balance], wanted: Mapping[str, Balance], kind: str
+    cache: Cache, stored: Mapping[str, Normalizer], wanted: Mapping[str, Normalizer], kind: str
 ) -> tuple[dict[str, CachedTeacher], dict[str, nn.Module]]:
     """Give teachers that read, and what brings their maps to the scale of a student's arm."""
-    teachers = {label: CachedTeacher(cache, label) for label in cache.holds.teachers}
-    if kind == cache.holds.normalise:
+    teachers = {label: CachedTeacher(cache, label) for label in cache.manifest.teachers}
+    if kind == cache.manifest.normalise:
         return teachers, {label: nn.Identity() for label in wanted}
-    return teachers, {n: Rescale(stored[n], balance) for n, balance in wanted.items()}
+    return teachers, {n: Rescale(stored[n], normalizer) for n, normalizer in wanted.items()}
 
 
-def open_run_cache(run: Run, setting: "Setting", balances: Mapping[str, Balances]) -> Cache | None:
+def open_run_cache(
+    run: Run, setting: "Setting", normalizers: Mapping[str, Normalizers]
+) -> Cache | None:
     """Open or make the feature cache that the config asks for.
 
     Raises:
@@ -243,24 +245,24 @@ def open_run_cache(run: Run, setting: "Setting", balances: Mapping[str, Balances
     held = holds(config, setting.train, view, setting.teachers, fingerprints, precision)
     spaces = {
         f"{label}/{key}": value
-        for label, balance in balances[config.normalise].items()
-        for key, value in balance.state_dict().items()
+        for label, normalizer in normalizers[config.normalise].items()
+        for key, value in normalizer.state_dict().items()
     }
     return Cache.prepare(config.cache, held, spaces)
 
 
-def fill_run_cache(cache: Cache, setting: "Setting", balances: Balances) -> None:
+def fill_run_cache(cache: Cache, setting: "Setting", normalizers: Normalizers) -> None:
     """Fill what is missing of a cache; what it costs and saves is printed beforehand."""
     config = setting.config
     if not cache.missing():
         return
     live = seconds_an_image(setting)
-    for line in break_even(cache.holds, cache.path, live).told():
+    for line in break_even(cache.manifest, cache.path, live).describe():
         Console(stderr=True, highlight=False).print(line)
     fill(
         cache,
         setting.teachers,
-        balances,
+        normalizers,
         setting.train,
         view_of(config, setting.teachers),
         batch=config.batch,

@@ -15,11 +15,11 @@ from zoo.files import save_whole
 from zoo.teachers.teacher import Teacher
 from zoo.train.distill.config import Distill
 from zoo.train.distill.losses import dispersion
-from zoo.train.distill.phi_s import Balance, Moments, fit
+from zoo.train.distill.phi_s import Moments, Normalizer, fit
 from zoo.train.distill.plan_step import drawn_size, view_of
 from zoo.train.distill.setup import Setting
 from zoo.train.distill.sizes import at_size
-from zoo.train.progress import Watch
+from zoo.train.progress import Progress
 from zoo.train.run import Run
 
 
@@ -32,16 +32,16 @@ class Statistics:
     dispersions: dict[str, Tensor] = field(default_factory=dict)
     """Of the summaries: float64 scalars, in radians squared."""
 
-    def spreads(self, balances: Mapping[str, Balance]) -> dict[str, Tensor]:
+    def baseline_losses(self, normalizers: Mapping[str, Normalizer]) -> dict[str, Tensor]:
         """Give what a constant guess would lose, by the names of the losses.
 
         For a map it is the mean variance of the channels in the space of its balance.
         """
         found = {f"{name}/summary": value for name, value in self.dispersions.items()}
-        for name, balance in balances.items():
+        for name, normalizer in normalizers.items():
             covariance = self.moments[name].covariance()
-            weight = balance.weight.to(covariance)
-            if balance.matrix is None:
+            weight = normalizer.weight.to(covariance)
+            if normalizer.matrix is None:
                 found[f"{name}/spatial"] = (weight.square() * covariance.diagonal()).mean()
             else:
                 found[f"{name}/spatial"] = ((weight @ covariance) * weight).sum(1).mean()
@@ -69,11 +69,11 @@ def calibrate(
     loader = train_batches(
         source, view_of(config, teachers), plan, steps=steps, start=0, workers=config.workers
     )
-    with Watch("calibrate", total=steps, images=config.batch) as watch:
+    with Progress("calibrate", total=steps, images=config.batch) as watch:
         for step, part in enumerate(loader, 1):
             batch = Batch(part["images"], part["keys"]).to(device)
             for name in part["skipped"]:
-                watch.say(f"skipped an unreadable image: {name}")
+                watch.print(f"skipped an unreadable image: {name}")
             size = drawn_size(plan, step, config)
             for name, teacher in teachers.items():
                 with autocast():
@@ -104,19 +104,21 @@ def _refuse_nan(finite: Mapping[str, Tensor], step: int) -> None:
         )
 
 
-Balances = Mapping[str, Balance]
+Normalizers = Mapping[str, Normalizer]
 """The transform of each teacher's map, by label; teachers without a map have none."""
 
 
-Spreads = Mapping[str, float]
+BaselineLosses = Mapping[str, float]
 """What a constant guess would lose, by the name of the loss: `label/summary`, `label/spatial`."""
 
 
-LEAST_SPREAD = 1e-10
+LEAST_BASELINE = 1e-10
 """Radians squared, or variance on the scale of the balance."""
 
 
-def fit_balances(run: Run, setting: Setting) -> tuple[dict[str, Balances], dict[str, Spreads]]:
+def fit_normalizers(
+    run: Run, setting: Setting
+) -> tuple[dict[str, Normalizers], dict[str, BaselineLosses]]:
     """Give kind -> label -> balance, and kind -> loss -> spread.
 
     From the run's folder, or by the calibration pass.
@@ -130,28 +132,30 @@ def fit_balances(run: Run, setting: Setting) -> tuple[dict[str, Balances], dict[
         tensors = {}
         for kind in kinds:
             fitted = {name: fit(kind, moments) for name, moments in found.moments.items()}
-            for name, balance in fitted.items():
-                tensors |= {f"{kind}/{name}/{k}": v for k, v in balance.state_dict().items()}
-            spreads = found.spreads(fitted)
-            tensors |= {f"spread/{kind}/{name}": value for name, value in spreads.items()}
+            for name, normalizer in fitted.items():
+                tensors |= {f"{kind}/{name}/{k}": v for k, v in normalizer.state_dict().items()}
+            baseline_losses = found.baseline_losses(fitted)
+            tensors |= {f"spread/{kind}/{name}": value for name, value in baseline_losses.items()}
         # clones: the kinds share what they say of the summaries, and the format refuses that
         tensors = {key: value.cpu().clone().contiguous() for key, value in tensors.items()}
         save_whole(tensors, path, save_file)
     tensors = load_file(path)
     return (
-        {kind: _read_balances(tensors, kind, setting) for kind in kinds},
-        {kind: _read_spreads(tensors, kind, setting) for kind in kinds},
+        {kind: _read_normalizers(tensors, kind, setting) for kind in kinds},
+        {kind: _read_baseline_losses(tensors, kind, setting) for kind in kinds},
     )
 
 
-def _read_spreads(tensors: Mapping[str, Tensor], kind: str, setting: Setting) -> Spreads:
+def _read_baseline_losses(
+    tensors: Mapping[str, Tensor], kind: str, setting: Setting
+) -> BaselineLosses:
     """Give the spreads of one kind; refuse those that a loss would divide by and that are none."""
     prefix = f"spread/{kind}/"
     found = {k.removeprefix(prefix): v.item() for k, v in tensors.items() if k.startswith(prefix)}
     losses = setting.config.losses
     wanted = losses.weighting == "dispersion" or losses.summary == "angle"
     for name, value in found.items():
-        if wanted and value < LEAST_SPREAD:
+        if wanted and value < LEAST_BASELINE:
             raise ValueError(
                 f"{name} is all but the same for every image of the calibration (spread "
                 f"{value:.1g}), so there is nothing to divide by. Check that teacher's weights, "
@@ -160,13 +164,13 @@ def _read_spreads(tensors: Mapping[str, Tensor], kind: str, setting: Setting) ->
     return found
 
 
-def _read_balances(tensors: Mapping[str, Tensor], kind: str, setting: Setting) -> Balances:
-    balances = {}
+def _read_normalizers(tensors: Mapping[str, Tensor], kind: str, setting: Setting) -> Normalizers:
+    normalizers = {}
     for name, teacher in setting.teachers.items():
         prefix = f"{kind}/{name}/"
         state = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
         if state and teacher.spatial_dim:
-            balances[name] = Balance(kind, teacher.spatial_dim)
-            balances[name].load_state_dict(state)
-            balances[name].to(setting.device)
-    return balances
+            normalizers[name] = Normalizer(kind, teacher.spatial_dim)
+            normalizers[name].load_state_dict(state)
+            normalizers[name].to(setting.device)
+    return normalizers

@@ -65,7 +65,7 @@ class TeacherSpec:
             raise ValueError(f"follow={follow:g} in {text!r}: it is 1 (yes) or 0 (no).")
         return cls(name=name, **numbers, follow=bool(follow))
 
-    def told(self) -> str:
+    def describe(self) -> str:
         """Write it as `parse` reads it."""
         told = self.name
         for key in ("summary", "spatial", "rate", "mosaic"):

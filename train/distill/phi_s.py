@@ -126,7 +126,7 @@ class Moments:
         return self.scatter / (n - 1)
 
 
-class Balance(nn.Module):
+class Normalizer(nn.Module):
     """A fixed, invertible affine transform of a teacher's features: z = W (x − μ), x = Θ z + μ.
 
     Made by `fit`; as constructed it is the identity, ready for `load_state_dict`. Its buffers are
@@ -209,7 +209,7 @@ class Balance(nn.Module):
 
 
 @torch.inference_mode(False)  # else gradients could not pass through what was fitted
-def fit(kind: str, moments: Moments) -> Balance:
+def fit(kind: str, moments: Moments) -> Normalizer:
     """Fit the transform of one kind to a teacher's statistics, in float64.
 
     PHI-S (2410.01680) and its rivals there, for the covariance Σ = U Λ Uᵀ and φ² = tr Σ / C:
@@ -228,7 +228,7 @@ def fit(kind: str, moments: Moments) -> Balance:
         ValueError: an unknown kind, fewer than two rows, or features that are constant or not
             finite.
     """
-    balance = Balance(kind, len(moments.mean)).to(moments.mean.device)
+    normalizer = Normalizer(kind, len(moments.mean)).to(moments.mean.device)
     covariance = moments.covariance()
     variance = covariance.diagonal().mean()  # φ²
     rounding = 1e-12 * moments.mean.abs().max()  # what the mean of equal rows may be off
@@ -239,18 +239,18 @@ def fit(kind: str, moments: Moments) -> Balance:
         )
     if kind in SCALINGS:
         mean, spread = _scaling(kind, moments, covariance.diagonal(), variance)
-        balance.weight.copy_(1 / spread)
-        balance.inverse_weight.copy_(spread)
+        normalizer.weight.copy_(1 / spread)
+        normalizer.inverse_weight.copy_(spread)
     else:
         mean = moments.mean
         u, spread, left = _rotation(kind, covariance, variance)
-        balance.weight.copy_((left / spread) @ u.T)
-        balance.inverse_weight.copy_((u * spread) @ left.T)
-    balance.mean.copy_(mean)
-    return balance
+        normalizer.weight.copy_((left / spread) @ u.T)
+        normalizer.inverse_weight.copy_((u * spread) @ left.T)
+    normalizer.mean.copy_(mean)
+    return normalizer
 
 
-def fold_inverse(linear: nn.Linear, balance: Balance, blocks: int = 1) -> nn.Linear:
+def fold_inverse(linear: nn.Linear, normalizer: Normalizer, blocks: int = 1) -> nn.Linear:
     """Let a head's last layer answer in the teacher's own space: (W', b') → (ΘW', Θb' + μ).
 
     Computed in float64 and returned in the layer's dtype; `linear` itself stays as it is.
@@ -262,15 +262,15 @@ def fold_inverse(linear: nn.Linear, balance: Balance, blocks: int = 1) -> nn.Lin
     Raises:
         ValueError: the layer does not make `blocks` vectors of the balance's width.
     """
-    if linear.out_features != blocks * balance.dim:
+    if linear.out_features != blocks * normalizer.dim:
         raise ValueError(
-            f"The layer has {linear.out_features} outputs, but {blocks} x {balance.dim} channels "
-            "are to be inverted; give the head's last layer, and its number of blocks."
+            f"The layer has {linear.out_features} outputs, but {blocks} x {normalizer.dim} "
+            "channels are to be inverted; give the head's last layer, and its number of blocks."
         )
     weight = linear.weight.detach()
-    theta = balance.inverse_matrix().to(weight.device, torch.float64)
-    mean = balance.shift.to(theta)
-    rows = weight.to(theta).unflatten(0, (blocks, balance.dim))
+    theta = normalizer.inverse_matrix().to(weight.device, torch.float64)
+    mean = normalizer.shift.to(theta)
+    rows = weight.to(theta).unflatten(0, (blocks, normalizer.dim))
     offset = mean.repeat(blocks)
     if linear.bias is not None:
         offset += (linear.bias.detach().to(theta).view(blocks, -1) @ theta.T).flatten()

@@ -30,7 +30,7 @@ SIZE, ASKED, SHIFT = 4, 5, 6
 
 
 @dataclass(frozen=True)
-class Turn:
+class StepPlan:
     """One step."""
 
     size: int
@@ -41,9 +41,9 @@ class Turn:
 
     def student(self, student: Student, *, mesa: bool) -> Callable[[Batch], dict[str, Features]]:
         """Give the student as it is asked in this step."""
-        look = partial(student, size=(self.size, self.size), mesa=mesa)
+        features = partial(student, size=(self.size, self.size), mesa=mesa)
         window = self.windows.get(STUDENT)
-        return look if window is None else lambda batch: look(cropped(batch, window))
+        return features if window is None else lambda batch: features(cropped(batch, window))
 
     def teachers(self, teachers: Mapping[str, Teacher]) -> dict[str, Model]:
         """Give those that are asked, each as it looks in this step."""
@@ -100,11 +100,11 @@ def drawn_teachers(plan: Plan, step: int, config: Distill) -> frozenset[str] | N
     return frozenset(label for label in rates if chances[label] < rates[label])
 
 
-def take_turn(plan: Plan, step: int, config: Distill, teachers: Mapping[str, Teacher]) -> Turn:
+def plan_step(plan: Plan, step: int, config: Distill, teachers: Mapping[str, Teacher]) -> StepPlan:
     """Decide everything about `step`."""
     size, asked = drawn_size(plan, step, config), drawn_teachers(plan, step, config)
     if not config.losses.shift:
-        return Turn(size, asked)
+        return StepPlan(size, asked)
     grid = grids_of(config)[size]
     room = Fraction(config.losses.shift, grid[0])
     sees: dict[str, tuple[tuple[int, int], tuple[int, int] | None]]
@@ -118,7 +118,7 @@ def take_turn(plan: Plan, step: int, config: Distill, teachers: Mapping[str, Tea
         who: draw_window(pixels, cells, room, plan.seed, SHIFT, step, i)
         for i, (who, (pixels, cells)) in enumerate(sees.items())
     }
-    return Turn(size, asked, windows)
+    return StepPlan(size, asked, windows)
 
 
 def grids_of(config: Distill) -> dict[int, tuple[int, int]]:
@@ -131,7 +131,7 @@ def grids_of(config: Distill) -> dict[int, tuple[int, int]]:
     return student_grids(config.student, config.size, sizes, config.student_options)
 
 
-def check_turns(config: Distill, teachers: Mapping[str, Teacher]) -> None:
+def check_step_plans(config: Distill, teachers: Mapping[str, Teacher]) -> None:
     """Refuse sizes and shifts that student or teachers cannot take, before any work.
 
     Raises:

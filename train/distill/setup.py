@@ -21,7 +21,7 @@ from zoo.teachers.open import open_teacher
 from zoo.teachers.teacher import Teacher, check_losses, fingerprint
 from zoo.train.device import autocast, device_of
 from zoo.train.distill.config import Distill
-from zoo.train.distill.plan_step import check_turns, grids_of
+from zoo.train.distill.plan_step import check_step_plans, grids_of
 from zoo.train.distill.sizes import follow
 from zoo.train.run import Run
 
@@ -143,7 +143,7 @@ def prepare(config: Distill) -> Setting:
     train, val, labelled = open_data(config)
     teachers = open_teachers(config, train, device)
     widths(config, teachers)  # refuses a loss that a teacher has nothing for
-    check_turns(config, teachers)
+    check_step_plans(config, teachers)
     return Setting(config, device, train, val, labelled, teachers)
 
 

@@ -10,7 +10,7 @@ from zoo.features import Batch, Features
 from zoo.teachers.teacher import Teacher
 
 
-class Following(nn.Module):
+class MultiSizeTeacher(nn.Module):
     """One teacher at several sizes: at each size of the student, on the student's grid.
 
     The sizes are networks of their own, opened with all the checks of a teacher, so shapes stay
@@ -44,12 +44,12 @@ class Following(nn.Module):
 
 def at_size(teacher: Teacher, size: int) -> Teacher:
     """Give the teacher as it looks beside a student at `size`: itself, if it does not follow."""
-    return teacher.at(size) if isinstance(teacher, Following) else teacher
+    return teacher.at(size) if isinstance(teacher, MultiSizeTeacher) else teacher
 
 
 def sizes_of(teacher: Teacher) -> list[tuple[int, int]]:
     """List all sizes that a teacher looks at."""
-    if isinstance(teacher, Following):
+    if isinstance(teacher, MultiSizeTeacher):
         return [teacher.at(int(size)).size for size in teacher.looks]
     return [teacher.size]
 
@@ -59,7 +59,7 @@ def follow(
     opened: Callable[[str], Teacher],
     grids: Mapping[int, tuple[int, int]],
     nominal: int,
-) -> Following:
+) -> MultiSizeTeacher:
     """Open the teacher `text` for each of the student's sizes: as many cells, of its own patch.
 
     Args:
@@ -79,15 +79,15 @@ def follow(
     looks: dict[int, nn.Module] = {}
     for size, grid in grids.items():
         side = grid[0] * patch
-        look = first if (side, side) == first.size else opened(f"{bare}@{side}")
-        if look.grid != grid:
+        found = first if (side, side) == first.size else opened(f"{bare}@{side}")
+        if found.grid != grid:
             raise ValueError(
-                f"{bare}@{side} has a grid of {look.grid}, and the student {grid} at {size} px; it "
-                "cannot follow."
+                f"{bare}@{side} has a grid of {found.grid}, and the student {grid} at {size} px; "
+                "it cannot follow."
             )
-        assert isinstance(look, nn.Module)
-        looks[size] = look
-    return Following(looks, nominal)
+        assert isinstance(found, nn.Module)
+        looks[size] = found
+    return MultiSizeTeacher(looks, nominal)
 
 
 def _share(teacher: nn.Module, other: nn.Module) -> None:

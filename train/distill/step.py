@@ -16,7 +16,7 @@ def distill_step(
     batch: Batch,
     student: Callable[[Batch], dict[str, Features]],
     teachers: Mapping[str, Callable[[Batch], Features]],
-    balances: Mapping[str, nn.Module],
+    normalizers: Mapping[str, nn.Module],
     spatial_loss: Loss,
     *,
     summary_losses: Mapping[str, Loss] | None = None,
@@ -52,7 +52,7 @@ def distill_step(
             losses[f"{name}/summary"] = of(loss)(guess.summary.float(), theirs.summary.float())
         if guess.spatial is not None:
             with torch.no_grad():
-                target = balances[name](theirs.spatial.float())
+                target = normalizers[name](theirs.spatial.float())
             pair = (align or {}).get(name, match_grid)(guess.spatial.float(), target)
             losses[f"{name}/spatial"] = of(spatial_loss)(*pair)
     return losses

@@ -11,36 +11,36 @@ from zoo.students.student import MESA
 from zoo.teachers.teacher import Teacher
 from zoo.train.distill.config import Distill
 from zoo.train.distill.losses import SPATIAL_LOSSES, angle
-from zoo.train.distill.plan_step import Turn, take_turn
+from zoo.train.distill.plan_step import StepPlan, plan_step
 from zoo.train.distill.step import distill_step
-from zoo.train.distill.teachers import Look
-from zoo.train.state import Trainee
+from zoo.train.distill.teachers import Model
+from zoo.train.state import TrainState
 
 
 def looks_of(
     plan: Plan, config: Distill, teachers: Mapping[str, Teacher], step: int
-) -> Mapping[str, Look]:
+) -> Mapping[str, Model]:
     """Give the teachers that `step` asks, each as it looks then."""
-    return take_turn(plan, step, config, teachers).teachers(teachers)
+    return plan_step(plan, step, config, teachers).teachers(teachers)
 
 
 def objective_of(
-    config: Distill, balances: Mapping[str, nn.Module], spreads: Mapping[str, float]
-) -> Callable[[Batch, Trainee, Mapping[str, Look], Turn], dict[str, Tensor]]:
+    config: Distill, normalizers: Mapping[str, nn.Module], baseline_losses: Mapping[str, float]
+) -> Callable[[Batch, TrainState, Mapping[str, Model], StepPlan], dict[str, Tensor]]:
     """Give the function that holds a trainee against its teachers, as the config says."""
     settings = config.losses
     summaries = {}
     if settings.summary == "angle":
-        found = {key.removesuffix("/summary"): value for key, value in spreads.items()}
+        found = {key.removesuffix("/summary"): value for key, value in baseline_losses.items()}
         summaries = {
             label: partial(angle, dispersion=found[label])
             for label in config.labels
             if label in found
         }
-    spaces = {**balances, MESA: nn.Identity()}
+    spaces = {**normalizers, MESA: nn.Identity()}
 
     def objective(
-        batch: Batch, trainee: Trainee, teachers: Mapping[str, Look], turn: Turn
+        batch: Batch, trainee: TrainState, teachers: Mapping[str, Model], turn: StepPlan
     ) -> dict[str, Tensor]:
         average = trainee.average if settings.mesa else None
         return distill_step(

@@ -19,31 +19,31 @@ from zoo.data.plan import Plan
 from zoo.features import Batch, Features
 from zoo.teachers.folded_attention import fold_relative_positions
 from zoo.teachers.mosaic import Mosaic, pack
-from zoo.teachers.quantize import Eight, EightBits, to_eight_bits
+from zoo.teachers.quantize import QuantKind, QuantReport, quantize_linears
 from zoo.teachers.teacher import Frozen, Teacher
 from zoo.train.distill.plan_step import view_of
 from zoo.train.distill.setup import Setting
 from zoo.train.run import Run
 
-Look = Callable[[Batch], Features]
+Model = Callable[[Batch], Features]
 Precision = Literal["auto", "bf16", "int8", "fp8"]
 
 MOST = 0.8
 """Share of the weights that repeated blocks hold in a network made of them."""
 
 
-def quicken(
+def optimize_teachers(
     teachers: Mapping[str, Teacher],
     *,
     precision: Precision,
     compiled: bool,
     sample: Callable[[], Batch],
-) -> dict[str, EightBits]:
+) -> dict[str, QuantReport]:
     """Bring the teachers into the form in which they run fastest; in place.
 
     Args:
         precision: `auto` leaves the weights as they are; `bf16` keeps them in bfloat16 with
-            float32 norms; `int8` and `fp8` then put linear layers into 8 bits (`to_eight_bits`).
+            float32 norms; `int8` and `fp8` then put linear layers into 8 bits (`quantize_linears`).
         compiled: Compile their blocks (`compile_teacher`).
         sample: Gives images on which 8-bit teachers are measured.
 
@@ -59,7 +59,7 @@ def quicken(
         if network is None:
             continue  # a cache or a rule of its own
         if precision != "auto":
-            network.halve()
+            network.to_bf16()
         if precision in ("int8", "fp8"):
             found[label] = _eight(network, teacher, sample(), precision)
         if compiled:
@@ -73,10 +73,10 @@ def frozen(teacher: Teacher) -> Frozen | None:
     return inner if isinstance(inner, Frozen) else None
 
 
-def _eight(network: Frozen, teacher: Teacher, batch: Batch, kind: Eight) -> EightBits:
+def _eight(network: Frozen, teacher: Teacher, batch: Batch, kind: QuantKind) -> QuantReport:
     if isinstance(teacher, Mosaic):
         batch = Batch(pack(batch.at(teacher.size, network.interpolation), teacher.k))
-    return to_eight_bits(network, batch, kind)
+    return quantize_linears(network, batch, kind)
 
 
 def compile_teacher(teacher: Frozen) -> None:
@@ -91,7 +91,7 @@ def compile_teacher(teacher: Frozen) -> None:
     allow_variants()
     blocks = repeated_blocks(teacher.network)
     if sum(map(_size, blocks)) < MOST * _size(teacher.network):
-        teacher.look = torch.compile(teacher.look, dynamic=False)
+        teacher.features = torch.compile(teacher.features, dynamic=False)
         return
     for block in blocks:
         block.compile(dynamic=False)
@@ -115,7 +115,7 @@ def tensor_cores() -> Iterator[None]:
         torch.set_float32_matmul_precision(before)
 
 
-class Ahead:
+class TeacherPrefetcher:
     """Lets teachers look at the next batch while the student learns from this one.
 
     Their forward passes run on a stream of their own, one batch early, and fill what the student's
@@ -127,8 +127,8 @@ class Ahead:
         self.stream = torch.cuda.Stream(device) if device.type == "cuda" else None
 
     def over(
-        self, coming: Iterable[tuple[Batch, Mapping[str, Look]]]
-    ) -> Iterator[tuple[Batch, Mapping[str, Look]]]:
+        self, coming: Iterable[tuple[Batch, Mapping[str, Model]]]
+    ) -> Iterator[tuple[Batch, Mapping[str, Model]]]:
         """Give batches and who looks at them, each after the teachers were sent to the next."""
         ready = None
         for batch, looks in coming:
@@ -139,7 +139,7 @@ class Ahead:
         if ready is not None:
             yield ready
 
-    def _look(self, batch: Batch, looks: Mapping[str, Look]) -> Mapping[str, Look]:
+    def _look(self, batch: Batch, looks: Mapping[str, Model]) -> Mapping[str, Model]:
         if self.stream is None:
             return looks  # one device, one queue: nothing runs beside anything
         here = torch.cuda.current_stream()
@@ -165,10 +165,10 @@ SAMPLE = 16
 """Images on which the fidelity of 8-bit teachers is measured."""
 
 
-def quicken_teachers(run: Run, setting: "Setting") -> None:
+def optimize_run_teachers(run: Run, setting: "Setting") -> None:
     """Bring the teachers into the precision and the form that the config asks for."""
     config = setting.config
-    told = quicken(
+    told = optimize_teachers(
         setting.teachers,
         precision=teacher_precision(setting),
         compiled=config.compile_teachers,
@@ -177,7 +177,7 @@ def quicken_teachers(run: Run, setting: "Setting") -> None:
     if told:
         run.write_json("eight_bits.json", {n: dataclasses.asdict(t) for n, t in told.items()})
     for label, one in told.items():
-        Console(stderr=True, highlight=False).print(f"{label}: {one.told()}")
+        Console(stderr=True, highlight=False).print(f"{label}: {one.describe()}")
 
 
 def teacher_precision(setting: "Setting") -> Precision:

@@ -42,7 +42,7 @@ class Weighting(nn.Module):
         names: Sequence[str],
         specs: Mapping[str, TeacherSpec],
         losses: Losses,
-        spreads: Mapping[str, float],
+        baseline_losses: Mapping[str, float],
         *,
         device: torch.device | str = "cpu",
     ):
@@ -53,7 +53,7 @@ class Weighting(nn.Module):
         """AdaLoss's running means."""
         self._patterns: dict[frozenset[str], tuple[Tensor, Tensor]] = {}
         self.owners = tuple(name.rpartition("/")[0] for name in names)
-        weights = [_weight(name, specs, losses, spreads) for name in names]
+        weights = [_weight(name, specs, losses, baseline_losses) for name in names]
         rows = [self.labels.index(o) if o in specs else len(self.labels) for o in self.owners]
         self.register_buffer("fixed", torch.tensor(weights, device=device), persistent=False)
         self.register_buffer("teacher", torch.tensor(rows, device=device), persistent=False)
@@ -165,11 +165,18 @@ def drop_coefficients(
 
 
 def _weight(
-    name: str, specs: Mapping[str, TeacherSpec], losses: Losses, spreads: Mapping[str, float]
+    name: str,
+    specs: Mapping[str, TeacherSpec],
+    losses: Losses,
+    baseline_losses: Mapping[str, float],
 ) -> float:
     label, _, part = name.rpartition("/")
     if label == MESA:
         return losses.mesa
     weight = specs[label].summary if part == "summary" else specs[label].spatial
     balanced = part == "summary" and losses.summary == "angle"
-    return weight / spreads[name] if losses.weighting == "dispersion" and not balanced else weight
+    return (
+        weight / baseline_losses[name]
+        if losses.weighting == "dispersion" and not balanced
+        else weight
+    )

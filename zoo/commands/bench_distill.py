@@ -13,8 +13,8 @@ from rich.console import Console
 from rich.table import Table
 
 from zoo.commands.parse import parse, resolve_device
-from zoo.commands.step_parts import Pool, Seen, Step, best_parts, measure
-from zoo.eval.speed.models import surroundings
+from zoo.commands.step_parts import ModelPool, Step, StepTiming, best_parts, measure
+from zoo.eval.speed.models import environment
 
 TRIO = Step(
     name="trio",
@@ -47,9 +47,9 @@ def console() -> Console:
 def measure_steps(
     steps: Sequence[Step], *, device: str, rounds: int, out: Path | None = None,
     kernels: int = 0, command: str | None = None,
-) -> list[Seen]:  # fmt: skip
+) -> list[StepTiming]:  # fmt: skip
     """Measure `steps`, print each as soon as it is known, and write the JSON file `out`."""
-    screen, pool, rows = console(), Pool(torch.device(device)), []
+    screen, pool, rows = console(), ModelPool(torch.device(device)), []
     for step in steps:
         best = best_parts(rows)
         row = measure(step, pool, rounds=rounds, best=best, kernels=kernels)
@@ -63,15 +63,15 @@ def measure_steps(
 
 
 def write(
-    out: Path, rows: Iterable[Seen], rate: float, *, command: str | None = None, **more: Any
+    out: Path, rows: Iterable[StepTiming], rate: float, *, command: str | None = None, **more: Any
 ) -> None:
     """Write what is known so far, with the machine, the versions and the date."""
     out.parent.mkdir(parents=True, exist_ok=True)
-    run = {**surroundings(command), "matmul_tflops": rate / 1e12, **more}
+    run = {**environment(command), "matmul_tflops": rate / 1e12, **more}
     out.write_text(json.dumps({**run, "rows": [row.as_json() for row in rows]}, indent=1) + "\n")
 
 
-def part_table(row: Seen) -> Table:
+def part_table(row: StepTiming) -> Table:
     """Show where a step's time goes, each part beside the cost model's."""
     step = row.step
     form = "compiled" if step.compiled else "eager"

@@ -20,12 +20,12 @@ from zoo.commands.parse import parse, resolve_device
 from zoo.eval.speed.models import (
     Case,
     Measured,
+    environment,
     measure,
     measure_interleaved,
     name_and_options,
     peer_of,
     ratio,
-    surroundings,
 )
 from zoo.teachers.name import unknown_name
 
@@ -77,12 +77,12 @@ def measure_models(
     if on_gpu:
         rows = []
         for row in measure(cases, rounds=rounds, warmup=10, kernels=kernels):
-            console.print(f"{len(rows) + 1}/{len(cases)} {row.case.told()}", highlight=False)
+            console.print(f"{len(rows) + 1}/{len(cases)} {row.case.describe()}", highlight=False)
             rows.append(row)
     else:
         rows = measure_interleaved(cases, rounds=rounds, kernels=kernels)
     head, body = table_of(rows, peer=peer, earlier=earlier[1] if earlier else None)
-    run = {**surroundings(command), "rounds": rounds, "in_turns": not on_gpu, "peer": peer}
+    run = {**environment(command), "rounds": rounds, "in_turns": not on_gpu, "peer": peer}
     title = _title(cases, run)
     shown = Table(title=title, box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for column in head:
@@ -92,7 +92,7 @@ def measure_models(
     console.print(shown)
     for row in rows:
         if row.error:
-            console.print(f"{row.case.told()}: {row.error}", highlight=False, markup=False)
+            console.print(f"{row.case.describe()}: {row.error}", highlight=False, markup=False)
     if earlier:
         for line in differences(earlier[0], run):
             console.print(line, highlight=False, markup=False)
@@ -168,7 +168,7 @@ def kernel_table(row: Measured) -> Table:
     """Show the most expensive kernels of a case; floors are estimated from shapes."""
     on_gpu = torch.device(row.case.device).type == "cuda"
     kernels = row.kernels
-    table = Table(title=f"{row.case.told()}: where the time goes")
+    table = Table(title=f"{row.case.describe()}: where the time goes")
     table.add_column("kernel" if on_gpu else "operator", overflow="fold")
     for column in ("ms", "share", "calls", *(("launched by", "× floor", "floor is") * on_gpu)):
         table.add_column(column, justify="right")

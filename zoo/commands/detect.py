@@ -26,7 +26,7 @@ from zoo.eval.registry import Parts, Picture
 from zoo.students.build import read_options
 from zoo.train.distill.teachers import tensor_cores
 from zoo.train.interrupt import Interrupt, Interrupted
-from zoo.train.progress import Watch
+from zoo.train.progress import Progress
 from zoo.train.run import Run
 
 DRAWN = Path("shapes")
@@ -153,7 +153,9 @@ def _train(
     samples = Samples(
         split, config.size, masks=trainee.detector.spec.has_masks, keep=not settings.workers
     )
-    watch = Watch(config.detector, total=settings.steps, start=trainee.step, images=settings.batch)
+    watch = Progress(
+        config.detector, total=settings.steps, start=trainee.step, images=settings.batch
+    )
     unread: list[dict[str, torch.Tensor]] = []
     with Interrupt() as interrupt, watch, tensor_cores():
         for losses in train_steps(trainee, samples, device=device):

@@ -33,15 +33,20 @@ from zoo.teachers.cache import Cache
 from zoo.teachers.teacher import Teacher
 from zoo.train.device import machine
 from zoo.train.distill.caching import fill_run_cache, from_cache, open_run_cache
-from zoo.train.distill.calibrate import Balances, Spreads, _read_balances, fit_balances
+from zoo.train.distill.calibrate import (
+    BaselineLosses,
+    Normalizers,
+    _read_normalizers,
+    fit_normalizers,
+)
 from zoo.train.distill.config import Distill
 from zoo.train.distill.phi_s import fold_inverse
 from zoo.train.distill.plan_step import view_of
 from zoo.train.distill.setup import Setting, check_same_teachers, new_student, prepare
-from zoo.train.distill.teachers import quicken_teachers
+from zoo.train.distill.teachers import optimize_run_teachers
 from zoo.train.loop import train
 from zoo.train.run import Run, commit
-from zoo.train.state import Trainee
+from zoo.train.state import TrainState
 
 MAPS = 6
 """Images whose feature maps are kept for the report."""
@@ -64,14 +69,17 @@ def distill(config: Distill, *, resume: bool = False) -> Run:
         setting = prepare(config)
         run = Run.create(config)
     check_same_teachers(run, setting)
-    quicken_teachers(run, setting)
-    balances, spreads = fit_balances(run, setting)
-    cache = open_run_cache(run, setting, balances)
+    optimize_run_teachers(run, setting)
+    normalizers, baseline_losses = fit_normalizers(run, setting)
+    cache = open_run_cache(run, setting, normalizers)
     if cache:
         # a student must learn on the scale that the cache was made with
         spaces = {f"{config.normalise}/{key}": value for key, value in cache.spaces().items()}
-        balances = {**balances, config.normalise: _read_balances(spaces, config.normalise, setting)}
-        fill_run_cache(cache, setting, balances[config.normalise])
+        normalizers = {
+            **normalizers,
+            config.normalise: _read_normalizers(spaces, config.normalise, setting),
+        }
+        fill_run_cache(cache, setting, normalizers[config.normalise])
     untrained = new_student(setting)
     describe(run, setting, untrained)
 
@@ -84,19 +92,19 @@ def distill(config: Distill, *, resume: bool = False) -> Run:
             else replace(setting, config=replace(config, normalise=kind, compare=()))
         )
         folder, name = (run, "student") if main else (run.arm(kind), kind)
-        stored = cache and (cache, balances[config.normalise])
+        stored = cache and (cache, normalizers[config.normalise])
         arms[name] = train_arm(
-            folder, arm, balances[kind], spreads[kind], stored, title=f"distil {kind}"
+            folder, arm, normalizers[kind], baseline_losses[kind], stored, title=f"distil {kind}"
         )
 
     run.keep(lambda row: row.get("kind") == "train" or row["step"] < config.steps)
     for name, student in arms.items():
-        balance = balances[name if name in config.compare else config.normalise]
-        log_evaluation(run, setting, student, balance, name, config.steps)
+        normalizer = normalizers[name if name in config.compare else config.normalise]
+        log_evaluation(run, setting, student, normalizer, name, config.steps)
     for label, teacher in setting.teachers.items():
         if values := dict(probe(teacher, setting)):
             run.log("eval", config.steps, dict(arm=f"teacher:{label}", **values))
-    finish(run, setting, folded(arms["student"], balances[config.normalise]))
+    finish(run, setting, folded(arms["student"], normalizers[config.normalise]))
     describe(run, setting, untrained, seconds=time.perf_counter() - began)
     return run
 
@@ -104,9 +112,9 @@ def distill(config: Distill, *, resume: bool = False) -> Run:
 def train_arm(
     run: Run,
     setting: Setting,
-    balances: Balances,
-    spreads: Spreads,
-    stored: tuple[Cache, Balances] | None = None,
+    normalizers: Normalizers,
+    baseline_losses: BaselineLosses,
+    stored: tuple[Cache, Normalizers] | None = None,
     *,
     title: str,
 ) -> Student:
@@ -117,11 +125,11 @@ def train_arm(
     """
     config = setting.config
     teachers: Mapping[str, Teacher] = setting.teachers
-    targets: Mapping[str, nn.Module] = balances
+    targets: Mapping[str, nn.Module] = normalizers
     if stored:
-        teachers, targets = from_cache(*stored, balances, config.normalise)
+        teachers, targets = from_cache(*stored, normalizers, config.normalise)
     student = new_student(setting)
-    trainee = Trainee.of(student, config, spreads)
+    trainee = TrainState.of(student, config, baseline_losses)
     state = run.load()
     if state:
         trainee.load(state)
@@ -140,29 +148,32 @@ def train_arm(
             config,
             run,
             autocast=setting.autocast,
-            evaluate=lambda s, step: log_evaluation(run, setting, s, balances, "student", step),
-            spreads=spreads,
+            evaluate=lambda s, step: log_evaluation(run, setting, s, normalizers, "student", step),
+            baseline_losses=baseline_losses,
             title=title,
         )
     return trainee.best
 
 
-def folded(student: Student, balances: Balances) -> Student:
+def folded(student: Student, normalizers: Normalizers) -> Student:
     """Give the student with heads that answer in the teachers' own spaces."""
-    folds = {name: partial(fold_inverse, balance=balance) for name, balance in balances.items()}
+    folds = {
+        name: partial(fold_inverse, normalizer=normalizer)
+        for name, normalizer in normalizers.items()
+    }
     return student.with_folded_heads(folds)
 
 
 def log_evaluation(
-    run: Run, setting: Setting, student: Student, balances: Balances, arm: str, step: int
+    run: Run, setting: Setting, student: Student, normalizers: Normalizers, arm: str, step: int
 ) -> None:
     """Compare a student with its teachers on held-out images, probe it, and log the numbers."""
     training = student.training
     student.eval()
-    shown = folded(student, balances)
+    shown = folded(student, normalizers)
     with setting.autocast():
         values = dict(fidelity(shown, setting.teachers, held_out(setting)))
-    values |= dict(probe(shown.look, setting))
+    values |= dict(probe(shown.features, setting))
     student.train(training)
     run.log("eval", step, dict(arm=arm, **values))
 
@@ -175,7 +186,7 @@ def held_out(setting: Setting) -> Iterator[Batch]:
         yield batch.to(setting.device)
 
 
-def probe(look: Callable[[Batch], Features], setting: Setting) -> Iterator[tuple[str, float]]:
+def probe(features: Callable[[Batch], Features], setting: Setting) -> Iterator[tuple[str, float]]:
     """Yield kNN and linear-probe accuracy of a model's summaries, where there are labels."""
     if setting.labelled is None:
         return
@@ -183,7 +194,7 @@ def probe(look: Callable[[Batch], Features], setting: Setting) -> Iterator[tuple
     with setting.autocast():
         bank, queries = (
             extract(
-                look,
+                features,
                 (
                     batch.to(setting.device)
                     for batch in eval_batches(source, size, 64, limit=setting.config.probe_images)
@@ -305,7 +316,7 @@ def _distill_args(
             metavar="KIND:NAME",
             instance_from_str=lambda words: TeacherSpec.parse(words[0]),
             is_instance=lambda x: isinstance(x, TeacherSpec),
-            str_from_instance=lambda spec: [spec.told()],
+            str_from_instance=lambda spec: [spec.describe()],
         )
 
     @dataclass(frozen=True, kw_only=True)

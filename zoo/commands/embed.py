@@ -31,7 +31,7 @@ from zoo.eval.results import hash_data, hash_weights
 from zoo.eval.speed.models import Case, measure
 from zoo.eval.speed.throughput import case_name
 from zoo.eval.stored import INDEX, PARTS, Format, _path, about_features
-from zoo.eval.subject import Asked, about_model, open_subject
+from zoo.eval.subject import EvalRequest, about_model, open_subject
 from zoo.files import written_whole
 from zoo.students.student import Student
 from zoo.train.interrupt import Interrupt, Interrupted
@@ -113,7 +113,7 @@ def embed(asked: Embed) -> Path:
     """
     parts = dict(zip(PARTS, open_splits(asked.data, 0.2), strict=True))
     subject = open_subject(
-        asked.model, Asked(size=asked.size, batch=asked.batch, precision=asked.precision)
+        asked.model, EvalRequest(size=asked.size, batch=asked.batch, precision=asked.precision)
     )
     index = _index(asked, subject.student, parts)
     _start(asked.out, index)
@@ -212,7 +212,7 @@ def _shards(
         for batch in batches:
             if stop.signal is not None:
                 return
-            seen = subject.look(batch.to(subject.device))
+            seen = subject.features(batch.to(subject.device))
             summary = seen.summary if seen.summary is not None else seen.spatial.mean(dim=(1, 2))
             assert batch.labels is not None
             start = 0
@@ -289,12 +289,12 @@ def _tell(
     rounds = min(max(batches, 20), 100) if device == "cuda" else 5
     (row,) = measure([case], rounds=rounds, warmup=3)
     if row.error:
-        raise ValueError(f"{case.told()} could not be measured: {row.error}")
+        raise ValueError(f"{case.describe()} could not be measured: {row.error}")
     reached = steady or images / seconds
     mean = asked.batch * len(row.seconds) / sum(row.seconds)
     console.print(
-        f"zoo bench, {case.told()}: {row.images_per_s:,.1f} img/s (the median of {rounds} batches; "
-        f"{mean:,.1f} in the mean); embedding reaches {reached / row.images_per_s:.1%} "
+        f"zoo bench, {case.describe()}: {row.images_per_s:,.1f} img/s (the median of {rounds} "
+        f"batches; {mean:,.1f} in the mean); embedding reaches {reached / row.images_per_s:.1%} "
         f"({reached / mean:.1%} of the mean)",
         highlight=False,
     )

@@ -22,8 +22,8 @@ from zoo.commands.parse import parse
 from zoo.eval.fidelity import fidelity
 from zoo.eval.registry import BENCHMARKS, Parts, Picture, Subject, find, load
 from zoo.eval.results import SUFFIX, Record, hash_data, hash_weights, read, write
-from zoo.eval.speed.models import surroundings
-from zoo.eval.subject import Asked, about_model, is_run_folder, open_subject
+from zoo.eval.speed.models import environment
+from zoo.eval.subject import EvalRequest, about_model, is_run_folder, open_subject
 from zoo.students.export import load_export
 from zoo.teachers.name import unknown_name
 from zoo.train.distill.config import Distill
@@ -55,7 +55,7 @@ def read_data(words: Sequence[str], on: Sequence[str]) -> dict[str, tuple[Path, 
     return {name: tuple(own.get(name, general)) for name in reading}
 
 
-def check(asked: Asked) -> None:
+def check(asked: EvalRequest) -> None:
     """Refuse what cannot be measured: unknown benchmarks, missing packages, missing data.
 
     Raises:
@@ -81,7 +81,7 @@ def check(asked: Asked) -> None:
                 raise ValueError(f"There is no data at {path}, which {name} should read.")
 
 
-def evaluate(target: str | None, asked: Asked, *, show: bool = True) -> list[Record]:
+def evaluate(target: str | None, asked: EvalRequest, *, show: bool = True) -> list[Record]:
     """Measure `target` on every benchmark, print a table, and append each result to `asked.out`.
 
     Raises:
@@ -114,7 +114,7 @@ def evaluate(target: str | None, asked: Asked, *, show: bool = True) -> list[Rec
 # ---------------------------------------------------------------- measuring
 
 
-def _measure_all(subject: Subject, asked: Asked) -> Iterator[Record]:
+def _measure_all(subject: Subject, asked: EvalRequest) -> Iterator[Record]:
     """Run benchmark after benchmark; each result is written before the next one starts."""
     about, about_data = _about(subject, asked), cache(partial(_about_data, asked=asked))
     for name in asked.on:
@@ -133,7 +133,7 @@ def _measure_all(subject: Subject, asked: Asked) -> Iterator[Record]:
 
 def _measure_one(
     name: str, run: Any, subject: Subject, path: Path | None, settings: Any, about: dict,
-    asked: Asked,
+    asked: EvalRequest,
 ) -> Record:  # fmt: skip
     began = time.perf_counter()
     torch.manual_seed(asked.seed)
@@ -163,7 +163,7 @@ def _plain(settings: Any) -> dict[str, Any]:
     return json.loads(json.dumps(dataclasses.asdict(settings), default=str))
 
 
-def _about_data(path: Path | None, asked: Asked) -> dict[str, Any]:
+def _about_data(path: Path | None, asked: EvalRequest) -> dict[str, Any]:
     """Name and hash the images; those that stored features were made of."""
     if path is None:
         return {}
@@ -175,9 +175,9 @@ def _about_data(path: Path | None, asked: Asked) -> dict[str, Any]:
     return dict(data=str(path), data_hash=hash_data(path))
 
 
-def _about(subject: Subject, asked: Asked) -> dict[str, Any]:
+def _about(subject: Subject, asked: EvalRequest) -> dict[str, Any]:
     """Say what a rerun needs to know besides the benchmark."""
-    around = surroundings(asked.command)
+    around = environment(asked.command)
     keys = ("date", "command", "versions", "machine", "threads")
     about = {key: around[key] for key in keys}
     about |= dict(
@@ -194,14 +194,14 @@ def _about(subject: Subject, asked: Asked) -> dict[str, Any]:
     )
 
 
-def _measure_run(target: str, folder: Path, asked: Asked) -> Record:
+def _measure_run(target: str, folder: Path, asked: EvalRequest) -> Record:
     """Measure a run's student on the run's own held-out images, against its teachers."""
     began, run = time.perf_counter(), Run(folder)
     setting = prepare(run.config(Distill))
     student = load_export(run.path / "export", device=setting.device)
     with setting.autocast():
         values = dict(fidelity(student, setting.teachers, held_out(setting)))
-    values |= dict(probe(student.look, setting))
+    values |= dict(probe(student.features, setting))
     about = _about(Subject(name=target, made=student), asked)
     about["precision"] = setting.config.precision
     data = setting.config.data  # a folder, or the word for the images that ship in wheels
@@ -244,7 +244,7 @@ def _show_published(record: Record) -> None:
         )
 
 
-def show_plan(targets: Sequence[str | None], asked: Asked) -> None:
+def show_plan(targets: Sequence[str | None], asked: EvalRequest) -> None:
     """Print what would be measured: no weights are loaded and no image is read.
 
     Raises:
@@ -277,7 +277,7 @@ def _is_known(target: str) -> bool:
 # ---------------------------------------------------------------- comparing
 
 
-def records_of(side: str, asked: Asked) -> list[Record]:
+def records_of(side: str, asked: EvalRequest) -> list[Record]:
     """Give one side's results: from its result file (`FILE.jsonl` or `FILE.jsonl:TARGET`), or
     measured now.
 
@@ -298,7 +298,7 @@ def records_of(side: str, asked: Asked) -> list[Record]:
     return [record for record in records if record.target == (wanted or targets[0])]
 
 
-def compare_targets(first: str, second: str, asked: Asked) -> None:
+def compare_targets(first: str, second: str, asked: EvalRequest) -> None:
     """Print the differences of two models with paired bootstrap intervals over images.
 
     Raises:
@@ -311,7 +311,7 @@ def compare_targets(first: str, second: str, asked: Asked) -> None:
     for column in ("measure", "first", "second", "difference", "95 % interval"):
         table.add_column(column, justify="left" if column == "measure" else "right")
     for row in rows:
-        table.add_row(*row.told(), style="bold" if row.separated else None)
+        table.add_row(*row.describe(), style="bold" if row.separated else None)
     table.caption = "Paired bootstrap over images; what the interval separates from 0 is bold."
     Console().print(table)
 
@@ -360,7 +360,7 @@ def main(args: list[str]) -> None:
     if (asked.target is None) == (asked.compare is None and asked.features is None):
         raise ValueError("Name what to measure: one target, or --compare A B, or --features DIR.")
     on = on or (list(DEFAULT) if asked.data or asked.features else [])
-    task = Asked(
+    task = EvalRequest(
         on=tuple(on), data=read_data(asked.data, on or DEFAULT),
         settings={name: getattr(asked, name) for name in kinds},
         command=shlex.join(["zoo", "eval", *args]),

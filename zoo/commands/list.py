@@ -65,6 +65,6 @@ def list_recipes() -> None:
     for name, recipe in RECIPES.items():
         run = recipe()
         sides = ", ".join(str(side) for side in run.sizes or (run.size,))
-        teachers = "\n".join(spec.told() for spec in run.teachers) or "yours"
+        teachers = "\n".join(spec.describe() for spec in run.teachers) or "yours"
         table.add_row(name, summary_of(recipe), teachers, f"{run.student}\n{sides} px")
     Console().print(table)

@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from zoo.features import Batch
 from zoo.students.build import build_student
 from zoo.students.student import Student
-from zoo.teachers.cache import Holds
+from zoo.teachers.cache import CacheManifest
 from zoo.teachers.mosaic import Mosaic
 from zoo.teachers.open import open_teacher
 from zoo.teachers.teacher import Teacher
@@ -60,7 +60,7 @@ def plan(config: Distill) -> tuple[list[Cost], Cost, Student]:
     ).eval()
     costs = [_teacher_cost(label, teacher) for label, teacher in teachers.items()]
     batch = Batch(torch.zeros(1, 3, *student.size, device="meta"))
-    seen = student.look(batch)
+    seen = student.features(batch)
     assert seen.summary is not None and seen.spatial is not None
     rows, cols, width = seen.spatial.shape[1:]
     ours = Cost(
@@ -183,12 +183,12 @@ def _cache_estimate(config: Distill, teachers: list[Cost], rate: float) -> list[
     count = len(open_data(config)[0])
     about = {t.label: dict(grid=t.grid, spatial_dim=t.spatial_dim, summary_dim=t.summary_dim)
              for t in teachers}  # fmt: skip
-    held = Holds(
+    held = CacheManifest(
         images=count, data="", seed=config.seed, views=config.views, view={}, shard=1,
         normalise=config.normalise, stored=config.cache_dtype, teachers=about,
     )  # fmt: skip
     live = sum(t.flops for t in teachers) / (EFFICIENCY * rate)
-    return break_even(held, config.cache, live).told()
+    return break_even(held, config.cache, live).describe()
 
 
 def _size(count: float) -> str:

@@ -30,17 +30,17 @@ from zoo.students.student import Student
 from zoo.teachers.mosaic import Mosaic
 from zoo.teachers.name import TeacherName
 from zoo.teachers.open import open_teacher
-from zoo.teachers.quantize import EightBits, to_eight_bits
+from zoo.teachers.quantize import QuantReport, quantize_linears
 from zoo.teachers.teacher import Frozen, Teacher
 from zoo.train.cost import Estimate, estimate
 from zoo.train.distill.config import Distill, TeacherSpec
-from zoo.train.distill.phi_s import Balance, Moments, fit
-from zoo.train.distill.plan_step import Turn
+from zoo.train.distill.phi_s import Moments, Normalizer, fit
+from zoo.train.distill.plan_step import StepPlan
 from zoo.train.distill.setup import widths
 from zoo.train.distill.task import objective_of
-from zoo.train.distill.teachers import Ahead, compile_teacher, frozen, tensor_cores
+from zoo.train.distill.teachers import TeacherPrefetcher, compile_teacher, frozen, tensor_cores
 from zoo.train.loop import differentiate, update
-from zoo.train.state import Trainee
+from zoo.train.state import TrainState
 
 GIB = 2**30
 FITTED = 16
@@ -81,7 +81,7 @@ class Step:
 
 
 @dataclass(kw_only=True)
-class Seen:
+class StepTiming:
     """What came out; times are milliseconds an image."""
 
     step: Step
@@ -113,14 +113,14 @@ class Seen:
         return {**fields.pop("step"), "images_per_s": self.images_per_s, **fields}
 
 
-class Pool:
+class ModelPool:
     """Teachers that were opened: each is built once, and copied for another precision."""
 
     def __init__(self, device: torch.device):
         self.device = device
         self.rate = matmul_rate(device)
         self._plain: dict[str, Teacher] = {}
-        self._ready: dict[tuple, tuple[Teacher, EightBits | None]] = {}
+        self._ready: dict[tuple, tuple[Teacher, QuantReport | None]] = {}
         self._students: dict[tuple, _Model] = {}
         self._costs: dict[tuple, tuple[list[Cost], Cost]] = {}
 
@@ -132,11 +132,11 @@ class Pool:
             if network is not None:
                 spread_layer_scale(network.network)
                 if self.device.type == "cuda":
-                    network.halve()
+                    network.to_bf16()
             self._plain[spec.name] = teacher
         return self._plain[spec.name]
 
-    def ready(self, spec: TeacherSpec, step: Step) -> tuple[Teacher, EightBits | None]:
+    def ready(self, spec: TeacherSpec, step: Step) -> tuple[Teacher, QuantReport | None]:
         """Give a teacher in the step's form."""
         key = (spec.name, step.precision, step.compiled, step.precision != "bf16" and step.gate)
         if key not in self._ready:
@@ -148,15 +148,15 @@ class Pool:
             return Mosaic(teacher, spec.mosaic), told
         return teacher, told
 
-    def _quicken(self, teacher: Teacher, step: Step) -> tuple[Teacher, EightBits | None]:
+    def _quicken(self, teacher: Teacher, step: Step) -> tuple[Teacher, QuantReport | None]:
         told, network = None, frozen(teacher)
         if network is None:
             return teacher, None
         if step.precision != "bf16" or step.compiled:
             network = copy.deepcopy(network)  # the plain one stays for other steps
         if step.precision != "bf16":
-            batch = photographs(FITTED, max(network.size), self.device)
-            told = to_eight_bits(network, batch, step.precision, gate=step.gate)
+            batch = pink_noise(FITTED, max(network.size), self.device)
+            told = quantize_linears(network, batch, step.precision, gate=step.gate)
         if step.compiled:
             compile_teacher(network)
         return network, told
@@ -190,7 +190,7 @@ def spread_layer_scale(network: nn.Module) -> None:
             weight.data.fill_(1.0)
 
 
-def photographs(count: int, size: int, device: torch.device) -> Batch:
+def pink_noise(count: int, size: int, device: torch.device) -> Batch:
     """Make images with the spectrum of photographs (amplitude 1/f), the same at each call."""
     draws = torch.Generator().manual_seed(0)
     noise = torch.randn(count, 3, size, size // 2 + 1, 2, generator=draws)
@@ -209,13 +209,13 @@ def free(device: torch.device) -> None:
 
 def measure(
     step: Step,
-    pool: Pool,
+    pool: ModelPool,
     *,
     rounds: int,
     warmup: int = 3,
     best: Mapping[str, float] | None = None,
     kernels: int = 0,
-) -> Seen:
+) -> StepTiming:
     """Measure a step and its parts.
 
     Args:
@@ -231,7 +231,7 @@ def measure(
     }
     teachers = {label: teacher for label, (teacher, _) in opened.items()}
     told = {label: eight for label, (_, eight) in opened.items() if eight}
-    stand = _Stand(step, config, teachers, pool.student(step, config, teachers), device)
+    stand = StepBench(step, config, teachers, pool.student(step, config, teachers), device)
     clock = Clock(device, step.batch, rounds, warmup)
     with tensor_cores() if device.type == "cuda" else nullcontext():
         parts = dict(_parts(stand, clock))
@@ -241,7 +241,7 @@ def measure(
         times = clock.times(stand.step)
         peak = torch.cuda.max_memory_allocated() / GIB if device.type == "cuda" else None
         found = profile(stand.step, device.type)[:kernels] if kernels else []
-    seen = Seen(step=step, parts=parts, peak_gib=peak, kernels=found)
+    seen = StepTiming(step=step, parts=parts, peak_gib=peak, kernels=found)
     seen.milliseconds, seen.spread = statistics.median(times), _spread(times)
     _conclude(seen, config, best or {})
     _model(seen, costs, ours, told, pool.rate)
@@ -257,7 +257,7 @@ def _spread(times: list[float]) -> float:
     return (high - low) / 2 / middle
 
 
-def _conclude(seen: Seen, config: Distill, best: Mapping[str, float]) -> None:
+def _conclude(seen: StepTiming, config: Distill, best: Mapping[str, float]) -> None:
     keys = part_keys(seen.step)
     fastest = {n: min(ms, best.get(keys.get(n, ""), ms)) for n, ms in seen.parts.items()}
     networks = sum(fastest[label] for label in config.labels)
@@ -272,12 +272,12 @@ def part_keys(step: Step) -> dict[str, str]:
     """Name each part so that it is known again in another step."""
     eight = "" if step.precision == "bf16" else f" {step.precision} {step.gate:g}"
     labels = step.config("cpu").labels
-    keys = {n: spec.told() + eight for n, spec in zip(labels, step.specs, strict=True)}
+    keys = {n: spec.describe() + eight for n, spec in zip(labels, step.specs, strict=True)}
     own = f"{step.student}@{step.size} for {', '.join(keys)}: "
     return keys | {name: own + name for name in ("student", "backbone", "heads")}
 
 
-def best_parts(rows: Iterable[Seen]) -> dict[str, float]:
+def best_parts(rows: Iterable[StepTiming]) -> dict[str, float]:
     """Give the milliseconds of each part in the form in which it was fastest."""
     found: dict[str, float] = {}
     for row in rows:
@@ -288,7 +288,7 @@ def best_parts(rows: Iterable[Seen]) -> dict[str, float]:
 
 
 def _model(
-    seen: Seen, costs: list[Cost], ours: Cost, told: Mapping[str, EightBits], rate: float
+    seen: StepTiming, costs: list[Cost], ours: Cost, told: Mapping[str, QuantReport], rate: float
 ) -> None:
     names = {
         c.label: TeacherName.parse(s.name) for c, s in zip(costs, seen.step.specs, strict=True)
@@ -327,11 +327,11 @@ class Clock:
         return statistics.median(self.times(run))
 
 
-def _parts(stand: "_Stand", clock: Clock) -> Iterator[tuple[str, float]]:
+def _parts(stand: "StepBench", clock: Clock) -> Iterator[tuple[str, float]]:
     """Measure each part alone."""
     for label, teacher in stand.teachers.items():
         batch = Batch(stand.host.to(stand.device).at(teacher.size))
-        yield label, clock.median(lambda t=teacher, b=batch: stand.look(t, b))
+        yield label, clock.median(lambda t=teacher, b=batch: stand.run_teacher(t, b))
     yield "student", clock.median(stand.learn)
     if stand.asked.alone:
         yield "backbone", clock.median(stand.learn_bare)
@@ -343,7 +343,7 @@ def _parts(stand: "_Stand", clock: Clock) -> Iterator[tuple[str, float]]:
 class _Model:
     """A student in training, and its backbone alone."""
 
-    trainee: Trainee
+    trainee: TrainState
     bare: Callable[[Tensor], Features]
 
     @classmethod
@@ -356,15 +356,15 @@ class _Model:
         )
         if step.channels_last:
             student = student.to(memory_format=torch.channels_last)
-        trainee = Trainee.of(student, config, {})
-        bare = student._see
+        trainee = TrainState.of(student, config, {})
+        bare = student.forward_features
         if step.compiled:
             student.answer = torch.compile(student.answer, dynamic=False)
-            bare = torch.compile(student._see, dynamic=False) if step.alone else bare
+            bare = torch.compile(student.forward_features, dynamic=False) if step.alone else bare
         return cls(trainee, bare)
 
 
-class _Stand:
+class StepBench:
     """A student, its optimizer and its teachers on the test stand."""
 
     def __init__(
@@ -375,14 +375,14 @@ class _Stand:
         self.trainee, self.bare = model.trainee, model.bare
         self.student: Student = self.trainee.student
         side = max([step.size, *(max(t.size) for t in teachers.values())])
-        host = photographs(step.batch, side, torch.device("cpu"))
+        host = pink_noise(step.batch, side, torch.device("cpu"))
         self.host = Batch(host.images.pin_memory()) if device.type == "cuda" else host
-        self.balances = self._balances()
-        self.objective = objective_of(config, self.balances, {})
-        self.turn = Turn(step.size, None)
+        self.normalizers = self._normalizers()
+        self.objective = objective_of(config, self.normalizers, {})
+        self.turn = StepPlan(step.size, None)
         self.coming = self.batches()
         if step.overlap:
-            self.coming = Ahead(device, self.autocast).over(self.coming)
+            self.coming = TeacherPrefetcher(device, self.autocast).over(self.coming)
         self.small = Batch(self.host.to(device).at(self.student.size))
 
     def autocast(self):
@@ -393,7 +393,7 @@ class _Stand:
         while True:
             yield self.host.to(self.device), self.teachers
 
-    def look(self, teacher: Teacher, batch: Batch) -> None:
+    def run_teacher(self, teacher: Teacher, batch: Batch) -> None:
         with torch.no_grad(), self.autocast():
             teacher(Batch(batch.images))
 
@@ -423,7 +423,7 @@ class _Stand:
         """Forward and backward of the heads alone."""
         if not hasattr(self, "features"):
             with torch.no_grad(), self.autocast():
-                seen = self.student.look(self.small)
+                seen = self.student.features(self.small)
             self.features = Features(*(t.detach().requires_grad_() for t in seen if t is not None))
         with self.autocast():
             answers = [head(self.features) for head in self.student.heads.values()]
@@ -441,7 +441,7 @@ class _Stand:
         update(self.trainee, total, losses, self.config, self.turn)
         self.trainee.unread.clear()
 
-    def _balances(self) -> dict[str, Balance]:
+    def _normalizers(self) -> dict[str, Normalizer]:
         found = {}
         batch = self.host.to(self.device)  # whole, since another size would be compiled for
         for label, teacher in self.teachers.items():

@@ -28,7 +28,7 @@ class Paired:
         """Whether the interval leaves zero out."""
         return self.low > 0 or self.high < 0
 
-    def told(self, unit: str = "") -> str:
+    def describe(self, unit: str = "") -> str:
         """Write it as text; per cents above 100 as factors."""
         values = (self.mean, self.low, self.high)
         if unit == "%" and max(map(abs, values)) >= 100:

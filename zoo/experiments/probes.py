@@ -17,7 +17,7 @@ FEW = 4000
 
 
 def probe(
-    look: Callable[[Batch], Features], collection: Collection, size: int, *, linear: bool = True
+    features: Callable[[Batch], Features], collection: Collection, size: int, *, linear: bool = True
 ) -> dict[str, float]:
     """Give `knn/top1/<data set>` and `linear/top1/<data set>` of a model's summaries, in per cent.
 
@@ -25,7 +25,7 @@ def probe(
     """
     values = {}
     for name, pair in collection.probes.items():
-        bank, queries = (extract(look, part.batches(size, 512)) for part in pair)
+        bank, queries = (extract(features, part.batches(size, 512)) for part in pair)
         assert bank.labels is not None and queries.labels is not None
         device = pair[0].images.device if len(bank.labels) > FEW else torch.device("cpu")
         known = bank.summaries.to(device), bank.labels.to(device)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 _lib = torch.library.Library("zoo", "FRAGMENT")
 _tags = (torch.Tag.pt2_compliant_tag,)
-_lib.define("neighbours_silu(Tensor x, Tensor taps) -> (Tensor, Tensor)", tags=_tags)
+_lib.define("short_conv_silu(Tensor x, Tensor taps) -> (Tensor, Tensor)", tags=_tags)
 _lib.define(
     "neighbours_silu_backward(Tensor dfirst, Tensor dlast, Tensor x, Tensor taps)"
     " -> (Tensor, Tensor)",
@@ -18,12 +18,12 @@ _lib.define(
 )
 
 
-def neighbours_silu(x: Tensor, taps: Tensor) -> tuple[Tensor, Tensor]:
+def short_conv_silu(x: Tensor, taps: Tensor) -> tuple[Tensor, Tensor]:
     """Convolve [B L C] by taps of [C 3]; SiLU of it in two halves of the channels."""
-    return torch.ops.zoo.neighbours_silu(x, taps)
+    return torch.ops.zoo.short_conv_silu(x, taps)
 
 
-@torch.library.impl(_lib, "neighbours_silu", "CUDA")
+@torch.library.impl(_lib, "short_conv_silu", "CUDA")
 def _(x, taps):
     from zoo.kernels import short_conv_triton as neighbours_triton
 
@@ -37,7 +37,7 @@ def _(dfirst, dlast, x, taps):
     return neighbours_triton.backward(dfirst, dlast, x.contiguous(), taps.contiguous())
 
 
-@torch.library.register_fake("zoo::neighbours_silu", lib=_lib)
+@torch.library.register_fake("zoo::short_conv_silu", lib=_lib)
 def _(x, taps):
     shape = (*x.shape[:2], x.shape[2] // 2)
     return x.new_empty(shape), x.new_empty(shape)
@@ -56,4 +56,4 @@ def _backward(ctx, dfirst, dlast):
     return torch.ops.zoo.neighbours_silu_backward(dfirst, dlast, *ctx.saved_tensors)
 
 
-torch.library.register_autograd("zoo::neighbours_silu", _backward, setup_context=_setup, lib=_lib)
+torch.library.register_autograd("zoo::short_conv_silu", _backward, setup_context=_setup, lib=_lib)

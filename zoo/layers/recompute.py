@@ -26,7 +26,7 @@ def _statistics_at_rest(block: nn.Module) -> Iterator[None]:
             norm.momentum, norm.num_batches_tracked = momentum, seen
 
 
-def recomputed(block: nn.Module, *given: Any) -> Any:
+def checkpointed(block: nn.Module, *given: Any) -> Any:
     """Give `block(*given)`, keeping only `given`; the backward pass runs the block again.
 
     Batch norms see the batch once. Under plain `torch.utils.checkpoint` the second run would

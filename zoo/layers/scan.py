@@ -13,6 +13,7 @@ from torch import Tensor
 
 from zoo.kernels import scan as scan_op
 from zoo.kernels.available import runs_kernels
+from zoo.kernels.scan_shapes import MAX_STATES
 
 
 def selective_scan(
@@ -76,7 +77,7 @@ def _scan_in_kernels(
     """Run the operator; more states than it takes go through in turns, as their outputs add up."""
     tensors = (x, delta, A, B, C, D, delta_bias)
     save = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
-    most = scan_op.MAX_STATES
+    most = MAX_STATES
     if A.shape[1] <= most:
         return scan_op.scan(*tensors, delta_softplus, save)[0]
     # Widened once, outputs and gradients of the parts are added up before they are rounded.

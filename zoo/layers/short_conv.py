@@ -13,7 +13,7 @@ from zoo.kernels import short_conv as neighbours_op
 from zoo.kernels.available import runs_kernels
 
 
-def neighbours_silu(
+def short_conv_silu(
     x: Float[Tensor, "B L C"], taps: Float[Tensor, "C 3"]
 ) -> tuple[Float[Tensor, "B L C//2"], Float[Tensor, "B L C//2"]]:
     """Give silu(a x_(t-1) + b x_t + c x_(t+1)) for each channel's taps a, b, c, in two halves.
@@ -25,7 +25,7 @@ def neighbours_silu(
         The first and the last half of the channels, in the dtype of `x`.
     """
     if runs_kernels(x, taps):
-        return neighbours_op.neighbours_silu(x, taps)
+        return neighbours_op.short_conv_silu(x, taps)
     return in_torch(x, taps)
 
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from zoo.layers.conv import ConvNorm
 from zoo.layers.gelu import GELU
-from zoo.layers.recompute import recomputed
+from zoo.layers.recompute import checkpointed
 
 
 def drop_path_rates(rate: float, depths: Sequence[int]) -> list[list[float]]:
@@ -75,7 +75,7 @@ class Stage(nn.Module):
 
     def run(self, block: nn.Module, *given: Any) -> Any:
         """Give `block(*given)`; with `grad_checkpointing`, keeping only what it was given."""
-        return recomputed(block, *given) if self.grad_checkpointing else block(*given)
+        return checkpointed(block, *given) if self.grad_checkpointing else block(*given)
 
     def given(self) -> Iterable[Sequence[Tensor]]:
         """Compute what each block gets beside the map."""

@@ -14,6 +14,7 @@ from zoo.eval.speed.models import (
     Measured,
     build,
     cost,
+    environment,
     measure,
     measure_interleaved,
     name_and_options,
@@ -21,7 +22,6 @@ from zoo.eval.speed.models import (
     prepare,
     ratio,
     relative_error,
-    surroundings,
     timed,
     words,
 )
@@ -220,7 +220,7 @@ def test_a_row_survives_json():
 
 
 def test_the_surroundings_name_versions_threads_and_machine():
-    told = surroundings("zoo bench models")
+    told = environment("zoo bench models")
     assert told["versions"]["torch"] == torch.__version__
     assert told["versions"]["timm"] == timm.__version__
     assert told["threads"] == torch.get_num_threads()

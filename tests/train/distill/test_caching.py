@@ -10,7 +10,7 @@ from PIL import Image
 
 from zoo.commands.distill import distill
 from zoo.features import Batch
-from zoo.teachers.cache import Cache, CachedTeacher, Holds
+from zoo.teachers.cache import Cache, CachedTeacher, CacheManifest
 from zoo.train.config import Every, Optim
 from zoo.train.distill.caching import BreakEven, check_room
 from zoo.train.distill.config import Distill, TeacherSpec
@@ -73,7 +73,7 @@ def test_a_filling_that_stopped_goes_on_and_reads_what_was_there(photos, tmp_pat
     config = run_of(photos, tmp_path / "run", cache=tmp_path / "cache", views=2)
     distill(config)
     cache = Cache.open(tmp_path / "cache")
-    assert cache.holds.shards > 3 and not cache.missing()
+    assert cache.manifest.shards > 3 and not cache.missing()
     whole = CachedTeacher(cache, "colour")(Batch(torch.zeros(1, 3, 32, 32), positions=[3])).spatial
     kept = cache.shard_path(0).stat().st_mtime_ns
     cache.shard_path(1).unlink()
@@ -88,20 +88,20 @@ def test_a_cache_pays_when_the_teachers_cost_more_than_the_disk():
                      views=2)  # fmt: skip
     # two epochs of teachers and writing, and reading in each, against teachers in each
     assert what.epochs == pytest.approx(2 * 110 / 90)
-    assert "pays from epoch 3 on" in what.told()[1]
+    assert "pays from epoch 3 on" in what.describe()[1]
     slow = replace(what, read=200.0)
-    assert "never pays" in slow.told()[1]
+    assert "never pays" in slow.describe()[1]
 
 
 def test_a_disk_that_is_too_small_is_told_before_anything_is_written(tmp_path, monkeypatch):
     about = dict(grid=[2, 2], summary_dim=6, spatial_dim=8)
-    held = Holds(
+    held = CacheManifest(
         images=10**15, data="", seed=0, views=1, view={}, normalise="none", stored="int8",
         shard=4, teachers=dict(colour=about),
     )  # fmt: skip
     cache = Cache.prepare(tmp_path, held, {})
     monkeypatch.setattr(Cache, "missing", lambda self: [0])
-    monkeypatch.setattr(Cache, "places_of", lambda self, number: range(self.holds.places))
+    monkeypatch.setattr(Cache, "places_of", lambda self, number: range(self.manifest.places))
     with pytest.raises(ValueError, match=r"needs [\d,.]+ GB more .*larger disk"):
         check_room(cache)
 

@@ -11,9 +11,9 @@ def test_the_spread_of_a_map_is_what_the_best_constant_guess_would_lose(kind):
     x = torch.randn(2000, 8, dtype=torch.float64) @ torch.randn(8, 8, dtype=torch.float64) * 3 + 5
     moments = Moments(8)
     moments.update(x)
-    balance = fit(kind, moments)
-    found = Statistics(moments={"a": moments}).spreads({"a": balance})["a/spatial"]
-    target = balance(x)
+    normalizer = fit(kind, moments)
+    found = Statistics(moments={"a": moments}).baseline_losses({"a": normalizer})["a/spatial"]
+    target = normalizer(x)
     lost = mse(target.mean(0).expand_as(target), target)
     torch.testing.assert_close(found, lost * 2000 / 1999)
     if kind in ("phi_s", "alpha_only", "standardize"):

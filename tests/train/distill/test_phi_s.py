@@ -14,8 +14,8 @@ from zoo.train.distill.phi_s import (
     KINDS,
     ROTATIONS,
     SCALINGS,
-    Balance,
     Moments,
+    Normalizer,
     fit,
     fold_inverse,
 )
@@ -67,24 +67,24 @@ def stored_features(golden):
 )
 def test_phi_s_is_that_of_the_reference(stored_features, dim):
     x, moments = stored_features(dim)
-    balance = fit("phi_s", moments)
+    normalizer = fit("phi_s", moments)
     with np.load(PHI_S / f"phi_s_{dim}.npz") as file:
         stored = {key: torch.from_numpy(file[key]) for key in ("mean", "sign", "features16")}
         alpha, x_check = float(file["alpha"]), torch.from_numpy(file["x_check"])
     torch.testing.assert_close(x[:2, :4], x_check, atol=1e-12, rtol=0)
-    torch.testing.assert_close(balance.mean, stored["mean"], atol=1e-12, rtol=0)
+    torch.testing.assert_close(normalizer.mean, stored["mean"], atol=1e-12, rtol=0)
     h = hadamard(dim)
-    u = (h.T @ balance.matrix).T / alpha
+    u = (h.T @ normalizer.matrix).T / alpha
     torch.testing.assert_close(u.T @ u, torch.eye(dim, dtype=torch.float64), atol=1e-9, rtol=0)
     largest = u.gather(0, u.abs().argmax(0, keepdim=True))
     assert (largest > 0).all()
     expected = stored["features16"].double()
-    there = alpha * (x[:16] - balance.mean) @ (u * stored["sign"]) @ h.T
+    there = alpha * (x[:16] - normalizer.mean) @ (u * stored["sign"]) @ h.T
     torch.testing.assert_close(there, expected, atol=2e-6, rtol=1e-6)  # stored as float32
     torch.testing.assert_close(
-        torch.cdist(balance(x[:16]), balance(x[:16])), alpha * torch.cdist(x[:16], x[:16])
+        torch.cdist(normalizer(x[:16]), normalizer(x[:16])), alpha * torch.cdist(x[:16], x[:16])
     )
-    spread = balance(x).var(0)
+    spread = normalizer(x).var(0)
     torch.testing.assert_close(spread, torch.ones_like(spread), atol=1e-9, rtol=0)
 
 
@@ -129,12 +129,12 @@ def test_the_isotropic_kinds_scale_all_distances_by_one_number(kind, dim):
 
 def test_global_makes_all_entries_one_standard_population():
     x = features(500, 24)
-    balance = fit("global", moments_of(x))
-    z = balance(x)
+    normalizer = fit("global", moments_of(x))
+    z = normalizer(x)
     assert z.mean().item() == pytest.approx(0, abs=1e-12)
     assert z.var().item() == pytest.approx(1, abs=1e-12)
     torch.testing.assert_close(z, (x - x.mean()) / x.std())
-    assert balance.mean.unique().numel() == 1
+    assert normalizer.mean.unique().numel() == 1
 
 
 @pytest.mark.parametrize("kind", WHITENINGS)
@@ -145,8 +145,8 @@ def test_whitened_features_have_the_identity_as_covariance(kind):
 
 
 def test_zca_moves_features_least_so_its_matrix_is_symmetric():
-    balance = fit("zca", moments_of(features(300, 20)))
-    torch.testing.assert_close(balance.matrix, balance.matrix.T)
+    normalizer = fit("zca", moments_of(features(300, 20)))
+    torch.testing.assert_close(normalizer.matrix, normalizer.matrix.T)
 
 
 def test_pca_orders_its_channels_by_ascending_variance():
@@ -157,41 +157,41 @@ def test_pca_orders_its_channels_by_ascending_variance():
 
 def test_none_changes_nothing():
     x = features(20, 12)
-    for balance in (fit("none", moments_of(x)), Balance("none", 12)):
-        assert torch.equal(balance(x), x)
-        assert torch.equal(balance.inverse(x), x)
-        assert torch.equal(balance.inverse_matrix(), torch.eye(12).double())
+    for normalizer in (fit("none", moments_of(x)), Normalizer("none", 12)):
+        assert torch.equal(normalizer(x), x)
+        assert torch.equal(normalizer.inverse(x), x)
+        assert torch.equal(normalizer.inverse_matrix(), torch.eye(12).double())
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("dim", [1, 24, 31])
 def test_the_inverse_is_exact_on_maps_of_any_rank(kind, dim):
     x = features(400, dim)
-    balance = fit(kind, moments_of(x))
+    normalizer = fit(kind, moments_of(x))
     grid = x.view(4, 10, 10, dim)
-    z = balance(grid)
+    z = normalizer(grid)
     assert z.shape == grid.shape
-    torch.testing.assert_close(z.view(400, dim), balance(x), atol=1e-12, rtol=1e-12)
-    torch.testing.assert_close(balance.inverse(z), grid, atol=1e-11, rtol=1e-12)
-    there = z @ balance.inverse_matrix().T + balance.shift
+    torch.testing.assert_close(z.view(400, dim), normalizer(x), atol=1e-12, rtol=1e-12)
+    torch.testing.assert_close(normalizer.inverse(z), grid, atol=1e-11, rtol=1e-12)
+    there = z @ normalizer.inverse_matrix().T + normalizer.shift
     torch.testing.assert_close(there, grid, atol=1e-11, rtol=1e-12)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_only_the_kinds_that_rotate_pay_for_a_matrix_product(kind):
     x = features(100, 16)
-    balance = fit(kind, moments_of(x))
+    normalizer = fit(kind, moments_of(x))
     with FlopCounterMode(display=False) as counter:
-        balance.inverse(balance(x))
-    assert (kind in SCALINGS) == (counter.get_total_flops() == 0) == (balance.matrix is None)
+        normalizer.inverse(normalizer(x))
+    assert (kind in SCALINGS) == (counter.get_total_flops() == 0) == (normalizer.matrix is None)
 
 
 def test_in_the_teachers_own_space_the_rotation_is_only_a_factor():
     x = features(1000, 48)
-    balance = fit("phi_s", moments_of(x))
+    normalizer = fit("phi_s", moments_of(x))
     ours, theirs = x[:100] + torch.randn(100, 48), x[:100]
     alpha_squared = 1 / x.var(0).mean()
-    loss = mse(balance(ours), balance(theirs))
+    loss = mse(normalizer(ours), normalizer(theirs))
     torch.testing.assert_close(loss, alpha_squared * mse(ours, theirs), rtol=1e-12, atol=0)
     same = fit("alpha_only", moments_of(x))
     torch.testing.assert_close(loss, mse(same(ours), same(theirs)), rtol=1e-12, atol=0)
@@ -208,10 +208,10 @@ def test_a_refit_on_the_same_rows_in_another_order_gives_the_same_matrix():
 @given(st.integers(2, 40), st.floats(0, 4), st.integers(0, 99))
 def test_phi_s_gives_unit_variance_and_inverts_for_any_spectrum(dim, anisotropy, seed):
     x = features(60, dim, seed, anisotropy)
-    balance = fit("phi_s", moments_of(x))
-    z = balance(x)
+    normalizer = fit("phi_s", moments_of(x))
+    z = normalizer(x)
     torch.testing.assert_close(z.var(0), torch.ones(dim).double(), atol=1e-9, rtol=0)
-    torch.testing.assert_close(balance.inverse(z), x, atol=1e-9 * x.abs().max().item(), rtol=0)
+    torch.testing.assert_close(normalizer.inverse(z), x, atol=1e-9 * x.abs().max().item(), rtol=0)
 
 
 # Awkward features
@@ -223,12 +223,12 @@ def test_dead_channels_stay_finite_and_invertible(kind, dim):
     x = features(200, dim)
     x[:, 3] = 7.0
     x[:, 5] = x[:, 6]  # and a direction that is dead without a dead channel
-    balance = fit(kind, moments_of(x))
-    z = balance(x)
+    normalizer = fit(kind, moments_of(x))
+    z = normalizer(x)
     assert torch.isfinite(z).all()
-    assert torch.isfinite(balance(x + torch.randn_like(x))).all()
-    torch.testing.assert_close(balance.inverse(z), x, atol=1e-9, rtol=0)
-    theta = balance.inverse_matrix()
+    assert torch.isfinite(normalizer(x + torch.randn_like(x))).all()
+    torch.testing.assert_close(normalizer.inverse(z), x, atol=1e-9, rtol=0)
+    theta = normalizer.inverse_matrix()
     assert torch.isfinite(theta).all()
     assert torch.linalg.matrix_rank(theta) == dim
 
@@ -237,9 +237,9 @@ def test_dead_channels_stay_finite_and_invertible(kind, dim):
 def test_whitening_amplifies_no_direction_beyond_the_floor(kind):
     x = features(200, 16)
     x[:, 3] = 7.0
-    balance = fit(kind, moments_of(x))
+    normalizer = fit(kind, moments_of(x))
     phi = x.var(0).mean().sqrt()
-    gain = torch.linalg.matrix_norm(balance.matrix, 2)
+    gain = torch.linalg.matrix_norm(normalizer.matrix, 2)
     assert gain.item() == pytest.approx(1000 / phi.item(), rel=1e-6)
 
 
@@ -253,7 +253,7 @@ def test_an_unknown_kind_names_the_nearest():
     with pytest.raises(ValueError, match="'phis': did you mean 'phi_s'"):
         fit("phis", moments_of(features(9, 4)))
     with pytest.raises(ValueError, match="There are none, global"):
-        Balance("7", 4)
+        Normalizer("7", 4)
 
 
 def test_fewer_than_two_rows_are_refused_with_the_next_step():
@@ -281,8 +281,8 @@ def test_features_of_another_width_are_refused():
     moments = moments_of(features(9, 4))
     with pytest.raises(ValueError, match="over 4 channels and the features have 5"):
         moments.update(torch.randn(3, 5))
-    balance = fit("alpha_only", moments)
-    for call in (balance, balance.inverse):
+    normalizer = fit("alpha_only", moments)
+    for call in (normalizer, normalizer.inverse):
         with pytest.raises(ValueError, match="for 4 channels and got 1"):
             call(torch.randn(3, 1))
 
@@ -339,11 +339,11 @@ def test_a_calibration_in_inference_mode_can_be_used_outside_of_it():
     with torch.inference_mode():
         x = features(50, 6)
         moments = moments_of(x)
-        balance = fit("phi_s", moments)
+        normalizer = fit("phi_s", moments)
     moments.update(x)
     assert moments.n == 100
     ours = torch.randn(5, 6, dtype=torch.float64, requires_grad=True)
-    balance.inverse(ours).sum().backward()
+    normalizer.inverse(ours).sum().backward()
     assert ours.grad.abs().min() > 0
 
 
@@ -360,13 +360,13 @@ def test_updating_leaves_the_features_as_they_are():
 @pytest.mark.parametrize("kind", KINDS)
 def test_bfloat16_features_are_balanced_in_float32_even_under_autocast(kind):
     x = features(300, 16)
-    balance = fit(kind, moments_of(x))
+    normalizer = fit(kind, moments_of(x))
     narrow = x.bfloat16()
     with torch.autocast("cpu", torch.bfloat16):
-        z = balance(narrow)
-        back = balance.inverse(z)
+        z = normalizer(narrow)
+        back = normalizer.inverse(z)
     assert z.dtype == back.dtype == torch.float32
-    error = (z.double() - balance(narrow.double())).square().sum() / z.square().sum()
+    error = (z.double() - normalizer(narrow.double())).square().sum() / z.square().sum()
     assert error < 1e-11
     torch.testing.assert_close(back, narrow.float(), atol=1e-4, rtol=1e-4)
 
@@ -374,13 +374,13 @@ def test_bfloat16_features_are_balanced_in_float32_even_under_autocast(kind):
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_saved_balance_loads_into_a_fresh_one(kind, tmp_path):
     x = features(100, 12)
-    balance = fit(kind, moments_of(x))
-    torch.save(balance.state_dict(), tmp_path / "balance.pt")
-    loaded = Balance(kind, 12)
+    normalizer = fit(kind, moments_of(x))
+    torch.save(normalizer.state_dict(), tmp_path / "balance.pt")
+    loaded = Normalizer(kind, 12)
     loaded.load_state_dict(torch.load(tmp_path / "balance.pt", weights_only=True))
-    assert torch.equal(loaded(x), balance(x))
-    assert torch.equal(loaded.inverse(x), balance.inverse(x))
-    assert not list(balance.parameters()), "an optimizer has nothing to move"
+    assert torch.equal(loaded(x), normalizer(x))
+    assert torch.equal(loaded.inverse(x), normalizer.inverse(x))
+    assert not list(normalizer.parameters()), "an optimizer has nothing to move"
 
 
 # Folding
@@ -391,20 +391,20 @@ def test_a_saved_balance_loads_into_a_fresh_one(kind, tmp_path):
 @pytest.mark.parametrize("bias", [True, False])
 def test_a_folded_head_equals_predicting_and_then_inverting(kind, blocks, bias):
     x = features(300, 12)
-    balance = fit(kind, moments_of(x))
+    normalizer = fit(kind, moments_of(x))
     linear = nn.Linear(7, blocks * 12, bias=bias, dtype=torch.float64)
     hidden = torch.randn(2, 5, 7, dtype=torch.float64)
-    expected = balance.inverse(linear(hidden).unflatten(-1, (blocks, 12))).flatten(-2)
-    folded = fold_inverse(linear, balance, blocks)
+    expected = normalizer.inverse(linear(hidden).unflatten(-1, (blocks, 12))).flatten(-2)
+    folded = fold_inverse(linear, normalizer, blocks)
     torch.testing.assert_close(folded(hidden), expected, atol=1e-10, rtol=0)
 
 
 def test_folding_leaves_the_head_and_the_generator_as_they_are():
-    balance = fit("phi_s", moments_of(features(300, 12)))
+    normalizer = fit("phi_s", moments_of(features(300, 12)))
     linear = nn.Linear(7, 12).bfloat16().eval()
     before = {key: value.clone() for key, value in linear.state_dict().items()}
     seed = torch.get_rng_state()
-    folded = fold_inverse(linear, balance)
+    folded = fold_inverse(linear, normalizer)
     assert torch.equal(torch.get_rng_state(), seed)
     assert all(torch.equal(value, before[key]) for key, value in linear.state_dict().items())
     assert folded.weight.dtype == folded.bias.dtype == torch.bfloat16
@@ -413,9 +413,9 @@ def test_folding_leaves_the_head_and_the_generator_as_they_are():
 
 
 def test_a_head_of_another_width_is_not_folded():
-    balance = fit("alpha_only", moments_of(features(30, 12)))
+    normalizer = fit("alpha_only", moments_of(features(30, 12)))
     with pytest.raises(ValueError, match="24 outputs, but 1 x 12"):
-        fold_inverse(nn.Linear(7, 24), balance)
+        fold_inverse(nn.Linear(7, 24), normalizer)
 
 
 def test_the_widths_above_include_some_with_and_without_a_hadamard_matrix():
@@ -441,12 +441,12 @@ def test_on_a_gpu_statistics_never_wait_and_agree_with_the_cpu():
         sums = Moments(48, "cuda").merge(moments).sums(moments.mean)
     finally:
         torch.cuda.set_sync_debug_mode("default")
-    balance = fit("phi_s", Moments.from_sums(sums, moments.mean))
-    torch.testing.assert_close(balance.matrix.cpu(), expected.matrix, atol=1e-9, rtol=0)
+    normalizer = fit("phi_s", Moments.from_sums(sums, moments.mean))
+    torch.testing.assert_close(normalizer.matrix.cpu(), expected.matrix, atol=1e-9, rtol=0)
     torch.cuda.set_sync_debug_mode("error")
     try:
-        z = balance(parts[0])
-        balance.inverse(z)
+        z = normalizer(parts[0])
+        normalizer.inverse(z)
     finally:
         torch.cuda.set_sync_debug_mode("default")
     torch.testing.assert_close(z.cpu(), expected(x[:1000]), atol=1e-4, rtol=1e-4)

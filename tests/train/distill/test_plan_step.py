@@ -8,10 +8,10 @@ from zoo.teachers.open import open_teacher
 from zoo.train.distill.config import Distill, Losses, TeacherSpec
 from zoo.train.distill.plan_step import (
     STUDENT,
-    check_turns,
+    check_step_plans,
     drawn_size,
     drawn_teachers,
-    take_turn,
+    plan_step,
     view_of,
 )
 from zoo.train.distill.sizes import sizes_of
@@ -35,9 +35,9 @@ def teachers():
 
 def test_a_turn_depends_on_seed_and_step_alone(teachers):
     shifting = replace(RUN, losses=Losses(shift=2, mesa=1.0))
-    turns = [take_turn(PLAN, step, shifting, teachers) for step in range(30)]
-    assert turns == [take_turn(PLAN, step, shifting, teachers) for step in range(30)]
-    other = [take_turn(replace(PLAN, seed=6), step, shifting, teachers) for step in range(30)]
+    turns = [plan_step(PLAN, step, shifting, teachers) for step in range(30)]
+    assert turns == [plan_step(PLAN, step, shifting, teachers) for step in range(30)]
+    other = [plan_step(replace(PLAN, seed=6), step, shifting, teachers) for step in range(30)]
     assert turns != other
     assert set(turns[0].windows) == {STUDENT, "colour", "edges", MESA}
 
@@ -59,7 +59,7 @@ def test_a_teacher_is_asked_at_its_rate_and_the_others_always():
 
 def test_a_teacher_that_is_not_asked_is_not_called(teachers):
     steps = [step for step in range(40) if "edges" not in drawn_teachers(PLAN, step, RUN)]
-    assert set(take_turn(PLAN, steps[0], RUN, teachers).teachers(teachers)) == {"colour"}
+    assert set(plan_step(PLAN, steps[0], RUN, teachers).teachers(teachers)) == {"colour"}
 
 
 def test_images_are_decoded_for_the_largest_canvas(teachers):
@@ -73,16 +73,16 @@ def test_images_are_decoded_for_the_largest_canvas(teachers):
 
 def test_a_size_that_the_student_cannot_take_is_refused_before_any_work():
     with pytest.raises(ValueError, match=r"eradio_nano.* cannot look at 100 px.*--sizes"):
-        check_turns(replace(RUN, sizes=(64, 100)), {})
+        check_step_plans(replace(RUN, sizes=(64, 100)), {})
 
 
 def test_a_shift_that_leaves_too_little_in_common_is_refused(teachers):
     with pytest.raises(ValueError, match=r"losses.shift 9 would leave less.*at most"):
-        check_turns(replace(RUN, losses=Losses(shift=9)), teachers)
+        check_step_plans(replace(RUN, losses=Losses(shift=9)), teachers)
 
 
 def test_a_teacher_whose_cells_are_no_whole_pixels_cannot_be_shifted(teachers):
     odd = open_teacher("rule:colour@64")
     odd.grid = (5, 5)
     with pytest.raises(ValueError, match=r"whole cells, and the 5x5 cells of odd at 64x64 px"):
-        check_turns(replace(RUN, sizes=(), losses=Losses(shift=1)), {"odd": odd})
+        check_step_plans(replace(RUN, sizes=(), losses=Losses(shift=1)), {"odd": odd})

@@ -18,8 +18,8 @@ def following():
 def test_the_teacher_looks_on_the_students_grid_at_each_size(following):
     batch = Batch(torch.rand(2, 3, 160, 160))
     for size, grid in GRIDS.items():
-        look = at_size(following, size)
-        assert look(batch).spatial.shape[1:3] == grid == look.grid
+        features = at_size(following, size)
+        assert features(batch).spatial.shape[1:3] == grid == features.grid
     assert isinstance(following, Teacher) and sizes_of(following) == [
         (96, 96),
         (160, 160),

@@ -16,13 +16,13 @@ def student():
 
 
 def teacher(summary, spatial):
-    def look(batch):
+    def features(batch):
         seed = torch.Generator().manual_seed(7)
         images = len(batch.images)
         made = torch.randn(images, spatial, generator=seed)[:, None, None].expand(-1, 3, 3, -1)
         return Features(summary and torch.randn(images, summary, generator=seed), made)
 
-    return look
+    return features
 
 
 TEACHERS = {"a": teacher(6, 5), "b": teacher(None, 4)}

@@ -10,7 +10,7 @@ from zoo.features import Batch
 from zoo.teachers.mosaic import Mosaic
 from zoo.teachers.open import open_teacher
 from zoo.teachers.teacher import Frozen
-from zoo.train.distill.teachers import Ahead, frozen, quicken, tensor_cores
+from zoo.train.distill.teachers import TeacherPrefetcher, frozen, optimize_teachers, tensor_cores
 
 
 def batches(count: int) -> list[Batch]:
@@ -21,8 +21,8 @@ def test_auto_leaves_teachers_as_they_are():
     teacher = open_teacher("timm:test_vit/random@64")
     (batch,) = batches(1)
     before = teacher(batch).spatial
-    told = quicken({"t": teacher}, precision="auto", compiled=False, sample=lambda: batch)
-    assert told == {} and not teacher.halved
+    told = optimize_teachers({"t": teacher}, precision="auto", compiled=False, sample=lambda: batch)
+    assert told == {} and not teacher.in_bf16
     torch.testing.assert_close(teacher(batch).spatial, before, rtol=0, atol=0)
 
 
@@ -31,7 +31,9 @@ def test_bf16_and_int8_teachers_say_nearly_the_same_and_their_fidelity_is_told()
     exact = open_teacher("timm:test_vit/random@64")(batch).spatial
     for precision, lost in (("bf16", 1e-3), ("int8", 2e-3)):
         teacher = open_teacher("timm:test_vit/random@64")
-        told = quicken({"t": teacher}, precision=precision, compiled=False, sample=lambda: batch)
+        told = optimize_teachers(
+            {"t": teacher}, precision=precision, compiled=False, sample=lambda: batch
+        )
         error = (teacher(batch).spatial.float() - exact).square().mean() / exact.var()
         assert error < lost
         assert set(told) == ({"t"} if precision == "int8" else set())
@@ -41,7 +43,7 @@ def test_bf16_and_int8_teachers_say_nearly_the_same_and_their_fidelity_is_told()
 def test_a_teacher_in_a_mosaic_is_measured_on_canvases():
     teacher = open_teacher("timm:test_vit/random@128", mosaic=2)
     (batch,) = batches(1)
-    told = quicken({"t": teacher}, precision="int8", compiled=False, sample=lambda: batch)
+    told = optimize_teachers({"t": teacher}, precision="int8", compiled=False, sample=lambda: batch)
     assert isinstance(teacher, Mosaic) and isinstance(frozen(teacher), Frozen)
     assert told["t"].share == 1
     assert frozen(open_teacher("rule:colour")) is not None
@@ -63,7 +65,7 @@ def test_a_compiled_teacher_says_the_same():
 
 def test_teachers_ahead_give_every_batch_once_in_order_and_answer_as_live_ones():
     teachers = {"a": open_teacher("rule:colour@64"), "b": open_teacher("rule:edges@64")}
-    ahead = Ahead(torch.device("cpu"), lambda: torch.autocast("cpu", enabled=False))
+    ahead = TeacherPrefetcher(torch.device("cpu"), lambda: torch.autocast("cpu", enabled=False))
     given = [(batch, teachers) for batch in batches(3)]
     seen = []
     for batch, looks in ahead.over(iter(given)):
@@ -80,7 +82,7 @@ def test_on_a_gpu_teachers_ahead_give_the_same_bits():
     teachers = {"a": open_teacher("timm:test_vit/random@64", device="cuda")}
     autocast = lambda: torch.autocast("cuda", torch.bfloat16)  # noqa: E731
     given = [(batch.to("cuda"), teachers) for batch in batches(4)]
-    for batch, looks in Ahead(torch.device("cuda"), autocast).over(iter(given)):
+    for batch, looks in TeacherPrefetcher(torch.device("cuda"), autocast).over(iter(given)):
         with autocast():
             theirs = teachers["a"](Batch(batch.images)).spatial
             assert torch.equal(looks["a"](batch).spatial, theirs)
@@ -96,6 +98,8 @@ def test_tensor_cores_are_for_the_block_alone():
 def test_the_facts_of_8_bits_are_plain_data():
     teacher = open_teacher("timm:test_vit/random@64")
     (batch,) = batches(1)
-    told = quicken({"t": teacher}, precision="fp8", compiled=False, sample=lambda: batch)["t"]
+    told = optimize_teachers({"t": teacher}, precision="fp8", compiled=False, sample=lambda: batch)[
+        "t"
+    ]
     assert dataclasses.asdict(told)["kind"] == "fp8"
-    assert told.told().startswith("fp8 in ")
+    assert told.describe().startswith("fp8 in ")

@@ -119,8 +119,8 @@ def rotation(pairs: Mapping[str, Mapping[str, Mapping[str, Paired]]]) -> str | N
     if found.count < FEWEST:
         seen = "too few to say"
     return (
-        f"The rotation alone (phi_s over alpha_only, geometric-mean fidelity): {found.told('%')} "
-        f"over {found.count} seeds: {seen}."
+        "The rotation alone (phi_s over alpha_only, geometric-mean fidelity): "
+        f"{found.describe('%')} over {found.count} seeds: {seen}."
     )
 
 
@@ -158,7 +158,7 @@ def _paired_table(pairs: Mapping[str, Mapping[str, Paired]]) -> tuple[list[str],
         if m.split("/")[0] in ("knn", "linear") or m in ("fidelity/min", "fidelity/geomean")
     ]  # fmt: skip
     body = [
-        [arm, *(p[m].told("%" if m.startswith("fidelity/") else "") for m in chosen)]
+        [arm, *(p[m].describe("%" if m.startswith("fidelity/") else "") for m in chosen)]
         for arm, p in pairs.items()
     ]
     return ["PHI-S against", *chosen], body

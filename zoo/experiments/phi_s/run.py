@@ -43,9 +43,9 @@ from zoo.teachers.pretext import PretextTeacher
 from zoo.train.config import Optim
 from zoo.train.device import autocast, device_of
 from zoo.train.distill.losses import SPATIAL_LOSSES, summary_loss
-from zoo.train.distill.phi_s import Balance, fit
+from zoo.train.distill.phi_s import Normalizer, fit
 from zoo.train.interrupt import Interrupt, Interrupted
-from zoo.train.progress import Watch
+from zoo.train.progress import Progress
 from zoo.train.run import Run
 
 __all__ = ["full", "main", "plan", "run", "tiny"]
@@ -64,7 +64,7 @@ class Setting:
     collection: Collection
     crop: Crop
     teachers: dict[str, PretextTeacher]
-    balances: dict[str, dict[str, Balance]]
+    normalizers: dict[str, dict[str, Normalizer]]
     """Arm -> teacher -> transform."""
 
     def autocast(self) -> AbstractContextManager:
@@ -91,7 +91,7 @@ def prepare(config: PhiSExperiment) -> Setting:
             autocast=lambda: autocast(config.place, device),
         )  # fmt: skip
     moments = measure_teachers(teachers, collection, crop, batch=min(config.batch, 256))
-    balances = {
+    normalizers = {
         arm: {name: fit(ARMS[arm].normalise, m) for name, m in moments.items()}
         for arm in (*config.arms, *ROTATION)
     }
@@ -105,7 +105,7 @@ def prepare(config: PhiSExperiment) -> Setting:
             f"{values['std']:.3g} (imposed), means {low:.3g} to {high:.3g} (imposed), effective "
             f"rank {values['effective_rank']:.1f} (its own)"
         )
-    return Setting(config, device, collection, crop, teachers, balances)
+    return Setting(config, device, collection, crop, teachers, normalizers)
 
 
 def new_students(setting: Setting, chosen: Set, seeds: Sequence[int]) -> list[Student]:
@@ -148,7 +148,7 @@ class Trainer:
             yield torch.stack([image for image, _ in images])
 
     @torch.no_grad()
-    def look(self, images: Tensor) -> dict[str, Features]:
+    def features(self, images: Tensor) -> dict[str, Features]:
         """Ask every teacher once; all arms learn from the same answers."""
         with self.setting.autocast():
             batch = Batch(images.flatten(0, 1))
@@ -156,7 +156,7 @@ class Trainer:
 
     def step(self, stack: Stack, images: Tensor) -> Tensor:
         """Train every student on its seed's images; give the losses [seeds · arms]."""
-        theirs = self.look(images)
+        theirs = self.features(images)
         count = len(self.chosen.arms)
         with self.setting.autocast():
             shown = images[0] if len(images) == 1 else images.repeat_interleave(count, dim=0)
@@ -181,7 +181,7 @@ class Trainer:
                 like = maps[0][:1].expand(len(seen.spatial), -1, -1, -1)
                 _, small = match_grid(like, seen.spatial.float())
                 balanced = [
-                    self.setting.balances[arm][name](small).unflatten(0, (seeds, -1))
+                    self.setting.normalizers[arm][name](small).unflatten(0, (seeds, -1))
                     for arm in arms
                 ]
             for m, ours in enumerate(maps):
@@ -196,7 +196,7 @@ class Trainer:
         images_a_step = self.chosen.batch * len(stack)
         title = f"{self.chosen.name} seed {seeds[0]}" + f"-{seeds[-1]}" * (len(seeds) > 1)
         began, every = time.perf_counter(), max(1, steps // 8)
-        with Watch(title, total=steps, images=images_a_step) as watch:
+        with Progress(title, total=steps, images=images_a_step) as watch:
             for step, images in enumerate(self.streams(seeds, steps)):
                 if step == min(WARM, steps - 1):
                     self.wait()
@@ -224,7 +224,10 @@ class Trainer:
         for _ in range(3):
             self.step(stack, images)  # compiles, chooses kernels
         found = {}
-        for name, run in (("step_ms", lambda x: self.step(stack, x)), ("teachers_ms", self.look)):
+        for name, run in (
+            ("step_ms", lambda x: self.step(stack, x)),
+            ("teachers_ms", self.features),
+        ):
             self.wait()
             began = time.perf_counter()
             for _ in range(steps // 2):
@@ -236,20 +239,20 @@ class Trainer:
 
 def measure(setting: Setting, student: Student, arm: str, *, linear: bool) -> dict[str, float]:
     """Compare a student with the teachers in their own spaces, and probe its summaries."""
-    balances, config = setting.balances[arm], setting.config
+    normalizers, config = setting.normalizers[arm], setting.config
     student.eval()
-    shown = folded(student, balances)
+    shown = folded(student, normalizers)
     held = setting.collection.held
     values = dict(fidelity(shown, setting.teachers, held.batches(config.size, 256)))
-    values |= channel_errors(shown, setting.teachers, balances, held, config.size)
-    return values | probe(student.look, setting.collection, config.size, linear=linear)
+    values |= channel_errors(shown, setting.teachers, normalizers, held, config.size)
+    return values | probe(student.features, setting.collection, config.size, linear=linear)
 
 
 @torch.no_grad()
 def channel_errors(
     student: Student,
     teachers: Mapping[str, PretextTeacher],
-    balances: Mapping[str, Balance],
+    normalizers: Mapping[str, Normalizer],
     held: Pictures,
     size: int,
 ) -> dict[str, float]:
@@ -258,18 +261,18 @@ def channel_errors(
     `error/<t>/...` in the space in which the arm compares (2410.01680, table 5), and
     `unexplained/<t>/...` as a share of the variance that the channel itself has.
     """
-    errors: dict[str, list[Tensor]] = {name: [] for name in balances}
-    truths: dict[str, list[Tensor]] = {name: [] for name in balances}
+    errors: dict[str, list[Tensor]] = {name: [] for name in normalizers}
+    truths: dict[str, list[Tensor]] = {name: [] for name in normalizers}
     for batch in held.batches(size, 256):
         ours = student(batch)
-        for name in balances:
+        for name in normalizers:
             guess, truth = match_grid(ours[name].spatial, teachers[name](batch).spatial)
             errors[name].append((guess - truth).flatten(0, 2).double())
             truths[name].append(truth.flatten(0, 2).double())
     values = {}
-    for name, balance in balances.items():
+    for name, normalizer in normalizers.items():
         error, truth = torch.cat(errors[name]), torch.cat(truths[name])
-        weight = balance.weight.to(error)
+        weight = normalizer.weight.to(error)
         inside = (error @ weight.T if weight.ndim == 2 else error * weight).var(0)
         share = error.var(0) / truth.var(0)
         for what, by_channel in (("error", inside), ("unexplained", share)):

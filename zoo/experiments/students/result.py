@@ -94,7 +94,7 @@ def _gap_table(
     gaps: Mapping[str, Mapping[str, Paired]], measures: Sequence[str]
 ) -> tuple[list[str], list[list[str]]]:
     return ["family", *measures], [
-        [family, *(found[m].told() for m in measures)] for family, found in gaps.items()
+        [family, *(found[m].describe() for m in measures)] for family, found in gaps.items()
     ]
 
 

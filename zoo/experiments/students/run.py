@@ -35,11 +35,11 @@ from zoo.train.config import Optim
 from zoo.train.device import autocast, device_of
 from zoo.train.distill.config import Distill
 from zoo.train.distill.losses import SPATIAL_LOSSES
-from zoo.train.distill.phi_s import Balance, fit
+from zoo.train.distill.phi_s import Normalizer, fit
 from zoo.train.distill.step import distill_step
 from zoo.train.interrupt import Interrupt, Interrupted
 from zoo.train.optim import build_optimizer, learning_rate
-from zoo.train.progress import Watch
+from zoo.train.progress import Progress
 from zoo.train.run import Run
 
 Family = tuple[str, dict[str, Any]]
@@ -159,7 +159,7 @@ class Setting:
     collection: Collection
     crop: Crop
     teachers: dict[str, PretextTeacher]
-    balances: dict[str, Balance]
+    normalizers: dict[str, Normalizer]
 
     def autocast(self) -> AbstractContextManager:
         return autocast(self.config.place, self.device)
@@ -186,11 +186,11 @@ def prepare(config: StudentsExperiment) -> Setting:
             seed=config.teacher_seed, autocast=lambda: autocast(config.place, device),
         )  # fmt: skip
     moments = measure_teachers(teachers, collection, crop, batch=config.batch)
-    balances = {name: fit("phi_s", m) for name, m in moments.items()}
+    normalizers = {name: fit("phi_s", m) for name, m in moments.items()}
     config.out.mkdir(parents=True, exist_ok=True)
     told = json.dumps(describe_teachers(teachers, moments), indent=2)
     (config.out / "teachers.json").write_text(told + "\n")
-    return Setting(config, device, collection, crop, teachers, balances)
+    return Setting(config, device, collection, crop, teachers, normalizers)
 
 
 def new_student(setting: Setting, family: str, seed: int, *, alone: bool) -> Student:
@@ -203,7 +203,7 @@ def new_student(setting: Setting, family: str, seed: int, *, alone: bool) -> Stu
         options=dict(options, drop_path_rate=0.0),
     )  # fmt: skip
     if alone:
-        seen = student.eval().look(Batch(torch.zeros(1, 3, *student.size)))
+        seen = student.eval().features(Batch(torch.zeros(1, 3, *student.size)))
         assert seen.summary is not None
         student.classifier = nn.Linear(seen.summary.shape[-1], setting.collection.classes)
     return student.train().to(setting.device)
@@ -215,12 +215,12 @@ def loss_of(
     """Give what is minimised: the labels' cross-entropy, or the distance to all teachers."""
 
     def supervised(images: Tensor, labels: Tensor) -> Tensor:
-        logits = cast(nn.Linear, student.classifier)(student.look(Batch(images)).summary)
+        logits = cast(nn.Linear, student.classifier)(student.features(Batch(images)).summary)
         return F.cross_entropy(logits.float(), labels, label_smoothing=0.1)
 
     def distilled(images: Tensor, labels: Tensor) -> Tensor:
         losses = distill_step(
-            Batch(images), student, setting.teachers, setting.balances, SPATIAL_LOSSES["mse"]
+            Batch(images), student, setting.teachers, setting.normalizers, SPATIAL_LOSSES["mse"]
         )
         return torch.stack(list(losses.values())).sum()
 
@@ -240,7 +240,7 @@ def train_one(
     """Train a student; give its milliseconds a step."""
     optimizer = build_optimizer(student, OPTIM)
     began, warm = time.perf_counter(), min(5, steps - 1)
-    with Watch(title, total=steps, images=setting.config.batch) as watch:
+    with Progress(title, total=steps, images=setting.config.batch) as watch:
         for step, (images, labels) in enumerate(setting.stream(seed, steps)):
             if step == warm:
                 _wait(setting.device)
@@ -283,10 +283,10 @@ def run_one(
         parameters=sum(p.numel() for p in student.backbone.parameters()),
     )  # fmt: skip
     with setting.autocast():
-        row |= probe(student.look, setting.collection, config.size)
+        row |= probe(student.features, setting.collection, config.size)
     if not alone:
         held = setting.collection.held.batches(config.size, 256)
-        row |= dict(fidelity(folded(student, setting.balances), setting.teachers, held))
+        row |= dict(fidelity(folded(student, setting.normalizers), setting.teachers, held))
     told = "  ".join(f"{k} {v:.1f}" for k, v in row.items() if k.startswith(("knn", "linear")))
     print(f"{title}: {told}")
     return row
