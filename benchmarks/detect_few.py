@@ -136,7 +136,7 @@ def _draw(job: Job, detector: Detector, splits: dict[str, CocoSplit], device: to
 
 
 def table_of(rows: list[dict[str, Any]]) -> str:
-    """Give a Markdown table: mean and spread over the seeds."""
+    """Return a Markdown table: mean and spread over the seeds."""
     good = [row for row in rows if "scores" in row]
     columns = [
         f"{part}/{kind}/AP50{rest}"
@@ -249,7 +249,7 @@ def parse() -> argparse.Namespace:
 
 
 def _row(done: Future, job: Job) -> dict[str, Any]:
-    """Give a job's row, also that of a process which died."""
+    """Return a job's row, also that of a process which died."""
     try:
         return done.result()
     except BrokenProcessPool as error:

@@ -28,7 +28,7 @@ def rate(width: int, out: int, call: Callable[[], Any]) -> str:
 
 
 def products(width: int, out: int) -> dict[str, Callable[[], Tensor]]:
-    """Give calls of the products alone."""
+    """Return calls of the products alone."""
     x, w = (
         torch.randint(-127, 127, (n, width), device="cuda", dtype=torch.int8) for n in (ROWS, out)
     )

@@ -52,12 +52,12 @@ def lively(model: nn.Module) -> nn.Module:
 
 
 def tensors(outputs: Any) -> list[Tensor]:
-    """Give a model's outputs as a list: one, or E-RADIO's pair."""
+    """Return a model's outputs as a list: one, or E-RADIO's pair."""
     return list(outputs) if isinstance(outputs, tuple | list) else [outputs]
 
 
 def error(ours: Any, theirs: Any) -> float:
-    """Give the largest difference relative to the largest value, over all outputs."""
+    """Return the largest difference relative to the largest value, over all outputs."""
     pairs = zip(tensors(ours), tensors(theirs), strict=True)
     return max(((a - b).abs().max() / b.abs().max()).item() for a, b in pairs)
 

@@ -187,7 +187,7 @@ def scan_row(batch: int, chs: int, length: int, states: int) -> list[str]:
 
 
 def largest(found: Sequence[Tensor], wanted: Sequence[Tensor]) -> float:
-    """Give the largest relative error of some tensors."""
+    """Return the largest relative error of some tensors."""
     pairs = zip(found, wanted, strict=True)
     return max(float(((a.double() - b).norm() / b.norm()).detach()) for a, b in pairs)
 

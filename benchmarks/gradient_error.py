@@ -28,7 +28,7 @@ COLUMNS = ("model", "torch's kernels: output", "gradients", "ours: output", "gra
 
 
 def answer(model: Callable[[Tensor], Tensor], module: nn.Module, x: Tensor) -> list[Tensor]:
-    """Give the output and the gradient of each parameter, flat."""
+    """Return the output and the gradient of each parameter, flat."""
     y = model(x)
     weights = torch.randn(y.shape, generator=torch.Generator().manual_seed(1)).to(y)
     loss, parameters = (y * weights).float().sum(), list(module.parameters())
@@ -37,7 +37,7 @@ def answer(model: Callable[[Tensor], Tensor], module: nn.Module, x: Tensor) -> l
 
 
 def error(ours: list[Tensor], exact: list[Tensor]) -> float:
-    """Give the relative error of some tensors together."""
+    """Return the relative error of some tensors together."""
     parts = [((a - b).norm(), b.norm()) for a, b in zip(ours, exact, strict=True)]
     wrong, whole = (torch.stack(norms).norm() for norms in zip(*parts, strict=True))
     return float(wrong / whole)

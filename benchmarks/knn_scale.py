@@ -64,7 +64,7 @@ def features(count: int, asked: Scale, place: torch.device, seed: int) -> tuple[
 def timed(
     bank: Tensor, labels: Tensor, queries: Tensor, truth: Tensor, device: torch.device
 ) -> tuple[float, float]:
-    """Give the accuracy and the seconds of one classification."""
+    """Return the accuracy and the seconds of one classification."""
     began = time.perf_counter()
     said = predict_knn(bank, labels, queries, truth, device=device)
     right = 100 * float((said.cpu() == truth.cpu()).double().mean())  # waits for the device
@@ -112,7 +112,7 @@ def main(asked: Scale) -> dict:
 
 
 def _resident() -> int:
-    """Give the most memory that this process ever held, in bytes."""
+    """Return the most memory that this process ever held, in bytes."""
     return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 

@@ -59,7 +59,7 @@ def models(targets: Sequence[str], size: int | None) -> Iterator[tuple[str, Stud
 def measure(
     name: str, student: Student, data: Path, settings: Segment, seed: int, device: torch.device
 ) -> tuple[dict[str, float], Picture | None, float]:
-    """Give the numbers of one model and seed, one picture, and the seconds it took."""
+    """Return the numbers of one model and seed, one picture, and the seconds it took."""
     began = time.perf_counter()
     precision = "amp" if device.type == "cuda" else "float32"
     subject = Subject(name=name, made=student, device=device, precision=precision, seed=seed)

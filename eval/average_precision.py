@@ -41,7 +41,7 @@ class AveragePrecision(NamedTuple):
         return float(self.over(np.ones((1, len(self.keys))))[0])
 
     def over(self, weights: Shaped[np.ndarray, "draws n"]) -> Float[np.ndarray, " draws"]:
-        """Give the number in per cent, once for each row of weights of the images.
+        """Return the number in per cent, once for each row of weights of the images.
 
         An image of weight 2 counts as two copies of it would. A class without any object is left
         out, as COCO does; where no class has one the number is NaN.
@@ -69,7 +69,7 @@ class AveragePrecision(NamedTuple):
 def _interpolated(
     ranking: np.ndarray, right: np.ndarray, counted: np.ndarray, objects: np.ndarray
 ) -> np.ndarray:
-    """Give one class's precision, mean over COCO's recalls and the thresholds, a draw a row.
+    """Return one class's precision, mean over COCO's recalls and the thresholds, a draw a row.
 
     The precision at a recall is the best one at it or beyond, which some right prediction has:
     only they are looked at.

@@ -20,7 +20,7 @@ class Extracted(NamedTuple):
 
 
 def extract(model: Callable[[Batch], Features], batches: Iterable[Batch]) -> Extracted:
-    """Give the summaries of all images, float32 on the CPU, with their labels and keys.
+    """Return the summaries of all images, float32 on the CPU, with their labels and keys.
 
     A model without a summary stands in with the mean of its spatial map. The model is run as it
     is: put it in eval mode first. For a progress bar wrap the batches: `rich.progress.track(...)`.

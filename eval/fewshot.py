@@ -84,7 +84,7 @@ def drawn(labels: Int[Tensor, " n"], shots: int, *, seed: int) -> Int[Tensor, " 
 
 
 def interval(values: list[float]) -> tuple[float, float]:
-    """Give the 95 % interval of the mean by Student's t; infinite with one value.
+    """Return the 95 % interval of the mean by Student's t; infinite with one value.
 
     Raises:
         ValueError: there is no value.

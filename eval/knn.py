@@ -39,7 +39,7 @@ def measure(subject: Subject, data: Path, settings: Knn) -> Iterator[Found]:
 
 
 def scored(said: Int[Tensor, " m"], truth: Int[Tensor, " m"], keys: list[str]) -> Scores:
-    """Give the accuracy of answers, image by image."""
+    """Return the accuracy of answers, image by image."""
     return Scores(keys, (said.cpu() == truth.cpu()).numpy().astype(np.uint8))
 
 
@@ -73,7 +73,7 @@ def predict_knn(
     temperature: float = 0.07,
     device: torch.device | str | None = None,
 ) -> Int[Tensor, " m"]:
-    """Give the class that each query's k most similar bank rows vote for.
+    """Return the class that each query's k most similar bank rows vote for.
 
     A neighbour's vote is exp(cosine / temperature), the protocol of instance discrimination
     (1805.01978 §3.4) that DINO and AM-RADIO report. The bank is walked once, part by part, and
@@ -109,7 +109,7 @@ def predict_knn(
 def _nearest(
     bank: Tensor, queries: Tensor, k: int, device: torch.device
 ) -> tuple[Float[Tensor, "m k"], Int[Tensor, "m k"]]:
-    """Give the cosines and the places of each query's k nearest, the nearest first."""
+    """Return the cosines and the places of each query's k nearest, the nearest first."""
     part = min(len(bank), BANK_ROWS_AT_ONCE)
     rows = max(1, SIMILARITIES_AT_ONCE // part)
     best = torch.empty(len(queries), 0, device=device)

@@ -147,7 +147,7 @@ def standardised(
 def said_by(
     weights: Float[Tensor, "D+1 classes"], queries: Tensor, standardise: Standardise
 ) -> Int[Tensor, " m"]:
-    """Give the class of the largest logit of each query."""
+    """Return the class of the largest logit of each query."""
     rows = max(1, LOGITS_AT_ONCE // max(weights.shape))
     return torch.cat(
         [_logits(standardise(some), weights).argmax(dim=-1) for some in queries.split(rows)]
@@ -212,7 +212,7 @@ def _ridge(
 
 
 def hold_out(count: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Give the places of a held-out tenth and of the rest, the same on each call.
+    """Return the places of a held-out tenth and of the rest, the same on each call.
 
     Raises:
         ValueError: there is only one row.

@@ -55,7 +55,7 @@ class Paired:
 def paired_bootstrap(
     first: Parts, second: Parts, *, draws: int | None = None, seed: int = 0
 ) -> tuple[float, float]:
-    """Give the 95 % interval of the second number minus the first, over the choice of images.
+    """Return the 95 % interval of the second number minus the first, over the choice of images.
 
     Each draw takes as many images as there are, with replacement, the same ones for both models,
     and makes both numbers of them: percentiles of the differences (Efron & Tibshirani, 13.3).
@@ -83,7 +83,7 @@ def paired_bootstrap(
 def _differences(
     first: Scores, second: Scores, order: np.ndarray, draws: int, chance: np.random.Generator
 ) -> np.ndarray:
-    """Give the difference of each draw.
+    """Return the difference of each draw.
 
     Images on which both models did the same are one kind, so a draw is one multinomial over the
     kinds: of a million right or wrong answers there are four.

@@ -71,7 +71,7 @@ class Scores(NamedTuple):
         return np.ones_like(self.top, dtype=np.float64) if self.bottom is None else self.bottom
 
     def sums(self) -> tuple[np.ndarray, np.ndarray]:
-        """Give `top` and `bottom` as float64 [n, columns]."""
+        """Return `top` and `bottom` as float64 [n, columns]."""
         n = len(self.top)
         return (
             np.asarray(self.top, np.float64).reshape(n, -1),
@@ -80,7 +80,7 @@ class Scores(NamedTuple):
 
 
 def ratio_of_sums(top: np.ndarray, bottom: np.ndarray) -> np.ndarray:
-    """Give 100 · the mean of top / bottom along the last axis, where there is any bottom."""
+    """Return 100 · the mean of top / bottom along the last axis, where there is any bottom."""
     top, bottom = np.atleast_1d(top), np.atleast_1d(bottom)
     known = bottom > 0
     ratio = np.divide(top, bottom, out=np.zeros(top.shape, np.float64), where=known)
@@ -128,7 +128,7 @@ class Subject:
     """Open the training or the validation part of labelled images: batches on the device at
     the subject's size, centre crops, in order."""
     read: Callable[[Path], tuple[Extracted, Extracted]] | None = None
-    """Give the features of both parts from where they were stored, instead of from images."""
+    """Return the features of both parts from where they were stored, instead of from images."""
     known: dict[Path, tuple[Extracted, Extracted]] = field(default_factory=dict, repr=False)
 
     @property
@@ -146,18 +146,18 @@ class Subject:
         return self.made
 
     def autocast(self) -> AbstractContextManager:
-        """Give the context in which the network is run."""
+        """Return the context in which the network is run."""
         if self.precision == "float32":
             return nullcontext()
         return torch.autocast(self.device.type, torch.bfloat16)
 
     def features(self, batch: Batch, size: tuple[int, int] | None = None) -> Features:
-        """Give the backbone's features, in the subject's precision."""
+        """Return the backbone's features, in the subject's precision."""
         with torch.no_grad(), self.autocast():
             return self.student.features(batch, size)
 
     def extracted(self, data: Path) -> tuple[Extracted, Extracted]:
-        """Give the summaries of both parts of labelled images; each data set is looked at once.
+        """Return the summaries of both parts of labelled images; each data set is looked at once.
 
         Raises:
             ValueError: the images have no classes.
@@ -257,5 +257,5 @@ def load(name: str) -> tuple[Run, type[Any]]:
 
 
 def headlines() -> Mapping[str, Benchmark]:
-    """Give the benchmarks by the number that stands for each."""
+    """Return the benchmarks by the number that stands for each."""
     return {benchmark.headline: benchmark for benchmark in BENCHMARKS.values()}

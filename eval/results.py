@@ -65,7 +65,7 @@ class Record:
         return self.benchmark, self.data_hash, json.dumps(self.settings, sort_keys=True)
 
     def scores(self) -> dict[str, Parts]:
-        """Give the scores of single images by the number that they make.
+        """Return the scores of single images by the number that they make.
 
         Raises:
             ValueError: the file that held them is gone or damaged.
@@ -126,7 +126,7 @@ def write(
 
 
 def files_of(out: Path) -> Path:
-    """Give the folder beside a result file where scores and pictures lie."""
+    """Return the folder beside a result file where scores and pictures lie."""
     return out.with_name(f"{out.stem}_files")
 
 
@@ -139,7 +139,7 @@ def _plain(record: Record) -> dict[str, Any]:
 
 
 def finite(value: float | None) -> float | None:
-    """Give a number that JSON can hold, or nothing."""
+    """Return a number that JSON can hold, or nothing."""
     return value if value is not None and math.isfinite(value) else None
 
 

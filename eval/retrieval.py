@@ -85,7 +85,7 @@ def recall(
 
 
 def _ranks(queries: Tensor, bank: Tensor, right) -> np.ndarray:
-    """Give how many wrong ones are at least as similar as the best right one."""
+    """Return how many wrong ones are at least as similar as the best right one."""
     found = []
     for rows in torch.arange(len(queries)).split(ROWS):
         cosine, truth = queries[rows] @ bank.T, right(rows)

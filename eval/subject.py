@@ -109,7 +109,7 @@ def open_student(target: str, size: int | None) -> Student:
 
 
 def detector_backbone(folder: Path) -> Student:
-    """Give the backbone of a trained detector, as a subject has it.
+    """Return the backbone of a trained detector, as a subject has it.
 
     Its final norm is not a detector's part, and says nothing here.
     """
@@ -148,7 +148,7 @@ class _Part:
 
 
 def about_model(student: Student) -> dict[str, Any]:
-    """Give the name, the size, the parameters and the multiply-adds of a backbone."""
+    """Return the name, the size, the parameters and the multiply-adds of a backbone."""
     try:
         _, macs = cost(case_name(student), student.size[0])
     except (RuntimeError, NotImplementedError):  # an operator that has no meta form

@@ -114,7 +114,7 @@ def head_for(subject: Subject, teacher: str, head: str, what: str) -> str:
 
 
 def through_head(subject: Subject, label: str) -> Callable[[Batch], Features]:
-    """Give a model that answers with one head's features.
+    """Return a model that answers with one head's features.
 
     Raises:
         ValueError: when it is called, if the head gives no summary.
@@ -147,7 +147,7 @@ def check_width(subject: Subject, label: str, width: int, teacher: str) -> None:
 
 
 def prompts(kind: Literal["openai", "simple", "plain"]) -> tuple[str, ...]:
-    """Give sentences with `{}` where the class name goes."""
+    """Return sentences with `{}` where the class name goes."""
     if kind == "plain":
         return PLAIN
     import open_clip
@@ -158,7 +158,7 @@ def prompts(kind: Literal["openai", "simple", "plain"]) -> tuple[str, ...]:
 
 
 def class_names(classes: Sequence[str], data: Path) -> list[str]:
-    """Give the words for the classes of a data set, in the order of their labels.
+    """Return the words for the classes of a data set, in the order of their labels.
 
     Raises:
         ValueError: `classes.json` names another number of classes, or a wnid is unknown.

@@ -134,7 +134,7 @@ def _create(name: str, pretrained: bool, kwargs: dict[str, Any]) -> Any:
 
 
 def _reparametrise(name: str, backbone: Any) -> None:
-    """Give the matrices of a ViT's blocks their own spectral norms."""
+    """Return the matrices of a ViT's blocks their own spectral norms."""
     if hasattr(backbone, "set_spectral"):
         backbone.set_spectral()
         return

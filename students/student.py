@@ -53,11 +53,11 @@ class Student(nn.Module):
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
 
     def features(self, batch: Batch, size: tuple[int, int] | None = None) -> Features:
-        """Give the backbone's own features."""
+        """Return the backbone's own features."""
         return self.forward_features(batch.at(size or self.size))
 
     def own_map(self, batch: Batch, size: tuple[int, int] | None = None) -> Features:
-        """Give the backbone's own map for MESA, each cell normalised to mean 0 and variance 1."""
+        """Return the backbone's own map for MESA, each cell normalised to mean 0 and variance 1."""
         return _normalised(self.features(batch, size))
 
     def forward_features(self, images: Float[Tensor, "B 3 H W"]) -> Features:
@@ -87,7 +87,7 @@ class Student(nn.Module):
         return self.answer(images, mesa=True) if mesa else self.answer(images)
 
     def with_folded_heads(self, fold: Mapping[str, Callable[..., nn.Linear]]) -> "Student":
-        """Give a student whose spatial heads end in the teachers' own spaces.
+        """Return a student whose spatial heads end in the teachers' own spaces.
 
         The backbone is shared with this one; the heads are copies, so this one trains on.
 
@@ -103,7 +103,7 @@ class Student(nn.Module):
         return folded
 
     def without_spectral(self) -> "Student":
-        """Give a student with plain weights, as it is released; the heads are shared.
+        """Return a student with plain weights, as it is released; the heads are shared.
 
         The backbone is built anew: torch keeps a parametrisation in a class that copies share, so
         what is removed from a copy is gone from the original (and from the average) as well.

@@ -151,7 +151,7 @@ class Cache:
         return self.path / f"shard_{number:05d}.safetensors"
 
     def places_of(self, number: int) -> range:
-        """Give the places in the stream that a shard holds."""
+        """Return the places in the stream that a shard holds."""
         first = number * self.manifest.shard
         return range(first, min(first + self.manifest.shard, self.manifest.places))
 
@@ -236,7 +236,7 @@ def quantised(x: Float[Tensor, "*B C"]) -> tuple[Tensor, Float[Tensor, "*B"]]:
 
 
 def _decode(parts: Mapping[str, Tensor]) -> Features:
-    """Give the values as they were stored: int8 maps with their scales as float32."""
+    """Return the values as they were stored: int8 maps with their scales as float32."""
     summary, spatial = parts.get("summary"), parts.get("spatial")
     if spatial is not None and "scale" in parts:
         spatial = spatial.float() * parts["scale"][..., None]

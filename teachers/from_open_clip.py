@@ -115,7 +115,7 @@ def _config(name: TeacherName) -> dict[str, Any]:
 
 
 def _tag(name: TeacherName) -> dict[str, Any]:
-    """Give what open_clip knows of the weights; nothing for a folder, which brings it along.
+    """Return what open_clip knows of the weights; nothing for a folder, which brings it along.
 
     It has no notes on a file: the preprocessing that all tags of the model share is taken, and
     the library's default where they share none.

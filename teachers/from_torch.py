@@ -66,7 +66,7 @@ def open_torch(name: TeacherName, device: torch.device) -> ModuleTeacher:
     with torch.device("meta" if device.type == "meta" else "cpu"):
         module = make()
     if name.weights and device.type != "meta":
-        from zoo.checkpoint import read_state
+        from zoo.weights import read_state
 
         module.load_state_dict(read_state(name.weights))
     mean, std = getattr(module, "mean", IMAGENET_MEAN), getattr(module, "std", IMAGENET_STD)

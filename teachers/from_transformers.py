@@ -224,7 +224,7 @@ def _let_go(network: nn.Module, tower: str) -> None:
 
 
 def _eyes(network: Any) -> nn.Module:
-    """Give the part of a model that looks at images; the rest is let go."""
+    """Return the part of a model that looks at images; the rest is let go."""
     if _has_two_towers(network):
         _let_go(network, "text")
         return network
@@ -337,7 +337,7 @@ def _vision_config(config: Any) -> Any:
 
 
 def _patch(config: Any) -> int:
-    """Give the pixels from one patch to the next; 0 if the configuration does not tell."""
+    """Return the pixels from one patch to the next; 0 if the configuration does not tell."""
     config = getattr(config, "backbone_config", None) or config
     return _pair(getattr(config, "patch_stride", 0) or getattr(config, "patch_size", 0) or 0)[0]
 

@@ -149,6 +149,6 @@ def border_effect(
 
 
 def agreement(theirs: Float[Tensor, "*B C"], ours: Float[Tensor, "*B C"]) -> float:
-    """Give the fidelity tr Σ / (C · MSE) of `ours` to `theirs` (FeatSharp's measure)."""
+    """Return the fidelity tr Σ / (C · MSE) of `ours` to `theirs` (FeatSharp's measure)."""
     a, b = (x.flatten(0, -2).double() for x in (theirs, ours))
     return float((a - a.mean(0)).square().mean() / (a - b).square().mean())

@@ -17,10 +17,10 @@ from timm.layers import trunc_normal_
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
-from zoo.checkpoint import read_state
 from zoo.features import Features
 from zoo.teachers.name import TeacherName, unknown_name
 from zoo.teachers.teacher import Frozen
+from zoo.weights import read_state
 
 SIZE = 64
 MEAN, STD = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
@@ -33,7 +33,7 @@ def _conv(in_chs: int, out_chs: int, stride: int) -> nn.Sequential:
 
 
 class Imposed(nn.Module):
-    """Give a map's channels the scales and offsets of another teacher; fixed, not learnt.
+    """Return a map's channels the scales and offsets of another teacher; fixed, not learnt.
 
     Args:
         std: Standard deviation over the whole map that the features get.

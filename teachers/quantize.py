@@ -207,7 +207,7 @@ def _candidates(teacher: Frozen, batch: Batch, kind: QuantKind) -> list[_Candida
 
 
 def _measure(teacher: Frozen, batch: Batch, reference: Tensor, chosen: list[_Candidate]) -> float:
-    """Give the fidelity with `chosen` in 8 bits, and put the plain layers back."""
+    """Return the fidelity with `chosen` in 8 bits, and put the plain layers back."""
     for one in chosen:
         _put(teacher.network, one.name, one.eight)
     ours = _tokens(teacher(batch))

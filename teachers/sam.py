@@ -45,7 +45,7 @@ class MaskDecoder:
     def __call__(
         self, features: Float[Tensor, "B h w C"], points: Float[Tensor, "B p 2"]
     ) -> Float[Tensor, "B p y x"]:
-        """Give one mask a point, as logits: the one of three that the decoder trusts most.
+        """Return one mask a point, as logits: the one of three that the decoder trusts most.
 
         Args:
             features: As the encoder's neck gives them, on any grid.

@@ -111,7 +111,7 @@ def check_trunk_patches(name: TeacherName, trunk: nn.Module) -> None:
 
 
 def reason(error: BaseException) -> str:
-    """Give the first line of an error, without its full stop."""
+    """Return the first line of an error, without its full stop."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return (lines[0] if lines else type(error).__name__).rstrip(".:")
 
@@ -141,7 +141,7 @@ def _in_float32(module: nn.Module, args: tuple) -> tuple:
 
 
 def device_interpolation(name: str) -> str:
-    """Give the interpolation that images are resized with, for a library's name of it."""
+    """Return the interpolation that images are resized with, for a library's name of it."""
     if name in ("bicubic", "bilinear"):
         return name
     _logger.warning("Images are resized with bicubic interpolation instead of %s.", name or "none")

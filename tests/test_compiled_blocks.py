@@ -88,7 +88,7 @@ def test_a_copy_is_not_compiled():
 
 
 def drop(part: nn.Module, count: int) -> torch.Tensor:
-    """Give what is left of ones, a number a sample."""
+    """Return what is left of ones, a number a sample."""
     torch.manual_seed(0)
     return part.train()(torch.ones(count, 3, 2))[:, 0, 0]
 

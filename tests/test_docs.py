@@ -41,7 +41,7 @@ def test_the_code_in_the_page_of_models_runs(tmp_path, monkeypatch):
 
 
 def commands(page: Path) -> list[list[str]]:
-    """Give the `zoo` commands of a page's `sh` blocks; `console` is for those that need a GPU."""
+    """Return the `zoo` commands of a page's `sh` blocks; `console` is for those that need a GPU."""
     blocks = re.findall(r"^```sh\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE)
     lines = "".join(blocks).replace("\\\n", " ").splitlines()
     words = (shlex.split(line) for line in lines)

@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from timm.models import group_parameters
 from torch import nn
 
-from zoo.checkpoint import rename_key, rename_keys
 from zoo.deploy import deploy
 from zoo.eradio import COMPUTED, RENAMES, ERadio, WindowUnit, checkpoint_filter_fn
+from zoo.weights import rename_key, rename_keys
 
 CARD = "eradio_xxxtiny"
 

@@ -12,7 +12,6 @@ import torch
 from torch import nn
 
 from zoo import fastervit
-from zoo.checkpoint import rename_key
 from zoo.deploy import deploy
 from zoo.fastervit import (
     COMPUTED,
@@ -25,6 +24,7 @@ from zoo.fastervit import (
     checkpoint_filter_fn,
 )
 from zoo.layers.position import CarrierBias, GridEmbedding
+from zoo.weights import rename_key
 
 CARDS = sorted(p.stem for p in (Path(__file__).parent / "golden").glob("faster_vit_*.json"))
 

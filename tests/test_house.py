@@ -7,69 +7,88 @@ import subprocess
 import sys
 import venv
 import zipfile
+from functools import cache
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parent.parent
 ROOMS = ("teachers", "students", "train", "eval")
-LAYERS = "zoo.layers"
 FAMILIES = ("zoo.eradio", "zoo.fastervit", "zoo.mambavision", "zoo.radio")
-MODEL_PARTS = (
-    LAYERS,
-    "zoo.features",
-    "zoo.axes",
-    "zoo.checkpoint",
+FOUNDATION = ("zoo.features", "zoo.files", "zoo.weights", "zoo.licence")
+MODELS = (
+    *FAMILIES,
+    *FOUNDATION,
+    "zoo.layers",
     "zoo.hierarchy",
     "zoo.build",
     "zoo.adaptors",
+    "zoo.compiled_blocks",
+    "zoo.deploy",
 )
+CORE = tuple(
+    f"zoo.train.{part}"
+    for part in (
+        "config", "device", "interrupt", "loop", "optim", "progress", "run", "state", "task",
+        "damp", "slices", "checkpoint",
+    )
+)  # fmt: skip
+"""The training loop and what every task shares: no images, no teachers, no method."""
+
+ROOT_ONLY = "zoo (itself)"
+"""`import zoo`, for its `create_model`, `list_models` and version; not what lies below it."""
 
 # Who may import whom among our own modules; the longest prefix that fits a module decides.
 ARROWS: dict[str, tuple[str, ...]] = {
+    "zoo": ("zoo.layers.compiler", "zoo.compiled_blocks", "zoo.safe_pickle", *FAMILIES),
+    "zoo.__main__": ("zoo.cli",),
+    "zoo.cli": ("zoo.train.interrupt", ROOT_ONLY),
     "zoo.features": (),
-    "zoo.axes": (),
-    "zoo.cache": (),
     "zoo.safe_pickle": (),
-    "zoo.checkpoint": ("zoo.safe_pickle",),
+    "zoo.files": (),
+    "zoo.weights": ("zoo.safe_pickle",),
+    "zoo.licence": (),
     "zoo.deploy": (),
     "zoo.compiled_blocks": (),
-    "zoo.licence": (),
     "zoo.build": ("zoo.licence",),
-    "zoo.hierarchy": (LAYERS, "zoo.checkpoint", "zoo.licence"),
-    "zoo.adaptors": (LAYERS, "zoo.features"),
-    "zoo.radio_weights": (LAYERS, "zoo.adaptors", "zoo.checkpoint"),
-    LAYERS: (LAYERS,),
-    **dict.fromkeys(FAMILIES, MODEL_PARTS),
-    "zoo.radio": (*MODEL_PARTS, "zoo.radio_weights", "zoo.licence"),
-    "zoo": ("zoo",),
-    "zoo.teachers": ("zoo.features", "zoo.checkpoint", "zoo.teachers"),
-    "zoo.teachers.from_zoo": ("zoo",),
-    "zoo.students": (*MODEL_PARTS, *FAMILIES, "zoo.students"),
-    "zoo.train.distill.losses": (),
-    "zoo.train.distill.hadamard": (),
-    "zoo.train.distill.phi_s": ("zoo.train.distill.hadamard",),
-    "zoo.data.plan": (),
-    "zoo.train": (
-        "zoo.train",
-        "zoo.students",
-        "zoo.teachers",
-        "zoo.features",
-        "zoo.checkpoint",
-        "zoo.cache",
-        "zoo.compiled_blocks",
+    "zoo.hierarchy": ("zoo.layers", "zoo.weights", "zoo.licence"),
+    "zoo.adaptors": ("zoo.layers", "zoo.features"),
+    "zoo.convert": ("zoo.files", "zoo.weights", ROOT_ONLY),
+    "zoo.detector_backbone": (ROOT_ONLY,),
+    "zoo.kernels": ("zoo.kernels",),
+    "zoo.layers": ("zoo.layers", "zoo.kernels"),
+    "zoo.radio_weights": ("zoo.layers", "zoo.adaptors", "zoo.weights"),
+    **dict.fromkeys(
+        FAMILIES, ("zoo.layers", "zoo.features", "zoo.weights", "zoo.hierarchy", "zoo.build")
     ),
-    "zoo.eval": ("zoo.eval", "zoo.students", "zoo.teachers", "zoo.features", "zoo.checkpoint"),
-    "zoo.eval.detect": (
-        "zoo.eval",
-        "zoo.students",
-        "zoo.features",
-        "zoo.checkpoint",
-        "zoo.detector_backbone",
+    "zoo.radio": (
+        "zoo.layers", "zoo.features", "zoo.weights", "zoo.build", "zoo.adaptors",
+        "zoo.radio_weights", "zoo.licence",
     ),
-    "zoo.eval.speed.models": ("zoo.compiled_blocks", "zoo.deploy", "zoo.eval"),
-}
-"""`zoo` itself, its pipeline and its command line may import everything."""
+    "zoo.data": ("zoo.data", "zoo.features", "zoo.files"),
+    "zoo.teachers": ("zoo.teachers", "zoo.features", "zoo.weights", "zoo.files", "zoo.kernels"),
+    "zoo.teachers.from_zoo": ("zoo.teachers", ROOT_ONLY),
+    "zoo.students": ("zoo.students", *MODELS),
+    "zoo.train": (*CORE, "zoo.data", "zoo.files"),
+    "zoo.train.cost": (),
+    "zoo.train.pretext": (*CORE, "zoo.data", "zoo.features", "zoo.files", "zoo.teachers"),
+    "zoo.train.distill": (
+        "zoo.train.distill", *CORE, "zoo.data", "zoo.students", "zoo.teachers", "zoo.features",
+        "zoo.files", "zoo.compiled_blocks", "zoo.train.pretext", ROOT_ONLY,
+    ),
+    "zoo.eval": (
+        "zoo.eval", *CORE, "zoo.data", "zoo.students", "zoo.teachers", *MODELS,
+        "zoo.detector_backbone", ROOT_ONLY,
+    ),
+    "zoo.commands": (
+        "zoo.commands", "zoo.experiments", "zoo.eval", "zoo.train", "zoo.data", "zoo.students",
+        "zoo.teachers", *MODELS, "zoo.convert", ROOT_ONLY,
+    ),
+    "zoo.experiments": (
+        "zoo.experiments", "zoo.eval", "zoo.train", "zoo.data", "zoo.students", "zoo.teachers",
+        *MODELS,
+    ),
+}  # fmt: skip
 
 
 def modules() -> dict[str, Path]:
@@ -85,9 +104,15 @@ def modules() -> dict[str, Path]:
     return found
 
 
+@cache
+def parsed(path: Path) -> ast.Module:
+    return ast.parse(path.read_text())
+
+
+@cache
 def imports(path: Path) -> set[str]:
     found = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(parsed(path)):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
@@ -97,21 +122,90 @@ def imports(path: Path) -> set[str]:
     return found
 
 
-def below(name: str, prefix: str) -> bool:
+def is_below(name: str, prefix: str) -> bool:
     return name == prefix or name.startswith(prefix + ".")
 
 
-def test_every_import_follows_an_arrow_of_the_house():
-    known = modules()
+def targets(path: Path, known: dict[str, Path]) -> set[str]:
+    """Our own modules that a file imports: at its top, inside functions, for the types alone."""
+    names = imports(path)
+    # `from zoo import x` means the module zoo.x where there is one, and zoo/__init__.py otherwise
+    own = {name for name in names & set(known) if name != "zoo"}
+    return own | ({"zoo"} if uses_root(path, frozenset(known)) else set())
+
+
+@cache
+def uses_root(path: Path, known: frozenset[str]) -> bool:
+    """Whether a file imports something that `zoo/__init__.py` itself defines."""
+    for node in ast.walk(parsed(path)):
+        if isinstance(node, ast.Import) and any(alias.name == "zoo" for alias in node.names):
+            return True
+        if isinstance(node, ast.ImportFrom) and node.module == "zoo":
+            return any(f"zoo.{alias.name}" not in known for alias in node.names)
+    return False
+
+
+def wrong_arrows(known: dict[str, Path]) -> list[str]:
     wrong = []
     for name, path in known.items():
-        rule = max((r for r in ARROWS if below(name, r)), key=len)
-        for target in imports(path) & set(known):
-            if target == "zoo" and rule not in ("zoo", "zoo.teachers.from_zoo"):
-                continue  # `from zoo import x` names x as well, which is what counts
-            if not any(below(target, allowed) for allowed in ARROWS[rule]):
+        rule = "zoo" if name == "zoo" else max((r for r in ARROWS if is_below(name, r)), key=len)
+        assert rule != "zoo" or name == "zoo", f"{name} has no row in ARROWS"
+        for target in targets(path, known):
+            if target == "zoo":
+                allowed = ROOT_ONLY in ARROWS[rule]
+            else:
+                allowed = any(is_below(target, other) for other in ARROWS[rule])
+            if not allowed:
                 wrong.append(f"{name} -> {target}")
-    assert not wrong
+    return wrong
+
+
+def circles(known: dict[str, Path]) -> list[list[str]]:
+    """Sets of modules that import each other, by whatever way."""
+    ways = {name: targets(path, known) - {name} for name, path in known.items()}
+    reach: dict[str, set[str]] = {}
+    for start in ways:
+        seen, todo = set(), list(ways[start])
+        while todo:
+            if (name := todo.pop()) not in seen:
+                seen.add(name)
+                todo += ways[name]
+        reach[start] = seen
+    found = {
+        tuple(sorted({start, *(n for n in reach[start] if start in reach[n])}))
+        for start in ways
+        if start in reach[start]
+    }
+    return [list(circle) for circle in sorted(found)]
+
+
+def test_every_import_follows_an_arrow_of_the_house():
+    assert not wrong_arrows(modules())
+
+
+def test_no_two_modules_import_each_other():
+    found = circles(modules())
+    assert not found, "\n".join(" <-> ".join(circle) for circle in found)
+
+
+def test_no_row_of_the_arrows_allows_everything():
+    assert not [rule for rule, allowed in ARROWS.items() if "zoo" in allowed]
+
+
+@pytest.mark.parametrize("room", ["teachers", "students", "train.distill", "commands"])
+def test_a_planted_import_in_the_core_of_training_is_found(room, tmp_path):
+    known = modules()
+    planted = tmp_path / "loop.py"
+    target = next(name for name in known if is_below(name, f"zoo.{room}") and name.count(".") > 1)
+    planted.write_text(f"def f():\n    import {target}\n")
+    assert f"zoo.train.loop -> {target}" in wrong_arrows({**known, "zoo.train.loop": planted})
+
+
+def test_two_files_that_import_each_other_are_found(tmp_path):
+    first, second = tmp_path / "a.py", tmp_path / "b.py"
+    first.write_text("from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import zoo.b\n")
+    second.write_text("def f():\n    from zoo.a import x\n")
+    assert circles({"zoo.a": first, "zoo.b": second}) == [["zoo.a", "zoo.b"]]
 
 
 def test_no_module_is_imported_by_its_folder_name():

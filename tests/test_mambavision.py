@@ -8,9 +8,9 @@ import torch.nn.functional as F
 from torch import nn
 
 import zoo.mambavision  # noqa: F401  (registers the names)
-from zoo.checkpoint import rename_key
 from zoo.deploy import deploy
 from zoo.mambavision import RENAMES, MambaMixer, MambaVision, MixerStage, checkpoint_filter_fn
+from zoo.weights import rename_key
 
 WINDOWS = {
     "mambavision_t": (14, 7),

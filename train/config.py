@@ -110,7 +110,7 @@ def from_json(kind: Any, data: Any) -> Any:
 
 
 def differences(old: Training, new: Training) -> dict[str, tuple[Any, Any]]:
-    """Give the fields in which two runs differ and that a resumed run may not change."""
+    """Return the fields in which two runs differ and that a resumed run may not change."""
     before, after = to_json(old), to_json(new)
     return {
         name: (before[name], after[name])

@@ -18,7 +18,7 @@ def device_of(config: Distill) -> torch.device:
 
 
 def autocast(config: Distill, device: torch.device) -> contextlib.AbstractContextManager:
-    """Give the context in which models run: bf16 on CUDA unless the config says otherwise."""
+    """Return the context in which models run: bf16 on CUDA unless the config says otherwise."""
     bf16 = config.precision == "bf16" or (config.precision == "auto" and device.type == "cuda")
     return torch.autocast(device.type, torch.bfloat16, enabled=bf16)
 

@@ -97,7 +97,7 @@ def device_batches(
     note: Callable[[list[str]], None],
     looks: Callable[[int], Mapping[str, Model]],
 ) -> Iterator[tuple[Batch, Mapping[str, Model]]]:
-    """Give the batches from step `start` on, on `device`, with those who look at them.
+    """Return the batches from step `start` on, on `device`, with those who look at them.
 
     Args:
         note: Gets the names of unreadable files.
@@ -115,7 +115,7 @@ def differentiate(
     config: Distill,
     autocast: Callable,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Give the weighted sum and the losses of a step, and leave the gradients behind."""
+    """Return the weighted sum and the losses of a step, and leave the gradients behind."""
     with damped(trainee.student, config.optim.damp):
         with autocast():
             losses = objective()

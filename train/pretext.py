@@ -33,7 +33,7 @@ BINS = 8
 
 
 def pretext_weights(name: str, source: Source, *, seed: int, device: torch.device) -> Path:
-    """Give the file of a pretext teacher trained on `source`; train it if there is none.
+    """Return the file of a pretext teacher trained on `source`; train it if there is none.
 
     Raises:
         ValueError: the name is unknown, or the classifier has no classes to learn.

@@ -91,7 +91,7 @@ class Run:
         raise ValueError(f"The run in {self.path} is one of {found}, not of {kind.kind}.")
 
     def arm(self, name: str) -> "Run":
-        """Give the sub-folder of a student that is trained for comparison."""
+        """Return the sub-folder of a student that is trained for comparison."""
         path = self.path / "compare" / name
         path.mkdir(parents=True, exist_ok=True)
         return Run(path)
@@ -193,7 +193,7 @@ def _open_board(path: Path):
 
 
 def commit() -> str | None:
-    """Give the commit of the checkout that this code runs from, if it is one."""
+    """Return the commit of the checkout that this code runs from, if it is one."""
     command = ["git", "-C", str(Path(__file__).resolve().parent), "rev-parse", "HEAD"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=5, check=True)

@@ -180,7 +180,7 @@ class Adaptor(nn.Module):
     def forward(
         self, prefix: Float[Tensor, "B P C"], patches: Float[Tensor, "B N C"], rows: int, cols: int
     ) -> tuple[Float[Tensor, "B D"] | None, Float[Tensor, "B M E"] | None]:
-        """Give the teacher's summary and its features on the finer grid, row-major."""
+        """Return the teacher's summary and its features on the finer grid, row-major."""
         summary = self.head_mlp(prefix[:, self.token]) if self.head_mlp is not None else None
         if self.feat_mlp is None:
             return summary, None

@@ -66,7 +66,7 @@ def _share_drop_paths(network: nn.Module) -> None:
 
 
 def _between(network: nn.Module, blocks: set[nn.Module]) -> Iterator[nn.Module]:
-    """Give the largest parts with weights that hold none of the blocks and are in none."""
+    """Return the largest parts with weights that hold none of the blocks and are in none."""
     for child in network.children():
         if child in blocks:
             continue

@@ -6,7 +6,7 @@ from torch import nn
 
 
 def deploy(model: nn.Module) -> nn.Module:
-    """Give a copy of `model` for inference: every part that knows how to `fuse` has done so.
+    """Return a copy of `model` for inference: every part that knows how to `fuse` has done so.
 
     Batch norms are folded into their convolutions and position biases are kept instead of
     computed. The copy gives the same outputs up to rounding, is in eval mode, and is not for

@@ -83,7 +83,7 @@ class ZooBackbone(BackboneMixin, PreTrainedModel):
         return_dict: bool | None = None,
         **_: Any,
     ) -> BackboneOutput | tuple[tuple[Tensor, ...]]:
-        """Give the maps of `out_indices`, [B C h w] each."""
+        """Return the maps of `out_indices`, [B C h w] each."""
         if output_attentions or output_hidden_states:
             raise ValueError(
                 "This backbone gives feature maps, and neither attentions nor hidden states; "

@@ -21,7 +21,6 @@ from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
 from zoo.build import build
-from zoo.checkpoint import read_state, rename_keys
 from zoo.hierarchy import Hierarchy, checkpoint_filter_fn
 from zoo.layers import conv
 from zoo.layers.attention import Attention
@@ -31,6 +30,7 @@ from zoo.layers.nearest import resize_nearest
 from zoo.layers.position import WindowPositionBias, compute_together
 from zoo.layers.stage import Stage, drop_path_rates
 from zoo.layers.window import from_windows, pad_to_multiple, rows_and_cols, to_windows
+from zoo.weights import read_state, rename_keys
 
 __all__ = ["ERadio"]
 
@@ -304,7 +304,7 @@ class Levels(FeatureInfo):
         self.info = levels
 
     def from_other(self, out_indices: int | Sequence[int]) -> "Levels":
-        """Give a copy of the table for other output levels."""
+        """Return a copy of the table for other output levels."""
         return Levels(copy.deepcopy(self.info), out_indices)
 
 
@@ -453,7 +453,7 @@ class ERadio(Hierarchy):
         output_fmt: str = "NCHW",
         intermediates_only: bool = False,
     ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
-        """Give the maps of the stages before down-sampling, and the dense map as the last level.
+        """Return the maps of the stages before down-sampling, and the dense map as the last level.
 
         Args:
             indices: Levels to return, `[-1]` for the dense map alone; an int asks for the last

@@ -31,7 +31,6 @@ from timm.models import generate_default_cfgs, register_model
 from torch import Tensor, nn
 
 from zoo.build import build
-from zoo.checkpoint import rename_keys
 from zoo.hierarchy import Hierarchy, checkpoint_filter_fn
 from zoo.layers.attention import Attention
 from zoo.layers.conv import Conv2d, Stem
@@ -50,6 +49,7 @@ from zoo.layers.window import (
     rows_and_cols,
     to_windows,
 )
+from zoo.weights import rename_keys
 
 __all__ = ["FasterViT"]
 
@@ -286,7 +286,7 @@ class HatBlock(nn.Module):
 
 
 def _spread(x: Float[Tensor, "windows n C"], window: int) -> Float[Tensor, "windows N C"]:
-    """Give each cell its nearest carrier: copies, so no precision is at stake."""
+    """Return each cell its nearest carrier: copies, so no precision is at stake."""
     x = x.transpose(1, 2).unflatten(2, (SIDE, SIDE))
     return F.interpolate(x, size=(window, window)).flatten(2).transpose(1, 2)
 

@@ -45,7 +45,7 @@ class Batch:
     )
 
     def at(self, size: tuple[int, int], interpolation: str = "bicubic") -> Float[Tensor, "B 3 h w"]:
-        """Give the images in [0, 1] at `size` (rows, columns); each distinct size is made once.
+        """Return the images in [0, 1] at `size` (rows, columns); each distinct size is made once.
 
         Args:
             interpolation: `bicubic` or `bilinear`, with antialiasing.
@@ -133,6 +133,6 @@ def at_grid(x: Float[Tensor, "B H W C"], grid: tuple[int, int]) -> Float[Tensor,
 
 
 def _averages(old: int, new: int, like: Tensor) -> Float[Tensor, "new old"]:
-    """Give the weights with which `old` cells are averaged to `new` ones along one side."""
+    """Return the weights with which `old` cells are averaged to `new` ones along one side."""
     identity = torch.eye(old, dtype=like.dtype, device=like.device)[None, None]
     return F.interpolate(identity, (new, old), mode="bilinear", antialias=True)[0, 0]

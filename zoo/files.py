@@ -12,7 +12,7 @@ import torch
 
 @contextlib.contextmanager
 def written_whole(path: str | Path) -> Iterator[Path]:
-    """Give a temporary path beside `path`; it takes `path`'s place only if the block succeeds.
+    """Return a temporary path beside `path`; it takes `path`'s place only if the block succeeds.
 
     Raises:
         OSError: the disk is full or not writable; an earlier `path` is still as it was.
@@ -52,7 +52,7 @@ def save_whole(content: Any, path: str | Path, save: Callable = torch.save) -> N
 
 
 def cache_dir() -> Path:
-    """Give the folder `$ZOO_CACHE`, else `backbone-zoo` in the user's cache folder."""
+    """Return the folder `$ZOO_CACHE`, else `backbone-zoo` in the user's cache folder."""
     base = os.environ.get("ZOO_CACHE")
     if base:
         return Path(base)

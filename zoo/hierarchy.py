@@ -12,9 +12,9 @@ from timm.layers import ClassifierHead, trunc_normal_
 from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
-from zoo.checkpoint import check_keys, unwrapped
 from zoo.layers.stage import Stage
 from zoo.licence import log_licence
+from zoo.weights import check_keys, unwrapped
 
 HINT = "Is it a file of another size? `zoo list` shows the names."
 
@@ -74,7 +74,7 @@ class Hierarchy(nn.Module):
         raise NotImplementedError
 
     def published_in(self, state: Mapping[str, Any]) -> dict[str, Tensor] | None:
-        """Give a state dict without what its authors wrapped it in, if it is a published one."""
+        """Return a state dict without what its authors wrapped it in, if it is a published one."""
         bare = {re.sub(r"^((encoder|model)\.)+", "", k): v for k, v in unwrapped(state).items()}
         return bare if any(re.search(self.published, key) for key in bare) else None
 
@@ -103,7 +103,7 @@ class Hierarchy(nn.Module):
         output_fmt: str = "NCHW",
         intermediates_only: bool = False,
     ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
-        """Give the maps of the stages before down-sampling, as detectors want them.
+        """Return the maps of the stages before down-sampling, as detectors want them.
 
         Args:
             indices: Stages to return; an int asks for the last so many, `None` for all.
@@ -137,7 +137,7 @@ class Hierarchy(nn.Module):
         return take
 
     def forward_features(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B D h w"]:
-        """Give the last stage's map after the final norm."""
+        """Return the last stage's map after the final norm."""
         x = self.stem(x)
         for stage in self.stages:
             x = stage.downsample(stage(x))
@@ -153,7 +153,7 @@ class Hierarchy(nn.Module):
         return self.forward_head(self.forward_features(x))
 
     def get_classifier(self) -> nn.Module:
-        """Give the linear layer of the head, or an identity."""
+        """Return the linear layer of the head, or an identity."""
         return self.head.fc
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:

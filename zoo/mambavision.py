@@ -29,7 +29,6 @@ from timm.models import generate_default_cfgs, register_model
 from torch import Tensor, nn
 
 from zoo.build import build
-from zoo.checkpoint import rename_keys
 from zoo.hierarchy import Hierarchy, checkpoint_filter_fn
 from zoo.layers.attention import UNIT, Attention
 from zoo.layers.conv import Conv2d, Stem
@@ -43,6 +42,7 @@ from zoo.layers.window import (
     rows_and_cols,
     to_windows,
 )
+from zoo.weights import rename_keys
 
 __all__ = ["MambaVision"]
 
@@ -154,7 +154,7 @@ class MambaMixer(nn.Module):
 
     @torch.no_grad()
     def start_steps(self) -> None:
-        """Give the step sizes their first values, unless they start as published."""
+        """Return the step sizes their first values, unless they start as published."""
         if self.double_dt_bias:
             return
         reach = self.dt_proj.in_features**-0.5
@@ -198,7 +198,7 @@ class MambaMixer(nn.Module):
     ) -> tuple[
         Float[Tensor, "windows N C"], Float[Tensor, "windows N S"], Float[Tensor, "windows N S"]
     ]:
-        """Give Δ (before its bias), B and C; the rank of Δ is filled up with `more` zeros.
+        """Return Δ (before its bias), B and C; the rank of Δ is filled up with `more` zeros.
 
         A GPU's products want rows of a multiple of `UNIT`, and the large models' rank is 49. In
         the weights filling up costs next to nothing; a compiler else copies all tokens for it.

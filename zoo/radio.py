@@ -34,15 +34,15 @@ from torch import Tensor, nn
 
 from zoo.adaptors import Adaptor
 from zoo.build import build
-from zoo.checkpoint import check_keys, read_checkpoint
 from zoo.layers import spectral
 from zoo.layers.attention import check_heads
+from zoo.layers.checkpointed import checkpointed
 from zoo.layers.feature_norm import FeatureNormalizer, InputConditioner, IntermediateNormalizer
 from zoo.layers.patch_position import cropped_positions, draw_crops, resized_positions
-from zoo.layers.recompute import checkpointed
 from zoo.layers.vitdet import VitDet, to_raster_order, to_window_order
 from zoo.licence import log_licence
 from zoo.radio_weights import architecture, is_published, translated
+from zoo.weights import check_keys, read_checkpoint
 
 __all__ = ["Radio", "RadioOutput", "checkpoint_filter_fn"]
 
@@ -285,7 +285,7 @@ class Radio(VisionTransformer):
         return self.patch_embed.patch_size[0] * (self.vitdet.window if self.vitdet else 1)
 
     def get_nearest_supported_resolution(self, height: int, width: int) -> tuple[int, int]:
-        """Give the size nearest to (`height`, `width`) that the model takes."""
+        """Return the size nearest to (`height`, `width`) that the model takes."""
         step = self.resolution_step
         height, width = (max(round(side / step), 1) * step for side in (height, width))
         return height, width
@@ -431,14 +431,14 @@ class Radio(VisionTransformer):
     def forward_features(  # pyright: ignore[reportIncompatibleMethodOverride]  # no masks
         self, x: Float[Tensor, "B C H W"]
     ) -> Float[Tensor, "B T D"]:
-        """Give the prefix tokens and the patch tokens, these normalised if the model does that."""
+        """Return prefix tokens and patch tokens, the latter normalised if the model does that."""
         last = len(self.blocks) - 1
         return self._finished(self._after_blocks(x, {last}, last)[last], last)
 
     def forward(  # pyright: ignore[reportIncompatibleMethodOverride]  # no masks
         self, x: Float[Tensor, "B C H W"]
     ) -> Tensor:
-        """Give the pooled token (`global_pool`), or its logits if there are classes."""
+        """Return the pooled token (`global_pool`), or its logits if there are classes."""
         return self.forward_head(self.forward_features(x))
 
     def select_summary(self, prefix: Float[Tensor, "B P C"]) -> Float[Tensor, "B D"]:
@@ -448,7 +448,7 @@ class Radio(VisionTransformer):
     def radio(
         self, x: Float[Tensor, "B C H W"], feature_fmt: str = "NLC"
     ) -> RadioOutput | dict[str, RadioOutput]:
-        """Give the summary and the features of the backbone, and of each adaptor.
+        """Return the summary and the features of the backbone, and of each adaptor.
 
         Args:
             feature_fmt: "NLC" or "NCHW".
@@ -493,7 +493,7 @@ class Radio(VisionTransformer):
         aggregation: str = "sparse",
         norm_alpha_scheme: str = "post-alpha",
     ) -> list | tuple[Tensor, list] | dict[str, Any]:
-        """Give patch tokens after blocks, normalised where the model has statistics for that.
+        """Return patch tokens after blocks, normalised where the model has statistics for that.
 
         Args:
             indices: Blocks; an int asks for the last so many, `None` for all.

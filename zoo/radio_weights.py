@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from zoo.adaptors import Adaptor, head_of
-from zoo.checkpoint import rename_keys
 from zoo.layers.patch_position import regridded_positions
 from zoo.layers.spectral import baked
+from zoo.weights import rename_keys
 
 _VIT = r"^(?:radio_model\.)?(?:base_model\.|model\.)?(?:inner\.)?"
 _TOP = r"^(?:radio_model\.)?_?"
@@ -121,7 +121,7 @@ def _heads_of(ours: dict[str, Tensor], names: Mapping[str, str]) -> dict[str, Te
 
 
 def published(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Give a state dict of ours the keys and shapes of RADIO's own wrapper."""
+    """Return a state dict of ours the keys and shapes of RADIO's own wrapper."""
     theirs = dict(state)
     tokens = [theirs.pop(key)[0] for key in ("cls_token", "reg_token") if key in theirs]
     theirs["prefix_tokens"] = torch.cat(tokens)
@@ -132,7 +132,7 @@ def published(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def teacher_tokens(
     teachers: Sequence[Mapping[str, Any]], per_teacher: bool = True
 ) -> dict[str, int]:
-    """Give each distinct teacher its prefix token: its `token_slot`, or its place in the list.
+    """Return each distinct teacher its prefix token: its `token_slot`, or its place in the list.
 
     Args:
         teachers: Dicts with a `name`; one name may come several times and is one teacher.

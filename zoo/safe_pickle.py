@@ -91,6 +91,6 @@ def strange_names(path: Path) -> list[str]:
 
 
 def enums(names: Iterable[str]) -> list[tuple[Callable, str]]:
-    """Give the entries that let the members of already imported enums through."""
+    """Return the entries that let the members of already imported enums through."""
     found = {name: _loaded_enum(name) for name in names}
     return [(partial(_member, kind), name) for name, kind in found.items() if kind]

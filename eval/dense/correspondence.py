@@ -123,7 +123,7 @@ def warped(
 def _warps(
     subject: Subject, data: Path, settings: Correspondence
 ) -> Iterator[tuple[str, np.ndarray]]:
-    """Give for each image the distances of its points from their matches, in sides."""
+    """Return for each image the distances of its points from their matches, in sides."""
     draws = np.random.default_rng(subject.seed)
     middles = (torch.arange(settings.points) + 0.5) / settings.points
     rows, cols = torch.meshgrid(middles, middles, indexing="ij")
@@ -154,7 +154,7 @@ def _map(subject: Subject, batch: Batch) -> Float[Tensor, "B h w C"]:
 def _spair(
     subject: Subject, pairs: list[Pair], settings: Correspondence
 ) -> Iterator[tuple[str, np.ndarray]]:
-    """Give for each pair the distances of its points from their matches, in extents."""
+    """Return for each pair the distances of its points from their matches, in extents."""
     files = list(dict.fromkeys(file for pair in pairs for file in (pair.source, pair.target)))
     side = max(subject.student.size)
     maps: dict[Path, Tensor] = {}  # 16 bits, and not on the device: there are thousands

@@ -179,7 +179,7 @@ def to_depth(scores: Float[Tensor, "B h w bins"], max_depth: float) -> Float[Ten
 def scale_invariant(
     ours: Float[Tensor, "B H W"], theirs: Float[Tensor, "B H W"]
 ) -> Float[Tensor, ""]:
-    """Give the loss that `depth` writes down; pixels of unknown depth weigh nothing."""
+    """Return the loss that `depth` writes down; pixels of unknown depth weigh nothing."""
     known = theirs > UNKNOWN
     count = known.sum().clamp(min=1)
     gap = ours.clamp(min=FLOOR).log() - torch.where(known, theirs, 1.0).log()
@@ -192,7 +192,7 @@ def scale_invariant(
 def depth_errors(
     ours: Float[Tensor, "H W"], theirs: Float[Tensor, "H W"]
 ) -> tuple[float, float, float]:
-    """Give δ1, RMSE and AbsRel of one image over its known pixels."""
+    """Return δ1, RMSE and AbsRel of one image over its known pixels."""
     known = theirs > UNKNOWN
     ours, theirs = ours[known].clamp(min=FLOOR), theirs[known]
     ratio = torch.maximum(ours / theirs, theirs / ours)

@@ -43,7 +43,7 @@ class Confusion:
         self.keys.append(key)
 
     def sums(self) -> np.ndarray:
-        """Give [n, 3, classes]: intersections, pixels of the truth, pixels of the guess.
+        """Return [n, 3, classes]: intersections, pixels of the truth, pixels of the guess.
 
         Raises:
             ValueError: no image was counted.

@@ -73,7 +73,7 @@ def masks(subject: Subject, data: Path, settings: SamMasks) -> Iterator[Found]:
 
 
 def grid_points(count: int) -> Float[Tensor, "1 p 2"]:
-    """Give the middles of `count` x `count` equal cells, column and row as shares of the image."""
+    """Return the middles of `count` x `count` equal cells, (column, row) as shares of the image."""
     middles = (torch.arange(count) + 0.5) / count
     rows, cols = torch.meshgrid(middles, middles, indexing="ij")
     return torch.stack([cols, rows], dim=-1).flatten(0, 1)[None]

@@ -145,7 +145,7 @@ def build_segmenter(subject: Subject, classes: int, settings: Segment) -> Segmen
 def linear_eyes(
     features: Callable[[Batch], Features], subject: Subject
 ) -> Callable[[Batch], Tensor]:
-    """Give a frozen network's last map, in the subject's precision."""
+    """Return a frozen network's last map, in the subject's precision."""
 
     @torch.no_grad()
     def eyes(batch: Batch) -> Float[Tensor, "B h w C"]:
@@ -193,7 +193,7 @@ def fit_segmenter(
 
 
 def rate_of(steps: int, warmup: int) -> Callable[[int], float]:
-    """Give the share of the rate at a step: up over the warm-up, then down to 0 in a line."""
+    """Return the share of the rate at a step: up over the warm-up, then down to 0 in a line."""
     warmup = max(1, min(warmup, steps // 10))
     return lambda step: min((step + 1) / warmup, 1.0) * (1 - step / steps)
 
@@ -242,7 +242,7 @@ def measure_segmenter(
 
 
 def colours(count: int) -> UInt8[np.ndarray, "count 3"]:
-    """Give each class a colour far from those of its neighbours."""
+    """Return each class a colour far from those of its neighbours."""
     import colorsys
 
     golden = 0.618033988749895

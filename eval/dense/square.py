@@ -14,7 +14,7 @@ from zoo.features import Batch
 def squares(
     files: Sequence[Path], side: int, batch: int, device: torch.device, *, whole: bool = False
 ) -> Iterator[Batch]:
-    """Give image files in order, `side` pixels square, with their names as keys.
+    """Return image files in order, `side` pixels square, with their names as keys.
 
     Args:
         whole: Squeeze the whole image, instead of cutting out the largest centred square.

@@ -13,7 +13,7 @@ from zoo.students.student import Student
 
 
 def starts(length: int, side: int, stride: int) -> list[int]:
-    """Give where the windows along one edge begin; the last one ends with the image."""
+    """Return where the windows along one edge begin; the last one ends with the image."""
     last = max(length - side, 0)
     return [*range(0, last, stride), last]
 
@@ -51,7 +51,7 @@ def sliding(
 
 
 def at_size(student: Student, side: int, option: str) -> Student:
-    """Give a student for squares of `side` pixels; the given one stays as it is.
+    """Return a student for squares of `side` pixels; the given one stays as it is.
 
     Args:
         option: What the user sets `side` by, for the error.

@@ -63,13 +63,13 @@ class Canvas:
         return (side < rows[:, None])[:, :, None] & (side < cols[:, None])[:, None]
 
     def normalised(self, mean: Tensor, std: Tensor) -> Float[Tensor, "B 3 S S"]:
-        """Give the images as a backbone takes them; the empty canvas is 0."""
+        """Return the images as a backbone takes them; the empty canvas is 0."""
         images = (self.images.float() / 255 - mean[:, None, None]) / std[:, None, None]
         return images * self.covered()[:, None]
 
 
 def fit(rows: int, cols: int, side: int) -> tuple[int, int]:
-    """Give the size of an image whose longer side becomes `side`."""
+    """Return the size of an image whose longer side becomes `side`."""
     scale = side / max(rows, cols)
     return max(1, round(rows * scale)), max(1, round(cols * scale))
 

@@ -60,14 +60,14 @@ class CocoSplit:
         return len(self.images)
 
     def objects(self, image: CocoImage) -> list[Mapping[str, Any]]:
-        """Give the annotations to learn from: no crowds, no boxes without area."""
+        """Return the annotations to learn from: no crowds, no boxes without area."""
         return [
             a for a in self.annotations[image.id]
             if not a.get("iscrowd") and a["bbox"][2] > 0 and a["bbox"][3] > 0
         ]  # fmt: skip
 
     def label(self, annotation: Mapping[str, Any]) -> int:
-        """Give the label of an annotation: 0 for all of them if the split is class-agnostic."""
+        """Return the label of an annotation: 0 for all of them if the split is class-agnostic."""
         return 0 if self.class_agnostic else self.category_ids.index(annotation["category_id"])
 
     def require_objects(self) -> None:
@@ -107,7 +107,7 @@ class CocoSplit:
         return replace(self, classes=tuple(classes), category_ids=tuple(ids[c] for c in classes))
 
     def first(self, count: int) -> "CocoSplit":
-        """Give a part: the first `count` images."""
+        """Return a part: the first `count` images."""
         return replace(self, images=self.images[:count])
 
 

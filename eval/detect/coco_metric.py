@@ -213,7 +213,7 @@ def _size_of(area: float) -> str:
 
 
 def _tools(metric: Metric) -> tuple[Any, Any]:
-    """Give the two classes that both libraries have: the data and the evaluation."""
+    """Return the two classes that both libraries have: the data and the evaluation."""
     try:
         if metric == "faster":
             from faster_coco_eval import COCO, COCOeval_faster

@@ -50,7 +50,7 @@ def find_source(target: str, size: int, *, options: dict[str, Any] | None = None
 
 
 def _named(target: str) -> tuple[str, str | None, dict[str, Any]]:
-    """Give a registered name, what timm loads its weights by, and its options."""
+    """Return a registered name, what timm loads its weights by, and its options."""
     folder = Path(target)
     if folder.is_dir():
         folder = folder / "export" if (folder / "export").is_dir() else folder
@@ -113,7 +113,7 @@ def save_detector(detector: Detector, folder: Path) -> None:
 
 
 def is_detector(folder: Path) -> Path | None:
-    """Give the folder of a saved detector: this one, or `detector` inside a run."""
+    """Return the folder of a saved detector: this one, or `detector` inside a run."""
     for place in (folder / "detector", folder):
         config = place / "config.json"
         if (place / "model.safetensors").is_file() and config.is_file():

@@ -22,7 +22,7 @@ PALETTE = (
 
 
 def truth_of(image: CocoImage, split: CocoSplit, *, masks: bool) -> Prediction:
-    """Give the annotations of an image in the form of a prediction that is sure."""
+    """Return the annotations of an image in the form of a prediction that is sure."""
     objects = split.objects(image)
     boxes = torch.tensor([a["bbox"] for a in objects], dtype=torch.float32).reshape(-1, 4)
     boxes = torch.cat([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], dim=1)

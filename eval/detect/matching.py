@@ -25,7 +25,7 @@ class _Objects(NamedTuple):
 
 
 def average_precisions(run: Any, keys: Mapping[int, str]) -> dict[str, AveragePrecision]:
-    """Give COCO's average precisions with what each image adds to them.
+    """Return COCO's average precisions with what each image adds to them.
 
     The overlaps are those that the library found. Its own matches lie where no caller gets at
     them (faster-coco-eval), or would take a walk through all pairs of images and classes.
@@ -74,7 +74,7 @@ def average_precisions(run: Any, keys: Mapping[int, str]) -> dict[str, AveragePr
 
 
 def _by_pair(coco: Any, categories: Any, labels: Mapping[int, int]) -> dict[tuple, list]:
-    """Give annotations by label and image, in the order of the library's rows and columns."""
+    """Return annotations by label and image, in the order of the library's rows and columns."""
     pairs = defaultdict(list)
     rank = {category: i for i, category in enumerate(categories)}
     known = [one for one in coco.anns.values() if one["category_id"] in rank]

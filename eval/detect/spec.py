@@ -92,7 +92,7 @@ class Detector(nn.Module):
     precision: torch.dtype = torch.float32
 
     def losses(self, batch: Canvas) -> dict[str, Tensor]:
-        """Give the named losses, scalars to be summed."""
+        """Return the named losses, scalars to be summed."""
         raise NotImplementedError
 
     def predict(self, batch: Canvas) -> list[Prediction]:
@@ -101,5 +101,5 @@ class Detector(nn.Module):
 
     @property
     def backbone(self) -> nn.Module:
-        """Give timm's feature extractor."""
+        """Return timm's feature extractor."""
         raise NotImplementedError

@@ -68,7 +68,7 @@ class Trainee:
         )
 
     def state(self) -> dict[str, Any]:
-        """Give all that the next step depends on."""
+        """Return all that the next step depends on."""
         return dict(
             step=self.step,
             detector=self.detector.state_dict(),

@@ -143,7 +143,7 @@ def _boxes_of(processor: str, **how: Any) -> Callable[[Any, int, float], list[Fo
 
 
 def _masks_of(output: Any, side: int, least: float) -> list[Found]:
-    """Give instances with the boxes around their masks; those without a pixel are left out."""
+    """Return instances with the boxes around their masks; those without a pixel are left out."""
     from transformers import Mask2FormerImageProcessor
 
     count = len(output.class_queries_logits)
@@ -168,7 +168,7 @@ def _instances(found: Any, side: int, device: torch.device) -> Found:
 
 
 def _heads(width: int) -> int:
-    """Give the published eight heads, or as many as a narrow model has room for."""
+    """Return the published eight heads, or as many as a narrow model has room for."""
     return next(n for n in (8, 4, 2, 1) if width % n == 0 and width // n >= min(8, width))
 
 
@@ -228,7 +228,7 @@ def _shared(spec: Spec, config: Any) -> dict[str, Any]:
 
 
 def _layers(spec: Spec) -> int:
-    """Give the published six layers, and two to a model that is narrower than a quarter of it."""
+    """Return the published six layers, and two to a model that is narrower than a quarter of it."""
     return 6 if spec.width >= 64 else 2
 
 

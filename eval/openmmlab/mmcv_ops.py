@@ -49,7 +49,7 @@ def supply_ops() -> bool:
 
 
 def __getattr__(name: str) -> Callable[..., Any]:
-    """Give an operation that is not here in a form that can be looked up, but not called."""
+    """Return an operation that is not here in a form that can be looked up, but not called."""
     if name.startswith("__"):
         raise AttributeError(name)
 
@@ -67,14 +67,14 @@ def get_compiler_version() -> str:
 
 
 def get_compiling_cuda_version() -> str:
-    """Give the CUDA version of the PyTorch whose kernels run."""
+    """Return the CUDA version of the PyTorch whose kernels run."""
     return str(torch.version.cuda)
 
 
 def nms(
     boxes: Float[Tensor, "n 4"], scores: Float[Tensor, " n"], iou_threshold: float, offset: int
 ) -> Int[Tensor, " kept"]:
-    """Give the rows of the boxes that stay, best first (torchvision's suppression).
+    """Return the rows of the boxes that stay, best first (torchvision's suppression).
 
     Args:
         offset: 1 for boxes whose last pixel lies inside, as in mmdet's first version.

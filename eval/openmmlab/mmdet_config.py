@@ -193,7 +193,7 @@ def _set_data(
 
 
 def _resized(step: Any, size: tuple[int, int]) -> Any:
-    """Give a step of a pipeline for images of another size; DINO's many sizes shrink alike."""
+    """Return a step of a pipeline for images of another size; DINO's many sizes shrink alike."""
     long, short = size[0] / SIZE[0], size[1] / SIZE[1]
     if step.type == "Resize":
         step.scale = tuple(size)

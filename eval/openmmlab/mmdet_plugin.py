@@ -48,7 +48,7 @@ class PlainCheckpoint(Hook):
 
 
 def _plain(x: Any) -> Any:
-    """Give a tree with tensors and numbers in the place of mmengine's and numpy's objects."""
+    """Return a tree with tensors and numbers in the place of mmengine's and numpy's objects."""
     if isinstance(x, HistoryBuffer):
         values, counts = (torch.as_tensor(np.asarray(y, dtype=float)) for y in x.data)
         return dict(values=values, counts=counts, max_length=x.max_length)

@@ -9,7 +9,7 @@ from torch import nn
 
 
 def backbone_fields(backbone: str | Mapping[str, Any]) -> dict[str, Any]:
-    """Give the arguments of `Backbone` for a model's name, a tagged one with its weights."""
+    """Return the arguments of `Backbone` for a model's name, a tagged one with its weights."""
     if isinstance(backbone, str):
         return dict(name=backbone, pretrained="." in backbone or ":" in backbone)
     return dict(backbone)

@@ -207,7 +207,7 @@ def _set_data(
 
 
 def _fitted(step: Any, crop: tuple[int, int], size: tuple[int, int]) -> Any:
-    """Give a step of a pipeline for our masks and sizes."""
+    """Return a step of a pipeline for our masks and sizes."""
     if step.type == "LoadAnnotations":
         return dict(type="zoo.LoadClasses")
     if step.type == "LoadImageFromFile":

@@ -64,7 +64,7 @@ class SegmentFolder(BaseSegDataset):
         ]
 
     def get_data_info(self, idx: int) -> dict[str, Any]:
-        """Give a pair's files, and the set that knows what the values of its mask mean."""
+        """Return a pair's files, and the set that knows what the values of its mask mean."""
         return super().get_data_info(idx) | dict(segments=self.part)
 
 

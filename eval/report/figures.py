@@ -41,7 +41,7 @@ Curve = tuple[str, Sequence[float], Sequence[float], str]
 
 @contextmanager
 def _canvas(title: str, height: float, *, left: float, below: float = 0.32):
-    """Give the axes of a new figure, with room in inches, and a list that holds its PNG after.
+    """Return the axes of a new figure, with room in inches, and a list that holds its PNG after.
 
     The room is given, because matplotlib's own layout draws everything twice to find it.
     """
@@ -117,7 +117,7 @@ def plain_ticks(axis: Any) -> None:
 
 
 def fidelity_limits(values: Sequence[float]) -> tuple[float, float]:
-    """Give one axis for all panels that holds every finite value, the line at 1, and labels."""
+    """Return one axis for all panels that holds every finite value, the line at 1, and labels."""
     finite = [max(v, LOWEST) for v in values if math.isfinite(v)]
     low, high = min([*finite, 0.9]), max([*finite, 1.5])
     share = 0.2  # of the width, on each side where a bar's number may stand

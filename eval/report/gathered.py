@@ -105,7 +105,7 @@ def _add_run(model: Model, run: RunFolder) -> None:
 
 
 def headline_columns(models: Sequence[Model]) -> list[tuple[Measure, Benchmark]]:
-    """Give the measures that stand for a benchmark, in the table's order."""
+    """Return the measures that stand for a benchmark, in the table's order."""
     known = headlines()
     measures = list(dict.fromkeys(m for model in models for m in model.values))
     return [

@@ -32,7 +32,7 @@ def collect_maps(
     teachers: Mapping[str, Callable[[Batch], Features]],
     batch: Batch,
 ) -> dict[str, np.ndarray]:
-    """Give the maps of a handful of images: every teacher's, and the student's matching head's.
+    """Return the maps of a handful of images: every teacher's, and the student's matching head's.
 
     The keys are `images` (uint8 [B H W 3]), `keys`, and for every teacher that has a map
     `theirs/<name>` and `ours/<name>` (float16 [B h w C], each on its own grid). Both are moved by
@@ -128,7 +128,7 @@ def colour(
 
 
 def _principal_axes(tokens: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Give the mean and three axes [C 3]; zeros stand in for axes that the tokens do not have."""
+    """Return the mean and three axes [C 3]; zeros stand in for axes that the tokens do not have."""
     mean = tokens.mean(axis=0)
     order = np.random.default_rng(0).permutation(len(tokens))[:TOKENS_TO_FIT]
     _, _, found = np.linalg.svd(tokens[order] - mean, full_matrices=False)

@@ -130,7 +130,7 @@ class Table(NamedTuple):
 
 
 def _text(value: Any) -> str | None:
-    """Give a scalar as text; JSON for what has parts; nothing for nothing."""
+    """Return a scalar as text; JSON for what has parts; nothing for nothing."""
     if value is None or value == "":
         return None
     if isinstance(value, str | int | float):
@@ -168,7 +168,7 @@ def _status(run: RunFolder) -> str | None:
 
 
 def _cards(run: RunFolder) -> list[tuple[str, str, str]]:
-    """Give the numbers in large letters: value, name, and what to hold it against."""
+    """Return the numbers in large letters: value, name, and what to hold it against."""
     cards = []
     for key, name, unit in (
         ("fidelity/min", "lowest fidelity", ""),
@@ -376,7 +376,7 @@ def _race_pictures(run: RunFolder, gallery: Gallery) -> list[Picture]:
 
 
 def _paint(run: RunFolder, arm: str) -> str:
-    """Give an arm one colour in all pictures."""
+    """Return an arm one colour in all pictures."""
     if arm == STUDENT:
         return figures.STUDENT_COLOUR
     if arm == UNTRAINED:
@@ -453,7 +453,7 @@ class Speed(NamedTuple):
 
 
 def _rate(run: RunFolder) -> float | None:
-    """Give the median rate; the first line, with its warm-up, counts only if it is alone."""
+    """Return the median rate; the first line, with its warm-up, counts only if it is alone."""
     _, rates = series(run.timing, "img_s")
     return median(rates[1:] or rates) if rates else None
 
@@ -477,7 +477,7 @@ def _speed(run: RunFolder, gallery: Gallery) -> Speed | None:
 
 
 def _load_code(run: RunFolder) -> str | None:
-    """Give the lines that load the exported student, if it has been exported."""
+    """Return the lines that load the exported student, if it has been exported."""
     export = run.path / "export"
     if not (export / "model.safetensors").is_file():
         return None

@@ -106,14 +106,14 @@ def read_run(folder: str | Path) -> RunFolder:
 
 
 def number(value: Any) -> float | None:
-    """Give `value` as a float if it is a number; JSON's `null` and all else are none."""
+    """Return `value` as a float if it is a number; JSON's `null` and all else are none."""
     if isinstance(value, int | float) and not isinstance(value, bool):
         return float(value)
     return None
 
 
 def series(lines: Iterable[Mapping[str, Any]], key: str) -> tuple[list[float], list[float]]:
-    """Give the steps and the finite values of one logged number."""
+    """Return the steps and the finite values of one logged number."""
     steps, values = [], []
     for line in lines:
         step, value = number(line.get("step")), number(line.get(key))

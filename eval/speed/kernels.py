@@ -238,7 +238,7 @@ ATTENTIONS = {
 
 
 def _tensors(dims: list[Any], types: list[str]) -> list[tuple[Shape, int]]:
-    """Give shape and bytes of a value for each tensor among an operator's arguments."""
+    """Return shape and bytes of a value for each tensor among an operator's arguments."""
     found: list[tuple[Shape, int]] = []
     for shape, kind in zip(dims, types, strict=False):
         if kind in ITEM_BYTES and shape:

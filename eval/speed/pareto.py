@@ -46,7 +46,7 @@ def published_top1(row: Measured) -> float | None:
 
 
 def fastest(rows: Sequence[Measured]) -> list[Measured]:
-    """Give each model's and size's fastest inference row, in the order in which they came."""
+    """Return each model's and size's fastest inference row, in the order in which they came."""
     best: dict[tuple[str, int], Measured] = {}
     for row in rows:
         key = row.case.model, row.case.size

@@ -86,7 +86,7 @@ def test_a_missing_shard_is_made_again_and_the_others_are_left_alone(images, tmp
 
 def test_a_signal_keeps_the_full_shards_and_the_same_command_goes_on(images, tmp_path, monkeypatch):
     out = tmp_path / "out"
-    from zoo.data import sources as data
+    from zoo.data import views as data
 
     evaluate_view = data.View.evaluate
     seen = []

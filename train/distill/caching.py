@@ -222,7 +222,7 @@ class Rescale(nn.Module):
 def from_cache(
     cache: Cache, stored: Mapping[str, Normalizer], wanted: Mapping[str, Normalizer], kind: str
 ) -> tuple[dict[str, CachedTeacher], dict[str, nn.Module]]:
-    """Give teachers that read, and what brings their maps to the scale of a student's arm."""
+    """Return teachers that read, and what brings their maps to the scale of a student's arm."""
     teachers = {label: CachedTeacher(cache, label) for label in cache.manifest.teachers}
     if kind == cache.manifest.normalise:
         return teachers, {label: nn.Identity() for label in wanted}

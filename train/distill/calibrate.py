@@ -33,7 +33,7 @@ class Statistics:
     """Of the summaries: float64 scalars, in radians squared."""
 
     def baseline_losses(self, normalizers: Mapping[str, Normalizer]) -> dict[str, Tensor]:
-        """Give what a constant guess would lose, by the names of the losses.
+        """Return what a constant guess would lose, by the names of the losses.
 
         For a map it is the mean variance of the channels in the space of its balance.
         """
@@ -119,7 +119,7 @@ LEAST_BASELINE = 1e-10
 def fit_normalizers(
     run: Run, setting: Setting
 ) -> tuple[dict[str, Normalizers], dict[str, BaselineLosses]]:
-    """Give kind -> label -> balance, and kind -> loss -> spread.
+    """Return kind -> label -> balance, and kind -> loss -> spread.
 
     From the run's folder, or by the calibration pass.
     """
@@ -149,7 +149,7 @@ def fit_normalizers(
 def _read_baseline_losses(
     tensors: Mapping[str, Tensor], kind: str, setting: Setting
 ) -> BaselineLosses:
-    """Give the spreads of one kind; refuse those that a loss would divide by and that are none."""
+    """Return the baseline losses of one kind; refuse 0 where a loss would divide by it."""
     prefix = f"spread/{kind}/"
     found = {k.removeprefix(prefix): v.item() for k, v in tensors.items() if k.startswith(prefix)}
     losses = setting.config.losses

@@ -11,7 +11,7 @@ from torch import Tensor
 
 
 def hadamard(dim: int) -> Float64[Tensor, "C C"]:
-    """Give the orthonormal Hadamard matrix of order `dim`: every entry is ±1/√dim.
+    """Return the orthonormal Hadamard matrix of order `dim`: every entry is ±1/√dim.
 
     Sylvester's doubling of the smallest Paley matrix (1933) that fits, as RADIO builds it, so the
     signs are those of its published normalisers. The same matrix on every machine; each call
@@ -29,7 +29,7 @@ def has_hadamard(dim: int) -> bool:
 
 
 def orthogonal(dim: int) -> Float64[Tensor, "C C"]:
-    """Give an orthogonal matrix for a width without a Hadamard matrix, always the same one.
+    """Return an orthogonal matrix for a width without a Hadamard matrix, always the same one.
 
     Drawn from a generator of its own that `dim` seeds, so ranks and restarts agree up to the last
     bits of their linear algebra library. Uniform over the orthogonal matrices: it spreads axes

@@ -35,7 +35,7 @@ def angle(
 
 @torch.no_grad()
 def dispersion(y: Float[Tensor, "n C"]) -> Float64[Tensor, ""]:
-    """Give the mean squared angle between vectors and their mean direction (C-RADIOv4, 2.5).
+    """Return the mean squared angle between vectors and their mean direction (C-RADIOv4, 2.5).
 
     In float64, and about the mean of all of them: a running mean would bias what came early.
     """
@@ -44,7 +44,7 @@ def dispersion(y: Float[Tensor, "n C"]) -> Float64[Tensor, ""]:
 
 
 def _angles(ours: Float[Tensor, "B C"], theirs: Float[Tensor, "B C"]) -> Float[Tensor, " B"]:
-    """Give Θ = 2 atan2(‖a − b‖, ‖a + b‖) of unit vectors (Kahan).
+    """Return Θ = 2 atan2(‖a − b‖, ‖a + b‖) of unit vectors (Kahan).
 
     Not arccos(cos Θ): near equal vectors its slope is infinite and half of the digits are gone, and
     a clamp of the cosine would make the last 0.1° free. This has a finite gradient everywhere.
@@ -112,7 +112,7 @@ def adaloss(
 
 
 def _widened(ours: Tensor, theirs: Tensor) -> tuple[Tensor, Tensor]:
-    """Give both in their common dtype, float32 at least: bfloat16 sums would lose the loss."""
+    """Return both in their common dtype, float32 at least: bfloat16 sums would lose the loss."""
     if ours.shape != theirs.shape:
         raise ValueError(
             f"Ours is {tuple(ours.shape)} and theirs {tuple(theirs.shape)}; a loss compares equal "

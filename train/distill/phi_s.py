@@ -83,7 +83,7 @@ class Moments:
 
     @torch.no_grad()
     def sums(self, pivot: Float64[Tensor, " C"]) -> Float64[Tensor, "C+1 C+1"]:
-        """Give Σ y yᵀ for y = (1, x − pivot): plain sums, which one all-reduce adds over ranks.
+        """Return Σ y yᵀ for y = (1, x − pivot): plain sums, which one all-reduce adds over ranks.
 
         Every rank must use the same pivot. The mean of any one of them (broadcast) is good: far
         from the data, digits cancel. `from_sums` turns the added sums back.
@@ -105,7 +105,7 @@ class Moments:
         return moments
 
     def covariance(self) -> Float64[Tensor, "C C"]:
-        """Give the covariance, with divisor n − 1.
+        """Return the covariance, with divisor n − 1.
 
         Raises:
             ValueError: fewer than two rows, or features that are not finite.
@@ -187,7 +187,7 @@ class Normalizer(nn.Module):
         return self.weight if self.weight.ndim == 2 else None
 
     def inverse_matrix(self) -> Float[Tensor, "C C"]:
-        """Give Θ as a full matrix, also for the kinds that only scale."""
+        """Return Θ as a full matrix, also for the kinds that only scale."""
         theta = self.inverse_weight
         return theta if theta.ndim == 2 else theta.diag()
 
@@ -284,7 +284,7 @@ def fold_inverse(linear: nn.Linear, normalizer: Normalizer, blocks: int = 1) -> 
 
 
 def _scaling(kind: str, moments: Moments, variances: Tensor, variance: Tensor):
-    """Give (μ, what each channel is divided by) for a kind of `SCALINGS`."""
+    """Return (μ, what each channel is divided by) for a kind of `SCALINGS`."""
     mean = moments.mean
     if kind == "none":
         return torch.zeros_like(mean), torch.ones_like(mean)
@@ -298,7 +298,7 @@ def _scaling(kind: str, moments: Moments, variances: Tensor, variance: Tensor):
 
 
 def _rotation(kind: str, covariance: Tensor, variance: Tensor):
-    """Give (U, s, L) of W = L diag(1/s) Uᵀ for a kind of `ROTATIONS`."""
+    """Return (U, s, L) of W = L diag(1/s) Uᵀ for a kind of `ROTATIONS`."""
     eigenvalues, u = torch.linalg.eigh(covariance)
     largest = u.gather(0, u.abs().argmax(0, keepdim=True))
     u = u * largest.sign()
@@ -313,7 +313,7 @@ def _rotation(kind: str, covariance: Tensor, variance: Tensor):
 
 
 def _even(eigenvalues: Float64[Tensor, " C"]) -> Float64[Tensor, "C C"]:
-    """Give a rotation R with all of diag(R Λ Rᵀ) equal: Hadamard's, for any Λ, if there is one."""
+    """Return a rotation R with all of diag(R Λ Rᵀ) equal: Hadamard's, for any Λ, if one is known."""
     dim = len(eigenvalues)
     if has_hadamard(dim):
         return hadamard(dim).to(eigenvalues)

@@ -40,13 +40,13 @@ class StepPlan:
     """What the teachers see, by label, without shifts nothing; `STUDENT` for the student."""
 
     def student(self, student: Student, *, mesa: bool) -> Callable[[Batch], dict[str, Features]]:
-        """Give the student as it is asked in this step."""
+        """Return the student as it is asked in this step."""
         features = partial(student, size=(self.size, self.size), mesa=mesa)
         window = self.windows.get(STUDENT)
         return features if window is None else lambda batch: features(cropped(batch, window))
 
     def teachers(self, teachers: Mapping[str, Teacher]) -> dict[str, Model]:
-        """Give those that are asked, each as it looks in this step."""
+        """Return those that are asked, each as it looks in this step."""
         return self._shifted(
             {
                 label: at_size(teacher, self.size)
@@ -56,7 +56,7 @@ class StepPlan:
         )
 
     def average(self, average: Student | None) -> dict[str, Model]:
-        """Give the student's own average, which MESA asks; nothing without MESA."""
+        """Return the student's own average, which MESA asks; nothing without MESA."""
         if average is None:
             return {}
         return self._shifted({MESA: partial(average.own_map, size=(self.size, self.size))})
@@ -67,7 +67,7 @@ class StepPlan:
         return found
 
     def align(self) -> dict[str, Align]:
-        """Give what brings the student's map and a teacher's together, where crops are shifted."""
+        """Return what aligns the student's map with a teacher's, where crops are shifted."""
         ours = self.windows.get(STUDENT)
         if ours is None:
             return {}
@@ -122,7 +122,7 @@ def plan_step(plan: Plan, step: int, config: Distill, teachers: Mapping[str, Tea
 
 
 def grids_of(config: Distill) -> dict[int, tuple[int, int]]:
-    """Give the student's grid at its own size and at each that is drawn.
+    """Return the student's grid at its own size and at each that is drawn.
 
     Raises:
         ValueError: the student cannot take one of them.

@@ -310,5 +310,5 @@ RECIPES: dict[str, Callable[[], Distill]] = {
 
 
 def summary_of(recipe: Callable[[], Distill]) -> str:
-    """Give the first sentence of a recipe's description."""
+    """Return the first sentence of a recipe's description."""
     return (recipe.__doc__ or "").partition("\n")[0]

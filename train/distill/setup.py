@@ -103,7 +103,7 @@ def open_teachers(config: Distill, train: Source, device: torch.device) -> dict[
 
 
 def widths(config: Distill, teachers: Mapping[str, Teacher]) -> dict[str, tuple]:
-    """Give the summary and spatial width that each head must have; `None` for no head."""
+    """Return the summary and spatial width that each head must have; `None` for no head."""
     found = {}
     for (label, teacher), spec in zip(teachers.items(), config.teachers, strict=True):
         check_losses(spec.name, teacher, summary=float(spec.summary), spatial=float(spec.spatial))
@@ -113,7 +113,7 @@ def widths(config: Distill, teachers: Mapping[str, Teacher]) -> dict[str, tuple]
 
 
 def backbone_options(config: Distill) -> dict[str, Any]:
-    """Give what `build_student` needs to know of the backbone beside its name and size."""
+    """Return what `build_student` needs to know of the backbone beside its name and size."""
     return dict(
         options=read_options(config.student_options),
         dynamic=bool(config.sizes),

@@ -27,7 +27,7 @@ class Side:
     start: int
 
     def cell(self, cells: int) -> Fraction:
-        """Give the side of a cell in canvases, where `cells` of them share the crop."""
+        """Return the side of a cell in canvases, where `cells` of them share the crop."""
         return Fraction(self.size, cells * self.canvas)
 
     @property
@@ -117,7 +117,7 @@ def _meet(
 def _triangles(
     begin: float, ratio: float, count: int, cells: int, like: Tensor
 ) -> Float[Tensor, "new old"]:
-    """Give the weights of `cells` fine cells in `count` coarse ones; made on the device."""
+    """Return the weights of `cells` fine cells in `count` coarse ones; made on the device."""
     coarse, fine = (torch.arange(n, device=like.device, dtype=like.dtype) for n in (count, cells))
     centres = begin + ratio * (coarse + 0.5)
     distance = (fine + 0.5 - centres[:, None]).abs()

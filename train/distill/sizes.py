@@ -30,7 +30,7 @@ class MultiSizeTeacher(nn.Module):
             _share(teacher, looks[nominal])
 
     def at(self, size: int) -> Any:
-        """Give the teacher as it looks beside a student at `size`."""
+        """Return the teacher as it looks beside a student at `size`."""
         return self.looks[str(size)]
 
     def __getattr__(self, name: str):
@@ -43,7 +43,7 @@ class MultiSizeTeacher(nn.Module):
 
 
 def at_size(teacher: Teacher, size: int) -> Teacher:
-    """Give the teacher as it looks beside a student at `size`: itself, if it does not follow."""
+    """Return the teacher as it looks beside a student at `size`: itself, if it does not follow."""
     return teacher.at(size) if isinstance(teacher, MultiSizeTeacher) else teacher
 
 

@@ -20,14 +20,14 @@ from zoo.train.state import TrainState
 def looks_of(
     plan: Plan, config: Distill, teachers: Mapping[str, Teacher], step: int
 ) -> Mapping[str, Model]:
-    """Give the teachers that `step` asks, each as it looks then."""
+    """Return the teachers that `step` asks, each as it looks then."""
     return plan_step(plan, step, config, teachers).teachers(teachers)
 
 
 def objective_of(
     config: Distill, normalizers: Mapping[str, nn.Module], baseline_losses: Mapping[str, float]
 ) -> Callable[[Batch, TrainState, Mapping[str, Model], StepPlan], dict[str, Tensor]]:
-    """Give the function that holds a trainee against its teachers, as the config says."""
+    """Return the function that holds a trainee against its teachers, as the config says."""
     settings = config.losses
     summaries = {}
     if settings.summary == "angle":

@@ -68,7 +68,7 @@ def optimize_teachers(
 
 
 def frozen(teacher: Teacher) -> Frozen | None:
-    """Give the network behind a teacher, if there is one."""
+    """Return the network behind a teacher, if there is one."""
     inner = teacher.teacher if isinstance(teacher, Mosaic) else teacher
     return inner if isinstance(inner, Frozen) else None
 
@@ -129,7 +129,7 @@ class TeacherPrefetcher:
     def over(
         self, coming: Iterable[tuple[Batch, Mapping[str, Model]]]
     ) -> Iterator[tuple[Batch, Mapping[str, Model]]]:
-        """Give batches and who looks at them, each after the teachers were sent to the next."""
+        """Return batches and who looks at them, each after the teachers were sent to the next."""
         ready = None
         for batch, looks in coming:
             begun = batch, self._look(batch, looks)
@@ -188,7 +188,7 @@ def teacher_precision(setting: "Setting") -> Precision:
 
 
 def first_batch(setting: "Setting") -> Batch:
-    """Give the training images of step 0, no more than a precision needs to be measured."""
+    """Return the training images of step 0, no more than a precision needs to be measured."""
     config = setting.config
     few = Plan(len(setting.train), min(config.batch, SAMPLE), config.seed)
     view = view_of(config, setting.teachers)

@@ -43,7 +43,7 @@ def _dinov2(width: int) -> dict[str, Any]:
 
 
 def tiny(recipe: Distill) -> Distill:
-    """Give a recipe of the same heads, losses and kinds of teachers that runs in under a minute.
+    """Return a recipe of the same heads, losses and kinds of teachers that runs in under a minute.
 
     Teachers are small networks with random weights, drawn alike each time; what they say depends
     on the image, so there is something to learn, and nothing is downloaded.
@@ -73,7 +73,7 @@ def tiny(recipe: Distill) -> Distill:
 
 
 def _student(name: str) -> tuple[str, tuple[str, ...]]:
-    """Give a small student of the same family, and the keywords that make it small."""
+    """Return a small student of the same family, and the keywords that make it small."""
     if name.startswith("radio_vit"):
         return "radio_vit_base_patch16", RADIO
     return next((s for key, s in STUDENTS.items() if name.startswith(key)), "test_vit"), ()

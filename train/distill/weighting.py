@@ -65,7 +65,7 @@ class Weighting(nn.Module):
         losses: Float[Tensor, " K"] | Float[Tensor, "K B"],
         asked: frozenset[str] | None = None,
     ) -> Float[Tensor, ""]:
-        """Give the weighted sum, of means over the batch or of each image's own losses.
+        """Return the weighted sum, of means over the batch or of each image's own losses.
 
         Args:
             asked: The labels of the teachers that were asked in this step; `None` for all.
@@ -87,7 +87,7 @@ class Weighting(nn.Module):
     def _adapted(
         self, means: Float[Tensor, " K"], scale: Float[Tensor, " K"] | None
     ) -> tuple[Float[Tensor, " K"], Float[Tensor, ""] | None]:
-        """Give the weights, and what the learned ones pay for being low."""
+        """Return the weights, and what the learned ones pay for being low."""
         own = self.teacher == len(self.labels)
         if self.losses.weighting == "adaloss":
             return self.fixed * torch.where(own, 1.0, self._follow(means, scale)), None
@@ -114,7 +114,7 @@ class Weighting(nn.Module):
     def _kept(
         self, weighted: Float[Tensor, "K B"], asked: Bool[Tensor, " T"] | None
     ) -> Float[Tensor, "K B"]:
-        """Give each loss of each image its coefficient of teacher-drop."""
+        """Return each loss of each image its coefficient of teacher-drop."""
         sums = weighted.new_zeros(len(self.labels) + 1, weighted.shape[1])
         each = sums.index_add(0, self.teacher, weighted)[:-1]
         kept = drop_coefficients(each, torch.rand_like(each), self.losses.teacher_drop, asked)

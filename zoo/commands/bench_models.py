@@ -35,7 +35,7 @@ DEFAULT = ("mambavision_t", "fastervit_0", *PEERS)
 
 
 def expand_names(names: Sequence[str]) -> list[str]:
-    """Give the models that are meant: names with or without options, patterns of our own.
+    """Return the models that are meant: names with or without options, patterns of our own.
 
     Raises:
         ValueError: a name that timm does not know, or a pattern that fits nothing of ours.
@@ -120,7 +120,7 @@ def _title(cases: Sequence[Case], run: dict[str, Any]) -> str:
 def table_of(
     rows: Sequence[Measured], *, peer: str, earlier: Sequence[Measured] | None = None
 ) -> tuple[list[str], list[list[str]]]:
-    """Give the head and the lines of the table; a column that would say nothing is left out."""
+    """Return the head and the lines of the table; a column that would say nothing is left out."""
     several_sizes = len({row.case.size for row in rows}) > 1
     several_batches = len({row.case.batch for row in rows}) > 1
     before = {row.case: row for row in earlier or ()}

@@ -195,7 +195,7 @@ def _means(rows: list[dict[str, torch.Tensor]], step: int, run: Run) -> dict[str
 def _measure(
     detector: Detector, split: CocoSplit, device: torch.device, config: Detect
 ) -> dict[str, float]:
-    """Give the numbers; write the predictions and the pictures into the run's folder."""
+    """Return the numbers; write the predictions and the pictures into the run's folder."""
     numbers, place = {}, config.out / "pictures"
     place.mkdir(exist_ok=True)
     found = measure(

@@ -156,7 +156,7 @@ def train_arm(
 
 
 def folded(student: Student, normalizers: Normalizers) -> Student:
-    """Give the student with heads that answer in the teachers' own spaces."""
+    """Return the student with heads that answer in the teachers' own spaces."""
     folds = {
         name: partial(fold_inverse, normalizer=normalizer)
         for name, normalizer in normalizers.items()
@@ -179,7 +179,7 @@ def log_evaluation(
 
 
 def held_out(setting: Setting) -> Iterator[Batch]:
-    """Give the held-out images that teachers and students are compared on."""
+    """Return the held-out images that teachers and students are compared on."""
     config = setting.config
     size = view_of(config, setting.teachers).size
     for batch in eval_batches(setting.val, size, config.batch, limit=config.eval_images):
@@ -251,7 +251,7 @@ def describe(run: Run, setting: Setting, student: Student, *, seconds: float | N
 
 
 def about_teacher(teacher: Teacher) -> dict[str, Any]:
-    """Give the facts about a teacher that the report shows."""
+    """Return the facts about a teacher that the report shows."""
     parameters = teacher.parameters() if isinstance(teacher, nn.Module) else ()
     return dict(
         name=teacher.name,
@@ -287,7 +287,7 @@ def main(args: list[str]) -> None:
 
         print_plan(config)
         return
-    from zoo.eval.report import build_report
+    from zoo.eval.report.page import build_report
 
     run = distill(config, resume=resume)
     report = build_report(run.path)

@@ -200,7 +200,7 @@ Shard = tuple[int, list[str], Tensor, list[Tensor]]
 def _shards(
     asked: Embed, subject: Any, source: Source, numbers: range, stop: Interrupt
 ) -> Iterator[Shard]:
-    """Give full shards until the part is done or a signal came."""
+    """Return full shards until the part is done or a signal came."""
     first, last = numbers.start * asked.rows, min(len(source), numbers.stop * asked.rows)
     batches = eval_batches(
         source, max(subject.student.size), asked.batch, start=first, limit=last,

@@ -159,7 +159,7 @@ def _measure_one(
 
 
 def _plain(settings: Any) -> dict[str, Any]:
-    """Give settings as JSON gives them back: tuples as lists, paths as text."""
+    """Return settings as JSON gives them back: tuples as lists, paths as text."""
     return json.loads(json.dumps(dataclasses.asdict(settings), default=str))
 
 
@@ -278,7 +278,7 @@ def _is_known(target: str) -> bool:
 
 
 def records_of(side: str, asked: EvalRequest) -> list[Record]:
-    """Give one side's results: from its result file (`FILE.jsonl` or `FILE.jsonl:TARGET`), or
+    """Return one side's results: from its result file (`FILE.jsonl` or `FILE.jsonl:TARGET`), or
     measured now.
 
     Raises:

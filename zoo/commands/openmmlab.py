@@ -76,7 +76,7 @@ def check_file(config: Path) -> None:
 
 
 def asked_backbone(name: str, options: Sequence[str]) -> dict[str, Any]:
-    """Give the arguments of `Backbone` for a model's name or an export's folder."""
+    """Return the arguments of `Backbone` for a model's name or an export's folder."""
     from zoo.eval.openmmlab.mmengine_config import backbone_fields
 
     if Path(name).is_dir():

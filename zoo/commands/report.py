@@ -21,8 +21,8 @@ def main(args: list[str]) -> None:
 
     Examples: zoo report runs/mine      zoo report runs/a runs/b results.jsonl --out all.html
     """
-    from zoo.eval.report import build_report
     from zoo.eval.report.joined import build_joined
+    from zoo.eval.report.page import build_report
 
     asked = parse(ReportArgs, args, "report", main.__doc__ or "")
     if not asked.runs:

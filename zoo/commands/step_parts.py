@@ -137,7 +137,7 @@ class ModelPool:
         return self._plain[spec.name]
 
     def ready(self, spec: TeacherSpec, step: Step) -> tuple[Teacher, QuantReport | None]:
-        """Give a teacher in the step's form."""
+        """Return a teacher in the step's form."""
         key = (spec.name, step.precision, step.compiled, step.precision != "bf16" and step.gate)
         if key not in self._ready:
             teacher = self.teacher(spec)
@@ -278,7 +278,7 @@ def part_keys(step: Step) -> dict[str, str]:
 
 
 def best_parts(rows: Iterable[StepTiming]) -> dict[str, float]:
-    """Give the milliseconds of each part in the form in which it was fastest."""
+    """Return the milliseconds of each part in the form in which it was fastest."""
     found: dict[str, float] = {}
     for row in rows:
         for name, key in part_keys(row.step).items():
@@ -316,7 +316,7 @@ class Clock:
     warmup: int
 
     def times(self, run: Callable[[], None]) -> list[float]:
-        """Give the milliseconds an image of each round."""
+        """Return the milliseconds an image of each round."""
         for _ in range(self.warmup):
             run()
         if self.device.type == "cuda":

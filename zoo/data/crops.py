@@ -73,7 +73,7 @@ class Crop:
 
 
 def _widest(values: np.ndarray) -> float:
-    """Give the share of the commonest value; 1 where there is no value at all."""
+    """Return the share of the commonest value; 1 where there is no value at all."""
     return np.unique(values, return_counts=True)[1].max() / values.size if values.size else 1.0
 
 
@@ -104,7 +104,7 @@ class Whole(Dataset):
 
 
 def order(count: int, steps: int, batch: int, seed: int) -> Iterator[list[tuple[int, int]]]:
-    """Give the batches of a training: epoch after epoch, each in an order of its own."""
+    """Return the batches of a training: epoch after epoch, each in an order of its own."""
     epoch, waiting, position = 0, [], 0
     for _ in range(steps):
         while len(waiting) < batch:
@@ -118,7 +118,7 @@ def order(count: int, steps: int, batch: int, seed: int) -> Iterator[list[tuple[
 def training_batches(
     source: DenseSource, crop: Crop, *, steps: int, batch: int, seed: int, **loading: Any
 ) -> Iterator[tuple[UInt8[Tensor, "B 3 s s"], Shaped[Tensor, "B s s"]]]:
-    """Give `steps` batches of crops; the same ones whatever the number of workers."""
+    """Return `steps` batches of crops; the same ones whatever the number of workers."""
     sampler = list(order(len(source), steps, batch, seed))
     return iter(DataLoader(Crops(source, crop, seed), batch_sampler=sampler, **loading))
 
@@ -126,11 +126,11 @@ def training_batches(
 def whole_images(
     source: DenseSource, **loading: Any
 ) -> Iterator[tuple[UInt8[Tensor, "1 3 H W"], Shaped[Tensor, "1 H W"]]]:
-    """Give the images with their targets, one after the other."""
+    """Return the images with their targets, one after the other."""
     return iter(DataLoader(Whole(source), batch_size=1, **loading))
 
 
 def loading(device: torch.device, workers: int) -> dict[str, Any]:
-    """Give the keywords that a loader of images gets."""
+    """Return the keywords that a loader of images gets."""
     # a generator of its own: without one a loader draws from the caller's
     return dict(num_workers=workers, pin_memory=device.type == "cuda", generator=torch.Generator())

@@ -27,7 +27,7 @@ SIDE = 128
 
 
 def embedded_data() -> Path:
-    """Give the folder with `images/{train,val}` and `digits/{train,val}`; make it once."""
+    """Return the folder with `images/{train,val}` and `digits/{train,val}`; make it once."""
     folder = cache_dir() / f"embedded-v{VERSION}"
     if folder.is_dir():
         return folder

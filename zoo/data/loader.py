@@ -59,7 +59,7 @@ def eval_batches(
     workers: int = 0,
     pin: bool = False,
 ) -> Iterator[Batch]:
-    """Give the samples from `start` to `limit` in order, centre crops, as batches.
+    """Return the samples from `start` to `limit` in order, centre crops, as batches.
 
     Args:
         pin: Put them where a GPU can fetch them while it computes.

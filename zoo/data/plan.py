@@ -87,7 +87,7 @@ class Plan:
         return out
 
     def stored(self, position):
-        """Give the first place in the stream with the view of `position`; also for arrays."""
+        """Return the first place in the stream with the view of `position`; also for arrays."""
         return position % (self.views * self.samples) if self.views else position
 
     def draws(self, position: int) -> np.random.Generator:

@@ -14,7 +14,7 @@ LEAST = 10
 def affordable(
     steps: int, seconds_a_step: float, wanted: float | None, spent: float, *, share: float
 ) -> int:
-    """Give the steps that fit, in tens; say so if they are fewer than `steps`.
+    """Return the steps that fit, in tens; say so if they are fewer than `steps`.
 
     Args:
         wanted: Seconds in which the whole experiment should end; `None` for no limit.

@@ -33,7 +33,7 @@ class Pictures:
         return len(self.labels)
 
     def batches(self, size: int, batch: int) -> Iterator[Batch]:
-        """Give all pictures whole and in order, at `size`."""
+        """Return all pictures whole and in order, at `size`."""
         for images, labels in zip(self.images.split(batch), self.labels.split(batch), strict=True):
             yield Batch(Batch(images).at((size, size)), labels=labels)
 

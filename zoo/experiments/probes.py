@@ -19,7 +19,7 @@ FEW = 4000
 def probe(
     features: Callable[[Batch], Features], collection: Collection, size: int, *, linear: bool = True
 ) -> dict[str, float]:
-    """Give `knn/top1/<data set>` and `linear/top1/<data set>` of a model's summaries, in per cent.
+    """Return `knn/top1/<data set>` and `linear/top1/<data set>` of a model's summaries, in %.
 
     A model without a summary stands in with its mean map.
     """

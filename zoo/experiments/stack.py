@@ -199,7 +199,7 @@ class Stack:
         return {name: value.unflatten(0, (count, each)) for name, value in answers.items()}
 
     def answers(self, images: Tensor) -> Answers:
-        """Give every student's answers, [M B ...].
+        """Return every student's answers, [M B ...].
 
         Args:
             images: [B 3 H W] in [0, 1] for all students, or [M B 3 H W].
@@ -226,7 +226,7 @@ class Stack:
         return norms
 
     def student(self, index: int) -> Student:
-        """Give one of the students as an ordinary module, with copies of its weights."""
+        """Return one of the students as an ordinary module, with copies of its weights."""
         student = copy.deepcopy(self.pattern)
         with torch.no_grad():
             for name, value in student.named_parameters():

@@ -22,6 +22,6 @@ def print_table(title: str, head: Sequence[str], body: Sequence[Sequence[str]]) 
 
 
 def markdown(head: Sequence[str], body: Sequence[Sequence[str]]) -> list[str]:
-    """Give the lines of a Markdown table."""
+    """Return the lines of a Markdown table."""
     rule = ["---", *["---:"] * (len(head) - 1)]
     return [f"| {' | '.join(row)} |" for row in (head, rule, *body)]

@@ -254,7 +254,7 @@ def forward(qkv: Tensor, bias: Tensor, scale: float) -> tuple[Tensor, Tensor]:
 def backward(
     dout: Tensor, qkv: Tensor, bias: Tensor, out: Tensor, sums: Tensor, scale: float
 ) -> tuple[Tensor, Tensor]:
-    """Give the gradients of `qkv` and of the bias."""
+    """Return the gradients of `qkv` and of the bias."""
     windows, tokens, _, heads, _ = qkv.shape
     dqkv, dots = qkv.new_empty(qkv.shape), sums.new_empty(sums.shape)
     queries, keys = _sizes("queries", qkv), _sizes("keys", qkv)

@@ -128,7 +128,7 @@ def forward(qkv: Tensor, bias: Tensor | None, scale: float) -> Tensor:
 def backward(
     dout: Tensor, qkv: Tensor, bias: Tensor | None, scale: float
 ) -> tuple[Tensor, Tensor | None]:
-    """Give the gradients of `qkv` and of the bias, the latter in float32."""
+    """Return the gradients of `qkv` and of the bias, the latter in float32."""
     windows, tokens, _, heads, _ = qkv.shape
     dqkv = torch.empty_like(qkv)
     grid, sizes = _plan(qkv, 8)

@@ -38,7 +38,7 @@ def num_multiprocessors(device: torch.device) -> int:
 
 
 def shared_memory(device: torch.device) -> int:
-    """Give the bytes of shared memory that a program may take; 0 on a CPU."""
+    """Return the bytes of shared memory that a program may take; 0 on a CPU."""
     if device.type != "cuda":
         return 0
     return torch.cuda.get_device_properties(device).shared_memory_per_block_optin

@@ -59,7 +59,7 @@ def learn(
     plus: Float[Tensor, "B P H W"] | None = None,
     scale: Float[Tensor, " B"] | None = None,
 ) -> Float[Tensor, "B width H W"]:
-    """Give plus + scale · act(norm(x)) and move the norm's running statistics.
+    """Return plus + scale · act(norm(x)) and move the norm's running statistics.
 
     Args:
         x: Of its D channels the first C are normalised, the others are zeros that fill it up.

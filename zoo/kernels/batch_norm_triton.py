@@ -372,7 +372,7 @@ def forward(
     eps: float,
     width: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Give the result, [B `width` H W], and mean and variance in float32; see `batch_norm_act`."""
+    """Return the result, [B `width` H W], mean and variance in float32; see `batch_norm_act`."""
     chs, pixels = weight.numel(), x.numel() // x.shape[1]
     y = torch.empty(
         (x.shape[0], width, *x.shape[2:]), dtype=x.dtype, device=x.device,
@@ -407,7 +407,7 @@ def backward(
     act: str,
     eps: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Give the gradients of x, the weight and the bias."""
+    """Return the gradients of x, the weight and the bias."""
     chs, pixels = weight.numel(), x.numel() // x.shape[1]
     dx = torch.empty_like(x)
     tile, columns, parts = _plan(x, SUMMING[1])

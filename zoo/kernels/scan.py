@@ -78,7 +78,7 @@ def _setup(ctx, inputs, output):
 
 
 def _backward(ctx, dy, _):
-    """Give the gradients of the operator's inputs; the backward's are empty where one is None."""
+    """Return the gradients of the operator's inputs; the backward's are empty where one is None."""
     if dy is None:
         return (None,) * 9
     x, delta, A, B, C, D, delta_bias, borders = ctx.saved_tensors

@@ -11,12 +11,12 @@ MAX_STATES = 16
 
 
 def padded_states(num_states: int) -> int:
-    """Give the power of two, 4 at least, that the kernels pad the states to."""
+    """Return the power of two, 4 at least, that the kernels pad the states to."""
     return max(4, 1 << (num_states - 1).bit_length())
 
 
 def shape_of_borders(x: Tensor, A: Tensor) -> tuple[int, int, int]:
-    """Give the shape of what the forward saves: a row of all entries of the state for each block.
+    """Return the shape of what the forward saves: a row of all entries of the state for each block.
 
     Not four axes: for a compiler with convolutions in its graph that would be a map, which it
     copies to channels last, and back before the backward.

@@ -395,7 +395,7 @@ def backward(
     delta_softplus: bool,
     plan: Plan | None = None,
 ) -> tuple[Tensor, ...]:
-    """Give the gradients of x, Δ, A, B, C, D and the bias, each in the dtype of its input."""
+    """Return the gradients of x, Δ, A, B, C, D and the bias, each in the dtype of its input."""
     batch, length, chs = x.shape
     likes = A, B, C, D, delta_bias
     states = padded_states(A.shape[1])

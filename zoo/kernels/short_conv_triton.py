@@ -172,7 +172,7 @@ def forward(x: Tensor, taps: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def backward(dfirst: Tensor, dlast: Tensor, x: Tensor, taps: Tensor) -> tuple[Tensor, Tensor]:
-    """Give the gradients of x and the taps, each in its dtype."""
+    """Return the gradients of x and the taps, each in its dtype."""
     windows, length, chs = x.shape
     dx, dtaps = x.new_empty(x.shape), taps.new_empty(taps.shape)
     if x.numel() == 0:

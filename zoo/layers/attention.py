@@ -119,7 +119,7 @@ class Attention(nn.Module):
         return x.reshape(batch, tokens, -1)
 
     def _weights(self, more: int) -> tuple[tuple[Tensor, Tensor | None], Tensor]:
-        """Give weight and bias of the projections, with `more` channels of zeros in each head.
+        """Return weight and bias of the projections, with `more` channels of zeros in each head.
 
         Heads of 49 channels, as in the large models, have no fused kernel on a GPU; those of 56
         do. Filling up the weights instead of the tokens costs next to nothing.

@@ -95,7 +95,7 @@ class ConvNorm(nn.Module):
         drop_path: Callable[[Tensor], Tensor] | None = None,
         fill: bool = False,
     ) -> Float[Tensor, "B E h w"]:
-        """Give the unit's output, or add it to `plus`, through `drop_path`.
+        """Return the unit's output, or add it to `plus`, through `drop_path`.
 
         Args:
             fill: The output may come filled up, for a `Conv2d` that takes it so.

@@ -33,7 +33,7 @@ def fusable_gelu(x: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
 
 
 def normal(z: Tensor) -> tuple[Tensor, Tensor]:
-    """Give the normal distribution and its density.
+    """Return the normal distribution and its density.
 
     Abramowitz and Stegun, 7.1.26: the distribution is within 1e-7.
     """

@@ -58,7 +58,7 @@ def _as_map(grid: Grid) -> Float[Tensor, "1 C side side"]:
 def resized_positions(
     grid: Grid, rows: int, cols: int, *, align_corners: bool
 ) -> Float[Tensor, "1 N C"]:
-    """Give the positions of a `rows` x `cols` image at inference.
+    """Return the positions of a `rows` x `cols` image at inference.
 
     The grid is resized to a square of the larger side, whose upper left part is taken: a wide
     image has the columns of a square one, and its first rows.
@@ -75,7 +75,7 @@ def resized_positions(
 
 
 def cropped_positions(grid: Grid, rows: int, cols: int, draws: CropDraws) -> Float[Tensor, "B N C"]:
-    """Give each image of a training batch the positions of its own random window.
+    """Return each image of a training batch the positions of its own random window.
 
     The window's sides, relative to the grid's, are s·a (columns) and s/a (rows), at most 1; s is
     uniform in [√0.1, 1] and a log-uniform in [3/4, 4/3].

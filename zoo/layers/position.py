@@ -21,7 +21,7 @@ def position_mlp(out: int, hidden: int) -> nn.Sequential:
 def log_offsets(
     rows: int, cols: int, units: tuple[int, int] | None = None
 ) -> Float[Tensor, "offsets 2"]:
-    """Give the signed log2 offsets of every two rows and every two columns of a grid.
+    """Return the signed log2 offsets of every two rows and every two columns of a grid.
 
     Args:
         units: Rows and columns of the grid whose extent is the unit; the grid's own by default.
@@ -61,7 +61,7 @@ class FromPlaces(nn.Module):
     """What the deploy form keeps for `grid`; it is not saved."""
 
     def places(self, grid: tuple[int, int]) -> Float[Tensor, "places 2"]:
-        """Give the coordinates that the MLP takes."""
+        """Return the coordinates that the MLP takes."""
         raise NotImplementedError
 
     def read(self, table: Float[Tensor, "*parts places out"], grid: tuple[int, int]) -> Tensor:
@@ -74,7 +74,7 @@ class FromPlaces(nn.Module):
             self.fused = self()
 
     def forward(self, grid: tuple[int, int] | None = None) -> Tensor:
-        """Give the numbers for `grid`, or for the one that is prepared."""
+        """Return the numbers for `grid`, or for the one that is prepared."""
         grid = grid or self.grid
         if self.fused is not None and grid == self.grid:
             return self.fused
@@ -95,7 +95,7 @@ def _stackable(mlps: Sequence[nn.Module]) -> bool:
 def compute_together(
     parts: Sequence[FromPlaces], grid: tuple[int, int] | None = None
 ) -> Sequence[Tensor]:
-    """Give `part(grid)` for each of a stage's parts, from two matrix products for all of them.
+    """Return `part(grid)` for each of a stage's parts, from two matrix products for all of them.
 
     Each MLP alone is a dozen launches, forward and back, of microseconds' work; a deep stage has
     dozens, which are half of a compiler's graph. Hooks on the parts are not called.
@@ -113,7 +113,7 @@ def compute_together(
 def _read_pairs(
     table: Float[Tensor, "*parts offsets heads"], pairs: Int[Tensor, "n n"], prefix: int
 ) -> Float[Tensor, "*parts heads N N"]:
-    """Give the bias in (0, 16) of each pair of tokens; `prefix` tokens in front get 0."""
+    """Return the bias in (0, 16) of each pair of tokens; `prefix` tokens in front get 0."""
     # Pairs last and next to each other: fused attention kernels read no other bias. In float32,
     # as a compiled backward pass adds up each offset's pairs, one by one, in what it is given.
     bias = (16 * torch.sigmoid(table)).mT.contiguous().float()[..., pairs].to(table.dtype)

@@ -16,7 +16,7 @@ from zoo.kernels.available import runs_kernels
 def short_conv_silu(
     x: Float[Tensor, "B L C"], taps: Float[Tensor, "C 3"]
 ) -> tuple[Float[Tensor, "B L C//2"], Float[Tensor, "B L C//2"]]:
-    """Give silu(a x_(t-1) + b x_t + c x_(t+1)) for each channel's taps a, b, c, in two halves.
+    """Return silu(a x_(t-1) + b x_t + c x_(t+1)) for each channel's taps a, b, c, in two halves.
 
     MambaVision (2407.08083), the mixer: its two convolutions look both ways, over three tokens,
     and beyond the first and the last token there are zeros.
@@ -32,7 +32,7 @@ def short_conv_silu(
 def in_torch(
     x: Float[Tensor, "B L C"], taps: Float[Tensor, "C 3"]
 ) -> tuple[Float[Tensor, "B L C//2"], Float[Tensor, "B L C//2"]]:
-    """Give the same in plain torch, on any device.
+    """Return the same in plain torch, on any device.
 
     As sums of shifted tokens, which a compiler fuses with what follows: torch's depthwise
     convolution takes 11 times as long as reading and writing the tokens does (H200).

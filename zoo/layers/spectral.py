@@ -32,7 +32,7 @@ def spectral_weight(
     raw: Float[Tensor, "1 1"],
     version: int = 2,
 ) -> Float[Tensor, "rows cols"]:
-    """Give the effective weight.
+    """Return the effective weight.
 
     Args:
         version: 1 for s = raw (the first checkpoints), 2 for s = softplus(raw) + 0.05.
@@ -110,7 +110,7 @@ class SpectralParts(nn.Module):
 def reparametrise(
     model: nn.Module, *, version: int = 2, scale_values: bool = True, glu: Iterable[str] = ()
 ) -> nn.Module:
-    """Give the linear layers of `model` their own spectral norms, in place.
+    """Return the linear layers of `model` their own spectral norms, in place.
 
     Hand over the blocks, not the patch embedding: that one keeps its weight.
 
@@ -168,7 +168,7 @@ def _scales(group: Mapping[str, Tensor]) -> list[dict[str, Tensor]]:
 
 
 def baked(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Give a state dict with the effective weights in place of the parametrised ones.
+    """Return a state dict with the effective weights in place of the parametrised ones.
 
     A part's rows are as many as its `u` has entries; rows that no part claims stay. Version 2 is
     told by a key `_sn_version`. A state dict without parametrisations comes back as it is.

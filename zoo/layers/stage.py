@@ -8,13 +8,13 @@ from jaxtyping import Float
 from timm.layers import DropPath, LayerScale, Mlp, calculate_drop_path_rates
 from torch import Tensor, nn
 
+from zoo.layers.checkpointed import checkpointed
 from zoo.layers.conv import ConvNorm
 from zoo.layers.gelu import GELU
-from zoo.layers.recompute import checkpointed
 
 
 def drop_path_rates(rate: float, depths: Sequence[int]) -> list[list[float]]:
-    """Give each block of each stage its drop path: from 0 at the first, linearly, to `rate`."""
+    """Return each block of each stage its drop path: from 0 at the first, linearly, to `rate`."""
     rates = calculate_drop_path_rates(rate, list(depths), stagewise=True)
     return cast(list[list[float]], rates)
 
@@ -74,7 +74,7 @@ class Stage(nn.Module):
         self.grad_checkpointing = False
 
     def run(self, block: nn.Module, *given: Any) -> Any:
-        """Give `block(*given)`; with `grad_checkpointing`, keeping only what it was given."""
+        """Return `block(*given)`; with `grad_checkpointing`, keeping only what it was given."""
         return checkpointed(block, *given) if self.grad_checkpointing else block(*given)
 
     def given(self) -> Iterable[Sequence[Tensor]]:

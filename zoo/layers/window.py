@@ -45,7 +45,7 @@ def from_windows(
 def padding_bias(
     x: Float[Tensor, "B C h w"], rows: int, cols: int, window: int
 ) -> Float[Tensor, "windows 1 1 N"] | None:
-    """Give a bias that hides what `pad_to_multiple` appended to a map of `rows` x `cols`.
+    """Return a bias that hides what `pad_to_multiple` appended to a map of `rows` x `cols`.
 
     For one image: -inf for the cells that fill up its windows, else 0; `None` if there are none.
     """

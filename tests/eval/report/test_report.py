@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from zoo.eval.report import build_report
 from zoo.eval.report.figures import fidelity_limits, short_number, shorten
 from zoo.eval.report.maps import save_maps
+from zoo.eval.report.page import build_report
 from zoo.eval.report.run_folder import read_run
 from zoo.eval.report.verdict import verdicts
 

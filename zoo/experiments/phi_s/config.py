@@ -119,7 +119,7 @@ class Set:
 
 
 def sets_of(config: PhiSExperiment) -> list[Set]:
-    """Give the set of all arms, and the pair that asks about the rotation."""
+    """Return the set of all arms, and the pair that asks about the rotation."""
     large = dict(depth=6, embed_dim=192, num_heads=3)
     small = dict(depth=3, embed_dim=96, num_heads=3)
     if config.tiny:

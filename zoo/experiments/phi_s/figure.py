@@ -13,7 +13,7 @@ Rows = Sequence[Mapping[str, Any]]
 
 
 def teachers_of(rows: Rows) -> list[str]:
-    """Give the teachers' labels, in order."""
+    """Return the teachers' labels, in order."""
     names = [key.partition("/")[2] for key in rows[0] if key.startswith("fidelity/")]
     return [name for name in names if name not in ("min", "geomean")]
 

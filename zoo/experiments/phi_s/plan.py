@@ -19,7 +19,7 @@ activations and losses wait for memory, not for arithmetic."""
 
 @torch.no_grad()
 def plan(config: PhiSExperiment) -> tuple[list[list[str]], float]:
-    """Give the rows of the table and the FLOPs of all training together."""
+    """Return the rows of the table and the FLOPs of all training together."""
     images = torch.zeros(1, 3, config.size, config.size, device="meta")
     teachers = networks(config)
     seen, widths = {}, {}

@@ -72,7 +72,7 @@ class Setting:
 
 
 def widths(teachers: Mapping[str, PretextTeacher]) -> dict[str, tuple[int | None, int | None]]:
-    """Give each teacher's summary and spatial width."""
+    """Return each teacher's summary and spatial width."""
     return {name: (t.summary_dim, t.spatial_dim) for name, t in teachers.items()}
 
 
@@ -256,7 +256,7 @@ def channel_errors(
     held: Pictures,
     size: int,
 ) -> dict[str, float]:
-    """Give the least and the largest variance of the error over a teacher's channels.
+    """Return the least and the largest variance of the error over a teacher's channels.
 
     `error/<t>/...` in the space in which the arm compares (2410.01680, table 5), and
     `unexplained/<t>/...` as a share of the variance that the channel itself has.

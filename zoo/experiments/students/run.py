@@ -165,7 +165,7 @@ class Setting:
         return autocast(self.config.place, self.device)
 
     def stream(self, seed: int, steps: int) -> Stream:
-        """Give the crops of a seed; both ways of learning see the same ones."""
+        """Return the crops of a seed; both ways of learning see the same ones."""
         return Stream(
             self.collection.train, self.crop, batch=self.config.batch, steps=steps,
             seed=mix(seed, 31),
@@ -212,7 +212,7 @@ def new_student(setting: Setting, family: str, seed: int, *, alone: bool) -> Stu
 def loss_of(
     student: Student, setting: Setting, *, alone: bool
 ) -> Callable[[Tensor, Tensor], Tensor]:
-    """Give what is minimised: the labels' cross-entropy, or the distance to all teachers."""
+    """Return what is minimised: the labels' cross-entropy, or the distance to all teachers."""
 
     def supervised(images: Tensor, labels: Tensor) -> Tensor:
         logits = cast(nn.Linear, student.classifier)(student.features(Batch(images)).summary)

@@ -27,7 +27,7 @@ def _statistics_at_rest(block: nn.Module) -> Iterator[None]:
 
 
 def checkpointed(block: nn.Module, *given: Any) -> Any:
-    """Give `block(*given)`, keeping only `given`; the backward pass runs the block again.
+    """Return `block(*given)`, keeping only `given`; the backward pass runs the block again.
 
     Batch norms see the batch once. Under plain `torch.utils.checkpoint` the second run would
     update their running statistics again; under `torch.compile`, which takes no contexts here,

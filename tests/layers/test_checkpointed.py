@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from zoo.layers.recompute import checkpointed
+from zoo.layers.checkpointed import checkpointed
 
 
 @pytest.fixture

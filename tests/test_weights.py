@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from zoo.checkpoint import check_keys, read_checkpoint, read_state
+from zoo.weights import check_keys, read_checkpoint, read_state
 
 
 class Precision(enum.Enum):
