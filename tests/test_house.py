@@ -30,7 +30,7 @@ CORE = tuple(
     f"zoo.train.{part}"
     for part in (
         "config", "device", "interrupt", "loop", "optim", "progress", "run", "state", "task",
-        "damp", "slices", "checkpoint",
+        "damp", "slices", "prefetch",
     )
 )  # fmt: skip
 """The training loop and what every task shares: no images, no teachers, no method."""
@@ -224,7 +224,7 @@ def test_no_file_has_a_name_that_says_nothing():
 
 
 def test_importing_the_package_imports_timm_and_nothing_heavy():
-    heavy = "transformers open_clip matplotlib sklearn skimage torchdata tyro mmdet xformers triton"
+    heavy = "transformers open_clip matplotlib sklearn skimage tyro mmdet xformers triton"
     code = (
         "import sys, time, timm; had = set(sys.modules); before = time.perf_counter(); import zoo; "
         f"new = set(sys.modules) - had; seconds = time.perf_counter() - before; "
