@@ -2,7 +2,7 @@
 # make test         set up, then run the tests that CI waits for
 # make test-fast    those of them that take under a few seconds each
 # make test-long    the tests that take longer than CI may wait for
-# make check        formatting, lint, types
+# make check        formatting, lint, types, and that the web site builds
 # make docs         the pages and the API as a web site in site/; a broken link is an error
 # make dist         the wheel and the sdist, in dist/
 # make clean        remove the environment and what was built
@@ -12,6 +12,8 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 DOCS_READY := $(VENV)/.docs-ready
 QUICKSTART := runs/quickstart
+# (mkdocs-material would speak of mkdocs 2; ruff, beside it, lays out the signatures)
+MKDOCS := PATH=$(abspath $(BIN)):$$PATH NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
 
 .PHONY: quickstart test test-fast test-long check docs dist clean
@@ -51,13 +53,14 @@ test-fast: $(READY)
 test-long: $(READY)
 	@$(PYTEST) -m long
 
-check: $(READY)
+check: $(DOCS_READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/basedpyright --pythonpath $(BIN)/python
+	$(MKDOCS)
 
 docs: $(DOCS_READY)
-	@$(BIN)/python -m mkdocs build --strict --quiet
+	@$(MKDOCS)
 	@echo "Open site/index.html."
 
 dist: $(READY)
