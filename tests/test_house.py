@@ -7,6 +7,8 @@ import sys
 from functools import cache
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parent.parent
 ROOMS = ("teachers", "students", "train", "eval")
 FAMILIES = ("zoo.eradio", "zoo.fastervit", "zoo.mambavision", "zoo.radio")
@@ -35,7 +37,9 @@ ROOT_ONLY = "zoo (itself)"
 
 # Who may import whom among our own modules; the longest prefix that fits a module decides.
 ARROWS: dict[str, tuple[str, ...]] = {
-    "zoo": ("zoo.rooms", "zoo.layers.compiler", "zoo.compiled_blocks", "zoo.safe_pickle", *FAMILIES),
+    "zoo": (
+        "zoo.rooms", "zoo.layers.compiler", "zoo.compiled_blocks", "zoo.safe_pickle", *FAMILIES,
+    ),
     "zoo.rooms": (),
     "zoo.__main__": ("zoo.cli",),
     "zoo.cli": ("zoo.train.interrupt", ROOT_ONLY),

@@ -18,11 +18,12 @@ needs_mkdocs = pytest.mark.skipif(
 @pytest.fixture
 def copy(tmp_path) -> Path:
     """A copy of the pages beside the same code, to break things in."""
-    shutil.copytree(ROOT / "docs", tmp_path / "docs")
-    for name in ("mkdocs.yml", "README.md", "CONTRIBUTING.md", "CHANGELOG.md"):
-        shutil.copy(ROOT / name, tmp_path / name)
-    for name in ("zoo", "teachers", "students", "train", "eval", "benchmarks"):
-        (tmp_path / name).symlink_to(ROOT / name)
+    pages = {"docs", *(path.name for path in ROOT.glob("*.md"))}
+    for path in ROOT.iterdir():
+        if path.name in pages:
+            (shutil.copytree if path.is_dir() else shutil.copy)(path, tmp_path / path.name)
+        elif path.name not in (".git", ".venv", "site"):
+            (tmp_path / path.name).symlink_to(path)
     return tmp_path
 
 
