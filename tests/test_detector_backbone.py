@@ -1,8 +1,5 @@
 """Our backbones inside transformers' detectors: they train, and they come back from a file."""
 
-import re
-from pathlib import Path
-
 import pytest
 import timm
 import torch
@@ -146,14 +143,3 @@ def test_what_the_backbone_cannot_give_is_refused():
         model(torch.randn(1, 3, 64, 64), output_hidden_states=True)
     with pytest.raises(ValueError, match="No backbone is named"):
         ZooBackbone(ZooBackboneConfig())
-
-
-def test_the_snippets_of_the_page_run(tmp_path, monkeypatch):
-    page = Path(__file__).parent.parent / "docs" / "detectors.md"
-    snippets = re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)
-    assert len(snippets) == 2
-    monkeypatch.chdir(tmp_path)
-    for snippet in snippets:
-        names: dict = {}
-        exec(compile(snippet, str(page), "exec"), names)
-        assert names["detector"]

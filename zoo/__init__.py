@@ -10,6 +10,7 @@ import timm
 import torch
 from torch import nn
 
+import zoo.rooms  # noqa: F401  a clone without symbolic links gets one clear error
 from zoo import eradio, fastervit, mambavision, radio
 from zoo.compiled_blocks import compile_blocks
 from zoo.layers.compiler import keep_strides

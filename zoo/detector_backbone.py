@@ -28,15 +28,12 @@ __all__ = ["ZooBackbone", "ZooBackboneConfig"]
 
 
 class ZooBackboneConfig(TimmBackboneConfig):
-    """Name a registered model (`backbone`), the levels to give (`out_indices`), and `options`.
-
-    Args:
-        options: Keywords of `timm.create_model`, plain values only: they are saved as JSON.
-    """
+    """Name a registered model (`backbone`), the levels to give (`out_indices`), and `options`."""
 
     model_type = "zoo_backbone"
 
     options: dict[str, Any] | None = None
+    """Keywords of `timm.create_model`, plain values only: they are saved as JSON."""
 
 
 class ZooBackbone(BackboneMixin, PreTrainedModel):
