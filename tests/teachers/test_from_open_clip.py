@@ -9,8 +9,8 @@ from PIL import Image
 from torch import Tensor
 
 from zoo.features import Batch
-from zoo.teachers import Teacher, open_teacher
-from zoo.teachers.teacher import fingerprint
+from zoo.teachers.open import open_teacher
+from zoo.teachers.teacher import Teacher, fingerprint
 
 open_clip = pytest.importorskip("open_clip", reason="open_clip is in the extra [teachers]")
 

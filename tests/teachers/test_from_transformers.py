@@ -11,9 +11,9 @@ from PIL import Image
 from torch import Tensor
 
 from zoo.features import Batch
-from zoo.teachers import Teacher, open_teacher
 from zoo.teachers.from_transformers import to_map
-from zoo.teachers.teacher import fingerprint
+from zoo.teachers.open import open_teacher
+from zoo.teachers.teacher import Teacher, fingerprint
 
 hf = pytest.importorskip("transformers", reason="transformers is in the extra [teachers]")
 

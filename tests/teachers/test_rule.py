@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from zoo.features import Batch
-from zoo.teachers import Teacher, open_teacher
+from zoo.teachers.open import open_teacher
 from zoo.teachers.rule import RULES, Edges
+from zoo.teachers.teacher import Teacher
 
 
 @pytest.mark.parametrize("name", RULES)

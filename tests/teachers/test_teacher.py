@@ -8,9 +8,10 @@ from torch import nn
 from zoo.features import Batch, Features
 from zoo.students.build import build_student
 from zoo.students.export import export_student
-from zoo.teachers import Teacher, TeacherName, open_teacher
 from zoo.teachers.from_torch import IMAGENET_MEAN, IMAGENET_STD, from_module
-from zoo.teachers.teacher import Frozen, bf16_weights, check_losses, fingerprint
+from zoo.teachers.name import TeacherName
+from zoo.teachers.open import open_teacher
+from zoo.teachers.teacher import Frozen, Teacher, bf16_weights, check_losses, fingerprint
 
 VIT = "timm:test_vit/random"
 

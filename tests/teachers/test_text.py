@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from zoo.features import Batch
-from zoo.teachers import open_teacher
+from zoo.teachers.open import open_teacher
 from zoo.teachers.text import BATCH, text_classifier
 
 open_clip = pytest.importorskip("open_clip", reason="open_clip is in the extra [teachers]")

@@ -15,7 +15,7 @@ from zoo.commands.distill import distill
 from zoo.features import Batch
 from zoo.students.build import build_student
 from zoo.students.export import export_student, load_export
-from zoo.teachers import open_teacher
+from zoo.teachers.open import open_teacher
 from zoo.train.config import Every, Optim
 from zoo.train.distill.config import Distill, Heads, TeacherSpec
 
