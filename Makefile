@@ -1,6 +1,7 @@
 # make quickstart   set up, then distil three teachers into a small student, on the CPU, in minutes
 # make test         set up, then run the tests
 # make check        formatting, lint, types
+# make models.json  count the models again: the table of zoo list, after a change of a family
 # make clean        remove the environment
 PYTHON ?= python3
 VENV := .venv
@@ -8,7 +9,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 QUICKSTART := runs/quickstart
 
-.PHONY: quickstart test test-fast check clean
+.PHONY: quickstart test test-fast check models.json clean
 .DEFAULT_GOAL := help
 
 help:
@@ -40,6 +41,9 @@ check: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/basedpyright --pythonpath $(BIN)/python
+
+models.json: $(READY)
+	$(BIN)/python -m zoo.commands.model_table
 
 clean:
 	rm -rf $(VENV)
