@@ -43,7 +43,7 @@ from zoo.eval.detect.draw import side_by_side
 from zoo.eval.detect.finding import find_objects, fitting
 from zoo.eval.detect.shapes import write_shapes
 from zoo.eval.detect.spec import Detector
-from zoo.eval.detect.training import Trainee, Training, train_steps
+from zoo.eval.detect.training import TrainState, Training, train_steps
 from zoo.eval.speed.models import environment
 
 MODELS = ("fastervit_0", "mambavision_t", "eradio_xxxtiny", "resnet50", "convnext_tiny")
@@ -88,7 +88,7 @@ def _measured(job: Job) -> dict[str, Any]:
     samples = Samples(train, spec.size, masks=True, keep=True)
     trained = time.perf_counter()
     found = []
-    for step in train_steps(Trainee(detector, training), samples, device=device):
+    for step in train_steps(TrainState(detector, training), samples, device=device):
         found.append(step["loss"])
         if time.perf_counter() - trained > job.seconds:
             break

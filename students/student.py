@@ -86,6 +86,11 @@ class Student(nn.Module):
         images = batch.at(size or self.size)
         return self.answer(images, mesa=True) if mesa else self.answer(images)
 
+    def no_weight_decay(self) -> set[str]:
+        """Name the parameters that the backbone exempts from weight decay."""
+        exempt = getattr(self.backbone, "no_weight_decay", set)()
+        return {f"backbone.{name}" for name in exempt}
+
     def with_folded_heads(self, fold: Mapping[str, Callable[..., nn.Linear]]) -> "Student":
         """Return a student whose spatial heads end in the teachers' own spaces.
 

@@ -8,6 +8,9 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, ClassVar, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
+Device = Literal["auto", "cpu", "cuda"]
+Precision = Literal["auto", "float32", "bf16", "float64"]
+
 
 @dataclass(frozen=True, kw_only=True)
 class Optim:
@@ -64,13 +67,17 @@ class Training:
     data: str = "embedded"
     batch: int = 32
     """Samples a step, over all slices."""
+    slices: int | Literal["auto"] = "auto"
+    """Equal parts of each batch that one process takes one after another, for batches that do not
+    fit the memory; each has randomness and batch statistics of its own. auto is 1."""
     steps: int = 1000
     out: Path = Path("runs/train")
     """Folder of the run; it must not exist yet."""
     seed: int = 0
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    precision: Literal["auto", "float32", "bf16"] = "auto"
-    """Autocast; auto is bf16 on CUDA and float32 elsewhere."""
+    device: Device = "auto"
+    precision: Precision = "auto"
+    """Autocast; auto is bf16 on CUDA and float32 elsewhere. float64, weights too, is for tests on
+    a CPU."""
     compile: bool = False
     workers: int = 0
     """Processes that read samples."""
@@ -81,6 +88,21 @@ class Training:
         for name in ("batch", "steps"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1.")
+        slices = self.num_slices
+        if slices < 1 or self.batch % slices:
+            fits = [n for n in range(1, self.batch + 1) if self.batch % n == 0]
+            near = sorted(sorted(fits, key=lambda n: abs(n - slices))[:3])
+            raise ValueError(
+                f"A batch of {self.batch} does not split into {slices} slices of equal size; "
+                f"{', '.join(map(str, near))} would do."
+            )
+        if self.precision == "float64" and self.device == "cuda":
+            raise ValueError("precision float64 is for tests on a CPU; give --device cpu with it.")
+
+    @property
+    def num_slices(self) -> int:
+        """The slices of each batch, `auto` resolved."""
+        return 1 if self.slices == "auto" else self.slices
 
 
 C = TypeVar("C", bound=Training)

@@ -101,6 +101,11 @@ class Run:
         with written_whole(self.path / name) as temporary:
             temporary.write_text(json.dumps(content, indent=2) + "\n")
 
+    def read_json(self, name: str) -> Any:
+        """Read a small file again; `None` if there is none."""
+        path = self.path / name
+        return json.loads(path.read_text()) if path.is_file() else None
+
     def log(self, kind: str, step: int, values: Mapping[str, Any]) -> None:
         """Append measured values to `metrics.jsonl`, and to TensorBoard where it is installed."""
         self._append("metrics.jsonl", dict(kind=kind, step=step, **values))

@@ -53,7 +53,7 @@ class Training:
             raise ValueError(f"layer_decay is {self.layer_decay}; give at most 1, which is none.")
 
 
-class Trainee:
+class TrainState:
     """A detector, its optimizer, and how far it has come."""
 
     def __init__(self, detector: Detector, config: Training):
@@ -127,7 +127,7 @@ def rate(step: int, config: Training) -> float:
 
 
 def train_steps(
-    trainee: Trainee, samples: Samples, *, device: torch.device
+    trainee: TrainState, samples: Samples, *, device: torch.device
 ) -> Iterator[dict[str, Tensor]]:
     """Train until `config.steps`; yield the losses of each step, on the device, and wait for none.
 

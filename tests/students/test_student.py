@@ -118,13 +118,13 @@ def test_folding_makes_the_heads_answer_in_the_teachers_own_space(kind, upsample
     student = tiny(kind=kind, hidden=16, upsample=upsample).eval()
     moments = Moments(16)
     moments.update(torch.randn(400, 16) * torch.logspace(-2, 1, 16) + torch.arange(16.0))
-    balance = fit("phi_s", moments)
+    normalizer = fit("phi_s", moments)
     batch = Batch(torch.rand(2, 3, 160, 160))
     with torch.no_grad():
         before = student(batch)["a"].spatial
-        folded = student.with_folded_heads({"a": partial(fold_inverse, balance=balance)})
+        folded = student.with_folded_heads({"a": partial(fold_inverse, normalizer=normalizer)})
         after = folded(batch)["a"].spatial
-    torch.testing.assert_close(after, balance.inverse(before), atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(after, normalizer.inverse(before), atol=1e-5, rtol=1e-4)
 
 
 def test_a_ladder_is_the_sum_of_one_small_mlp_for_each_block():

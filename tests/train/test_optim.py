@@ -14,11 +14,11 @@ def test_the_rate_rises_then_falls_along_half_a_cosine():
     assert rates[55] == pytest.approx(0.5)
 
 
-def test_norms_biases_and_what_the_backbone_exempts_are_not_decayed():
+def test_norms_biases_and_what_the_model_exempts_are_not_decayed():
     model = nn.Module()
     model.backbone = nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4))
     model.backbone.special = nn.Parameter(torch.ones(2, 2))
-    model.backbone.no_weight_decay = lambda: {"special"}
+    model.no_weight_decay = lambda: {"backbone.special"}
     decayed = {
         id(p): group["weight_decay"]
         for group in build_optimizer(model, Optim(weight_decay=0.3)).param_groups

@@ -21,7 +21,7 @@ from zoo.eval.detect.coco import CocoSplit, open_coco
 from zoo.eval.detect.detector import build_detector, save_detector
 from zoo.eval.detect.shapes import write_shapes
 from zoo.eval.detect.spec import Detector, Kind, Spec
-from zoo.eval.detect.training import Trainee, Training, train_steps
+from zoo.eval.detect.training import Training, TrainState, train_steps
 from zoo.eval.registry import Parts, Picture
 from zoo.students.build import read_options
 from zoo.train.distill.teachers import tensor_cores
@@ -129,7 +129,7 @@ def train_detector(config: Detect, *, resume: bool = False) -> dict[str, float]:
     train, val = open_splits(config, config.out / "data")
     spec = checked_spec(config, train.classes)
     torch.manual_seed(config.training.seed)
-    trainee = Trainee(build_detector(spec, pretrained=not resume).to(device), config.training)
+    trainee = TrainState(build_detector(spec, pretrained=not resume).to(device), config.training)
     config.out.mkdir(parents=True, exist_ok=True)
     run = Run(config.out)
     state = run.load() if resume else None
@@ -147,7 +147,7 @@ def train_detector(config: Detect, *, resume: bool = False) -> dict[str, float]:
 
 
 def _train(
-    trainee: Trainee, split: CocoSplit, config: Detect, run: Run, device: torch.device
+    trainee: TrainState, split: CocoSplit, config: Detect, run: Run, device: torch.device
 ) -> None:
     settings = config.training
     samples = Samples(
@@ -239,10 +239,10 @@ def print_plan(config: Detect) -> None:
     with tempfile.TemporaryDirectory() as place:
         train, val = open_splits(config, Path(place))
         spec = checked_spec(config, train.classes)
-        trainee = Trainee(build_detector(spec).to(device), config.training)
+        trainee = TrainState(build_detector(spec).to(device), config.training)
         samples = Samples(train.first(2 * config.training.batch), config.size, masks=spec.has_masks)
         # two steps of the real loop: there is no better estimate of a detector's speed
-        short = Trainee(trainee.detector, replace(config.training, steps=2, workers=0))
+        short = TrainState(trainee.detector, replace(config.training, steps=2, workers=0))
         times = [time.perf_counter() for _ in train_steps(short, samples, device=device)]
     seconds = times[1] - times[0]
     parts = (trainee.detector.backbone, trainee.detector)

@@ -9,7 +9,7 @@ from zoo.eval.detect.canvas import Samples
 from zoo.eval.detect.coco import open_coco
 from zoo.eval.detect.detector import build_detector, find_source
 from zoo.eval.detect.spec import Spec
-from zoo.eval.detect.training import Trainee, Training, parameter_groups, rate, train_steps
+from zoo.eval.detect.training import Training, TrainState, parameter_groups, rate, train_steps
 
 CPU = torch.device("cpu")
 
@@ -21,7 +21,7 @@ def trainee(name="eradio_nano", kind="faster_rcnn", **settings):
         width=16,
     )  # fmt: skip
     how = dict(steps=4, batch=2, lr=1e-3) | settings
-    return Trainee(build_detector(made), Training(**how))
+    return TrainState(build_detector(made), Training(**how))
 
 
 def samples(shapes):
