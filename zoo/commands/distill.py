@@ -5,7 +5,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
-from functools import partial
 from typing import Any
 
 import timm
@@ -36,7 +35,7 @@ from zoo.train.distill.calibrate import (
     read_normalizers,
 )
 from zoo.train.distill.config import Distill
-from zoo.train.distill.phi_s import fold_inverse
+from zoo.train.distill.fold import folded
 from zoo.train.distill.setup import Setup, check_same_teachers, new_student, prepare
 from zoo.train.distill.task import DistillTask
 from zoo.train.distill.teachers import optimize_run_teachers
@@ -146,15 +145,6 @@ def train_arm(
         ahead=config.overlap,
     )
     return state.best
-
-
-def folded(student: Student, normalizers: Normalizers) -> Student:
-    """Return the student with heads that answer in the teachers' own spaces."""
-    folds = {
-        name: partial(fold_inverse, normalizer=normalizer)
-        for name, normalizer in normalizers.items()
-    }
-    return student.with_folded_heads(folds)
 
 
 def log_evaluation(
