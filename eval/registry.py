@@ -178,7 +178,7 @@ class Subject:
         return bank, queries
 
 
-Run = Callable[[Subject, Any, Any], Iterable[Found]]
+BenchmarkFunction = Callable[[Subject, Any, Any], Iterable[Found]]
 
 
 class Benchmark(NamedTuple):
@@ -236,7 +236,7 @@ def find(names: Sequence[str]) -> list[str]:
     return list(dict.fromkeys(names))
 
 
-def load(name: str) -> tuple[Run, type[Any]]:
+def load(name: str) -> tuple[BenchmarkFunction, type[Any]]:
     """Import a benchmark: its function and the class of its settings.
 
     Raises:

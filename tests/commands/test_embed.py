@@ -44,7 +44,7 @@ def test_shards_hold_what_the_model_says_in_the_order_of_the_data(images, tmp_pa
     ]
     subject = open_subject("test_vit", EvalRequest(size=64))
     stored = load_features(tmp_path / "out")
-    for ours, theirs in zip(stored, subject.features(images), strict=True):
+    for ours, theirs in zip(stored, subject.extracted(images), strict=True):
         assert ours.keys == theirs.keys
         assert torch.equal(ours.labels, theirs.labels)
         # batches of another length take other paths through the products
