@@ -5,6 +5,7 @@
 # make check        formatting, lint, types, and that the web site builds
 # make docs         the pages and the API as a web site in site/; a broken link is an error
 # make dist         the wheel and the sdist, in dist/
+# make models.json  count the models again: the table of zoo list, after a change of a family
 # make clean        remove the environment and what was built
 PYTHON ?= python3
 VENV := .venv
@@ -16,7 +17,7 @@ QUICKSTART := runs/quickstart
 MKDOCS := PATH=$(abspath $(BIN)):$$PATH NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
 
-.PHONY: quickstart test test-fast test-long check docs dist clean
+.PHONY: quickstart test test-fast test-long check docs dist models.json clean
 .DEFAULT_GOAL := help
 
 help:
@@ -66,6 +67,9 @@ docs: $(DOCS_READY)
 dist: $(READY)
 	@rm -rf dist
 	@$(BIN)/python -m build --no-isolation --outdir dist .
+
+models.json: $(READY)
+	$(BIN)/python -m zoo.commands.model_table
 
 clean:
 	rm -rf $(VENV) site dist

@@ -34,7 +34,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # where zoo is not installed
 
-from zoo.eval.detect.benchmark import Detect, spec_of
+from zoo.eval.detect.benchmark import DetectSettings, spec_of
 from zoo.eval.detect.canvas import Samples
 from zoo.eval.detect.coco import CocoSplit, open_coco
 from zoo.eval.detect.coco_metric import coco_metrics, coco_results
@@ -43,7 +43,7 @@ from zoo.eval.detect.draw import side_by_side
 from zoo.eval.detect.finding import find_objects, fitting
 from zoo.eval.detect.shapes import write_shapes
 from zoo.eval.detect.spec import Detector
-from zoo.eval.detect.training import TrainState, Training, train_steps
+from zoo.eval.detect.training import Training, TrainState, train_steps
 from zoo.eval.speed.models import environment
 
 MODELS = ("fastervit_0", "mambavision_t", "eradio_xxxtiny", "resnet50", "convnext_tiny")
@@ -59,7 +59,7 @@ class Job:
     target: str
     seed: int
     data: Path
-    settings: Detect
+    settings: DetectSettings
     device: str
     pictures: Path | None
     seconds: float = math.inf
@@ -209,7 +209,7 @@ def jobs_of(args: argparse.Namespace, folder: Path) -> list[Job]:
     training = Training(
         steps=args.steps, batch=args.batch, lr=args.lr, precision=args.precision, warmup=0.1
     )
-    settings = Detect(size=args.size, width=args.width, training=training)
+    settings = DetectSettings(size=args.size, width=args.width, training=training)
     named = [model.rpartition("=")[::2] for model in args.models]
     pictures = args.out.with_suffix("") if args.out else None
     if pictures:
@@ -272,8 +272,8 @@ def main() -> None:
             for done in as_completed(running):
                 row = _row(done, running[done])
                 rows.append(row)
-                told = row.get("error") or {k: round(v, 1) for k, v in row["scores"].items()}
-                print(f"{len(rows)}/{len(jobs)} {row['model']} seed {row['seed']}: {told}")
+                summary = row.get("error") or {k: round(v, 1) for k, v in row["scores"].items()}
+                print(f"{len(rows)}/{len(jobs)} {row['model']} seed {row['seed']}: {summary}")
                 if args.out:
                     args.out.write_text(json.dumps({**about, "rows": rows}, indent=1) + "\n")
     order = [job.label for job in jobs]

@@ -56,17 +56,17 @@ def write_images(file: Path, count: int, side: int) -> None:
     )
 
 
-def main(asked: Rate) -> None:
+def main(args: Rate) -> None:
     """Embed, and print both speeds."""
     with tempfile.TemporaryDirectory() as place:
         data = Path(place) / "images"
         data.mkdir()
-        write_images(data / "train.npz", asked.images, asked.side)
-        write_images(data / "val.npz", DISTINCT, asked.side)
+        write_images(data / "train.npz", args.images, args.side)
+        write_images(data / "val.npz", DISTINCT, args.side)
         embed(
             Embed(
-                data=data, out=Path(place) / "features", model=asked.model, batch=asked.batch,
-                workers=asked.workers, rows=asked.rows, precision=asked.precision, bench=True,
+                data=data, out=Path(place) / "features", model=args.model, batch=args.batch,
+                workers=args.workers, rows=args.rows, precision=args.precision, bench=True,
             )
         )  # fmt: skip
 

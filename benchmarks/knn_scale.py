@@ -46,18 +46,18 @@ class Scale:
     """Write this JSON file."""
 
 
-def features(count: int, asked: Scale, place: torch.device, seed: int) -> tuple[Tensor, Tensor]:
+def features(count: int, args: Scale, place: torch.device, seed: int) -> tuple[Tensor, Tensor]:
     """Make rows of known classes, part by part."""
     draws = torch.Generator(place).manual_seed(seed)
-    centres = torch.randn(asked.classes, asked.dim, device=place,
+    centres = torch.randn(args.classes, args.dim, device=place,
                           generator=torch.Generator(place).manual_seed(99))  # fmt: skip
-    labels = torch.randint(asked.classes, (count,), device=place, generator=draws)
+    labels = torch.randint(args.classes, (count,), device=place, generator=draws)
     rows = torch.empty(
-        count, asked.dim, device=place, dtype=torch.float32 if asked.single else torch.float16
+        count, args.dim, device=place, dtype=torch.float32 if args.single else torch.float16
     )
     for some, known in zip(rows.split(ROWS_AT_ONCE), labels.split(ROWS_AT_ONCE), strict=True):
-        noise = torch.randn(len(some), asked.dim, device=place, generator=draws)
-        some.copy_(centres[known] + asked.noise * noise)
+        noise = torch.randn(len(some), args.dim, device=place, generator=draws)
+        some.copy_(centres[known] + args.noise * noise)
     return rows, labels
 
 
@@ -66,25 +66,23 @@ def timed(
 ) -> tuple[float, float]:
     """Return the accuracy and the seconds of one classification."""
     began = time.perf_counter()
-    said = predict_knn(bank, labels, queries, truth, device=device)
-    right = 100 * float((said.cpu() == truth.cpu()).double().mean())  # waits for the device
+    predicted = predict_knn(bank, labels, queries, truth, device=device)
+    right = 100 * float((predicted.cpu() == truth.cpu()).double().mean())  # waits for the device
     return right, time.perf_counter() - began
 
 
-def main(asked: Scale) -> dict:
+def main(args: Scale) -> dict:
     """Measure once, and print what it took."""
-    if asked.threads:
-        torch.set_num_threads(asked.threads)
+    if args.threads:
+        torch.set_num_threads(args.threads)
     has_gpu = torch.cuda.is_available()
-    device = torch.device(
-        ("cuda" if has_gpu else "cpu") if asked.device == "auto" else asked.device
-    )
+    device = torch.device(("cuda" if has_gpu else "cpu") if args.device == "auto" else args.device)
     on_gpu = device.type == "cuda"
-    count = asked.queries or (IMAGENET_VAL if on_gpu else 500)
+    count = args.queries or (IMAGENET_VAL if on_gpu else 500)
     bank, labels = features(
-        asked.rows, asked, device if asked.bank_on == "device" else torch.device("cpu"), 0
+        args.rows, args, device if args.bank_on == "device" else torch.device("cpu"), 0
     )
-    queries, truth = features(count, asked, bank.device, 1)
+    queries, truth = features(count, args, bank.device, 1)
     if on_gpu:
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
@@ -97,17 +95,17 @@ def main(asked: Scale) -> dict:
         walk = max(0.0, less - few * (seconds - less) / max(1, count - few))
     peak = torch.cuda.max_memory_allocated() if on_gpu else _resident()
     found = dict(
-        rows=asked.rows, queries=count, dim=asked.dim, classes=asked.classes, noise=asked.noise,
+        rows=args.rows, queries=count, dim=args.dim, classes=args.classes, noise=args.noise,
         dtype=str(bank.dtype), device=device.type, bank_on=str(bank.device), seconds=seconds,
         walk_seconds=walk, queries_per_s=count / (seconds - walk),
         imagenet_minutes=(walk + IMAGENET_VAL * (seconds - walk) / count) / 60,
-        tflops=2 * asked.rows * count * asked.dim / seconds / 1e12, features_gib=held / 2**30,
+        tflops=2 * args.rows * count * args.dim / seconds / 1e12, features_gib=held / 2**30,
         peak_gib=peak / 2**30, top1=right,
     )  # fmt: skip
     for name, value in found.items():
         print(f"{name:>18}  {value:,.3f}" if isinstance(value, float) else f"{name:>18}  {value}")
-    if asked.out:
-        asked.out.write_text(json.dumps({**environment(), **found}, indent=1) + "\n")
+    if args.out:
+        args.out.write_text(json.dumps({**environment(), **found}, indent=1) + "\n")
     return found
 
 

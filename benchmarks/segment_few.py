@@ -26,7 +26,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw
 
-from zoo.eval.dense.segment import Segment, segment
+from zoo.eval.dense.segment import SegmentSettings, segment
 from zoo.eval.dense.segment_data import open_segments
 from zoo.eval.registry import Picture, Scores, Subject
 from zoo.eval.subject import open_student
@@ -35,7 +35,7 @@ from zoo.students.build import build_student
 from zoo.students.student import Student
 
 TINY = ("eradio_nano", "resnet18")
-TINY_SETTINGS = Segment(crop=64, stride=48, steps=6, batch=2, pictures=1)
+TINY_SETTINGS = SegmentSettings(crop=64, stride=48, steps=6, batch=2, pictures=1)
 MEASURES = ("segment/miou", "segment/mean_accuracy", "segment/pixel_accuracy")
 LABEL = 16
 """Pixels of a line of text in the picture."""
@@ -57,7 +57,12 @@ def models(targets: Sequence[str], size: int | None) -> Iterator[tuple[str, Stud
 
 
 def measure(
-    name: str, student: Student, data: Path, settings: Segment, seed: int, device: torch.device
+    name: str,
+    student: Student,
+    data: Path,
+    settings: SegmentSettings,
+    seed: int,
+    device: torch.device,
 ) -> tuple[dict[str, float], Picture | None, float]:
     """Return the numbers of one model and seed, one picture, and the seconds it took."""
     began = time.perf_counter()
@@ -122,7 +127,7 @@ def mosaic(shown: dict[str, Picture]) -> Image.Image:
 def compare(
     targets: Sequence[str],
     data: Path,
-    settings: Segment,
+    settings: SegmentSettings,
     *,
     seeds: int,
     size: int | None,
@@ -183,7 +188,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if not args.targets or args.data is None:
             parser.error("name models and --data, or ask for --tiny")
         names = ("steps", "batch", "crop", "stride", "lr", "workers")
-        settings = Segment(**{name: getattr(args, name) for name in names}, pictures=1)
+        settings = SegmentSettings(**{name: getattr(args, name) for name in names}, pictures=1)
         targets, seeds, size = args.targets, args.seeds, args.size
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     with tempfile.TemporaryDirectory() as made:

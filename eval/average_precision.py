@@ -74,13 +74,13 @@ def _interpolated(
     The precision at a recall is the best one at it or beyond, which some right prediction has:
     only they are looked at.
     """
-    total, seen = np.zeros(len(ranking)), np.zeros(0)
+    total, counted_so_far = np.zeros(len(ranking)), np.zeros(0)
     for t in range(right.shape[1]):
         if not t or (counted[:, t] != counted[:, t - 1]).any():
-            seen = np.cumsum(ranking * counted[:, t], axis=1)
+            counted_so_far = np.cumsum(ranking * counted[:, t], axis=1)
         hits = np.flatnonzero(right[:, t])
         found = np.cumsum(ranking[:, hits], axis=1)
-        precision = found / (seen[:, hits] + np.spacing(1))
+        precision = found / (counted_so_far[:, hits] + np.spacing(1))
         best = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
         recall = found / np.maximum(objects, 1)[:, None]
         read = np.searchsorted(RECALLS, recall, side="right")

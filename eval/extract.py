@@ -46,9 +46,9 @@ def extract(model: Callable[[Batch], Features], batches: Iterable[Batch]) -> Ext
     return Extracted(torch.cat(summaries), torch.cat(labels) if labels else None, keys)
 
 
-def _summary(seen: Features) -> Float[Tensor, "B D"]:
-    if seen.summary is not None:
-        return seen.summary
-    if seen.spatial is None:
+def _summary(features: Features) -> Float[Tensor, "B D"]:
+    if features.summary is not None:
+        return features.summary
+    if features.spatial is None:
         raise ValueError("The model gave neither a summary nor a spatial map; one is needed.")
-    return seen.spatial.float().mean(dim=(1, 2))
+    return features.spatial.float().mean(dim=(1, 2))

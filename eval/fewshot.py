@@ -16,7 +16,7 @@ from zoo.eval.registry import Found, Scores, Subject
 
 
 @dataclass(frozen=True, kw_only=True)
-class Fewshot:
+class FewshotSettings:
     """Which labels are drawn, how often, and how strongly the classifier is held back."""
 
     shots: tuple[int, ...] = (1, 5, 10)
@@ -27,7 +27,7 @@ class Fewshot:
     """Of the L2 penalty: there is nothing to choose it on."""
 
 
-def fewshot(subject: Subject, data: Path, settings: Fewshot) -> Iterator[Found]:
+def fewshot(subject: Subject, data: Path, settings: FewshotSettings) -> Iterator[Found]:
     """Fit a linear classifier to n images a class, several times; yield mean and interval.
 
     `fewshot/n/top1` is the mean over draws, `fewshot/n/low` and `/high` the 95 % interval of that
@@ -51,15 +51,19 @@ def fewshot(subject: Subject, data: Path, settings: Fewshot) -> Iterator[Found]:
             f"{settings.shots}."
         )
     summaries = bank.summaries.to(subject.device)
-    labels, asked = bank.labels.to(subject.device), queries.summaries.to(subject.device)
+    labels, query_summaries = bank.labels.to(subject.device), queries.summaries.to(subject.device)
     for n in shots:
         right = []
         for draw in range(settings.draws):
             rows = drawn(bank.labels, n, seed=subject.seed * 1000 + draw).to(subject.device)
-            said = predict_linear(
-                summaries[rows], labels[rows], asked, queries.labels, strengths=(settings.strength,)
+            predicted = predict_linear(
+                summaries[rows],
+                labels[rows],
+                query_summaries,
+                queries.labels,
+                strengths=(settings.strength,),
             )
-            right.append((said.cpu() == queries.labels.cpu()).numpy())
+            right.append((predicted.cpu() == queries.labels.cpu()).numpy())
         yield f"fewshot/{n}/top1", Scores(queries.keys, np.mean(right, axis=0))
         low, high = interval([100 * float(one.mean()) for one in right])
         if settings.draws > 1:

@@ -59,9 +59,9 @@ def _geometric_mean(values: list[float]) -> float:
 @torch.inference_mode()
 def _tally(student, teachers, batches) -> dict[str, "_Tally"]:
     tallies = {name: _Tally() for name in teachers}
-    seen = False
+    is_empty = True
     for batch in batches:
-        seen = True
+        is_empty = False
         ours = student(batch)
         for name, teacher in teachers.items():
             if name not in ours:
@@ -69,7 +69,7 @@ def _tally(student, teachers, batches) -> dict[str, "_Tally"]:
                     f"The student has no head for {name!r}; it has {', '.join(map(repr, ours))}."
                 )
             tallies[name].add(ours[name], teacher(batch), name)
-    if not seen:
+    if is_empty:
         raise ValueError("There are no held-out images to compare on: no batch came.")
     return tallies
 

@@ -20,27 +20,27 @@ BANK_ROWS_AT_ONCE = 2**16
 
 
 @dataclass(frozen=True, kw_only=True)
-class Knn:
+class KnnSettings:
     """The protocol of DINO and AM-RADIO, unless told otherwise."""
 
     k: int = 20
     temperature: float = 0.07
 
 
-def measure(subject: Subject, data: Path, settings: Knn) -> Iterator[Found]:
+def measure(subject: Subject, data: Path, settings: KnnSettings) -> Iterator[Found]:
     """Yield `knn/top1` of a model's summaries."""
     bank, queries = subject.extracted(data)
     assert bank.labels is not None and queries.labels is not None
-    said = predict_knn(
+    predicted = predict_knn(
         bank.summaries, bank.labels, queries.summaries, queries.labels,
         k=settings.k, temperature=settings.temperature, device=subject.device,
     )  # fmt: skip
-    yield "knn/top1", scored(said, queries.labels, queries.keys)
+    yield "knn/top1", scored(predicted, queries.labels, queries.keys)
 
 
-def scored(said: Int[Tensor, " m"], truth: Int[Tensor, " m"], keys: list[str]) -> Scores:
+def scored(predicted: Int[Tensor, " m"], truth: Int[Tensor, " m"], keys: list[str]) -> Scores:
     """Return the accuracy of answers, image by image."""
-    return Scores(keys, (said.cpu() == truth.cpu()).numpy().astype(np.uint8))
+    return Scores(keys, (predicted.cpu() == truth.cpu()).numpy().astype(np.uint8))
 
 
 def knn(
@@ -57,10 +57,13 @@ def knn(
 
     See `predict_knn` for how.
     """
-    said = predict_knn(
+    predicted = predict_knn(
         bank, bank_labels, queries, query_labels, k=k, temperature=temperature, device=device
     )
-    yield "knn/top1", 100 * int((said == query_labels.to(said.device)).sum()) / len(queries)
+    yield (
+        "knn/top1",
+        100 * int((predicted == query_labels.to(predicted.device)).sum()) / len(queries),
+    )
 
 
 def predict_knn(
@@ -99,11 +102,11 @@ def predict_knn(
     weight = ((near - near[:, :1]).double() / temperature).exp()
     bank_labels = bank_labels.to(device)
     rows = max(1, SIMILARITIES_AT_ONCE // classes)
-    said = [
+    predicted = [
         some.new_zeros(len(some), classes).scatter_add_(1, bank_labels[at], some).argmax(dim=-1)
         for some, at in zip(weight.split(rows), where.split(rows), strict=True)
     ]
-    return torch.cat(said)
+    return torch.cat(predicted)
 
 
 def _nearest(

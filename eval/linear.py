@@ -23,7 +23,7 @@ Solver = Literal["lbfgs", "ridge", "sgd"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Linear:
+class LinearSettings:
     """How the linear classifier is fitted; what is swept is chosen on a tenth of the bank."""
 
     solvers: tuple[Solver, ...] = ("lbfgs",)
@@ -41,23 +41,25 @@ class Linear:
     """Learning rates of SGD at a batch of 256; they grow with the batch."""
 
 
-def measure(subject: Subject, data: Path, settings: Linear) -> Iterator[Found]:
+def measure(subject: Subject, data: Path, settings: LinearSettings) -> Iterator[Found]:
     """Yield `linear/top1` of a model's summaries, and `linear_ridge/top1`, `linear_sgd/top1`."""
     bank, queries = (_on(side, subject.device) for side in subject.extracted(data))
     assert bank.labels is not None and queries.labels is not None
     sets = bank.summaries, bank.labels, queries.summaries, queries.labels
     for solver in settings.solvers:
         if solver == "lbfgs":
-            said = predict_linear(*sets, strengths=settings.strengths, max_steps=settings.max_steps)
+            predicted = predict_linear(
+                *sets, strengths=settings.strengths, max_steps=settings.max_steps
+            )
         elif solver == "ridge":
-            said = ridge_classes(*sets, strengths=settings.strengths)
+            predicted = predict_ridge(*sets, strengths=settings.strengths)
         else:
-            said = sgd_classes(
+            predicted = predict_sgd(
                 *sets, rates=settings.rates, epochs=settings.epochs, batch=settings.batch,
                 least_steps=settings.least_steps, seed=subject.seed,
             )  # fmt: skip
         name = "linear" if solver == "lbfgs" else f"linear_{solver}"
-        yield f"{name}/top1", scored(said, queries.labels, queries.keys)
+        yield f"{name}/top1", scored(predicted, queries.labels, queries.keys)
 
 
 def _on(side: Extracted, device: torch.device) -> Extracted:
@@ -78,10 +80,13 @@ def linear_probe(
 
     See `predict_linear` for how.
     """
-    said = predict_linear(
+    predicted = predict_linear(
         bank, bank_labels, queries, query_labels, strengths=strengths, max_steps=max_steps
     )
-    yield "linear/top1", 100 * int((said == query_labels.to(said.device)).sum()) / len(queries)
+    yield (
+        "linear/top1",
+        100 * int((predicted == query_labels.to(predicted.device)).sum()) / len(queries),
+    )
 
 
 def predict_linear(
@@ -116,7 +121,7 @@ def predict_linear(
     if len(strengths) > 1:
         strength = _best_strength(bank, labels, classes, strengths, max_steps)
     weights = _fit(bank, labels, bank.new_zeros(bank.shape[1] + 1, classes), strength, max_steps)
-    return said_by(weights, queries, standardise)
+    return predict_rows(weights, queries, standardise)
 
 
 def _check_strengths(strengths: Sequence[float]) -> None:
@@ -144,7 +149,7 @@ def standardised(
     return standardise(bank), labels.to(bank.device), standardise
 
 
-def said_by(
+def predict_rows(
     weights: Float[Tensor, "D+1 classes"], queries: Tensor, standardise: Standardise
 ) -> Int[Tensor, " m"]:
     """Return the class of the largest logit of each query."""
@@ -154,7 +159,7 @@ def said_by(
     )
 
 
-def ridge_classes(
+def predict_ridge(
     bank: Float[Tensor, "n D"],
     bank_labels: Int[Tensor, " n"],
     queries: Float[Tensor, "m D"],
@@ -185,7 +190,7 @@ def ridge_classes(
             found.append((int(right), one))
         strength = max(found)[1]
     ((_, weights),) = _ridge(bank, labels, classes, [strength])
-    return said_by(weights, queries, standardise)
+    return predict_rows(weights, queries, standardise)
 
 
 def _ridge(
@@ -280,7 +285,7 @@ def _fit(x: Tensor, labels: Tensor, start: Tensor, strength: float, max_steps: i
 MOMENTUM = 0.9
 
 
-def sgd_classes(
+def predict_sgd(
     bank: Float[Tensor, "n D"],
     bank_labels: Int[Tensor, " n"],
     queries: Float[Tensor, "m D"],
@@ -322,11 +327,11 @@ def sgd_classes(
         truth = labels[held].expand(len(rates), -1)
         right = (logits.argmax(dim=-1) == truth).double().mean(dim=1)
         loss = F.cross_entropy(logits.transpose(1, 2), truth, reduction="none").mean(dim=1)
-        told = zip(right.tolist(), (-loss.nan_to_num(torch.inf)).tolist(), rates, strict=True)
-        rate = max(told)[2]  # of equally good ones the surer
+        ranked = zip(right.tolist(), (-loss.nan_to_num(torch.inf)).tolist(), rates, strict=True)
+        rate = max(ranked)[2]  # of equally good ones the surer
     epochs = _epochs(len(bank), batch, epochs, least_steps)
     weights = _train(bank, labels, classes, [rate], epochs, batch, seed)
-    return said_by(weights[0], queries, standardise)
+    return predict_rows(weights[0], queries, standardise)
 
 
 def _epochs(rows: int, batch: int, epochs: int, least_steps: int) -> int:

@@ -17,7 +17,7 @@ COUNTS_AT_ONCE = 2**22
 
 
 @dataclass(frozen=True, kw_only=True)
-class Paired:
+class PairedDifference:
     """Theirs minus ours in points, and where 95 % of the bootstrap draws of images lie."""
 
     measure: str
@@ -115,7 +115,7 @@ def _order(ours: Sequence[str], theirs: Sequence[str]) -> np.ndarray:
     return np.array([where[key] for key in ours])
 
 
-def compare(first: Sequence[Record], second: Sequence[Record]) -> list[Paired]:
+def compare(first: Sequence[Record], second: Sequence[Record]) -> list[PairedDifference]:
     """Compare two models benchmark by benchmark, where both were measured in the same way.
 
     Raises:
@@ -124,12 +124,12 @@ def compare(first: Sequence[Record], second: Sequence[Record]) -> list[Paired]:
     theirs = {record.case: record for record in second}
     pairs = [(record, theirs[record.case]) for record in first if record.case in theirs]
     if not pairs:
-        told = " and ".join(
+        sides = " and ".join(
             ", ".join(sorted({f"{r.benchmark} on {r.data}" for r in side}))
             for side in (first, second)
         )
         raise ValueError(
-            f"The two share no benchmark with the same data and settings: there are {told}."
+            f"The two share no benchmark with the same data and settings: there are {sides}."
         )
     rows = []
     for ours, other in pairs:
@@ -142,7 +142,7 @@ def compare(first: Sequence[Record], second: Sequence[Record]) -> list[Paired]:
             if name in scores and name in others:
                 ends = paired_bootstrap(scores[name], others[name])
             rows.append(
-                Paired(
+                PairedDifference(
                     measure=name, data=Path(ours.data).name if ours.data else "", first=value,
                     second=against, low=ends[0], high=ends[1],
                     images=len(scores[name].keys) if ends[0] is not None else None,

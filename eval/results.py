@@ -148,8 +148,10 @@ def _slug(text: str) -> str:
 
 
 def _identity(record: Record) -> str:
-    told = f"{record.case} {record.weights_hash} {record.model} {record.precision} {record.seed}"
-    return hashlib.sha256(told.encode()).hexdigest()[:10]
+    identity = (
+        f"{record.case} {record.weights_hash} {record.model} {record.precision} {record.seed}"
+    )
+    return hashlib.sha256(identity.encode()).hexdigest()[:10]
 
 
 def read(path: Path) -> list[Record]:

@@ -26,7 +26,7 @@ FOLDERS = ("val", "val2017", "images", "test", ".")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Retrieval:
+class RetrievalSettings:
     """Whose text tower, through which head, and which captions."""
 
     teacher: str = ""
@@ -39,7 +39,7 @@ class Retrieval:
     """The folder of its images; found beside it if not given."""
 
 
-def retrieval(subject: Subject, data: Path, settings: Retrieval) -> Iterator[Found]:
+def retrieval(subject: Subject, data: Path, settings: RetrievalSettings) -> Iterator[Found]:
     """Yield recall among the 1, 5 and 10 most similar, both ways, per cent.
 
     An image finds its text if any one of its captions is among them.
@@ -105,9 +105,9 @@ def read_captions(
     """
     file = Path(captions) if captions else _captions_of(data)
     try:
-        told = json.loads(file.read_text())
-        names = {image["id"]: image["file_name"] for image in told["images"]}
-        pairs = [(entry["image_id"], entry["caption"].strip()) for entry in told["annotations"]]
+        content = json.loads(file.read_text())
+        names = {image["id"]: image["file_name"] for image in content["images"]}
+        pairs = [(entry["image_id"], entry["caption"].strip()) for entry in content["annotations"]]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(
             f"{file} holds no captions in COCO's form (images with id and file_name, annotations "

@@ -54,19 +54,19 @@ def is_run_folder(folder: Path) -> bool:
     return (folder / "config.json").is_file() and (folder / "export").is_dir()
 
 
-def open_subject(target: str | None, asked: EvalRequest) -> Subject:
+def open_subject(target: str | None, request: EvalRequest) -> Subject:
     """Build or load the model under test; only its stored features where those are given.
 
     Raises:
         ValueError: the target is unknown, or there is none.
     """
     shared: dict[str, Any] = dict(
-        device=asked.device, precision=asked.precision, batch=asked.batch, seed=asked.seed
+        device=request.device, precision=request.precision, batch=request.batch, seed=request.seed
     )
-    if asked.features is not None:
+    if request.features is not None:
         from zoo.eval.stored import about_features, load_features
 
-        about, place = about_features(asked.features), asked.features
+        about, place = about_features(request.features), request.features
 
         def stored(_: Path) -> tuple[Extracted, Extracted]:
             return load_features(place)
@@ -75,17 +75,17 @@ def open_subject(target: str | None, asked: EvalRequest) -> Subject:
     if target is None:
         raise ValueError("Name what to measure: a run, an export or a registered model.")
     trained = is_detector(Path(target))
-    if trained and set(asked.on) != {"detect"}:
+    if trained and set(request.on) != {"detect"}:
         raise ValueError(f"{target} is a trained detector; measure it with --on detect alone.")
     with torch.random.fork_rng(devices=[]):  # weights that are drawn are the same ones again
-        torch.manual_seed(asked.seed)
-        student = detector_backbone(trained) if trained else open_student(target, asked.size)
-    student = student.to(asked.device)
+        torch.manual_seed(request.seed)
+        student = detector_backbone(trained) if trained else open_student(target, request.size)
+    student = student.to(request.device)
 
     splits = cache(partial(open_splits, held_out=0.2))  # here: another call may see other files
 
-    def open_part(data: Path, split: Split) -> "_Part":
-        return _Part(splits(data)[0 if split == "train" else 1], student, asked)
+    def open_part(data: Path, split: Split) -> "_Images":
+        return _Images(splits(data)[0 if split == "train" else 1], student, request)
 
     return Subject(name=target, made=student, open=open_part, **shared)
 
@@ -123,11 +123,11 @@ def detector_backbone(folder: Path) -> Student:
     return student
 
 
-class _Part:
+class _Images:
     """One part of labelled images, as `Subject.open` gives it."""
 
-    def __init__(self, source: Source, student: Student, asked: EvalRequest):
-        self.source, self.student, self.asked = source, student, asked
+    def __init__(self, source: Source, student: Student, request: EvalRequest):
+        self.source, self.student, self.request = source, student, request
 
     @property
     def classes(self) -> Sequence[str]:
@@ -137,14 +137,14 @@ class _Part:
         return len(self.source)
 
     def __iter__(self) -> Iterator[Batch]:
-        asked = self.asked
+        request = self.request
         images = eval_batches(
-            self.source, max(self.student.size), asked.batch, workers=asked.workers,
-            pin=asked.device.type == "cuda",
+            self.source, max(self.student.size), request.batch, workers=request.workers,
+            pin=request.device.type == "cuda",
         )  # fmt: skip
-        total = -(-len(self.source) // asked.batch)
+        total = -(-len(self.source) // request.batch)
         for some in track(images, "extract", total=total, transient=True):
-            yield some.to(asked.device)
+            yield some.to(request.device)
 
 
 def about_model(student: Student) -> dict[str, Any]:

@@ -25,7 +25,7 @@ PLAIN = ("a photo of a {}.",)
 
 
 @dataclass(frozen=True, kw_only=True)
-class ZeroShot:
+class ZeroShotSettings:
     """Whose text tower, through which head."""
 
     teacher: str = ""
@@ -36,7 +36,7 @@ class ZeroShot:
     """open_clip's 80 or 7 sentences for ImageNet, or "a photo of a ..." alone."""
 
 
-def zeroshot(subject: Subject, data: Path, settings: ZeroShot) -> Iterator[Found]:
+def zeroshot(subject: Subject, data: Path, settings: ZeroShotSettings) -> Iterator[Found]:
     """Classify held-out images by their cosine with embedded class names (2103.00020 §3.1).
 
     Names are those of `classes.json`, else of the folders; ImageNet's wnids become the names that
@@ -123,12 +123,12 @@ def through_head(subject: Subject, label: str) -> Callable[[Batch], Features]:
     @torch.no_grad()
     def features(batch: Batch) -> Features:
         with subject.autocast():
-            seen = subject.student(batch)[label]
-        if seen.summary is None:
+            out = subject.student(batch)[label]
+        if out.summary is None:
             raise ValueError(
                 f"The head {label!r} of {subject.name} gives no summary to compare with texts."
             )
-        return Features(seen.summary, None)
+        return Features(out.summary, None)
 
     return features
 

@@ -7,8 +7,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import torch
-
 
 @contextlib.contextmanager
 def written_whole(path: str | Path) -> Iterator[Path]:
@@ -38,12 +36,17 @@ def _umask() -> int:
     return mask
 
 
-def save_whole(content: Any, path: str | Path, save: Callable = torch.save) -> None:
+def save_whole(content: Any, path: str | Path, save: Callable | None = None) -> None:
     """Write `content` with `save(content, path)`, whole or not at all.
+
+    Args:
+        save: `torch.save` unless given.
 
     Raises:
         OSError: as `written_whole`; torch's own failure to write is turned into one.
     """
+    if save is None:
+        from torch import save  # names of folders are asked for without it
     try:
         with written_whole(path) as temporary:
             save(content, temporary)

@@ -19,7 +19,7 @@ from zoo.features import Batch, at_grid
 
 
 @dataclass(frozen=True, kw_only=True)
-class Correspondence:
+class CorrespondenceSettings:
     """Which pairs are matched, and how finely."""
 
     layout: Literal["auto", "spair", "warps"] = "auto"
@@ -39,7 +39,7 @@ class Correspondence:
             raise ValueError("finer, points and the number of thresholds must be at least 1.")
 
 
-class Pair(NamedTuple):
+class ImagePair(NamedTuple):
     """Two images, and points that belong together, in pixels as column and row."""
 
     source: Path
@@ -52,7 +52,9 @@ class Pair(NamedTuple):
     """The larger side of the object in the target."""
 
 
-def correspondence(subject: Subject, data: Path, settings: Correspondence) -> Iterator[Found]:
+def correspondence(
+    subject: Subject, data: Path, settings: CorrespondenceSettings
+) -> Iterator[Found]:
     """Yield the percentage of points that are found (PCK), at each threshold.
 
     A point's feature, bilinear in the source's map, is found where its cosine with the target's map
@@ -87,12 +89,12 @@ def match(
 ) -> Float[Tensor, "B p 2"]:
     """Find points of one map in another; both as shares of the image, column and row."""
     at = (2 * points - 1)[:, :, None]
-    asked = F.grid_sample(
+    features = F.grid_sample(
         source.float().permute(0, 3, 1, 2), at, padding_mode="border", align_corners=False
     )[..., 0]
     rows, cols = target.shape[1] * finer, target.shape[2] * finer
     where = F.normalize(at_grid(target.float(), (rows, cols)), dim=-1).flatten(1, 2)
-    best = torch.einsum("bcp,bnc->bpn", F.normalize(asked, dim=1), where).argmax(dim=-1)
+    best = torch.einsum("bcp,bnc->bpn", F.normalize(features, dim=1), where).argmax(dim=-1)
     return torch.stack([(best % cols + 0.5) / cols, (best // cols + 0.5) / rows], dim=-1)
 
 
@@ -121,25 +123,25 @@ def warped(
 
 
 def _warps(
-    subject: Subject, data: Path, settings: Correspondence
+    subject: Subject, data: Path, settings: CorrespondenceSettings
 ) -> Iterator[tuple[str, np.ndarray]]:
     """Return for each image the distances of its points from their matches, in sides."""
     draws = np.random.default_rng(subject.seed)
     middles = (torch.arange(settings.points) + 0.5) / settings.points
     rows, cols = torch.meshgrid(middles, middles, indexing="ij")
     points = torch.stack([cols, rows], dim=-1).flatten(0, 1).to(subject.device)
-    seen = 0
+    count = 0
     for batch in subject.open(data, "val"):
         images = batch.at(subject.student.size)
         warps = draw_warps(len(images), draws).to(images.device)
         moved, truth, inside = warped(images, warps, points)
         maps = [_map(subject, Batch(some)) for some in (images, moved)]
-        asked = points.expand(len(images), -1, -1)
-        guess = match(maps[0], asked, maps[1], finer=settings.finer)
+        queries = points.expand(len(images), -1, -1)
+        guess = match(maps[0], queries, maps[1], finer=settings.finer)
         error, kept = (guess - truth).norm(dim=-1).cpu().numpy(), inside.cpu().numpy()
         for i in range(len(images)):
-            key = str(batch.keys[i]) if batch.keys else str(seen)
-            seen += 1
+            key = str(batch.keys[i]) if batch.keys else str(count)
+            count += 1
             if kept[i].any():
                 yield key, error[i][kept[i]]
 
@@ -152,15 +154,15 @@ def _map(subject: Subject, batch: Batch) -> Float[Tensor, "B h w C"]:
 
 
 def _spair(
-    subject: Subject, pairs: list[Pair], settings: Correspondence
+    subject: Subject, pairs: list[ImagePair], settings: CorrespondenceSettings
 ) -> Iterator[tuple[str, np.ndarray]]:
     """Return for each pair the distances of its points from their matches, in extents."""
     files = list(dict.fromkeys(file for pair in pairs for file in (pair.source, pair.target)))
     side = max(subject.student.size)
     maps: dict[Path, Tensor] = {}  # 16 bits, and not on the device: there are thousands
     for batch in squares(files, side, subject.batch, subject.device, whole=True):
-        for seen in _map(subject, batch).half().cpu():
-            maps[files[len(maps)]] = seen
+        for spatial in _map(subject, batch).half().cpu():
+            maps[files[len(maps)]] = spatial
     for pair in pairs:
         source, target = (maps[f][None].to(subject.device) for f in (pair.source, pair.target))
         shares = torch.from_numpy(pair.source_points / np.array(pair.source_size)).float()
@@ -170,7 +172,7 @@ def _spair(
         yield f"{pair.source.name}:{pair.target.name}", error
 
 
-def read_spair(data: Path, split: str) -> list[Pair]:
+def read_spair(data: Path, split: str) -> list[ImagePair]:
     """Read the pairs of SPair-71k: `PairAnnotation/SPLIT/*.json` and `JPEGImages/CATEGORY`.
 
     Raises:
@@ -182,16 +184,16 @@ def read_spair(data: Path, split: str) -> list[Pair]:
     pairs = []
     for file in files:
         try:
-            told = json.loads(file.read_text())
-            folder = data / "JPEGImages" / told["category"]
-            left, top, right, bottom = told["trg_bndbox"]
-            pair = Pair(
-                folder / told["src_imname"],
-                folder / told["trg_imname"],
-                np.array(told["src_kps"], np.float64).reshape(-1, 2),
-                np.array(told["trg_kps"], np.float64).reshape(-1, 2),
-                (told["src_imsize"][0], told["src_imsize"][1]),
-                (told["trg_imsize"][0], told["trg_imsize"][1]),
+            entry = json.loads(file.read_text())
+            folder = data / "JPEGImages" / entry["category"]
+            left, top, right, bottom = entry["trg_bndbox"]
+            pair = ImagePair(
+                folder / entry["src_imname"],
+                folder / entry["trg_imname"],
+                np.array(entry["src_kps"], np.float64).reshape(-1, 2),
+                np.array(entry["trg_kps"], np.float64).reshape(-1, 2),
+                (entry["src_imsize"][0], entry["src_imsize"][1]),
+                (entry["trg_imsize"][0], entry["trg_imsize"][1]),
                 float(max(right - left, bottom - top)),
             )
         except (OSError, ValueError, KeyError, TypeError, IndexError) as error:

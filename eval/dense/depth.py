@@ -13,7 +13,7 @@ from rich.progress import track
 from torch import Tensor
 
 from zoo.data import crops
-from zoo.eval.dense.segment import LinearHead, linear_eyes, rate_of
+from zoo.eval.dense.segment import LinearHead, frozen_features, rate_of
 from zoo.eval.dense.segment_data import PICTURES, SPLITS
 from zoo.eval.dense.windows import at_size, sliding
 from zoo.eval.registry import Found, Picture, Scores, Subject
@@ -26,7 +26,7 @@ UNKNOWN = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class Depth:
+class DepthSettings:
     """How the layer is trained and measured."""
 
     crop: int = 480
@@ -84,7 +84,7 @@ class DepthSet:
         return np.where(good, metres, UNKNOWN).astype(np.float32)
 
 
-def open_depths(path: Path, settings: Depth) -> tuple[DepthSet, DepthSet]:
+def open_depths(path: Path, settings: DepthSettings) -> tuple[DepthSet, DepthSet]:
     """Open `images/train` beside `depth/train`, and val likewise: 16 bits, or `.npy` in metres.
 
     Raises:
@@ -121,7 +121,7 @@ def open_depths(path: Path, settings: Depth) -> tuple[DepthSet, DepthSet]:
     return parts[0], parts[1]
 
 
-def depth(subject: Subject, data: Path, settings: Depth) -> Iterator[Found]:
+def depth(subject: Subject, data: Path, settings: DepthSettings) -> Iterator[Found]:
     """Train a linear depth head on a frozen map; yield δ1 in per cent, RMSE in metres, AbsRel.
 
     The linear probe of DINOv2 (2304.07193 §7.4): the layer scores 256 equal bins, depth is the
@@ -136,14 +136,14 @@ def depth(subject: Subject, data: Path, settings: Depth) -> Iterator[Found]:
     """
     train, val = open_depths(data, settings)
     student = at_size(subject.student, settings.crop, "--depth.crop")
-    eyes = linear_eyes(student.features, subject)
+    feature_maps = frozen_features(student.features, subject)
     black = Batch(torch.zeros(1, 3, settings.crop, settings.crop, device=subject.device))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(subject.seed)
-        head = LinearHead(eyes(black).shape[-1], BINS).to(subject.device)
+        head = LinearHead(feature_maps(black).shape[-1], BINS).to(subject.device)
 
     def answer(batch: Batch) -> Float[Tensor, "n 1 s s"]:
-        found = to_depth(head(eyes(batch)), settings.max_depth)
+        found = to_depth(head(feature_maps(batch)), settings.max_depth)
         return at_grid(found, (settings.crop, settings.crop)).permute(0, 3, 1, 2)
 
     optimiser = torch.optim.AdamW(
@@ -151,7 +151,7 @@ def depth(subject: Subject, data: Path, settings: Depth) -> Iterator[Found]:
     )
     rate = rate_of(settings.steps, settings.warmup)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, rate)
-    crop = crops.Crop(side=settings.crop, scale=(1.0, 1.5), fill=1.0, nothing=UNKNOWN)
+    crop = crops.CropSpec(side=settings.crop, scale=(1.0, 1.5), fill=1.0, nothing=UNKNOWN)
     how = crops.loading(subject.device, settings.workers)
     batches = crops.training_batches(
         train, crop, steps=settings.steps, batch=settings.batch, seed=subject.seed, **how
@@ -205,7 +205,7 @@ def depth_errors(
     return found[0].item(), found[1].item(), found[2].item()
 
 
-def _measured(answer, val: DepthSet, subject: Subject, settings: Depth) -> Iterator[Found]:
+def _measured(answer, val: DepthSet, subject: Subject, settings: DepthSettings) -> Iterator[Found]:
     keys, rows, shown = [], [], []
     images = crops.whole_images(val, **crops.loading(subject.device, settings.workers))
     for index, (pixels, target) in zip(itertools.count(), images, strict=False):

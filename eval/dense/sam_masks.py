@@ -12,13 +12,13 @@ from torch import Tensor
 from zoo.eval.registry import Found, Picture, Scores, Subject
 from zoo.eval.zeroshot import head_for
 from zoo.features import Batch
-from zoo.teachers import open_teacher
 from zoo.teachers.name import TeacherName
+from zoo.teachers.open import open_teacher
 from zoo.teachers.sam import MaskDecoder
 
 
 @dataclass(frozen=True, kw_only=True)
-class SamMasks:
+class SamMasksSettings:
     """Whose decoder, through which head, and where the points are."""
 
     teacher: str = ""
@@ -34,7 +34,7 @@ class SamMasks:
             raise ValueError(f"points is {self.points}; a mask needs at least one point.")
 
 
-def masks(subject: Subject, data: Path, settings: SamMasks) -> Iterator[Found]:
+def masks(subject: Subject, data: Path, settings: SamMasksSettings) -> Iterator[Found]:
     """Yield the mean IoU of masks from the same points, per cent: 100 for SAM's own features.
 
     AM-RADIO (2312.06709) puts its student in the place of SAM's encoder likewise and scores
@@ -58,11 +58,13 @@ def masks(subject: Subject, data: Path, settings: SamMasks) -> Iterator[Found]:
             ours = subject.student(batch)[label].spatial
         if ours is None or theirs is None:
             raise ValueError(f"The head {label!r} of {subject.name} gives no map for a decoder.")
-        asked = points.expand(len(batch.images), -1, -1)
-        pair = [decoder(seen, asked) > 0 for seen in (ours, theirs)]
+        prompts = points.expand(len(batch.images), -1, -1)
+        pair = [decoder(spatial, prompts) > 0 for spatial in (ours, theirs)]
         found += list(agreement(pair[0], pair[1]).cpu().numpy())
-        keys += [str(key) for key in batch.keys] or [f"{len(keys) + i}" for i in range(len(asked))]
-        for i in range(min(len(asked), settings.pictures - len(shown))):
+        keys += [str(key) for key in batch.keys] or [
+            f"{len(keys) + i}" for i in range(len(prompts))
+        ]
+        for i in range(min(len(prompts), settings.pictures - len(shown))):
             shown.append((f"masks/{len(shown):03d}", _drawn(batch, i, pair[0][i], pair[1][i])))
     if not found:
         raise ValueError(f"There are no images in {data}.")

@@ -17,14 +17,14 @@ from torch import Tensor, nn
 from zoo.data import crops
 from zoo.eval.dense.mean_iou import Confusion
 from zoo.eval.dense.segment_data import IGNORE, SegmentSet, open_segments
-from zoo.eval.dense.upernet import Pyramid, UPerNet
+from zoo.eval.dense.upernet import BackbonePyramid, UPerNet
 from zoo.eval.dense.windows import at_size, sliding
 from zoo.eval.registry import Found, Picture, Subject
 from zoo.features import Batch, Features, at_grid
 
 
 @dataclass(frozen=True, kw_only=True)
-class Segment:
+class SegmentSettings:
     """How a segmenter is trained and measured; the defaults are those of DINOv2's linear probe."""
 
     head: Literal["linear", "upernet"] = "linear"
@@ -92,15 +92,17 @@ class Segmenter(nn.Module):
         tuned: What learns beside the head; nothing if `eyes` are frozen.
     """
 
-    def __init__(self, eyes: Callable[[Batch], object], head: nn.Module, tuned: nn.Module | None):
+    def __init__(
+        self, feature_maps: Callable[[Batch], object], head: nn.Module, tuned: nn.Module | None
+    ):
         super().__init__()
-        self.eyes, self.head, self.tuned = eyes, head, tuned
+        self.feature_maps, self.head, self.tuned = feature_maps, head, tuned
 
     def forward(self, batch: Batch) -> Float[Tensor, "B h w K"]:
-        return self.head(self.eyes(batch))
+        return self.head(self.feature_maps(batch))
 
 
-def segment(subject: Subject, data: Path, settings: Segment) -> Iterator[Found]:
+def segment(subject: Subject, data: Path, settings: SegmentSettings) -> Iterator[Found]:
     """Train a segmentation head on a model's features, and yield mIoU and its like, per cent.
 
     The linear protocol of DINOv2 (2304.07193 §7.4) and AM-RADIO (2312.06709): crops of 512 px
@@ -116,7 +118,7 @@ def segment(subject: Subject, data: Path, settings: Segment) -> Iterator[Found]:
     yield from measure_segmenter(segmenter, val, subject, settings)
 
 
-def build_segmenter(subject: Subject, classes: int, settings: Segment) -> Segmenter:
+def build_segmenter(subject: Subject, classes: int, settings: SegmentSettings) -> Segmenter:
     """Put a fresh head on the subject's network, the same one for the same seed.
 
     Raises:
@@ -127,46 +129,48 @@ def build_segmenter(subject: Subject, classes: int, settings: Segment) -> Segmen
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(subject.seed)
         if settings.head == "linear":
-            linear = linear_eyes(student.features, subject)
+            linear = frozen_features(student.features, subject)
             head: nn.Module = LinearHead(linear(black).shape[-1], classes)
             return Segmenter(linear, head.to(subject.device), None)
         if settings.backbone_lr:
             student = copy.deepcopy(student)
             student.backbone.requires_grad_(True)
-        pyramid = Pyramid(student.backbone, student.mean, student.std)
+        pyramid = BackbonePyramid(student.backbone, student.mean, student.std)
         with torch.no_grad():
             widths = [level.shape[1] for level in pyramid(black)]
         head = UPerNet(widths, classes, hidden=settings.hidden).to(subject.device)
     if settings.backbone_lr:
-        return Segmenter(lambda batch: _seen(pyramid, batch, subject), head, student.backbone)
-    return Segmenter(torch.no_grad()(lambda b: _seen(pyramid, b, subject)), head, None)
+        return Segmenter(
+            lambda batch: _pyramid_maps(pyramid, batch, subject), head, student.backbone
+        )
+    return Segmenter(torch.no_grad()(lambda b: _pyramid_maps(pyramid, b, subject)), head, None)
 
 
-def linear_eyes(
+def frozen_features(
     features: Callable[[Batch], Features], subject: Subject
 ) -> Callable[[Batch], Tensor]:
     """Return a frozen network's last map, in the subject's precision."""
 
     @torch.no_grad()
-    def eyes(batch: Batch) -> Float[Tensor, "B h w C"]:
+    def feature_maps(batch: Batch) -> Float[Tensor, "B h w C"]:
         with subject.autocast():
             spatial = features(batch).spatial
         assert spatial is not None  # `at_size` has seen one
         return spatial
 
-    return eyes
+    return feature_maps
 
 
-def _seen(pyramid: Pyramid, batch: Batch, subject: Subject) -> list[Tensor]:
+def _pyramid_maps(pyramid: BackbonePyramid, batch: Batch, subject: Subject) -> list[Tensor]:
     with subject.autocast():
         return pyramid(batch)
 
 
 def fit_segmenter(
-    segmenter: Segmenter, train: SegmentSet, subject: Subject, settings: Segment
+    segmenter: Segmenter, train: SegmentSet, subject: Subject, settings: SegmentSettings
 ) -> None:
     """Minimise the cross-entropy of the scored pixels."""
-    crop = crops.Crop(side=settings.crop)
+    crop = crops.CropSpec(side=settings.crop)
     groups = [dict(params=list(segmenter.head.parameters()), lr=settings.lr)]
     if segmenter.tuned is not None:
         groups.append(dict(params=list(segmenter.tuned.parameters()), lr=settings.backbone_lr))
@@ -214,7 +218,7 @@ def pixel_loss(
 
 
 def measure_segmenter(
-    segmenter: Segmenter, val: SegmentSet, subject: Subject, settings: Segment
+    segmenter: Segmenter, val: SegmentSet, subject: Subject, settings: SegmentSettings
 ) -> Iterator[Found]:
     """Yield the scores of every class, then pictures of the first images."""
     confusion = Confusion(val.classes, ignore=IGNORE)

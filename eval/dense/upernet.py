@@ -15,7 +15,7 @@ STEPS = (4.0, 2.0, 1.0, 0.5)
 """How the levels of a plain backbone are enlarged: strides 4, 8, 16, 32 of patches of 16 px."""
 
 
-class Pyramid:
+class BackbonePyramid:
     """Four maps of a backbone, fine to coarse, [B C h w] each.
 
     A hierarchy gives its last four stages. A plain backbone, whose blocks share one grid, gives
@@ -57,7 +57,7 @@ def _at(x: Float[Tensor, "B C h w"], grid: tuple[int, int]) -> Float[Tensor, "B 
     return at_grid(x.permute(0, 2, 3, 1), grid).permute(0, 3, 1, 2)
 
 
-class ConvNorm(nn.Sequential):
+class ConvNormRelu(nn.Sequential):
     """A convolution that keeps the size, batch norm, ReLU."""
 
     def __init__(self, width: int, out: int, kernel: int):
@@ -86,11 +86,11 @@ class UPerNet(nn.Module):
     ):
         super().__init__()
         self.pools = tuple(pools)
-        self.context = nn.ModuleList(ConvNorm(widths[-1], hidden, 1) for _ in pools)
-        self.top = ConvNorm(widths[-1] + len(pools) * hidden, hidden, 3)
-        self.lateral = nn.ModuleList(ConvNorm(width, hidden, 1) for width in widths[:-1])
-        self.smooth = nn.ModuleList(ConvNorm(hidden, hidden, 3) for _ in widths[:-1])
-        self.join = ConvNorm(len(widths) * hidden, hidden, 3)
+        self.context = nn.ModuleList(ConvNormRelu(widths[-1], hidden, 1) for _ in pools)
+        self.top = ConvNormRelu(widths[-1] + len(pools) * hidden, hidden, 3)
+        self.lateral = nn.ModuleList(ConvNormRelu(width, hidden, 1) for width in widths[:-1])
+        self.smooth = nn.ModuleList(ConvNormRelu(hidden, hidden, 3) for _ in widths[:-1])
+        self.join = ConvNormRelu(len(widths) * hidden, hidden, 3)
         self.classifier = nn.Conv2d(hidden, classes, 1)
 
     def forward(self, maps: Sequence[Tensor]) -> Float[Tensor, "B h w K"]:

@@ -41,10 +41,10 @@ def sliding(
     fitted = Batch(image).at((rows, cols))
     corners = [(y, x) for y in starts(rows, side, stride) for x in starts(cols, side, stride)]
     windows = torch.cat([fitted[..., y : y + side, x : x + side] for y, x in corners])
-    seen = torch.cat([answer(Batch(some)).float() for some in windows.split(batch)])
-    total = seen.new_zeros(1, seen.shape[1], rows, cols)
-    count = seen.new_zeros(1, 1, rows, cols)
-    for part, (y, x) in zip(seen, corners, strict=True):
+    outputs = torch.cat([answer(Batch(some)).float() for some in windows.split(batch)])
+    total = outputs.new_zeros(1, outputs.shape[1], rows, cols)
+    count = outputs.new_zeros(1, 1, rows, cols)
+    for part, (y, x) in zip(outputs, corners, strict=True):
         total[..., y : y + side, x : x + side] += part
         count[..., y : y + side, x : x + side] += 1
     return F.interpolate(total / count, (height, width), mode="bilinear")
@@ -68,13 +68,13 @@ def at_size(student: Student, side: int, option: str) -> Student:
         wide.size = size
         with torch.no_grad():
             black = Batch(torch.zeros(1, 3, *size, device=student.mean.device))
-            seen = wide.features(black)
+            features = wide.features(black)
     except (ValueError, RuntimeError, AssertionError) as error:
         reason = str(error).strip().splitlines()[0].rstrip(".")
         raise ValueError(
             f"{student.recipe[0]} cannot look at {side} px: {reason}. Choose another {option}."
         ) from error
-    if seen.spatial is None:
+    if features.spatial is None:
         raise ValueError(f"{student.recipe[0]} gives no map, which dense tasks need.")
     return wide
 

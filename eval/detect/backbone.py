@@ -150,13 +150,15 @@ def _build(
     return zoo.create_model(name, pretrained, **options)
 
 
-def _indices(name: str, reductions: list[int], asked: Sequence[int] | None) -> tuple[int, ...]:
+def _indices(
+    name: str, reductions: list[int], out_indices: Sequence[int] | None
+) -> tuple[int, ...]:
     count = len(reductions)
-    if asked is not None:
-        chosen = sorted({i + count if i < 0 else i for i in asked})
-        if not chosen or chosen[0] < 0 or chosen[-1] >= count:
-            raise ValueError(f"{name} has levels 0 to {count - 1}, not {list(asked)}.")
-        return tuple(chosen)
+    if out_indices is not None:
+        indices = sorted({i + count if i < 0 else i for i in out_indices})
+        if not indices or indices[0] < 0 or indices[-1] >= count:
+            raise ValueError(f"{name} has levels 0 to {count - 1}, not {list(out_indices)}.")
+        return tuple(indices)
     if len(set(reductions)) == 1:
         return (count - 1,)
     missing = [stride for stride in STRIDES if stride not in reductions]

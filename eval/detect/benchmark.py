@@ -14,15 +14,15 @@ from zoo.eval.detect.coco_metric import coco_results, coco_scores, write_results
 from zoo.eval.detect.detector import build_detector, find_source, is_detector, load_detector
 from zoo.eval.detect.draw import side_by_side
 from zoo.eval.detect.finding import find_objects, fitting
-from zoo.eval.detect.spec import Detector, Kind, Spec
-from zoo.eval.detect.training import Training, TrainState, train_steps
+from zoo.eval.detect.spec import Detector, DetectorSpec, Kind
+from zoo.eval.detect.training import Trainee, Training, train_steps
 from zoo.eval.registry import Found, Picture, Subject
 
 TORCHVISION = ("mask_rcnn", "faster_rcnn", "retinanet")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Detect:
+class DetectSettings:
     """A target that `zoo detect` trained is measured as it is; for others these decide."""
 
     detector: Kind = "mask_rcnn"
@@ -39,7 +39,7 @@ class Detect:
     """Where COCO's file of predictions goes."""
 
 
-def detect(subject: Subject, data: Path, settings: Detect) -> Iterator[Found]:
+def detect(subject: Subject, data: Path, settings: DetectSettings) -> Iterator[Found]:
     """Yield COCO's numbers on the validation part in per cent, and pictures of predictions.
 
     Raises:
@@ -60,7 +60,7 @@ def detect(subject: Subject, data: Path, settings: Detect) -> Iterator[Found]:
     )
 
 
-def _train(subject: Subject, data: Path, val: CocoSplit, settings: Detect) -> Detector:
+def _train(subject: Subject, data: Path, val: CocoSplit, settings: DetectSettings) -> Detector:
     train = open_coco(data, "train", class_agnostic=settings.class_agnostic)
     train.require_objects()
     val.with_classes(train.classes)
@@ -70,20 +70,20 @@ def _train(subject: Subject, data: Path, val: CocoSplit, settings: Detect) -> De
     torch.manual_seed(subject.seed)
     detector = build_detector(spec, pretrained=True).to(subject.device)
     samples = Samples(train, spec.size, masks=spec.has_masks, keep=not settings.training.workers)
-    for _ in train_steps(TrainState(detector, settings.training), samples, device=subject.device):
+    for _ in train_steps(Trainee(detector, settings.training), samples, device=subject.device):
         pass
     return detector
 
 
 def spec_of(
     settings: Any, backbone: str, classes: tuple[str, ...], options: dict[str, Any] | None = None
-) -> Spec:
+) -> DetectorSpec:
     """Say what a detector is: all that can be known before it is built.
 
     Raises:
         ValueError: there is no such backbone, or it suits no detector.
     """
-    return Spec(
+    return DetectorSpec(
         kind=settings.detector,
         source=find_source(backbone, settings.size, options=options),
         classes=classes,

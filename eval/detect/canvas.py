@@ -107,8 +107,8 @@ class Samples(Dataset):
     def __len__(self) -> int:
         return len(self.split)
 
-    def __getitem__(self, asked: tuple[int, bool]) -> Canvas:
-        index, mirrored = asked
+    def __getitem__(self, item: tuple[int, bool]) -> Canvas:
+        index, mirrored = item
         if self.kept is None:
             sample = self._read(index)
         else:
@@ -188,11 +188,11 @@ def order(samples: int, batch: int, steps: range, seed: int) -> Iterator[list[tu
 
 
 def batches(
-    samples: Samples, asked: Sequence[list[tuple[int, bool]]], *, workers: int = 0
+    samples: Samples, order: Sequence[list[tuple[int, bool]]], *, workers: int = 0
 ) -> Iterator[Canvas]:
     """Read batches, in worker processes if there are any."""
     yield from DataLoader(
-        samples, batch_sampler=asked, collate_fn=joined, num_workers=workers,
+        samples, batch_sampler=order, collate_fn=joined, num_workers=workers,
         worker_init_fn=_leave_signals,
     )  # fmt: skip
 

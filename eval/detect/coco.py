@@ -97,10 +97,10 @@ class CocoSplit:
             return self
         if set(classes) != set(self.classes):
             ours, theirs = set(self.classes) - set(classes), set(classes) - set(self.classes)
-            told = [f"only there: {_listed(sorted(ours))}"] if ours else []
-            told += [f"not there: {_listed(sorted(theirs))}"] if theirs else []
+            stated = [f"only there: {_listed(sorted(ours))}"] if ours else []
+            stated += [f"not there: {_listed(sorted(theirs))}"] if theirs else []
             raise ValueError(
-                f"The classes of {self.file} are not the detector's ({'; '.join(told)}). Give "
+                f"The classes of {self.file} are not the detector's ({'; '.join(stated)}). Give "
                 "annotations with the same names, or compare boxes alone, class-agnostic."
             )
         ids = dict(zip(self.classes, self.category_ids, strict=True))
@@ -220,11 +220,13 @@ def _images(entries: Sequence[Mapping[str, Any]], file: Path, folder: Path) -> l
         sizes = list(pool.map(_size, paths))
     wrong = []
     for entry, path, size in zip(entries, paths, sizes, strict=True):
-        told = (entry.get("height", size and size[0]), entry.get("width", size and size[1]))
+        stated = (entry.get("height", size and size[0]), entry.get("width", size and size[1]))
         if size is None:
             wrong.append(f"{path.name} is no image that can be read")
-        elif told != size:
-            wrong.append(f"{path.name} has {size[0]}x{size[1]} pixels, {told[0]}x{told[1]} there")
+        elif stated != size:
+            wrong.append(
+                f"{path.name} has {size[0]}x{size[1]} pixels, {stated[0]}x{stated[1]} there"
+            )
     if wrong:
         raise ValueError(f"{len(wrong)} images do not fit {file}: {_listed(wrong)}.")
     return [

@@ -10,11 +10,11 @@ import torch
 from safetensors.torch import load_model, save_model
 from timm.data.config import resolve_model_data_config
 
-from zoo.eval.detect.spec import STRIDES, Detector, Source, Spec
+from zoo.eval.detect.spec import STRIDES, BackboneSource, Detector, DetectorSpec
 from zoo.files import save_whole, written_whole
 
 
-def find_source(target: str, size: int, *, options: dict[str, Any] | None = None) -> Source:
+def find_source(target: str, size: int, *, options: dict[str, Any] | None = None) -> BackboneSource:
     """Look at what a backbone has to offer; costs no memory.
 
     `target` is a registered model (with a tag for its released weights), the folder of an
@@ -42,7 +42,7 @@ def find_source(target: str, size: int, *, options: dict[str, Any] | None = None
     if takes:
         side = size // 16 * strides[0] if len(strides) == 1 else size
         own["img_size"] = side
-    return Source(
+    return BackboneSource(
         name=name, options=own, levels=levels, strides=strides,
         mean=tuple(config["mean"]), std=tuple(config["std"]),
         getter=getter, weights=weights,
@@ -87,7 +87,7 @@ def _levels(reductions: list[int], name: str) -> tuple[tuple[int, ...], tuple[in
     return tuple(found.values()), tuple(found)
 
 
-def build_detector(spec: Spec, *, pretrained: bool = False) -> Detector:
+def build_detector(spec: DetectorSpec, *, pretrained: bool = False) -> Detector:
     """Build a detector; its backbone starts with its own weights if `pretrained`.
 
     Raises:
@@ -142,14 +142,14 @@ def load_detector(folder: Path, *, device: torch.device | str = "cpu") -> Detect
     return detector.to(device).eval()
 
 
-def read_spec(content: dict[str, Any]) -> Spec:
+def read_spec(content: dict[str, Any]) -> DetectorSpec:
     """Make a spec of what its JSON form says."""
     source: dict[str, Any] = {
         k: tuple(v) if isinstance(v, list) else v for k, v in content["source"].items()
     }
     rest: dict[str, Any] = {
         **content,
-        "source": Source(**source),
+        "source": BackboneSource(**source),
         "classes": tuple(content["classes"]),
     }
-    return Spec(**rest)
+    return DetectorSpec(**rest)

@@ -37,9 +37,9 @@ def find_objects(
     """Yield each image of a split with what the detector finds in it."""
     samples = Samples(split, detector.spec.size, masks=False)
     places = range(len(split))
-    asked = [[(i, False) for i in places[k : k + batch]] for k in places[::batch]]
+    order = [[(i, False) for i in places[k : k + batch]] for k in places[::batch]]
     detector.eval()
-    for canvas in batches(samples, asked, workers=workers):
+    for canvas in batches(samples, order, workers=workers):
         found = detector.predict(canvas.to(device))
         for index, prediction in zip(canvas.indices, found, strict=True):
             yield split.images[index], prediction

@@ -18,7 +18,7 @@ STRIDES = (4, 8, 16, 32)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Source:
+class BackboneSource:
     """A backbone: what timm builds it from, and where its first weights are."""
 
     name: str
@@ -56,11 +56,11 @@ class Source:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Spec:
+class DetectorSpec:
     """All that rebuilds a detector, its weights apart."""
 
     kind: Kind
-    source: Source
+    source: BackboneSource
     classes: tuple[str, ...]
     size: int = 512
     """Side of the canvas, a multiple of 32; the longer side of an image becomes this."""
@@ -81,6 +81,9 @@ class Spec:
         return self.kind in ("mask_rcnn", "mask2former")
 
 
+Spec = DetectorSpec  # the name that zoo.commands.detect imports
+
+
 class Detector(nn.Module):
     """Losses of a batch with its objects, and predictions of a batch.
 
@@ -88,7 +91,7 @@ class Detector(nn.Module):
     of mantissa do not hold a coordinate to a pixel.
     """
 
-    spec: Spec
+    spec: DetectorSpec
     precision: torch.dtype = torch.float32
 
     def losses(self, batch: Canvas) -> dict[str, Tensor]:

@@ -23,7 +23,7 @@ from torchvision.ops.feature_pyramid_network import (
 from zoo.eval.detect.backbone import SimplePyramid
 from zoo.eval.detect.canvas import Canvas, Truth
 from zoo.eval.detect.coco_metric import Prediction
-from zoo.eval.detect.spec import STRIDES, Detector, Source, Spec
+from zoo.eval.detect.spec import STRIDES, BackboneSource, Detector, DetectorSpec
 
 PUBLISHED_SIDE = 800
 """The side for which the published sizes of anchors and of RoI levels are meant."""
@@ -31,7 +31,7 @@ LEAST_SHARE = 0.1
 """Anchors are rounded to pixels: below this some would have no area."""
 
 
-class Pyramid(nn.Module):
+class FeaturePyramid(nn.Module):
     """Maps of one width from a backbone: FPN over its levels, a simple pyramid over a ViT's.
 
     Coarser levels follow: one that is pooled, or RetinaNet's two convolutions.
@@ -41,7 +41,13 @@ class Pyramid(nn.Module):
     """
 
     def __init__(
-        self, source: Source, dim: int, *, finest: int, last: ExtraFPNBlock, pretrained: bool
+        self,
+        source: BackboneSource,
+        dim: int,
+        *,
+        finest: int,
+        last: ExtraFPNBlock,
+        pretrained: bool,
     ):
         super().__init__()
         self.body: Any = source.build(pretrained=pretrained)
@@ -88,12 +94,12 @@ class TorchvisionDetector(Detector):
         ValueError: the backbone cannot be built.
     """
 
-    def __init__(self, spec: Spec, *, pretrained: bool = False):
+    def __init__(self, spec: DetectorSpec, *, pretrained: bool = False):
         super().__init__()
         self.spec = spec
         dense = spec.kind == "retinanet"
         last = LastLevelP6P7(spec.width, spec.width) if dense else LastLevelMaxPool()
-        pyramid = Pyramid(
+        pyramid = FeaturePyramid(
             spec.source, spec.width, finest=8 if dense else 4, last=last, pretrained=pretrained
         )
         share = min(1.0, max(LEAST_SHARE, spec.size / PUBLISHED_SIDE))
@@ -168,19 +174,19 @@ def _prediction(
     return Prediction(boxes, found["scores"], found["labels"] - shift, masks)
 
 
-def _anchors(pyramid: Pyramid, factor: float, octaves: tuple[float, ...], more: int):
+def _anchors(pyramid: FeaturePyramid, factor: float, octaves: tuple[float, ...], more: int):
     """Make square, wide and tall anchors of `factor` strides, on `more` levels than there are."""
     strides = [*pyramid.strides, *(pyramid.strides[-1] * 2**i for i in range(1, more + 1))]
     sizes = tuple(tuple(factor * stride * octave for octave in octaves) for stride in strides)
     return AnchorGenerator(cast(Any, sizes), ((0.5, 1.0, 2.0),) * len(sizes))
 
 
-def _rois(pyramid: Pyramid, pixels: int, share: float) -> MultiScaleRoIAlign:
+def _rois(pyramid: FeaturePyramid, pixels: int, share: float) -> MultiScaleRoIAlign:
     names = [str(i) for i in range(len(pyramid.strides))]
     return MultiScaleRoIAlign(names, pixels, 2, canonical_scale=round(224 * share))
 
 
-def _rcnn_parts(spec: Spec, pyramid: Pyramid, share: float) -> dict[str, Any]:
+def _rcnn_parts(spec: DetectorSpec, pyramid: FeaturePyramid, share: float) -> dict[str, Any]:
     hidden = 4 * spec.width
     return dict(
         backbone=pyramid,
@@ -193,11 +199,11 @@ def _rcnn_parts(spec: Spec, pyramid: Pyramid, share: float) -> dict[str, Any]:
     )
 
 
-def _faster_rcnn(spec: Spec, pyramid: Pyramid, share: float) -> FasterRCNN:
+def _faster_rcnn(spec: DetectorSpec, pyramid: FeaturePyramid, share: float) -> FasterRCNN:
     return FasterRCNN(**_rcnn_parts(spec, pyramid, share))
 
 
-def _mask_rcnn(spec: Spec, pyramid: Pyramid, share: float) -> MaskRCNN:
+def _mask_rcnn(spec: DetectorSpec, pyramid: FeaturePyramid, share: float) -> MaskRCNN:
     width = spec.width
     return MaskRCNN(
         **_rcnn_parts(spec, pyramid, share),
@@ -207,7 +213,7 @@ def _mask_rcnn(spec: Spec, pyramid: Pyramid, share: float) -> MaskRCNN:
     )
 
 
-def _retinanet(spec: Spec, pyramid: Pyramid, share: float) -> RetinaNet:
+def _retinanet(spec: DetectorSpec, pyramid: FeaturePyramid, share: float) -> RetinaNet:
     octaves = (1.0, 2 ** (1 / 3), 2 ** (2 / 3))  # 1708.02002 section 4
     anchors = _anchors(pyramid, 4 * share, octaves, 2)
     return RetinaNet(pyramid, len(spec.classes), anchor_generator=anchors, score_thresh=spec.score)

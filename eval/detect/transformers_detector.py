@@ -9,7 +9,7 @@ from torchvision.ops import box_convert, clip_boxes_to_image, masks_to_boxes
 
 from zoo.eval.detect.canvas import Canvas, Truth
 from zoo.eval.detect.coco_metric import Prediction
-from zoo.eval.detect.spec import Detector, Spec
+from zoo.eval.detect.spec import Detector, DetectorSpec
 
 MOST = 100
 """Objects that are given of an image, the number that COCO's metric looks at."""
@@ -25,7 +25,7 @@ class TransformersDetector(Detector):
             a plain ViT.
     """
 
-    def __init__(self, spec: Spec, *, pretrained: bool = False):
+    def __init__(self, spec: DetectorSpec, *, pretrained: bool = False):
         super().__init__()
         try:
             from zoo.detector_backbone import ZooBackbone, ZooBackboneConfig
@@ -172,14 +172,14 @@ def _heads(width: int) -> int:
     return next(n for n in (8, 4, 2, 1) if width % n == 0 and width // n >= min(8, width))
 
 
-def _detr(spec: Spec, config: Any, channels: list[int]) -> Any:
+def _detr(spec: DetectorSpec, config: Any, channels: list[int]) -> Any:
     from transformers import DetrConfig, DetrForObjectDetection
 
     layers: dict[str, Any] = dict(encoder_layers=_layers(spec), decoder_layers=_layers(spec))
     return DetrForObjectDetection(DetrConfig(**_shared(spec, config), **_decoder(spec), **layers))
 
 
-def _rt_detr(spec: Spec, config: Any, channels: list[int]) -> Any:
+def _rt_detr(spec: DetectorSpec, config: Any, channels: list[int]) -> Any:
     from transformers import RTDetrV2Config, RTDetrV2ForObjectDetection
 
     width = spec.width
@@ -202,7 +202,7 @@ def _rt_detr(spec: Spec, config: Any, channels: list[int]) -> Any:
     )
 
 
-def _mask2former(spec: Spec, config: Any, channels: list[int]) -> Any:
+def _mask2former(spec: DetectorSpec, config: Any, channels: list[int]) -> Any:
     from transformers import Mask2FormerConfig, Mask2FormerForUniversalSegmentation
 
     width = spec.width
@@ -223,16 +223,16 @@ def _mask2former(spec: Spec, config: Any, channels: list[int]) -> Any:
     )
 
 
-def _shared(spec: Spec, config: Any) -> dict[str, Any]:
+def _shared(spec: DetectorSpec, config: Any) -> dict[str, Any]:
     return dict(backbone_config=config, num_labels=len(spec.classes))
 
 
-def _layers(spec: Spec) -> int:
+def _layers(spec: DetectorSpec) -> int:
     """Return the published six layers, and two to a model that is narrower than a quarter of it."""
     return 6 if spec.width >= 64 else 2
 
 
-def _decoder(spec: Spec) -> dict[str, Any]:
+def _decoder(spec: DetectorSpec) -> dict[str, Any]:
     heads = _heads(spec.width)
     return dict(
         d_model=spec.width,
@@ -243,7 +243,7 @@ def _decoder(spec: Spec) -> dict[str, Any]:
     )
 
 
-_KINDS: dict[str, tuple[int, Callable[[Spec, Any, list[int]], Any], Any]] = {
+_KINDS: dict[str, tuple[int, Callable[[DetectorSpec, Any, list[int]], Any], Any]] = {
     "detr": (1, _detr, _boxes_of("DetrImageProcessor")),
     "rt_detr_v2": (3, _rt_detr, _boxes_of("RTDetrImageProcessor")),
     "mask2former": (4, _mask2former, cast(Any, _masks_of)),

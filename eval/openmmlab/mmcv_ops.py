@@ -247,6 +247,6 @@ def _attend(
     output = value.new_zeros(batch * heads, chs, queries)
     for cells, (rows, cols), place, share in zip(levels, shapes, places, shares, strict=True):
         level = cells.permute(0, 2, 3, 1).reshape(batch * heads, chs, rows, cols)
-        seen = F.grid_sample(level, place, padding_mode="zeros", align_corners=False)
-        output = output + (seen * share).sum(-1)
+        sampled = F.grid_sample(level, place, padding_mode="zeros", align_corners=False)
+        output = output + (sampled * share).sum(-1)
     return output.view(batch, heads * chs, queries).transpose(1, 2).contiguous()

@@ -16,7 +16,7 @@ from zoo.eval.report.page import (
     Cell,
     Gallery,
     MapRow,
-    Picture,
+    PageImage,
     Row,
     Table,
     compared,
@@ -133,14 +133,14 @@ def _differences(models: Sequence[Model], notes: list[str]) -> Table | None:
 
 
 def _published(models: Sequence[Model]) -> Table | None:
-    rows, seen = [], set()
+    rows, shown = [], set()
     for model in models:
         for name in dict.fromkeys((model.name, str(model.about.get("name")))):
             for figure in published(name, model.about.get("size")):
                 key = (name.partition(".")[0], figure.measure, figure.size)
-                if key in seen:
+                if key in shown:
                     continue
-                seen.add(key)
+                shown.add(key)
                 side = f"{figure.size} px" if figure.size else "–"
                 texts = (figure.measure, f"{figure.value:g} (published)", side, figure.source)
                 rows.append(Row(name, [Cell(text) for text in texts]))
@@ -157,11 +157,11 @@ def _sources(models: Sequence[Model]) -> Table | None:
 
 
 def _source_cells(record: Record) -> list[Cell]:
-    told = ", ".join(f"{name}={value}" for name, value in record.settings.items())
+    settings = ", ".join(f"{name}={value}" for name, value in record.settings.items())
     versions = ", ".join(f"{name} {version}" for name, version in record.versions.items())
     machine = str(record.machine.get("gpu") or record.machine.get("processor") or "–")
     texts = (
-        record.benchmark, record.data or "–", told or "–", record.weights_hash or "–",
+        record.benchmark, record.data or "–", settings or "–", record.weights_hash or "–",
         record.data_hash or "–", record.precision, str(record.batch or "–"), str(record.seed),
         (record.date or "–").replace("T", " "), versions or "–", machine,
     )  # fmt: skip
@@ -182,7 +182,7 @@ def _colours(models: Sequence[Model]) -> list[str]:
     return [palette[place % len(palette)] for place in range(len(models))]
 
 
-def _radar(models: Sequence[Model], gallery: Gallery) -> list[Picture]:
+def _radar(models: Sequence[Model], gallery: Gallery) -> list[PageImage]:
     axes = [(m, b) for m, b in headline_columns(models) if b.best > 0]
     if len(axes) < 3:
         return []
@@ -197,7 +197,7 @@ def _radar(models: Sequence[Model], gallery: Gallery) -> list[Picture]:
         ]
         if any(share is not None for share in shares):
             lines.append((model.name, shares, colour))
-    said = "; ".join(
+    summary = "; ".join(
         f"{name}: "
         + ", ".join(
             f"{axis[1].capability} {share:.0%}"
@@ -206,10 +206,10 @@ def _radar(models: Sequence[Model], gallery: Gallery) -> list[Picture]:
         )
         for name, shares, _ in lines
     )
-    return [gallery.add(plots.radar(names, lines), "radar", f"Radar of capabilities. {said}")]
+    return [gallery.add(plots.radar(names, lines), "radar", f"Radar of capabilities. {summary}")]
 
 
-def _pareto(models: Sequence[Model], gallery: Gallery) -> list[Picture]:
+def _pareto(models: Sequence[Model], gallery: Gallery) -> list[PageImage]:
     """For each headline three panels: against images a second, multiply-adds and parameters."""
     pictures, colours = [], _colours(models)
     for measure, benchmark in headline_columns(models):
@@ -229,10 +229,10 @@ def _pareto(models: Sequence[Model], gallery: Gallery) -> list[Picture]:
                 continue
             title = f"{benchmark.capability} {measure.data}"
             png = plots.quality(title, label, measure.name, known, more_is_better=more_is_better)
-            said = "; ".join(
+            summary = "; ".join(
                 f"{name} {short_number(y)} at {short_number(x)}" for x, y, name, _ in known
             )
-            alt = f"{title} against {label}: {said}"
+            alt = f"{title} against {label}: {summary}"
             pictures.append(gallery.add(png, f"pareto-{measure.describe()}-{label}", alt))
     return pictures
 
@@ -242,7 +242,7 @@ def _unit(value: Any, unit: float) -> float | None:
 
 
 class Shot(NamedTuple):
-    picture: Picture
+    picture: PageImage
     caption: str
 
 
@@ -254,18 +254,18 @@ def _shots(models: Sequence[Model], gallery: Gallery, notes: list[str]) -> tuple
     longest = max((len(queue) for queue in queues), default=0)
     turns = [queue[i] for i in range(longest) for queue in queues if i < len(queue)]
     shots = []
-    for place, (model, record, told) in enumerate(turns[:MOST_PICTURES]):
-        path = (record.place or Path()) / told["file"]
+    for place, (model, record, picture) in enumerate(turns[:MOST_PICTURES]):
+        path = (record.place or Path()) / picture["file"]
         try:
             with Image.open(path) as image:
                 pixels = np.asarray(image.convert("RGB"))
         except OSError as error:
             notes.append(f"The picture {path} could not be read: {error}.")
             continue
-        words = [model.name, told["name"], told.get("caption") or ""]
+        words = [model.name, picture["name"], picture.get("caption") or ""]
         caption = ": ".join(word for word in words if word)
         png = figures.tile(pixels, side=360)
-        shots.append(Shot(gallery.add(png, f"shot-{place}-{told['name']}", caption), caption))
+        shots.append(Shot(gallery.add(png, f"shot-{place}-{picture['name']}", caption), caption))
     return shots, max(0, len(turns) - MOST_PICTURES)
 
 

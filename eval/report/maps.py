@@ -46,12 +46,12 @@ def collect_maps(
     maps = {"images": _as_bytes(batch.images), "keys": np.array([str(key) for key in batch.keys])}
     ours = student(batch)
     for name, teacher in teachers.items():
-        seen, guess = teacher(batch).spatial, ours[name].spatial
-        if seen is None or guess is None:
+        target, guess = teacher(batch).spatial, ours[name].spatial
+        if target is None or guess is None:
             continue
-        mean = seen.double().mean(dim=(0, 1, 2))
-        scale = (seen.double() - mean).square().mean().sqrt().clamp(min=1e-30)
-        maps[f"theirs/{name}"] = _as_half((seen.double() - mean) / scale)
+        mean = target.double().mean(dim=(0, 1, 2))
+        scale = (target.double() - mean).square().mean().sqrt().clamp(min=1e-30)
+        maps[f"theirs/{name}"] = _as_half((target.double() - mean) / scale)
         maps[f"ours/{name}"] = _as_half((guess.double() - mean) / scale)
     return maps
 

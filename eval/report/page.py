@@ -85,7 +85,7 @@ def template_of(name: str) -> Any:
     ).get_template(name)
 
 
-class Picture(NamedTuple):
+class PageImage(NamedTuple):
     """A PNG as the page embeds it."""
 
     src: str
@@ -101,11 +101,11 @@ class Gallery:
         folder.mkdir(parents=True, exist_ok=True)
         self.folder = folder
 
-    def add(self, png: bytes, name: str, alt: str) -> Picture:
+    def add(self, png: bytes, name: str, alt: str) -> PageImage:
         slug = re.sub(r"[^A-Za-z0-9._-]+", "-", name)[:80]
         (self.folder / f"{slug}.png").write_bytes(png)
         width, height = struct.unpack(">II", png[16:24])  # the PNG's header says its size
-        return Picture(
+        return PageImage(
             f"data:image/png;base64,{base64.b64encode(png).decode()}", alt, width, height
         )
 
@@ -332,7 +332,7 @@ def _benchmark_table(run: RunFolder) -> Table | None:
 # ---------------------------------------------------------------- pictures
 
 
-def _loss_pictures(run: RunFolder, gallery: Gallery) -> list[Picture]:
+def _loss_pictures(run: RunFolder, gallery: Gallery) -> list[PageImage]:
     pictures = []
     steps, values = series(run.train, "loss")
     if steps:
@@ -345,9 +345,9 @@ def _loss_pictures(run: RunFolder, gallery: Gallery) -> list[Picture]:
             if steps:
                 lines.append((part, steps, values, paint))
         if lines:
-            said = "; ".join(_course(f"{part} loss", values) for part, _, values, _ in lines)
+            summary = "; ".join(_course(f"{part} loss", values) for part, _, values, _ in lines)
             png = figures.curves(teacher, lines)
-            pictures.append(gallery.add(png, f"loss-{i}-{teacher}", f"{teacher}: {said}"))
+            pictures.append(gallery.add(png, f"loss-{i}-{teacher}", f"{teacher}: {summary}"))
     return pictures
 
 
@@ -355,7 +355,7 @@ def _course(what: str, values: Sequence[float]) -> str:
     return f"{what} from {short_number(values[0])} to {short_number(values[-1])}"
 
 
-def _race_pictures(run: RunFolder, gallery: Gallery) -> list[Picture]:
+def _race_pictures(run: RunFolder, gallery: Gallery) -> list[PageImage]:
     """Spatial losses of this run and the other arms, each relative to its own start."""
     pictures = []
     if not any(run.compare.values()):
@@ -369,8 +369,8 @@ def _race_pictures(run: RunFolder, gallery: Gallery) -> list[Picture]:
                 lines.append((_arm_name(arm), steps, relative, _paint(run, arm)))
         if len(lines) > 1:
             png = figures.curves(teacher, lines, ylabel="part of the first value")
-            said = "; ".join(f"{name} ends at {short_number(y[-1])}" for name, _, y, _ in lines)
-            alt = f"{teacher}, spatial loss as a part of its first value: {said}"
+            summary = "; ".join(f"{name} ends at {short_number(y[-1])}" for name, _, y, _ in lines)
+            alt = f"{teacher}, spatial loss as a part of its first value: {summary}"
             pictures.append(gallery.add(png, f"race-{i}-{teacher}", alt))
     return pictures
 
@@ -386,7 +386,7 @@ def _paint(run: RunFolder, arm: str) -> str:
     return colours[rest.index(arm) % len(colours)]
 
 
-def _bar_pictures(run: RunFolder, gallery: Gallery) -> list[Picture]:
+def _bar_pictures(run: RunFolder, gallery: Gallery) -> list[PageImage]:
     arms = _arm_columns(run)
     wanted = [(f"fidelity/{t}", t) for t in run.teachers]
     wanted += [("fidelity/min", "lowest of the teachers")] if len(wanted) > 1 else []
@@ -402,22 +402,22 @@ def _bar_pictures(run: RunFolder, gallery: Gallery) -> list[Picture]:
     limits = figures.fidelity_limits([value for _, bars in panels for _, value, _ in bars])
     pictures = []
     for i, (title, bars) in enumerate(panels):
-        said = ", ".join(f"{name} {short_number(value)}" for name, value, _ in bars)
+        summary = ", ".join(f"{name} {short_number(value)}" for name, value, _ in bars)
         png = figures.fidelity_bars(title, bars, limits)
-        pictures.append(gallery.add(png, f"fidelity-{i}-{title}", f"Fidelity, {title}: {said}"))
+        pictures.append(gallery.add(png, f"fidelity-{i}-{title}", f"Fidelity, {title}: {summary}"))
     return pictures
 
 
-class Pair(NamedTuple):
+class MapPair(NamedTuple):
     teacher: str
-    theirs: Picture
-    ours: Picture
+    theirs: PageImage
+    ours: PageImage
 
 
 class MapRow(NamedTuple):
     key: str
-    image: Picture
-    pairs: list[Pair]
+    image: PageImage
+    pairs: list[MapPair]
 
 
 def map_rows(run: RunFolder, gallery: Gallery) -> list[MapRow]:
@@ -442,13 +442,13 @@ def map_rows(run: RunFolder, gallery: Gallery) -> list[MapRow]:
                 )
                 for who, side in named
             )
-            pairs.append(Pair(teacher, theirs, ours))
+            pairs.append(MapPair(teacher, theirs, ours))
         rows.append(MapRow(key, image, pairs))
     return rows
 
 
-class Speed(NamedTuple):
-    picture: Picture
+class SpeedPanel(NamedTuple):
+    picture: PageImage
     text: str
 
 
@@ -458,7 +458,7 @@ def _rate(run: RunFolder) -> float | None:
     return median(rates[1:] or rates) if rates else None
 
 
-def _speed(run: RunFolder, gallery: Gallery) -> Speed | None:
+def _speed(run: RunFolder, gallery: Gallery) -> SpeedPanel | None:
     rate = _rate(run)
     if rate is None:
         return None
@@ -470,7 +470,7 @@ def _speed(run: RunFolder, gallery: Gallery) -> Speed | None:
     seconds = number(run.about.get("seconds"))
     if seconds is not None:
         text += f"; the whole command took {_duration(seconds)}"
-    return Speed(gallery.add(png, "speed", f"{text}."), f"{text}.")
+    return SpeedPanel(gallery.add(png, "speed", f"{text}."), f"{text}.")
 
 
 # ---------------------------------------------------------------- how to go on

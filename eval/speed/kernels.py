@@ -92,7 +92,7 @@ def profile(step: Callable[[], None], device: str, *, steps: int = 3) -> list[Ke
     on_gpu = torch.device(device).type == "cuda"
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]
     how: dict[str, Any] = dict(activities=activities, record_shapes=on_gpu, acc_events=True)
-    with torch.profiler.profile(**how) as seen:
+    with torch.profiler.profile(**how) as profiler:
         for _ in range(steps):
             step()
         if on_gpu:
@@ -100,11 +100,11 @@ def profile(step: Callable[[], None], device: str, *, steps: int = 3) -> list[Ke
     if on_gpu:
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "trace.json"
-            seen.export_chrome_trace(str(path))
+            profiler.export_chrome_trace(str(path))
             events = json.loads(path.read_text())["traceEvents"]
         found = (limit for name, limit in LIMITS.items() if name in torch.cuda.get_device_name())
         return kernels_of(events, steps=steps, limits=next(found, None))
-    averages = seen.key_averages()
+    averages = profiler.key_averages()
     total = sum(op.self_cpu_time_total for op in averages) or 1
     kernels = [
         Kernel(
@@ -255,10 +255,10 @@ def _convolved(
 
     def numbers(at: int, default: int) -> list[int]:
         try:
-            told = ast.literal_eval(concrete[at])
+            values = ast.literal_eval(concrete[at])
         except (IndexError, SyntaxError, ValueError):
             return [default] * (len(image) - 2)
-        return list(told) * (len(image) - 2) if len(told) == 1 else list(told)
+        return list(values) * (len(image) - 2) if len(values) == 1 else list(values)
 
     sides = zip(image[2:], weight[2:], numbers(stride_at, 1), numbers(padding_at, 0), strict=True)
     out = [(side + 2 * pad - kernel) // step + 1 for side, kernel, step, pad in sides]

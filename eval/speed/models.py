@@ -55,23 +55,23 @@ def words(mode: str) -> frozenset[str]:
     Raises:
         ValueError: an unknown word, or words that exclude each other.
     """
-    said = frozenset(mode.split("+"))
-    unknown = said - set(WORDS)
+    chosen = frozenset(mode.split("+"))
+    unknown = chosen - set(WORDS)
     if unknown:
         raise ValueError(
             f"A mode has no word {', '.join(sorted(unknown))!r}; there are {', '.join(WORDS)}, "
             "joined by + (deploy+compiled)."
         )
-    if "blocks" in said and said.isdisjoint(COMPILERS):
+    if "blocks" in chosen and chosen.isdisjoint(COMPILERS):
         raise ValueError(
             f"blocks says what is compiled, and the mode {mode!r} does not compile: add one of "
             f"{', '.join(COMPILERS)} (compiled+blocks)."
         )
     for exclusive in ({"deploy", "train"}, set(COMPILERS)):
-        both = sorted(said & exclusive)
+        both = sorted(chosen & exclusive)
         if len(both) > 1:
             raise ValueError(f"{' and '.join(both)} exclude each other in the mode {mode!r}.")
-    return said
+    return chosen
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -269,20 +269,20 @@ def total(outputs: Any) -> Tensor:
 
 def prepare(case: Case) -> Prepared:
     """Build the case's model in its mode, and random images for it."""
-    said = words(case.mode)
+    chosen = words(case.mode)
     module = build(case.model, case.size, case.device)
-    if "deploy" in said:
+    if "deploy" in chosen:
         module = deploy(module)  # in float32, before any rounding
     dtype = torch.bfloat16 if case.precision == "bf16" else torch.float32
-    module = module.train("train" in said).to(dtype=dtype)
-    if "train" in said:
+    module = module.train("train" in chosen).to(dtype=dtype)
+    if "train" in chosen:
         for norm in (m for m in module.modules() if isinstance(m, nn.BatchNorm2d)):
             norm.float()  # running statistics do not move in 8 bits of mantissa
     module = module.to(memory_format=case.layout)
     model: Callable[[Tensor], Any] = module
-    for word in said & set(COMPILERS):
+    for word in chosen & set(COMPILERS):
         # Each case has its own shapes; a second size must not make the first one's dynamic.
-        if "blocks" not in said:
+        if "blocks" not in chosen:
             model = torch.compile(module, dynamic=False, mode=COMPILERS[word])
         elif word == "graphs":
             model = Recorded(compile_blocks(module))
@@ -372,7 +372,7 @@ def _measure_alone(case: Case, rounds: int, warmup: int, accuracy: bool, kernels
         error = relative_error(prepared) if checked else None
         found = profile(prepared.step, case.device)[:kernels] if kernels else []
     except Exception as failure:  # whatever it is, the other rows are still worth having
-        return Measured(case=case, error=_told(failure))
+        return Measured(case=case, error=_describe(failure))
     return Measured(
         case=case, parameters=parameters, macs=macs, seconds=times, first_seconds=first,
         peak_bytes=peak, relative_error=error, kernels=found,
@@ -407,7 +407,7 @@ def _free(case: Case) -> None:
         torch.cuda.empty_cache()
 
 
-def _told(failure: BaseException) -> str:
+def _describe(failure: BaseException) -> str:
     return f"{type(failure).__name__}: {' '.join(str(failure).split())[:300]}"
 
 
@@ -427,7 +427,7 @@ def measure_interleaved(
             firsts[i] = _start(prepared, warmup)
             ready[i] = prepared
         except Exception as failure:  # the other rows are still worth having
-            errors[i] = _told(failure)
+            errors[i] = _describe(failure)
     times: dict[int, list[float]] = {i: [] for i in ready}
     for _ in range(rounds):
         for i, prepared in ready.items():

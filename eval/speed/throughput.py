@@ -9,7 +9,7 @@ from zoo.students.student import Student
 
 
 @dataclass(frozen=True, kw_only=True)
-class Speed:
+class SpeedSettings:
     """How inference is timed: the backbone alone, images already on the device."""
 
     mode: str = "eager"
@@ -20,7 +20,7 @@ class Speed:
     channels_last: bool = False
 
 
-def speed(subject: Subject, data: None, settings: Speed) -> Iterator[Found]:
+def speed(subject: Subject, data: None, settings: SpeedSettings) -> Iterator[Found]:
     """Yield images a second, GMACs, millions of parameters, and on a GPU the peak memory.
 
     Speed does not depend on the values of weights: the backbone is built anew with random ones.

@@ -46,7 +46,7 @@ def test_the_table_has_means_and_spreads_over_seeds_and_names_failures(script):
 
 
 def test_a_failure_is_a_row(script, tmp_path):
-    job = script.Job("x", "no_such_model", 0, tmp_path, script.Detect(), "cpu", None)
+    job = script.Job("x", "no_such_model", 0, tmp_path, script.DetectSettings(), "cpu", None)
     assert "no COCO split" in script.run(job)["error"]
 
 

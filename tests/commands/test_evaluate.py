@@ -10,8 +10,9 @@ from PIL import Image
 
 from zoo.cli import main
 from zoo.commands.evaluate import evaluate, read_data, records_of
-from zoo.eval.fewshot import Fewshot
-from zoo.eval.registry import BENCHMARKS, Benchmark, Picture, Scores
+from zoo.eval.benchmarks import BENCHMARKS, Benchmark
+from zoo.eval.fewshot import FewshotSettings
+from zoo.eval.registry import Picture, Scores
 from zoo.eval.results import read
 from zoo.eval.subject import EvalRequest
 
@@ -124,7 +125,7 @@ def test_a_dry_run_reads_no_image_and_writes_nothing(images, tmp_path, capsys):
 
 def test_what_was_measured_before_a_benchmark_refused_is_shown_and_kept(images, tmp_path, capsys):
     out = tmp_path / "results.jsonl"
-    settings = {"fewshot": Fewshot(shots=(99,))}
+    settings = {"fewshot": FewshotSettings(shots=(99,))}
     with pytest.raises(ValueError, match="smallest class has 10 images"):
         evaluate("test_vit", asked(images, "knn", "fewshot", out=out, settings=settings))
     assert "knn/top1" in capsys.readouterr().out

@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from zoo.data.crops import Crop, Crops, order, training_batches, whole_images
+from zoo.data.crops import Crops, CropSpec, order, training_batches, whole_images
 from zoo.eval.dense.windows import sliding, starts
 from zoo.features import Batch
 
@@ -35,7 +35,7 @@ class Coded:
 def test_pixels_and_masks_are_cut_mirrored_and_enlarged_alike():
     coded = Coded()
     for position in range(20):
-        pixels, mask = Crops(coded, Crop(side=48), 0)[position, position % 5]
+        pixels, mask = Crops(coded, CropSpec(side=48), 0)[position, position % 5]
         assert pixels.shape == (3, 48, 48) and mask.shape == (48, 48)
         known = mask != 255
         red = pixels[0].astype(int)
@@ -45,7 +45,7 @@ def test_pixels_and_masks_are_cut_mirrored_and_enlarged_alike():
 
 
 def test_small_images_are_padded_with_pixels_that_are_not_scored():
-    pixels, mask = Crops(Coded(), Crop(side=64, scale=(0.5, 0.5), fill=1.0), 0)[0, 0]
+    pixels, mask = Crops(Coded(), CropSpec(side=64, scale=(0.5, 0.5), fill=1.0), 0)[0, 0]
     # the short side of 60 becomes 32, the long one of 80 becomes 43; one end is empty
     assert (mask != 255).sum() == 32 * 43
     assert (pixels[:, mask == 255] == 124).all()
@@ -55,10 +55,10 @@ def test_one_class_does_not_fill_a_crop_if_another_place_can_be_had():
     coded = Coded(count=1)
     coded.masks[:] = 0
     coded.masks[:, :, :20] = 1
-    crop = Crop(side=30, scale=(1.0, 1.0), flip=0.0)
+    crop = CropSpec(side=30, scale=(1.0, 1.0), flip=0.0)
     full = [Crops(coded, crop, 0)[i, 0][1] for i in range(30)]
     spread = [max((m == 0).mean(), (m == 1).mean()) < 0.75 for m in full]
-    loose = Crop(side=30, scale=(1.0, 1.0), flip=0.0, fill=1.0)
+    loose = CropSpec(side=30, scale=(1.0, 1.0), flip=0.0, fill=1.0)
     any_place = [Crops(coded, loose, 0)[i, 0][1] for i in range(30)]
     before = [max((m == 0).mean(), (m == 1).mean()) < 0.75 for m in any_place]
     assert sum(spread) > sum(before)
@@ -77,7 +77,7 @@ def test_an_epoch_sees_every_image_once_in_another_order():
 def test_workers_change_nothing():
     how = dict(steps=3, batch=2, seed=1)
     alone, many = (
-        list(training_batches(Coded(), Crop(side=32), **how, num_workers=n)) for n in (0, 2)
+        list(training_batches(Coded(), CropSpec(side=32), **how, num_workers=n)) for n in (0, 2)
     )
     for (x, y), (v, w) in zip(alone, many, strict=True):
         assert torch.equal(x, v) and torch.equal(y, w)

@@ -1,4 +1,4 @@
-"""Planted students, backbones and heads whose answers are known; and pages that run as written."""
+"""Planted students, backbones and heads whose answers are known; pages that run as written."""
 
 import re
 import shlex
@@ -15,35 +15,35 @@ from zoo.features import Batch, Features
 from zoo.students.student import Student
 
 
-class Seeing(nn.Module):
-    """A backbone whose map is what `see` makes of the images, and whose summary the mean of it."""
+class PlantedBackbone(nn.Module):
+    """A backbone whose map is `features` of the images, and whose summary is the map's mean."""
 
-    def __init__(self, see):
+    def __init__(self, features):
         super().__init__()
-        self.see = see
+        self.features = features
         self.feature_info = [dict(reduction=1, num_chs=3)]
 
     def forward_intermediates(self, x, **_):
-        seen = self.see(x)
-        return seen, [seen]
+        features = self.features(x)
+        return features, [features]
 
     def forward_head(self, x, pre_logits=False):
         return x.mean(dim=(2, 3))
 
 
 class Head(nn.Module):
-    """A head that answers with what `say` makes of the backbone's features."""
+    """A head that answers with `answer` of the backbone's features."""
 
-    def __init__(self, say):
+    def __init__(self, answer):
         super().__init__()
-        self.say = say
+        self.answer = answer
 
-    def forward(self, seen, below):
-        return self.say(seen)
+    def forward(self, out, intermediates):
+        return self.answer(out)
 
 
 class Images:
-    """Labelled images in memory, as `Subject.open` gives them."""
+    """Labelled images in memory, as `Subject.open` returns them."""
 
     def __init__(self, images, labels=None, classes=(), batch=4):
         self.images, self.labels, self.classes, self.batch = images, labels, classes, batch
@@ -59,11 +59,11 @@ class Images:
             yield Batch(self.images[rows], keys, labels)
 
 
-def plant(see=lambda x: x, say=None, *, size=32, images=None, **more):
-    """Make a subject of a planted backbone, with one head a name in `say`."""
-    heads = {name: Head(what) for name, what in (say or {}).items()}
+def plant(features=lambda x: x, heads=None, *, size=32, images=None, **more):
+    """Make a subject of a planted backbone, with one head for each name in `heads`."""
+    modules = {name: Head(answer) for name, answer in (heads or {}).items()}
     how = dict(mean=(0.0,) * 3, std=(1.0,) * 3, recipe=("planted", {}), head={})
-    student = Student(Seeing(see), heads, size=(size, size), **how).eval()
+    student = Student(PlantedBackbone(features), modules, size=(size, size), **how).eval()
     if images is not None:
         more["open"] = lambda data, split: images
     return Subject(name="planted", made=student, **more)
@@ -92,7 +92,7 @@ def colours():
 
 def summary_of(rows):
     """Answer with the row of the image's strongest colour."""
-    return lambda seen: Features(rows[seen.summary.argmax(dim=-1)], None)
+    return lambda out: Features(rows[out.summary.argmax(dim=-1)], None)
 
 
 @pytest.fixture
@@ -105,7 +105,7 @@ DOCS = Path(__file__).parents[2] / "docs"
 
 
 def run_page(name, place, *, commands):
-    """Run a page's shell lines, then its Python; give what the last line and the code printed."""
+    """Run a page's shell lines, then its Python; return what the last line and the code printed."""
     text = (DOCS / name).read_text()
     blocks = re.findall(r"^```(sh|python)\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
     shell = [text for kind, text in blocks if kind == "sh" and "pip install" not in text]
@@ -113,9 +113,9 @@ def run_page(name, place, *, commands):
     assert len(lines) == commands
     for words in lines:
         words = ["-m", "zoo", *words[1:]] if words[0] == "zoo" else words[1:]
-        told = run_python("-W", "ignore", *words, cwd=place)
+        printed = run_python("-W", "ignore", *words, cwd=place)
     (code,) = (text for kind, text in blocks if kind == "python")
-    return told, run_python("-W", "ignore", "-c", code, cwd=place)
+    return printed, run_python("-W", "ignore", "-c", code, cwd=place)
 
 
 def run_python(*words, cwd):

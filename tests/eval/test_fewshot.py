@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from zoo.eval.extract import Extracted
-from zoo.eval.fewshot import Fewshot, drawn, fewshot, interval
+from zoo.eval.fewshot import FewshotSettings, drawn, fewshot, interval
 from zoo.eval.registry import Scores, Subject
 
 
@@ -24,7 +24,7 @@ def subject(noise, rows=60, classes=3):
 
 
 def measured(noise, **settings):
-    return dict(fewshot(subject(noise), Path(), Fewshot(**settings)))
+    return dict(fewshot(subject(noise), Path(), FewshotSettings(**settings)))
 
 
 def test_planted_classes_are_found_with_one_image_and_pure_noise_is_chance():

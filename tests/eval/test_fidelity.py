@@ -28,8 +28,8 @@ def teacher(batch, scale=1.0, offset=0.0):
 
 def measured(change, x, size=4, **how):
     def student(batch):
-        seen = teacher(batch, **how)
-        return {"t": Features(seen.summary, change(seen.spatial))}
+        target = teacher(batch, **how)
+        return {"t": Features(target.summary, change(target.spatial))}
 
     return dict(fidelity(student, {"t": lambda b: teacher(b, **how)}, batches(x, size)))
 
@@ -96,12 +96,12 @@ def test_the_minimum_and_the_geometric_mean_run_over_the_teachers_with_maps():
     noise = torch.randn(8, 4, 4, 5)
 
     def student(batch):
-        seen = teacher(batch)
-        near, far = seen.spatial + 0.05 * noise, seen.spatial + 0.2 * noise
+        target = teacher(batch)
+        near, far = target.spatial + 0.05 * noise, target.spatial + 0.2 * noise
         return {
-            "near": Features(seen.summary, near),
+            "near": Features(target.summary, near),
             "far": Features(None, far),
-            "mapless": Features(-seen.summary, None),
+            "mapless": Features(-target.summary, None),
         }
 
     def mapless(batch):
@@ -143,8 +143,8 @@ def test_missing_heads_wrong_widths_reserved_names_and_no_images_are_refused():
 @pytest.mark.filterwarnings("ignore:Synchronization debug mode")
 def test_on_a_gpu_no_batch_waits_for_the_device_and_the_numbers_are_those_of_the_cpu():
     def student(batch):
-        seen = teacher(batch)
-        return {"t": Features(seen.summary * 0.9, seen.spatial[:, ::2] * 0.9)}
+        target = teacher(batch)
+        return {"t": Features(target.summary * 0.9, target.spatial[:, ::2] * 0.9)}
 
     x = images(12)
     given = [batch.to("cuda", non_blocking=False) for batch in batches(x, 5)]

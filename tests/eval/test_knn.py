@@ -95,6 +95,6 @@ def test_a_bank_in_half_precision_answers_like_its_float32_copy():
 @pytest.mark.gpu
 def test_a_bank_on_the_host_is_brought_to_the_gpu_part_by_part():
     bank, queries = clusters(300, 5, 8, 0.3, 0), clusters(50, 5, 8, 0.3, 1)
-    said = predict_knn(*bank, *queries, device="cuda")
-    assert said.is_cuda
-    assert torch.equal(said.cpu(), predict_knn(*bank, *queries))
+    predicted = predict_knn(*bank, *queries, device="cuda")
+    assert predicted.is_cuda
+    assert torch.equal(predicted.cpu(), predict_knn(*bank, *queries))

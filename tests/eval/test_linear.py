@@ -5,7 +5,7 @@ import torch
 
 import zoo.eval.linear
 from zoo.eval.knn import knn
-from zoo.eval.linear import linear_probe, ridge_classes
+from zoo.eval.linear import linear_probe, predict_ridge
 
 
 def digits():
@@ -95,15 +95,15 @@ def test_the_closed_form_equals_scikit_learns_ridge_classifier(strength):
     a, b = (((x - mean) / std).double().numpy() for x in (bank[0], queries[0]))
     scale = (a**2).sum() / len(a) / a.shape[1]  # the mean eigenvalue of XᵀX / n
     theirs = RidgeClassifier(alpha=len(a) * strength * scale).fit(a, bank[1].numpy())
-    said = ridge_classes(*bank, *queries, strengths=(strength,))
-    assert (said.numpy() == theirs.predict(b)).mean() > 0.995
+    predicted = predict_ridge(*bank, *queries, strengths=(strength,))
+    assert (predicted.numpy() == theirs.predict(b)).mean() > 0.995
 
 
 def test_the_closed_form_chooses_its_strength_and_needs_no_more_rows_than_channels():
     (x, y), (u, v) = digits()
     few = x[:40], y[:40]
     accuracies = [
-        float((ridge_classes(*few, u, v, strengths=strengths) == v).double().mean())
+        float((predict_ridge(*few, u, v, strengths=strengths) == v).double().mean())
         for strengths in ((1e-5,), (1.0,), (1e-5, 1.0))
     ]
     assert accuracies[2] in accuracies[:2] and min(accuracies) > 0.5

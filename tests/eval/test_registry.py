@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 import torch
 
+from zoo.eval.benchmarks import BENCHMARKS, Benchmark, find, load, settings_of
 from zoo.eval.extract import Extracted
-from zoo.eval.registry import BENCHMARKS, Benchmark, Scores, Subject, find, load
+from zoo.eval.registry import Scores, Subject
 
 
 def test_an_unknown_benchmark_is_refused_with_the_nearest_name():
@@ -17,7 +18,7 @@ def test_an_unknown_benchmark_is_refused_with_the_nearest_name():
 @pytest.mark.parametrize("name", sorted(BENCHMARKS.keys() - {"detect"}))
 def test_a_line_of_the_table_leads_to_a_function_and_the_class_of_its_settings(name):
     run, settings = load(name)
-    assert callable(run)
+    assert callable(run) and settings is settings_of(name)
     assert settings() == settings()  # a dataclass, and every field has a default
 
 
@@ -35,16 +36,16 @@ def test_scores_make_the_mean_of_ratios_of_sums_over_columns_that_have_any():
     assert np.isnan(Scores(["a"], np.array([[0]]), np.array([[0]])).value)
 
 
-def test_a_subject_of_stored_features_is_asked_once_and_has_no_network(tmp_path):
-    asked = []
+def test_a_subject_of_stored_features_is_opened_once_and_has_no_network(tmp_path):
+    opened = []
 
     def read(data):
-        asked.append(data)
+        opened.append(data)
         side = Extracted(torch.eye(2), torch.tensor([0, 1]), ["a", "b"])
         return side, side
 
     subject = Subject(name="stored", made=None, read=read)
     assert subject.extracted(tmp_path) is subject.extracted(tmp_path)
-    assert asked == [tmp_path]
+    assert opened == [tmp_path]
     with pytest.raises(ValueError, match="known by its features alone"):
         _ = subject.student

@@ -68,11 +68,11 @@ def test_a_changed_weight_name_file_size_or_byte_changes_the_hash(tmp_path):
     assert hash_weights(one) != before
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "x").write_bytes(b"12")
-    seen = {hash_data(tmp_path)}
+    hashes = {hash_data(tmp_path)}
     (tmp_path / "a" / "x").write_bytes(b"13")
-    seen.add(hash_data(tmp_path))
+    hashes.add(hash_data(tmp_path))
     (tmp_path / "a" / "x").rename(tmp_path / "a" / "y")
-    seen.add(hash_data(tmp_path))
+    hashes.add(hash_data(tmp_path))
     (tmp_path / "a" / "y").write_bytes(b"1" * 10_000)
-    seen.add(hash_data(tmp_path))
-    assert len(seen) == 4
+    hashes.add(hash_data(tmp_path))
+    assert len(hashes) == 4

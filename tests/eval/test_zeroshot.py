@@ -8,15 +8,15 @@ import torch.nn.functional as F
 from PIL import Image
 
 from zoo.eval.registry import Scores
-from zoo.eval.retrieval import Retrieval, read_captions, recall, retrieval
-from zoo.eval.zeroshot import ZeroShot, class_names, classify, prompts, zeroshot
+from zoo.eval.retrieval import RetrievalSettings, read_captions, recall, retrieval
+from zoo.eval.zeroshot import ZeroShotSettings, class_names, classify, prompts, zeroshot
 from zoo.features import Features
 from zoo.teachers.name import TeacherName
 from zoo.teachers.text import open_text, text_classifier
 
 NAMES = ("cat", "red car", "dog")
 TEACHER = "open_clip:tiny-words/random"
-PLAIN = ZeroShot(teacher=TEACHER, templates="plain")
+PLAIN = ZeroShotSettings(teacher=TEACHER, templates="plain")
 
 
 @pytest.fixture
@@ -46,12 +46,12 @@ def test_a_head_that_says_the_right_text_scores_100(
 ):
     images, labels = colours
     rows = text_classifier(TEACHER, NAMES)
-    who = planted(say={"tiny-words": answering(rows * 7)}, images=pictures(images, labels, NAMES))
+    who = planted(heads={"tiny-words": answering(rows * 7)}, images=pictures(images, labels, NAMES))
     got = numbers(zeroshot(who, tmp_path, PLAIN))
     assert got["zeroshot/top1"] == got["zeroshot/mean_per_class"] == 100
     assert got["zeroshot/class/red car"] == 100
     swapped = planted(
-        say={"tiny-words": answering(rows[[1, 0, 2]])}, images=pictures(images, labels, NAMES)
+        heads={"tiny-words": answering(rows[[1, 0, 2]])}, images=pictures(images, labels, NAMES)
     )
     got = numbers(zeroshot(swapped, tmp_path, PLAIN))
     assert got["zeroshot/top1"] == pytest.approx(100 / 3)
@@ -105,19 +105,19 @@ def test_heads_and_text_towers_that_do_not_go_together_are_refused(
     images = pictures(*colours, NAMES)
     bare = planted(images=images)
     with pytest.raises(ValueError, match=r"Name the teacher .* --zeroshot\.teacher"):
-        list(zeroshot(bare, tmp_path, ZeroShot()))
+        list(zeroshot(bare, tmp_path, ZeroShotSettings()))
     with pytest.raises(ValueError, match=r"no head 'tiny-words'; it has none.*--zeroshot\.head"):
         list(zeroshot(bare, tmp_path, PLAIN))
-    narrow = planted(say={"tiny-words": answering(torch.eye(3))}, images=images)
+    narrow = planted(heads={"tiny-words": answering(torch.eye(3))}, images=images)
     with pytest.raises(ValueError, match=r"gives 3 channels and the text tower of .* 12"):
         list(zeroshot(narrow, tmp_path, PLAIN))
-    mapped = planted(say={"tiny-words": lambda seen: Features(None, seen.spatial)}, images=images)
+    mapped = planted(heads={"tiny-words": lambda out: Features(None, out.spatial)}, images=images)
     with pytest.raises(ValueError, match="'tiny-words' of planted gives no summary"):
         list(zeroshot(mapped, tmp_path, PLAIN))
     with pytest.raises(ValueError, match="timm:resnet18 has no text tower"):
-        one = planted(say={"resnet18": answering(torch.eye(3))}, images=images)
-        list(zeroshot(one, tmp_path, ZeroShot(teacher="timm:resnet18", templates="plain")))
-    unlabelled = planted(say={"tiny-words": answering(torch.eye(3))}, images=pictures(colours[0]))
+        one = planted(heads={"resnet18": answering(torch.eye(3))}, images=images)
+        list(zeroshot(one, tmp_path, ZeroShotSettings(teacher="timm:resnet18", templates="plain")))
+    unlabelled = planted(heads={"tiny-words": answering(torch.eye(3))}, images=pictures(colours[0]))
     with pytest.raises(ValueError, match="has no classes"):
         list(zeroshot(unlabelled, tmp_path, PLAIN))
 
@@ -133,10 +133,10 @@ def test_a_text_tower_without_a_tokenizer_is_refused(
         projection_dim=12,
     )
     hf.CLIPModel(config).save_pretrained(tmp_path / "clip")
-    who = planted(say={"clip": answering(torch.eye(3))}, images=pictures(*colours, NAMES))
-    asked = ZeroShot(teacher=f"hf:{tmp_path / 'clip'}", templates="plain")
+    who = planted(heads={"clip": answering(torch.eye(3))}, images=pictures(*colours, NAMES))
+    settings = ZeroShotSettings(teacher=f"hf:{tmp_path / 'clip'}", templates="plain")
     with pytest.raises(ValueError, match=r"tokenizer of hf:.*clip.* tokenizer\.json"):
-        list(zeroshot(who, tmp_path, asked))
+        list(zeroshot(who, tmp_path, settings))
 
 
 # ---------------------------------------------------------------- retrieval
@@ -170,19 +170,19 @@ def captions(root, entries, images=("a.png", "b.png", "c.png")):
     colours = ((255, 0, 0), (0, 255, 0), (0, 0, 255))
     for name, colour in zip(images, colours, strict=False):
         Image.new("RGB", (40, 32), colour).save(root / "val2017" / name)
-    told = dict(
+    content = dict(
         images=[dict(id=10 * i, file_name=name) for i, name in enumerate(images)],
         annotations=[dict(image_id=image, caption=text) for image, text in entries],
     )
-    (root / "annotations" / "captions_val2017.json").write_text(json.dumps(told))
+    (root / "annotations" / "captions_val2017.json").write_text(json.dumps(content))
 
 
 def test_captions_of_coco_are_found_through_a_students_head(words, planted, answering, tmp_path):
     texts = ["a cat", "a red car", "a dog", "the dog "]
     captions(tmp_path, zip([0, 10, 20, 20], texts, strict=True))
     tower = open_text(TeacherName.parse(TEACHER))
-    who = planted(say={"tiny-words": answering(tower(texts[:3]))})
-    got = numbers(retrieval(who, tmp_path, Retrieval(teacher=TEACHER)))
+    who = planted(heads={"tiny-words": answering(tower(texts[:3]))})
+    got = numbers(retrieval(who, tmp_path, RetrievalSettings(teacher=TEACHER)))
     assert got["retrieval/image_to_text/recall1"] == 100
     assert got["retrieval/text_to_image/recall1"] >= 75
     assert got["retrieval/text_to_image/recall5"] == 100

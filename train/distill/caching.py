@@ -62,7 +62,7 @@ def holds(
         teachers=about,
     )  # fmt: skip
     shard = max(1, SHARD_BYTES // max(1, found.image_bytes))
-    return dataclasses.replace(found, shard=min(shard, found.places))
+    return dataclasses.replace(found, shard=min(shard, found.num_positions))
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,7 @@ def break_even(held: CacheManifest, path: Path, live: float) -> BreakEven:
     bandwidth = _disk_speed(place)
     moved = held.images * held.image_bytes / bandwidth
     return BreakEven(
-        held.places * held.image_bytes, held.image_bytes, shutil.disk_usage(place).free,
+        held.num_positions * held.image_bytes, held.image_bytes, shutil.disk_usage(place).free,
         live * held.images, moved, moved, bandwidth, held.views,
     )  # fmt: skip
 
@@ -134,7 +134,7 @@ def check_room(cache: Cache) -> None:
         ValueError: the shards that are missing need more than is free.
     """
     held = cache.manifest
-    needed = sum(len(cache.places_of(n)) for n in cache.missing()) * held.image_bytes
+    needed = sum(len(cache.positions_of(n)) for n in cache.missing()) * held.image_bytes
     free = shutil.disk_usage(cache.path).free
     if needed > free:
         raise ValueError(
@@ -183,8 +183,8 @@ def fill(
 def _views(cache: Cache, number: int, plan: Plan, source: Source, view: View, workers: int):
     from torch.utils.data import DataLoader
 
-    places = np.array(cache.places_of(number), dtype=np.int64)
-    items = list(zip(places.tolist(), plan.indices_at(places).tolist(), strict=True))
+    positions = np.array(cache.positions_of(number), dtype=np.int64)
+    items = list(zip(positions.tolist(), plan.indices_at(positions).tolist(), strict=True))
     blocks = [items[i : i + plan.batch] for i in range(0, len(items), plan.batch)]
     return DataLoader(
         Views(source, view, plan), batch_sampler=blocks, num_workers=workers, collate_fn=collate

@@ -23,7 +23,7 @@ from zoo.teachers.teacher import Teacher, check_losses, fingerprint
 from zoo.train.device import autocast, device_of, in_precision
 from zoo.train.distill.config import Distill
 from zoo.train.distill.plan_step import check_step_plans, grids_of, view_of
-from zoo.train.distill.sizes import follow
+from zoo.train.distill.sizes import match_student_size
 from zoo.train.run import Run
 
 
@@ -101,7 +101,7 @@ def open_teachers(config: Distill, train: Source, device: torch.device) -> dict[
             )
         opened = partial(open_teacher, device=device, mosaic=spec.mosaic)
         if spec.follow:
-            teachers[label] = follow(text, opened, grids_of(config), config.size)
+            teachers[label] = match_student_size(text, opened, grids_of(config), config.size)
         else:
             teachers[label] = opened(text)
         if isinstance(teachers[label], nn.Module):

@@ -112,7 +112,7 @@ def optimize_run_teachers(run: Run, setup: Setup) -> None:
         sample=lambda: first_batch(setup),
     )
     if reports:
-        run.write_json("eight_bits.json", {n: dataclasses.asdict(t) for n, t in reports.items()})
+        run.write_json("quantized.json", {n: dataclasses.asdict(t) for n, t in reports.items()})
     for label, one in reports.items():
         Console(stderr=True, highlight=False).print(f"{label}: {one.describe()}")
 

@@ -1,22 +1,17 @@
 """A run from its config to its report: where teachers, student, training and evaluation meet."""
 
-import difflib
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import UTC, datetime
-from functools import partial
-from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import timm
 import torch
-import tyro
 from torch import nn
 
 import zoo
-from zoo.commands.parse import parse
 from zoo.data.feed import ImageFeed
 from zoo.data.loader import eval_batches
 from zoo.data.plan import Plan
@@ -40,7 +35,7 @@ from zoo.train.distill.calibrate import (
     read_normalizers,
 )
 from zoo.train.distill.config import Distill
-from zoo.train.distill.phi_s import fold_inverse
+from zoo.train.distill.fold import folded
 from zoo.train.distill.setup import Setup, check_same_teachers, new_student, prepare
 from zoo.train.distill.task import DistillTask
 from zoo.train.distill.teachers import optimize_run_teachers
@@ -150,15 +145,6 @@ def train_arm(
     return state.best
 
 
-def folded(student: Student, normalizers: Normalizers) -> Student:
-    """Return the student with heads that answer in the teachers' own spaces."""
-    folds = {
-        name: partial(fold_inverse, normalizer=normalizer)
-        for name, normalizer in normalizers.items()
-    }
-    return student.with_folded_heads(folds)
-
-
 def log_evaluation(
     run: Run, setup: Setup, student: Student, normalizers: Normalizers, arm: str, step: int
 ) -> None:
@@ -254,96 +240,3 @@ def about_teacher(teacher: Teacher) -> dict[str, Any]:
         size=teacher.size,
         license=teacher.license,
     )
-
-
-def main(args: list[str]) -> None:
-    """Train one student from many frozen teachers.
-
-    Without --data and --teachers this is the embedded run: three teachers are trained on images
-    that scikit-learn and scikit-image ship, and distilled into a small E-RADIO.
-
-    Example:
-    zoo distill --data PHOTOS --teachers timm:vit_small_patch14_dinov2.lvd142m
-    timm:resnet50.a1_in1k,summary=0 --student eradio_xxxtiny --size 224 --out runs/mine
-
-    A teacher is kind:name[/weights][@resolution]; after commas stands how it counts: summary=W and
-    spatial=W weigh its losses, rate=R asks it in that share of the steps, follow=1 lets it look at
-    the student's size. Kinds are timm, open_clip, hf, zoo, torch (package.function), rule and
-    pretext (classifier, autoencoder, gradients: trained on your data).
-    """
-    from zoo.train.distill.recipes import RECIPES
-
-    config, resume, dry = _distill_args(args, RECIPES)
-    if dry:
-        from zoo.commands.plan import print_plan
-
-        print_plan(config)
-        return
-    from zoo.eval.report.page import build_report
-
-    run = distill(config, resume=resume)
-    report = build_report(run.path)
-    print(
-        f"student  {run.path / 'export'}  (timm.create_model('local-dir:{run.path / 'export'}', "
-        f"pretrained=True))\nmetrics  {run.path / 'metrics.jsonl'}\nreport   {report.resolve()}"
-    )
-
-
-def _distill_args(
-    args: list[str], recipes: dict[str, Callable[[], "Distill"]]
-) -> tuple["Distill", bool, bool]:
-    """Read the recipe's name and the overrides of its fields."""
-    from zoo.train.distill.config import Distill, TeacherSpec
-    from zoo.train.distill.tiny import tiny
-    from zoo.train.run import Run
-
-    registry = tyro.constructors.ConstructorRegistry()
-
-    @registry.primitive_rule
-    def _(info: tyro.constructors.PrimitiveTypeInfo):
-        if info.type is not TeacherSpec:
-            return None
-        return tyro.constructors.PrimitiveConstructorSpec(
-            nargs=1,
-            metavar="KIND:NAME",
-            instance_from_str=lambda words: TeacherSpec.parse(words[0]),
-            is_instance=lambda x: isinstance(x, TeacherSpec),
-            str_from_instance=lambda spec: [spec.describe()],
-        )
-
-    @dataclass(frozen=True, kw_only=True)
-    class Args:
-        run: Annotated[Distill, tyro.conf.arg(name="")]
-        resume: Path | None = None
-        """Go on with the run in this folder; its own settings are the defaults."""
-        dry_run: bool = False
-        """Print the plan (models, shapes, bytes, speed) and exit."""
-        tiny: bool = False
-        """Shrink the recipe to a laptop: small random teachers of the same kinds, embedded
-        images, twenty steps. Other options still count."""
-
-    name = None
-    if args and not args[0].startswith("-"):
-        name, args = args[0], args[1:]
-        if name not in recipes:
-            near = difflib.get_close_matches(name, recipes, n=1)
-            hint = f" Did you mean {near[0]}?" if near else ""
-            raise ValueError(f"There is no recipe {name!r}; there are {', '.join(recipes)}.{hint}")
-    if "--resume" in args[:-1]:
-        folder = Path(args[args.index("--resume") + 1])
-        start = replace(Run(folder).config(Distill), out=folder)
-    else:
-        own = any(arg.split("=")[0] in ("--data", "--teachers") for arg in args)
-        start = recipes[name or ("custom" if own else "quickstart")]()
-        start = tiny(start) if "--tiny" in args else start
-    about = f"{main.__doc__}\n{_recipe_lines(recipes)}"
-    with registry:
-        asked = parse(Args, args, "distill", about, default=Args(run=start))
-    return asked.run, asked.resume is not None, asked.dry_run
-
-
-def _recipe_lines(recipes: dict[str, Callable[[], "Distill"]]) -> str:
-    from zoo.train.distill.recipes import summary_of
-
-    lines = (f"  {name}: {summary_of(recipe)}" for name, recipe in recipes.items())
-    return "\n".join(["Recipes (zoo distill RECIPE; --tiny shrinks each to a laptop):", *lines])

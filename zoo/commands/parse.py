@@ -5,17 +5,23 @@ from typing import Any
 import tyro
 
 
-def parse(kind: Any, args: list[str], command: str, about: str, **kwargs: Any) -> Any:
-    """Read `args` as fields of the dataclass `kind`; --help shows `about`."""
-    return tyro.cli(kind, args=args, prog=f"zoo {command}", description=about, **kwargs)
+def parse(kind: Any, argv: list[str], command: str, about: str, **kwargs: Any) -> Any:
+    """Read `argv` as fields of the dataclass `kind`; --help shows `about`."""
+    return tyro.cli(kind, args=argv, prog=f"zoo {command}", description=about, **kwargs)
 
 
-def resolve_device(asked: str) -> str:
-    """Resolve `auto`, and refuse a device that is not there."""
+def resolve_device(name: str) -> str:
+    """Resolve `auto`, and refuse a device that is not here.
+
+    Raises:
+        ValueError: this machine or this torch does not have it.
+    """
     import torch
 
-    has_gpu = torch.cuda.is_available()
-    device = ("cuda" if has_gpu else "cpu") if asked == "auto" else asked
-    if device not in ("cpu", "cuda") or (device == "cuda" and not has_gpu):
-        raise ValueError(f"There is no device {device!r} here; give cpu{', cuda' * has_gpu}.")
-    return device
+    found = ["cpu"]
+    found += ["cuda"] * torch.cuda.is_available() + ["mps"] * torch.backends.mps.is_available()
+    if name == "auto":
+        return "cuda" if "cuda" in found else "cpu"
+    if name not in found:
+        raise ValueError(f"There is no device {name!r} here; give {', '.join(found)}.")
+    return name

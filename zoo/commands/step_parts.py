@@ -21,7 +21,6 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from zoo.commands.plan import Cost, matmul_rate, plan
 from zoo.data.plan import Plan
 from zoo.eval.speed.kernels import Kernel, profile
 from zoo.eval.speed.models import timed
@@ -37,6 +36,7 @@ from zoo.train.cost import Estimate, estimate
 from zoo.train.device import tensor_cores
 from zoo.train.distill.config import Distill, TeacherSpec
 from zoo.train.distill.phi_s import Moments, Normalizer, fit
+from zoo.train.distill.plan_cost import Cost, matmul_rate, model_costs
 from zoo.train.distill.setup import widths
 from zoo.train.distill.task import DistillTask
 from zoo.train.distill.teachers import compile_teacher, frozen
@@ -175,7 +175,7 @@ class ModelPool:
         """Count the FLOPs of teachers and student."""
         key = (step.teachers, step.student, step.size)
         if key not in self._costs:
-            self._costs[key] = plan(config)[:2]
+            self._costs[key] = model_costs(config)[:2]
         return self._costs[key]
 
     def drop(self, keep: Callable[[str], bool]) -> None:

@@ -28,7 +28,7 @@ class DenseSource(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Crop:
+class CropSpec:
     """How an image becomes a square of `side` pixels.
 
     Its short side is first brought to `side`, times a number drawn from `scale`.
@@ -80,7 +80,7 @@ def _widest(values: np.ndarray) -> float:
 class Crops(Dataset):
     """Samples by (position, index): what is drawn depends on the seed and the position alone."""
 
-    def __init__(self, source: DenseSource, crop: Crop, seed: int):
+    def __init__(self, source: DenseSource, crop: CropSpec, seed: int):
         self.source, self.crop, self.seed = source, crop, seed
 
     def __getitem__(self, item: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
@@ -116,7 +116,7 @@ def order(count: int, steps: int, batch: int, seed: int) -> Iterator[list[tuple[
 
 
 def training_batches(
-    source: DenseSource, crop: Crop, *, steps: int, batch: int, seed: int, **loading: Any
+    source: DenseSource, crop: CropSpec, *, steps: int, batch: int, seed: int, **loading: Any
 ) -> Iterator[tuple[UInt8[Tensor, "B 3 s s"], Shaped[Tensor, "B s s"]]]:
     """Return `steps` batches of crops; the same ones whatever the number of workers."""
     sampler = list(order(len(source), steps, batch, seed))

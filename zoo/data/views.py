@@ -13,8 +13,12 @@ from zoo.data.plan import Plan
 from zoo.data.sources import Source
 
 UNREADABLE = (
-    UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError,
-)  # fmt: skip
+    UnidentifiedImageError,
+    OSError,
+    SyntaxError,
+    ValueError,
+    Image.DecompressionBombError,
+)
 
 
 TRIES = 16

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from PIL import Image
 
 from zoo.eval.dense.correspondence import (
-    Correspondence,
+    CorrespondenceSettings,
     correspondence,
     draw_warps,
     match,
@@ -32,7 +32,7 @@ def places(side=32):
 
 def test_features_that_say_the_place_find_every_point(planted, pictures, tmp_path):
     who = planted(images=pictures(places().expand(6, -1, -1, -1)))
-    got = numbers(correspondence(who, tmp_path, Correspondence()))
+    got = numbers(correspondence(who, tmp_path, CorrespondenceSettings()))
     assert got["correspondence/pck0.1"] == 100
     assert got["correspondence/pck0.05"] > 95
 
@@ -40,11 +40,11 @@ def test_features_that_say_the_place_find_every_point(planted, pictures, tmp_pat
 def test_features_drawn_at_random_find_what_chance_says(planted, pictures, tmp_path):
     generator = torch.Generator().manual_seed(0)
 
-    def see(x):
+    def features(x):
         return torch.randn(len(x), 16, 16, 16, generator=generator)
 
-    who = planted(see, images=pictures(torch.rand(40, 3, 32, 32)))
-    got = numbers(correspondence(who, tmp_path, Correspondence(finer=1)))
+    who = planted(features, images=pictures(torch.rand(40, 3, 32, 32)))
+    got = numbers(correspondence(who, tmp_path, CorrespondenceSettings(finer=1)))
     # a disc of radius 0.1 in a square of side 1, a little less for points near its edge
     assert got["correspondence/pck0.1"] == pytest.approx(100 * math.pi * 0.1**2, rel=0.3)
 
@@ -55,8 +55,8 @@ def test_a_warp_and_its_points_go_together():
     images = places(64).expand(5, -1, -1, -1)
     moved, at, inside = warped(images, warps, points)
     assert inside.any(dim=1).all() and not inside.all()
-    seen = F.grid_sample(moved, (2 * at - 1)[:, :, None], align_corners=False)[..., 0]
-    error = (seen[:, :2].transpose(1, 2) - points[None]).abs().amax(dim=-1)
+    sampled = F.grid_sample(moved, (2 * at - 1)[:, :, None], align_corners=False)[..., 0]
+    error = (sampled[:, :2].transpose(1, 2) - points[None]).abs().amax(dim=-1)
     edge = ((points - 0.5).abs() < 0.45).all(dim=-1)  # beyond, the black around it mixes in
     assert error[inside & edge].max() < 0.02
 
@@ -76,21 +76,21 @@ def spair(root, *, shift=(0, 0), **changed):
     wide = np.asarray(Image.fromarray(pixels).resize((96, 64)))
     Image.fromarray(pixels).save(root / "JPEGImages" / "cat" / "a.png")
     Image.fromarray(wide).save(root / "JPEGImages" / "cat" / "b.png")
-    told = dict(
+    content = dict(
         src_imname="a.png", trg_imname="b.png", category="cat", trg_bndbox=[10, 10, 50, 30],
         src_kps=[[16, 16], [40, 20]], trg_kps=[[24 + shift[0], 16 + shift[1]], [60, 20]],
         src_imsize=[64, 64, 3], trg_imsize=[96, 64, 3],
     ) | changed  # fmt: skip
-    (root / "PairAnnotation" / "test" / "1.json").write_text(json.dumps(told))
+    (root / "PairAnnotation" / "test" / "1.json").write_text(json.dumps(content))
 
 
 def test_key_points_of_spair_are_measured_in_the_objects_larger_side(planted, tmp_path):
     who = planted(size=64)
     spair(tmp_path / "near")
-    got = numbers(correspondence(who, tmp_path / "near", Correspondence()))
+    got = numbers(correspondence(who, tmp_path / "near", CorrespondenceSettings()))
     assert got == {"correspondence/pck0.05": 100, "correspondence/pck0.1": 100}
     spair(tmp_path / "off", shift=(3, 0))  # 3 of 40 pixels: within a tenth, not a twentieth
-    got = numbers(correspondence(who, tmp_path / "off", Correspondence()))
+    got = numbers(correspondence(who, tmp_path / "off", CorrespondenceSettings()))
     assert got == {"correspondence/pck0.05": 50, "correspondence/pck0.1": 100}
 
 
@@ -107,4 +107,4 @@ def test_damaged_pairs_are_refused(planted, tmp_path):
     with pytest.raises(ValueError, match="no pair of SPair-71k"):
         read_spair(tmp_path / "box", "test")
     with pytest.raises(ValueError, match="at least 1"):
-        Correspondence(finer=0)
+        CorrespondenceSettings(finer=0)

@@ -8,10 +8,17 @@ import pytest
 import torch
 from PIL import Image
 
-from zoo.eval.dense.depth import Depth, depth, depth_errors, open_depths, scale_invariant, to_depth
+from zoo.eval.dense.depth import (
+    DepthSettings,
+    depth,
+    depth_errors,
+    open_depths,
+    scale_invariant,
+    to_depth,
+)
 from zoo.eval.registry import Picture, Scores
 
-QUICK = Depth(crop=16, stride=16, steps=100, batch=4, lr=0.5, max_depth=4.5, pictures=1)
+QUICK = DepthSettings(crop=16, stride=16, steps=100, batch=4, lr=0.5, max_depth=4.5, pictures=1)
 
 
 def write(root, *, kind="png", size=(40, 32), splits=("train", "val"), metres=(1.0, 4.0)):
@@ -96,4 +103,4 @@ def test_what_does_not_fit_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"1 of 4 images .* have no depth, .*2\.png first"):
         open_depths(data, replace(QUICK, max_depth=80.0))
     with pytest.raises(ValueError, match="gaps"):
-        Depth(stride=900)
+        DepthSettings(stride=900)

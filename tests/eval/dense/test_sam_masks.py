@@ -5,11 +5,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from zoo.eval.dense.sam_masks import SamMasks, agreement, grid_points, masks
+from zoo.eval.dense.sam_masks import SamMasksSettings, agreement, grid_points, masks
 from zoo.eval.registry import Picture
 from zoo.features import Batch, Features
-from zoo.teachers import open_teacher
 from zoo.teachers.name import TeacherName
+from zoo.teachers.open import open_teacher
 from zoo.teachers.sam import MaskDecoder
 
 hf = pytest.importorskip("transformers", reason="transformers is in the extra [teachers]")
@@ -41,7 +41,7 @@ def sam(tmp_path_factory):
 
 
 def measured(who, teacher, **how):
-    found = dict(masks(who, Path(), SamMasks(teacher=teacher, points=3, **how)))
+    found = dict(masks(who, Path(), SamMasksSettings(teacher=teacher, points=3, **how)))
     return {k: v.value for k, v in found.items() if not isinstance(v, Picture)}, found
 
 
@@ -50,12 +50,14 @@ def test_a_student_that_is_sam_agrees_with_it_and_a_noisy_one_less(sam, planted,
     images = pictures(torch.rand(3, 3, SIDE, SIDE))
 
     def subject(noise):
-        def see(x):
-            seen = teacher(Batch(x)).spatial
-            drawn = torch.randn(seen.shape, generator=torch.Generator().manual_seed(0))
-            return (seen + noise * drawn).permute(0, 3, 1, 2)
+        def features(x):
+            target = teacher(Batch(x)).spatial
+            drawn = torch.randn(target.shape, generator=torch.Generator().manual_seed(0))
+            return (target + noise * drawn).permute(0, 3, 1, 2)
 
-        return planted(see, {"sam": lambda s: Features(None, s.spatial)}, size=SIDE, images=images)
+        return planted(
+            features, {"sam": lambda s: Features(None, s.spatial)}, size=SIDE, images=images
+        )
 
     same, found = measured(subject(0.0), sam)
     assert same == {"masks/miou": 100, "masks/iou_over_half": 100}
@@ -117,4 +119,4 @@ def test_other_teachers_and_missing_heads_are_refused(sam, planted, pictures, tm
     with pytest.raises(ValueError, match="is a dinov2, and masks are decoded with SAM"):
         MaskDecoder(TeacherName.parse(f"hf:{tmp_path}"))
     with pytest.raises(ValueError, match="at least one point"):
-        SamMasks(points=0)
+        SamMasksSettings(points=0)

@@ -10,15 +10,15 @@ import torch
 from PIL import Image
 from torch import nn
 
-from zoo.eval.dense.segment import LinearHead, Segment, panel, pixel_loss, rate_of, segment
-from zoo.eval.dense.upernet import Pyramid, UPerNet
+from zoo.eval.dense.segment import LinearHead, SegmentSettings, panel, pixel_loss, rate_of, segment
+from zoo.eval.dense.upernet import BackbonePyramid, UPerNet
 from zoo.eval.registry import Picture, Scores, Subject
 from zoo.features import Batch
 from zoo.students.build import build_student
 
 COLOURS = np.array([[200, 20, 20], [20, 200, 20], [20, 20, 200]], np.uint8)
 NAMES = ["red", "green", "blue"]
-QUICK = Segment(crop=32, stride=16, steps=40, batch=4, lr=0.1, pictures=1)
+QUICK = SegmentSettings(crop=32, stride=16, steps=40, batch=4, lr=0.1, pictures=1)
 
 
 def every(step):
@@ -113,7 +113,7 @@ def test_upernet_learns_on_frozen_or_tuned_features(data, rate):
     backbone = build_student("eradio_nano", {}, size=64).eval()
     who = Subject(name="eradio", made=backbone)
     before = {k: v.clone() for k, v in backbone.state_dict().items()}
-    settings = Segment(
+    settings = SegmentSettings(
         head="upernet", crop=64, stride=64, steps=3, batch=2, hidden=8, backbone_lr=rate
     )
     numbers, _ = measured(who, data, settings)
@@ -158,7 +158,9 @@ def test_upernet_equals_that_of_transformers_with_the_same_weights():
 def test_a_pyramid_has_strides_4_to_32_for_a_hierarchy_and_for_patches_of_16():
     for name in ("eradio_nano", "vit_tiny_patch16_224", "resnet18"):
         student = build_student(name, {}, size=64).eval()
-        maps = Pyramid(student.backbone, student.mean, student.std)(Batch(torch.rand(1, 3, 64, 64)))
+        maps = BackbonePyramid(student.backbone, student.mean, student.std)(
+            Batch(torch.rand(1, 3, 64, 64))
+        )
         assert [m.shape[-1] for m in maps] == [16, 8, 4, 2], name
 
 
@@ -192,12 +194,12 @@ def test_a_panel_shows_what_is_not_scored_in_black():
 
 
 def test_settings_that_contradict_each_other_are_refused():
-    for wrong, said in (
+    for wrong, message in (
         (dict(stride=600), "gaps between windows of 512"),
         (dict(batch=1), "at least 2 crops"),
         (dict(backbone_lr=1e-4), "linear head is for frozen features"),
         (dict(lr=0.0), "must be above 0"),
         (dict(steps=0), "steps is 0"),
     ):
-        with pytest.raises(ValueError, match=said):
-            Segment(**wrong)
+        with pytest.raises(ValueError, match=message):
+            SegmentSettings(**wrong)

@@ -115,15 +115,15 @@ def test_a_folder_that_timm_reads_gives_its_weights(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("fields", "told"),
+    ("fields", "message"),
     [
         (dict(name="eradio_nano", out_indices=[7]), "levels 0 to 4"),
         (dict(name="resnet10t", frozen_stages=9), "frozen_stages 9"),
         (dict(name="levit_128s"), "out_indices"),
     ],
 )
-def test_what_a_model_does_not_have_is_refused(fields, told):
-    with pytest.raises(ValueError, match=told):
+def test_what_a_model_does_not_have_is_refused(fields, message):
+    with pytest.raises(ValueError, match=message):
         Backbone(**fields)
 
 

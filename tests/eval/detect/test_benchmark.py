@@ -12,7 +12,7 @@ from zoo.eval.detect.canvas import Samples
 from zoo.eval.detect.coco import open_coco
 from zoo.eval.detect.coco_metric import Prediction
 from zoo.eval.detect.draw import PALETTE, draw, truth_of
-from zoo.eval.detect.spec import Detector, Source, Spec
+from zoo.eval.detect.spec import BackboneSource, Detector, DetectorSpec
 from zoo.eval.paired import compare
 from zoo.eval.registry import Picture
 from zoo.eval.results import Record, read, write
@@ -26,8 +26,10 @@ class Planted(Detector):
 
     def __init__(self, split, *, guesses=False, classes=CLASSES):
         super().__init__()
-        source = Source(name="none", levels=(0,), strides=(16,), mean=(0.5,) * 3, std=(0.5,) * 3)
-        self.spec = Spec(kind="mask_rcnn", source=source, classes=classes, size=64)
+        source = BackboneSource(
+            name="none", levels=(0,), strides=(16,), mean=(0.5,) * 3, std=(0.5,) * 3
+        )
+        self.spec = DetectorSpec(kind="mask_rcnn", source=source, classes=classes, size=64)
         self.split, self.guesses = split, guesses
 
     def predict(self, batch):

@@ -92,9 +92,9 @@ def test_kept_images_are_those_that_are_read(shapes, samples):
 
 
 def test_an_epoch_shows_every_image_once():
-    seen = [i for batch in order(12, 4, range(3), seed=0) for i, _ in batch]
-    assert sorted(seen) == list(range(12))
-    assert seen != list(range(12))
+    indices = [i for batch in order(12, 4, range(3), seed=0) for i, _ in batch]
+    assert sorted(indices) == list(range(12))
+    assert indices != list(range(12))
 
 
 def test_a_resumed_order_goes_on_where_the_first_would_be():
@@ -105,9 +105,9 @@ def test_a_resumed_order_goes_on_where_the_first_would_be():
 
 @pytest.mark.slow
 def test_workers_give_the_same_batches(samples):
-    asked = list(order(len(samples), 2, range(2), seed=0))
+    sampler = list(order(len(samples), 2, range(2), seed=0))
     for ours, theirs in zip(
-        batches(samples, asked), batches(samples, asked, workers=2), strict=True
+        batches(samples, sampler), batches(samples, sampler, workers=2), strict=True
     ):
         assert torch.equal(ours.images, theirs.images)
         assert ours.indices == theirs.indices

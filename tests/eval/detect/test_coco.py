@@ -137,9 +137,9 @@ BAD = {
 
 @pytest.mark.parametrize("case", BAD)
 def test_a_bad_file_is_refused_with_its_reason(folder, case):
-    edit, told = BAD[case]
+    edit, message = BAD[case]
     change(folder, lambda content: edit(content, folder))
-    with pytest.raises(ValueError, match=told):
+    with pytest.raises(ValueError, match=message):
         open_coco(folder, "train")
 
 

@@ -135,7 +135,7 @@ def test_the_file_of_predictions_is_read_back_and_by_pycocotools(split, tmp_path
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "message"),
     [
         ("[", "is no JSON file"),
         ('{"a": 1}', "is no list of COCO results"),
@@ -143,9 +143,9 @@ def test_the_file_of_predictions_is_read_back_and_by_pycocotools(split, tmp_path
         ('[{"image_id": 10, "category_id": 4, "score": 1}]', "category_id that .* has not: 4"),
     ],
 )
-def test_a_file_of_other_predictions_is_refused(split, tmp_path, text, told):
+def test_a_file_of_other_predictions_is_refused(split, tmp_path, text, message):
     (tmp_path / "p.json").write_text(text)
-    with pytest.raises(ValueError, match=told):
+    with pytest.raises(ValueError, match=message):
         read_results(tmp_path / "p.json", split)
 
 

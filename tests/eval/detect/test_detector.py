@@ -16,7 +16,7 @@ from zoo.eval.detect.detector import (
     load_detector,
     save_detector,
 )
-from zoo.eval.detect.spec import Source, Spec
+from zoo.eval.detect.spec import BackboneSource, DetectorSpec
 
 SMALL = {
     "eradio_nano": {},
@@ -37,7 +37,7 @@ CLASSES = ("disc", "square", "triangle")
 
 def spec(kind="mask_rcnn", name="eradio_nano", size=64, **changes):
     source = find_source(name, size, options=dict(SMALL[name]))
-    return Spec(kind=kind, source=source, classes=CLASSES, size=size, width=32, **changes)
+    return DetectorSpec(kind=kind, source=source, classes=CLASSES, size=size, width=32, **changes)
 
 
 def batch_of(shapes, size, *, masks=True, count=3):
@@ -125,7 +125,7 @@ def test_levels_are_those_of_the_strides_that_detectors_use():
 
 
 @pytest.mark.parametrize(
-    ("make", "told"),
+    ("make", "message"),
     [
         (lambda: spec(size=80), "no multiple of 32; the nearest is"),
         (lambda: find_source("resnet1", 64), "neither a registered model nor a folder"),
@@ -135,9 +135,9 @@ def test_levels_are_those_of_the_strides_that_detectors_use():
         (lambda: build_detector(dataclasses.replace(spec("mask2former"), width=16)), "of 32"),
     ],
 )
-def test_what_suits_no_detector_is_refused(make, told):
+def test_what_suits_no_detector_is_refused(make, message):
     pytest.importorskip("transformers", reason="transformers is not installed")
-    with pytest.raises(ValueError, match=told):
+    with pytest.raises(ValueError, match=message):
         make()
 
 
@@ -148,7 +148,7 @@ def test_the_folder_of_a_model_is_a_backbone_with_its_weights_and_options(tmp_pa
     for target in (tmp_path, tmp_path / "export"):
         source = find_source(str(target), 64)
         assert source.options["dim"] == 16
-        made = Spec(kind="faster_rcnn", source=source, classes=CLASSES, size=64, width=16)
+        made = DetectorSpec(kind="faster_rcnn", source=source, classes=CLASSES, size=64, width=16)
         detector = build_detector(made, pretrained=True)
         theirs = model.state_dict()
         ours = {k.removeprefix("model."): v for k, v in detector.backbone.state_dict().items()}
@@ -161,5 +161,5 @@ def test_a_spec_comes_back_from_json():
 
     made = spec()
     content = dataclasses.asdict(made)
-    assert isinstance(made.source, Source)
+    assert isinstance(made.source, BackboneSource)
     assert read_spec(content) == made

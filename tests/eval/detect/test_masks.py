@@ -47,7 +47,7 @@ def test_an_object_without_mask_is_empty():
 
 
 @pytest.mark.parametrize(
-    ("form", "told"),
+    ("form", "message"),
     [
         ("polygon", "a str where"),
         ([3.0, 4.0], "no list of numbers"),
@@ -58,5 +58,5 @@ def test_an_object_without_mask_is_empty():
         (dict(size=[8, 10], counts=None), "neither text nor a list"),
     ],
 )
-def test_a_malformed_mask_is_told_from_a_good_one(form, told):
-    assert told in (problem_of(form, 8, 10) or "")
+def test_a_malformed_mask_is_told_from_a_good_one(form, message):
+    assert message in (problem_of(form, 8, 10) or "")

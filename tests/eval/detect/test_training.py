@@ -8,7 +8,7 @@ import torch
 from zoo.eval.detect.canvas import Samples
 from zoo.eval.detect.coco import open_coco
 from zoo.eval.detect.detector import build_detector, find_source
-from zoo.eval.detect.spec import Spec
+from zoo.eval.detect.spec import DetectorSpec
 from zoo.eval.detect.training import Training, TrainState, parameter_groups, rate, train_steps
 
 CPU = torch.device("cpu")
@@ -16,7 +16,7 @@ CPU = torch.device("cpu")
 
 def trainee(name="eradio_nano", kind="faster_rcnn", **settings):
     torch.manual_seed(0)
-    made = Spec(
+    made = DetectorSpec(
         kind=kind, source=find_source(name, 64), classes=("disc", "square", "triangle"), size=64,
         width=16,
     )  # fmt: skip
@@ -103,13 +103,13 @@ def test_frozen_norms_keep_their_statistics(shapes):
 
 
 @pytest.mark.parametrize(
-    ("settings", "told"),
+    ("settings", "message"),
     [
         (dict(steps=0), "steps is 0"),
         (dict(lr=math.nan), "lr is nan"),
         (dict(layer_decay=1.5), "at most 1"),
     ],
 )
-def test_settings_that_cannot_be_are_refused(settings, told):
-    with pytest.raises(ValueError, match=told):
+def test_settings_that_cannot_be_are_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
         Training(**settings)

@@ -124,9 +124,9 @@ def attend_by_loops(value, places, weights):
                         right, low = x - left, y - top
                         a, b_ = cells[top + 2, left + 2], cells[top + 2, left + 3]
                         c, d = cells[top + 3, left + 2], cells[top + 3, left + 3]
-                        seen = (1 - low) * ((1 - right) * a + right * b_)
-                        seen = seen + low * ((1 - right) * c + right * d)
-                        total = total + weights[b, q, head, level, point] * seen
+                        sampled = (1 - low) * ((1 - right) * a + right * b_)
+                        sampled = sampled + low * ((1 - right) * c + right * d)
+                        total = total + weights[b, q, head, level, point] * sampled
                 rows_of.append(total)
     return torch.stack(rows_of).view(batch, queries, -1)
 

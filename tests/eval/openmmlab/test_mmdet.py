@@ -101,8 +101,8 @@ def test_the_loss_reaches_every_weight_of_the_backbone_and_boxes_come_out(detect
 
     with torch.no_grad():
         batch = model.data_preprocessor(two_images(config, "val"))
-        seen = model.eval()(**batch, mode="predict")
-    for sample in seen:
+        predictions = model.eval()(**batch, mode="predict")
+    for sample in predictions:
         found = sample.pred_instances
         assert len(found) > 0 and found.bboxes.shape == (len(found), 4)
         assert set(found.labels.tolist()) <= {0, 1}
@@ -266,10 +266,10 @@ BAD_DATA = {
 }
 
 
-@pytest.mark.parametrize("told", BAD_DATA)
-def test_data_that_cannot_be_trained_on_are_refused_before_any_work(told, toy_coco, tmp_path):
-    data = copied(toy_coco, tmp_path, BAD_DATA[told])
-    with pytest.raises(ValueError, match=told):
+@pytest.mark.parametrize("message", BAD_DATA)
+def test_data_that_cannot_be_trained_on_are_refused_before_any_work(message, toy_coco, tmp_path):
+    data = copied(toy_coco, tmp_path, BAD_DATA[message])
+    with pytest.raises(ValueError, match=message):
         tiny_config("mask-rcnn", "eradio_nano", data)
 
 
@@ -337,7 +337,7 @@ def test_a_gpu_gives_the_scores_of_the_cpu_and_trains(detector, name, toy_coco):
 
 def test_the_page_runs_as_written(toy_coco, tmp_path, run_page):
     (tmp_path / "coco").symlink_to(toy_coco)
-    told, seen = run_page("mmdet.md", tmp_path, commands=5)
-    assert "coco/bbox_mAP" in told
-    assert re.search(r"torch.Size\(\[[1-9]\d*, 4\]\)", seen) and re.search("red|green", seen)
+    printed, out = run_page("mmdet.md", tmp_path, commands=5)
+    assert "coco/bbox_mAP" in printed
+    assert re.search(r"torch.Size\(\[[1-9]\d*, 4\]\)", out) and re.search("red|green", out)
     assert (tmp_path / "runs/detector/epoch_2.pth").is_file()

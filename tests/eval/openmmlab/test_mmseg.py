@@ -84,8 +84,8 @@ def test_the_loss_reaches_every_weight_of_the_backbone_and_classes_come_out(name
 
     with torch.no_grad():
         batch = model.data_preprocessor(two_images(config, "val"))
-        seen = model.eval()(**batch, mode="predict")
-    for sample in seen:
+        predictions = model.eval()(**batch, mode="predict")
+    for sample in predictions:
         assert sample.pred_sem_seg.data.shape == (1, 64, 96)
         assert set(sample.pred_sem_seg.data.unique().tolist()) <= {0, 1, 2}
         assert sample.seg_logits.data.shape == (3, 64, 96)
@@ -239,14 +239,14 @@ def test_the_rate_rises_in_a_tenth_of_the_run_and_falls_to_nothing(steps, rates,
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
     config = tiny_config("eradio_nano", shapes, steps=steps)
     made = [PARAM_SCHEDULERS.build(s | dict(optimizer=optimizer)) for s in config.param_scheduler]
-    seen = []
+    measured = []
     for _ in range(steps):
-        seen.append(optimizer.param_groups[0]["lr"])
+        measured.append(optimizer.param_groups[0]["lr"])
         optimizer.step()
         for scheduler in made:
             scheduler.step()
-    assert seen[: len(rates)] == pytest.approx(rates, abs=1e-3)
-    assert seen[-1] == pytest.approx(0.0, abs=1e-6)
+    assert measured[: len(rates)] == pytest.approx(rates, abs=1e-3)
+    assert measured[-1] == pytest.approx(0.0, abs=1e-6)
 
 
 def test_other_classes_than_the_configuration_has_are_refused(shapes):
@@ -280,7 +280,7 @@ def test_a_gpu_gives_the_logits_of_the_cpu_and_trains(name, shapes):
 
 def test_the_page_runs_as_written(shapes, tmp_path, run_page):
     (tmp_path / "streets").symlink_to(shapes)
-    told, seen = run_page("mmseg.md", tmp_path, commands=3)
-    assert "mIoU" in told
-    assert re.search(r"torch.Size\(\[64, 96\]\)", seen) and re.search("ground|red|green", seen)
+    printed, out = run_page("mmseg.md", tmp_path, commands=3)
+    assert "mIoU" in printed
+    assert re.search(r"torch.Size\(\[64, 96\]\)", out) and re.search("ground|red|green", out)
     assert (tmp_path / "runs/segmenter/iter_2.pth").is_file()

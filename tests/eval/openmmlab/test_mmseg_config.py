@@ -55,10 +55,10 @@ BAD_NUMBERS = {
 }
 
 
-@pytest.mark.parametrize("told", BAD_NUMBERS)
-def test_numbers_that_cannot_be_are_refused(told, folder):
-    with pytest.raises(ValueError, match=told):
-        mmseg_config("eradio_nano", folder, **BAD_NUMBERS[told])
+@pytest.mark.parametrize("message", BAD_NUMBERS)
+def test_numbers_that_cannot_be_are_refused(message, folder):
+    with pytest.raises(ValueError, match=message):
+        mmseg_config("eradio_nano", folder, **BAD_NUMBERS[message])
 
 
 def test_a_backbone_without_four_maps_is_refused(folder):

@@ -108,9 +108,9 @@ def test_a_real_trace_has_the_fields_that_are_read(tmp_path):
     model = nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), nn.Flatten(), nn.Linear(128, 5))
     with torch.profiler.profile(
         activities=[torch.profiler.ProfilerActivity.CPU], record_shapes=True, acc_events=True
-    ) as seen:
+    ) as profiler:
         model(torch.randn(2, 3, 8, 8)).sum().backward()
-    seen.export_chrome_trace(str(tmp_path / "trace.json"))
+    profiler.export_chrome_trace(str(tmp_path / "trace.json"))
     events = json.loads((tmp_path / "trace.json").read_text())["traceEvents"]
     ops = {event["name"]: event for event in events if event.get("cat") == "cpu_op"}
     assert work(ops["aten::convolution"]).bytes == 4 * (2 * 3 * 64 + 8 * 27 + 8 + 2 * 8 * 16)

@@ -69,9 +69,9 @@ def test_a_mode_is_read_word_by_word():
 
 def test_options_stand_behind_the_name():
     assert name_and_options("eradio_l") == ("eradio_l", {})
-    told = "mambavision_t,depths=(1, 1, 2, 2),layer_scale=None,drop_rate=0.5"
+    name = "mambavision_t,depths=(1, 1, 2, 2),layer_scale=None,drop_rate=0.5"
     options = dict(depths=(1, 1, 2, 2), layer_scale=None, drop_rate=0.5)
-    assert name_and_options(told) == ("mambavision_t", options)
+    assert name_and_options(name) == ("mambavision_t", options)
 
 
 @pytest.mark.parametrize("model", ["x,window_size", "x,a=open('f')", "x,a=1)+(2", "x,**{}", "x,=3"])
@@ -131,11 +131,11 @@ def test_images_a_second_are_those_of_the_median_round():
 
 def test_a_training_step_runs_backward_and_keeps_no_gradient():
     prepared = prepare(dataclasses.replace(TINY, mode="train"))
-    seen = []
+    gradients = []
     weight = next(prepared.module.parameters())
-    weight.register_hook(lambda grad: seen.append(grad.abs().sum().item()))
+    weight.register_hook(lambda grad: gradients.append(grad.abs().sum().item()))
     prepared.step()
-    assert seen[0] > 0 and weight.grad is None
+    assert gradients[0] > 0 and weight.grad is None
     assert prepared.module.training
 
 
@@ -220,12 +220,12 @@ def test_a_row_survives_json():
 
 
 def test_the_surroundings_name_versions_threads_and_machine():
-    told = environment("zoo bench models")
-    assert told["versions"]["torch"] == torch.__version__
-    assert told["versions"]["timm"] == timm.__version__
-    assert told["threads"] == torch.get_num_threads()
-    assert told["command"] == "zoo bench models" and told["machine"]["processor"]
-    json.dumps(told)
+    about = environment("zoo bench models")
+    assert about["versions"]["torch"] == torch.__version__
+    assert about["versions"]["timm"] == timm.__version__
+    assert about["threads"] == torch.get_num_threads()
+    assert about["command"] == "zoo bench models" and about["machine"]["processor"]
+    json.dumps(about)
 
 
 def test_blocks_are_compiled_one_by_one_or_the_whole():

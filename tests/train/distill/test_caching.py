@@ -101,7 +101,9 @@ def test_a_disk_that_is_too_small_is_told_before_anything_is_written(tmp_path, m
     )  # fmt: skip
     cache = Cache.prepare(tmp_path, held, {})
     monkeypatch.setattr(Cache, "missing", lambda self: [0])
-    monkeypatch.setattr(Cache, "places_of", lambda self, number: range(self.manifest.places))
+    monkeypatch.setattr(
+        Cache, "positions_of", lambda self, number: range(self.manifest.num_positions)
+    )
     with pytest.raises(ValueError, match=r"needs [\d,.]+ GB more .*larger disk"):
         check_room(cache)
 

@@ -3,11 +3,11 @@
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from zoo.commands.plan import matmul_rate
 from zoo.experiments.phi_s.config import PhiSExperiment, networks, sets_of
 from zoo.experiments.tables import print_table
 from zoo.students.build import build_student
 from zoo.train.device import device_of
+from zoo.train.distill.plan_cost import matmul_rate
 from zoo.train.run import Run
 
 H200 = 790e12

@@ -18,7 +18,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from zoo.commands.distill import folded
 from zoo.data.plan import mix
 from zoo.eval.fidelity import fidelity
 from zoo.experiments.bookkeeping import affordable, append_row, device_name
@@ -42,6 +41,7 @@ from zoo.students.student import Student
 from zoo.teachers.pretext import PretextTeacher
 from zoo.train.config import Optim
 from zoo.train.device import autocast, device_of
+from zoo.train.distill.fold import folded
 from zoo.train.distill.losses import SPATIAL_LOSSES, summary_loss
 from zoo.train.distill.phi_s import Normalizer, fit
 from zoo.train.interrupt import Interrupt, Interrupted

@@ -19,7 +19,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
 
-from zoo.commands.distill import folded
 from zoo.data.plan import mix
 from zoo.eval.fidelity import fidelity
 from zoo.experiments.bookkeeping import affordable, append_row, device_name
@@ -34,6 +33,7 @@ from zoo.teachers.pretext import Classifier, Gradients, PatchTransformer, Pretex
 from zoo.train.config import Optim
 from zoo.train.device import autocast, device_of
 from zoo.train.distill.config import Distill
+from zoo.train.distill.fold import folded
 from zoo.train.distill.losses import SPATIAL_LOSSES
 from zoo.train.distill.phi_s import Normalizer, fit
 from zoo.train.distill.step import distill_step
