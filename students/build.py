@@ -10,7 +10,7 @@ import torch
 from timm.layers import GluMlp
 from torch import nn
 
-from zoo.features import gives_class_tokens, read_features, read_ladder
+from zoo.features import gives_class_tokens, read_features, read_intermediates
 from zoo.layers import spectral
 from zoo.students.heads import HeadKind, TeacherHead, head_hidden
 from zoo.students.student import Student
@@ -57,11 +57,19 @@ def build_student(
         if spectral_norms:
             _reparametrise(name, backbone)
         config = timm.data.resolve_model_data_config(backbone)
-        ours, rungs = _widths(backbone, size, climbs=kind == "ladder")
-        head = dict(kind=kind, hidden=hidden or head_hidden(teachers), inner=inner)
-        head |= dict(upsample=upsample)
+        ours, intermediates = _widths(backbone, size, uses_intermediates=kind == "ladder")
+        head: dict[str, Any] = dict(kind=kind, hidden=hidden or head_hidden(teachers))
+        head |= dict(inner=inner, upsample=upsample)  # this function's keywords: an export has them
         heads = {
-            label: TeacherHead(ours, theirs, **head, rungs=rungs)
+            label: TeacherHead(
+                ours,
+                theirs,
+                kind=kind,
+                hidden=head["hidden"],
+                num_inner=inner,
+                upsample=upsample,
+                intermediates=intermediates,
+            )
             for label, theirs in teachers.items()
         }
         return Student(
@@ -78,17 +86,20 @@ def build_student(
 
 @torch.no_grad()
 def _widths(
-    backbone: Any, size: int, *, climbs: bool
+    backbone: Any, size: int, *, uses_intermediates: bool
 ) -> tuple[tuple[int, int], list[tuple[int, int]]]:
-    """Look at a black image: the widths of summary and map, at the end and after each block."""
+    """Find the widths of summary and map, at the end and after each block, on a black image."""
     backbone.eval()
     black = torch.zeros(1, 3, size, size)
-    seen, below = read_features(backbone, black), []
-    if climbs:
-        seen, below = read_ladder(backbone, black, class_tokens=gives_class_tokens(backbone))
+    features, earlier = read_features(backbone, black), []
+    if uses_intermediates:
+        class_tokens = gives_class_tokens(backbone)
+        features, earlier = read_intermediates(backbone, black, class_tokens=class_tokens)
     backbone.train()
-    ours, *rungs = [(x.summary.shape[-1], x.spatial.shape[-1]) for x in (seen, *below)]
-    return ours, rungs
+    ours, *intermediates = [
+        (x.summary.shape[-1], x.spatial.shape[-1]) for x in (features, *earlier)
+    ]
+    return ours, intermediates
 
 
 def _build_backbone(

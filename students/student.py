@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from zoo.features import Batch, Features, gives_class_tokens, read_features, read_ladder
+from zoo.features import Batch, Features, gives_class_tokens, read_features, read_intermediates
 from zoo.layers import spectral
 
 MESA = "mesa.ema"
@@ -25,7 +25,7 @@ class Student(nn.Module):
         heads: One head a teacher, by the teacher's label.
         size: Rows and columns of the images that the backbone gets.
         recipe: Name and keywords with which `timm.create_model` builds the backbone again.
-        head: Keywords with which `TeacherHead` builds the heads again.
+        head: Keywords with which `build_student` builds the heads again.
         license: Licence of the weights that it started from; `None` if it started from none.
     """
 
@@ -71,14 +71,16 @@ class Student(nn.Module):
         Args:
             mesa: Give the own map as well, under `MESA`.
         """
-        below: list[Features] = []
+        intermediates: list[Features] = []
         if self.uses_intermediates:
             x = (images - self.mean) / self.std
-            seen, below = read_ladder(self.backbone, x, class_tokens=self.class_tokens)
+            features, intermediates = read_intermediates(
+                self.backbone, x, class_tokens=self.class_tokens
+            )
         else:
-            seen = self.forward_features(images)
-        answers = {name: head(seen, below) for name, head in self.heads.items()}
-        return answers | {MESA: _normalised(seen)} if mesa else answers
+            features = self.forward_features(images)
+        answers = {name: head(features, intermediates) for name, head in self.heads.items()}
+        return answers | {MESA: _normalised(features)} if mesa else answers
 
     def forward(
         self, batch: Batch, *, size: tuple[int, int] | None = None, mesa: bool = False
@@ -125,8 +127,8 @@ class Student(nn.Module):
         return plain
 
 
-def _normalised(seen: Features) -> Features:
+def _normalised(features: Features) -> Features:
     """Put the map through a layer norm without scale and shift (C-RADIOv4, 2.3)."""
-    assert seen.spatial is not None  # every backbone of `read_features` has a map
-    spatial = seen.spatial.float()
+    assert features.spatial is not None  # every backbone of `read_features` has a map
+    spatial = features.spatial.float()
     return Features(None, F.layer_norm(spatial, spatial.shape[-1:]))
