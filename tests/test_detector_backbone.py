@@ -25,9 +25,15 @@ PYRAMIDS = {
 }
 TINY = PYRAMIDS | {"radio_vit_base_patch16": dict(depth=3, embed_dim=32, num_heads=2)}
 COMMON = dict(
-    d_model=32, encoder_ffn_dim=32, decoder_ffn_dim=32, encoder_attention_heads=2,
-    decoder_attention_heads=2, decoder_layers=2, num_queries=5, num_labels=3,
-)  # fmt: skip
+    d_model=32,
+    encoder_ffn_dim=32,
+    decoder_ffn_dim=32,
+    encoder_attention_heads=2,
+    decoder_attention_heads=2,
+    decoder_layers=2,
+    num_queries=5,
+    num_labels=3,
+)
 
 
 def backbone(name, **options):
