@@ -116,7 +116,7 @@ def to_json(config: Training) -> dict[str, Any]:
 def from_json(kind: Any, data: Any) -> Any:
     """Build a config of the dataclass `kind` from plain data; unknown fields are refused."""
     origin = get_origin(kind)
-    if dataclasses.is_dataclass(kind) and isinstance(data, Mapping):
+    if isinstance(kind, type) and dataclasses.is_dataclass(kind) and isinstance(data, Mapping):
         hints = get_type_hints(kind)
         unknown = set(data) - set(hints)
         if unknown:

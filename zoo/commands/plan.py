@@ -24,7 +24,7 @@ from zoo.train.run import Run
 def print_plan(config: Distill) -> None:
     """Print models, shapes, bytes and the estimated speed of a run."""
     Run.refuse_existing(config.out)
-    device = device_of(config)
+    device = device_of(config.device)
     teachers, student, model = model_costs(config)
     console = Console()
     if not console.is_terminal:
