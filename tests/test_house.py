@@ -30,7 +30,7 @@ CORE = tuple(
     f"zoo.train.{part}"
     for part in (
         "config", "device", "interrupt", "loop", "optim", "progress", "run", "state", "task",
-        "damp", "slices", "checkpoint",
+        "damp", "slices", "checkpoint", "fields",
     )
 )  # fmt: skip
 """The training loop and what every task shares: no images, no teachers, no method."""

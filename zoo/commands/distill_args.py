@@ -11,6 +11,13 @@ import tyro
 from zoo.commands.parse import parse
 from zoo.train.distill.config import Distill, TeacherSpec
 from zoo.train.distill.recipes import RECIPES, summary_of
+from zoo.train.fields import RENAMED
+
+RENAMED_FLAGS = {
+    "--views": f"--{RENAMED['Distill', 'views']}".replace("_", "-"),
+    "--heads.inner": f"--heads.{RENAMED['Heads', 'inner']}".replace("_", "-"),
+}
+"""Former option -> option."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,8 +67,12 @@ def read_args(argv: list[str]) -> DistillArgs:
     """Read a recipe's name, which may be left out, and changes to its fields.
 
     Raises:
-        ValueError: there is no such recipe or no run to resume, or a field has no such value.
+        ValueError: there is no such recipe or no run to resume, or an option was renamed.
     """
+    for word in argv:
+        option = word.partition("=")[0]
+        if option in RENAMED_FLAGS:
+            raise ValueError(f"{option} is called {RENAMED_FLAGS[option]} now.")
     name = None
     if argv and not argv[0].startswith("-"):
         name, argv = argv[0], argv[1:]
