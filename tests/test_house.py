@@ -1,12 +1,9 @@
-"""The house itself: who imports whom, what the wheel holds, how much `import zoo` costs."""
+"""The house itself: who imports whom, how much `import zoo` costs."""
 
 import ast
-import os
 import re
 import subprocess
 import sys
-import venv
-import zipfile
 from functools import cache
 from pathlib import Path
 
@@ -30,7 +27,7 @@ CORE = tuple(
     f"zoo.train.{part}"
     for part in (
         "config", "device", "interrupt", "loop", "optim", "progress", "run", "state", "task",
-        "damp", "slices", "checkpoint", "fields",
+        "damp", "slices", "prefetch", "fields",
     )
 )  # fmt: skip
 """The training loop and what every task shares: no images, no teachers, no method."""
@@ -40,7 +37,8 @@ ROOT_ONLY = "zoo (itself)"
 
 # Who may import whom among our own modules; the longest prefix that fits a module decides.
 ARROWS: dict[str, tuple[str, ...]] = {
-    "zoo": ("zoo.registration", "zoo.compiled_blocks", "zoo.safe_pickle"),
+    "zoo": ("zoo.rooms", "zoo.registration", "zoo.compiled_blocks", "zoo.safe_pickle"),
+    "zoo.rooms": (),
     "zoo.registration": ("zoo.import_hook",),
     "zoo.import_hook": (),
     "zoo.__main__": ("zoo.cli",),
@@ -230,47 +228,6 @@ def test_importing_the_package_imports_neither_torch_nor_timm():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     outside = {name.partition(".")[0] for name in done.stdout.split()}
     assert not outside & {"torch", "timm", "numpy", "PIL", "rich", "tyro", "jaxtyping"}
-
-
-@pytest.mark.slow
-def test_the_wheel_finds_its_rooms_beside_files_of_the_same_names(tmp_path):
-    """A user's own train.py and eval.py must not stand in the way, nor ours in theirs."""
-    pytest.importorskip("hatchling", reason="the wheel is built with it; it is in [dev]")
-    command = [
-        sys.executable,
-        "-m",
-        "build",
-        "--wheel",
-        "--no-isolation",
-        "--outdir",
-        str(tmp_path),
-    ]
-    subprocess.run([*command, str(ROOT)], check=True, capture_output=True)
-    (wheel,) = tmp_path.glob("*.whl")
-    tops = {name.split("/")[0] for name in zipfile.ZipFile(wheel).namelist()}
-    assert tops == {"zoo", wheel.name.split("-py3")[0] + ".dist-info"}
-
-    place = tmp_path / "env"
-    venv.create(place, symlinks=True)
-    (site,) = place.glob("lib/python*/site-packages")
-    zipfile.ZipFile(wheel).extractall(site)
-    # the heavy dependencies come from here; our own checkout must not
-    here = [p for p in sys.path if p.endswith("site-packages")]
-    (site / "borrowed.pth").write_text("\n".join(here))
-    user = tmp_path / "user"
-    user.mkdir()
-    for name in ("train", "eval"):
-        (user / f"{name}.py").write_text("raise SystemExit('the wrong file was imported')")
-    code = (
-        "import zoo.train, zoo.eval, zoo.eval.report; print(zoo.train.__file__, zoo.eval.__file__)"
-    )
-    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
-    done = subprocess.run(
-        [place / "bin" / "python", "-c", code], cwd=user, env=environment, text=True,
-        capture_output=True, check=True,
-    )  # fmt: skip
-    assert all(path.startswith(str(site)) for path in done.stdout.split())
-    assert (site / "zoo" / "eval" / "report" / "page.html.j2").is_file()
 
 
 def test_the_version_stands_in_one_place():

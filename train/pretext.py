@@ -103,12 +103,10 @@ def train_pretext(model: nn.Module, feed: Feed, config: Pretext) -> nn.Module:
         model: One of `TASKS`; returns its loss for normalised images and labels.
         feed: Batches whose images are at the network's size.
     """
-    begun = (config.out / "config.json").is_file()
-    run = Run.reopen(config.out, config) if begun else Run.create(config)
+    run = Run.begin(config)
     groups = [dict(params=list(model.parameters()), weight_decay=config.optim.weight_decay)]
     state = TrainState.of(model, config.optim, groups=groups)
-    if saved := run.load():
-        state.load(saved)
+    state.resume(run)
     train(PretextTask(), state, feed, config, run, title=f"teacher {config.teacher}")
     network: Any = model.network
     network.eval()

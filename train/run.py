@@ -72,6 +72,16 @@ class Run:
         _try_writing(path, path)
         return run
 
+    @classmethod
+    def begin(cls, config: Training) -> "Run":
+        """Make the folder of a run, or open it again if it was begun with the same config.
+
+        Raises:
+            ValueError: the folder holds something else, or cannot be made.
+        """
+        begun = (config.out / "config.json").is_file()
+        return cls.reopen(config.out, config) if begun else cls.create(config)
+
     def config(self, kind: type[C]) -> C:
         """Read what the run was started with.
 

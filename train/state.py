@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from zoo.train.config import Optim
 from zoo.train.optim import build_optimizer
+from zoo.train.run import Run
 
 
 @dataclass
@@ -81,6 +82,12 @@ class TrainState:
         for name, part in self.parts.items():
             part.load_state_dict(state["parts"][name])
         self.unread = [row.to(self.device) for row in state["unread"]]
+
+    def resume(self, run: Run) -> None:
+        """Go on from the newest checkpoint of a run, if there is one; forget later log lines."""
+        if saved := run.load():
+            self.load(saved)
+        run.keep(lambda row: row["step"] <= self.step)
 
     @property
     def best(self) -> Any:

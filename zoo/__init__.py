@@ -9,6 +9,7 @@ from importlib import import_module
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
+import zoo.rooms  # noqa: F401  a clone without symbolic links gets one clear error
 from zoo.registration import FAMILIES as _FAMILIES
 from zoo.registration import register, register_with_timm
 

@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, and where those that can be made again are kept."""
+"""Write files whole or not at all; find the folder of files that can be made again."""
 
 import contextlib
 import os
@@ -10,10 +10,10 @@ from typing import Any
 
 @contextlib.contextmanager
 def written_whole(path: str | Path) -> Iterator[Path]:
-    """Return a temporary path beside `path`; it takes `path`'s place only if the block succeeds.
+    """Yield a temporary path beside `path`; it replaces `path` only if the block succeeds.
 
     Raises:
-        OSError: the disk is full or not writable; an earlier `path` is still as it was.
+        OSError: the disk is full or not writable; an existing `path` is unchanged.
     """
     path = Path(path)
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)

@@ -2,11 +2,8 @@
 
 import json
 import os
-import re
-import shlex
 import signal
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
@@ -127,15 +124,3 @@ def test_what_a_user_gets_wrong_is_said_before_any_work(data, tmp_path, capsys):
     out.mkdir()
     (out / "file").touch()
     assert "--out" in refused(capsys, "resnet18", "--data", data, *rest)
-
-
-@pytest.mark.slow
-def test_the_page_runs_as_it_is_written(tmp_path, monkeypatch):
-    page = (Path(__file__).parents[2] / "docs" / "detection.md").read_text()
-    monkeypatch.chdir(tmp_path)
-    lines = [line for line in page.splitlines() if line.startswith("zoo ") and "shapes" in line]
-    assert len(lines) == 2
-    for line in lines:
-        main(shlex.split(line)[1:])
-    (code,) = re.findall(r"^```python\n(.*?)^```", page, re.DOTALL | re.MULTILINE)
-    exec(compile(code, "detection.md", "exec"), {})

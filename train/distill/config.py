@@ -17,7 +17,7 @@ class TeacherSpec:
     """A teacher in a run: its name and how much its two losses count."""
 
     name: str
-    """kind:name[/weights][@resolution]"""
+    """`kind:name[/weights][@resolution]`"""
     summary: float = 1.0
     """Weight of the summary loss; 0 leaves the summary head out."""
     spatial: float = 1.0

@@ -126,9 +126,7 @@ def train_arm(
     )
     task = DistillTask.of(config, student, plan, teachers, targets, baseline_losses)
     state = TrainState.of(student, config.optim, parts=dict(weighting=task.weighting))
-    if saved := run.load():
-        state.load(saved)
-    run.keep(lambda row: row["step"] <= state.step)
+    state.resume(run)
     if config.compile:
         # static shapes for each size: one graph a size, not one that suits them all
         limit = torch._dynamo.config.recompile_limit

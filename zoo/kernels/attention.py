@@ -1,24 +1,24 @@
-"""Attention inside windows on a GPU as operators, and their backward as others.
+"""Attention inside windows on a GPU, as operators with operators for their backward pass.
 
 The kernels (zoo.kernels.attention_triton, zoo.kernels.attention_tiles_triton) are imported when an
 operator first runs; nothing here needs Triton. Torch's own fused kernels are made for long
-sequences: on windows of 49 tokens they take up to 15 times as long as moving the data does, and a
-bias's gradient costs them a whole [windows heads N N].
+sequences: on windows of 49 tokens they take up to 15 times as long as moving the data does, and
+for a bias's gradient they write a whole [windows heads N N].
 """
 
 import torch
 from torch import Tensor
 
 MAX_TOKENS = 64
-"""In a window: more do not stay on the chip."""
+"""Most tokens of a window for `window_attention`: more do not stay on the chip."""
 
 MAX_HEAD_DIM = 128
 
 MAX_BIASED_TOKENS = 256
-"""In a window with a bias, whose gradient a program sums for its rows."""
+"""Most tokens of a window for `biased_attention`, which sums a bias's gradient by rows."""
 
 MAX_BIASED_HEAD_DIM = 96
-"""In such a window: more take more shared memory than many GPUs have."""
+"""Most channels of a head there: more need more shared memory than many GPUs have."""
 
 _lib = torch.library.Library("zoo", "FRAGMENT")
 _tags = (torch.Tag.pt2_compliant_tag,)
@@ -34,14 +34,23 @@ _lib.define(
     "biased_attention(Tensor qkv, Tensor bias, float scale) -> (Tensor, Tensor)", tags=_tags
 )
 _lib.define(
-    "biased_attention_backward(Tensor dout, Tensor qkv, Tensor bias, Tensor out, Tensor sums,"
+    "biased_attention_backward(Tensor dout, Tensor qkv, Tensor bias, Tensor out, Tensor logsumexp,"
     " float scale) -> (Tensor, Tensor)",
     tags=_tags,
 )
 
 
 def window_attention(qkv: Tensor, bias: Tensor | None, scale: float) -> Tensor:
-    """Attend: [windows N 3 heads D] and a bias of [heads N N] to [windows N heads·D]."""
+    """Attend inside windows of at most `MAX_TOKENS` tokens.
+
+    Args:
+        qkv: [windows N 3 heads D].
+        bias: [heads N N], added to the logits of all windows.
+        scale: Of the logits, before the bias.
+
+    Returns:
+        [windows N heads·D].
+    """
     return torch.ops.zoo.window_attention(qkv, bias, scale)
 
 
@@ -92,7 +101,7 @@ torch.library.register_autograd("zoo::window_attention", _backward, setup_contex
 
 
 def biased_attention(qkv: Tensor, bias: Tensor, scale: float) -> Tensor:
-    """Attend in larger windows: as `window_attention`, with a bias."""
+    """Attend as `window_attention`, always with a bias, in windows of up to 256 tokens."""
     return torch.ops.zoo.biased_attention(qkv, bias, scale)[0]
 
 
@@ -105,37 +114,37 @@ def _(qkv: Tensor, bias: Tensor, scale: float) -> tuple[Tensor, Tensor]:
 
 @torch.library.impl(_lib, "biased_attention_backward", "CUDA")
 def _(
-    dout: Tensor, qkv: Tensor, bias: Tensor, out: Tensor, sums: Tensor, scale: float
+    dout: Tensor, qkv: Tensor, bias: Tensor, out: Tensor, logsumexp: Tensor, scale: float
 ) -> tuple[Tensor, Tensor]:
     from zoo.kernels import attention_tiles_triton
 
     dout, qkv, whole = dout.contiguous(), qkv.contiguous(), bias.contiguous()
-    dqkv, dbias = attention_tiles_triton.backward(dout, qkv, whole, out, sums, scale)
+    dqkv, dbias = attention_tiles_triton.backward(dout, qkv, whole, out, logsumexp, scale)
     return dqkv, dbias.to(bias.dtype)
 
 
 @torch.library.register_fake("zoo::biased_attention", lib=_lib)
 def _(qkv: Tensor, bias: Tensor, scale: float) -> tuple[Tensor, Tensor]:
     windows, tokens, _, heads, dim = qkv.shape
-    sums = qkv.new_empty(windows, heads, tokens, dtype=torch.float32)
-    return qkv.new_empty(windows, tokens, heads * dim), sums
+    logsumexp = qkv.new_empty(windows, heads, tokens, dtype=torch.float32)
+    return qkv.new_empty(windows, tokens, heads * dim), logsumexp
 
 
 @torch.library.register_fake("zoo::biased_attention_backward", lib=_lib)
 def _(
-    dout: Tensor, qkv: Tensor, bias: Tensor, out: Tensor, sums: Tensor, scale: float
+    dout: Tensor, qkv: Tensor, bias: Tensor, out: Tensor, logsumexp: Tensor, scale: float
 ) -> tuple[Tensor, Tensor]:
     return qkv.new_empty(qkv.shape), bias.new_empty(bias.shape)
 
 
 def _setup_biased(ctx, inputs, output):
     qkv, bias, ctx.scale = inputs
-    out, sums = output
-    ctx.save_for_backward(qkv, bias, out, sums)
-    ctx.mark_non_differentiable(sums)
+    out, logsumexp = output
+    ctx.save_for_backward(qkv, bias, out, logsumexp)
+    ctx.mark_non_differentiable(logsumexp)
 
 
-def _backward_biased(ctx, dout, _sums):
+def _backward_biased(ctx, dout, _logsumexp):
     grads = torch.ops.zoo.biased_attention_backward(dout, *ctx.saved_tensors, ctx.scale)
     return *grads, None
 

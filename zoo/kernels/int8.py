@@ -1,7 +1,7 @@
-"""The product of int8 rows with int8 weights, scaled back to bfloat16 as it leaves the chip.
+"""The product of int8 rows with int8 weights, scaled back to bfloat16 before it is written.
 
-`torch._int_mm` gives int32: four bytes a number to write and to read again, which costs more than
-8 bits save. The Triton kernel scales, centres and adds the bias before anything is written.
+`torch._int_mm` returns int32: four bytes a number to write and to read again, which costs more
+than 8 bits save. The Triton kernel scales, centres and adds the bias before anything is written.
 """
 
 import torch
@@ -25,7 +25,7 @@ def int8_product(
     total: Tensor,
     bias: Tensor | None,
 ) -> Tensor:
-    """Multiply: out[m, n] = s_m t_n Σ_k q[m, k] w[n, k] + c_m W_n + b_n, in bfloat16.
+    """Compute out[m, n] = s_m t_n Σ_k q[m, k] w[n, k] + c_m W_n + b_n, in bfloat16 [M N].
 
     Args:
         rows: q, int8 [M K].
