@@ -21,6 +21,8 @@ def device_of(name: Device) -> torch.device:
     """
     if name == "cuda" and not torch.cuda.is_available():
         raise ValueError("There is no CUDA device here; use --device cpu, or auto.")
+    if name == "mps" and not torch.backends.mps.is_available():
+        raise ValueError("There is no Apple GPU (mps) here; use --device cpu, or auto.")
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     return torch.device(name)

@@ -4,7 +4,7 @@ import dataclasses
 import json
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
@@ -26,6 +26,7 @@ from zoo.students.export import load_export
 from zoo.teachers.name import unknown_name
 from zoo.train.distill.config import Distill
 from zoo.train.distill.setup import prepare
+from zoo.train.fields import changed
 from zoo.train.run import Run
 
 
@@ -101,6 +102,47 @@ def evaluate(target: str | None, request: EvalRequest, *, show: bool = True) -> 
             Console().print(table_of(records))
             _show_published(records[0])
     return records
+
+
+def call(
+    target: str | Path | None,
+    on: str | Sequence[str],
+    data: str | Path | Sequence[str | Path] | Mapping[str, Any] | None,
+    show: bool,
+    fields: Mapping[str, Any],
+) -> list[Record]:
+    """Carry out `zoo.evaluate`, whose docstring says what it takes."""
+    names = find([name.strip() for name in on.split(",")] if isinstance(on, str) and on else [*on])
+    plain = {name: value for name, value in fields.items() if name not in BENCHMARKS}
+    if not names and (data is not None or "features" in plain):
+        names = list(DEFAULT)
+    own = {name: fields[name] for name in BENCHMARKS if name in fields}
+    unused = [name for name in own if name not in names]
+    if unused:
+        raise ValueError(f"There are settings for {', '.join(unused)}, but on={names} lacks it.")
+    request = EvalRequest(
+        on=tuple(names),
+        data=_paths(data, names),
+        settings={name: changed(settings_of(name)(), value) for name, value in own.items()},
+        command=f"zoo.evaluate({str(target)!r}, on={names!r}, data={data!r})",
+    )
+    target = None if target is None else str(target)
+    return evaluate(target, changed(request, plain), show=show)
+
+
+def _paths(
+    data: str | Path | Sequence[str | Path] | Mapping[str, Any] | None, on: Sequence[str]
+) -> dict[str, tuple[Path, ...]]:
+    """Bring every way to name images into one: benchmark -> paths."""
+    if isinstance(data, Mapping):
+        given = find([*data])
+        wrong = [name for name in given if name not in on]
+        if wrong:
+            raise ValueError(f"There is data for {', '.join(wrong)}, but on={list(on)} lacks it.")
+        return {name: _paths(data[name], [name]).get(name, ()) for name in given}
+    paths = () if data is None else (data,) if isinstance(data, str | Path) else data
+    reading = [name for name in on if BENCHMARKS[name].reads != "nothing"]
+    return {name: tuple(map(Path, paths)) for name in reading}
 
 
 # ---------------------------------------------------------------- measuring

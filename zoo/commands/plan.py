@@ -80,7 +80,7 @@ def _cache_estimate(config: Distill, teachers: list[Cost], rate: float) -> list[
     about = {t.label: dict(grid=t.grid, spatial_dim=t.spatial_dim, summary_dim=t.summary_dim)
              for t in teachers}  # fmt: skip
     held = CacheManifest(
-        images=count, data="", seed=config.seed, views=config.views, view={}, shard=1,
+        images=count, data="", seed=config.seed, views=config.view_epochs, view={}, shard=1,
         normalise=config.normalise, stored=config.cache_dtype, teachers=about,
     )  # fmt: skip
     live = sum(t.flops for t in teachers) / (EFFICIENCY * rate)
