@@ -16,7 +16,7 @@ Precision = Literal["auto", "float32", "bf16", "float64"]
 
 @dataclass(frozen=True, kw_only=True)
 class Optim:
-    """AdamW with warm-up and a cosine."""
+    """AdamW with warm-up and a schedule behind it."""
 
     lr: float = 1e-3
     min_lr: float = 1e-6
@@ -24,6 +24,9 @@ class Optim:
     betas: tuple[float, float] = (0.9, 0.999)
     warmup: float = 0.05
     """Share of the steps in which the rate rises."""
+    schedule: Literal["cosine", "linear"] = "cosine"
+    """How it falls to min_lr: half a cosine from the end of the warm-up on, or a line from the
+    first step to the last, times the warm-up."""
     clip: float = 1.0
     """Largest norm of the gradient; 0 leaves it alone."""
     ema: float = 0.999

@@ -24,7 +24,7 @@ from zoo.eval.detect.spec import Detector, Kind, Spec
 from zoo.eval.detect.training import Training, TrainState, train_steps
 from zoo.eval.registry import Parts, Picture
 from zoo.students.build import read_options
-from zoo.train.distill.teachers import tensor_cores
+from zoo.train.device import tensor_cores
 from zoo.train.interrupt import Interrupt, Interrupted
 from zoo.train.progress import Progress
 from zoo.train.run import Run
@@ -154,10 +154,10 @@ def _train(
         split, config.size, masks=trainee.detector.spec.has_masks, keep=not settings.workers
     )
     watch = Progress(
-        config.detector, total=settings.steps, start=trainee.step, images=settings.batch
+        config.detector, total=settings.steps, start=trainee.step, samples=settings.batch
     )
     unread: list[dict[str, torch.Tensor]] = []
-    with Interrupt() as interrupt, watch, tensor_cores():
+    with Interrupt() as interrupt, watch, tensor_cores(device):
         for losses in train_steps(trainee, samples, device=device):
             unread.append(losses)
             step, signum = trainee.step, interrupt.signal

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -19,7 +20,16 @@ from zoo.commands.distill import held_out, probe
 from zoo.eval.benchmarks import BENCHMARKS, DEFAULT, find, load, settings_of
 from zoo.eval.fidelity import fidelity
 from zoo.eval.registry import Parts, Picture, Subject
-from zoo.eval.results import SUFFIX, Record, hash_data, hash_weights, read, write
+from zoo.eval.results import (
+    SUFFIX,
+    Record,
+    finished,
+    hash_data,
+    hash_weights,
+    read,
+    work_of,
+    write,
+)
 from zoo.eval.speed.models import environment
 from zoo.eval.subject import EvalRequest, about_model, is_run_folder, open_subject
 from zoo.students.export import load_export
@@ -57,6 +67,8 @@ def check(request: EvalRequest) -> None:
     Raises:
         ValueError: what is wrong, and the next step.
     """
+    if request.resume and request.out is None:
+        raise ValueError("--resume needs the --out of the evaluation that was stopped.")
     for name in find(request.on):
         load(name)
         reads = BENCHMARKS[name].reads
@@ -170,6 +182,12 @@ def _measure_one(
     request: EvalRequest,
 ) -> Record:  # fmt: skip
     began = time.perf_counter()
+    record = Record(benchmark=name, values={}, settings=_plain(settings), **about)
+    if request.out:
+        if request.resume and (found := finished(request.out, record)):
+            print(f"{name} of {record.target}: {request.out} has it already.")
+            return found
+        subject.work = _free_work(work_of(request.out, record), resume=request.resume)
     torch.manual_seed(request.seed)
     values: dict[str, float] = {}
     scores: dict[str, Parts] = {}
@@ -181,15 +199,25 @@ def _measure_one(
             values[key], scores[key] = found.value, found
         else:
             values[key] = float(found)
-    record = Record(
-        benchmark=name,
-        values=values,
-        settings=_plain(settings),
-        seconds=round(time.perf_counter() - began, 3),
-        kept=scores,
-        **about,
-    )
-    return write(request.out, record, scores, pictures) if request.out else record
+    seconds = round(time.perf_counter() - began, 3)
+    record = replace(record, values=values, seconds=seconds, kept=scores)
+    if not request.out:
+        return record
+    written = write(request.out, record, scores, pictures)
+    if subject.work and subject.work.exists():
+        shutil.rmtree(subject.work)
+        if not any(subject.work.parent.iterdir()):
+            subject.work.parent.rmdir()
+    return written
+
+
+def _free_work(work: Path, *, resume: bool) -> Path:
+    if work.exists() and not resume:
+        raise ValueError(
+            f"A training for this measurement was stopped in {work}. Go on with it by --resume, "
+            "or remove that folder."
+        )
+    return work
 
 
 def _plain(settings: Any) -> dict[str, Any]:
