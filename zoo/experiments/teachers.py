@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from zoo.data.plan import mix
-from zoo.experiments.pictures import Collection, Crop, Stream
+from zoo.experiments.pictures import Collection, RandomCrop, Stream
 from zoo.features import Batch
 from zoo.teachers.pretext import MEAN, STD, PretextTeacher
 from zoo.train.config import Optim
@@ -23,7 +23,7 @@ def train_teacher(
     kind: str,
     network: nn.Module,
     collection: Collection,
-    crop: Crop,
+    crop: RandomCrop,
     *,
     steps: int,
     batch: int,
@@ -34,7 +34,7 @@ def train_teacher(
 
     Args:
         kind: One of `zoo.train.pretext.TASKS`: classifier, autoencoder or gradients.
-        crop: Of the network's own size.
+        crop: Crops of the network's image size.
     """
     device = collection.train.images.device
     seed = mix(seed, sum(kind.encode()))
@@ -52,9 +52,9 @@ def train_teacher(
 
 @torch.no_grad()
 def measure_teachers(
-    teachers: dict[str, PretextTeacher], collection: Collection, crop: Crop, *, batch: int
+    teachers: dict[str, PretextTeacher], collection: Collection, crop: RandomCrop, *, batch: int
 ) -> dict[str, Moments]:
-    """Take the statistics of every teacher's map over training crops, in float32."""
+    """Measure mean and covariance of every teacher's map over training crops, in float32."""
     device = collection.train.images.device
     moments = {
         name: Moments(teacher.spatial_dim, device)
@@ -71,13 +71,13 @@ def measure_teachers(
 def describe_teachers(
     teachers: dict[str, PretextTeacher], moments: dict[str, Moments]
 ) -> dict[str, dict]:
-    """Say what each teacher's features are like: what was imposed, and what is their own."""
-    told = {}
+    """Return statistics of each teacher's features, by label: the imposed and the network's own."""
+    found = {}
     for name, teacher in teachers.items():
         covariance = moments[name].covariance()
         eigenvalues = torch.linalg.eigvalsh(covariance).clamp_min(0)
         spread = covariance.diagonal().sqrt()
-        told[name] = dict(
+        found[name] = dict(
             parameters=sum(p.numel() for p in teacher.network.parameters()),
             size=teacher.size[0],
             grid=list(teacher.grid or ()),
@@ -89,4 +89,4 @@ def describe_teachers(
             # participation ratio: the number of directions among which the variance is shared
             effective_rank=(eigenvalues.sum() ** 2 / eigenvalues.square().sum()).item(),
         )
-    return told
+    return found

@@ -1,9 +1,9 @@
-"""`zoo experiment students`: one student of each family, against its teachers and itself alone.
+"""`zoo experiment students`: a student of each family, against its teachers and itself alone.
 
 Three teachers with three objectives are trained on your pictures. Each family's student learns
-from all three, without a label; the same backbone learns the labels alone, from the same start,
-on the same crops, for as many steps. The pictures stay on the device, decoded: the loop of `zoo
-distill`, which decodes each image each time, would wait for its images here.
+from all three, without labels. The same backbone also learns from the labels alone, with the same
+initial weights, the same crops and as many steps. The decoded pictures stay on the device: `zoo
+distill`, which decodes each image each time, would mostly wait for images here.
 """
 
 import json
@@ -22,7 +22,7 @@ from torch.nn.utils import clip_grad_norm_
 from zoo.data.plan import mix
 from zoo.eval.fidelity import fidelity
 from zoo.experiments.bookkeeping import affordable, append_row, device_name
-from zoo.experiments.pictures import Collection, Crop, Stream, read_collection, side_for
+from zoo.experiments.pictures import Collection, RandomCrop, Stream, read_collection, side_for
 from zoo.experiments.probes import probe
 from zoo.experiments.teachers import describe_teachers, measure_teachers, train_teacher
 from zoo.features import Batch
@@ -32,7 +32,6 @@ from zoo.teachers.name import unknown_name
 from zoo.teachers.pretext import Classifier, Gradients, PatchTransformer, PretextTeacher
 from zoo.train.config import Optim
 from zoo.train.device import autocast, device_of
-from zoo.train.distill.config import Distill
 from zoo.train.distill.fold import folded
 from zoo.train.distill.losses import SPATIAL_LOSSES
 from zoo.train.distill.phi_s import Normalizer, fit
@@ -51,7 +50,7 @@ FAMILIES: dict[str, Family] = {
     "mambavision": ("mambavision_t", dict(dim=32)),
     "eradio": ("eradio_xxxtiny", dict(dim=24, num_heads=(4, 8))),
 }
-"""5.0 to 5.8 M parameters each."""
+"""The students of the families, of 5.0 to 5.8 M parameters each."""
 
 TINY_FAMILIES: dict[str, Family] = {
     "vit": ("vit_tiny_patch16_224", dict(depth=2, embed_dim=32, num_heads=2)),
@@ -63,7 +62,7 @@ TINY_FAMILIES: dict[str, Family] = {
     ),
     "eradio": ("eradio_nano", {}),
 }  # fmt: skip
-"""For a laptop's rehearsal: not of like size, and too small to learn much."""
+"""The students of a test run on a laptop: of different sizes, and too small to learn much."""
 
 OPTIM = Optim(lr=1e-3, min_lr=1e-6, weight_decay=0.05, warmup=0.1, ema=0.0)
 WAYS = ("distilled", "alone")
@@ -71,11 +70,11 @@ WAYS = ("distilled", "alone")
 
 @dataclass(frozen=True, kw_only=True)
 class StudentsExperiment:
-    """What is run, and how large."""
+    """The students' experiment: its data, sizes and device."""
 
     data: tuple[Path, ...] = ()
-    """Labelled image folders, shards or .npz; the digits and photographs that ship with
-    scikit-learn and scikit-image if none."""
+    """Labelled image folders, shards or .npz; by default the digits and photographs that ship
+    with scikit-learn and scikit-image."""
     families: tuple[str, ...] = tuple(FAMILIES)
     seeds: int = 3
     steps: int = 500
@@ -85,15 +84,15 @@ class StudentsExperiment:
     teacher_steps: int = 1200
     teacher_seed: int = 0
     limit: int | None = None
-    """Pictures of each split of each data set at most."""
+    """Most pictures of each split of each data set."""
     seconds: float | None = None
-    """Take fewer steps than --steps, and say so, where this would not suffice."""
+    """Seconds for the whole experiment: if --steps would take longer, fewer are trained."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Literal["auto", "float32", "bf16"] = "auto"
     """Autocast; auto is bf16 on CUDA and float32 elsewhere."""
     out: Path = Path("runs/students")
     tiny: bool = False
-    """Smallest networks and numbers: shows that it runs, in under a minute on a CPU."""
+    """Use the smallest networks and numbers: a test run of under a minute on a CPU."""
     dry_run: bool = False
     """Print the models, and exit."""
 
@@ -108,24 +107,19 @@ class StudentsExperiment:
                 raise unknown_name(family, list(FAMILIES), "family")
 
     @property
-    def place(self) -> Distill:
-        """Where it runs, as a distillation says it."""
-        return Distill(device=self.device, precision=self.precision)
-
-    @property
     def chosen(self) -> dict[str, Family]:
-        """The families' students, of the size that is asked for."""
+        """The students of the chosen families, full or tiny."""
         table = TINY_FAMILIES if self.tiny else FAMILIES
         return {family: table[family] for family in self.families}
 
 
 def full() -> StudentsExperiment:
-    """The experiment as it is meant."""
+    """Return the experiment in full."""
     return StudentsExperiment()
 
 
 def tiny() -> StudentsExperiment:
-    """The same experiment, as small as it goes."""
+    """Return the same experiment at its smallest."""
     return StudentsExperiment(
         seeds=2, steps=8, batch=16, size=64, teacher_steps=8, limit=64, tiny=True
     )
@@ -151,66 +145,75 @@ def networks(config: StudentsExperiment) -> dict[str, tuple[str, nn.Module]]:
 
 
 @dataclass(frozen=True)
-class Setting:
-    """What all students of the experiment share."""
+class StudentsSetup:
+    """What all students of the students' experiment share."""
 
     config: StudentsExperiment
     device: torch.device
     collection: Collection
-    crop: Crop
+    crop: RandomCrop
     teachers: dict[str, PretextTeacher]
     normalizers: dict[str, Normalizer]
 
     def autocast(self) -> AbstractContextManager:
-        return autocast(self.config.place, self.device)
+        """Return the context in which models run."""
+        return autocast(self.config.precision, self.device)
 
     def stream(self, seed: int, steps: int) -> Stream:
-        """Return the crops of a seed; both ways of learning see the same ones."""
-        return Stream(
-            self.collection.train, self.crop, batch=self.config.batch, steps=steps,
-            seed=mix(seed, 31),
-        )  # fmt: skip
+        """Return the crops of a seed, which are the same for both ways of learning."""
+        sizes = dict(batch=self.config.batch, steps=steps)
+        return Stream(self.collection.train, self.crop, seed=mix(seed, 31), **sizes)
 
 
-def prepare(config: StudentsExperiment) -> Setting:
-    """Read the pictures, train the teachers, fit PHI-S to each."""
-    device = device_of(config.place)
-    crop = Crop(size=config.size, flip=0.5 if config.data else 0.0)  # a mirrored digit is none
+def prepare(config: StudentsExperiment) -> StudentsSetup:
+    """Read the pictures, train the teachers, fit PHI-S to each.
+
+    Raises:
+        ValueError: the device is not there, or the data has no images or no classes.
+    """
+    device = device_of(config.device)
+    flip = 0.5 if config.data else 0.0  # the default data has digits, which are not mirrored
+    crop = RandomCrop(size=config.size, flip=flip)
     collection = read_collection(config.data, side_for(config.size), device, config.limit)
     print(f"{len(collection.train)} pictures to train on, {len(collection.held)} held out")
     teachers = {}
     torch.manual_seed(mix(config.teacher_seed, 33))
     for label, (task, network) in networks(config).items():
         teachers[label] = train_teacher(
-            task, network, collection, crop, steps=config.teacher_steps, batch=config.batch,
-            seed=config.teacher_seed, autocast=lambda: autocast(config.place, device),
-        )  # fmt: skip
+            task,
+            network,
+            collection,
+            crop,
+            steps=config.teacher_steps,
+            batch=config.batch,
+            seed=config.teacher_seed,
+            autocast=lambda: autocast(config.precision, device),
+        )
     moments = measure_teachers(teachers, collection, crop, batch=config.batch)
     normalizers = {name: fit("phi_s", m) for name, m in moments.items()}
     config.out.mkdir(parents=True, exist_ok=True)
-    told = json.dumps(describe_teachers(teachers, moments), indent=2)
-    (config.out / "teachers.json").write_text(told + "\n")
-    return Setting(config, device, collection, crop, teachers, normalizers)
+    statistics = json.dumps(describe_teachers(teachers, moments), indent=2)
+    (config.out / "teachers.json").write_text(statistics + "\n")
+    return StudentsSetup(config, device, collection, crop, teachers, normalizers)
 
 
-def new_student(setting: Setting, family: str, seed: int, *, alone: bool) -> Student:
+def new_student(setting: StudentsSetup, family: str, seed: int, *, alone: bool) -> Student:
     """Build a backbone, the same for both ways, with heads for the teachers or a classifier."""
     name, options = setting.config.chosen[family]
     widths = {label: (t.summary_dim, t.spatial_dim) for label, t in setting.teachers.items()}
     torch.manual_seed(mix(seed, 32))  # the backbone is drawn before the heads
-    student = build_student(
-        name, {} if alone else widths, size=setting.config.size,
-        options=dict(options, drop_path_rate=0.0),
-    )  # fmt: skip
+    options = dict(options, drop_path_rate=0.0)
+    size = setting.config.size
+    student = build_student(name, {} if alone else widths, size=size, options=options)
     if alone:
-        seen = student.eval().features(Batch(torch.zeros(1, 3, *student.size)))
-        assert seen.summary is not None
-        student.classifier = nn.Linear(seen.summary.shape[-1], setting.collection.classes)
+        summary, _ = student.eval().features(Batch(torch.zeros(1, 3, *student.size)))
+        assert summary is not None
+        student.classifier = nn.Linear(summary.shape[-1], setting.collection.classes)
     return student.train().to(setting.device)
 
 
 def loss_of(
-    student: Student, setting: Setting, *, alone: bool
+    student: Student, setting: StudentsSetup, *, alone: bool
 ) -> Callable[[Tensor, Tensor], Tensor]:
     """Return what is minimised: the labels' cross-entropy, or the distance to all teachers."""
 
@@ -230,14 +233,14 @@ def loss_of(
 def train_one(
     student: Student,
     loss: Callable[[Tensor, Tensor], Tensor],
-    setting: Setting,
+    setting: StudentsSetup,
     *,
     seed: int,
     steps: int,
     title: str,
     interrupt: Interrupt,
 ) -> float:
-    """Train a student; give its milliseconds a step."""
+    """Train a student, and return its milliseconds a step."""
     optimizer = build_optimizer(student, OPTIM)
     began, warm = time.perf_counter(), min(5, steps - 1)
     with Progress(title, total=steps, images=setting.config.batch) as watch:
@@ -267,9 +270,9 @@ def _wait(device: torch.device) -> None:
 
 
 def run_one(
-    setting: Setting, family: str, seed: int, way: str, steps: int, interrupt: Interrupt
+    setting: StudentsSetup, family: str, seed: int, way: str, steps: int, interrupt: Interrupt
 ) -> dict[str, Any]:
-    """Train and measure one student of one seed in one way."""
+    """Train and measure one student of a seed in one of `WAYS`, and return its row."""
     alone, config = way == "alone", setting.config
     student = new_student(setting, family, seed, alone=alone)
     title = f"{family} {way} seed {seed}"
@@ -287,16 +290,16 @@ def run_one(
     if not alone:
         held = setting.collection.held.batches(config.size, 256)
         row |= dict(fidelity(folded(student, setting.normalizers), setting.teachers, held))
-    told = "  ".join(f"{k} {v:.1f}" for k, v in row.items() if k.startswith(("knn", "linear")))
-    print(f"{title}: {told}")
+    text = "  ".join(f"{k} {v:.1f}" for k, v in row.items() if k.startswith(("knn", "linear")))
+    print(f"{title}: {text}")
     return row
 
 
-def choose_steps(setting: Setting, interrupt: Interrupt, began: float) -> int:
-    """Measure a few steps of every student, and choose how many fit into `config.seconds`.
+def choose_steps(setting: StudentsSetup, interrupt: Interrupt, began: float) -> int:
+    """Measure a few steps of every student, and return how many fit into `config.seconds`.
 
     Args:
-        began: When the experiment did, by `time.perf_counter`.
+        began: When the experiment began, by `time.perf_counter`.
     """
     config, total = setting.config, 0.0
     if config.seconds is None:
@@ -315,11 +318,11 @@ def choose_steps(setting: Setting, interrupt: Interrupt, began: float) -> int:
 
 
 def run(config: StudentsExperiment) -> dict[str, Any]:
-    """Run the experiment; give its result, which is also written to `config.out`.
+    """Run the experiment, write its result to `config.out` and return it.
 
     Raises:
-        ValueError: something that the config names is wrong.
-        Interrupted: a signal came; finished students are kept and reported.
+        ValueError: `config.out` exists, or as `prepare`.
+        Interrupted: a signal came; the finished students are kept and reported.
     """
     from zoo.experiments.students.result import report
 
@@ -336,7 +339,7 @@ def run(config: StudentsExperiment) -> dict[str, Any]:
         with Interrupt() as interrupt:
             steps = choose_steps(setting, interrupt, began)
             about |= dict(steps=steps, device=name, pictures=len(setting.collection.train))
-            for seed in range(config.seeds):  # a whole table after the first seed
+            for seed in range(config.seeds):  # outermost: the first seed completes the table
                 for family in config.chosen:
                     for way in WAYS:
                         rows.append(run_one(setting, family, seed, way, steps, interrupt))
@@ -347,7 +350,7 @@ def run(config: StudentsExperiment) -> dict[str, Any]:
     return result
 
 
-def _teacher_rows(setting: Setting) -> Iterator[dict[str, Any]]:
+def _teacher_rows(setting: StudentsSetup) -> Iterator[dict[str, Any]]:
     for label, teacher in setting.teachers.items():
         with setting.autocast():
             values = probe(teacher, setting.collection, setting.config.size)
@@ -357,13 +360,13 @@ def _teacher_rows(setting: Setting) -> Iterator[dict[str, Any]]:
 
 
 def main(config: StudentsExperiment) -> bool:
-    """Run; nothing is promised, so whatever is seen is a result."""
+    """Run the experiment, and return True: it tests no claim."""
     run(config)
     return True
 
 
 def plan(config: StudentsExperiment) -> None:
-    """Print the models and the number of runs; nothing is written."""
+    """Print the models and the number of runs; write nothing."""
     from zoo.experiments.tables import print_table
 
     Run.refuse_existing(config.out)
