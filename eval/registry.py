@@ -106,6 +106,8 @@ class Subject:
     read: Callable[[Path], tuple[Extracted, Extracted]] | None = None
     """Return the features of both parts from where they were stored, instead of from images."""
     known: dict[Path, tuple[Extracted, Extracted]] = field(default_factory=dict, repr=False)
+    work: Path | None = None
+    """Folder for the training of a benchmark that trains; one that was stopped there goes on."""
 
     @property
     def student(self) -> Student:

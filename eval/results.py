@@ -125,6 +125,18 @@ def write(
     return written
 
 
+def finished(out: Path, record: Record) -> Record | None:
+    """Return the last result of the same measurement that a file holds."""
+    known = read(out) if out.is_file() else []
+    same = [r for r in known if (r.target, _identity(r)) == (record.target, _identity(record))]
+    return same[-1] if same else None
+
+
+def work_of(out: Path, record: Record) -> Path:
+    """Return the folder beside a result file where a measurement keeps its training."""
+    return out.with_name(f"{out.stem}.work") / f"{record.benchmark}-{_identity(record)}"
+
+
 def files_of(out: Path) -> Path:
     """Return the folder beside a result file where scores and pictures lie."""
     return out.with_name(f"{out.stem}_files")

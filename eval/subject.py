@@ -42,6 +42,8 @@ class EvalRequest:
     seed: int = 0
     workers: int = 0
     out: Path | None = None
+    resume: bool = False
+    """Go on with what was stopped: the results and the trainings that lie at `out`."""
     command: str | None = None
 
     @property

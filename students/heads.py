@@ -22,14 +22,14 @@ RUNG = 4
 
 
 class Ladder(nn.Module):
-    """A small MLP on every block of the backbone, and a wide one on the last; their sum.
+    """The sum of a small MLP on every earlier block of the backbone and a wide one on the last.
 
     UNIC (2408.05088), for the features x_l after block l of L, with one activation each:
 
         y = Σ_l W_l gelu(V_l x_l) + b
 
-    The outer products are one matrix over all hidden layers side by side, which is the same sum;
-    so there is one last layer, into which the inverse of a normalisation folds.
+    The matrices W_l are side by side in one last layer over all hidden layers, which is the same
+    sum. So there is one layer into which the inverse of a normalisation can be folded.
 
     Args:
         intermediates: Width of each earlier block's features.
@@ -57,15 +57,15 @@ class Ladder(nn.Module):
 
 
 class TeacherHead(nn.Module):
-    """A summary and a spatial adaptor; one is absent where the teacher gives nothing to match.
+    """A summary and a spatial adaptor; one is absent where the teacher has no such target.
 
-    During training the spatial one answers in the normalised space; `fold` puts the inverse of
+    During training the spatial adaptor predicts in the normalised space; `fold` puts the inverse of
     the normalisation into its last layer.
 
     Args:
         ours: Summary and spatial width of the student.
         theirs: Summary and spatial width of the teacher; `None` for no such target.
-        upsample: Cells along each side of a student's cell in the spatial answer.
+        upsample: Cells of the predicted map along each side of one of the student's cells.
         num_inner: Further hidden layers of the kinds that are MLPs.
         intermediates: Summary and spatial width after each earlier block, for a ladder.
 
@@ -117,8 +117,9 @@ class TeacherHead(nn.Module):
             earlier = ([f.summary for f in intermediates],) if self.kind == "ladder" else ()
             summary = self.summary(features.summary, *earlier)
         if self.spatial is not None:
-            earlier = ([f.spatial for f in intermediates],) if self.kind == "ladder" else ()
-            spatial = self._on_grid(features.spatial, *earlier)
+            assert features.spatial is not None
+            maps = [f.spatial for f in intermediates if f.spatial is not None]
+            spatial = self._on_grid(features.spatial, *((maps,) if self.kind == "ladder" else ()))
         return Features(summary, spatial)
 
     def _on_grid(self, x: Tensor, *earlier: Sequence[Tensor]) -> Float[Tensor, "B H W C"]:

@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, cast
 
 import timm
 import torch
@@ -13,13 +13,14 @@ from torch.nn.utils import parametrize
 
 from zoo.features import Batch, Features, gives_class_tokens, read_features, read_intermediates
 from zoo.layers import spectral
+from zoo.students.heads import TeacherHead
 
 MESA = "mesa.ema"
-"""Where a student's answer holds its own map, for its average to teach; no label has a dot."""
+"""The key of a student's own map among its answers, for MESA; labels of teachers have no dot."""
 
 
 class Student(nn.Module):
-    """Batch -> {teacher: Features}.
+    """Batch -> {teacher: Features}: predict the features of every teacher.
 
     Args:
         heads: One head a teacher, by the teacher's label.
@@ -69,7 +70,7 @@ class Student(nn.Module):
         """Answer for every teacher; the part that is worth compiling.
 
         Args:
-            mesa: Give the own map as well, under `MESA`.
+            mesa: Return the own map as well, under the key `MESA`.
         """
         intermediates: list[Features] = []
         if self.uses_intermediates:
@@ -106,7 +107,7 @@ class Student(nn.Module):
         folded._modules = dict(self._modules)
         folded.heads = copy.deepcopy(self.heads)
         for name, change in fold.items():
-            folded.heads[name].fold(change)
+            cast(TeacherHead, folded.heads[name]).fold(change)
         return folded
 
     def without_spectral(self) -> "Student":

@@ -119,8 +119,8 @@ class Cache:
             return cls(path, CacheManifest(**json.loads((path / "cache.json").read_text())))
         except (OSError, json.JSONDecodeError, TypeError) as error:
             raise ValueError(
-                f"There is no feature cache in {path}. `zoo distill --cache {path} --views 1` "
-                "makes one."
+                f"There is no feature cache in {path}. `zoo distill --cache {path} "
+                "--view-epochs 1` makes one."
             ) from error
 
     @classmethod

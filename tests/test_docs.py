@@ -89,7 +89,7 @@ def check_zoo(words: list[str], where: str) -> None:
 
 
 def check_make(words: list[str], where: str) -> None:
-    targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    targets = re.findall(r"^([\w.-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
     wrong = [word for word in words if "=" not in word and word not in targets]
     assert not wrong, f"{where}: no `make {wrong[0]}`"
 

@@ -27,7 +27,7 @@ CORE = tuple(
     f"zoo.train.{part}"
     for part in (
         "config", "device", "interrupt", "loop", "optim", "progress", "run", "state", "task",
-        "damp", "slices", "prefetch",
+        "damp", "slices", "prefetch", "fields",
     )
 )  # fmt: skip
 """The training loop and what every task shares: no images, no teachers, no method."""
@@ -37,8 +37,11 @@ ROOT_ONLY = "zoo (itself)"
 
 # Who may import whom among our own modules; the longest prefix that fits a module decides.
 ARROWS: dict[str, tuple[str, ...]] = {
-    "zoo": ("zoo.rooms", "zoo.registration", "zoo.compiled_blocks", "zoo.safe_pickle"),
+    "zoo": (
+        "zoo.rooms", "zoo.library", "zoo.registration", "zoo.compiled_blocks", "zoo.safe_pickle",
+    ),
     "zoo.rooms": (),
+    "zoo.library": ("zoo.train.run", "zoo.train.distill.config", "zoo.eval.results"),
     "zoo.registration": ("zoo.import_hook",),
     "zoo.import_hook": (),
     "zoo.__main__": ("zoo.cli",),

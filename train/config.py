@@ -8,13 +8,15 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, ClassVar, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
-Device = Literal["auto", "cpu", "cuda"]
+from zoo.train.fields import with_new_names
+
+Device = Literal["auto", "cpu", "cuda", "mps"]
 Precision = Literal["auto", "float32", "bf16", "float64"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Optim:
-    """AdamW with warm-up and a cosine."""
+    """AdamW with warm-up and a schedule behind it."""
 
     lr: float = 1e-3
     min_lr: float = 1e-6
@@ -22,6 +24,9 @@ class Optim:
     betas: tuple[float, float] = (0.9, 0.999)
     warmup: float = 0.05
     """Share of the steps in which the rate rises."""
+    schedule: Literal["cosine", "linear"] = "cosine"
+    """How it falls to min_lr: half a cosine from the end of the warm-up on, or a line from the
+    first step to the last, times the warm-up."""
     clip: float = 1.0
     """Largest norm of the gradient; 0 leaves it alone."""
     ema: float = 0.999
@@ -96,7 +101,7 @@ class Training:
                 f"A batch of {self.batch} does not split into {slices} slices of equal size; "
                 f"{', '.join(map(str, near))} would do."
             )
-        if self.precision == "float64" and self.device == "cuda":
+        if self.precision == "float64" and self.device in ("cuda", "mps"):
             raise ValueError("precision float64 is for tests on a CPU; give --device cpu with it.")
 
     @property
@@ -114,10 +119,16 @@ def to_json(config: Training) -> dict[str, Any]:
 
 
 def from_json(kind: Any, data: Any) -> Any:
-    """Build a config of the dataclass `kind` from plain data; unknown fields are refused."""
+    """Build a config of the dataclass `kind` from plain data.
+
+    Fields that were renamed are known by their former names too (`zoo.train.fields.RENAMED`).
+
+    Raises:
+        ValueError: there is no such field.
+    """
     origin = get_origin(kind)
-    if dataclasses.is_dataclass(kind) and isinstance(data, Mapping):
-        hints = get_type_hints(kind)
+    if isinstance(kind, type) and dataclasses.is_dataclass(kind) and isinstance(data, Mapping):
+        hints, data = get_type_hints(kind), with_new_names(kind, data)
         unknown = set(data) - set(hints)
         if unknown:
             raise ValueError(f"Unknown fields of {kind.__name__}: {', '.join(sorted(unknown))}.")

@@ -3,11 +3,14 @@
 import platform
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
+from typing import TypeVar
 
 import torch
 from torch import nn
 
 from zoo.train.config import Device, Precision
+
+M = TypeVar("M", bound=nn.Module)
 
 
 def device_of(name: Device) -> torch.device:
@@ -18,6 +21,8 @@ def device_of(name: Device) -> torch.device:
     """
     if name == "cuda" and not torch.cuda.is_available():
         raise ValueError("There is no CUDA device here; use --device cpu, or auto.")
+    if name == "mps" and not torch.backends.mps.is_available():
+        raise ValueError("There is no Apple GPU (mps) here; use --device cpu, or auto.")
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     return torch.device(name)
@@ -29,7 +34,7 @@ def autocast(precision: Precision, device: torch.device) -> AbstractContextManag
     return torch.autocast(device.type, torch.bfloat16, enabled=bf16)
 
 
-def in_precision(model: nn.Module, precision: Precision) -> nn.Module:
+def in_precision(model: M, precision: Precision) -> M:
     """Return the model with the weights that a precision asks for: float64 has its own."""
     return model.double() if precision == "float64" else model
 

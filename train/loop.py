@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
-from itertools import islice
+from itertools import chain, islice
 from typing import Any
 
 import torch
@@ -93,12 +93,14 @@ def take_step(
         `loss`, the weighted sum, and every loss over the whole batch; NaN for one left out.
     """
     step, sums = state.step, dict[str, Tensor]()
+    parts = iter(parts)
+    first = next(parts)  # before the seed: what loads a batch may draw too
     seeds = SliceSeeds(config.seed, step, state.device)
     with damped(state.model, config.optim.damp):
         if buffers:
             seeds.keep()
             buffers.begin_step()
-        for part, targets in parts:
+        for part, targets in chain([first], parts):
             if buffers:
                 seeds.begin(part.index)
             with precision():
@@ -183,7 +185,7 @@ class SkipList:
 
     def __init__(self, run: Run, progress: Progress):
         self.run, self.progress = run, progress
-        self.names = set(run.read_json("skipped.json") or ())
+        self.names: set[str] = set(run.read_json("skipped.json") or ())
 
     def add(self, names: Iterable[str]) -> None:
         new = [name for name in dict.fromkeys(names) if name not in self.names]

@@ -29,8 +29,11 @@ def build_optimizer(
 
 
 def learning_rate(step: int, steps: int, config: Optim) -> float:
-    """Rise linearly for the warm-up, then follow half a cosine down to `min_lr`."""
+    """Rise linearly for the warm-up, and follow the schedule down to `min_lr`."""
     warmup = round(config.warmup * steps)
+    if config.schedule == "linear":
+        share = min((step + 1) / max(1, warmup), 1.0) * (1 - step / steps)
+        return config.min_lr + (config.lr - config.min_lr) * share
     if step < warmup:
         return config.lr * (step + 1) / (warmup + 1)
     done = (step - warmup) / max(1, steps - warmup)

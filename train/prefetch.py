@@ -2,7 +2,8 @@
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,7 +11,8 @@ from torch import Tensor
 from zoo.train.task import Feed
 
 
-class Slice(NamedTuple):
+@dataclass(frozen=True)
+class Slice:
     """A slice of a batch, and where it belongs."""
 
     step: int

@@ -20,7 +20,7 @@ from zoo.data.sources import Source
 from zoo.data.views import View
 from zoo.features import Batch
 from zoo.files import cache_dir, save_whole
-from zoo.teachers.pretext import MEAN, SIZE, STD, Gradients, PatchTransformer, build_network
+from zoo.teachers.pretext import MEAN, SIZE, STD, build_network
 from zoo.train.config import Every, Optim, Training
 from zoo.train.loop import train
 from zoo.train.run import Run
@@ -134,7 +134,9 @@ def normalised(batch: Batch) -> Float[Tensor, "B 3 H W"]:
 class _Classify(nn.Module):
     """Name the class of the pooled map."""
 
-    def __init__(self, network: nn.Module, classes: int):
+    network: Any
+
+    def __init__(self, network: Any, classes: int):
         super().__init__()
         self.network = network
         self.head = nn.Linear(network.scale.gain.numel(), classes)
@@ -147,7 +149,9 @@ class _Classify(nn.Module):
 class _FillIn(nn.Module):
     """Predict the pixels of masked patches, each patch on its own scale (MAE, 2111.06377, 4.1)."""
 
-    def __init__(self, network: PatchTransformer, classes: int):
+    network: Any
+
+    def __init__(self, network: Any, classes: int):
         super().__init__()
         self.network = network
         self.head = nn.Linear(network.scale.gain.numel(), 3 * network.patch**2)
@@ -165,7 +169,9 @@ class _FillIn(nn.Module):
 class _Orient(nn.Module):
     """Predict, for each cell of the map, its colour and how much it is edged which way."""
 
-    def __init__(self, network: Gradients, classes: int):
+    network: Any
+
+    def __init__(self, network: Any, classes: int):
         super().__init__()
         self.network = network
         self.head = nn.Linear(network.scale.gain.numel(), BINS + 3)

@@ -25,7 +25,7 @@ class Run:
 
     def __init__(self, path: Path):
         self.path = path
-        self._board = None
+        self._board: Any = None  # False where there is no TensorBoard
 
     @staticmethod
     def refuse_existing(path: Path) -> None:

@@ -1,7 +1,8 @@
 """What the training loop asks of a task, and of what feeds it."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
 
 from torch import Tensor
 
@@ -9,7 +10,8 @@ if TYPE_CHECKING:
     from zoo.train.state import TrainState
 
 
-class Loss(NamedTuple):
+@dataclass(frozen=True)
+class Loss:
     """A loss as a sum, so that slices of a batch, and ranks, add up.
 
     The loop divides by the count over the whole batch (`Feed.counts`), not by this one.

@@ -10,6 +10,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 import zoo.rooms  # noqa: F401  a clone without symbolic links gets one clear error
+from zoo.library import distill, embed, evaluate
 from zoo.registration import FAMILIES as _FAMILIES
 from zoo.registration import register, register_with_timm
 
@@ -23,7 +24,16 @@ if TYPE_CHECKING:
     FAMILIES: tuple[ModuleType, ...]
 
 __version__ = "0.1.0"
-__all__ = ["FAMILIES", "__version__", "compile_blocks", "create_model", "list_models"]
+__all__ = [
+    "FAMILIES",
+    "__version__",
+    "compile_blocks",
+    "create_model",
+    "distill",
+    "embed",
+    "evaluate",
+    "list_models",
+]
 
 
 def create_model(model_name: str, pretrained: bool = False, **kwargs: Any) -> "nn.Module":

@@ -1,6 +1,5 @@
 """The benchmark `detect`: a detector's score, or what a short training makes of a backbone."""
 
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,17 +16,12 @@ from zoo.eval.detect.finding import find_objects, fitting
 from zoo.eval.detect.spec import Detector
 from zoo.eval.detect.training import start, train_detector
 from zoo.eval.registry import Found, Picture, Subject
+from zoo.eval.work import work_folder
 from zoo.train.run import Run
 
 
-def detect(
-    subject: Subject, data: Path, settings: DetectSettings, *, work: Path | None = None
-) -> Iterator[Found]:
+def detect(subject: Subject, data: Path, settings: DetectSettings) -> Iterator[Found]:
     """Yield COCO's numbers on the validation part in per cent, and pictures of predictions.
-
-    Args:
-        work: Folder of the training, which goes on if it was stopped there; by default a
-            temporary one.
 
     Raises:
         ValueError: the folder or the backbone is not as it should be, before any training.
@@ -42,8 +36,8 @@ def detect(
     else:
         val = open_coco(data, "val", class_agnostic=settings.class_agnostic)
         val.require_objects()
-        with tempfile.TemporaryDirectory() as place:
-            detector = _train(subject, data, val, settings, work or Path(place))
+        with work_folder(subject.work) as work:
+            detector = _train(subject, data, val, settings, work)
     yield from measure(
         detector, val, subject.device, pictures=settings.pictures, out=settings.predictions
     )

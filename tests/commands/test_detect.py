@@ -124,15 +124,13 @@ def test_a_benchmark_that_was_stopped_goes_on_in_its_folder(data, tmp_path):
     settings = DetectSettings(
         detector="faster_rcnn", size=64, width=16, training=training, pictures=0
     )
-    subject = Subject(name="eradio_nano", made=None, seed=3)
-    work = tmp_path / "work"
-    first = {n: v.value for n, v in detect(subject, data, settings, work=work) if "AP" in n}
-    (work / "checkpoints" / "step_00000004.pt").unlink()
-    again = {n: v.value for n, v in detect(subject, data, settings, work=work) if "AP" in n}
+    subject = Subject(name="eradio_nano", made=None, seed=3, work=tmp_path / "work")
+    first = {n: v.value for n, v in detect(subject, data, settings) if "AP" in n}
+    (subject.work / "checkpoints" / "step_00000004.pt").unlink()
+    again = {n: v.value for n, v in detect(subject, data, settings) if "AP" in n}
     assert first == again
-    other = replace(settings, width=32)
     with pytest.raises(ValueError, match="cannot go on with other settings"):
-        next(detect(subject, data, other, work=work))
+        next(detect(subject, data, replace(settings, width=32)))
 
 
 @pytest.mark.slow

@@ -154,7 +154,7 @@ def test_a_ladder_stands_on_every_block_of_the_backbone(name, size, earlier):
         for part in (cut.heads["a"].summary, cut.heads["a"].spatial):
             torch.nn.init.zeros_(part.rungs[number].weight)
         after = cut(batch)["a"]
-        assert not torch.equal(before.summary, after.summary)  # each rung is heard
+        assert not torch.equal(before.summary, after.summary)  # each rung matters
         assert not torch.equal(before.spatial, after.spatial)
 
 
@@ -242,16 +242,16 @@ def test_an_export_states_a_licence_only_if_it_started_from_published_weights(
 
 def test_an_exported_radio_has_what_it_was_built_with(tmp_path):
     """A release's name in the configuration would add that release's layer scale."""
-    how = dict(options=dict(embed_dim=32, depth=2, num_heads=2))
-    student = build_student("radio_vit_base_patch16", WIDTHS, size=64, **how).eval()
+    options = dict(embed_dim=32, depth=2, num_heads=2)
+    student = build_student("radio_vit_base_patch16", WIDTHS, size=64, options=options).eval()
     batch = Batch(torch.rand(1, 3, 64, 64))
     export_student(student, tmp_path / "export", batch)
     alone = timm.create_model(f"local-dir:{tmp_path / 'export'}", pretrained=True).eval()
     check = load_file(tmp_path / "export" / "check.safetensors")
     with torch.no_grad():
-        seen = read_features(alone, check["images"])
-    torch.testing.assert_close(seen.summary, check["summary"])
-    torch.testing.assert_close(seen.spatial, check["spatial"])
+        features = read_features(alone, check["images"])
+    torch.testing.assert_close(features.summary, check["summary"])
+    torch.testing.assert_close(features.spatial, check["spatial"])
     config = timm.data.resolve_model_data_config(alone)
     for key in ("mean", "std"):
         assert list(config[key]) == getattr(student, key).flatten().tolist()
@@ -299,11 +299,11 @@ def test_spectral_norms_leave_a_vit_as_it_is_and_fold_away():
     weights = {k: v for k, v in plain.state_dict().items() if k.startswith("backbone")}
     back = spectral.without_spectral()
     assert set(weights) <= set(back.state_dict())
-    seen = Batch(torch.rand(2, 3, 160, 160))
-    for mine, theirs in zip(spectral.features(seen), back.features(seen), strict=True):
+    batch = Batch(torch.rand(2, 3, 160, 160))
+    for mine, theirs in zip(spectral.features(batch), back.features(batch), strict=True):
         torch.testing.assert_close(mine, theirs)
-    again = copy.deepcopy(spectral).features(seen)  # a class that copies share is still whole
-    torch.testing.assert_close(again.summary, spectral.features(seen).summary)
+    again = copy.deepcopy(spectral).features(batch)  # a class that copies share is still whole
+    torch.testing.assert_close(again.summary, spectral.features(batch).summary)
     assert spectral.backbone.blocks[0].attn.qkv.parametrizations
     assert plain.without_spectral() is plain
     with pytest.raises(ValueError, match="eradio_nano has no attention blocks of a ViT"):

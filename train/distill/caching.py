@@ -57,7 +57,7 @@ def holds(
     }  # fmt: skip
     stored: Stored = config.cache_dtype
     found = CacheManifest(
-        images=len(source), data=names.hexdigest()[:16], seed=config.seed, views=config.views,
+        images=len(source), data=names.hexdigest()[:16], seed=config.seed, views=config.view_epochs,
         view=dataclasses.asdict(view), normalise=config.normalise, stored=stored, shard=1,
         teachers=about,
     )  # fmt: skip
@@ -139,8 +139,8 @@ def check_room(cache: Cache) -> None:
     if needed > free:
         raise ValueError(
             f"The feature cache {cache.path} needs {needed / 1e9:,.1f} GB more and "
-            f"{free / 1e9:,.1f} GB are free. Give --cache a larger disk, fewer --views, or leave "
-            "it out."
+            f"{free / 1e9:,.1f} GB are free. Give --cache a larger disk, fewer --view-epochs, or "
+            "leave it out."
         )
 
 

@@ -1,6 +1,5 @@
 """What a run would cost, without its weights: parameters, shapes and FLOPs on the meta device."""
 
-import dataclasses
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -54,7 +53,7 @@ def model_costs(config: Distill) -> tuple[list[Cost], Cost, Student]:
         label: open_teacher(spec.name, device="meta", mosaic=spec.mosaic)
         for label, spec in zip(config.labels, config.teachers, strict=True)
     }
-    options: dict[str, Any] = {**dataclasses.asdict(config.heads), **backbone_options(config)}
+    options: dict[str, Any] = {**config.heads.options(), **backbone_options(config)}
     options["spectral_norms"] = False  # their FLOPs are negligible
     student = build_student(
         config.student, widths(config, teachers), size=config.size, **options, device="meta"

@@ -1,7 +1,6 @@
 """Open and check everything that a distillation works with."""
 
 import contextlib
-import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -136,7 +135,7 @@ def new_student(setup: Setup) -> Student:
         config.student,
         setup.widths,
         size=config.size,
-        **dataclasses.asdict(config.heads),
+        **config.heads.options(),
         pretrained=config.pretrained,
         drop_path_rate=config.optim.drop_path,
         **backbone_options(config),

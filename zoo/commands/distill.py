@@ -120,7 +120,7 @@ def train_arm(
     if stored:
         teachers, targets = from_cache(*stored, normalizers, config.normalise)
     student = new_student(setup)
-    plan = Plan(len(setup.train), config.batch, config.seed, config.views)
+    plan = Plan(len(setup.train), config.batch, config.seed, config.view_epochs)
     feed = ImageFeed(
         setup.train, setup.view, plan, setup.device, config.num_slices, (), config.workers
     )

@@ -4,13 +4,23 @@ import difflib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
 from zoo.commands.parse import parse
 from zoo.train.distill.config import Distill, TeacherSpec
 from zoo.train.distill.recipes import RECIPES, summary_of
+from zoo.train.fields import RENAMED, changed
+
+if TYPE_CHECKING:
+    from zoo.train.run import Run
+
+RENAMED_FLAGS = {
+    "--views": f"--{RENAMED['Distill', 'views']}".replace("_", "-"),
+    "--heads.inner": f"--heads.{RENAMED['Heads', 'inner']}".replace("_", "-"),
+}
+"""Former option -> option."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,8 +70,12 @@ def read_args(argv: list[str]) -> DistillArgs:
     """Read a recipe's name, which may be left out, and changes to its fields.
 
     Raises:
-        ValueError: there is no such recipe or no run to resume, or a field has no such value.
+        ValueError: there is no such recipe or no run to resume, or an option was renamed.
     """
+    for word in argv:
+        option = word.partition("=")[0]
+        if option in RENAMED_FLAGS:
+            raise ValueError(f"{option} is called {RENAMED_FLAGS[option]} now.")
     name = None
     if argv and not argv[0].startswith("-"):
         name, argv = argv[0], argv[1:]
@@ -80,32 +94,57 @@ def read_args(argv: list[str]) -> DistillArgs:
 def _defaults(name: str | None, argv: list[str]) -> Distill:
     """Return the run whose fields the command line changes."""
     if "--resume" in argv[:-1]:
-        from zoo.train.run import Run
-
-        folder = Path(argv[argv.index("--resume") + 1])
-        return replace(Run(folder).config(Distill), out=folder)
-    if name is None:
-        has_own = any(word.split("=")[0] in ("--data", "--teachers") for word in argv)
-        name = "custom" if has_own else "quickstart"
-    run = recipe(name)
-    if "--tiny" in argv:
-        from zoo.train.distill.tiny import tiny
-
-        return tiny(run)
-    return run
+        return _stored(Path(argv[argv.index("--resume") + 1]))
+    has_own = any(word.split("=")[0] in ("--data", "--teachers") for word in argv)
+    run = _recipe(name or ("custom" if has_own else "quickstart"))
+    return _shrunk(run) if "--tiny" in argv else run
 
 
-def recipe(name: str) -> Distill:
-    """Return the run that a recipe's name stands for.
+def _stored(folder: Path) -> Distill:
+    """Read what an earlier run was started with."""
+    from zoo.train.run import Run
 
-    Raises:
-        ValueError: there is no such recipe; the nearest name is in the message.
-    """
+    return replace(Run(folder).config(Distill), out=folder)
+
+
+def _shrunk(run: Distill) -> Distill:
+    from zoo.train.distill.tiny import tiny
+
+    return tiny(run)
+
+
+def _recipe(name: str) -> Distill:
     if name not in RECIPES:
         near = difflib.get_close_matches(name, RECIPES, n=1)
         hint = f" Did you mean {near[0]}?" if near else ""
         raise ValueError(f"There is no recipe {name!r}; there are {', '.join(RECIPES)}.{hint}")
     return RECIPES[name]()
+
+
+def call(
+    recipe: str | Distill | None,
+    resume: str | Path | None,
+    tiny: bool,
+    fields: Mapping[str, Any],
+) -> "Run":
+    """Carry out `zoo.distill`, whose docstring says what it takes."""
+    if resume is not None and (recipe is not None or tiny):
+        raise ValueError("A resumed run has its own settings; leave out recipe and tiny.")
+    if resume is not None:
+        run = _stored(Path(resume))
+    elif isinstance(recipe, Distill):
+        run = recipe
+    else:
+        run = _recipe(
+            recipe or ("custom" if fields.keys() & {"data", "teachers"} else "quickstart")
+        )
+    config = changed(_shrunk(run) if tiny else run, fields)
+    from zoo.commands.distill import distill
+    from zoo.eval.report.page import build_report
+
+    done = distill(config, resume=resume is not None)
+    build_report(done.path)
+    return done
 
 
 def _teacher_rule(

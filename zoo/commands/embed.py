@@ -9,7 +9,7 @@ A shard holds the columns `key`, `label` (-1 for none) and `summary`, one row an
 
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,6 +31,7 @@ from zoo.eval.stored import INDEX, PARTS, _path, about_features
 from zoo.eval.subject import EvalRequest, about_model, open_subject
 from zoo.files import written_whole
 from zoo.students.student import Student
+from zoo.train.fields import changed
 from zoo.train.interrupt import Interrupt, Interrupted
 
 
@@ -145,6 +146,13 @@ def _runs(todo: Sequence[tuple[str, int]]) -> Iterator[tuple[str, range]]:
             count += 1
         yield part, range(first, first + count)
         place += count
+
+
+def call(data: str | Path, out: str | Path, model: str | Path, fields: Mapping[str, Any]) -> Path:
+    """Carry out `zoo.embed`, whose docstring says what it takes."""
+    request = Embed(data=Path(data), out=Path(out), model=str(model))
+    command = f"zoo.embed({str(data)!r}, {str(out)!r}, model={str(model)!r})"
+    return embed(changed(request, dict(command=command, **fields)))
 
 
 Shard = tuple[int, list[str], Tensor, list[Tensor]]

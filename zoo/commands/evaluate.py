@@ -3,8 +3,9 @@
 import dataclasses
 import json
 import os
+import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
@@ -19,13 +20,23 @@ from zoo.commands.distill import held_out, probe
 from zoo.eval.benchmarks import BENCHMARKS, DEFAULT, find, load, settings_of
 from zoo.eval.fidelity import fidelity
 from zoo.eval.registry import Parts, Picture, Subject
-from zoo.eval.results import SUFFIX, Record, hash_data, hash_weights, read, write
+from zoo.eval.results import (
+    SUFFIX,
+    Record,
+    finished,
+    hash_data,
+    hash_weights,
+    read,
+    work_of,
+    write,
+)
 from zoo.eval.speed.models import environment
 from zoo.eval.subject import EvalRequest, about_model, is_run_folder, open_subject
 from zoo.students.export import load_export
 from zoo.teachers.name import unknown_name
 from zoo.train.distill.config import Distill
 from zoo.train.distill.setup import prepare
+from zoo.train.fields import changed
 from zoo.train.run import Run
 
 
@@ -56,6 +67,8 @@ def check(request: EvalRequest) -> None:
     Raises:
         ValueError: what is wrong, and the next step.
     """
+    if request.resume and request.out is None:
+        raise ValueError("--resume needs the --out of the evaluation that was stopped.")
     for name in find(request.on):
         load(name)
         reads = BENCHMARKS[name].reads
@@ -103,6 +116,47 @@ def evaluate(target: str | None, request: EvalRequest, *, show: bool = True) -> 
     return records
 
 
+def call(
+    target: str | Path | None,
+    on: str | Sequence[str],
+    data: str | Path | Sequence[str | Path] | Mapping[str, Any] | None,
+    show: bool,
+    fields: Mapping[str, Any],
+) -> list[Record]:
+    """Carry out `zoo.evaluate`, whose docstring says what it takes."""
+    names = find([name.strip() for name in on.split(",")] if isinstance(on, str) and on else [*on])
+    plain = {name: value for name, value in fields.items() if name not in BENCHMARKS}
+    if not names and (data is not None or "features" in plain):
+        names = list(DEFAULT)
+    own = {name: fields[name] for name in BENCHMARKS if name in fields}
+    unused = [name for name in own if name not in names]
+    if unused:
+        raise ValueError(f"There are settings for {', '.join(unused)}, but on={names} lacks it.")
+    request = EvalRequest(
+        on=tuple(names),
+        data=_paths(data, names),
+        settings={name: changed(settings_of(name)(), value) for name, value in own.items()},
+        command=f"zoo.evaluate({str(target)!r}, on={names!r}, data={data!r})",
+    )
+    target = None if target is None else str(target)
+    return evaluate(target, changed(request, plain), show=show)
+
+
+def _paths(
+    data: str | Path | Sequence[str | Path] | Mapping[str, Any] | None, on: Sequence[str]
+) -> dict[str, tuple[Path, ...]]:
+    """Bring every way to name images into one: benchmark -> paths."""
+    if isinstance(data, Mapping):
+        given = find([*data])
+        wrong = [name for name in given if name not in on]
+        if wrong:
+            raise ValueError(f"There is data for {', '.join(wrong)}, but on={list(on)} lacks it.")
+        return {name: _paths(data[name], [name]).get(name, ()) for name in given}
+    paths = () if data is None else (data,) if isinstance(data, str | Path) else data
+    reading = [name for name in on if BENCHMARKS[name].reads != "nothing"]
+    return {name: tuple(map(Path, paths)) for name in reading}
+
+
 # ---------------------------------------------------------------- measuring
 
 
@@ -128,6 +182,12 @@ def _measure_one(
     request: EvalRequest,
 ) -> Record:  # fmt: skip
     began = time.perf_counter()
+    record = Record(benchmark=name, values={}, settings=_plain(settings), **about)
+    if request.out:
+        if request.resume and (found := finished(request.out, record)):
+            print(f"{name} of {record.target}: {request.out} has it already.")
+            return found
+        subject.work = _free_work(work_of(request.out, record), resume=request.resume)
     torch.manual_seed(request.seed)
     values: dict[str, float] = {}
     scores: dict[str, Parts] = {}
@@ -139,15 +199,25 @@ def _measure_one(
             values[key], scores[key] = found.value, found
         else:
             values[key] = float(found)
-    record = Record(
-        benchmark=name,
-        values=values,
-        settings=_plain(settings),
-        seconds=round(time.perf_counter() - began, 3),
-        kept=scores,
-        **about,
-    )
-    return write(request.out, record, scores, pictures) if request.out else record
+    seconds = round(time.perf_counter() - began, 3)
+    record = replace(record, values=values, seconds=seconds, kept=scores)
+    if not request.out:
+        return record
+    written = write(request.out, record, scores, pictures)
+    if subject.work and subject.work.exists():
+        shutil.rmtree(subject.work)
+        if not any(subject.work.parent.iterdir()):
+            subject.work.parent.rmdir()
+    return written
+
+
+def _free_work(work: Path, *, resume: bool) -> Path:
+    if work.exists() and not resume:
+        raise ValueError(
+            f"A training for this measurement was stopped in {work}. Go on with it by --resume, "
+            "or remove that folder."
+        )
+    return work
 
 
 def _plain(settings: Any) -> dict[str, Any]:

@@ -34,7 +34,11 @@ class EvalArgs:
     workers: int = 0
     """Processes that decode images."""
     out: Path | None = None
-    """Append each result to this .jsonl file as a line; scores and pictures lie beside it."""
+    """Append each result to this .jsonl file as a line; scores and pictures lie beside it. While
+    a benchmark trains (segment, depth, detect), FILE.work beside it holds its checkpoints."""
+    resume: bool = False
+    """Go on with the same command after it was stopped: results that --out has are not measured
+    again, and a training goes on from its last checkpoint. Without this it is refused."""
     dry_run: bool = False
     """Print what would be measured, and exit."""
 
@@ -68,6 +72,7 @@ def main(argv: list[str]) -> None:
         seed=args.seed,
         workers=args.workers,
         out=args.out,
+        resume=args.resume,
         command=shlex.join(["zoo", "eval", *argv]),
     )
     if args.dry_run:

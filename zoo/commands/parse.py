@@ -11,17 +11,18 @@ def parse(kind: Any, argv: list[str], command: str, about: str, **kwargs: Any) -
 
 
 def resolve_device(name: str) -> str:
-    """Resolve `auto`, and refuse a device that is not here.
+    """Resolve `auto`, and refuse a device that speed cannot be measured on.
 
     Raises:
-        ValueError: this machine or this torch does not have it.
+        ValueError: it is not here, or torch does not time it.
     """
     import torch
 
-    found = ["cpu"]
-    found += ["cuda"] * torch.cuda.is_available() + ["mps"] * torch.backends.mps.is_available()
+    has_gpu = torch.cuda.is_available()
     if name == "auto":
-        return "cuda" if "cuda" in found else "cpu"
-    if name not in found:
-        raise ValueError(f"There is no device {name!r} here; give {', '.join(found)}.")
+        return "cuda" if has_gpu else "cpu"
+    if name == "mps":
+        raise ValueError("Speed is measured on cpu and cuda; device mps is not waited for.")
+    if name not in ("cpu", "cuda") or (name == "cuda" and not has_gpu):
+        raise ValueError(f"There is no device {name!r} here; give cpu{', cuda' * has_gpu}.")
     return name

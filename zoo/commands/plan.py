@@ -24,7 +24,7 @@ from zoo.train.run import Run
 def print_plan(config: Distill) -> None:
     """Print models, shapes, bytes and the estimated speed of a run."""
     Run.refuse_existing(config.out)
-    device = device_of(config)
+    device = device_of(config.device)
     teachers, student, model = model_costs(config)
     console = Console()
     if not console.is_terminal:
@@ -80,7 +80,7 @@ def _cache_estimate(config: Distill, teachers: list[Cost], rate: float) -> list[
     about = {t.label: dict(grid=t.grid, spatial_dim=t.spatial_dim, summary_dim=t.summary_dim)
              for t in teachers}  # fmt: skip
     held = CacheManifest(
-        images=count, data="", seed=config.seed, views=config.views, view={}, shard=1,
+        images=count, data="", seed=config.seed, views=config.view_epochs, view={}, shard=1,
         normalise=config.normalise, stored=config.cache_dtype, teachers=about,
     )  # fmt: skip
     live = sum(t.flops for t in teachers) / (EFFICIENCY * rate)

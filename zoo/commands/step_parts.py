@@ -354,7 +354,7 @@ class _Model:
     ) -> "_Model":
         torch.manual_seed(0)
         student = build_student(
-            step.student, wide, size=step.size, **dataclasses.asdict(config.heads), device=device
+            step.student, wide, size=step.size, **config.heads.options(), device=device
         )
         if step.channels_last:
             student = student.to(memory_format=torch.channels_last)

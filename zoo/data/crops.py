@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -10,6 +10,11 @@ from jaxtyping import Shaped, UInt8
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
+
+from zoo.data.feed import PlanFeed
+from zoo.data.loader import PlanSampler
+from zoo.data.plan import Plan
+from zoo.features import Batch
 
 GREY = 124
 """What lies beside an image that is smaller than its crop; near every model's mean."""
@@ -78,14 +83,14 @@ def _widest(values: np.ndarray) -> float:
 
 
 class Crops(Dataset):
-    """Samples by (position, index): what is drawn depends on the seed and the position alone."""
+    """Samples by (position, index): what is drawn depends on the plan and the position alone."""
 
-    def __init__(self, source: DenseSource, crop: CropSpec, seed: int):
-        self.source, self.crop, self.seed = source, crop, seed
+    def __init__(self, source: DenseSource, crop: CropSpec, plan: Plan):
+        self.source, self.crop, self.plan = source, crop, plan
 
     def __getitem__(self, item: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
         position, index = item
-        draws = np.random.default_rng((self.seed, position))
+        draws = self.plan.draws(position)
         return self.crop.draw(self.source.image(index), self.source.target(index), draws)
 
 
@@ -103,24 +108,34 @@ class Whole(Dataset):
         return pixels.copy(), self.source.target(index)
 
 
-def order(count: int, steps: int, batch: int, seed: int) -> Iterator[list[tuple[int, int]]]:
-    """Return the batches of a training: epoch after epoch, each in an order of its own."""
-    epoch, waiting, position = 0, [], 0
-    for _ in range(steps):
-        while len(waiting) < batch:
-            waiting += np.random.default_rng((seed, 2**32, epoch)).permutation(count).tolist()
-            epoch += 1
-        taken, waiting = waiting[:batch], waiting[batch:]
-        yield [(position + i, index) for i, index in enumerate(taken)]
-        position += batch
+class CropBatch(NamedTuple):
+    """Crops, and what is known of each of their pixels."""
+
+    images: Batch
+    target: Shaped[Tensor, "B s s"]
 
 
-def training_batches(
-    source: DenseSource, crop: CropSpec, *, steps: int, batch: int, seed: int, **loading: Any
-) -> Iterator[tuple[UInt8[Tensor, "B 3 s s"], Shaped[Tensor, "B s s"]]]:
-    """Return `steps` batches of crops; the same ones whatever the number of workers."""
-    sampler = list(order(len(source), steps, batch, seed))
-    return iter(DataLoader(Crops(source, crop, seed), batch_sampler=sampler, **loading))
+@dataclass
+class CropFeed(PlanFeed):
+    """Crops of a source's images in the order of a plan; the same ones for any `workers`."""
+
+    source: DenseSource
+    crop: CropSpec
+    plan: Plan
+    device: torch.device
+    workers: int = 0
+
+    def batches(self, start: int, steps: int) -> Iterator[CropBatch]:
+        """Return the crops of the steps `start`..`steps`, step by step."""
+        loader = DataLoader(
+            Crops(self.source, self.crop, self.plan),
+            batch_sampler=PlanSampler(self.plan, start, steps),
+            **loading(self.device, self.workers),
+        )
+        for pixels, target in loader:
+            yield CropBatch(
+                Batch(pixels).to(self.device), target.to(self.device, non_blocking=True)
+            )
 
 
 def whole_images(

@@ -1,8 +1,9 @@
-"""The batches of a training run on images, slice by slice, on the device."""
+"""The batches of a training run, on the device and in the order of a plan."""
 
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 
@@ -13,8 +14,29 @@ from zoo.data.views import View
 from zoo.features import Batch
 
 
+class PlanFeed:
+    """What feeds of one plan share; each says how its batches are made."""
+
+    source: Any
+    """Knows the samples by `key(index)`."""
+    plan: Plan
+    slices: Sequence[int] = (0,)
+
+    def counts(self, step: int) -> Mapping[str, int]:
+        """Return the samples of a batch, whatever the loss is called."""
+        return defaultdict(lambda: self.plan.batch)
+
+    def keys(self, step: int) -> list[str]:
+        """Name the samples of a step."""
+        return [self.source.key(index) for index in self.plan.indices(step)]
+
+    def skipped(self) -> Sequence[str]:
+        """Name the samples that could not be read since this was last asked."""
+        return ()
+
+
 @dataclass
-class ImageFeed:
+class ImageFeed(PlanFeed):
     """Views of a source's images in the order of a plan.
 
     Args:
@@ -51,15 +73,6 @@ class ImageFeed:
             batch = Batch(part["images"], part["keys"], labels, positions=part["positions"])
             yield batch.to(self.device)
 
-    def counts(self, step: int) -> Mapping[str, int]:
-        """Return the images of a batch, whatever the loss is called."""
-        return defaultdict(lambda: self.plan.batch)
-
-    def keys(self, step: int) -> list[str]:
-        """Name the images of a step."""
-        return [self.source.key(index) for index in self.plan.indices(step)]
-
     def skipped(self) -> list[str]:
-        """Name the files that could not be read since this was last asked."""
         names, self._skipped = self._skipped, []
         return names

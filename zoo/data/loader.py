@@ -42,13 +42,13 @@ def train_batches(
     num_slices: int = 1,
     slices: Sequence[int] = (0,),
 ) -> Iterator[dict]:
-    """Load the batches of steps `start`..`steps` of `plan`; yields dicts of `collate`.
+    """Yield the batches of the steps from `start` up to `steps`, as the dicts of `collate`.
 
-    The plan answers for any step, so a loader that resumes simply begins at a later one.
+    The plan can be asked about any step, so a resumed run simply starts at a later one.
 
     Args:
         num_slices: Equal parts that each batch is cut into.
-        slices: Those of them that are loaded, in this order; each is yielded by itself.
+        slices: Indices of the parts that are loaded, in this order; each is yielded by itself.
     """
     yield from DataLoader(
         Views(source, view, plan),
@@ -70,10 +70,11 @@ def eval_batches(
     workers: int = 0,
     pin: bool = False,
 ) -> Iterator[Batch]:
-    """Return the samples from `start` to `limit` in order, centre crops, as batches.
+    """Yield the samples from `start` up to `limit` in order, as batches of centre crops.
 
     Args:
-        pin: Put them where a GPU can fetch them while it computes.
+        size: Side of the crops in pixels.
+        pin: Use pinned memory, which a GPU can copy from while it computes.
     """
     count = len(source) if limit is None else min(limit, len(source))
     blocks = [
@@ -90,5 +91,5 @@ def eval_batches(
     )
     for part in loader:
         for name in part["skipped"]:
-            _log.warning("an unreadable image was replaced in the evaluation: %s", name)
+            _log.warning("An unreadable image was replaced in the evaluation: %s", name)
         yield Batch(part["images"], part["keys"], part["labels"])

@@ -9,6 +9,8 @@ for a bias's gradient they write a whole [windows heads N N].
 import torch
 from torch import Tensor
 
+from zoo.kernels.operator import register
+
 MAX_TOKENS = 64
 """Most tokens of a window for `window_attention`: more do not stay on the chip."""
 
@@ -19,25 +21,6 @@ MAX_BIASED_TOKENS = 256
 
 MAX_BIASED_HEAD_DIM = 96
 """Most channels of a head there: more need more shared memory than many GPUs have."""
-
-_lib = torch.library.Library("zoo", "FRAGMENT")
-_tags = (torch.Tag.pt2_compliant_tag,)
-_lib.define("window_attention(Tensor qkv, Tensor? bias, float scale) -> Tensor", tags=_tags)
-_lib.define(
-    "window_attention_backward(Tensor dout, Tensor qkv, Tensor? bias, float scale)"
-    " -> (Tensor, Tensor)",
-    tags=_tags,
-)
-
-
-_lib.define(
-    "biased_attention(Tensor qkv, Tensor bias, float scale) -> (Tensor, Tensor)", tags=_tags
-)
-_lib.define(
-    "biased_attention_backward(Tensor dout, Tensor qkv, Tensor bias, Tensor out, Tensor logsumexp,"
-    " float scale) -> (Tensor, Tensor)",
-    tags=_tags,
-)
 
 
 def window_attention(qkv: Tensor, bias: Tensor | None, scale: float) -> Tensor:
@@ -54,16 +37,16 @@ def window_attention(qkv: Tensor, bias: Tensor | None, scale: float) -> Tensor:
     return torch.ops.zoo.window_attention(qkv, bias, scale)
 
 
-@torch.library.impl(_lib, "window_attention", "CUDA")
-def _(qkv: Tensor, bias: Tensor | None, scale: float) -> Tensor:
+def _window_cuda(qkv: Tensor, bias: Tensor | None, scale: float) -> Tensor:
     from zoo.kernels import attention_triton
 
     bias = None if bias is None else bias.contiguous()
     return attention_triton.forward(qkv.contiguous(), bias, scale)
 
 
-@torch.library.impl(_lib, "window_attention_backward", "CUDA")
-def _(dout: Tensor, qkv: Tensor, bias: Tensor | None, scale: float) -> tuple[Tensor, Tensor]:
+def _window_cuda_backward(
+    dout: Tensor, qkv: Tensor, bias: Tensor | None, scale: float
+) -> tuple[Tensor, Tensor]:
     from zoo.kernels import attention_triton
 
     like = bias
@@ -74,30 +57,27 @@ def _(dout: Tensor, qkv: Tensor, bias: Tensor | None, scale: float) -> tuple[Ten
     return dqkv, dbias.to(like.dtype)
 
 
-@torch.library.register_fake("zoo::window_attention", lib=_lib)
-def _(qkv: Tensor, bias: Tensor | None, scale: float) -> Tensor:
+def _window_fake(qkv: Tensor, bias: Tensor | None, scale: float) -> Tensor:
     windows, tokens, _, heads, dim = qkv.shape
     return qkv.new_empty(windows, tokens, heads * dim)
 
 
-@torch.library.register_fake("zoo::window_attention_backward", lib=_lib)
-def _(dout: Tensor, qkv: Tensor, bias: Tensor | None, scale: float) -> tuple[Tensor, Tensor]:
+def _window_fake_backward(
+    dout: Tensor, qkv: Tensor, bias: Tensor | None, scale: float
+) -> tuple[Tensor, Tensor]:
     dbias = qkv.new_empty(0) if bias is None else bias.new_empty(bias.shape)
     return qkv.new_empty(qkv.shape), dbias
 
 
-def _setup(ctx, inputs, output):
+def _window_setup(ctx, inputs, output):
     qkv, bias, ctx.scale = inputs
     ctx.save_for_backward(qkv, bias)
 
 
-def _backward(ctx, dout):
+def _window_backward(ctx, dout):
     qkv, bias = ctx.saved_tensors
     dqkv, dbias = torch.ops.zoo.window_attention_backward(dout, qkv, bias, ctx.scale)
     return dqkv, None if bias is None else dbias, None
-
-
-torch.library.register_autograd("zoo::window_attention", _backward, setup_context=_setup, lib=_lib)
 
 
 def biased_attention(qkv: Tensor, bias: Tensor, scale: float) -> Tensor:
@@ -105,15 +85,13 @@ def biased_attention(qkv: Tensor, bias: Tensor, scale: float) -> Tensor:
     return torch.ops.zoo.biased_attention(qkv, bias, scale)[0]
 
 
-@torch.library.impl(_lib, "biased_attention", "CUDA")
-def _(qkv: Tensor, bias: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+def _biased_cuda(qkv: Tensor, bias: Tensor, scale: float) -> tuple[Tensor, Tensor]:
     from zoo.kernels import attention_tiles_triton
 
     return attention_tiles_triton.forward(qkv.contiguous(), bias.contiguous(), scale)
 
 
-@torch.library.impl(_lib, "biased_attention_backward", "CUDA")
-def _(
+def _biased_cuda_backward(
     dout: Tensor, qkv: Tensor, bias: Tensor, out: Tensor, logsumexp: Tensor, scale: float
 ) -> tuple[Tensor, Tensor]:
     from zoo.kernels import attention_tiles_triton
@@ -123,32 +101,53 @@ def _(
     return dqkv, dbias.to(bias.dtype)
 
 
-@torch.library.register_fake("zoo::biased_attention", lib=_lib)
-def _(qkv: Tensor, bias: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+def _biased_fake(qkv: Tensor, bias: Tensor, scale: float) -> tuple[Tensor, Tensor]:
     windows, tokens, _, heads, dim = qkv.shape
     logsumexp = qkv.new_empty(windows, heads, tokens, dtype=torch.float32)
     return qkv.new_empty(windows, tokens, heads * dim), logsumexp
 
 
-@torch.library.register_fake("zoo::biased_attention_backward", lib=_lib)
-def _(
+def _biased_fake_backward(
     dout: Tensor, qkv: Tensor, bias: Tensor, out: Tensor, logsumexp: Tensor, scale: float
 ) -> tuple[Tensor, Tensor]:
     return qkv.new_empty(qkv.shape), bias.new_empty(bias.shape)
 
 
-def _setup_biased(ctx, inputs, output):
+def _biased_setup(ctx, inputs, output):
     qkv, bias, ctx.scale = inputs
     out, logsumexp = output
     ctx.save_for_backward(qkv, bias, out, logsumexp)
     ctx.mark_non_differentiable(logsumexp)
 
 
-def _backward_biased(ctx, dout, _logsumexp):
+def _biased_backward(ctx, dout, _logsumexp):
     grads = torch.ops.zoo.biased_attention_backward(dout, *ctx.saved_tensors, ctx.scale)
     return *grads, None
 
 
-torch.library.register_autograd(
-    "zoo::biased_attention", _backward_biased, setup_context=_setup_biased, lib=_lib
+register(
+    "window_attention(Tensor qkv, Tensor? bias, float scale) -> Tensor",
+    cuda=_window_cuda,
+    fake=_window_fake,
+    setup=_window_setup,
+    backward=_window_backward,
+)
+register(
+    "window_attention_backward(Tensor dout, Tensor qkv, Tensor? bias, float scale)"
+    " -> (Tensor, Tensor)",
+    cuda=_window_cuda_backward,
+    fake=_window_fake_backward,
+)
+register(
+    "biased_attention(Tensor qkv, Tensor bias, float scale) -> (Tensor, Tensor)",
+    cuda=_biased_cuda,
+    fake=_biased_fake,
+    setup=_biased_setup,
+    backward=_biased_backward,
+)
+register(
+    "biased_attention_backward(Tensor dout, Tensor qkv, Tensor bias, Tensor out, Tensor logsumexp,"
+    " float scale) -> (Tensor, Tensor)",
+    cuda=_biased_cuda_backward,
+    fake=_biased_fake_backward,
 )

@@ -16,18 +16,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-_lib = torch.library.Library("zoo", "FRAGMENT")
-_tags = (torch.Tag.pt2_compliant_tag,)
-_lib.define(
-    "batch_norm_act(Tensor x, Tensor weight, Tensor bias, Tensor? plus, Tensor? scale, str act,"
-    " float eps, int width) -> (Tensor, Tensor, Tensor)",
-    tags=_tags,
-)
-_lib.define(
-    "batch_norm_act_backward(Tensor dy, Tensor x, Tensor mean, Tensor var, Tensor weight,"
-    " Tensor bias, Tensor? scale, str act, float eps) -> (Tensor, Tensor, Tensor)",
-    tags=_tags,
-)
+from zoo.kernels.operator import register
+
 _LAST = torch.channels_last
 
 
@@ -93,32 +83,28 @@ def _contiguous(x: Tensor) -> Tensor:
     return x.contiguous(memory_format=_LAST)
 
 
-@torch.library.impl(_lib, "batch_norm_act", "CUDA")
-def _(x, weight, bias, plus, scale, act, eps, width):
+def _cuda(x, weight, bias, plus, scale, act, eps, width):
     from zoo.kernels import batch_norm_triton
 
     x, plus = _contiguous(x), None if plus is None else _contiguous(plus)
     return batch_norm_triton.forward(x, weight, bias, plus, scale, act, eps, width)
 
 
-@torch.library.impl(_lib, "batch_norm_act_backward", "CUDA")
-def _(dy, x, mean, var, weight, bias, scale, act, eps):
+def _cuda_backward(dy, x, mean, var, weight, bias, scale, act, eps):
     from zoo.kernels import batch_norm_triton
 
     dy, x = _contiguous(dy), _contiguous(x)
     return batch_norm_triton.backward(dy, x, mean, var, weight, bias, scale, act, eps)
 
 
-@torch.library.register_fake("zoo::batch_norm_act", lib=_lib)
-def _(x, weight, bias, plus, scale, act, eps, width):
+def _fake(x, weight, bias, plus, scale, act, eps, width):
     shape = (x.shape[0], width, *x.shape[2:])
     chs = weight.shape[0]
     stats = [x.new_empty(chs, dtype=torch.float32) for _ in range(2)]
     return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=_LAST), *stats
 
 
-@torch.library.register_fake("zoo::batch_norm_act_backward", lib=_lib)
-def _(dy, x, mean, var, weight, bias, scale, act, eps):
+def _fake_backward(dy, x, mean, var, weight, bias, scale, act, eps):
     dx = torch.empty(x.shape, dtype=x.dtype, device=x.device, memory_format=_LAST)
     return dx, torch.empty_like(weight), torch.empty_like(bias)
 
@@ -143,4 +129,17 @@ def _backward(ctx, dy, _mean, _var):
     return dx, dweight, dbias, dplus, None, None, None, None
 
 
-torch.library.register_autograd("zoo::batch_norm_act", _backward, setup_context=_setup, lib=_lib)
+register(
+    "batch_norm_act(Tensor x, Tensor weight, Tensor bias, Tensor? plus, Tensor? scale, str act,"
+    " float eps, int width) -> (Tensor, Tensor, Tensor)",
+    cuda=_cuda,
+    fake=_fake,
+    setup=_setup,
+    backward=_backward,
+)
+register(
+    "batch_norm_act_backward(Tensor dy, Tensor x, Tensor mean, Tensor var, Tensor weight,"
+    " Tensor bias, Tensor? scale, str act, float eps) -> (Tensor, Tensor, Tensor)",
+    cuda=_cuda_backward,
+    fake=_fake_backward,
+)

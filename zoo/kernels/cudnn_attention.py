@@ -9,16 +9,9 @@ looks plans up by queries, keys and values alone: MambaVision-T's gradients were
 import torch
 from torch import Tensor
 
-MAX_HEAD_DIM = 128
+from zoo.kernels.operator import register
 
-_lib = torch.library.Library("zoo", "FRAGMENT")
-_tags = (torch.Tag.pt2_compliant_tag,)
-_lib.define("cudnn_attention(Tensor qkv, float scale) -> (Tensor, Tensor)", tags=_tags)
-_lib.define(
-    "cudnn_attention_backward(Tensor dout, Tensor qkv, Tensor out, Tensor logsumexp, float scale)"
-    " -> Tensor",
-    tags=_tags,
-)
+MAX_HEAD_DIM = 128
 
 
 def runs_here(qkv: Tensor) -> bool:
@@ -44,8 +37,7 @@ def _heads_first(x: Tensor) -> Tensor:
     return x.transpose(1, 2)
 
 
-@torch.library.impl(_lib, "cudnn_attention", "CUDA")
-def _(qkv: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+def _cuda(qkv: Tensor, scale: float) -> tuple[Tensor, Tensor]:
     q, k, v = map(_heads_first, qkv.contiguous().unbind(2))
     out, logsumexp, *_ = torch.ops.aten._scaled_dot_product_cudnn_attention(
         q, k, v, None, True, scale=scale
@@ -53,8 +45,9 @@ def _(qkv: Tensor, scale: float) -> tuple[Tensor, Tensor]:
     return out.transpose(1, 2).flatten(2), logsumexp.squeeze(-1)
 
 
-@torch.library.impl(_lib, "cudnn_attention_backward", "CUDA")
-def _(dout: Tensor, qkv: Tensor, out: Tensor, logsumexp: Tensor, scale: float) -> Tensor:
+def _cuda_backward(
+    dout: Tensor, qkv: Tensor, out: Tensor, logsumexp: Tensor, scale: float
+) -> Tensor:
     tokens, heads = qkv.shape[1], qkv.shape[3]
     q, k, v = map(_heads_first, qkv.contiguous().unbind(2))
     dout, out = (_heads_first(t.contiguous().unflatten(2, (heads, -1))) for t in (dout, out))
@@ -66,15 +59,15 @@ def _(dout: Tensor, qkv: Tensor, out: Tensor, logsumexp: Tensor, scale: float) -
     return torch.stack([_heads_first(t) for t in grads], 2)
 
 
-@torch.library.register_fake("zoo::cudnn_attention", lib=_lib)
-def _(qkv: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+def _fake(qkv: Tensor, scale: float) -> tuple[Tensor, Tensor]:
     batch, tokens, _, heads, dim = qkv.shape
     logsumexp = qkv.new_empty(batch, heads, tokens, dtype=torch.float32)
     return qkv.new_empty(batch, tokens, heads * dim), logsumexp
 
 
-@torch.library.register_fake("zoo::cudnn_attention_backward", lib=_lib)
-def _(dout: Tensor, qkv: Tensor, out: Tensor, logsumexp: Tensor, scale: float) -> Tensor:
+def _fake_backward(
+    dout: Tensor, qkv: Tensor, out: Tensor, logsumexp: Tensor, scale: float
+) -> Tensor:
     return qkv.new_empty(qkv.shape)
 
 
@@ -89,4 +82,16 @@ def _backward(ctx, dout, _logsumexp):
     return torch.ops.zoo.cudnn_attention_backward(dout, *ctx.saved_tensors, ctx.scale), None
 
 
-torch.library.register_autograd("zoo::cudnn_attention", _backward, setup_context=_setup, lib=_lib)
+register(
+    "cudnn_attention(Tensor qkv, float scale) -> (Tensor, Tensor)",
+    cuda=_cuda,
+    fake=_fake,
+    setup=_setup,
+    backward=_backward,
+)
+register(
+    "cudnn_attention_backward(Tensor dout, Tensor qkv, Tensor out, Tensor logsumexp, float scale)"
+    " -> Tensor",
+    cuda=_cuda_backward,
+    fake=_fake_backward,
+)

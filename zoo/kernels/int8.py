@@ -7,13 +7,7 @@ than 8 bits save. The Triton kernel scales, centres and adds the bias before any
 import torch
 from torch import Tensor
 
-# Not torch.library.custom_op, whose checks take half a millisecond a call.
-_lib = torch.library.Library("zoo", "FRAGMENT")
-_lib.define(
-    "int8_product(Tensor rows, Tensor row_scale, Tensor row_centre, Tensor weight, Tensor scale,"
-    " Tensor total, Tensor? bias) -> Tensor",
-    tags=(torch.Tag.pt2_compliant_tag,),
-)
+from zoo.kernels.operator import register
 
 
 def int8_product(
@@ -39,20 +33,26 @@ def int8_product(
     return torch.ops.zoo.int8_product(rows, row_scale, row_centre, weight, scale, total, bias)
 
 
-@torch.library.impl(_lib, "int8_product", "CPU")
-def _(rows, row_scale, row_centre, weight, scale, total, bias):
+def _cpu(rows, row_scale, row_centre, weight, scale, total, bias):
     out = torch._int_mm(rows, weight.T).float() * row_scale[:, None] * scale
     out = out + row_centre[:, None] * total
     return (out if bias is None else out + bias.float()).to(torch.bfloat16)
 
 
-@torch.library.impl(_lib, "int8_product", "CUDA")
-def _(rows, row_scale, row_centre, weight, scale, total, bias):
+def _cuda(rows, row_scale, row_centre, weight, scale, total, bias):
     from zoo.kernels.int8_triton import launch  # Triton, which a CPU build of torch lacks
 
     return launch(rows, row_scale, row_centre, weight, scale, total, bias)
 
 
-@torch.library.register_fake("zoo::int8_product", lib=_lib)
-def _(rows, row_scale, row_centre, weight, scale, total, bias):
+def _fake(rows, row_scale, row_centre, weight, scale, total, bias):
     return rows.new_empty((rows.shape[0], weight.shape[0]), dtype=torch.bfloat16)
+
+
+register(
+    "int8_product(Tensor rows, Tensor row_scale, Tensor row_centre, Tensor weight, Tensor scale,"
+    " Tensor total, Tensor? bias) -> Tensor",
+    cpu=_cpu,
+    cuda=_cuda,
+    fake=_fake,
+)

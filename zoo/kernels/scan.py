@@ -8,20 +8,10 @@ imported when the operator first runs; nothing here needs Triton.
 import torch
 from torch import Tensor
 
+from zoo.kernels.operator import register
 from zoo.kernels.scan_shapes import saved_states_shape
 
-_lib = torch.library.Library("zoo", "FRAGMENT")
 _INPUTS = "Tensor x, Tensor delta, Tensor A, Tensor B, Tensor C, Tensor? D, Tensor? delta_bias"
-_tags = (torch.Tag.pt2_compliant_tag,)
-# Not torch.library.custom_op, whose checks take half a millisecond a call.
-_lib.define(
-    f"selective_scan({_INPUTS}, bool delta_softplus, bool save) -> (Tensor, Tensor)", tags=_tags
-)
-_lib.define(
-    f"selective_scan_backward(Tensor dy, {_INPUTS}, Tensor saved_states, bool delta_softplus)"
-    f" -> ({', '.join(['Tensor'] * 7)})",
-    tags=_tags,
-)
 
 
 def scan(
@@ -42,8 +32,7 @@ def scan(
     return torch.ops.zoo.selective_scan(x, delta, A, B, C, D, delta_bias, delta_softplus, save)
 
 
-@torch.library.impl(_lib, "selective_scan", "CUDA")
-def _(x, delta, A, B, C, D, delta_bias, delta_softplus, save):
+def _cuda(x, delta, A, B, C, D, delta_bias, delta_softplus, save):
     from zoo.kernels import scan_triton
 
     return scan_triton.forward(
@@ -51,14 +40,12 @@ def _(x, delta, A, B, C, D, delta_bias, delta_softplus, save):
     )
 
 
-@torch.library.register_fake("zoo::selective_scan", lib=_lib)
-def _(x, delta, A, B, C, D, delta_bias, delta_softplus, save):
+def _fake(x, delta, A, B, C, D, delta_bias, delta_softplus, save):
     saved_states = x.new_empty(saved_states_shape(x, A) if save else (0,), dtype=torch.float32)
     return x.new_empty(x.shape), saved_states
 
 
-@torch.library.impl(_lib, "selective_scan_backward", "CUDA")
-def _(dy, x, delta, A, B, C, D, delta_bias, saved_states, delta_softplus):
+def _cuda_backward(dy, x, delta, A, B, C, D, delta_bias, saved_states, delta_softplus):
     from zoo.kernels import scan_triton
 
     return scan_triton.backward(
@@ -66,8 +53,7 @@ def _(dy, x, delta, A, B, C, D, delta_bias, saved_states, delta_softplus):
     )
 
 
-@torch.library.register_fake("zoo::selective_scan_backward", lib=_lib)
-def _(dy, x, delta, A, B, C, D, delta_bias, saved_states, delta_softplus):
+def _fake_backward(dy, x, delta, A, B, C, D, delta_bias, saved_states, delta_softplus):
     def like(t: Tensor | None) -> Tensor:
         return x.new_empty(0) if t is None else t.new_empty(t.shape)
 
@@ -95,4 +81,16 @@ def _backward(ctx, dy, _):
     return *grads, dD, None if delta_bias is None else dbias, None, None
 
 
-torch.library.register_autograd("zoo::selective_scan", _backward, setup_context=_setup, lib=_lib)
+register(
+    f"selective_scan({_INPUTS}, bool delta_softplus, bool save) -> (Tensor, Tensor)",
+    cuda=_cuda,
+    fake=_fake,
+    setup=_setup,
+    backward=_backward,
+)
+register(
+    f"selective_scan_backward(Tensor dy, {_INPUTS}, Tensor saved_states, bool delta_softplus)"
+    f" -> ({', '.join(['Tensor'] * 7)})",
+    cuda=_cuda_backward,
+    fake=_fake_backward,
+)

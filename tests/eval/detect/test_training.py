@@ -17,6 +17,7 @@ from zoo.train.config import Every
 from zoo.train.loop import train
 from zoo.train.optim import learning_rate
 from zoo.train.run import Run
+from zoo.train.task import Loss
 
 CLASSES = ("disc", "square", "triangle")
 CPU = torch.device("cpu")
@@ -101,8 +102,8 @@ def test_a_loss_that_is_no_number_stops_the_run_and_names_the_images(shapes, tmp
         def losses(self, state, batch, targets, step):
             losses = super().losses(state, batch, targets, step)
             return {
-                n: x._replace(total=x.total * (math.nan if step > 1 else 1))
-                for n, x in losses.items()
+                name: Loss(loss.total * (math.nan if step > 1 else 1), loss.count)
+                for name, loss in losses.items()
             }
 
     asked = config(tmp_path / "run")

@@ -68,7 +68,7 @@ class Setting:
     """Arm -> teacher -> transform."""
 
     def autocast(self) -> AbstractContextManager:
-        return autocast(self.config.place, self.device)
+        return autocast(self.config.place.precision, self.device)
 
 
 def widths(teachers: Mapping[str, PretextTeacher]) -> dict[str, tuple[int | None, int | None]]:
@@ -78,7 +78,7 @@ def widths(teachers: Mapping[str, PretextTeacher]) -> dict[str, tuple[int | None
 
 def prepare(config: PhiSExperiment) -> Setting:
     """Read the pictures, train the teachers, take their statistics, fit every transform."""
-    device = device_of(config.place)
+    device = device_of(config.place.device)
     crop = Crop(size=config.size, flip=0.5 if config.data else 0.0)  # a mirrored digit is none
     collection = read_collection(config.data, side_for(config.size), device, config.limit)
     print(f"{len(collection.train)} pictures to train on, {len(collection.held)} held out")
@@ -88,7 +88,7 @@ def prepare(config: PhiSExperiment) -> Setting:
         teachers[label] = train_teacher(
             task, network, collection, crop, steps=config.teacher_steps,
             batch=min(config.batch, 256), seed=config.teacher_seed,
-            autocast=lambda: autocast(config.place, device),
+            autocast=lambda: autocast(config.place.precision, device),
         )  # fmt: skip
     moments = measure_teachers(teachers, collection, crop, batch=min(config.batch, 256))
     normalizers = {
@@ -196,7 +196,7 @@ class Trainer:
         images_a_step = self.chosen.batch * len(stack)
         title = f"{self.chosen.name} seed {seeds[0]}" + f"-{seeds[-1]}" * (len(seeds) > 1)
         began, every = time.perf_counter(), max(1, steps // 8)
-        with Progress(title, total=steps, images=images_a_step) as watch:
+        with Progress(title, total=steps, samples=images_a_step) as watch:
             for step, images in enumerate(self.streams(seeds, steps)):
                 if step == min(WARM, steps - 1):
                     self.wait()

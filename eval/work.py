@@ -1,0 +1,31 @@
+"""Where a benchmark that trains keeps its training, so that it can go on."""
+
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from zoo.train.interrupt import Interrupted
+
+
+@contextmanager
+def work_folder(work: Path | None) -> Iterator[Path]:
+    """Return `work`, or a temporary folder if there is none.
+
+    The temporary one is left behind after an error alone, whose message may name files in it.
+
+    Raises:
+        Interrupted: a signal came; the message says what is kept.
+    """
+    if work is not None:
+        yield work
+        return
+    folder = Path(tempfile.mkdtemp(prefix="zoo-"))
+    try:
+        yield folder
+    except Interrupted as stop:
+        shutil.rmtree(folder)
+        message = "Stopped. Without --out FILE.jsonl nothing of the training is kept."
+        raise Interrupted(stop.exit_code - 128, message) from None
+    shutil.rmtree(folder)
