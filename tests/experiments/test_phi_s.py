@@ -9,10 +9,10 @@ from zoo.cli import main
 from zoo.experiments.phi_s.config import ARMS, PhiSExperiment, Set, sets_of
 from zoo.experiments.phi_s.result import report, verdict
 from zoo.experiments.phi_s.run import Setting, Trainer, channel_errors
-from zoo.features import Batch, Features
-from zoo.train.distill.losses import SPATIAL_LOSSES
+from zoo.features import Batch, Features, match_grid
+from zoo.train.distill.losses import SPATIAL_LOSSES, summary_loss
 from zoo.train.distill.phi_s import Moments, fit
-from zoo.train.distill.step import distill_step
+from zoo.train.distill.step import distill_step, spatial_term, summary_term
 
 
 @pytest.fixture
@@ -61,11 +61,13 @@ def test_the_stacked_losses_are_those_of_a_distillation_step():
     losses = trainer.losses(answers, trainer.features(images), seeds=2)
     for m, loss in enumerate(losses):
         seed, arm = divmod(m, len(arms))
-        one = distill_step(
-            Batch(images[seed]), stack.student(m), given.teachers, given.normalizers[arms[arm]],
-            SPATIAL_LOSSES[ARMS[arms[arm]].loss],
-        )  # fmt: skip
-        torch.testing.assert_close(loss, sum(one.values()), rtol=1e-4, atol=1e-5)
+        batch, distance = Batch(images[seed]), SPATIAL_LOSSES[ARMS[arms[arm]].loss]
+        normalizer = given.normalizers[arms[arm]]["fake"]
+        terms = (summary_term("fake", summary_loss), spatial_term("fake", distance, normalizer))
+        targets = {"fake": given.teachers["fake"](batch)}
+        one = distill_step(batch, stack.student(m), targets, terms, lambda _: match_grid)
+        want = sum(part.total / part.count for part in one.values())
+        torch.testing.assert_close(loss, want, rtol=1e-4, atol=1e-5)
 
 
 def test_all_arms_of_a_seed_begin_alike_and_seeds_do_not():

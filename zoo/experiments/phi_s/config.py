@@ -9,7 +9,6 @@ from torch import nn
 
 from zoo.teachers.name import unknown_name
 from zoo.teachers.pretext import Gradients, PatchTransformer
-from zoo.train.distill.config import Distill
 
 
 @dataclass(frozen=True)
@@ -83,11 +82,6 @@ class PhiSExperiment:
             raise ValueError("The arm phi_s is what the others are compared with; leave it in.")
         if self.size % 16:
             raise ValueError(f"size is {self.size}; it must be a multiple of the 16 px patches.")
-
-    @property
-    def place(self) -> Distill:
-        """Where it runs, as a distillation says it."""
-        return Distill(device=self.device, precision=self.precision)
 
 
 def full() -> PhiSExperiment:

@@ -58,7 +58,7 @@ def _row(name: str, model: torch.nn.Module, flops: float, runs: int, work: float
 def print_plan(config: PhiSExperiment) -> None:
     """Print models, runs, arithmetic and the time that it may take here; nothing is written."""
     Run.refuse_existing(config.out)
-    device = device_of(config.place.device)
+    device = device_of(config.device)
     body, total = plan(config)
     head = ["what", "parameters", "GFLOP an image, forward", "runs", "PFLOP in all"]
     print_table(f"{config.steps} steps of batch {config.batch}, {config.size} px", head, body)

@@ -31,7 +31,7 @@ from zoo.experiments.phi_s.config import (
     sets_of,
     tiny,
 )
-from zoo.experiments.pictures import Collection, Crop, Pictures, Stream, read_collection, side_for
+from zoo.experiments.pictures import Collection, Crop, Pictures, read_collection, side_for
 from zoo.experiments.probes import probe
 from zoo.experiments.stack import Answers, Stack
 from zoo.experiments.teachers import describe_teachers, measure_teachers, train_teacher
@@ -68,7 +68,7 @@ class Setting:
     """Arm -> teacher -> transform."""
 
     def autocast(self) -> AbstractContextManager:
-        return autocast(self.config.place.precision, self.device)
+        return autocast(self.config.precision, self.device)
 
 
 def widths(teachers: Mapping[str, PretextTeacher]) -> dict[str, tuple[int | None, int | None]]:
@@ -78,7 +78,7 @@ def widths(teachers: Mapping[str, PretextTeacher]) -> dict[str, tuple[int | None
 
 def prepare(config: PhiSExperiment) -> Setting:
     """Read the pictures, train the teachers, take their statistics, fit every transform."""
-    device = device_of(config.place.device)
+    device = device_of(config.device)
     crop = Crop(size=config.size, flip=0.5 if config.data else 0.0)  # a mirrored digit is none
     collection = read_collection(config.data, side_for(config.size), device, config.limit)
     print(f"{len(collection.train)} pictures to train on, {len(collection.held)} held out")
@@ -88,7 +88,7 @@ def prepare(config: PhiSExperiment) -> Setting:
         teachers[label] = train_teacher(
             task, network, collection, crop, steps=config.teacher_steps,
             batch=min(config.batch, 256), seed=config.teacher_seed,
-            autocast=lambda: autocast(config.place.precision, device),
+            precision=config.precision, out=config.out / "training" / f"teacher-{label}",
         )  # fmt: skip
     moments = measure_teachers(teachers, collection, crop, batch=min(config.batch, 256))
     normalizers = {
@@ -141,11 +141,10 @@ class Trainer:
 
     def streams(self, seeds: Sequence[int], steps: int) -> Iterator[Tensor]:
         """Yield the images of each step, [seeds B 3 H W]."""
-        pictures, crop = self.setting.collection.train, self.setting.crop
-        sizes = dict(batch=self.chosen.batch, steps=steps)
-        parts = [Stream(pictures, crop, seed=mix(seed, 22), **sizes) for seed in seeds]
-        for images in zip(*parts, strict=True):
-            yield torch.stack([image for image, _ in images])
+        collection, crop, batch = self.setting.collection, self.setting.crop, self.chosen.batch
+        feeds = [collection.feed(crop, batch=batch, seed=mix(seed, 22)) for seed in seeds]
+        for batches in zip(*(feed.batches(0, steps) for feed in feeds), strict=True):
+            yield torch.stack([batch.images for batch in batches])
 
     @torch.no_grad()
     def features(self, images: Tensor) -> dict[str, Features]:
