@@ -62,14 +62,12 @@ def test_the_stacked_losses_are_those_of_a_distillation_step():
     for m, loss in enumerate(losses):
         seed, arm = divmod(m, len(arms))
         batch, distance = Batch(images[seed]), SPATIAL_LOSSES[ARMS[arms[arm]].loss]
-        terms = [
-            summary_term("fake", summary_loss),
-            spatial_term("fake", distance, given.normalizers[arms[arm]]["fake"]),
-        ]
-        targets = {name: teacher(batch) for name, teacher in given.teachers.items()}
-        one = distill_step(batch, stack.student(m), targets, terms, lambda label: match_grid)
-        means = [part.total / part.count for part in one.values()]
-        torch.testing.assert_close(loss, sum(means), rtol=1e-4, atol=1e-5)
+        normalizer = given.normalizers[arms[arm]]["fake"]
+        terms = (summary_term("fake", summary_loss), spatial_term("fake", distance, normalizer))
+        targets = {"fake": given.teachers["fake"](batch)}
+        one = distill_step(batch, stack.student(m), targets, terms, lambda _: match_grid)
+        want = sum(part.total / part.count for part in one.values())
+        torch.testing.assert_close(loss, want, rtol=1e-4, atol=1e-5)
 
 
 def test_all_arms_of_a_seed_begin_alike_and_seeds_do_not():

@@ -3,7 +3,8 @@ import pytest
 import torch
 from PIL import Image
 
-from zoo.experiments.pictures import Pictures, RandomCrop, Stream, read_collection
+from zoo.data.plan import Plan
+from zoo.experiments.pictures import PictureFeed, Pictures, RandomCrop, read_collection
 
 CPU = torch.device("cpu")
 
@@ -46,17 +47,19 @@ def test_a_whole_crop_is_the_picture_and_a_flip_is_its_mirror_image():
     torch.testing.assert_close(mirrored, (images / 255).flip(-1), atol=1e-4, rtol=0)
 
 
-def test_a_stream_repeats_itself_and_another_seed_does_not():
+def test_a_feed_repeats_itself_from_any_step_and_another_seed_does_not():
     pictures = Pictures(torch.randint(0, 256, (8, 3, 16, 16), dtype=torch.uint8), torch.arange(8))
 
-    def stream(seed):
-        parts = list(Stream(pictures, RandomCrop(size=8), batch=4, steps=4, seed=seed))
-        return torch.stack([p[0] for p in parts]), torch.cat([p[1] for p in parts])
+    def crops(seed, start=0):
+        feed = PictureFeed(pictures, RandomCrop(size=8), Plan(8, 4, seed))
+        parts = list(feed.batches(start, 4))
+        return torch.stack([p.images for p in parts]), torch.cat([p.labels for p in parts])
 
-    first, again, other = stream(1), stream(1), stream(2)
-    torch.testing.assert_close(first[0], again[0], rtol=0, atol=0)
+    first, later, other = crops(1), crops(1, start=3), crops(2)
+    torch.testing.assert_close(first[0][3:], later[0], rtol=0, atol=0)
     assert not torch.equal(first[0], other[0])
     assert sorted(first[1][:8].tolist()) == list(range(8))  # an epoch has every picture once
+    assert not list(PictureFeed(pictures, RandomCrop(size=8), Plan(8, 4, 1)).batches(4, 4))
 
 
 def test_the_classes_of_a_second_data_set_come_after_the_first_ones(tmp_path):

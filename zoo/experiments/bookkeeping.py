@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 
+from zoo.train.run import Run
+
 LEAST = 10
 """Fewest steps, however short the time is."""
 
@@ -29,6 +31,18 @@ def affordable(
     if fits < steps:
         print(f"REDUCED: {fits} steps instead of {steps}, to end in {wanted:.0f} s")
     return fits
+
+
+def step_ms(run: Run) -> float:
+    """Return the milliseconds of a step of a run, without those up to its first log line.
+
+    In them kernels are chosen and memory is taken. Each line waits for the device, so the time
+    between two of them is that of their steps.
+    """
+    rows = [json.loads(line) for line in (run.path / "timing.jsonl").read_text().splitlines()]
+    timed = rows[1:] or rows
+    steps = rows[-1]["step"] - (rows[0]["step"] if rows[1:] else 0)
+    return 1e3 * sum(row["seconds"] for row in timed) / steps
 
 
 def device_name(device: torch.device) -> str:

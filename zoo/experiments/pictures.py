@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
+from zoo.data.feed import PlanFeed
 from zoo.data.plan import Plan, mix
 from zoo.data.sources import Source, open_splits
 from zoo.data.views import UNREADABLE, View
@@ -32,6 +33,10 @@ class Pictures:
     def __len__(self) -> int:
         return len(self.labels)
 
+    def key(self, index: int) -> str:
+        """Name a picture, for error messages."""
+        return f"picture {index}"
+
     def batches(self, size: int, batch: int) -> Iterator[Batch]:
         """Yield all pictures in order, uncropped, resized to `size` pixels."""
         for images, labels in zip(self.images.split(batch), self.labels.split(batch), strict=True):
@@ -49,6 +54,10 @@ class Collection:
     """By data set: the labelled pictures that a probe is fitted on, and those it is tested on."""
     classes: int
     """Number of classes; the labels of `train` are below it."""
+
+    def feed(self, crop: "RandomCrop", *, batch: int, seed: int) -> "PictureFeed":
+        """Return the training pictures in the order, and with the crops, that a seed decides."""
+        return PictureFeed(self.train, crop, Plan(len(self.train), batch, seed))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,21 +103,25 @@ def side_for(size: int) -> int:
     return math.ceil(size * 4 / 3)
 
 
-class Stream:
-    """The training pictures in an order and with crops that the seed determines."""
+@dataclass
+class PictureFeed(PlanFeed):
+    """Pictures in the order of a plan, with crops that follow from its seed and the step."""
 
-    def __init__(self, pictures: Pictures, crop: RandomCrop, *, batch: int, steps: int, seed: int):
-        device = pictures.images.device
-        plan = Plan(len(pictures), batch * steps, mix(seed, 11))  # all steps at once: faster
-        self.pictures, self.crop = pictures, crop
-        self.order = torch.from_numpy(plan.indices(0).reshape(steps, batch)).to(device)
-        self.draws = torch.Generator(device).manual_seed(mix(seed, 12))
+    source: Pictures
+    crop: RandomCrop
+    plan: Plan
 
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield the images [B 3 H W] in [0, 1] and the labels [B] of each step."""
-        for chosen in self.order:
-            images = self.crop(self.pictures.images[chosen], self.draws)
-            yield images, self.pictures.labels[chosen]
+    def batches(self, start: int, steps: int) -> Iterator[Batch]:
+        """Return the crops of the steps `start`..`steps`, step by step."""
+        batch, device = self.plan.batch, self.source.images.device
+        positions = np.arange(start * batch, steps * batch)
+        # in one piece: no step waits for its order to reach the device
+        order = torch.from_numpy(self.plan.indices_at(positions)).to(device)
+        draws = torch.Generator(device)
+        for step, chosen in enumerate(order.view(-1, batch), start):
+            draws.manual_seed(mix(self.plan.seed, 3, step))
+            images = self.crop(self.source.images[chosen], draws)
+            yield Batch(images, labels=self.source.labels[chosen])
 
 
 def embedded_collection(side: int, device: torch.device, limit: int | None) -> Collection:

@@ -31,14 +31,7 @@ from zoo.experiments.phi_s.config import (
     sets_of,
     tiny,
 )
-from zoo.experiments.pictures import (
-    Collection,
-    Pictures,
-    RandomCrop,
-    Stream,
-    read_collection,
-    side_for,
-)
+from zoo.experiments.pictures import Collection, Pictures, RandomCrop, read_collection, side_for
 from zoo.experiments.probes import probe
 from zoo.experiments.stack import Answers, Stack
 from zoo.experiments.teachers import describe_teachers, measure_teachers, train_teacher
@@ -75,7 +68,6 @@ class PhiSSetup:
     """Arm -> teacher -> transform."""
 
     def autocast(self) -> AbstractContextManager:
-        """Return the context in which models run."""
         return autocast(self.config.precision, self.device)
 
 
@@ -85,29 +77,21 @@ def widths(teachers: Mapping[str, PretextTeacher]) -> dict[str, tuple[int | None
 
 
 def prepare(config: PhiSExperiment) -> PhiSSetup:
-    """Read the pictures, train the teachers, measure their statistics, fit every transform.
-
-    Raises:
-        ValueError: the device is not there, or the data has no images or no classes.
-    """
+    """Read the pictures, train the teachers, take their statistics, fit every transform."""
     device = device_of(config.device)
-    flip = 0.5 if config.data else 0.0  # the default data has digits, which are not mirrored
-    crop = RandomCrop(size=config.size, flip=flip)
+    crop = RandomCrop(
+        size=config.size, flip=0.5 if config.data else 0.0
+    )  # a mirrored digit is none
     collection = read_collection(config.data, side_for(config.size), device, config.limit)
     print(f"{len(collection.train)} pictures to train on, {len(collection.held)} held out")
     teachers = {}
     torch.manual_seed(mix(config.teacher_seed, 23))
     for label, (task, network) in networks(config).items():
         teachers[label] = train_teacher(
-            task,
-            network,
-            collection,
-            crop,
-            steps=config.teacher_steps,
-            batch=min(config.batch, 256),
-            seed=config.teacher_seed,
-            autocast=lambda: autocast(config.precision, device),
-        )
+            task, network, collection, crop, steps=config.teacher_steps,
+            batch=min(config.batch, 256), seed=config.teacher_seed,
+            precision=config.precision, out=config.out / "training" / f"teacher-{label}",
+        )  # fmt: skip
     moments = measure_teachers(teachers, collection, crop, batch=min(config.batch, 256))
     normalizers = {
         arm: {name: fit(ARMS[arm].normalise, m) for name, m in moments.items()}
@@ -163,11 +147,10 @@ class Trainer:
 
     def streams(self, seeds: Sequence[int], steps: int) -> Iterator[Tensor]:
         """Yield the images of each step, [seeds B 3 H W]."""
-        pictures, crop = self.setup.collection.train, self.setup.crop
-        sizes = dict(batch=self.chosen.batch, steps=steps)
-        parts = [Stream(pictures, crop, seed=mix(seed, 22), **sizes) for seed in seeds]
-        for images in zip(*parts, strict=True):
-            yield torch.stack([image for image, _ in images])
+        collection, crop, batch = self.setup.collection, self.setup.crop, self.chosen.batch
+        feeds = [collection.feed(crop, batch=batch, seed=mix(seed, 22)) for seed in seeds]
+        for batches in zip(*(feed.batches(0, steps) for feed in feeds), strict=True):
+            yield torch.stack([batch.images for batch in batches])
 
     @torch.no_grad()
     def features(self, images: Tensor) -> dict[str, Features]:
