@@ -15,7 +15,7 @@ from zoo.train.run import Run
 
 
 @pytest.mark.slow
-def test_the_students_of_all_families_are_of_like_size():
+def test_the_students_of_all_families_are_of_about_one_size():
     for name, options in FAMILIES.values():
         student = build_student(name, {}, size=96, options=options, device="meta")
         assert 5.0e6 < sum(p.numel() for p in student.parameters()) < 5.9e6, name
@@ -74,8 +74,8 @@ def test_the_tiny_experiment_runs_on_two_data_sets_and_says_how_far_it_is(tmp_pa
                     )
         folders += ["--data", str(tmp_path / name)]
     out = tmp_path / "run"
-    main(["experiment", "students", "--tiny", *folders, "--out", str(out), "--device", "cpu",
-          "--families", "vit", "eradio", "--seeds", "1", "--steps", "4"])  # fmt: skip
+    options = ["--device", "cpu", "--families", "vit", "eradio", "--seeds", "1", "--steps", "4"]
+    main(["experiment", "students", "--tiny", *folders, "--out", str(out), *options])
     rows = [json.loads(line) for line in (out / "rows.jsonl").read_text().splitlines()]
     assert [(r["family"], r["way"]) for r in rows[3:]] == [
         (f, w) for f in ("vit", "eradio") for w in ("distilled", "alone")

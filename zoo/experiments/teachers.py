@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from zoo.data.plan import mix
-from zoo.experiments.pictures import Collection, Crop
+from zoo.experiments.pictures import Collection, RandomCrop
 from zoo.teachers.pretext import MEAN, STD, PretextTeacher
 from zoo.train.config import Every, Optim
 from zoo.train.distill.phi_s import Moments
@@ -23,7 +23,7 @@ def train_teacher(
     kind: str,
     network: nn.Module,
     collection: Collection,
-    crop: Crop,
+    crop: RandomCrop,
     *,
     steps: int,
     batch: int,
@@ -35,8 +35,8 @@ def train_teacher(
 
     Args:
         kind: One of `zoo.train.pretext.TASKS`: classifier, autoencoder or gradients.
-        crop: Of the network's own size.
-        out: Folder for the log of its training.
+        crop: Crops of the network's image size.
+        out: Folder of the training's log.
     """
     device = collection.train.images.device
     seed = mix(seed, sum(kind.encode()))
@@ -55,16 +55,21 @@ def train_teacher(
     train_pretext(task, collection.feed(crop, batch=batch, seed=seed), config)
     shutil.rmtree(out / "checkpoints")
     return PretextTeacher(
-        f"pretext:{kind}", network, size=(crop.size, crop.size), mean=MEAN, std=STD,
-        license="yours", device=device,
-    )  # fmt: skip
+        f"pretext:{kind}",
+        network,
+        size=(crop.size, crop.size),
+        mean=MEAN,
+        std=STD,
+        license="yours",
+        device=device,
+    )
 
 
 @torch.no_grad()
 def measure_teachers(
-    teachers: dict[str, PretextTeacher], collection: Collection, crop: Crop, *, batch: int
+    teachers: dict[str, PretextTeacher], collection: Collection, crop: RandomCrop, *, batch: int
 ) -> dict[str, Moments]:
-    """Take the statistics of every teacher's map over training crops, in float32."""
+    """Measure mean and covariance of every teacher's map over training crops, in float32."""
     device = collection.train.images.device
     moments = {
         name: Moments(teacher.spatial_dim, device)
@@ -80,13 +85,13 @@ def measure_teachers(
 def describe_teachers(
     teachers: dict[str, PretextTeacher], moments: dict[str, Moments]
 ) -> dict[str, dict]:
-    """Say what each teacher's features are like: what was imposed, and what is their own."""
-    told = {}
+    """Return statistics of each teacher's features, by label: the imposed and the network's own."""
+    found = {}
     for name, teacher in teachers.items():
         covariance = moments[name].covariance()
         eigenvalues = torch.linalg.eigvalsh(covariance).clamp_min(0)
         spread = covariance.diagonal().sqrt()
-        told[name] = dict(
+        found[name] = dict(
             parameters=sum(p.numel() for p in teacher.network.parameters()),
             size=teacher.size[0],
             grid=list(teacher.grid or ()),
@@ -98,4 +103,4 @@ def describe_teachers(
             # participation ratio: the number of directions among which the variance is shared
             effective_rank=(eigenvalues.sum() ** 2 / eigenvalues.square().sum()).item(),
         )
-    return told
+    return found
