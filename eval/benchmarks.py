@@ -67,7 +67,12 @@ BENCHMARKS: dict[str, Benchmark] = {
     ),
     "depth": Benchmark("zoo.eval.dense.depth:depth", "depth", "depth/delta1"),
     "masks": Benchmark("zoo.eval.dense.sam_masks:masks", "masks", "masks/miou"),
-    "detect": Benchmark("zoo.eval.detect.benchmark:detect", "detection", "detect/box/AP50"),
+    "detect": Benchmark(
+        "zoo.eval.detect.benchmark:detect",
+        "detection",
+        "detect/box/AP50",
+        settings="zoo.eval.detect.config:DetectSettings",
+    ),
     "speed": Benchmark(
         "zoo.eval.speed.throughput:speed", "images/s", "speed/img_s", 0.0, "nothing"
     ),

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import zoo.rooms  # noqa: F401  a clone without symbolic links gets one clear error
 from zoo.library import distill, embed, evaluate
+from zoo.moved import find_former_names
 from zoo.registration import FAMILIES as _FAMILIES
 from zoo.registration import register, register_with_timm
 
@@ -78,3 +79,4 @@ def __getattr__(name: str) -> Any:
 
 
 register_with_timm()
+find_former_names()
