@@ -34,10 +34,10 @@ def affordable(
 
 
 def step_ms(run: Run) -> float:
-    """Return the milliseconds of a step of a run, without those up to its first log line.
+    """Return the milliseconds of a step of a run, without the steps before its first log line.
 
-    In them kernels are chosen and memory is taken. Each line waits for the device, so the time
-    between two of them is that of their steps.
+    During those, kernels are chosen and memory is allocated. Each log line waits for the device, so
+    the time between two lines is that of their steps.
     """
     rows = [json.loads(line) for line in (run.path / "timing.jsonl").read_text().splitlines()]
     timed = rows[1:] or rows

@@ -35,8 +35,8 @@ def train_teacher(
 
     Args:
         kind: One of `zoo.train.pretext.TASKS`: classifier, autoencoder or gradients.
-        crop: Of the network's own size.
-        out: Folder for the log of its training.
+        crop: Crops of the network's image size.
+        out: Folder of the training's log.
     """
     device = collection.train.images.device
     seed = mix(seed, sum(kind.encode()))
@@ -55,9 +55,14 @@ def train_teacher(
     train_pretext(task, collection.feed(crop, batch=batch, seed=seed), config)
     shutil.rmtree(out / "checkpoints")
     return PretextTeacher(
-        f"pretext:{kind}", network, size=(crop.size, crop.size), mean=MEAN, std=STD,
-        license="yours", device=device,
-    )  # fmt: skip
+        f"pretext:{kind}",
+        network,
+        size=(crop.size, crop.size),
+        mean=MEAN,
+        std=STD,
+        license="yours",
+        device=device,
+    )
 
 
 @torch.no_grad()
