@@ -1,9 +1,9 @@
 """`zoo experiment students`: a student of each family, against its teachers and itself alone.
 
 Three teachers with three objectives are trained on your pictures. Each family's student learns
-from all three, without a label; the same backbone learns the labels alone, from the same start,
-on the same crops, for as many steps. The pictures stay on the device, decoded: a run of `zoo
-distill`, which decodes each image each time, would wait for its images here.
+from all three, without labels. The same backbone also learns from the labels alone, with the same
+initial weights, the same crops and as many steps. The decoded pictures stay on the device: `zoo
+distill`, which decodes each image each time, would mostly wait for images here.
 """
 
 import json
@@ -159,29 +159,39 @@ class StudentsSetup:
     normalizers: dict[str, Normalizer]
 
     def autocast(self) -> AbstractContextManager:
+        """Return the context in which models run."""
         return autocast(self.config.precision, self.device)
 
     def feed(self, seed: int) -> PictureFeed:
-        """Return the crops of a seed; both ways of learning see the same ones."""
+        """Return the crops of a seed, which are the same for both ways of learning."""
         return self.collection.feed(self.crop, batch=self.config.batch, seed=mix(seed, 31))
 
 
 def prepare(config: StudentsExperiment) -> StudentsSetup:
-    """Read the pictures, train the teachers, fit PHI-S to each."""
+    """Read the pictures, train the teachers, fit PHI-S to each.
+
+    Raises:
+        ValueError: the device is not there, or the data has no images or no classes.
+    """
     device = device_of(config.device)
-    crop = RandomCrop(
-        size=config.size, flip=0.5 if config.data else 0.0
-    )  # a mirrored digit is none
+    flip = 0.5 if config.data else 0.0  # the default data has digits, which are not mirrored
+    crop = RandomCrop(size=config.size, flip=flip)
     collection = read_collection(config.data, side_for(config.size), device, config.limit)
     print(f"{len(collection.train)} pictures to train on, {len(collection.held)} held out")
     teachers = {}
     torch.manual_seed(mix(config.teacher_seed, 33))
     for label, (task, network) in networks(config).items():
         teachers[label] = train_teacher(
-            task, network, collection, crop, steps=config.teacher_steps, batch=config.batch,
-            seed=config.teacher_seed, precision=config.precision,
+            task,
+            network,
+            collection,
+            crop,
+            steps=config.teacher_steps,
+            batch=config.batch,
+            seed=config.teacher_seed,
+            precision=config.precision,
             out=config.out / "training" / f"teacher-{label}",
-        )  # fmt: skip
+        )
     moments = measure_teachers(teachers, collection, crop, batch=config.batch)
     normalizers = {name: fit("phi_s", m) for name, m in moments.items()}
     config.out.mkdir(parents=True, exist_ok=True)
@@ -205,8 +215,8 @@ def new_student(setup: StudentsSetup, family: str, seed: int, *, alone: bool) ->
     return student.train().to(setup.device)
 
 
-class AloneTask(Task):
-    """Learn the labels."""
+class LabelTask(Task):
+    """Learn from the labels."""
 
     def losses(self, state: TrainState, batch: Batch, targets: None, step: int) -> dict[str, Loss]:
         assert batch.labels is not None  # the pictures of an experiment have them
@@ -215,8 +225,8 @@ class AloneTask(Task):
         return {"labels": Loss.of_mean(mean, len(batch.images))}
 
 
-class DistilledTask(Task):
-    """Learn from all teachers, without a label."""
+class TeachersTask(Task):
+    """Learn from all teachers, without labels."""
 
     def __init__(self, setup: StudentsSetup, student: Student):
         config = Distill(losses=Losses(summary="cosine", spatial="mse"))
@@ -249,7 +259,7 @@ def train_one(
     out: Path,
     title: str,
 ) -> float:
-    """Train a student, whose log stays in `out`; return its milliseconds a step."""
+    """Train a student, log into the folder `out`, and return the milliseconds a step."""
     config = StudentTraining(
         steps=steps,
         batch=setup.config.batch,
@@ -260,14 +270,14 @@ def train_one(
         out=out,
     )
     run = Run.create(config)
-    task = AloneTask() if way == "alone" else DistilledTask(setup, student)
+    task = LabelTask() if way == "alone" else TeachersTask(setup, student)
     train(task, TrainState.of(student, OPTIM), setup.feed(seed), config, run, title=title)
     shutil.rmtree(out / "checkpoints")
     return step_ms(run)
 
 
 def run_one(setup: StudentsSetup, family: str, seed: int, way: str, steps: int) -> dict[str, Any]:
-    """Train and measure one student of one seed in one way."""
+    """Train and measure one student of a seed in one of `WAYS`, and return its row."""
     config, title = setup.config, f"{family} {way} seed {seed}"
     student = new_student(setup, family, seed, alone=way == "alone")
     out = config.out / "training" / f"{family}-{way}-{seed}"
@@ -288,7 +298,7 @@ def run_one(setup: StudentsSetup, family: str, seed: int, way: str, steps: int) 
 
 
 def choose_steps(setup: StudentsSetup, began: float) -> int:
-    """Measure a few steps of every student, and choose how many fit into `config.seconds`.
+    """Measure a few steps of every student, and return how many fit into `config.seconds`.
 
     Args:
         began: When the experiment began, by `time.perf_counter`.
@@ -330,14 +340,14 @@ def run(config: StudentsExperiment) -> dict[str, Any]:
     try:
         steps = choose_steps(setup, began)
         about |= dict(steps=steps, device=name, pictures=len(setup.collection.train))
-        with Interrupt() as interrupt:  # for the probes; the training has one of its own
-            for seed in range(config.seeds):  # a whole table after the first seed
+        with Interrupt() as interrupt:  # for the probes; a training has one of its own
+            for seed in range(config.seeds):  # outermost: the first seed completes the table
                 for family in config.chosen:
                     for way in WAYS:
                         rows.append(run_one(setup, family, seed, way, steps))
                         append_row(config.out / "rows.jsonl", rows[-1])
                         if interrupt.signal is not None:
-                            raise Interrupted(interrupt.signal, "Stopped; see the report.")
+                            raise Interrupted(interrupt.signal, "Stopped between two students.")
     finally:
         about["seconds"] = time.perf_counter() - began
         result = report(rows, about, config.out)
