@@ -40,9 +40,8 @@ def step_ms(run: Run) -> float:
     the time between two lines is that of their steps.
     """
     rows = [json.loads(line) for line in (run.path / "timing.jsonl").read_text().splitlines()]
-    timed = rows[1:] or rows
-    steps = rows[-1]["step"] - (rows[0]["step"] if rows[1:] else 0)
-    return 1e3 * sum(row["seconds"] for row in timed) / steps
+    first, *timed = [dict(step=0), *rows] if len(rows) == 1 else rows
+    return 1e3 * sum(row["seconds"] for row in timed) / (timed[-1]["step"] - first["step"])
 
 
 def device_name(device: torch.device) -> str:

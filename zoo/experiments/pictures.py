@@ -105,7 +105,7 @@ def side_for(size: int) -> int:
 
 @dataclass
 class PictureFeed(PlanFeed):
-    """Pictures in the order of a plan, with crops that follow from its seed and the step."""
+    """Pictures in the order of a plan, with crops that its seed and the step determine."""
 
     source: Pictures
     crop: RandomCrop

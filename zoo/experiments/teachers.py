@@ -2,7 +2,6 @@
 
 import shutil
 from pathlib import Path
-from typing import Literal
 
 import torch
 from torch import nn
@@ -10,7 +9,7 @@ from torch import nn
 from zoo.data.plan import mix
 from zoo.experiments.pictures import Collection, RandomCrop
 from zoo.teachers.pretext import MEAN, STD, PretextTeacher
-from zoo.train.config import Every, Optim
+from zoo.train.config import Every, Optim, Precision
 from zoo.train.distill.phi_s import Moments
 from zoo.train.pretext import TASKS, Pretext, train_pretext
 
@@ -28,7 +27,7 @@ def train_teacher(
     steps: int,
     batch: int,
     seed: int,
-    precision: Literal["auto", "float32", "bf16"],
+    precision: Precision,
     out: Path,
 ) -> PretextTeacher:
     """Train `network` to the pretext task `kind` and freeze it.

@@ -274,7 +274,7 @@ def train_one(
         out=out,
     )
     run = Run.create(config)
-    task = AloneTask() if way == "alone" else DistilledTask(setup, student)
+    task = LabelTask() if way == "alone" else TeachersTask(setup, student)
     train(task, TrainState.of(student, OPTIM), setup.feed(seed), config, run, title=title)
     shutil.rmtree(out / "checkpoints")
     return step_ms(run)
@@ -354,7 +354,7 @@ def run(config: StudentsExperiment) -> dict[str, Any]:
                         rows.append(run_one(setup, family, seed, way, steps))
                         append_row(config.out / "rows.jsonl", rows[-1])
                         if interrupt.signal is not None:
-                            raise Interrupted(interrupt.signal, "Stopped; see the report.")
+                            raise Interrupted(interrupt.signal, "Stopped between two students.")
     finally:
         about["seconds"] = time.perf_counter() - began
         result = report(rows, about, config.out)
