@@ -109,7 +109,12 @@ BENCHMARKS: dict[str, Benchmark] = {
         "masks/miou",
         settings="zoo.eval.settings:SamMasksSettings",
     ),
-    "detect": Benchmark("zoo.eval.detect.benchmark:detect", "detection", "detect/box/AP50"),
+    "detect": Benchmark(
+        "zoo.eval.detect.benchmark:detect",
+        "detection",
+        "detect/box/AP50",
+        settings="zoo.eval.detect.config:DetectSettings",
+    ),
     "speed": Benchmark(
         "zoo.eval.speed.throughput:speed",
         "images/s",

@@ -103,10 +103,10 @@ def load_export(folder: Path, *, device: torch.device | str = "cpu") -> Student:
     """Build the student that `export_student` wrote, heads included.
 
     Raises:
-        ValueError: the folder holds no export.
+        ValueError: there is no export in the folder.
     """
     if not (folder / "heads.json").is_file():
-        raise ValueError(f"{folder} holds no exported student: heads.json is missing.")
+        raise ValueError(f"There is no exported student in {folder}: heads.json is missing.")
     heads = json.loads((folder / "heads.json").read_text())
     widths = {name: tuple(pair) for name, pair in heads["teachers"].items()}
     options = heads.get("options")  # exports before 0.2 have none

@@ -310,7 +310,8 @@ def open_cache(name: TeacherName, device: torch.device) -> CachedTeacher:
     if not label and len(labels) == 1:
         label = labels[0]
     if label not in labels:
-        raise ValueError(f"The cache {path} holds {', '.join(labels)}; write cache:{path}/LABEL.")
+        known = ", ".join(labels)
+        raise ValueError(f"The cache {path} has the teachers {known}; write cache:{path}/LABEL.")
     missing = cache.missing()
     if missing:
         raise ValueError(

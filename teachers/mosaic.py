@@ -83,7 +83,7 @@ def check_tiles(teacher: Frozen, k: int) -> None:
         if side != stride * cells:
             near = side // stride * stride
             raise ValueError(
-                f"{teacher.name} gives {cells} cells on {side} px, which is no whole stride; "
+                f"{teacher.name} has {cells} cells on {side} px, so its stride is no whole number; "
                 f"take @{near} or @{near + stride} for a mosaic."
             )
         if side % (k * stride):

@@ -170,9 +170,9 @@ def quantize_linears(
     share = sum(one.work for one in kept) / every
     if share < least:
         raise ValueError(
-            f"The teacher {teacher.name} cannot run in {kind}: all linear layers give a fidelity "
-            f"of {complete:,.0f} to its bfloat16 features, and {gate:,.0f} is kept with only "
-            f"{share:.0%} of their work. Take {'int8' if kind == 'fp8' else 'bf16'}."
+            f"The teacher {teacher.name} cannot run in {kind}: with all linear layers quantized it "
+            f"has a fidelity of {complete:,.0f} to its bfloat16 features, and for {gate:,.0f} only "
+            f"{share:.0%} of their work can be. Take {'int8' if kind == 'fp8' else 'bf16'}."
         )
     for one in kept:
         _replace(teacher.network, one.name, one.quantized)

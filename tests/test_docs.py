@@ -220,7 +220,7 @@ def pages_to_run():
 @pytest.fixture
 def _as_before():
     """Lines and modules that a page adds are gone again after it."""
-    from zoo.eval.registry import BENCHMARKS
+    from zoo.eval.benchmarks import BENCHMARKS
     from zoo.teachers.name import KINDS
 
     tables = [(table, dict(table)) for table in (BENCHMARKS, KINDS)]

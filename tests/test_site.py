@@ -69,6 +69,12 @@ def test_a_name_that_is_not_in_the_code_fails(copy):
     assert done.returncode and "zoo.train.nowhere" in done.stderr
 
 
+def test_make_docs_counts_warnings():
+    """With --quiet mkdocs drops a warning before it is counted, and --strict passes."""
+    (command,) = re.findall(r"^MKDOCS := (.*)", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert "--strict" in command and not re.search(r"--quiet|-q\b", command)
+
+
 def test_the_pages_of_the_api_name_what_there_is():
     """Without mkdocs, and in no time: a module, or a module and what stands in it."""
     wrong = []

@@ -161,7 +161,7 @@ def check_finite(state: TrainState, feed: Feed, run: Run) -> None:
     kept = f"The last good checkpoint is {before[-1].name}." if before else "None was saved yet."
     raise ValueError(
         f"The loss of step {step} is not finite; its samples are listed in "
-        f"{run.path / 'nan_batch.json'}. {kept} Try a lower --optim.lr or --precision float32, "
+        f"{run.path / 'nan_batch.json'}. {kept} Try a lower learning rate or --precision float32, "
         "or look at those samples."
     )
 

@@ -16,7 +16,7 @@ COMMANDS = {
     "eval": "zoo.commands.evaluate_args:main",
     "embed": "zoo.commands.embed_args:main",
     "report": "zoo.commands.report:main",
-    "detect": "zoo.commands.detect:main",
+    "detect": "zoo.commands.detect_args:main",
     "detect-config": "zoo.commands.openmmlab:main_detect_config",
     "segment-config": "zoo.commands.openmmlab:main_segment_config",
     "bench": "zoo.commands.bench:main",

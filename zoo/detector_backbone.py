@@ -28,11 +28,7 @@ __all__ = ["ZooBackbone", "ZooBackboneConfig"]
 
 
 class ZooBackboneConfig(TimmBackboneConfig):
-    """Name a registered model (`backbone`), the levels to return (`out_indices`), and `options`.
-
-    Args:
-        options: Keywords of `timm.create_model`, plain values only: they are saved as JSON.
-    """
+    """Name a registered model (`backbone`), the levels to return (`out_indices`), and `options`."""
 
     model_type = "zoo_backbone"
 

@@ -1,42 +1,23 @@
 """The benchmark `detect`: a detector's score, or what a short training makes of a backbone."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from zoo.eval.detect.canvas import Samples
 from zoo.eval.detect.coco import CocoSplit, open_coco
 from zoo.eval.detect.coco_metric import coco_results, coco_scores, write_results
-from zoo.eval.detect.detector import build_detector, find_source, is_detector, load_detector
+from zoo.eval.detect.config import DetectSettings
+from zoo.eval.detect.detector import is_detector, load_detector
 from zoo.eval.detect.draw import side_by_side
 from zoo.eval.detect.finding import find_objects, fitting
-from zoo.eval.detect.spec import Detector, DetectorSpec, Kind
-from zoo.eval.detect.training import Trainee, Training, train_steps
+from zoo.eval.detect.spec import Detector
+from zoo.eval.detect.training import start, train_detector
 from zoo.eval.registry import Found, Picture, Subject
-
-TORCHVISION = ("mask_rcnn", "faster_rcnn", "retinanet")
-
-
-@dataclass(frozen=True, kw_only=True)
-class DetectSettings:
-    """A target that `zoo detect` trained is measured as it is; for others these decide."""
-
-    detector: Kind = "mask_rcnn"
-    size: int = 512
-    """Pixels of the longer side of an image, a multiple of 32."""
-    width: int = 256
-    """Channels of the pyramid and of the heads."""
-    class_agnostic: bool = False
-    """Learn and measure boxes alone, whatever their class."""
-    training: Training = field(default_factory=Training)
-    pictures: int = 8
-    """Images that are drawn with what was found."""
-    predictions: Path | None = None
-    """Where COCO's file of predictions goes."""
+from zoo.eval.work import work_folder
+from zoo.train.run import Run
 
 
 def detect(subject: Subject, data: Path, settings: DetectSettings) -> Iterator[Found]:
@@ -44,6 +25,7 @@ def detect(subject: Subject, data: Path, settings: DetectSettings) -> Iterator[F
 
     Raises:
         ValueError: the folder or the backbone is not as it should be, before any training.
+        Interrupted: a signal came while a detector was trained.
     """
     trained = is_detector(Path(subject.name))
     if trained:
@@ -54,44 +36,30 @@ def detect(subject: Subject, data: Path, settings: DetectSettings) -> Iterator[F
     else:
         val = open_coco(data, "val", class_agnostic=settings.class_agnostic)
         val.require_objects()
-        detector = _train(subject, data, val, settings)
+        with work_folder(subject.work) as work:
+            detector = _train(subject, data, val, settings, work)
     yield from measure(
         detector, val, subject.device, pictures=settings.pictures, out=settings.predictions
     )
 
 
-def _train(subject: Subject, data: Path, val: CocoSplit, settings: DetectSettings) -> Detector:
-    train = open_coco(data, "train", class_agnostic=settings.class_agnostic)
+def _train(
+    subject: Subject, data: Path, val: CocoSplit, settings: DetectSettings, work: Path
+) -> Detector:
+    config = settings.run_of(
+        backbone=subject.name,
+        data=str(data),
+        out=work,
+        seed=subject.seed,
+        device=subject.device.type,
+    )
+    train = open_coco(data, "train", class_agnostic=config.class_agnostic)
     train.require_objects()
     val.with_classes(train.classes)
-    spec = spec_of(settings, subject.name, train.classes)
-    for split in (train, val) if spec.has_masks else ():
+    for split in (train, val) if config.has_masks else ():
         split.require_masks()
-    torch.manual_seed(subject.seed)
-    detector = build_detector(spec, pretrained=True).to(subject.device)
-    samples = Samples(train, spec.size, masks=spec.has_masks, keep=not settings.training.workers)
-    for _ in train_steps(Trainee(detector, settings.training), samples, device=subject.device):
-        pass
-    return detector
-
-
-def spec_of(
-    settings: Any, backbone: str, classes: tuple[str, ...], options: dict[str, Any] | None = None
-) -> DetectorSpec:
-    """Say what a detector is: all that can be known before it is built.
-
-    Raises:
-        ValueError: there is no such backbone, or it suits no detector.
-    """
-    return DetectorSpec(
-        kind=settings.detector,
-        source=find_source(backbone, settings.size, options=options),
-        classes=classes,
-        size=settings.size,
-        width=settings.width,
-        class_agnostic=settings.class_agnostic,
-        score=0.05 if settings.detector in TORCHVISION else 0.0,
-    )
+    run = Run.begin(config)
+    return train_detector(start(config, train.classes, run), config, train, run)
 
 
 def measure(

@@ -1,8 +1,9 @@
 """Images of any size on square canvases: what every detector here is given."""
 
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -107,8 +108,8 @@ class Samples(Dataset):
     def __len__(self) -> int:
         return len(self.split)
 
-    def __getitem__(self, item: tuple[int, bool]) -> Canvas:
-        index, mirrored = item
+    def __getitem__(self, asked: tuple[int, bool]) -> Canvas:
+        index, mirrored = asked
         if self.kept is None:
             sample = self._read(index)
         else:
@@ -123,7 +124,9 @@ class Samples(Dataset):
             with Image.open(image.path) as opened:
                 canvas, size = place(opened, self.side)
         except OSError as error:
-            raise ValueError(f"{image.path} cannot be decoded: {error}.") from error
+            raise ValueError(
+                f"{image.path} cannot be decoded: {error}. Mend it, or take it out of the file."
+            ) from error
         truth = self._truth(image, size)
         return Canvas(canvas[None], (size,), ((image.rows, image.cols),), (truth,), (index,))
 
@@ -171,30 +174,18 @@ def joined(samples: Sequence[Canvas]) -> Canvas:
     )
 
 
-def order(samples: int, batch: int, steps: range, seed: int) -> Iterator[list[tuple[int, bool]]]:
-    """Say which images make the batches of `steps`, and which of them are mirrored.
-
-    Each epoch has its own order. Everything follows from the seed and the step, so a run that
-    was resumed asks for what the first would have.
-    """
-    for step in steps:
-        places = np.arange(step * batch, (step + 1) * batch)
-        epochs, within = np.divmod(places, samples)
-        mirrored = np.random.default_rng((seed, 1, step)).random(batch) < 0.5
-        orders = {e: np.random.default_rng((seed, 0, e)).permutation(samples) for e in set(epochs)}
-        yield [
-            (int(orders[e][i]), bool(m)) for e, i, m in zip(epochs, within, mirrored, strict=True)
-        ]
-
-
 def batches(
-    samples: Samples, order: Sequence[list[tuple[int, bool]]], *, workers: int = 0
+    samples: Samples, order: Iterable[list[tuple[int, bool]]], *, workers: int = 0
 ) -> Iterator[Canvas]:
     """Read batches, in worker processes if there are any."""
+    sampler: Any = order  # a DataLoader needs no length to be gone through
     yield from DataLoader(
-        samples, batch_sampler=order, collate_fn=joined, num_workers=workers,
+        samples,
+        batch_sampler=sampler,
+        collate_fn=joined,
+        num_workers=workers,
         worker_init_fn=_leave_signals,
-    )  # fmt: skip
+    )
 
 
 def _leave_signals(_: int) -> None:

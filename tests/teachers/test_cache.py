@@ -138,5 +138,5 @@ def test_a_cache_has_features_of_training_views_alone(tmp_path):
         teacher(Batch(torch.zeros(2, 3, 32, 32)))
     with pytest.raises(ValueError, match=r"no feature cache in .*--cache"):
         open_teacher(f"cache:{tmp_path / 'nothing' / 'here'}")
-    with pytest.raises(ValueError, match="holds colour"):
+    with pytest.raises(ValueError, match="has the teachers colour"):
         open_teacher(f"cache:{tmp_path}/edges")

@@ -269,7 +269,7 @@ def open_splits(path: Path, held_out: float) -> tuple[Source, Source]:
     order = sorted(range(len(source)), key=lambda i: mix(*source.key(i).encode()))
     count = max(1, round(held_out * len(source)))
     if count >= len(source):
-        raise ValueError(f"{path} holds {len(source)} image; there is none left to hold out.")
+        raise ValueError(f"{path} has {len(source)} image; there is none left to hold out.")
     return Subset(source, tuple(sorted(order[count:]))), Subset(
         source, tuple(sorted(order[:count]))
     )
