@@ -3,7 +3,6 @@
 import math
 import statistics
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -13,18 +12,7 @@ from torch import Tensor
 
 from zoo.eval.linear import predict_linear
 from zoo.eval.registry import Found, Scores, Subject
-
-
-@dataclass(frozen=True, kw_only=True)
-class FewshotSettings:
-    """Which labels are drawn, how often, and how strongly the classifier is held back."""
-
-    shots: tuple[int, ...] = (1, 5, 10)
-    """Images a class; a number that a class does not have is left out, and said."""
-    draws: int = 5
-    """Times that the images are drawn anew; the mean of them is reported."""
-    strength: float = 1e-2
-    """Of the L2 penalty: there is nothing to choose it on."""
+from zoo.eval.settings import FewshotSettings
 
 
 def fewshot(subject: Subject, data: Path, settings: FewshotSettings) -> Iterator[Found]:

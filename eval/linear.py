@@ -1,9 +1,7 @@
 """Linear probe: multinomial logistic regression on frozen features."""
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -13,32 +11,10 @@ from torch import Tensor
 from zoo.eval.extract import Extracted
 from zoo.eval.knn import check_sets, scored
 from zoo.eval.registry import Found, Subject
+from zoo.eval.settings import STRENGTHS, LinearSettings
 
 LOGITS_AT_ONCE = 2**26
 """Entries of the rows x classes matrix that are held at a time (256 MiB in float32)."""
-
-
-STRENGTHS = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5)
-Solver = Literal["lbfgs", "ridge", "sgd"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class LinearSettings:
-    """How the linear classifier is fitted; what is swept is chosen on a tenth of the bank."""
-
-    solvers: tuple[Solver, ...] = ("lbfgs",)
-    """lbfgs: logistic regression; ridge: closed form, squares; sgd: the protocol of big sets."""
-    strengths: tuple[float, ...] = STRENGTHS
-    """Of the L2 penalty (lbfgs), and relative to the mean eigenvalue (ridge)."""
-    max_steps: int = 200
-    """Of L-BFGS."""
-    epochs: int = 10
-    """Of SGD."""
-    least_steps: int = 1000
-    """Of SGD: a small set is gone through more often."""
-    batch: int = 1024
-    rates: tuple[float, ...] = (1e-3, 1e-2, 1e-1, 1.0)
-    """Learning rates of SGD at a batch of 256; they grow with the batch."""
 
 
 def measure(subject: Subject, data: Path, settings: LinearSettings) -> Iterator[Found]:

@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +13,7 @@ from torch import Tensor
 from zoo.eval.dense.square import squares
 from zoo.eval.extract import extract
 from zoo.eval.registry import Found, Scores, Subject
+from zoo.eval.settings import RetrievalSettings
 from zoo.eval.zeroshot import check_width, head_for, through_head
 from zoo.teachers.name import TeacherName
 from zoo.teachers.text import BATCH, open_text
@@ -23,20 +23,6 @@ ROWS = 1024
 """Queries that are ranked together."""
 FOLDERS = ("val", "val2017", "images", "test", ".")
 """Where the images of a captions file lie, seen from its data set's folder."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class RetrievalSettings:
-    """Whose text tower, through which head, and which captions."""
-
-    teacher: str = ""
-    """The teacher with the text tower, by its whole name: open_clip:ViT-B-32/laion2b_s34b_b79k."""
-    head: str = ""
-    """The student's head for it; the one of the teacher's label if not given."""
-    captions: str = ""
-    """COCO's json of captions; `annotations/captions_val*.json` of the data if not given."""
-    images: str = ""
-    """The folder of its images; found beside it if not given."""
 
 
 def retrieval(subject: Subject, data: Path, settings: RetrievalSettings) -> Iterator[Found]:

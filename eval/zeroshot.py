@@ -3,7 +3,6 @@
 import json
 import re
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -15,6 +14,7 @@ from torch import Tensor
 
 from zoo.eval.extract import extract
 from zoo.eval.registry import Found, Scores, Subject
+from zoo.eval.settings import ZeroShotSettings
 from zoo.features import Batch, Features
 from zoo.teachers.name import TeacherName
 from zoo.teachers.text import text_classifier
@@ -22,18 +22,6 @@ from zoo.teachers.text import text_classifier
 WNID = re.compile(r"n\d{8}")
 """How WordNet, and the folders of ImageNet, call a class."""
 PLAIN = ("a photo of a {}.",)
-
-
-@dataclass(frozen=True, kw_only=True)
-class ZeroShotSettings:
-    """Whose text tower, through which head."""
-
-    teacher: str = ""
-    """The teacher with the text tower, by its whole name: open_clip:ViT-B-32/laion2b_s34b_b79k."""
-    head: str = ""
-    """The student's head for it; the one of the teacher's label if not given."""
-    templates: Literal["openai", "simple", "plain"] = "openai"
-    """open_clip's 80 or 7 sentences for ImageNet, or "a photo of a ..." alone."""
 
 
 def zeroshot(subject: Subject, data: Path, settings: ZeroShotSettings) -> Iterator[Found]:

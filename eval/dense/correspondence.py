@@ -3,9 +3,8 @@
 import json
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -15,28 +14,8 @@ from torch import Tensor
 
 from zoo.eval.dense.square import squares
 from zoo.eval.registry import Found, Scores, Subject
+from zoo.eval.settings import CorrespondenceSettings
 from zoo.features import Batch, at_grid
-
-
-@dataclass(frozen=True, kw_only=True)
-class CorrespondenceSettings:
-    """Which pairs are matched, and how finely."""
-
-    layout: Literal["auto", "spair", "warps"] = "auto"
-    """`spair`: the key points of SPair-71k (1908.10543); `warps`: each image against itself, turned
-    and moved by a known warp; `auto`: the first if its folders are there."""
-    split: str = "test"
-    """The part of SPair."""
-    finer: int = 2
-    """Cells along each side of one of the map's, between which a match is sought."""
-    points: int = 8
-    """Points along each side of a warped image."""
-    thresholds: tuple[float, ...] = (0.05, 0.1)
-    """Distances that count as a match: shares of the object's larger side, or of the image's."""
-
-    def __post_init__(self) -> None:
-        if self.finer < 1 or self.points < 1 or not self.thresholds:
-            raise ValueError("finer, points and the number of thresholds must be at least 1.")
 
 
 class ImagePair(NamedTuple):

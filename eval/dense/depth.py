@@ -18,42 +18,13 @@ from zoo.eval.dense.segment_data import PICTURES, SPLITS
 from zoo.eval.dense.training import train_head
 from zoo.eval.dense.windows import at_size, sliding
 from zoo.eval.registry import Found, Picture, Scores, Subject
+from zoo.eval.settings import FLOOR, DepthSettings
 from zoo.features import Batch, at_grid
 from zoo.train.state import TrainState
 from zoo.train.task import Loss, Task
 
 BINS = 256
-FLOOR = 1e-3
-"""Depths below it, in metres, are not told apart; their logarithm would outweigh everything."""
 UNKNOWN = 0.0
-
-
-@dataclass(frozen=True, kw_only=True)
-class DepthSettings:
-    """How the layer is trained and measured."""
-
-    crop: int = 480
-    stride: int = 320
-    steps: int = 20_000
-    batch: int = 16
-    lr: float = 1e-3
-    weight_decay: float = 1e-4
-    warmup: int = 1500
-    max_depth: float = 10.0
-    """Metres; what lies beyond is not scored. 10 for NYUd, 80 for KITTI."""
-    scale: float = 1e-3
-    """Metres of one step of a 16-bit file: 1/1000 for NYUd, 1/256 for KITTI."""
-    workers: int = 0
-    """Processes that read images."""
-    pictures: int = 4
-
-    def __post_init__(self) -> None:
-        if min(self.crop, self.stride, self.steps) < 1 or self.batch < 2:
-            raise ValueError("crop, stride and steps must be at least 1, and a batch 2 crops.")
-        if not (self.lr > 0 and self.max_depth > FLOOR and self.scale > 0):
-            raise ValueError("lr, max_depth and scale must be above 0.")
-        if self.stride > self.crop:
-            raise ValueError(f"A stride of {self.stride} px leaves gaps between {self.crop} px.")
 
 
 @dataclass(frozen=True)

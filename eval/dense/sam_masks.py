@@ -1,7 +1,6 @@
 """Masks that SAM's decoder makes of a student's features, against those of SAM's own encoder."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -10,28 +9,12 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from zoo.eval.registry import Found, Picture, Scores, Subject
+from zoo.eval.settings import SamMasksSettings
 from zoo.eval.zeroshot import head_for
 from zoo.features import Batch
 from zoo.teachers.name import TeacherName
 from zoo.teachers.open import open_teacher
 from zoo.teachers.sam import MaskDecoder
-
-
-@dataclass(frozen=True, kw_only=True)
-class SamMasksSettings:
-    """Whose decoder, through which head, and where the points are."""
-
-    teacher: str = ""
-    """The SAM that the student learnt from: hf:facebook/sam-vit-huge, or hf:FOLDER."""
-    head: str = ""
-    """The student's head for it; the one of the teacher's label if not given."""
-    points: int = 8
-    """Points along each side of a regular grid; each prompts one mask."""
-    pictures: int = 4
-
-    def __post_init__(self) -> None:
-        if self.points < 1:
-            raise ValueError(f"points is {self.points}; a mask needs at least one point.")
 
 
 def masks(subject: Subject, data: Path, settings: SamMasksSettings) -> Iterator[Found]:

@@ -1,23 +1,11 @@
 """`--on speed`: the same figures as `zoo bench`, beside a model's quality."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 from zoo.eval.registry import Found, Subject
+from zoo.eval.settings import SpeedSettings
 from zoo.eval.speed.models import Case, measure
 from zoo.students.student import Student
-
-
-@dataclass(frozen=True, kw_only=True)
-class SpeedSettings:
-    """How inference is timed: the backbone alone, images already on the device."""
-
-    mode: str = "eager"
-    """As `zoo bench models` takes it: eager, deploy, each with +compiled, +autotuned or +graphs."""
-    batch: int | None = None
-    """The evaluation's, unless given."""
-    rounds: int = 20
-    channels_last: bool = False
 
 
 def speed(subject: Subject, data: None, settings: SpeedSettings) -> Iterator[Found]:
