@@ -1,18 +1,18 @@
-"""Train Mask R-CNN on a few COCO images with several backbones: does training work, how far.
+"""Train Mask R-CNN on a few COCO images with several backbones, to check that training works.
 
     python benchmarks/detect_few.py --data COCO_FOLDER --out benchmarks/results/detect-h200.json
 
-Needs torch, torchvision, timm, matplotlib, faster-coco-eval and this repository. A model is a
+This needs torch, torchvision, timm, matplotlib, faster-coco-eval and this repository. A model is a
 registered name (random weights; `name.tag`: released ones) or the folder of an exported student,
-with a label of your own if you like: `--models mine=runs/mine/export resnet50`. Each (model,
-seed) is a process of its own, `--jobs` at a time: heads of detectors wait for the CPU, so several
-share a GPU well. JSON is written after each; a Markdown table, a figure (losses, AP50 on the
-images that were learnt and on others) and pictures of predictions lie beside it.
+optionally with a label: `--models mine=runs/mine/export resnet50`. Each (model, seed) runs in its
+own process, `--jobs` at a time: the heads of detectors wait for the CPU, so several processes can
+share a GPU. JSON is written after each; beside it are a Markdown table, a figure (losses, AP50 on
+the training images and on others) and images of predictions.
 
-    --tiny --device cpu   a dry rehearsal: drawn shapes, small models, few steps
+    --tiny --device cpu   a trial: synthetic shapes, small models, few steps
 
-With a few dozen images AP50 on the training images says whether the whole path learns; AP50 on
-the others is a smoke test and no ranking.
+With a few dozen images, AP50 on the training images shows whether training works at all; AP50 on
+the others is a smoke test, not a ranking.
 """
 
 import argparse
@@ -63,15 +63,15 @@ class Job:
     device: str
     pictures: Path | None
     seconds: float = math.inf
-    """After which training stops, finished or not."""
+    """Time after which training stops, finished or not."""
 
 
 def run(job: Job) -> dict[str, Any]:
-    """Train, measure on both parts, and give a row; a failure is a row with its reason."""
+    """Train, measure on both parts, and return a row; a failure is a row with its error."""
     row: dict[str, Any] = dict(model=job.label, target=job.target, seed=job.seed)
     try:
         return row | _measured(job)
-    except Exception as error:  # the other rows of an expensive run are worth keeping
+    except Exception as error:  # keep the other rows of an expensive run
         return row | dict(error=f"{type(error).__name__}: {error}")
 
 
@@ -114,7 +114,7 @@ def _measured(job: Job) -> dict[str, Any]:
 def _score(
     part: str, detector: Detector, split: CocoSplit, device: torch.device
 ) -> Iterator[tuple[str, float]]:
-    """Yield AP in per cent: as COCO counts, and with the class forgiven."""
+    """Yield AP in per cent, as COCO defines it and regardless of the class."""
     split = fitting(detector, split)
     results = []
     for image, found in find_objects(detector, split, device=device, batch=16):
@@ -140,13 +140,16 @@ def table_of(rows: list[dict[str, Any]]) -> str:
     good = [row for row in rows if "scores" in row]
     columns = [
         f"{part}/{kind}/AP50{rest}"
-        for part in ("train", "val") for kind in ("box", "mask") for rest in ("", " any class")
-    ]  # fmt: skip
+        for part in ("train", "val")
+        for kind in ("box", "mask")
+        for rest in ("", " any class")
+    ]
     lines = [
         "| model | backbone M | weights | seeds | steps | s/step | loss first → last | "
-        + " | ".join(columns) + " |",
+        + " | ".join(columns)
+        + " |",
         "| --- " * (7 + len(columns)) + "|",
-    ]  # fmt: skip
+    ]
     for label in dict.fromkeys(row["model"] for row in good):
         mine = [row for row in good if row["model"] == label]
         ends = [np.mean([_end(row["losses"], at) for row in mine]) for at in (0, -1)]
@@ -199,13 +202,13 @@ def draw_figure(rows: list[dict[str, Any]], path: Path) -> None:
     left.set(xlabel="step", ylabel="loss", title="Mask R-CNN: loss (mean of a few steps)")
     left.legend()
     right.set_xticks(range(len(labels)), labels, rotation=20)
-    right.set(ylabel="box AP50, any class (%)", title="learnt images (full), others (pale)")
+    right.set(ylabel="box AP50, any class (%)", title="training images (full), others (pale)")
     figure.savefig(path, dpi=110)
     plt.close(figure)
 
 
 def jobs_of(args: argparse.Namespace, folder: Path) -> list[Job]:
-    """List what is to be run, all models with the first seed before the second one."""
+    """Return all jobs: every model with the first seed, then with the second, ..."""
     training = Training(
         steps=args.steps, batch=args.batch, lr=args.lr, precision=args.precision, warmup=0.1
     )
@@ -216,11 +219,18 @@ def jobs_of(args: argparse.Namespace, folder: Path) -> list[Job]:
         pictures.mkdir(parents=True, exist_ok=True)
     return [
         Job(
-            label or target, target, seed, folder, settings, args.device,
-            pictures if seed == 0 else None, args.seconds,
+            label or target,
+            target,
+            seed,
+            folder,
+            settings,
+            args.device,
+            pictures if seed == 0 else None,
+            args.seconds,
         )
-        for seed in range(args.seeds) for label, target in named
-    ]  # fmt: skip
+        for seed in range(args.seeds)
+        for label, target in named
+    ]
 
 
 def parse() -> argparse.Namespace:
@@ -229,7 +239,7 @@ def parse() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     tiny = "--tiny" in sys.argv
-    parser.add_argument("--data", type=Path, help="COCO folder; shapes are drawn without it")
+    parser.add_argument("--data", type=Path, help="COCO folder; synthetic shapes by default")
     parser.add_argument("--models", nargs="+", default=list(TINY if tiny else MODELS))
     parser.add_argument("--out", type=Path)
     parser.add_argument("--seeds", type=int, default=2)
@@ -241,7 +251,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--precision", default="auto", choices=("auto", "bf16", "float32"))
     parser.add_argument("--jobs", type=int, default=1 if tiny else 10, help="processes at a time")
     parser.add_argument(
-        "--seconds", type=float, default=math.inf, help="after which a job's training stops"
+        "--seconds", type=float, default=math.inf, help="time after which a job's training stops"
     )
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--tiny", action="store_true")
@@ -249,7 +259,7 @@ def parse() -> argparse.Namespace:
 
 
 def _row(done: Future, job: Job) -> dict[str, Any]:
-    """Return a job's row, also that of a process which died."""
+    """Return a job's row, also if its process died."""
     try:
         return done.result()
     except BrokenProcessPool as error:
@@ -257,7 +267,7 @@ def _row(done: Future, job: Job) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Run all jobs; write what is known after each."""
+    """Run all jobs, and write the results after each."""
     args = parse()
     about = environment(" ".join(["python", *sys.argv]))
     about["settings"] = {k: str(v) for k, v in vars(args).items()}

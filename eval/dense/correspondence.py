@@ -1,4 +1,4 @@
-"""Dense correspondence: where a point of one image lies in another, by its features alone."""
+"""Dense correspondence: find a point of one image in another by its features alone."""
 
 import json
 import math
@@ -20,19 +20,20 @@ from zoo.features import Batch, at_grid
 
 @dataclass(frozen=True, kw_only=True)
 class CorrespondenceSettings:
-    """Which pairs are matched, and how finely."""
+    """Which pairs of images are matched, and how finely."""
 
     layout: Literal["auto", "spair", "warps"] = "auto"
-    """`spair`: the key points of SPair-71k (1908.10543); `warps`: each image against itself, turned
-    and moved by a known warp; `auto`: the first if its folders are there."""
+    """`spair`: the key points of SPair-71k (1908.10543); `warps`: each image and a copy of it under
+    a known warp; `auto`: the first if its folders exist, otherwise the second."""
     split: str = "test"
-    """The part of SPair."""
+    """The split of SPair-71k."""
     finer: int = 2
-    """Cells along each side of one of the map's, between which a match is sought."""
+    """Factor by which the target's map is enlarged before a match is searched in it."""
     points: int = 8
-    """Points along each side of a warped image."""
+    """Points along each side of the grid of points in a warped image."""
     thresholds: tuple[float, ...] = (0.05, 0.1)
-    """Distances that count as a match: shares of the object's larger side, or of the image's."""
+    """Largest distances that count as a match, as shares of the object's larger side (SPair) or of
+    the image's side (warps)."""
 
     def __post_init__(self) -> None:
         if self.finer < 1 or self.points < 1 or not self.thresholds:
@@ -40,7 +41,7 @@ class CorrespondenceSettings:
 
 
 class ImagePair(NamedTuple):
-    """Two images, and points that belong together, in pixels as column and row."""
+    """Two images and their corresponding points, in pixels as (column, row)."""
 
     source: Path
     target: Path
@@ -49,19 +50,20 @@ class ImagePair(NamedTuple):
     source_size: tuple[int, int]
     target_size: tuple[int, int]
     extent: float
-    """The larger side of the object in the target."""
+    """The larger side of the object in the target, in pixels."""
 
 
 def correspondence(
     subject: Subject, data: Path, settings: CorrespondenceSettings
 ) -> Iterator[Found]:
-    """Yield the percentage of points that are found (PCK), at each threshold.
+    """Yield the percentage of correct key points (PCK) at each threshold.
 
-    A point's feature, bilinear in the source's map, is found where its cosine with the target's map
-    is largest. All points weigh alike.
+    A point's feature is interpolated in the source's map; its match is the cell of the target's map
+    with the largest cosine. All points have the same weight.
 
     Raises:
-        ValueError: SPair's files are missing or damaged, there are no images, or there is no map.
+        ValueError: SPair's files are missing or damaged, there are no images, or the model has no
+            spatial map.
     """
     spair = settings.layout == "spair"
     if spair or (settings.layout == "auto" and (data / "PairAnnotation").is_dir()):
@@ -87,7 +89,7 @@ def match(
     *,
     finer: int = 1,
 ) -> Float[Tensor, "B p 2"]:
-    """Find points of one map in another; both as shares of the image, column and row."""
+    """Match points of one map in another; points are (column, row) as shares of the image."""
     at = (2 * points - 1)[:, :, None]
     features = F.grid_sample(
         source.float().permute(0, 3, 1, 2), at, padding_mode="border", align_corners=False
@@ -99,9 +101,9 @@ def match(
 
 
 def draw_warps(count: int, draws: np.random.Generator) -> Float[Tensor, "count 2 3"]:
-    """Draw affine warps, from a warped image's coordinates in [-1, 1] to its source's.
+    """Draw affine warps from a warped image's coordinates in [-1, 1] to those of its source.
 
-    Turned by up to 30 degrees, scaled by 0.75 to 1.33, moved by up to 15 % of the side.
+    Rotations are up to 30 degrees, scales 0.75 to 1.33, shifts up to 15 % of the side.
     """
     angle = draws.uniform(-math.pi / 6, math.pi / 6, count)
     zoom = np.exp(draws.uniform(-math.log(4 / 3), math.log(4 / 3), count))
@@ -114,7 +116,10 @@ def draw_warps(count: int, draws: np.random.Generator) -> Float[Tensor, "count 2
 def warped(
     images: Float[Tensor, "B 3 H W"], warps: Float[Tensor, "B 2 3"], points: Float[Tensor, "p 2"]
 ) -> tuple[Float[Tensor, "B 3 H W"], Float[Tensor, "B p 2"], Bool[Tensor, "B p"]]:
-    """Warp images; give them, where `points` come to lie, and which of them stay in the image."""
+    """Warp images; return them, where `points` move to, and which of these stay in the image.
+
+    Points are (column, row) as shares of the image.
+    """
     grid = F.affine_grid(warps, list(images.shape), align_corners=False)
     moved = F.grid_sample(images, grid, padding_mode="zeros", align_corners=False)
     inverse = torch.linalg.inv(warps[:, :, :2])
@@ -125,7 +130,7 @@ def warped(
 def _warps(
     subject: Subject, data: Path, settings: CorrespondenceSettings
 ) -> Iterator[tuple[str, np.ndarray]]:
-    """Return for each image the distances of its points from their matches, in sides."""
+    """Yield for each image its key and the errors of its points, as shares of the side."""
     draws = np.random.default_rng(subject.seed)
     middles = (torch.arange(settings.points) + 0.5) / settings.points
     rows, cols = torch.meshgrid(middles, middles, indexing="ij")
@@ -149,17 +154,17 @@ def _warps(
 def _map(subject: Subject, batch: Batch) -> Float[Tensor, "B h w C"]:
     spatial = subject.features(batch).spatial
     if spatial is None:
-        raise ValueError(f"{subject.name} gives no map, and points are matched on maps.")
+        raise ValueError(f"{subject.name} has no spatial map, on which points are matched.")
     return spatial
 
 
 def _spair(
     subject: Subject, pairs: list[ImagePair], settings: CorrespondenceSettings
 ) -> Iterator[tuple[str, np.ndarray]]:
-    """Return for each pair the distances of its points from their matches, in extents."""
+    """Yield for each pair its key and the errors of its points, as shares of the extent."""
     files = list(dict.fromkeys(file for pair in pairs for file in (pair.source, pair.target)))
     side = max(subject.student.size)
-    maps: dict[Path, Tensor] = {}  # 16 bits, and not on the device: there are thousands
+    maps: dict[Path, Tensor] = {}  # 16 bits and on the CPU: there are thousands
     for batch in squares(files, side, subject.batch, subject.device, whole=True):
         for spatial in _map(subject, batch).half().cpu():
             maps[files[len(maps)]] = spatial
@@ -176,7 +181,7 @@ def read_spair(data: Path, split: str) -> list[ImagePair]:
     """Read the pairs of SPair-71k: `PairAnnotation/SPLIT/*.json` and `JPEGImages/CATEGORY`.
 
     Raises:
-        ValueError: there are none, an entry is damaged, or an image is missing.
+        ValueError: there are no pairs, one is damaged, or an image is missing.
     """
     files = sorted((data / "PairAnnotation" / split).glob("*.json"))
     if not files:
@@ -197,7 +202,7 @@ def read_spair(data: Path, split: str) -> list[ImagePair]:
                 float(max(right - left, bottom - top)),
             )
         except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
-            raise ValueError(f"{file} is no pair of SPair-71k: {error!r}.") from error
+            raise ValueError(f"{file} is not a pair of SPair-71k: {error!r}.") from error
         lost = [path for path in (pair.source, pair.target) if not path.is_file()]
         if lost or len(pair.source_points) != len(pair.target_points) or not pair.extent > 0:
             what = f"the image {lost[0]} is missing" if lost else "its points do not pair up"

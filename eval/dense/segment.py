@@ -1,4 +1,4 @@
-"""Semantic segmentation: a linear layer on frozen features, or a UPerNet on all of them."""
+"""Semantic segmentation: a linear layer on the last map, or UPerNet on four of them."""
 
 import copy
 import itertools
@@ -30,9 +30,9 @@ class SegmentSettings:
     head: Literal["linear", "upernet"] = "linear"
     """`linear`: batch norm and one linear layer on the last map; `upernet`: 1807.10221."""
     layout: str = "auto"
-    """ade20k, voc, cityscapes, camvid, folder, tar, or auto: what the folders look like."""
+    """ade20k, voc, cityscapes, camvid, folder, tar, or auto: recognised by the folders."""
     crop: int = 512
-    """Pixels of a window's side; images are brought to it by their short side."""
+    """Side of a window, in pixels; the short side of an image is resized to it."""
     stride: int = 341
     """Pixels from one window to the next when an image is measured."""
     steps: int = 40_000
@@ -40,9 +40,9 @@ class SegmentSettings:
     lr: float = 1e-3
     weight_decay: float = 1e-4
     warmup: int = 1500
-    """Steps until the rate is whole; a tenth of all steps if that is less."""
+    """Steps until the full rate is reached; at most a tenth of all steps."""
     backbone_lr: float = 0.0
-    """Above 0 the backbone learns as well, at this rate (UPerNet: 6e-5)."""
+    """Above 0, the backbone is trained too, at this rate (UPerNet: 6e-5)."""
     hidden: int = 512
     """Channels of UPerNet."""
     workers: int = 0
@@ -55,11 +55,11 @@ class SegmentSettings:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1.")
         if self.batch < 2:
-            raise ValueError("A batch of 1 has no spread to normalise by; take at least 2 crops.")
+            raise ValueError("Batch norm cannot learn from a batch of 1; take at least 2 crops.")
         if not self.lr > 0 or self.backbone_lr < 0 or self.weight_decay < 0:
             raise ValueError(
-                f"The rate {self.lr:g} must be above 0, the backbone's {self.backbone_lr:g} and "
-                f"the weight decay {self.weight_decay:g} not below it."
+                f"The rate {self.lr:g} must be above 0; the backbone's rate {self.backbone_lr:g} "
+                f"and the weight decay {self.weight_decay:g} must not be negative."
             )
         if self.stride > self.crop:
             raise ValueError(
@@ -67,12 +67,12 @@ class SegmentSettings:
             )
         if self.backbone_lr and self.head == "linear":
             raise ValueError(
-                "The linear head is for frozen features; leave out backbone_lr, or take upernet."
+                "The linear head is for frozen features; leave out backbone_lr, or choose upernet."
             )
 
 
 class LinearHead(nn.Module):
-    """Batch norm without prior, and one linear layer: [B h w C] -> [B h w classes]."""
+    """Batch norm and one linear layer: [B h w C] -> [B h w classes]."""
 
     def __init__(self, width: int, classes: int):
         super().__init__()
@@ -85,11 +85,11 @@ class LinearHead(nn.Module):
 
 
 class Segmenter(nn.Module):
-    """Batch -> [B h w classes], on whatever grid the head has.
+    """A batch -> logits [B h w classes], on the grid of the head.
 
     Args:
-        eyes: Gives what the head takes: a map, or several.
-        tuned: What learns beside the head; nothing if `eyes` are frozen.
+        feature_maps: Returns the input of the head: a map, or several.
+        tuned: The module that is trained beside the head; `None` if `feature_maps` is frozen.
     """
 
     def __init__(
@@ -103,14 +103,15 @@ class Segmenter(nn.Module):
 
 
 def segment(subject: Subject, data: Path, settings: SegmentSettings) -> Iterator[Found]:
-    """Train a segmentation head on a model's features, and yield mIoU and its like, per cent.
+    """Train a segmentation head on a model's features; yield mIoU and accuracies, in per cent.
 
     The linear protocol of DINOv2 (2304.07193 §7.4) and AM-RADIO (2312.06709): crops of 512 px
     at 0.5 to 2 times the image's size, AdamW with a rate that falls linearly, and sliding windows
-    at the end. Colours are not distorted. UPerNet has no auxiliary head here.
+    for the measurement. There is no colour jitter, and UPerNet has no auxiliary head here.
 
     Raises:
-        ValueError: the data does not fit (see `open_segments`), or the model cannot look at crops.
+        ValueError: the data does not fit (see `open_segments`), or the model cannot process crops
+            of that size.
     """
     train, val = open_segments(data, settings.layout)
     segmenter = build_segmenter(subject, len(train.classes), settings)
@@ -119,10 +120,10 @@ def segment(subject: Subject, data: Path, settings: SegmentSettings) -> Iterator
 
 
 def build_segmenter(subject: Subject, classes: int, settings: SegmentSettings) -> Segmenter:
-    """Put a fresh head on the subject's network, the same one for the same seed.
+    """Put a new head on the subject's network; its weights follow from the subject's seed.
 
     Raises:
-        ValueError: the network cannot look at crops of that size.
+        ValueError: the network cannot process crops of that size.
     """
     student = at_size(subject.student, settings.crop, "--segment.crop")
     black = Batch(torch.zeros(1, 3, settings.crop, settings.crop, device=subject.device))
@@ -149,16 +150,16 @@ def build_segmenter(subject: Subject, classes: int, settings: SegmentSettings) -
 def frozen_features(
     features: Callable[[Batch], Features], subject: Subject
 ) -> Callable[[Batch], Tensor]:
-    """Return a frozen network's last map, in the subject's precision."""
+    """Return a function from a batch to a frozen network's last map."""
 
     @torch.no_grad()
-    def feature_maps(batch: Batch) -> Float[Tensor, "B h w C"]:
+    def last_map(batch: Batch) -> Float[Tensor, "B h w C"]:
         with subject.autocast():
             spatial = features(batch).spatial
-        assert spatial is not None  # `at_size` has seen one
+        assert spatial is not None  # `at_size` has checked it
         return spatial
 
-    return feature_maps
+    return last_map
 
 
 def _pyramid_maps(pyramid: BackbonePyramid, batch: Batch, subject: Subject) -> list[Tensor]:
@@ -197,7 +198,10 @@ def fit_segmenter(
 
 
 def rate_of(steps: int, warmup: int) -> Callable[[int], float]:
-    """Return the share of the rate at a step: up over the warm-up, then down to 0 in a line."""
+    """Return a function from a step to the factor of the rate: a linear rise, then a fall to 0.
+
+    The rise takes `warmup` steps, at most a tenth of all.
+    """
     warmup = max(1, min(warmup, steps // 10))
     return lambda step: min((step + 1) / warmup, 1.0) * (1 - step / steps)
 
@@ -205,9 +209,9 @@ def rate_of(steps: int, warmup: int) -> Callable[[int], float]:
 def pixel_loss(
     logits: Float[Tensor, "B h w K"], target: UInt8[Tensor, "B H W"]
 ) -> Float[Tensor, ""]:
-    """Mean cross-entropy over the pixels that are scored, logits enlarged to the pixels; 0 of none.
+    """Return the mean cross-entropy over the scored pixels; 0 if there are none.
 
-    Enlarged by `at_grid`, whose gradient is the same at every run.
+    The logits are enlarged to the pixels by `at_grid`, whose gradient is deterministic.
     """
     height, width = target.shape[-2:]
     large = at_grid(logits.float(), (height, width))
@@ -220,7 +224,7 @@ def pixel_loss(
 def measure_segmenter(
     segmenter: Segmenter, val: SegmentSet, subject: Subject, settings: SegmentSettings
 ) -> Iterator[Found]:
-    """Yield the scores of every class, then pictures of the first images."""
+    """Yield mIoU, accuracies and the IoU of every class, then pictures of the first images."""
     confusion = Confusion(val.classes, ignore=IGNORE)
     palette = colours(len(val.classes))
     shown: list[tuple[str, Picture]] = []
@@ -246,7 +250,7 @@ def measure_segmenter(
 
 
 def colours(count: int) -> UInt8[np.ndarray, "count 3"]:
-    """Return each class a colour far from those of its neighbours."""
+    """Return a colour for each class, far from those of the neighbouring classes."""
     import colorsys
 
     golden = 0.618033988749895
@@ -265,7 +269,7 @@ def panel(
     guess: Integer[Tensor, "H W"],
     palette: UInt8[np.ndarray, "K 3"],
 ) -> UInt8[np.ndarray, "H W3 3"]:
-    """Draw image, truth and prediction side by side; what is not scored is black in both."""
+    """Draw image, truth and prediction side by side; pixels that are not scored are black."""
     image = pixels.permute(1, 2, 0).numpy()
     nothing = (truth == IGNORE).numpy()
     painted = []

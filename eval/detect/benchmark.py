@@ -1,4 +1,4 @@
-"""The benchmark `detect`: a detector's score, or what a short training makes of a backbone."""
+"""The benchmark `detect`: score a trained detector, or train one on a backbone first."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -23,27 +23,27 @@ TORCHVISION = ("mask_rcnn", "faster_rcnn", "retinanet")
 
 @dataclass(frozen=True, kw_only=True)
 class DetectSettings:
-    """A target that `zoo detect` trained is measured as it is; for others these decide."""
+    """How a detector is trained on a backbone; a detector of `zoo detect` is measured as it is."""
 
     detector: Kind = "mask_rcnn"
     size: int = 512
-    """Pixels of the longer side of an image, a multiple of 32."""
+    """Longer side of an image in pixels, a multiple of 32."""
     width: int = 256
     """Channels of the pyramid and of the heads."""
     class_agnostic: bool = False
-    """Learn and measure boxes alone, whatever their class."""
+    """Learn and measure boxes only, whatever their class."""
     training: Training = field(default_factory=Training)
     pictures: int = 8
-    """Images that are drawn with what was found."""
+    """Number of images that are shown with their predictions."""
     predictions: Path | None = None
-    """Where COCO's file of predictions goes."""
+    """File for the predictions, in COCO's format."""
 
 
 def detect(subject: Subject, data: Path, settings: DetectSettings) -> Iterator[Found]:
     """Yield COCO's numbers on the validation part in per cent, and pictures of predictions.
 
     Raises:
-        ValueError: the folder or the backbone is not as it should be, before any training.
+        ValueError: the data or the backbone cannot be used; raised before any training.
     """
     trained = is_detector(Path(subject.name))
     if trained:
@@ -78,7 +78,11 @@ def _train(subject: Subject, data: Path, val: CocoSplit, settings: DetectSetting
 def spec_of(
     settings: Any, backbone: str, classes: tuple[str, ...], options: dict[str, Any] | None = None
 ) -> DetectorSpec:
-    """Say what a detector is: all that can be known before it is built.
+    """Return the description of a detector before it is built.
+
+    Args:
+        settings: `DetectSettings`, or another object with its fields.
+        options: Keywords of `timm.create_model` for the backbone.
 
     Raises:
         ValueError: there is no such backbone, or it suits no detector.
@@ -102,10 +106,11 @@ def measure(
     pictures: int = 0,
     out: Path | None = None,
 ) -> Iterator[Found]:
-    """Find the objects of a split; yield pictures, then COCO's numbers in per cent.
+    """Detect the objects of a split; yield pictures, then COCO's numbers in per cent.
 
     Args:
-        out: Where COCO's file of predictions goes.
+        pictures: Number of images that are drawn with their predictions.
+        out: File for the predictions, in COCO's format.
 
     Raises:
         ValueError: the split's classes are not the detector's.
@@ -119,7 +124,7 @@ def measure(
         results += coco_results(found, image, split)
         if number < pictures:
             drawn = np.asarray(side_by_side(image, found, split))
-            caption = f"{image.path.name}: annotations, then what was found"
+            caption = f"{image.path.name}: annotations, predictions"
             yield f"detect/{image.path.stem}", Picture(drawn, caption)
     if out is not None:
         write_results(results, out)

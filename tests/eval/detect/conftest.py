@@ -27,10 +27,15 @@ def toy_coco(tmp_path_factory):
             corners = [x, y, x + w, y, x + w, y + h, x, y + h]
             notes.append(
                 dict(
-                    id=i + 1, image_id=i + 1, category_id=kind["id"], bbox=[x, y, w, h],
-                    area=w * h, iscrowd=0, segmentation=[corners],
+                    id=i + 1,
+                    image_id=i + 1,
+                    category_id=kind["id"],
+                    bbox=[x, y, w, h],
+                    area=w * h,
+                    iscrowd=0,
+                    segmentation=[corners],
                 )
-            )  # fmt: skip
+            )
         content = dict(images=images, annotations=notes, categories=categories)
         (root / "annotations" / f"instances_{split}.json").write_text(json.dumps(content))
     return root

@@ -17,9 +17,12 @@ CPU = torch.device("cpu")
 def trainee(name="eradio_nano", kind="faster_rcnn", **settings):
     torch.manual_seed(0)
     made = DetectorSpec(
-        kind=kind, source=find_source(name, 64), classes=("disc", "square", "triangle"), size=64,
+        kind=kind,
+        source=find_source(name, 64),
+        classes=("disc", "square", "triangle"),
+        size=64,
         width=16,
-    )  # fmt: skip
+    )
     how = dict(steps=4, batch=2, lr=1e-3) | settings
     return Trainee(build_detector(made), Training(**how))
 
