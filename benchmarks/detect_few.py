@@ -16,6 +16,7 @@ the others is a smoke test, not a ranking.
 """
 
 import argparse
+import contextlib
 import json
 import math
 import multiprocessing
@@ -34,17 +35,17 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # where zoo is not installed
 
-from zoo.eval.detect.benchmark import DetectSettings, spec_of
-from zoo.eval.detect.canvas import Samples
 from zoo.eval.detect.coco import CocoSplit, open_coco
 from zoo.eval.detect.coco_metric import coco_metrics, coco_results
-from zoo.eval.detect.detector import build_detector
+from zoo.eval.detect.config import Detect
 from zoo.eval.detect.draw import side_by_side
 from zoo.eval.detect.finding import find_objects, fitting
 from zoo.eval.detect.shapes import write_shapes
 from zoo.eval.detect.spec import Detector
-from zoo.eval.detect.training import Trainee, Training, train_steps
+from zoo.eval.detect.training import start, train_detector
 from zoo.eval.speed.models import environment
+from zoo.train.config import Every
+from zoo.train.run import Run
 
 MODELS = ("fastervit_0", "mambavision_t", "eradio_xxxtiny", "resnet50", "convnext_tiny")
 TINY = ("eradio_nano", "resnet18")
@@ -56,59 +57,67 @@ class Job:
     """One model with one seed."""
 
     label: str
-    target: str
-    seed: int
-    data: Path
-    settings: DetectSettings
-    device: str
+    config: Detect
     pictures: Path | None
     seconds: float = math.inf
     """Time after which training stops, finished or not."""
 
+    def about(self) -> dict[str, Any]:
+        """Return the entries of the job in its row."""
+        return dict(model=self.label, target=self.config.backbone, seed=self.config.seed)
+
+
+class TimeIsUpError(Exception):
+    """The time of a training is over."""
+
 
 def run(job: Job) -> dict[str, Any]:
     """Train, measure on both parts, and return a row; a failure is a row with its error."""
-    row: dict[str, Any] = dict(model=job.label, target=job.target, seed=job.seed)
     try:
-        return row | _measured(job)
+        return job.about() | _measured(job)
     except Exception as error:  # keep the other rows of an expensive run
-        return row | dict(error=f"{type(error).__name__}: {error}")
+        return job.about() | dict(error=f"{type(error).__name__}: {error}")
 
 
 def _measured(job: Job) -> dict[str, Any]:
     torch.set_num_threads(1)  # the processes share the cores
     torch.set_float32_matmul_precision("high")
-    began, device = time.perf_counter(), torch.device(job.device)
-    train = open_coco(job.data, "train")
-    val = open_coco(job.data, "val").with_classes(train.classes)
-    spec = spec_of(job.settings, job.target, train.classes)
-    training = replace(job.settings.training, seed=job.seed)
-    torch.manual_seed(job.seed)
-    detector = build_detector(spec, pretrained=True).to(device)
-    samples = Samples(train, spec.size, masks=True, keep=True)
-    trained = time.perf_counter()
-    found = []
-    for step in train_steps(Trainee(detector, training), samples, device=device):
-        found.append(step["loss"])
-        if time.perf_counter() - trained > job.seconds:
-            break
-    losses = torch.stack(found).tolist()
-    seconds = time.perf_counter() - trained
+    began, data = time.perf_counter(), Path(job.config.data)
+    train = open_coco(data, "train")
+    val = open_coco(data, "val").with_classes(train.classes)
+    with tempfile.TemporaryDirectory() as place:
+        config = replace(job.config, out=Path(place))
+        state, run = start(config, train.classes), Run.create(config)
+        trained = time.perf_counter()
+
+        def check_time(_: Detector, step: int) -> None:
+            if time.perf_counter() - trained > job.seconds:
+                raise TimeIsUpError
+
+        with contextlib.suppress(TimeIsUpError):
+            train_detector(state, config, train, run, evaluate=check_time)
+        rows, speeds = (_rows(run.path / name) for name in ("metrics.jsonl", "timing.jsonl"))
+    detector, device = state.model, state.device
     scores = dict(_score("train", detector, train, device))
     scores |= dict(_score("val", detector, val, device))
     if job.pictures:
         _draw(job, detector, dict(train=train, val=val), device)
     body, heads = (sum(p.numel() for p in m.parameters()) for m in (detector.backbone, detector))
     return dict(
-        weights=spec.source.weights or "random",
+        weights=detector.spec.source.weights or "random",
         parameters=dict(backbone=body, detector=heads),
         scores=scores,
-        losses=losses,
-        steps=len(losses),
-        step_seconds=seconds / len(losses),
+        losses=[row["loss"] for row in rows],
+        every=config.every.log,
+        steps=state.step,
+        step_seconds=sum(row["seconds"] for row in speeds) / speeds[-1]["step"],
         seconds=time.perf_counter() - began,
         peak_gib=torch.cuda.max_memory_allocated() / 2**30 if device.type == "cuda" else None,
     )
+
+
+def _rows(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 def _score(
@@ -158,7 +167,7 @@ def table_of(rows: list[dict[str, Any]]) -> str:
             f"{mine[0]['parameters']['backbone'] / 1e6:.1f}",
             mine[0]["weights"],
             str(len(mine)),
-            str(min(len(row["losses"]) for row in mine)),
+            str(min(row["steps"] for row in mine)),
             f"{np.mean([row['step_seconds'] for row in mine]):.3f}",
             f"{ends[0]:.2f} → {ends[1]:.2f}",
             *(_spread([row["scores"].get(column, np.nan) for row in mine]) for column in columns),
@@ -192,7 +201,10 @@ def draw_figure(rows: list[dict[str, Any]], path: Path) -> None:
             width = max(1, len(row["losses"]) // 25)
             smooth = np.convolve(row["losses"], np.ones(width) / width, mode="valid")
             first = row["seed"] == min(r["seed"] for r in good)
-            left.plot(smooth, color=f"C{i}", lw=1.2, alpha=0.8, label=label if first else None)
+            steps = row["every"] * np.arange(1, len(smooth) + 1)
+            left.plot(
+                steps, smooth, color=f"C{i}", lw=1.2, alpha=0.8, label=label if first else None
+            )
         for part, shift, alpha in (("train", -0.2, 1.0), ("val", 0.2, 0.45)):
             dots = [
                 row["scores"][f"{part}/box/AP50 any class"] for row in good if row["model"] == label
@@ -209,10 +221,17 @@ def draw_figure(rows: list[dict[str, Any]], path: Path) -> None:
 
 def jobs_of(args: argparse.Namespace, folder: Path) -> list[Job]:
     """Return all jobs: every model with the first seed, then with the second, ..."""
-    training = Training(
-        steps=args.steps, batch=args.batch, lr=args.lr, precision=args.precision, warmup=0.1
+    config = Detect(
+        data=str(folder),
+        size=args.size,
+        width=args.width,
+        steps=args.steps,
+        batch=args.batch,
+        precision=args.precision,
+        device=args.device,
+        every=Every(log=max(1, args.steps // 100), evaluate=1),
     )
-    settings = DetectSettings(size=args.size, width=args.width, training=training)
+    config = replace(config, optim=replace(config.optim, lr=args.lr, warmup=0.1))
     named = [model.rpartition("=")[::2] for model in args.models]
     pictures = args.out.with_suffix("") if args.out else None
     if pictures:
@@ -220,11 +239,7 @@ def jobs_of(args: argparse.Namespace, folder: Path) -> list[Job]:
     return [
         Job(
             label or target,
-            target,
-            seed,
-            folder,
-            settings,
-            args.device,
+            replace(config, backbone=target, seed=seed),
             pictures if seed == 0 else None,
             args.seconds,
         )
@@ -263,7 +278,7 @@ def _row(done: Future, job: Job) -> dict[str, Any]:
     try:
         return done.result()
     except BrokenProcessPool as error:
-        return dict(model=job.label, target=job.target, seed=job.seed, error=str(error))
+        return job.about() | dict(error=str(error))
 
 
 def main() -> None:

@@ -2,14 +2,14 @@
 
     python benchmarks/distill_engine.py --out benchmarks/results/distill-h200.json --seconds 460
 
-Needs torch, timm and this repository; weights are random, of the real shapes. Rows are measured
-one after the other, in the order of `--list`; each is printed and written to --out as soon as it
-is known, failures with their reason. After --seconds no row is started any more.
+Needs torch, timm and this repository; the weights are random, of the real shapes. Rows are measured
+one after the other, in the order of `--list`. Each is printed and written to --out as soon as it is
+measured; one that fails is written with its reason. No row starts after --seconds.
 
-    --list              name all rows, measure nothing
-    --rows a c-plain    only these
-    --profile 8         and the most expensive kernels of each step
-    --tiny --device cpu a dry rehearsal with tiny models
+    --list              list all rows, measure nothing
+    --rows a c-plain    measure these rows only
+    --profile 8         also list the 8 most expensive kernels of each step
+    --tiny --device cpu rehearse with tiny models
 """
 
 import argparse
@@ -46,11 +46,14 @@ BASE = Step(
     name="a", teachers=(CLIP, DINO), student="vit_base_patch16_224", size=432, batch=128, alone=True
 )
 TILES = Step(
-    name="c", teachers=(CLIP, DINO, f"{SAM},mosaic=4"), student="vit_base_patch16_224", size=432,
+    name="c",
+    teachers=(CLIP, DINO, f"{SAM},mosaic=4"),
+    student="vit_base_patch16_224",
+    size=432,
     batch=128,
-)  # fmt: skip
+)
 LAST = replace(BASE, alone=False, channels_last=True)
-"""Students with convolutions."""
+"""The base of the rows whose students have convolutions."""
 STEPS = (
     replace(BASE, name="a-plain", compiled=False),
     BASE,
@@ -66,7 +69,7 @@ STEPS = (
     replace(LAST, name="d-eradio", student="eradio_l", size=416, batch=64),
     replace(BASE, name="b-int8-ungated", precision="int8", gate=0.0, alone=False),
 )
-"""Rows of a table, what matters most first."""
+"""The rows of the table, the most important first."""
 
 PAIRS = (
     ("a", "a-plain"),
@@ -77,11 +80,11 @@ PAIRS = (
     ("b-int8-ungated", "a"),
     ("c", "c-plain"),
 )
-"""Rows that are compared."""
+"""Rows whose speeds are compared: the first is so many times as fast as the second."""
 
 
 def tiny(step: Step) -> Step:
-    """Make a step small enough for a laptop, with every part that it had."""
+    """Return a step with the same parts, small enough for a laptop."""
     small = {
         CLIP: "timm:test_vit/random@160",
         DINO: "timm:test_vit2/random@160",
@@ -93,13 +96,18 @@ def tiny(step: Step) -> Step:
         teachers.append(",".join(filter(None, (small[name], options.replace("4", "2")))))
     student = "eradio_nano" if step.student == "eradio_l" else "test_vit"
     return replace(
-        step, teachers=tuple(teachers), student=student, size=160, batch=min(step.batch, 6),
-        compiled=False, gate=min(step.gate, 10.0),
-    )  # fmt: skip
+        step,
+        teachers=tuple(teachers),
+        student=student,
+        size=160,
+        batch=min(step.batch, 6),
+        compiled=False,
+        gate=min(step.gate, 10.0),
+    )
 
 
 def mosaic_row(step: Step, pool: ModelPool, rounds: int) -> dict[str, Any]:
-    """Measure what a mosaic does to features, and what an image costs in it."""
+    """Measure how a mosaic changes features (`border_effect`), and the cost of an image in it."""
     spec = TeacherSpec.parse(step.teachers[-1])
     mosaic, _ = pool.ready(spec, step)
     whole, _ = pool.ready(replace(spec, mosaic=1), step)
@@ -118,7 +126,7 @@ def mosaic_row(step: Step, pool: ModelPool, rounds: int) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Measure what the command line asks for."""
+    """Measure the rows that the command line chooses."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -148,7 +156,7 @@ def main() -> None:
 
 
 def run(steps: list[Step], args: argparse.Namespace) -> None:
-    """Measure row after row; a failed one is written with its reason."""
+    """Measure one row after the other; one that fails is written with its reason."""
     end = time.monotonic() + args.seconds
     screen, pool = console(), ModelPool(torch.device(args.device))
     screen.print(f"a plain product runs at {pool.rate / 1e12:,.1f} TFLOP/s")
@@ -182,18 +190,18 @@ def run(steps: list[Step], args: argparse.Namespace) -> None:
 def one(
     step: Step, pool: ModelPool, before: list[StepTiming], args: argparse.Namespace
 ) -> StepTiming:
-    """Measure a row, or say why not."""
+    """Measure one row; if it fails, return the reason."""
     best = best_parts(row for row in before if not row.error)
     try:
         return measure(step, pool, rounds=args.rounds, best=best, kernels=args.profile)
-    except Exception as failure:  # whatever it is, the other rows are still worth having
+    except Exception as failure:  # the other rows are still worth having
         reason = f"{type(failure).__name__}: {' '.join(str(failure).split())[:600]}"
     free(pool.device)
     return StepTiming(step=step, error=reason)
 
 
 def comparisons(rows: list[StepTiming]) -> list[str]:
-    """Say what the rows say together."""
+    """Return a table of all rows as lines of text, and the comparisons of `PAIRS`."""
     speed = {row.step.name: row.images_per_s for row in rows if row.milliseconds}
     lines = [f"{'row':16} {'img/s':>9} {'efficiency':>10} {'bare':>6} {'peak GiB':>9} {'model':>6}"]
     for row in rows:

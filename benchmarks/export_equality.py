@@ -1,8 +1,8 @@
-"""Whether exported and compiled models give the same logits: one size a family, on the CPU.
+"""Compare the logits of exported and compiled models: one size of each family, on the CPU.
 
     python benchmarks/export_equality.py [NAME ...] [--deploy] [--backend inductor]
 
-Errors are the largest difference of a logit over the largest logit, in float32, with random
+An error is the largest difference of a logit over the largest logit, in float32, with random
 weights. `torch.export` and ONNX have a dynamic batch; ONNX is run by onnxruntime.
 """
 
@@ -23,11 +23,11 @@ from zoo.deploy import deploy
 
 OPSET = 18
 BATCHES = (1, 3)
-"""Neither is the batch that was exported with, 2."""
+"""Neither is 2, the batch of the export."""
 
 
 class Case(NamedTuple):
-    """A registered model, the side of its images, and what is changed to keep it small."""
+    """A registered model, the side of its images, and options."""
 
     name: str
     size: int
@@ -43,7 +43,7 @@ CASES = (
 
 
 def lively(model: nn.Module) -> nn.Module:
-    """Draw what starts at a constant, so that a lost branch or statistic shows in the output."""
+    """Randomise what starts as a constant, so that a lost branch or statistic shows."""
     with torch.no_grad():
         for value in [*model.parameters(), *model.buffers()]:
             if value.is_floating_point() and value.ndim == 1 and len(value.unique()) == 1:
@@ -103,10 +103,10 @@ def row(case: Case, *, deployed: bool, backend: str) -> list[str]:
         with tempfile.TemporaryDirectory() as folder:
             onnx = worst(onnx_runner(model, case.size, Path(folder)), plain, case.size)
         compiled = worst(torch.compile(model, fullgraph=True, backend=backend), plain, case.size)
-    told = ", ".join(f"{key}={value}" for key, value in case.kwargs.items())
+    options = ", ".join(f"{key}={value}" for key, value in case.kwargs.items())
     seconds = f"{time.perf_counter() - began:.0f} s"
     family = type(plain).__name__
-    return [family, f"{case.name}({told})", str(case.size), export, onnx, compiled, seconds]
+    return [family, f"{case.name}({options})", str(case.size), export, onnx, compiled, seconds]
 
 
 def main() -> None:
@@ -114,16 +114,16 @@ def main() -> None:
     parser.add_argument("names", nargs="*", default=[case.name for case in CASES])
     parser.add_argument("--deploy", action="store_true", help="export the deploy form")
     parser.add_argument("--backend", default="inductor", help="of torch.compile")
-    asked = parser.parse_args()
+    args = parser.parse_args()
     warnings.simplefilter("ignore")  # the exporters warn about themselves
     torch.manual_seed(0)
     versions = f"torch {torch.__version__}, onnxruntime {onnxruntime.__version__}, opset {OPSET}"
-    form = "deploy form" if asked.deploy else "plain form"
-    print(f"{versions}; {form}; batches {BATCHES}; compile: fullgraph, {asked.backend}")
+    form = "deploy form" if args.deploy else "plain form"
+    print(f"{versions}; {form}; batches {BATCHES}; compile: fullgraph, {args.backend}")
     print("| family | model | size | torch.export | onnxruntime | compile | took |")
     print("| --- | --- | --- | --- | --- | --- | --- |", flush=True)
-    for case in [case for case in CASES if case.name in asked.names]:
-        cells = row(case, deployed=asked.deploy, backend=asked.backend)
+    for case in [case for case in CASES if case.name in args.names]:
+        cells = row(case, deployed=args.deploy, backend=args.backend)
         print("| " + " | ".join(cells) + " |", flush=True)
 
 

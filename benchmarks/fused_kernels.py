@@ -1,17 +1,17 @@
-"""The fused kernels on a GPU: time, distance from their floors, and error against float64.
+"""Measure the fused kernels on a GPU: time, floors, and error against float64.
 
 python3 benchmarks/fused_kernels.py [--only scan window ...] [--save FILE]
 
-Inputs are what the models give. A scan: bfloat16, softplus, bias and skip inside, B and C narrow
-slices of one wider tensor. Batch norm, activation and residual in training: bfloat16 maps, beside
-what torch.compile makes of torch's own; the convolution over neighbouring tokens with its SiLU
-likewise. Window attention: bfloat16 and a float32 bias, beside
-torch's own `scaled_dot_product_attention` with that bias in bfloat16.
+Inputs are those of the models. A scan: bfloat16, with softplus, bias and skip inside, and B and C
+narrow slices of one wider tensor. Batch norm, activation and residual in training: bfloat16 maps,
+beside torch's own, compiled; the convolution over three tokens with its SiLU likewise. Window
+attention: bfloat16 and a float32 bias, beside torch's own `scaled_dot_product_attention` with that
+bias in bfloat16.
 
-`eager` times one call as Python makes it (triton.testing.do_bench, which also empties the cache
-before each call); `graph` the kernels alone, in a replayed CUDA graph of several calls, each with
-inputs of its own. Floors: each tensor moved once at 4.3 TB/s, what a copy on an H200 reaches, and
-one exponential an entry of the state, 16 a clock and multiprocessor at 1.98 GHz.
+`eager` times one call from Python (triton.testing.do_bench, which also empties the cache before
+each call); `graph` times the kernels alone, in a replayed CUDA graph of several calls, each with
+inputs of its own. Floors: each tensor moved once at 4.3 TB/s, which a copy on an H200 reaches, and
+one exponential for each entry of the state, at 16 a clock and multiprocessor and 1.98 GHz.
 """
 
 import argparse
@@ -94,7 +94,7 @@ GELU_COLUMNS = ("tokens, channels (both compiled)", *COMPARED)
 
 
 def make_inputs(batch: int, chs: int, length: int, states: int) -> list[Tensor]:
-    """Make x, the raw steps, A, B, C, D and the bias, all asking for gradients."""
+    """Make x, the raw steps, A, B, C, D and the bias, all with gradients."""
     x = torch.randn(batch, length, chs, device="cuda").bfloat16()
     delta = (torch.randn(batch, length, chs, device="cuda") / 2 - 2).bfloat16()
     wide = torch.randn(batch, length, chs // 8 + 2 * states, device="cuda").bfloat16()
@@ -104,18 +104,18 @@ def make_inputs(batch: int, chs: int, length: int, states: int) -> list[Tensor]:
     return [t.detach().requires_grad_() for t in (x, delta, A, B, C, D, bias)]
 
 
-def scan(inputs: list[Tensor], **how: int) -> Tensor:
+def scan(inputs: list[Tensor], **options: int) -> Tensor:
     """Run the scan as a mixer does."""
-    return selective_scan(*inputs[:-1], delta_bias=inputs[-1], delta_softplus=True, **how)
+    return selective_scan(*inputs[:-1], delta_bias=inputs[-1], delta_softplus=True, **options)
 
 
 def scan_and_back(inputs: list[Tensor], dy: Tensor) -> tuple[Tensor, ...]:
-    """Run it forward and backward; the gradients of all inputs."""
+    """Run the scan forward and backward; return the gradients of all inputs."""
     return torch.autograd.grad(scan(inputs), inputs, dy)
 
 
 def graph_ms(calls: Sequence[Callable[[], object]], repeats: int = 20) -> float:
-    """Time the calls in a CUDA graph; the median of the replays, a call."""
+    """Time the calls in a CUDA graph: the median over replays, for each call."""
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
@@ -137,15 +137,15 @@ def graph_ms(calls: Sequence[Callable[[], object]], repeats: int = 20) -> float:
 
 
 def eager_ms(calls: Sequence[Callable[[], object]]) -> float:
-    """Time one call after the other, with a cold cache."""
+    """Time the calls one after the other, with a cold cache."""
     turns = itertools.cycle(calls)
     return float(do_bench(lambda: next(turns)(), return_mode="median"))  # type: ignore[arg-type]
 
 
 def largest_error(chs: int, length: int, states: int) -> float:
-    """Compare output and gradients with float64; what rounding them to bfloat16 costs is left out.
+    """Compare output and gradients with float64, both rounded to bfloat16, on two sequences.
 
-    The error of a tensor is the norm of the difference over the norm, here of two sequences.
+    The error of a tensor is the norm of the difference over its norm.
     """
     inputs = make_inputs(2, chs, length, states)
     dy = torch.randn(2, length, chs, device="cuda").bfloat16()
@@ -195,7 +195,7 @@ def largest(found: Sequence[Tensor], wanted: Sequence[Tensor]) -> float:
 def both_ways(
     calls: Sequence[Callable[..., Any]], leaves: list[Tensor], dy: Any, copies: int = 3
 ) -> list[float]:
-    """Time each call alone and with its gradients; kernels alone."""
+    """Time each call forward, and with its backward pass; kernels alone."""
     times = []
     for call in calls:
 
@@ -211,7 +211,7 @@ def both_ways(
 
 
 def torch_attention(qkv: Tensor, bias: Tensor, scale: float) -> Tensor:
-    """Attend with what torch has."""
+    """Attend with torch's own attention."""
     q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
     mask = bias.to(q.dtype)[None]
     x = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
@@ -251,8 +251,7 @@ def norm_row(images: int, chs: int, side: int, act: str) -> list[str]:
         return x.to(memory_format=torch.channels_last)
 
     def ours(x, plus, weight, bias):
-        given = (x, weight, bias, plus, None, act, 1e-5, chs)
-        return torch.ops.zoo.batch_norm_act(*given)[0]
+        return torch.ops.zoo.batch_norm_act(x, weight, bias, plus, None, act, 1e-5, chs)[0]
 
     def theirs(x, plus, weight, bias):
         z = F.batch_norm(x[:, :chs], None, None, weight, bias, True, 0.0, 1e-5)
@@ -274,7 +273,7 @@ def norm_row(images: int, chs: int, side: int, act: str) -> list[str]:
 
 
 def gelu_row(rows: int, width: int) -> list[str]:
-    """Measure GELU on the hidden tokens of an MLP, compiled; floors are 2 passes and 3 more."""
+    """Measure GELU on the hidden tokens of an MLP, compiled; the floors are 2 and 5 passes."""
     x = torch.randn(rows, width, device="cuda", dtype=torch.bfloat16, requires_grad=True)
     dy = torch.randn_like(x)
     calls = [torch.compile(call, dynamic=False) for call in (GELU(), F.gelu)]
@@ -284,7 +283,7 @@ def gelu_row(rows: int, width: int) -> list[str]:
 
 
 def short_conv_row(windows: int, tokens: int, chs: int) -> list[str]:
-    """Measure the convolution over neighbouring tokens with its SiLU; kernels alone."""
+    """Measure the convolution over three tokens with its SiLU; kernels alone."""
     x = torch.randn(windows, tokens, chs, device="cuda").bfloat16().requires_grad_()
     taps = torch.randn(chs, 3, device="cuda").bfloat16().requires_grad_()
     dys = torch.randn_like(x).chunk(2, dim=-1)
@@ -301,7 +300,7 @@ def short_conv_row(windows: int, tokens: int, chs: int) -> list[str]:
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """Write Markdown."""
+    """Format a table in Markdown."""
     lines = ["| " + " | ".join(columns) + " |", "|" + " --- |" * len(columns)]
     return [*lines, *("| " + " | ".join(row) + " |" for row in rows), ""]
 
@@ -309,14 +308,14 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
 TABLES: dict[str, tuple[Sequence[str], Callable[..., list[str]], list[Any]]] = {
     "scan": (SCAN_COLUMNS, scan_row, SHAPES),
     "norm": (NORM_COLUMNS, norm_row, NORMS),
-    "neighbours": (MIXER_COLUMNS, short_conv_row, MIXERS),
+    "short_conv": (MIXER_COLUMNS, short_conv_row, MIXERS),
     "gelu": (GELU_COLUMNS, gelu_row, [(25088, 3072)]),
     "window": (WINDOW_COLUMNS, window_row, WINDOWS),
 }
 
 
 def main() -> None:
-    """Print each row when it is known, then the tables."""
+    """Print each row as soon as it is measured, then the tables."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--save", type=Path, help="also write the tables here")
     parser.add_argument("--only", nargs="+", choices=TABLES, default=list(TABLES))
@@ -328,7 +327,7 @@ def main() -> None:
         columns, row_of, shapes = TABLES[name]
         rows = []
         for shape in shapes:
-            torch.compiler.reset()  # else torch stops compiling after eight
+            torch.compiler.reset()  # else torch stops compiling after eight forms
             rows.append(row_of(*shape))
             print(" | ".join(rows[-1]), flush=True)
         lines += table(columns, rows)

@@ -3,16 +3,16 @@
     python benchmarks/gpu_models.py --out benchmarks/results/h200.json --seconds 540
 
 Needs torch, timm and this repository, nothing else. Rows are measured one after the other, in the
-order of `--list`; each is written to --out as soon as it is known, failures with their reason.
-After --seconds no row is started any more, and those left out are named. Batch 128, median of 20
-by CUDA events, random weights.
+order of `--list`; each is written to --out as soon as it is measured, failures with their reason.
+After --seconds no further row is started, and those left out are named. Batch 128, median of 20 by
+CUDA events, random weights.
 
     --list                        number and name all rows, measure nothing
     --rows 0-12,40                only these
     --models mambavision_t ...    only these (without options: all rows of that name)
     --group inference train ...   only these groups; see GROUPS
-    --profile 5                   and the five most expensive kernels of each row
-    --cudnn-benchmark [N]         let cuDNN try N of its convolutions (torch: 10), or all of them
+    --profile 5                   also print the five most expensive kernels of each row
+    --cudnn-benchmark [N]         let cuDNN try N of its convolutions (torch tries 10), or all
     --compare FILE                ratios with an earlier run's JSON
     --plot FILE                   draw how the rows of `growth` grow with the image, as a PNG
     --device cpu --batch 2 --size-factor 0.5 --rounds 2 --models mambavision_t   a dry rehearsal
@@ -50,7 +50,7 @@ MODELS: dict[str, int] = {
     "vit_small_patch16_224": 224,
     "vit_base_patch16_224": 224,
 }
-"""Each with the side of its images."""
+"""Models, and the side of their images."""
 
 INFERENCE = (  # mode, precision, channels last
     ("eager", "amp", True),
@@ -83,14 +83,14 @@ GROUPS = ("inference", "train", "extra", "growth")
 
 
 class Published(NamedTuple):
-    """The published code on one H200, same protocol: images/s of its faster mode, and GiB."""
+    """Images/s of the published code in its faster mode, and GiB; one H200, the same protocol."""
 
     inference: float
     training: float
     training_was_compiled: bool = True
     peak_gib: float | None = None
     wanted: float | None = None
-    """Images/s of inference that this repository sets itself."""
+    """Images/s of inference that this repository aims for."""
 
 
 PUBLISHED = {
@@ -107,11 +107,11 @@ PUBLISHED = {
     "vit_base_patch16_224": Published(11036, 2745, False),
     "swin_tiny_patch4_window7_224": Published(5603, 2205, False),
 }
-"""timm's own among them: the same code, so their ratios say how alike the machines are."""
+"""Some are timm's own, whose code is the same: their ratios show how alike the machines are."""
 
 
 def all_rows(device: str, batch: int) -> list[tuple[str, Case]]:
-    """List every row with its group; what matters most comes first, for a short lease."""
+    """List every row with its group; the most important come first, for a short lease."""
     rows = []
     groups = {"inference": INFERENCE[:2], "train": TRAINING}, {"inference": INFERENCE[2:]}
     for part in (*groups, {"extra": EXTRA}):
@@ -134,9 +134,14 @@ def _case(
     name: str, size: int, batch: int, mode: str, precision: str, last: bool, device: str
 ) -> Case:
     return Case(
-        model=name, size=size, batch=batch, mode=mode, precision=precision, channels_last=last,
+        model=name,
+        size=size,
+        batch=batch,
+        mode=mode,
+        precision=precision,
+        channels_last=last,
         device=device,
-    )  # fmt: skip
+    )
 
 
 def chosen(
@@ -145,7 +150,7 @@ def chosen(
     models: Sequence[str] | None,
     groups: Sequence[str] | None,
 ) -> dict[int, Case]:
-    """Keep the rows that are asked for, under their numbers.
+    """Keep the rows that the options choose, by their numbers.
 
     Raises:
         ValueError: nothing is left.
@@ -171,10 +176,10 @@ def _span(part: str) -> range:
 
 
 def line_of(number: int, row: Measured, earlier: dict[Case, Measured]) -> str:
-    """One row as one line of text."""
-    told = f"{number:3d} {row.case.describe():68s}"
+    """Format one row as a line of text."""
+    label = f"{number:3d} {row.case.describe():68s}"
     if row.error:
-        return f"{told} {row.error}"
+        return f"{label} {row.error}"
     parts = [f"{row.images_per_s:9,.0f} img/s", f"{row.macs_per_s / 1e12:6.1f} TMAC/s"]
     if row.peak_bytes is not None:
         parts.append(f"{row.peak_bytes / 2**30:5.1f} GiB")
@@ -186,11 +191,11 @@ def line_of(number: int, row: Measured, earlier: dict[Case, Measured]) -> str:
     then = earlier.get(row.case)
     if then and then.seconds:
         parts.append(f"{row.images_per_s / then.images_per_s:.2f} x earlier")
-    return f"{told} {', '.join(parts)}, first call {row.first_seconds:.0f} s"
+    return f"{label} {', '.join(parts)}, first call {row.first_seconds:.0f} s"
 
 
 def published(row: Measured) -> float | None:
-    """Images/s of the published code for what `row` does, in its faster mode; `None` if unknown."""
+    """Return the published code's images/s for `row`, in its faster mode; `None` if unknown."""
     known = PUBLISHED.get(name_and_options(row.case.model)[0])
     if known is None or row.case.size != MODELS.get(row.case.model):
         return None
@@ -198,7 +203,7 @@ def published(row: Measured) -> float | None:
 
 
 def summary(rows: Sequence[Measured]) -> list[str]:
-    """Each model's best inference and training row beside the published code, in Markdown."""
+    """Format each model's best inference and training row beside the published code's."""
     lines = [
         "| model | best inference | img/s | x published | wanted | best training | img/s "
         "| x published | wanted | peak GiB (published) |",
@@ -220,8 +225,8 @@ def summary(rows: Sequence[Measured]) -> list[str]:
             goal = known.wanted if known else None
             if training and known and known.wanted:
                 goal = known.training * (1.6 if known.training_was_compiled else 2)
-            told = f"{best.case.mode} {best.case.precision}{' cl' * best.case.channels_last}"
-            cells += [told, f"{best.images_per_s:,.0f}"]
+            variant = f"{best.case.mode} {best.case.precision}{' cl' * best.case.channels_last}"
+            cells += [variant, f"{best.images_per_s:,.0f}"]
             cells += [f"{best.images_per_s / base:.2f}" if base else "-"]
             cells += [f"{goal:,.0f}" if goal else "-"]
             if training:
@@ -233,7 +238,7 @@ def summary(rows: Sequence[Measured]) -> list[str]:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Measure what the command line asks for."""
+    """Measure the rows that the command line chooses."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -268,11 +273,15 @@ def main(argv: Sequence[str] | None = None) -> None:
         torch.backends.cudnn.benchmark_limit = args.cudnn_benchmark  # 0: no limit
     earlier = {row.case: row for row in read_rows(args.compare)} if args.compare else {}
     rows: list[Measured] = []
-    around = {**environment(), "rounds": args.rounds, "in_turns": False, "peer": None}
+    setup = {**environment(), "rounds": args.rounds, "in_turns": False, "peer": None}
     measured = measure(
-        list(cases.values()), rounds=args.rounds, warmup=args.warmup,
-        accuracy=not args.no_accuracy, kernels=args.profile, seconds=args.seconds,
-    )  # fmt: skip
+        list(cases.values()),
+        rounds=args.rounds,
+        warmup=args.warmup,
+        accuracy=not args.no_accuracy,
+        kernels=args.profile,
+        seconds=args.seconds,
+    )
     for number, row in zip(cases, measured, strict=True):
         rows.append(row)
         print(line_of(number, row, earlier), flush=True)
@@ -280,10 +289,12 @@ def main(argv: Sequence[str] | None = None) -> None:
             floor = "floor unknown"
             if kernel.times_floor:
                 floor = f"{kernel.times_floor:.1f} x its {kernel.bound} floor (estimated)"
-            print(f"      {kernel.share:5.1%} {1e3 * kernel.seconds:8.3f} ms {kernel.calls:5g} x "
-                  f"{kernel.name[:90]} <- {kernel.op[:60]}: {floor}")  # fmt: skip
+            print(
+                f"      {kernel.share:5.1%} {1e3 * kernel.seconds:8.3f} ms {kernel.calls:5g} x "
+                f"{kernel.name[:90]} <- {kernel.op[:60]}: {floor}"
+            )
         if args.out:
-            write(args.out, around, rows)
+            write(args.out, setup, rows)
     print("\n".join(["", *summary(rows)]))
     if args.plot:
         from zoo.eval.speed.growth import draw_growth
@@ -294,10 +305,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(f"\nWithout a figure: --rows {','.join(map(str, left))}")
 
 
-def write(out: Path, around: dict[str, Any], rows: Sequence[Measured]) -> None:
-    """Write what is known so far, in the form that `zoo bench models --compare` reads too."""
+def write(out: Path, setup: dict[str, Any], rows: Sequence[Measured]) -> None:
+    """Write the rows so far, in the form that `zoo bench models --compare` reads too."""
     out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps({**around, "rows": [row.as_json() for row in rows]}, indent=1) + "\n")
+    out.write_text(json.dumps({**setup, "rows": [row.as_json() for row in rows]}, indent=1) + "\n")
 
 
 def read_rows(path: Path) -> list[Measured]:

@@ -1,4 +1,4 @@
-"""Output and gradients of each family on a GPU against eager float32: what each path costs.
+"""Measure the error of each family's output and gradients on a GPU against eager float32.
 
     python3 benchmarks/gradient_error.py [--models NAME ...] [--worst 5] [--dirty] [--save FILE]
 
@@ -6,8 +6,8 @@ Random weights, 4 images at the family's own size, eval mode (drop path would dr
 fixed random weighting of the outputs. Paths: autocast with torch's own kernels alone; autocast with
 this repository's kernels, which is how models run on a GPU; the same compiled. An error is the
 norm of the difference over the norm, for the gradients over all parameters together; --worst names
-the parameters with the largest differences. --dirty leaves NaN in the memory that is free before
-each path: a fresh process is given zeros, which hide a kernel that reads what nobody wrote.
+the parameters with the largest differences. --dirty leaves NaN in free memory before each path: a
+fresh process gets zeros, which hide a kernel that reads what nobody wrote.
 """
 
 import argparse
@@ -21,10 +21,23 @@ from torch import Tensor, nn
 from zoo.eval.speed.models import build
 from zoo.kernels import available as fused
 
-MODELS = {"mambavision_t": 224, "mambavision_l": 224, "fastervit_0": 224, "fastervit_4": 224,
-          "eradio_xxxtiny": 256, "eradio_l,window_size=8": 256}  # fmt: skip
-COLUMNS = ("model", "torch's kernels: output", "gradients", "ours: output", "gradients",
-           "ours compiled: output", "gradients")  # fmt: skip
+MODELS = {
+    "mambavision_t": 224,
+    "mambavision_l": 224,
+    "fastervit_0": 224,
+    "fastervit_4": 224,
+    "eradio_xxxtiny": 256,
+    "eradio_l,window_size=8": 256,
+}
+COLUMNS = (
+    "model",
+    "torch's kernels: output",
+    "gradients",
+    "ours: output",
+    "gradients",
+    "ours compiled: output",
+    "gradients",
+)
 
 
 def answer(model: Callable[[Tensor], Tensor], module: nn.Module, x: Tensor) -> list[Tensor]:
@@ -44,7 +57,7 @@ def error(ours: list[Tensor], exact: list[Tensor]) -> float:
 
 
 def leave_nan() -> None:
-    """Fill what is free for the next tensors, small and large, with NaN."""
+    """Fill the memory of the next tensors, small and large, with NaN."""
     blocks = [torch.full((2**17,), math.nan, device="cuda") for _ in range(2000)]
     blocks += [torch.full((2**25,), math.nan, device="cuda") for _ in range(64)]
     torch.cuda.synchronize()
@@ -88,16 +101,16 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS), metavar="NAME")
     parser.add_argument("--worst", type=int, default=0, help="name so many parameters a path")
     parser.add_argument("--dirty", action="store_true", help="leave NaN in free memory first")
-    given = parser.parse_args()
+    args = parser.parse_args()
     lines = [f"{torch.cuda.get_device_name()}, torch {torch.__version__}", ""]
     lines += ["| " + " | ".join(COLUMNS) + " |", "|" + " --- |" * len(COLUMNS)]
-    how = {"worst": given.worst, "dirty": given.dirty}
-    for name in given.models:
-        lines.append("| " + " | ".join([name, *errors(name, MODELS[name], **how)]) + " |")
+    for name in args.models:
+        cells = errors(name, MODELS[name], worst=args.worst, dirty=args.dirty)
+        lines.append("| " + " | ".join([name, *cells]) + " |")
         print(lines[-1], flush=True)
     print("\n".join(lines))
-    if given.save:
-        given.save.write_text("\n".join(lines) + "\n")
+    if args.save:
+        args.save.write_text("\n".join(lines) + "\n")
 
 
 if __name__ == "__main__":

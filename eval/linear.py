@@ -130,7 +130,7 @@ def predict_linear(
     if len(strengths) > 1:
         strength = _best_strength(bank, labels, classes, strengths, max_steps)
     weights = _fit(bank, labels, bank.new_zeros(bank.shape[1] + 1, classes), strength, max_steps)
-    return _predict(weights, queries, standardise)
+    return predict_rows(weights, queries, standardise)
 
 
 def _check_strengths(strengths: Sequence[float]) -> None:
@@ -158,7 +158,7 @@ def standardised(
     return standardise(bank), labels.to(bank.device), standardise
 
 
-def _predict(
+def predict_rows(
     weights: Float[Tensor, "D+1 classes"], queries: Tensor, standardise: Standardise
 ) -> Int[Tensor, " m"]:
     """Return the class with the largest logit for each query."""
@@ -200,7 +200,7 @@ def predict_ridge(
             found.append((int(right), one))
         strength = max(found)[1]
     ((_, weights),) = _ridge(bank, labels, classes, [strength])
-    return _predict(weights, queries, standardise)
+    return predict_rows(weights, queries, standardise)
 
 
 def _ridge(
@@ -341,7 +341,7 @@ def predict_sgd(
         rate = max(ranked)[2]  # of equally accurate ones the one with the lower loss
     epochs = _epochs(len(bank), batch, epochs, least_steps)
     weights = _train(bank, labels, classes, [rate], epochs, batch, seed)
-    return _predict(weights[0], queries, standardise)
+    return predict_rows(weights[0], queries, standardise)
 
 
 def _epochs(rows: int, batch: int, epochs: int, least_steps: int) -> int:

@@ -1,40 +1,16 @@
-"""The table that `zoo eval --on` reads, and what a benchmark is given and gives.
+"""The input and the output of a benchmark; the table of benchmarks is `zoo.eval.benchmarks`."""
 
-A benchmark is one generator. To add one, write it and add one line to `BENCHMARKS`:
-
-    @dataclass(frozen=True, kw_only=True)
-    class Segment:                       # its settings: `--segment.crop 768` on the command line
-        crop: int = 512
-        '''Pixels of a window's side.'''
-
-    def segment(subject: Subject, data: Path, settings: Segment) -> Iterator[Found]:
-        maps = subject.look(batch).spatial           # or subject.student, for its heads
-        yield "segment/miou", 61.2                    # a number
-        yield "segment/miou", Scores(keys, hits, total)     # a number, and where it comes from
-        yield "segment/000123", Picture(pixels, "mask")     # shown in the report
-
-    BENCHMARKS["segment"] = Benchmark(
-        "zoo.eval.dense.segment:segment", "segmentation", "segment/miou"
-    )
-
-The function's third parameter is annotated with the settings' class: that is how the command line
-finds it. Modules are imported when they are asked for, so a benchmark may import what it likes.
-What it draws at random it draws from `subject.seed`. A number is in the unit that the field uses
-(per cent for accuracies and IoU); `best` in the table says what a perfect one is.
-"""
-
-import difflib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field, is_dataclass
-from importlib import import_module
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Protocol, get_type_hints
+from typing import Literal, NamedTuple, Protocol
 
 import numpy as np
 import torch
 
 from zoo.eval.average_precision import AveragePrecision
+from zoo.eval.benchmarks import BENCHMARKS
 from zoo.eval.extract import Extracted
 from zoo.features import Batch, Features
 from zoo.students.student import Student
@@ -136,6 +112,8 @@ class Subject:
     """Read the stored features of both parts, in place of extracting them from images."""
     known: dict[Path, tuple[Extracted, Extracted]] = field(default_factory=dict, repr=False)
     """What `extracted` has returned, by data set."""
+    work: Path | None = None
+    """Folder for the runs of benchmarks that train; a run that was stopped there is resumed."""
 
     @property
     def student(self) -> Student:
@@ -189,86 +167,3 @@ class Subject:
             )
         bank, queries = (extract(self.features, part) for part in parts)
         return bank, queries
-
-
-Run = Callable[[Subject, Any, Any], Iterable[Found]]
-
-
-class Benchmark(NamedTuple):
-    """A line of the table."""
-
-    run: str
-    """`module:function`, imported when the benchmark is asked for."""
-    capability: str
-    """What it tells about a model: an axis of the report's radar."""
-    headline: str
-    """The one number that stands for it in tables and plots."""
-    best: float = 100.0
-    """The headline of a perfect model; 0 where there is none, and no axis then."""
-    reads: Literal["features", "data", "nothing"] = "data"
-    """`features`: summaries of labelled images, which may come from `zoo embed`; `data`: the
-    folder itself; `nothing`: no data at all."""
-
-
-BENCHMARKS: dict[str, Benchmark] = {
-    "knn": Benchmark("zoo.eval.knn:measure", "kNN", "knn/top1", reads="features"),
-    "linear": Benchmark("zoo.eval.linear:measure", "linear probe", "linear/top1", reads="features"),
-    "fewshot": Benchmark(
-        "zoo.eval.fewshot:fewshot", "few-shot", "fewshot/5/top1", reads="features"
-    ),
-    "zeroshot": Benchmark("zoo.eval.zeroshot:zeroshot", "zero-shot", "zeroshot/top1"),
-    "segment": Benchmark("zoo.eval.dense.segment:segment", "segmentation", "segment/miou"),
-    "retrieval": Benchmark(
-        "zoo.eval.retrieval:retrieval", "retrieval", "retrieval/image_to_text/recall5"
-    ),
-    "correspondence": Benchmark(
-        "zoo.eval.dense.correspondence:correspondence", "correspondence", "correspondence/pck0.1"
-    ),
-    "depth": Benchmark("zoo.eval.dense.depth:depth", "depth", "depth/delta1"),
-    "masks": Benchmark("zoo.eval.dense.sam_masks:masks", "masks", "masks/miou"),
-    "detect": Benchmark("zoo.eval.detect.benchmark:detect", "detection", "detect/box/AP50"),
-    "speed": Benchmark(
-        "zoo.eval.speed.throughput:speed", "images/s", "speed/img_s", 0.0, "nothing"
-    ),
-}
-"""Name -> what `zoo eval --on` runs; a new benchmark is one line."""
-
-
-def find(names: Sequence[str]) -> list[str]:
-    """Check names of benchmarks, before any work starts.
-
-    Raises:
-        ValueError: a name that the table does not have, with the nearest that it has.
-    """
-    for name in names:
-        if name not in BENCHMARKS:
-            near = difflib.get_close_matches(name, BENCHMARKS, n=1)
-            hint = f" Did you mean {near[0]}?" if near else ""
-            known = ", ".join(BENCHMARKS)
-            raise ValueError(f"There is no benchmark {name!r}; there are {known}.{hint}")
-    return list(dict.fromkeys(names))
-
-
-def load(name: str) -> tuple[Run, type[Any]]:
-    """Import a benchmark: its function and the class of its settings.
-
-    Raises:
-        ValueError: it is not installed here, or needs a package that is missing.
-    """
-    (found,) = find([name])
-    module, _, function = BENCHMARKS[found].run.partition(":")
-    try:
-        run = getattr(import_module(module), function)
-    except ModuleNotFoundError as error:
-        raise ValueError(
-            f"The benchmark {name} needs {error.name}, which is not installed; see the extras of "
-            "backbone-zoo (pip install 'backbone-zoo[all]')."
-        ) from error
-    settings = get_type_hints(run).get("settings")
-    assert isinstance(settings, type) and is_dataclass(settings), f"{function} has no settings"
-    return run, settings
-
-
-def headlines() -> Mapping[str, Benchmark]:
-    """Return the benchmarks by the number that stands for each."""
-    return {benchmark.headline: benchmark for benchmark in BENCHMARKS.values()}

@@ -129,6 +129,18 @@ def write(
     return written
 
 
+def finished(out: Path, record: Record) -> Record | None:
+    """Return the last record of the same measurement in a result file, if there is one."""
+    known = read(out) if out.is_file() else []
+    same = [r for r in known if (r.target, _identity(r)) == (record.target, _identity(record))]
+    return same[-1] if same else None
+
+
+def work_of(out: Path, record: Record) -> Path:
+    """Return the folder beside a result file for the training of a measurement."""
+    return out.with_name(f"{out.stem}.work") / f"{record.benchmark}-{_identity(record)}"
+
+
 def files_of(out: Path) -> Path:
     """Return the folder beside a result file for its scores and pictures."""
     return out.with_name(f"{out.stem}_files")

@@ -44,6 +44,8 @@ class EvalRequest:
     """Processes that decode images."""
     out: Path | None = None
     """The result file, to which records are appended."""
+    resume: bool = False
+    """Resume the results and the trainings at `out` that were stopped."""
     command: str | None = None
 
     @property

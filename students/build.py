@@ -7,10 +7,11 @@ from typing import Any
 
 import timm
 import torch
+from timm.data import resolve_model_data_config
 from timm.layers import GluMlp
 from torch import nn
 
-from zoo.features import gives_class_tokens, read_features, read_ladder
+from zoo.features import gives_class_tokens, read_features, read_intermediates
 from zoo.layers import spectral
 from zoo.students.heads import HeadKind, TeacherHead, head_hidden
 from zoo.students.student import Student
@@ -32,17 +33,19 @@ def build_student(
     spectral_norms: bool = False,
     device: torch.device | str = "cpu",
 ) -> Student:
-    """Build a registered backbone at `size` with heads for `teachers`.
+    """Build a registered backbone with heads for `teachers`.
 
     Args:
-        name: Anything that `timm.create_model` knows.
+        name: A name that `timm.create_model` knows.
         teachers: Summary and spatial width of each teacher by label; `None` for no such target.
-        kind: What the heads are, see `zoo.students.heads`.
+        size: Side of the images in pixels.
+        kind: Kind of the heads, see `zoo.students.heads`.
         hidden: Width of the heads' hidden layers; the widest teacher's by default.
         inner: Further hidden layers of the kinds that are MLPs.
         upsample: Cells of the spatial heads' grid along each side of one of the backbone's.
         options: Further keywords for `timm.create_model`, which an export keeps.
-        dynamic: Build the backbone for several sizes of images, if it asks to be told.
+        dynamic: Build the backbone for images of several sizes (`dynamic_img_size`), if it has
+            that option.
         spectral_norms: Reparametrise the blocks of a ViT for training (`zoo.layers.spectral`).
 
     Raises:
@@ -56,12 +59,20 @@ def build_student(
         )
         if spectral_norms:
             _reparametrise(name, backbone)
-        config = timm.data.resolve_model_data_config(backbone)
-        ours, rungs = _widths(backbone, size, climbs=kind == "ladder")
-        head = dict(kind=kind, hidden=hidden or head_hidden(teachers), inner=inner)
-        head |= dict(upsample=upsample)
+        config = resolve_model_data_config(backbone)
+        ours, intermediates = _widths(backbone, size, uses_intermediates=kind == "ladder")
+        head: dict[str, Any] = dict(kind=kind, hidden=hidden or head_hidden(teachers))
+        head |= dict(inner=inner, upsample=upsample)  # this function's keywords: an export has them
         heads = {
-            label: TeacherHead(ours, theirs, **head, rungs=rungs)
+            label: TeacherHead(
+                ours,
+                theirs,
+                kind=kind,
+                hidden=head["hidden"],
+                num_inner=inner,
+                upsample=upsample,
+                intermediates=intermediates,
+            )
             for label, theirs in teachers.items()
         }
         return Student(
@@ -78,17 +89,21 @@ def build_student(
 
 @torch.no_grad()
 def _widths(
-    backbone: Any, size: int, *, climbs: bool
+    backbone: Any, size: int, *, uses_intermediates: bool
 ) -> tuple[tuple[int, int], list[tuple[int, int]]]:
-    """Look at a black image: the widths of summary and map, at the end and after each block."""
+    """Find the widths of summary and map, at the end and after each block, on a black image."""
     backbone.eval()
     black = torch.zeros(1, 3, size, size)
-    seen, below = read_features(backbone, black), []
-    if climbs:
-        seen, below = read_ladder(backbone, black, class_tokens=gives_class_tokens(backbone))
+    features, earlier = read_features(backbone, black), []
+    if uses_intermediates:
+        class_tokens = gives_class_tokens(backbone)
+        features, earlier = read_intermediates(backbone, black, class_tokens=class_tokens)
     backbone.train()
-    ours, *rungs = [(x.summary.shape[-1], x.spatial.shape[-1]) for x in (seen, *below)]
-    return ours, rungs
+    widths = []
+    for summary, spatial in (features, *earlier):
+        assert summary is not None and spatial is not None
+        widths.append((summary.shape[-1], spatial.shape[-1]))
+    return widths[0], widths[1:]
 
 
 def _build_backbone(
@@ -99,16 +114,16 @@ def _build_backbone(
     options: dict[str, Any],
     *,
     dynamic: bool = False,
-) -> tuple[nn.Module, dict[str, Any]]:
-    """Build the backbone, and the keywords that a user needs to build it again."""
+) -> tuple[Any, dict[str, Any]]:
+    """Return the backbone, and the keywords with which `timm.create_model` builds it again."""
     kwargs: dict[str, Any] = dict(num_classes=0) | options
     backbone = _create(name, pretrained, kwargs | training)
     if dynamic and getattr(backbone, "dynamic_img_size", True) is False:
         kwargs["dynamic_img_size"] = True
         backbone = _create(name, pretrained, kwargs | training)
     if not hasattr(backbone, "forward_intermediates"):
-        raise ValueError(f"{name} cannot be a student: timm gives it no forward_intermediates.")
-    own = timm.data.resolve_model_data_config(backbone)["input_size"][-1]
+        raise ValueError(f"{name} cannot be a student: it has no forward_intermediates in timm.")
+    own = resolve_model_data_config(backbone)["input_size"][-1]
     if size != own:
         if hasattr(backbone, "set_input_size"):
             try:
@@ -128,13 +143,13 @@ def _create(name: str, pretrained: bool, kwargs: dict[str, Any]) -> Any:
         if set(kwargs) <= {"num_classes", "drop_path_rate"}:
             raise
         raise ValueError(
-            f"{name} refuses its options ({error}); see --student-options, and the signature of "
-            "the model's class for what it takes."
+            f"{name} refuses its options ({error}). Correct --student-options; the signature of "
+            "the model's class has the options that it takes."
         ) from error
 
 
 def _reparametrise(name: str, backbone: Any) -> None:
-    """Return the matrices of a ViT's blocks their own spectral norms."""
+    """Give each matrix of a ViT's blocks a spectral norm of its own; in place."""
     if hasattr(backbone, "set_spectral"):
         backbone.set_spectral()
         return
@@ -166,16 +181,16 @@ def read_options(texts: Sequence[str]) -> dict[str, Any]:
 
 
 def read_pairs(texts: Sequence[str]) -> dict[str, Any]:
-    """Read `key=value` texts; values are Python's literals, and what is none is a string.
+    """Read `key=value` texts; a value is a Python literal, or else a string.
 
     Raises:
-        ValueError: a text has not that form; keys are names, or names joined by dots.
+        ValueError: a text is not of that form, or a key is neither a name nor names joined by dots.
     """
     pairs = {}
     for text in texts:
         key, sign, value = text.partition("=")
         if not sign or not key.replace(".", "_").isidentifier():
-            raise ValueError(f"The option {text!r} has not the form key=value.")
+            raise ValueError(f"The option {text!r} is not of the form key=value.")
         try:
             pairs[key] = ast.literal_eval(value)
         except (ValueError, SyntaxError):
@@ -187,10 +202,17 @@ def read_pairs(texts: Sequence[str]) -> dict[str, Any]:
 def student_grids(
     name: str, size: int, sizes: tuple[int, ...], options: tuple[str, ...] = ()
 ) -> dict[int, tuple[int, int]]:
-    """Find the grid of a backbone that is built at `size`, at each of `sizes`; costs no memory.
+    """Find the grid of a backbone built at `size` for images of each of `sizes`, without weights.
+
+    Args:
+        size: Side of the images in pixels, as are `sizes`.
+        options: `key=value` texts, see `read_options`.
+
+    Returns:
+        Rows and columns of the map, for each of `sizes`.
 
     Raises:
-        ValueError: it cannot take one of them.
+        ValueError: the backbone cannot take images of one of the sizes.
     """
     with torch.device("meta"):
         backbone, _ = _build_backbone(

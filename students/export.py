@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from timm.models._hub import save_for_hf
 from timm.models._pretrained import filter_pretrained_cfg
 
-from zoo.features import Batch, Features
+from zoo.features import Batch
 from zoo.students.build import build_student
 from zoo.students.student import Student
 
@@ -19,26 +19,33 @@ from zoo.students.student import Student
 def export_student(
     student: Student, folder: Path, batch: Batch, *, about: dict[str, Any] | None = None
 ) -> dict[str, float]:
-    """Write `folder`, whole or not at all, and give numbers that tell whether it loads right.
+    """Write a student to `folder`, whole or not at all.
 
-    Licence and release of published weights are stated only if the student started from them:
-    a release's name also makes RADIO build what that release has.
+    timm reads `model.safetensors` and `config.json`: `timm.create_model("local-dir:DIR",
+    pretrained=True)`. `heads.*` have the teachers' heads, in the teachers' own spaces.
+    `check.safetensors` has the first image of `batch`, normalised, and the features that the loaded
+    backbone must have for it.
 
-    `model.safetensors` and `config.json` are what timm reads: `timm.create_model("local-dir:DIR",
-    pretrained=True)`. `heads.*` hold the teachers' heads, in the teachers' own spaces, and
-    `check.safetensors` the first image of `batch` with the features that it must give.
+    Licence and release of published weights are stated only if the student started from them: the
+    name of a release also changes how RADIO is built.
 
     Args:
-        student: With folded heads.
-        about: Written into `heads.json`, beside what rebuilds the heads.
+        student: A student whose heads are folded.
+        about: Further fields of `heads.json`, beside those that rebuild the heads.
+
+    Returns:
+        Numbers by which a later run can compare the features of `check.safetensors`.
     """
     student = student.eval()
-    seen, images = _look(student, batch)
+    images = ((batch.at(student.size)[:1] - student.mean) / student.std).contiguous()
+    with torch.no_grad():
+        summary, spatial = student.features(Batch(batch.images[:1]))
+    assert summary is not None and spatial is not None
     name, kwargs = student.recipe
     folder.parent.mkdir(parents=True, exist_ok=True)
     making = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
-        # a family whose file decides part of the architecture leaves that in `build_args`
+        # `build_args` has what a family reads out of its weights' file about the architecture
         arguments = dict(getattr(student.backbone, "build_args", {})) | kwargs
         arguments.pop("num_classes", None)
         save_for_hf(
@@ -58,9 +65,9 @@ def export_student(
             about=about or {},
         )
         (making / "heads.json").write_text(json.dumps(heads, indent=2) + "\n")
-        check = dict(images=images, summary=seen.summary, spatial=seen.spatial)
+        check = dict(images=images, summary=summary, spatial=spatial)
         save_file(_contiguous(check), making / "check.safetensors")
-        for path in (making, *making.iterdir()):  # temporary folders, and safetensors, are private
+        for path in (making, *making.iterdir()):  # temporary folders and safetensors are private
             path.chmod(0o755 if path.is_dir() else 0o644)
         if folder.exists():
             shutil.rmtree(folder)
@@ -68,30 +75,24 @@ def export_student(
     finally:
         shutil.rmtree(making, ignore_errors=True)
     return {
-        "export/summary_mean": seen.summary.double().mean().item(),
-        "export/summary_norm": seen.summary.double().norm().item(),
-        "export/spatial_norm": seen.spatial.double().norm().item(),
+        "export/summary_mean": summary.double().mean().item(),
+        "export/summary_norm": summary.double().norm().item(),
+        "export/spatial_norm": spatial.double().norm().item(),
     }
 
 
 def _pretrained_cfg(student: Student) -> dict[str, Any]:
-    """Describe the weights: timm before 1.0.31 writes what it is given, and no more."""
+    """Describe the weights in full: timm before 1.0.31 adds nothing to what it gets."""
     cfg = filter_pretrained_cfg(
         cast(dict[str, Any], student.backbone.pretrained_cfg), remove_source=True, remove_null=True
     )
-    for key in ("architecture", "pool_size"):  # the first stands outside, the second is outdated
+    for key in ("architecture", "pool_size"):  # the first is a field of its own, the second stale
         cfg.pop(key, None)
     cfg |= dict(input_size=[3, *student.size], num_classes=0, custom_load=False)
     cfg["license"] = student.license
     if student.license is None:
         cfg["tag"] = None
     return cfg
-
-
-@torch.no_grad()
-def _look(student: Student, batch: Batch) -> tuple[Features, torch.Tensor]:
-    images = ((batch.at(student.size)[:1] - student.mean) / student.std).contiguous()
-    return student.features(Batch(batch.images[:1])), images
 
 
 def _contiguous(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -102,13 +103,13 @@ def load_export(folder: Path, *, device: torch.device | str = "cpu") -> Student:
     """Build the student that `export_student` wrote, heads included.
 
     Raises:
-        ValueError: the folder holds no export.
+        ValueError: there is no export in the folder.
     """
     if not (folder / "heads.json").is_file():
-        raise ValueError(f"{folder} holds no exported student: heads.json is missing.")
+        raise ValueError(f"There is no exported student in {folder}: heads.json is missing.")
     heads = json.loads((folder / "heads.json").read_text())
     widths = {name: tuple(pair) for name, pair in heads["teachers"].items()}
-    options = heads.get("options")  # exports of before 0.2 have none
+    options = heads.get("options")  # exports before 0.2 have none
     student = build_student(
         heads["student"], widths, size=heads["size"], **heads["head"], options=options
     )

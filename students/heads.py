@@ -22,33 +22,34 @@ RUNG = 4
 
 
 class Ladder(nn.Module):
-    """A small MLP on every block of the backbone, and a wide one on the last; their sum.
+    """The sum of a small MLP on every earlier block of the backbone and a wide one on the last.
 
     UNIC (2408.05088), for the features x_l after block l of L, with one activation each:
 
         y = Σ_l W_l gelu(V_l x_l) + b
 
-    The outer products are one matrix over all hidden layers side by side, which is the same sum;
-    so there is one last layer, into which the inverse of a normalisation folds.
+    The matrices W_l are side by side in one last layer over all hidden layers, which is the same
+    sum. So there is one layer into which the inverse of a normalisation can be folded.
 
     Args:
-        rungs: Width of each earlier block's features.
+        intermediates: Width of each earlier block's features.
         width: Width of the last block's.
         hidden: Hidden width of the last block's MLP.
     """
 
-    def __init__(self, rungs: Sequence[int], width: int, *, hidden: int, out_dim: int):
+    def __init__(self, intermediates: Sequence[int], width: int, *, hidden: int, out_dim: int):
         super().__init__()
         small = max(1, hidden // RUNG)
-        self.rungs = nn.ModuleList(nn.Linear(rung, small) for rung in rungs)
+        # The attribute's name is part of the keys of exported heads.
+        self.rungs = nn.ModuleList(nn.Linear(earlier, small) for earlier in intermediates)
         self.top = nn.Linear(width, hidden)
         self.act = nn.GELU()
-        self.last = nn.Linear(len(rungs) * small + hidden, out_dim)
+        self.last = nn.Linear(len(intermediates) * small + hidden, out_dim)
 
     def forward(
-        self, x: Float[Tensor, "*B C"], below: Sequence[Float[Tensor, "*B _"]]
+        self, x: Float[Tensor, "*B C"], intermediates: Sequence[Float[Tensor, "*B _"]]
     ) -> Float[Tensor, "*B D"]:
-        hidden = [rung(seen) for rung, seen in zip(self.rungs, below, strict=True)]
+        hidden = [layer(y) for layer, y in zip(self.rungs, intermediates, strict=True)]
         return self.last(self.act(torch.cat([*hidden, self.top(x)], dim=-1)))
 
     def replace_last(self, linear: nn.Linear) -> None:
@@ -56,16 +57,17 @@ class Ladder(nn.Module):
 
 
 class TeacherHead(nn.Module):
-    """A summary and a spatial adaptor; one is absent where the teacher gives nothing to match.
+    """A summary and a spatial adaptor; one is absent where the teacher has no such target.
 
-    During training the spatial one answers in the normalised space; `fold` puts the inverse of
+    During training the spatial adaptor predicts in the normalised space; `fold` puts the inverse of
     the normalisation into its last layer.
 
     Args:
         ours: Summary and spatial width of the student.
         theirs: Summary and spatial width of the teacher; `None` for no such target.
-        upsample: Cells along each side of a student's cell in the spatial answer.
-        rungs: Summary and spatial width after each earlier block, for a ladder.
+        upsample: Cells of the predicted map along each side of one of the student's cells.
+        num_inner: Further hidden layers of the kinds that are MLPs.
+        intermediates: Summary and spatial width after each earlier block, for a ladder.
 
     Raises:
         ValueError: an attention head cannot split the student's width.
@@ -78,9 +80,9 @@ class TeacherHead(nn.Module):
         *,
         kind: HeadKind = "v2",
         hidden: int,
-        inner: int = 1,
+        num_inner: int = 1,
         upsample: int = 1,
-        rungs: Sequence[tuple[int, int]] = (),
+        intermediates: Sequence[tuple[int, int]] = (),
     ):
         super().__init__()
         if kind == "attn" and theirs[1] is not None and ours[1] % ATTN_HEADS:
@@ -96,35 +98,35 @@ class TeacherHead(nn.Module):
             if out is None:
                 return None
             if kind == "ladder":
-                below = [rung[part] for rung in rungs]
-                return Ladder(below, width, hidden=hidden, out_dim=blocks * out)
-            return Head(hidden=hidden, out_dim=blocks * out, num_inner=inner, kind=kind).build(
-                width
-            )
+                earlier = [widths[part] for widths in intermediates]
+                return Ladder(earlier, width, hidden=hidden, out_dim=blocks * out)
+            sizes = Head(hidden=hidden, out_dim=blocks * out, num_inner=num_inner, kind=kind)
+            return sizes.build(width)
 
         self.summary = make(0, "v2" if kind == "attn" else kind, 1)  # one token attends to nothing
         self.spatial = make(1, kind, upsample**2)
 
-    def forward(self, seen: Features, below: Sequence[Features] = ()) -> Features:
-        """Answer for the teacher.
+    def forward(self, features: Features, intermediates: Sequence[Features] = ()) -> Features:
+        """Predict the teacher's features from the backbone's.
 
         Args:
-            below: Features after each earlier block, for a ladder.
+            intermediates: Features after each earlier block, for a ladder.
         """
         summary = spatial = None
         if self.summary is not None:
-            rungs = ([f.summary for f in below],) if self.kind == "ladder" else ()
-            summary = self.summary(seen.summary, *rungs)
+            earlier = ([f.summary for f in intermediates],) if self.kind == "ladder" else ()
+            summary = self.summary(features.summary, *earlier)
         if self.spatial is not None:
-            rungs = ([f.spatial for f in below],) if self.kind == "ladder" else ()
-            spatial = self._on_grid(seen.spatial, *rungs)
+            assert features.spatial is not None
+            maps = [f.spatial for f in intermediates if f.spatial is not None]
+            spatial = self._on_grid(features.spatial, *((maps,) if self.kind == "ladder" else ()))
         return Features(summary, spatial)
 
-    def _on_grid(self, x: Tensor, *rungs: Sequence[Tensor]) -> Float[Tensor, "B H W C"]:
+    def _on_grid(self, x: Tensor, *earlier: Sequence[Tensor]) -> Float[Tensor, "B H W C"]:
         if self.upsample == 1 and self.kind != "attn":
-            return self.spatial(x, *rungs)
+            return self.spatial(x, *earlier)
         rows, cols = x.shape[1:3]
-        flat = ([rung.flatten(1, 2) for rung in rung] for rung in rungs)
+        flat = ([y.flatten(1, 2) for y in maps] for maps in earlier)
         tokens = self.spatial(x.flatten(1, 2), *flat)
         finer = (rows * self.upsample, cols * self.upsample)
         return upsampled(tokens, rows, cols, self.upsample).unflatten(1, finer)

@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, cast
 
 import timm
 import torch
@@ -11,21 +11,22 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from zoo.features import Batch, Features, gives_class_tokens, read_features, read_ladder
+from zoo.features import Batch, Features, gives_class_tokens, read_features, read_intermediates
 from zoo.layers import spectral
+from zoo.students.heads import TeacherHead
 
 MESA = "mesa.ema"
-"""Where a student's answer holds its own map, for its average to teach; no label has a dot."""
+"""The key of a student's own map among its answers, for MESA; labels of teachers have no dot."""
 
 
 class Student(nn.Module):
-    """Batch -> {teacher: Features}.
+    """Batch -> {teacher: Features}: predict the features of every teacher.
 
     Args:
         heads: One head a teacher, by the teacher's label.
         size: Rows and columns of the images that the backbone gets.
         recipe: Name and keywords with which `timm.create_model` builds the backbone again.
-        head: Keywords with which `TeacherHead` builds the heads again.
+        head: Keywords with which `build_student` builds the heads again.
         license: Licence of the weights that it started from; `None` if it started from none.
     """
 
@@ -69,22 +70,29 @@ class Student(nn.Module):
         """Answer for every teacher; the part that is worth compiling.
 
         Args:
-            mesa: Give the own map as well, under `MESA`.
+            mesa: Return the own map as well, under the key `MESA`.
         """
-        below: list[Features] = []
+        intermediates: list[Features] = []
         if self.uses_intermediates:
             x = (images - self.mean) / self.std
-            seen, below = read_ladder(self.backbone, x, class_tokens=self.class_tokens)
+            features, intermediates = read_intermediates(
+                self.backbone, x, class_tokens=self.class_tokens
+            )
         else:
-            seen = self.forward_features(images)
-        answers = {name: head(seen, below) for name, head in self.heads.items()}
-        return answers | {MESA: _normalised(seen)} if mesa else answers
+            features = self.forward_features(images)
+        answers = {name: head(features, intermediates) for name, head in self.heads.items()}
+        return answers | {MESA: _normalised(features)} if mesa else answers
 
     def forward(
         self, batch: Batch, *, size: tuple[int, int] | None = None, mesa: bool = False
     ) -> dict[str, Features]:
         images = batch.at(size or self.size)
         return self.answer(images, mesa=True) if mesa else self.answer(images)
+
+    def no_weight_decay(self) -> set[str]:
+        """Name the parameters that the backbone exempts from weight decay."""
+        exempt = getattr(self.backbone, "no_weight_decay", set)()
+        return {f"backbone.{name}" for name in exempt}
 
     def with_folded_heads(self, fold: Mapping[str, Callable[..., nn.Linear]]) -> "Student":
         """Return a student whose spatial heads end in the teachers' own spaces.
@@ -99,7 +107,7 @@ class Student(nn.Module):
         folded._modules = dict(self._modules)
         folded.heads = copy.deepcopy(self.heads)
         for name, change in fold.items():
-            folded.heads[name].fold(change)
+            cast(TeacherHead, folded.heads[name]).fold(change)
         return folded
 
     def without_spectral(self) -> "Student":
@@ -120,8 +128,8 @@ class Student(nn.Module):
         return plain
 
 
-def _normalised(seen: Features) -> Features:
+def _normalised(features: Features) -> Features:
     """Put the map through a layer norm without scale and shift (C-RADIOv4, 2.3)."""
-    assert seen.spatial is not None  # every backbone of `read_features` has a map
-    spatial = seen.spatial.float()
+    assert features.spatial is not None  # every backbone of `read_features` has a map
+    spatial = features.spatial.float()
     return Features(None, F.layer_norm(spatial, spatial.shape[-1:]))

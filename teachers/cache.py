@@ -1,14 +1,14 @@
-"""Features of teachers on disk: shards of a training stream's views, read instead of the teachers.
+"""Teachers' features on disk: shards of a training stream's views, read in place of the teachers.
 
-What a view is follows from its place in the stream (`zoo.data.plan`): the image, the crop, the
-mirror. So a cache stores no images and no crops, only features in the order in which a run asks for
-them, and replays the augmentations as MobileCLIP's reinforced data sets do (2311.17049, section 4).
-Maps are stored on the scale on which students learn them (PHI-S, 2410.01680), where all channels
-have one variance and 8 bits with one scale a token lose 1e-4 of it.
+The position of a view in the stream determines its image, its crop and its mirroring
+(`zoo.data.plan`). So a cache stores no images and no crops, only features in the order in which a
+run reads them, and repeats the augmentations as MobileCLIP's reinforced data sets do (2311.17049,
+section 4). Maps are stored on the scale on which students learn them (PHI-S, 2410.01680), where all
+channels have the same variance and 8 bits with one scale a token lose 1e-4 of it.
 
-    cache.json                what it holds; another run is compared with this
+    cache.json                the manifest, with which another run's is compared
     spaces.safetensors        the transform of each teacher's map, and its inverse
-    shard_00000.safetensors   the features of `shard` consecutive places of the stream
+    shard_00000.safetensors   the features of `shard` consecutive positions in the stream
 """
 
 import dataclasses
@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int8
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -35,35 +35,38 @@ TEACHER_FIELDS = ("name", "fingerprint", "precision", "size", "grid", "summary_d
 
 @dataclass(frozen=True, kw_only=True)
 class CacheManifest:
-    """What a cache holds: all that its features depend on."""
+    """Everything that a cache's features depend on. The fields are the keys of `cache.json`."""
 
     images: int
-    """Of the training data."""
+    """Number of images in the training data."""
     data: str
-    """Hash of their names."""
+    """Hash of the images' names."""
     seed: int
     views: int
-    """Epochs of views."""
+    """Epochs of views that are stored."""
     view: dict[str, Any]
     """Size, scale, ratio and mirroring of the crops."""
     normalise: str
+    """Kind of the transform that brought the maps to their stored scale."""
     stored: Stored
     shard: int
-    """Places in a shard."""
+    """Positions in a shard; the last shard may have fewer."""
     teachers: dict[str, dict[str, Any]] = field(default_factory=dict)
-    """For each label `TEACHER_FIELDS`."""
+    """The values of `TEACHER_FIELDS` of each teacher, by label."""
 
     @property
-    def places(self) -> int:
+    def num_positions(self) -> int:
+        """Number of stored views: positions in the stream before it repeats."""
         return self.images * self.views
 
     @property
     def shards(self) -> int:
-        return -(-self.places // self.shard)
+        """Number of shards."""
+        return -(-self.num_positions // self.shard)
 
     @property
     def image_bytes(self) -> int:
-        """Bytes of one view's features."""
+        """Bytes of one view's features, of all teachers together."""
         total = 0
         for teacher in self.teachers.values():
             rows, cols = teacher["grid"] or (0, 0)
@@ -76,10 +79,13 @@ class CacheManifest:
         return json.loads(json.dumps(dataclasses.asdict(self)))
 
     def differences(self, other: "CacheManifest") -> list[str]:
-        """Say in what two differ; how features are stored and cut into shards does not count."""
+        """List the fields in which two manifests differ, one sentence each.
+
+        How features are stored and cut into shards does not count.
+        """
         mine, theirs = self.as_json(), other.as_json()
-        for told in (mine, theirs):
-            del told["stored"], told["shard"]
+        for fields in (mine, theirs):
+            del fields["stored"], fields["shard"]
         found = _differing("teachers", mine.pop("teachers"), theirs.pop("teachers"))
         return found + _differing("", mine, theirs)
 
@@ -97,36 +103,39 @@ def _differing(prefix: str, mine: Mapping[str, Any], theirs: Mapping[str, Any]) 
 
 
 class Cache:
-    """A folder of features, being filled or full."""
+    """A folder of features, full or being filled."""
 
-    def __init__(self, path: Path, holds: CacheManifest):
-        self.path, self.manifest = path, holds
+    def __init__(self, path: Path, manifest: CacheManifest):
+        self.path, self.manifest = path, manifest
 
     @classmethod
     def open(cls, path: Path) -> "Cache":
-        """Open a cache.
+        """Open the cache in the folder `path`.
 
         Raises:
-            ValueError: there is none at `path`.
+            ValueError: there is no cache.
         """
         try:
             return cls(path, CacheManifest(**json.loads((path / "cache.json").read_text())))
         except (OSError, json.JSONDecodeError, TypeError) as error:
             raise ValueError(
-                f"There is no feature cache in {path}; `zoo distill --cache {path} --views 1` "
-                "makes one."
+                f"There is no feature cache in {path}. `zoo distill --cache {path} "
+                "--view-epochs 1` makes one."
             ) from error
 
     @classmethod
-    def prepare(cls, path: Path, holds: CacheManifest, spaces: Mapping[str, Tensor]) -> "Cache":
-        """Open the cache of what `holds` says, or make it, empty.
+    def prepare(cls, path: Path, manifest: CacheManifest, spaces: Mapping[str, Tensor]) -> "Cache":
+        """Open the cache that `manifest` describes; if there is none, make an empty one.
+
+        Args:
+            spaces: The transforms that `spaces()` returns; written only into a new cache.
 
         Raises:
             ValueError: the cache at `path` is stale, or something else is there.
         """
         if (path / "cache.json").is_file():
             cache = cls.open(path)
-            differing = cache.manifest.differences(holds)
+            differing = cache.manifest.differences(manifest)
             if differing:
                 raise ValueError(
                     f"The feature cache {path} is stale: {'; '.join(differing)}. "
@@ -134,14 +143,13 @@ class Cache:
                 )
             return cache
         if path.exists() and (not path.is_dir() or any(path.iterdir())):
-            raise ValueError(f"{path} holds something that is no feature cache; give --cache "
-                             "another folder.")  # fmt: skip
+            raise ValueError(f"{path} is not empty and no feature cache; give another --cache.")
         path.mkdir(parents=True, exist_ok=True)
         tensors = {key: value.cpu().contiguous() for key, value in spaces.items()}
         save_whole(tensors, path / "spaces.safetensors", save_file)
         with written_whole(path / "cache.json") as temporary:
-            temporary.write_text(json.dumps(holds.as_json(), indent=1) + "\n")
-        return cls(path, holds)
+            temporary.write_text(json.dumps(manifest.as_json(), indent=1) + "\n")
+        return cls(path, manifest)
 
     def spaces(self) -> dict[str, Tensor]:
         """Read the transforms: `label/mean`, `label/weight` and `label/inverse_weight`."""
@@ -150,40 +158,43 @@ class Cache:
     def shard_path(self, number: int) -> Path:
         return self.path / f"shard_{number:05d}.safetensors"
 
-    def places_of(self, number: int) -> range:
-        """Return the places in the stream that a shard holds."""
+    def positions_of(self, number: int) -> range:
+        """Return the positions in the stream whose features are in shard `number`."""
         first = number * self.manifest.shard
-        return range(first, min(first + self.manifest.shard, self.manifest.places))
+        return range(first, min(first + self.manifest.shard, self.manifest.num_positions))
 
     def missing(self) -> list[int]:
-        """List the shards that are not there yet."""
+        """List the numbers of the shards that are not written yet."""
         return [n for n in range(self.manifest.shards) if not self.shard_path(n).is_file()]
 
     def write(self, number: int, features: Mapping[str, Features]) -> None:
         """Write a shard, whole or not at all.
 
         Args:
-            features: Of all its places, by label, in order; maps on the stored scale.
+            features: The features of all its positions, in order, by label; maps on the stored
+                scale.
 
         Raises:
             OSError: the disk is full or not writable.
         """
         tensors = {}
-        for label, seen in features.items():
-            for part, value in _encode(seen, self.manifest.stored).items():
+        for label, one in features.items():
+            for part, value in _encode(one, self.manifest.stored).items():
                 tensors[f"{label}/{part}"] = value.cpu().contiguous()
         save_whole(tensors, self.shard_path(number), save_file)
 
     def read(self, label: str, positions: Sequence[int]) -> Features:
-        """Read the features of positions in the stream; on the CPU, as stored values.
+        """Read the features at positions in the stream: float32, on the CPU, on the stored scale.
+
+        Args:
+            positions: Any number from 0; behind the stored ones they begin again.
 
         Raises:
             ValueError: a shard is missing or damaged.
         """
+        stored = [p % self.manifest.num_positions for p in positions]
         parts: list[dict[str, Tensor]] = []
-        for number, rows in _runs(
-            [p % self.manifest.places for p in positions], self.manifest.shard
-        ):
+        for number, rows in _shard_slices(stored, self.manifest.shard):
             file, keys = self._shard(number)
             names = [key for key in keys if key.startswith(f"{label}/")]
             parts.append({n.rpartition("/")[2]: file.get_slice(n)[rows] for n in names})
@@ -192,7 +203,7 @@ class Cache:
     def _shard(self, number: int) -> tuple[Any, list[str]]:
         path = self.shard_path(number)
         try:
-            return _opened(str(path))
+            return _open_shard(str(path))
         except (OSError, SafetensorError) as error:
             raise ValueError(
                 f"The shard {path} of the feature cache cannot be read ({error}). Remove it, and "
@@ -201,42 +212,42 @@ class Cache:
 
 
 @functools.lru_cache(maxsize=8)
-def _opened(path: str) -> tuple[Any, list[str]]:
+def _open_shard(path: str) -> tuple[Any, list[str]]:
     file: Any = safe_open(path, "pt").__enter__()
     return file, list(file.keys())
 
 
-def _runs(places: Sequence[int], shard: int) -> list[tuple[int, slice]]:
-    """Group places into slices of shards; a run's batches are consecutive, so there are few."""
-    runs: list[tuple[int, slice]] = []
-    for place in places:
-        number, row = divmod(place, shard)
-        if runs and runs[-1][0] == number and runs[-1][1].stop == row:
-            runs[-1] = (number, slice(runs[-1][1].start, row + 1))
+def _shard_slices(positions: Sequence[int], shard: int) -> list[tuple[int, slice]]:
+    """Group positions into slices of shards; a batch's are consecutive, so there are few."""
+    slices: list[tuple[int, slice]] = []
+    for position in positions:
+        number, row = divmod(position, shard)
+        if slices and slices[-1][0] == number and slices[-1][1].stop == row:
+            slices[-1] = (number, slice(slices[-1][1].start, row + 1))
         else:
-            runs.append((number, slice(row, row + 1)))
-    return runs
+            slices.append((number, slice(row, row + 1)))
+    return slices
 
 
-def _encode(seen: Features, stored: Stored) -> dict[str, Tensor]:
-    found = {}
-    if seen.summary is not None:
-        found["summary"] = seen.summary.to(torch.bfloat16)
-    if seen.spatial is not None and stored == "bf16":
-        found["spatial"] = seen.spatial.to(torch.bfloat16)
-    elif seen.spatial is not None:
-        found["spatial"], found["scale"] = quantised(seen.spatial)
-    return found
+def _encode(features: Features, stored: Stored) -> dict[str, Tensor]:
+    parts = {}
+    if features.summary is not None:
+        parts["summary"] = features.summary.to(torch.bfloat16)
+    if features.spatial is not None and stored == "bf16":
+        parts["spatial"] = features.spatial.to(torch.bfloat16)
+    elif features.spatial is not None:
+        parts["spatial"], parts["scale"] = quantize_tokens(features.spatial)
+    return parts
 
 
-def quantised(x: Float[Tensor, "*B C"]) -> tuple[Tensor, Float[Tensor, "*B"]]:
+def quantize_tokens(x: Float[Tensor, "*B C"]) -> tuple[Int8[Tensor, "*B C"], Float[Tensor, "*B"]]:
     """Round each token to int8 on a scale of its own: x ≈ q s."""
     scale = (x.abs().amax(-1) / 127).float().clamp_min(torch.finfo(torch.float32).tiny)
     return (x / scale[..., None]).round().to(torch.int8), scale
 
 
 def _decode(parts: Mapping[str, Tensor]) -> Features:
-    """Return the values as they were stored: int8 maps with their scales as float32."""
+    """Return the stored values as float32; int8 maps are multiplied by their scales."""
     summary, spatial = parts.get("summary"), parts.get("spatial")
     if spatial is not None and "scale" in parts:
         spatial = spatial.float() * parts["scale"][..., None]
@@ -244,21 +255,21 @@ def _decode(parts: Mapping[str, Tensor]) -> Features:
 
 
 class CachedTeacher:
-    """A teacher that reads what another one said; see the head of this file.
+    """A teacher whose features are read from a cache instead of computed.
 
     Args:
-        raw: Give maps in the teacher's own space, not on the stored scale.
+        raw: Return maps in the teacher's own space, not on the stored scale.
     """
 
     def __init__(self, cache: Cache, label: str, *, raw: bool = False):
-        about = cache.manifest.teachers[label]
+        fields = cache.manifest.teachers[label]
         self.cache, self.label, self.raw = cache, label, raw
         self.name = f"cache:{cache.path}/{label}"
         self.license: str | None = None
-        self.size: tuple[int, int] = tuple(about["size"])
-        self.summary_dim: int | None = about["summary_dim"]
-        self.spatial_dim: int | None = about["spatial_dim"]
-        self.grid: tuple[int, int] | None = tuple(about["grid"]) if about["grid"] else None
+        self.size: tuple[int, int] = tuple(fields["size"])
+        self.summary_dim: int | None = fields["summary_dim"]
+        self.spatial_dim: int | None = fields["spatial_dim"]
+        self.grid: tuple[int, int] | None = tuple(fields["grid"]) if fields["grid"] else None
         spaces = cache.spaces() if raw else {}
         self._theta = spaces.get(f"{label}/inverse_weight")
         self._mean = spaces.get(f"{label}/mean")
@@ -267,12 +278,12 @@ class CachedTeacher:
         """Read the features of a training batch.
 
         Raises:
-            ValueError: the batch does not know its positions in the stream.
+            ValueError: the batch has no positions in the stream.
         """
         if not batch.positions:
             raise ValueError(
-                f"{self.name} holds the views of a training run and nothing else; for other "
-                "images the teacher itself is needed."
+                f"{self.name} has features of the views of a training run alone; other images "
+                "need the teacher itself."
             )
         device = batch.images.device
         summary, spatial = self.cache.read(self.label, batch.positions)
@@ -289,7 +300,7 @@ def open_cache(name: TeacherName, device: torch.device) -> CachedTeacher:
     """Open one teacher of a cache: `cache:FOLDER/LABEL`, or `cache:FOLDER` if it has one.
 
     Raises:
-        ValueError: there is no cache, it is not full, or it has no such teacher.
+        ValueError: there is no cache, shards are missing, or it has no such teacher.
     """
     path, label = Path(name.name), ""
     if not (path / "cache.json").is_file():
@@ -299,11 +310,12 @@ def open_cache(name: TeacherName, device: torch.device) -> CachedTeacher:
     if not label and len(labels) == 1:
         label = labels[0]
     if label not in labels:
-        raise ValueError(f"The cache {path} holds {', '.join(labels)}; write cache:{path}/LABEL.")
+        known = ", ".join(labels)
+        raise ValueError(f"The cache {path} has the teachers {known}; write cache:{path}/LABEL.")
     missing = cache.missing()
     if missing:
         raise ValueError(
-            f"The cache {path} lacks {len(missing)} of {cache.manifest.shards} shards; the run "
-            "that fills it goes on where it stopped when it is started again."
+            f"The cache {path} lacks {len(missing)} of {cache.manifest.shards} shards. Start the "
+            "run that fills it again; it continues where it stopped."
         )
     return CachedTeacher(cache, label, raw=True)

@@ -5,9 +5,9 @@ MODEL is one of `open_clip.list_models()`, or `local-dir:FOLDER`, a folder in op
 for the model, a file, or `random`.
 
 The summary is the image embedding that the text tower's embeddings are compared with: pooled and
-projected, not normalised. The map holds the patch tokens of the last block after the tower's last
-norm, before the projection (an attentional pooler has its norm behind it: there the tokens are
-those of the block itself).
+projected, not normalised. The map has the patch tokens of the last block after the tower's last
+norm, before the projection. (Where an attentional pooler comes before that norm, the tokens are
+those of the block itself.)
 """
 
 import logging
@@ -27,13 +27,13 @@ from zoo.teachers.teacher import (
     Frozen,
     check_patches,
     check_trunk_patches,
-    drawn_alike,
-    looking,
     reason,
+    seeded_init,
+    size_errors,
 )
 
 REFUSED = (OSError, RuntimeError, ValueError, KeyError, ImportError, UnpicklingError)
-"""What open_clip raises about names, files and weights."""
+"""Errors that open_clip raises about names, files and weights."""
 
 
 class OpenClipTeacher(Frozen):
@@ -41,12 +41,16 @@ class OpenClipTeacher(Frozen):
 
     def features(self, x) -> Features:
         normed = getattr(self.network, "attn_pool", None) is None
-        seen = self.network.forward_intermediates(x, indices=1, normalize_intermediates=normed)
-        return Features(seen["image_features"], seen["image_intermediates"][-1].permute(0, 2, 3, 1))
+        out = self.network.forward_intermediates(x, indices=1, normalize_intermediates=normed)
+        return Features(out["image_features"], out["image_intermediates"][-1].permute(0, 2, 3, 1))
 
 
 def open_open_clip(name: TeacherName, device: torch.device) -> OpenClipTeacher:
-    """Build a model's image tower with open_clip's own mean, standard deviation and size."""
+    """Build a model's image tower with open_clip's own mean, standard deviation and size.
+
+    Raises:
+        ValueError: the model or its weights are unknown or not there, or it refuses the resolution.
+    """
     import open_clip
 
     config, tag = _config(name), _tag(name)
@@ -59,9 +63,9 @@ def open_open_clip(name: TeacherName, device: torch.device) -> OpenClipTeacher:
     side = prepared["size"]
     size = (side, side) if isinstance(side, int) else (side[0], side[1])
     known = name.weights != "random" and device.type != "meta"
-    with looking(name, size):
+    with size_errors(name, size):
         teacher = OpenClipTeacher(
-            f"{name.kind}:{name.name}",
+            name.describe(),
             model.visual,
             size=size,
             mean=tuple(prepared["mean"]),
@@ -75,7 +79,11 @@ def open_open_clip(name: TeacherName, device: torch.device) -> OpenClipTeacher:
 
 
 class TextTower:
-    """Texts in, their embeddings out: open_clip's tokenizer and text tower."""
+    """Texts in, their embeddings [T D] out: open_clip's tokenizer and text tower.
+
+    Raises:
+        ValueError: the model, its weights or its tokenizer are not there.
+    """
 
     def __init__(self, name: TeacherName, device: torch.device):
         import open_clip
@@ -115,10 +123,10 @@ def _config(name: TeacherName) -> dict[str, Any]:
 
 
 def _tag(name: TeacherName) -> dict[str, Any]:
-    """Return what open_clip knows of the weights; nothing for a folder, which brings it along.
+    """Return what open_clip knows about the weights; nothing for a folder, which has its own.
 
-    It has no notes on a file: the preprocessing that all tags of the model share is taken, and
-    the library's default where they share none.
+    For a file it is the preprocessing that all tags of the model share, or nothing (the library's
+    default) if they differ.
     """
     from open_clip import get_pretrained_cfg, list_pretrained_tags_by_model
 
@@ -133,14 +141,14 @@ def _tag(name: TeacherName) -> dict[str, Any]:
                 f"open_clip has no weights {name.weights!r} for {name.name}, and there is no such "
                 f"file. Its tags are {', '.join(tags) or 'none'}."
             )
-    prepared = ("mean", "std", "interpolation")
-    seen = [{k: get_pretrained_cfg(name.name, tag).get(k) for k in prepared} for tag in tags]
-    return seen[0] if seen and all(other == seen[0] for other in seen) else {}
+    keys = ("mean", "std", "interpolation")
+    configs = [{k: get_pretrained_cfg(name.name, tag).get(k) for k in keys} for tag in tags]
+    return configs[0] if configs and all(other == configs[0] for other in configs) else {}
 
 
 def _check_resolution(name: TeacherName, vision: dict[str, Any]) -> None:
     if vision.get("timm_model_name"):
-        return  # timm resizes its models itself; what it cuts off is seen on the model
+        return  # timm resizes its models itself; `check_trunk_patches` checks the built model
     own = vision.get("image_size", 224)
     if isinstance(vision.get("layers"), list) and name.resolution != own:
         raise ValueError(
@@ -154,26 +162,26 @@ def _check_resolution(name: TeacherName, vision: dict[str, Any]) -> None:
 def _create(name: TeacherName, tag: dict[str, Any], device: torch.device) -> Any:
     import open_clip
 
-    how: dict[str, Any] = dict(force_image_size=name.resolution, force_preprocess_cfg=tag)
-    how |= dict(force_quick_gelu=bool(tag.get("quick_gelu")))
+    options: dict[str, Any] = dict(force_image_size=name.resolution, force_preprocess_cfg=tag)
+    options |= dict(force_quick_gelu=bool(tag.get("quick_gelu")))
     empty = device.type == "meta" or name.weights == "random"
     if not empty:
         _check_weights(name)
     try:
         if empty:
-            how |= dict(load_weights=False, pretrained_text=False)
+            options |= dict(load_weights=False, pretrained_text=False)
             where = "meta" if device.type == "meta" else "cpu"
-            with drawn_alike(device), _without_warning():
-                return open_clip.create_model(name.name, device=where, **how)
+            with seeded_init(device), _without_warning():
+                return open_clip.create_model(name.name, device=where, **options)
         return open_clip.create_model(
-            name.name, pretrained=name.weights, require_pretrained=True, **how
+            name.name, pretrained=name.weights, require_pretrained=True, **options
         )
     except REFUSED as error:
         what, hub = f"open_clip:{name.name}", _repository(tag)
         if empty:
             raise ValueError(f"{what} could not be built: {reason(error)}.") from error
         advice = f"Give a file, {what}/PATH"
-        if hub:  # a folder rather than a file: it knows preprocessing and activation as well
+        if hub:  # a folder rather than a file: it has preprocessing and activation as well
             advice = f"{how_to_fetch(hub)} Then give open_clip:{FOLDER}FOLDER"
         raise ValueError(
             f"The weights of {what} could not be loaded: {reason(error)}. {advice}, or "
@@ -182,7 +190,7 @@ def _create(name: TeacherName, tag: dict[str, Any], device: torch.device) -> Any
 
 
 def _check_weights(name: TeacherName) -> None:
-    """Ask which weights: a model has many, and open_clip none that it would take by itself."""
+    """Refuse a name without weights: a model has many, and open_clip has no default."""
     from open_clip import list_pretrained_tags_by_model
 
     if not name.weights and not name.name.startswith(FOLDER):
@@ -195,7 +203,7 @@ def _check_weights(name: TeacherName) -> None:
 
 
 def _repository(tag: dict[str, Any]) -> str:
-    return tag.get("hf_hub", "").rpartition("/")[0]  # a file's name stands behind it, or nothing
+    return tag.get("hf_hub", "").rpartition("/")[0]  # it ends in the name of a file, or in a slash
 
 
 def _license(name: TeacherName, tag: dict[str, Any]) -> str | None:
@@ -207,15 +215,15 @@ def _license(name: TeacherName, tag: dict[str, Any]) -> str | None:
 
 @contextmanager
 def _without_warning() -> Iterator[None]:
-    """Keep open_clip from warning, through the root logger, that there are no weights."""
+    """Suppress open_clip's warning, from the root logger, that there are no weights."""
 
-    def wanted(record: logging.LogRecord) -> bool:
-        told = record.getMessage()
-        return "initialized randomly" not in told and "no CLIP weights found" not in told
+    def keeps(record: logging.LogRecord) -> bool:
+        message = record.getMessage()
+        return "initialized randomly" not in message and "no CLIP weights found" not in message
 
     root = logging.getLogger()
-    root.addFilter(wanted)
+    root.addFilter(keeps)
     try:
         yield
     finally:
-        root.removeFilter(wanted)
+        root.removeFilter(keeps)

@@ -1,6 +1,6 @@
 """Teachers out of timm's registry: `timm:NAME[/weights][@resolution]`.
 
-NAME may be `local-dir:FOLDER`, a checkpoint in timm's own form: that is what `zoo distill` exports,
+NAME may be `local-dir:FOLDER`, a checkpoint in timm's own form. `zoo distill` exports such folders,
 so a student can teach the next one.
 """
 
@@ -14,18 +14,23 @@ from timm.data import resolve_model_data_config
 from zoo.features import Features, read_features
 from zoo.teachers.hub import how_to_fetch
 from zoo.teachers.name import FOLDER, TeacherName, unknown_name
-from zoo.teachers.teacher import Frozen, check_trunk_patches, drawn_alike, reason
+from zoo.teachers.teacher import Frozen, check_trunk_patches, reason, seeded_init
 
 
 class TimmTeacher(Frozen):
-    """A timm model: its pooled vector before the classifier, its last map after the norm."""
+    """A timm model: its pooled vector before the classifier, and its last map after the norm."""
 
     def features(self, x) -> Features:
         return read_features(self.network, x)
 
 
 def open_timm(name: TeacherName, device: torch.device) -> TimmTeacher:
-    """Build a timm model with its own mean, standard deviation and input size."""
+    """Build a timm model with its own mean, standard deviation and input size.
+
+    Raises:
+        ValueError: the model is unknown, has no maps, refuses the resolution, or its weights are
+            not there.
+    """
     if name.name.startswith(FOLDER):
         _check_folder(Path(name.name.removeprefix(FOLDER)))
     elif not timm.is_model(name.name.partition(".")[0]):
@@ -33,17 +38,17 @@ def open_timm(name: TeacherName, device: torch.device) -> TimmTeacher:
     network = _create(name, device)
     if not hasattr(network, "forward_intermediates"):
         raise ValueError(
-            f"{name.name} cannot be a teacher: timm gives it no forward_intermediates. "
+            f"{name.name} cannot be a teacher: it has no forward_intermediates in timm. "
             "Choose a model of another family, or wrap yours with torch:package.function."
         )
     config = resolve_model_data_config(network)
-    size = tuple(config["input_size"][1:])
-    if name.resolution and (name.resolution,) * 2 != size:
+    size = (config["input_size"][1], config["input_size"][2])
+    if name.resolution and (name.resolution, name.resolution) != size:
         size = (name.resolution, name.resolution)
         check_trunk_patches(name, network)
         _resize(network, name, size)
     return TimmTeacher(
-        f"{name.kind}:{name.name}",
+        name.describe(),
         network,
         size=size,
         mean=tuple(config["mean"]),
@@ -55,7 +60,7 @@ def open_timm(name: TeacherName, device: torch.device) -> TimmTeacher:
 
 
 def _check_folder(folder: Path) -> None:
-    """Refuse a folder that is no checkpoint of timm's."""
+    """Refuse a folder without a timm checkpoint."""
     if not (folder / "config.json").is_file():
         raise ValueError(
             f"{folder} holds no timm checkpoint: config.json is missing. `zoo distill` writes one "
@@ -65,26 +70,26 @@ def _check_folder(folder: Path) -> None:
 
 def _create(name: TeacherName, device: torch.device) -> Any:
     if device.type == "meta" or name.weights == "random":
-        with drawn_alike(device):
+        with seeded_init(device):
             return timm.create_model(name.name, num_classes=0)
     source: dict[str, Any] = {}
     if name.weights:
         if not Path(name.weights).is_file():
-            raise ValueError(f"There is no weight file {name.weights}. {_wanted(name)}")
+            raise ValueError(f"There is no weight file {name.weights}. {_weights_hint(name)}")
         source = dict(pretrained_cfg_overlay=dict(file=name.weights))
     try:
         return timm.create_model(name.name, pretrained=True, num_classes=0, **source)
     except (OSError, RuntimeError) as error:
-        what = f"{name.kind}:{name.name}"
+        what = name.describe()
         raise ValueError(
             f"The weights of {what} could not be loaded: {reason(error)}. "
-            f"{_wanted(name)} {what}/random is for a trial run."
+            f"{_weights_hint(name)} {what}/random is for a trial run."
         ) from error
 
 
-def _wanted(name: TeacherName) -> str:
-    """Tell which file is wanted, and where it goes."""
-    what = f"{name.kind}:{name.name}"
+def _weights_hint(name: TeacherName) -> str:
+    """Say which file is needed, and where it goes."""
+    what = name.describe()
     if name.name.startswith(FOLDER):
         return "The folder must hold config.json and model.safetensors."
     published = timm.get_pretrained_cfg(name.name)

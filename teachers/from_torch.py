@@ -45,15 +45,27 @@ def from_module(
     std: tuple[float, ...] = IMAGENET_STD,
     device: torch.device | str = "cpu",
 ) -> ModuleTeacher:
-    """Make a teacher of `module`; it is frozen in place and gets normalised images at `size`."""
+    """Make a teacher of `module`, which is frozen in place and gets normalised images at `size`.
+
+    Args:
+        module: Returns `Features`, a dict with their names, a [B D] summary or a [B C H W] map.
+        size: Side of the images, or rows and columns, in pixels.
+
+    Raises:
+        ValueError: the module returns something else.
+    """
     size = (size, size) if isinstance(size, int) else size
     return ModuleTeacher(name, module, size=size, mean=mean, std=std, device=device)
 
 
 def open_torch(name: TeacherName, device: torch.device) -> ModuleTeacher:
-    """Call the function that `name` points at, without arguments; it returns the module.
+    """Make a teacher of the module that a function returns; it is called without arguments.
 
-    The module may carry `mean` and `std` (tuples of three floats); ImageNet's are the default.
+    The module may have the attributes `mean` and `std` (tuples of three floats); the default is
+    ImageNet's.
+
+    Raises:
+        ValueError: the name does not point at a function, or as `from_module`.
     """
     path, _, function = name.name.replace(":", ".").rpartition(".")
     try:

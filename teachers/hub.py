@@ -1,4 +1,4 @@
-"""What teachers' adapters ask of the Hugging Face hub besides weights."""
+"""The Hugging Face hub, for teachers of several libraries: licences, and how to fetch weights."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from huggingface_hub.errors import HfHubHTTPError
 def read_license(source: str | Path) -> str | None:
     """Read the licence from the model card of a folder or a repository; `None` if none is stated.
 
-    A licence that the hub has no identifier for is given by its own name.
+    A licence that the hub has no identifier for is returned by its own name.
     """
     folder = Path(source)
     try:
@@ -23,7 +23,7 @@ def read_license(source: str | Path) -> str | None:
 
 
 def how_to_fetch(repository: str) -> str:
-    """Tell how to come by a repository where there is no network, or none may be used."""
+    """Say how to get a repository onto a machine that has no network or may not use it."""
     blocked = "HF_HUB_OFFLINE is set, so nothing was downloaded. " if is_offline_mode() else ""
     return (
         f"{blocked}Where there is network, `hf download {repository} --local-dir FOLDER` fetches "

@@ -1,9 +1,9 @@
 """Mosaic: many small images in one canvas of a teacher that takes a single resolution.
 
 RADIOv2.5 (2412.07679) packs k x k images into the canvas of SAM, and C-RADIOv4 into SAM 3's, so
-that the teacher runs once for k² images and its map is cut back into theirs. Its cost for an image
-falls k² times; what an image's neighbours change in its features is the border effect
-(`border_effect`). A canvas has no summary of its own images, so a mosaic gives none.
+that the teacher runs once for k² images and its map is cut back into theirs. The cost of an image
+falls k² times; how much an image's neighbours change its features is the border effect
+(`border_effect`). The summary of a canvas belongs to none of its images, so a mosaic has none.
 """
 
 from collections.abc import Iterable
@@ -18,11 +18,11 @@ from zoo.teachers.teacher import Frozen
 
 
 class Mosaic(nn.Module):
-    """A teacher that looks at `k` x `k` images at once, each in a tile of its canvas.
+    """A teacher that sees `k` x `k` images at once, each in a tile of its canvas.
 
     Args:
-        teacher: Looks at the canvas, in its own size.
-        k: Images along a side. A last canvas that is not full is filled with images of the batch.
+        teacher: The teacher of the whole canvas, which has its `size`.
+        k: Images along a side. Free tiles of the last canvas repeat the batch's first images.
 
     Raises:
         ValueError: the teacher has no map, or the canvas or its tiles do not divide by its stride.
@@ -43,36 +43,36 @@ class Mosaic(nn.Module):
         self.spatial_dim = teacher.spatial_dim
 
     def train(self, mode: bool = True) -> "Mosaic":
-        """Stay in eval mode: a teacher has no other."""
+        """Stay in eval mode: a teacher is never trained."""
         return super().train(False)
 
     @torch.no_grad()
     def forward(self, batch: Batch) -> Features:
         tiles = batch.at(self.size, self.teacher.interpolation)
-        seen = self.teacher(Batch(pack(tiles, self.k)))
-        return Features(None, cut(seen.spatial, self.k)[: len(tiles)])
+        canvas = self.teacher(Batch(pack(tiles, self.k)))
+        return Features(None, cut(canvas.spatial, self.k)[: len(tiles)])
 
 
 def pack(tiles: Float[Tensor, "B 3 h w"], k: int) -> Float[Tensor, "n 3 H W"]:
-    """Lay images out in canvases of k x k, row by row; the first ones again fill up the last."""
+    """Lay images out in canvases of k x k, row by row; the first images again fill the last one."""
     canvases = -(-len(tiles) // (k * k))
-    places = torch.arange(canvases * k * k, device=tiles.device) % len(tiles)
-    grid = tiles[places].unflatten(0, (canvases, k, k))
+    chosen = torch.arange(canvases * k * k, device=tiles.device) % len(tiles)
+    grid = tiles[chosen].unflatten(0, (canvases, k, k))
     return grid.permute(0, 3, 1, 4, 2, 5).flatten(4, 5).flatten(2, 3)
 
 
 def cut(canvas: Float[Tensor, "n H W C"], k: int) -> Float[Tensor, "B h w C"]:
-    """Undo `pack` on maps: one map a tile, those of filled-up tiles included."""
+    """Undo `pack` on maps: one map a tile, the repeated images' included."""
     rows, cols = canvas.shape[1] // k, canvas.shape[2] // k
     tiles = canvas.unflatten(2, (k, cols)).unflatten(1, (k, rows))
     return tiles.transpose(2, 3).flatten(0, 2)
 
 
 def check_tiles(teacher: Frozen, k: int) -> None:
-    """Hold the canvas and its tiles against the teacher's stride.
+    """Refuse a canvas that the teacher's stride, or a mosaic of `k` x `k` tiles, does not divide.
 
     Raises:
-        ValueError: they do not divide; the nearest sizes that do are named.
+        ValueError: it does not; the nearest sizes that fit are named.
     """
     if teacher.grid is None:
         raise ValueError(f"The teacher {teacher.name} has no spatial output to cut a mosaic from.")
@@ -83,7 +83,7 @@ def check_tiles(teacher: Frozen, k: int) -> None:
         if side != stride * cells:
             near = side // stride * stride
             raise ValueError(
-                f"{teacher.name} gives {cells} cells on {side} px, which is no whole stride; "
+                f"{teacher.name} has {cells} cells on {side} px, so its stride is no whole number; "
                 f"take @{near} or @{near + stride} for a mosaic."
             )
         if side % (k * stride):
@@ -98,46 +98,47 @@ def check_tiles(teacher: Frozen, k: int) -> None:
 
 
 class BorderEffect(NamedTuple):
-    """How near the features in a mosaic are to those of an image in all tiles of its canvas."""
+    """How near an image's features in a mosaic are to those without foreign neighbours."""
 
     fidelity: float
     """tr Σ / (C · MSE) over all cells; infinite where neighbours change nothing."""
     inner: float
     """The same over the cells that touch no border of their tile."""
     cosine: float
-    """Mean over all cells."""
+    """Cosine similarity, the mean over all cells."""
 
 
 @torch.no_grad()
 def border_effect(
     mosaic: Mosaic, batches: Iterable[Batch], others: Literal["same", "black"] = "same"
 ) -> BorderEffect:
-    """Measure what an image's neighbours in the canvas change in its features.
+    """Measure how much an image's neighbours in the canvas change its features.
 
-    The reference sees the image in the same tile: same positions, same scale, no foreign content.
+    The reference has the image in the same tile of the canvas, at the same positions and scale, but
+    no other image beside it.
 
     Args:
         others: What fills the reference's other tiles: the image itself, or black.
 
     Raises:
-        ValueError: no batch came.
+        ValueError: there are no batches.
     """
     ours, theirs = [], []
     count = mosaic.k**2
     for batch in batches:
         tiles = batch.at(mosaic.size, mosaic.teacher.interpolation)
         ours.append(mosaic(batch).spatial.float())
-        places = torch.arange(len(tiles), device=tiles.device) % count
         image = torch.arange(len(tiles), device=tiles.device)
+        tile = image % count
         filled = tiles.repeat_interleave(count, 0).unflatten(0, (len(tiles), count))
         if others == "black":
             filled = torch.zeros_like(filled)
-            filled[image, places] = tiles
-        # as many canvases at once as the mosaic had: compiled teachers have one size
+            filled[image, tile] = tiles
+        # as many canvases at once as the mosaic had: compiled teachers take one batch size
         canvases = pack(filled.flatten(0, 1), mosaic.k).split(-(-len(tiles) // count))
         alone = torch.cat([mosaic.teacher(Batch(part)).spatial for part in canvases])
         each = cut(alone, mosaic.k).unflatten(0, (len(tiles), count))
-        theirs.append(each[image, places].float())
+        theirs.append(each[image, tile].float())
     if not ours:
         raise ValueError("The border effect needs at least one batch of images.")
     ours, theirs = torch.cat(ours), torch.cat(theirs)

@@ -1,4 +1,7 @@
-"""How a teacher is named: kind:name[/weights][@resolution]. Imports no torch: configs read it."""
+"""How a teacher is named: kind:name[/weights][@resolution].
+
+Configs import this file, so it imports no torch.
+"""
 
 import difflib
 import re
@@ -14,26 +17,25 @@ KINDS = {
     "rule": ("zoo.teachers.rule", "open_rule"),
     "cache": ("zoo.teachers.cache", "open_cache"),
 }
-
+"""Kind -> the module and the function that open its teachers."""
 
 FOLDER = "local-dir:"
-"""The mark, timm's and open_clip's, of a model that is a folder; an export of ours is one."""
-
+"""With this timm and open_clip mark a model that is a folder; a student's export is one."""
 
 SLASHED = ("hf:", "cache:", *(f"{kind}:{FOLDER}" for kind in ("open_clip", "timm", "zoo")))
-"""Names that begin so are repositories or folders: their slashes are their own."""
+"""Names that begin so are repositories or folders, and may have slashes themselves."""
 
 
 @dataclass(frozen=True)
 class TeacherName:
-    """A teacher's name taken apart: `kind:name[/weights][@resolution]`.
+    """The parts of a teacher's name: `kind:name[/weights][@resolution]`.
 
-    `weights` is a file, a tag of the library, or `random`; without it the library's own weights
-    are loaded. `resolution` is the side in pixels; without it the network's own.
+    `weights` is a file, a tag of the library, or `random`; the default is the library's own
+    weights. `resolution` is the side in pixels; the default is the network's own.
 
     A name ends at its first slash. Only `hf:ORG/NAME`, `hf:FOLDER`, `cache:FOLDER/LABEL` and
-    `KIND:local-dir:FOLDER` (open_clip, timm, zoo) hold slashes themselves, so there everything is
-    the name but `/random` at its end: the weights lie in the same repository or folder.
+    `KIND:local-dir:FOLDER` (open_clip, timm, zoo) may have slashes themselves. There everything is
+    the name except `/random` at its end: the weights are in the same repository or folder.
     """
 
     kind: str
@@ -43,7 +45,7 @@ class TeacherName:
 
     @classmethod
     def parse(cls, text: str) -> "TeacherName":
-        """Read a name.
+        """Split a name into its parts.
 
         Raises:
             ValueError: the text has no kind, an unknown kind, or an empty name.
@@ -71,16 +73,20 @@ class TeacherName:
             name, _, weights = rest.partition("/")
         return cls(kind, name, weights or None, resolution)
 
+    def describe(self) -> str:
+        """Return `kind:name`, as messages show it: without weights and resolution."""
+        return f"{self.kind}:{self.name}"
+
     @property
     def label(self) -> str:
-        """The name in a form that metrics, files and modules can carry."""
+        """A short form of the name for metrics, files and modules: letters, digits, `_` and `-`."""
         separator = "." if self.kind == "torch" else "/"
         name = self.name.rpartition(separator)[2]
         return re.sub(r"[^A-Za-z0-9_-]", "_", name)
 
 
 def unknown_name(name: str, known: list[str], what: str) -> ValueError:
-    """Make the error for a name that is not in `known`, with the nearest that is."""
+    """Return the error for a name that is not in `known`; it names the nearest that are."""
     near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
     hint = f" Did you mean {' or '.join(near)}?" if near else ""
     return ValueError(f"There is no {what} {name!r}.{hint}")

@@ -8,21 +8,22 @@ from zoo.teachers.name import KINDS, TeacherName
 from zoo.teachers.teacher import Teacher
 
 EXTRAS = ("open_clip", "transformers")
-"""Libraries of the extra `teachers`."""
+"""Libraries that the optional dependencies `[teachers]` install."""
 
 
 def open_teacher(text: str, *, device: torch.device | str = "cpu", mosaic: int = 1) -> Teacher:
     """Build the teacher that `text` names, frozen and in eval mode, on `device`.
 
-    On the device `meta` nothing is downloaded or allocated; only its shapes are known.
+    On the device `meta` nothing is downloaded or allocated; only shapes are known.
 
     Args:
-        mosaic: Images along a side of its canvas, see `zoo.teachers.mosaic`.
+        text: `kind:name[/weights][@resolution]`, see `TeacherName`.
+        mosaic: Images along a side of the teacher's canvas, see `zoo.teachers.mosaic`; 1 for none.
 
     Raises:
-        ValueError: as `TeacherName.parse`; an unknown name (the nearest is suggested), weights
-            that are not there, a resolution that the network cannot take, a library that is not
-            installed.
+        ValueError: as `TeacherName.parse`; also for an unknown name (the nearest is suggested),
+            weights that are not there, a resolution that the network cannot take, or a library
+            that is not installed.
     """
     name = TeacherName.parse(text)
     module, opener = KINDS[name.kind]

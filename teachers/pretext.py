@@ -1,18 +1,18 @@
 """Small teachers that learn from your own images, for runs without any download.
 
-`pretext:classifier` knows classes, `pretext:autoencoder` fills in masked patches and
-`pretext:gradients` describes edges on a finer grid, without a summary. Their training stands in
-`zoo.train.pretext`; here are the networks, and the scales that are imposed on their features.
+`pretext:classifier` learns classes, `pretext:autoencoder` fills in masked patches and
+`pretext:gradients` predicts edges on a finer grid, without a summary. `zoo.train.pretext` trains
+them; here are the networks, and the scales that are imposed on their features.
 
 The scales are those of real teachers (PHI-S, 2410.01680, table 7: DFN CLIP 0.03, DINOv2 1.35,
-SAM 5.5): three small networks trained alike would be too alike to show what unequal statistics
-do. Directions and ranks are the networks' own.
+SAM 5.5): the statistics of three small networks trained in the same way would be too similar to
+show what unequal ones do. Directions and ranks are the networks' own.
 """
 
 import math
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from timm.layers import trunc_normal_
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
@@ -23,6 +23,7 @@ from zoo.teachers.teacher import Frozen
 from zoo.weights import read_state
 
 SIZE = 64
+"""Side of the images in pixels."""
 MEAN, STD = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
 
 
@@ -33,12 +34,20 @@ def _conv(in_chs: int, out_chs: int, stride: int) -> nn.Sequential:
 
 
 class Imposed(nn.Module):
-    """Return a map's channels the scales and offsets of another teacher; fixed, not learnt.
+    """Impose scales and offsets like a large teacher's on a map's channels; fixed, not learnt.
 
     Args:
-        std: Standard deviation over the whole map that the features get.
-        spread: Standard deviation of the log of the channels' gains.
+        dim: Channels of the map.
+        std: Overall standard deviation that the features get.
+        spread: Standard deviation of the logarithm of the channels' gains.
+        offset: Standard deviation of the channels' means, in units of `std`.
+        seed: Decides gains and offsets.
     """
+
+    gain: Tensor
+    offset: Tensor
+    own_mean: Tensor
+    own_std: Tensor
 
     def __init__(self, dim: int, *, std: float, spread: float, offset: float, seed: int):
         super().__init__()
@@ -53,7 +62,7 @@ class Imposed(nn.Module):
 
     @torch.no_grad()
     def measure(self, x: Float[Tensor, "B H W C"]) -> None:
-        """Take the features' own mean and overall deviation, which the imposed ones replace."""
+        """Keep the features' own mean and overall deviation, which the imposed ones replace."""
         self.own_mean.copy_(x.mean(dim=(0, 1, 2)))
         self.own_std.copy_((x - self.own_mean).square().mean().sqrt())
 
@@ -71,9 +80,11 @@ def _body(widths: tuple[int, ...], strides: tuple[int, ...], depth: int = 1) -> 
 
 
 class Classifier(nn.Module):
-    """Convolutions to stride 8; the summary is the pooled map.
+    """Convolutions to stride 8; the summary is the mean of the map.
 
     Args:
+        dim: Channels of map and summary.
+        widths: Channels before them.
         depth: Convolutions at each width.
     """
 
@@ -83,19 +94,21 @@ class Classifier(nn.Module):
         self.scale = Imposed(dim, std=0.03, spread=0.6, offset=0.5, seed=1)
 
     def raw(self, x: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B h w C"]:
+        """Return the map before scales are imposed."""
         return self.body(x).permute(0, 2, 3, 1)
 
     def forward(self, x: Float[Tensor, "B 3 H W"]) -> Features:
-        seen = self.raw(x)
-        return Features(seen.mean(dim=(1, 2)), self.scale(seen))
+        spatial = self.raw(x)
+        return Features(spatial.mean(dim=(1, 2)), self.scale(spatial))
 
 
 class PatchTransformer(nn.Module):
-    """A small ViT; the summary is the mean token. As it stands, it is the autoencoder.
+    """A small ViT; the summary is the mean token. With its defaults, it is the autoencoder.
 
     Args:
-        size: Side of its images in pixels.
-        std: Of the features, as `Imposed` has it; it draws gains and offsets by `seed`.
+        patch: Side of a patch in pixels.
+        size: Side of the images in pixels.
+        std: Overall deviation of the features, imposed by `Imposed`, as is `seed`.
     """
 
     def __init__(
@@ -122,7 +135,14 @@ class PatchTransformer(nn.Module):
         trunc_normal_(self.position, std=0.02)
         self.scale = Imposed(dim, std=std, spread=0.6, offset=0.5, seed=seed)
 
-    def raw(self, x: Float[Tensor, "B 3 H W"], mask: Tensor | None = None) -> Tensor:
+    def raw(
+        self, x: Float[Tensor, "B 3 H W"], mask: Bool[Tensor, "B N"] | None = None
+    ) -> Float[Tensor, "B h w C"]:
+        """Return the map before scales are imposed.
+
+        Args:
+            mask: Patches that are replaced by the learnt `masked` token.
+        """
         tokens = self.embed(x)
         grid = tokens.shape[-2:]
         tokens = tokens.flatten(2).transpose(1, 2)
@@ -134,14 +154,16 @@ class PatchTransformer(nn.Module):
         return self.norm(tokens).unflatten(1, grid)
 
     def forward(self, x: Float[Tensor, "B 3 H W"]) -> Features:
-        seen = self.raw(x)
-        return Features(seen.mean(dim=(1, 2)), self.scale(seen))
+        spatial = self.raw(x)
+        return Features(spatial.mean(dim=(1, 2)), self.scale(spatial))
 
 
 class Gradients(nn.Module):
     """Convolutions to stride 4: a grid twice as fine as the others', and no summary.
 
     Args:
+        dim: Channels of the map.
+        widths: Channels before them.
         offset: Deviation of the channels' means, in units of the features' own (see `Imposed`).
     """
 
@@ -158,6 +180,7 @@ class Gradients(nn.Module):
         self.scale = Imposed(dim, std=5.5, spread=0.6, offset=offset, seed=3)
 
     def raw(self, x: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B h w C"]:
+        """Return the map before scales are imposed."""
         return self.body(x).permute(0, 2, 3, 1)
 
     def forward(self, x: Float[Tensor, "B 3 H W"]) -> Features:
@@ -175,7 +198,7 @@ class PretextTeacher(Frozen):
 
 
 def build_network(name: str) -> nn.Module:
-    """Build an untrained network.
+    """Build one of `NETWORKS`, untrained.
 
     Raises:
         ValueError: there is none of that name.
@@ -186,19 +209,28 @@ def build_network(name: str) -> nn.Module:
 
 
 def open_pretext(name: TeacherName, device: torch.device) -> PretextTeacher:
-    """Build a pretext teacher from the file of its trained weights."""
+    """Build a pretext teacher from the file of its trained weights.
+
+    Raises:
+        ValueError: there is no such network, no file was named, or the resolution is not `SIZE`.
+    """
     with torch.device("meta" if device.type == "meta" else "cpu"):
         network = build_network(name.name)
     if name.resolution not in (None, SIZE):
-        raise ValueError(f"pretext:{name.name} looks at {SIZE} px; leave out @{name.resolution}.")
+        raise ValueError(f"pretext:{name.name} takes {SIZE} px; leave out @{name.resolution}.")
     if device.type != "meta":
         if name.weights is None:
             raise ValueError(
                 f"pretext:{name.name} has no weights of its own: `zoo distill` trains it on your "
-                "images; elsewhere give the file, pretext:NAME/PATH."
+                "images; elsewhere name their file, pretext:NAME/PATH."
             )
         network.load_state_dict(read_state(name.weights))
     return PretextTeacher(
-        f"pretext:{name.name}", network, size=(SIZE, SIZE), mean=MEAN, std=STD, license="yours",
+        f"pretext:{name.name}",
+        network,
+        size=(SIZE, SIZE),
+        mean=MEAN,
+        std=STD,
+        license="yours",
         device=device,
-    )  # fmt: skip
+    )

@@ -1,9 +1,10 @@
 """Teachers whose linear layers multiply in 8 bits: float8 or int8, as far as fidelity allows.
 
 Hopper multiplies 8-bit numbers at twice the rate of bfloat16. Float8 (e4m3) keeps 3 bits of each
-number whatever its size: a relative squared error of 6e-4 an operand. Int8 with one scale a row
-keeps 7 bits of the row's largest: 6e-5 on bell-shaped rows, more where a few channels stick out.
-Which one loses less, and how many layers a network bears, is measured (`quantize_linears`).
+number whatever its size: a relative squared error of 6e-4 for each operand. Int8 with one scale a
+row keeps 7 bits of the row's largest number: 6e-5 on bell-shaped rows, more where a few channels
+are outliers. Which of the two loses less, and how many layers of a network can be quantized, is
+measured (`quantize_linears`).
 """
 
 from collections.abc import Callable
@@ -24,24 +25,27 @@ QuantKind = Literal["fp8", "int8"]
 GATE = 1000.0
 """Least fidelity tr Σ / (C · MSE) to the bfloat16 features: 0.1 % of their variance."""
 LEAST = 0.25
-"""Share of the multiply-adds below which 8 bits are not worth their quantisation."""
+"""Least share of the multiply-adds; quantizing fewer costs more than it saves."""
 MULTIPLE = 16
-"""Of rows and columns of a weight: what the 8-bit kernels take."""
+"""The 8-bit kernels take weights whose rows and columns are multiples of this."""
 
 CAPABILITY = {"fp8": (8, 9), "int8": (8, 0)}
+"""Least CUDA compute capability of the products."""
 
 
-class EightBitLinear(nn.Module):
+class QuantizedLinear(nn.Module):
     """A frozen linear layer with 8-bit weights, one scale an output; inputs get one a row.
 
-    `int8` rows have a centre beside their scale, since what comes out of a GELU is one-sided:
-    x = c + s q, so x Wᵀ = s (q Wᵀ) + c (W 1)ᵀ. Runs on a CPU too, slowly, to be looked at.
+    `int8` inputs have a centre c beside their scale s, since the outputs of a GELU are one-sided:
+    x = c + s q, so x Wᵀ = s (q Wᵀ) + c (W 1)ᵀ. It also runs on a CPU, slowly, for tests.
     """
 
     weight: Tensor
+    """[D C], in 8 bits."""
     scale: Tensor
+    """[D]"""
     total: Tensor
-    """W 1: what a centre of 1 adds."""
+    """W 1, [D]: what a centre of 1 adds to the outputs."""
     bias: Tensor | None
 
     def __init__(self, linear: nn.Linear, kind: QuantKind):
@@ -51,11 +55,11 @@ class EightBitLinear(nn.Module):
         self.dtype = linear.weight.dtype
         largest = weight.abs().amax(1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
         scale = largest / (448 if kind == "fp8" else 127)
-        eight = weight / scale
-        eight = eight.to(torch.float8_e4m3fn) if kind == "fp8" else eight.round().to(torch.int8)
-        self.register_buffer("weight", eight)
+        q = weight / scale
+        q = q.to(torch.float8_e4m3fn) if kind == "fp8" else q.round().to(torch.int8)
+        self.register_buffer("weight", q)
         self.register_buffer("scale", scale.flatten())
-        self.register_buffer("total", eight.float().sum(1) * scale.flatten())
+        self.register_buffer("total", q.float().sum(1) * scale.flatten())
         bias = None if linear.bias is None else linear.bias.detach().clone()
         self.register_buffer("bias", bias)
 
@@ -67,23 +71,28 @@ class EightBitLinear(nn.Module):
 
     def _fp8(self, rows: Tensor) -> Tensor:
         scale = (rows.abs().amax(1, keepdim=True) / 448).clamp_min(1e-12)
-        eight = (rows / scale).to(torch.float8_e4m3fn)
+        q = (rows / scale).to(torch.float8_e4m3fn)
         if not rows.is_cuda:
-            out = (eight.float() @ self.weight.float().T) * scale * self.scale
+            out = (q.float() @ self.weight.float().T) * scale * self.scale
             return (out if self.bias is None else out + self.bias).to(self.dtype)
         bias = None if self.bias is None else self.bias.to(torch.bfloat16)
         return torch._scaled_mm(
-            eight, self.weight.T, scale_a=scale, scale_b=self.scale[None], bias=bias,
-            out_dtype=torch.bfloat16, use_fast_accum=True,
-        )  # fmt: skip
+            q,
+            self.weight.T,
+            scale_a=scale,
+            scale_b=self.scale[None],
+            bias=bias,
+            out_dtype=torch.bfloat16,
+            use_fast_accum=True,
+        )
 
     def _int8(self, rows: Tensor) -> Tensor:
         low, high = rows.aminmax(dim=1, keepdim=True)
         centre = (low + high) / 2
         scale = ((high - low) / 254).clamp_min(1e-12)
-        eight = ((rows - centre) / scale).round().to(torch.int8)
+        q = ((rows - centre) / scale).round().to(torch.int8)
         out = int8_product(
-            eight, scale.flatten(), centre.flatten(), self.weight, self.scale, self.total, self.bias
+            q, scale.flatten(), centre.flatten(), self.weight, self.scale, self.total, self.bias
         )
         return out.to(self.dtype)
 
@@ -93,20 +102,22 @@ class EightBitLinear(nn.Module):
 
 @dataclass(frozen=True)
 class QuantReport:
-    """What became of a teacher."""
+    """Which layers of a teacher were quantized, and what its features lost."""
 
     kind: QuantKind
     fidelity: float
-    """Of its features to those it gave before."""
+    """Of its features to those before, tr Σ / (C · MSE)."""
     share: float
-    """Part of the linear layers' multiply-adds that is done in 8 bits."""
+    """Share of the linear layers' multiply-adds that is done in 8 bits."""
     layers: tuple[str, ...]
+    """Names of the quantized layers."""
     of: int
-    """Linear layers that could have been."""
+    """Number of linear layers that could be quantized."""
     all_layers: float
-    """Fidelity with all of them in 8 bits."""
+    """Fidelity with all of them quantized."""
 
     def describe(self) -> str:
+        """Return the report as one line of text."""
         return (
             f"{self.kind} in {len(self.layers)} of {self.of} linear layers ({self.share:.0%} of "
             f"their work): fidelity {self.fidelity:,.0f}; in all of them {self.all_layers:,.0f}"
@@ -117,29 +128,30 @@ class QuantReport:
 class _Candidate:
     name: str
     plain: nn.Linear
-    eight: EightBitLinear
+    quantized: QuantizedLinear
     work: int
     """Multiply-adds on the sample."""
     error: float = 0.0
-    """Of the features, relative to their variance, with this layer alone in 8 bits."""
+    """Of the features, relative to their variance, with this layer alone quantized."""
 
 
 @torch.no_grad()
 def quantize_linears(
     teacher: Frozen, batch: Batch, kind: QuantKind, *, gate: float = GATE, least: float = LEAST
 ) -> QuantReport:
-    """Put as many linear layers of a teacher into 8 bits as `gate` allows; in place.
+    """Quantize as many linear layers of a teacher as `gate` allows; in place.
 
-    Each layer is tried alone on `batch`; those that do most work for the error they make come
-    first, and the longest such row that keeps the fidelity stays.
+    Each layer is quantized alone and its error measured on `batch`. The layers are sorted by error
+    for each multiply-add, and as many as keep the fidelity stay quantized, from the first on.
 
     Args:
-        batch: Images like those that will come; a few are enough.
-        gate: Least fidelity to the features before. 0 takes all layers, whatever they lose.
+        batch: Images like those of the run; a few are enough.
+        gate: Least fidelity to the features before. With 0 all layers are quantized.
+        least: Least share of the layers' multiply-adds.
 
     Raises:
-        ValueError: the machine cannot, or not even `least` of the work passes; the teacher is
-            then as it was, and the figures are told.
+        ValueError: the machine has no such products, or the gate leaves less than `least` of the
+            work. The teacher is then as it was, and the message has the figures.
     """
     _check_machine(batch, kind)
     reference = _tokens(teacher(batch))
@@ -158,12 +170,12 @@ def quantize_linears(
     share = sum(one.work for one in kept) / every
     if share < least:
         raise ValueError(
-            f"The teacher {teacher.name} cannot run in {kind}: all linear layers give a fidelity "
-            f"of {complete:,.0f} to its bfloat16 features, and {gate:,.0f} is kept with only "
-            f"{share:.0%} of their work. Take {'int8' if kind == 'fp8' else 'bf16'}."
+            f"The teacher {teacher.name} cannot run in {kind}: with all linear layers quantized it "
+            f"has a fidelity of {complete:,.0f} to its bfloat16 features, and for {gate:,.0f} only "
+            f"{share:.0%} of their work can be. Take {'int8' if kind == 'fp8' else 'bf16'}."
         )
     for one in kept:
-        _put(teacher.network, one.name, one.eight)
+        _replace(teacher.network, one.name, one.quantized)
     names = tuple(one.name for one in kept)
     return QuantReport(kind, fidelity, share, names, len(found), complete)
 
@@ -178,41 +190,42 @@ def _check_machine(batch: Batch, kind: QuantKind) -> None:
         )
 
 
-def _tokens(seen: Features) -> Tensor:
-    rows = seen.summary if seen.spatial is None else seen.spatial.flatten(0, -2)
+def _tokens(features: Features) -> Tensor:
+    summary, spatial = features
+    rows = summary if spatial is None else spatial.flatten(0, -2)
     assert rows is not None
     return rows.double()
 
 
 def _candidates(teacher: Frozen, batch: Batch, kind: QuantKind) -> list[_Candidate]:
-    """Find the linear layers that see many rows, by looking at `batch` once."""
+    """Find the linear layers that get many rows, by one forward pass on `batch`."""
     found: list[_Candidate] = []
-    rows: dict[str, int] = {}
+    num_rows: dict[str, int] = {}
 
     def note(name: str, module: Any, args: tuple[Tensor, ...]) -> None:
-        rows[name] = rows.get(name, 0) + args[0].numel() // module.in_features
+        num_rows[name] = num_rows.get(name, 0) + args[0].numel() // module.in_features
 
     layers = {n: m for n, m in teacher.network.named_modules() if type(m) is nn.Linear}
     hooks = [m.register_forward_pre_hook(partial(note, n)) for n, m in layers.items()]
     teacher(batch)
     for hook in hooks:
         hook.remove()
-    for name, seen in rows.items():
+    for name, rows in num_rows.items():
         layer = layers[name]
         fits = layer.in_features % MULTIPLE == 0 and layer.out_features % MULTIPLE == 0
-        if fits and seen >= MULTIPLE * len(batch.images):  # not what sees summaries alone
-            work = seen * layer.weight.numel()
-            found.append(_Candidate(name, layer, EightBitLinear(layer, kind), work))
+        if fits and rows >= MULTIPLE * len(batch.images):  # not those of summaries alone
+            work = rows * layer.weight.numel()
+            found.append(_Candidate(name, layer, QuantizedLinear(layer, kind), work))
     return found
 
 
 def _measure(teacher: Frozen, batch: Batch, reference: Tensor, chosen: list[_Candidate]) -> float:
-    """Return the fidelity with `chosen` in 8 bits, and put the plain layers back."""
+    """Return the fidelity with `chosen` quantized, and put the plain layers back."""
     for one in chosen:
-        _put(teacher.network, one.name, one.eight)
+        _replace(teacher.network, one.name, one.quantized)
     ours = _tokens(teacher(batch))
     for one in chosen:
-        _put(teacher.network, one.name, one.plain)
+        _replace(teacher.network, one.name, one.plain)
     spread = (reference - reference.mean(0)).square().mean()
     return float(spread / (ours - reference).square().mean().clamp_min(1e-30))
 
@@ -220,18 +233,18 @@ def _measure(teacher: Frozen, batch: Batch, reference: Tensor, chosen: list[_Can
 def _longest(
     found: list[_Candidate], measure: Callable[[list[_Candidate]], float], gate: float
 ) -> tuple[list[_Candidate], float]:
-    """Bisect for the longest beginning of `found` whose fidelity passes."""
+    """Bisect for the longest prefix of `found` whose fidelity is at least `gate`."""
     good, bad, fidelity = 0, len(found), float("inf")
     while bad - good > 1:
         middle = (good + bad) // 2
-        seen = measure(found[:middle])
-        if seen >= gate:
-            good, fidelity = middle, seen
+        measured = measure(found[:middle])
+        if measured >= gate:
+            good, fidelity = middle, measured
         else:
             bad = middle
     return found[:good], fidelity
 
 
-def _put(network: nn.Module, name: str, layer: nn.Module) -> None:
+def _replace(network: nn.Module, name: str, layer: nn.Module) -> None:
     parent, _, leaf = name.rpartition(".")
     setattr(network.get_submodule(parent), leaf, layer)

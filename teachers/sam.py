@@ -1,4 +1,4 @@
-"""The mask decoder of a SAM teacher, fed with features instead of an image."""
+"""The mask decoder of a SAM teacher, which takes features in place of an image."""
 
 from typing import Any
 
@@ -19,20 +19,20 @@ class MaskDecoder:
         name: An `hf:` teacher of type SAM; the weights are the teacher's own.
 
     Raises:
-        ValueError: the teacher is none of transformers', or no SAM.
+        ValueError: the teacher is not opened through transformers, or is not a SAM.
     """
 
     def __init__(self, name: TeacherName, device: torch.device | str = "cpu"):
         if name.kind != "hf":
             raise ValueError(
-                f"{name.kind}:{name.name} has no mask decoder that can be opened; SAM is opened "
-                "through transformers, as hf:facebook/sam-vit-huge or hf:FOLDER."
+                f"The mask decoder of {name.describe()} cannot be opened; SAM is opened through "
+                "transformers, as hf:facebook/sam-vit-huge or hf:FOLDER."
             )
         config = read_config(name)
         if config.model_type != "sam":
             raise ValueError(
-                f"hf:{name.name} is a {config.model_type}, and masks are decoded with SAM: later "
-                "ones need maps of their trunk as well, which no head learns."
+                f"hf:{name.name} is a {config.model_type}, and masks are decoded with SAM. The "
+                "decoders of its successors also need maps of their trunk, which no head learns."
             )
         network, _ = read_network(name, config, torch.device(device))
         del network.vision_encoder  # the features come from elsewhere
@@ -45,27 +45,27 @@ class MaskDecoder:
     def __call__(
         self, features: Float[Tensor, "B h w C"], points: Float[Tensor, "B p 2"]
     ) -> Float[Tensor, "B p y x"]:
-        """Return one mask a point, as logits: the one of three that the decoder trusts most.
+        """Return one mask a point, as logits: the one of three with the highest predicted IoU.
 
         Args:
-            features: As the encoder's neck gives them, on any grid.
-            points: Column and row of each, as shares of the image.
+            features: Features as the encoder's neck returns them, on any grid.
+            points: Column and row of each point, as shares of the image in [0, 1].
 
         Raises:
-            ValueError: the features have another width than the encoder's.
+            ValueError: the features do not have the encoder's width.
         """
         if features.shape[-1] != self.width:
             raise ValueError(
-                f"The features have {features.shape[-1]} channels and SAM's encoder gives "
+                f"The features have {features.shape[-1]} channels and those of SAM's encoder "
                 f"{self.width}; take the head that learnt from this teacher."
             )
         maps = at_grid(features.float(), self.grid).permute(0, 3, 1, 2)
         pixels = points[:, :, None] * self.side
         labels = torch.ones(pixels.shape[:3], dtype=torch.long, device=pixels.device)
         try:
-            seen = self.network(image_embeddings=maps, input_points=pixels, input_labels=labels)
+            out = self.network(image_embeddings=maps, input_points=pixels, input_labels=labels)
         except RuntimeError as error:
             raise ValueError(f"SAM's decoder refuses the features: {reason(error)}.") from error
-        best = seen.iou_scores.argmax(dim=-1)[..., None, None, None]
-        shape = (*best.shape[:3], *seen.pred_masks.shape[-2:])
-        return seen.pred_masks.gather(2, best.expand(shape)).squeeze(2)
+        best = out.iou_scores.argmax(dim=-1)[..., None, None, None]
+        shape = (*best.shape[:3], *out.pred_masks.shape[-2:])
+        return out.pred_masks.gather(2, best.expand(shape)).squeeze(2)

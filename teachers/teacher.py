@@ -1,4 +1,4 @@
-"""What a teacher is, how one is named, and the part that every frozen network shares."""
+"""What a teacher is, and what all teachers that are frozen networks share."""
 
 import hashlib
 import logging
@@ -17,7 +17,7 @@ _logger = logging.getLogger("zoo")
 
 
 NORMS = (nn.LayerNorm, nn.GroupNorm, nn.modules.batchnorm._BatchNorm)
-"""Norm layers that take bf16 inputs beside float32 weights."""
+"""Norm layers that take bf16 inputs with float32 weights."""
 
 
 @runtime_checkable
@@ -26,9 +26,11 @@ class Teacher(Protocol):
 
     name: str
     size: tuple[int, int]
-    """Rows and columns of the images that it looks at."""
+    """Rows and columns of the images that it gets, in pixels."""
     summary_dim: int | None
+    """Width of its summary; `None` if it has none."""
     spatial_dim: int | None
+    """Channels of its spatial map; `None` if it has none."""
     grid: tuple[int, int] | None
     """Rows and columns of its spatial map."""
     license: str | None
@@ -37,13 +39,13 @@ class Teacher(Protocol):
 
 
 def check_losses(name: str, teacher: Teacher, *, summary: float, spatial: float) -> None:
-    """Hold the weights of a teacher's losses against what it gives.
+    """Check that a teacher has the targets that the weights of its losses need.
 
-    A summary weight beside a teacher without a summary leaves that loss out, as AM-RADIO
-    (2312.06709, section 3.4) does for SAM; a map that is asked for must be there.
+    For a teacher without a summary the summary loss is left out whatever its weight, as AM-RADIO
+    (2312.06709, section 3.4) does for SAM. A map must be there if its weight is not 0.
 
     Raises:
-        ValueError: the teacher has no map and `spatial` is above 0, or nothing is asked of it.
+        ValueError: the teacher has no map and `spatial` is above 0, or no loss is left.
     """
     if spatial and teacher.spatial_dim is None:
         raise ValueError(
@@ -58,10 +60,11 @@ def check_losses(name: str, teacher: Teacher, *, summary: float, spatial: float)
 
 
 @contextmanager
-def drawn_alike(device: torch.device) -> Iterator[None]:
-    """Build networks without weights: on `meta` their shapes, elsewhere the same draws each time.
+def seeded_init(device: torch.device) -> Iterator[None]:
+    """Within this context, build networks without weights: on `meta` no more than their shapes.
 
-    The caller's random state stays as it was.
+    On other devices they are initialised on the CPU with the same random numbers each time. The
+    caller's random state stays as it was.
     """
     with (
         torch.random.fork_rng(devices=[]),
@@ -72,8 +75,8 @@ def drawn_alike(device: torch.device) -> Iterator[None]:
 
 
 @contextmanager
-def looking(name: TeacherName, size: tuple[int, int]) -> Iterator[None]:
-    """Say which teacher could not look at images of `size`, and what to do.
+def size_errors(name: TeacherName, size: tuple[int, int]) -> Iterator[None]:
+    """Turn a library's errors about images of `size` into one that says what to do.
 
     Raises:
         ValueError: in place of what the library raised.
@@ -82,52 +85,59 @@ def looking(name: TeacherName, size: tuple[int, int]) -> Iterator[None]:
         yield
     except (ValueError, RuntimeError, AssertionError, NotImplementedError) as error:
         raise ValueError(
-            f"{name.kind}:{name.name} cannot look at {size[0]}x{size[1]} px: {reason(error)}."
+            f"{name.describe()} cannot look at {size[0]}x{size[1]} px: {reason(error)}."
             + (f" Leave out @{name.resolution}." if name.resolution else "")
         ) from error
 
 
 def check_patches(name: TeacherName, patch: int) -> None:
-    """Refuse a resolution that the patches do not tile: the rest of the image would be cut off.
+    """Refuse a resolution that is no multiple of the patch: the rest would be cut off.
+
+    Args:
+        patch: Side of a patch in pixels.
 
     Raises:
-        ValueError: `name` asks for one; its neighbours that fit are named.
+        ValueError: `name.resolution` is none; the nearest multiples are named.
     """
     side = name.resolution or 0
     if side % patch:
         below = side // patch * patch
         near = " or ".join(f"@{s}" for s in (below, below + patch) if s)
         raise ValueError(
-            f"{name.kind}:{name.name} has patches of {patch} px, which do not tile {side} px; "
+            f"{name.describe()} has patches of {patch} px, which do not tile {side} px; "
             f"take {near}."
         )
 
 
 def check_trunk_patches(name: TeacherName, trunk: nn.Module) -> None:
-    """Do as `check_patches` with the patches of a timm model, if it has any."""
+    """Call `check_patches` with the patch of a timm model, if it has patches.
+
+    Raises:
+        ValueError: as `check_patches`.
+    """
     patch = getattr(getattr(trunk, "patch_embed", None), "patch_size", None)
     if name.resolution and patch:
         check_patches(name, patch if isinstance(patch, int) else patch[0])
 
 
 def reason(error: BaseException) -> str:
-    """Return the first line of an error, without its full stop."""
+    """Return the first line of an error's message, without the full stop at its end."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return (lines[0] if lines else type(error).__name__).rstrip(".:")
 
 
 def bf16_weights(network: nn.Module) -> nn.Module:
-    """Keep the weights of `network` in bf16, all but those of its norm layers; in place.
+    """Convert the weights of `network` to bf16, except those of its norm layers; in place.
 
-    It must then run under `torch.autocast`, which brings inputs and weights together: matrix
-    products find bf16 weights and cast nothing, norms keep float32. Buffers stay as they are,
-    because rotary frequencies and running statistics lose too much in bf16.
+    It must then run under `torch.autocast`: matrix products find bf16 weights and cast nothing,
+    norms keep float32. Buffers stay as they are, because rotary frequencies and running statistics
+    lose too much in bf16.
     """
     for module in network.modules():
         if isinstance(module, NORMS):
             continue
         if "Norm" in type(module).__name__:
-            # autocast knows nothing of the others, and torch.rms_norm is slow on mixed types
+            # autocast does not know other norms, and torch.rms_norm is slow on mixed types
             module.register_forward_pre_hook(_in_float32)
             continue
         for weight in module.parameters(recurse=False):
@@ -141,7 +151,10 @@ def _in_float32(module: nn.Module, args: tuple) -> tuple:
 
 
 def device_interpolation(name: str) -> str:
-    """Return the interpolation that images are resized with, for a library's name of it."""
+    """Return the interpolation for `Batch.at`, given the library's name of it.
+
+    Others than bicubic and bilinear become bicubic, with a warning.
+    """
     if name in ("bicubic", "bilinear"):
         return name
     _logger.warning("Images are resized with bicubic interpolation instead of %s.", name or "none")
@@ -149,17 +162,23 @@ def device_interpolation(name: str) -> str:
 
 
 class Frozen(nn.Module):
-    """A network that is never trained, with its own size and normalisation.
+    """A network that is never trained, with its own image size and normalisation.
 
-    Subclasses say in `look` how the network's outputs become `Features`. The shapes are found
-    by looking at one black image, so no adapter keeps a table of widths.
+    A subclass defines `features`: how the network's outputs become `Features`. The widths and the
+    grid are read off the features of one black image, so no adapter keeps a table of them.
+
+    Args:
+        size: Rows and columns of its images, in pixels.
+        mean: Of each colour, with values in [0, 1]; subtracted from the images.
+        std: Of each colour; what the images are divided by.
+        interpolation: How images are resized: bicubic or bilinear.
     """
 
     network: Any
     mean: Tensor
     std: Tensor
     source: TeacherName | None = None
-    """What it was opened by, if its text tower can be opened as well."""
+    """The name that it was opened by, if its text tower can be opened as well."""
 
     def __init__(
         self,
@@ -181,21 +200,21 @@ class Frozen(nn.Module):
         self.network = network
         self.requires_grad_(False).eval().to(device)
         with torch.no_grad():
-            seen = self(Batch(torch.zeros(1, 3, *size, device=device)))
-        self.summary_dim = None if seen.summary is None else seen.summary.shape[-1]
-        self.spatial_dim = None if seen.spatial is None else seen.spatial.shape[-1]
-        self.grid = None if seen.spatial is None else tuple(seen.spatial.shape[1:3])
+            summary, spatial = self(Batch(torch.zeros(1, 3, *size, device=device)))
+        self.summary_dim = None if summary is None else summary.shape[-1]
+        self.spatial_dim = None if spatial is None else spatial.shape[-1]
+        self.grid = None if spatial is None else (spatial.shape[1], spatial.shape[2])
 
     def train(self, mode: bool = True) -> "Frozen":
-        """Stay in eval mode: a teacher has no other."""
+        """Stay in eval mode: a teacher is never trained."""
         return super().train(False)
 
     def features(self, x: Float[Tensor, "B 3 H W"]) -> Features:
-        """Turn normalised images into features."""
-        raise NotImplementedError(f"{type(self).__name__} does not say how it looks at images")
+        """Return the features of normalised images at `size`."""
+        raise NotImplementedError(f"{type(self).__name__} does not define features()")
 
     def to_bf16(self) -> "Frozen":
-        """Go over to bf16 weights with float32 norms (see `half_weights`), for good."""
+        """Convert the weights to bf16, except those of norms (see `bf16_weights`), in place."""
         bf16_weights(self.network)
         self.in_bf16 = True
         return self
@@ -210,7 +229,7 @@ class Frozen(nn.Module):
 
 
 def fingerprint(teacher: Teacher) -> str:
-    """Hash a teacher's weights and size, so that a resumed run can tell that it is the same."""
+    """Hash a teacher's weights, size and widths, so that a resumed run can check it is the same."""
     digest = hashlib.sha256(f"{teacher.size} {teacher.summary_dim} {teacher.spatial_dim}".encode())
     if isinstance(teacher, nn.Module):
         for key, value in sorted(teacher.state_dict().items()):

@@ -1,7 +1,7 @@
 """Zero-shot classifiers out of a teacher's text tower.
 
-A student that learnt the teacher's summary can use them: its head's output stands where the
-teacher's image embedding would.
+A student that learnt the teacher's summary can use them: its head's output takes the place of the
+teacher's image embedding.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,21 +16,23 @@ from zoo.teachers.name import TeacherName
 from zoo.teachers.teacher import Frozen, Teacher
 
 TOWERS = {"open_clip": "zoo.teachers.from_open_clip", "hf": "zoo.teachers.from_transformers"}
-"""Where the text towers of a kind are opened."""
+"""Teacher's kind -> the module whose class `TextTower` opens its text tower."""
 BATCH = 256
+"""Texts that go through a tower at once."""
 
 TextTower = Callable[[Sequence[str]], Tensor]
+"""Maps T texts to their embeddings [T D]."""
 
 
 def open_text(name: TeacherName, device: torch.device | str = "cpu") -> TextTower:
     """Open the text tower that belongs to a teacher: texts in, their [T D] embeddings out.
 
     Raises:
-        ValueError: the teacher's kind has none, its model has none, or its tokenizer is missing.
+        ValueError: the teacher's kind or its model has no text tower, or its tokenizer is missing.
     """
     if name.kind not in TOWERS:
         raise ValueError(
-            f"{name.kind}:{name.name} has no text tower; teachers of the kinds "
+            f"{name.describe()} has no text tower; teachers of the kinds "
             f"{' and '.join(TOWERS)} may have one."
         )
     return import_module(TOWERS[name.kind]).TextTower(name, torch.device(device))
@@ -45,17 +47,17 @@ def text_classifier(
 ) -> Float[Tensor, "classes D"]:
     """Turn class names into the weights of a zero-shot classifier, as CLIP does (2103.00020).
 
-    Each class is the mean of its normalised embeddings, one a template, normalised again: the
-    cosine with a normalised image embedding is its score. The text tower is opened for the call
-    alone, with the teacher's own weights.
+    The weight of a class is the mean of its normalised embeddings, one a template, normalised
+    again: its product with a normalised image embedding, a cosine, is the score of the class. The
+    text tower is opened for this call alone, with the teacher's own weights.
 
     Args:
         teacher: A teacher, or its name.
         templates: Sentences with `{}` in place of the class name.
-        device: Where a tower runs that is given by name; a teacher's runs where the teacher is.
+        device: Where the tower runs if `teacher` is a name; else it runs where the teacher is.
 
     Raises:
-        ValueError: there is no text tower or tokenizer, or there is nothing to classify by.
+        ValueError: there is no text tower or no tokenizer, no class name or no template.
     """
     if not class_names or not templates:
         raise ValueError("A text classifier needs at least one class name and one template.")

@@ -79,9 +79,9 @@ def test_a_teacher_without_a_summary_has_none():
 
 
 def test_wrong_heads_are_refused():
-    with pytest.raises(ValueError, match="'v3' came; there are v1, v2, attn"):
+    with pytest.raises(ValueError, match="kind 'v3'; there are v1, v2, attn"):
         Head(hidden=8, out_dim=3, kind="v3")
-    with pytest.raises(ValueError, match="16 heads, and 24 do not split; take a head of kind v2"):
+    with pytest.raises(ValueError, match=r"24 do not split\. Take a head of kind v2"):
         Head(hidden=8, out_dim=3, kind="attn").build(24)
     with pytest.raises(ValueError, match="A summary is one token"):
         Adaptor(16, token=0, summary=dict(hidden=8, out_dim=3, upsample=2))

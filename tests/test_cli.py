@@ -47,6 +47,8 @@ TEACHER = ["--teachers", "timm:resnet18/random"]
         (["distill", *TEACHER, "--data", "EMPTY"], "There is no image in"),
         (["distill", *TEACHER, "--out", "IMAGES"], "exists"),
         (["distill", "--resume", "NOWHERE"], "There is no run in"),
+        (["distill", "--views", "2"], "--views is called --view-epochs now"),
+        (["distill", "--heads.inner=2"], "--heads.inner is called --heads.num-inner now"),
         (["eval", "resnet18"], "--data"),
         (["eval", "resnet81", "--data", "IMAGES"], "Did you mean"),
         (["eval", "resnet18", "--data", "IMAGES", "--on", "kn"], "Did you mean knn?"),

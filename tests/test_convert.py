@@ -113,7 +113,7 @@ def test_the_command_line_converts_and_says_how_to_load(tmp_path, capsys):
 
 
 def test_unknown_names_and_files_are_refused(source, tmp_path):
-    with pytest.raises(ValueError, match="no model 'radio_xl' of ours"):
+    with pytest.raises(ValueError, match="no model 'radio_xl'"):
         convert(source, "radio_xl", tmp_path / "out")
     with pytest.raises(ValueError, match="no weight file"):
         convert(tmp_path / "nowhere.pth", "eradio_nano", tmp_path / "out")

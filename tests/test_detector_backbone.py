@@ -1,8 +1,5 @@
 """Our backbones inside transformers' detectors: they train, and they come back from a file."""
 
-import re
-from pathlib import Path
-
 import pytest
 import timm
 import torch
@@ -28,9 +25,15 @@ PYRAMIDS = {
 }
 TINY = PYRAMIDS | {"radio_vit_base_patch16": dict(depth=3, embed_dim=32, num_heads=2)}
 COMMON = dict(
-    d_model=32, encoder_ffn_dim=32, decoder_ffn_dim=32, encoder_attention_heads=2,
-    decoder_attention_heads=2, decoder_layers=2, num_queries=5, num_labels=3,
-)  # fmt: skip
+    d_model=32,
+    encoder_ffn_dim=32,
+    decoder_ffn_dim=32,
+    encoder_attention_heads=2,
+    decoder_attention_heads=2,
+    decoder_layers=2,
+    num_queries=5,
+    num_labels=3,
+)
 
 
 def backbone(name, **options):
@@ -146,14 +149,3 @@ def test_what_the_backbone_cannot_give_is_refused():
         model(torch.randn(1, 3, 64, 64), output_hidden_states=True)
     with pytest.raises(ValueError, match="No backbone is named"):
         ZooBackbone(ZooBackboneConfig())
-
-
-def test_the_snippets_of_the_page_run(tmp_path, monkeypatch):
-    page = Path(__file__).parent.parent / "docs" / "detectors.md"
-    snippets = re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)
-    assert len(snippets) == 2
-    monkeypatch.chdir(tmp_path)
-    for snippet in snippets:
-        names: dict = {}
-        exec(compile(snippet, str(page), "exec"), names)
-        assert names["detector"]

@@ -47,7 +47,7 @@ def published(**kwargs):
 
 
 def run_with_taps(model, x):
-    """Everything that the golden card looks at, under its names."""
+    """Everything that the golden card compares, by its names."""
     taps, hooks = {}, []
 
     def watch(name, part):
@@ -436,11 +436,11 @@ def test_weights_saved_with_other_windows_load_into_a_fresh_model(lively):
 
 
 def test_maps_between_windows_are_enlarged_and_brought_back(lively):
-    stage, seen = lively().stages[2], []
-    stage.blocks[0].register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    stage, inputs = lively().stages[2], []
+    stage.blocks[0].register_forward_pre_hook(lambda _, args: inputs.append(args[0]))
     x = torch.randn(1, 64, 5, 9)
     out = stage(x)
-    torch.testing.assert_close(seen[0], F.interpolate(x, (8, 16)))
+    torch.testing.assert_close(inputs[0], F.interpolate(x, (8, 16)))
     assert out.shape == x.shape
 
 

@@ -246,26 +246,28 @@ def test_masked_cells_change_nothing_in_real_ones():
     real = torch.zeros(2, 49, dtype=torch.bool)
     real[0, :30], real[1, :9] = True, True
     padding = torch.zeros(2, 49).masked_fill(~real, -torch.inf).view(2, 1, 1, 49)
-    seen = torch.cat([torch.ones(2, 4, dtype=torch.bool), real], dim=1).repeat(2, 1)  # carriers are
+    visible = torch.cat([torch.ones(2, 4, dtype=torch.bool), real], dim=1).repeat(
+        2, 1
+    )  # carriers are
     x = torch.randn(4, 4 + 49, 64)
-    other = torch.where(seen[..., None], x, torch.randn_like(x))
+    other = torch.where(visible[..., None], x, torch.randn_like(x))
     with torch.no_grad():
         _, positions, *_ = model.stages[2].positions(1, 2)
         ours = block(x, (1, 2), padding, positions)
         theirs = block(other, (1, 2), padding, positions)
         unmasked = block(other, (1, 2), None, positions)
-    torch.testing.assert_close(ours[seen], theirs[seen])
-    assert (unmasked - theirs)[seen].abs().max() > 1e-3
+    torch.testing.assert_close(ours[visible], theirs[visible])
+    assert (unmasked - theirs)[visible].abs().max() > 1e-3
 
 
 def test_masking_matters_only_where_windows_are_filled_up():
     masked, plain = tiny(mask_padding=True), tiny()
     plain.load_state_dict(masked.state_dict())
-    whole, filled = torch.randn(2, 3, 224, 448), torch.randn(2, 3, 96, 160)
+    whole, padded = torch.randn(2, 3, 224, 448), torch.randn(2, 3, 96, 160)
     with torch.no_grad():
         torch.testing.assert_close(masked(whole), plain(whole))
-        assert (masked(filled) - plain(filled)).abs().max() > 1e-3
-        assert masked(filled).isfinite().all()
+        assert (masked(padded) - plain(padded)).abs().max() > 1e-3
+        assert masked(padded).isfinite().all()
 
 
 def test_set_input_size_moves_tables_and_windows_but_no_parameters():

@@ -27,10 +27,10 @@ def test_features_of_a_timm_model_are_its_pooled_vector_and_its_last_map(name):
     model = timm.create_model(name, num_classes=0).eval()
     x = torch.randn(2, 3, 160, 160)
     with torch.no_grad():
-        seen, pooled = read_features(model, x), model(x)
-    torch.testing.assert_close(seen.summary, pooled)
-    assert seen.spatial.ndim == 4
-    assert seen.spatial.shape[-1] == model.feature_info[-1]["num_chs"]
+        features, pooled = read_features(model, x), model(x)
+    torch.testing.assert_close(features.summary, pooled)
+    assert features.spatial.ndim == 4
+    assert features.spatial.shape[-1] == model.feature_info[-1]["num_chs"]
 
 
 @settings(deadline=None, max_examples=40)

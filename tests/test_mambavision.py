@@ -181,17 +181,17 @@ def test_the_step_bias_counts_twice_only_in_the_published_form(steps):
 
 
 def test_steps_of_a_filled_up_rank_are_the_same():
-    """On a GPU the rank of the step sizes is filled up to a multiple of 8 channels."""
+    """On a GPU the rank of the step sizes is padded to a multiple of 8 channels."""
     mixer, x = MambaMixer(80), torch.randn(3, 7, 40, requires_grad=True)
     weights = [x, mixer.x_proj.weight, mixer.dt_proj.weight]
     found = []
-    for more in (0, 3):
-        parts = mixer._steps(x, more)
+    for pad in (0, 3):
+        parts = mixer._steps(x, pad)
         assert [part.shape[-1] for part in parts] == [40, 8, 8]
         loss = sum(part.square().sum() for part in parts)
         found.append([*parts, *torch.autograd.grad(loss, weights)])
-    for plain, filled in zip(*found, strict=True):
-        torch.testing.assert_close(filled, plain, rtol=1e-5, atol=1e-6)
+    for plain, padded in zip(*found, strict=True):
+        torch.testing.assert_close(padded, plain, rtol=1e-5, atol=1e-6)
 
 
 def test_new_models_start_with_the_step_sizes_of_mamba_and_published_ones_at_bias_0():

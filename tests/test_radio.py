@@ -76,7 +76,7 @@ def _head(sizes):
 
 
 def run_with_taps(model, x, wanted):
-    """Everything that a card looks at, under its names."""
+    """Everything that a card compares, by its names."""
     taps, hooks = {}, []
 
     def watch(name, part):
@@ -95,9 +95,9 @@ def run_with_taps(model, x, wanted):
     maps = model.radio(x, "NCHW")
     taps["features_nchw"] = (maps["backbone"] if isinstance(maps, dict) else maps).features
     intermediate = re.compile(r"(sparse|dense)\.([a-z-]+)\.(\d+)\.features")
-    asked = [found.groups() for tap in wanted if (found := intermediate.fullmatch(tap))]
-    for aggregation, scheme in dict.fromkeys(pair[:2] for pair in asked):
-        indices = [int(i) for a, s, i in asked if (a, s) == (aggregation, scheme)]
+    wanted_keys = [found.groups() for tap in wanted if (found := intermediate.fullmatch(tap))]
+    for aggregation, scheme in dict.fromkeys(pair[:2] for pair in wanted_keys):
+        indices = [int(i) for a, s, i in wanted_keys if (a, s) == (aggregation, scheme)]
         pairs = model.forward_intermediates(
             x,
             indices,
@@ -227,9 +227,9 @@ def test_images_of_any_multiple_of_the_patch_are_taken(rows, cols, batch):
 
 
 def test_other_sides_are_refused_with_the_nearest_size():
-    with pytest.raises(ValueError, match=r"30x44 came.*multiples of 8.*32x48"):
+    with pytest.raises(ValueError, match=r"is 30x44.*multiples of 8.*32x48"):
         tiny()(images(30, 44))
-    with pytest.raises(ValueError, match=r"32x48 came.*multiples of 24.*24x48"):
+    with pytest.raises(ValueError, match=r"is 32x48.*multiples of 24.*24x48"):
         tiny(vitdet=dict(window=3, num_global=2))(images(32, 48))
 
 
@@ -344,40 +344,40 @@ def test_a_pruned_model_keeps_its_windows(lively):
 # -- positions in training -----------------------------------------------------------------------
 
 
-def _positions_seen(model, x):
+def _positions_of(model, x):
     """What training adds to the patches of each image."""
-    seen = []
-    hook = model.norm_pre.register_forward_hook(lambda *call: seen.append(call[2]))
+    outputs = []
+    hook = model.norm_pre.register_forward_hook(lambda *call: outputs.append(call[2]))
     model(x)
     hook.remove()
     patches = model.patch_embed(model.input_conditioner(x)).flatten(1, 2)
-    return seen[0][:, model.num_prefix_tokens :] - patches
+    return outputs[0][:, model.num_prefix_tokens :] - patches
 
 
 def test_each_image_of_a_training_batch_has_its_own_window(lively):
     model = lively(pos_dropout=0.0).train()
-    seen = _positions_seen(model, images(batch=4))
-    assert all((seen[i] - seen[j]).abs().max() > 1e-2 for i in range(4) for j in range(i))
+    positions = _positions_of(model, images(batch=4))
+    assert all((positions[i] - positions[j]).abs().max() > 1e-2 for i in range(4) for j in range(i))
 
 
 def test_frames_of_a_clip_share_their_window(lively):
     model = lively(pos_dropout=0.0).train()
     with model.cpe_video_mode(2):
-        seen = _positions_seen(model, images(batch=4))
-        with pytest.raises(ValueError, match="3 images are no whole clips of 2"):
+        positions = _positions_of(model, images(batch=4))
+        with pytest.raises(ValueError, match="3 images do not divide into clips of 2"):
             model(images(batch=3))
-    torch.testing.assert_close(seen[0], seen[1])
-    torch.testing.assert_close(seen[2], seen[3])
-    assert not torch.allclose(seen[0], seen[2])
+    torch.testing.assert_close(positions[0], positions[1])
+    torch.testing.assert_close(positions[2], positions[3])
+    assert not torch.allclose(positions[0], positions[2])
     assert model.frames_per_crop == 1
 
 
 def test_positions_are_dropped_for_whole_images_at_the_promised_rate(lively):
     model = lively(pos_dropout=0.25).train()
-    seen = _positions_seen(model, images(16, 16, 400))
-    dropped = seen.abs().amax(dim=(1, 2)) < 1e-5
+    positions = _positions_of(model, images(16, 16, 400))
+    dropped = positions.abs().amax(dim=(1, 2)) < 1e-5
     assert 0.15 < dropped.float().mean() < 0.35
-    assert (seen[~dropped].abs().amax(dim=(1, 2)) > 1e-2).all()
+    assert (positions[~dropped].abs().amax(dim=(1, 2)) > 1e-2).all()
 
 
 def test_the_largest_image_is_neither_cropped_nor_dropped(lively):
@@ -451,7 +451,7 @@ def test_wrong_ways_to_ask_for_intermediates_are_refused():
         dict(output_fmt="NHWC"),
         dict(indices=[3, 1], aggregation="dense"),
     ):
-        with pytest.raises(ValueError, match=r"offered|ascending"):
+        with pytest.raises(ValueError, match=r"There is no|ascending"):
             model.forward_intermediates(x, **wrong)
 
 
@@ -489,7 +489,7 @@ def test_the_nominal_size_is_set_and_the_grid_of_positions_stays():
 def test_unknown_arguments_and_wrong_tokens_are_refused():
     with pytest.raises(TypeError, match="windows"):
         tiny(windows=3)
-    with pytest.raises(ValueError, match=r"Token 4 .* 0 to 3"):
+    with pytest.raises(ValueError, match=r"token 4; .* 0 to 3"):
         tiny(summary_idxs=(0, 4))
     with pytest.raises(ValueError, match="by name, but no file"):
         tiny(adaptors=["clip"])

@@ -243,7 +243,7 @@ def test_a_malicious_file_is_refused_and_nothing_is_executed(parent, write, tmp_
 def test_loading_research_weights_says_so(parent, write, caplog):
     path = write(published(parent.state_dict()))
     overlay = dict(file=str(path))
-    for tag, said in (("radio_v2_5", True), ("c_radio_v3", False)):
+    for tag, warned in (("radio_v2_5", True), ("c_radio_v3", False)):
         caplog.clear()
         with caplog.at_level(logging.WARNING, "zoo"):
             timm.create_model(
@@ -252,7 +252,7 @@ def test_loading_research_weights_says_so(parent, write, caplog):
                 pretrained_cfg_overlay=overlay,
                 **TINY,
             )
-        assert ("non-commercial" in caplog.text) == said
+        assert ("non-commercial" in caplog.text) == warned
 
 
 def test_a_tag_brings_the_flags_of_its_release(parent, write):
@@ -276,7 +276,7 @@ def test_a_release_without_a_known_repository_asks_for_the_file():
 # -- teachers and tokens -------------------------------------------------------------------------
 
 
-def test_each_distinct_teacher_has_a_token_and_registers_fill_up():
+def test_each_distinct_teacher_has_a_token_and_registers_pad_the_prefix():
     assert teacher_tokens(TEACHERS) == dict(clip=0, sam=1, dino_v2=2)
     layout = prefix_layout(TEACHERS, register_multiple=8)
     assert layout == dict(reg_tokens=7, summary_idxs=[0, 2])

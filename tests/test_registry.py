@@ -212,9 +212,9 @@ def test_features_only_gives_what_forward_intermediates_gives(family):
     for chosen in (None, (1, 3)):
         part = family.build(features_only=True, out_indices=chosen)
         check_maps(part, found := part(x), family.name)
-        asked = [i["index"] for i in part.feature_info.get_dicts()]
-        assert chosen is None or tuple(asked) == chosen
-        torch.testing.assert_close(found, [maps[i] for i in asked])
+        indices = [i["index"] for i in part.feature_info.get_dicts()]
+        assert chosen is None or tuple(indices) == chosen
+        torch.testing.assert_close(found, [maps[i] for i in indices])
     early = whole.forward_intermediates(x, [1], stop_early=True, intermediates_only=True)
     torch.testing.assert_close(early, [maps[1]])
     _, last = whole.forward_intermediates(x, [3], norm=True)
@@ -263,9 +263,9 @@ def test_keys_that_do_not_fit_are_listed_ten_of_each_with_a_hint(family):
     state |= {f"stray{i}": torch.ones(1) for i in range(3)}
     with pytest.raises(
         ValueError, match=r"missing: .* and \d+ more.*3 extra.*Is it a file"
-    ) as told:
+    ) as caught:
         model.load_state_dict(state)
-    assert len(str(told.value)) < 1500
+    assert len(str(caught.value)) < 1500
     loose = model.load_state_dict(state, strict=False)
     assert loose.unexpected_keys == ["stray0", "stray1", "stray2"]
 
@@ -408,7 +408,7 @@ def test_twenty_steps_halve_the_loss(family):
 
 
 @pytest.mark.parametrize(
-    ("name", "said"),
+    ("name", "warned"),
     [
         ("eradio_l", 1),
         ("eradio_nano", 0),
@@ -419,7 +419,7 @@ def test_twenty_steps_halve_the_loss(family):
         ("radio_vit_base_patch16.c_radio_v3", 0),
     ],
 )
-def test_loading_weights_for_research_says_so_once(name, said, tmp_path, caplog):
+def test_loading_weights_for_research_says_so_once(name, warned, tmp_path, caplog):
     small = SMALL[family_of(name)]
     torch.save(timm.create_model(name, **small).state_dict(), tmp_path / "w.pth")
     overlay = dict(file=str(tmp_path / "w.pth"))
@@ -427,7 +427,7 @@ def test_loading_weights_for_research_says_so_once(name, said, tmp_path, caplog)
         timm.create_model(name, **small)
         assert caplog.text == ""
         timm.create_model(name, pretrained=True, pretrained_cfg_overlay=overlay, **small)
-    assert caplog.text.count("licensed for non-commercial use") == said
+    assert caplog.text.count("licensed for non-commercial use") == warned
 
 
 def test_every_tag_of_other_peoples_weights_names_its_licence():
@@ -489,14 +489,14 @@ def test_a_compiled_training_step_keeps_channels_last(family):
     """Any other map or gradient that came to a convolution would be copied by it."""
     if family.name.startswith("radio"):
         pytest.skip("a ViT's one convolution gets its gradient from among other tokens")
-    turned, seen = [], []
+    turned, names = [], []
 
-    def look(graph, inputs):
+    def record(graph, inputs):
         for node in graph.graph.nodes:
             name = str(node.target)
             if name.startswith(("aten.convolution.", "aten.convolution_backward.")):
                 maps = [arg.meta["val"] for arg in node.args[: 2 if "backward" in name else 1]]
-                seen.append(name)
+                names.append(name)
                 turned.extend(
                     (name, tuple(m.shape), m.stride())
                     for m in maps
@@ -505,11 +505,13 @@ def test_a_compiled_training_step_keeps_channels_last(family):
         return make_boxed_func(graph.forward)
 
     model = family.build().train().to(memory_format=torch.channels_last)
-    backend = aot_autograd(fw_compiler=look, bw_compiler=look, decompositions=select_decomp_table())
+    backend = aot_autograd(
+        fw_compiler=record, bw_compiler=record, decompositions=select_decomp_table()
+    )
     x = family.images(2, 2)  # E-RADIO enlarges maps of other sides by torch's own interpolation
     x = x.contiguous(memory_format=torch.channels_last)
     torch.compile(model, fullgraph=True, dynamic=False, backend=backend)(x).sum().backward()
-    assert any("backward" in name for name in seen)
+    assert any("backward" in name for name in names)
     assert not turned
 
 

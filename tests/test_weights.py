@@ -132,7 +132,7 @@ def test_classes_functions_and_arrays_are_refused(save, value):
 
 
 def test_a_refusal_names_what_the_file_asks_for(save):
-    with pytest.raises(ValueError, match=r"it asks for .*Stranger"):
+    with pytest.raises(ValueError, match=r"it names .*Stranger"):
         read_checkpoint(save({"args": Stranger()}))
 
 
@@ -170,9 +170,9 @@ def test_damaged_and_absent_files_are_refused(tmp_path, name):
 
 def test_differences_of_keys_are_listed_ten_of_each():
     wanted = {f"w{i:02d}": torch.ones(2) for i in range(13)} | {"same": torch.ones(3)}
-    given = {f"g{i:02d}": torch.ones(2) for i in range(3)} | {"same": torch.ones(4)}
+    found = {f"g{i:02d}": torch.ones(2) for i in range(3)} | {"same": torch.ones(4)}
     with pytest.raises(ValueError) as error:
-        check_keys(given, wanted, hint="Look again.")
+        check_keys(found, wanted, hint="Look again.")
     message = str(error.value)
     assert "13 missing: w00" in message
     assert "w09 and 3 more" in message

@@ -8,10 +8,15 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, ClassVar, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
+from zoo.train.fields import with_new_names
+
+Device = Literal["auto", "cpu", "cuda", "mps"]
+Precision = Literal["auto", "float32", "bf16", "float64"]
+
 
 @dataclass(frozen=True, kw_only=True)
 class Optim:
-    """AdamW with warm-up and a cosine."""
+    """AdamW with warm-up and a schedule behind it."""
 
     lr: float = 1e-3
     min_lr: float = 1e-6
@@ -19,6 +24,9 @@ class Optim:
     betas: tuple[float, float] = (0.9, 0.999)
     warmup: float = 0.05
     """Share of the steps in which the rate rises."""
+    schedule: Literal["cosine", "linear"] = "cosine"
+    """How it falls to min_lr: half a cosine from the end of the warm-up on, or a line from the
+    first step to the last, times the warm-up."""
     clip: float = 1.0
     """Largest norm of the gradient; 0 leaves it alone."""
     ema: float = 0.999
@@ -64,13 +72,17 @@ class Training:
     data: str = "embedded"
     batch: int = 32
     """Samples a step, over all slices."""
+    slices: int | Literal["auto"] = "auto"
+    """Equal parts of each batch that one process takes one after another, for batches that do not
+    fit the memory; each has randomness and batch statistics of its own. auto is 1."""
     steps: int = 1000
     out: Path = Path("runs/train")
     """Folder of the run; it must not exist yet."""
     seed: int = 0
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    precision: Literal["auto", "float32", "bf16"] = "auto"
-    """Autocast; auto is bf16 on CUDA and float32 elsewhere."""
+    device: Device = "auto"
+    precision: Precision = "auto"
+    """Autocast; auto is bf16 on CUDA and float32 elsewhere. float64, weights too, is for tests on
+    a CPU."""
     compile: bool = False
     workers: int = 0
     """Processes that read samples."""
@@ -81,6 +93,21 @@ class Training:
         for name in ("batch", "steps"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1.")
+        slices = self.num_slices
+        if slices < 1 or self.batch % slices:
+            fits = [n for n in range(1, self.batch + 1) if self.batch % n == 0]
+            near = sorted(sorted(fits, key=lambda n: abs(n - slices))[:3])
+            raise ValueError(
+                f"A batch of {self.batch} does not split into {slices} slices of equal size; "
+                f"{', '.join(map(str, near))} would do."
+            )
+        if self.precision == "float64" and self.device in ("cuda", "mps"):
+            raise ValueError("precision float64 is for tests on a CPU; give --device cpu with it.")
+
+    @property
+    def num_slices(self) -> int:
+        """The slices of each batch, `auto` resolved."""
+        return 1 if self.slices == "auto" else self.slices
 
 
 C = TypeVar("C", bound=Training)
@@ -92,10 +119,16 @@ def to_json(config: Training) -> dict[str, Any]:
 
 
 def from_json(kind: Any, data: Any) -> Any:
-    """Build a config of the dataclass `kind` from plain data; unknown fields are refused."""
+    """Build a config of the dataclass `kind` from plain data.
+
+    Fields that were renamed are known by their former names too (`zoo.train.fields.RENAMED`).
+
+    Raises:
+        ValueError: there is no such field.
+    """
     origin = get_origin(kind)
-    if dataclasses.is_dataclass(kind) and isinstance(data, Mapping):
-        hints = get_type_hints(kind)
+    if isinstance(kind, type) and dataclasses.is_dataclass(kind) and isinstance(data, Mapping):
+        hints, data = get_type_hints(kind), with_new_names(kind, data)
         unknown = set(data) - set(hints)
         if unknown:
             raise ValueError(f"Unknown fields of {kind.__name__}: {', '.join(sorted(unknown))}.")

@@ -1,195 +1,197 @@
-"""The training loop."""
+"""The training loop: one for every task."""
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import nullcontext
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
+from itertools import chain, islice
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 
-from zoo.data.loader import train_batches
-from zoo.data.plan import Plan
-from zoo.data.sources import Source
-from zoo.features import Batch
-from zoo.students.student import Student
-from zoo.teachers.teacher import Teacher
+from zoo.train.config import Training
 from zoo.train.damp import damped
-from zoo.train.distill.config import Distill
-from zoo.train.distill.plan_step import StepPlan, plan_step, view_of
-from zoo.train.distill.task import looks_of, objective_of
-from zoo.train.distill.teachers import Model, TeacherPrefetcher, tensor_cores
+from zoo.train.device import autocast, tensor_cores
 from zoo.train.interrupt import Interrupt, Interrupted
 from zoo.train.optim import learning_rate
+from zoo.train.prefetch import Slice, numbered, prefetch
 from zoo.train.progress import Progress
 from zoo.train.run import Run
+from zoo.train.slices import SliceBuffers, SliceSeeds
 from zoo.train.state import TrainState
+from zoo.train.task import Feed, Loss, Task
 
 
 def train(
-    trainee: TrainState,
-    teachers: Mapping[str, Teacher],
-    normalizers: Mapping[str, nn.Module],
-    source: Source,
-    config: Distill,
+    task: Task,
+    state: TrainState,
+    feed: Feed,
+    config: Training,
     run: Run,
     *,
-    autocast: Callable,
-    evaluate: Callable[[Student, int], None],
-    baseline_losses: Mapping[str, float] | None = None,
-    title: str = "distil",
+    evaluate: Callable[[Any, int], None] | None = None,
+    title: str = "train",
+    ahead: bool = False,
 ) -> None:
     """Train until `config.steps`; log, evaluate and save on the way.
 
     Args:
-        spreads: What the calibration measured, by the names of the losses.
+        evaluate: Gets the best form of the model and the step, every `config.every.evaluate`
+            steps but the last.
+        ahead: Compute the task's targets a slice early, on a CUDA stream of their own.
 
     Raises:
         Interrupted: a signal came; the state is saved.
         ValueError: a loss is not finite; the batch's keys stand in `nan_batch.json`.
     """
-    device = next(trainee.student.parameters()).device
-    plan = Plan(len(source), config.batch, config.seed, config.views)
-    view, steps = view_of(config, teachers), dict(steps=config.steps, start=trainee.step)
-    loader = train_batches(source, view, plan, **steps, workers=config.workers)
-    objective = objective_of(config, normalizers, baseline_losses or {})
-    skipped, every, start = set[str](), config.every, trainee.step
-    watch = Progress(title, total=config.steps, start=trainee.step, images=config.batch)
-    note = partial(note_skipped, seen=skipped, run=run, watch=watch)
-    coming = device_batches(loader, start, device, note, partial(looks_of, plan, config, teachers))
-    if config.overlap:
-        coming = TeacherPrefetcher(device, autocast).over(coming)
-    with (
-        Interrupt() as interrupt,
-        watch,
-        tensor_cores() if device.type == "cuda" else nullcontext(),
-    ):
-        for batch, looks in coming:
-            torch.manual_seed(plan.step_seed(trainee.step))
-            turn = plan_step(plan, trainee.step, config, teachers)
-            total, losses = differentiate(
-                partial(objective, batch, trainee, looks, turn), trainee, turn, config, autocast
-            )
-            update(trainee, total, losses, config, turn)
+    device, every = state.device, config.every
+    precision = partial(autocast, config.precision, device)
+    coming = prefetch(
+        numbered(feed, state.step, config.steps), task.targets, device, precision, ahead=ahead
+    )
+    buffers = SliceBuffers(state.model) if config.num_slices > 1 else None
+    progress = Progress(title, total=config.steps, start=state.step, samples=config.batch)
+    skipped = SkipList(run, progress)
+    with Interrupt() as interrupt, progress, tensor_cores(device):
+        while state.step < config.steps:
+            parts = islice(coming, len(feed.slices))
+            counts = feed.counts(state.step)
+            losses = take_step(task, state, parts, counts, config, precision, buffers)
+            update(state, losses, config)
+            skipped.add(feed.skipped())
 
-            step, signum = trainee.step, interrupt.signal
+            step, signum = state.step, interrupt.signal
             ends = step == config.steps
             saves = ends or signum is not None or step % every.checkpoint == 0
-            if saves or step % every.log == 0:
-                check_finite(trainee, plan, source, run)
-            if ends or step % every.log == 0:
-                write_log(trainee, config, run, watch)
-            with watch.paused():
-                if step % every.evaluate == 0 and not ends:
-                    evaluate(trainee.best, step)
+            logs = ends or step % every.log == 0
+            if saves or logs:
+                check_finite(state, feed, run)
+            if logs:
+                write_log(state, config, run, progress)
+            with progress.paused():
+                if evaluate and step % every.evaluate == 0 and not ends:
+                    evaluate(state.best, step)
                 if saves:
-                    run.save(trainee.state())
+                    run.save(state.state())
             if signum is not None and not ends:
                 raise Interrupted(signum, f"Stopped after step {step}, which is saved.")
 
 
-def device_batches(
-    loader: Iterable[dict[str, Any]],
-    start: int,
-    device: torch.device,
-    note: Callable[[list[str]], None],
-    looks: Callable[[int], Mapping[str, Model]],
-) -> Iterator[tuple[Batch, Mapping[str, Model]]]:
-    """Return the batches from step `start` on, on `device`, with those who look at them.
+def take_step(
+    task: Task,
+    state: TrainState,
+    parts: Iterable[tuple[Slice, Any]],
+    counts: Mapping[str, int],
+    config: Training,
+    precision: Callable,
+    buffers: SliceBuffers | None = None,
+) -> dict[str, Tensor]:
+    """Run forward and backward over the slices of one step, and leave the gradients behind.
 
-    Args:
-        note: Gets the names of unreadable files.
+    Returns:
+        `loss`, the weighted sum, and every loss over the whole batch; NaN for one left out.
     """
-    for step, part in enumerate(loader, start):
-        note(part["skipped"])
-        batch = Batch(part["images"], part["keys"], positions=part["positions"]).to(device)
-        yield batch, looks(step)
+    step, sums = state.step, dict[str, Tensor]()
+    parts = iter(parts)
+    first = next(parts)  # before the seed: what loads a batch may draw too
+    seeds = SliceSeeds(config.seed, step, state.device)
+    with damped(state.model, config.optim.damp):
+        if buffers:
+            seeds.keep()
+            buffers.begin_step()
+        for part, targets in chain([first], parts):
+            if buffers:
+                seeds.begin(part.index)
+            with precision():
+                losses = task.losses(state, part.batch, targets, step)
+            shares = {name: loss.total / counts[name] for name, loss in losses.items()}
+            total = task.weigh(shares, step)
+            total.backward()
+            if buffers:
+                buffers.end_slice()
+            for name, value in logged(total, losses, shares).items():
+                sums[name] = sums[name] + value if name in sums else value
+        if buffers:
+            buffers.end_step(config.num_slices)
+    task.observe({name: value for name, value in sums.items() if name != "loss"}, step)
+    return sums
 
 
-def differentiate(
-    objective: Callable[[], dict[str, Tensor]],
-    trainee: TrainState,
-    turn: StepPlan,
-    config: Distill,
-    autocast: Callable,
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """Return the weighted sum and the losses of a step, and leave the gradients behind."""
-    with damped(trainee.student, config.optim.damp):
-        with autocast():
-            losses = objective()
-        total = trainee.weighting(torch.stack(list(losses.values())), turn.asked)
-        total.backward()
-    return total, losses
+def logged(
+    total: Tensor, losses: Mapping[str, Loss], shares: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """Return what a log says of a slice; NaN for a loss that was left out of the step."""
+    values = {"loss": total.detach()}
+    for name, share in shares.items():
+        value = share.detach().sum()
+        values[name] = value if losses[name].count else torch.full_like(value, torch.nan)
+    return values
 
 
-def update(
-    trainee: TrainState,
-    total: Tensor,
-    losses: Mapping[str, Tensor],
-    config: Distill,
-    turn: StepPlan,
-) -> None:
+def update(state: TrainState, losses: Mapping[str, Tensor], config: Training) -> None:
     """Take one step of the optimizer, with the gradients that are there."""
-    for group in trainee.optimizer.param_groups:
-        group["lr"] = learning_rate(trainee.step, config.steps, config.optim)
-    norm = clip_grad_norm_(trainee.student.parameters(), config.optim.clip or math.inf)
-    trainee.optimizer.step()
-    trainee.optimizer.zero_grad(set_to_none=True)
-    trainee.step += 1
-    if trainee.ema:
-        trainee.ema.update(trainee.student, trainee.step)
-    row = torch.stack([total, norm, *(loss.mean() for loss in losses.values())]).detach()
-    if turn.asked is not None:  # NaN in a log row: not asked, which is no loss of 0
-        row[2:] = torch.where(trainee.weighting.counts(turn.asked), row[2:], torch.nan)
-    trainee.unread.append(row)
+    rate = learning_rate(state.step, config.steps, config.optim)
+    for group in state.optimizer.param_groups:
+        group["lr"] = rate * group.get("scale", 1.0)
+    norm = clip_grad_norm_(state.parameters(), config.optim.clip or math.inf)
+    state.optimizer.step()
+    state.optimizer.zero_grad(set_to_none=True)
+    state.step += 1
+    if state.ema:
+        state.ema.update(state.model, state.step)
+    total, *rest = losses.values()
+    state.names = tuple(losses)
+    state.unread.append(torch.stack([total, norm, *rest]).detach())
 
 
-def check_finite(trainee: TrainState, plan: Plan, source: Source, run: Run) -> None:
-    """Stop at the first step since the last look whose loss is not finite.
+def check_finite(state: TrainState, feed: Feed, run: Run) -> None:
+    """Stop at the first step since the last check whose loss is not finite.
 
-    The plan says which images that step had, so nothing is kept for this on the way.
+    The feed says which samples that step had, so nothing is kept for this on the way.
     """
-    if not trainee.unread:
+    if not state.unread:
         return
-    finite = torch.stack(trainee.unread)[:, 0].isfinite().tolist()
+    finite = torch.stack(state.unread)[:, 0].isfinite().tolist()
     if all(finite):
         return
-    step = trainee.step - len(finite) + finite.index(False)
-    keys = [source.key(i) for i in plan.indices(step)]
-    run.write_json("nan_batch.json", dict(step=step, keys=keys))
+    step = state.step - len(finite) + finite.index(False)
+    run.write_json("nan_batch.json", dict(step=step, keys=feed.keys(step)))
     before = run.checkpoints()
     kept = f"The last good checkpoint is {before[-1].name}." if before else "None was saved yet."
     raise ValueError(
-        f"The loss of step {step} is not finite; its images stand in "
-        f"{run.path / 'nan_batch.json'}. {kept} Try a lower --optim.lr or --precision float32, "
-        "or look at those images."
+        f"The loss of step {step} is not finite; its samples are listed in "
+        f"{run.path / 'nan_batch.json'}. {kept} Try a lower learning rate or --precision float32, "
+        "or look at those samples."
     )
 
 
-def write_log(trainee: TrainState, config: Distill, run: Run, watch: Progress) -> None:
+def write_log(state: TrainState, config: Training, run: Run, progress: Progress) -> None:
     """Write the means since the last log line; the one place where a step waits for the device."""
-    rows = torch.stack(trainee.unread)
-    sampled = any(spec.rate < 1 for spec in config.teachers)
-    mean = (rows.nanmean(dim=0) if sampled else rows.mean(dim=0)).tolist()
-    trainee.unread.clear()
-    names = ("loss", "grad_norm", *trainee.weighting.names)
-    values = dict(zip(names, mean, strict=True))
-    if sampled:  # a teacher that was not asked since the last line has nothing to tell
-        values = {name: value for name, value in values.items() if not math.isnan(value)}
-    rate = learning_rate(trainee.step - 1, config.steps, config.optim)
-    run.log("train", trainee.step, dict(values, lr=rate))
-    told = {name: value for name, value in values.items() if name != "grad_norm"}
-    run.log_speed(trainee.step, *watch.report(trainee.step, told))
+    rows = torch.stack(state.unread)
+    mean = rows.nanmean(dim=0).tolist()
+    state.unread.clear()
+    names = ("loss", "grad_norm", *state.names[1:])
+    # a loss that was left out of every step since the last line has no value
+    values = {n: v for n, v in zip(names, mean, strict=True) if not math.isnan(v)}
+    rate = learning_rate(state.step - 1, config.steps, config.optim)
+    run.log("train", state.step, dict(values, lr=rate))
+    shown = {name: value for name, value in values.items() if name != "grad_norm"}
+    run.log_speed(state.step, *progress.report(state.step, shown))
 
 
-def note_skipped(names: list[str], seen: set[str], run: Run, watch: Progress) -> None:
-    """Count and name the unreadable files, each once."""
-    new = [name for name in names if name not in seen]
-    if not new:
-        return
-    seen.update(new)
-    run.write_json("skipped.json", sorted(seen))
-    for name in new:
-        watch.print(f"skipped an unreadable image ({len(seen)} so far): {name}")
+class SkipList:
+    """The unreadable samples of a run: each is named once, and listed in `skipped.json`."""
+
+    def __init__(self, run: Run, progress: Progress):
+        self.run, self.progress = run, progress
+        self.names: set[str] = set(run.read_json("skipped.json") or ())
+
+    def add(self, names: Iterable[str]) -> None:
+        new = [name for name in dict.fromkeys(names) if name not in self.names]
+        if not new:
+            return
+        self.names.update(new)
+        self.run.write_json("skipped.json", sorted(self.names))
+        for name in new:
+            self.progress.print(f"skipped an unreadable sample ({len(self.names)} so far): {name}")

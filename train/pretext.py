@@ -1,42 +1,65 @@
 """Train the pretext teachers on a run's own images, once; their weights are cached."""
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
+from filelock import FileLock
 from jaxtyping import Float
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from zoo.data.loader import train_batches
+from zoo.data.feed import ImageFeed
 from zoo.data.plan import Plan, mix
 from zoo.data.sources import Source
 from zoo.data.views import View
 from zoo.features import Batch
 from zoo.files import cache_dir, save_whole
-from zoo.teachers.pretext import MEAN, SIZE, STD, Gradients, PatchTransformer, build_network
-from zoo.train.config import Optim
-from zoo.train.optim import learning_rate
-from zoo.train.progress import Progress
+from zoo.teachers.pretext import MEAN, SIZE, STD, build_network
+from zoo.train.config import Every, Optim, Training
+from zoo.train.loop import train
+from zoo.train.run import Run
+from zoo.train.state import TrainState
+from zoo.train.task import Feed, Loss, Task
 
 VERSION = 1
 """Part of the cache's key: raise it when what follows changes."""
 STEPS, BATCH = 250, 64
-OPTIM = Optim(lr=2e-3, weight_decay=0.02)
 MASKED = 0.6
 """Share of the patches that the autoencoder has to fill in."""
 BINS = 8
 """Orientations of the gradients that the dense teacher predicts."""
+MEASURED = 8
+"""Last steps whose images say what scale the features have of their own."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pretext(Training):
+    """One pretext teacher."""
+
+    kind: ClassVar[str] = "pretext"
+
+    teacher: str = "classifier"
+    """One of `TASKS`."""
+    optim: Optim = field(
+        default_factory=lambda: Optim(lr=2e-3, weight_decay=0.02, clip=0.0, ema=0.0)
+    )
+    every: Every = field(default_factory=lambda: Every(log=50, checkpoint=100))
 
 
 def pretext_weights(name: str, source: Source, *, seed: int, device: torch.device) -> Path:
     """Return the file of a pretext teacher trained on `source`; train it if there is none.
 
+    A training that was stopped goes on; a second process waits for the first.
+
     Raises:
         ValueError: the name is unknown, or the classifier has no classes to learn.
+        Interrupted: a signal came; the state is saved.
     """
     build_network(name)  # refuses an unknown name before any work
     if name == "classifier" and not source.classes:
@@ -48,72 +71,72 @@ def pretext_weights(name: str, source: Source, *, seed: int, device: torch.devic
     for i in range(len(source)):
         digest.update(source.key(i).encode())
     path = cache_dir() / "pretext" / f"{name}-{digest.hexdigest()[:16]}.safetensors"
-    if not path.is_file():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        network = _train(name, source, seed, device)
-        save_whole(network.state_dict(), path, save_file)
+    if path.is_file():
+        return path
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(path.with_suffix(".lock")):
+        if not path.is_file():
+            work = path.with_suffix(".run")
+            network = _train(name, source, seed, device, work)
+            save_whole(network.state_dict(), path, save_file)
+            shutil.rmtree(work)
     return path
 
 
-def _train(name: str, source: Source, seed: int, device: torch.device) -> nn.Module:
+def _train(name: str, source: Source, seed: int, device: torch.device, work: Path) -> nn.Module:
     torch.manual_seed(mix(seed, 4))
-    network = build_network(name)
-    task = TASKS[name](network, len(source.classes)).to(device)
+    model = TASKS[name](build_network(name), len(source.classes)).to(device)
     plan = Plan(len(source), BATCH, mix(seed, 5))
-    loader = train_batches(source, View(size=SIZE), plan, steps=STEPS, start=0, workers=0)
-
-    def batches() -> Iterator[tuple[Tensor, Tensor]]:
-        for step, part in enumerate(loader):
-            torch.manual_seed(plan.step_seed(step))
-            yield Batch(part["images"]).to(device).at((SIZE, SIZE)), part["labels"].to(device)
-
-    return fit_network(task, batches(), steps=STEPS, title=f"teacher {name}")
+    feed = ImageFeed(source, View(size=SIZE), plan, device)
+    config = Pretext(
+        teacher=name, batch=BATCH, steps=STEPS, seed=plan.seed, out=work, precision="float32"
+    )
+    return train_pretext(model, feed, config)
 
 
-def fit_network(
-    task: nn.Module,
-    batches: Iterable[tuple[Tensor, Tensor]],
-    *,
-    steps: int,
-    title: str,
-    optim: Optim = OPTIM,
-    autocast: Callable[[], AbstractContextManager] = nullcontext,
-) -> nn.Module:
-    """Train `task.network` on `steps` batches and measure the scale that is then replaced.
+def train_pretext(model: nn.Module, feed: Feed, config: Pretext) -> nn.Module:
+    """Train `model.network`, and measure the scale that is then replaced.
+
+    A run that was stopped in `config.out` goes on.
 
     Args:
-        task: One of `TASKS`; gives its loss for normalised images and labels.
-        batches: Images in [0, 1] at the network's size, with labels, on its device.
+        model: One of `TASKS`; returns its loss for normalised images and labels.
+        feed: Batches whose images are at the network's size.
     """
-    device = next(task.parameters()).device
-    optimizer = torch.optim.AdamW(task.parameters(), optim.lr, weight_decay=optim.weight_decay)
-    mean, std = (torch.tensor(v, device=device).view(1, 3, 1, 1) for v in (MEAN, STD))
-    kept: list[Tensor] = []
-    with Progress(title, total=steps) as watch:
-        for step, (images, labels) in enumerate(batches):
-            watch.images = len(images)
-            images = (images - mean) / std
-            for group in optimizer.param_groups:
-                group["lr"] = learning_rate(step, steps, optim)
-            with autocast():
-                loss = task(images, labels)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            if step >= steps - 8:
-                kept.append(images)
-            if (step + 1) % 100 == 0:
-                watch.report(step + 1, {"loss": loss.item()})
-    network = task.network.eval()
+    run = Run.begin(config)
+    groups = [dict(params=list(model.parameters()), weight_decay=config.optim.weight_decay)]
+    state = TrainState.of(model, config.optim, groups=groups)
+    state.resume(run)
+    train(PretextTask(), state, feed, config, run, title=f"teacher {config.teacher}")
+    network: Any = model.network
+    network.eval()
+    last = feed.batches(max(0, config.steps - MEASURED), config.steps)
     with torch.no_grad():
-        network.scale.measure(network.raw(torch.cat(kept)))
+        network.scale.measure(network.raw(torch.cat([normalised(batch) for batch in last])))
     return network
+
+
+class PretextTask(Task):
+    """One pretext loss, of images and labels."""
+
+    def losses(self, state: TrainState, batch: Batch, targets: None, step: int) -> dict[str, Loss]:
+        mean = state.model(normalised(batch), batch.labels)
+        return {"pretext": Loss.of_mean(mean, len(batch.images))}
+
+
+def normalised(batch: Batch) -> Float[Tensor, "B 3 H W"]:
+    """Return the images as the pretext networks take them."""
+    images = batch.at((batch.images.shape[-2], batch.images.shape[-1]))
+    mean, std = (torch.tensor(v, device=images.device).view(1, 3, 1, 1) for v in (MEAN, STD))
+    return (images - mean) / std
 
 
 class _Classify(nn.Module):
     """Name the class of the pooled map."""
 
-    def __init__(self, network: nn.Module, classes: int):
+    network: Any
+
+    def __init__(self, network: Any, classes: int):
         super().__init__()
         self.network = network
         self.head = nn.Linear(network.scale.gain.numel(), classes)
@@ -126,7 +149,9 @@ class _Classify(nn.Module):
 class _FillIn(nn.Module):
     """Predict the pixels of masked patches, each patch on its own scale (MAE, 2111.06377, 4.1)."""
 
-    def __init__(self, network: PatchTransformer, classes: int):
+    network: Any
+
+    def __init__(self, network: Any, classes: int):
         super().__init__()
         self.network = network
         self.head = nn.Linear(network.scale.gain.numel(), 3 * network.patch**2)
@@ -144,7 +169,9 @@ class _FillIn(nn.Module):
 class _Orient(nn.Module):
     """Predict, for each cell of the map, its colour and how much it is edged which way."""
 
-    def __init__(self, network: Gradients, classes: int):
+    network: Any
+
+    def __init__(self, network: Any, classes: int):
         super().__init__()
         self.network = network
         self.head = nn.Linear(network.scale.gain.numel(), BINS + 3)

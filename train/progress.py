@@ -9,17 +9,17 @@ from rich.console import Console
 
 
 class Progress:
-    """Report steps, images per second and losses.
+    """Report steps, samples per second and losses.
 
     Args:
         total: Steps of the run.
         start: Steps that an earlier part of the run has done.
-        images: Images a step.
+        samples: Samples a step.
     """
 
-    def __init__(self, title: str, *, total: int, start: int = 0, images: int = 1):
+    def __init__(self, title: str, *, total: int, start: int = 0, samples: int = 1):
         self.console = Console(stderr=True, highlight=False)
-        self.title, self.total, self.images = title, total, images
+        self.title, self.total, self.samples = title, total, samples
         self._step, self._time = start, time.perf_counter()
         self._bar = bars.Progress(
             bars.TextColumn("[bold]{task.description}"),
@@ -40,10 +40,10 @@ class Progress:
         self._bar.stop()
 
     def report(self, step: int, values: Mapping[str, float]) -> tuple[float, float]:
-        """Show where the run is; give images per second and seconds since the last report."""
+        """Show where the run is; give samples per second and seconds since the last report."""
         now = time.perf_counter()
         seconds = max(now - self._time, 1e-9)
-        rate = (step - self._step) * self.images / seconds
+        rate = (step - self._step) * self.samples / seconds
         steps = step - self._step
         self._step, self._time = step, now
         text = f"{rate:.0f} img/s  " + "  ".join(f"{k} {v:.3g}" for k, v in values.items())

@@ -25,7 +25,7 @@ class Run:
 
     def __init__(self, path: Path):
         self.path = path
-        self._board = None
+        self._board: Any = None  # False where there is no TensorBoard
 
     @staticmethod
     def refuse_existing(path: Path) -> None:
@@ -72,6 +72,16 @@ class Run:
         _try_writing(path, path)
         return run
 
+    @classmethod
+    def begin(cls, config: Training) -> "Run":
+        """Make the folder of a run, or open it again if it was begun with the same config.
+
+        Raises:
+            ValueError: the folder holds something else, or cannot be made.
+        """
+        begun = (config.out / "config.json").is_file()
+        return cls.reopen(config.out, config) if begun else cls.create(config)
+
     def config(self, kind: type[C]) -> C:
         """Read what the run was started with.
 
@@ -100,6 +110,11 @@ class Run:
         """Write a small file whole."""
         with written_whole(self.path / name) as temporary:
             temporary.write_text(json.dumps(content, indent=2) + "\n")
+
+    def read_json(self, name: str) -> Any:
+        """Read a small file again; `None` if there is none."""
+        path = self.path / name
+        return json.loads(path.read_text()) if path.is_file() else None
 
     def log(self, kind: str, step: int, values: Mapping[str, Any]) -> None:
         """Append measured values to `metrics.jsonl`, and to TensorBoard where it is installed."""

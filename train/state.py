@@ -1,80 +1,105 @@
 """What training changes, and a checkpoint therefore holds."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import Any
 
 import torch
 from timm.utils import ModelEmaV3
-from torch import Tensor
+from torch import Tensor, nn
 
-from zoo.students.student import MESA, Student
-from zoo.train.distill.config import Distill
-from zoo.train.distill.weighting import Weighting
+from zoo.train.config import Optim
 from zoo.train.optim import build_optimizer
+from zoo.train.run import Run
 
 
 @dataclass
 class TrainState:
-    """Everything that training changes, and that a checkpoint therefore holds."""
+    """Everything that training changes."""
 
-    student: Student
+    model: Any
     optimizer: torch.optim.Optimizer
-    ema: ModelEmaV3 | None
-    weighting: Weighting
+    ema: ModelEmaV3 | None = None
+    parts: Mapping[str, nn.Module] = field(default_factory=dict)
+    """What else learns or remembers, such as learned weights of losses."""
     step: int = 0
     unread: list[Tensor] = field(default_factory=list)
     """Losses of the steps since the last log line; on the device, so that no step waits."""
+    names: tuple[str, ...] = ()
+    """Of the losses, in the order of those rows."""
 
     @classmethod
     def of(
-        cls, student: Student, config: Distill, baseline_losses: Mapping[str, float]
+        cls,
+        model: nn.Module,
+        optim: Optim,
+        *,
+        groups: Iterable[dict[str, Any]] | None = None,
+        parts: Mapping[str, nn.Module] | None = None,
     ) -> "TrainState":
-        """Put optimizer, average and weights beside a student that is to be trained."""
-        ema = ModelEmaV3(student, decay=config.optim.ema) if config.optim.ema else None
-        names = [
-            f"{label}/{part}"
-            for label, head in student.heads.items()
-            for part in ("summary", "spatial")
-            if getattr(head, part) is not None
-        ]
-        names += [f"{MESA}/spatial"] if config.losses.mesa else []
-        specs = dict(zip(config.labels, config.teachers, strict=True))
-        device = next(student.parameters()).device
-        weighting = Weighting(names, specs, config.losses, baseline_losses, device=device)
-        optimizer = build_optimizer(student, config.optim)
-        if weighting.learned is not None:
-            optimizer.add_param_group(dict(params=[weighting.learned], weight_decay=0.0))
-        return cls(student, optimizer, ema, weighting)
+        """Put an optimizer and an average beside a model that is to be trained.
+
+        Args:
+            groups: Parameter groups; `scale` in one multiplies its learning rate. By default
+                norms, biases and what the model's backbone exempts are not decayed.
+            parts: Their parameters are trained as well, without weight decay.
+        """
+        ema = ModelEmaV3(model, decay=optim.ema) if optim.ema else None
+        optimizer = build_optimizer(model, optim, groups)
+        for part in (parts or {}).values():
+            if learned := list(part.parameters()):
+                optimizer.add_param_group(dict(params=learned, weight_decay=0.0))
+        return cls(model, optimizer, ema, parts or {})
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.model.parameters()).device
+
+    def parameters(self) -> list[nn.Parameter]:
+        """List what the optimizer changes."""
+        modules = (self.model, *self.parts.values())
+        return [p for module in modules for p in module.parameters()]
 
     def state(self) -> dict[str, Any]:
+        """Return all that the next step depends on."""
         return dict(
             step=self.step,
-            student=self.student.state_dict(),
+            model=self.model.state_dict(),
             optimizer=self.optimizer.state_dict(),
             ema=self.ema.module.state_dict() if self.ema else None,
-            weighting=self.weighting.state_dict(),
-            loss_ema=self.weighting.running,
+            parts={name: part.state_dict() for name, part in self.parts.items()},
             unread=list(self.unread),
         )
 
     def load(self, state: dict[str, Any]) -> None:
+        """Go on from what `state` returned."""
+        state = _upgraded(state)
         self.step = state["step"]
-        self.student.load_state_dict(state["student"])
+        self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         if self.ema:
             self.ema.module.load_state_dict(state["ema"])
-        self.weighting.load_state_dict(state.get("weighting", {}))
-        device = next(self.student.parameters()).device
-        running = state["loss_ema"]
-        self.weighting.running = None if running is None else running.to(device)
-        self.unread = [row.to(device) for row in state["unread"]]
+        for name, part in self.parts.items():
+            part.load_state_dict(state["parts"][name])
+        self.unread = [row.to(self.device) for row in state["unread"]]
+
+    def resume(self, run: Run) -> None:
+        """Go on from the newest checkpoint of a run, if there is one; forget later log lines."""
+        if saved := run.load():
+            self.load(saved)
+        run.keep(lambda row: row["step"] <= self.step)
 
     @property
-    def best(self) -> Student:
-        """The student that is evaluated and exported: the averaged one, if there is one."""
-        return self.average or self.student
+    def best(self) -> Any:
+        """The model that is evaluated and exported: the averaged one, if there is one."""
+        return self.ema.module if self.ema else self.model
 
-    @property
-    def average(self) -> Student | None:
-        return cast(Student, self.ema.module) if self.ema else None
+
+def _upgraded(state: dict[str, Any]) -> dict[str, Any]:
+    """Read a checkpoint of before 0.2, which knew distillation alone."""
+    if "student" not in state:
+        return state
+    weighting = dict(state.get("weighting") or {})
+    if state.get("loss_ema") is not None:
+        weighting["running"] = state["loss_ema"]
+    return dict(state, model=state["student"], parts=dict(weighting=weighting))

@@ -1,29 +1,43 @@
 """A zoo of vision backbones, and the distillation of many frozen teachers into one of them.
 
-`import zoo` tells timm the names of the families here, and torch's compiler to leave one thing be
-that ruins gradients (`zoo.layers.compiler`). It does nothing else.
+`import zoo` sees to it that timm knows the models of the families here, in whichever order the two
+are imported (`zoo.registration`). It imports neither timm nor torch itself: what needs them is
+imported when it is used.
 """
 
-from typing import Any
+from importlib import import_module
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
 
-import timm
-import torch
-from torch import nn
+import zoo.rooms  # noqa: F401  a clone without symbolic links gets one clear error
+from zoo.library import distill, embed, evaluate
+from zoo.moved import find_former_names
+from zoo.registration import FAMILIES as _FAMILIES
+from zoo.registration import register, register_with_timm
 
-from zoo import eradio, fastervit, mambavision, radio
-from zoo.compiled_blocks import compile_blocks
-from zoo.layers.compiler import keep_strides
-from zoo.safe_pickle import PLAIN
+if TYPE_CHECKING:
+    from types import ModuleType
 
-keep_strides()
+    from torch import nn
 
-FAMILIES = (eradio, fastervit, mambavision, radio)
+    from zoo.compiled_blocks import compile_blocks
+
+    FAMILIES: tuple[ModuleType, ...]
 
 __version__ = "0.1.0"
-__all__ = ["FAMILIES", "__version__", "compile_blocks", "create_model", "list_models"]
+__all__ = [
+    "FAMILIES",
+    "__version__",
+    "compile_blocks",
+    "create_model",
+    "distill",
+    "embed",
+    "evaluate",
+    "list_models",
+]
 
 
-def create_model(model_name: str, pretrained: bool = False, **kwargs: Any) -> nn.Module:
+def create_model(model_name: str, pretrained: bool = False, **kwargs: Any) -> "nn.Module":
     """Build any model that timm knows, ours among them: `timm.create_model`, and one thing more.
 
     A file of weights (`checkpoint_path`, or `file` in `pretrained_cfg_overlay`) may hold plain data
@@ -31,6 +45,11 @@ def create_model(model_name: str, pretrained: bool = False, **kwargs: Any) -> nn
     namespaces, dates (`zoo.safe_pickle`). timm alone refuses such a file. Either way nothing in it
     is executed.
     """
+    import timm
+    import torch
+
+    from zoo.safe_pickle import PLAIN
+
     with torch.serialization.safe_globals(PLAIN):
         return timm.create_model(model_name, pretrained, **kwargs)
 
@@ -41,5 +60,23 @@ def list_models(filter: str = "") -> list[str]:
     Args:
         filter: A shell pattern such as `"eradio*"`.
     """
-    modules = [family.__name__.rpartition(".")[2] for family in FAMILIES]
-    return sorted(name for module in modules for name in timm.list_models(filter, module=module))
+    import timm
+
+    return sorted(name for module in _FAMILIES for name in timm.list_models(filter, module=module))
+
+
+def __getattr__(name: str) -> Any:
+    """Import a part of zoo when it is first asked for."""
+    if name == "FAMILIES":
+        return register()
+    if name == "compile_blocks":
+        from zoo.compiled_blocks import compile_blocks
+
+        return compile_blocks
+    if not name.startswith("_") and find_spec(f"zoo.{name}"):
+        return import_module(f"zoo.{name}")
+    raise AttributeError(f"module 'zoo' has no attribute {name!r}")
+
+
+register_with_timm()
+find_former_names()

@@ -1,7 +1,7 @@
 """Adaptors: small heads that turn a backbone's tokens into one teacher's features.
 
-Each teacher has two, one for its summary token and one for the patches (AM-RADIO, 2312.06709,
-section 3.2). Version 1 is linear, layer norm, ReLU; version 2 is pre-norm with residual inner
+Each teacher has two, one for its summary token and one for its patches (AM-RADIO, 2312.06709,
+section 3.2). Version 1 is linear, layer norm, ReLU, linear; version 2 has pre-norm residual inner
 blocks; the attention head of C-RADIOv4 puts two transformer blocks before version 2.
 """
 
@@ -24,7 +24,9 @@ class Head:
     """The sizes of one head.
 
     Args:
+        hidden: Width of the hidden layers.
         out_dim: Width of an output token.
+        num_inner: Hidden layers ("v1") or residual blocks between the first layer and the last.
         kind: "v1", "v2" or "attn".
         pre_norm: Layer norm and GELU before the first linear layer ("v2" and "attn").
         upsample: Output tokens along each side of a patch.
@@ -39,15 +41,17 @@ class Head:
 
     def __post_init__(self):
         if self.kind not in KINDS:
-            raise ValueError(f"A head of kind {self.kind!r} came; there are {', '.join(KINDS)}.")
+            raise ValueError(
+                f"There is no head of kind {self.kind!r}; there are {', '.join(KINDS)}."
+            )
 
     def build(self, in_dim: int) -> nn.Module:
-        """Make the module: [B N in_dim] to [B N out_dim·upsample²]."""
+        """Build the module: [B N in_dim] to [B N out_dim·upsample²]."""
         return KINDS[self.kind](in_dim, replace(self, out_dim=self.out_dim * self.upsample**2))
 
 
 class MlpV1(nn.Module):
-    """Linear, norm, ReLU; `num_inner` times the same at the hidden width; linear."""
+    """Linear, norm, ReLU; the same `num_inner` times at the hidden width; linear."""
 
     def __init__(self, in_dim: int, sizes: Head):
         super().__init__()
@@ -66,7 +70,7 @@ class MlpV1(nn.Module):
 
     @property
     def last(self) -> nn.Linear:
-        """The layer that the inverse of a normalisation is folded into."""
+        """The layer into which the inverse of a normalisation is folded."""
         return self.fc2
 
     def replace_last(self, linear: nn.Linear) -> None:
@@ -98,7 +102,7 @@ class MlpV2(nn.Module):
 
     @property
     def last(self) -> nn.Linear:
-        """The layer that the inverse of a normalisation is folded into."""
+        """The layer into which the inverse of a normalisation is folded."""
         return cast(nn.Linear, self.final[-1])
 
     def replace_last(self, linear: nn.Linear) -> None:
@@ -113,7 +117,7 @@ class AttnHead(nn.Module):
         if in_dim % ATTN_HEADS:
             raise ValueError(
                 f"An attention head splits its channels among {ATTN_HEADS} heads, and {in_dim} do "
-                "not split; take a head of kind v2, or a width that is a multiple of "
+                "not split. Take a head of kind v2, or a width that is a multiple of "
                 f"{ATTN_HEADS}."
             )
         self.attn = nn.Sequential(
@@ -129,7 +133,7 @@ class AttnHead(nn.Module):
 
     @property
     def last(self) -> nn.Linear:
-        """The layer that the inverse of a normalisation is folded into."""
+        """The layer into which the inverse of a normalisation is folded."""
         return self.mlp.last
 
     def replace_last(self, linear: nn.Linear) -> None:
@@ -154,8 +158,13 @@ class Adaptor(nn.Module):
     """A teacher's two heads; either may be absent.
 
     Args:
-        token: Which prefix token is the teacher's.
-        source: What the file that the weights come from calls the teacher, if not by its name.
+        token: Index of the teacher's prefix token.
+        source: What the weight file calls the teacher, if not by its name.
+        summary: Arguments of `Head` for the summary token; `None` for no such head.
+        feature: Arguments of `Head` for the patches; `None` for no such head.
+
+    Raises:
+        ValueError: the summary's head is to upsample or to attend.
     """
 
     def __init__(
@@ -180,7 +189,7 @@ class Adaptor(nn.Module):
     def forward(
         self, prefix: Float[Tensor, "B P C"], patches: Float[Tensor, "B N C"], rows: int, cols: int
     ) -> tuple[Float[Tensor, "B D"] | None, Float[Tensor, "B M E"] | None]:
-        """Return the teacher's summary and its features on the finer grid, row-major."""
+        """Return the teacher's summary and features, the latter row-major on the finer grid."""
         summary = self.head_mlp(prefix[:, self.token]) if self.head_mlp is not None else None
         if self.feat_mlp is None:
             return summary, None
@@ -188,10 +197,16 @@ class Adaptor(nn.Module):
 
 
 def head_of(keys: Mapping[str, Tensor], upsample: int = 1) -> dict[str, Any] | None:
-    """Read the sizes of a head from its weights (keys from the head's own root).
+    """Read the sizes of a head from its weights, whose keys start at the head's own root.
 
     Args:
-        upsample: The one size that shapes do not show.
+        upsample: The one size that the weights' shapes do not show.
+
+    Returns:
+        Arguments of `Head`; `None` if there are no weights.
+
+    Raises:
+        ValueError: the weights are of none of the kinds.
     """
     if not keys:
         return None
@@ -202,11 +217,11 @@ def head_of(keys: Mapping[str, Tensor], upsample: int = 1) -> dict[str, Any] | N
     last = keys.get("fc2.weight" if kind == "v1" else "final.2.weight")
     if last is None or "fc1.weight" not in keys:
         raise ValueError(f"These weights are of no known head: {', '.join(list(keys)[:10])}.")
-    inner = {found[1] for key in keys if (found := re.match(r"(?:blocks|inner)\.(\d+)\.", key))}
+    inner = {match[1] for key in keys if (match := re.match(r"(?:blocks|inner)\.(\d+)\.", key))}
     return dict(
         hidden=keys["fc1.weight"].shape[0],
         out_dim=last.shape[0] // upsample**2,
-        # Version 1 numbers its inner layers one by one; of three, the activation has no weights.
+        # Version 1 numbers linear, norm and activation one by one; the last has no weights.
         num_inner=len(inner) // 2 if kind == "v1" else len(inner),
         kind=kind,
         pre_norm=any(key.startswith("pre_norm.") for key in keys),

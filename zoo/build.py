@@ -1,4 +1,4 @@
-"""The last step of every entry point: from a family's sizes to a model, through timm."""
+"""The last step of every entry point: build a model from its family's sizes, through timm."""
 
 from collections.abc import Callable
 from typing import Any
@@ -18,11 +18,11 @@ def build(
     levels: int | tuple[int, ...] = (0, 1, 2, 3),
     **kwargs: Any,
 ) -> nn.Module:
-    """Build a registered model as timm does, and say so if its weights are for research only.
+    """Build a registered model as timm does; warn if its weights are for research only.
 
     Args:
-        filter_fn: Makes a published state dict fit the model (timm's `pretrained_filter_fn`).
-        levels: Of `forward_intermediates`: what `features_only` gives without `out_indices`.
+        filter_fn: Turns a published state dict into the model's (timm's `pretrained_filter_fn`).
+        levels: Levels of `forward_intermediates` that `features_only` returns by default.
         kwargs: What timm takes (`pretrained_cfg`, `features_only`, ...) and the family's own.
     """
     model = build_model_with_cfg(

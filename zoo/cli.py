@@ -1,4 +1,7 @@
-"""The command line: a table from a command's name to the function that carries it out."""
+"""The command line: a table from a command's name to the function that carries it out.
+
+What parses a command imports no torch, so that `--help` and a mistyped word are answered at once.
+"""
 
 import difflib
 import os
@@ -9,17 +12,17 @@ from importlib import import_module
 COMMANDS = {
     "list": "zoo.commands.list:main",
     "convert": "zoo.commands.convert:main",
-    "distill": "zoo.commands.distill:main",
-    "eval": "zoo.commands.evaluate:main",
-    "embed": "zoo.commands.embed:main",
+    "distill": "zoo.commands.distill_args:main",
+    "eval": "zoo.commands.evaluate_args:main",
+    "embed": "zoo.commands.embed_args:main",
     "report": "zoo.commands.report:main",
-    "detect": "zoo.commands.detect:main",
+    "detect": "zoo.commands.detect_args:main",
     "detect-config": "zoo.commands.openmmlab:main_detect_config",
     "segment-config": "zoo.commands.openmmlab:main_segment_config",
     "bench": "zoo.commands.bench:main",
     "experiment": "zoo.commands.experiment:main",
 }
-"""Name -> module:function; a module is imported when its command is asked for."""
+"""Name -> module:function; a module is imported when its command is called."""
 
 USAGE = """zoo: vision backbones, and the distillation of many frozen teachers into one student.
 
@@ -27,7 +30,7 @@ USAGE = """zoo: vision backbones, and the distillation of many frozen teachers i
   zoo convert SRC NAME OUT  an official checkpoint as safetensors and timm's config
   zoo distill [RECIPE] ...  train a student from teachers, to an export and a report
   zoo eval TARGET ...       measure a run, an export or a model: --on knn,linear,detect,...
-  zoo embed DATA OUT ...    features of many images, in shards that kNN and probes read
+  zoo embed DATA OUT ...    write features of many images, in shards that kNN and probes read
   zoo report RUN ...        write RUN/report.html again, or join many into one page
   zoo detect BACKBONE ...   train a detector on COCO annotations
   zoo detect-config ...     an mmdet configuration over one of our backbones
@@ -50,12 +53,12 @@ Each command explains itself: zoo distill --help"""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run a sub-command; wrong input ends with one line on stderr and exit code 2."""
-    args = list(sys.argv[1:] if argv is None else argv)
-    if not args or args[0] in ("-h", "--help", "help"):
+    """Run a command; wrong input ends with one line on stderr and exit code 2."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    if not words or words[0] in ("-h", "--help", "help"):
         print(USAGE)
         return
-    if args[0] == "--version":
+    if words[0] == "--version":
         import zoo
 
         print(zoo.__version__)
@@ -63,12 +66,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     from zoo.train.interrupt import Interrupted
 
     try:
-        _command(args[0])(args[1:])
+        _command(words[0])(words[1:])
     except (ValueError, OSError) as error:
         if os.environ.get("ZOO_TRACEBACK"):
             raise
-        told = " ".join(str(error).split())
-        print(f"zoo: {told} (ZOO_TRACEBACK=1 shows where)", file=sys.stderr)
+        message = " ".join(str(error).split())
+        print(f"zoo: {message} (ZOO_TRACEBACK=1 shows where)", file=sys.stderr)
         raise SystemExit(2) from None
     except Interrupted as stop:
         print(f"zoo: {stop}", file=sys.stderr)

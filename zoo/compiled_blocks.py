@@ -1,6 +1,6 @@
-"""torch.compile for a network made of blocks that repeat: code for one serves all that are alike.
+"""torch.compile block by block: blocks that are alike share the code of one.
 
-A whole network takes up to twice as long to compile (docs/speed.md); the price are some more
+Compiling a network whole takes up to twice as long (docs/speed.md); the price is a few more
 kernels between the blocks.
 """
 
@@ -12,21 +12,22 @@ from timm.layers import DropPath
 from torch import Tensor, nn
 
 VARIANTS = 64
-"""Compiled forms of one function: all networks of a process may share the code of one block."""
+"""Most compiled forms of one function, which all networks of a process may share."""
 UNITS = 2**24
-"""Steps in which a random float32 from 0 to 1 comes."""
+"""A random float32 in [0, 1) is a multiple of 1 / UNITS."""
 
 
 def compile_blocks(network: nn.Module, **options: Any) -> nn.Module:
-    """Compile block by block what `torch.compile` would compile whole; in place.
+    """Compile a network block by block instead of whole, in place.
 
-    Blocks that are alike share their code (`repeated_blocks`), also where their drop path rises
-    from one to the next. What lies between them is compiled in pieces as large as there are.
-    Copies of the network are not compiled, and names and weights stay as they are. Where launching
-    is the limit, `torch.cuda.make_graphed_callables` records the result as a CUDA graph each way.
+    Blocks that are alike share their code (`repeated_blocks`), even where their drop path rises
+    from one to the next. What lies between them is compiled in pieces that are as large as
+    possible. Copies of the network are not compiled, and names and weights stay as they are. Where
+    kernel launches are the limit, `torch.cuda.make_graphed_callables` records the result as two
+    CUDA graphs, forward and backward.
 
     Args:
-        options: Of `torch.compile`.
+        options: Keywords of `torch.compile`.
 
     Returns:
         The network.
@@ -40,13 +41,13 @@ def compile_blocks(network: nn.Module, **options: Any) -> nn.Module:
 
 
 def allow_variants() -> None:
-    """Let one function have many compiled forms: torch gives up after 8, in silence."""
+    """Allow one function many compiled forms; torch gives up after 8 without a word."""
     config: Any = torch._dynamo.config
     config.recompile_limit = max(config.recompile_limit, VARIANTS)
 
 
 def repeated_blocks(network: nn.Module) -> list[nn.Module]:
-    """Find the members of the outermost rows of modules of one kind, some of one size."""
+    """Find the blocks of the outermost lists of modules of one type, some of them of one size."""
     found: list[nn.Module] = []
     for child in network.children():
         row = list(child) if isinstance(child, (nn.Sequential, nn.ModuleList)) else []
@@ -66,7 +67,7 @@ def _share_drop_paths(network: nn.Module) -> None:
 
 
 def _between(network: nn.Module, blocks: set[nn.Module]) -> Iterator[nn.Module]:
-    """Return the largest parts with weights that hold none of the blocks and are in none."""
+    """Yield the largest parts with weights that neither contain a block nor lie in one."""
     for child in network.children():
         if child in blocks:
             continue
@@ -77,10 +78,10 @@ def _between(network: nn.Module, blocks: set[nn.Module]) -> Iterator[nn.Module]:
 
 
 class SharedDropPath(DropPath):
-    """timm's drop path, with a rate that compiled code reads instead of having it written in.
+    """timm's drop path, whose rate compiled code reads from a buffer instead of as a constant.
 
-    The share that is kept lies in a buffer, in whole `UNITS`: casts to 16 bits leave those alone.
-    Where `drop_prob` is changed later, `init_non_persistent_buffers` tells the compiled code.
+    The buffer holds the share that is kept as an integer, in `UNITS`, which casts to 16 bits leave
+    alone. After a change of `drop_prob`, call `init_non_persistent_buffers`.
     """
 
     keep: Tensor

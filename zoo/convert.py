@@ -16,18 +16,18 @@ import zoo
 from zoo.files import save_whole, written_whole
 
 _SOURCE = ("url", "file", "state_dict", "hf_hub_id", "hf_hub_filename", "source", "architecture")
-"""What a `pretrained_cfg` says about where weights came from: no longer true of a conversion."""
+"""Fields of a `pretrained_cfg` that say where weights came from; a conversion drops them."""
 
 
 def convert(source: str | Path, name: str, out_dir: str | Path, **kwargs: Any) -> Path:
-    """Read a checkpoint as the model `name`, strictly, and write it for timm.
+    """Read a checkpoint strictly into the model `name`, and write it for timm.
 
     `out_dir` gets `model.safetensors` and `config.json` (architecture, pretrained_cfg,
     model_args); each is written whole or not at all, the configuration last.
 
     Args:
         source: A file in any layout that the family reads.
-        name: One of `zoo.list_models()`; a tag says which release the file is.
+        name: One of `zoo.list_models()`; a tag names the release that the file is.
         kwargs: Further arguments of the model, kept in the configuration.
 
     Returns:
@@ -38,7 +38,7 @@ def convert(source: str | Path, name: str, out_dir: str | Path, **kwargs: Any) -
             at most ten missing and ten extra keys are listed.
     """
     if name.partition(".")[0] not in zoo.list_models():
-        raise ValueError(f"There is no model {name!r} of ours; `zoo list` shows them.")
+        raise ValueError(f"zoo has no model {name!r}; `zoo list` shows its models.")
     if not Path(source).is_file():
         raise ValueError(f"There is no weight file {source}.")
     model = _loaded(source, name, kwargs)
@@ -56,7 +56,7 @@ def _loaded(source: str | Path, name: str, kwargs: dict[str, Any]) -> nn.Module:
     overlay = dict(file=str(source))
     try:
         return zoo.create_model(name, pretrained=True, pretrained_cfg_overlay=overlay, **kwargs)
-    except (ValueError, RuntimeError) as error:  # the second is timm's, about tags and pickles
+    except (ValueError, RuntimeError) as error:  # the second is timm's, for tags and pickles
         raise ValueError(f"{source} does not fit {name}: {error}") from None
 
 

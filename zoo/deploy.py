@@ -6,11 +6,11 @@ from torch import nn
 
 
 def deploy(model: nn.Module) -> nn.Module:
-    """Return a copy of `model` for inference: every part that knows how to `fuse` has done so.
+    """Return a copy of `model` for inference, in which every part with a method `fuse` is fused.
 
     Batch norms are folded into their convolutions and position biases are kept instead of
-    computed. The copy gives the same outputs up to rounding, is in eval mode, and is not for
-    training; `model` itself is untouched.
+    computed. The copy returns the same outputs up to rounding, is in eval mode and not for
+    training; `model` itself stays as it is.
     """
     model = copy.deepcopy(model).eval()
     for part in list(model.modules()):

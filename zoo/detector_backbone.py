@@ -1,13 +1,13 @@
 """Our backbones, and all of timm's, inside transformers' detectors, without remote code.
 
 `import zoo` alone lets transformers' own `TimmBackboneConfig(backbone="mambavision_t")` find our
-models. This module adds what that road lacks:
+models. This module adds what that way lacks:
 
 * **options** of `timm.create_model` (`img_size`, `pad_input`, `drop_path_rate`, ...), kept in the
   detector's configuration;
-* **reloading a DETR**. DETR and its like take timm's model out of transformers' wrapper, and with
-  it the one place that computes tables which no file holds (FasterViT's and E-RADIO's position
-  offsets): `from_pretrained` would leave them unset. Here the wrapper stays.
+* **reloading a DETR**. DETR and its like take timm's model out of transformers' wrapper, the one
+  place that computes the tables which no file holds (FasterViT's and E-RADIO's position offsets):
+  `from_pretrained` would leave them unset. Here the wrapper stays.
 
 Importing it registers the backbone with `AutoBackbone`; do so before loading a detector that has
 one. Needs transformers, which `import zoo` does not.
@@ -22,21 +22,18 @@ from transformers import AutoBackbone, AutoConfig, PreTrainedModel, TimmBackbone
 from transformers.backbone_utils import BackboneMixin
 from transformers.modeling_outputs import BackboneOutput
 
-import zoo  # noqa: F401  (its names are what `backbone` may say)
+import zoo  # noqa: F401  (registers the names that `backbone` may have)
 
 __all__ = ["ZooBackbone", "ZooBackboneConfig"]
 
 
 class ZooBackboneConfig(TimmBackboneConfig):
-    """Name a registered model (`backbone`), the levels to give (`out_indices`), and `options`.
-
-    Args:
-        options: Keywords of `timm.create_model`, plain values only: they are saved as JSON.
-    """
+    """Name a registered model (`backbone`), the levels to return (`out_indices`), and `options`."""
 
     model_type = "zoo_backbone"
 
     options: dict[str, Any] | None = None
+    """Keywords of `timm.create_model`, plain values only: they are saved as JSON."""
 
 
 class ZooBackbone(BackboneMixin, PreTrainedModel):
@@ -46,13 +43,13 @@ class ZooBackbone(BackboneMixin, PreTrainedModel):
     of `timm.create_model(..., features_only=True)` with the same levels.
 
     Raises:
-        ValueError: no model is named. In `forward`: attentions or hidden states are asked for.
+        ValueError: no model is named. In `forward`: attentions or hidden states are wanted.
     """
 
     config_class = ZooBackboneConfig
     main_input_name = "pixel_values"
     precision: torch.dtype = torch.float32
-    """Of the backbone under autocast; its maps are float32 then, and so is what places boxes."""
+    """Of the backbone, by autocast; its maps are returned in float32, for the detector's boxes."""
 
     def __init__(self, config: ZooBackboneConfig, **kwargs: Any):
         if config.backbone is None:
@@ -70,7 +67,7 @@ class ZooBackbone(BackboneMixin, PreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        """Compute what no file holds; timm has started everything else."""
+        """Compute the tables that no file holds; timm has initialised everything else."""
         tables = getattr(module, "init_non_persistent_buffers", None)
         if tables is not None:
             tables()
@@ -86,7 +83,7 @@ class ZooBackbone(BackboneMixin, PreTrainedModel):
         """Return the maps of `out_indices`, [B C h w] each."""
         if output_attentions or output_hidden_states:
             raise ValueError(
-                "This backbone gives feature maps, and neither attentions nor hidden states; "
+                "This backbone returns feature maps, and neither attentions nor hidden states; "
                 "name more levels in out_indices."
             )
         if self.precision == torch.float32:

@@ -1,8 +1,8 @@
-"""E-RADIO: the efficient student of AM-RADIO (2312.06709), convolutions below, windows above.
+"""E-RADIO: the efficient student of AM-RADIO (2312.06709), convolutions first, then windows.
 
-Four stages at strides 4 to 32. Two are convolutional; in the other two, blocks attend inside
-windows, first on a halved map and then on the full one. A neck sums the upper stages into one
-dense map, which is what E-RADIO is distilled through.
+Four stages at strides 4 to 32. The first two are convolutional; in the other two, blocks attend
+inside windows, first on a map of half the side and then on the full one. A neck sums the last
+stages into one dense map, through which E-RADIO is distilled.
 """
 
 import copy
@@ -35,10 +35,10 @@ from zoo.weights import read_state, rename_keys
 __all__ = ["ERadio"]
 
 STRIDE = 32
-"""Of the last stage; image sides are multiples of it."""
+"""Stride of the last stage; image sides are multiples of it."""
 
 MAX_WINDOW = 16
-"""That a size chooses by itself; `window_size` may be more."""
+"""Largest window that `img_size` chooses; `window_size` may be larger."""
 
 
 def _cfg(size: int, **kwargs) -> dict[str, Any]:
@@ -98,7 +98,7 @@ SIZES: dict[str, dict[str, Any]] = {
 
 
 class Stem(conv.Stem):
-    """Refuse sides off the grid, or fill them up."""
+    """The common stem; sides that are no multiples of 32 are refused, or padded (`pad_input`)."""
 
     def __init__(self, in_chans: int, hidden: int, dim: int, *, pad_input: bool):
         super().__init__(in_chans, hidden, dim, eps=1e-5)
@@ -114,13 +114,13 @@ def _check_sides(rows: int, cols: int) -> None:
     if rows % STRIDE or cols % STRIDE:
         up = [math.ceil(side / STRIDE) * STRIDE for side in (rows, cols)]
         raise ValueError(
-            f"An image of {rows}x{cols} came; both sides must be multiples of {STRIDE}. "
+            f"An image is {rows}x{cols}; both sides must be multiples of {STRIDE}. "
             f"Resize it to {up[0]}x{up[1]}, or build the model with pad_input=True."
         )
 
 
 class SplitConv(nn.Module):
-    """A chain of residual bottlenecks on half the channels; every step of it is kept and mixed."""
+    """A chain of residual bottlenecks on half the channels; the outputs of all are mixed."""
 
     def __init__(self, dim: int, depth: int):
         super().__init__()
@@ -134,21 +134,21 @@ class SplitConv(nn.Module):
 
     def forward(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
         first, second = self.enter(x).chunk(2, dim=1)
-        steps = [first, second.clone()]  # a convolution would copy half a map, forward and back
+        steps = [first, second.clone()]  # else a convolution copies half a map, forward and back
         for enter, leave in cast(Iterable[nn.Sequential], self.bottlenecks):
             steps.append(leave(enter(steps[-1]), plus=steps[-1]))
         return self.leave(torch.cat(steps, dim=1))
 
 
-class Neighbours(ConvNorm):
-    """Add a 3x3 convolution of the map to the map."""
+class ResidualConv(ConvNorm):
+    """A 3x3 convolution of a map, added to the map."""
 
-    def forward(self, x: Float[Tensor, "B C H W"], **how: Any) -> Float[Tensor, "B C H W"]:
-        return super().forward(x, plus=x, **how)
+    def forward(self, x: Float[Tensor, "B C H W"], **options: Any) -> Float[Tensor, "B C H W"]:
+        return super().forward(x, plus=x, **options)
 
 
 class Repeat(nn.Module):
-    """Let each cell of a map become `ratio` x `ratio` cells."""
+    """Repeat each cell of a map to `ratio` x `ratio` cells."""
 
     def __init__(self, ratio: int):
         super().__init__()
@@ -159,7 +159,7 @@ class Repeat(nn.Module):
 
 
 def _resampling(dim: int, ratio: int, *, light: bool) -> tuple[nn.Module, nn.Module]:
-    """The way down to a map `ratio` times smaller, and the way up again."""
+    """Make the layers that shrink a map by `ratio` and enlarge it again."""
     if light:
         down = nn.Sequential(nn.AvgPool2d(ratio), ConvNorm(dim, dim, 1))
         up = nn.Sequential(Repeat(ratio), ConvNorm(dim, dim, 1))
@@ -170,7 +170,7 @@ def _resampling(dim: int, ratio: int, *, light: bool) -> tuple[nn.Module, nn.Mod
 class WindowUnit(nn.Module):
     """Attention and MLP inside windows of a map that is `ratio` times smaller, or of the map.
 
-    Maps that `window * ratio` does not divide never come here: `Stage` has fitted them.
+    `window * ratio` divides the map's sides: `FittedStage` sees to it.
     """
 
     def __init__(
@@ -191,7 +191,7 @@ class WindowUnit(nn.Module):
         if ratio > 1:
             self.enter, self.leave = _resampling(dim, ratio, light=light)
         else:
-            self.enter = Neighbours(dim, dim, groups=dim if light else 1)
+            self.enter = ResidualConv(dim, dim, groups=dim if light else 1)
             self.leave = nn.Identity()
         self.position = WindowPositionBias(num_heads, window, hidden=bias_hidden)
         self.norm1 = nn.LayerNorm(dim)
@@ -203,19 +203,19 @@ class WindowUnit(nn.Module):
     def forward(
         self, x: Float[Tensor, "B C H W"], bias: Float[Tensor, "heads N N"]
     ) -> Float[Tensor, "B C H W"]:
-        """Attend, given what `position` says."""
-        near = self.enter(x)
-        rows, cols = near.shape[-2:]
-        tokens = to_windows(near, self.position.window)
-        # Windows are the batch here, so drop path skips windows and not images.
+        """Attend inside windows; `bias` is the output of `position`."""
+        entered = self.enter(x)
+        rows, cols = entered.shape[-2:]
+        tokens = to_windows(entered, self.position.window)
+        # The batch consists of windows here, so drop path skips windows and not images.
         tokens = tokens + self.drop_path(self.attn(self.norm1(tokens), bias))
         tokens = tokens + self.drop_path(self.mlp(self.norm2(tokens)))
-        near = self.leave(from_windows(tokens, self.position.window, rows, cols))
-        return 0.5 * near + 0.5 * x
+        left = self.leave(from_windows(tokens, self.position.window, rows, cols))
+        return 0.5 * left + 0.5 * x
 
 
 class WindowBlock(nn.Sequential):
-    """A chain of units, one for each reduction at which to attend."""
+    """A chain of units, one for each of the `ratios` at which to attend."""
 
     def __init__(self, dim: int, num_heads: int, ratios: Sequence[int], **unit):
         super().__init__(*(WindowUnit(dim, num_heads, ratio=ratio, **unit) for ratio in ratios))
@@ -228,14 +228,14 @@ class WindowBlock(nn.Sequential):
         return input
 
     def units(self) -> list[WindowUnit]:
-        """List the units in the order in which they run."""
+        """Return the units in the order in which they run."""
         return list(cast(Iterable[WindowUnit], self))
 
 
 class FittedStage(Stage):
-    """Blocks on a map whose sides `multiple` divides.
+    """A stage whose blocks need sides that `multiple` divides.
 
-    Any other map is enlarged (nearest cell) to the next multiple and brought back at the end.
+    Any other map is enlarged to the next multiple (nearest cells), and resized back at the end.
     """
 
     def __init__(self, blocks: Sequence[nn.Module], downsample: nn.Module):
@@ -243,17 +243,17 @@ class FittedStage(Stage):
         self.multiple = 1
 
     def set_window(self, window: int) -> None:
-        """Attend in windows of another side; a stage without attention has nothing to set."""
+        """Set the side of the windows; a stage without attention has nothing to set."""
         units = [unit for block in self._window_blocks() for unit in block.units()]
         for unit in units:
             unit.position.set_window(window)
         if units:
             self.multiple = window * max(unit.ratio for unit in units)
 
-    def given(self) -> Iterable[Sequence[Tensor]]:
-        """Compute the biases of each block's units, those of all blocks at once."""
+    def extra_inputs(self) -> Iterable[Sequence[Tensor]]:
+        """Compute the position biases of each block's units, for all blocks at once."""
         if not (blocks := self._window_blocks()):
-            return super().given()
+            return super().extra_inputs()
         units = [unit for block in blocks for unit in block.units()]
         biases = iter(compute_together([unit.position for unit in units]))
         return [list(islice(biases, len(block))) for block in blocks]
@@ -263,13 +263,13 @@ class FittedStage(Stage):
 
     def forward(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
         rows, cols = x.shape[-2:]
-        more_rows, more_cols = (math.ceil(n / self.multiple) * self.multiple for n in (rows, cols))
-        x = super().forward(resize_nearest(x, more_rows, more_cols))
+        fitted = (math.ceil(n / self.multiple) * self.multiple for n in (rows, cols))
+        x = super().forward(resize_nearest(x, *fitted))
         return resize_nearest(x, rows, cols)
 
 
 class Neck(nn.Module):
-    """Sum of the stages' maps from stage `start` on, brought to its grid and to one width."""
+    """The sum of the stages' maps from stage `start` on, at that stage's grid and one width."""
 
     def __init__(self, widths: Sequence[int], dim: int, *, start: int):
         super().__init__()
@@ -284,7 +284,7 @@ class Neck(nn.Module):
         )
 
     def forward(self, maps: Sequence[Tensor]) -> Float[Tensor, "B D H W"]:
-        """Fuse `maps`: those of stage `start` and of all stages after it."""
+        """Sum `maps`: those of stage `start` and of all stages after it."""
         grid = maps[0].shape[-2:]
         dense = self.projections[0](maps[0])
         for project, x in zip(self.projections[1:], maps[1:], strict=True):
@@ -293,9 +293,9 @@ class Neck(nn.Module):
 
 
 class Levels(FeatureInfo):
-    """timm's table of levels, with one at the end that may be finer than the one before it.
+    """timm's table of levels, whose last one may be finer than the one before it.
 
-    timm asserts that strides never fall from level to level; the dense map's do.
+    timm asserts that strides never fall from level to level; that of the dense map does.
     """
 
     def __init__(self, levels: list[dict[str, Any]], out_indices: int | Sequence[int]):
@@ -309,7 +309,7 @@ class Levels(FeatureInfo):
 
 
 def _window_for(sides: tuple[int, int]) -> int:
-    """The largest divisor of a side's cells at stride 32; of two, the one that wastes fewer."""
+    """Return the largest divisor of a side's cells at stride 32; of two, the less wasteful one."""
     cells = [math.ceil(side / STRIDE) for side in sides]
     best = {max(w for w in range(1, MAX_WINDOW + 1) if count % w == 0) for count in cells}
     # A window of one cell attends to nothing, so it is for maps of one cell.
@@ -318,7 +318,7 @@ def _window_for(sides: tuple[int, int]) -> int:
         raise ValueError(
             f"An image of {sides[0]}x{sides[1]} has {cells[0]}x{cells[1]} cells at stride "
             f"{STRIDE}, which no window from 2 to {MAX_WINDOW} divides. Give window_size as well "
-            f"({MAX_WINDOW}, say: the maps are then interpolated), or another size."
+            f"(such as {MAX_WINDOW}: the maps are then interpolated), or another size."
         )
     return min(best, key=lambda w: (math.prod(math.ceil(c / w) * w for c in cells), -w))
 
@@ -327,26 +327,26 @@ class ERadio(Hierarchy):
     """E-RADIO (AM-RADIO, 2312.06709): a hierarchy with a neck that gives one dense map.
 
     Levels 0 to 3 of `forward_intermediates` are the stages; level 4 is the neck's dense map,
-    which is computed only where somebody asks for it: `forward_intermediates(x, [-1])`, or
+    which is computed only on request: `forward_intermediates(x, [-1])`, or
     `return_full_features`. RADIO's wrapper takes the dense map as its spatial features and the
-    **mean of the dense map** as its summary; the pooled map that the classifier sees plays no
-    part there.
+    **mean of the dense map** as its summary; it does not use the pooled map that the classifier
+    gets.
 
     Args:
-        num_heads: Of the two attention stages.
+        num_heads: Heads of the two attention stages.
         trained_window: Side of the windows that the weights were trained with; it stays the
             unit of the position biases when `window_size` or `img_size` choose another.
         bias_hidden: Hidden width of the position bias MLPs.
         light: Depthwise instead of dense 3x3 convolutions before attention, pooling and
             repetition instead of strided convolutions around it.
-        sr_ratios: For each attention stage, the reductions that each of its blocks attends at.
-        neck_start: First stage that enters the dense map, whose grid it sets.
+        sr_ratios: For each attention stage, the reductions of the map that each block attends at.
+        neck_start: First stage in the dense map, which gets its grid.
         window_size: Side of the windows; `trained_window` if neither this nor `img_size` is given.
         img_size: Choose the windows for images of this size, as `set_input_size` does. Other
             sizes still run.
         pad_input: Take sides that are no multiples of 32: zeros are appended at the right and
-            the bottom, and every map is cropped to the cells that touch the image. The pooled
-            features see the zeros.
+            the bottom, and every map is cropped to the cells that touch the image. Zeros count
+            in the pooled features.
         return_full_features: Let `forward` return (logits, dense map), as published.
 
     Raises:
@@ -416,7 +416,7 @@ class ERadio(Hierarchy):
 
         As published: the largest divisor of side / 32 up to 16. Where the two sides disagree, the
         one of their windows that enlarges the maps least. All sizes still run afterwards, and
-        weights saved now load into a model with other windows.
+        weights load into models with other windows.
 
         Raises:
             ValueError: `img_size` is off the grid of 32 (see `pad_input`), no window fits it, or
@@ -439,7 +439,7 @@ class ERadio(Hierarchy):
             stage.set_window(window_size)
 
     def _levels(self, indices: int | list[int] | None) -> tuple[list[int], Neck | None]:
-        """The levels to take, in order; and the neck, if the dense map is one of them."""
+        """Return the levels to take, in order, and the neck if the dense map is one of them."""
         num_levels = len(self.stages) + (self.neck is not None)
         take, last = feature_take_indices(num_levels, indices)
         return sorted(set(take)), self.neck if last == len(self.stages) else None
@@ -456,8 +456,8 @@ class ERadio(Hierarchy):
         """Return the maps of the stages before down-sampling, and the dense map as the last level.
 
         Args:
-            indices: Levels to return, `[-1]` for the dense map alone; an int asks for the last
-                so many, `None` for all.
+            indices: Levels to return: a list (`[-1]` for the dense map alone), the last so many
+                (an int), or all (`None`).
             norm: Apply the final norm to the last stage's map (the dense map has none).
         """
         take, neck = self._levels(indices)
@@ -477,14 +477,17 @@ class ERadio(Hierarchy):
         return maps if intermediates_only else (result[0], maps)
 
     def _cropped(self, level: Tensor, x: Tensor, reduction: int) -> Tensor:
-        """Leave out the cells that see nothing but the padding of `pad_input`."""
+        """Crop the cells that cover nothing but the padding of `pad_input`."""
         rows, cols = (math.ceil(side / reduction) for side in x.shape[-2:])
         return level[..., :rows, :cols] if self.pad_input else level
 
     def prune_intermediate_layers(
         self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
     ) -> list[int]:
-        """Drop what `indices` of `forward_intermediates` do not need; `forward` gives no pair."""
+        """Remove what `forward_intermediates` does not need for `indices`.
+
+        Without the dense map `forward` returns no pair any more.
+        """
         take, neck = self._levels(indices)
         stages = take if neck is None else [len(self.stages) - 1]
         super().prune_intermediate_layers(stages, prune_norm, prune_head)
@@ -492,7 +495,7 @@ class ERadio(Hierarchy):
             self.neck, self.return_full_features = None, False
         return take
 
-    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]  # a pair for who wants it
+    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]  # optionally a pair
         self, x: Float[Tensor, "B C H W"]
     ) -> Tensor | tuple[Tensor, Tensor]:
         if not self.return_full_features:
@@ -509,10 +512,10 @@ class ERadio(Hierarchy):
         self.load_state_dict(checkpoint_filter_fn(read_state(path), self))
 
     def translate(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Rename. RADIO's wrapper puts `base_model.` before the keys.
+        """Rename the keys, which have the prefix `base_model.` in files of RADIO's wrapper.
 
-        It also has identities where the final norm and the classifier were, so its files hold
-        neither: this model keeps those that it has.
+        The wrapper has identities in place of final norm and classifier, so its files hold neither:
+        this model keeps its own.
         """
         wrapped = {
             key.removeprefix("base_model."): value
@@ -527,7 +530,7 @@ class ERadio(Hierarchy):
 
 
 def _with_norms(theirs: str, ours: str) -> tuple[tuple[str, str], ...]:
-    """Two entries for a convolution and its batch norm."""
+    """Return the two entries of a convolution and its batch norm."""
     return (rf"^{theirs}\.conv\.", rf"{ours}.conv."), (rf"^{theirs}\.bn\.", rf"{ours}.norm.")
 
 

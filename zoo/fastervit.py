@@ -1,4 +1,4 @@
-"""FasterViT: convolutions, then windows whose carrier tokens speak for them (2306.06189).
+"""FasterViT: convolutions, then windows that exchange carrier tokens (2306.06189).
 
 Names are architectures, weights are tags:
 
@@ -8,7 +8,7 @@ Names are architectures, weights are tags:
   that one window covers the stage at the tag's size. All four have the same parameters.
 
 All of these take any size at run time: maps are padded to whole windows and cropped again, and
-there are carriers and position tables for the grid of windows that came. At a square size this is
+carriers and position tables follow the grid of windows. At a square size this is
 the network that the published any-resolution code builds for it, with one difference: a map of a
 single window keeps its carriers, so that every parameter is used at every size.
 
@@ -75,7 +75,7 @@ def _cfg(file: str, resolution: int | tuple[int, int] = 224, **fields) -> dict:
     )
 
 
-_CROPS = {  # of the weights that do not take the whole image, centred
+_CROPS = {  # of the weights that are not tested on the whole image, centred
     "0": dict(crop_pct=0.875),
     "4_w14": dict(crop_pct=0.95, crop_mode="squash"),
     "4_w24": dict(crop_mode="squash"),
@@ -85,7 +85,7 @@ _CROPS = {  # of the weights that do not take the whole image, centred
 
 _TRAINED_AT = {str(i): 224 for i in range(7)} | {f"4_w{r // 16}": r for r in (224, 384, 512, 768)}
 
-_ANY_RES = {"2": (541, 960)}  # what the published code builds unless told otherwise
+_ANY_RES = {"2": (541, 960)}  # what the published code builds by default
 _ANY_RES_DEFAULT = (576, 960)
 
 
@@ -159,10 +159,10 @@ class CarrierStart(nn.Module):
 
 
 def _mean_of_spans(x: Float[Tensor, "n side C"], out: int) -> Float[Tensor, "n out C"]:
-    """Pool by spans of one length at steps of one length, which may overlap.
+    """Average over `out` spans of equal length at equal steps, which may overlap.
 
-    A matrix product, as a compiler works 9 s at the code of one kernel where torch's pooling goes
-    backward through the cutting into windows.
+    By a matrix product: a compiler takes 9 s for one kernel, that of the backward pass of torch's
+    pooling together with the cutting into windows.
     """
     side = x.shape[1]
     step = side // out
@@ -174,10 +174,10 @@ def _mean_of_spans(x: Float[Tensor, "n side C"], out: int) -> Float[Tensor, "n o
 
 
 class Carriers(nn.Module):
-    """Attention among all carriers of a map, which come and go in window order.
+    """Attention among all carriers of a map, which are in window order before and after.
 
-    `swapped` keeps a flaw of the published code: on the way back to window order rows and columns
-    of windows change places, so carriers of a map that is not square reach foreign windows.
+    `swapped` keeps a flaw of the published code: on the way back to window order it swaps rows and
+    columns of windows, so that carriers of a map that is not square end in other windows.
     """
 
     def __init__(
@@ -197,7 +197,7 @@ class Carriers(nn.Module):
         self.layer = MixerBlock(dim, Attention(dim, num_heads), **layer)
 
     def set_grid(self, rows: int, cols: int) -> None:
-        """Prepare for a grid of carriers."""
+        """Make the tables for a grid of carriers."""
         for part in (self.pos_embed, self.pos_bias):
             if part is not None:
                 part.set_grid(rows, cols)
@@ -210,7 +210,7 @@ class Carriers(nn.Module):
         embed: Float[Tensor, "N C"] | None,
         bias: Float[Tensor, "heads N N"],
     ) -> Float[Tensor, "windows n C"]:
-        """Mix the carriers of `rows` x `cols` windows, given their position embedding and bias."""
+        """Mix the carriers of `rows` x `cols` windows, with their position embedding and bias."""
         x = x.view(-1, rows, cols, SIDE, SIDE, x.shape[-1]).transpose(2, 3)
         x = x.reshape(-1, rows * cols * SIDE * SIDE, x.shape[-1])
         x = self.layer(x if embed is None else x + embed, bias)
@@ -221,7 +221,7 @@ class Carriers(nn.Module):
 
 
 class Positions(NamedTuple):
-    """What a block adds because of where tokens are: in their window, and carriers in the map."""
+    """Position embeddings and biases: of the tokens in a window, of the carriers in the map."""
 
     embed: Float[Tensor, "N C"]
     bias: Float[Tensor, "heads prefix+N prefix+N"]
@@ -253,7 +253,7 @@ class HatBlock(nn.Module):
         self.layer = MixerBlock(dim, Attention(dim, num_heads), **layer)
 
     def set_window(self, window: int) -> None:
-        """Change the window's side, which stays the unit of its offsets."""
+        """Set the window's side, which is the unit of its offsets too."""
         self.pos_bias.trained = window
         self.pos_bias.set_window(window)
         self.pos_embed.set_grid(window, window)
@@ -265,12 +265,12 @@ class HatBlock(nn.Module):
         padding: Float[Tensor, "grid 1 1 N"] | None,
         positions: Positions,
     ) -> Float[Tensor, "windows prefix+N C"]:
-        """Mix the tokens of all windows of the batch, each window's carriers first.
+        """Mix the tokens of all windows of a batch; each window's carriers come first.
 
         Args:
             grid: Rows and columns of windows.
-            padding: -inf for the cells of one image that are padding, else 0.
-            positions: From `HatStage.positions`.
+            padding: For one image: -inf for the cells that are padding, else 0.
+            positions: This block's item of `HatStage.positions`.
         """
         embed, bias, *of_carriers = positions
         carriers, x = x[:, : self.prefix], x[:, self.prefix :] + embed
@@ -286,7 +286,7 @@ class HatBlock(nn.Module):
 
 
 def _spread(x: Float[Tensor, "windows n C"], window: int) -> Float[Tensor, "windows N C"]:
-    """Return each cell its nearest carrier: copies, so no precision is at stake."""
+    """Copy to each cell of a window its nearest carrier."""
     x = x.transpose(1, 2).unflatten(2, (SIDE, SIDE))
     return F.interpolate(x, size=(window, window)).flatten(2).transpose(1, 2)
 
@@ -296,7 +296,7 @@ class HatStage(Stage):
 
     Args:
         propagate: Add each window's carriers to its cells at the end.
-        mask_padding: Hide the cells that fill up the last windows from attention.
+        mask_padding: Hide the cells that pad the last windows from attention.
     """
 
     def __init__(
@@ -321,7 +321,7 @@ class HatStage(Stage):
             block.set_window(window)
 
     def set_map(self, rows: int, cols: int) -> None:
-        """Prepare the carriers for maps of one size."""
+        """Make the tables of the carriers for maps of one size."""
         rows, cols = -(-rows // self.window), -(-cols // self.window)
         for block in self.blocks:
             assert isinstance(block, HatBlock)
@@ -343,12 +343,12 @@ class HatStage(Stage):
         carriers, x = tokens[:, :-cells], tokens[:, -cells:]
         last = cast(HatBlock, self.blocks[-1]).carriers
         if self.propagate and last is not None:
-            # Through the scale of the carriers' attention: so the weights were trained.
+            # Through the scale of the carriers' attention, as the weights were trained.
             x = x + _spread(last.layer.scale1(carriers), self.window)
         return from_windows(x, self.window, *padded)[:, :, :rows, :cols]
 
     def positions(self, rows: int, cols: int) -> Iterator[Positions]:
-        """Compute what each block needs for `rows` x `cols` windows, all blocks at once."""
+        """Compute the positions of each block for `rows` x `cols` windows, all blocks at once."""
         blocks = list(cast(Iterable[HatBlock], self.blocks))
         carriers = [block.carriers for block in blocks if block.carriers is not None]
         embeds = compute_together([block.pos_embed for block in blocks])
@@ -368,7 +368,7 @@ def _downsample(dim: int) -> nn.Sequential:
 
 
 def _map_size(img_size: int | tuple[int, int], stage: int, floor: bool = False) -> tuple[int, int]:
-    """Rows and columns of a stage's map; the published code rounds down (`floor`), a map up."""
+    """Return rows and columns of a stage's map, rounded up; the published code rounds down."""
     reduction = 4 * 2**stage
     rows, cols = rows_and_cols(img_size)
     if floor:
@@ -390,7 +390,7 @@ def _hat_stage(
     mask_padding: bool,
     published: bool,
 ) -> HatStage:
-    """Make stage 2 or 3; its constructor's arguments are those of `FasterViT`."""
+    """Make stage 2 or 3; the arguments are those of `FasterViT`."""
     rows, cols = (-(-side // window) for side in map_size)
     carriers = carriers and not (published and rows * cols == 1)
     embed = rows == cols or not published
@@ -425,14 +425,13 @@ class FasterViT(Hierarchy):
         carriers: Stage 2 has carrier tokens.
         layer_scale: First value of the channel scales of the attention stages; `None` for none.
         propagate: Stage 2 ends by adding each window's carriers to its cells.
-        img_size: Side, or rows and columns, of the images to prepare tables for (and to keep them
+        img_size: Side, or rows and columns, of the images that the tables are made for (and kept
             for in the deploy form). Other sizes run too.
-        mask_padding: Hide the cells that fill up the last windows from window attention.
+        mask_padding: Hide the cells that pad the last windows from window attention.
         published_carriers: Build what the published any-resolution code builds for `img_size`. No
             carriers if stage 2 has one window; no position embedding of the carriers unless its
-            grid of windows is square; the bias of `CarrierBias(square=True)`; and carriers that
-            change places (`Carriers.swapped`). On square grids only the first differs from the
-            corrected form.
+            grid of windows is square; the bias of `CarrierBias(square=True)`; and swapped carriers
+            (`Carriers.swapped`). On square grids only the first differs from the corrected form.
     """
 
     no_decay = ("pos_embed.", "pos_bias.")
@@ -498,10 +497,10 @@ class FasterViT(Hierarchy):
         img_size: int | tuple[int, int] | None = None,
         window_size: int | tuple[int, int] | None = None,
     ) -> None:
-        """Prepare for another size of images, of the windows of stages 2 and 3, or of both.
+        """Set the size of the images, of the windows of stages 2 and 3, or both.
 
-        Every size runs without this too. It moves the tables, and what the deploy form keeps, to
-        the new size; parameters stay, and so do the windows unless they are given.
+        Images of every size run without this too. It makes the tables, and what the deploy form
+        keeps, for the new size. Parameters stay, and so do the windows without `window_size`.
         """
         if window_size is not None:
             for stage, window in zip(self.stages[2:], rows_and_cols(window_size), strict=False):
@@ -514,10 +513,10 @@ class FasterViT(Hierarchy):
             stage.set_map(*_map_size(self.img_size, i))
 
     def translate(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Rename; leave out the carrier weights that an any-resolution network has no place for.
+        """Rename the keys; drop the carrier weights that a published network has no place for.
 
-        The published ones of these read the files of the square ones, which know more about
-        carriers than a network for another size has.
+        The published any-resolution networks load the files of the square ones, which hold more
+        about carriers than a network for another size has.
         """
         state = rename_keys(state, RENAMES, drop=COMPUTED)
         if not self.published_carriers:
@@ -533,7 +532,7 @@ class FasterViT(Hierarchy):
 
 
 COMPUTED = r"\.relative_(bias|coords_table|position_index)$|\.global_tokenizer\.pos_embed\."
-"""Published keys that hold tables, and a convolution that is listed a second time."""
+"""Published keys of tables, and of a convolution that is listed twice."""
 
 _BLOCK = r"^levels\.([23])\.blocks\.(\d+)\."
 

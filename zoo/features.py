@@ -1,4 +1,4 @@
-"""What every model here returns, and what every model here is given.
+"""What every model here takes, a `Batch`, and what it returns, `Features`.
 
 The legend of shapes, one meaning for each letter in the whole project:
 
@@ -18,7 +18,7 @@ from torch import Tensor
 
 
 class Features(NamedTuple):
-    """What a backbone, a teacher or a student's head says about a batch."""
+    """What a backbone, a teacher or a student's head returns for a batch."""
 
     summary: Float[Tensor, "B D"] | None
     """One vector an image; `None` for a teacher that has none (SAM, a segmenter)."""
@@ -30,16 +30,16 @@ class Features(NamedTuple):
 class Batch:
     """Images that were decoded once; every model takes them at its own size.
 
-    `images` are bytes 0..255 or floats in [0, 1]. Nothing is normalised here: mean and standard
-    deviation belong to the model that asks.
+    `images` are bytes 0..255 or floats in [0, 1]. They are not normalised here: mean and standard
+    deviation belong to each model.
     """
 
     images: UInt8[Tensor, "B 3 H W"] | Float[Tensor, "B 3 H W"]
     keys: Sequence[str] = ()
-    """Names of the samples, for caches and for error messages."""
+    """Names of the samples, for caches and error messages."""
     labels: Tensor | None = None
     positions: Sequence[int] = ()
-    """Places in the stream of training views, by which caches know them."""
+    """Positions in the stream of training views, by which caches find them."""
     _resized: dict[tuple[tuple[int, int], str], Tensor] = field(
         default_factory=dict, repr=False, compare=False
     )
@@ -76,43 +76,46 @@ def read_features(model: Any, x: Float[Tensor, "B 3 H W"]) -> Features:
 
 
 def gives_class_tokens(model: Any) -> bool:
-    """Tell whether a model pools by its class token, and hands it out beside its maps."""
+    """Tell whether a model pools by its class token, and returns it beside its maps."""
     pools = getattr(model, "global_pool", None) == "token"
     takes = inspect.signature(model.forward_intermediates).parameters
     return pools and "return_prefix_tokens" in takes and bool(model.num_prefix_tokens)
 
 
-def read_ladder(
+def read_intermediates(
     model: Any, x: Float[Tensor, "B 3 H W"], *, class_tokens: bool
 ) -> tuple[Features, list[Features]]:
     """Read a model's features, and those after each earlier block (or stage).
 
-    A rung's summary is its class token, else the mean of its map. Each map is brought to the grid
-    of the last one, so that of a pyramid can be added up.
+    The summary of an intermediate is its class token, else the mean of its map. All maps are
+    resized to the grid of the last one, so that those of a pyramid can be added.
 
     Args:
-        class_tokens: What `gives_class_tokens` says of the model.
+        class_tokens: What `gives_class_tokens` returns for the model.
+
+    Returns:
+        The features after the last block, as `read_features` reads them, and the intermediates.
     """
-    how = dict(return_prefix_tokens=True) if class_tokens else {}
-    final, taken = model.forward_intermediates(x, norm=True, output_fmt="NCHW", **how)
-    maps = [(tap[0] if class_tokens else tap).permute(0, 2, 3, 1) for tap in taken]
+    options = dict(return_prefix_tokens=True) if class_tokens else {}
+    final, taps = model.forward_intermediates(x, norm=True, output_fmt="NCHW", **options)
+    maps = [(tap[0] if class_tokens else tap).permute(0, 2, 3, 1) for tap in taps]
     grid = (maps[-1].shape[1], maps[-1].shape[2])
-    rungs = []
-    for tap, seen in zip(taken[:-1], maps[:-1], strict=True):
-        summary = tap[1][:, 0] if class_tokens else seen.mean(dim=(1, 2))
-        rungs.append(Features(summary, at_grid(seen, grid)))
-    return Features(model.forward_head(final, pre_logits=True), maps[-1]), rungs
+    intermediates = []
+    for tap, spatial in zip(taps[:-1], maps[:-1], strict=True):
+        summary = tap[1][:, 0] if class_tokens else spatial.mean(dim=(1, 2))
+        intermediates.append(Features(summary, at_grid(spatial, grid)))
+    return Features(model.forward_head(final, pre_logits=True), maps[-1]), intermediates
 
 
 def match_grid(
     ours: Float[Tensor, "B H W C"], theirs: Float[Tensor, "B h w C"]
 ) -> tuple[Float[Tensor, "B y x C"], Float[Tensor, "B y x C"]]:
-    """Bring two maps to one grid: the smaller number of rows, and of columns, of the two.
+    """Resize two maps to one grid: the smaller number of rows, and of columns, of the two.
 
-    AM-RADIO enlarges the coarser map instead, which asks the student for details that nobody
-    gave. Shrinking is bilinear with antialiasing, so no cell is skipped and the mean of a map
-    stays; pixel centres match (`align_corners=False`). A map that has the grid already comes
-    back as it is, another one in float32 at least.
+    AM-RADIO enlarges the coarser map instead, which asks the student for details that the teacher
+    does not have. Shrinking is bilinear with antialiasing, so no cell is skipped and the mean of a
+    map stays; pixel centres match (`align_corners=False`). A map that has the grid already
+    comes back as it is, any other in float32 at least.
     """
     grid = (min(ours.shape[1], theirs.shape[1]), min(ours.shape[2], theirs.shape[2]))
     return at_grid(ours, grid), at_grid(theirs, grid)

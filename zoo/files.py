@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, and where those that can be made again are kept."""
+"""Write files whole or not at all; find the folder of files that can be made again."""
 
 import contextlib
 import os
@@ -7,15 +7,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import torch
-
 
 @contextlib.contextmanager
 def written_whole(path: str | Path) -> Iterator[Path]:
-    """Return a temporary path beside `path`; it takes `path`'s place only if the block succeeds.
+    """Yield a temporary path beside `path`; it replaces `path` only if the block succeeds.
 
     Raises:
-        OSError: the disk is full or not writable; an earlier `path` is still as it was.
+        OSError: the disk is full or not writable; an existing `path` is unchanged.
     """
     path = Path(path)
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
@@ -38,12 +36,17 @@ def _umask() -> int:
     return mask
 
 
-def save_whole(content: Any, path: str | Path, save: Callable = torch.save) -> None:
+def save_whole(content: Any, path: str | Path, save: Callable | None = None) -> None:
     """Write `content` with `save(content, path)`, whole or not at all.
+
+    Args:
+        save: `torch.save` unless given.
 
     Raises:
         OSError: as `written_whole`; torch's own failure to write is turned into one.
     """
+    if save is None:
+        from torch import save  # names of folders are asked for without it
     try:
         with written_whole(path) as temporary:
             save(content, temporary)

@@ -1,6 +1,6 @@
-"""The shell of a four-stage backbone and all that timm asks of it.
+"""The base of a four-stage backbone, with all methods that timm's users call.
 
-E-RADIO, FasterViT and MambaVision differ in their stages; what a timm user calls is written once.
+E-RADIO, FasterViT and MambaVision differ in their stages only; the rest is written once, here.
 """
 
 import re
@@ -20,8 +20,8 @@ HINT = "Is it a file of another size? `zoo list` shows the names."
 
 
 def _start_linear(part: nn.Module) -> None:
-    """FasterViT's published start, for all families; convolutions and norms keep PyTorch's."""
-    if isinstance(part, nn.Linear) and not part.weight.is_meta:  # there it takes long, for nothing
+    """Initialise linear layers as the published FasterViT; other layers keep PyTorch's start."""
+    if isinstance(part, nn.Linear) and not part.weight.is_meta:  # slow there, and for nothing
         trunc_normal_(part.weight, std=0.02)
         if part.bias is not None:
             nn.init.zeros_(part.bias)
@@ -40,10 +40,10 @@ class Hierarchy(nn.Module):
     head: ClassifierHead
 
     no_decay: tuple[str, ...] = ()
-    """Parts of parameter names that weight decay must leave alone."""
+    """Parts of the names of parameters that weight decay must leave alone."""
 
     published: str
-    """Pattern that only the keys of published weights match."""
+    """Pattern that keys of published weights match and ours do not."""
 
     def _assemble(
         self,
@@ -70,11 +70,11 @@ class Hierarchy(nn.Module):
         self.apply(_start_linear)
 
     def translate(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Make a published state dict fit this model."""
+        """Turn a published state dict into one of this model."""
         raise NotImplementedError
 
     def published_in(self, state: Mapping[str, Any]) -> dict[str, Tensor] | None:
-        """Return a state dict without what its authors wrapped it in, if it is a published one."""
+        """Return a published state dict without its authors' wrapping; `None` if it is ours."""
         bare = {re.sub(r"^((encoder|model)\.)+", "", k): v for k, v in unwrapped(state).items()}
         return bare if any(re.search(self.published, key) for key in bare) else None
 
@@ -106,11 +106,14 @@ class Hierarchy(nn.Module):
         """Return the maps of the stages before down-sampling, as detectors want them.
 
         Args:
-            indices: Stages to return; an int asks for the last so many, `None` for all.
+            indices: Stages to return: a list, the last so many (an int), or all (`None`).
             norm: Apply the final norm to the last stage's map.
+            stop_early: Leave out the stages after the last one to return.
+            output_fmt: "NCHW", the only one.
+            intermediates_only: Return the maps alone, not a pair of the final map and these.
         """
         if output_fmt != "NCHW":
-            raise ValueError(f"output_fmt {output_fmt!r} is not offered; these maps are NCHW.")
+            raise ValueError(f"output_fmt {output_fmt!r} is not available; these maps are NCHW.")
         take, last = feature_take_indices(len(self.stages), indices)
         maps = []
         x = self.stem(x)
@@ -126,7 +129,7 @@ class Hierarchy(nn.Module):
     def prune_intermediate_layers(
         self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
     ) -> list[int]:
-        """Drop what `indices` of `forward_intermediates` do not need."""
+        """Remove the parts that `forward_intermediates` does not need for `indices`."""
         take, last = feature_take_indices(len(self.stages), indices)
         self.stages = self.stages[: last + 1]
         self.stages[-1].downsample = nn.Identity()
@@ -167,25 +170,25 @@ class Hierarchy(nn.Module):
             stage.grad_checkpointing = enable
 
     def group_matcher(self, coarse: bool = False) -> dict:
-        """Name the layer groups for layer-wise learning rates (timm's convention)."""
+        """Return patterns of layer groups for layer-wise learning rates (timm's convention)."""
         if coarse:
             return dict(stem=r"^stem", blocks=r"^stages\.(\d+)")
         return dict(
             stem=r"^stem",
             blocks=[
                 (r"^stages\.(\d+)\.blocks\.(\d+)", None),
-                (r"^stages\.(\d+)\.downsample", (99999,)),  # timm: with what comes before it
+                (r"^stages\.(\d+)\.downsample", (99999,)),  # timm: with the layers before it
                 (r"^stages\.(\d+)", (0,)),
                 (r"^norm", (99999,)),
             ],
         )
 
     def no_weight_decay(self) -> set[str]:
-        """Name the parameters that weight decay would harm."""
+        """Return the names of the parameters that weight decay would harm."""
         return {n for n, _ in self.named_parameters() if any(part in n for part in self.no_decay)}
 
 
 def checkpoint_filter_fn(state: Mapping[str, Any], model: Hierarchy) -> dict[str, Tensor]:
-    """Make what timm has read fit `model`; a state dict of ours is unwrapped and no more."""
+    """Turn what timm has read into a state dict of `model`; one of ours is only unwrapped."""
     published = model.published_in(state)
     return unwrapped(state) if published is None else model.translate(published)

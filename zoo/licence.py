@@ -1,4 +1,4 @@
-"""Say it when weights that are not for commercial use are loaded."""
+"""Warn when weights that are not for commercial use are loaded."""
 
 import logging
 
@@ -11,7 +11,7 @@ NON_COMMERCIAL = frozenset({"nscl-nc", "nvidia-source-code-nc", "cc-by-nc-sa-4.0
 
 
 def log_licence(model: nn.Module) -> None:
-    """Warn, through the logger `zoo`, if the weights that `model` now gets are for research only.
+    """Warn, through the logger `zoo`, if the weights loaded into `model` are for research only.
 
     Their licence is that of its `pretrained_cfg`; a model built without timm has none.
     """

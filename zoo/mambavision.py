@@ -5,17 +5,17 @@ with `in1k`, `in21k_ft_in1k`, `in21k_ft_in1k_256`, `in21k_ft_in1k_512`.
 
 Windows are no part of a name, for they own no parameters. One window covers the whole map of
 stages 2 and 3 at the size that the weights were trained at: 14 and 7 cells at 224, 32 and 16 at
-512. The tag knows its size, so `mambavision_l2.in21k_ft_in1k_512` gets the windows of 512, and
-`mambavision_l2` with `img_size=512` or `window_size=(32, 16)` gets them too. Images of every other
-size run all the same: maps are padded to whole windows and cropped again.
+512. The tag sets the size: `mambavision_l2.in21k_ft_in1k_512` gets the windows of 512, as does
+`mambavision_l2` with `img_size=512` or `window_size=(32, 16)`. Images of every other size run
+too: maps are padded to whole windows and cropped again.
 
 **The step-size bias.** Released weights were trained with a network that adds the bias of the
-step size twice. Our names add it once, and published weights that are loaded into them, by
-whatever road, have that bias doubled on the way: the same function, so the released accuracy, and
-the corrected network to train on. A state dict of our names thus always means the same. The
-published names (`mamba_vision_T`, ..., `mamba_vision_L3_512_21k`) build the published network
+step size twice. Our names add it once, and whenever published weights are loaded into them that
+bias is doubled: the same function, hence the released accuracy, and the corrected network to train
+further. A state dict of our names thus always means the same. The published names
+(`mamba_vision_T`, ..., `mamba_vision_L3_512_21k`) build the published network
 (`double_dt_bias=True`) and keep its weights as they are; a state dict of ours belongs to the kind
-of name that wrote it.
+of name that saved it.
 """
 
 import math
@@ -56,7 +56,7 @@ def _cfg(hub: str, file: str, size: int = 224, **fields) -> dict[str, Any]:
         "paper_ids": "arXiv:2407.08083",
         "num_classes": 1000,
         "input_size": (3, size, size),
-        # timm then hands the size to the constructor, which fits the windows to it.
+        # timm then passes the size to the constructor, which fits the windows to it.
         "fixed_input_size": True,
         "pool_size": (math.ceil(size / 32), math.ceil(size / 32)),
         "crop_pct": 1.0,
@@ -127,13 +127,13 @@ SIZES: dict[str, dict[str, Any]] = {
 class MambaMixer(nn.Module):
     """Mix tokens by a state-space model in half of the channels and convolve the other half.
 
-    MambaVision (2407.08083), the mixer: unlike Mamba's, its convolutions look both ways and the
-    second half is not a gate but stands beside the first in the output.
+    MambaVision (2407.08083), the mixer: unlike Mamba's, its convolutions are not causal, and the
+    second half is not a gate but is concatenated to the first.
 
     Args:
-        double_dt_bias: The published step size: its bias counts twice and starts at 0, as the
-            start of all linear layers overwrites Mamba's. Otherwise it counts once, with Mamba's
-            start (2312.00752): step sizes are spread over [0.001, 0.1].
+        double_dt_bias: The published step size: its bias is added twice and starts at 0, as the
+            initialisation of all linear layers overwrites Mamba's. Otherwise it is added once and
+            starts as Mamba's (2312.00752): step sizes are spread over [0.001, 0.1].
     """
 
     def __init__(self, dim: int, *, state_dim: int = 8, double_dt_bias: bool = False):
@@ -154,16 +154,16 @@ class MambaMixer(nn.Module):
 
     @torch.no_grad()
     def start_steps(self) -> None:
-        """Return the step sizes their first values, unless they start as published."""
+        """Initialise the step sizes as Mamba does, unless they start as published."""
         if self.double_dt_bias:
             return
         reach = self.dt_proj.in_features**-0.5
         nn.init.uniform_(self.dt_proj.weight, -reach, reach)
         step = torch.empty_like(self.dt_proj.bias).uniform_(math.log(1e-3), math.log(0.1)).exp()
-        self.dt_proj.bias.copy_(step + torch.log(-torch.expm1(-step)))  # softplus undone
+        self.dt_proj.bias.copy_(step + torch.log(-torch.expm1(-step)))  # the inverse of softplus
 
     def fuse(self) -> None:
-        """Keep A instead of computing it; it is not saved."""
+        """Keep A instead of computing it in each forward; it is not saved."""
         self.fused = self._decay().detach()
 
     def _decay(self) -> Float[Tensor, "C S"]:
@@ -176,7 +176,7 @@ class MambaMixer(nn.Module):
         x: Float[Tensor, "windows N C"],
         padding: Float[Tensor, "windows 1 1 N"] | None = None,
     ) -> Float[Tensor, "windows N C"]:
-        """Mix; tokens where `padding` is -inf are passed over, as attention's bias would."""
+        """Mix the tokens; those where `padding` is -inf are skipped, as by attention's bias."""
         if padding is not None:
             padding = padding[:, 0, 0, :, None]
             x = x.masked_fill(padding < 0, 0)
@@ -186,7 +186,7 @@ class MambaMixer(nn.Module):
         plain = type(self.x_proj) is nn.Linear  # what others put in its place runs as it is
         delta, B, C = self._steps(x, -self.widths[0] % UNIT if x.is_cuda and plain else 0)
         if padding is not None:
-            delta = delta + padding  # a step of 0: the state does not notice the token
+            delta = delta + padding  # a step of 0: the token leaves the state as it is
         bias = 2 * self.dt_proj.bias if self.double_dt_bias else self.dt_proj.bias
         y = selective_scan(
             x, delta, self._decay(), B, C, self.D, delta_bias=bias, delta_softplus=True
@@ -194,30 +194,30 @@ class MambaMixer(nn.Module):
         return self.proj(torch.cat([y, z], dim=-1))
 
     def _steps(
-        self, x: Float[Tensor, "windows N C"], more: int
+        self, x: Float[Tensor, "windows N C"], pad: int
     ) -> tuple[
         Float[Tensor, "windows N C"], Float[Tensor, "windows N S"], Float[Tensor, "windows N S"]
     ]:
-        """Return Δ (before its bias), B and C; the rank of Δ is filled up with `more` zeros.
+        """Return Δ (before its bias), B and C; the rank of Δ is padded with `pad` zeros.
 
-        A GPU's products want rows of a multiple of `UNIT`, and the large models' rank is 49. In
-        the weights filling up costs next to nothing; a compiler else copies all tokens for it.
+        A GPU's products need rows of a multiple of `UNIT`, and the large models' rank is 49.
+        Padding the weights costs next to nothing; else a compiler copies all tokens to pad them.
         """
         rank, *states = self.widths
-        if not more:
+        if not pad:
             delta, B, C = self.x_proj(x).split(self.widths, dim=-1)
             return F.linear(delta, self.dt_proj.weight), B, C
         down, others = self.x_proj.weight.split((rank, sum(states)))
-        weight = torch.cat([F.pad(down, (0, 0, 0, more)), others])
-        delta, B, C = F.linear(x, weight).split((rank + more, *states), dim=-1)
-        return F.linear(delta, F.pad(self.dt_proj.weight, (0, more))), B, C
+        weight = torch.cat([F.pad(down, (0, 0, 0, pad)), others])
+        delta, B, C = F.linear(x, weight).split((rank + pad, *states), dim=-1)
+        return F.linear(delta, F.pad(self.dt_proj.weight, (0, pad))), B, C
 
 
 class MixerStage(Stage):
     """Mixer blocks inside the windows of a map.
 
     Args:
-        mask_padding: Let no token see the zeros that fill up the last windows.
+        mask_padding: Hide the zeros that pad the last windows from all tokens.
     """
 
     def __init__(
@@ -252,7 +252,7 @@ def _mixer_blocks(
     layer_scale: float | None,
     double_dt_bias: bool,
 ) -> list[MixerBlock]:
-    """State-space mixers in the first half of the blocks, one more if odd, then attention."""
+    """Make blocks: state-space mixers in the first half (one more if odd), then attention."""
     blocks = []
     for i, drop_path in enumerate(drop_paths):
         if i < math.ceil(len(drop_paths) / 2):
@@ -264,7 +264,7 @@ def _mixer_blocks(
 
 
 def _windows_for(img_size: int | tuple[int, int]) -> tuple[int, int]:
-    """The windows that cover the maps of stages 2 and 3, whichever side is longer."""
+    """Return the windows that cover the maps of stages 2 and 3, by the image's longer side."""
     side = max(rows_and_cols(img_size))
     return math.ceil(side / 16), math.ceil(side / 32)
 
@@ -277,14 +277,14 @@ class MambaVision(Hierarchy):
         dim: Width of the first stage; each stage doubles it.
         num_heads: Heads of the attention in stages 2 and 3.
         stem_dim: Width inside the stem.
-        img_size: Side, or rows and columns, of the images to fit the windows to: one window covers
+        img_size: Side, or rows and columns, of the images that the windows fit: one window covers
             the map. Other sizes run too.
-        window_size: Side of the windows of stages 2 and 3, instead of those that suit `img_size`.
+        window_size: Sides of the windows of stages 2 and 3, instead of those that fit `img_size`.
         layer_scale: First value of the channel scales of stages 2 and 3; `None` for none.
         double_dt_bias: Build the published network, which adds the bias of the step size twice.
             Otherwise published weights are corrected when they are loaded.
-        mask_padding: Let no token see the zeros that fill up the last windows; published weights
-            were trained with none, and have always seen them elsewhere.
+        mask_padding: Hide the zeros that pad the last windows from all tokens. Published weights
+            were trained without such padding, and always run unmasked at other sizes.
 
     Raises:
         ValueError: widths do not split into heads, or a window has no cells.
@@ -346,7 +346,7 @@ class MambaVision(Hierarchy):
     ) -> None:
         """Fit the windows of stages 2 and 3 to images of a size, or set them.
 
-        Every size runs without this too; weights saved before load afterwards.
+        Images of every size run without this too. Weights saved before still load.
 
         Raises:
             ValueError: a window has no cells, or neither argument was given.
@@ -360,15 +360,15 @@ class MambaVision(Hierarchy):
         if len(windows) != 2 or min(windows) < 1:
             raise ValueError(
                 f"window_size {window_size} with img_size {img_size} makes windows of {windows} "
-                "cells; two sides of at least one cell are wanted, for stages 2 and 3."
+                "cells; two sides of at least one cell are needed, for stages 2 and 3."
             )
-        # Stages that a feature extractor has pruned need none.
+        # A feature extractor may have pruned stages.
         for stage, window in zip(self.stages[2:], windows, strict=False):
             assert isinstance(stage, MixerStage)
             stage.window = window
 
     def translate(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Rename; write a step bias that was added twice as one that this model adds once."""
+        """Rename the keys; double a step bias that was added twice, if this model adds it once."""
         return {
             key: 2 * value if key.endswith(".dt_proj.bias") and not self.double_dt_bias else value
             for key, value in rename_keys(state, RENAMES).items()

@@ -1,4 +1,4 @@
-"""RADIO: one vision transformer that answers for several teachers (AM-RADIO, 2312.06709).
+"""RADIO: one vision transformer in the place of several teachers (AM-RADIO, 2312.06709).
 
 The transformer is timm's. Added here: one summary token for each teacher, position embeddings for
 any image size, adaptors to the teachers' own features, windowed attention (ViTDet), feature
@@ -7,14 +7,14 @@ normalisers, spectral reparametrisation, and the loading of NVIDIA's files.
 Names are `radio_vit_{size}_patch{p}` with size base, large, so400m, huge or giant (`giant` with
 patch 14 is DINOv2's); the release is the tag: `.c_radio_v4`, `.c_radio_v3`, `.c_radio_v2`,
 `.c_radio_v2_vlm` (NVIDIA Open Model License), `.radio_v2_5`, `.radio_v2_5_norm`, `.radio_v2_1`,
-`.radio_v2`, `.radio_v1` (non-commercial). Without a tag a model has the size's plain form;
-a tag, or a file, adds what its release has (layer scale, number of tokens, ...).
+`.radio_v2`, `.radio_v1` (non-commercial). Without a tag a model has the plain form of its
+size; a tag, or a file, adds what its release has (layer scale, number of tokens, ...).
 
-To a timm user it is a `VisionTransformer`: `forward_features` gives prefix and patch tokens,
+To a timm user it is a `VisionTransformer`: `forward_features` returns prefix and patch tokens,
 `forward` the first summary token (`global_pool="token"`) through the classifier, if there is one.
-`radio` gives what RADIO's own users know: `RadioOutput(summary, features)`. Images are in [0, 1]
+`radio` returns what RADIO's own users know: `RadioOutput(summary, features)`. Images are in [0, 1]
 either way: the model normalises them (so `pretrained_cfg` has mean 0 and std 1), until
-`make_preprocessor_external` takes that out.
+`make_preprocessor_external` removes that step.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -140,7 +140,7 @@ default_cfgs = generate_default_cfgs(
 
 
 class RadioOutput(NamedTuple):
-    """What RADIO says about a batch, or one teacher's adaptor about it."""
+    """What RADIO, or one teacher's adaptor, returns for a batch."""
 
     summary: Float[Tensor, "B D"] | None
     features: Float[Tensor, "B N C"] | Float[Tensor, "B C H W"] | None
@@ -149,26 +149,26 @@ class RadioOutput(NamedTuple):
 class Radio(VisionTransformer):
     """A vision transformer with a summary token for each teacher (AM-RADIO, 2312.06709).
 
-    Any image whose sides are multiples of `resolution_step` will do.
+    It takes any image whose sides are multiples of `resolution_step`.
 
     Args:
-        img_size: Nominal; no size is fixed by it.
+        img_size: Nominal; other sizes run too.
         max_img_size: Side of the largest image, which the grid of positions covers; a larger one
             gets stretched positions.
-        reg_tokens: Prefix tokens but the first. Which of the prefix tokens are summaries is said
-            by `summary_idxs`; the rest are registers. `zoo.radio_weights.prefix_layout` counts
-            both for a list of teachers.
-        align_corners: Of the resize of positions at inference; see `resized_positions`.
+        reg_tokens: Number of prefix tokens after the first. `summary_idxs` says which of the prefix
+            tokens are summaries; the others are registers. `zoo.radio_weights.prefix_layout`
+            counts both for a list of teachers.
+        align_corners: How positions are resized at inference; see `resized_positions`.
         crop_positions: In training, give each image a random window of the grid.
-        pos_dropout: In training, chance of an image to get no positions at all.
-        patch_bias: Of the patch embedding (models that started from DINOv2).
+        pos_dropout: In training, the probability that an image gets no positions at all.
+        patch_bias: The patch embedding has a bias (models that started from DINOv2).
         vitdet: Arguments of `VitDet`: windowed attention in most blocks. The attribute of that
             name may be replaced between calls, by a `VitDet` or `None`.
         adaptors: For each teacher by name, `dict(token=..., summary=..., feature=...)`: its prefix
             token, and the sizes of its heads as arguments of `zoo.adaptors.Head`.
         feature_normalizer: Put a fixed transform behind the patch tokens.
         intermediate_normalizer: "common" or "per_layer" rotation: normalise what
-            `forward_intermediates` gives.
+            `forward_intermediates` returns.
 
     Raises:
         ValueError: `embed_dim` does not split into `num_heads`. In `forward` and its kin: a side
@@ -224,7 +224,7 @@ class Radio(VisionTransformer):
             **vit,
             **like,
         )
-        self.depth = depth  # the schedule of windows outlives the pruning of blocks
+        self.depth = depth  # blocks may be pruned later; the schedule of windows stays
         self.vitdet = VitDet(**vitdet) if vitdet else None
         self.align_corners = align_corners
         self.crop_positions, self.pos_dropout, self.frames_per_crop = crop_positions, pos_dropout, 1
@@ -255,7 +255,7 @@ class Radio(VisionTransformer):
         self.feature_normalizer = FeatureNormalizer(self.embed_dim, **like) if feature else None
         if intermediate not in (None, "common", "per_layer"):
             raise ValueError(
-                f"intermediate_normalizer {intermediate!r} came; it is 'common' or 'per_layer'."
+                f"intermediate_normalizer is {intermediate!r}; give 'common' or 'per_layer'."
             )
         self.intermediate_normalizer = intermediate and IntermediateNormalizer(
             self.depth, self.embed_dim, per_layer=intermediate == "per_layer", **like
@@ -266,7 +266,7 @@ class Radio(VisionTransformer):
     ) -> None:
         if not isinstance(adaptors, Mapping):
             raise ValueError(
-                f"Adaptors {list(adaptors)} came by name, but no file to read their sizes from. "
+                f"Adaptors {list(adaptors)} come by name, but no file to read their sizes from. "
                 "Give one (pretrained=True), or adaptors={name: dict(token=..., summary=...)}."
             )
         self.adaptors = nn.ModuleDict()
@@ -276,24 +276,24 @@ class Radio(VisionTransformer):
 
     @property
     def summary_dim(self) -> int:
-        """Width of the backbone's summary: its summary tokens side by side."""
+        """Width of the backbone's summary: all its summary tokens concatenated."""
         return self.embed_dim * len(self.summary_idxs)
 
     @property
     def resolution_step(self) -> int:
-        """What the sides of an image must be multiples of."""
+        """Number of pixels that the sides of an image must be multiples of."""
         return self.patch_embed.patch_size[0] * (self.vitdet.window if self.vitdet else 1)
 
     def get_nearest_supported_resolution(self, height: int, width: int) -> tuple[int, int]:
-        """Return the size nearest to (`height`, `width`) that the model takes."""
+        """Return the nearest size to (`height`, `width`) that the model takes."""
         step = self.resolution_step
         height, width = (max(round(side / step), 1) * step for side in (height, width))
         return height, width
 
     def make_preprocessor_external(self) -> nn.Module:
-        """Take the normalisation of pixels out of the model and return it.
+        """Remove the normalisation of pixels from the model, and return it.
 
-        From then on the model wants normalised images, and `pretrained_cfg` says so.
+        From then on the model needs normalised images, and `pretrained_cfg` has their statistics.
         """
         conditioner, self.input_conditioner = self.input_conditioner, nn.Identity()
         if isinstance(conditioner, InputConditioner) and hasattr(self, "pretrained_cfg"):
@@ -315,10 +315,10 @@ class Radio(VisionTransformer):
     def set_spectral(
         self, enable: bool = True, *, version: int = 2, scale_values: bool = True
     ) -> None:
-        """Reparametrise the blocks' weights by their spectral norms, or fold that away.
+        """Reparametrise the blocks' weights by their spectral norms, or fold these back in.
 
         Args:
-            scale_values: Also the value part of q, k and v.
+            scale_values: Also for the value part of `qkv`.
         """
         if not enable:
             spectral.fold(self.blocks)
@@ -340,7 +340,7 @@ class Radio(VisionTransformer):
         if height % step or width % step:
             near = self.get_nearest_supported_resolution(height, width)
             raise ValueError(
-                f"An image of {height}x{width} came; both sides must be multiples of {step}. "
+                f"An image is {height}x{width}; both sides must be multiples of {step}. "
                 f"The nearest such size is {near[0]}x{near[1]}."
             )
         patch = self.patch_embed.patch_size
@@ -354,7 +354,9 @@ class Radio(VisionTransformer):
         if not self.crop_positions:
             positions = resized_positions(grid, rows, cols, align_corners=self.align_corners)
         elif batch % self.frames_per_crop:
-            raise ValueError(f"{batch} images are no whole clips of {self.frames_per_crop} frames.")
+            raise ValueError(
+                f"{batch} images do not divide into clips of {self.frames_per_crop} frames."
+            )
         else:
             draws = draw_crops(batch // self.frames_per_crop, grid.device)
             positions = cropped_positions(grid, rows, cols, draws)
@@ -376,9 +378,9 @@ class Radio(VisionTransformer):
     def _after_blocks(
         self, x: Float[Tensor, "B C H W"], wanted: set[int], last: int
     ) -> dict[int, Float[Tensor, "B T D"]]:
-        """Embed images and run the blocks up to `last`; give the tokens after those wanted.
+        """Embed images and run the blocks up to `last`; return the tokens after the `wanted` ones.
 
-        Prefix tokens first, patches in raster order, whatever the layout a block ran in.
+        Prefix tokens come first, then patches in raster order, even if blocks ran in windows.
         """
         rows, cols = self._grid_of(x)
         x = self.norm_pre(
@@ -386,12 +388,12 @@ class Radio(VisionTransformer):
         )
         if self.vitdet:
             return self._after_windowed_blocks(x, (rows, cols), self.vitdet, wanted, last)
-        found = {}
+        tokens = {}
         for i in range(last + 1):
             x = self._run(self.blocks[i], x)
             if i in wanted:
-                found[i] = x
-        return found
+                tokens[i] = x
+        return tokens
 
     def _after_windowed_blocks(
         self,
@@ -405,18 +407,18 @@ class Radio(VisionTransformer):
         patches = to_window_order(patches, *grid, plan.window)
         shape = patches.shape
         windows = (-1, plan.window**2, shape[-1])
-        found = {}
+        tokens = {}
         for i in range(last + 1):
             block = self.blocks[i]
             if plan.is_global(i, self.depth):
                 x = self._run(block, torch.cat([prefix, patches], dim=1))
                 prefix, patches = self._split(x)
-            else:  # the prefix waits: it does not pass through windowed blocks
+            else:  # the prefix does not pass through windowed blocks
                 patches = self._run(block, patches.reshape(windows)).reshape(shape)
             if i in wanted:
                 raster = to_raster_order(patches, *grid, plan.window)
-                found[i] = torch.cat([prefix, raster], dim=1)
-        return found
+                tokens[i] = torch.cat([prefix, raster], dim=1)
+        return tokens
 
     def _split(self, x: Float[Tensor, "B T C"]) -> tuple[Tensor, Tensor]:
         return x[:, : self.num_prefix_tokens], x[:, self.num_prefix_tokens :]
@@ -431,7 +433,7 @@ class Radio(VisionTransformer):
     def forward_features(  # pyright: ignore[reportIncompatibleMethodOverride]  # no masks
         self, x: Float[Tensor, "B C H W"]
     ) -> Float[Tensor, "B T D"]:
-        """Return prefix tokens and patch tokens, the latter normalised if the model does that."""
+        """Return prefix and patch tokens, patches through `feature_normalizer` if there is one."""
         last = len(self.blocks) - 1
         return self._finished(self._after_blocks(x, {last}, last)[last], last)
 
@@ -442,7 +444,7 @@ class Radio(VisionTransformer):
         return self.forward_head(self.forward_features(x))
 
     def select_summary(self, prefix: Float[Tensor, "B P C"]) -> Float[Tensor, "B D"]:
-        """Put the summary tokens among `prefix` side by side."""
+        """Concatenate the summary tokens among `prefix`."""
         return prefix.index_select(1, self.summary_idxs).flatten(1)
 
     def radio(
@@ -455,7 +457,7 @@ class Radio(VisionTransformer):
 
         Returns:
             The backbone's pair; with adaptors a dict of pairs, with the backbone's under
-            `backbone`. An adaptor without one of its heads gives `None` for it.
+            `backbone`. Where an adaptor lacks a head, its part is `None`.
         """
         _check_fmt(feature_fmt)
         rows, cols = self._grid_of(x)
@@ -493,12 +495,18 @@ class Radio(VisionTransformer):
         aggregation: str = "sparse",
         norm_alpha_scheme: str = "post-alpha",
     ) -> list | tuple[Tensor, list] | dict[str, Any]:
-        """Return patch tokens after blocks, normalised where the model has statistics for that.
+        """Return patch tokens after blocks, through `intermediate_normalizer` if there is one.
 
         Args:
-            indices: Blocks; an int asks for the last so many, `None` for all.
-            return_prefix_tokens: Give pairs (patches, prefix tokens).
-            norm: Finish what comes after the last block as `forward_features` does.
+            indices: Blocks: a list, the last so many (an int), or all (`None`).
+            return_prefix_tokens: Return pairs (patches, prefix tokens).
+            norm: Without an `intermediate_normalizer`, apply the final norm (and, after the last
+                block, `feature_normalizer`).
+            stop_early: Run no block after the last of `indices`.
+            output_fmt: "NLC" or "NCHW".
+            intermediates_only: Return the intermediates alone, not a pair of the final tokens and
+                these.
+            output_dict: Return a dict, as timm names its entries.
             aggregation: "sparse", or "dense": the mean of all blocks since the previous index.
             norm_alpha_scheme: Where a block's scalar enters the mean: "post-alpha" for
                 mean(α)·mean(y), "pre-alpha" for mean(α·y), "none" for mean(y).
@@ -511,8 +519,8 @@ class Radio(VisionTransformer):
         finish = norm and self.intermediate_normalizer is None
         pairs = []
         for group in groups:
-            found = {i: self._finished(tokens[i], i) if finish else tokens[i] for i in group}
-            pairs.append(self._mean_of(found, norm_alpha_scheme))
+            members = {i: self._finished(tokens[i], i) if finish else tokens[i] for i in group}
+            pairs.append(self._mean_of(members, norm_alpha_scheme))
         if output_fmt == "NCHW":
             pairs = [(_as_map(y, *self._grid_of(x)), prefix) for y, prefix in pairs]
         patches = [y for y, _ in pairs]
@@ -546,7 +554,7 @@ class Radio(VisionTransformer):
     def prune_intermediate_layers(
         self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
     ) -> list[int]:
-        """Drop what `indices` of `forward_intermediates` do not need."""
+        """Remove the parts that `forward_intermediates` does not need for `indices`."""
         if prune_head:
             self.adaptors = nn.ModuleDict()
         return super().prune_intermediate_layers(indices, prune_norm, prune_head)
@@ -572,7 +580,9 @@ class Radio(VisionTransformer):
             ValueError: the file is damaged or could run code, or does not fit the model.
         """
         if prefix:
-            raise ValueError("RADIO's files need no prefix: theirs are known.")
+            raise ValueError(
+                f"The prefixes of RADIO's files are known; leave the prefix {prefix!r} out."
+            )
         state, _ = read_checkpoint(checkpoint_path)
         self.load_state_dict(checkpoint_filter_fn(state, self))
 
@@ -584,27 +594,27 @@ def _patch_embed(patch_bias: bool, **kwargs: Any) -> PatchEmbed:
 
 def _check_token(token: int, count: int) -> None:
     if not 0 <= token < count:
-        raise ValueError(f"Token {token} was asked for; the prefix has tokens 0 to {count - 1}.")
+        raise ValueError(f"There is no token {token}; the prefix has tokens 0 to {count - 1}.")
 
 
 def _check_fmt(fmt: str) -> None:
     if fmt not in ("NLC", "NCHW"):
-        raise ValueError(f"The format {fmt!r} is not offered; there are NLC and NCHW.")
+        raise ValueError(f"There is no format {fmt!r}; there are NLC and NCHW.")
 
 
 def _check_scheme(scheme: str) -> None:
     if scheme not in ("post-alpha", "pre-alpha", "none"):
         raise ValueError(
-            f"norm_alpha_scheme {scheme!r} is not offered; there are post-alpha, pre-alpha, none."
+            f"There is no norm_alpha_scheme {scheme!r}; there are post-alpha, pre-alpha, none."
         )
 
 
 def _groups(take: Sequence[int], aggregation: str) -> list[range]:
-    """The blocks that each intermediate is the mean of."""
+    """Return, for each intermediate, the blocks that it is the mean of."""
     if aggregation == "sparse":
         return [range(i, i + 1) for i in take]
     if aggregation != "dense":
-        raise ValueError(f"aggregation {aggregation!r} is not offered; there are sparse and dense.")
+        raise ValueError(f"There is no aggregation {aggregation!r}; there are sparse and dense.")
     if sorted(set(take)) != list(take):
         raise ValueError(f"Dense intermediates need ascending indices, not {list(take)}.")
     starts = [0, *(i + 1 for i in take[:-1])]
@@ -620,25 +630,25 @@ def _as_map(x: Float[Tensor, "B N C"], rows: int, cols: int) -> Float[Tensor, "B
 
 
 def _translate_on_load(model: Radio, state: dict, prefix: str, *_) -> None:
-    """Before loading, turn published keys into ours."""
-    given = {key[len(prefix) :]: state.pop(key) for key in list(state) if key.startswith(prefix)}
-    if is_published(given):
+    """Translate published keys to ours before they are loaded."""
+    theirs = {key[len(prefix) :]: state.pop(key) for key in list(state) if key.startswith(prefix)}
+    if is_published(theirs):
         log_licence(model)
-    ours = translated(given, model)
+    ours = translated(theirs, model)
     if "summary_idxs" in ours:  # as many as the weights have
         model.summary_idxs = ours["summary_idxs"].to(model.summary_idxs.device)
     state.update((prefix + key, value) for key, value in ours.items())
 
 
 HINT = (
-    "Is it a file for another size? A file that is given when the model is built "
+    "Is it a file of another size? A file that is given when the model is built "
     "(pretrained=True, pretrained_cfg_overlay=dict(file=...)) also sets layer scale, tokens and "
     "the grid of positions."
 )
 
 
 def checkpoint_filter_fn(state: Mapping[str, Any], model: Radio) -> dict[str, Tensor]:
-    """Translate official weights for `model`, whose channels and classes may be others."""
+    """Translate official weights for `model`, which may have other channels and classes."""
     ours = translated(state, model)
     own = model.state_dict()
     patches = "patch_embed.proj.weight"
@@ -651,7 +661,7 @@ def checkpoint_filter_fn(state: Mapping[str, Any], model: Radio) -> dict[str, Te
 
 
 def _tag_of(pretrained_cfg: Any) -> str | None:
-    """The tag that a user gave, in any of the forms that timm hands on."""
+    """Return the tag that a user gave, in any of the forms in which timm passes it on."""
     if pretrained_cfg is None or isinstance(pretrained_cfg, str):
         return pretrained_cfg
     return _as_dict(pretrained_cfg).get("tag")
@@ -684,7 +694,7 @@ def _weights(
 
 
 def _radio(size: str, pretrained: bool, **kwargs) -> nn.Module:
-    """Build a size, with what the release and the file that were named add to it."""
+    """Build a size, with what its release and its file add."""
     overlay = dict(kwargs.pop("pretrained_cfg_overlay", None) or {})
     adaptors = kwargs.pop("adaptors", None)
     cfg, tag = _as_dict(kwargs.get("pretrained_cfg")), _tag_of(kwargs.get("pretrained_cfg"))

@@ -50,7 +50,7 @@ PUBLISHED = (
 """Ours -> the wrapper's own."""
 
 CONSTANT = r"^(summary_idxs$|input_conditioner\.)"
-"""Keys of the model that a file may lack, or hold for other channels."""
+"""Keys of constants, which a file may lack or hold for other channels."""
 
 
 def is_published(state: Mapping[str, Tensor]) -> bool:
@@ -59,7 +59,7 @@ def is_published(state: Mapping[str, Tensor]) -> bool:
 
 
 def _ours(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Rename, and give the tensors timm's shapes."""
+    """Rename the keys, and reshape the tensors to timm's shapes."""
     ours = rename_keys(state, RENAMES) if is_published(state) else dict(state)
     tokens = ours.pop("prefix_tokens", None)
     if tokens is not None:
@@ -76,7 +76,7 @@ def _ours(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _as_kernel(weight: Tensor, in_chans: int = 3) -> Tensor:
-    """Rows of flattened patches (channel, row, column) as a convolution's weight."""
+    """Turn rows of flattened patches (channel, row, column) into a convolution's weight."""
     side = math.isqrt(weight.shape[1] // in_chans)
     return weight.view(len(weight), in_chans, side, side)
 
@@ -85,8 +85,8 @@ def translated(state: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tenso
     """Turn the weights of a file, published or ours, into a state dict of `model`.
 
     Spectral reparametrisation is baked in unless `model` has it; a grid of positions of another
-    size is resampled; adaptors that `model` does not have are left out; what is constant and not
-    in the file is the model's own.
+    size is resampled; adaptors that `model` does not have are left out; constants that the file
+    lacks are the model's own.
     """
     own = model.state_dict()
     ours = _ours(state)
@@ -103,7 +103,7 @@ def translated(state: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tenso
 
 
 def _foreign(key: str, theirs: Tensor, own: Tensor) -> bool:
-    """Statistics of other channels than the model's; summaries may be of any number."""
+    """Whether a constant is for other channels than the model's; summaries may be of any number."""
     return key != "summary_idxs" and theirs.shape != own.shape
 
 
@@ -121,7 +121,7 @@ def _heads_of(ours: dict[str, Tensor], names: Mapping[str, str]) -> dict[str, Te
 
 
 def published(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return a state dict of ours the keys and shapes of RADIO's own wrapper."""
+    """Return a state dict of ours with the keys and shapes of RADIO's own wrapper."""
     theirs = dict(state)
     tokens = [theirs.pop(key)[0] for key in ("cls_token", "reg_token") if key in theirs]
     theirs["prefix_tokens"] = torch.cat(tokens)
@@ -132,11 +132,11 @@ def published(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def teacher_tokens(
     teachers: Sequence[Mapping[str, Any]], per_teacher: bool = True
 ) -> dict[str, int]:
-    """Return each distinct teacher its prefix token: its `token_slot`, or its place in the list.
+    """Return the prefix token of each teacher: its `token_slot`, or its position in the list.
 
     Args:
-        teachers: Dicts with a `name`; one name may come several times and is one teacher.
-        per_teacher: Without it all share the first token.
+        teachers: Dicts with a `name`; several with one name are one teacher.
+        per_teacher: If false, all share the first token.
     """
     tokens: dict[str, int] = {}
     for teacher in teachers:
@@ -152,13 +152,13 @@ def prefix_layout(
     register_multiple: int | None = None,
     num_registers: int = 0,
 ) -> dict[str, Any]:
-    """Count the tokens before the patches, as arguments of `Radio`.
+    """Count the tokens before the patches; return the arguments of `Radio` for them.
 
     Args:
-        teachers: As for `teacher_tokens`; a summary is taken unless `use_summary` is false.
-        register_multiple: Fill up with registers to a multiple of this. A count that is one
-            already gets a whole multiple more, as in the published models.
-        num_registers: Without `register_multiple`, how many registers.
+        teachers: As for `teacher_tokens`; each has a summary unless `use_summary` is false.
+        register_multiple: Add registers up to a multiple of this. A count that is a multiple
+            already gets `register_multiple` more, as in the published models.
+        num_registers: Number of registers, without `register_multiple`.
     """
     tokens = teacher_tokens(teachers, per_teacher)
     count = max([1, *(token + 1 for token in tokens.values())])
@@ -177,8 +177,8 @@ def architecture(
     """Read from a file what its release adds to the plain form of a size.
 
     Args:
-        args: Of the training run, if the file keeps them: they name the teachers.
-        adaptors: Names of teachers whose heads are wanted, or all sizes of the heads.
+        args: Arguments of the training run, if the file keeps them: they name the teachers.
+        adaptors: Names of the teachers whose heads to load, or all sizes of the heads.
 
     Returns:
         Arguments of `Radio`; {} if the file is not of this family.
@@ -214,7 +214,7 @@ def architecture(
 
 
 def _mlp_ratio(mlp: Mapping[str, Tensor]) -> dict[str, float]:
-    """The ratio of a plain MLP; a gated one, whose first layer has twice the rows, says nothing."""
+    """Return the ratio of a plain MLP; nothing for a gated one, whose first layer is doubled."""
     hidden, dim = mlp["blocks.0.mlp.fc1.weight"].shape
     if mlp["blocks.0.mlp.fc2.weight"].shape[1] != hidden:
         return {}
@@ -228,7 +228,7 @@ def _adaptor(
     teachers: Sequence[Mapping[str, Any]],
     tokens: Mapping[str, int],
 ) -> dict[str, Any]:
-    """The sizes of a teacher's heads; files name them by the teacher's name or number."""
+    """Return the sizes of a teacher's heads; files name them by the teacher's name or number."""
     if name not in tokens:
         raise ValueError(
             f"The file names the teachers {list(tokens)}, not {name!r}. A file that names none "

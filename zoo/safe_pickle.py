@@ -1,8 +1,8 @@
-"""What a torch file may hold beside tensors: plain data, rebuilt here without running its code.
+"""Plain data that a torch file may hold beside tensors, loaded without running the file's code.
 
-A pickle names functions and asks for them to be called. torch's weights-only reader refuses every
-name that is not on a list; this module is the list that we add to it, and each entry either has
-no side effect or is replaced by a stand-in of ours that has none.
+A pickle names functions to call. torch's weights-only reader refuses every name that is not on its
+list; this module is the list that we add. Each entry either has no side effect or is replaced by a
+stand-in of ours that has none.
 """
 
 import argparse
@@ -25,7 +25,7 @@ _NUMBER = re.compile(r"[biufc]\d{1,2}")
 
 
 class _NumberType:
-    """Stands in for `numpy.dtype`, whose own unpickling we do not want to trust."""
+    """Stand-in for `numpy.dtype`, whose own unpickling we do not trust."""
 
     def __init__(self, name: str, align: bool = False, copy: bool = False):
         if not (isinstance(name, str) and _NUMBER.fullmatch(name)):
@@ -37,12 +37,12 @@ class _NumberType:
 
 
 def _number(kind: _NumberType, raw: bytes) -> bool | int | float | complex:
-    """Stand in for numpy's `scalar`: give the Python number."""
+    """Stand in for numpy's `scalar`: return the Python number."""
     return np.frombuffer(raw, np.dtype(kind.order + kind.name))[0].item()
 
 
 def _member(kind: type[enum.Enum], value: Any) -> enum.Enum:
-    """Look a member up; unlike the class itself, this cannot be made to change one."""
+    """Look up a member of an enum; unlike its class, this cannot be made to change one."""
     return kind(value)
 
 
@@ -62,26 +62,26 @@ PLAIN: list[Callable | tuple[Callable, str]] = [
     (frozenset, "builtins.frozenset"),
     (range, "builtins.range"),
     (slice, "builtins.slice"),
-    # A path of another system cannot be built here, and a file should not get one that acts.
+    # Pure paths: those of another system cannot be built here, and a file needs none that act.
     *((pure, name) for name, pure in _PATHS.items()),
     (_NumberType, "numpy.dtype"),
     (_number, "numpy.core.multiarray.scalar"),
     (_number, "numpy._core.multiarray.scalar"),
 ]
-"""Classes for `torch.serialization.safe_globals`, with the name that a file gives them."""
+"""For `torch.serialization.safe_globals`: classes, with the names that files have for them."""
 
 
 def _loaded_enum(name: str) -> type[enum.Enum] | None:
-    """The enum of that name in a module that is already imported; nothing is imported for it."""
+    """Find the enum of that name in a module that is imported already; nothing is imported."""
     module, _, attribute = name.rpartition(".")
     found = vars(sys.modules[module]).get(attribute) if module in sys.modules else None
     return found if isinstance(found, type) and issubclass(found, enum.Enum) else None
 
 
 def strange_names(path: Path) -> list[str]:
-    """Name what a torch file asks for that is not plain data; nothing of it is loaded.
+    """Return the names in a torch file that are not plain data, without loading any of it.
 
-    Files of torch before 1.6 are not looked into: they give an empty list.
+    Files of torch before 1.6 are not searched: the list is empty for them.
     """
     with torch.serialization.safe_globals(PLAIN):
         try:
@@ -91,6 +91,6 @@ def strange_names(path: Path) -> list[str]:
 
 
 def enums(names: Iterable[str]) -> list[tuple[Callable, str]]:
-    """Return the entries that let the members of already imported enums through."""
+    """Return entries that let members of enums through, for those enums that are imported."""
     found = {name: _loaded_enum(name) for name in names}
     return [(partial(_member, kind), name) for name, kind in found.items() if kind]

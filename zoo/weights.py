@@ -18,7 +18,7 @@ SHOWN = 10
 """How many keys a message lists."""
 
 Renames = Sequence[tuple[str, str]]
-"""(pattern, replacement) pairs, theirs -> ours; the first pattern that matches a key wins."""
+"""(pattern, replacement) pairs, theirs -> ours; the first that matches a key wins."""
 
 
 def rename_key(key: str, renames: Renames) -> str:
@@ -50,25 +50,25 @@ def _read_pickle(path: Path) -> Any:
                 path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path)
             )
     except Exception as error:  # a damaged or hostile file may raise anything
-        asked = f"; it asks for {', '.join(strange[:SHOWN])}" if strange else ""
+        names = f"; it names {', '.join(strange[:SHOWN])}" if strange else ""
         raise ValueError(
             f"{path} was refused: it is damaged, or loading it could run code "
-            f"({_reason(error)}{asked}). Ask its author for a safetensors file."
+            f"({_reason(error)}{names}). Ask its author for a safetensors file."
         ) from None
 
 
 def _reason(error: Exception) -> str:
-    """What torch's reader stumbled over, without its advice to read carelessly instead."""
+    """Return the reader's complaint, without its advice to load unsafely instead."""
     cause = error.__context__ or error  # torch wraps its unpickler's message in that advice
     message = str(cause).strip() or type(cause).__name__
     return message.partition(". Please use")[0].splitlines()[0]
 
 
-def unwrapped(content: Any, source: str = "What was given") -> dict[str, Tensor]:
-    """Take wrappers, their EMA forms first, and the prefixes of DDP and compile off.
+def unwrapped(content: Any, source: str = "The state dict") -> dict[str, Tensor]:
+    """Remove wrapping dicts (an EMA is preferred) and the key prefixes of DDP and compile.
 
     Args:
-        source: Where the content is from, for the message.
+        source: What the content is, to start the message.
 
     Raises:
         ValueError: there is no dict in it whose keys are names.
@@ -79,7 +79,7 @@ def unwrapped(content: Any, source: str = "What was given") -> dict[str, Tensor]
             break
     if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
         raise ValueError(
-            f"{source} is a {type(content).__name__}; a dict of tensors is wanted, or a dict "
+            f"{source} is a {type(content).__name__}; a dict of tensors is needed, or a dict "
             "with one under `state_dict` or `model`."
         )
     return {re.sub(r"^((module|_orig_mod)\.)+", "", key): value for key, value in content.items()}
@@ -88,14 +88,14 @@ def unwrapped(content: Any, source: str = "What was given") -> dict[str, Tensor]
 def read_checkpoint(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Read the weights of a file, and the arguments of the run that made them.
 
-    Nothing in the file is executed. Besides tensors it may hold plain data: an
+    Nothing in the file is executed. Beside tensors it may hold plain data: an
     `argparse.Namespace`, paths (pure ones come back), numpy numbers (Python ones come back),
     members of enums that are already imported, dtypes, devices. Wrappers (`state_dict`, `model`,
     their EMA forms) and the prefixes `module.` and `_orig_mod.` are taken off.
 
     Returns:
-        The state dict, and what the file keeps as `args`: a namespace as a dict, {} without one.
-        The tensors of a torch file are mapped: reading is cheap until they are used.
+        The state dict, and the file's `args` as a dict, {} without any. The tensors of a torch file
+        are memory-mapped: they cost little until they are used.
 
     Raises:
         ValueError: the file is damaged, or holds objects other than tensors and plain data.
@@ -119,7 +119,7 @@ def read_state(path: str | Path) -> dict[str, Tensor]:
     """Read the weights of a `.safetensors` or torch file without running code from it.
 
     Raises:
-        ValueError: as `read_checkpoint`, which says what a file may hold.
+        ValueError: as for `read_checkpoint`, which says what a file may hold.
     """
     return read_checkpoint(path)[0]
 
@@ -131,27 +131,29 @@ def _listed(kind: str, keys: Sequence[str]) -> str:
 
 
 def check_keys(
-    given: Mapping[str, Tensor],
+    found: Mapping[str, Tensor],
     wanted: Mapping[str, Tensor],
     *,
     hint: str,
     optional: str | None = None,
 ) -> None:
-    """Hold a state dict against the model's own, before anything is loaded.
+    """Compare a state dict with the model's own, before anything is loaded.
 
     Args:
+        found: The file's state dict.
+        wanted: The model's state dict.
         hint: What to do about a difference; it ends the message.
         optional: Pattern of the model's keys that a file may lack.
 
     Raises:
         ValueError: keys are missing or extra, or shapes differ; at most ten of each are listed.
     """
-    missing = [k for k in wanted if k not in given and not (optional and re.search(optional, k))]
-    extra = [k for k in given if k not in wanted]
+    missing = [k for k in wanted if k not in found and not (optional and re.search(optional, k))]
+    extra = [k for k in found if k not in wanted]
     shapes = [
-        f"{k} {tuple(given[k].shape)} for {tuple(wanted[k].shape)}"
+        f"{k} {tuple(found[k].shape)} for {tuple(wanted[k].shape)}"
         for k in wanted
-        if k in given and given[k].shape != wanted[k].shape
+        if k in found and found[k].shape != wanted[k].shape
     ]
     if missing or extra or shapes:
         raise ValueError(

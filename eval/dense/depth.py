@@ -3,21 +3,24 @@
 import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 from jaxtyping import Float
 from PIL import Image
-from rich.progress import track
-from torch import Tensor
+from torch import Tensor, nn
 
 from zoo.data import crops
-from zoo.eval.dense.segment import LinearHead, frozen_features, rate_of
+from zoo.eval.dense.segment import LinearHead, Segmenter, frozen_features
 from zoo.eval.dense.segment_data import PICTURES, SPLITS
+from zoo.eval.dense.training import train_head
 from zoo.eval.dense.windows import at_size, sliding
 from zoo.eval.registry import Found, Picture, Scores, Subject
 from zoo.features import Batch, at_grid
+from zoo.train.state import TrainState
+from zoo.train.task import Loss, Task
 
 BINS = 256
 FLOOR = 1e-3
@@ -155,31 +158,30 @@ def depth(subject: Subject, data: Path, settings: DepthSettings) -> Iterator[Fou
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(subject.seed)
         head = LinearHead(feature_maps(black).shape[-1], BINS).to(subject.device)
-
-    def answer(batch: Batch) -> Float[Tensor, "n 1 s s"]:
-        found = to_depth(head(feature_maps(batch)), settings.max_depth)
-        return at_grid(found, (settings.crop, settings.crop)).permute(0, 3, 1, 2)
-
-    optimiser = torch.optim.AdamW(
-        head.parameters(), lr=settings.lr, weight_decay=settings.weight_decay
-    )
-    rate = rate_of(settings.steps, settings.warmup)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, rate)
+    model = Segmenter(feature_maps, head, None)
+    task = DepthTask(settings)
     crop = crops.CropSpec(side=settings.crop, scale=(1.0, 1.5), fill=1.0, nothing=UNKNOWN)
-    how = crops.loading(subject.device, settings.workers)
-    batches = crops.training_batches(
-        train, crop, steps=settings.steps, batch=settings.batch, seed=subject.seed, **how
-    )
-    for pixels, target in track(batches, "train", total=settings.steps, transient=True):
-        with torch.enable_grad():
-            found = answer(Batch(pixels.to(subject.device, non_blocking=True)))
-            loss = scale_invariant(found[:, 0], target.to(subject.device, non_blocking=True))
-            optimiser.zero_grad(set_to_none=True)
-            loss.backward()
-        optimiser.step()
-        schedule.step()
-    head.eval()
-    yield from _measured(torch.no_grad()(answer), val, subject, settings)
+    groups = [dict(params=list(head.parameters()))]
+    train_head(model, task, train, crop, subject, settings, groups)
+    answer = torch.no_grad()(partial(task.metres, model))
+    yield from _measured(answer, val, subject, settings)
+
+
+class DepthTask(Task):
+    """The scale-invariant loss of a batch, counted once per image."""
+
+    def __init__(self, settings: DepthSettings):
+        self.max_depth, self.size = settings.max_depth, (settings.crop, settings.crop)
+
+    def metres(self, model: nn.Module, batch: Batch) -> Float[Tensor, "n 1 s s"]:
+        """Return the depth of every pixel, in metres."""
+        return at_grid(to_depth(model(batch), self.max_depth), self.size).permute(0, 3, 1, 2)
+
+    def losses(
+        self, state: TrainState, batch: crops.CropBatch, targets: None, step: int
+    ) -> dict[str, Loss]:
+        mean = scale_invariant(self.metres(state.model, batch.images)[:, 0], batch.target)
+        return {"scale_invariant": Loss.of_mean(mean, len(batch.target))}
 
 
 def to_depth(scores: Float[Tensor, "B h w bins"], max_depth: float) -> Float[Tensor, "B h w 1"]:

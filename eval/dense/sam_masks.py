@@ -12,8 +12,8 @@ from torch import Tensor
 from zoo.eval.registry import Found, Picture, Scores, Subject
 from zoo.eval.zeroshot import head_for
 from zoo.features import Batch
-from zoo.teachers import open_teacher
 from zoo.teachers.name import TeacherName
+from zoo.teachers.open import open_teacher
 from zoo.teachers.sam import MaskDecoder
 
 

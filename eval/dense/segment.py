@@ -5,7 +5,7 @@ import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -17,10 +17,13 @@ from torch import Tensor, nn
 from zoo.data import crops
 from zoo.eval.dense.mean_iou import Confusion
 from zoo.eval.dense.segment_data import IGNORE, SegmentSet, open_segments
+from zoo.eval.dense.training import train_head
 from zoo.eval.dense.upernet import BackbonePyramid, UPerNet
 from zoo.eval.dense.windows import at_size, sliding
 from zoo.eval.registry import Found, Picture, Subject
 from zoo.features import Batch, Features, at_grid
+from zoo.train.state import TrainState
+from zoo.train.task import Loss, Task
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -170,40 +173,23 @@ def _pyramid_maps(pyramid: BackbonePyramid, batch: Batch, subject: Subject) -> l
 def fit_segmenter(
     segmenter: Segmenter, train: SegmentSet, subject: Subject, settings: SegmentSettings
 ) -> None:
-    """Minimise the cross-entropy of the scored pixels."""
+    """Train the head, and the backbone at its own rate if it is tuned."""
     crop = crops.CropSpec(side=settings.crop)
-    groups = [dict(params=list(segmenter.head.parameters()), lr=settings.lr)]
+    groups: list[dict[str, Any]] = [dict(params=list(segmenter.head.parameters()))]
     if segmenter.tuned is not None:
-        groups.append(dict(params=list(segmenter.tuned.parameters()), lr=settings.backbone_lr))
-    optimiser = torch.optim.AdamW(groups, weight_decay=settings.weight_decay)
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimiser, rate_of(settings.steps, settings.warmup)
-    )
-    how = crops.loading(subject.device, settings.workers)
-    batches = crops.training_batches(
-        train, crop, steps=settings.steps, batch=settings.batch, seed=subject.seed, **how
-    )
-    segmenter.train()
-    with torch.enable_grad(), torch.random.fork_rng(devices=[]):
-        torch.manual_seed(subject.seed)  # for the drop paths of a backbone that learns
-        for pixels, target in track(batches, "train", total=settings.steps, transient=True):
-            target = target.to(subject.device, non_blocking=True)
-            logits = segmenter(Batch(pixels.to(subject.device, non_blocking=True)))
-            loss = pixel_loss(logits, target)
-            optimiser.zero_grad(set_to_none=True)
-            loss.backward()
-            optimiser.step()
-            schedule.step()
-    segmenter.eval()
+        scale = settings.backbone_lr / settings.lr
+        groups.append(dict(params=list(segmenter.tuned.parameters()), scale=scale))
+    train_head(segmenter, SegmentTask(), train, crop, subject, settings, groups)
 
 
-def rate_of(steps: int, warmup: int) -> Callable[[int], float]:
-    """Return a function from a step to the factor of the rate: a linear rise, then a fall to 0.
+class SegmentTask(Task):
+    """The mean cross-entropy over the scored pixels of a batch, counted once per image."""
 
-    The rise takes `warmup` steps, at most a tenth of all.
-    """
-    warmup = max(1, min(warmup, steps // 10))
-    return lambda step: min((step + 1) / warmup, 1.0) * (1 - step / steps)
+    def losses(
+        self, state: TrainState, batch: crops.CropBatch, targets: None, step: int
+    ) -> dict[str, Loss]:
+        mean = pixel_loss(state.model(batch.images), batch.target)
+        return {"cross_entropy": Loss.of_mean(mean, len(batch.target))}
 
 
 def pixel_loss(

@@ -1,42 +1,23 @@
 """The benchmark `detect`: score a trained detector, or train one on a backbone first."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from zoo.eval.detect.canvas import Samples
 from zoo.eval.detect.coco import CocoSplit, open_coco
 from zoo.eval.detect.coco_metric import coco_results, coco_scores, write_results
-from zoo.eval.detect.detector import build_detector, find_source, is_detector, load_detector
+from zoo.eval.detect.config import DetectSettings
+from zoo.eval.detect.detector import is_detector, load_detector
 from zoo.eval.detect.draw import side_by_side
 from zoo.eval.detect.finding import find_objects, fitting
-from zoo.eval.detect.spec import Detector, DetectorSpec, Kind
-from zoo.eval.detect.training import Trainee, Training, train_steps
+from zoo.eval.detect.spec import Detector
+from zoo.eval.detect.training import start, train_detector
 from zoo.eval.registry import Found, Picture, Subject
-
-TORCHVISION = ("mask_rcnn", "faster_rcnn", "retinanet")
-
-
-@dataclass(frozen=True, kw_only=True)
-class DetectSettings:
-    """How a detector is trained on a backbone; a detector of `zoo detect` is measured as it is."""
-
-    detector: Kind = "mask_rcnn"
-    size: int = 512
-    """Longer side of an image in pixels, a multiple of 32."""
-    width: int = 256
-    """Channels of the pyramid and of the heads."""
-    class_agnostic: bool = False
-    """Learn and measure boxes only, whatever their class."""
-    training: Training = field(default_factory=Training)
-    pictures: int = 8
-    """Number of images that are shown with their predictions."""
-    predictions: Path | None = None
-    """File for the predictions, in COCO's format."""
+from zoo.eval.work import work_folder
+from zoo.train.run import Run
 
 
 def detect(subject: Subject, data: Path, settings: DetectSettings) -> Iterator[Found]:
@@ -44,6 +25,7 @@ def detect(subject: Subject, data: Path, settings: DetectSettings) -> Iterator[F
 
     Raises:
         ValueError: the data or the backbone cannot be used; raised before any training.
+        Interrupted: a signal came while a detector was trained.
     """
     trained = is_detector(Path(subject.name))
     if trained:
@@ -54,48 +36,30 @@ def detect(subject: Subject, data: Path, settings: DetectSettings) -> Iterator[F
     else:
         val = open_coco(data, "val", class_agnostic=settings.class_agnostic)
         val.require_objects()
-        detector = _train(subject, data, val, settings)
+        with work_folder(subject.work) as work:
+            detector = _train(subject, data, val, settings, work)
     yield from measure(
         detector, val, subject.device, pictures=settings.pictures, out=settings.predictions
     )
 
 
-def _train(subject: Subject, data: Path, val: CocoSplit, settings: DetectSettings) -> Detector:
-    train = open_coco(data, "train", class_agnostic=settings.class_agnostic)
+def _train(
+    subject: Subject, data: Path, val: CocoSplit, settings: DetectSettings, work: Path
+) -> Detector:
+    config = settings.run_of(
+        backbone=subject.name,
+        data=str(data),
+        out=work,
+        seed=subject.seed,
+        device=subject.device.type,
+    )
+    train = open_coco(data, "train", class_agnostic=config.class_agnostic)
     train.require_objects()
     val.with_classes(train.classes)
-    spec = spec_of(settings, subject.name, train.classes)
-    for split in (train, val) if spec.has_masks else ():
+    for split in (train, val) if config.has_masks else ():
         split.require_masks()
-    torch.manual_seed(subject.seed)
-    detector = build_detector(spec, pretrained=True).to(subject.device)
-    samples = Samples(train, spec.size, masks=spec.has_masks, keep=not settings.training.workers)
-    for _ in train_steps(Trainee(detector, settings.training), samples, device=subject.device):
-        pass
-    return detector
-
-
-def spec_of(
-    settings: Any, backbone: str, classes: tuple[str, ...], options: dict[str, Any] | None = None
-) -> DetectorSpec:
-    """Return the description of a detector before it is built.
-
-    Args:
-        settings: `DetectSettings`, or another object with its fields.
-        options: Keywords of `timm.create_model` for the backbone.
-
-    Raises:
-        ValueError: there is no such backbone, or it suits no detector.
-    """
-    return DetectorSpec(
-        kind=settings.detector,
-        source=find_source(backbone, settings.size, options=options),
-        classes=classes,
-        size=settings.size,
-        width=settings.width,
-        class_agnostic=settings.class_agnostic,
-        score=0.05 if settings.detector in TORCHVISION else 0.0,
-    )
+    run = Run.begin(config)
+    return train_detector(start(config, train.classes, run), config, train, run)
 
 
 def measure(

@@ -1,8 +1,9 @@
 """Images of any size on square canvases: the input of every detector here."""
 
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -109,8 +110,8 @@ class Samples(Dataset):
     def __len__(self) -> int:
         return len(self.split)
 
-    def __getitem__(self, item: tuple[int, bool]) -> Canvas:
-        index, mirrored = item
+    def __getitem__(self, asked: tuple[int, bool]) -> Canvas:
+        index, mirrored = asked
         if self.kept is None:
             sample = self._read(index)
         else:
@@ -125,7 +126,9 @@ class Samples(Dataset):
             with Image.open(image.path) as opened:
                 canvas, size = place(opened, self.side)
         except OSError as error:
-            raise ValueError(f"{image.path} cannot be decoded: {error}.") from error
+            raise ValueError(
+                f"{image.path} cannot be decoded: {error}. Mend it, or take it out of the file."
+            ) from error
         truth = self._truth(image, size)
         return Canvas(canvas[None], (size,), ((image.rows, image.cols),), (truth,), (index,))
 
@@ -175,29 +178,14 @@ def joined(samples: Sequence[Canvas]) -> Canvas:
     )
 
 
-def order(samples: int, batch: int, steps: range, seed: int) -> Iterator[list[tuple[int, bool]]]:
-    """Yield for each step the indices of the batch's images, and whether each is mirrored.
-
-    Each epoch has its own order. All follows from the seed and the step, so a resumed run has the
-    same batches.
-    """
-    for step in steps:
-        positions = np.arange(step * batch, (step + 1) * batch)
-        epochs, within = np.divmod(positions, samples)
-        mirrored = np.random.default_rng((seed, 1, step)).random(batch) < 0.5
-        orders = {e: np.random.default_rng((seed, 0, e)).permutation(samples) for e in set(epochs)}
-        yield [
-            (int(orders[e][i]), bool(m)) for e, i, m in zip(epochs, within, mirrored, strict=True)
-        ]
-
-
 def batches(
-    samples: Samples, order: Sequence[list[tuple[int, bool]]], *, workers: int = 0
+    samples: Samples, order: Iterable[list[tuple[int, bool]]], *, workers: int = 0
 ) -> Iterator[Canvas]:
     """Yield the batches of `order`, decoded in worker processes if there are any."""
+    sampler: Any = order  # a DataLoader iterates over it without needing its length
     yield from DataLoader(
         samples,
-        batch_sampler=order,
+        batch_sampler=sampler,
         collate_fn=joined,
         num_workers=workers,
         worker_init_fn=_leave_signals,

@@ -2,7 +2,7 @@
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import timm
 import torch
@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from zoo.eval.detect.canvas import GRID, Canvas
 from zoo.eval.detect.coco_metric import Prediction
+from zoo.eval.detect.config import Kind
 
-Kind = Literal["mask_rcnn", "faster_rcnn", "retinanet", "detr", "rt_detr_v2", "mask2former"]
 STRIDES = (4, 8, 16, 32)
 """Strides of the maps that a detector can use."""
 
@@ -87,9 +87,6 @@ class DetectorSpec:
     def has_masks(self) -> bool:
         """Whether the detector predicts masks."""
         return self.kind in ("mask_rcnn", "mask2former")
-
-
-Spec = DetectorSpec  # the name that zoo.commands.detect imports
 
 
 class Detector(nn.Module):

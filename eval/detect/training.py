@@ -1,100 +1,181 @@
-"""The loop that trains a detector: a generator of losses, one step at a time."""
+"""Detection as a task of the training loop: a detector's losses, and its feed of images."""
 
-import math
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from timm.layers.norm_act import FrozenBatchNormAct2d
 from timm.optim import param_groups_layer_decay, param_groups_weight_decay
-from torch import Tensor, nn
-from torch.nn.utils import clip_grad_norm_
+from torch import nn
 
-from zoo.eval.detect.canvas import Samples, batches, order
-from zoo.eval.detect.spec import Detector
+from zoo.data.loader import PlanSampler
+from zoo.data.plan import Plan
+from zoo.eval.detect.canvas import Canvas, Samples, batches
+from zoo.eval.detect.coco import CocoSplit
+from zoo.eval.detect.config import Detect
+from zoo.eval.detect.detector import build_detector, find_source
+from zoo.eval.detect.spec import Detector, DetectorSpec
+from zoo.students.build import read_options
+from zoo.train.device import device_of
+from zoo.train.loop import train
+from zoo.train.run import Run
+from zoo.train.state import TrainState
+from zoo.train.task import Loss, Task
 
-PRECISIONS = {"bf16": torch.bfloat16, "float32": torch.float32}
+TORCHVISION = ("mask_rcnn", "faster_rcnn", "retinanet")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Training:
-    """AdamW with warm-up and a cosine down to 0."""
+def spec_of(config: Detect, classes: tuple[str, ...]) -> DetectorSpec:
+    """Return the description of a detector before it is built.
 
-    steps: int = 1000
-    batch: int = 16
-    lr: float = 2e-4
-    """Of the new parts; the backbone's is this times `backbone_lr`, and `layer_decay`."""
-    backbone_lr: float = 1.0
-    layer_decay: float = 1.0
-    """Factor from each layer of the backbone to the one before it; 1 for none."""
-    weight_decay: float = 0.05
-    warmup: float = 0.05
-    """Share of the steps in which the rate rises."""
-    clip: float = 1.0
-    """Largest norm of the gradient; 0 leaves it alone."""
-    norms: Literal["trained", "frozen"] = "trained"
-    """`frozen`: batch norms of the backbone keep their statistics, for trained ones and batches
-    of a few images."""
-    precision: Literal["auto", "bf16", "float32"] = "auto"
-    """Of the backbone and the pyramid; bf16 on a GPU, float32 elsewhere, unless told."""
-    seed: int = 0
+    Raises:
+        ValueError: there is no such backbone, or it suits no detector.
+    """
+    if not config.backbone:
+        raise ValueError("Name a backbone: zoo detect fastervit_0 --data COCO_FOLDER.")
+    options: dict[str, Any] = read_options(config.options)
+    if config.optim.drop_path:
+        options["drop_path_rate"] = config.optim.drop_path
+    return DetectorSpec(
+        kind=config.detector,
+        source=find_source(config.backbone, config.size, options=options),
+        classes=classes,
+        size=config.size,
+        width=config.width,
+        class_agnostic=config.class_agnostic,
+        score=0.05 if config.detector in TORCHVISION else 0.0,
+    )
+
+
+def start(config: Detect, classes: tuple[str, ...], run: Run | None = None) -> TrainState:
+    """Build a detector and its optimizer, and load the run's last checkpoint if there is one.
+
+    Raises:
+        ValueError: the backbone is unknown or suits no detector; there is no such device.
+    """
+    device, spec = device_of(config.device), spec_of(config, classes)
+    saved = run.load() if run else None
+    torch.manual_seed(config.seed)
+    detector = build_detector(spec, pretrained=saved is None).to(device)
+    state = TrainState.of(detector, config.optim, groups=parameter_groups(detector, config))
+    if saved:
+        state.load(saved)
+    return state
+
+
+def train_detector(
+    state: TrainState,
+    config: Detect,
+    split: CocoSplit,
+    run: Run,
+    *,
+    evaluate: Callable[[Detector, int], None] | None = None,
+) -> Detector:
+    """Train to the last step; return the detector in float32, for the measurement.
+
+    Raises:
+        Interrupted, ValueError: see `zoo.train.loop.train`; an image cannot be decoded.
+    """
+
+    def between(detector: Detector, step: int) -> None:
+        assert evaluate is not None
+        detector.precision = torch.float32
+        evaluate(detector, step)
+        training_mode(state.model, config)
+
+    run.keep(lambda row: row["step"] <= state.step)
+    training_mode(state.model, config)
+    if config.compile:
+        state.model.backbone.compile()
+    feed = DetectFeed.of(config, split, state)
+    evaluation = between if evaluate else None
+    train(DetectTask(), state, feed, config, run, evaluate=evaluation, title=config.detector)
+    state.best.precision = torch.float32
+    return state.best
+
+
+class DetectTask(Task):
+    """The sum of a detector's own losses."""
+
+    def losses(self, state: TrainState, batch: Canvas, targets: None, step: int) -> dict[str, Loss]:
+        device = state.device.type
+        low = torch.is_autocast_enabled(device)
+        state.model.precision = torch.bfloat16 if low else torch.float32
+        with torch.autocast(
+            device, enabled=False
+        ):  # a detector applies it to suitable parts itself
+            means = state.model.losses(batch)
+        return {name: Loss.of_mean(mean, len(batch)) for name, mean in means.items()}
+
+
+@dataclass
+class DetectFeed:
+    """A split's images on canvases in the order of a plan, which also decides on mirroring."""
+
+    samples: Samples
+    plan: Plan
+    device: torch.device
+    slices: Sequence[int] = (0,)
+    num_slices: int = 1
     workers: int = 0
-    """Processes that decode; with 0 the images are decoded once and held in memory."""
 
-    def __post_init__(self):
-        for name in ("steps", "batch"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; give 1 or more.")
-        for name in ("lr", "backbone_lr", "layer_decay"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise ValueError(f"{name} is {getattr(self, name)}; give a number above 0.")
-        if self.layer_decay > 1:
-            raise ValueError(f"layer_decay is {self.layer_decay}; give at most 1, which is none.")
+    @classmethod
+    def of(cls, config: Detect, split: CocoSplit, state: TrainState) -> "DetectFeed":
+        """Return the feed of a config; without workers, decoded images are kept in memory."""
+        masks = state.model.spec.has_masks
+        samples = Samples(split, config.size, masks=masks, keep=not config.workers)
+        plan, parts = Plan(len(split), config.batch, config.seed), config.num_slices
+        return cls(samples, plan, state.device, range(parts), parts, config.workers)
 
+    def order(self, start: int, steps: int) -> Iterator[list[tuple[int, bool]]]:
+        """Yield for each slice the indices of its images, and whether each is mirrored."""
+        for part in PlanSampler(self.plan, start, steps, self.num_slices, self.slices):
+            yield [
+                (index, bool(self.plan.draws(position).random() < 0.5)) for position, index in part
+            ]
 
-class Trainee:
-    """A detector, its optimizer, and how far it has come."""
+    def batches(self, start: int, steps: int) -> Iterator[Canvas]:
+        """Yield the slices of each step from `start` to before `steps`."""
+        for batch in batches(self.samples, self.order(start, steps), workers=self.workers):
+            yield batch.to(self.device)
 
-    def __init__(self, detector: Detector, config: Training):
-        self.detector, self.config, self.step = detector, config, 0
-        on_gpu = next(detector.parameters()).is_cuda
-        precision = config.precision
-        if precision == "auto":
-            precision = "bf16" if on_gpu else "float32"
-        detector.precision = PRECISIONS[precision]
-        self.optimizer = torch.optim.AdamW(
-            parameter_groups(detector, config), lr=config.lr, fused=on_gpu
-        )
+    def counts(self, step: int) -> Mapping[str, int]:
+        """Return the number of images of a batch, for every loss."""
+        return defaultdict(lambda: self.plan.batch)
 
-    def state(self) -> dict[str, Any]:
-        """Return all that the next step depends on."""
-        return dict(
-            step=self.step,
-            detector=self.detector.state_dict(),
-            optimizer=self.optimizer.state_dict(),
-        )
+    def keys(self, step: int) -> list[str]:
+        """Return the paths of a step's images."""
+        return [str(self.samples.split.images[i].path) for i in self.plan.indices(step)]
 
-    def load(self, state: dict[str, Any]) -> None:
-        """Go on from what `state` gave."""
-        self.step = state["step"]
-        self.detector.load_state_dict(state["detector"])
-        self.optimizer.load_state_dict(state["optimizer"])
+    def skipped(self) -> Sequence[str]:
+        """Return nothing: an image that cannot be decoded is an error."""
+        return ()
 
 
-def parameter_groups(detector: Detector, config: Training) -> list[dict[str, Any]]:
+def training_mode(detector: Detector, config: Detect) -> None:
+    """Set the training mode; with frozen norms, those of the backbone stay in evaluation mode."""
+    detector.train()
+    for module in detector.backbone.modules() if config.norms == "frozen" else ():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm | FrozenBatchNormAct2d):
+            module.eval()
+
+
+def parameter_groups(detector: Detector, config: Detect) -> list[dict[str, Any]]:
     """Split the weights by rate (`scale`) and decay; biases and norms are not decayed.
 
     Raises:
-        ValueError: a layer decay is asked for, and the backbone does not name its layers.
+        ValueError: there is a layer decay, and the backbone does not name its layers.
     """
     backbone: Any = detector.backbone
     own = {id(p) for p in backbone.parameters()}
     rest = nn.Module()
     for i, (name, p) in enumerate(detector.named_parameters()):
-        if id(p) not in own:  # the names decide nothing but what is a bias
+        if id(p) not in own:  # the names only decide what is a bias
             rest.register_parameter(f"{i}_{name.rpartition('.')[2]}", p)
-    groups = param_groups_weight_decay(rest, config.weight_decay)
+    decay = config.optim.weight_decay
+    groups = param_groups_weight_decay(rest, decay)
     inner = getattr(backbone, "model", backbone)
     exempt = list(getattr(inner, "no_weight_decay", set)())
     if config.layer_decay < 1:
@@ -104,59 +185,11 @@ def parameter_groups(detector: Detector, config: Training) -> list[dict[str, Any
                 "layer_decay, or choose another."
             )
         deep = param_groups_layer_decay(
-            inner,
-            config.weight_decay,
-            no_weight_decay_list=exempt,
-            layer_decay=config.layer_decay,
+            inner, decay, no_weight_decay_list=exempt, layer_decay=config.layer_decay
         )
     else:
-        deep = param_groups_weight_decay(inner, config.weight_decay, no_weight_decay_list=exempt)
+        deep = param_groups_weight_decay(inner, decay, no_weight_decay_list=exempt)
     for group in deep:
         group["scale"] = group.pop("lr_scale", 1.0) * config.backbone_lr
         group.pop("param_names", None)
     return [dict(scale=1.0) | group for group in (*groups, *deep) if group["params"]]
-
-
-def rate(step: int, config: Training) -> float:
-    """Rise linearly for the warm-up, then follow half a cosine down to 0."""
-    warmup = round(config.warmup * config.steps)
-    if step < warmup:
-        return config.lr * (step + 1) / (warmup + 1)
-    done = (step - warmup) / max(1, config.steps - warmup)
-    return config.lr * 0.5 * (1 + math.cos(math.pi * done))
-
-
-def train_steps(
-    trainee: Trainee, samples: Samples, *, device: torch.device
-) -> Iterator[dict[str, Tensor]]:
-    """Train until `config.steps`; yield the losses of each step, on the device, and wait for none.
-
-    Order, mirroring and what the heads draw follow from the seed and the step, so a run that goes
-    on from a saved state repeats what an uninterrupted one does.
-    """
-    config, detector = trainee.config, trainee.detector
-    coming = list(order(len(samples), config.batch, range(trainee.step, config.steps), config.seed))
-    detector.train()
-    if config.norms == "frozen":
-        _still(detector.backbone)
-    for batch in batches(samples, coming, workers=config.workers):
-        torch.manual_seed(config.seed * 1_000_003 + trainee.step)
-        losses = detector.losses(batch.to(device))
-        total = torch.stack(list(losses.values())).sum()
-        total.backward()
-        now = rate(trainee.step, config)
-        for group in trainee.optimizer.param_groups:
-            group["lr"] = now * group["scale"]
-        norm = clip_grad_norm_(detector.parameters(), config.clip or math.inf)
-        trainee.optimizer.step()
-        trainee.optimizer.zero_grad(set_to_none=True)
-        trainee.step += 1
-        yield {"loss": total.detach(), "grad_norm": norm} | {
-            name: value.detach() for name, value in losses.items() if len(losses) > 1
-        }
-
-
-def _still(backbone: nn.Module) -> None:
-    for module in backbone.modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm | FrozenBatchNormAct2d):
-            module.eval()

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from zoo.eval.registry import Benchmark, headlines
+from zoo.eval.benchmarks import Benchmark, headlines
 from zoo.eval.report.run_folder import RunFolder, number, read_run
 from zoo.eval.results import SUFFIX, Record, latest, read
 

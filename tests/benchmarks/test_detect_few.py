@@ -33,7 +33,7 @@ def row(model, seed, value):
     }
     return dict(
         model=model, seed=seed, weights="random", parameters=dict(backbone=2e6, detector=5e6),
-        scores=scores, losses=[4.0] * 10 + [1.0] * 10, step_seconds=0.1,
+        scores=scores, losses=[4.0] * 10 + [1.0] * 10, steps=20, step_seconds=0.1,
     )  # fmt: skip
 
 
@@ -46,7 +46,7 @@ def test_the_table_has_means_and_spreads_over_seeds_and_names_failures(script):
 
 
 def test_a_failure_is_a_row(script, tmp_path):
-    job = script.Job("x", "no_such_model", 0, tmp_path, script.DetectSettings(), "cpu", None)
+    job = script.Job("x", script.Detect(backbone="no_such_model", data=str(tmp_path)), None)
     assert "no COCO split" in script.run(job)["error"]
 
 

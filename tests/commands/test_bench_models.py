@@ -91,7 +91,7 @@ def test_a_file_that_is_no_run_is_refused(content, tmp_path):
 @pytest.mark.parametrize(
     ("args", "told"),
     [
-        (["bench", "modles"], "it measures models"),
+        (["bench", "modles"], "there are models, distill"),
         (["bench", "models", "eradio_nan"], "Did you mean"),
         (["bench", "models", "nothing*"], "no model"),
         (["bench", "models", "--modes", "quick"], "no word"),

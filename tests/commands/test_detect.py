@@ -1,10 +1,11 @@
 """`zoo detect` from its command line to its files, and `zoo eval --on detect` of what it made."""
 
 import json
-import os
 import re
-import shlex
 import signal
+import subprocess
+import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,12 +15,15 @@ import torch
 pytest.importorskip("faster_coco_eval", reason="faster-coco-eval is not installed; it is in [det]")
 
 from zoo.cli import main
-from zoo.commands.detect import Detect, read_config, tiny, train_detector
-from zoo.eval.detect import training
+from zoo.commands.detect_args import read_args
+from zoo.eval.detect.benchmark import detect
+from zoo.eval.detect.config import Detect, DetectSettings, DetectTraining
 from zoo.eval.detect.shapes import write_shapes
-from zoo.train.interrupt import Interrupted
+from zoo.eval.registry import Subject
+from zoo.train.config import Every
 from zoo.train.run import Run
 
+ROOT = Path(__file__).parents[2]
 SMALL = [
     "eradio_nano", "--tiny", "--detector", "faster_rcnn", "--steps", "4", "--width", "16",
     "--size", "64", "--log", "2", "--device", "cpu",
@@ -75,32 +79,58 @@ def test_a_detector_is_no_subject_of_other_benchmarks(data, tmp_path, capsys):
     assert "measure it with --on detect alone" in capsys.readouterr().err
 
 
+@pytest.fixture(scope="module")
+def whole(data, tmp_path_factory):
+    """A run that nothing stops, and its words."""
+    out = tmp_path_factory.mktemp("whole") / "run"
+    words = ["detect", *SMALL, "--steps", "20", "--checkpoint", "4", "--data", str(data)]
+    main([*words, "--out", str(out)])
+    return out, words
+
+
 @pytest.mark.slow
-def test_ctrl_c_keeps_a_checkpoint_and_the_run_goes_on_to_the_same_weights(
-    data, tmp_path, monkeypatch
-):
-    start = tiny(Detect(backbone="eradio_nano", data=data, detector="faster_rcnn", device="cpu"))
-    few = replace(start.training, steps=4, batch=2)
-    start = replace(start, size=64, width=16, training=few, pictures=0)
-    train_detector(replace(start, out=tmp_path / "whole"))
-    rate = training.rate
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
+def test_a_run_that_was_stopped_goes_on_to_the_same_weights(whole, tmp_path, number):
+    (whole, words), parts = whole, tmp_path / "parts"
+    command = [sys.executable, "-m", "zoo", *words, "--out", str(parts)]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=ROOT) as process:
+        while process.poll() is None and not Run(parts).checkpoints():
+            time.sleep(0.02)
+        process.send_signal(number)
+        assert process.stderr is not None
+        told = process.stderr.read()
+    assert process.returncode == (130 if number == signal.SIGINT else -number)
+    assert re.search(r"faster_rcnn 2/20 .* loss .* loss_classifier .* ETA", told)
+    assert ("which is saved" in told) == (number == signal.SIGINT)
+    assert Run(parts).load()["step"] < 20
+    main(["detect", "--resume", str(parts)])
+    for name in ("detector/model.safetensors", "metrics.jsonl", "results.json"):
+        assert (parts / name).read_bytes() == (whole / name).read_bytes(), name
 
-    def stopping(step, config):  # Ctrl-C in the middle of the second step
-        if step == 1:
-            os.kill(os.getpid(), signal.SIGINT)
-        return rate(step, config)
 
-    monkeypatch.setattr(training, "rate", stopping)
-    with pytest.raises(Interrupted, match="Stopped after step 2"):
-        train_detector(replace(start, out=tmp_path / "parts"))
-    monkeypatch.undo()
-    train_detector(read_config(tmp_path / "parts"), resume=True)
-    ours, theirs = (Run(tmp_path / name).load() for name in ("parts", "whole"))
-    for key, value in ours["detector"].items():
-        assert torch.equal(value, theirs["detector"][key])
-    assert (tmp_path / "parts" / "results.json").read_text() == (
-        tmp_path / "whole" / "results.json"
-    ).read_text()
+@pytest.mark.slow
+def test_a_run_is_measured_on_the_way(data, tmp_path):
+    out = tmp_path / "run"
+    words = ["--evaluate", "2", "--ema", "0.5", "--data", str(data), "--out", str(out)]
+    main(["detect", *SMALL, *words])
+    rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    (row,) = [row for row in rows if row["kind"] == "eval"]
+    assert row["step"] == 2 and "detect/box/AP50" in row
+
+
+@pytest.mark.slow
+def test_a_benchmark_that_was_stopped_goes_on_in_its_folder(data, tmp_path):
+    training = DetectTraining(steps=4, batch=2, every=Every(log=1, checkpoint=2))
+    settings = DetectSettings(
+        detector="faster_rcnn", size=64, width=16, training=training, pictures=0
+    )
+    subject = Subject(name="eradio_nano", made=None, seed=3, work=tmp_path / "work")
+    first = {n: v.value for n, v in detect(subject, data, settings) if "AP" in n}
+    (subject.work / "checkpoints" / "step_00000004.pt").unlink()
+    again = {n: v.value for n, v in detect(subject, data, settings) if "AP" in n}
+    assert first == again
+    with pytest.raises(ValueError, match="cannot go on with other settings"):
+        next(detect(subject, data, replace(settings, width=32)))
 
 
 @pytest.mark.slow
@@ -123,19 +153,29 @@ def test_what_a_user_gets_wrong_is_said_before_any_work(data, tmp_path, capsys):
     assert "no CUDA device" in refused(capsys, "resnet18", "--device", "cuda", *rest) or (
         torch.cuda.is_available()
     )
-    assert "no run of `zoo detect`" in refused(capsys, "--resume", tmp_path)
+    assert "There is no run in" in refused(capsys, "--resume", tmp_path)
+    assert not out.exists()  # so the next try may have the same name
     out.mkdir()
     (out / "file").touch()
     assert "--out" in refused(capsys, "resnet18", "--data", data, *rest)
 
 
-@pytest.mark.slow
-def test_the_page_runs_as_it_is_written(tmp_path, monkeypatch):
-    page = (Path(__file__).parents[2] / "docs" / "detection.md").read_text()
-    monkeypatch.chdir(tmp_path)
-    lines = [line for line in page.splitlines() if line.startswith("zoo ") and "shapes" in line]
-    assert len(lines) == 2
-    for line in lines:
-        main(shlex.split(line)[1:])
-    (code,) = re.findall(r"^```python\n(.*?)^```", page, re.DOTALL | re.MULTILINE)
-    exec(compile(code, "detection.md", "exec"), {})
+def test_a_run_of_an_earlier_version_is_refused_with_what_to_do(tmp_path, capsys):
+    old = dict(backbone="resnet18", data="shapes", training=dict(steps=5), log=10, checkpoint=500)
+    (tmp_path / "config.json").write_text(json.dumps(old))
+    assert "of a version before 0.2" in refused(capsys, "--resume", tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps(dict(kind="distill", data="x")))
+    assert "is one of distill, not of detect" in refused(capsys, "--resume", tmp_path)
+
+
+def test_the_flags_of_the_training_have_no_prefix():
+    words = "resnet18 --lr 1e-4 --weight-decay 0.1 --warmup 0 --clip 0 --layer-decay 0.8 --log 3"
+    run = read_args(words.split()).run
+    assert run.optim == replace(Detect().optim, lr=1e-4, weight_decay=0.1, warmup=0.0, clip=0.0)
+    assert (run.backbone, run.layer_decay, run.every.log) == ("resnet18", 0.8, 3)
+
+
+def test_what_an_evaluation_decides_is_refused_for_its_training():
+    for name, value in dict(seed=1, device="cpu", out=Path("x"), data="photos").items():
+        with pytest.raises(ValueError, match=f"detect.training.{name} is the evaluation's own"):
+            DetectSettings(training=replace(DetectTraining(), **{name: value}))

@@ -1,9 +1,12 @@
 """A whole run in small: it learns, it resumes to the bit, and it refuses what it should."""
 
 import json
+import os
 import resource
 import shutil
 import signal
+import subprocess
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -127,7 +130,7 @@ def final_weights(run: Run) -> dict:
 
 def assert_same_end(run: Run, other: Run):
     ours, theirs = final_weights(run), final_weights(other)
-    for part in ("student", "ema"):
+    for part in ("model", "ema"):
         for key, value in ours[part].items():
             assert torch.equal(value, theirs[part][key]), key
     files = [(r.path / "metrics.jsonl").read_bytes() for r in (run, other)]
@@ -195,7 +198,7 @@ def test_a_run_with_every_ingredient_repeats_and_resumes_to_the_bit(here, weight
     (killed / "checkpoints" / "step_00000012.pt").unlink()
     assert_same_end(whole, distill(replace(asked, out=killed), resume=True))
     if weighting == "uncertainty":
-        learned = final_weights(whole)["weighting"]["learned"]
+        learned = final_weights(whole)["parts"]["weighting"]["learned"]
         assert learned.shape == (5,) and (learned[:4] != 0).all() and learned[4] == 0
     rows = lines(whole, "train")
     assert all("mesa.ema/spatial" in row and "loud/spatial" in row for row in rows)
@@ -207,6 +210,38 @@ def test_a_run_with_every_ingredient_repeats_and_resumes_to_the_bit(here, weight
     torch.testing.assert_close(
         back.backbone.forward_head(final, pre_logits=True), check["summary"], rtol=1e-4, atol=1e-5
     )
+
+
+KILLED = """
+import sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+from zoo.commands.distill import distill
+from zoo.train.distill.config import Distill
+from zoo.train.run import Run
+run = Run(Path(sys.argv[1]) / "killed")
+distill(run.config(Distill), resume=True)
+"""
+
+
+@pytest.mark.slow
+def test_a_run_that_is_killed_between_two_slices_resumes_to_the_bit(here):
+    sliced = config(here, "stopper", slices=4)
+    whole = distill(sliced)
+    killed = Run.create(replace(sliced, out=here / "killed"))
+    # the sample that shapes are found on, 4 batches of calibration, 5 steps, 2 slices of the next
+    environment = {**os.environ, "STOP_AT": str(1 + 4 * 4 + 5 * 4 + 2), "STOP_WITH": "9"}
+    done = subprocess.run([sys.executable, "-c", KILLED, str(here)], env=environment, check=False)
+    assert done.returncode == -9
+    assert torch.load(killed.checkpoints()[-1], weights_only=True)["step"] == 4
+    assert_same_end(whole, distill(replace(sliced, out=killed.path), resume=True))
+
+
+def test_what_does_not_split_into_slices_is_refused_before_any_work(here):
+    with pytest.raises(ValueError, match=r"batch of 8 does not split into 3 slices.*2, 4"):
+        config(here, slices=3)
+    with pytest.raises(ValueError, match="float64 is for tests on a CPU"):
+        config(here, precision="float64", device="cuda")
 
 
 @pytest.mark.slow
@@ -272,7 +307,7 @@ def test_a_loss_that_turns_to_nan_stops_the_run_and_names_the_images(here):
     told = json.loads((here / "run" / "nan_batch.json").read_text())
     assert len(told["keys"]) == 8 and all(key.endswith(".png") for key in told["keys"])
     last = final_weights(Run(here / "run"))
-    assert all(value.isfinite().all() for value in last["student"].values())
+    assert all(value.isfinite().all() for value in last["model"].values())
 
 
 @pytest.mark.slow

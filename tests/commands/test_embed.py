@@ -98,7 +98,7 @@ def test_a_signal_keeps_the_full_shards_and_the_same_command_goes_on(images, tmp
         return evaluate_view(view, content)
 
     monkeypatch.setattr(data.View, "evaluate", interrupting)
-    with pytest.raises(Interrupted, match="the same command goes on"):
+    with pytest.raises(Interrupted, match="the same command continues"):
         embed(asked(images, out, batch=2))
     there = {path.name for path in out.glob("*.npz")}
     assert there == {"train-000000.npz"}
@@ -127,7 +127,7 @@ def test_wrong_settings_are_refused_before_anything_is_written(images, tmp_path)
 
 
 def test_parquet_without_pyarrow_is_refused_with_the_way_out(images, tmp_path, monkeypatch):
-    monkeypatch.setattr("zoo.commands.embed.find_spec", lambda name: None)
+    monkeypatch.setattr("zoo.commands.embed_request.find_spec", lambda name: None)
     assert asked(images, tmp_path / "out").form == "npz"
     with pytest.raises(ValueError, match=r"backbone-zoo\[parquet\].*--kind npz does not"):
         asked(images, tmp_path / "out", kind="parquet")

@@ -10,8 +10,9 @@ from PIL import Image
 
 from zoo.cli import main
 from zoo.commands.evaluate import evaluate, read_data, records_of
+from zoo.eval.benchmarks import BENCHMARKS, Benchmark
 from zoo.eval.fewshot import FewshotSettings
-from zoo.eval.registry import BENCHMARKS, Benchmark, Picture, Scores
+from zoo.eval.registry import Picture, Scores
 from zoo.eval.results import read
 from zoo.eval.subject import EvalRequest
 

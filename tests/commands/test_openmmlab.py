@@ -20,7 +20,7 @@ def test_values_are_read_as_python_writes_them():
     ("words", "told"),
     [
         (("yolo", "eradio_nano", "coco", "d.py"), "there are mask-rcnn"),
-        (("dino", "eradio_nano", "coco", "d.yaml"), "ends not in .py"),
+        (("dino", "eradio_nano", "coco", "d.yaml"), "a name that ends in .py"),
         (("dino", "eradio_nano", "coco", "d.py"), "instances_train"),
         (("dino", "eradio_nano", "coco", "d.py", "--options", "frozen"), "key=value"),
     ],

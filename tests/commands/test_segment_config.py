@@ -8,7 +8,7 @@ from zoo.cli import main
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (("eradio_nano", "empty", "s.yaml"), "ends not in .py"),
+        (("eradio_nano", "empty", "s.yaml"), "a name that ends in .py"),
         (("eradio_nano", "empty", "s.py"), "holds no images with masks"),
         (("eradio_nano", "empty", "s.py", "--layout", "coco"), "there are ade20k"),
         (("eradio_nano", "empty", "s.py", "--options", "frozen"), "key=value"),

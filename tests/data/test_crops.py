@@ -5,9 +5,12 @@ import pytest
 import torch
 from PIL import Image
 
-from zoo.data.crops import Crops, CropSpec, order, training_batches, whole_images
+from zoo.data.crops import CropFeed, Crops, CropSpec, whole_images
+from zoo.data.plan import Plan
 from zoo.eval.dense.windows import sliding, starts
 from zoo.features import Batch
+
+CPU, PLAN = torch.device("cpu"), Plan(5, 2, seed=0)
 
 
 class Coded:
@@ -35,7 +38,7 @@ class Coded:
 def test_pixels_and_masks_are_cut_mirrored_and_enlarged_alike():
     coded = Coded()
     for position in range(20):
-        pixels, mask = Crops(coded, CropSpec(side=48), 0)[position, position % 5]
+        pixels, mask = Crops(coded, CropSpec(side=48), PLAN)[position, position % 5]
         assert pixels.shape == (3, 48, 48) and mask.shape == (48, 48)
         known = mask != 255
         red = pixels[0].astype(int)
@@ -45,7 +48,7 @@ def test_pixels_and_masks_are_cut_mirrored_and_enlarged_alike():
 
 
 def test_small_images_are_padded_with_pixels_that_are_not_scored():
-    pixels, mask = Crops(Coded(), CropSpec(side=64, scale=(0.5, 0.5), fill=1.0), 0)[0, 0]
+    pixels, mask = Crops(Coded(), CropSpec(side=64, scale=(0.5, 0.5), fill=1.0), PLAN)[0, 0]
     # the short side of 60 becomes 32, the long one of 80 becomes 43; one end is empty
     assert (mask != 255).sum() == 32 * 43
     assert (pixels[:, mask == 255] == 124).all()
@@ -56,31 +59,36 @@ def test_one_class_does_not_fill_a_crop_if_another_place_can_be_had():
     coded.masks[:] = 0
     coded.masks[:, :, :20] = 1
     crop = CropSpec(side=30, scale=(1.0, 1.0), flip=0.0)
-    full = [Crops(coded, crop, 0)[i, 0][1] for i in range(30)]
+    full = [Crops(coded, crop, PLAN)[i, 0][1] for i in range(30)]
     spread = [max((m == 0).mean(), (m == 1).mean()) < 0.75 for m in full]
     loose = CropSpec(side=30, scale=(1.0, 1.0), flip=0.0, fill=1.0)
-    any_place = [Crops(coded, loose, 0)[i, 0][1] for i in range(30)]
+    any_place = [Crops(coded, loose, PLAN)[i, 0][1] for i in range(30)]
     before = [max((m == 0).mean(), (m == 1).mean()) < 0.75 for m in any_place]
     assert sum(spread) > sum(before)
 
 
-def test_an_epoch_sees_every_image_once_in_another_order():
-    batches = list(order(5, 4, 5, 3))
-    indices = [[index for _, index in batch] for batch in batches]
-    assert all(sorted(some) == [0, 1, 2, 3, 4] for some in indices)
-    assert len({tuple(some) for some in indices}) > 1
-    assert [p for batch in batches for p, _ in batch] == list(range(20))
+def crops_of(start=0, *, steps=6, **more):
+    feed = CropFeed(Coded(), CropSpec(side=32), Plan(5, 2, seed=1), CPU, **more)
+    return feed, list(feed.batches(start, steps))
+
+
+def test_a_feed_that_begins_later_gives_the_crops_that_a_whole_one_gives_there():
+    feed, whole = crops_of()
+    _, rest = crops_of(4)
+    assert len(whole) == 6 and len(rest) == 2
+    for mine, theirs in zip(rest, whole[4:], strict=True):
+        assert torch.equal(mine.images.images, theirs.images.images)
+        assert torch.equal(mine.target, theirs.target)
+    assert not torch.equal(whole[0].target, whole[5].target)
+    assert feed.counts(0)["any loss"] == 2 and len(feed.keys(3)) == 2
 
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # fork beside torch's threads
 def test_workers_change_nothing():
-    how = dict(steps=3, batch=2, seed=1)
-    alone, many = (
-        list(training_batches(Coded(), CropSpec(side=32), **how, num_workers=n)) for n in (0, 2)
-    )
+    alone, many = (crops_of(workers=n)[1] for n in (0, 2))
     for (x, y), (v, w) in zip(alone, many, strict=True):
-        assert torch.equal(x, v) and torch.equal(y, w)
+        assert torch.equal(x.images, v.images) and torch.equal(y, w)
 
 
 def test_whole_images_come_as_they_are():

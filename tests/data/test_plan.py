@@ -18,7 +18,7 @@ def test_epochs_and_seeds_have_their_own_orders():
     assert len(set(orders)) == 4
 
 
-def test_neighbouring_places_are_not_neighbouring_samples():
+def test_neighbouring_positions_are_not_neighbouring_samples():
     order = shuffled(np.arange(10_000), 10_000, 7)
     assert abs(np.corrcoef(order[:-1], order[1:])[0, 1]) < 0.05
     assert abs(np.corrcoef(np.arange(10_000), order)[0, 1]) < 0.05
@@ -31,7 +31,7 @@ def test_two_half_batches_are_one_batch():
         assert np.concatenate(halves).tolist() == whole.indices(step).tolist()
 
 
-def test_the_order_is_the_one_that_it_was():
+def test_the_order_is_what_it_always_was():
     """Another order would make every run that was started before impossible to resume."""
     assert Plan(10, 10, 0).indices(0).tolist() == [0, 2, 6, 5, 9, 3, 1, 7, 8, 4]
     assert mix(1, 2, 3) == 3_851_293_329_796_251_419
@@ -49,7 +49,7 @@ def test_a_plan_without_samples_is_refused():
         Plan(0, 4, 0)
 
 
-def test_stored_views_come_again_with_their_draws():
+def test_stored_views_repeat_with_their_random_numbers():
     plan, endless = Plan(10, 4, 5, views=2), Plan(10, 4, 5)
     first = np.concatenate([plan.indices(step) for step in range(5)])
     again = np.concatenate([plan.indices(step) for step in range(5, 10)])

@@ -51,7 +51,7 @@ def test_a_folder_has_its_subfolders_as_classes(tmp_path):
     assert source.key(4) == "dog/1.png"
 
 
-def test_shards_give_the_bytes_and_labels_that_webdataset_gives(tmp_path):
+def test_shards_have_the_bytes_and_labels_that_webdataset_reads(tmp_path):
     wds = pytest.importorskip("webdataset", reason="webdataset is an extra")
     write_shard(tmp_path / "a-000.tar")
     write_shard(tmp_path / "a-001.tar", start=5)
@@ -100,7 +100,7 @@ def test_held_out_images_are_no_training_images_and_stay_held_out(tmp_path):
     assert {again.key(i) for i in range(len(again))} == theirs
 
 
-def test_an_empty_folder_and_a_missing_one_say_so(tmp_path):
+def test_an_empty_folder_and_a_missing_one_are_refused(tmp_path):
     with pytest.raises(ValueError, match="no image in"):
         open_source(tmp_path)
     with pytest.raises(ValueError, match="no data at"):
@@ -111,7 +111,7 @@ def test_an_empty_folder_and_a_missing_one_say_so(tmp_path):
 
 
 @pytest.mark.parametrize("size", [(300, 200), (17, 90), (8, 8)])
-def test_views_are_square_bytes_of_the_asked_size(size):
+def test_views_are_square_bytes_of_the_given_size(size):
     view = View(size=24)
     data = picture(0, size, "JPEG")
     for seed in range(20):
@@ -120,7 +120,7 @@ def test_views_are_square_bytes_of_the_asked_size(size):
     assert view.evaluate(data).shape == (3, 24, 24)
 
 
-def test_a_crop_of_a_reduced_jpeg_shows_what_the_full_one_shows():
+def test_a_crop_of_a_reduced_jpeg_is_that_of_the_full_one():
     ramp = np.linspace(0, 255, 1024, dtype=np.uint8)
     image = np.stack([np.tile(ramp, (768, 1)), np.tile(ramp[:768, None], (1, 1024))], -1)
     image = np.concatenate([image, np.zeros_like(image[..., :1])], -1)

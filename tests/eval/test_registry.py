@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 import torch
 
+from zoo.eval.benchmarks import BENCHMARKS, Benchmark, find, load, settings_of
 from zoo.eval.extract import Extracted
-from zoo.eval.registry import BENCHMARKS, Benchmark, Scores, Subject, find, load
+from zoo.eval.registry import Scores, Subject
 
 
 def test_an_unknown_benchmark_is_refused_with_the_nearest_name():
@@ -17,7 +18,7 @@ def test_an_unknown_benchmark_is_refused_with_the_nearest_name():
 @pytest.mark.parametrize("name", sorted(BENCHMARKS.keys() - {"detect"}))
 def test_a_line_of_the_table_leads_to_a_function_and_the_class_of_its_settings(name):
     run, settings = load(name)
-    assert callable(run)
+    assert callable(run) and settings is settings_of(name)
     assert settings() == settings()  # a dataclass, and every field has a default
 
 

@@ -6,13 +6,13 @@ import torch
 from PIL import Image
 
 from zoo.cli import main
-from zoo.experiments.phi_s.config import ARMS, PhiSExperiment, Set, sets_of
+from zoo.experiments.phi_s.config import ARMS, PhiSExperiment, StudentSet, sets_of
 from zoo.experiments.phi_s.result import report, verdict
-from zoo.experiments.phi_s.run import Setting, Trainer, channel_errors
-from zoo.features import Batch, Features
-from zoo.train.distill.losses import SPATIAL_LOSSES
+from zoo.experiments.phi_s.run import PhiSSetup, Trainer, channel_errors
+from zoo.features import Batch, Features, match_grid
+from zoo.train.distill.losses import SPATIAL_LOSSES, summary_loss
 from zoo.train.distill.phi_s import Moments, fit
-from zoo.train.distill.step import distill_step
+from zoo.train.distill.step import distill_step, spatial_term, summary_term
 
 
 @pytest.fixture
@@ -37,23 +37,23 @@ class Fake:
     def __call__(self, batch):
         cells = torch.nn.functional.avg_pool2d(batch.images, 8).permute(0, 2, 3, 1)
         weights = torch.randn(3, 16, generator=torch.Generator().manual_seed(0))
-        seen = cells @ weights * torch.linspace(0.1, 3, 16) + 5
-        return Features(seen.mean((1, 2))[:, :8], seen)
+        spatial = cells @ weights * torch.linspace(0.1, 3, 16) + 5
+        return Features(spatial.mean((1, 2))[:, :8], spatial)
 
 
-def setting(arms):
+def setup(arms):
     teacher = Fake()
     moments = Moments(16)
     moments.update(teacher(Batch(torch.rand(64, 3, 32, 32))).spatial)
     normalizers = {arm: {"fake": fit(ARMS[arm].normalise, moments)} for arm in arms}
     config = PhiSExperiment(batch=4, size=32, device="cpu", precision="float32")
-    return Setting(config, torch.device("cpu"), None, None, {"fake": teacher}, normalizers)
+    return PhiSSetup(config, torch.device("cpu"), None, None, {"fake": teacher}, normalizers)
 
 
 def test_the_stacked_losses_are_those_of_a_distillation_step():
     arms = ("none", "hybrid", "phi_s", "standardize")
-    given = setting(arms)
-    chosen = Set("arms", arms, 2, 2, 4, dict(depth=1, embed_dim=16, num_heads=2), None)
+    given = setup(arms)
+    chosen = StudentSet("arms", arms, 2, 2, 4, dict(depth=1, embed_dim=16, num_heads=2), None)
     trainer = Trainer(given, chosen)
     stack = trainer.begin(range(2), steps=3)
     images = torch.rand(2, 4, 3, 32, 32)
@@ -61,24 +61,28 @@ def test_the_stacked_losses_are_those_of_a_distillation_step():
     losses = trainer.losses(answers, trainer.features(images), seeds=2)
     for m, loss in enumerate(losses):
         seed, arm = divmod(m, len(arms))
-        one = distill_step(
-            Batch(images[seed]), stack.student(m), given.teachers, given.normalizers[arms[arm]],
-            SPATIAL_LOSSES[ARMS[arms[arm]].loss],
-        )  # fmt: skip
-        torch.testing.assert_close(loss, sum(one.values()), rtol=1e-4, atol=1e-5)
+        batch, distance = Batch(images[seed]), SPATIAL_LOSSES[ARMS[arms[arm]].loss]
+        normalizer = given.normalizers[arms[arm]]["fake"]
+        terms = (summary_term("fake", summary_loss), spatial_term("fake", distance, normalizer))
+        targets = {"fake": given.teachers["fake"](batch)}
+        one = distill_step(batch, stack.student(m), targets, terms, lambda _: match_grid)
+        want = sum(part.total / part.count for part in one.values())
+        torch.testing.assert_close(loss, want, rtol=1e-4, atol=1e-5)
 
 
 def test_all_arms_of_a_seed_begin_alike_and_seeds_do_not():
-    given = setting(("none", "phi_s"))
-    chosen = Set("arms", ("none", "phi_s"), 2, 2, 4, dict(depth=1, embed_dim=16, num_heads=2), 8)
+    given = setup(("none", "phi_s"))
+    chosen = StudentSet(
+        "arms", ("none", "phi_s"), 2, 2, 4, dict(depth=1, embed_dim=16, num_heads=2), 8
+    )
     stack = Trainer(given, chosen).begin(range(2), steps=3)
     weights = stack.params["backbone.blocks.0.attn.qkv.weight"]
     assert torch.equal(weights[0], weights[1]) and torch.equal(weights[2], weights[3])
     assert not torch.equal(weights[0], weights[2])
 
 
-def test_the_error_of_a_channel_is_told_in_the_space_of_the_loss(tmp_path):
-    given = setting(("phi_s",))
+def test_the_error_of_a_channel_is_measured_in_the_space_of_the_loss(tmp_path):
+    given = setup(("phi_s",))
     teacher, normalizer = given.teachers["fake"], given.normalizers["phi_s"]["fake"]
 
     class Held:
@@ -101,11 +105,9 @@ def test_the_full_experiment_is_the_one_that_was_planned():
 
 
 def row(arm, seed, least):
-    return {
-        "set": "arms", "arm": arm, "seed": seed, "fidelity/t": least, "fidelity/min": least,
-        "fidelity/geomean": least, "knn/top1/x": 50.0, "error/t/low": 0.1, "error/t/high": 0.2,
-        "img_s": 100.0,
-    }  # fmt: skip
+    found = {f"fidelity/{name}": least for name in ("t", "min", "geomean")}
+    found |= {"knn/top1/x": 50.0, "error/t/low": 0.1, "error/t/high": 0.2, "img_s": 100.0}
+    return dict(set="arms", arm=arm, seed=seed, **found)
 
 
 @pytest.mark.parametrize(
@@ -114,7 +116,7 @@ def row(arm, seed, least):
 def test_the_demo_fails_if_a_raw_arm_is_as_good_on_any_seed(none, hybrid, passed):
     rows = [row("phi_s", 0, 9.0), row("none", 0, 0.1), row("hybrid", 0, 0.1)]
     rows += [row("phi_s", 1, 2.0), row("none", 1, none), row("hybrid", 1, hybrid)]
-    rows += [row("global", s, 99.0) for s in (0, 1)]  # nothing is asked of the others
+    rows += [row("global", s, 99.0) for s in (0, 1)]  # the others do not count
     assert verdict(rows)["passed"] is passed
 
 
@@ -140,22 +142,22 @@ def test_the_tiny_experiment_runs_from_the_command_line(folder, tmp_path, capsys
         ("arms", "none", 0), ("arms", "phi_s", 0), ("arms", "none", 1), ("arms", "phi_s", 1),
         ("rotation", "phi_s", 0), ("rotation", "alpha_only", 0),
     ]  # fmt: skip
-    told = json.loads((out / "teachers.json").read_text())
-    assert 0.01 < told["supervised"]["std"] < 0.1 and 2 < told["edges"]["std"] < 15
-    assert told["edges"]["grid"] == [6, 6]  # twice the students'
+    teachers = json.loads((out / "teachers.json").read_text())
+    assert 0.01 < teachers["supervised"]["std"] < 0.1 and 2 < teachers["edges"]["std"] < 15
+    assert teachers["edges"]["grid"] == [6, 6]  # twice the students'
     assert "knn/top1/images" in rows[0] and "minimum fidelity" in capsys.readouterr().out
 
 
 @pytest.mark.slow
 def test_the_dry_run_writes_nothing_and_counts_the_work(tmp_path, capsys):
     main(["experiment", "phi_s", "--dry-run", "--out", str(tmp_path / "run"), "--device", "cpu"])
-    told = capsys.readouterr().out
-    assert "9 arms x 5 seeds" in told and "PFLOP" in told
+    printed = capsys.readouterr().out
+    assert "9 arms x 5 seeds" in printed and "PFLOP" in printed
     assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(
-    ("args", "told"),
+    ("args", "message"),
     [
         (["phy_s"], "There is no experiment"),
         (["phi_s", "--arms", "phi_s", "alpha_onli"], "Did you mean alpha_only"),
@@ -167,16 +169,16 @@ def test_the_dry_run_writes_nothing_and_counts_the_work(tmp_path, capsys):
     ],
 )
 def test_wrong_input_is_refused_before_anything_is_trained(
-    args, told, tmp_path, monkeypatch, capsys
+    args, message, tmp_path, monkeypatch, capsys
 ):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit) as stop:
         main(["experiment", *args])
-    assert stop.value.code == 2 and told in " ".join(capsys.readouterr().err.split())
+    assert stop.value.code == 2 and message in " ".join(capsys.readouterr().err.split())
     assert not list(tmp_path.iterdir())
 
 
-def test_an_option_that_is_given_twice_has_both_values():
+def test_an_option_that_is_repeated_has_all_values():
     from zoo.commands.experiment import _gathered
 
     words = ["--data", "a", "--steps", "3", "--data=b", "c", "--tiny"]

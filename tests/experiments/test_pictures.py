@@ -3,7 +3,8 @@ import pytest
 import torch
 from PIL import Image
 
-from zoo.experiments.pictures import Crop, Pictures, Stream, read_collection
+from zoo.data.plan import Plan
+from zoo.experiments.pictures import PictureFeed, Pictures, RandomCrop, read_collection
 
 CPU = torch.device("cpu")
 
@@ -27,7 +28,7 @@ def ramp():
 
 
 def test_a_crop_covers_the_share_of_the_picture_that_it_should():
-    crop = Crop(size=32, scale=(0.3, 0.6), ratio=(1.0, 1.0))
+    crop = RandomCrop(size=32, scale=(0.3, 0.6), ratio=(1.0, 1.0))
     out = crop(ramp(), torch.Generator().manual_seed(0)) * 255 / 4  # back to pixels
     wide = (out[:, 0, :, -1] - out[:, 0, :, 0]).mean(1) * 32 / 31 / 64
     tall = (out[:, 1, -1] - out[:, 1, 0]).mean(1) * 32 / 31 / 64
@@ -41,36 +42,38 @@ def test_a_whole_crop_is_the_picture_and_a_flip_is_its_mirror_image():
     images = torch.randint(0, 256, (3, 3, 16, 16), dtype=torch.uint8)
     whole = dict(size=16, scale=(1.0, 1.0), ratio=(1.0, 1.0))
     draws = torch.Generator().manual_seed(0)
-    torch.testing.assert_close(Crop(**whole)(images, draws), images / 255, atol=1e-4, rtol=0)
-    mirrored = Crop(**whole, flip=1.0)(images, draws)
+    torch.testing.assert_close(RandomCrop(**whole)(images, draws), images / 255, atol=1e-4, rtol=0)
+    mirrored = RandomCrop(**whole, flip=1.0)(images, draws)
     torch.testing.assert_close(mirrored, (images / 255).flip(-1), atol=1e-4, rtol=0)
 
 
-def test_a_stream_repeats_itself_and_another_seed_does_not():
+def test_a_feed_repeats_itself_from_any_step_and_another_seed_does_not():
     pictures = Pictures(torch.randint(0, 256, (8, 3, 16, 16), dtype=torch.uint8), torch.arange(8))
 
-    def stream(seed):
-        parts = list(Stream(pictures, Crop(size=8), batch=4, steps=4, seed=seed))
-        return torch.stack([p[0] for p in parts]), torch.cat([p[1] for p in parts])
+    def crops(seed, start=0):
+        feed = PictureFeed(pictures, RandomCrop(size=8), Plan(8, 4, seed))
+        parts = list(feed.batches(start, 4))
+        return torch.stack([p.images for p in parts]), torch.cat([p.labels for p in parts])
 
-    first, again, other = stream(1), stream(1), stream(2)
-    torch.testing.assert_close(first[0], again[0], rtol=0, atol=0)
+    first, later, other = crops(1), crops(1, start=3), crops(2)
+    torch.testing.assert_close(first[0][3:], later[0], rtol=0, atol=0)
     assert not torch.equal(first[0], other[0])
     assert sorted(first[1][:8].tolist()) == list(range(8))  # an epoch has every picture once
+    assert not list(PictureFeed(pictures, RandomCrop(size=8), Plan(8, 4, 1)).batches(4, 4))
 
 
-def test_the_classes_of_a_second_data_set_are_counted_on(tmp_path):
+def test_the_classes_of_a_second_data_set_come_after_the_first_ones(tmp_path):
     folders = [folder(tmp_path / "a", 2), folder(tmp_path / "b", 3)]
-    seen = read_collection(folders, 24, CPU)
-    assert seen.classes == 5 and list(seen.probes) == ["a", "b"]
-    assert seen.train.labels.unique().tolist() == [0, 1, 2, 3, 4]
-    assert seen.probes["b"][0].labels.unique().tolist() == [0, 1, 2]
-    assert seen.train.images.shape == (20, 3, 24, 24)
+    collection = read_collection(folders, 24, CPU)
+    assert collection.classes == 5 and list(collection.probes) == ["a", "b"]
+    assert collection.train.labels.unique().tolist() == [0, 1, 2, 3, 4]
+    assert collection.probes["b"][0].labels.unique().tolist() == [0, 1, 2]
+    assert collection.train.images.shape == (20, 3, 24, 24)
 
 
 def test_a_limit_takes_pictures_of_all_classes(tmp_path):
-    seen = read_collection([folder(tmp_path, 4)], 24, CPU, limit=8)
-    assert seen.train.labels.unique().tolist() == [0, 1, 2, 3] and len(seen.train) == 8
+    collection = read_collection([folder(tmp_path, 4)], 24, CPU, limit=8)
+    assert collection.train.labels.unique().tolist() == [0, 1, 2, 3] and len(collection.train) == 8
 
 
 def test_pictures_without_classes_are_refused(tmp_path):

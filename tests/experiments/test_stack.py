@@ -38,8 +38,8 @@ def train_alone(one, scale):
     for step, images in enumerate(batches()):
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, STEPS, OPTIM)
-        seen = one.answer(images)
-        loss_of([x for f in seen.values() for x in f if x is not None], scale).backward()
+        answers = one.answer(images)
+        loss_of([x for f in answers.values() for x in f if x is not None], scale).backward()
         clip_grad_norm_(one.parameters(), OPTIM.clip)
         optimizer.step()
         optimizer.zero_grad()

@@ -1,4 +1,5 @@
 import json
+import re
 
 import numpy as np
 import pytest
@@ -6,13 +7,15 @@ import torch
 from PIL import Image
 
 from zoo.cli import main
+from zoo.experiments.bookkeeping import step_ms
 from zoo.experiments.students.result import compare, report
 from zoo.experiments.students.run import FAMILIES
 from zoo.students.build import build_student
+from zoo.train.run import Run
 
 
 @pytest.mark.slow
-def test_the_students_of_all_families_are_of_like_size():
+def test_the_students_of_all_families_are_of_about_one_size():
     for name, options in FAMILIES.values():
         student = build_student(name, {}, size=96, options=options, device="meta")
         assert 5.0e6 < sum(p.numel() for p in student.parameters()) < 5.9e6, name
@@ -47,8 +50,16 @@ def test_an_interrupted_run_reports_what_it_has(tmp_path):
     assert "vit distilled" in (tmp_path / "result.md").read_text()
 
 
+@pytest.mark.parametrize(("seconds", "ms"), [([3.0], 300.0), ([3.0, 0.1, 0.3], 20.0)])
+def test_the_time_of_a_step_leaves_out_those_before_the_first_line(seconds, ms, tmp_path):
+    run = Run(tmp_path)
+    for line, value in enumerate(seconds, 1):
+        run.log_speed(10 * line, 1.0, value)
+    assert step_ms(run) == pytest.approx(ms)
+
+
 @pytest.mark.slow
-def test_the_tiny_experiment_runs_on_two_data_sets(tmp_path):
+def test_the_tiny_experiment_runs_on_two_data_sets_and_says_how_far_it_is(tmp_path, capsys):
     draws = np.random.default_rng(0)
     folders = []
     for name in ("first", "second"):
@@ -63,11 +74,17 @@ def test_the_tiny_experiment_runs_on_two_data_sets(tmp_path):
                     )
         folders += ["--data", str(tmp_path / name)]
     out = tmp_path / "run"
-    main(["experiment", "students", "--tiny", *folders, "--out", str(out), "--device", "cpu",
-          "--families", "vit", "eradio", "--seeds", "1", "--steps", "4"])  # fmt: skip
+    options = ["--device", "cpu", "--families", "vit", "eradio", "--seeds", "1", "--steps", "4"]
+    main(["experiment", "students", "--tiny", *folders, "--out", str(out), *options])
     rows = [json.loads(line) for line in (out / "rows.jsonl").read_text().splitlines()]
     assert [(r["family"], r["way"]) for r in rows[3:]] == [
         (f, w) for f in ("vit", "eradio") for w in ("distilled", "alone")
     ]
     assert all("linear/top1/second" in r for r in rows)
-    assert torch.isfinite(torch.tensor(rows[3]["fidelity/geomean"]))
+    assert torch.isfinite(torch.tensor(rows[3]["fidelity/geomean"])) and rows[3]["step_ms"] > 0
+    shown = capsys.readouterr().err
+    assert re.search(r"vit distilled seed 0 4/4 .* loss .* supervised/spatial .* ETA 0 s", shown)
+    lines = (out / "training/vit-alone-0/metrics.jsonl").read_text().splitlines()
+    logs = [json.loads(line) for line in lines]
+    assert [log["step"] for log in logs] == [1, 2, 3, 4] and "labels" in logs[0]
+    assert not list(out.rglob("checkpoints"))

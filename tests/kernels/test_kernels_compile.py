@@ -26,7 +26,7 @@ def compile_all() -> set[tuple[str, str]]:
     from triton.runtime.jit import JITFunction
 
     class Hopper:
-        """What Triton asks of a GPU before it compiles."""
+        """What Triton needs to know of a GPU before it compiles."""
 
         get_current_target = staticmethod(lambda: GPUTarget("cuda", 90, 32))
         get_current_device = staticmethod(lambda: 0)
@@ -35,8 +35,8 @@ def compile_all() -> set[tuple[str, str]]:
     driver.set_active(Hopper())
     run, compiled = JITFunction.run, set()
 
-    def only_compile(self, *given, **settings):
-        run(self, *given, **{**settings, "warmup": True})
+    def only_compile(self, *args, **settings):
+        run(self, *args, **{**settings, "warmup": True})
         compiled.add((self.__module__, self.__name__))
 
     JITFunction.run = only_compile
@@ -46,18 +46,18 @@ def compile_all() -> set[tuple[str, str]]:
 
 
 def scans() -> None:
-    from zoo.kernels.scan_triton import Plan, backward, forward
+    from zoo.kernels.scan_triton import ScanPlan, backward, forward
 
     for dtype, length, plan in (
-        (torch.bfloat16, 32, Plan(2, 2, 16)),
-        (torch.float16, 32, Plan(4, 2, 16)),
-        (torch.float32, 4, Plan(4, 1, 8)),
+        (torch.bfloat16, 32, ScanPlan(2, 2, 16)),
+        (torch.float16, 32, ScanPlan(4, 2, 16)),
+        (torch.float32, 4, ScanPlan(4, 1, 8)),
     ):
         x, delta = torch.randn(2, 1, length, 24, dtype=dtype)
         A, B, C = torch.randn(24, 8), *torch.randn(2, 1, length, 8, dtype=dtype)
-        given = (x, delta, A, B, C, A[:, 0], None)
-        y, borders = forward(*given, delta_softplus=True, save=True, plan=plan)
-        backward(y, *given, borders, delta_softplus=True, plan=plan)
+        inputs = (x, delta, A, B, C, A[:, 0], None)
+        y, saved_states = forward(*inputs, delta_softplus=True, save=True, plan=plan)
+        backward(y, *inputs, saved_states, delta_softplus=True, plan=plan)
 
 
 def norms() -> None:
@@ -82,12 +82,12 @@ def attentions() -> None:
 
     qkv, bias = torch.randn(2, 49, 3, 4, 40).bfloat16(), torch.randn(4, 49, 49)
     small.backward(small.forward(qkv, bias, 0.1), qkv, bias, 0.1)
-    for tokens, dim, room in ((100, 40, 0), (256, 96, 0), (256, 96, tiles.HOPPERS)):
+    for tokens, dim, room in ((100, 40, 0), (256, 96, 0), (256, 96, tiles.HOPPER_MEMORY)):
         tiles.shared_memory = lambda _, room=room: room
         qkv = torch.randn(2, tokens, 3, 4, dim).bfloat16()
         bias = torch.randn(4, tokens, tokens)
-        out, sums = tiles.forward(qkv, bias, 0.1)
-        tiles.backward(out, qkv, bias, out, sums, 0.1)
+        out, logsumexp = tiles.forward(qkv, bias, 0.1)
+        tiles.backward(out, qkv, bias, out, logsumexp, 0.1)
 
 
 def short_conv() -> None:

@@ -17,7 +17,7 @@ from zoo.layers.scan import selective_scan
 def random_inputs(
     batch, length, chs, states, dtype=torch.bfloat16, device="cuda", channels_first=False
 ):
-    """What a mixer gives: B and C are slices, A, D and the bias stay in float32."""
+    """Make inputs as a mixer does: B and C are slices, A, D and the bias stay in float32."""
     x, delta = torch.randn(2, batch, length, chs, device=device)
     B, C = torch.randn(batch, length, 2 * states + 1, device=device).to(dtype)[..., 1:].chunk(2, -1)
     A = -8 * torch.rand(chs, states, device=device)
@@ -28,13 +28,13 @@ def random_inputs(
     return [t.detach().requires_grad_() for t in (x, delta, A, B, C, D, bias)]
 
 
-def scan(inputs, **how):
+def scan(inputs, **options):
     *inputs, bias = inputs
-    return selective_scan(*inputs, delta_bias=bias, delta_softplus=True, **how)
+    return selective_scan(*inputs, delta_bias=bias, delta_softplus=True, **options)
 
 
-def results(inputs, dy, **how):
-    y = scan(inputs, **how)
+def results(inputs, dy, **options):
+    y = scan(inputs, **options)
     return [y, *torch.autograd.grad(y, inputs, dy.to(y.dtype))]
 
 
@@ -49,16 +49,16 @@ def assert_exact(inputs, tolerance=1e-3):
 
 def test_the_operator_promises_the_shapes_and_dtypes_of_its_results():
     inputs = random_inputs(2, 17, 10, 5, device="meta")
-    y, borders = scan_op.scan(*inputs, True, True)
+    y, saved_states = scan_op.scan(*inputs, True, True)
     assert (y.shape, y.dtype) == ((2, 17, 10), torch.bfloat16)
-    assert (borders.shape, borders.dtype) == ((2, 3, 80), torch.float32)
+    assert (saved_states.shape, saved_states.dtype) == ((2, 3, 80), torch.float32)
     for t, grad in zip(inputs, torch.autograd.grad(y.sum(), inputs), strict=True):
         assert (grad.shape, grad.dtype) == (t.shape, t.dtype)
 
 
 def test_without_gradients_no_state_is_kept():
-    _, borders = scan_op.scan(*random_inputs(2, 17, 10, 5, device="meta"), True, False)
-    assert borders.numel() == 0
+    _, saved_states = scan_op.scan(*random_inputs(2, 17, 10, 5, device="meta"), True, False)
+    assert saved_states.numel() == 0
 
 
 def test_a_sequence_whose_channels_lie_gigabytes_apart_is_copied():
@@ -87,34 +87,34 @@ def test_the_kernels_are_exact_in_tritons_interpreter(interpret):
 
 def run_interpreted():
     """Run the kernels on the CPU: odd sizes, every number of lanes a channel, segments."""
-    from zoo.kernels.scan_triton import Plan, backward, forward
+    from zoo.kernels.scan_triton import ScanPlan, backward, forward
 
     torch.manual_seed(0)
     for sizes, plan in (
-        ((2, 9, 9, 3), Plan(4, 1, 16)),
-        ((1, 20, 5, 8), Plan(1, 2, 16)),
-        ((1, 9, 5, 8), Plan(2, 1, 16)),
-        ((1, 3, 5, 4), Plan(2, 1, 8)),
+        ((2, 9, 9, 3), ScanPlan(4, 1, 16)),
+        ((1, 20, 5, 8), ScanPlan(1, 2, 16)),
+        ((1, 9, 5, 8), ScanPlan(2, 1, 16)),
+        ((1, 3, 5, 4), ScanPlan(2, 1, 8)),
     ):
         inputs = random_inputs(*sizes, dtype=torch.float32, device="cpu")
         dy = torch.randn_like(inputs[0])
         exact = results([t.detach().double().requires_grad_() for t in inputs], dy)
         inputs = [t.detach() for t in inputs]
-        y, borders = forward(*inputs, delta_softplus=True, save=True, plan=plan)
-        grads = backward(dy, *inputs, borders, delta_softplus=True, plan=plan)
+        y, saved_states = forward(*inputs, delta_softplus=True, save=True, plan=plan)
+        grads = backward(dy, *inputs, saved_states, delta_softplus=True, plan=plan)
         for ours, theirs in zip((y, *grads), exact, strict=True):
             torch.testing.assert_close(ours.double(), theirs, rtol=1e-4, atol=1e-5)
     for dtype in (torch.bfloat16, torch.float16):
         for sizes, plan in (
-            ((2, 11, 36, 8), Plan(2, 1, 16, 2)),
-            ((1, 24, 20, 5), Plan(4, 2, 16, 2)),
+            ((2, 11, 36, 8), ScanPlan(2, 1, 16, 2)),
+            ((1, 24, 20, 5), ScanPlan(4, 2, 16, 2)),
         ):
             inputs = [t.detach() for t in random_inputs(*sizes, dtype=dtype, device="cpu")]
             one = forward(*inputs, delta_softplus=True, save=True, plan=plan._replace(channels=1))
             for save in (False, True):
-                y, borders = forward(*inputs, delta_softplus=True, save=save, plan=plan)
+                y, saved_states = forward(*inputs, delta_softplus=True, save=save, plan=plan)
                 assert torch.equal(y, one[0])
-            assert torch.equal(borders, one[1])
+            assert torch.equal(saved_states, one[1])
 
 
 @pytest.mark.gpu
@@ -146,16 +146,16 @@ def test_many_sequences_are_exact():
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_two_channels_at_once_give_the_same_bits_as_one(dtype):
-    from zoo.kernels.scan_triton import Plan, forward
+    from zoo.kernels.scan_triton import ScanPlan, forward
 
     inputs = [t.detach() for t in random_inputs(2, 37, 46, 8, dtype)]
-    (y, borders), (z, others) = (
-        forward(*inputs, delta_softplus=True, save=True, plan=Plan(2, 1, 40, channels))
+    (y, saved_states), (z, others) = (
+        forward(*inputs, delta_softplus=True, save=True, plan=ScanPlan(2, 1, 40, channels))
         for channels in (1, 2)
     )
-    assert torch.equal(y, z) and torch.equal(borders, others)
+    assert torch.equal(y, z) and torch.equal(saved_states, others)
     # Without states to keep it is another program, in which products may join other sums.
-    z, _ = forward(*inputs, delta_softplus=True, save=False, plan=Plan(2, 1, 40, 2))
+    z, _ = forward(*inputs, delta_softplus=True, save=False, plan=ScanPlan(2, 1, 40, 2))
     torch.testing.assert_close(z, y, rtol=2**-7, atol=1e-3)
 
 
@@ -246,9 +246,9 @@ def test_the_operator_keeps_what_torch_asks_of_operators():
 
 
 @pytest.mark.gpu
-def test_a_gpu_without_triton_is_spoken_of_once_and_scans_all_the_same(monkeypatch, caplog):
+def test_a_gpu_without_triton_is_warned_of_once_and_scans_all_the_same(monkeypatch, caplog):
     monkeypatch.setattr(fused, "HAS_TRITON", False)
-    fused._say_that_torch_runs.cache_clear()
+    fused._warn_once.cache_clear()
     inputs = random_inputs(2, 20, 12, 8)
     with caplog.at_level(logging.WARNING):
         assert_exact(inputs)

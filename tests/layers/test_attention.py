@@ -1,4 +1,4 @@
-"""Window attention's kernels against plain torch in float64, and how heads are filled up."""
+"""Window attention's kernels against plain torch in float64, and how heads are padded."""
 
 import pytest
 import torch
@@ -64,8 +64,8 @@ def run_interpreted():
         (small, (2, 9, 2, 12), 0),
         (tiles, (2, 70, 2, 24), 0),
         (tiles, (1, 130, 1, 8), 0),
-        (tiles, (2, 70, 2, 96), tiles.HOPPERS),
-        (tiles, (2, 130, 1, 40), tiles.HOPPERS),
+        (tiles, (2, 70, 2, 96), tiles.HOPPER_MEMORY),
+        (tiles, (2, 130, 1, 40), tiles.HOPPER_MEMORY),
     ):
         tiles.shared_memory = lambda _, room=room: room
         qkv, bias = random_inputs(*sizes, dtype=torch.float32, device="cpu")
@@ -77,32 +77,32 @@ def run_interpreted():
         if kernels is small:
             found = [small.forward(qkv, bias, 0.3), *small.backward(dy, qkv, bias, 0.3)]
         else:
-            y, sums = tiles.forward(qkv, bias, 0.3)
-            found = [y, *tiles.backward(dy, qkv, bias, y, sums, 0.3)]
+            y, logsumexp = tiles.forward(qkv, bias, 0.3)
+            found = [y, *tiles.backward(dy, qkv, bias, y, logsumexp, 0.3)]
         for ours, theirs in zip(found, wanted, strict=True):
             torch.testing.assert_close(ours.double(), theirs, rtol=1e-4, atol=1e-5)
 
 
-def test_heads_that_are_filled_up_with_zeros_attend_alike():
+def test_heads_that_are_padded_with_zeros_attend_alike():
     torch.manual_seed(0)
     attention, x, bias = Attention(15, 3), torch.randn(2, 7, 15), torch.randn(3, 7, 7)
-    (weight, qkv_bias), proj = attention._weights(3)
+    (weight, qkv_bias), proj = attention._padded_weights(3)
     qkv = F.linear(x, weight, qkv_bias).view(2, 7, 3, 3, 8)
     assert not qkv[..., 5:].any()
-    filled = F.linear(plain(qkv, bias, 5**-0.5), proj, attention.proj.bias)
-    torch.testing.assert_close(filled, attention(x, bias), rtol=1e-5, atol=1e-6)
+    padded = F.linear(plain(qkv, bias, 5**-0.5), proj, attention.proj.bias)
+    torch.testing.assert_close(padded, attention(x, bias), rtol=1e-5, atol=1e-6)
 
 
-def test_heads_filled_up_for_good_attend_alike():
+def test_heads_padded_for_good_attend_alike():
     torch.manual_seed(0)
     attention, x = Attention(15, 3), torch.randn(2, 7, 15)
     wanted = attention(x)
     attention.fuse()
-    assert attention.proj.in_features == 15  # on a CPU filling up costs and gains nothing
-    attention.fill_up()
+    assert attention.proj.in_features == 15  # on a CPU padding gains nothing
+    attention.pad_heads()
     assert attention.proj.in_features == 24
     torch.testing.assert_close(attention(x), wanted, rtol=1e-5, atol=1e-6)
-    attention.fill_up()
+    attention.pad_heads()
     assert attention.proj.in_features == 24
 
 
@@ -126,13 +126,13 @@ def test_output_and_gradients_are_those_of_float64(sizes, dtype, bias):
 
 
 @pytest.mark.gpu
-def test_the_deploy_form_fills_heads_up_once():
+def test_the_deploy_form_pads_heads_once():
     attention = Attention(98, 2).cuda().bfloat16()
     x = torch.randn(3, 49, 98, device="cuda").bfloat16()
-    filled = deploy(nn.Sequential(attention))
-    assert filled[0].proj.in_features == 112 and attention.proj.in_features == 98
+    padded = deploy(nn.Sequential(attention))
+    assert padded[0].proj.in_features == 112 and attention.proj.in_features == 98
     with torch.no_grad():
-        torch.testing.assert_close(filled(x), attention(x), rtol=2e-2, atol=2e-3)
+        torch.testing.assert_close(padded(x), attention(x), rtol=2e-2, atol=2e-3)
 
 
 @pytest.mark.gpu

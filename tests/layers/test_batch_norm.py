@@ -22,7 +22,7 @@ ACTS = {
 
 
 def maps(chs, width, *, dtype=torch.float32, device="cpu", sides=(5, 3), batch=3):
-    """x with a mean far from zero and filled up to `width`, what is added, and a gradient."""
+    """Make x with a mean far from zero and padded to `width`, a residual, and a gradient."""
     shape = (batch, width, *sides)
     x, plus, dy = (torch.randn(shape, device=device) for _ in range(3))
     x += 5 * torch.randn(width, device=device)[:, None, None]
@@ -38,8 +38,8 @@ def exact(x, weight, bias, plus, scale, act, dy, chs):
     mean, var = torch.zeros(2, chs, dtype=torch.float64, device=x.device)
     z = F.batch_norm(x[:, :chs], mean, var, weight, bias, True, 1.0, 1e-5)
     y = ACTS[act](z) * scale.double()[:, None, None, None]
-    fill = [F.pad(t, (0, 0, 0, 0, 0, dy.shape[1] - t.shape[1])) for t in (y, plus)]
-    y = fill[0] + fill[1]
+    padded = [F.pad(t, (0, 0, 0, 0, 0, dy.shape[1] - t.shape[1])) for t in (y, plus)]
+    y = padded[0] + padded[1]
     count = z.numel() / chs
     return [y, mean, var * (count - 1) / count, *torch.autograd.grad(y, leaves, dy.double())]
 
@@ -69,7 +69,7 @@ def check(act, chs, width, out, *, device, dtype, tolerance, **sizes):
 
 
 def run_interpreted():
-    """Run the kernels on the CPU, with each activation, filled up or not."""
+    """Run the kernels on the CPU, with each activation, padded or not."""
     from zoo.kernels import batch_norm_triton
 
     batch_norm_triton.TILE = 64  # several tiles for each program
@@ -85,7 +85,7 @@ def run_interpreted():
 
 
 def run_stage_interpreted():
-    """A stage whose maps are filled up, also where some norms are frozen, is the plain stage.
+    """A stage with padded maps, even where some norms are frozen, is the plain stage.
 
     The plain one is in float64: a bias before a norm has a gradient of zero, and float32 leaves
     noise there that differs from machine to machine.
@@ -96,7 +96,7 @@ def run_stage_interpreted():
     def of_maps(kernels):
         last = dict(memory_format=torch.channels_last)
         turned = lambda t: t.contiguous(**last) if getattr(t, "ndim", 0) == 4 else t  # noqa: E731
-        return lambda *given: kernels(*map(turned, given))
+        return lambda *inputs: kernels(*map(turned, inputs))
 
     lib = torch.library.Library("zoo", "FRAGMENT")
     lib.impl("batch_norm_act", of_maps(batch_norm_triton.forward), "CPU")

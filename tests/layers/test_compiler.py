@@ -12,15 +12,15 @@ NAME = "TORCHINDUCTOR_COMPREHENSIVE_PADDING"
 
 
 @pytest.mark.parametrize("first", ["zoo", "torch._inductor.config"])
-@pytest.mark.parametrize("given", [None, "1"])
-def test_rows_are_padded_only_where_that_is_safe_or_wished(first, given):
+@pytest.mark.parametrize("value", [None, "1"])
+def test_rows_are_padded_only_where_that_is_safe_or_wished(first, value):
     code = f"import {first}, zoo, torch._inductor.config as c; print(c.comprehensive_padding)"
     environment = {k: v for k, v in os.environ.items() if k != NAME}
-    environment |= {} if given is None else {NAME: given}
+    environment |= {} if value is None else {NAME: value}
     run = subprocess.run(
         [sys.executable, "-c", code], check=True, capture_output=True, text=True, env=environment
     )
-    padded = given == "1" or torch.__version__ >= "2.15"
+    padded = value == "1" or torch.__version__ >= "2.15"
     assert run.stdout.split() == [str(padded)]
 
 

@@ -1,4 +1,4 @@
-"""Convolutions whose channels are filled up on a GPU."""
+"""Convolutions whose channels are padded on a GPU."""
 
 import pytest
 import torch

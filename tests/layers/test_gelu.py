@@ -1,4 +1,4 @@
-"""GELU as a compiler is given it."""
+"""GELU in the form that a compiler gets."""
 
 import pytest
 import torch
@@ -10,9 +10,9 @@ from zoo.layers.gelu import GELU, fusable_gelu, normal
 
 def test_the_distribution_is_within_1e_7():
     z = torch.linspace(-9, 9, 20001, dtype=torch.float64)
-    below, density = normal(z)
+    cdf, density = normal(z)
     exact = torch.distributions.Normal(0.0, 1.0, validate_args=False)
-    assert (below - torch.special.ndtr(z)).abs().max() < 1e-7
+    assert (cdf - torch.special.ndtr(z)).abs().max() < 1e-7
     torch.testing.assert_close(density, exact.log_prob(z).exp(), rtol=1e-6, atol=1e-12)
 
 
@@ -37,14 +37,14 @@ def test_elsewhere_it_is_torchs():
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
 def test_on_a_gpu_a_compiler_is_given_the_polynomial_in_16_bits(dtype):
-    seen = []
+    targets = []
 
-    def look(graph, inputs):
-        seen.extend(str(node.target) for node in graph.graph.nodes)
+    def record(graph, inputs):
+        targets.extend(str(node.target) for node in graph.graph.nodes)
         return graph.forward
 
-    torch.compile(GELU(), backend=look)(torch.randn(9, device="cuda", dtype=dtype))
-    assert any("exp2" in name for name in seen) == (dtype == torch.bfloat16)
+    torch.compile(GELU(), backend=record)(torch.randn(9, device="cuda", dtype=dtype))
+    assert any("exp2" in name for name in targets) == (dtype == torch.bfloat16)
 
 
 @pytest.mark.gpu

@@ -86,7 +86,7 @@ def test_reparametrising_changes_no_weight_at_first(version):
 def test_every_part_gets_the_norm_that_its_scale_says():
     net = reparametrise(_net(), glu=["w12"]).train()
     for _ in range(100):
-        net["qkv"].weight, net["w12"].weight  # each look takes a step
+        net["qkv"].weight, net["w12"].weight  # each access takes a step
     net.eval()
     scales = net["qkv"].parametrizations.weight[0]
     with torch.no_grad():

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import nn
 
-from zoo.features import Batch, read_features, read_ladder
+from zoo.features import Batch, read_features, read_intermediates
 from zoo.students.build import build_student, read_options, student_grids
 from zoo.students.export import export_student, load_export
 from zoo.students.heads import Ladder, TeacherHead
@@ -118,43 +118,43 @@ def test_folding_makes_the_heads_answer_in_the_teachers_own_space(kind, upsample
     student = tiny(kind=kind, hidden=16, upsample=upsample).eval()
     moments = Moments(16)
     moments.update(torch.randn(400, 16) * torch.logspace(-2, 1, 16) + torch.arange(16.0))
-    balance = fit("phi_s", moments)
+    normalizer = fit("phi_s", moments)
     batch = Batch(torch.rand(2, 3, 160, 160))
     with torch.no_grad():
         before = student(batch)["a"].spatial
-        folded = student.with_folded_heads({"a": partial(fold_inverse, balance=balance)})
+        folded = student.with_folded_heads({"a": partial(fold_inverse, normalizer=normalizer)})
         after = folded(batch)["a"].spatial
-    torch.testing.assert_close(after, balance.inverse(before), atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(after, normalizer.inverse(before), atol=1e-5, rtol=1e-4)
 
 
 def test_a_ladder_is_the_sum_of_one_small_mlp_for_each_block():
     ladder = Ladder([6, 6], 6, hidden=12, out_dim=5)
-    below, x = [torch.randn(4, 6), torch.randn(4, 6)], torch.randn(4, 6)
+    earlier, x = [torch.randn(4, 6), torch.randn(4, 6)], torch.randn(4, 6)
     outer = ladder.last.weight.split([3, 3, 12], dim=1)
     parts = [
-        F.gelu(layer(seen)) @ weight.T
-        for layer, seen, weight in zip([*ladder.rungs, ladder.top], [*below, x], outer, strict=True)
+        F.gelu(layer(y)) @ weight.T
+        for layer, y, weight in zip([*ladder.rungs, ladder.top], [*earlier, x], outer, strict=True)
     ]
-    torch.testing.assert_close(ladder(x, below), sum(parts) + ladder.last.bias)
+    torch.testing.assert_close(ladder(x, earlier), sum(parts) + ladder.last.bias)
 
 
 @pytest.mark.parametrize(
-    ("name", "size", "below"),
+    ("name", "size", "earlier"),
     [("test_vit", 96, 5), ("test_vit3", 160, 8), ("eradio_nano", 64, 4)],
 )
-def test_a_ladder_stands_on_every_block_of_the_backbone(name, size, below):
+def test_a_ladder_stands_on_every_block_of_the_backbone(name, size, earlier):
     """A ViT's blocks but the last, by class token or mean; E-RADIO's stages below its neck."""
     student = tiny(name, size, kind="ladder", hidden=20).eval()
     batch = Batch(torch.rand(1, 3, size, size))
     before = student(batch)["a"]
     rungs = student.heads["a"].spatial.rungs
-    assert len(rungs) == below
+    assert len(rungs) == earlier
     for number in range(len(rungs)):
         cut = copy.deepcopy(student)
         for part in (cut.heads["a"].summary, cut.heads["a"].spatial):
             torch.nn.init.zeros_(part.rungs[number].weight)
         after = cut(batch)["a"]
-        assert not torch.equal(before.summary, after.summary)  # each rung is heard
+        assert not torch.equal(before.summary, after.summary)  # each rung matters
         assert not torch.equal(before.spatial, after.spatial)
 
 
@@ -162,19 +162,19 @@ def test_a_ladders_top_reads_what_the_other_heads_read():
     student = tiny(kind="ladder").eval()
     x = torch.rand(2, 3, 160, 160)
     with torch.no_grad():
-        seen, below = read_ladder(student.backbone, x, class_tokens=True)
+        features, earlier = read_intermediates(student.backbone, x, class_tokens=True)
         final = read_features(student.backbone, x)
         last = student.backbone.forward_intermediates(
             x, indices=[0], norm=True, return_prefix_tokens=True, intermediates_only=True
         )
-    torch.testing.assert_close(seen, final)
-    torch.testing.assert_close(below[0].summary, last[0][1][:, 0])
-    torch.testing.assert_close(below[0].spatial, last[0][0].permute(0, 2, 3, 1))
+    torch.testing.assert_close(features, final)
+    torch.testing.assert_close(earlier[0].summary, last[0][1][:, 0])
+    torch.testing.assert_close(earlier[0].spatial, last[0][0].permute(0, 2, 3, 1))
 
 
 GRAPH = """
 import torch
-from zoo.students.student import build_student
+from zoo.students.build import build_student
 x = torch.rand(1, 3, 64, 64)
 for name, kind, upsample in [
     ("test_vit", "v2", 2), ("test_vit", "attn", 1), ("test_vit", "ladder", 1),
@@ -242,16 +242,16 @@ def test_an_export_states_a_licence_only_if_it_started_from_published_weights(
 
 def test_an_exported_radio_has_what_it_was_built_with(tmp_path):
     """A release's name in the configuration would add that release's layer scale."""
-    how = dict(options=dict(embed_dim=32, depth=2, num_heads=2))
-    student = build_student("radio_vit_base_patch16", WIDTHS, size=64, **how).eval()
+    options = dict(embed_dim=32, depth=2, num_heads=2)
+    student = build_student("radio_vit_base_patch16", WIDTHS, size=64, options=options).eval()
     batch = Batch(torch.rand(1, 3, 64, 64))
     export_student(student, tmp_path / "export", batch)
     alone = timm.create_model(f"local-dir:{tmp_path / 'export'}", pretrained=True).eval()
     check = load_file(tmp_path / "export" / "check.safetensors")
     with torch.no_grad():
-        seen = read_features(alone, check["images"])
-    torch.testing.assert_close(seen.summary, check["summary"])
-    torch.testing.assert_close(seen.spatial, check["spatial"])
+        features = read_features(alone, check["images"])
+    torch.testing.assert_close(features.summary, check["summary"])
+    torch.testing.assert_close(features.spatial, check["spatial"])
     config = timm.data.resolve_model_data_config(alone)
     for key in ("mean", "std"):
         assert list(config[key]) == getattr(student, key).flatten().tolist()
@@ -299,11 +299,11 @@ def test_spectral_norms_leave_a_vit_as_it_is_and_fold_away():
     weights = {k: v for k, v in plain.state_dict().items() if k.startswith("backbone")}
     back = spectral.without_spectral()
     assert set(weights) <= set(back.state_dict())
-    seen = Batch(torch.rand(2, 3, 160, 160))
-    for mine, theirs in zip(spectral.features(seen), back.features(seen), strict=True):
+    batch = Batch(torch.rand(2, 3, 160, 160))
+    for mine, theirs in zip(spectral.features(batch), back.features(batch), strict=True):
         torch.testing.assert_close(mine, theirs)
-    again = copy.deepcopy(spectral).features(seen)  # a class that copies share is still whole
-    torch.testing.assert_close(again.summary, spectral.features(seen).summary)
+    again = copy.deepcopy(spectral).features(batch)  # a class that copies share is still whole
+    torch.testing.assert_close(again.summary, spectral.features(batch).summary)
     assert spectral.backbone.blocks[0].attn.qkv.parametrizations
     assert plain.without_spectral() is plain
     with pytest.raises(ValueError, match="eradio_nano has no attention blocks of a ViT"):

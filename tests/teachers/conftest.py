@@ -81,6 +81,9 @@ def words():
         single="$A <eos>", special_tokens=[("<eos>", 1)]
     )
     return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<eos>", unk_token="<unk>",
+        tokenizer_object=tokenizer,
+        pad_token="<pad>",
+        eos_token="<eos>",
+        unk_token="<unk>",
         model_input_names=["input_ids"],
-    )  # fmt: skip
+    )

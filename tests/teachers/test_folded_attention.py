@@ -14,9 +14,15 @@ def sam():
     with torch.random.fork_rng():
         torch.manual_seed(0)
         network = timm.create_model(
-            "samvit_base_patch16", img_size=128, depth=3, embed_dim=48, num_heads=4,
-            global_attn_indexes=(1,), window_size=5, num_classes=0,
-        )  # fmt: skip
+            "samvit_base_patch16",
+            img_size=128,
+            depth=3,
+            embed_dim=48,
+            num_heads=4,
+            global_attn_indexes=(1,),
+            window_size=5,
+            num_classes=0,
+        )
         for name, weight in network.named_parameters():
             if "rel_pos" in name:
                 torch.nn.init.normal_(weight, std=0.5)  # fresh ones are zero

@@ -9,8 +9,8 @@ from PIL import Image
 from torch import Tensor
 
 from zoo.features import Batch
-from zoo.teachers import Teacher, open_teacher
-from zoo.teachers.teacher import fingerprint
+from zoo.teachers.open import open_teacher
+from zoo.teachers.teacher import Teacher, fingerprint
 
 open_clip = pytest.importorskip("open_clip", reason="open_clip is in the extra [teachers]")
 
@@ -42,40 +42,46 @@ def as_documented(model: torch.nn.Module, images: Tensor) -> tuple[Tensor, Tenso
     maps = []
     tower = model.visual
     last = (
-        tower.transformer.resblocks[-1] if hasattr(tower, "transformer")
-        else tower.trunk.blocks[-1] if hasattr(tower, "trunk")
+        tower.transformer.resblocks[-1]
+        if hasattr(tower, "transformer")
+        else tower.trunk.blocks[-1]
+        if hasattr(tower, "trunk")
         else tower.layer4
-    )  # fmt: skip
+    )
     hook = last.register_forward_hook(lambda _, args, out: maps.append(out))
     with torch.no_grad():
         summary = model.encode_image(x)
         hook.remove()
-        seen = maps[0]
-        if seen.ndim == 3:
+        spatial = maps[0]
+        if spatial.ndim == 3:
             if getattr(tower, "attn_pool", None) is None:
-                seen = tower.trunk.norm(seen) if hasattr(tower, "trunk") else tower.ln_post(seen)
+                spatial = (
+                    tower.trunk.norm(spatial) if hasattr(tower, "trunk") else tower.ln_post(spatial)
+                )
             prefix = tower.trunk.num_prefix_tokens if hasattr(tower, "trunk") else 1
-            seen = seen[:, prefix:]
-            side = int(seen.shape[1] ** 0.5)
-            seen = seen.unflatten(1, (side, side))
+            spatial = spatial[:, prefix:]
+            side = int(spatial.shape[1] ** 0.5)
+            spatial = spatial.unflatten(1, (side, side))
         else:
-            seen = seen.permute(0, 2, 3, 1)
-    return summary, seen
+            spatial = spatial.permute(0, 2, 3, 1)
+    return summary, spatial
 
 
 @pytest.mark.parametrize("name", TOWERS)
-def test_a_teacher_says_what_the_library_says(name, tiny, tmp_path):
+def test_a_teacher_has_the_features_of_the_librarys_own_way(name, tiny, tmp_path):
     model, weights = saved_model(name, tmp_path)
     teacher = open_teacher(f"open_clip:{name}/{weights}")
     side = tiny[name]["vision_cfg"]["image_size"]
     images = photos(side)
-    seen = teacher(Batch(images))
+    features = teacher(Batch(images))
     summary, spatial = as_documented(model, images)
-    if name == "tiny-coca":  # its encode_image normalises, whatever it is asked
-        seen = seen._replace(summary=torch.nn.functional.normalize(seen.summary, dim=-1))
+    if name == "tiny-coca":  # its encode_image always normalises
+        features = features._replace(
+            summary=torch.nn.functional.normalize(features.summary, dim=-1)
+        )
     assert spatial.std() > 0.02 and (spatial[0] - spatial[1]).std() > 0.002
-    torch.testing.assert_close(seen.summary, summary, atol=1e-5, rtol=1e-4)
-    torch.testing.assert_close(seen.spatial, spatial, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(features.summary, summary, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(features.spatial, spatial, atol=1e-5, rtol=1e-4)
     assert isinstance(teacher, Teacher)
     assert teacher.size == (side, side) and teacher.interpolation == "bicubic"
     assert teacher.summary_dim == tiny[name]["embed_dim"]
@@ -96,10 +102,10 @@ def test_another_resolution_interpolates_the_positions(tiny, tmp_path):
     teacher = open_teacher(f"open_clip:tiny-vit/{weights}@48")
     model = open_clip.create_model("tiny-vit", pretrained=weights, force_image_size=48).eval()
     images = photos(48)
-    seen = teacher(Batch(images))
+    features = teacher(Batch(images))
     summary, spatial = as_documented(model, images)
-    torch.testing.assert_close(seen.summary, summary, atol=1e-5, rtol=1e-4)
-    torch.testing.assert_close(seen.spatial, spatial, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(features.summary, summary, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(features.spatial, spatial, atol=1e-5, rtol=1e-4)
     assert teacher.grid == (6, 6)
 
 
@@ -108,7 +114,7 @@ def test_a_timm_tower_takes_another_resolution(tiny):
     assert teacher.size == (96, 96) and teacher.grid == (6, 6)
 
 
-def test_the_random_teacher_is_the_same_each_time_and_says_nothing(tiny, caplog):
+def test_the_random_teacher_is_the_same_each_time_and_logs_nothing(tiny, caplog):
     with caplog.at_level(logging.WARNING):
         first, second = (open_teacher("open_clip:tiny-vit/random") for _ in range(2))
     assert fingerprint(first) == fingerprint(second)
@@ -149,7 +155,7 @@ def test_a_tag_decides_preprocessing_and_activation_before_anything_is_downloade
 
 
 @pytest.mark.parametrize(
-    ("name", "told"),
+    ("name", "message"),
     [
         ("ViT-B-33/openai", r"Did you mean ViT-B-32"),
         ("tiny-vit", r"needs weights: a file; open_clip has none.*tiny-vit/PATH"),
@@ -162,8 +168,8 @@ def test_a_tag_decides_preprocessing_and_activation_before_anything_is_downloade
         ("tiny-resnet/random@96", r"takes 64 px and no other size"),
     ],
 )
-def test_what_cannot_be_opened_says_what_to_do(name, told, tiny):
-    with pytest.raises(ValueError, match=told):
+def test_what_cannot_be_opened_says_what_to_do(name, message, tiny):
+    with pytest.raises(ValueError, match=message):
         open_teacher(f"open_clip:{name}")
 
 

@@ -11,9 +11,9 @@ from PIL import Image
 from torch import Tensor
 
 from zoo.features import Batch
-from zoo.teachers import Teacher, open_teacher
 from zoo.teachers.from_transformers import to_map
-from zoo.teachers.teacher import fingerprint
+from zoo.teachers.open import open_teacher
+from zoo.teachers.teacher import Teacher, fingerprint
 
 hf = pytest.importorskip("transformers", reason="transformers is in the extra [teachers]")
 
@@ -24,15 +24,28 @@ TEXT = dict(
 )
 NORM = dict(image_mean=[0.5, 0.4, 0.3], image_std=[0.2, 0.3, 0.4])
 SAM = dict(
-    hidden_size=32, output_channels=16, num_hidden_layers=2, num_attention_heads=2, image_size=64,
-    patch_size=8, mlp_dim=32, window_size=3, global_attn_indexes=[1], num_pos_feats=8,
-)  # fmt: skip
+    hidden_size=32,
+    output_channels=16,
+    num_hidden_layers=2,
+    num_attention_heads=2,
+    image_size=64,
+    patch_size=8,
+    mlp_dim=32,
+    window_size=3,
+    global_attn_indexes=[1],
+    num_pos_feats=8,
+)
 HIERA = dict(
-    hidden_size=8, num_attention_heads=1, blocks_per_stage=[1, 1, 2, 1],
-    embed_dim_per_stage=[8, 16, 32, 64], num_attention_heads_per_stage=[1, 1, 1, 1],
-    window_size_per_stage=[2, 2, 2, 2], global_attention_blocks=[3], image_size=[128, 128],
+    hidden_size=8,
+    num_attention_heads=1,
+    blocks_per_stage=[1, 1, 2, 1],
+    embed_dim_per_stage=[8, 16, 32, 64],
+    num_attention_heads_per_stage=[1, 1, 1, 1],
+    window_size_per_stage=[2, 2, 2, 2],
+    global_attention_blocks=[3],
+    image_size=[128, 128],
     window_positional_embedding_background_size=[3, 3],
-)  # fmt: skip
+)
 
 
 def cropped(side: int) -> dict[str, Any]:
@@ -74,8 +87,8 @@ class Case:
 
 
 def read_two_towers(model, inputs):
-    seen = model.get_image_features(**inputs)
-    return seen.pooler_output, seen.last_hidden_state
+    out = model.get_image_features(**inputs)
+    return out.pooler_output, out.last_hidden_state
 
 
 def clip_like(prefix, read=read_two_towers):
@@ -87,8 +100,8 @@ def clip_like(prefix, read=read_two_towers):
 
 
 def read_pooled(model, inputs):
-    seen = model(**inputs)
-    return seen.pooler_output, seen.last_hidden_state
+    out = model(**inputs)
+    return out.pooler_output, out.last_hidden_state
 
 
 CASES = {
@@ -230,7 +243,7 @@ def photos(side: int) -> Tensor:
 
 
 def as_documented(kind: str, folder: str, images: Tensor, **how) -> tuple[Tensor | None, Tensor]:
-    """Open processor and model with the library alone and let them look at PIL images."""
+    """Open processor and model with the library alone and run them on PIL images."""
     case = CASES[kind]
     processor = case.processor()
     if kind in ("clip", "clip_vision", "clip_projected", "aimv2", "dinov2_registers"):
@@ -247,19 +260,19 @@ def as_documented(kind: str, folder: str, images: Tensor, **how) -> tuple[Tensor
 
 
 @pytest.mark.parametrize("kind", CASES)
-def test_a_teacher_says_what_the_library_says(kind, saved):
+def test_a_teacher_has_the_features_of_the_librarys_own_way(kind, saved):
     name = saved(kind)
     teacher = open_teacher(name)
     images = photos(CASES[kind].size)
-    seen = teacher(Batch(images))
+    features = teacher(Batch(images))
     summary, spatial = as_documented(kind, name.removeprefix("hf:"), images)
     assert spatial.std() > 0.02 and (spatial[0] - spatial[1]).std() > 0.02
     # the library divides by 255 and by the deviation at once, a rounding apart
-    torch.testing.assert_close(seen.spatial, spatial, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(features.spatial, spatial, atol=1e-5, rtol=1e-4)
     if summary is None:
-        assert seen.summary is None
+        assert features.summary is None
     else:
-        torch.testing.assert_close(seen.summary, summary.flatten(1), atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(features.summary, summary.flatten(1), atol=1e-5, rtol=1e-4)
     assert isinstance(teacher, Teacher)
     assert teacher.size == (CASES[kind].size,) * 2
     assert teacher.grid == spatial.shape[1:3] and teacher.spatial_dim == spatial.shape[-1]
@@ -281,16 +294,16 @@ def test_on_the_meta_device_the_same_shapes_are_known_without_weights(kind, save
 def test_another_resolution_interpolates_the_positions(kind, saved):
     name = saved(kind)
     case, images = CASES[kind], photos(48)
-    seen = open_teacher(f"{name}@48")(Batch(images))
+    ours = open_teacher(f"{name}@48")(Batch(images))
     model = case.model.from_pretrained(name.removeprefix("hf:")).eval()
     processor = case.processor()
     mean, std = (torch.tensor(v).view(3, 1, 1) for v in (processor.image_mean, processor.image_std))
-    features = getattr(model, "get_image_features", model)
+    forward = getattr(model, "get_image_features", model)
     with torch.no_grad():
-        theirs = features((images / 255 - mean) / std, interpolate_pos_encoding=True)
+        theirs = forward((images / 255 - mean) / std, interpolate_pos_encoding=True)
     prefix = 0 if kind == "siglip" else 1
     expected = grid(theirs.last_hidden_state, prefix, 6)
-    torch.testing.assert_close(seen.spatial, expected, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(ours.spatial, expected, atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize("kind", ["dinov2_registers", "dinov3", "siglip2", "radio", "convnext"])
@@ -331,12 +344,12 @@ def test_without_the_poolers_weights_the_class_token_is_the_summary(tmp_path):
     hf.ViTForImageClassification(config).save_pretrained(tmp_path)
     hf.ViTImageProcessor(**square(32)).save_pretrained(tmp_path)
     images = torch.rand(2, 3, 32, 32)
-    seen = open_teacher(f"hf:{tmp_path}")(Batch(images))
+    features = open_teacher(f"hf:{tmp_path}")(Batch(images))
     model = hf.ViTModel.from_pretrained(tmp_path, add_pooling_layer=False).eval()
     with torch.no_grad():
         tokens = model((images - 0.5) / 0.5).last_hidden_state
-    torch.testing.assert_close(seen.summary, tokens[:, 0])
-    torch.testing.assert_close(seen.spatial.flatten(1, 2), tokens[:, 1:])
+    torch.testing.assert_close(features.summary, tokens[:, 0])
+    torch.testing.assert_close(features.spatial.flatten(1, 2), tokens[:, 1:])
 
 
 def test_weights_of_another_model_are_refused(saved, tmp_path):
@@ -347,7 +360,7 @@ def test_weights_of_another_model_are_refused(saved, tmp_path):
         open_teacher(name)
 
 
-def test_weights_in_half_precision_are_looked_through_in_float32(saved, tmp_path):
+def test_weights_in_half_precision_are_loaded_as_float32(saved, tmp_path):
     name = saved("dinov3")
     case = CASES["dinov3"]
     case.model(case.config()).to(torch.bfloat16).save_pretrained(tmp_path / "dinov3")
@@ -365,7 +378,7 @@ def test_the_licence_stands_in_the_model_card(saved, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("kind", "resolution", "told"),
+    ("kind", "resolution", "message"),
     [
         ("sam", 96, r"cannot look at 96x96 px: .*64\*64.* Leave out @96"),
         ("aimv2", 64, r"cannot look at 64x64 px"),
@@ -373,12 +386,12 @@ def test_the_licence_stands_in_the_model_card(saved, tmp_path):
         ("dinov2_registers", 5, r"take @8"),
     ],
 )
-def test_a_resolution_that_it_cannot_take_is_refused(kind, resolution, told, saved):
-    with pytest.raises(ValueError, match=told):
+def test_a_resolution_that_it_cannot_take_is_refused(kind, resolution, message, saved):
+    with pytest.raises(ValueError, match=message):
         open_teacher(f"{saved(kind)}@{resolution}")
 
 
-def test_what_is_not_there_is_told_with_the_files_to_put(saved, tmp_path):
+def test_what_is_not_there_is_reported_with_the_files_to_put(saved, tmp_path):
     with pytest.raises(ValueError, match=r"hf download nobody/nothing .*hf:FOLDER.*config\.json"):
         open_teacher("hf:nobody/nothing")
     with pytest.raises(ValueError, match=r"HF_HUB_OFFLINE is set"):

@@ -22,25 +22,31 @@ def sam() -> TimmTeacher:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         network = timm.create_model(
-            "samvit_base_patch16", img_size=128, depth=2, embed_dim=32, num_heads=2,
-            global_attn_indexes=(1,), window_size=4, num_classes=0,
-        )  # fmt: skip
+            "samvit_base_patch16",
+            img_size=128,
+            depth=2,
+            embed_dim=32,
+            num_heads=2,
+            global_attn_indexes=(1,),
+            window_size=4,
+            num_classes=0,
+        )
     norm = dict(mean=(0.5,) * 3, std=(0.5,) * 3)
     return TimmTeacher("timm:tiny_sam", network, size=(128, 128), **norm)
 
 
 @given(count=st.integers(1, 19), k=st.integers(2, 4), cells=st.integers(1, 3))
 @settings(max_examples=25, deadline=None)
-def test_a_teacher_that_looks_at_patches_alone_sees_the_same_in_a_mosaic(count, k, cells):
+def test_a_teacher_of_single_patches_has_the_same_features_in_a_mosaic(count, k, cells):
     tile = 16 * cells
     images = torch.rand(count, 3, tile, tile)
     whole = open_teacher(f"rule:colour@{tile}")
     mosaic = open_teacher(f"rule:colour@{tile * k}", mosaic=k)
     assert isinstance(mosaic, Teacher) and isinstance(mosaic, Mosaic)
-    seen = mosaic(Batch(images))
-    assert seen.summary is None and mosaic.summary_dim is None
-    assert seen.spatial.shape == (count, cells, cells, whole.spatial_dim)
-    torch.testing.assert_close(seen.spatial, whole(Batch(images)).spatial, rtol=0, atol=1e-6)
+    features = mosaic(Batch(images))
+    assert features.summary is None and mosaic.summary_dim is None
+    assert features.spatial.shape == (count, cells, cells, whole.spatial_dim)
+    torch.testing.assert_close(features.spatial, whole(Batch(images)).spatial, rtol=0, atol=1e-6)
 
 
 def test_cutting_undoes_packing_and_the_first_images_fill_the_last_canvas():
@@ -79,8 +85,8 @@ def test_the_teacher_runs_once_for_all_tiles(sam):
 
 
 def test_tiles_that_the_stride_does_not_divide_name_what_does(sam):
-    told = r"tiles of 42.6667 px.*stride of 16 px.*mosaic=2.*@96 or @144"
-    with pytest.raises(ValueError, match=told):
+    message = r"tiles of 42.6667 px.*stride of 16 px.*mosaic=2.*@96 or @144"
+    with pytest.raises(ValueError, match=message):
         Mosaic(sam, 3)
     with pytest.raises(ValueError, match="at least 2"):
         Mosaic(sam, 1)

@@ -7,7 +7,7 @@ from torch import nn
 from zoo.features import Batch
 from zoo.kernels.int8 import int8_product
 from zoo.teachers.open import open_teacher
-from zoo.teachers.quantize import EightBitLinear, quantize_linears
+from zoo.teachers.quantize import QuantizedLinear, quantize_linears
 from zoo.teachers.teacher import Frozen
 
 
@@ -28,7 +28,7 @@ def relative(ours, theirs) -> float:
 
 def test_int8_loses_an_eighth_of_what_fp8_loses_on_bell_shaped_rows():
     plain, x = nn.Linear(256, 128).requires_grad_(False), torch.randn(64, 256)
-    lost = {kind: relative(EightBitLinear(plain, kind)(x), plain(x)) for kind in ("fp8", "int8")}
+    lost = {kind: relative(QuantizedLinear(plain, kind)(x), plain(x)) for kind in ("fp8", "int8")}
     assert 5e-4 < lost["fp8"] < 2e-3  # two operands of 6e-4 each
     assert lost["int8"] < lost["fp8"] / 5
 
@@ -36,7 +36,7 @@ def test_int8_loses_an_eighth_of_what_fp8_loses_on_bell_shaped_rows():
 def test_int8_rows_have_a_centre_so_one_sided_inputs_lose_no_bit():
     plain = nn.Linear(256, 128).requires_grad_(False)
     x = torch.rand(64, 256) + 3
-    assert relative(EightBitLinear(plain, "int8")(x), plain(x)) < 1e-4
+    assert relative(QuantizedLinear(plain, "int8")(x), plain(x)) < 1e-4
 
 
 @pytest.mark.parametrize("bias", [True, False])
@@ -53,12 +53,12 @@ def test_the_int8_product_is_the_product(bias):
 
 def test_all_layers_go_into_8_bits_where_the_gate_allows(batch):
     exact, changed = teacher(), teacher()
-    told = quantize_linears(changed, batch, "int8")
-    assert told.share == 1 and len(told.layers) == told.of == told.of > 8
-    assert told.fidelity == told.all_layers > 1000
+    report = quantize_linears(changed, batch, "int8")
+    assert report.share == 1 and len(report.layers) == report.of == report.of > 8
+    assert report.fidelity == report.all_layers > 1000
     ours, theirs = changed(batch).spatial, exact(batch).spatial
     lost = (ours - theirs).square().mean() / (theirs - theirs.mean((0, 1, 2))).square().mean()
-    assert 1 / float(lost) == pytest.approx(told.fidelity, rel=0.01)
+    assert 1 / float(lost) == pytest.approx(report.fidelity, rel=0.01)
 
 
 def test_a_part_of_the_layers_goes_where_all_would_lose_too_much(batch):
@@ -66,7 +66,7 @@ def test_a_part_of_the_layers_goes_where_all_would_lose_too_much(batch):
     changed = teacher()
     some = quantize_linears(changed, batch, "fp8", gate=2 * every.fidelity)
     assert 0.25 <= some.share < 1 and some.fidelity >= 2 * every.fidelity
-    eight = [n for n, m in changed.network.named_modules() if isinstance(m, EightBitLinear)]
+    eight = [n for n, m in changed.network.named_modules() if isinstance(m, QuantizedLinear)]
     assert sorted(eight) == sorted(some.layers)
 
 
@@ -101,7 +101,7 @@ for m, n, k in ((50, 48, 96), (70, 80, 64)):
 @pytest.mark.parametrize("kind", ["int8", "fp8"])
 def test_a_gpu_multiplies_in_8_bits_as_the_cpu_does(kind):
     plain, x = nn.Linear(256, 128), torch.randn(100, 256)
-    layer = EightBitLinear(plain, kind)
+    layer = QuantizedLinear(plain, kind)
     slow = layer(x)
     fast = layer.cuda()(x.cuda()).cpu()
     assert relative(fast, slow.float()) < 1e-4

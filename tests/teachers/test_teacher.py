@@ -8,9 +8,10 @@ from torch import nn
 from zoo.features import Batch, Features
 from zoo.students.build import build_student
 from zoo.students.export import export_student
-from zoo.teachers import Teacher, TeacherName, open_teacher
 from zoo.teachers.from_torch import IMAGENET_MEAN, IMAGENET_STD, from_module
-from zoo.teachers.teacher import Frozen, bf16_weights, check_losses, fingerprint
+from zoo.teachers.name import TeacherName
+from zoo.teachers.open import open_teacher
+from zoo.teachers.teacher import Frozen, Teacher, bf16_weights, check_losses, fingerprint
 
 VIT = "timm:test_vit/random"
 
@@ -52,7 +53,7 @@ def test_a_label_is_the_last_part_of_a_name(text, label):
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "message"),
     [
         ("resnet18", "kind:name"),
         ("timn:resnet18", "Did you mean timm:resnet18"),
@@ -71,41 +72,43 @@ def test_a_label_is_the_last_part_of_a_name(text, label):
         ("opn_clip:ViT-B-32", "Did you mean open_clip:ViT-B-32"),
     ],
 )
-def test_a_name_that_leads_nowhere_says_what_to_do(text, told):
-    with pytest.raises(ValueError, match=told):
+def test_a_name_that_leads_nowhere_is_refused_with_what_to_do(text, message):
+    with pytest.raises(ValueError, match=message):
         open_teacher(text)
 
 
 @pytest.mark.parametrize(
     "name", ["test_vit", "test_vit3", "test_vit4", "test_convnext", "test_efficientnet"]
 )
-def test_a_timm_teacher_says_what_timm_says(name):
+def test_a_timm_teacher_has_timms_own_features(name):
     teacher = open_teacher(f"timm:{name}/random")
     images = torch.rand(3, 3, *teacher.size)
-    seen = teacher(Batch(images))
+    features = teacher(Batch(images))
     network = teacher.network
     config = timm.data.resolve_model_data_config(network)
     mean, std = (torch.tensor(config[k]).view(1, 3, 1, 1) for k in ("mean", "std"))
     with torch.no_grad():
         final = network.forward_features((images - mean) / std)
-        torch.testing.assert_close(seen.summary, network.forward_head(final, pre_logits=True))
+        torch.testing.assert_close(features.summary, network.forward_head(final, pre_logits=True))
         if final.ndim == 3:
             patches = final[:, network.num_prefix_tokens :]
         else:  # a map is pooled as the head does, whatever comes between
-            patches = network.forward_intermediates(
+            (last,) = network.forward_intermediates(
                 (images - mean) / std, indices=[-1], intermediates_only=True
-            )[0].flatten(2).transpose(1, 2)  # fmt: skip
-    torch.testing.assert_close(seen.spatial.flatten(1, 2), patches)
+            )
+            patches = last.flatten(2).transpose(1, 2)
+    torch.testing.assert_close(features.spatial.flatten(1, 2), patches)
     assert isinstance(teacher, Teacher)
-    assert (teacher.summary_dim, teacher.spatial_dim) == (seen.summary.shape[1], patches.shape[2])
-    assert teacher.grid == seen.spatial.shape[1:3]
+    assert teacher.summary_dim == features.summary.shape[1]
+    assert teacher.spatial_dim == patches.shape[2]
+    assert teacher.grid == features.spatial.shape[1:3]
 
 
-def test_a_zoo_teacher_says_what_the_model_says():
-    """E-RADIO: its pooled vector, and the dense map that `features_only` gives last."""
+def test_a_zoo_teacher_has_the_models_own_features():
+    """E-RADIO: its pooled vector, and the last map of `features_only`."""
     teacher = open_teacher("zoo:eradio_nano/random@64")
     images = torch.rand(2, 3, 64, 64)
-    seen = teacher(Batch(images))
+    features = teacher(Batch(images))
     x = (images - teacher.mean) / teacher.std
     how = dict(features_only=True, out_indices=(-1,), img_size=64)  # which chooses the windows
     dense = timm.create_model("eradio_nano", **how).eval()
@@ -115,11 +118,11 @@ def test_a_zoo_teacher_says_what_the_model_says():
         theirs = teacher.network.forward_features(x)
         summary = teacher.network.forward_head(theirs, pre_logits=True)
         spatial = dense(x)[-1].permute(0, 2, 3, 1)
-    torch.testing.assert_close(seen.summary, summary)
-    torch.testing.assert_close(seen.spatial, spatial)
+    torch.testing.assert_close(features.summary, summary)
+    torch.testing.assert_close(features.spatial, spatial)
 
 
-def test_a_module_is_given_normalised_images_and_believed():
+def test_a_module_gets_normalised_images_and_its_output_is_the_features():
     network = nn.Conv2d(3, 5, 4, 4)
     teacher = from_module("conv", network, size=16)
     images = torch.rand(2, 3, 16, 16)
@@ -212,7 +215,7 @@ def test_a_module_that_returns_something_else_is_told_what_to_return():
 
 
 @pytest.mark.parametrize(
-    ("output", "summary", "spatial", "told"),
+    ("output", "summary", "spatial", "message"),
     [
         (
             lambda x: x.mean((2, 3)),
@@ -224,13 +227,13 @@ def test_a_module_that_returns_something_else_is_told_what_to_return():
         (lambda x: x.mean((2, 3)), 0.0, 0.0, "nothing can be learnt"),
     ],
 )
-def test_losses_that_a_teacher_has_no_target_for_are_refused(output, summary, spatial, told):
+def test_losses_that_a_teacher_has_no_target_for_are_refused(output, summary, spatial, message):
     class Module(nn.Module):
         def forward(self, x):
             return output(x)
 
     teacher = from_module("flat", Module(), size=16)
-    with pytest.raises(ValueError, match=told):
+    with pytest.raises(ValueError, match=message):
         check_losses("flat", teacher, summary=summary, spatial=spatial)
 
 
@@ -239,7 +242,7 @@ def test_a_teacher_without_a_summary_teaches_its_map():
     check_losses("map", teacher, summary=1.0, spatial=1.0)
 
 
-def test_half_weights_leave_the_norms_in_float32():
+def test_bf16_weights_leave_the_norms_in_float32():
     network = bf16_weights(timm.create_model("test_efficientnet", num_classes=0))
     kinds = {True: set(), False: set()}
     for module in network.modules():
@@ -250,11 +253,11 @@ def test_half_weights_leave_the_norms_in_float32():
 
 
 @pytest.mark.parametrize("model", ["test_vit", "test_vit4", "test_efficientnet", "test_convnext"])
-def test_a_halved_teacher_says_nearly_the_same(model):
-    exact, halved = (open_teacher(f"timm:{model}/random") for _ in range(2))
-    assert isinstance(halved, Frozen) and halved.to_bf16() is halved
+def test_a_teacher_with_bf16_weights_has_nearly_the_same_features(model):
+    exact, converted = (open_teacher(f"timm:{model}/random") for _ in range(2))
+    assert isinstance(converted, Frozen) and converted.to_bf16() is converted
     batch = Batch(torch.rand(2, 3, *exact.size))
-    for ours, theirs in zip(halved(batch), exact(batch), strict=True):
+    for ours, theirs in zip(converted(batch), exact(batch), strict=True):
         error = (ours.float() - theirs).square().mean() / theirs.var()
         assert error < 1e-3  # bf16 keeps eight bits: 2**-16 for a product, a few layers of them
 
@@ -264,7 +267,7 @@ def test_the_interpolation_is_timms_own():
         assert open_teacher(f"timm:{model}/random").interpolation == interpolation
 
 
-def test_a_library_that_is_not_installed_is_told_with_the_extra(monkeypatch):
+def test_a_library_that_is_not_installed_is_named_with_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "open_clip", None)
     with pytest.raises(ValueError, match=r"pip install 'backbone-zoo\[teachers\]'"):
         open_teacher("open_clip:ViT-B-32/openai")

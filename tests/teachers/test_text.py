@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from zoo.features import Batch
-from zoo.teachers import open_teacher
+from zoo.teachers.open import open_teacher
 from zoo.teachers.text import BATCH, text_classifier
 
 open_clip = pytest.importorskip("open_clip", reason="open_clip is in the extra [teachers]")
@@ -24,7 +24,7 @@ TEXT = dict(
 
 
 @pytest.mark.parametrize("name", ["tiny-vit", "tiny-sigmoid", "tiny-coca"])
-def test_open_clip_gives_the_classifier_that_it_builds_itself(name, tiny, tmp_path):
+def test_the_classifier_of_open_clip_is_the_one_that_it_builds_itself(name, tiny, tmp_path):
     model = open_clip.create_model(name).eval()
     torch.save(model.state_dict(), tmp_path / "weights.pt")
     teacher = open_teacher(f"open_clip:{name}/{tmp_path / 'weights.pt'}")
@@ -73,7 +73,7 @@ def siglip(tmp_path, words):
 
 
 @pytest.mark.parametrize("kind", ["clip", "siglip"])
-def test_transformers_gives_the_scores_of_its_own_forward(kind, request, words):
+def test_the_scores_of_transformers_are_those_of_its_own_forward(kind, request, words):
     """Logits of the whole model, as its documentation computes them, up to scale and bias."""
     name = request.getfixturevalue(kind)
     teacher = open_teacher(name)
@@ -110,7 +110,7 @@ def test_a_folder_in_open_clips_form_brings_its_tokenizer(tiny, tmp_path, words)
     assert text_classifier(name, NAMES).shape == (3, 12)
 
 
-def test_a_missing_tokenizer_is_told_with_the_files_to_put(clip, tmp_path):
+def test_a_missing_tokenizer_is_reported_with_the_files_to_put(clip, tmp_path):
     """transformers makes an empty tokenizer of it, which knows no word."""
     for file in tmp_path.glob("*token*"):
         file.unlink()
@@ -133,9 +133,9 @@ def test_a_vision_model_of_transformers_has_no_text_tower(tmp_path, words):
 
 
 @pytest.mark.parametrize(
-    ("names", "templates", "told"),
+    ("names", "templates", "message"),
     [((), TEMPLATES, "at least one"), (NAMES, (), "at least one"), (NAMES, ("a photo",), "no {}")],
 )
-def test_nothing_to_classify_by_is_refused(names, templates, told):
-    with pytest.raises(ValueError, match=told):
+def test_nothing_to_classify_by_is_refused(names, templates, message):
+    with pytest.raises(ValueError, match=message):
         text_classifier("open_clip:tiny-vit/random", names, templates)

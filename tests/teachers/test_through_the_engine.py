@@ -15,7 +15,7 @@ from zoo.commands.distill import distill
 from zoo.features import Batch
 from zoo.students.build import build_student
 from zoo.students.export import export_student, load_export
-from zoo.teachers import open_teacher
+from zoo.teachers.open import open_teacher
 from zoo.train.config import Every, Optim
 from zoo.train.distill.config import Distill, Heads, TeacherSpec
 
@@ -72,9 +72,14 @@ def of_hf(folder: Path) -> list[str]:
     square = dict(height=SIDE, width=SIDE)
     hf.BitImageProcessor(size=square, crop_size=square).save_pretrained(folder / "dino")
     sam = hf.SamVisionConfig(
-        **small, output_channels=16, patch_size=8, mlp_dim=32, window_size=3,
-        global_attn_indexes=[1], num_pos_feats=8,
-    )  # fmt: skip
+        **small,
+        output_channels=16,
+        patch_size=8,
+        mlp_dim=32,
+        window_size=3,
+        global_attn_indexes=[1],
+        num_pos_feats=8,
+    )
     hf.SamModel(hf.SamConfig(vision_config=sam)).save_pretrained(folder / "sam")
     sizes = dict(size=dict(longest_edge=SIDE), pad_size=square)
     hf.SamImageProcessor(**sizes).save_pretrained(folder / "sam")

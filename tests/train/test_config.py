@@ -2,8 +2,10 @@ import re
 from dataclasses import replace
 
 import pytest
+import torch
 
 from zoo.train.config import Optim, differences, from_json, to_json
+from zoo.train.device import device_of
 from zoo.train.distill.config import Distill, Heads, Losses, TeacherSpec
 from zoo.train.distill.recipes import RECIPES
 
@@ -71,3 +73,19 @@ def test_only_what_is_learnt_counts_as_a_difference():
 def test_a_number_that_cannot_be_is_refused_by_name(field):
     with pytest.raises(ValueError, match=field):
         Distill(**{field: 0})
+
+
+def test_a_run_folder_of_before_the_fields_were_renamed_is_read():
+    new = Distill(view_epochs=2, heads=Heads(num_inner=0))
+    old = to_json(new)
+    old["views"] = old.pop("view_epochs")
+    old["heads"]["inner"] = old["heads"].pop("num_inner")
+    assert from_json(Distill, old) == new
+
+
+def test_a_device_that_is_not_there_or_lacks_what_a_run_needs_is_refused_by_name():
+    with pytest.raises(ValueError, match="float64, which device mps does not have"):
+        Distill(device="mps")
+    if not torch.backends.mps.is_available():
+        with pytest.raises(ValueError, match=r"no Apple GPU \(mps\) here"):
+            device_of("mps")

@@ -1,5 +1,6 @@
 """One step with all ingredients, and what it may not do."""
 
+from collections import defaultdict
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -14,9 +15,10 @@ from zoo.students.build import build_student
 from zoo.train.config import Optim
 from zoo.train.distill.config import Distill, Losses, TeacherSpec
 from zoo.train.distill.phi_s import Normalizer
-from zoo.train.distill.plan_step import plan_step
-from zoo.train.distill.task import objective_of
-from zoo.train.loop import differentiate, update
+from zoo.train.distill.plan_step import drawn_teachers, grids_of
+from zoo.train.distill.task import DistillTask
+from zoo.train.loop import take_step, update
+from zoo.train.prefetch import Slice, prefetch
 from zoo.train.state import TrainState
 
 RUN = Distill(
@@ -80,39 +82,39 @@ def steps(device: str, config: Distill, count: int = 4) -> TrainState:
         device=device,
     )
     baseline_losses = {"a/summary": 0.5, "a/spatial": 1.0, "b/spatial": 1.0}
-    trainee = TrainState.of(student, config, baseline_losses)
     teachers = {label: Striped(label) for label in WIDTHS}
     normalizers = {label: Normalizer("phi_s", pair[1]).to(device) for label, pair in WIDTHS.items()}
-    objective = objective_of(config, normalizers, baseline_losses)
-    autocast = partial(torch.autocast, device, torch.bfloat16, enabled=device == "cuda")
     plan = Plan(64, 8, seed=3)
-    asked = set()
+    task = DistillTask.of(config, student, plan, teachers, normalizers, baseline_losses)
+    state = TrainState.of(student, config.optim, parts=dict(weighting=task.weighting))
+    autocast = partial(torch.autocast, device, torch.bfloat16, enabled=device == "cuda")
+    counts, sampled = defaultdict(lambda: 8), set()
+    grids_of(config)  # a run has asked before its first step
     for step in range(count):
-        turn = plan_step(plan, step, config, teachers)
-        asked.add(turn.asked)
+        sampled.add(drawn_teachers(plan, step, config))
         torch.manual_seed(plan.step_seed(step))
-        images = torch.rand(8, 3, 120, 120).to(device)
+        part = Slice(step, 0, Batch(torch.rand(8, 3, 120, 120).to(device)))
         with no_waiting(device), NoReading():
-            asking = partial(objective, Batch(images), trainee, teachers, turn)
-            total, losses = differentiate(asking, trainee, turn, config, autocast)
-        update(trainee, total, losses, config, turn)
-    assert len(asked) == 2, "the rate must show in so many steps"
-    return trainee
+            parts = prefetch([part], task.targets, torch.device(device), autocast)
+            losses = take_step(task, state, parts, counts, config, autocast)
+        update(state, losses, config)
+    assert len(sampled) == 2, "the rate must show in so many steps"
+    return state
 
 
 @pytest.mark.parametrize("weighting", ["adaloss", "uncertainty", "dispersion"])
 def test_no_part_of_a_step_reads_a_value_from_the_device(weighting):
-    trainee = steps("cpu", replace(RUN, losses=replace(RUN.losses, weighting=weighting)))
-    assert trainee.step == 4
+    state = steps("cpu", replace(RUN, losses=replace(RUN.losses, weighting=weighting)))
+    assert state.step == 4
     with NoReading(), pytest.raises(AssertionError, match="would wait"):
-        trainee.unread[0].sum().item()
+        state.unread[0].sum().item()
 
 
 def test_a_step_is_the_same_again_and_every_parameter_moves():
     first, second = steps("cpu", RUN), steps("cpu", RUN)
     start = build_student
     for (name, mine), theirs in zip(
-        first.student.state_dict().items(), second.student.state_dict().values(), strict=True
+        first.model.state_dict().items(), second.model.state_dict().values(), strict=True
     ):
         assert torch.equal(mine, theirs), name
     torch.manual_seed(0)
@@ -120,7 +122,7 @@ def test_a_step_is_the_same_again_and_every_parameter_moves():
     still = [
         name
         for (name, mine), theirs in zip(
-            first.student.named_parameters(), fresh.parameters(), strict=True
+            first.model.named_parameters(), fresh.parameters(), strict=True
         )
         if torch.equal(mine, theirs)
     ]

@@ -14,11 +14,17 @@ def test_the_rate_rises_then_falls_along_half_a_cosine():
     assert rates[55] == pytest.approx(0.5)
 
 
-def test_norms_biases_and_what_the_backbone_exempts_are_not_decayed():
+def test_a_linear_schedule_falls_in_a_line_that_the_warm_up_multiplies():
+    config = Optim(lr=2.0, min_lr=0.0, warmup=0.1, schedule="linear")
+    rates = [learning_rate(step, 100, config) for step in (0, 9, 50, 99)]
+    assert rates == pytest.approx([0.2, 1.82, 1.0, 0.02])
+
+
+def test_norms_biases_and_what_the_model_exempts_are_not_decayed():
     model = nn.Module()
     model.backbone = nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4))
     model.backbone.special = nn.Parameter(torch.ones(2, 2))
-    model.backbone.no_weight_decay = lambda: {"special"}
+    model.no_weight_decay = lambda: {"backbone.special"}
     decayed = {
         id(p): group["weight_decay"]
         for group in build_optimizer(model, Optim(weight_decay=0.3)).param_groups

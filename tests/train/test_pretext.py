@@ -5,7 +5,7 @@ from PIL import Image
 
 from zoo.data.sources import open_source
 from zoo.features import Batch
-from zoo.teachers import open_teacher
+from zoo.teachers.open import open_teacher
 from zoo.teachers.pretext import NETWORKS, SIZE, Imposed
 from zoo.train import pretext
 from zoo.train.pretext import pretext_weights

@@ -2,7 +2,6 @@
 
 import dataclasses
 import hashlib
-import json
 import math
 import os
 import shutil
@@ -27,8 +26,7 @@ from zoo.teachers.teacher import Teacher
 from zoo.train.distill.calibrate import Normalizers
 from zoo.train.distill.config import Distill
 from zoo.train.distill.phi_s import Normalizer
-from zoo.train.distill.plan_step import view_of
-from zoo.train.distill.setup import Setting
+from zoo.train.distill.setup import Setup
 from zoo.train.distill.teachers import first_batch, teacher_precision
 from zoo.train.progress import Progress
 from zoo.train.run import Run
@@ -59,12 +57,12 @@ def holds(
     }  # fmt: skip
     stored: Stored = config.cache_dtype
     found = CacheManifest(
-        images=len(source), data=names.hexdigest()[:16], seed=config.seed, views=config.views,
+        images=len(source), data=names.hexdigest()[:16], seed=config.seed, views=config.view_epochs,
         view=dataclasses.asdict(view), normalise=config.normalise, stored=stored, shard=1,
         teachers=about,
     )  # fmt: skip
     shard = max(1, SHARD_BYTES // max(1, found.image_bytes))
-    return dataclasses.replace(found, shard=min(shard, found.places))
+    return dataclasses.replace(found, shard=min(shard, found.num_positions))
 
 
 @dataclass(frozen=True)
@@ -114,7 +112,7 @@ def break_even(held: CacheManifest, path: Path, live: float) -> BreakEven:
     bandwidth = _disk_speed(place)
     moved = held.images * held.image_bytes / bandwidth
     return BreakEven(
-        held.places * held.image_bytes, held.image_bytes, shutil.disk_usage(place).free,
+        held.num_positions * held.image_bytes, held.image_bytes, shutil.disk_usage(place).free,
         live * held.images, moved, moved, bandwidth, held.views,
     )  # fmt: skip
 
@@ -136,13 +134,13 @@ def check_room(cache: Cache) -> None:
         ValueError: the shards that are missing need more than is free.
     """
     held = cache.manifest
-    needed = sum(len(cache.places_of(n)) for n in cache.missing()) * held.image_bytes
+    needed = sum(len(cache.positions_of(n)) for n in cache.missing()) * held.image_bytes
     free = shutil.disk_usage(cache.path).free
     if needed > free:
         raise ValueError(
             f"The feature cache {cache.path} needs {needed / 1e9:,.1f} GB more and "
-            f"{free / 1e9:,.1f} GB are free. Give --cache a larger disk, fewer --views, or leave "
-            "it out."
+            f"{free / 1e9:,.1f} GB are free. Give --cache a larger disk, fewer --view-epochs, or "
+            "leave it out."
         )
 
 
@@ -169,7 +167,7 @@ def fill(
         return
     check_room(cache)
     plan = Plan(cache.manifest.images, batch, cache.manifest.seed, cache.manifest.views)
-    with Progress("fill the cache", total=len(missing), images=cache.manifest.shard) as watch:
+    with Progress("fill the cache", total=len(missing), samples=cache.manifest.shard) as watch:
         for done, number in enumerate(missing, 1):
             found: dict[str, list[Features]] = {label: [] for label in teachers}
             for images in _views(cache, number, plan, source, view, workers):
@@ -185,8 +183,8 @@ def fill(
 def _views(cache: Cache, number: int, plan: Plan, source: Source, view: View, workers: int):
     from torch.utils.data import DataLoader
 
-    places = np.array(cache.places_of(number), dtype=np.int64)
-    items = list(zip(places.tolist(), plan.indices_at(places).tolist(), strict=True))
+    positions = np.array(cache.positions_of(number), dtype=np.int64)
+    items = list(zip(positions.tolist(), plan.indices_at(positions).tolist(), strict=True))
     blocks = [items[i : i + plan.batch] for i in range(0, len(items), plan.batch)]
     return DataLoader(
         Views(source, view, plan), batch_sampler=blocks, num_workers=workers, collate_fn=collate
@@ -229,20 +227,18 @@ def from_cache(
     return teachers, {n: Rescale(stored[n], normalizer) for n, normalizer in wanted.items()}
 
 
-def open_run_cache(
-    run: Run, setting: "Setting", normalizers: Mapping[str, Normalizers]
-) -> Cache | None:
+def open_run_cache(run: Run, setup: Setup, normalizers: Mapping[str, Normalizers]) -> Cache | None:
     """Open or make the feature cache that the config asks for.
 
     Raises:
         ValueError: the one that is there is stale.
     """
-    config = setting.config
+    config = setup.config
     if config.cache is None:
         return None
-    fingerprints = json.loads((run.path / "teachers.json").read_text())
-    view, precision = view_of(config, setting.teachers), teacher_precision(setting)
-    held = holds(config, setting.train, view, setting.teachers, fingerprints, precision)
+    fingerprints = run.read_json("teachers.json")
+    precision = teacher_precision(setup)
+    held = holds(config, setup.train, setup.view, setup.teachers, fingerprints, precision)
     spaces = {
         f"{label}/{key}": value
         for label, normalizer in normalizers[config.normalise].items()
@@ -251,37 +247,37 @@ def open_run_cache(
     return Cache.prepare(config.cache, held, spaces)
 
 
-def fill_run_cache(cache: Cache, setting: "Setting", normalizers: Normalizers) -> None:
+def fill_run_cache(cache: Cache, setup: Setup, normalizers: Normalizers) -> None:
     """Fill what is missing of a cache; what it costs and saves is printed beforehand."""
-    config = setting.config
+    config = setup.config
     if not cache.missing():
         return
-    live = seconds_an_image(setting)
+    live = seconds_an_image(setup)
     for line in break_even(cache.manifest, cache.path, live).describe():
         Console(stderr=True, highlight=False).print(line)
     fill(
         cache,
-        setting.teachers,
+        setup.teachers,
         normalizers,
-        setting.train,
-        view_of(config, setting.teachers),
+        setup.train,
+        setup.view,
         batch=config.batch,
         workers=config.workers,
-        device=setting.device,
-        autocast=setting.autocast,
+        device=setup.device,
+        autocast=setup.autocast,
     )
 
 
 @torch.no_grad()
-def seconds_an_image(setting: "Setting") -> float:
+def seconds_an_image(setup: Setup) -> float:
     """Time the teachers on one batch."""
-    batch = first_batch(setting)
+    batch = first_batch(setup)
     began = 0.0
     for _ in range(2):  # the first one warms up
         began = time.perf_counter()
-        with setting.autocast():
-            for teacher in setting.teachers.values():
+        with setup.autocast():
+            for teacher in setup.teachers.values():
                 teacher(batch)
-        if setting.device.type == "cuda":
+        if setup.device.type == "cuda":
             torch.cuda.synchronize()
     return (time.perf_counter() - began) / len(batch.images)

@@ -7,18 +7,17 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from zoo.data.loader import train_batches
+from zoo.data.feed import ImageFeed
 from zoo.data.plan import Plan, mix
-from zoo.data.sources import Source
-from zoo.features import Batch
+from zoo.features import Features
 from zoo.files import save_whole
-from zoo.teachers.teacher import Teacher
-from zoo.train.distill.config import Distill
+from zoo.train.device import in_precision
 from zoo.train.distill.losses import dispersion
 from zoo.train.distill.phi_s import Moments, Normalizer, fit
-from zoo.train.distill.plan_step import drawn_size, view_of
-from zoo.train.distill.setup import Setting
+from zoo.train.distill.plan_step import drawn_size
+from zoo.train.distill.setup import Setup
 from zoo.train.distill.sizes import at_size
+from zoo.train.distill.step import full_precision
 from zoo.train.progress import Progress
 from zoo.train.run import Run
 
@@ -49,9 +48,7 @@ class Statistics:
 
 
 @torch.no_grad()
-def calibrate(
-    teachers: Mapping[str, Teacher], source: Source, config: Distill, *, device, autocast
-) -> Statistics:
+def calibrate(setup: Setup) -> Statistics:
     """Measure the teachers over `config.calibration` batches.
 
     The batches are drawn from the training views, by a plan of their own, at the sizes of the
@@ -61,38 +58,54 @@ def calibrate(
     Raises:
         ValueError: a teacher gives a value that is not finite.
     """
-    plan = Plan(len(source), config.batch, mix(config.seed, 3))
-    moments: dict[str, Moments] = {}
-    summaries: dict[str, list[Tensor]] = {}
-    finite: dict[str, Tensor] = {}
-    steps = config.calibration
-    loader = train_batches(
-        source, view_of(config, teachers), plan, steps=steps, start=0, workers=config.workers
-    )
-    with Progress("calibrate", total=steps, images=config.batch) as watch:
-        for step, part in enumerate(loader, 1):
-            batch = Batch(part["images"], part["keys"]).to(device)
-            for name in part["skipped"]:
-                watch.print(f"skipped an unreadable image: {name}")
+    config, device = setup.config, setup.device
+    plan = Plan(len(setup.train), config.batch, mix(config.seed, 3))
+    feed = ImageFeed(setup.train, setup.view, plan, device, config.num_slices, (), config.workers)
+    measured = _Measured(device)
+    steps, slices = config.calibration, len(feed.slices)
+    with Progress("calibrate", total=steps, samples=config.batch) as progress:
+        for number, batch in enumerate(feed.batches(0, steps)):
+            step, rest = 1 + number // slices, (number + 1) % slices
             size = drawn_size(plan, step, config)
-            for name, teacher in teachers.items():
-                with autocast():
-                    seen = at_size(teacher, size)(batch)
-                for part_of in (p for p in seen if p is not None):
-                    good = part_of.isfinite().all()
-                    finite[name] = finite[name] & good if name in finite else good
-                if seen.spatial is not None:
-                    tokens = seen.spatial.flatten(0, 2).float()
-                    moments.setdefault(name, Moments(tokens.shape[-1], device=device)).update(
-                        tokens
-                    )
-                if seen.summary is not None:
-                    summaries.setdefault(name, []).append(seen.summary.cpu())
+            for name, teacher in setup.teachers.items():
+                with setup.autocast():
+                    features = at_size(teacher, size)(batch)
+                measured.add(name, features)
+            for name in feed.skipped():
+                progress.print(f"skipped an unreadable image: {name}")
+            if rest:
+                continue
             if step == 1 or step == steps:
-                _refuse_nan(finite, step)
+                _refuse_nan(measured.finite, step)
             if step % config.every.log == 0 or step == steps:
-                watch.report(step, {})
-    return Statistics(moments, {name: dispersion(torch.cat(y)) for name, y in summaries.items()})
+                progress.report(step, {})
+    return measured.statistics()
+
+
+class _Measured:
+    """What the teachers answered so far, by label."""
+
+    def __init__(self, device: torch.device):
+        self.device = device
+        self.moments: dict[str, Moments] = {}
+        self.summaries: dict[str, list[Tensor]] = {}
+        self.finite: dict[str, Tensor] = {}
+
+    def add(self, name: str, features: Features) -> None:
+        for part in (p for p in features if p is not None):
+            good = part.isfinite().all()
+            self.finite[name] = self.finite[name] & good if name in self.finite else good
+        if features.spatial is not None:
+            tokens = full_precision(features.spatial.flatten(0, 2))
+            if name not in self.moments:
+                self.moments[name] = Moments(tokens.shape[-1], device=self.device)
+            self.moments[name].update(tokens)
+        if features.summary is not None:
+            self.summaries.setdefault(name, []).append(features.summary.cpu())
+
+    def statistics(self) -> Statistics:
+        angles = {name: dispersion(torch.cat(y)) for name, y in self.summaries.items()}
+        return Statistics(self.moments, angles)
 
 
 def _refuse_nan(finite: Mapping[str, Tensor], step: int) -> None:
@@ -113,22 +126,27 @@ BaselineLosses = Mapping[str, float]
 
 
 LEAST_BASELINE = 1e-10
-"""Radians squared, or variance on the scale of the balance."""
+"""Radians squared, or variance on the scale of the normalizer."""
+
+
+FILE = "normalizers.safetensors"
 
 
 def fit_normalizers(
-    run: Run, setting: Setting
+    run: Run, setup: Setup
 ) -> tuple[dict[str, Normalizers], dict[str, BaselineLosses]]:
-    """Return kind -> label -> balance, and kind -> loss -> spread.
+    """Return kind -> label -> normalizer, and kind -> loss -> baseline loss.
 
     From the run's folder, or by the calibration pass.
     """
-    config = setting.config
+    config = setup.config
     kinds = (config.normalise, *config.compare)
-    path = run.path / "balances.safetensors"
+    path = run.path / FILE
+    before = run.path / "balances.safetensors"  # its name before version 0.2
+    if before.is_file() and not path.is_file():
+        path = before
     if not path.is_file():
-        context = dict(device=setting.device, autocast=setting.autocast)
-        found = calibrate(setting.teachers, setting.train, config, **context)
+        found = calibrate(setup)
         tensors = {}
         for kind in kinds:
             fitted = {name: fit(kind, moments) for name, moments in found.moments.items()}
@@ -141,18 +159,16 @@ def fit_normalizers(
         save_whole(tensors, path, save_file)
     tensors = load_file(path)
     return (
-        {kind: _read_normalizers(tensors, kind, setting) for kind in kinds},
-        {kind: _read_baseline_losses(tensors, kind, setting) for kind in kinds},
+        {kind: read_normalizers(tensors, kind, setup) for kind in kinds},
+        {kind: _read_baseline_losses(tensors, kind, setup) for kind in kinds},
     )
 
 
-def _read_baseline_losses(
-    tensors: Mapping[str, Tensor], kind: str, setting: Setting
-) -> BaselineLosses:
+def _read_baseline_losses(tensors: Mapping[str, Tensor], kind: str, setup: Setup) -> BaselineLosses:
     """Return the baseline losses of one kind; refuse 0 where a loss would divide by it."""
     prefix = f"spread/{kind}/"
     found = {k.removeprefix(prefix): v.item() for k, v in tensors.items() if k.startswith(prefix)}
-    losses = setting.config.losses
+    losses = setup.config.losses
     wanted = losses.weighting == "dispersion" or losses.summary == "angle"
     for name, value in found.items():
         if wanted and value < LEAST_BASELINE:
@@ -164,13 +180,13 @@ def _read_baseline_losses(
     return found
 
 
-def _read_normalizers(tensors: Mapping[str, Tensor], kind: str, setting: Setting) -> Normalizers:
+def read_normalizers(tensors: Mapping[str, Tensor], kind: str, setup: Setup) -> Normalizers:
     normalizers = {}
-    for name, teacher in setting.teachers.items():
+    for name, teacher in setup.teachers.items():
         prefix = f"{kind}/{name}/"
         state = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
         if state and teacher.spatial_dim:
             normalizers[name] = Normalizer(kind, teacher.spatial_dim)
             normalizers[name].load_state_dict(state)
-            normalizers[name].to(setting.device)
+            in_precision(normalizers[name], setup.config.precision).to(setup.device)
     return normalizers

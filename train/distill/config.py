@@ -17,7 +17,7 @@ class TeacherSpec:
     """A teacher in a run: its name and how much its two losses count."""
 
     name: str
-    """kind:name[/weights][@resolution]"""
+    """`kind:name[/weights][@resolution]`"""
     summary: float = 1.0
     """Weight of the summary loss; 0 leaves the summary head out."""
     spatial: float = 1.0
@@ -82,17 +82,24 @@ class Heads:
     """MLPs (v1, v2), two attention blocks before one (attn), or one on every block (ladder)."""
     hidden: int | None = None
     """Width of the hidden layers; the widest teacher's by default."""
-    inner: int = 1
+    num_inner: int = 1
     """Hidden layers beyond the first; a ladder has none."""
     upsample: int = 1
     """Answer on a grid finer by this factor than the student's own."""
 
     def __post_init__(self):
-        if self.upsample < 1 or self.inner < 0 or (self.hidden is not None and self.hidden < 1):
+        has_width = self.hidden is None or self.hidden >= 1
+        if self.upsample < 1 or self.num_inner < 0 or not has_width:
             raise ValueError(
-                f"Heads with hidden {self.hidden}, inner {self.inner} and upsample "
-                f"{self.upsample}: hidden and upsample must be at least 1, inner at least 0."
+                f"Heads with hidden {self.hidden}, num_inner {self.num_inner} and upsample "
+                f"{self.upsample}: hidden and upsample must be at least 1, num_inner at least 0."
             )
+
+    def options(self) -> dict[str, Any]:
+        """Return the heads as keywords of `build_student`, which exports keep as well."""
+        return dict(
+            kind=self.kind, hidden=self.hidden, inner=self.num_inner, upsample=self.upsample
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -174,8 +181,8 @@ class Distill(Training):
     """Compile the teachers' blocks, for their one size."""
     overlap: bool = False
     """Let the teachers look at the next batch while the student learns from this one (CUDA)."""
-    views: int = 0
-    """Epochs of augmented views after which they begin again; 0 for new ones for ever."""
+    view_epochs: int = 0
+    """Epochs after which the augmented views repeat; 0 draws new ones in every epoch."""
     cache: Path | None = None
     """Folder of the teachers' features of those views: filled at first, read from then on."""
     cache_dtype: Literal["int8", "bf16"] = "int8"
@@ -198,14 +205,20 @@ class Distill(Training):
                 "losses.mesa compares the student with its averaged weights, and optim.ema is 0; "
                 "give it a decay such as 0.999."
             )
-        if self.views < 0 or (self.cache and not self.views):
+        if self.view_epochs < 0 or (self.cache and not self.view_epochs):
             raise ValueError(
-                f"views is {self.views}; a cache holds 1 epoch of views or more (--views 1)."
+                f"view_epochs is {self.view_epochs}; a cache holds the views of 1 epoch or more "
+                "(--view-epochs 1)."
             )
         if self.cache and (self.losses.shift or any(spec.follow for spec in self.teachers)):
             raise ValueError(
                 "A cache holds one map for each view, so it cannot serve shifted crops or teachers "
                 "that follow the student's size; leave out cache, or losses.shift and follow=1."
+            )
+        if self.device == "mps":
+            raise ValueError(
+                "A distillation measures its teachers in float64, which device mps does not have; "
+                "give --device cpu."
             )
         if self.normalise in self.compare:
             raise ValueError(f"compare repeats the run's own normalisation {self.normalise!r}.")

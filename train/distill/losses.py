@@ -92,23 +92,27 @@ def by_image(
 SPATIAL_LOSSES = {"mse": mse, "smooth_l1": smooth_l1, "cosine": cosine, "hybrid": hybrid}
 
 
-def adaloss(
-    losses: Float[Tensor, " T"], ema: Float[Tensor, " T"] | None, *, momentum: float = 0.99
-) -> tuple[Float[Tensor, " T"], Float[Tensor, " T"]]:
+def adaloss(running: Float[Tensor, " T"]) -> Float[Tensor, " T"]:
     """Weigh each loss by the inverse of its running mean (AdaLoss, in AM-RADIO section 3.4).
 
-    The weights carry no gradient. Nothing waits for the device.
+    Args:
+        running: What `running_losses` returned; NaN for a loss that has none yet, which weighs 1.
+    """
+    weights = 1 / running.clamp_min(torch.finfo(running.dtype).tiny)
+    return torch.where(running.isnan(), 1.0, weights)
+
+
+def running_losses(
+    losses: Float[Tensor, " T"], running: Float[Tensor, " T"], *, momentum: float = 0.99
+) -> Float[Tensor, " T"]:
+    """Follow the losses of one step by an exponential mean that starts at the first of them.
 
     Args:
-        losses: The losses of one step, stacked.
-        ema: What the call before returned; `None` at the first step.
-
-    Returns:
-        The weights, and the running means to keep for the next step.
+        losses: Means over a step's batch; NaN for a loss that was left out, whose mean stays.
+        running: What the call before returned; NaN at first.
     """
-    seen = losses.detach()
-    ema = seen if ema is None else torch.lerp(seen, ema, momentum)
-    return 1 / ema.clamp_min(torch.finfo(ema.dtype).tiny), ema
+    after = torch.lerp(losses, torch.where(running.isnan(), losses, running), momentum)
+    return torch.where(losses.isnan(), running, after)
 
 
 def _widened(ours: Tensor, theirs: Tensor) -> tuple[Tensor, Tensor]:

@@ -313,7 +313,7 @@ def _rotation(kind: str, covariance: Tensor, variance: Tensor):
 
 
 def _even(eigenvalues: Float64[Tensor, " C"]) -> Float64[Tensor, "C C"]:
-    """Return a rotation R with all of diag(R Λ Rᵀ) equal: Hadamard's, for any Λ, if one is known."""
+    """Return a rotation R with all of diag(R Λ Rᵀ) equal: Hadamard's, for any Λ, if known."""
     dim = len(eigenvalues)
     if has_hadamard(dim):
         return hadamard(dim).to(eigenvalues)

@@ -1,7 +1,7 @@
-"""What the plan decides about one step: the student's size, who is asked, who sees what.
+"""What is decided about one step: the student's size, which teachers, who sees what.
 
-All of it follows from (seed, step) on the host, so a resumed run decides the same and no step
-waits for the device.
+All of it follows from (seed, step) and positions in the stream, on the host, so a resumed run
+decides the same and no step waits for the device.
 """
 
 import math
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from zoo.data.plan import Plan, mix
 from zoo.data.views import View
-from zoo.features import Batch, Features
+from zoo.features import Batch, Features, match_grid
 from zoo.students.build import student_grids
 from zoo.students.student import MESA, Student
 from zoo.teachers.teacher import Teacher
@@ -25,57 +25,53 @@ from zoo.train.distill.sizes import at_size, sizes_of
 Model = Callable[[Batch], Features]
 Align = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
-SIZE, ASKED, SHIFT = 4, 5, 6
+SIZE, SAMPLED, SHIFT = 4, 5, 6
 """Salts of `mix`; the plan's own are 1 and 2, that of the calibration's plan is 3."""
 
 
 @dataclass(frozen=True)
 class StepPlan:
-    """One step."""
+    """What was decided about one slice of one step."""
 
     size: int
-    asked: frozenset[str] | None
-    """Labels of the teachers that are asked; `None` if every step asks all of them."""
+    """Side of the student's images."""
+    sampled: frozenset[str] | None
+    """Labels of the teachers of this step; `None` if every step has all of them."""
     windows: Mapping[str, Window] = field(default_factory=dict)
-    """What the teachers see, by label, without shifts nothing; `STUDENT` for the student."""
+    """What each teacher sees of the canvas, by label, and `STUDENT` the student; nothing without
+    shifts."""
 
     def student(self, student: Student, *, mesa: bool) -> Callable[[Batch], dict[str, Features]]:
-        """Return the student as it is asked in this step."""
-        features = partial(student, size=(self.size, self.size), mesa=mesa)
+        """Return the student as this step runs it."""
+        model = partial(student, size=(self.size, self.size), mesa=mesa)
         window = self.windows.get(STUDENT)
-        return features if window is None else lambda batch: features(cropped(batch, window))
+        return model if window is None else lambda batch: model(cropped(batch, window))
 
     def teachers(self, teachers: Mapping[str, Teacher]) -> dict[str, Model]:
-        """Return those that are asked, each as it looks in this step."""
+        """Return those that are sampled, each as this step runs it."""
         return self._shifted(
             {
                 label: at_size(teacher, self.size)
                 for label, teacher in teachers.items()
-                if self.asked is None or label in self.asked
+                if self.sampled is None or label in self.sampled
             }
         )
 
-    def average(self, average: Student | None) -> dict[str, Model]:
-        """Return the student's own average, which MESA asks; nothing without MESA."""
-        if average is None:
-            return {}
-        return self._shifted({MESA: partial(average.own_map, size=(self.size, self.size))})
+    def average(self, average: Student) -> Model:
+        """Return the student's own average, the teacher of MESA, as this step runs it."""
+        return self._shifted({MESA: partial(average.own_map, size=(self.size, self.size))})[MESA]
 
     def _shifted(self, found: dict[str, Model]) -> dict[str, Model]:
         for label in set(found) & set(self.windows):
             found[label] = shifted(found[label], self.windows[label])
         return found
 
-    def align(self) -> dict[str, Align]:
-        """Return what aligns the student's map with a teacher's, where crops are shifted."""
-        ours = self.windows.get(STUDENT)
-        if ours is None:
-            return {}
-        return {
-            label: partial(overlap, our_window=ours, their_window=window)
-            for label, window in self.windows.items()
-            if label != STUDENT
-        }
+    def align(self, label: str) -> Align:
+        """Return what brings the student's map and that of a teacher to one grid and one window."""
+        ours, theirs = self.windows.get(STUDENT), self.windows.get(label)
+        if ours is None or theirs is None:
+            return match_grid
+        return partial(overlap, our_window=ours, their_window=theirs)
 
 
 STUDENT = "student.itself"
@@ -84,41 +80,48 @@ STUDENT = "student.itself"
 
 def drawn_size(plan: Plan, step: int, config: Distill) -> int:
     """Draw the side of the student's images in `step`."""
-    return config.sizes[mix(plan.seed, SIZE, step) % len(config.sizes)] if config.sizes else (
-        config.size
-    )  # fmt: skip
+    if not config.sizes:
+        return config.size
+    return config.sizes[mix(plan.seed, SIZE, step) % len(config.sizes)]
 
 
 def drawn_teachers(plan: Plan, step: int, config: Distill) -> frozenset[str] | None:
-    """Draw the teachers that are asked in `step`, each by itself with the chance of its rate."""
+    """Draw the teachers of `step`, each by itself with the chance of its rate."""
     if all(spec.rate == 1 for spec in config.teachers):
         return None
     chances = {
-        label: mix(plan.seed, ASKED, step, i) / 2**63 for i, label in enumerate(config.labels)
+        label: mix(plan.seed, SAMPLED, step, i) / 2**63 for i, label in enumerate(config.labels)
     }
     rates = {label: s.rate for label, s in zip(config.labels, config.teachers, strict=True)}
     return frozenset(label for label in rates if chances[label] < rates[label])
 
 
-def plan_step(plan: Plan, step: int, config: Distill, teachers: Mapping[str, Teacher]) -> StepPlan:
-    """Decide everything about `step`."""
-    size, asked = drawn_size(plan, step, config), drawn_teachers(plan, step, config)
+def plan_step(
+    plan: Plan, step: int, position: int, config: Distill, teachers: Mapping[str, Teacher]
+) -> StepPlan:
+    """Decide everything about a slice of `step`.
+
+    Args:
+        position: In the stream of the slice's first image. Windows follow from it alone, so that
+            views that come again are seen through the same ones.
+    """
+    size, sampled = drawn_size(plan, step, config), drawn_teachers(plan, step, config)
     if not config.losses.shift:
-        return StepPlan(size, asked)
+        return StepPlan(size, sampled)
     grid = grids_of(config)[size]
     room = Fraction(config.losses.shift, grid[0])
     sees: dict[str, tuple[tuple[int, int], tuple[int, int] | None]]
     sees = {STUDENT: ((size, size), grid)}
     for label, teacher in teachers.items():
-        looking = at_size(teacher, size)
-        sees[label] = (looking.size, looking.grid)
+        shown = at_size(teacher, size)
+        sees[label] = (shown.size, shown.grid)
     if config.losses.mesa:
         sees[MESA] = sees[STUDENT]
     windows = {
-        who: draw_window(pixels, cells, room, plan.seed, SHIFT, step, i)
+        who: draw_window(pixels, cells, room, plan.seed, SHIFT, plan.stored(position), i)
         for i, (who, (pixels, cells)) in enumerate(sees.items())
     }
-    return StepPlan(size, asked, windows)
+    return StepPlan(size, sampled, windows)
 
 
 def grids_of(config: Distill) -> dict[int, tuple[int, int]]:

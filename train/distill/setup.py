@@ -1,8 +1,6 @@
 """Open and check everything that a distillation works with."""
 
 import contextlib
-import dataclasses
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -11,24 +9,26 @@ from typing import Any
 
 import timm
 import torch
+from torch import nn
 
 import zoo
 from zoo.data.sources import Source, open_splits
+from zoo.data.views import View
 from zoo.students.build import build_student, read_options
 from zoo.students.student import Student
 from zoo.teachers.name import FOLDER, TeacherName, unknown_name
 from zoo.teachers.open import open_teacher
 from zoo.teachers.teacher import Teacher, check_losses, fingerprint
-from zoo.train.device import autocast, device_of
+from zoo.train.device import autocast, device_of, in_precision
 from zoo.train.distill.config import Distill
-from zoo.train.distill.plan_step import check_step_plans, grids_of
-from zoo.train.distill.sizes import follow
+from zoo.train.distill.plan_step import check_step_plans, grids_of, view_of
+from zoo.train.distill.sizes import match_student_size
 from zoo.train.run import Run
 
 
 @dataclass(frozen=True)
-class Setting:
-    """What a run works with, opened and checked."""
+class Setup:
+    """What a run works with: opened, checked, and resolved once."""
 
     config: Distill
     device: torch.device
@@ -36,9 +36,13 @@ class Setting:
     val: Source
     labelled: tuple[Source, Source] | None
     teachers: Mapping[str, Teacher]
+    view: View
+    """The crop that is decoded once for student and teachers."""
+    widths: Mapping[str, tuple[int | None, int | None]]
+    """Of the summary and of the map of each teacher, as far as the student learns them."""
 
     def autocast(self) -> contextlib.AbstractContextManager:
-        return autocast(self.config, self.device)
+        return autocast(self.config.precision, self.device)
 
 
 def check_names(config: Distill) -> None:
@@ -96,9 +100,11 @@ def open_teachers(config: Distill, train: Source, device: torch.device) -> dict[
             )
         opened = partial(open_teacher, device=device, mosaic=spec.mosaic)
         if spec.follow:
-            teachers[label] = follow(text, opened, grids_of(config), config.size)
+            teachers[label] = match_student_size(text, opened, grids_of(config), config.size)
         else:
             teachers[label] = opened(text)
+        if isinstance(teachers[label], nn.Module):
+            in_precision(teachers[label], config.precision)
     return teachers
 
 
@@ -121,38 +127,57 @@ def backbone_options(config: Distill) -> dict[str, Any]:
     )
 
 
-def new_student(setting: Setting) -> Student:
+def new_student(setup: Setup) -> Student:
     """Build the student of a run, the same one at each call."""
-    config = setting.config
+    config = setup.config
     torch.manual_seed(config.seed)
-    return build_student(
+    student = build_student(
         config.student,
-        widths(config, setting.teachers),
+        setup.widths,
         size=config.size,
-        **dataclasses.asdict(config.heads),
+        **config.heads.options(),
         pretrained=config.pretrained,
         drop_path_rate=config.optim.drop_path,
         **backbone_options(config),
-    ).to(setting.device)
+    )
+    return in_precision(student, config.precision).to(setup.device)
 
 
-def prepare(config: Distill) -> Setting:
+def prepare(config: Distill) -> Setup:
     """Check and open everything that a run needs, before it writes anything."""
     check_names(config)
-    device = device_of(config)
+    device = device_of(config.device)
+    if config.precision == "float64" and device.type != "cpu":
+        raise ValueError("precision float64 is for tests on a CPU; give --device cpu with it.")
     train, val, labelled = open_data(config)
     teachers = open_teachers(config, train, device)
-    widths(config, teachers)  # refuses a loss that a teacher has nothing for
+    wide = widths(config, teachers)  # refuses a loss that a teacher has nothing for
     check_step_plans(config, teachers)
-    return Setting(config, device, train, val, labelled, teachers)
+    check_mosaics(config)
+    view = view_of(config, teachers)
+    return Setup(config, device, train, val, labelled, teachers, view, wide)
 
 
-def check_same_teachers(run: Run, setting: Setting) -> None:
+def check_mosaics(config: Distill) -> None:
+    """Refuse slices that leave a teacher's canvas part empty: it is packed within a slice.
+
+    Raises:
+        ValueError: as said; one slice may, as its last canvas is filled with images again.
+    """
+    size = config.batch // config.num_slices
+    for spec in config.teachers:
+        if config.num_slices > 1 and size % spec.mosaic**2:
+            raise ValueError(
+                f"The teacher {spec.name} packs {spec.mosaic}x{spec.mosaic} images, and a slice "
+                f"has {size} of the {config.batch}; choose --batch and --slices so that a slice "
+                f"is a multiple of {spec.mosaic**2}."
+            )
+
+
+def check_same_teachers(run: Run, setup: Setup) -> None:
     """Remember the teachers' weights in a new run; refuse others in a resumed one."""
-    now = {label: fingerprint(teacher) for label, teacher in setting.teachers.items()}
-    path = run.path / "teachers.json"
-    if path.is_file():
-        before = json.loads(path.read_text())
+    now = {label: fingerprint(teacher) for label, teacher in setup.teachers.items()}
+    if before := run.read_json("teachers.json"):
         changed = [label for label in now if before.get(label) != now[label]]
         if changed:
             raise ValueError(

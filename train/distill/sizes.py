@@ -13,24 +13,29 @@ from zoo.teachers.teacher import Teacher
 class MultiSizeTeacher(nn.Module):
     """One teacher at several sizes: at each size of the student, on the student's grid.
 
-    The sizes are networks of their own, opened with all the checks of a teacher, so shapes stay
-    static; what they share (all but tables of positions) is held once. By itself it looks at the
-    size that goes with `nominal`.
+    Each size is a network of its own, opened with all the checks of a teacher, so shapes stay
+    static. What the networks share (everything but tables of positions) is in memory once. Called
+    itself, it is the teacher for the size `nominal`.
 
     Args:
-        looks: The teacher for each side of the student's images.
-        nominal: The student's side in evaluations.
+        by_size: The teacher for each side of the student's images, in pixels.
+        nominal: The student's side in evaluations; a key of `by_size`.
     """
 
-    def __init__(self, looks: Mapping[int, nn.Module], nominal: int):
+    def __init__(self, by_size: Mapping[int, nn.Module], nominal: int):
         super().__init__()
         self.nominal = str(nominal)
-        self.looks = nn.ModuleDict({str(size): teacher for size, teacher in looks.items()})
-        for teacher in looks.values():
-            _share(teacher, looks[nominal])
+        # the attribute's name is part of the fingerprint by which a resumed run knows its teachers
+        self.looks = nn.ModuleDict({str(size): teacher for size, teacher in by_size.items()})
+        for teacher in by_size.values():
+            _share(teacher, by_size[nominal])
 
     def at(self, size: int) -> Any:
-        """Return the teacher as it looks beside a student at `size`."""
+        """Return the teacher for a student at `size` pixels.
+
+        Raises:
+            KeyError: it was not opened for that size.
+        """
         return self.looks[str(size)]
 
     def __getattr__(self, name: str):
@@ -43,55 +48,58 @@ class MultiSizeTeacher(nn.Module):
 
 
 def at_size(teacher: Teacher, size: int) -> Teacher:
-    """Return the teacher as it looks beside a student at `size`: itself, if it does not follow."""
+    """Return the teacher for a student at `size` pixels: itself, if it has one size."""
     return teacher.at(size) if isinstance(teacher, MultiSizeTeacher) else teacher
 
 
 def sizes_of(teacher: Teacher) -> list[tuple[int, int]]:
-    """List all sizes that a teacher looks at."""
+    """List all image sizes (rows, columns) of a teacher."""
     if isinstance(teacher, MultiSizeTeacher):
         return [teacher.at(int(size)).size for size in teacher.looks]
     return [teacher.size]
 
 
-def follow(
+def match_student_size(
     text: str,
-    opened: Callable[[str], Teacher],
+    open_one: Callable[[str], Teacher],
     grids: Mapping[int, tuple[int, int]],
     nominal: int,
 ) -> MultiSizeTeacher:
-    """Open the teacher `text` for each of the student's sizes: as many cells, of its own patch.
+    """Open the teacher `text` for each of the student's sizes, with the student's grid (follow=1).
+
+    The teacher keeps its patch, so its images have patch times as many pixels as the grid cells.
 
     Args:
-        opened: Opens a teacher by name.
-        grids: The student's grid at each side of its images.
+        open_one: Opens a teacher by name.
+        grids: The student's grid at each side of its images, in pixels.
+        nominal: The student's side in evaluations; a key of `grids`.
 
     Raises:
-        ValueError: the teacher has no map, or cannot look at one of the sizes.
+        ValueError: the teacher has no map, or cannot take images of one of the sizes.
     """
-    first = opened(text)
+    first = open_one(text)
     if not first.grid or not isinstance(first, nn.Module):
         raise ValueError(
             f"{text} has no map whose grid could follow the student's; leave out follow."
         )
     patch = first.size[0] // first.grid[0]
     bare = re.sub(r"@\d+$", "", text)
-    looks: dict[int, nn.Module] = {}
+    by_size: dict[int, nn.Module] = {}
     for size, grid in grids.items():
         side = grid[0] * patch
-        found = first if (side, side) == first.size else opened(f"{bare}@{side}")
-        if found.grid != grid:
+        teacher = first if (side, side) == first.size else open_one(f"{bare}@{side}")
+        if teacher.grid != grid:
             raise ValueError(
-                f"{bare}@{side} has a grid of {found.grid}, and the student {grid} at {size} px; "
-                "it cannot follow."
+                f"{bare}@{side} has a grid of {teacher.grid}, and the student {grid} at {size} px. "
+                "The teacher cannot follow; leave out follow."
             )
-        assert isinstance(found, nn.Module)
-        looks[size] = found
-    return MultiSizeTeacher(looks, nominal)
+        assert isinstance(teacher, nn.Module)
+        by_size[size] = teacher
+    return MultiSizeTeacher(by_size, nominal)
 
 
 def _share(teacher: nn.Module, other: nn.Module) -> None:
-    """Let `teacher` hold the parameters of `other` where they are the same."""
+    """Replace the parameters of `teacher` by those of `other` where they are equal."""
     theirs = dict(other.named_parameters())
     for path, module in teacher.named_modules():
         for name, mine in list(module.named_parameters(recurse=False)):

@@ -1,58 +1,89 @@
 """One step of agglomerative distillation: the method on one screen."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from zoo.features import Batch, Features, match_grid
-from zoo.train.distill.losses import by_image, summary_loss
+from zoo.features import Batch, Features
+from zoo.train.distill.losses import by_image
+from zoo.train.task import Loss
 
-Loss = Callable[[Tensor, Tensor], Tensor]
+Distance = Callable[[Tensor, Tensor], Tensor]
 Align = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+
+
+class Term(NamedTuple):
+    """One loss: what the student answers for a teacher, beside what the teacher answered."""
+
+    name: str
+    """`label/summary` or `label/spatial`."""
+    teacher: str
+    loss: Callable[[Features, Features, Align], Tensor]
+    """Normaliser, alignment and distance in one; a mean over the slice, or each image's, [B]."""
 
 
 def distill_step(
     batch: Batch,
     student: Callable[[Batch], dict[str, Features]],
-    teachers: Mapping[str, Callable[[Batch], Features]],
-    normalizers: Mapping[str, nn.Module],
-    spatial_loss: Loss,
-    *,
-    summary_losses: Mapping[str, Loss] | None = None,
-    align: Mapping[str, Align] | None = None,
-    each_image: bool = False,
-) -> dict[str, Tensor]:
-    """Compare the student with each teacher: `label/summary` and `label/spatial` -> a scalar.
-
-    The student's heads answer in the space that the teacher's balance makes (PHI-S, 2410.01680,
-    A.6): there AdamW, weight decay and element-wise losses see every channel on one scale.
+    targets: Mapping[str, Features],
+    terms: Sequence[Term],
+    align: Callable[[str], Align],
+) -> dict[str, Loss]:
+    """Compare the student with each teacher, term by term.
 
     Args:
-        teachers: A head whose teacher is missing gets the loss 0, and so a gradient all the same:
-            the graph of a step does not depend on who is asked.
-        summary_losses: By label; the cosine distance by default.
-        align: What brings a student's and a teacher's map to one grid; `match_grid` by default.
-        each_image: Give each image's own losses, [B], in place of their means.
+        targets: By label. A term whose teacher is missing has the loss 0, and so a gradient all
+            the same: the graph of a step does not depend on which teachers it has.
+        align: For a label, what brings the student's map and the teacher's to one grid.
     """
-    of = by_image if each_image else lambda loss: loss
-    ours = student(batch)
-    losses = {}
-    for name, guess in ours.items():
-        if name not in teachers:
-            for part, x in (("summary", guess.summary), ("spatial", guess.spatial)):
-                if x is not None:
-                    nothing = 0 * x.float().flatten(1).sum(1)
-                    losses[f"{name}/{part}"] = nothing if each_image else nothing.mean()
-            continue
-        with torch.no_grad():
-            theirs = teachers[name](batch)
-        if guess.summary is not None:
-            loss = (summary_losses or {}).get(name, summary_loss)
-            losses[f"{name}/summary"] = of(loss)(guess.summary.float(), theirs.summary.float())
-        if guess.spatial is not None:
-            with torch.no_grad():
-                target = normalizers[name](theirs.spatial.float())
-            pair = (align or {}).get(name, match_grid)(guess.spatial.float(), target)
-            losses[f"{name}/spatial"] = of(spatial_loss)(*pair)
+    ours, images, losses = student(batch), len(batch.images), {}
+    for term in terms:
+        guess = ours[term.teacher]
+        if term.teacher in targets:
+            value = term.loss(guess, targets[term.teacher], align(term.teacher))
+            each = value.ndim > 0
+            losses[term.name] = Loss(value, images) if each else Loss.of_mean(value, images)
+        else:
+            part = guess.summary if term.name.endswith("/summary") else guess.spatial
+            losses[term.name] = Loss(0 * full_precision(part).flatten(1).sum(1), 0)
     return losses
+
+
+def summary_term(label: str, distance: Distance, *, each_image: bool = False) -> Term:
+    """Compare the summaries of student and teacher.
+
+    Args:
+        each_image: Return each image's own loss, in place of their mean.
+    """
+    distance = by_image(distance) if each_image else distance
+
+    def loss(ours: Features, theirs: Features, align: Align) -> Tensor:
+        return distance(full_precision(ours.summary), full_precision(theirs.summary))
+
+    return Term(f"{label}/summary", label, loss)
+
+
+def spatial_term(
+    label: str, distance: Distance, normalizer: nn.Module, *, each_image: bool = False
+) -> Term:
+    """Compare the maps of student and teacher, on one grid.
+
+    The student's heads answer in the space that the teacher's normalizer makes (PHI-S, 2410.01680,
+    A.6): there AdamW, weight decay and element-wise losses see every channel on one scale.
+    """
+    distance = by_image(distance) if each_image else distance
+
+    def loss(ours: Features, theirs: Features, align: Align) -> Tensor:
+        with torch.no_grad():
+            target = normalizer(full_precision(theirs.spatial))
+        return distance(*align(full_precision(ours.spatial), target))
+
+    return Term(f"{label}/spatial", label, loss)
+
+
+def full_precision(x: Tensor | None) -> Tensor:
+    """Return features in float32, or in what they have if that is more."""
+    assert x is not None  # a head is built for what its teacher has
+    return x.to(torch.promote_types(x.dtype, torch.float32))

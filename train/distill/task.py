@@ -1,57 +1,112 @@
 """Distillation as a task of the training loop."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import partial
 
+import torch
 from torch import Tensor, nn
 
 from zoo.data.plan import Plan
-from zoo.features import Batch
-from zoo.students.student import MESA
+from zoo.features import Batch, Features
+from zoo.students.student import MESA, Student
 from zoo.teachers.teacher import Teacher
 from zoo.train.distill.config import Distill
-from zoo.train.distill.losses import SPATIAL_LOSSES, angle
-from zoo.train.distill.plan_step import StepPlan, plan_step
-from zoo.train.distill.step import distill_step
-from zoo.train.distill.teachers import Model
+from zoo.train.distill.losses import SPATIAL_LOSSES, angle, summary_loss
+from zoo.train.distill.plan_step import StepPlan, drawn_teachers, plan_step
+from zoo.train.distill.step import Term, distill_step, spatial_term, summary_term
+from zoo.train.distill.weighting import Weighting
 from zoo.train.state import TrainState
+from zoo.train.task import Loss, Task
 
 
-def looks_of(
-    plan: Plan, config: Distill, teachers: Mapping[str, Teacher], step: int
-) -> Mapping[str, Model]:
-    """Return the teachers that `step` asks, each as it looks then."""
-    return plan_step(plan, step, config, teachers).teachers(teachers)
+class DistillTask(Task):
+    """Many frozen teachers into one student.
+
+    Args:
+        teachers: By label; each answers at its own size.
+        terms: What is compared, in the order of the student's heads.
+    """
+
+    def __init__(
+        self,
+        config: Distill,
+        plan: Plan,
+        teachers: Mapping[str, Teacher],
+        terms: tuple[Term, ...],
+        weighting: Weighting,
+    ):
+        self.config, self.plan, self.teachers = config, plan, teachers
+        self.terms, self.weighting = terms, weighting
+
+    @classmethod
+    def of(
+        cls,
+        config: Distill,
+        student: Student,
+        plan: Plan,
+        teachers: Mapping[str, Teacher],
+        normalizers: Mapping[str, nn.Module],
+        baseline_losses: Mapping[str, float],
+    ) -> "DistillTask":
+        """Put together what a config asks for.
+
+        Args:
+            normalizers: Of the teachers' maps, by label.
+            baseline_losses: What calibration measured, by the names of the losses.
+        """
+        terms = tuple(terms_of(config, student, normalizers, baseline_losses))
+        specs = dict(zip(config.labels, config.teachers, strict=True))
+        names, slices = [term.name for term in terms], config.num_slices
+        weighting = Weighting(
+            names, specs, config.losses, baseline_losses, num_slices=slices,
+            device=student.mean.device,
+        )  # fmt: skip
+        return cls(config, plan, teachers, terms, weighting.to(student.mean.dtype))
+
+    def planned(self, batch: Batch, step: int) -> StepPlan:
+        position = batch.positions[0] if batch.positions else step * self.plan.batch
+        return plan_step(self.plan, step, position, self.config, self.teachers)
+
+    def targets(self, batch: Batch, step: int) -> dict[str, Features]:
+        """Ask the teachers of this step."""
+        teachers = self.planned(batch, step).teachers(self.teachers)
+        return {label: teacher(batch) for label, teacher in teachers.items()}
+
+    def losses(
+        self, state: TrainState, batch: Batch, targets: dict[str, Features], step: int
+    ) -> dict[str, Loss]:
+        """Compare the student with the teachers, and with its own average (MESA)."""
+        planned, mesa = self.planned(batch, step), bool(self.config.losses.mesa)
+        if mesa and state.ema:
+            with torch.no_grad():
+                targets = {**targets, MESA: planned.average(state.ema.module)(batch)}
+        student = planned.student(state.model, mesa=mesa)
+        return distill_step(batch, student, targets, self.terms, planned.align)
+
+    def weigh(self, losses: Mapping[str, Tensor], step: int) -> Tensor:
+        sampled = drawn_teachers(self.plan, step, self.config)
+        return self.weighting(torch.stack(list(losses.values())), sampled)
+
+    def observe(self, means: Mapping[str, Tensor], step: int) -> None:
+        self.weighting.observe(torch.stack(list(means.values())))
 
 
-def objective_of(
-    config: Distill, normalizers: Mapping[str, nn.Module], baseline_losses: Mapping[str, float]
-) -> Callable[[Batch, TrainState, Mapping[str, Model], StepPlan], dict[str, Tensor]]:
-    """Return the function that holds a trainee against its teachers, as the config says."""
-    settings = config.losses
-    summaries = {}
-    if settings.summary == "angle":
-        found = {key.removesuffix("/summary"): value for key, value in baseline_losses.items()}
-        summaries = {
-            label: partial(angle, dispersion=found[label])
-            for label in config.labels
-            if label in found
-        }
-    spaces = {**normalizers, MESA: nn.Identity()}
-
-    def objective(
-        batch: Batch, trainee: TrainState, teachers: Mapping[str, Model], turn: StepPlan
-    ) -> dict[str, Tensor]:
-        average = trainee.average if settings.mesa else None
-        return distill_step(
-            batch,
-            turn.student(trainee.student, mesa=bool(settings.mesa)),
-            {**teachers, **turn.average(average)},
-            spaces,
-            SPATIAL_LOSSES[settings.spatial],
-            summary_losses=summaries,
-            align=turn.align(),
-            each_image=settings.teacher_drop > 0,
-        )
-
-    return objective
+def terms_of(
+    config: Distill,
+    student: Student,
+    normalizers: Mapping[str, nn.Module],
+    baseline_losses: Mapping[str, float],
+):
+    """Yield what the student's heads are compared with, as the config says."""
+    losses = config.losses
+    distance, each = SPATIAL_LOSSES[losses.spatial], losses.teacher_drop > 0
+    for label, head in student.heads.items():
+        if head.summary is not None:
+            found = summary_loss
+            if losses.summary == "angle":
+                found = partial(angle, dispersion=baseline_losses[f"{label}/summary"])
+            yield summary_term(label, found, each_image=each)
+        if head.spatial is not None:
+            yield spatial_term(label, distance, normalizers[label], each_image=each)
+    if losses.mesa:
+        yield spatial_term(MESA, distance, nn.Identity(), each_image=each)

@@ -4,9 +4,7 @@ Nothing here changes what a step computes, but for 8-bit teachers, whose fidelit
 """
 
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
-from functools import partial
+from collections.abc import Callable, Mapping
 from typing import Literal
 
 import torch
@@ -21,8 +19,7 @@ from zoo.teachers.folded_attention import fold_relative_positions
 from zoo.teachers.mosaic import Mosaic, pack
 from zoo.teachers.quantize import QuantKind, QuantReport, quantize_linears
 from zoo.teachers.teacher import Frozen, Teacher
-from zoo.train.distill.plan_step import view_of
-from zoo.train.distill.setup import Setting
+from zoo.train.distill.setup import Setup
 from zoo.train.run import Run
 
 Model = Callable[[Batch], Features]
@@ -101,96 +98,35 @@ def _size(network: nn.Module) -> int:
     return sum(p.numel() for p in network.parameters())
 
 
-@contextmanager
-def tensor_cores() -> Iterator[None]:
-    """Let float32 products run in TF32: PHI-S's rotation of every target, and grids matched.
-
-    Their relative squared error is 1e-7, where bfloat16 features carry 1e-5.
-    """
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("high")
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(before)
-
-
-class TeacherPrefetcher:
-    """Lets teachers look at the next batch while the student learns from this one.
-
-    Their forward passes run on a stream of their own, one batch early, and fill what the student's
-    small kernels leave idle. The features are those of a live call.
-    """
-
-    def __init__(self, device: torch.device, autocast: Callable[[], AbstractContextManager]):
-        self.autocast = autocast
-        self.stream = torch.cuda.Stream(device) if device.type == "cuda" else None
-
-    def over(
-        self, coming: Iterable[tuple[Batch, Mapping[str, Model]]]
-    ) -> Iterator[tuple[Batch, Mapping[str, Model]]]:
-        """Return batches and who looks at them, each after the teachers were sent to the next."""
-        ready = None
-        for batch, looks in coming:
-            begun = batch, self._look(batch, looks)
-            if ready is not None:
-                yield ready
-            ready = begun
-        if ready is not None:
-            yield ready
-
-    def _look(self, batch: Batch, looks: Mapping[str, Model]) -> Mapping[str, Model]:
-        if self.stream is None:
-            return looks  # one device, one queue: nothing runs beside anything
-        here = torch.cuda.current_stream()
-        self.stream.wait_stream(here)
-        with torch.cuda.stream(self.stream), torch.no_grad(), self.autocast():
-            seen = {name: teacher(batch) for name, teacher in looks.items()}
-            done = torch.cuda.Event()
-            done.record()
-        batch.images.record_stream(self.stream)
-        for tensor in (t for features in seen.values() for t in features if t is not None):
-            tensor.record_stream(here)
-        for tensor in batch._resized.values():  # the student resizes nothing twice
-            tensor.record_stream(here)
-        return {name: partial(_answer, features, done) for name, features in seen.items()}
-
-
-def _answer(features: Features, done: torch.cuda.Event, batch: Batch) -> Features:
-    torch.cuda.current_stream().wait_event(done)
-    return features
-
-
 SAMPLE = 16
 """Images on which the fidelity of 8-bit teachers is measured."""
 
 
-def optimize_run_teachers(run: Run, setting: "Setting") -> None:
+def optimize_run_teachers(run: Run, setup: Setup) -> None:
     """Bring the teachers into the precision and the form that the config asks for."""
-    config = setting.config
-    told = optimize_teachers(
-        setting.teachers,
-        precision=teacher_precision(setting),
+    config = setup.config
+    reports = optimize_teachers(
+        setup.teachers,
+        precision=teacher_precision(setup),
         compiled=config.compile_teachers,
-        sample=lambda: first_batch(setting),
+        sample=lambda: first_batch(setup),
     )
-    if told:
-        run.write_json("eight_bits.json", {n: dataclasses.asdict(t) for n, t in told.items()})
-    for label, one in told.items():
+    if reports:
+        run.write_json("quantized.json", {n: dataclasses.asdict(t) for n, t in reports.items()})
+    for label, one in reports.items():
         Console(stderr=True, highlight=False).print(f"{label}: {one.describe()}")
 
 
-def teacher_precision(setting: "Setting") -> Precision:
+def teacher_precision(setup: Setup) -> Precision:
     """Resolve `auto`: bf16 where the run is, on CUDA."""
-    config = setting.config
-    halved = config.teacher_precision == "auto" and config.precision != "float32"
-    return "bf16" if halved and setting.device.type == "cuda" else config.teacher_precision
+    config = setup.config
+    in_bf16 = config.teacher_precision == "auto" and config.precision != "float32"
+    return "bf16" if in_bf16 and setup.device.type == "cuda" else config.teacher_precision
 
 
-def first_batch(setting: "Setting") -> Batch:
+def first_batch(setup: Setup) -> Batch:
     """Return the training images of step 0, no more than a precision needs to be measured."""
-    config = setting.config
-    few = Plan(len(setting.train), min(config.batch, SAMPLE), config.seed)
-    view = view_of(config, setting.teachers)
-    part = next(train_batches(setting.train, view, few, steps=1))
-    return Batch(part["images"], part["keys"]).to(setting.device)
+    config = setup.config
+    few = Plan(len(setup.train), min(config.batch, SAMPLE), config.seed)
+    part = next(train_batches(setup.train, setup.view, few, steps=1))
+    return Batch(part["images"], part["keys"]).to(setup.device)

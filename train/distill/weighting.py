@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from zoo.students.student import MESA
 from zoo.train.distill.config import Losses, TeacherSpec
-from zoo.train.distill.losses import adaloss
+from zoo.train.distill.losses import adaloss, running_losses
 
 
 class Weighting(nn.Module):
@@ -17,23 +17,28 @@ class Weighting(nn.Module):
     Each loss has the weight of its teacher's spec, times what `Losses.weighting` says:
 
         static       1
-        adaloss      1 / running mean of the loss (AM-RADIO, 2312.06709, section 3.4)
+        adaloss      1 / running mean of the loss (AM-RADIO, 2312.06709, section 3.4), over the
+                     steps before this one, so that no slice of a batch waits for the others; 1
+                     for a loss that no step has had yet
         uncertainty  L exp(−s) / 2 + s / 2 with learned s = log σ² (Kendall et al., 1705.07115, 3.2)
         dispersion   1 / what calibration measured: the mean squared angle of a teacher's summaries
                      about their mean direction (1 for the angle loss, which is over it already),
-                     and the mean variance of its balanced channels (1 for PHI-S)
+                     and the mean variance of its normalised channels (1 for PHI-S)
 
     The distance to the student's own average (MESA) is no teacher's: none of this touches it.
 
     Args:
         names: Of the losses, `label/summary` or `label/spatial`, in the order in which they come.
         specs: The teachers by label.
-        spreads: What calibration measured, by the names of the losses.
+        baseline_losses: What calibration measured, by the names of the losses.
+        num_slices: Parts of a step that each call is one of.
     """
 
     fixed: Tensor
     teacher: Tensor
     """The row of each loss's teacher; one more than the last for MESA."""
+    running: Tensor
+    """AdaLoss's running means; NaN for a loss that no step has had."""
     learned: nn.Parameter | None
     """Log-variances s, for `uncertainty`."""
 
@@ -44,105 +49,95 @@ class Weighting(nn.Module):
         losses: Losses,
         baseline_losses: Mapping[str, float],
         *,
+        num_slices: int = 1,
         device: torch.device | str = "cpu",
     ):
         super().__init__()
         self.names, self.losses, self.labels = tuple(names), losses, tuple(specs)
         self.rates = {label: spec.rate for label, spec in specs.items()}
-        self.running: Tensor | None = None
-        """AdaLoss's running means."""
+        self.num_slices = num_slices
         self._patterns: dict[frozenset[str], tuple[Tensor, Tensor]] = {}
         self.owners = tuple(name.rpartition("/")[0] for name in names)
         weights = [_weight(name, specs, losses, baseline_losses) for name in names]
         rows = [self.labels.index(o) if o in specs else len(self.labels) for o in self.owners]
         self.register_buffer("fixed", torch.tensor(weights, device=device), persistent=False)
         self.register_buffer("teacher", torch.tensor(rows, device=device), persistent=False)
-        learned = losses.weighting == "uncertainty"
+        learned, adaptive = losses.weighting == "uncertainty", losses.weighting == "adaloss"
+        none_yet = torch.full((len(names),), torch.nan, device=device)
+        self.register_buffer("running", none_yet, persistent=adaptive)
         self.learned = nn.Parameter(torch.zeros(len(names), device=device)) if learned else None
 
     def forward(
         self,
         losses: Float[Tensor, " K"] | Float[Tensor, "K B"],
-        asked: frozenset[str] | None = None,
+        sampled: frozenset[str] | None = None,
     ) -> Float[Tensor, ""]:
-        """Return the weighted sum, of means over the batch or of each image's own losses.
+        """Return the weighted sum for a slice of the batch.
 
         Args:
-            asked: The labels of the teachers that were asked in this step; `None` for all.
-                Their losses count 1/rate times, so that the expected gradient is that of all.
+            losses: What the slice adds to each mean over the batch, or each image of it.
+            sampled: The labels of the teachers of this step; `None` for all. Their losses count
+                1/rate times, so that the expected gradient is that of all.
         """
-        means = losses if losses.ndim == 1 else losses.mean(1)
-        scale, there = (None, None) if asked is None else self._counted(asked)
-        weights, price = self._adapted(means.detach(), scale)
+        scale, there = (None, None) if sampled is None else self._counted(sampled)
+        weights, price = self._adapted()
         if losses.ndim == 2:
             weighted = losses.detach() * weights.detach()[:, None]
-            means = (self._kept(weighted, there) * losses).mean(1)
-        total = ((weights if scale is None else weights * scale) * means).sum()
-        return total if price is None else total + price
+            losses = (self._kept(weighted, there) * losses).sum(1)
+        total = ((weights if scale is None else weights * scale) * losses).sum()
+        return total if price is None else total + price / self.num_slices
 
-    def counts(self, asked: frozenset[str]) -> Bool[Tensor, " K"]:
-        """Tell which losses count in a step in which `asked` were asked."""
-        return self._counted(asked)[0] > 0
+    @torch.no_grad()
+    def observe(self, means: Float[Tensor, " K"]) -> None:
+        """Follow the losses of a whole step; NaN for one that it left out."""
+        if self.losses.weighting != "adaloss":
+            return
+        self.running.copy_(running_losses(means.to(self.running), self.running))
 
-    def _adapted(
-        self, means: Float[Tensor, " K"], scale: Float[Tensor, " K"] | None
-    ) -> tuple[Float[Tensor, " K"], Float[Tensor, ""] | None]:
+    def _adapted(self) -> tuple[Float[Tensor, " K"], Float[Tensor, ""] | None]:
         """Return the weights, and what the learned ones pay for being low."""
         own = self.teacher == len(self.labels)
         if self.losses.weighting == "adaloss":
-            return self.fixed * torch.where(own, 1.0, self._follow(means, scale)), None
+            return self.fixed * torch.where(own, 1.0, adaloss(self.running)), None
         if self.learned is None:
             return self.fixed, None
         precision = torch.where(own, 1.0, 0.5 * torch.exp(-self.learned))
         price = 0.5 * (self.fixed * torch.where(own, 0.0, self.learned)).sum()
         return self.fixed * precision, price
 
-    def _follow(
-        self, means: Float[Tensor, " K"], scale: Float[Tensor, " K"] | None
-    ) -> Float[Tensor, " K"]:
-        """Update the running means with the losses of those asked; NaN stands for none so far."""
-        before = self.running
-        if scale is None:
-            factors, self.running = adaloss(means, before)
-            return factors
-        if before is None:
-            before = torch.full_like(means, torch.nan)
-        factors, after = adaloss(means, torch.where(before.isnan(), means, before))
-        self.running = torch.where(scale > 0, after, before)
-        return torch.where(scale > 0, factors, 0.0)
-
     def _kept(
-        self, weighted: Float[Tensor, "K B"], asked: Bool[Tensor, " T"] | None
+        self, weighted: Float[Tensor, "K B"], sampled: Bool[Tensor, " T"] | None
     ) -> Float[Tensor, "K B"]:
-        """Return each loss of each image its coefficient of teacher-drop."""
+        """Return the coefficient of teacher-drop of each loss of each image."""
         sums = weighted.new_zeros(len(self.labels) + 1, weighted.shape[1])
         each = sums.index_add(0, self.teacher, weighted)[:-1]
-        kept = drop_coefficients(each, torch.rand_like(each), self.losses.teacher_drop, asked)
+        kept = drop_coefficients(each, torch.rand_like(each), self.losses.teacher_drop, sampled)
         return torch.cat([kept, torch.ones_like(kept[:1])])[self.teacher]
 
-    def _counted(self, asked: frozenset[str]) -> tuple[Float[Tensor, " K"], Bool[Tensor, " T"]]:
-        """Give 1/rate for the losses of those asked, 0 for the others; and who was asked.
+    def _counted(self, sampled: frozenset[str]) -> tuple[Float[Tensor, " K"], Bool[Tensor, " T"]]:
+        """Return 1/rate for the losses of the teachers sampled, 0 for the others; and who they are.
 
         Each pattern goes to the device once, and nothing waits for that.
         """
-        if asked not in self._patterns:
+        if sampled not in self._patterns:
             scale = [
-                1 / self.rates[o] if o in asked else float(o not in self.rates) for o in self.owners
+                1 / self.rates[o] if o in sampled else float(o not in self.rates)
+                for o in self.owners
             ]
-            there = [label in asked for label in self.labels]
+            there = [label in sampled for label in self.labels]
             device = self.fixed.device
-            self._patterns[asked] = (
+            self._patterns[sampled] = (
                 torch.tensor(scale).to(device, non_blocking=True),
                 torch.tensor(there).to(device, non_blocking=True),
             )
-        return self._patterns[asked]
+        return self._patterns[sampled]
 
 
 def drop_coefficients(
     losses: Float[Tensor, "T B"],
     draws: Float[Tensor, "T B"],
     chance: float,
-    asked: Bool[Tensor, " T"] | None = None,
+    sampled: Bool[Tensor, " T"] | None = None,
 ) -> Float[Tensor, "T B"]:
     """Leave out teachers image by image (UNIC, 2408.05088, teacher dropping regularisation).
 
@@ -153,14 +148,14 @@ def drop_coefficients(
     Args:
         losses: Each teacher's weighted loss of each image, without a gradient.
         draws: Uniform in [0, 1).
-        asked: Teachers that count in this step at all.
+        sampled: Teachers that count in this step at all.
     """
-    if asked is not None:
-        losses = losses.masked_fill(~asked[:, None], -torch.inf)
+    if sampled is not None:
+        losses = losses.masked_fill(~sampled[:, None], -torch.inf)
     keep = (draws >= chance).scatter(0, losses.argmax(0, keepdim=True), True)
-    if asked is not None:
-        keep = keep & asked[:, None]
-    there = keep.shape[0] if asked is None else asked.sum()
+    if sampled is not None:
+        keep = keep & sampled[:, None]
+    there = keep.shape[0] if sampled is None else sampled.sum()
     return there * keep / keep.sum(0).clamp_min(1)
 
 

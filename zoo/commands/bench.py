@@ -3,17 +3,17 @@
 from importlib import import_module
 
 BENCHES = {
-    "models": "zoo.commands.bench_models:main",
-    "distill": "zoo.commands.bench_distill:main",
+    "models": "zoo.commands.bench_models_args:main",
+    "distill": "zoo.commands.bench_distill_args:main",
 }
 
 
-def main(args: list[str]) -> None:
-    """Measure speed; `zoo bench models` says what of."""
-    if args and args[0] in BENCHES:
-        module, function = BENCHES[args[0]].split(":")
-        getattr(import_module(module), function)(args[1:])
+def main(argv: list[str]) -> None:
+    """Measure speed; `zoo bench` alone lists what of."""
+    if argv and argv[0] in BENCHES:
+        module, function = BENCHES[argv[0]].split(":")
+        getattr(import_module(module), function)(argv[1:])
         return
-    if args and args[0] not in ("-h", "--help"):
-        raise ValueError(f"zoo bench knows no {args[0]!r}; it measures {', '.join(BENCHES)}.")
+    if argv and argv[0] not in ("-h", "--help"):
+        raise ValueError(f"There is no benchmark {argv[0]!r}; there are {', '.join(BENCHES)}.")
     print("\n".join(f"zoo bench {name} --help" for name in BENCHES))

@@ -1,18 +1,15 @@
-"""`zoo bench distill`: measure distillation steps, print parts beside the cost model, keep them."""
+"""Measure distillation steps, print their parts beside the cost model, keep them."""
 
 import json
-import shlex
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from zoo.commands.parse import parse, resolve_device
 from zoo.commands.step_parts import ModelPool, Step, StepTiming, best_parts, measure
 from zoo.eval.speed.models import environment
 
@@ -101,61 +98,14 @@ def part_table(row: StepTiming) -> Table:
         f"{row.images_per_s:,.1f} img/s ±{row.spread:.1%}, engine efficiency {row.efficiency:.3f} "
         f"(heads as overhead {row.bare_efficiency:.3f}){peak}; {row.seconds:.0f} s to measure"
     )
-    for label, told in row.fidelity.items():
+    for label, report in row.fidelity.items():
         table.caption += (
-            f"\n{label}: {told['kind']} in {len(told['layers'])} of {told['of']} layers "
-            f"({told['share']:.0%} of the work), fidelity {told['fidelity']:,.0f}; all layers "
-            f"{told['all_layers']:,.0f}"
+            f"\n{label}: {report['kind']} in {len(report['layers'])} of {report['of']} layers "
+            f"({report['share']:.0%} of the work), fidelity {report['fidelity']:,.0f}; all layers "
+            f"{report['all_layers']:,.0f}"
         )
     for kernel in row.kernels:
         times = f" {kernel.times_floor:.1f} x its floor" if kernel.times_floor else ""
-        told = f"{kernel.share:.1%} {1e3 * kernel.seconds:.2f} ms {kernel.calls:g} x {kernel.name}"
-        table.caption += f"\n{told[:110]}{times}"
+        line = f"{kernel.share:.1%} {1e3 * kernel.seconds:.2f} ms {kernel.calls:g} x {kernel.name}"
+        table.caption += f"\n{line[:110]}{times}"
     return table
-
-
-@dataclass(frozen=True, kw_only=True)
-class StepArgs:
-    teachers: tuple[str, ...] = ()
-    """As `zoo distill` takes them; CLIP ViT-H/14@378 and DINOv2 ViT-g/14@224 with random weights
-    on a GPU, two tiny ViTs elsewhere."""
-    student: str | None = None
-    size: int | None = None
-    batch: int | None = None
-    precision: Literal["bf16", "int8", "fp8"] = "bf16"
-    """Of the teachers' products."""
-    gate: float = 1000.0
-    """Least fidelity of teachers in 8 bits; 0 for all layers, whatever they lose."""
-    compile: bool | None = None
-    """Teachers' blocks and student; on a GPU unless told otherwise."""
-    overlap: bool = False
-    """Teachers one batch ahead, on a stream of their own."""
-    device: str = "auto"
-    rounds: int = 10
-    out: Path | None = None
-    """Write this JSON file."""
-    profile: bool = False
-    """Name the step's ten most expensive kernels."""
-
-
-def main(args: list[str]) -> None:
-    """Measure a distillation step and each of its parts alone, beside the cost model.
-
-    Example: zoo bench distill --teachers timm:vit_small_patch14_dinov2/random@224
-    --student eradio_xxxtiny --size 224 --batch 32
-    """
-
-    asked = parse(StepArgs, args, "bench distill", main.__doc__ or "")
-    device = resolve_device(asked.device)
-    on_gpu = device == "cuda"
-    given = {name: getattr(asked, name) for name in ("teachers", "student", "size", "batch")}
-    step = replace(
-        TRIO if on_gpu else TINY,
-        **{name: value for name, value in given.items() if value},
-        precision=asked.precision, gate=asked.gate, overlap=asked.overlap,
-        compiled=on_gpu if asked.compile is None else asked.compile,
-    )  # fmt: skip
-    measure_steps(
-        [step], device=device, rounds=asked.rounds, out=asked.out,
-        kernels=10 * asked.profile, command=shlex.join(["zoo", "bench", "distill", *args]),
-    )  # fmt: skip

@@ -1,22 +1,18 @@
-"""`zoo bench`: measure models, print a table, keep it with its circumstances, compare two runs."""
+"""Measure models, print a table, keep it with its circumstances, compare two runs."""
 
 import json
-import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import timm
 import torch
-import tyro
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
 import zoo
-from zoo.commands.parse import parse, resolve_device
 from zoo.eval.speed.models import (
     Case,
     Measured,
@@ -29,10 +25,6 @@ from zoo.eval.speed.models import (
 )
 from zoo.teachers.name import unknown_name
 
-PEERS = ("swin_tiny_patch4_window7_224", "convnext_tiny", "vit_small_patch16_224")
-"""timm's models of the arithmetic of our smallest."""
-DEFAULT = ("mambavision_t", "fastervit_0", *PEERS)
-
 
 def expand_names(names: Sequence[str]) -> list[str]:
     """Return the models that are meant: names with or without options, patterns of our own.
@@ -41,9 +33,9 @@ def expand_names(names: Sequence[str]) -> list[str]:
         ValueError: a name that timm does not know, or a pattern that fits nothing of ours.
     """
     found: list[str] = []
-    for asked in names:
-        name, options = name_and_options(asked)
-        matching = zoo.list_models(asked) if "*" in name and not options else [asked]
+    for given in names:
+        name, options = name_and_options(given)
+        matching = zoo.list_models(given) if "*" in name and not options else [given]
         if not matching or not ("*" in name or timm.is_model(name)):
             raise unknown_name(name, timm.list_models(), "model")
         found += [one for one in matching if one not in found]
@@ -198,7 +190,7 @@ def write_run(
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(json.dumps({**run, "rows": [row.as_json() for row in rows]}, indent=1) + "\n")
     table = out.with_suffix(".md")
-    lines = [title, "", *(f"{run['date']} · `{run['command']}`  ",), _told(run), ""]
+    lines = [title, "", *(f"{run['date']} · `{run['command']}`  ",), _circumstances(run), ""]
     lines += [f"| {' | '.join(line)} |" for line in (head, ["---"] * len(head), *body)]
     table.write_text("\n".join(lines) + "\n")
     written = [out, table]
@@ -213,7 +205,7 @@ def write_run(
     return written
 
 
-def _told(run: dict[str, Any]) -> str:
+def _circumstances(run: dict[str, Any]) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in run["versions"].items())
     machine = run["machine"]
     return f"{machine['gpu'] or machine['processor']}, {machine['cores']} cores; {versions}"
@@ -244,66 +236,3 @@ def differences(then: dict[str, Any], now: dict[str, Any]) -> list[str]:
         elif old != new:
             found.append(f"{name} {old} -> {new}")
     return [f"Not like the earlier run: {what}." for what in found]
-
-
-@dataclass(frozen=True, kw_only=True)
-class SpeedArgs:
-    names: tyro.conf.Positional[tuple[str, ...]] = ()
-    """Registered models, zoo's or timm's, with options if need be (eradio_l,window_size=8), or
-    patterns of zoo's own ("eradio*"); mambavision_t, fastervit_0 and three of timm's if none."""
-    device: str = "auto"
-    """cpu or cuda; cuda where there is one."""
-    size: tuple[int, ...] = (224,)
-    batch: tuple[int, ...] = (8,)
-    modes: str = "eager"
-    """Separated by commas: eager, deploy, train, each with +compiled, +autotuned or +graphs, and
-    these with +blocks, which compiles block by block."""
-    precision: str = "auto"
-    """float32, amp (autocast to bfloat16) or bf16 (weights too); amp on cuda, else float32."""
-    channels_last: bool = False
-    peer: str = "swin_tiny_patch4_window7_224"
-    """The model that the others' ratios are to; it is measured too."""
-    rounds: int = 20
-    threads: int | None = None
-    """Of the CPU, for all models; torch's own choice if not given."""
-    out: Path | None = None
-    """Write this JSON file, a Markdown table and the Pareto plot beside it."""
-    compare: Path | None = None
-    """Show ratios with this earlier run, a JSON file that --out wrote."""
-    profile: bool = False
-    """Name each case's five most expensive kernels; on a GPU with their distance from the floor."""
-
-
-def main(args: list[str]) -> None:
-    """Measure images a second, memory and multiply-adds of models beside timm's.
-
-    Example: zoo bench models mambavision_t --device cpu --threads 1 --modes eager,deploy
-    --out benchmarks/results/cpu.json
-    """
-    import itertools
-
-    import torch
-
-    from zoo.eval.speed.models import Case
-
-    asked = parse(SpeedArgs, args, "bench models", main.__doc__ or "")
-    device = resolve_device(asked.device)
-    if asked.threads:
-        torch.set_num_threads(asked.threads)
-    names = expand_names([*(asked.names or DEFAULT), asked.peer])
-    precision = asked.precision
-    if precision == "auto":
-        precision = "amp" if device == "cuda" else "float32"
-    measure_models(
-        [
-            Case(
-                model=name, size=size, batch=batch, mode=mode, precision=precision,
-                channels_last=asked.channels_last, device=device,
-            )
-            for size, batch, mode, name in itertools.product(
-                asked.size, asked.batch, asked.modes.split(","), names
-            )
-        ],
-        rounds=asked.rounds, peer=asked.peer, out=asked.out, compare=asked.compare,
-        kernels=5 * asked.profile, command=shlex.join(["zoo", "bench", "models", *args]),
-    )  # fmt: skip

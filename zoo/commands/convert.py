@@ -18,13 +18,13 @@ class ConvertArgs:
     """The folder to write."""
 
 
-def main(args: list[str]) -> None:
+def main(argv: list[str]) -> None:
     """Read an official checkpoint and write it as safetensors with timm's config.json.
 
     Example: zoo convert mambavision_tiny_1k.pth.tar mambavision_t.in1k models/mambavision_t
     """
-    from zoo.convert import convert as write
+    args = parse(ConvertArgs, argv, "convert", main.__doc__ or "")
+    from zoo.convert import convert
 
-    asked = parse(ConvertArgs, args, "convert", main.__doc__ or "")
-    out = write(asked.source, asked.name, asked.out)
+    out = convert(args.source, args.name, args.out)
     print(f"{out}  (timm.create_model('local-dir:{out}', pretrained=True))")

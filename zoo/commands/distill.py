@@ -1,23 +1,18 @@
 """A run from its config to its report: where teachers, student, training and evaluation meet."""
 
-import difflib
-import json
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import UTC, datetime
-from functools import partial
-from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import timm
 import torch
-import tyro
 from torch import nn
 
 import zoo
-from zoo.commands.parse import parse
+from zoo.data.feed import ImageFeed
 from zoo.data.loader import eval_batches
 from zoo.data.plan import Plan
 from zoo.data.sources import Subset
@@ -36,13 +31,13 @@ from zoo.train.distill.caching import fill_run_cache, from_cache, open_run_cache
 from zoo.train.distill.calibrate import (
     BaselineLosses,
     Normalizers,
-    _read_normalizers,
     fit_normalizers,
+    read_normalizers,
 )
 from zoo.train.distill.config import Distill
-from zoo.train.distill.phi_s import fold_inverse
-from zoo.train.distill.plan_step import view_of
-from zoo.train.distill.setup import Setting, check_same_teachers, new_student, prepare
+from zoo.train.distill.fold import folded
+from zoo.train.distill.setup import Setup, check_same_teachers, new_student, prepare
+from zoo.train.distill.task import DistillTask
 from zoo.train.distill.teachers import optimize_run_teachers
 from zoo.train.loop import train
 from zoo.train.run import Run, commit
@@ -63,34 +58,30 @@ def distill(config: Distill, *, resume: bool = False) -> Run:
     began = time.perf_counter()
     if resume:
         run = Run.reopen(config.out, config)
-        setting = prepare(config)
+        setup = prepare(config)
     else:
         Run.refuse_existing(config.out)
-        setting = prepare(config)
+        setup = prepare(config)
         run = Run.create(config)
-    check_same_teachers(run, setting)
-    optimize_run_teachers(run, setting)
-    normalizers, baseline_losses = fit_normalizers(run, setting)
-    cache = open_run_cache(run, setting, normalizers)
+    check_same_teachers(run, setup)
+    optimize_run_teachers(run, setup)
+    normalizers, baseline_losses = fit_normalizers(run, setup)
+    cache = open_run_cache(run, setup, normalizers)
     if cache:
         # a student must learn on the scale that the cache was made with
         spaces = {f"{config.normalise}/{key}": value for key, value in cache.spaces().items()}
         normalizers = {
             **normalizers,
-            config.normalise: _read_normalizers(spaces, config.normalise, setting),
+            config.normalise: read_normalizers(spaces, config.normalise, setup),
         }
-        fill_run_cache(cache, setting, normalizers[config.normalise])
-    untrained = new_student(setting)
-    describe(run, setting, untrained)
+        fill_run_cache(cache, setup, normalizers[config.normalise])
+    untrained = new_student(setup)
+    describe(run, setup, untrained)
 
     arms = {"untrained": untrained}
     for kind in (config.normalise, *config.compare):
         main = kind == config.normalise
-        arm = (
-            setting
-            if main
-            else replace(setting, config=replace(config, normalise=kind, compare=()))
-        )
+        arm = setup if main else replace(setup, config=replace(config, normalise=kind, compare=()))
         folder, name = (run, "student") if main else (run.arm(kind), kind)
         stored = cache and (cache, normalizers[config.normalise])
         arms[name] = train_arm(
@@ -100,18 +91,18 @@ def distill(config: Distill, *, resume: bool = False) -> Run:
     run.keep(lambda row: row.get("kind") == "train" or row["step"] < config.steps)
     for name, student in arms.items():
         normalizer = normalizers[name if name in config.compare else config.normalise]
-        log_evaluation(run, setting, student, normalizer, name, config.steps)
-    for label, teacher in setting.teachers.items():
-        if values := dict(probe(teacher, setting)):
+        log_evaluation(run, setup, student, normalizer, name, config.steps)
+    for label, teacher in setup.teachers.items():
+        if values := dict(probe(teacher, setup)):
             run.log("eval", config.steps, dict(arm=f"teacher:{label}", **values))
-    finish(run, setting, folded(arms["student"], normalizers[config.normalise]))
-    describe(run, setting, untrained, seconds=time.perf_counter() - began)
+    finish(run, setup, folded(arms["student"], normalizers[config.normalise]))
+    describe(run, setup, untrained, seconds=time.perf_counter() - began)
     return run
 
 
 def train_arm(
     run: Run,
-    setting: Setting,
+    setup: Setup,
     normalizers: Normalizers,
     baseline_losses: BaselineLosses,
     stored: tuple[Cache, Normalizers] | None = None,
@@ -123,84 +114,73 @@ def train_arm(
     Args:
         stored: A cache to learn from, and the balances that it was made with.
     """
-    config = setting.config
-    teachers: Mapping[str, Teacher] = setting.teachers
+    config = setup.config
+    teachers: Mapping[str, Teacher] = setup.teachers
     targets: Mapping[str, nn.Module] = normalizers
     if stored:
         teachers, targets = from_cache(*stored, normalizers, config.normalise)
-    student = new_student(setting)
-    trainee = TrainState.of(student, config, baseline_losses)
-    state = run.load()
-    if state:
-        trainee.load(state)
-    run.keep(lambda row: row["step"] <= trainee.step)
+    student = new_student(setup)
+    plan = Plan(len(setup.train), config.batch, config.seed, config.view_epochs)
+    feed = ImageFeed(
+        setup.train, setup.view, plan, setup.device, config.num_slices, (), config.workers
+    )
+    task = DistillTask.of(config, student, plan, teachers, targets, baseline_losses)
+    state = TrainState.of(student, config.optim, parts=dict(weighting=task.weighting))
+    state.resume(run)
     if config.compile:
         # static shapes for each size: one graph a size, not one that suits them all
         limit = torch._dynamo.config.recompile_limit
         torch._dynamo.config.recompile_limit = max(limit, 2 * len(config.sizes))
         student.answer = torch.compile(student.answer, dynamic=False if config.sizes else None)
-    if trainee.step < config.steps:
-        train(
-            trainee,
-            teachers,
-            targets,
-            setting.train,
-            config,
-            run,
-            autocast=setting.autocast,
-            evaluate=lambda s, step: log_evaluation(run, setting, s, normalizers, "student", step),
-            baseline_losses=baseline_losses,
-            title=title,
-        )
-    return trainee.best
-
-
-def folded(student: Student, normalizers: Normalizers) -> Student:
-    """Return the student with heads that answer in the teachers' own spaces."""
-    folds = {
-        name: partial(fold_inverse, normalizer=normalizer)
-        for name, normalizer in normalizers.items()
-    }
-    return student.with_folded_heads(folds)
+    train(
+        task,
+        state,
+        feed,
+        config,
+        run,
+        evaluate=lambda s, step: log_evaluation(run, setup, s, normalizers, "student", step),
+        title=title,
+        ahead=config.overlap,
+    )
+    return state.best
 
 
 def log_evaluation(
-    run: Run, setting: Setting, student: Student, normalizers: Normalizers, arm: str, step: int
+    run: Run, setup: Setup, student: Student, normalizers: Normalizers, arm: str, step: int
 ) -> None:
     """Compare a student with its teachers on held-out images, probe it, and log the numbers."""
     training = student.training
     student.eval()
     shown = folded(student, normalizers)
-    with setting.autocast():
-        values = dict(fidelity(shown, setting.teachers, held_out(setting)))
-    values |= dict(probe(shown.features, setting))
+    with setup.autocast():
+        values = dict(fidelity(shown, setup.teachers, held_out(setup)))
+    values |= dict(probe(shown.features, setup))
     student.train(training)
     run.log("eval", step, dict(arm=arm, **values))
 
 
-def held_out(setting: Setting) -> Iterator[Batch]:
+def held_out(setup: Setup) -> Iterator[Batch]:
     """Return the held-out images that teachers and students are compared on."""
-    config = setting.config
-    size = view_of(config, setting.teachers).size
-    for batch in eval_batches(setting.val, size, config.batch, limit=config.eval_images):
-        yield batch.to(setting.device)
+    config = setup.config
+    for batch in eval_batches(setup.val, setup.view.size, config.batch, limit=config.eval_images):
+        yield batch.to(setup.device)
 
 
-def probe(features: Callable[[Batch], Features], setting: Setting) -> Iterator[tuple[str, float]]:
+def probe(features: Callable[[Batch], Features], setup: Setup) -> Iterator[tuple[str, float]]:
     """Yield kNN and linear-probe accuracy of a model's summaries, where there are labels."""
-    if setting.labelled is None:
+    if setup.labelled is None:
         return
-    size = view_of(setting.config, setting.teachers).size
-    with setting.autocast():
+    size = setup.view.size
+    with setup.autocast():
         bank, queries = (
             extract(
                 features,
                 (
-                    batch.to(setting.device)
-                    for batch in eval_batches(source, size, 64, limit=setting.config.probe_images)
+                    batch.to(setup.device)
+                    for batch in eval_batches(source, size, 64, limit=setup.config.probe_images)
                 ),
             )
-            for source in setting.labelled
+            for source in setup.labelled
         )
     assert bank.labels is not None and queries.labels is not None
     sets = (bank.summaries, bank.labels, queries.summaries, queries.labels)
@@ -208,25 +188,23 @@ def probe(features: Callable[[Batch], Features], setting: Setting) -> Iterator[t
     yield from linear_probe(*sets)
 
 
-def finish(run: Run, setting: Setting, student: Student) -> None:
+def finish(run: Run, setup: Setup, student: Student) -> None:
     """Write the export, and the feature maps that the report shows."""
     student = student.eval().without_spectral()
-    count = min(MAPS, len(setting.val))
-    chosen = Plan(len(setting.val), count, setting.config.seed).indices(0)
-    few = Subset(setting.val, tuple(sorted(chosen.tolist())))
-    size = view_of(setting.config, setting.teachers).size
-    batch = next(eval_batches(few, size, MAPS)).to(setting.device)
-    with setting.autocast():
-        maps = collect_maps(student, setting.teachers, batch)
+    count = min(MAPS, len(setup.val))
+    chosen = Plan(len(setup.val), count, setup.config.seed).indices(0)
+    few = Subset(setup.val, tuple(sorted(chosen.tolist())))
+    batch = next(eval_batches(few, setup.view.size, MAPS)).to(setup.device)
+    with setup.autocast():
+        maps = collect_maps(student, setup.teachers, batch)
     save_maps(maps, run.path / "maps.npz")
-    licenses = {n: t.license for n, t in setting.teachers.items()}
+    licenses = {n: t.license for n, t in setup.teachers.items()}
     values = export_student(student, run.path / "export", batch, about=dict(licenses=licenses))
-    run.log("export", setting.config.steps, values)
+    run.log("export", setup.config.steps, values)
 
 
-def describe(run: Run, setting: Setting, student: Student, *, seconds: float | None = None) -> None:
+def describe(run: Run, setup: Setup, student: Student, *, seconds: float | None = None) -> None:
     """Write `about.json`: the command, the machine, the sizes of the models."""
-    skipped = run.path / "skipped.json"
     run.write_json(
         "about.json",
         dict(
@@ -235,17 +213,17 @@ def describe(run: Run, setting: Setting, student: Student, *, seconds: float | N
             commit=commit(),
             started=datetime.now(UTC).isoformat(timespec="seconds"),
             seconds=seconds,
-            machine=machine(setting.device),
+            machine=machine(setup.device),
             torch=torch.__version__,
             timm=timm.__version__,
-            teachers={n: about_teacher(t) for n, t in setting.teachers.items()},
+            teachers={n: about_teacher(t) for n, t in setup.teachers.items()},
             student=dict(
-                name=setting.config.student,
+                name=setup.config.student,
                 params=sum(p.numel() for p in student.backbone.parameters()),
                 head_params=sum(p.numel() for p in student.heads.parameters()),
             ),
-            images=dict(train=len(setting.train), val=len(setting.val)),
-            skipped=json.loads(skipped.read_text()) if skipped.is_file() else [],
+            images=dict(train=len(setup.train), val=len(setup.val)),
+            skipped=run.read_json("skipped.json") or [],
         ),
     )
 
@@ -262,96 +240,3 @@ def about_teacher(teacher: Teacher) -> dict[str, Any]:
         size=teacher.size,
         license=teacher.license,
     )
-
-
-def main(args: list[str]) -> None:
-    """Train one student from many frozen teachers.
-
-    Without --data and --teachers this is the embedded run: three teachers are trained on images
-    that scikit-learn and scikit-image ship, and distilled into a small E-RADIO.
-
-    Example:
-    zoo distill --data PHOTOS --teachers timm:vit_small_patch14_dinov2.lvd142m
-    timm:resnet50.a1_in1k,summary=0 --student eradio_xxxtiny --size 224 --out runs/mine
-
-    A teacher is kind:name[/weights][@resolution]; after commas stands how it counts: summary=W and
-    spatial=W weigh its losses, rate=R asks it in that share of the steps, follow=1 lets it look at
-    the student's size. Kinds are timm, open_clip, hf, zoo, torch (package.function), rule and
-    pretext (classifier, autoencoder, gradients: trained on your data).
-    """
-    from zoo.train.distill.recipes import RECIPES
-
-    config, resume, dry = _distill_args(args, RECIPES)
-    if dry:
-        from zoo.commands.plan import print_plan
-
-        print_plan(config)
-        return
-    from zoo.eval.report.page import build_report
-
-    run = distill(config, resume=resume)
-    report = build_report(run.path)
-    print(
-        f"student  {run.path / 'export'}  (timm.create_model('local-dir:{run.path / 'export'}', "
-        f"pretrained=True))\nmetrics  {run.path / 'metrics.jsonl'}\nreport   {report.resolve()}"
-    )
-
-
-def _distill_args(
-    args: list[str], recipes: dict[str, Callable[[], "Distill"]]
-) -> tuple["Distill", bool, bool]:
-    """Read the recipe's name and the overrides of its fields."""
-    from zoo.train.distill.config import Distill, TeacherSpec
-    from zoo.train.distill.tiny import tiny
-    from zoo.train.run import Run
-
-    registry = tyro.constructors.ConstructorRegistry()
-
-    @registry.primitive_rule
-    def _(info: tyro.constructors.PrimitiveTypeInfo):
-        if info.type is not TeacherSpec:
-            return None
-        return tyro.constructors.PrimitiveConstructorSpec(
-            nargs=1,
-            metavar="KIND:NAME",
-            instance_from_str=lambda words: TeacherSpec.parse(words[0]),
-            is_instance=lambda x: isinstance(x, TeacherSpec),
-            str_from_instance=lambda spec: [spec.describe()],
-        )
-
-    @dataclass(frozen=True, kw_only=True)
-    class Args:
-        run: Annotated[Distill, tyro.conf.arg(name="")]
-        resume: Path | None = None
-        """Go on with the run in this folder; its own settings are the defaults."""
-        dry_run: bool = False
-        """Print the plan (models, shapes, bytes, speed) and exit."""
-        tiny: bool = False
-        """Shrink the recipe to a laptop: small random teachers of the same kinds, embedded
-        images, twenty steps. Other options still count."""
-
-    name = None
-    if args and not args[0].startswith("-"):
-        name, args = args[0], args[1:]
-        if name not in recipes:
-            near = difflib.get_close_matches(name, recipes, n=1)
-            hint = f" Did you mean {near[0]}?" if near else ""
-            raise ValueError(f"There is no recipe {name!r}; there are {', '.join(recipes)}.{hint}")
-    if "--resume" in args[:-1]:
-        folder = Path(args[args.index("--resume") + 1])
-        start = replace(Run(folder).config(Distill), out=folder)
-    else:
-        own = any(arg.split("=")[0] in ("--data", "--teachers") for arg in args)
-        start = recipes[name or ("custom" if own else "quickstart")]()
-        start = tiny(start) if "--tiny" in args else start
-    about = f"{main.__doc__}\n{_recipe_lines(recipes)}"
-    with registry:
-        asked = parse(Args, args, "distill", about, default=Args(run=start))
-    return asked.run, asked.resume is not None, asked.dry_run
-
-
-def _recipe_lines(recipes: dict[str, Callable[[], "Distill"]]) -> str:
-    from zoo.train.distill.recipes import summary_of
-
-    lines = (f"  {name}: {summary_of(recipe)}" for name, recipe in recipes.items())
-    return "\n".join(["Recipes (zoo distill RECIPE; --tiny shrinks each to a laptop):", *lines])

@@ -1,4 +1,4 @@
-"""`zoo embed`: features of many images in shards that can be resumed, read and searched.
+"""Features of many images in shards that can be resumed, read and searched.
 
     OUT/index.json                  the model, its hash, the data's hash, the width, the parts
     OUT/train-000003.parquet        rows 3·rows .. 4·rows of the part, in the data's order
@@ -8,78 +8,31 @@ A shard holds the columns `key`, `label` (-1 for none) and `summary`, one row an
 """
 
 import json
-import shlex
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
-from importlib.util import find_spec
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from rich.console import Console
 from rich.progress import Progress
 from torch import Tensor
-from tyro.conf import Positional, Suppress
 
-from zoo.commands.parse import parse
+from zoo.commands.embed_request import Embed
 from zoo.data.loader import eval_batches
 from zoo.data.sources import Source, open_splits
 from zoo.eval.results import hash_data, hash_weights
 from zoo.eval.speed.models import Case, measure
 from zoo.eval.speed.throughput import case_name
-from zoo.eval.stored import INDEX, PARTS, Format, _path, about_features
+from zoo.eval.stored import INDEX, PARTS, _path, about_features
 from zoo.eval.subject import EvalRequest, about_model, open_subject
 from zoo.files import written_whole
 from zoo.students.student import Student
+from zoo.train.fields import changed
 from zoo.train.interrupt import Interrupt, Interrupted
-
-
-@dataclass(frozen=True, kw_only=True)
-class Embed:
-    """What is embedded, by what, and how it is kept."""
-
-    data: Positional[Path]
-    """Images: a folder, tar shards or a .npz; parts called train and val are kept apart."""
-    out: Positional[Path]
-    """The folder to write; one that is not whole is gone on with."""
-    model: str
-    """A run's folder, an exported student's folder, or a registered model."""
-    size: int | None = None
-    batch: int = 64
-    workers: int = 0
-    """Processes that decode images."""
-    precision: Literal["float32", "amp"] = "float32"
-    """amp is autocast to bfloat16."""
-    rows: int = 10_000
-    """Images of a shard."""
-    half: bool = True
-    """Keep float16: half the place, and more digits than autocast computes."""
-    kind: Literal["auto", "parquet", "npz"] = "auto"
-    """Of the shards; auto is Parquet where pyarrow is installed."""
-    bench: bool = False
-    """Measure the model alone afterwards, and say which share of that the embedding reached."""
-    command: Suppress[str | None] = None
-
-    def __post_init__(self) -> None:
-        if self.rows < 1 or self.batch < 1 or self.workers < 0:
-            raise ValueError(
-                f"rows {self.rows} and batch {self.batch} must be at least 1, workers "
-                f"{self.workers} at least 0."
-            )
-        if self.kind == "parquet" and find_spec("pyarrow") is None:
-            raise ValueError(
-                "Parquet needs pyarrow (pip install 'backbone-zoo[parquet]'); --kind npz does not."
-            )
-
-    @property
-    def form(self) -> Format:
-        """Resolve `auto`: Parquet where pyarrow is installed."""
-        if self.kind != "auto":
-            return self.kind
-        return "parquet" if find_spec("pyarrow") else "npz"
 
 
 @dataclass(kw_only=True)
@@ -100,26 +53,28 @@ class Rate:
         return images / seconds if seconds > 0 else None
 
 
-def embed(asked: Embed) -> Path:
-    """Write the features of both parts of `asked.data` to `asked.out`; go on where it stopped.
+def embed(request: Embed) -> Path:
+    """Write the features of both parts of `request.data` to `request.out`.
 
-    Shards that are there are left alone. Images are decoded by workers into pinned memory and the
-    device is never waited for between batches: its features stay on it until a shard is full, and
-    are then fetched and written by another thread.
+    Shards that an earlier call has written are kept; the same request continues there.
+
+    Workers decode images into pinned memory. Nobody waits for the device between batches: features
+    stay on it until a shard is full; another thread then fetches and writes them.
 
     Raises:
         ValueError: the folder holds features of another model, data or setting.
-        Interrupted: it was asked to stop; full shards are kept.
+        Interrupted: a signal came; full shards are kept.
     """
-    parts = dict(zip(PARTS, open_splits(asked.data, 0.2), strict=True))
+    parts = dict(zip(PARTS, open_splits(request.data, 0.2), strict=True))
     subject = open_subject(
-        asked.model, EvalRequest(size=asked.size, batch=asked.batch, precision=asked.precision)
+        request.model,
+        EvalRequest(size=request.size, batch=request.batch, precision=request.precision),
     )
-    index = _index(asked, subject.student, parts)
-    _start(asked.out, index)
+    index = _index(request, subject.student, parts)
+    _start(request.out, index)
     console, rate, began = Console(), Rate(), time.perf_counter()
-    todo = [(part, n) for part, source in parts.items() for n in _missing(asked, part, source)]
-    images = sum(min(asked.rows, len(parts[part]) - n * asked.rows) for part, n in todo)
+    todo = [(part, n) for part, source in parts.items() for n in _missing(request, part, source)]
+    images = sum(min(request.rows, len(parts[part]) - n * request.rows) for part, n in todo)
     done = sum(map(len, parts.values())) - images
     if done:
         console.print(f"{done:,} images are embedded already; {images:,} are left.")
@@ -128,8 +83,8 @@ def embed(asked: Embed) -> Path:
         with ThreadPoolExecutor(1) as writer:
             waiting: list[Future] = []
             for part, numbers in _runs(todo):
-                for shard in _shards(asked, subject, parts[part], numbers, stop):
-                    waiting.append(writer.submit(_write, asked, part, *shard, rate))
+                for shard in _shards(request, subject, parts[part], numbers, stop):
+                    waiting.append(writer.submit(_write, request, part, *shard, rate))
                     bar.advance(task, len(shard[1]))
                     if len(waiting) > 2:  # no more than that many shards wait in memory
                         waiting.pop(0).result()
@@ -138,24 +93,24 @@ def embed(asked: Embed) -> Path:
             for last in waiting:
                 last.result()
     if stop.signal is not None:
-        raise Interrupted(stop.signal, f"stopped; the same command goes on in {asked.out}.")
-    _tell(asked, subject.student, images, time.perf_counter() - began, rate, console)
-    return asked.out
+        raise Interrupted(stop.signal, f"stopped; the same command continues in {request.out}.")
+    _print_rates(request, subject.student, images, time.perf_counter() - began, rate, console)
+    return request.out
 
 
-def _index(asked: Embed, student: Student, parts: dict[str, Source]) -> dict[str, Any]:
+def _index(request: Embed, student: Student, parts: dict[str, Source]) -> dict[str, Any]:
     return dict(
-        model=dict(target=asked.model, **about_model(student)),
+        model=dict(target=request.model, **about_model(student)),
         weights_hash=hash_weights(student),
-        data=str(asked.data),
-        data_hash=hash_data(asked.data),
-        precision=asked.precision,
-        dtype="float16" if asked.half else "float32",
-        form=asked.form,
-        rows=asked.rows,
+        data=str(request.data),
+        data_hash=hash_data(request.data),
+        precision=request.precision,
+        dtype="float16" if request.half else "float32",
+        form=request.form,
+        rows=request.rows,
         parts={part: len(source) for part, source in parts.items()},
         classes=list(parts["train"].classes),
-        command=asked.command,
+        command=request.command,
     )
 
 
@@ -166,8 +121,8 @@ def _start(out: Path, index: dict[str, Any]) -> None:
         there = about_features(out)
         differing = [k for k in index if k != "command" and there.get(k) != index[k]]
         if differing:
-            told = "; ".join(f"{k}: {there.get(k)}, not {index[k]}" for k in differing[:3])
-            raise ValueError(f"{out} holds other features ({told}). Give another folder.")
+            found = "; ".join(f"{k}: {there.get(k)}, not {index[k]}" for k in differing[:3])
+            raise ValueError(f"{out} holds other features ({found}). Give another folder.")
         return
     if out.exists() and any(out.iterdir()):
         raise ValueError(f"{out} is not empty and holds no {INDEX}; give a new folder.")
@@ -176,9 +131,9 @@ def _start(out: Path, index: dict[str, Any]) -> None:
         temporary.write_text(json.dumps(index, indent=1) + "\n")
 
 
-def _missing(asked: Embed, part: str, source: Source) -> list[int]:
-    count = -(-len(source) // asked.rows)
-    return [n for n in range(count) if not _path(asked.out, part, n, asked.form).is_file()]
+def _missing(request: Embed, part: str, source: Source) -> list[int]:
+    count = -(-len(source) // request.rows)
+    return [n for n in range(count) if not _path(request.out, part, n, request.form).is_file()]
 
 
 def _runs(todo: Sequence[tuple[str, int]]) -> Iterator[tuple[str, range]]:
@@ -193,27 +148,36 @@ def _runs(todo: Sequence[tuple[str, int]]) -> Iterator[tuple[str, range]]:
         place += count
 
 
+def call(data: str | Path, out: str | Path, model: str | Path, fields: Mapping[str, Any]) -> Path:
+    """Carry out `zoo.embed`, whose docstring says what it takes."""
+    request = Embed(data=Path(data), out=Path(out), model=str(model))
+    command = f"zoo.embed({str(data)!r}, {str(out)!r}, model={str(model)!r})"
+    return embed(changed(request, dict(command=command, **fields)))
+
+
 Shard = tuple[int, list[str], Tensor, list[Tensor]]
 """Its number, keys, labels, and features as they came from the device."""
 
 
 def _shards(
-    asked: Embed, subject: Any, source: Source, numbers: range, stop: Interrupt
+    request: Embed, subject: Any, source: Source, numbers: range, stop: Interrupt
 ) -> Iterator[Shard]:
     """Return full shards until the part is done or a signal came."""
-    first, last = numbers.start * asked.rows, min(len(source), numbers.stop * asked.rows)
+    first, last = numbers.start * request.rows, min(len(source), numbers.stop * request.rows)
     batches = eval_batches(
-        source, max(subject.student.size), asked.batch, start=first, limit=last,
-        workers=asked.workers, pin=subject.device.type == "cuda",
+        source, max(subject.student.size), request.batch, start=first, limit=last,
+        workers=request.workers, pin=subject.device.type == "cuda",
     )  # fmt: skip
-    dtype = torch.float16 if asked.half else torch.float32
-    number, keys, labels, parts, room = numbers.start, [], [], [], asked.rows
+    dtype = torch.float16 if request.half else torch.float32
+    number, keys, labels, parts, room = numbers.start, [], [], [], request.rows
     with torch.inference_mode():
         for batch in batches:
             if stop.signal is not None:
                 return
-            seen = subject.features(batch.to(subject.device))
-            summary = seen.summary if seen.summary is not None else seen.spatial.mean(dim=(1, 2))
+            features = subject.features(batch.to(subject.device))
+            summary = features.summary
+            if summary is None:
+                summary = features.spatial.mean(dim=(1, 2))
             assert batch.labels is not None
             start = 0
             while start < len(batch.keys):  # a batch may end one shard and begin the next
@@ -225,13 +189,13 @@ def _shards(
                 start = some.stop
                 if not room:
                     yield number, keys, torch.cat(labels), parts
-                    number, keys, labels, parts, room = number + 1, [], [], [], asked.rows
+                    number, keys, labels, parts, room = number + 1, [], [], [], request.rows
     if keys:
         yield number, keys, torch.cat(labels), parts
 
 
 def _write(
-    asked: Embed, part: str, number: int, keys: list[str], labels: Tensor, parts: list[Tensor],
+    request: Embed, part: str, number: int, keys: list[str], labels: Tensor, parts: list[Tensor],
     rate: Rate,
 ) -> None:  # fmt: skip
     """Fetch a shard's features and write it, whole or not at all."""
@@ -242,9 +206,9 @@ def _write(
             f"Features of {part} shard {number} are not finite in {rows.dtype}; try --no-half or "
             "--precision float32."
         )
-    path = _path(asked.out, part, number, asked.form)
+    path = _path(request.out, part, number, request.form)
     with written_whole(path) as temporary, temporary.open("wb") as file:
-        if asked.form == "npz":
+        if request.form == "npz":
             np.savez(file, key=np.array(keys), label=labels.numpy(), summary=rows)
         else:
             _write_parquet(file, keys, labels.numpy(), rows)
@@ -263,50 +227,38 @@ def _write_parquet(file: Any, keys: list[str], labels: np.ndarray, rows: np.ndar
     pyarrow.parquet.write_table(pyarrow.table(columns), file)
 
 
-def _tell(
-    asked: Embed, student: Student, images: int, seconds: float, rate: Rate, console: Console
+def _print_rates(
+    request: Embed, student: Student, images: int, seconds: float, rate: Rate, console: Console
 ) -> None:
     """Print the throughput, and beside it what the model does alone."""
     if not images:
-        console.print(f"{asked.out} is whole.")
+        console.print(f"{request.out} is complete.")
         return
     steady = rate.steady
     console.print(
         f"{images:,} images in {seconds:.1f} s, {images / seconds:,.1f} img/s with the start"
         + (f"; {steady:,.1f} img/s after each part's first shard" if steady else "")
-        + f" -> {asked.out}",
+        + f" -> {request.out}",
         highlight=False,
     )
-    if not asked.bench:
+    if not request.bench:
         return
     device = next(student.parameters()).device.type
     case = Case(
-        model=case_name(student), size=student.size[0], batch=asked.batch,
-        precision=asked.precision, device=device,
+        model=case_name(student), size=student.size[0], batch=request.batch,
+        precision=request.precision, device=device,
     )  # fmt: skip
     # As long as the embedding, within reason: a GPU at its power limit does not stay at one speed.
-    batches = images // asked.batch
+    batches = images // request.batch
     rounds = min(max(batches, 20), 100) if device == "cuda" else 5
     (row,) = measure([case], rounds=rounds, warmup=3)
     if row.error:
         raise ValueError(f"{case.describe()} could not be measured: {row.error}")
     reached = steady or images / seconds
-    mean = asked.batch * len(row.seconds) / sum(row.seconds)
+    mean = request.batch * len(row.seconds) / sum(row.seconds)
     console.print(
         f"zoo bench, {case.describe()}: {row.images_per_s:,.1f} img/s (the median of {rounds} "
         f"batches; {mean:,.1f} in the mean); embedding reaches {reached / row.images_per_s:.1%} "
         f"({reached / mean:.1%} of the mean)",
         highlight=False,
     )
-
-
-# ---------------------------------------------------------------- reading
-
-
-def main(args: list[str]) -> None:
-    """Write the features of many images in shards; zoo eval --features reads them.
-
-    Example: zoo embed PHOTOS features/mine --model runs/mine/export --workers 8
-    """
-    asked = parse(Embed, args, "embed", main.__doc__ or "")
-    print(embed(replace(asked, command=shlex.join(["zoo", "embed", *args]))))

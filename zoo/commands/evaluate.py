@@ -1,44 +1,50 @@
-"""`zoo eval`: measure a run, an exported student, or any registered model, by named benchmarks."""
+"""Measure a run, an exported student, or any registered model, by named benchmarks."""
 
 import dataclasses
 import json
 import os
-import shlex
+import shutil
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, make_dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import timm
 import torch
-import tyro
 from rich.console import Console
 from rich.table import Table
 
 from zoo.commands.distill import held_out, probe
-from zoo.commands.parse import parse
+from zoo.eval.benchmarks import BENCHMARKS, DEFAULT, find, load, settings_of
 from zoo.eval.fidelity import fidelity
-from zoo.eval.registry import BENCHMARKS, Parts, Picture, Subject, find, load
-from zoo.eval.results import SUFFIX, Record, hash_data, hash_weights, read, write
+from zoo.eval.registry import Parts, Picture, Subject
+from zoo.eval.results import (
+    SUFFIX,
+    Record,
+    finished,
+    hash_data,
+    hash_weights,
+    read,
+    work_of,
+    write,
+)
 from zoo.eval.speed.models import environment
 from zoo.eval.subject import EvalRequest, about_model, is_run_folder, open_subject
 from zoo.students.export import load_export
 from zoo.teachers.name import unknown_name
 from zoo.train.distill.config import Distill
 from zoo.train.distill.setup import prepare
+from zoo.train.fields import changed
 from zoo.train.run import Run
-
-DEFAULT = ("knn", "linear")
-"""What is measured of a model on labelled images, unless --on says otherwise."""
 
 
 def read_data(words: Sequence[str], on: Sequence[str]) -> dict[str, tuple[Path, ...]]:
     """Read --data: `PATH` for every benchmark without one of its own, `NAME=PATH` for one.
 
     Raises:
-        ValueError: a name that is no benchmark, or one that is not asked for.
+        ValueError: a name that is no benchmark, or one that is not among `on`.
     """
     own: dict[str, list[Path]] = {}
     general: list[Path] = []
@@ -55,22 +61,24 @@ def read_data(words: Sequence[str], on: Sequence[str]) -> dict[str, tuple[Path, 
     return {name: tuple(own.get(name, general)) for name in reading}
 
 
-def check(asked: EvalRequest) -> None:
+def check(request: EvalRequest) -> None:
     """Refuse what cannot be measured: unknown benchmarks, missing packages, missing data.
 
     Raises:
         ValueError: what is wrong, and the next step.
     """
-    for name in find(asked.on):
+    if request.resume and request.out is None:
+        raise ValueError("--resume needs the --out of the evaluation that was stopped.")
+    for name in find(request.on):
         load(name)
         reads = BENCHMARKS[name].reads
-        if asked.features is not None:
+        if request.features is not None:
             if reads != "features":
                 raise ValueError(
                     f"{name} needs the model itself: --features serves knn, linear and fewshot."
                 )
             continue
-        paths = asked.data.get(name, ())
+        paths = request.data.get(name, ())
         if reads != "nothing" and not paths:
             raise ValueError(
                 f"{name} needs data. Name labelled images with --data PATH (one sub-folder a "
@@ -81,26 +89,26 @@ def check(asked: EvalRequest) -> None:
                 raise ValueError(f"There is no data at {path}, which {name} should read.")
 
 
-def evaluate(target: str | None, asked: EvalRequest, *, show: bool = True) -> list[Record]:
-    """Measure `target` on every benchmark, print a table, and append each result to `asked.out`.
+def evaluate(target: str | None, request: EvalRequest, *, show: bool = True) -> list[Record]:
+    """Measure `target` on every benchmark, print a table, and append each result to `request.out`.
 
     Raises:
         ValueError: the target is unknown, data is missing, or a benchmark refuses it.
     """
-    check(asked)
+    check(request)
     folder = Path(target or "")
     is_run = target is not None and is_run_folder(folder)
     records: list[Record] = []
     try:
-        if is_run and not asked.on:
-            records.append(_measure_run(str(target), folder, asked))
+        if is_run and not request.on:
+            records.append(_measure_run(str(target), folder, request))
         else:
-            on = asked.on or DEFAULT
-            asked = replace(asked, on=on, data=asked.data or dict.fromkeys(on, ()))
-            check(asked)
-            subject = open_subject(str(folder / "export") if is_run else target, asked)
+            on = request.on or DEFAULT
+            request = replace(request, on=on, data=request.data or dict.fromkeys(on, ()))
+            check(request)
+            subject = open_subject(str(folder / "export") if is_run else target, request)
             subject.name = str(target or subject.name)
-            records.extend(_measure_all(subject, asked))
+            records.extend(_measure_all(subject, request))
     finally:  # what was measured before a benchmark refused is worth seeing
         if show and records:
             Console().print(table_of(records))
@@ -108,35 +116,79 @@ def evaluate(target: str | None, asked: EvalRequest, *, show: bool = True) -> li
     return records
 
 
-# ---------------------------------------------------------------- the subject
+def call(
+    target: str | Path | None,
+    on: str | Sequence[str],
+    data: str | Path | Sequence[str | Path] | Mapping[str, Any] | None,
+    show: bool,
+    fields: Mapping[str, Any],
+) -> list[Record]:
+    """Carry out `zoo.evaluate`, whose docstring says what it takes."""
+    names = find([name.strip() for name in on.split(",")] if isinstance(on, str) and on else [*on])
+    plain = {name: value for name, value in fields.items() if name not in BENCHMARKS}
+    if not names and (data is not None or "features" in plain):
+        names = list(DEFAULT)
+    own = {name: fields[name] for name in BENCHMARKS if name in fields}
+    unused = [name for name in own if name not in names]
+    if unused:
+        raise ValueError(f"There are settings for {', '.join(unused)}, but on={names} lacks it.")
+    request = EvalRequest(
+        on=tuple(names),
+        data=_paths(data, names),
+        settings={name: changed(settings_of(name)(), value) for name, value in own.items()},
+        command=f"zoo.evaluate({str(target)!r}, on={names!r}, data={data!r})",
+    )
+    target = None if target is None else str(target)
+    return evaluate(target, changed(request, plain), show=show)
+
+
+def _paths(
+    data: str | Path | Sequence[str | Path] | Mapping[str, Any] | None, on: Sequence[str]
+) -> dict[str, tuple[Path, ...]]:
+    """Bring every way to name images into one: benchmark -> paths."""
+    if isinstance(data, Mapping):
+        given = find([*data])
+        wrong = [name for name in given if name not in on]
+        if wrong:
+            raise ValueError(f"There is data for {', '.join(wrong)}, but on={list(on)} lacks it.")
+        return {name: _paths(data[name], [name]).get(name, ()) for name in given}
+    paths = () if data is None else (data,) if isinstance(data, str | Path) else data
+    reading = [name for name in on if BENCHMARKS[name].reads != "nothing"]
+    return {name: tuple(map(Path, paths)) for name in reading}
 
 
 # ---------------------------------------------------------------- measuring
 
 
-def _measure_all(subject: Subject, asked: EvalRequest) -> Iterator[Record]:
+def _measure_all(subject: Subject, request: EvalRequest) -> Iterator[Record]:
     """Run benchmark after benchmark; each result is written before the next one starts."""
-    about, about_data = _about(subject, asked), cache(partial(_about_data, asked=asked))
-    for name in asked.on:
-        run, kind = load(name)
-        settings = asked.settings.get(name) or kind()
+    about, about_data = _about(subject, request), cache(partial(_about_data, request=request))
+    for name in request.on:
+        run, settings_class = load(name)
+        settings = request.settings.get(name) or settings_class()
         reads = BENCHMARKS[name].reads
-        paths: Sequence[Path | None] = asked.data.get(name, ())
+        paths: Sequence[Path | None] = request.data.get(name, ())
         if reads == "nothing":
             paths = (None,)
-        elif asked.features is not None:
-            paths = (asked.features,)
+        elif request.features is not None:
+            paths = (request.features,)
         for path in paths:
             known = about | about_data(path)  # a folder is hashed once for all that read it
-            yield _measure_one(name, run, subject, path, settings, known, asked)
+            yield _measure_one(name, run, subject, path, settings, known, request)
 
 
 def _measure_one(
     name: str, run: Any, subject: Subject, path: Path | None, settings: Any, about: dict,
-    asked: EvalRequest,
+    request: EvalRequest,
 ) -> Record:  # fmt: skip
     began = time.perf_counter()
-    torch.manual_seed(asked.seed)
+    record = Record(benchmark=name, values={}, settings=_plain(settings), **about)
+    if request.out:
+        if request.resume and (found := finished(request.out, record)):
+            print(f"{name} of {record.target}: {request.out} has it already.")
+            return found
+        subject.work = _free_work(work_of(request.out, record), resume=request.resume)
+    torch.manual_seed(request.seed)
     values: dict[str, float] = {}
     scores: dict[str, Parts] = {}
     pictures: dict[str, Picture] = {}
@@ -147,15 +199,25 @@ def _measure_one(
             values[key], scores[key] = found.value, found
         else:
             values[key] = float(found)
-    record = Record(
-        benchmark=name,
-        values=values,
-        settings=_plain(settings),
-        seconds=round(time.perf_counter() - began, 3),
-        kept=scores,
-        **about,
-    )
-    return write(asked.out, record, scores, pictures) if asked.out else record
+    seconds = round(time.perf_counter() - began, 3)
+    record = replace(record, values=values, seconds=seconds, kept=scores)
+    if not request.out:
+        return record
+    written = write(request.out, record, scores, pictures)
+    if subject.work and subject.work.exists():
+        shutil.rmtree(subject.work)
+        if not any(subject.work.parent.iterdir()):
+            subject.work.parent.rmdir()
+    return written
+
+
+def _free_work(work: Path, *, resume: bool) -> Path:
+    if work.exists() and not resume:
+        raise ValueError(
+            f"A training for this measurement was stopped in {work}. Go on with it by --resume, "
+            "or remove that folder."
+        )
+    return work
 
 
 def _plain(settings: Any) -> dict[str, Any]:
@@ -163,11 +225,11 @@ def _plain(settings: Any) -> dict[str, Any]:
     return json.loads(json.dumps(dataclasses.asdict(settings), default=str))
 
 
-def _about_data(path: Path | None, asked: EvalRequest) -> dict[str, Any]:
+def _about_data(path: Path | None, request: EvalRequest) -> dict[str, Any]:
     """Name and hash the images; those that stored features were made of."""
     if path is None:
         return {}
-    if asked.features is not None:
+    if request.features is not None:
         from zoo.eval.stored import about_features
 
         about = about_features(path)
@@ -175,18 +237,18 @@ def _about_data(path: Path | None, asked: EvalRequest) -> dict[str, Any]:
     return dict(data=str(path), data_hash=hash_data(path))
 
 
-def _about(subject: Subject, asked: EvalRequest) -> dict[str, Any]:
+def _about(subject: Subject, request: EvalRequest) -> dict[str, Any]:
     """Say what a rerun needs to know besides the benchmark."""
-    around = environment(asked.command)
+    around = environment(request.command)
     keys = ("date", "command", "versions", "machine", "threads")
     about = {key: around[key] for key in keys}
     about |= dict(
-        target=subject.name, precision=asked.precision, batch=asked.batch, seed=asked.seed
+        target=subject.name, precision=request.precision, batch=request.batch, seed=request.seed
     )
-    if asked.features is not None:
+    if request.features is not None:
         from zoo.eval.stored import about_features
 
-        stored = about_features(asked.features)
+        stored = about_features(request.features)
         about |= dict(weights_hash=stored["weights_hash"], model=stored["model"])
         return about | dict(precision=stored["precision"])
     return about | dict(
@@ -194,7 +256,7 @@ def _about(subject: Subject, asked: EvalRequest) -> dict[str, Any]:
     )
 
 
-def _measure_run(target: str, folder: Path, asked: EvalRequest) -> Record:
+def _measure_run(target: str, folder: Path, request: EvalRequest) -> Record:
     """Measure a run's student on the run's own held-out images, against its teachers."""
     began, run = time.perf_counter(), Run(folder)
     setting = prepare(run.config(Distill))
@@ -202,14 +264,14 @@ def _measure_run(target: str, folder: Path, asked: EvalRequest) -> Record:
     with setting.autocast():
         values = dict(fidelity(student, setting.teachers, held_out(setting)))
     values |= dict(probe(student.features, setting))
-    about = _about(Subject(name=target, made=student), asked)
+    about = _about(Subject(name=target, made=student), request)
     about["precision"] = setting.config.precision
     data = setting.config.data  # a folder, or the word for the images that ship in wheels
-    about |= _about_data(Path(data), asked) if Path(data).exists() else dict(data=data)
+    about |= _about_data(Path(data), request) if Path(data).exists() else dict(data=data)
     record = Record(
         benchmark="run", values=values, seconds=round(time.perf_counter() - began, 3), **about
     )
-    return write(asked.out, record, {}, {}) if asked.out else record
+    return write(request.out, record, {}, {}) if request.out else record
 
 
 # ---------------------------------------------------------------- showing
@@ -244,30 +306,31 @@ def _show_published(record: Record) -> None:
         )
 
 
-def show_plan(targets: Sequence[str | None], asked: EvalRequest) -> None:
+def show_plan(targets: Sequence[str | None], request: EvalRequest) -> None:
     """Print what would be measured: no weights are loaded and no image is read.
 
     Raises:
         ValueError: what an evaluation would be refused for.
     """
-    check(asked)
+    check(request)
     for target in targets:
         if target is not None and not _is_known(target):
             raise unknown_name(target, timm.list_models(), "run, export or registered model")
     table = Table("target", "benchmark", "data", "settings", title="would measure")
     for target in targets:
-        for name in asked.on or (DEFAULT if not is_run_folder(Path(target or "")) else ("run",)):
-            paths = ", ".join(map(str, asked.data.get(name, ())))
-            told = ""
+        for name in request.on or (DEFAULT if not is_run_folder(Path(target or "")) else ("run",)):
+            paths = ", ".join(map(str, request.data.get(name, ())))
+            shown = ""
             if name in BENCHMARKS:
-                settings = asked.settings.get(name) or load(name)[1]()
-                told = ", ".join(f"{k}={v}" for k, v in _plain(settings).items())
-            table.add_row(str(target or asked.features), name, str(asked.features or paths), told)
+                settings = request.settings.get(name) or settings_of(name)()
+                shown = ", ".join(f"{k}={v}" for k, v in _plain(settings).items())
+            table.add_row(
+                str(target or request.features), name, str(request.features or paths), shown
+            )
     Console().print(table)
-    print(
-        f"on {asked.device}, {asked.precision}, batches of {asked.batch}, seed {asked.seed}; "
-        f"results to {asked.out or 'the screen only (--out FILE.jsonl keeps them)'}"
-    )
+    out = request.out or "the screen only (--out FILE.jsonl keeps them)"
+    print(f"on {request.device}, {request.precision}, batches of {request.batch}, ", end="")
+    print(f"seed {request.seed}; results to {out}")
 
 
 def _is_known(target: str) -> bool:
@@ -277,7 +340,7 @@ def _is_known(target: str) -> bool:
 # ---------------------------------------------------------------- comparing
 
 
-def records_of(side: str, asked: EvalRequest) -> list[Record]:
+def records_of(side: str, request: EvalRequest) -> list[Record]:
     """Return one side's results: from its result file (`FILE.jsonl` or `FILE.jsonl:TARGET`), or
     measured now.
 
@@ -286,7 +349,7 @@ def records_of(side: str, asked: EvalRequest) -> list[Record]:
     """
     file, _, wanted = (side, "", "") if Path(side).is_file() else side.rpartition(":")
     if not file or not Path(file).is_file() or Path(file).suffix != SUFFIX:
-        return evaluate(side, asked, show=False)
+        return evaluate(side, request, show=False)
     records = read(Path(file))
     targets = sorted({record.target for record in records})
     if wanted and wanted not in targets:
@@ -298,7 +361,7 @@ def records_of(side: str, asked: EvalRequest) -> list[Record]:
     return [record for record in records if record.target == (wanted or targets[0])]
 
 
-def compare_targets(first: str, second: str, asked: EvalRequest) -> None:
+def compare_targets(first: str, second: str, request: EvalRequest) -> None:
     """Print the differences of two models with paired bootstrap intervals over images.
 
     Raises:
@@ -306,7 +369,7 @@ def compare_targets(first: str, second: str, asked: EvalRequest) -> None:
     """
     from zoo.eval.paired import compare
 
-    rows = compare(records_of(first, asked), records_of(second, asked))
+    rows = compare(records_of(first, request), records_of(second, request))
     table = Table(title=f"{second} against {first}")
     for column in ("measure", "first", "second", "difference", "95 % interval"):
         table.add_column(column, justify="left" if column == "measure" else "right")
@@ -314,73 +377,3 @@ def compare_targets(first: str, second: str, asked: EvalRequest) -> None:
         table.add_row(*row.describe(), style="bold" if row.separated else None)
     table.caption = "Paired bootstrap over images; what the interval separates from 0 is bold."
     Console().print(table)
-
-
-@dataclass(frozen=True, kw_only=True)
-class EvalArgs:
-    target: tyro.conf.Positional[str | None] = None
-    """A run's folder, an exported student's folder, or a registered model."""
-    on: str = ""
-    """Benchmarks, separated by commas: knn, linear, fewshot, zeroshot, segment, detect, speed.
-    Each has its settings: --on knn --help. A run has numbers of its own without this."""
-    data: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
-    """Images for every benchmark; NAME=PATH for one of them alone. May be given several times."""
-    features: Path | None = None
-    """A folder of zoo embed, read instead of images."""
-    compare: tuple[str, str] | None = None
-    """Two models, or two result files (FILE.jsonl or FILE.jsonl:TARGET): differences with paired
-    bootstrap intervals over images."""
-    size: int | None = None
-    batch: int = 64
-    precision: Literal["float32", "amp"] = "float32"
-    """amp is autocast to bfloat16."""
-    seed: int = 0
-    workers: int = 0
-    """Processes that decode images."""
-    out: Path | None = None
-    """Append each result to this .jsonl file as a line; scores and pictures lie beside it."""
-    dry_run: bool = False
-    """Print what would be measured, and exit."""
-
-
-def main(args: list[str]) -> None:
-    """Measure a run's student (fidelity, kNN, linear probe), or any model by named benchmarks.
-
-    Examples: zoo eval runs/mine      zoo eval resnet18 --data PHOTOS
-    zoo eval runs/mine/export --on knn,fewshot,speed --data PHOTOS --out results.jsonl
-    zoo eval --compare results.jsonl:runs/a results.jsonl:runs/b
-    """
-    on = find([name for name in _value_of(args, "--on").replace(" ", "").split(",") if name])
-    kinds = {name: load(name)[1] for name in on or DEFAULT}
-    own: list[Any] = [(name, kind, kind()) for name, kind in kinds.items()]
-    asked = parse(
-        make_dataclass("Args", own, bases=(EvalArgs,), frozen=True, kw_only=True),
-        args, "eval", main.__doc__ or "",
-    )  # fmt: skip
-    if (asked.target is None) == (asked.compare is None and asked.features is None):
-        raise ValueError("Name what to measure: one target, or --compare A B, or --features DIR.")
-    on = on or (list(DEFAULT) if asked.data or asked.features else [])
-    task = EvalRequest(
-        on=tuple(on), data=read_data(asked.data, on or DEFAULT),
-        settings={name: getattr(asked, name) for name in kinds},
-        command=shlex.join(["zoo", "eval", *args]),
-        **{name: getattr(asked, name) for name in
-           ("features", "size", "batch", "precision", "seed", "workers", "out")},
-    )  # fmt: skip
-    if asked.dry_run:
-        show_plan(asked.compare or (asked.target,), task)
-    elif asked.compare:
-        first, second = asked.compare
-        compare_targets(first, second, task)
-    else:
-        evaluate(asked.target, task)
-
-
-def _value_of(args: list[str], option: str) -> str:
-    """Read one option before the others, which depend on it."""
-    for place, word in enumerate(args):
-        if word == option and place + 1 < len(args):
-            return args[place + 1]
-        if word.startswith(f"{option}="):
-            return word.partition("=")[2]
-    return ""

@@ -3,10 +3,10 @@
 from zoo.commands.parse import parse
 
 
-def _gathered(args: list[str], option: str) -> list[str]:
-    """Bring the values of an option that was given several times behind one of it, at the end."""
+def _gathered(argv: list[str], option: str) -> list[str]:
+    """Move the values of an option that is given several times behind one of it, at the end."""
     rest, values, inside = [], [], False
-    for word in args:
+    for word in argv:
         if word.startswith("--"):
             name, _, value = word.partition("=")
             inside = name == option
@@ -20,24 +20,25 @@ def _gathered(args: list[str], option: str) -> list[str]:
     return [*rest, option, *values] if values else rest
 
 
-def main(args: list[str]) -> None:
+def main(argv: list[str]) -> None:
     """Run an experiment that makes its own teachers.
 
     Example: zoo experiment phi_s --tiny --out runs/phi_s
     """
     from zoo.experiments import EXPERIMENTS
 
-    if not args or args[0] not in EXPERIMENTS:
-        if args and args[0] not in ("-h", "--help"):
+    if not argv or argv[0] not in EXPERIMENTS:
+        if argv and argv[0] not in ("-h", "--help"):
             known = ", ".join(EXPERIMENTS)
-            raise ValueError(f"There is no experiment {args[0]!r}; there are {known}.")
+            raise ValueError(f"There is no experiment {argv[0]!r}; there are {known}.")
         print("\n".join(f"zoo experiment {name} --help" for name in EXPERIMENTS))
         return
-    chosen = EXPERIMENTS[args[0]]()
-    start = chosen.tiny() if "--tiny" in args else chosen.full()
-    words = _gathered(args[1:], "--data")
-    asked = parse(type(start), words, f"experiment {args[0]}", chosen.__doc__ or "", default=start)
-    if asked.dry_run:
-        chosen.plan(asked)
-    elif not chosen.main(asked):
+    name, *options = argv
+    chosen = EXPERIMENTS[name]()
+    start = chosen.tiny() if "--tiny" in options else chosen.full()
+    options = _gathered(options, "--data")
+    args = parse(type(start), options, f"experiment {name}", chosen.__doc__ or "", default=start)
+    if args.dry_run:
+        chosen.plan(args)
+    elif not chosen.main(args):
         raise SystemExit(1)

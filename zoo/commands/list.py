@@ -1,10 +1,11 @@
 """`zoo list`: the models of zoo's own families, and the recipes."""
 
 from dataclasses import dataclass
-from typing import Any
+from fnmatch import fnmatchcase
 
 import tyro
 
+from zoo.commands.model_table import ModelFacts, read_table
 from zoo.commands.parse import parse
 
 
@@ -14,42 +15,48 @@ class ListArgs:
     """A shell pattern, e.g. "eradio*"; or `recipes`, for what `zoo distill` can run."""
 
 
-def main(args: list[str]) -> None:
-    """Show the models of zoo's own families: parameters, input size, weights and licence.
+def main(argv: list[str]) -> None:
+    """Show the models of zoo's own families: parameters, image size, weights and licence.
 
     Examples: zoo list "eradio*"      zoo list recipes
     """
-    import timm
-    import torch
+    args = parse(ListArgs, argv, "list", main.__doc__ or "")
+    if args.pattern == "recipes":
+        list_recipes()
+    else:
+        print_models(args.pattern)
+
+
+def print_models(pattern: str) -> None:
+    """Print the models whose name, with or without a tag of weights, fits a shell pattern.
+
+    Raises:
+        ValueError: there is none.
+    """
     from rich.console import Console
     from rich.table import Table
 
-    import zoo
-
-    asked = parse(ListArgs, args, "list", main.__doc__ or "")
-    if asked.pattern == "recipes":
-        return list_recipes()
-    names = zoo.list_models(asked.pattern)
-    if not names:
-        raise ValueError(f"No model matches {asked.pattern!r}; `zoo list` shows all.")
+    models = {n: facts for n, facts in read_table().items() if _fits(n, facts, pattern)}
+    if not models:
+        raise ValueError(f"No model matches {pattern!r}; `zoo list` shows all.")
     table = Table()
     for column in ("model", "parameters", "size", "weights", "licence"):
         table.add_column(column, justify="right" if column == "parameters" else "left")
-    for name in names:
-        with torch.device("meta"):
-            model: Any = timm.create_model(name)
-        params = sum(p.numel() for p in model.parameters())
-        rows, cols = model.pretrained_cfg["input_size"][1:]
-        weights: list[Any] = [timm.get_pretrained_cfg(w) for w in timm.list_pretrained(f"{name}.*")]
+    for name, facts in models.items():
+        rows, cols = facts.size
         table.add_row(
             name,
-            f"{params / 1e6:,.2f} M",
+            f"{facts.parameters / 1e6:,.2f} M",
             str(cols) if rows == cols else f"{rows}x{cols}",
-            "\n".join(w.tag for w in weights) or "-",
-            "\n".join(w.license or "-" for w in weights) or "-",
+            "\n".join(facts.weights) or "-",
+            "\n".join(facts.weights.values()) or "-",
         )
     Console().print(table)
-    return None
+
+
+def _fits(name: str, facts: ModelFacts, pattern: str) -> bool:
+    names = (name, *(f"{name}.{tag}" for tag in facts.weights))
+    return not pattern or any(fnmatchcase(one, pattern) for one in names)
 
 
 def list_recipes() -> None:

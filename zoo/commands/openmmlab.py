@@ -1,4 +1,4 @@
-"""`zoo detect-config`: an mmdet configuration over one of our backbones, written to a file."""
+"""`zoo detect-config`, `zoo segment-config`: mmdet and mmseg configurations over our backbones."""
 
 import shlex
 from collections.abc import Sequence
@@ -9,7 +9,6 @@ from typing import Any, Literal
 import tyro
 
 from zoo.commands.parse import parse
-from zoo.students.build import read_pairs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,45 +38,49 @@ class DetectConfigArgs:
     """Of the configuration, key=value: model.test_cfg.rcnn.score_thr=0.01."""
 
 
-def detect_config(asked: DetectConfigArgs) -> None:
-    """Write the configuration and say what trains, resumes and tests with it.
+def detect_config(args: DetectConfigArgs) -> None:
+    """Write the configuration, and print the commands that train, resume and test with it.
 
     Raises:
-        ValueError: see `mmdet_config`; or the file's name is none of a configuration.
+        ValueError: see `mmdet_config`; or the file's name does not end in .py.
     """
     from zoo.eval.openmmlab.mmdet_config import mmdet_config
+    from zoo.students.build import read_pairs
 
-    check_file(asked.config)
+    check_file(args.config)
     config = mmdet_config(
-        asked.detector,
-        asked_backbone(asked.backbone, asked.options),
-        asked.data,
-        out=asked.out or asked.config.with_suffix(""),
-        size=asked.size,
-        epochs=asked.epochs,
-        batch=asked.batch,
-        workers=asked.workers,
-        lr=asked.lr,
-        seed=asked.seed,
-        overrides=read_pairs(asked.overrides),
+        args.detector,
+        read_backbone(args.backbone, args.options),
+        args.data,
+        out=args.out or args.config.with_suffix(""),
+        size=args.size,
+        epochs=args.epochs,
+        batch=args.batch,
+        workers=args.workers,
+        lr=args.lr,
+        seed=args.seed,
+        overrides=read_pairs(args.overrides),
     )
-    last = f"epoch_{asked.epochs}.pth"
-    write_config(config, asked.config, tool="zoo.eval.openmmlab.mmdet_tool", last=last)
+    last = f"epoch_{args.epochs}.pth"
+    write_config(config, args.config, tool="zoo.eval.openmmlab.mmdet_tool", last=last)
 
 
 def check_file(config: Path) -> None:
-    """Refuse a file's name that is none of a configuration.
+    """Refuse the name of a file that mmengine would not read.
 
     Raises:
         ValueError: it does not end in .py.
     """
     if config.suffix != ".py":
-        raise ValueError(f"mmengine reads configurations of Python: {config} ends not in .py.")
+        raise ValueError(
+            f"mmengine reads configurations in Python: give {config} a name that ends in .py."
+        )
 
 
-def asked_backbone(name: str, options: Sequence[str]) -> dict[str, Any]:
+def read_backbone(name: str, options: Sequence[str]) -> dict[str, Any]:
     """Return the arguments of `Backbone` for a model's name or an export's folder."""
     from zoo.eval.openmmlab.mmengine_config import backbone_fields
+    from zoo.students.build import read_pairs
 
     if Path(name).is_dir():
         name = f"local-dir:{Path(name).resolve()}"
@@ -96,8 +99,8 @@ def write_config(config: Any, file: Path, *, tool: str, last: str) -> None:
     run = ["python", "-m", tool]
     train = [*run, "train", str(file)]
     test = [*run, "test", str(file), str(Path(config.work_dir) / last)]
-    for told, words in dict(train=train, resume=[*train, "--resume"], test=test).items():
-        print(f"{told:7} {shlex.join(words)}")
+    for step, words in dict(train=train, resume=[*train, "--resume"], test=test).items():
+        print(f"{step:7} {shlex.join(words)}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,48 +133,49 @@ class SegmentConfigArgs:
     """Of the configuration, key=value: model.decode_head.channels=256."""
 
 
-def segment_config(asked: SegmentConfigArgs) -> None:
-    """Write the configuration and say what trains, resumes and tests with it.
+def segment_config(args: SegmentConfigArgs) -> None:
+    """Write the configuration, and print the commands that train, resume and test with it.
 
     Raises:
-        ValueError: see `mmseg_config`; or the file's name is none of a configuration.
+        ValueError: see `mmseg_config`; or the file's name does not end in .py.
     """
     from zoo.eval.openmmlab.mmseg_config import mmseg_config
+    from zoo.students.build import read_pairs
 
-    check_file(asked.config)
+    check_file(args.config)
     config = mmseg_config(
-        asked_backbone(asked.backbone, asked.options),
-        asked.data,
-        layout=asked.layout,
-        out=asked.out or asked.config.with_suffix(""),
-        crop=asked.crop,
-        size=asked.size,
-        inference=asked.inference,
-        steps=asked.steps,
-        batch=asked.batch,
-        workers=asked.workers,
-        lr=asked.lr,
-        seed=asked.seed,
-        overrides=read_pairs(asked.overrides),
+        read_backbone(args.backbone, args.options),
+        args.data,
+        layout=args.layout,
+        out=args.out or args.config.with_suffix(""),
+        crop=args.crop,
+        size=args.size,
+        inference=args.inference,
+        steps=args.steps,
+        batch=args.batch,
+        workers=args.workers,
+        lr=args.lr,
+        seed=args.seed,
+        overrides=read_pairs(args.overrides),
     )
     write_config(
-        config, asked.config, tool="zoo.eval.openmmlab.mmseg_tool", last=f"iter_{asked.steps}.pth"
+        config, args.config, tool="zoo.eval.openmmlab.mmseg_tool", last=f"iter_{args.steps}.pth"
     )
 
 
-def main_detect_config(args: list[str]) -> None:
-    """Write an mmdet configuration over an exported student, and say how to train with it.
+def main_detect_config(argv: list[str]) -> None:
+    """Write an mmdet configuration over an exported student, and print how to train with it.
 
     Example: zoo detect-config mask-rcnn runs/mine/export COCO_FOLDER detector.py
     """
-    detect_config(parse(DetectConfigArgs, args, "detect-config", main_detect_config.__doc__ or ""))
+    detect_config(parse(DetectConfigArgs, argv, "detect-config", main_detect_config.__doc__ or ""))
 
 
-def main_segment_config(args: list[str]) -> None:
-    """Write an mmseg configuration of UPerNet over a student, and say how to train with it.
+def main_segment_config(argv: list[str]) -> None:
+    """Write an mmseg configuration of UPerNet over a student, and print how to train with it.
 
     Example: zoo segment-config runs/mine/export ADE20K_FOLDER segmenter.py
     """
     segment_config(
-        parse(SegmentConfigArgs, args, "segment-config", main_segment_config.__doc__ or "")
+        parse(SegmentConfigArgs, argv, "segment-config", main_segment_config.__doc__ or "")
     )

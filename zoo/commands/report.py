@@ -13,21 +13,21 @@ class ReportArgs:
     runs: tyro.conf.Positional[tuple[Path, ...]]
     """Folders of runs, finished or not, and result files of zoo eval."""
     out: Path | None = None
-    """Where the page of several goes; report.html here, unless given."""
+    """File of the joined page; ./report.html by default."""
 
 
-def main(args: list[str]) -> None:
+def main(argv: list[str]) -> None:
     """Write RUN/report.html of one run, or join runs and result files into one page.
 
     Examples: zoo report runs/mine      zoo report runs/a runs/b results.jsonl --out all.html
     """
+    args = parse(ReportArgs, argv, "report", main.__doc__ or "")
+    if not args.runs:
+        raise ValueError("Name at least one run's folder or result file of zoo eval.")
     from zoo.eval.report.joined import build_joined
     from zoo.eval.report.page import build_report
 
-    asked = parse(ReportArgs, args, "report", main.__doc__ or "")
-    if not asked.runs:
-        raise ValueError("Name at least one run's folder or result file of zoo eval.")
-    if len(asked.runs) == 1 and asked.runs[0].suffix != ".jsonl" and asked.out is None:
-        print(build_report(asked.runs[0]).resolve())
+    if len(args.runs) == 1 and args.runs[0].suffix != ".jsonl" and args.out is None:
+        print(build_report(args.runs[0]).resolve())
     else:
-        print(build_joined(asked.runs, asked.out or Path("report.html")).resolve())
+        print(build_joined(args.runs, args.out or Path("report.html")).resolve())

@@ -10,18 +10,18 @@ student, losses, clipping, AdamW, averaged weights. Needs torch and timm only.
 import copy
 import dataclasses
 import gc
+import itertools
 import statistics
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import nullcontext
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from zoo.commands.plan import Cost, matmul_rate, plan
+from zoo.data.plan import Plan
 from zoo.eval.speed.kernels import Kernel, profile
 from zoo.eval.speed.models import timed
 from zoo.features import Batch, Features
@@ -33,13 +33,15 @@ from zoo.teachers.open import open_teacher
 from zoo.teachers.quantize import QuantReport, quantize_linears
 from zoo.teachers.teacher import Frozen, Teacher
 from zoo.train.cost import Estimate, estimate
+from zoo.train.device import tensor_cores
 from zoo.train.distill.config import Distill, TeacherSpec
 from zoo.train.distill.phi_s import Moments, Normalizer, fit
-from zoo.train.distill.plan_step import StepPlan
+from zoo.train.distill.plan_cost import Cost, matmul_rate, model_costs
 from zoo.train.distill.setup import widths
-from zoo.train.distill.task import objective_of
-from zoo.train.distill.teachers import TeacherPrefetcher, compile_teacher, frozen, tensor_cores
-from zoo.train.loop import differentiate, update
+from zoo.train.distill.task import DistillTask
+from zoo.train.distill.teachers import compile_teacher, frozen
+from zoo.train.loop import take_step, update
+from zoo.train.prefetch import Slice, prefetch
 from zoo.train.state import TrainState
 
 GIB = 2**30
@@ -173,7 +175,7 @@ class ModelPool:
         """Count the FLOPs of teachers and student."""
         key = (step.teachers, step.student, step.size)
         if key not in self._costs:
-            self._costs[key] = plan(config)[:2]
+            self._costs[key] = model_costs(config)[:2]
         return self._costs[key]
 
     def drop(self, keep: Callable[[str], bool]) -> None:
@@ -233,7 +235,7 @@ def measure(
     told = {label: eight for label, (_, eight) in opened.items() if eight}
     stand = StepBench(step, config, teachers, pool.student(step, config, teachers), device)
     clock = Clock(device, step.batch, rounds, warmup)
-    with tensor_cores() if device.type == "cuda" else nullcontext():
+    with tensor_cores(device):
         parts = dict(_parts(stand, clock))
         free(device)
         if device.type == "cuda":
@@ -343,7 +345,7 @@ def _parts(stand: "StepBench", clock: Clock) -> Iterator[tuple[str, float]]:
 class _Model:
     """A student in training, and its backbone alone."""
 
-    trainee: TrainState
+    state: TrainState
     bare: Callable[[Tensor], Features]
 
     @classmethod
@@ -352,16 +354,16 @@ class _Model:
     ) -> "_Model":
         torch.manual_seed(0)
         student = build_student(
-            step.student, wide, size=step.size, **dataclasses.asdict(config.heads), device=device
+            step.student, wide, size=step.size, **config.heads.options(), device=device
         )
         if step.channels_last:
             student = student.to(memory_format=torch.channels_last)
-        trainee = TrainState.of(student, config, {})
+        state = TrainState.of(student, config.optim)
         bare = student.forward_features
         if step.compiled:
             student.answer = torch.compile(student.answer, dynamic=False)
             bare = torch.compile(student.forward_features, dynamic=False) if step.alone else bare
-        return cls(trainee, bare)
+        return cls(state, bare)
 
 
 class StepBench:
@@ -372,26 +374,26 @@ class StepBench:
         device: torch.device,
     ):  # fmt: skip
         self.asked, self.config, self.teachers, self.device = step, config, teachers, device
-        self.trainee, self.bare = model.trainee, model.bare
-        self.student: Student = self.trainee.student
+        self.state, self.bare = model.state, model.bare
+        self.student: Student = self.state.model
         side = max([step.size, *(max(t.size) for t in teachers.values())])
         host = pink_noise(step.batch, side, torch.device("cpu"))
         self.host = Batch(host.images.pin_memory()) if device.type == "cuda" else host
         self.normalizers = self._normalizers()
-        self.objective = objective_of(config, self.normalizers, {})
-        self.turn = StepPlan(step.size, None)
-        self.coming = self.batches()
-        if step.overlap:
-            self.coming = TeacherPrefetcher(device, self.autocast).over(self.coming)
+        plan = Plan(step.batch, step.batch, seed=0)
+        self.task = DistillTask.of(config, self.student, plan, teachers, self.normalizers, {})
+        self.coming = prefetch(
+            self.slices(), self.task.targets, device, self.autocast, ahead=step.overlap
+        )
         self.small = Batch(self.host.to(device).at(self.student.size))
 
     def autocast(self):
         on = self.device.type == "cuda"
         return torch.autocast(self.device.type, torch.bfloat16, enabled=on)
 
-    def batches(self) -> Iterator[tuple[Batch, Mapping[str, Teacher]]]:
-        while True:
-            yield self.host.to(self.device), self.teachers
+    def slices(self) -> Iterator[Slice]:
+        for step in itertools.count():
+            yield Slice(step, 0, self.host.to(self.device))
 
     def run_teacher(self, teacher: Teacher, batch: Batch) -> None:
         with torch.no_grad(), self.autocast():
@@ -416,8 +418,8 @@ class StepBench:
     def _descend(self, outputs: list[Tensor]) -> None:
         # the gradient of a sum costs nothing beside that of a network
         torch.autograd.backward(outputs, [t.expand_as(o) for o in outputs for t in [o.new_ones(1)]])
-        self.trainee.optimizer.step()
-        self.trainee.optimizer.zero_grad(set_to_none=True)
+        self.state.optimizer.step()
+        self.state.optimizer.zero_grad(set_to_none=True)
 
     def learn_heads(self) -> None:
         """Forward and backward of the heads alone."""
@@ -433,13 +435,11 @@ class StepBench:
 
     def step(self) -> None:
         """Do what a run does between two batches."""
-        batch, looks = next(self.coming)
-        objective = partial(self.objective, batch, self.trainee, looks, self.turn)
-        total, losses = differentiate(
-            objective, self.trainee, self.turn, self.config, self.autocast
-        )
-        update(self.trainee, total, losses, self.config, self.turn)
-        self.trainee.unread.clear()
+        counts = defaultdict(lambda: len(self.host.images))
+        parts = [next(self.coming)]
+        losses = take_step(self.task, self.state, parts, counts, self.config, self.autocast)
+        update(self.state, losses, self.config)
+        self.state.unread.clear()
 
     def _normalizers(self) -> dict[str, Normalizer]:
         found = {}

@@ -1,1 +1,1 @@
-"""Where samples come from, in which order, and how they are read."""
+"""Training and evaluation data: sources of images, their order, and how they become batches."""

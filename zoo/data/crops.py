@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -10,6 +10,11 @@ from jaxtyping import Shaped, UInt8
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
+
+from zoo.data.feed import PlanFeed
+from zoo.data.loader import PlanSampler
+from zoo.data.plan import Plan
+from zoo.features import Batch
 
 GREY = 124
 """The value of pixels outside of an image that is smaller than its crop; near all models' means."""
@@ -82,14 +87,14 @@ def _widest(values: np.ndarray) -> float:
 
 
 class Crops(Dataset):
-    """Samples by (position, index); randomness depends only on the seed and the position."""
+    """Samples by (position, index); randomness depends only on the plan and the position."""
 
-    def __init__(self, source: DenseSource, crop: CropSpec, seed: int):
-        self.source, self.crop, self.seed = source, crop, seed
+    def __init__(self, source: DenseSource, crop: CropSpec, plan: Plan):
+        self.source, self.crop, self.plan = source, crop, plan
 
     def __getitem__(self, item: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
         position, index = item
-        draws = np.random.default_rng((self.seed, position))
+        draws = self.plan.draws(position)
         return self.crop.draw(self.source.image(index), self.source.target(index), draws)
 
 
@@ -107,24 +112,34 @@ class Whole(Dataset):
         return pixels.copy(), self.source.target(index)
 
 
-def order(count: int, steps: int, batch: int, seed: int) -> Iterator[list[tuple[int, int]]]:
-    """Yield the (position, index) pairs of each batch; every epoch has its own random order."""
-    epoch, waiting, position = 0, [], 0
-    for _ in range(steps):
-        while len(waiting) < batch:
-            waiting += np.random.default_rng((seed, 2**32, epoch)).permutation(count).tolist()
-            epoch += 1
-        taken, waiting = waiting[:batch], waiting[batch:]
-        yield [(position + i, index) for i, index in enumerate(taken)]
-        position += batch
+class CropBatch(NamedTuple):
+    """Crops, and a target for each of their pixels."""
+
+    images: Batch
+    target: Shaped[Tensor, "B s s"]
 
 
-def training_batches(
-    source: DenseSource, crop: CropSpec, *, steps: int, batch: int, seed: int, **loading: Any
-) -> Iterator[tuple[UInt8[Tensor, "B 3 s s"], Shaped[Tensor, "B s s"]]]:
-    """Return an iterator over `steps` batches of crops, the same for any number of workers."""
-    sampler = list(order(len(source), steps, batch, seed))
-    return iter(DataLoader(Crops(source, crop, seed), batch_sampler=sampler, **loading))
+@dataclass
+class CropFeed(PlanFeed):
+    """Crops of a source's images in the order of a plan; the same ones for any `workers`."""
+
+    source: DenseSource
+    crop: CropSpec
+    plan: Plan
+    device: torch.device
+    workers: int = 0
+
+    def batches(self, start: int, steps: int) -> Iterator[CropBatch]:
+        """Yield the crops of each step from `start` to before `steps`."""
+        loader = DataLoader(
+            Crops(self.source, self.crop, self.plan),
+            batch_sampler=PlanSampler(self.plan, start, steps),
+            **loading(self.device, self.workers),
+        )
+        for pixels, target in loader:
+            yield CropBatch(
+                Batch(pixels).to(self.device), target.to(self.device, non_blocking=True)
+            )
 
 
 def whole_images(

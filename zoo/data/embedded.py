@@ -1,13 +1,15 @@
-"""Real images that need no download: what scikit-learn and scikit-image ship in their wheels.
+"""Real images that need no download: those in the wheels of scikit-learn and scikit-image.
 
 1,797 scanned digits with labels, and photographs. The photographs are split by photograph, and
-each is cut into crops once, so that digits and photographs have like weight.
+each is cut into crops once, so that digits and photographs have about the same weight.
 """
 
 import io
 import shutil
 import tempfile
+from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -15,7 +17,7 @@ from PIL import Image
 from zoo.files import cache_dir
 
 VERSION = 1
-"""Part of the cache's path: raise it when the images change."""
+"""Part of the folder's name: increase it when the images change."""
 TRAIN_PHOTOS = (
     "astronaut", "brick", "chelsea", "coffee", "coins", "grass", "gravel", "hubble_deep_field",
     "ihc", "moon", "motorcycle_left", "retina", "flower",
@@ -23,11 +25,17 @@ TRAIN_PHOTOS = (
 VAL_PHOTOS = ("camera", "rocket", "china", "page")
 TRAIN_DIGITS = 1297
 CROPS = {"train": 96, "val": 48}
+"""Crops of each photograph."""
 SIDE = 128
+"""Side of a crop in pixels."""
 
 
 def embedded_data() -> Path:
-    """Return the folder with `images/{train,val}` and `digits/{train,val}`; make it once."""
+    """Return the folder with `images/{train,val}` and `digits/{train,val}`; make it if need be.
+
+    Raises:
+        ValueError: scikit-learn or scikit-image is not installed, or does not have a photograph.
+    """
     folder = cache_dir() / f"embedded-v{VERSION}"
     if folder.is_dir():
         return folder
@@ -51,7 +59,7 @@ def _write_digits(folder: Path) -> None:
         from sklearn.datasets import load_digits
     except ImportError as error:
         raise _missing("scikit-learn") from error
-    digits = load_digits()
+    digits: Any = load_digits()
     order = np.random.Generator(np.random.PCG64(0)).permutation(len(digits.target))
     for rank, i in enumerate(order):
         split = "train" if rank < TRAIN_DIGITS else "val"
@@ -94,7 +102,7 @@ def _photo(name: str) -> Image.Image:
     )
     if path is None:
         raise ValueError(
-            f"scikit-image {skimage.__version__} does not ship the photograph {name!r}; "
+            f"scikit-image {version('scikit-image')} does not have the photograph {name!r}; "
             "install the versions in constraints.txt, or give --data."
         )
     return Image.open(io.BytesIO(path.read_bytes())).convert("RGB")

@@ -1,9 +1,9 @@
 """Batches of views, in the plan's order in training and in the files' order in evaluation."""
 
-import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
+from torch.utils.data import DataLoader
 
 from zoo.data.plan import Plan
 from zoo.data.sources import Source, _log
@@ -12,41 +12,52 @@ from zoo.features import Batch
 
 
 class PlanSampler:
-    """Batches of (position, index) of the steps `start`..`steps`, in the plan's order."""
+    """Slices of (position, index) of the steps `start`..`steps`, in the plan's order."""
 
-    def __init__(self, plan: Plan, start: int, steps: int):
+    def __init__(
+        self, plan: Plan, start: int, steps: int, num_slices: int = 1, slices: Sequence[int] = (0,)
+    ):
         self.plan, self.start, self.steps = plan, start, steps
+        self.size, self.slices = plan.batch // num_slices, slices
 
     def __len__(self) -> int:
-        return self.steps - self.start
+        return (self.steps - self.start) * len(self.slices)
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         for step in range(self.start, self.steps):
-            places = self.plan.positions(step).tolist()
-            yield list(zip(places, self.plan.indices(step).tolist(), strict=True))
+            positions = self.plan.positions(step).tolist()
+            batch = list(zip(positions, self.plan.indices(step).tolist(), strict=True))
+            for index in self.slices:
+                yield batch[index * self.size : (index + 1) * self.size]
 
 
 def train_batches(
-    source: Source, view: View, plan: Plan, *, steps: int, start: int = 0, workers: int = 0
+    source: Source,
+    view: View,
+    plan: Plan,
+    *,
+    steps: int,
+    start: int = 0,
+    workers: int = 0,
+    num_slices: int = 1,
+    slices: Sequence[int] = (0,),
 ) -> Iterator[dict]:
-    """Load the batches of steps `start`..`steps` of `plan`; yields dicts of `collate`.
+    """Yield the batches of the steps from `start` up to `steps`, as the dicts of `collate`.
 
-    The plan answers for any step, so a loader that resumes simply begins at a later one.
+    The plan can be asked about any step, so a resumed run simply starts at a later one.
+
+    Args:
+        num_slices: Equal parts that each batch is cut into.
+        slices: Indices of the parts that are loaded, in this order; each is yielded by itself.
     """
-    from torchdata.stateful_dataloader import StatefulDataLoader
-
-    sampler = PlanSampler(plan, start, steps)
-    with warnings.catch_warnings():  # torchdata 0.11 calls what torch 2.15 deprecates
-        warnings.filterwarnings("ignore", "'set_vital' is deprecated")
-        loader = StatefulDataLoader(
-            Views(source, view, plan),
-            batch_sampler=sampler,
-            num_workers=workers,
-            collate_fn=collate,
-            pin_memory=torch.cuda.is_available(),
-            prefetch_factor=4 if workers else None,
-        )
-        yield from loader
+    yield from DataLoader(
+        Views(source, view, plan),
+        batch_sampler=PlanSampler(plan, start, steps, num_slices, slices),
+        num_workers=workers,
+        collate_fn=collate,
+        pin_memory=torch.cuda.is_available(),
+        prefetch_factor=4 if workers else None,
+    )
 
 
 def eval_batches(
@@ -59,13 +70,12 @@ def eval_batches(
     workers: int = 0,
     pin: bool = False,
 ) -> Iterator[Batch]:
-    """Return the samples from `start` to `limit` in order, centre crops, as batches.
+    """Yield the samples from `start` up to `limit` in order, as batches of centre crops.
 
     Args:
-        pin: Put them where a GPU can fetch them while it computes.
+        size: Side of the crops in pixels.
+        pin: Use pinned memory, which a GPU can copy from while it computes.
     """
-    from torch.utils.data import DataLoader
-
     count = len(source) if limit is None else min(limit, len(source))
     blocks = [
         [(i, i) for i in range(first, min(first + batch, count))]
@@ -81,5 +91,5 @@ def eval_batches(
     )
     for part in loader:
         for name in part["skipped"]:
-            _log.warning("an unreadable image was replaced in the evaluation: %s", name)
+            _log.warning("An unreadable image was replaced in the evaluation: %s", name)
         yield Batch(part["images"], part["keys"], part["labels"])

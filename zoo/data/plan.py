@@ -1,11 +1,12 @@
-"""Which sample stands where in the stream, and with which randomness: pure functions.
+"""Which sample is at which position of the stream, and its random numbers: pure functions.
 
 Everything random about a sample follows from (seed, position), where position = step x batch +
-place in the global batch. A run that resumes, or that is spread over other ranks, asks the same
-questions and gets the same answers; nothing is stored.
+index in the global batch. A run that resumes, or that has another number of ranks, computes the
+same samples and random numbers again; nothing is stored.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -21,18 +22,19 @@ def mix(*numbers: int) -> int:
     return int(state >> np.uint64(1))
 
 
-def _scramble(x):
+def _scramble(x: Any) -> Any:
+    """Scramble the bits of a uint64, or of an array of them."""
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return x ^ (x >> np.uint64(31))
 
 
-def shuffled(places: np.ndarray, total: int, key: int) -> np.ndarray:
-    """Map places 0..total-1 one-to-one onto 0..total-1, in an order that `key` decides.
+def shuffled(indices: np.ndarray, total: int, key: int) -> np.ndarray:
+    """Map indices 0..total-1 one-to-one onto 0..total-1, in an order that `key` decides.
 
-    A Feistel network over the next even number of bits, walked until it lands inside: any place
-    of any epoch costs the same few operations, where a stored permutation of a billion images
-    would cost 8 GB on every rank.
+    A Feistel network over the next even number of bits, applied again until the result is below
+    `total`: any index of any epoch costs the same few operations, where a stored permutation of a
+    billion images would need 8 GB on every rank.
     """
     bits = max(1, (int(total - 1).bit_length() + 1) // 2)
     low = np.uint64((1 << bits) - 1)
@@ -46,7 +48,7 @@ def shuffled(places: np.ndarray, total: int, key: int) -> np.ndarray:
                 left, right = right, left ^ (_scramble(right + k) & low)
         return (left << shift) | right
 
-    x = feistel(places.astype(np.uint64))
+    x = feistel(indices.astype(np.uint64))
     while (outside := x >= total).any():
         x[outside] = feistel(x[outside])
     return x.astype(np.int64)
@@ -57,10 +59,12 @@ class Plan:
     """The stream of samples of a run: epochs of all samples, each in its own order."""
 
     samples: int
+    """Number of samples in an epoch."""
     batch: int
+    """Images in the global batch."""
     seed: int
     views: int = 0
-    """Epochs after which the stream begins again, crops and all; 0 for never."""
+    """Epochs after which the stream repeats, crops included; 0 for never."""
 
     def __post_init__(self):
         if self.samples < 1 or self.batch < 1:
@@ -70,30 +74,30 @@ class Plan:
             )
 
     def positions(self, step: int) -> np.ndarray:
-        """Places in the stream of the global batch of `step`."""
+        """Return the positions in the stream of the global batch of `step`."""
         return np.arange(step * self.batch, (step + 1) * self.batch, dtype=np.int64)
 
     def indices(self, step: int) -> np.ndarray:
-        """Samples of the global batch of `step`."""
+        """Return the indices of the samples in the global batch of `step`."""
         return self.indices_at(self.positions(step))
 
     def indices_at(self, positions: np.ndarray) -> np.ndarray:
-        """Samples at `positions` of the stream."""
-        epochs, places = np.divmod(self.stored(positions), self.samples)
-        out = np.empty_like(places)
+        """Return the indices of the samples at `positions` of the stream."""
+        epochs, within = np.divmod(self.stored(positions), self.samples)
+        out = np.empty_like(within)
         for epoch in np.unique(epochs):
             here = epochs == epoch
-            out[here] = shuffled(places[here], self.samples, mix(self.seed, int(epoch)))
+            out[here] = shuffled(within[here], self.samples, mix(self.seed, int(epoch)))
         return out
 
-    def stored(self, position):
-        """Return the first place in the stream with the view of `position`; also for arrays."""
+    def stored(self, position: Any) -> Any:
+        """Return the first position with the same view as `position` (an integer or an array)."""
         return position % (self.views * self.samples) if self.views else position
 
     def draws(self, position: int) -> np.random.Generator:
-        """All the randomness that the sample at `position` may use."""
+        """Return the source of all random numbers of the sample at `position`."""
         return np.random.Generator(np.random.Philox(key=mix(self.seed, 1, self.stored(position))))
 
     def step_seed(self, step: int) -> int:
-        """Seed of what a network draws during `step` (dropout, drop path)."""
+        """Return the seed of what a network draws during `step` (dropout, drop path)."""
         return mix(self.seed, 2, step)

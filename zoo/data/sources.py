@@ -1,4 +1,4 @@
-"""Where images come from (folders, webdataset tar shards), and how one becomes a view."""
+"""Where images come from: folders, webdataset's tar shards, `.npz` files."""
 
 import logging
 import os
@@ -26,16 +26,32 @@ class Source(Protocol):
     """Encoded images with names, and labels where the data has them."""
 
     @property
-    def classes(self) -> Sequence[str]: ...
+    def classes(self) -> Sequence[str]:
+        """Names of the classes, by label; empty without labels."""
+        ...
+
     def __len__(self) -> int: ...
-    def key(self, index: int) -> str: ...
-    def label(self, index: int) -> int | None: ...
-    def read(self, index: int) -> bytes: ...
+
+    def key(self, index: int) -> str:
+        """Return the name of an image, which no other image of the source has."""
+        ...
+
+    def label(self, index: int) -> int | None:
+        """Return the class of an image as an index into `classes`; `None` without labels."""
+        ...
+
+    def read(self, index: int) -> bytes:
+        """Return the encoded image.
+
+        Raises:
+            OSError: its file cannot be read.
+        """
+        ...
 
 
 @dataclass(frozen=True)
 class FolderSource:
-    """Image files below a folder; the sub-folder right below it is the class, if all have one."""
+    """Image files below a folder. If all are in sub-folders, the topmost ones are the classes."""
 
     root: Path
     files: tuple[str, ...]
@@ -43,7 +59,7 @@ class FolderSource:
 
     @classmethod
     def scan(cls, root: Path) -> "FolderSource":
-        """Find every image below `root`, in the order of their names."""
+        """Find every image below `root`, sorted by path; symbolic links are followed."""
         files = []
         for folder, _, names in os.walk(root, followlinks=True):
             inside = Path(folder).relative_to(root)
@@ -80,9 +96,9 @@ class _Member(NamedTuple):
 
 @dataclass(frozen=True)
 class TarSource:
-    """Webdataset shards: the format is kept, the sampling is the plan's.
+    """Shards in webdataset's format. Only the format is theirs: the plan decides the order.
 
-    The headers are read once; images are then read at random from their offsets.
+    The headers are read once; images are then read from their offsets, in any order.
     """
 
     shards: tuple[Path, ...]
@@ -91,7 +107,11 @@ class TarSource:
 
     @classmethod
     def scan(cls, shards: Sequence[Path]) -> "TarSource":
-        """Index the images of `shards`, and their `.cls` labels."""
+        """Index the images of `shards`, and their `.cls` labels.
+
+        Raises:
+            ValueError: a shard is no readable tar file.
+        """
         members: list[_Member] = []
         for number, shard in enumerate(shards):
             try:
@@ -146,27 +166,28 @@ def _index_shard(number: int, shard: Path) -> list[_Member]:
 
 @dataclass(frozen=True, eq=False)
 class NpzSource:
-    """Many small encoded images in one file: bytes of all, where each begins, and a label each."""
+    """Many small encoded images in one file: the bytes of all, their offsets and their labels."""
 
     file: Path
     data: np.ndarray
+    """All encoded images, one after the other, as bytes."""
     offsets: np.ndarray
-    """One more than there are images."""
+    """Where each image begins in `data`, and where the last ends: one more than the images."""
     labels: np.ndarray
     classes: tuple[str, ...]
 
     @classmethod
     def scan(cls, file: Path) -> "NpzSource":
-        """Read `data` (bytes), `offsets` and `labels` of a file that numpy wrote.
+        """Read `data` (bytes), `offsets` and `labels` from a file that `numpy.savez` wrote.
 
         Raises:
-            ValueError: the file holds something else.
+            ValueError: they are not in the file, or their lengths do not fit.
         """
         try:
             with np.load(file) as parts:
                 data, offsets, labels = (parts[k] for k in ("data", "offsets", "labels"))
         except (KeyError, ValueError, OSError, zipfile.BadZipFile) as error:
-            raise ValueError(f"{file} holds no data, offsets and labels: {error}") from error
+            raise ValueError(f"{file} has no data, offsets and labels: {error}") from error
         if len(offsets) != len(labels) + 1:
             raise ValueError(f"{file} has {len(labels)} labels and {len(offsets)} offsets.")
         names = tuple(str(i) for i in range(int(labels.max()) + 1 if len(labels) else 0))
@@ -191,6 +212,7 @@ class Subset:
 
     source: Source
     chosen: tuple[int, ...]
+    """Their indices in `source`."""
 
     @property
     def classes(self) -> Sequence[str]:
@@ -213,7 +235,7 @@ def open_source(path: Path) -> Source:
     """Open a folder of images, a `.tar` shard, a folder of shards, or a `.npz` of images.
 
     Raises:
-        ValueError: there is nothing at `path`, or no image in it.
+        ValueError: there is nothing at `path`, it has another format, or there is no image in it.
     """
     if not path.exists():
         raise ValueError(f"There is no data at {path}; give an image folder or tar shards.")
@@ -233,8 +255,12 @@ def open_source(path: Path) -> Source:
 def open_splits(path: Path, held_out: float) -> tuple[Source, Source]:
     """Open the training and the validation part of `path`.
 
-    Folders (or shards) called train and val are taken as such; otherwise `held_out` of the
-    samples is set aside by a hash of their names, so that the choice survives new files.
+    They are the folders, `.npz` files or shards called train and val, if there are both. Otherwise
+    the share `held_out` of the samples is set aside by a hash of their names, so that the choice
+    stays the same when files are added.
+
+    Raises:
+        ValueError: as `open_source`, or there is but one image.
     """
     parts = {split: _part(path, names) for split, names in SPLITS.items()}
     if parts["train"] and parts["val"]:
@@ -243,7 +269,7 @@ def open_splits(path: Path, held_out: float) -> tuple[Source, Source]:
     order = sorted(range(len(source)), key=lambda i: mix(*source.key(i).encode()))
     count = max(1, round(held_out * len(source)))
     if count >= len(source):
-        raise ValueError(f"{path} holds {len(source)} image; there is none left to hold out.")
+        raise ValueError(f"{path} has {len(source)} image; there is none left to hold out.")
     return Subset(source, tuple(sorted(order[count:]))), Subset(
         source, tuple(sorted(order[:count]))
     )

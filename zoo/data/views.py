@@ -1,4 +1,4 @@
-"""How one image becomes a view: crops, mirror images, and what stands in for an unreadable one."""
+"""How an image becomes a view: crops, mirroring, and the replacement of an unreadable image."""
 
 import io
 import math
@@ -13,11 +13,16 @@ from zoo.data.plan import Plan
 from zoo.data.sources import Source
 
 UNREADABLE = (
-    UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError,
-)  # fmt: skip
-
+    UnidentifiedImageError,
+    OSError,
+    SyntaxError,
+    ValueError,
+    Image.DecompressionBombError,
+)
+"""Errors by which PIL refuses a file."""
 
 TRIES = 16
+"""Most files in a row that may be unreadable."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,13 +30,23 @@ class View:
     """How an image becomes a square: a random crop in training, the centre in evaluation."""
 
     size: int
+    """Side of the square in pixels."""
     scale: tuple[float, float] = (0.5, 1.0)
-    """Share of the image's area that a random crop covers."""
+    """Least and largest share of the image's area that a random crop covers."""
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    """Least and largest ratio of a crop's width to its height."""
     flip: float = 0.5
+    """Probability of mirroring."""
 
     def train(self, data: bytes, draws: np.random.Generator) -> np.ndarray:
-        """Crop, maybe mirror, and resize to [3 size size] bytes."""
+        """Crop at random, mirror with the probability `flip`, resize to [3 size size] bytes.
+
+        Args:
+            data: An encoded image.
+
+        Raises:
+            OSError, ValueError, SyntaxError: it cannot be decoded (see `UNREADABLE`).
+        """
         area, aspect, x, y, mirror = draws.random(5)
         image = Image.open(io.BytesIO(data))
         width, height = image.size
@@ -45,29 +60,41 @@ class View:
         return pixels[:, :, ::-1] if mirror < self.flip else pixels
 
     def evaluate(self, data: bytes) -> np.ndarray:
-        """Take the largest centred square and resize it to [3 size size] bytes."""
+        """Take the largest centred square and resize it to [3 size size] bytes.
+
+        Args:
+            data: An encoded image.
+
+        Raises:
+            OSError, ValueError, SyntaxError: it cannot be decoded (see `UNREADABLE`).
+        """
         image = Image.open(io.BytesIO(data))
         width, height = image.size
         side = min(width, height)
         left, top = (width - side) / 2, (height - side) / 2
         return self._resize(image, (left, top, left + side, top + side))
 
-    def _resize(self, image: Image.Image, box: tuple[float, ...]) -> np.ndarray:
-        width = image.size[0]
+    def _resize(self, image: Image.Image, box: tuple[float, float, float, float]) -> np.ndarray:
+        width, height = image.size
         # a JPEG can be decoded at 1/2, 1/4 or 1/8; never below the size that the crop needs
         need = self.size / min(box[2] - box[0], box[3] - box[1])
-        image.draft("RGB", tuple(math.ceil(need * side) for side in image.size))
-        shrunk = image.size[0] / width
-        box = tuple(min(edge * shrunk, image.size[i % 2]) for i, edge in enumerate(box))
+        image.draft("RGB", (math.ceil(need * width), math.ceil(need * height)))
+        shrunk, (cols, rows) = image.size[0] / width, image.size
+        left, top, right, bottom = (edge * shrunk for edge in box)
+        box = (min(left, cols), min(top, rows), min(right, cols), min(bottom, rows))
+        size = (self.size, self.size)
         image = image.convert("RGB")
-        image = image.resize((self.size,) * 2, Image.Resampling.BICUBIC, box=box, reducing_gap=2.0)
+        image = image.resize(size, Image.Resampling.BICUBIC, box=box, reducing_gap=2.0)
         return np.asarray(image).transpose(2, 0, 1)
 
 
 class Views(Dataset):
-    """Samples by (position, index); an unreadable one is replaced by its next neighbour.
+    """Samples by (position, index); an unreadable one is replaced by the next that can be read.
 
     The replacement depends on the files alone, so a resumed run makes the same one.
+
+    Args:
+        plan: Decides the crop of each position; `None` for the centre crops of an evaluation.
     """
 
     def __init__(self, source: Source, view: View, plan: Plan | None):

@@ -1,4 +1,4 @@
-"""Experiments that make their own teachers: what was claimed, tried again with intervals."""
+"""Experiments that train their own teachers: claims of papers, repeated over seeds."""
 
 from collections.abc import Callable, Mapping
 from importlib import import_module
@@ -8,5 +8,5 @@ EXPERIMENTS: Mapping[str, Callable[[], ModuleType]] = {
     name: lambda name=name: import_module(f"zoo.experiments.{name}.run")
     for name in ("phi_s", "students")
 }
-"""Name -> what imports it: a module with `full` and `tiny` (configs), `plan` (prints) and `main`
-(runs, and tells whether what was promised was seen)."""
+"""Name -> a function that imports the experiment: a module with `full` and `tiny` (which return
+configs), `plan` (prints what would run) and `main` (runs, and returns whether the claim held)."""

@@ -1,4 +1,4 @@
-"""What every experiment does with its time and its rows."""
+"""What all experiments share: fitting into a time, naming the device, keeping rows."""
 
 import json
 from collections.abc import Mapping
@@ -7,19 +7,21 @@ from typing import Any
 
 import torch
 
+from zoo.train.run import Run
+
 LEAST = 10
-"""Steps that are taken however short the time is."""
+"""Fewest steps, however short the time is."""
 
 
 def affordable(
     steps: int, seconds_a_step: float, wanted: float | None, spent: float, *, share: float
 ) -> int:
-    """Return the steps that fit, in tens; say so if they are fewer than `steps`.
+    """Return how many steps fit into the time, in tens; print it if they are fewer than `steps`.
 
     Args:
         wanted: Seconds in which the whole experiment should end; `None` for no limit.
-        spent: Seconds that are over.
-        share: Of `wanted`: when training should be over.
+        spent: Seconds that have passed.
+        share: Share of `wanted` after which training should end.
     """
     print(f"{steps} steps would take {steps * seconds_a_step:.0f} s to train")
     if wanted is None:
@@ -31,12 +33,24 @@ def affordable(
     return fits
 
 
+def step_ms(run: Run) -> float:
+    """Return the milliseconds of a step of a run, without those up to its first log line.
+
+    In them kernels are chosen and memory is taken. Each line waits for the device, so the time
+    between two of them is that of their steps.
+    """
+    rows = [json.loads(line) for line in (run.path / "timing.jsonl").read_text().splitlines()]
+    timed = rows[1:] or rows
+    steps = rows[-1]["step"] - (rows[0]["step"] if rows[1:] else 0)
+    return 1e3 * sum(row["seconds"] for row in timed) / steps
+
+
 def device_name(device: torch.device) -> str:
-    """Name what an experiment ran on."""
+    """Return the name of the GPU, or CPU."""
     return torch.cuda.get_device_name() if device.type == "cuda" else "CPU"
 
 
 def append_row(path: Path, row: Mapping[str, Any]) -> None:
-    """Keep a row as soon as it is known."""
+    """Append a row to a file of JSON lines."""
     with path.open("a") as file:
         file.write(json.dumps(row) + "\n")

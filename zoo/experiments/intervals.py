@@ -1,4 +1,4 @@
-"""Differences between runs that share their seed, with bootstrap intervals over the seeds."""
+"""Differences between runs of the same seed, with bootstrap intervals over the seeds."""
 
 import math
 from collections.abc import Sequence
@@ -7,29 +7,31 @@ from dataclasses import dataclass
 import numpy as np
 
 DRAWS = 10_000
+"""Bootstrap samples."""
 
 
 @dataclass(frozen=True)
-class Paired:
-    """The mean of paired differences, and where 95 % of its bootstrap draws lie.
+class SeedDifference:
+    """The mean of differences paired by seed, and the interval of 95 % of its bootstrap samples.
 
-    With few seeds a percentile interval is too narrow (with five it covers about 85 %); `wins`
-    says how often the sign was positive.
+    With few seeds a percentile interval is too narrow (with five it covers about 85 %).
     """
 
     mean: float
     low: float
     high: float
     wins: int
+    """Seeds whose difference is positive."""
     count: int
+    """Seeds."""
 
     @property
     def separated(self) -> bool:
-        """Whether the interval leaves zero out."""
+        """Whether the interval excludes zero."""
         return self.low > 0 or self.high < 0
 
     def describe(self, unit: str = "") -> str:
-        """Write it as text; per cents above 100 as factors."""
+        """Return it as text; if values in per cent exceed 100, all are written as factors."""
         values = (self.mean, self.low, self.high)
         if unit == "%" and max(map(abs, values)) >= 100:
             mean, low, high = (f"x{1 + value / 100:.3g}" for value in values)
@@ -39,14 +41,18 @@ class Paired:
         return f"{mean} [{low}, {high}], {self.wins}/{self.count} up"
 
 
-def paired(ours: Sequence[float], theirs: Sequence[float], *, ratio: bool = False) -> Paired:
+def compare_seeds(
+    ours: Sequence[float], theirs: Sequence[float], *, ratio: bool = False
+) -> SeedDifference:
     """Compare two arms seed by seed: ours − theirs, or by how many per cent ours is larger.
 
     Args:
-        ratio: Take the ratio (averaged as logarithms) in per cent.
+        ours: One value for each seed.
+        theirs: The values of the same seeds.
+        ratio: Compare ratios, averaged as logarithms and returned in per cent.
 
     Raises:
-        ValueError: the two are not of one length, or empty.
+        ValueError: the two differ in length, or are empty.
     """
     if len(ours) != len(theirs) or not len(ours):
         raise ValueError(f"{len(ours)} and {len(theirs)} values are no pairs.")
@@ -54,10 +60,10 @@ def paired(ours: Sequence[float], theirs: Sequence[float], *, ratio: bool = Fals
     with np.errstate(divide="ignore", invalid="ignore"):
         difference = np.log(a / b) if ratio else a - b
     if not np.isfinite(difference).all():
-        return Paired(math.nan, math.nan, math.nan, int((difference > 0).sum()), len(a))
+        return SeedDifference(math.nan, math.nan, math.nan, int((difference > 0).sum()), len(a))
     draws = np.random.default_rng(0).integers(0, len(a), (DRAWS, len(a)))
     low, high = np.percentile(difference[draws].mean(axis=1), [2.5, 97.5])
     values = [float(difference.mean()), float(low), float(high)]
     if ratio:
         values = [100 * math.expm1(v) for v in values]
-    return Paired(*values, wins=int((difference > 0).sum()), count=len(a))
+    return SeedDifference(*values, wins=int((difference > 0).sum()), count=len(a))

@@ -1,4 +1,4 @@
-"""Pictures decoded once and kept on the device, where every crop of an experiment is made."""
+"""Pictures that are decoded once and stay on the device, where an experiment's crops are cut."""
 
 import math
 import os
@@ -13,18 +13,19 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
+from zoo.data.feed import PlanFeed
 from zoo.data.plan import Plan, mix
 from zoo.data.sources import Source, open_splits
 from zoo.data.views import UNREADABLE, View
 from zoo.features import Batch
 
 HELD_OUT = 0.2
-"""Share of a data set without a split of its own that is held out."""
+"""Share of a data set that is held out, if it has no validation split."""
 
 
 @dataclass(frozen=True)
 class Pictures:
-    """Squares of one size, with labels."""
+    """Square pictures of one size, with labels."""
 
     images: UInt8[Tensor, "n 3 S S"]
     labels: Int[Tensor, " n"]
@@ -32,41 +33,52 @@ class Pictures:
     def __len__(self) -> int:
         return len(self.labels)
 
+    def key(self, index: int) -> str:
+        """Name a picture, for error messages."""
+        return f"picture {index}"
+
     def batches(self, size: int, batch: int) -> Iterator[Batch]:
-        """Return all pictures whole and in order, at `size`."""
+        """Yield all pictures in order, uncropped, resized to `size` pixels."""
         for images, labels in zip(self.images.split(batch), self.labels.split(batch), strict=True):
             yield Batch(Batch(images).at((size, size)), labels=labels)
 
 
 @dataclass(frozen=True)
 class Collection:
-    """What an experiment trains on, is compared on, and is probed with."""
+    """All pictures of an experiment."""
 
     train: Pictures
     held: Pictures
+    """Held-out pictures, on which students and teachers are compared."""
     probes: dict[str, tuple[Pictures, Pictures]]
-    """Labelled pictures by the name of their data set: to fit a classifier to, and to ask."""
+    """By data set: the labelled pictures that a probe is fitted on, and those it is tested on."""
     classes: int
-    """Labels of `train` count to here."""
+    """Number of classes; the labels of `train` are below it."""
+
+    def feed(self, crop: "RandomCrop", *, batch: int, seed: int) -> "PictureFeed":
+        """Return the training pictures in the order, and with the crops, that a seed decides."""
+        return PictureFeed(self.train, crop, Plan(len(self.train), batch, seed))
 
 
 @dataclass(frozen=True, kw_only=True)
-class Crop:
+class RandomCrop:
     """Random crops, resized to squares of `size` pixels."""
 
     size: int
     scale: tuple[float, float] = (0.3, 1.0)
-    """Share of the picture's area that a crop covers."""
+    """Least and largest share of the picture's area that a crop covers."""
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    """Least and largest ratio of a crop's width to its height."""
     flip: float = 0.0
+    """Probability of mirroring."""
 
     def __call__(
         self, images: UInt8[Tensor, "B 3 S S"], draws: torch.Generator
     ) -> Float[Tensor, "B 3 h w"]:
-        """Cut one crop out of each picture; all draws are made on its device.
+        """Cut one crop out of each picture, in [0, 1]; random numbers are drawn on its device.
 
-        Bilinear without antialiasing: the pictures are kept so small (`side_for`) that a crop is
-        never shrunk by more than a third.
+        Bilinear without antialiasing: the pictures are stored so small (`side_for`) that no crop
+        is reduced by a factor of more than 4/3.
         """
         area, aspect, x, y, mirror = torch.rand(
             5, len(images), generator=draws, device=images.device
@@ -87,29 +99,38 @@ class Crop:
 
 
 def side_for(size: int) -> int:
-    """Choose the side at which pictures are kept for crops of `size`."""
+    """Return the side in pixels at which pictures are stored for crops of `size`."""
     return math.ceil(size * 4 / 3)
 
 
-class Stream:
-    """The training pictures in the order and with the crops that a seed decides."""
+@dataclass
+class PictureFeed(PlanFeed):
+    """Pictures in the order of a plan, with crops that follow from its seed and the step."""
 
-    def __init__(self, pictures: Pictures, crop: Crop, *, batch: int, steps: int, seed: int):
-        device = pictures.images.device
-        plan = Plan(len(pictures), batch * steps, mix(seed, 11))  # all steps at once: quicker
-        self.pictures, self.crop = pictures, crop
-        self.order = torch.from_numpy(plan.indices(0).reshape(steps, batch)).to(device)
-        self.draws = torch.Generator(device).manual_seed(mix(seed, 12))
+    source: Pictures
+    crop: RandomCrop
+    plan: Plan
 
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield images in [0, 1] and labels, batch by batch."""
-        for chosen in self.order:
-            images = self.crop(self.pictures.images[chosen], self.draws)
-            yield images, self.pictures.labels[chosen]
+    def batches(self, start: int, steps: int) -> Iterator[Batch]:
+        """Return the crops of the steps `start`..`steps`, step by step."""
+        batch, device = self.plan.batch, self.source.images.device
+        positions = np.arange(start * batch, steps * batch)
+        # in one piece: no step waits for its order to reach the device
+        order = torch.from_numpy(self.plan.indices_at(positions)).to(device)
+        draws = torch.Generator(device)
+        for step, chosen in enumerate(order.view(-1, batch), start):
+            draws.manual_seed(mix(self.plan.seed, 3, step))
+            images = self.crop(self.source.images[chosen], draws)
+            yield Batch(images, labels=self.source.labels[chosen])
 
 
 def embedded_collection(side: int, device: torch.device, limit: int | None) -> Collection:
-    """Read digits and photographs that ship in wheels; the digits are the labelled set."""
+    """Read the digits and photographs of `zoo.data.embedded`; the digits are for the probes.
+
+    Args:
+        side: Side of the pictures in pixels.
+        limit: Most pictures of each split.
+    """
     from zoo.data.embedded import embedded_data
 
     folder = embedded_data()
@@ -124,15 +145,16 @@ def embedded_collection(side: int, device: torch.device, limit: int | None) -> C
 def read_collection(
     folders: Sequence[Path], side: int, device: torch.device, limit: int | None = None
 ) -> Collection:
-    """Read data sets into one collection: the embedded one if no folder is named.
+    """Read data sets into one collection: the embedded ones if no folder is named.
 
     Args:
-        folders: Each as `zoo distill --data` takes it. Their classes are counted on, one data
-            set's after the other's.
-        limit: Pictures of each split that are read at most, evenly spread.
+        folders: Data sets, each as `zoo distill --data` takes it. The classes of a data set are
+            numbered after those of the one before.
+        side: Side of the pictures in pixels.
+        limit: Most pictures of each split, evenly spread over it.
 
     Raises:
-        ValueError: a folder holds no images, or they have no classes.
+        ValueError: a folder has no images, or they have no classes.
     """
     if not folders:
         return embedded_collection(side, device, limit)
@@ -142,9 +164,9 @@ def read_collection(
         classes = sources[0].classes
         if not classes or list(classes) != list(sources[1].classes):
             raise ValueError(
-                f"{folder} has no classes, or others in its two splits; the classifier teacher "
-                "and the probes need them: one sub-folder a class, .cls files in the shards, or "
-                "labels in the .npz."
+                f"{folder} has no classes, or its two splits have different ones. The classifier "
+                "teacher and the probes need them: one sub-folder a class, .cls files in the "
+                "shards, or labels in the .npz."
             )
         train, held = (decode(source, side, device, limit) for source in sources)
         probes[_unused(folder.resolve().name, probes)] = (train, held)
@@ -157,13 +179,18 @@ def read_collection(
 def decode(source: Source, side: int, device: torch.device, limit: int | None = None) -> Pictures:
     """Decode the centre squares of a source's images, on as many threads as there are cores.
 
+    Args:
+        side: Side of the squares in pixels.
+        limit: Most images, evenly spread over the source.
+
     Raises:
         ValueError: an image cannot be read.
     """
     count = len(source)
-    some = np.arange(count)
+    chosen = np.arange(count)
     if limit is not None and limit < count:
-        some = np.linspace(0, count - 1, limit).astype(int)  # sorted by class as often as not
+        # spread: sources are often sorted by class
+        chosen = np.linspace(0, count - 1, limit).astype(int)
     view = View(size=side)
 
     def one(index: int) -> np.ndarray:
@@ -173,8 +200,8 @@ def decode(source: Source, side: int, device: torch.device, limit: int | None = 
             raise ValueError(f"{source.key(int(index))} cannot be read: {error}") from error
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        images = np.stack(list(pool.map(one, some)))
-    labels = [source.label(int(i)) for i in some]
+        images = np.stack(list(pool.map(one, chosen)))
+    labels = [source.label(int(i)) for i in chosen]
     return Pictures(torch.from_numpy(images).to(device), torch.tensor(labels, device=device))
 
 

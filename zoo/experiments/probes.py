@@ -13,7 +13,7 @@ from zoo.features import Batch, Features
 
 PROBE: dict[str, Any] = dict(strengths=(1e-2, 1e-3, 1e-4), max_steps=100)
 FEW = 4000
-"""Rows up to which L-BFGS is quicker on the CPU than launching its kernels."""
+"""Most rows for which L-BFGS on the CPU is faster than launching its kernels on a GPU."""
 
 
 def probe(
@@ -21,7 +21,11 @@ def probe(
 ) -> dict[str, float]:
     """Return `knn/top1/<data set>` and `linear/top1/<data set>` of a model's summaries, in %.
 
-    A model without a summary stands in with its mean map.
+    A model without a summary is probed by the mean of its map.
+
+    Args:
+        size: Side of the images in pixels.
+        linear: Fit the linear probe as well.
     """
     values = {}
     for name, pair in collection.probes.items():
@@ -29,9 +33,9 @@ def probe(
         assert bank.labels is not None and queries.labels is not None
         device = pair[0].images.device if len(bank.labels) > FEW else torch.device("cpu")
         known = bank.summaries.to(device), bank.labels.to(device)
-        asked = queries.summaries.to(device), queries.labels.to(device)
-        found = dict(knn(*known, *asked))
+        tested = queries.summaries.to(device), queries.labels.to(device)
+        accuracies = dict(knn(*known, *tested))
         if linear:
-            found |= dict(linear_probe(*known, *asked, **PROBE))
-        values |= {f"{what}/{name}": value for what, value in found.items()}
+            accuracies |= dict(linear_probe(*known, *tested, **PROBE))
+        values |= {f"{metric}/{name}": value for metric, value in accuracies.items()}
     return values

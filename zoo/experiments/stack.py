@@ -1,11 +1,11 @@
 """Several students of one shape, trained in one step.
 
-Small students leave a large GPU idle: launching a kernel takes longer than running it. Here the
-weights of M students stand in one tensor each, [M ...], and their images in one batch, [M·B ...];
-every linear layer is one batched product, and attention sees a larger batch. Nothing is shared:
-AdamW is element-wise and the gradient is clipped for each student alone, so each learns what it
-would learn by itself. (`torch.vmap` over the modules as they are would do the same in float32;
-autocast does not reach through it.)
+Small students leave a large GPU idle: launching a kernel takes longer than running it. Here each
+weight of M students is in one tensor, [M ...], and their images are in one batch, [M·B ...]. Every
+linear layer is one batched product, and attention has a larger batch. Nothing is shared: AdamW is
+element-wise and the gradient is clipped for each student alone, so each learns what it would learn
+by itself. (`torch.vmap` over the unchanged modules would do the same in float32, but autocast has
+no effect inside it.)
 """
 
 import copy
@@ -25,7 +25,7 @@ from zoo.train.optim import build_optimizer, learning_rate
 
 Module = TypeVar("Module", bound=nn.Module)
 Answers = dict[str, Tensor]
-"""`label/summary` or `label/spatial` -> what the heads answer, channels last."""
+"""`label/summary` or `label/spatial` -> the heads' outputs, channels last."""
 
 
 def _by_student(x: Tensor, count: int) -> Tensor:
@@ -85,34 +85,37 @@ SWAPS: tuple[tuple[type[nn.Module], type[nn.Module]], ...] = (
     (nn.Conv2d, StackedPatches),
 )
 TOKENS = ("cls_token", "pos_embed", "reg_token")
-"""Weights that a timm ViT uses directly; each image of a student gets its own student's."""
+"""Weights of a timm ViT that belong to no layer; they are repeated for each image of a student."""
 
 
 def _stacked(module: Module) -> Module:
-    """Swap the layers below `module`, in place, for ones that take stacked weights.
+    """Replace the layers below `module`, in place, by ones that take stacked weights.
 
     Raises:
-        ValueError: a layer has weights and no stacked form.
+        ValueError: a layer has weights but no stacked form.
     """
     for name, child in module.named_children():
         swap = next((new for old, new in SWAPS if isinstance(child, old)), None)
         if swap is None:
             _stacked(child)
         elif isinstance(child, nn.Conv2d) and child.stride != child.kernel_size:
-            raise ValueError(f"The convolution {name} is no patch embedding; it cannot be stacked.")
+            raise ValueError(
+                f"The convolution {name} has a stride of {child.stride} and a kernel of "
+                f"{child.kernel_size}; only patch embeddings, where they are equal, can be stacked."
+            )
         else:
             setattr(module, name, swap(child))
     own = [name for name, _ in module.named_parameters(recurse=False) if name not in TOKENS]
     if own and not isinstance(module, tuple(new for _, new in SWAPS)):
         raise ValueError(
-            f"{type(module).__name__} keeps {', '.join(own)} and has no stacked form; the students "
-            "of an experiment are plain ViTs."
+            f"{type(module).__name__} has the weights {', '.join(own)} and no stacked form; the "
+            "students of an experiment must be plain ViTs."
         )
     return module
 
 
 class _Answer(nn.Module):
-    """A student that is called with images."""
+    """A student as a module from images to `Answers`."""
 
     def __init__(self, student: Student):
         super().__init__()
@@ -121,8 +124,8 @@ class _Answer(nn.Module):
     def forward(self, images: Tensor) -> Answers:
         return {
             f"{name}/{part}": value
-            for name, seen in self.student.answer(images).items()
-            for part, value in (("summary", seen.summary), ("spatial", seen.spatial))
+            for name, features in self.student.answer(images).items()
+            for part, value in zip(("summary", "spatial"), features, strict=True)
             if value is not None
         }
 
@@ -136,12 +139,12 @@ class Stack:
     """Students of one shape, each with weights of its own.
 
     Args:
-        students: Plain ViTs on the device where they are to be trained; they stay as they are.
+        students: Plain ViTs on the device of the training; they are copied, not changed.
         steps: Length of the learning rate's schedule.
         compiled: Compile the forward pass (`torch.compile`).
 
     Raises:
-        ValueError: a layer of theirs cannot be stacked.
+        ValueError: one of their layers cannot be stacked.
     """
 
     def __init__(
@@ -161,7 +164,7 @@ class Stack:
             self._call = torch.compile(self._forward, dynamic=False)
 
     def _optimizer(self) -> torch.optim.AdamW:
-        """Make AdamW over the stacked weights, with the groups that one student would have."""
+        """Return AdamW over the stacked weights, with the groups that one student would have."""
         names = {id(p): name for name, p in self.pattern.named_parameters()}
         one = build_optimizer(self.pattern, self.optim)
         groups = [
@@ -175,7 +178,7 @@ class Stack:
         return torch.optim.AdamW(groups, lr=self.optim.lr, betas=self.optim.betas, fused=fused)
 
     def restart(self, students: Sequence[Student], *, steps: int) -> None:
-        """Begin again with other students; the weights' places stay, so nothing is recompiled."""
+        """Start again with other students, in the same tensors, so that nothing is recompiled."""
         with torch.no_grad():
             for name, value in _stacked_weights(students).items():
                 self.params[name].copy_(value)
@@ -202,7 +205,7 @@ class Stack:
         """Return every student's answers, [M B ...].
 
         Args:
-            images: [B 3 H W] in [0, 1] for all students, or [M B 3 H W].
+            images: In [0, 1]: [B 3 H W] for all students, or each student's own, [M B 3 H W].
         """
         if images.ndim == 4:
             images = images.expand(len(self), *images.shape)
@@ -210,11 +213,15 @@ class Stack:
             return self._call(images.flatten(0, 1))
         except self._failures as error:
             self._call = self._forward
-            print(f"torch.compile failed, the students run without it: {reason(error)}")
+            print(f"torch.compile failed; the students run without it: {reason(error)}")
             return self._call(images.flatten(0, 1))
 
     def update(self, losses: Tensor) -> Tensor:
-        """Take one step of AdamW down the loss of each student, [M]; give the gradients' norms."""
+        """Take one step of AdamW for each student, and return the norms of the gradients, [M].
+
+        Args:
+            losses: The loss of each student, [M].
+        """
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.done, self.steps, self.optim)
         losses.sum().backward()
@@ -226,7 +233,7 @@ class Stack:
         return norms
 
     def student(self, index: int) -> Student:
-        """Return one of the students as an ordinary module, with copies of its weights."""
+        """Return a copy of one of the students, as an ordinary module."""
         student = copy.deepcopy(self.pattern)
         with torch.no_grad():
             for name, value in student.named_parameters():
@@ -235,9 +242,12 @@ class Stack:
 
 
 def clip_each(gradients: Sequence[Tensor], largest: float) -> Tensor:
-    """Scale the gradient of each stacked student to a norm of `largest` at most, in place.
+    """Scale the gradient of each stacked student to a norm of at most `largest`, in place.
 
-    The same arithmetic as `torch.nn.utils.clip_grad_norm_`, along the leading dim.
+    The same arithmetic as `torch.nn.utils.clip_grad_norm_`, for each index of the leading dim.
+
+    Returns:
+        The norms before, [M].
     """
     parts = [torch.linalg.vector_norm(g.flatten(1), dim=1) for g in gradients]
     norms = torch.linalg.vector_norm(torch.stack(parts), dim=0)

@@ -1,4 +1,4 @@
-"""A table twice: for a terminal or a log, and as Markdown."""
+"""Tables for a terminal or a log, and as Markdown."""
 
 from collections.abc import Sequence
 
@@ -9,7 +9,7 @@ from rich.table import Table
 
 
 def print_table(title: str, head: Sequence[str], body: Sequence[Sequence[str]]) -> None:
-    """Print a table; in a file or a pipe it is as wide as it needs to be."""
+    """Print a table; in a file or a pipe it is not narrowed to the width of a terminal."""
     console = Console(highlight=False)
     if not console.is_terminal:
         console = Console(width=240, highlight=False)

@@ -1,20 +1,20 @@
 """Three teachers with three objectives, trained in the experiment itself."""
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+import shutil
+from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import nn
 
 from zoo.data.plan import mix
-from zoo.experiments.pictures import Collection, Crop, Stream
-from zoo.features import Batch
+from zoo.experiments.pictures import Collection, RandomCrop
 from zoo.teachers.pretext import MEAN, STD, PretextTeacher
-from zoo.train.config import Optim
+from zoo.train.config import Every, Optim
 from zoo.train.distill.phi_s import Moments
-from zoo.train.pretext import TASKS, fit_network
+from zoo.train.pretext import TASKS, Pretext, train_pretext
 
-OPTIM = Optim(lr=1e-3, weight_decay=0.05)
+OPTIM = Optim(lr=1e-3, weight_decay=0.05, clip=0.0, ema=0.0)
 CALIBRATION = 16
 """Batches from which the teachers' statistics are taken."""
 
@@ -23,27 +23,37 @@ def train_teacher(
     kind: str,
     network: nn.Module,
     collection: Collection,
-    crop: Crop,
+    crop: RandomCrop,
     *,
     steps: int,
     batch: int,
     seed: int,
-    autocast: Callable[[], AbstractContextManager],
+    precision: Literal["auto", "float32", "bf16"],
+    out: Path,
 ) -> PretextTeacher:
     """Train `network` to the pretext task `kind` and freeze it.
 
     Args:
         kind: One of `zoo.train.pretext.TASKS`: classifier, autoencoder or gradients.
         crop: Of the network's own size.
+        out: Folder for the log of its training.
     """
     device = collection.train.images.device
     seed = mix(seed, sum(kind.encode()))
     torch.manual_seed(seed)
     task = TASKS[kind](network, collection.classes).to(device)
-    stream = Stream(collection.train, crop, batch=batch, steps=steps, seed=seed)
-    fit_network(
-        task, iter(stream), steps=steps, title=f"teacher {kind}", optim=OPTIM, autocast=autocast
+    config = Pretext(
+        teacher=kind,
+        steps=steps,
+        batch=batch,
+        seed=seed,
+        precision=precision,
+        optim=OPTIM,
+        every=Every(log=100, checkpoint=steps),
+        out=out,
     )
+    train_pretext(task, collection.feed(crop, batch=batch, seed=seed), config)
+    shutil.rmtree(out / "checkpoints")
     return PretextTeacher(
         f"pretext:{kind}", network, size=(crop.size, crop.size), mean=MEAN, std=STD,
         license="yours", device=device,
@@ -52,32 +62,31 @@ def train_teacher(
 
 @torch.no_grad()
 def measure_teachers(
-    teachers: dict[str, PretextTeacher], collection: Collection, crop: Crop, *, batch: int
+    teachers: dict[str, PretextTeacher], collection: Collection, crop: RandomCrop, *, batch: int
 ) -> dict[str, Moments]:
-    """Take the statistics of every teacher's map over training crops, in float32."""
+    """Measure mean and covariance of every teacher's map over training crops, in float32."""
     device = collection.train.images.device
     moments = {
         name: Moments(teacher.spatial_dim, device)
         for name, teacher in teachers.items()
         if teacher.spatial_dim
     }
-    stream = Stream(collection.train, crop, batch=batch, steps=CALIBRATION, seed=mix(0, 13))
-    for images, _ in stream:
+    for images in collection.feed(crop, batch=batch, seed=mix(0, 13)).batches(0, CALIBRATION):
         for name in moments:
-            moments[name].update(teachers[name](Batch(images)).spatial)
+            moments[name].update(teachers[name](images).spatial)
     return moments
 
 
 def describe_teachers(
     teachers: dict[str, PretextTeacher], moments: dict[str, Moments]
 ) -> dict[str, dict]:
-    """Say what each teacher's features are like: what was imposed, and what is their own."""
-    told = {}
+    """Return statistics of each teacher's features, by label: the imposed and the network's own."""
+    found = {}
     for name, teacher in teachers.items():
         covariance = moments[name].covariance()
         eigenvalues = torch.linalg.eigvalsh(covariance).clamp_min(0)
         spread = covariance.diagonal().sqrt()
-        told[name] = dict(
+        found[name] = dict(
             parameters=sum(p.numel() for p in teacher.network.parameters()),
             size=teacher.size[0],
             grid=list(teacher.grid or ()),
@@ -89,4 +98,4 @@ def describe_teachers(
             # participation ratio: the number of directions among which the variance is shared
             effective_rank=(eigenvalues.sum() ** 2 / eigenvalues.square().sum()).item(),
         )
-    return told
+    return found

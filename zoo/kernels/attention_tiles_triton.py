@@ -1,9 +1,10 @@
 """Attention with a bias inside windows of more than 64 tokens, in Triton.
 
-Logits pass in tiles, as in FlashAttention-2 (2307.08691): the forward kernel keeps the logarithm
-of each row's sum, from which the backward kernels find the probabilities again. Unlike torch's
-kernels these never write a gradient of [windows heads N N]: a program sums that of its rows of the
-bias over its windows, and programs are summed in one order, so it is the same bits each time.
+Logits are computed in tiles, as in FlashAttention-2 (2307.08691): the forward kernel keeps the
+logsumexp of each row, from which the backward kernels recompute the probabilities. Unlike torch's
+kernels these never write a gradient of [windows heads N N]: a program sums the gradient of its rows
+of the bias over its windows, and the programs' sums are added in one order, so that the result is
+the same bits each time.
 """
 
 import torch
@@ -14,20 +15,20 @@ from torch import Tensor
 from zoo.kernels.available import num_multiprocessors, shared_memory
 from zoo.kernels.sigmoid_triton import LOG2E
 
-PLANS: dict[str, dict[str, int]] = dict(
+TILES: dict[str, dict[str, int]] = dict(
     forward=dict(ROWS=64, COLS=32, num_warps=4, num_stages=3),
     queries=dict(ROWS=64, COLS=32, num_warps=4, num_stages=3),
     keys=dict(ROWS=64, COLS=64, num_warps=4, num_stages=3),
     bias=dict(ROWS=128, COLS=128, num_warps=8, num_stages=2),
     bias_in_little=dict(ROWS=64, COLS=64, num_warps=4, num_stages=2),
 )
-"""Queries and keys of a tile in each kernel, and how it is compiled: what was fastest on an H200.
+"""Queries and keys of a tile in each kernel, and how it is compiled: the fastest on an H200.
 
-A GPU with less shared memory than Hopper's sums the bias's gradient in smaller tiles.
+`bias_in_little` is for GPUs with less shared memory than Hopper's.
 """
 
-HOPPERS = 227 << 10
-"""Bytes of shared memory that a program of Hopper's may take."""
+HOPPER_MEMORY = 227 << 10
+"""Bytes of shared memory that a program may take on a Hopper GPU."""
 
 
 @triton.jit
@@ -106,11 +107,11 @@ def _logits(q, k, bias, row, col, scale, N: tl.constexpr):
 
 @triton.jit
 def _tiles_forward(
-    qkv, bias, out, sums, scale,
+    qkv, bias, out, logsumexp, scale,
     HEADS: tl.constexpr, N: tl.constexpr, D: tl.constexpr, MAIN: tl.constexpr, REST: tl.constexpr,
     ROWS: tl.constexpr, COLS: tl.constexpr,
 ):  # fmt: skip
-    """The result and, in `sums`, the binary logarithm of each row's sum of exponentials."""
+    """The result and, in `logsumexp`, the base-2 logarithm of each row's sum of exponentials."""
     head, window = tl.program_id(1), tl.program_id(2).to(tl.int64)
     STEP: tl.constexpr = 3 * HEADS * D
     part = qkv + window * (N * STEP) + head * D
@@ -133,12 +134,12 @@ def _tiles_forward(
         highest = higher
     mixed = [x / total[:, None] for x in mixed]
     _store(out + window * (N * HEADS * D) + head * D, row, mixed, N, D, HEADS * D)
-    tl.store(sums + (window * HEADS + head) * N + row, highest + tl.log2(total), mask=row < N)
+    tl.store(logsumexp + (window * HEADS + head) * N + row, highest + tl.log2(total), mask=row < N)
 
 
 @triton.jit
 def _backward_keys(
-    dout, qkv, bias, sums, dots, dqkv, scale,
+    dout, qkv, bias, logsumexp, dots, dqkv, scale,
     HEADS: tl.constexpr, N: tl.constexpr, D: tl.constexpr, MAIN: tl.constexpr, REST: tl.constexpr,
     ROWS: tl.constexpr, COLS: tl.constexpr,
 ):  # fmt: skip
@@ -148,7 +149,7 @@ def _backward_keys(
     part, dpart = qkv + window * (N * STEP) + head * D, dqkv + window * (N * STEP) + head * D
     dout += window * (N * HEADS * D) + head * D
     bias += head * (N * N)
-    sums += (window * HEADS + head) * N
+    logsumexp += (window * HEADS + head) * N
     dots += (window * HEADS + head) * N
     col = tl.program_id(0) * COLS + tl.arange(0, COLS)
     k = _load(part + HEADS * D, col, N, D, STEP, MAIN, REST)
@@ -159,13 +160,13 @@ def _backward_keys(
         row = first + tl.arange(0, ROWS)
         q = _load(part, row, N, D, STEP, MAIN, REST)
         do = _load(dout, row, N, D, HEADS * D, MAIN, REST)
-        row_sums = tl.load(sums + row, mask=row < N, other=float("inf"))  # no probability
+        row_logs = tl.load(logsumexp + row, mask=row < N, other=float("inf"))  # no probability
         row_dots = tl.load(dots + row, mask=row < N, other=0.0)
         inside = (col < N)[:, None] & (row < N)[None, :]
         added = tl.load(bias + row[None, :] * N + col[:, None], mask=inside, other=0.0)
         # Products are summed upon what is added to them, which takes fewer registers.
         logits = _compare(k, q, added.to(tl.float32) * (1 / scale)) * (scale * LOG2E)
-        p = tl.exp2(logits - row_sums[None, :])
+        p = tl.exp2(logits - row_logs[None, :])
         ds = p * _compare(v, do, tl.broadcast_to(-row_dots[None, :], (COLS, ROWS)))
         dv = _mix(p.to(qkv.dtype.element_ty), do, dv)
         dk = _mix((ds * scale).to(qkv.dtype.element_ty), q, dk)
@@ -175,7 +176,7 @@ def _backward_keys(
 
 @triton.jit
 def _backward_queries(
-    dout, qkv, bias, sums, out, dots, dqkv, scale,
+    dout, qkv, bias, logsumexp, out, dots, dqkv, scale,
     HEADS: tl.constexpr, N: tl.constexpr, D: tl.constexpr, MAIN: tl.constexpr, REST: tl.constexpr,
     ROWS: tl.constexpr, COLS: tl.constexpr,
 ):  # fmt: skip
@@ -191,21 +192,21 @@ def _backward_queries(
     do = _load(dout + mine, row, N, D, HEADS * D, MAIN, REST)
     row_dots = _row_products(do, _load(out + mine, row, N, D, HEADS * D, MAIN, REST))
     tl.store(dots + rows, row_dots, mask=row < N)
-    row_sums = tl.load(sums + rows, mask=row < N, other=0.0)
+    row_logs = tl.load(logsumexp + rows, mask=row < N, other=0.0)
     dq = _zeros(ROWS, MAIN, REST)
     for first in range(0, N, COLS):
         col = first + tl.arange(0, COLS)
         k = _load(part + HEADS * D, col, N, D, STEP, MAIN, REST)
         v = _load(part + 2 * HEADS * D, col, N, D, STEP, MAIN, REST)
         logits = _logits(q, k, bias, row, col, scale, N)
-        ds = tl.exp2(logits - row_sums[:, None]) * (_compare(do, v) - row_dots[:, None])
+        ds = tl.exp2(logits - row_logs[:, None]) * (_compare(do, v) - row_dots[:, None])
         dq = _mix((ds * scale).to(qkv.dtype.element_ty), k, dq)
     _store(dqkv + window * (N * STEP) + head * D, row, dq, N, D, STEP)
 
 
 @triton.jit
 def _backward_bias(
-    dout, qkv, bias, sums, dots, dbias, scale, windows,
+    dout, qkv, bias, logsumexp, dots, dbias, scale, windows,
     HEADS: tl.constexpr, N: tl.constexpr, D: tl.constexpr, MAIN: tl.constexpr, REST: tl.constexpr,
     ROWS: tl.constexpr, COLS: tl.constexpr,
 ):  # fmt: skip
@@ -227,9 +228,9 @@ def _backward_bias(
         k = _load(part + HEADS * D, col, N, D, STEP, MAIN, REST)
         v = _load(part + 2 * HEADS * D, col, N, D, STEP, MAIN, REST)
         do = _load(dout + window * (N * HEADS * D) + head * D, row, N, D, HEADS * D, MAIN, REST)
-        row_sums = tl.load(sums + rows, mask=row < N, other=0.0)
+        row_logs = tl.load(logsumexp + rows, mask=row < N, other=0.0)
         row_dots = tl.load(dots + rows, mask=row < N, other=0.0)
-        p = tl.exp2(_compare(q, k, added) * (scale * LOG2E) - row_sums[:, None])
+        p = tl.exp2(_compare(q, k, added) * (scale * LOG2E) - row_logs[:, None])
         total += p * _compare(do, v, tl.broadcast_to(-row_dots[:, None], (ROWS, COLS)))
     dbias += (tl.program_id(2) * HEADS + head) * (N * N)
     tl.store(dbias + place, total, mask=inside)
@@ -239,26 +240,26 @@ def forward(qkv: Tensor, bias: Tensor, scale: float) -> tuple[Tensor, Tensor]:
     """Attend; `qkv` is [windows N 3 heads D], `bias` [heads N N], `scale` positive.
 
     Returns:
-        The result, [windows N C], and the logarithms that the backward needs, [windows heads N].
+        The result, [windows N C], and the base-2 logsumexp of each row, [windows heads N].
     """
     windows, tokens, _, heads, dim = qkv.shape
     out = qkv.new_empty(windows, tokens, heads * dim)
-    sums = qkv.new_empty(windows, heads, tokens, dtype=torch.float32)
+    logsumexp = qkv.new_empty(windows, heads, tokens, dtype=torch.float32)
     if out.numel():
         sizes = _sizes("forward", qkv)
         grid = (triton.cdiv(tokens, sizes["ROWS"]), heads, windows)
-        _tiles_forward[grid](qkv, bias, out, sums, scale, **sizes)
-    return out, sums
+        _tiles_forward[grid](qkv, bias, out, logsumexp, scale, **sizes)
+    return out, logsumexp
 
 
 def backward(
-    dout: Tensor, qkv: Tensor, bias: Tensor, out: Tensor, sums: Tensor, scale: float
+    dout: Tensor, qkv: Tensor, bias: Tensor, out: Tensor, logsumexp: Tensor, scale: float
 ) -> tuple[Tensor, Tensor]:
     """Return the gradients of `qkv` and of the bias."""
     windows, tokens, _, heads, _ = qkv.shape
-    dqkv, dots = qkv.new_empty(qkv.shape), sums.new_empty(sums.shape)
+    dqkv, dots = qkv.new_empty(qkv.shape), logsumexp.new_empty(logsumexp.shape)
     queries, keys = _sizes("queries", qkv), _sizes("keys", qkv)
-    roomy = shared_memory(qkv.device) >= HOPPERS
+    roomy = shared_memory(qkv.device) >= HOPPER_MEMORY
     pairs = _sizes("bias" if roomy else "bias_in_little", qkv)
     tiles = triton.cdiv(tokens, pairs["ROWS"]) * triton.cdiv(tokens, pairs["COLS"])
     programs = num_multiprocessors(qkv.device) * (1 if roomy else 4)
@@ -266,23 +267,23 @@ def backward(
     dbias = qkv.new_empty((parts, heads, tokens, tokens), dtype=torch.float32)
     if not dqkv.numel():
         return dqkv, dbias.zero_().sum(0)
-    given = (dout, qkv, bias, sums)
+    inputs = (dout, qkv, bias, logsumexp)
     grid = (triton.cdiv(tokens, queries["ROWS"]), heads, windows)
-    _backward_queries[grid](*given, out, dots, dqkv, scale, **queries)
+    _backward_queries[grid](*inputs, out, dots, dqkv, scale, **queries)
     grid = (triton.cdiv(tokens, keys["COLS"]), heads, windows)
-    _backward_keys[grid](*given, dots, dqkv, scale, **keys)
-    _backward_bias[tiles, heads, parts](*given, dots, dbias, scale, windows, **pairs)
+    _backward_keys[grid](*inputs, dots, dqkv, scale, **keys)
+    _backward_bias[tiles, heads, parts](*inputs, dots, dbias, scale, windows, **pairs)
     return dqkv, dbias.sum(0)
 
 
 def _sizes(kernel: str, qkv: Tensor) -> dict[str, int]:
     _, tokens, _, heads, dim = qkv.shape
     main, rest = _widths(dim)
-    return dict(HEADS=heads, N=tokens, D=dim, MAIN=main, REST=rest, **PLANS[kernel])
+    return dict(HEADS=heads, N=tokens, D=dim, MAIN=main, REST=rest, **TILES[kernel])
 
 
 def _widths(dim: int) -> tuple[int, int]:
-    """Split a head into two powers of two, of which the second may be none."""
+    """Split a head's channels into two powers of two; the second may be 0."""
     main = max(16, 1 << dim.bit_length() - 1)
     rest = max(16, triton.next_power_of_2(dim - main)) if dim > main else 0
     return (2 * main, 0) if rest == main else (main, rest)

@@ -1,9 +1,9 @@
 """Attention inside small windows, in Triton: one program takes all tokens of a window's head.
 
 Logits, probabilities and their gradients stay on the chip; queries, keys and values are read where
-the projection wrote them, side by side. The backward kernel computes the probabilities again, and
-sums a bias's gradient over the windows of a program, programs being summed in one order: the same
-bits each time.
+the projection wrote them, side by side. The backward kernel recomputes the probabilities, and sums
+a bias's gradient over the windows of a program; the programs' sums are added in one order, so that
+the result is the same bits each time.
 """
 
 import torch
@@ -16,8 +16,10 @@ from zoo.kernels.sigmoid_triton import LOG2E
 
 
 @triton.jit
-def _load(part, window, N: tl.constexpr, D: tl.constexpr, STEP: tl.constexpr,
-          NP: tl.constexpr, DP: tl.constexpr):  # fmt: skip
+def _load(
+    part, window,
+    N: tl.constexpr, D: tl.constexpr, STEP: tl.constexpr, NP: tl.constexpr, DP: tl.constexpr,
+):  # fmt: skip
     """Tokens of one head, [NP DP], zeros where there are none; tokens lie `STEP` apart."""
     n = tl.arange(0, NP)[:, None]
     d = tl.arange(0, DP)[None, :]
@@ -25,8 +27,10 @@ def _load(part, window, N: tl.constexpr, D: tl.constexpr, STEP: tl.constexpr,
 
 
 @triton.jit
-def _store(part, window, x, N: tl.constexpr, D: tl.constexpr, STEP: tl.constexpr,
-           NP: tl.constexpr, DP: tl.constexpr):  # fmt: skip
+def _store(
+    part, window, x,
+    N: tl.constexpr, D: tl.constexpr, STEP: tl.constexpr, NP: tl.constexpr, DP: tl.constexpr,
+):  # fmt: skip
     n = tl.arange(0, NP)[:, None]
     d = tl.arange(0, DP)[None, :]
     place = part + window * (N * STEP) + n * STEP + d
@@ -41,8 +45,8 @@ def _load_bias(bias, head, N: tl.constexpr, NP: tl.constexpr):
     added = tl.where(col < N, tl.zeros((NP, NP), tl.float32), -float("inf"))
     if bias is not None:
         place = bias + head * (N * N) + row * N + col
-        given = tl.load(place, mask=(row < N) & (col < N), other=0.0)
-        added += given.to(tl.float32) * LOG2E
+        loaded = tl.load(place, mask=(row < N) & (col < N), other=0.0)
+        added += loaded.to(tl.float32) * LOG2E
     return added
 
 
@@ -102,7 +106,7 @@ def _window_backward(
 
 
 def _plan(qkv: Tensor, programs: int) -> tuple[tuple[int, int], dict[str, int]]:
-    """The grid, about `programs` a multiprocessor, and the sizes that kernels are compiled for."""
+    """Return the grid, about `programs` a multiprocessor, and the kernels' compile-time sizes."""
     windows, tokens, _, heads, dim = qkv.shape
     columns = max(1, programs * num_multiprocessors(qkv.device) // heads)
     sizes = dict(HEADS=heads, N=tokens, D=dim)
@@ -111,7 +115,7 @@ def _plan(qkv: Tensor, programs: int) -> tuple[tuple[int, int], dict[str, int]]:
 
 
 def _padded(size: int) -> int:
-    """A side that tensor cores take."""
+    """Round a side up to one that tensor cores take."""
     return max(16, triton.next_power_of_2(size))
 
 

@@ -1,4 +1,4 @@
-"""Where fused kernels run: on a GPU with Triton. Everywhere else plain torch does."""
+"""Where fused kernels run: on a GPU with Triton. Plain torch runs everywhere else."""
 
 import importlib.util
 import logging
@@ -13,16 +13,16 @@ HAS_TRITON = importlib.util.find_spec("triton") is not None
 
 
 def runs_kernels(*tensors: Tensor, dtypes: tuple[torch.dtype, ...] = DTYPES) -> bool:
-    """Say whether a Triton kernel can take these tensors; a GPU without Triton is told of once."""
+    """Say whether a Triton kernel can take these tensors; warn once of a GPU without Triton."""
     if not all(t.is_cuda and t.dtype in dtypes for t in tensors):
         return False
     if not HAS_TRITON and not torch.compiler.is_compiling():
-        _say_that_torch_runs()
+        _warn_once()
     return HAS_TRITON
 
 
 @cache
-def _say_that_torch_runs() -> None:
+def _warn_once() -> None:
     logging.getLogger(__name__).warning(
         "Triton is not installed: selective scans and window attention on the GPU run in plain "
         "torch, which is far slower."

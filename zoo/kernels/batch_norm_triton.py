@@ -23,8 +23,8 @@ MAX_PARTS = 8192
 """Sums of a channel that are added up at once: one for each program and pixel of a row."""
 
 TILE = 2048
-"""Numbers of a map that a program takes at a time, 32 bytes a thread. Tiles are read two ahead of
-the work: the sums of one are done long before the next arrives."""
+"""Numbers of a map that a program takes at a time, 32 bytes a thread. Two tiles are read ahead of
+the one in work: its sums are done long before the next arrives."""
 
 COLS = 512
 """Numbers of a row in a tile."""
@@ -33,10 +33,10 @@ WARPS = 4
 
 SUMMING = 5, 3
 """Programs on a multiprocessor that sum, forward and backward: on an H200 fewer read too little at
-a time, and more get in each other's way."""
+a time, and more slow each other down."""
 
 WRITING = 32
-"""Programs a multiprocessor that write."""
+"""Programs on a multiprocessor that write."""
 
 # One compilation serves all batches and resolutions; channels divide by 16 or are read singly.
 SIZES = ["pixels", "parts", "cells", "eps"]
@@ -173,13 +173,13 @@ def _scaled(
 
 
 @triton.jit
-def _seen(part, pixel, pixels, parts, SPAN: tl.constexpr, ROWS: tl.constexpr):
-    """How many of a column's numbers a program has seen: tiles go round, the last may be short."""
+def _num_read(part, pixel, pixels, parts, SPAN: tl.constexpr, ROWS: tl.constexpr):
+    """How many of a column's numbers a program reads: tiles go round, the last may be short."""
     rows = (pixels - pixel + SPAN - 1) // SPAN
     tiles = (rows + ROWS - 1) // ROWS
-    seen = ((tiles - 1 - part) // parts + 1) * ROWS
-    seen -= tl.where((tiles - 1) % parts == part, tiles * ROWS - rows, 0)
-    return tl.where(part < tiles, seen, 0)
+    num_read = ((tiles - 1 - part) // parts + 1) * ROWS
+    num_read -= tl.where((tiles - 1) % parts == part, tiles * ROWS - rows, 0)
+    return tl.where(part < tiles, num_read, 0)
 
 
 @triton.jit(do_not_specialize=SIZES)
@@ -213,7 +213,9 @@ def _statistics(
         square += off * off
     sums = tl.sum(total, 0)
     part = tl.program_id(1)
-    shift = sums / tl.maximum(_seen(part, columns[1], pixels, tl.num_programs(1), SPAN, ROWS), 1)
+    shift = sums / tl.maximum(
+        _num_read(part, columns[1], pixels, tl.num_programs(1), SPAN, ROWS), 1
+    )
     out = (part * SPAN + columns[1]) * C + columns[2]
     tl.store(means + out, around + shift, mask=columns[2] < C)
     tl.store(squares + out, tl.sum(square, 0) - sums * shift, mask=columns[2] < C)
@@ -229,16 +231,16 @@ def _join_statistics(
     col = tl.program_id(0) * COLS + tl.arange(0, COLS)
     row = tl.arange(0, PARTS)
     known = row < parts * SPAN
-    seen = _seen(row // SPAN, row % SPAN, pixels, parts, SPAN, ROWS)
-    seen = tl.where(known, seen, 0).to(tl.float32)[:, None]
+    num_read = _num_read(row // SPAN, row % SPAN, pixels, parts, SPAN, ROWS)
+    num_read = tl.where(known, num_read, 0).to(tl.float32)[:, None]
     place = row[:, None] * C + col[None, :]
     inside = known[:, None] & (col < C)[None, :]
     each = tl.load(means + place, mask=inside, other=0.0)
     within = tl.load(squares + place, mask=inside, other=0.0)
     count = pixels.to(tl.float32)
-    m = tl.sum(each * (seen / count), 0)
+    m = tl.sum(each * (num_read / count), 0)
     off = each - m[None, :]
-    v = tl.sum(within + seen * off * off, 0) / count
+    v = tl.sum(within + num_read * off * off, 0) / count
     tl.store(mean + col, m, mask=col < C)
     tl.store(var + col, v, mask=col < C)
 
@@ -374,10 +376,8 @@ def forward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the result, [B `width` H W], mean and variance in float32; see `batch_norm_act`."""
     chs, pixels = weight.numel(), x.numel() // x.shape[1]
-    y = torch.empty(
-        (x.shape[0], width, *x.shape[2:]), dtype=x.dtype, device=x.device,
-        memory_format=torch.channels_last,
-    )  # fmt: skip
+    shape, last = (x.shape[0], width, *x.shape[2:]), torch.channels_last
+    y = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=last)
     tile, columns, parts = _plan(x, SUMMING[0])
     span = tile["SPAN"]
     means, squares = x.new_empty((2, parts * span, chs), dtype=torch.float32)
@@ -415,23 +415,22 @@ def backward(
     sums = x.new_empty((parts * span, 2, chs), dtype=torch.float32)
     dbias, dweight = (x.new_empty(chs, dtype=torch.float32) for _ in range(2))
     apart = _cells(x) % span == 0
-    sizes = dict(
-        ACT=act, C=chs, D=x.shape[1], W=dy.shape[1], **tile, APART=apart, num_warps=WARPS
-    )  # fmt: skip
-    given, measured = (dy, x, mean, var, weight, bias, scale), (pixels, _cells(x), eps)
-    _backward_sums[columns, parts](*given, sums, *measured, **sizes)
+    sizes = dict(C=chs, D=x.shape[1], W=dy.shape[1], **tile, num_warps=WARPS)
+    sizes |= dict(ACT=act, APART=apart)
+    inputs, measures = (dy, x, mean, var, weight, bias, scale), (pixels, _cells(x), eps)
+    _backward_sums[columns, parts](*inputs, sums, *measures, **sizes)
     _join_sums[(triton.cdiv(chs, 4),)](
         sums, dbias, dweight, parts * span, C=chs, **_all_of(parts, span)
     )
-    _norm_backward[_grid(x, tile, columns)](*given, dbias, dweight, dx, *measured, **sizes)
+    _norm_backward[_grid(x, tile, columns)](*inputs, dbias, dweight, dx, *measures, **sizes)
     return dx, dweight.to(weight.dtype), dbias.to(bias.dtype)
 
 
 def _plan(x: Tensor, programs: int) -> tuple[dict[str, int | bool], int, int]:
-    """The sides of a tile, the tiles that cover a row, and the programs that share the rows.
+    """Return a tile's sizes, the tiles that cover a row, and the programs that share the rows.
 
     Args:
-        programs: On a multiprocessor.
+        programs: Wanted on each multiprocessor.
     """
     cols, pixels = min(COLS, TILE), x.numel() // x.shape[1]
     span = cols // math.gcd(cols, x.shape[1])
@@ -442,17 +441,17 @@ def _plan(x: Tensor, programs: int) -> tuple[dict[str, int | bool], int, int]:
 
 
 def _grid(x: Tensor, tile: dict[str, int | bool], columns: int) -> tuple[int, int]:
-    """Programs that write a map: enough to fill the GPU some times over."""
+    """Return the grid of programs that write a map: enough to fill the GPU a few times over."""
     return columns, min(_tiles(x, tile), max(1, WRITING * num_multiprocessors(x.device) // columns))
 
 
 def _tiles(x: Tensor, tile: dict[str, int | bool]) -> int:
-    """That a column of tiles has."""
+    """Count the tiles of a column."""
     return triton.cdiv(x.numel() // x.shape[1], tile["SPAN"] * tile["ROWS"])
 
 
 def _all_of(parts: int, span: int) -> dict[str, int]:
-    """Sizes for one program that takes all sums of four channels."""
+    """Return sizes for one program that adds up all partial sums of four channels."""
     return dict(PARTS=triton.next_power_of_2(parts * span), COLS=4, num_warps=8)
 
 

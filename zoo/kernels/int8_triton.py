@@ -9,13 +9,13 @@ from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 
-def _fill(arguments: dict[str, Any]) -> None:
+def _set_tile(arguments: dict[str, Any]) -> None:
     arguments["left"].block_shape = [arguments["BM"], arguments["BK"]]
     arguments["right"].block_shape = [arguments["BN"], arguments["BK"]]
 
 
 CONFIGS = [
-    triton.Config(dict(BM=bm, BN=bn, BK=bk, GROUP=8), num_stages=s, num_warps=8, pre_hook=_fill)
+    triton.Config(dict(BM=bm, BN=bn, BK=bk, GROUP=8), num_stages=s, num_warps=8, pre_hook=_set_tile)
     for bm, bn, bk, s in (
         (128, 256, 128, 3), (128, 256, 128, 4), (256, 128, 128, 3), (128, 128, 128, 4),
         (128, 256, 64, 4),

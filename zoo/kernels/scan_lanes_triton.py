@@ -322,8 +322,8 @@ def shares_of_both(
 def fold(values, COUNT: tl.constexpr, TOP: tl.constexpr, LOW: tl.constexpr):
     """Sum each of `COUNT` vectors over the lanes whose numbers differ from bit `TOP` to `LOW`.
 
-    At each bit a lane gives away half of the values that it still carries and adds to the other
-    half what it is given. The top bits of its number say which value's sum it ends with.
+    At each bit a lane sends half of the values that it still carries, and adds to the other half
+    what it receives. The top bits of its number say which value's sum it ends with.
     """
     lane = tl.arange(0, 32)
     for k in tl.static_range(5):
@@ -334,9 +334,9 @@ def fold(values, COUNT: tl.constexpr, TOP: tl.constexpr, LOW: tl.constexpr):
                 for j in tl.static_range((COUNT >> k) // 2):
                     low = values[j]
                     high = values[j + (COUNT >> k) // 2]
-                    given = tl.where(upper, low, high)
+                    sent = tl.where(upper, low, high)
                     kept = tl.where(upper, high, low)
-                    folded = folded + (kept + tl.gather(given, lane ^ (TOP >> k), 0),)
+                    folded = folded + (kept + tl.gather(sent, lane ^ (TOP >> k), 0),)
             else:
                 folded = (values[0] + tl.gather(values[0], lane ^ (TOP >> k), 0),)
             values = folded

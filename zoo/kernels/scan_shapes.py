@@ -7,7 +7,7 @@ BLOCK = 8
 
 
 MAX_STATES = 16
-"""Most states of a channel that the kernels take at once."""
+"""Most states of a channel that the kernels take in one call."""
 
 
 def padded_states(num_states: int) -> int:
@@ -15,11 +15,11 @@ def padded_states(num_states: int) -> int:
     return max(4, 1 << (num_states - 1).bit_length())
 
 
-def shape_of_borders(x: Tensor, A: Tensor) -> tuple[int, int, int]:
-    """Return the shape of what the forward saves: a row of all entries of the state for each block.
+def saved_states_shape(x: Tensor, A: Tensor) -> tuple[int, int, int]:
+    """Return the shape of `saved_states`: for each block a row, the state it starts from.
 
-    Not four axes: for a compiler with convolutions in its graph that would be a map, which it
-    copies to channels last, and back before the backward.
+    Three axes and not four: a compiler with convolutions in its graph would take four for a map,
+    copy it to channels last, and back again for the backward pass.
     """
     batch, length, chs = x.shape
     return batch, (length + BLOCK - 1) // BLOCK, padded_states(A.shape[1]) * chs

@@ -2,10 +2,10 @@
 """The kernels of the selective scan, in Triton (Mamba, 2312.00752, section 3.3.2).
 
 A program is one warp; zoo.kernels.scan_lanes_triton says how its lanes share the channels' states,
-which stay in registers while the tokens pass one after the other. The forward kernel keeps the
-states at the borders of blocks of tokens; the backward kernel takes the blocks from the last to the
-first and recomputes the states inside. Where few sequences leave most of the GPU idle, the tokens
-are cut into segments too, and a first pass finds what each hands on to the next.
+which stay in registers while the tokens pass one after the other. The forward kernel saves the
+state at the start of each block of tokens; the backward kernel takes the blocks from the last to
+the first and recomputes the states inside. Where few sequences leave most of the GPU idle, the
+tokens are also cut into segments, and a first pass computes what each hands on to the next.
 
 No program adds to what another one writes: sums over programs are written part by part and added
 in one order, so that a gradient is the same each time.
@@ -46,7 +46,7 @@ from zoo.kernels.scan_lanes_triton import (
     turned,
     zeros,
 )
-from zoo.kernels.scan_shapes import BLOCK, padded_states, shape_of_borders
+from zoo.kernels.scan_shapes import BLOCK, padded_states, saved_states_shape
 from zoo.kernels.sigmoid_triton import LOG2E
 from zoo.kernels.sum_rows_triton import sum_rows, tiles_for
 
@@ -57,8 +57,20 @@ LN2 = tl.constexpr(0.6931471805599453)
 STEPS = [f"{name}_c" for name in ("x", "delta", "B", "C", "dy", "v", "rows")]
 SIZES = [name[:-1] + dim for name in STEPS for dim in "bt"]
 SIZES += ["length", "chs", "segment", "count", "columns"]
-POINTERS = ["x", "delta", "A", "B", "C", "D", "bias", "dy", "v", "rows", "ends", "y", "borders"]
-POINTERS += ["dx", "ddelta", "dBC", "dchs", "parts", "dA", "dB", "dC", "dD", "dbias"]
+POINTERS = ["x", "delta", "A", "B", "C", "D", "bias", "dy", "v", "rows", "ends", "y"]
+POINTERS += [
+    "saved_states",
+    "dx",
+    "ddelta",
+    "dBC",
+    "dchs",
+    "parts",
+    "dA",
+    "dB",
+    "dC",
+    "dD",
+    "dbias",
+]
 any_size = triton.jit(do_not_specialize=SIZES, do_not_specialize_on_alignment=POINTERS + STEPS)
 
 
@@ -146,15 +158,15 @@ def _read(at, c, left, N: tl.constexpr, NP: tl.constexpr, P: tl.constexpr):
 @any_size
 def _scan_forward(
     x, x_b, x_t, x_c, delta, delta_b, delta_t, delta_c, A, B, B_b, B_t, B_c, C, C_b, C_t, C_c,
-    D, bias, ends, y, borders, length, chs, segment,
+    D, bias, ends, y, saved_states, length, chs, segment,
     N: tl.constexpr, NP: tl.constexpr, P: tl.constexpr, SOFTPLUS: tl.constexpr, W: tl.constexpr,
 ):  # fmt: skip
-    """The outputs and, unless `borders` is None, the states that the blocks start from.
+    """The outputs and, unless `saved_states` is None, the states that the blocks start from.
 
     A lane has `W` channels, so that B and C are handed round once for all of them: if no states
     are kept, two channels pay for handing them round in float32, ready for use.
     """
-    PAIRED: tl.constexpr = W == 1 or borders is not None
+    PAIRED: tl.constexpr = W == 1 or saved_states is not None
     KINDS: tl.constexpr = (x.dtype.element_ty, delta.dtype.element_ty, B.dtype.element_ty)
     b = tl.program_id(1).to(tl.int64)
     begin = tl.program_id(2) * segment
@@ -166,8 +178,8 @@ def _scan_forward(
         start_of((C, C_b, C_t, C_c), b, begin),
     )
     y += (b * length + begin) * chs
-    if borders is not None:
-        borders += (b * tl.cdiv(length, T) + begin // T) * NP * chs
+    if saved_states is not None:
+        saved_states += (b * tl.cdiv(length, T) + begin // T) * NP * chs
     lanes = ()
     state = ()
     for k in tl.static_range(W):
@@ -184,9 +196,9 @@ def _scan_forward(
     for i in range(mine // T):
         at = _all_moved(at, tl.where(i + 2 <= mine // T, T, 0))  # the next block, if it is whole
         ahead = _read(at, first, None, N, NP, P)
-        if borders is not None:
-            store_all_states(borders, state, lanes, chs, NP, P, W)
-            borders += NP * chs
+        if saved_states is not None:
+            store_all_states(saved_states, state, lanes, chs, NP, P, W)
+            saved_states += NP * chs
         state, outs = run(state, block, lanes, None, NP, P, W, SOFTPLUS, PAIRED, KINDS)
         store_all(y, outs, lanes[0][0], None, chs, P, W)
         y += T * chs
@@ -195,8 +207,8 @@ def _scan_forward(
     if left > 0:
         if mine > T:
             block = _read(_all_moved(at, T), first, left, N, NP, P)
-        if borders is not None:
-            store_all_states(borders, state, lanes, chs, NP, P, W)
+        if saved_states is not None:
+            store_all_states(saved_states, state, lanes, chs, NP, P, W)
         state, outs = run(state, block, lanes, left, NP, P, W, SOFTPLUS, PAIRED, KINDS)
         store_all(y, outs, lanes[0][0], left, chs, P, W)
 
@@ -216,7 +228,7 @@ def _through_softplus(dsteps, dus, tokens, raw, shift, P: tl.constexpr, SOFTPLUS
 @any_size
 def _scan_backward(
     x, x_b, x_t, x_c, delta, delta_b, delta_t, delta_c, A, B, B_b, B_t, B_c, C, C_b, C_t, C_c,
-    D, bias, dy, dy_b, dy_t, dy_c, borders, ends, dx, ddelta, dBC, dchs, length, chs, segment,
+    D, bias, dy, dy_b, dy_t, dy_c, saved_states, ends, dx, ddelta, dBC, dchs, length, chs, segment,
     N: tl.constexpr, NP: tl.constexpr, P: tl.constexpr, SOFTPLUS: tl.constexpr,
     SHORT: tl.constexpr,
 ):  # fmt: skip
@@ -240,7 +252,7 @@ def _scan_backward(
     x_at, dy_at = start_of((x, x_b, x_t, x_c), b, first), start_of((dy, dy_b, dy_t, dy_c), b, first)
     delta_at = start_of((delta, delta_b, delta_t, delta_c), b, first)
     B_at, C_at = start_of((B, B_b, B_t, B_c), b, first), start_of((C, C_b, C_t, C_c), b, first)
-    borders += (b * tl.cdiv(length, T) + first // T) * NP * chs
+    saved_states += (b * tl.cdiv(length, T) + first // T) * NP * chs
     dx += (b * length + first) * chs
     ddelta += (b * length + first) * chs
     dBC += ((tl.program_id(0) * tl.num_programs(1) + b) * length + first) * 2 * NP
@@ -248,18 +260,18 @@ def _scan_backward(
     raw = load_tokens(delta_at, c, left, P)
     dys = load_tokens(dy_at, c, left, P)
     dealt = deal_both(B_at, C_at, left, N, NP)
-    start = load_states(borders, c, chs, 0, NP, P)
+    start = load_states(saved_states, c, chs, 0, NP, P)
     for _ in range(blocks):
         back = tl.where(first > 0, T, 0)
         x_at, delta_at, dy_at = moved(x_at, -back), moved(delta_at, -back), moved(dy_at, -back)
         B_at, C_at = moved(B_at, -back), moved(C_at, -back)
-        borders -= back // T * NP * chs
+        saved_states -= back // T * NP * chs
         ahead = left if SHORT else None
         next_tokens = load_tokens(x_at, c, ahead, P)
         next_raw = load_tokens(delta_at, c, ahead, P)
         next_dys = load_tokens(dy_at, c, ahead, P)
         next_dealt = deal_both(B_at, C_at, ahead, N, NP)
-        next_start = load_states(borders, c, chs, 0, NP, P)
+        next_start = load_states(saved_states, c, chs, 0, NP, P)
         tokens = in_float32(tokens, x.dtype.element_ty)
         raw = in_float32(raw, delta.dtype.element_ty)
         steps = find_steps(raw, shift, P, SOFTPLUS)
@@ -327,16 +339,17 @@ def _sum_of_channels(
         tl.store(dbias + channel, total.to(dbias.dtype.element_ty), mask=row == NP + 1)
 
 
-class Plan(NamedTuple):
+class ScanPlan(NamedTuple):
     """How a scan is laid out on the GPU."""
 
     lanes: int
-    """That share a channel."""
+    """Lanes that share a channel."""
     segments: int
+    """Pieces that the tokens are cut into."""
     segment: int
-    """Tokens in one, a whole number of blocks."""
+    """Tokens of a segment, a whole number of blocks."""
     channels: int = 1
-    """That a lane takes at once on the way forward: 1, or 2 of 16 bits that lie in pairs."""
+    """Channels that a lane takes at once, forward: 1, or 2 of 16 bits side by side in memory."""
 
 
 def forward(
@@ -350,9 +363,9 @@ def forward(
     *,
     delta_softplus: bool,
     save: bool,
-    plan: Plan | None = None,
+    plan: ScanPlan | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Scan; the outputs and, with `save`, the states at the blocks' borders (else an empty one).
+    """Return the outputs and, with `save`, the states at the blocks' starts (else an empty tensor).
 
     Shapes as for `zoo.layers.scan.selective_scan`, in any strides.
     """
@@ -360,10 +373,10 @@ def forward(
     states = padded_states(A.shape[1])
     plan = plan or plan_for(x, save=save, pairs=_in_pairs(x) and _in_pairs(delta))
     y = x.new_empty(batch, length, chs)
-    borders = x.new_empty(shape_of_borders(x, A) if save else (0,), dtype=torch.float32)
+    saved_states = x.new_empty(saved_states_shape(x, A) if save else (0,), dtype=torch.float32)
     A, B, C, D, delta_bias = _as_read(A, B, C, D, delta_bias)
     if y.numel() == 0:
-        return y, borders.zero_()
+        return y, saved_states.zero_()
     sizes = _sizes(A, plan, delta_softplus)
     grid = (triton.cdiv(chs * plan.lanes, 32), batch, plan.segments)
     ends = None
@@ -376,9 +389,9 @@ def forward(
     grid = (triton.cdiv(chs * plan.lanes, 32 * plan.channels), batch, plan.segments)
     _scan_forward[grid](
         *_strided(x), *_strided(delta), A, *_strided(B), *_strided(C), D, delta_bias, ends,
-        y, borders if save else None, length, chs, plan.segment, **sizes, W=plan.channels,
+        y, saved_states if save else None, length, chs, plan.segment, **sizes, W=plan.channels,
     )  # fmt: skip
-    return y, borders
+    return y, saved_states
 
 
 def backward(
@@ -390,10 +403,10 @@ def backward(
     C: Tensor,
     D: Tensor | None,
     delta_bias: Tensor | None,
-    borders: Tensor,
+    saved_states: Tensor,
     *,
     delta_softplus: bool,
-    plan: Plan | None = None,
+    plan: ScanPlan | None = None,
 ) -> tuple[Tensor, ...]:
     """Return the gradients of x, Δ, A, B, C, D and the bias, each in the dtype of its input."""
     batch, length, chs = x.shape
@@ -416,7 +429,7 @@ def backward(
         )  # fmt: skip
     _scan_backward[grid](
         *_strided(x), *_strided(delta), A, *_strided(B), *_strided(C), D, delta_bias, *_strided(dy),
-        borders, ends, dx, ddelta, dBC, dchs, length, chs, plan.segment, **sizes,
+        saved_states, ends, dx, ddelta, dBC, dchs, length, chs, plan.segment, **sizes,
         SHORT=length < BLOCK,
     )  # fmt: skip
     dA, dB, dC, dD, dbias = (_like(t) for t in likes)
@@ -436,16 +449,18 @@ def _like(t: Tensor | None) -> Tensor | None:
     return None if t is None else t.new_empty(t.shape)
 
 
-def plan_for(x: Tensor, *, save: bool = False, pairs: bool = False, back: bool = False) -> Plan:
-    """Lay out the scan of `x`, so that every scheduler of the GPU has its warps.
+def plan_for(x: Tensor, *, save: bool = False, pairs: bool = False, back: bool = False) -> ScanPlan:
+    """Lay out the scan of `x` so that every scheduler of the GPU has warps to run.
 
-    The limits are what was fastest on an H200. Forward, fewer lanes a channel and two channels a
-    lane shuffle less, but a warp or two alone cannot hide their own waiting. `back`, two lanes
-    take so many registers that a scheduler has two warps at most: they pay where those are all.
+    The limits are those that were fastest on an H200. Forward, fewer lanes a channel and two
+    channels a lane shuffle less, but a scheduler with one or two warps cannot hide their latency.
+    Backward, two lanes a channel take so many registers that a scheduler holds two warps at most:
+    they are faster only where there are no more warps than that.
 
     Args:
-        save: The states are kept.
+        save: The states are saved.
         pairs: Channels may be taken in pairs.
+        back: For the backward kernel.
     """
     batch, length, chs = x.shape
     num = 4 * num_multiprocessors(x.device)  # schedulers
@@ -461,12 +476,12 @@ def plan_for(x: Tensor, *, save: bool = False, pairs: bool = False, back: bool =
         lanes = 2 if 2 * warps >= 2.5 * num else 4
     wanted = min(triton.cdiv(4 * num, lanes * warps), length // (16 * BLOCK))
     if lanes * warps >= num or wanted < 2:
-        return Plan(lanes, 1, triton.cdiv(length, BLOCK) * BLOCK, channels)
+        return ScanPlan(lanes, 1, triton.cdiv(length, BLOCK) * BLOCK, channels)
     segment = triton.cdiv(length, wanted * BLOCK) * BLOCK
-    return Plan(lanes, triton.cdiv(length, segment), segment, channels)
+    return ScanPlan(lanes, triton.cdiv(length, segment), segment, channels)
 
 
-def _sizes(A: Tensor, plan: Plan, delta_softplus: bool) -> dict[str, int]:
+def _sizes(A: Tensor, plan: ScanPlan, delta_softplus: bool) -> dict[str, int]:
     return dict(
         N=A.shape[1],
         NP=padded_states(A.shape[1]),
@@ -477,14 +492,14 @@ def _sizes(A: Tensor, plan: Plan, delta_softplus: bool) -> dict[str, int]:
 
 
 def _in_pairs(t: Tensor) -> bool:
-    """Whether two channels of a token are a word."""
+    """Whether channels lie in pairs that can be read as words of 32 bits."""
     size, steps = t.shape[-1], t.stride()
     even = not any(n % 2 for n in (size, *steps[:-1]))
     return t.element_size() == 2 and steps[-1] == 1 and even and t.data_ptr() % 4 == 0
 
 
 def _strided(t: Tensor) -> tuple[Tensor | int, ...]:
-    """A sequence and its strides; a copy if 32 bits do not count the bytes that a block spans."""
+    """Return a sequence and its strides; a copy if a block spans more bytes than 32 bits count."""
     _, token, channel = t.stride()
     if (BLOCK * token + t.shape[-1] * channel) * t.element_size() >= 2**31:
         t = t.contiguous()
@@ -494,7 +509,7 @@ def _strided(t: Tensor) -> tuple[Tensor | int, ...]:
 def _as_read(
     A: Tensor, B: Tensor, C: Tensor, D: Tensor | None, delta_bias: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None]:
-    """The small operands as the kernels read them; copies only of what comes otherwise."""
+    """Return the small operands in the layout that the kernels read; copies only where needed."""
     if B.dtype != C.dtype:
         B, C = B.float(), C.float()
     D, delta_bias = (None if t is None else t.contiguous() for t in (D, delta_bias))

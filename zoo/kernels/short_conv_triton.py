@@ -1,9 +1,9 @@
 # ruff: noqa: RUF005 -- Triton compiles no starred tuples
-"""The kernels of the convolution over neighbouring tokens, in Triton.
+"""The kernels of the convolution over three tokens, in Triton.
 
 Each lane walks a few tokens of one window for a few channels, with what neighbours share in its
-registers, so that each token is read once (and again at the ends of a walk). Walks and channels
-are counted as one, whatever their numbers: no lane is idle. The gradient of the taps is written
+registers, so that each token is read once (and again at the ends of a walk). Lanes are dealt out
+over walks and channels together, so that none is idle. The gradient of the taps is written
 part by part and added up in one order, so that it is the same each time.
 """
 
@@ -19,7 +19,7 @@ WALK = 16
 """Most tokens of a walk."""
 
 WINDOWS = 4
-"""That a program goes through backward, so that there are fewer parts to add up."""
+"""Windows of a program in the backward pass: several, so that there are fewer parts to add up."""
 
 FORWARD, BACKWARD = 512, 256
 """Channels of a program of four warps: fewer a lane where each needs more registers."""
@@ -76,7 +76,7 @@ def _walk_forward(
 
 
 @any_size
-def _neighbours_forward(
+def _short_conv_forward(
     x, taps, first, last, length,
     HALF: tl.constexpr, WALKS: tl.constexpr, LENGTH: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
@@ -124,7 +124,7 @@ def _walk_back(
 
 
 @any_size
-def _neighbours_backward(
+def _short_conv_backward(
     x, taps, dfirst, dlast, dx, parts, length, windows,
     FIRST_B: tl.constexpr, FIRST_T: tl.constexpr, LAST_B: tl.constexpr, LAST_T: tl.constexpr,
     HALF: tl.constexpr, WALKS: tl.constexpr, LENGTH: tl.constexpr, BLOCK: tl.constexpr,
@@ -160,14 +160,14 @@ def _sizes(x: Tensor, block: int) -> dict[str, int]:
 
 
 def forward(x: Tensor, taps: Tensor) -> tuple[Tensor, Tensor]:
-    """Convolve [windows tokens channels] by taps of [channels 3], both contiguous; SiLU of it."""
+    """Return the operator's two halves, from contiguous [windows tokens channels], [channels 3]."""
     windows, length, chs = x.shape
     first, last = (x.new_empty(windows, length, chs // 2) for _ in range(2))
     if first.numel() == 0:
         return first, last
     sizes = _sizes(x, FORWARD)
     grid = (windows, triton.cdiv(sizes["WALKS"] * (chs // 2), FORWARD), 2)
-    _neighbours_forward[grid](x, taps, first, last, length, **sizes)
+    _short_conv_forward[grid](x, taps, first, last, length, **sizes)
     return first, last
 
 
@@ -182,7 +182,7 @@ def backward(dfirst: Tensor, dlast: Tensor, x: Tensor, taps: Tensor) -> tuple[Te
     groups = triton.cdiv(windows, WINDOWS)
     parts = x.new_empty(groups * sizes["WALKS"], 3, chs, dtype=torch.float32)
     grid = (groups, triton.cdiv(sizes["WALKS"] * (chs // 2), BACKWARD), 2)
-    _neighbours_backward[grid](
+    _short_conv_backward[grid](
         x, taps, dfirst, dlast, dx, parts, length, windows,
         *dfirst.stride()[:2], *dlast.stride()[:2], **sizes, WINDOWS=WINDOWS,
     )  # fmt: skip

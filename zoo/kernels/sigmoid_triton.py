@@ -1,4 +1,4 @@
-"""What several of the kernels need of exponentials: device functions in Triton."""
+"""Exponentials that several kernels need: device functions in Triton."""
 
 import triton
 import triton.language as tl

@@ -8,14 +8,14 @@ TILE = 4096
 
 
 def tiles_for(count: int) -> dict[str, int]:
-    """Lay out the sum of `count` rows: all of them at a time, up to 128."""
+    """Choose the tile that sums `count` rows: all of them at a time, up to 128."""
     rows = min(triton.next_power_of_2(count), 128)
     return dict(ROWS=rows, COLS=min(TILE // rows, 128))
 
 
 @triton.jit
 def sum_rows(parts, column, count, columns, ROWS: tl.constexpr):
-    """Sum `count` rows of `columns` numbers at some of these."""
+    """Sum `count` rows of `columns` numbers, at those columns that are in `column`."""
     total = tl.zeros((ROWS, column.shape[0]), tl.float32)
     for first in range(0, count, ROWS):
         row = first + tl.arange(0, ROWS)

@@ -1,1 +1,5 @@
 """Parts that two or more families share."""
+
+from zoo.layers.compiler import keep_strides
+
+keep_strides()

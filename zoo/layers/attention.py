@@ -22,7 +22,7 @@ from zoo.kernels.cudnn_attention import cudnn_attention, runs_here
 Attend = Callable[..., Tensor]
 
 UNIT = 8
-"""Channels of a head, and numbers in a row of a bias, that fused kernels take at a time."""
+"""Fused kernels want the channels of a head, and the columns of a bias, in multiples of this."""
 
 
 def check_heads(dim: int, num_heads: int) -> None:
@@ -39,7 +39,10 @@ def check_heads(dim: int, num_heads: int) -> None:
 
 
 def _operator(qkv: Float[Tensor, "B N 3 heads D"], bias: Tensor | None) -> Attend | None:
-    """The operator that runs here, if one does: in 16 bits, without a bias or one for all."""
+    """Choose our operator for these tensors; `None` where torch's own attention runs.
+
+    Ours take 16 bits, and no bias or one for all windows.
+    """
     tokens, dim = qkv.shape[1], qkv.shape[-1]
     if bias is not None and bias.dim() == 4:
         return None
@@ -57,8 +60,7 @@ def _operator(qkv: Float[Tensor, "B N 3 heads D"], bias: Tensor | None) -> Atten
 class Attention(nn.Module):
     """Self-attention with an optional additive bias on its logits.
 
-    The one seam through which every family's attention runs, so that a faster kernel has one
-    place to go.
+    Every family's attention runs through this class, so that a faster kernel has one place to go.
     """
 
     def __init__(self, dim: int, num_heads: int, *, qkv_bias: bool = True, proj_bias: bool = True):
@@ -73,26 +75,26 @@ class Attention(nn.Module):
         x: Float[Tensor, "B N C"],
         bias: Float[Tensor, "heads N N"] | Float[Tensor, "#B #heads #N N"] | None = None,
     ) -> Float[Tensor, "B N C"]:
-        if x.is_cuda and (more := self._missing()):
-            (weight, qkv_bias), proj = self._weights(more)
+        if x.is_cuda and (padding := self._padding()):
+            (weight, qkv_bias), proj = self._padded_weights(padding)
             x = self._attend(F.linear(x, weight, qkv_bias), bias)
             return F.linear(x, proj, self.proj.bias)
         return self.proj(self._attend(self.qkv(x), bias))
 
     def fuse(self) -> None:
-        """On a GPU, keep the heads filled up instead of filling them up in each forward."""
-        if self._missing() and self.qkv.weight.is_cuda:
-            self.fill_up()
+        """On a GPU, pad the heads once instead of in each forward."""
+        if self._padding() and self.qkv.weight.is_cuda:
+            self.pad_heads()
 
-    def fill_up(self) -> None:
-        """Fill up the heads in place, for good: the same function in other weights."""
-        if more := self._missing():
-            (weight, bias), proj = self._weights(more)
+    def pad_heads(self) -> None:
+        """Pad the heads with zeros, in place and for good: the same function in other weights."""
+        if padding := self._padding():
+            (weight, bias), proj = self._padded_weights(padding)
             self.qkv, self.proj = _linear(weight, bias), _linear(proj, self.proj.bias)
 
-    def _missing(self) -> int:
-        """Channels that fill up a head."""
-        # What others put in the place of our layers (LoRA, 8 bits) runs as it is.
+    def _padding(self) -> int:
+        """Channels that pad a head to a multiple of `UNIT`; 0 if the layers are not our own."""
+        # What others put in their place (LoRA, 8 bits) runs as it is.
         if type(self.qkv) is not nn.Linear or type(self.proj) is not nn.Linear:
             return 0
         return -(self.proj.in_features // self.num_heads) % UNIT
@@ -107,34 +109,34 @@ class Attention(nn.Module):
         q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
         if bias is not None:
             bias = (bias if bias.dim() == 4 else bias[None]).to(q.dtype)
-            if x.is_cuda and (more := -tokens % UNIT):
-                # A compiler hands other rows of a bias to fused kernels that cannot read them.
-                k, v = F.pad(k, (0, 0, 0, more)), F.pad(v, (0, 0, 0, more))
-                bias = F.pad(bias, (0, more), value=-math.inf)
+            if x.is_cuda and (padding := -tokens % UNIT):
+                # A compiler hands a bias with other rows to fused kernels, which cannot read it.
+                k, v = F.pad(k, (0, 0, 0, padding)), F.pad(v, (0, 0, 0, padding))
+                bias = F.pad(bias, (0, padding), value=-math.inf)
         x = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=scale).transpose(1, 2)
         # Inside torch.compile torch 2.11 says that it is exporting too.
         if torch.compiler.is_exporting() and not torch.compiler.is_dynamo_compiling():
-            # Else the graph keeps a view that fits only this device's kernel, and ONNX refuses it.
+            # Otherwise the graph keeps a view that fits only this device's kernel; ONNX refuses it.
             x = x.clone(memory_format=torch.contiguous_format)
         return x.reshape(batch, tokens, -1)
 
-    def _weights(self, more: int) -> tuple[tuple[Tensor, Tensor | None], Tensor]:
+    def _padded_weights(self, padding: int) -> tuple[tuple[Tensor, Tensor | None], Tensor]:
         """Return weight and bias of the projections, with `more` channels of zeros in each head.
 
         Heads of 49 channels, as in the large models, have no fused kernel on a GPU; those of 56
-        do. Filling up the weights instead of the tokens costs next to nothing.
+        do. Padding the weights instead of the tokens costs next to nothing.
         """
         heads = (-1, self.head_dim)
-        qkv = F.pad(self.qkv.weight.unflatten(0, heads), (0, 0, 0, more)).flatten(0, 1)
+        qkv = F.pad(self.qkv.weight.unflatten(0, heads), (0, 0, 0, padding)).flatten(0, 1)
         qkv_bias = self.qkv.bias
         if qkv_bias is not None:
-            qkv_bias = F.pad(qkv_bias.unflatten(0, heads), (0, more)).flatten()
-        proj = F.pad(self.proj.weight.unflatten(1, heads), (0, more)).flatten(1)
+            qkv_bias = F.pad(qkv_bias.unflatten(0, heads), (0, padding)).flatten()
+        proj = F.pad(self.proj.weight.unflatten(1, heads), (0, padding)).flatten(1)
         return (qkv, qkv_bias), proj
 
 
 def _linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:
-    """Make a layer of these."""
+    """Make a linear layer with these parameters, without a copy."""
     layer = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device="meta")
     layer.weight = nn.Parameter(weight.detach())
     if bias is not None:

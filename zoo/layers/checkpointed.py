@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 @contextmanager
 def _statistics_at_rest(block: nn.Module) -> Iterator[None]:
-    """Let batch norms normalise with the batch, but not learn from it."""
+    """Let batch norms normalise with the batch, but not update their running statistics."""
     norms = [part for part in block.modules() if isinstance(part, _BatchNorm)]
     before = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
     try:
@@ -22,18 +22,18 @@ def _statistics_at_rest(block: nn.Module) -> Iterator[None]:
                 norm.num_batches_tracked = norm.num_batches_tracked.clone()
         yield
     finally:
-        for norm, (momentum, seen) in zip(norms, before, strict=True):
-            norm.momentum, norm.num_batches_tracked = momentum, seen
+        for norm, (momentum, batches) in zip(norms, before, strict=True):
+            norm.momentum, norm.num_batches_tracked = momentum, batches
 
 
-def checkpointed(block: nn.Module, *given: Any) -> Any:
-    """Return `block(*given)`, keeping only `given`; the backward pass runs the block again.
+def checkpointed(block: nn.Module, *inputs: Any) -> Any:
+    """Return `block(*inputs)`, keeping only `inputs`; the backward pass runs the block again.
 
-    Batch norms see the batch once. Under plain `torch.utils.checkpoint` the second run would
-    update their running statistics again; under `torch.compile`, which takes no contexts here,
-    it still may.
+    Batch norms update their running statistics once. Under plain `torch.utils.checkpoint` the
+    second run would update them again; under `torch.compile`, which takes no contexts here, it
+    still may.
     """
     if torch.compiler.is_compiling():
-        return checkpoint(block, *given, use_reentrant=False)
+        return checkpoint(block, *inputs, use_reentrant=False)
     contexts = lambda: (nullcontext(), _statistics_at_rest(block))  # noqa: E731
-    return checkpoint(block, *given, use_reentrant=False, context_fn=contexts)
+    return checkpoint(block, *inputs, use_reentrant=False, context_fn=contexts)

@@ -1,4 +1,4 @@
-"""What torch's compiler gets wrong, and how it is kept from that."""
+"""Work around a bug of torch's compiler."""
 
 import os
 import sys
@@ -12,8 +12,8 @@ _PADDING = "TORCHINDUCTOR_COMPREHENSIVE_PADDING"
 def keep_strides() -> None:
     """Keep the compiler of torch before 2.15 from padding rows, which can ruin gradients.
 
-    It pads rows of more than 1,024 numbers that 64 does not divide, as the 1,568 of the large
-    models, and may then build a view on padded strides over a buffer that it leaves as it is
+    It pads rows of more than 1,024 numbers that 64 does not divide, such as the 1,568 of the large
+    models, and may then build a view with padded strides over a buffer that it has not padded
     (pytorch/pytorch#192575). FasterViT-4's backward pass read beyond the end of one and gave NaN.
     A value that the user has put into the environment stays.
     """

@@ -1,4 +1,4 @@
-"""Convolution, batch norm and activation as one unit that can be folded."""
+"""Convolution, batch norm and activation as one unit that folds into one convolution."""
 
 from collections.abc import Callable
 
@@ -12,51 +12,51 @@ from zoo.kernels import batch_norm as batch_norm_op
 from zoo.kernels.available import runs_kernels
 
 UNIT = 16
-"""Channels that the GPU's convolutions take at once: 208 and 400 run faster than 200 and 392."""
+"""Channels are padded to a multiple of this on a GPU: 208 and 400 run faster than 200 and 392."""
 
 UNIT_OF_IMAGES = 8
-"""The same for the few channels of an image."""
+"""The same for as few channels as an image has."""
 
 
 class Conv2d(nn.Conv2d):
-    """torch's convolution, with channels that tensor cores can read.
+    """torch's convolution, with channels padded to what tensor cores read.
 
     Widths that 16 does not divide, as the 196 and 392 of the large models, run on a GPU in 16 bits
-    up to three times slower than those that it does (H200), so there both sides are filled up with
-    zeros. In a compiled model that costs nothing: the producer of the input writes the zeros.
+    up to three times slower than those that it does (H200), so there input and output channels are
+    padded with zeros. In a compiled model that costs nothing: the input's producer writes them.
     """
 
     def forward(
         self,
         input: Float[Tensor, "B C H W"],
         *,
-        fill: bool = False,
+        keep_padding: bool = False,
         bias: bool = True,
     ) -> Float[Tensor, "B D h w"]:
-        """Convolve; an input that is filled up already is taken as it is.
+        """Convolve; an input that is padded already is taken as it is.
 
         Args:
-            fill: Leave the channels that fill up the output where they are.
-            bias: Add the bias. Otherwise its gradient is zero, not missing.
+            keep_padding: Return the output with its padding channels, which are zero.
+            bias: Add the bias. Without it the bias still gets a gradient, of zeros.
         """
-        more_in, more_out = _more(self.in_channels), _more(self.out_channels)
+        pad_in, pad_out = _padding(self.in_channels), _padding(self.out_channels)
         if self.groups > 1 or not _in_16_bits(input):
-            more_in = more_out = 0
-        filled = input.shape[1] == self.in_channels + more_in
+            pad_in = pad_out = 0
+        padded = input.shape[1] == self.in_channels + pad_in
         weight, added = self.weight, self.bias
         if added is not None and not bias:
             weight, added = weight + 0 * added.sum(), None
-        if more_in or more_out:
-            input = input if filled else F.pad(input, (0, 0, 0, 0, 0, more_in))
-            weight = F.pad(weight, (0, 0, 0, 0, 0, more_in, 0, more_out))
-            added = None if added is None else F.pad(added, (0, more_out))
+        if pad_in or pad_out:
+            input = input if padded else F.pad(input, (0, 0, 0, 0, 0, pad_in))
+            weight = F.pad(weight, (0, 0, 0, 0, 0, pad_in, 0, pad_out))
+            added = None if added is None else F.pad(added, (0, pad_out))
         x = self._conv_forward(input, weight, added)
-        # Not a slice: its backward would leave channels last, and each convolution would copy.
-        return F.pad(x, (0, 0, 0, 0, 0, -more_out)) if more_out and not fill else x
+        # Not a slice, whose gradient is not in channels last: each convolution would copy it.
+        return F.pad(x, (0, 0, 0, 0, 0, -pad_out)) if pad_out and not keep_padding else x
 
 
-def _more(channels: int) -> int:
-    """Channels that fill up `channels`."""
+def _padding(channels: int) -> int:
+    """Channels of zeros that pad `channels` to a multiple of the unit."""
     return -channels % (UNIT if channels > UNIT else UNIT_OF_IMAGES)
 
 
@@ -93,12 +93,12 @@ class ConvNorm(nn.Module):
         *,
         plus: Float[Tensor, "B D h w"] | None = None,
         drop_path: Callable[[Tensor], Tensor] | None = None,
-        fill: bool = False,
+        keep_padding: bool = False,
     ) -> Float[Tensor, "B E h w"]:
-        """Return the unit's output, or add it to `plus`, through `drop_path`.
+        """Return the unit's output, through `drop_path` and added to `plus` where these are given.
 
         Args:
-            fill: The output may come filled up, for a `Conv2d` that takes it so.
+            keep_padding: The output may come with padding channels, for a `Conv2d` to read.
         """
         norm, act = self.norm, batch_norm_op.name_of(self.act)
         if act is None or not (batch_norm_op.can_stand_for(norm) and self._fuses(x)):
@@ -106,9 +106,9 @@ class ConvNorm(nn.Module):
             y = y if drop_path is None else drop_path(y)
             return y if plus is None else plus[:, : y.shape[1]] + y
         # A bias before a batch norm moves the running mean and nothing else: no map is read for it.
-        y = self.conv(x, fill=True, bias=False)
+        y = self.conv(x, keep_padding=True, bias=False)
         scale = None if drop_path is None else drop_path(y.new_ones(y.shape[0], 1, 1, 1)).flatten()
-        width = y.shape[1] if fill else self.conv.out_channels
+        width = y.shape[1] if keep_padding else self.conv.out_channels
         shift = self.conv.bias
         return batch_norm_op.learn(norm, y, act, width, shift=shift, plus=plus, scale=scale)
 

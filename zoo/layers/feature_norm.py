@@ -1,4 +1,4 @@
-"""Fixed affine maps at the two ends of a backbone: of its pixels, and of its tokens."""
+"""Fixed affine maps at the two ends of a backbone: on its pixels, and on its tokens."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -41,10 +41,10 @@ class FeatureNormalizer(nn.Module):
 
 
 class IntermediateNormalizer(nn.Module):
-    """For each layer y = (x − mean_i) R_iᵀ on patch tokens, and a scalar α_i that goes with y.
+    """For each layer i, y = (x − mean_i) R_iᵀ on patch tokens, and a scalar α_i.
 
     Args:
-        per_layer: Keep a rotation for each layer, not one for all.
+        per_layer: A rotation for each layer instead of one for all.
     """
 
     alphas: Tensor
@@ -60,9 +60,10 @@ class IntermediateNormalizer(nn.Module):
         self.register_buffer("rotation", rotation.repeat(layers, 1, 1) if per_layer else rotation)
 
     def centred(self, x: Float[Tensor, "B N C"], layer: int) -> Float[Tensor, "B N C"]:
-        """Take the layer's mean off; rotate afterwards, once for all layers of a group."""
+        """Subtract the layer's mean; `rotated` follows, once for all layers of a group."""
         return x - self.means[layer]
 
     def rotated(self, x: Float[Tensor, "B N C"], layer: int) -> Float[Tensor, "B N C"]:
+        """Apply the rotation of `layer`, or the one of all layers."""
         rotation = self.rotation if self.rotation.ndim == 2 else self.rotation[layer]
         return x @ rotation.T

@@ -1,4 +1,4 @@
-"""GELU, cheap enough to run at the speed of memory where a compiler writes its kernels."""
+"""GELU that is cheap enough, once compiled, to run at the speed of memory."""
 
 import torch
 from jaxtyping import Float
@@ -22,20 +22,20 @@ class GELU(nn.GELU):
 
 
 def fusable_gelu(x: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
-    """GELU of few operations, for a compiler to fuse; for first derivatives only.
+    """Compute GELU in few operations that a compiler fuses; for first derivatives only.
 
-    Its slope is given instead of derived, as that of a line through the point.
+    Its slope is stated instead of derived: the result is a line through the point.
     """
     z = x.float()
     at = z.detach()
-    below, density = normal(at)
-    return (at * below + (below + at * density) * (z - at)).to(x.dtype)
+    cdf, density = normal(at)
+    return (at * cdf + (cdf + at * density) * (z - at)).to(x.dtype)
 
 
 def normal(z: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the normal distribution and its density.
+    """Return the standard normal distribution function Φ and its density.
 
-    Abramowitz and Stegun, 7.1.26: the distribution is within 1e-7.
+    Abramowitz and Stegun, 7.1.26: Φ is within 1e-7.
     """
     t = 1 / (1 + 0.2316419 * z.abs())
     upper = 1.061405429 * t - 1.453152027

@@ -1,4 +1,4 @@
-"""Resize a map to its nearest cells."""
+"""Resize a map by its nearest cells."""
 
 import torch.nn.functional as F
 from jaxtyping import Float
@@ -10,8 +10,8 @@ def resize_nearest(
 ) -> Float[Tensor, "B C rows cols"]:
     """Do what `F.interpolate(x, (rows, cols))` does, faster where one size divides the other.
 
-    Its compiled backward pass scatters into a map with channels first; this one sums or fills up
-    a map with channels last.
+    Its compiled backward pass scatters into a map with channels first; this one sums, or
+    writes zeros, in a map with channels last.
     """
     high, wide = x.shape[-2:]
     if (high, wide) == (rows, cols):

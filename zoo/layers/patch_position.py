@@ -1,8 +1,8 @@
 """One learned grid of patch positions for every image size (cropped position embedding).
 
 The grid covers the largest image. At inference it is resized to the image; in training each image
-sees a random window of it, stretched to the image's grid, so that no resolution owns a place
-(the "CPE" of AM-RADIO, 2312.06709).
+sees a random window of it, stretched to the image's grid, so that no position belongs to one
+resolution (the "CPE" of AM-RADIO, 2312.06709).
 """
 
 import math
@@ -17,7 +17,7 @@ Grid = Float[Tensor, "1 cells C"]
 """A square of positions, row-major."""
 
 SMALLEST_AREA = 0.1
-"""Of a square window, as a part of the grid's."""
+"""Area of the smallest square window, as a part of the grid's."""
 
 WIDEST_ASPECT = 4 / 3
 """The largest factor a: a window's columns are multiplied and its rows divided by it."""
@@ -29,11 +29,11 @@ class CropDraws(NamedTuple):
     scale: Float[Tensor, "B 1 1"]
     aspect: Float[Tensor, "B 1 1"]
     position: Float[Tensor, "B 1 1 2"]
-    """Of the window's left upper corner, (column, row)."""
+    """(column, row) of the window's upper left corner."""
 
 
 def draw_crops(batch: int, device: torch.device | None = None) -> CropDraws:
-    """Draw from torch's global generator: scale, then aspect, then position."""
+    """Draw from torch's global generator: scale, aspect, position, in this order."""
     draw = torch.rand
     return CropDraws(
         draw(batch, 1, 1, device=device),
@@ -50,7 +50,7 @@ def _side(cells: int) -> int:
 
 
 def _as_map(grid: Grid) -> Float[Tensor, "1 C side side"]:
-    """The grid as a map in float32, in which the published models interpolate at any precision."""
+    """Return the grid as a map in float32, as the published models interpolate at any precision."""
     side = _side(grid.shape[1])
     return grid.float().view(1, side, side, -1).permute(0, 3, 1, 2)
 
@@ -75,7 +75,7 @@ def resized_positions(
 
 
 def cropped_positions(grid: Grid, rows: int, cols: int, draws: CropDraws) -> Float[Tensor, "B N C"]:
-    """Return each image of a training batch the positions of its own random window.
+    """Return the positions of each image of a training batch, from its own random window.
 
     The window's sides, relative to the grid's, are s·a (columns) and s/a (rows), at most 1; s is
     uniform in [√0.1, 1] and a log-uniform in [3/4, 4/3].
@@ -89,16 +89,16 @@ def cropped_positions(grid: Grid, rows: int, cols: int, draws: CropDraws) -> Flo
 
     x = _as_map(grid)
     along = [torch.linspace(0, 1, n, device=x.device, dtype=x.dtype) for n in (cols, rows)]
-    places = torch.stack(torch.meshgrid(*along, indexing="xy"), dim=-1)
-    places = places * extent.to(x) + corner.to(x)  # [B rows cols 2] in the unit square
+    points = torch.stack(torch.meshgrid(*along, indexing="xy"), dim=-1)
+    points = points * extent.to(x) + corner.to(x)  # [B rows cols 2] in the unit square
     x = F.grid_sample(
-        x.expand(places.shape[0], -1, -1, -1), 2 * places - 1, mode="bilinear", align_corners=True
+        x.expand(points.shape[0], -1, -1, -1), 2 * points - 1, mode="bilinear", align_corners=True
     )
     return x.flatten(2).transpose(1, 2).to(grid.dtype)
 
 
 def regridded_positions(grid: Grid, cells: int) -> Float[Tensor, "1 N C"]:
-    """Resample a foreign grid to one of `cells` positions, once, when it is loaded."""
+    """Resample the grid of a weight file to `cells` positions, once, when it is loaded."""
     if grid.shape[1] == cells:
         return grid
     side = _side(cells)

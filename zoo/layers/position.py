@@ -1,4 +1,4 @@
-"""What small MLPs compute from places.
+"""Position biases and embeddings that small MLPs compute from coordinates.
 
 Biases from log-spaced offsets (Swin v2, 2111.09883, 3.3), and FasterViT's embeddings of cells
 (2306.06189).
@@ -14,17 +14,17 @@ from torch import Tensor, nn
 
 
 def position_mlp(out: int, hidden: int) -> nn.Sequential:
-    """The MLP that turns two coordinates into `out` numbers."""
+    """Make the MLP that turns two coordinates into `out` numbers."""
     return nn.Sequential(nn.Linear(2, hidden), nn.ReLU(), nn.Linear(hidden, out, bias=False))
 
 
 def log_offsets(
     rows: int, cols: int, units: tuple[int, int] | None = None
 ) -> Float[Tensor, "offsets 2"]:
-    """Return the signed log2 offsets of every two rows and every two columns of a grid.
+    """Return the signed log2 offsets between any two rows and any two columns of a grid.
 
     Args:
-        units: Rows and columns of the grid whose extent is the unit; the grid's own by default.
+        units: Rows and columns of the grid whose extent counts as 1; the grid's own by default.
     """
     logs = []
     for side, unit in zip((rows, cols), units or (rows, cols), strict=True):
@@ -34,7 +34,7 @@ def log_offsets(
 
 
 def pair_index(rows: int, cols: int) -> Int[Tensor, "N N"]:
-    """Give, for each pair of cells of a grid, the row of `log_offsets` that describes it."""
+    """Return, for each pair of cells of a grid, the row of `log_offsets` that describes it."""
     cell = torch.arange(rows * cols)
     row, col = cell // cols, cell % cols
     drow = row[:, None] - row[None, :] + rows - 1
@@ -42,47 +42,47 @@ def pair_index(rows: int, cols: int) -> Int[Tensor, "N N"]:
     return drow * (2 * cols - 1) + dcol
 
 
-def cell_places(rows: int, cols: int) -> Float[Tensor, "N 2"]:
-    """Row and column of each cell of a grid, from -1 at the first to about 1 at the last."""
+def cell_coords(rows: int, cols: int) -> Float[Tensor, "N 2"]:
+    """Return row and column of each cell of a grid, from -1 at the first to about 1 at the last."""
     sides = [(torch.arange(side) - side // 2) / max(side // 2, 1) for side in (rows, cols)]
     return torch.stack(torch.meshgrid(*sides, indexing="ij"), dim=-1).flatten(0, 1)
 
 
-class FromPlaces(nn.Module):
-    """Numbers for the places of a grid that an MLP computes; one in each block of a stage.
+class FromCoords(nn.Module):
+    """What an MLP computes from the coordinates of a grid; one in each block of a stage.
 
-    A subclass says which `places` there are and how to `read` the MLP's table of them.
+    A subclass says which `coords` the MLP takes and how to `read` the table that it returns.
     """
 
     mlp: nn.Module
     grid: tuple[int, int]
-    """Rows and columns that it is prepared for."""
+    """Rows and columns that the tables are made for."""
     fused: Tensor | None
     """What the deploy form keeps for `grid`; it is not saved."""
 
-    def places(self, grid: tuple[int, int]) -> Float[Tensor, "places 2"]:
+    def coords(self, grid: tuple[int, int]) -> Float[Tensor, "coords 2"]:
         """Return the coordinates that the MLP takes."""
         raise NotImplementedError
 
-    def read(self, table: Float[Tensor, "*parts places out"], grid: tuple[int, int]) -> Tensor:
-        """Turn what the MLP says, or the MLPs of several parts, into what the blocks use."""
+    def read(self, table: Float[Tensor, "*parts coords out"], grid: tuple[int, int]) -> Tensor:
+        """Turn the MLP's output, or those of several parts, into what the blocks use."""
         raise NotImplementedError
 
     def fuse(self) -> None:
-        """Keep what `grid` needs instead of computing it in each forward."""
+        """Keep the result for `grid` instead of computing it in each forward."""
         with torch.no_grad():
             self.fused = self()
 
     def forward(self, grid: tuple[int, int] | None = None) -> Tensor:
-        """Return the numbers for `grid`, or for the one that is prepared."""
+        """Return the result for `grid`, by default for the grid that the tables are made for."""
         grid = grid or self.grid
         if self.fused is not None and grid == self.grid:
             return self.fused
-        return self.read(self.mlp(self.places(grid)), grid)
+        return self.read(self.mlp(self.coords(grid)), grid)
 
 
 def _stackable(mlps: Sequence[nn.Module]) -> bool:
-    """Whether these are plain position MLPs of one shape: nothing wrapped, quantised or cut."""
+    """Whether these are plain position MLPs of one shape: nothing wrapped, quantised or pruned."""
     shapes = set()
     for mlp in mlps:
         kinds = [type(part) for part in mlp.children()]
@@ -93,19 +93,19 @@ def _stackable(mlps: Sequence[nn.Module]) -> bool:
 
 
 def compute_together(
-    parts: Sequence[FromPlaces], grid: tuple[int, int] | None = None
+    parts: Sequence[FromCoords], grid: tuple[int, int] | None = None
 ) -> Sequence[Tensor]:
     """Return `part(grid)` for each of a stage's parts, from two matrix products for all of them.
 
-    Each MLP alone is a dozen launches, forward and back, of microseconds' work; a deep stage has
-    dozens, which are half of a compiler's graph. Hooks on the parts are not called.
+    Each MLP alone is a dozen launches, forward and back, of microseconds' work. A deep stage has
+    dozens of MLPs, which are half of a compiler's graph. Hooks on the parts are not called.
     """
     mlps, first = [part.mlp for part in parts], parts[0]
     if any(part.fused is not None for part in parts) or not _stackable(mlps):
         return [part(grid) for part in parts]
     grid = grid or first.grid
     weight1, bias1, weight2 = zip(*(mlp.parameters() for mlp in mlps), strict=True)
-    hidden = F.relu(F.linear(first.places(grid), torch.cat(weight1), torch.cat(bias1)))
+    hidden = F.relu(F.linear(first.coords(grid), torch.cat(weight1), torch.cat(bias1)))
     hidden = hidden.unflatten(1, (len(parts), -1)).transpose(0, 1)
     return first.read(hidden @ torch.stack(weight2).mT, grid).unbind()
 
@@ -114,13 +114,13 @@ def _read_pairs(
     table: Float[Tensor, "*parts offsets heads"], pairs: Int[Tensor, "n n"], prefix: int
 ) -> Float[Tensor, "*parts heads N N"]:
     """Return the bias in (0, 16) of each pair of tokens; `prefix` tokens in front get 0."""
-    # Pairs last and next to each other: fused attention kernels read no other bias. In float32,
-    # as a compiled backward pass adds up each offset's pairs, one by one, in what it is given.
+    # Pairs last and contiguous: fused attention kernels read no other bias. In float32, as a
+    # compiled backward pass sums each offset's pairs, one by one, in the dtype of the table.
     bias = (16 * torch.sigmoid(table)).mT.contiguous().float()[..., pairs].to(table.dtype)
     return F.pad(bias, (prefix, 0, prefix, 0)) if prefix else bias
 
 
-class WindowPositionBias(FromPlaces):
+class WindowPositionBias(FromCoords):
     """A bias in (0, 16) for each head and each pair of cells of a window.
 
     After `set_window` the offsets are still measured in units of the window that was trained.
@@ -156,7 +156,7 @@ class WindowPositionBias(FromPlaces):
         """Compute the tables again, for a model from the meta device (the name is timm's)."""
         self.set_window(self.window)
 
-    def places(self, grid: tuple[int, int]) -> Float[Tensor, "offsets 2"]:
+    def coords(self, grid: tuple[int, int]) -> Float[Tensor, "offsets 2"]:
         assert grid == self.grid, "windows have the side that was set"
         return self.offsets
 
@@ -164,10 +164,10 @@ class WindowPositionBias(FromPlaces):
         return _read_pairs(table, self.pairs, self.prefix)
 
 
-class GridEmbedding(FromPlaces):
-    """A vector for each cell of a grid, which an MLP computes from the cell's place.
+class GridEmbedding(FromCoords):
+    """A vector for each cell of a grid, which an MLP computes from the cell's coordinates.
 
-    The places are stored for the grid of `set_grid`; those of another are made when it comes.
+    The coordinates are stored for the grid of `set_grid` and computed anew for any other.
     """
 
     cells: Tensor
@@ -178,28 +178,28 @@ class GridEmbedding(FromPlaces):
         self.set_grid(rows, cols)
 
     def set_grid(self, rows: int, cols: int) -> None:
-        """Prepare for a grid."""
+        """Make the tables for a grid of `rows` x `cols`."""
         self.grid = rows, cols
-        self.register_buffer("cells", cell_places(rows, cols).to(next(self.parameters())), False)
+        self.register_buffer("cells", cell_coords(rows, cols).to(next(self.parameters())), False)
         self.register_buffer("fused", None, False)
 
     def init_non_persistent_buffers(self) -> None:
         """Compute the tables again, for a model from the meta device (the name is timm's)."""
         self.set_grid(*self.grid)
 
-    def places(self, grid: tuple[int, int]) -> Float[Tensor, "N 2"]:
-        return self.cells if grid == self.grid else cell_places(*grid).to(self.cells)
+    def coords(self, grid: tuple[int, int]) -> Float[Tensor, "N 2"]:
+        return self.cells if grid == self.grid else cell_coords(*grid).to(self.cells)
 
     def read(self, table: Float[Tensor, "*parts N C"], grid: tuple[int, int]) -> Tensor:
         return table
 
 
-class CarrierBias(FromPlaces):
+class CarrierBias(FromCoords):
     """The position bias among the carriers of a map: as `WindowPositionBias`, for a grid.
 
     Args:
-        square: Keep a flaw of the published code, whose table is always square: of `n` carriers,
-            ⌊√n⌋² get the biases of a square grid, and the ones in front of these get none.
+        square: Keep a flaw of the published code, whose table is always square: of `n` carriers
+            the last ⌊√n⌋² get the biases of a square grid, and those before them get 0.
     """
 
     offsets: Tensor
@@ -212,7 +212,7 @@ class CarrierBias(FromPlaces):
         self.set_grid(rows, cols)
 
     def set_grid(self, rows: int, cols: int) -> None:
-        """Prepare for a grid."""
+        """Make the tables for a grid of `rows` x `cols`."""
         self.grid = rows, cols
         like = next(self.parameters())
         rows, cols = self._table(rows, cols)
@@ -224,7 +224,7 @@ class CarrierBias(FromPlaces):
         """Compute the tables again, for a model from the meta device (the name is timm's)."""
         self.set_grid(*self.grid)
 
-    def places(self, grid: tuple[int, int]) -> Float[Tensor, "offsets 2"]:
+    def coords(self, grid: tuple[int, int]) -> Float[Tensor, "offsets 2"]:
         if grid == self.grid:
             return self.offsets
         return log_offsets(*self._table(*grid)).to(self.offsets)

@@ -1,4 +1,4 @@
-"""The selective scan of Mamba (2312.00752): the one seam through which every mixer runs.
+"""The selective scan of Mamba (2312.00752), which every state-space mixer calls.
 
 Tensors are batch first and channels last, and bias and softplus of the step are inside. On a GPU
 one operator runs it in Triton kernels (zoo.kernels.scan); everywhere else plain torch does, here.
@@ -74,16 +74,15 @@ def _scan_in_kernels(
     delta_bias: Float[Tensor, " C"] | None,
     delta_softplus: bool,
 ) -> Float[Tensor, "B L C"]:
-    """Run the operator; more states than it takes go through in turns, as their outputs add up."""
+    """Run the operator; more states than it takes run in parts, whose outputs add up."""
     tensors = (x, delta, A, B, C, D, delta_bias)
     save = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
-    most = MAX_STATES
-    if A.shape[1] <= most:
+    if A.shape[1] <= MAX_STATES:
         return scan_op.scan(*tensors, delta_softplus, save)[0]
-    # Widened once, outputs and gradients of the parts are added up before they are rounded.
+    # In float32, so that outputs and gradients of the parts are summed before they are rounded.
     wide, step, y = x.float(), delta.float(), torch.zeros((), device=x.device)
-    for first in range(0, A.shape[1], most):
-        a, b, c = (t[..., first : first + most] for t in (A, B, C))
+    for first in range(0, A.shape[1], MAX_STATES):
+        a, b, c = (t[..., first : first + MAX_STATES] for t in (A, B, C))
         skip = None if first else D
         y = y + scan_op.scan(wide, step, a, b, c, skip, delta_bias, delta_softplus, save)[0]
     return y.to(x.dtype)
@@ -99,10 +98,9 @@ def _scan_chunks(
 ) -> Float[Tensor, "B L C"]:
     """Scan from a zero state without the skip; a state is [B chunks S C], channels contiguous."""
     length = x.shape[1]
-    fill = -length % chunk  # a token with Δ = 0 leaves the state as it is
+    pad = -length % chunk  # a token with Δ = 0 leaves the state as it is
     x, delta, B, C = (
-        (F.pad(t, (0, 0, 0, fill)) if fill else t).unflatten(1, (-1, chunk))
-        for t in (x, delta, B, C)
+        (F.pad(t, (0, 0, 0, pad)) if pad else t).unflatten(1, (-1, chunk)) for t in (x, delta, B, C)
     )
     # unbind, not an index in each step: its backward is one stack instead of many zero-filled sums.
     rows = [t.unsqueeze(3).unbind(2) for t in (delta, delta * x)]
@@ -127,7 +125,7 @@ def _scan_chunks(
 def _states_before(
     last: Float[Tensor, "B chunks S C"], decay: Float[Tensor, "B chunks S C"]
 ) -> Float[Tensor, "B chunks S C"]:
-    """Join the chunks: from each one's own last state and decay, the state that it starts from."""
+    """Compute the state that each chunk starts from, from all chunks' last states and decays."""
     states = [torch.zeros_like(last[:, 0])]
     for entry, factor in zip(last[:, :-1].unbind(1), decay[:, :-1].unbind(1), strict=True):
         states.append(torch.addcmul(entry, factor, states[-1]))

@@ -1,4 +1,4 @@
-"""Each channel convolved over neighbouring tokens, then SiLU: what a mixer does before its scan.
+"""A convolution of each channel over three tokens, then SiLU: what a mixer does before its scan.
 
 On a GPU one operator runs it in Triton kernels (zoo.kernels.short_conv); everywhere else plain
 torch does, here.
@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from zoo.kernels import short_conv as neighbours_op
+from zoo.kernels import short_conv as short_conv_op
 from zoo.kernels.available import runs_kernels
 
 
@@ -18,14 +18,14 @@ def short_conv_silu(
 ) -> tuple[Float[Tensor, "B L C//2"], Float[Tensor, "B L C//2"]]:
     """Return silu(a x_(t-1) + b x_t + c x_(t+1)) for each channel's taps a, b, c, in two halves.
 
-    MambaVision (2407.08083), the mixer: its two convolutions look both ways, over three tokens,
-    and beyond the first and the last token there are zeros.
+    MambaVision (2407.08083), the mixer: its two convolutions are over three tokens and not causal;
+    beyond the first and the last token there are zeros.
 
     Returns:
         The first and the last half of the channels, in the dtype of `x`.
     """
     if runs_kernels(x, taps):
-        return neighbours_op.short_conv_silu(x, taps)
+        return short_conv_op.short_conv_silu(x, taps)
     return in_torch(x, taps)
 
 

@@ -3,7 +3,7 @@
     W_eff = W · s / (uᵀ W v + ε),    uᵀ W v ≈ the largest singular value of W
 
 σReparam (2303.06296) with two changes that RADIO made: s = softplus(raw) + 0.05 cannot vanish or
-turn its sign, and `raw` is a 1x1 matrix, so that weight decay reaches it. It keeps attention
+change its sign, and `raw` is a 1x1 matrix, so that weight decay reaches it. It keeps attention
 from collapsing at high resolution, and is folded away for release.
 """
 
@@ -22,7 +22,7 @@ FLOOR = 0.05
 """The smallest scale of version 2."""
 
 START_STEPS = 30
-"""Of power iteration, at construction."""
+"""Steps of power iteration at construction."""
 
 
 def spectral_weight(
@@ -43,7 +43,7 @@ def spectral_weight(
 
 
 class SpectralScale(nn.Module):
-    """A parametrization (torch.nn.utils.parametrize) that gives a matrix its own spectral norm.
+    """A parametrisation (torch.nn.utils.parametrize) that learns a matrix's spectral norm.
 
     In training mode each forward takes one step of power iteration; W_eff starts at W.
     """
@@ -80,7 +80,7 @@ class SpectralScale(nn.Module):
         with _without_autocast(weight):  # which makes mv, but not dot, a bf16 operation on CUDA
             if self.training:
                 self._step(weight)
-            # Clones: the next step changes the buffers before this one's backward pass is over.
+            # Clones: the next step may change the buffers before this one's backward pass.
             return spectral_weight(weight, self.u.clone(), self.v.clone(), self.raw, self.version)
 
 
@@ -110,9 +110,9 @@ class SpectralParts(nn.Module):
 def reparametrise(
     model: nn.Module, *, version: int = 2, scale_values: bool = True, glu: Iterable[str] = ()
 ) -> nn.Module:
-    """Return the linear layers of `model` their own spectral norms, in place.
+    """Give each linear layer of `model` a spectral norm of its own to learn, in place.
 
-    Hand over the blocks, not the patch embedding: that one keeps its weight.
+    Hand over the blocks and not the patch embedding, which keeps its weight.
 
     Args:
         scale_values: Also scale the value third of a `qkv` layer.
@@ -170,8 +170,8 @@ def _scales(group: Mapping[str, Tensor]) -> list[dict[str, Tensor]]:
 def baked(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return a state dict with the effective weights in place of the parametrised ones.
 
-    A part's rows are as many as its `u` has entries; rows that no part claims stay. Version 2 is
-    told by a key `_sn_version`. A state dict without parametrisations comes back as it is.
+    A part has as many rows as its `u` has entries; rows of no part stay. A key `_sn_version` marks
+    version 2. A state dict without parametrisations comes back as it is.
     """
     groups: dict[str, dict[str, Tensor]] = {}
     plain: dict[str, Tensor] = {}

@@ -1,4 +1,4 @@
-"""What the stages of a hierarchy are made of when several families make them alike."""
+"""Stages and blocks that several families share."""
 
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, cast
@@ -14,13 +14,13 @@ from zoo.layers.gelu import GELU
 
 
 def drop_path_rates(rate: float, depths: Sequence[int]) -> list[list[float]]:
-    """Return each block of each stage its drop path: from 0 at the first, linearly, to `rate`."""
+    """Return the drop path of each block of each stage: from 0, linearly, to `rate` at the last."""
     rates = calculate_drop_path_rates(rate, list(depths), stagewise=True)
     return cast(list[list[float]], rates)
 
 
 class ConvBlock(nn.Module):
-    """Two 3x3 convolutions with a residual; in training on a GPU its output may come filled up."""
+    """Two 3x3 convolutions with a residual; in training on a GPU its output may come padded."""
 
     def __init__(self, dim: int, drop_path: float, *, act: Callable[[], nn.Module]):
         super().__init__()
@@ -29,15 +29,15 @@ class ConvBlock(nn.Module):
         self.drop_path = DropPath(drop_path)
 
     def forward(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B D H W"]:
-        x, plus = self.conv1(x, fill=True), x
-        return self.conv2(x, plus=plus, drop_path=self.drop_path, fill=True)
+        x, plus = self.conv1(x, keep_padding=True), x
+        return self.conv2(x, plus=plus, drop_path=self.drop_path, keep_padding=True)
 
 
 class MixerBlock(nn.Module):
     """Pre-norm token mixer and MLP, each with a scale for its channels.
 
     Args:
-        mixer: Called with the tokens and whatever else the block is given (a position bias, ...).
+        mixer: Called with the tokens and the block's further inputs (a position bias, ...).
         layer_scale: First value of the scales; `None` for none.
     """
 
@@ -55,8 +55,8 @@ class MixerBlock(nn.Module):
         self.scale2 = scale()
         self.drop_path = DropPath(drop_path)
 
-    def forward(self, x: Float[Tensor, "B N C"], *given: Tensor | None) -> Float[Tensor, "B N C"]:
-        x = x + self.drop_path(self.scale1(self.mixer(self.norm1(x), *given)))
+    def forward(self, x: Float[Tensor, "B N C"], *extra: Tensor | None) -> Float[Tensor, "B N C"]:
+        x = x + self.drop_path(self.scale1(self.mixer(self.norm1(x), *extra)))
         return x + self.drop_path(self.scale2(self.mlp(self.norm2(x))))
 
 
@@ -64,7 +64,7 @@ class Stage(nn.Module):
     """Blocks at one resolution, [B C H W] -> [B C H W].
 
     Args:
-        downsample: The step to the next stage, which `Hierarchy` takes; not part of `forward`.
+        downsample: The step to the next stage, which `Hierarchy` runs; not part of `forward`.
     """
 
     def __init__(self, blocks: Sequence[nn.Module], downsample: nn.Module):
@@ -73,17 +73,17 @@ class Stage(nn.Module):
         self.downsample = downsample
         self.grad_checkpointing = False
 
-    def run(self, block: nn.Module, *given: Any) -> Any:
-        """Return `block(*given)`; with `grad_checkpointing`, keeping only what it was given."""
-        return checkpointed(block, *given) if self.grad_checkpointing else block(*given)
+    def run(self, block: nn.Module, *inputs: Any) -> Any:
+        """Return `block(*inputs)`; with `grad_checkpointing`, only the inputs are kept."""
+        return checkpointed(block, *inputs) if self.grad_checkpointing else block(*inputs)
 
-    def given(self) -> Iterable[Sequence[Tensor]]:
-        """Compute what each block gets beside the map."""
+    def extra_inputs(self) -> Iterable[Sequence[Tensor]]:
+        """Compute the further inputs of each block, beside the map; none by default."""
         return [()] * len(self.blocks)
 
     def forward(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
         chs = x.shape[1]
-        for block, given in zip(self.blocks, self.given(), strict=True):
-            x = self.run(block, x, *given)
-        more = x.shape[1] - chs  # convolutions may have filled it up
-        return F.pad(x, (0, 0, 0, 0, 0, -more)) if more else x
+        for block, extra in zip(self.blocks, self.extra_inputs(), strict=True):
+            x = self.run(block, x, *extra)
+        padding = x.shape[1] - chs  # convolutions may have padded it
+        return F.pad(x, (0, 0, 0, 0, 0, -padding)) if padding else x

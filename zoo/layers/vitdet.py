@@ -1,7 +1,7 @@
 """Windowed attention in most blocks of a plain transformer (ViTDet, 2203.16527, section 3).
 
-All layout lives in the arguments: nothing is stored between calls, so a model may be entered
-again while it runs, and exported.
+The layout comes as arguments and nothing is stored between calls, so a model can be exported, and
+called again while it runs.
 """
 
 from dataclasses import dataclass
@@ -28,7 +28,10 @@ class VitDet:
 
     def __post_init__(self):
         if (self.num_windowed is None) == (self.num_global is None):
-            raise ValueError("Give num_windowed or num_global, one of the two.")
+            raise ValueError(
+                f"num_windowed is {self.num_windowed} and num_global {self.num_global}; "
+                "give one of the two."
+            )
         counts = dict(window=(self.window, 1), num_global=(self.num_global, 1))
         for name, (value, least) in (counts | dict(num_windowed=(self.num_windowed, 0))).items():
             if value is not None and value < least:

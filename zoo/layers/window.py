@@ -21,8 +21,8 @@ def pad_to_multiple(x: Float[Tensor, "B C H W"], multiple: int) -> Float[Tensor,
     return F.pad(x, (0, right, 0, bottom)) if bottom or right else x
 
 
-# Both go by way of [B H W C]: reshaping a map as [B C H W] would leave its channels first, here or
-# in the gradient, and every convolution before or after would copy it.
+# Both functions go through [B H W C]: reshaping a map as [B C H W] would leave its channels first,
+# here or in the gradient, and every convolution before or after would copy it.
 
 
 def to_windows(x: Float[Tensor, "B C H W"], window: int) -> Float[Tensor, "windows N C"]:
@@ -47,10 +47,10 @@ def padding_bias(
 ) -> Float[Tensor, "windows 1 1 N"] | None:
     """Return a bias that hides what `pad_to_multiple` appended to a map of `rows` x `cols`.
 
-    For one image: -inf for the cells that fill up its windows, else 0; `None` if there are none.
+    For one image: -inf for the padding cells, else 0; `None` if nothing was appended.
     """
-    below, right = x.shape[-2] - rows, x.shape[-1] - cols
-    if not (below or right):
+    bottom, right = x.shape[-2] - rows, x.shape[-1] - cols
+    if not (bottom or right):
         return None
-    cells = F.pad(x.new_zeros(1, 1, rows, cols), (0, right, 0, below), value=-math.inf)
+    cells = F.pad(x.new_zeros(1, 1, rows, cols), (0, right, 0, bottom), value=-math.inf)
     return to_windows(cells, window).view(-1, 1, 1, window**2)

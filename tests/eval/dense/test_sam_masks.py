@@ -8,8 +8,8 @@ import torch
 from zoo.eval.dense.sam_masks import SamMasksSettings, agreement, grid_points, masks
 from zoo.eval.registry import Picture
 from zoo.features import Batch, Features
-from zoo.teachers import open_teacher
 from zoo.teachers.name import TeacherName
+from zoo.teachers.open import open_teacher
 from zoo.teachers.sam import MaskDecoder
 
 hf = pytest.importorskip("transformers", reason="transformers is in the extra [teachers]")

@@ -10,11 +10,13 @@ import torch
 from PIL import Image
 from torch import nn
 
-from zoo.eval.dense.segment import LinearHead, SegmentSettings, panel, pixel_loss, rate_of, segment
+from zoo.eval.dense.segment import LinearHead, SegmentSettings, panel, pixel_loss, segment
+from zoo.eval.dense.training import HeadTraining
 from zoo.eval.dense.upernet import BackbonePyramid, UPerNet
 from zoo.eval.registry import Picture, Scores, Subject
 from zoo.features import Batch
 from zoo.students.build import build_student
+from zoo.train.optim import learning_rate
 
 COLOURS = np.array([[200, 20, 20], [20, 200, 20], [20, 20, 200]], np.uint8)
 NAMES = ["red", "green", "blue"]
@@ -175,9 +177,14 @@ def test_the_loss_is_the_mean_over_pixels_that_are_scored():
     assert none == 0 and not logits.grad.any()
 
 
-def test_the_rate_rises_over_the_warm_up_and_falls_to_nothing():
-    rate = rate_of(100, 1500)
-    assert [round(rate(step), 3) for step in (0, 9, 50, 99)] == [0.1, 0.91, 0.5, 0.01]
+@pytest.mark.parametrize(
+    ("steps", "rates"),
+    [(100, {0: 0.1, 9: 0.91, 50: 0.5, 99: 0.01}), (40_000, {0: 1 / 1500, 1499: 0.962525})],
+)
+def test_the_rate_rises_over_the_warm_up_and_falls_to_nothing(steps, rates, tmp_path):
+    optim = HeadTraining.of(SegmentSettings(steps=steps, lr=1.0), 0, tmp_path).optim
+    for step, rate in rates.items():
+        assert learning_rate(step, steps, optim) == pytest.approx(rate)
 
 
 def test_the_linear_head_is_batch_norm_and_one_layer():

@@ -31,7 +31,7 @@ def photos(tmp_path_factory):
 def run_of(photos, out, **changes) -> Distill:
     return replace(
         Distill(
-            data=str(photos), student="test_vit", size=32, batch=4, steps=8, views=1, out=out,
+            data=str(photos), student="test_vit", size=32, batch=4, steps=8, view_epochs=1, out=out,
             teachers=(TeacherSpec(name="rule:colour@32"), TeacherSpec(name="rule:edges@32")),
             calibration=2, held_out=0.2, eval_images=2, device="cpu",
             optim=Optim(lr=1e-3, warmup=0.0), every=Every(log=1, checkpoint=99, evaluate=99),
@@ -70,7 +70,7 @@ def test_a_student_of_a_cache_is_the_student_of_live_teachers(photos, tmp_path):
 @pytest.mark.slow
 def test_a_filling_that_stopped_goes_on_and_reads_what_was_there(photos, tmp_path, monkeypatch):
     monkeypatch.setattr("zoo.train.distill.caching.SHARD_BYTES", 400)
-    config = run_of(photos, tmp_path / "run", cache=tmp_path / "cache", views=2)
+    config = run_of(photos, tmp_path / "run", cache=tmp_path / "cache", view_epochs=2)
     distill(config)
     cache = Cache.open(tmp_path / "cache")
     assert cache.manifest.shards > 3 and not cache.missing()
@@ -101,11 +101,13 @@ def test_a_disk_that_is_too_small_is_told_before_anything_is_written(tmp_path, m
     )  # fmt: skip
     cache = Cache.prepare(tmp_path, held, {})
     monkeypatch.setattr(Cache, "missing", lambda self: [0])
-    monkeypatch.setattr(Cache, "places_of", lambda self, number: range(self.manifest.places))
+    monkeypatch.setattr(
+        Cache, "positions_of", lambda self, number: range(self.manifest.num_positions)
+    )
     with pytest.raises(ValueError, match=r"needs [\d,.]+ GB more .*larger disk"):
         check_room(cache)
 
 
 def test_a_cache_without_views_is_refused(photos, tmp_path):
-    with pytest.raises(ValueError, match=r"views is 0; a cache holds .*--views 1"):
-        run_of(photos, tmp_path, views=0, cache=tmp_path / "c")
+    with pytest.raises(ValueError, match=r"view_epochs is 0; a cache holds .*--view-epochs 1"):
+        run_of(photos, tmp_path, view_epochs=0, cache=tmp_path / "c")

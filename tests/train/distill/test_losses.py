@@ -13,6 +13,7 @@ from zoo.train.distill.losses import (
     dispersion,
     hybrid,
     mse,
+    running_losses,
     smooth_l1,
     summary_loss,
 )
@@ -69,27 +70,31 @@ def test_shapes_that_would_broadcast_are_refused(loss):
 
 
 def test_adaloss_starts_from_the_first_losses_and_then_follows_slowly():
-    losses = torch.tensor([2.0, 0.5], requires_grad=True)
-    weights, ema = adaloss(losses, None)
-    assert weights.tolist() == [0.5, 2.0]
-    assert not weights.requires_grad
-    assert not ema.requires_grad
-    weights, later = adaloss(torch.tensor([1.0, 1.5]), ema)
+    none_yet = torch.full((2,), torch.nan)
+    assert adaloss(none_yet).tolist() == [1, 1]
+    running = running_losses(torch.tensor([2.0, 0.5]), none_yet)
+    assert adaloss(running).tolist() == [0.5, 2.0]
+    later = running_losses(torch.tensor([1.0, 1.5]), running)
     torch.testing.assert_close(later, torch.tensor([1.99, 0.51]))
-    torch.testing.assert_close(weights, 1 / later)
-    assert ema.tolist() == [2.0, 0.5], "the means of the step before stay as they were"
+    torch.testing.assert_close(adaloss(later), 1 / later)
+    assert running.tolist() == [2.0, 0.5], "the means of the step before stay as they were"
+
+
+def test_a_loss_that_a_step_leaves_out_keeps_its_running_mean():
+    running = torch.tensor([2.0, torch.nan])
+    later = running_losses(torch.tensor([torch.nan, 3.0]), running)
+    assert later.tolist() == [2.0, 3.0]
 
 
 def test_adaloss_makes_losses_of_any_scale_equal_once_they_are_steady():
-    losses, ema = torch.tensor([36_600.0, 1.0, 3e-5]), torch.ones(3)
+    losses, running = torch.tensor([36_600.0, 1.0, 3e-5]), torch.ones(3)
     for _ in range(4000):
-        weights, ema = adaloss(losses, ema)
-    torch.testing.assert_close(weights * losses, torch.ones(3), rtol=1e-3, atol=0)
+        running = running_losses(losses, running)
+    torch.testing.assert_close(adaloss(running) * losses, torch.ones(3), rtol=1e-3, atol=0)
 
 
 def test_adaloss_stays_finite_when_a_loss_is_zero():
-    weights, _ = adaloss(torch.zeros(2), None)
-    assert torch.isfinite(weights).all()
+    assert torch.isfinite(adaloss(torch.zeros(2))).all()
 
 
 def test_the_angle_loss_is_the_mean_squared_angle_over_the_dispersion():

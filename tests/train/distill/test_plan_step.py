@@ -33,13 +33,21 @@ def teachers():
     return {s.name[5:].partition("@")[0]: open_teacher(s.name) for s in RUN.teachers}
 
 
-def test_a_turn_depends_on_seed_and_step_alone(teachers):
+def test_a_step_is_planned_by_seed_step_and_position_alone(teachers):
     shifting = replace(RUN, losses=Losses(shift=2, mesa=1.0))
-    turns = [plan_step(PLAN, step, shifting, teachers) for step in range(30)]
-    assert turns == [plan_step(PLAN, step, shifting, teachers) for step in range(30)]
-    other = [plan_step(replace(PLAN, seed=6), step, shifting, teachers) for step in range(30)]
-    assert turns != other
-    assert set(turns[0].windows) == {STUDENT, "colour", "edges", MESA}
+    plans = [plan_step(PLAN, step, 8 * step, shifting, teachers) for step in range(30)]
+    assert plans == [plan_step(PLAN, step, 8 * step, shifting, teachers) for step in range(30)]
+    other = replace(PLAN, seed=6)
+    assert plans != [plan_step(other, step, 8 * step, shifting, teachers) for step in range(30)]
+    assert set(plans[0].windows) == {STUDENT, "colour", "edges", MESA}
+
+
+def test_windows_follow_the_position_so_that_views_that_come_again_are_seen_alike(teachers):
+    shifting = replace(RUN, sizes=(), losses=Losses(shift=2))
+    again = replace(PLAN, views=1)  # 100 samples: position 108 is 8 once more
+    first, later = (plan_step(again, s, p, shifting, teachers) for s, p in ((1, 8), (13, 108)))
+    assert first.windows == later.windows
+    assert first.windows != plan_step(again, 1, 12, shifting, teachers).windows  # another slice
 
 
 def test_every_size_is_drawn_about_as_often():
@@ -49,7 +57,7 @@ def test_every_size_is_drawn_about_as_often():
     assert {drawn_size(PLAN, step, alone) for step in range(50)} == {64}
 
 
-def test_a_teacher_is_asked_at_its_rate_and_the_others_always():
+def test_a_teacher_is_sampled_at_its_rate_and_the_others_always():
     asked = [drawn_teachers(PLAN, step, RUN) for step in range(3000)]
     assert all("colour" in some for some in asked)
     assert sum("edges" in some for some in asked) / 3000 == pytest.approx(0.3, abs=0.03)
@@ -57,9 +65,9 @@ def test_a_teacher_is_asked_at_its_rate_and_the_others_always():
     assert drawn_teachers(PLAN, 0, always) is None
 
 
-def test_a_teacher_that_is_not_asked_is_not_called(teachers):
+def test_a_teacher_that_is_not_sampled_is_not_called(teachers):
     steps = [step for step in range(40) if "edges" not in drawn_teachers(PLAN, step, RUN)]
-    assert set(plan_step(PLAN, steps[0], RUN, teachers).teachers(teachers)) == {"colour"}
+    assert set(plan_step(PLAN, steps[0], 0, RUN, teachers).teachers(teachers)) == {"colour"}
 
 
 def test_images_are_decoded_for_the_largest_canvas(teachers):

@@ -8,11 +8,11 @@ import pytest
 import timm
 
 from zoo.commands.distill import distill
-from zoo.commands.plan import plan
 from zoo.teachers.name import TeacherName
 from zoo.teachers.open import open_teacher
 from zoo.train.config import from_json, to_json
 from zoo.train.distill.config import Distill, TeacherSpec
+from zoo.train.distill.plan_cost import model_costs
 from zoo.train.distill.recipes import RECIPES, eupe_proxy, eupe_student, summary_of
 from zoo.train.distill.tiny import tiny
 
@@ -48,7 +48,7 @@ def test_every_recipe_can_be_planned_without_its_weights(recipe):
     run = RECIPES[recipe]()
     if any(spec.name.startswith("open_clip") for spec in run.teachers):
         pytest.importorskip("open_clip", reason="open_clip is in the extra [teachers]")
-    teachers, student, _ = plan(run)
+    teachers, student, _ = model_costs(run)
     assert len(teachers) == len(run.teachers)
     for spec, teacher in zip(run.teachers, teachers, strict=True):
         assert teacher.spatial_dim and (teacher.summary_dim or not spec.summary)

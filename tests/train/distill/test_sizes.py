@@ -4,7 +4,7 @@ import torch
 from zoo.features import Batch
 from zoo.teachers.open import open_teacher
 from zoo.teachers.teacher import Teacher, fingerprint
-from zoo.train.distill.sizes import at_size, follow, sizes_of
+from zoo.train.distill.sizes import at_size, match_student_size, sizes_of
 
 GRIDS = {96: (6, 6), 160: (10, 10), 128: (8, 8)}
 NAME = "timm:test_vit/random@160"
@@ -12,24 +12,21 @@ NAME = "timm:test_vit/random@160"
 
 @pytest.fixture(scope="module")
 def following():
-    return follow(NAME, open_teacher, GRIDS, 160)
+    return match_student_size(NAME, open_teacher, GRIDS, 160)
 
 
-def test_the_teacher_looks_on_the_students_grid_at_each_size(following):
+def test_the_teacher_has_the_students_grid_at_each_size(following):
     batch = Batch(torch.rand(2, 3, 160, 160))
     for size, grid in GRIDS.items():
-        features = at_size(following, size)
-        assert features(batch).spatial.shape[1:3] == grid == features.grid
-    assert isinstance(following, Teacher) and sizes_of(following) == [
-        (96, 96),
-        (160, 160),
-        (128, 128),
-    ]
+        teacher = at_size(following, size)
+        assert teacher(batch).spatial.shape[1:3] == grid == teacher.grid
+    assert isinstance(following, Teacher)
+    assert sizes_of(following) == [(96, 96), (160, 160), (128, 128)]
     assert following.size == (160, 160) and following.grid == (10, 10)
     assert torch.equal(following(batch).spatial, at_size(following, 160)(batch).spatial)
 
 
-def test_a_size_gives_what_the_teacher_opened_alone_gives(following):
+def test_the_features_at_a_size_are_those_of_the_teacher_opened_alone(following):
     batch = Batch(torch.rand(2, 3, 160, 160))
     alone = open_teacher("timm:test_vit/random@96")
     assert torch.equal(at_size(following, 96)(batch).spatial, alone(batch).spatial)
@@ -45,9 +42,9 @@ def test_only_the_tables_of_positions_are_held_more_than_once(following):
 
 def test_a_teacher_without_a_map_or_of_one_size_cannot_follow():
     with pytest.raises(ValueError, match="no map whose grid"):
-        follow("x", lambda text: Mapless(), GRIDS, 160)
-    with pytest.raises(ValueError, match="looks at 64 px; leave out @80"):
-        follow(
+        match_student_size("x", lambda text: Mapless(), GRIDS, 160)
+    with pytest.raises(ValueError, match="takes 64 px; leave out @80"):
+        match_student_size(
             "pretext:gradients",
             lambda text: open_teacher(text, device="meta"),
             {160: (20, 20)},

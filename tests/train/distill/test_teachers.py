@@ -10,7 +10,7 @@ from zoo.features import Batch
 from zoo.teachers.mosaic import Mosaic
 from zoo.teachers.open import open_teacher
 from zoo.teachers.teacher import Frozen
-from zoo.train.distill.teachers import TeacherPrefetcher, frozen, optimize_teachers, tensor_cores
+from zoo.train.distill.teachers import frozen, optimize_teachers
 
 
 def batches(count: int) -> list[Batch]:
@@ -61,38 +61,6 @@ def test_a_compiled_teacher_says_the_same():
     again = copy.deepcopy(teacher)  # a copy is not compiled, and may be changed
     assert all(block._compiled_call_impl is None for block in again.network.blocks)
     torch._dynamo.reset()
-
-
-def test_teachers_ahead_give_every_batch_once_in_order_and_answer_as_live_ones():
-    teachers = {"a": open_teacher("rule:colour@64"), "b": open_teacher("rule:edges@64")}
-    ahead = TeacherPrefetcher(torch.device("cpu"), lambda: torch.autocast("cpu", enabled=False))
-    given = [(batch, teachers) for batch in batches(3)]
-    seen = []
-    for batch, looks in ahead.over(iter(given)):
-        seen.append(batch)
-        assert list(looks) == ["a", "b"]
-        for name, teacher in teachers.items():
-            torch.testing.assert_close(looks[name](batch).spatial, teacher(batch).spatial)
-    assert seen == [batch for batch, _ in given]
-    assert list(ahead.over(iter([]))) == []
-
-
-@pytest.mark.gpu
-def test_on_a_gpu_teachers_ahead_give_the_same_bits():
-    teachers = {"a": open_teacher("timm:test_vit/random@64", device="cuda")}
-    autocast = lambda: torch.autocast("cuda", torch.bfloat16)  # noqa: E731
-    given = [(batch.to("cuda"), teachers) for batch in batches(4)]
-    for batch, looks in TeacherPrefetcher(torch.device("cuda"), autocast).over(iter(given)):
-        with autocast():
-            theirs = teachers["a"](Batch(batch.images)).spatial
-            assert torch.equal(looks["a"](batch).spatial, theirs)
-
-
-def test_tensor_cores_are_for_the_block_alone():
-    before = torch.get_float32_matmul_precision()
-    with tensor_cores():
-        assert torch.get_float32_matmul_precision() == "high"
-    assert torch.get_float32_matmul_precision() == before
 
 
 def test_the_facts_of_8_bits_are_plain_data():

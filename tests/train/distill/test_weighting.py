@@ -12,12 +12,12 @@ SPECS = {
     "a": TeacherSpec(name="rule:a", summary=0.5),
     "b": TeacherSpec(name="rule:b", spatial=2.0, rate=0.25),
 }
-SPREADS = {"a/summary": 0.5, "a/spatial": 1.0, "b/spatial": 4.0}
+BASELINE_LOSSES = {"a/summary": 0.5, "a/spatial": 1.0, "b/spatial": 4.0}
 LOSSES = torch.tensor([1.0, 2.0, 3.0])
 
 
 def weighting(names=NAMES, **settings) -> Weighting:
-    return Weighting(names, SPECS, Losses(**settings), SPREADS)
+    return Weighting(names, SPECS, Losses(**settings), BASELINE_LOSSES)
 
 
 def test_static_weights_are_those_of_the_teachers():
@@ -48,7 +48,9 @@ def test_a_learned_variance_settles_where_it_equals_the_loss():
 def test_the_average_of_the_student_itself_keeps_its_own_weight(kind):
     names = (*NAMES, f"{MESA}/spatial")
     both = [
-        Weighting(names, SPECS, Losses(weighting=kind, mesa=mesa, teacher_drop=drop), SPREADS)(x)
+        Weighting(
+            names, SPECS, Losses(weighting=kind, mesa=mesa, teacher_drop=drop), BASELINE_LOSSES
+        )(x)
         for mesa, drop, x in [
             (3.0, 0.0, torch.tensor([1.0, 2, 3, 7])),
             (3.0, 0.0, torch.tensor([1.0, 2, 3, 0])),
@@ -63,22 +65,32 @@ def test_the_average_of_the_student_itself_keeps_its_own_weight(kind):
 @pytest.mark.parametrize("images", [None, 4])
 def test_a_sampled_teacher_counts_as_often_as_its_rate_and_as_much_more(images):
     some = weighting()
-    losses = LOSSES if images is None else LOSSES[:, None].expand(3, images)
+    losses = LOSSES if images is None else LOSSES[:, None].expand(3, images) / images
     asked, alone = some(losses, frozenset("ab")), some(losses, frozenset("a"))
     assert 0.25 * asked + 0.75 * alone == some(losses)
-    assert some.counts(frozenset("a")).tolist() == [True, True, False]
 
 
-def test_adaloss_waits_with_the_mean_of_a_teacher_that_was_not_asked():
+def test_adaloss_weighs_by_the_steps_before_and_waits_with_a_teacher_that_was_not_sampled():
     some = weighting(weighting="adaloss")
-    idle = torch.tensor([1.0, 2.0, 0.0])
-    total = some(idle, frozenset("a"))
-    assert total.item() == pytest.approx(0.5 + 1)
+    assert some(LOSSES).item() == 0.5 * 1 + 2 + 2 * 3  # none so far: as static
+    some.observe(torch.tensor([1.0, 2.0, torch.nan]))
     assert some.running[:2].tolist() == [1, 2] and some.running[2].isnan()
-    some(LOSSES, frozenset("ab"))
+    assert some(torch.tensor([1.0, 2, 0]), frozenset("a")).item() == pytest.approx(0.5 + 1)
+    some.observe(LOSSES)
+    some.observe(torch.tensor([1.0, 2.0, torch.nan]))
     assert some.running.tolist() == [1, 2, 3]
-    some(idle, frozenset("a"))
-    assert some.running.tolist() == [1, 2, 3]
+    assert some(LOSSES).item() == pytest.approx(0.5 + 1 + 2)
+    assert set(some.state_dict()) == {"running"}
+
+
+@pytest.mark.parametrize("kind", ["static", "adaloss", "uncertainty", "dispersion"])
+def test_the_slices_of_a_step_add_up_to_the_whole(kind):
+    whole = Weighting(NAMES, SPECS, Losses(weighting=kind), BASELINE_LOSSES)
+    half = Weighting(NAMES, SPECS, Losses(weighting=kind), BASELINE_LOSSES, num_slices=2)
+    for some in (whole, half):
+        some.observe(2 * LOSSES)
+    parts = half(0.25 * LOSSES) + half(0.75 * LOSSES)
+    torch.testing.assert_close(parts, whole(LOSSES))
 
 
 def plain_loop(losses, draws, chance):
@@ -114,10 +126,10 @@ def test_a_teacher_that_is_not_asked_is_neither_kept_nor_the_worst():
 def test_no_drop_is_the_plain_sum_and_full_drop_leaves_the_worst_teacher_alone():
     each = torch.rand(3, 6)
     plain = weighting()
-    torch.testing.assert_close(plain(each), plain(each.mean(1)))
+    torch.testing.assert_close(plain(each), plain(each.sum(1)))
     alone = weighting(teacher_drop=1.0)
     by_teacher = torch.stack([0.5 * each[0] + each[1], 2 * each[2]])
-    torch.testing.assert_close(alone(each), 2 * by_teacher.amax(0).mean())
+    torch.testing.assert_close(alone(each), 2 * by_teacher.amax(0).sum())
 
 
 def test_the_draws_of_teacher_drop_follow_the_seed_of_the_step():

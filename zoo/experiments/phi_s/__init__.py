@@ -1,1 +1,1 @@
-"""PHI-S beside eight other normalisations."""
+"""PHI-S compared with eight other normalisations."""

@@ -9,7 +9,6 @@ from torch import nn
 
 from zoo.teachers.name import unknown_name
 from zoo.teachers.pretext import Gradients, PatchTransformer
-from zoo.train.distill.config import Distill
 
 
 @dataclass(frozen=True)
@@ -17,7 +16,7 @@ class Arm:
     """One way to compare a student's maps with the teachers'."""
 
     normalise: str
-    """A kind of `zoo.train.distill.phi_s.KINDS`: the space in which the heads answer."""
+    """One of `zoo.train.distill.phi_s.KINDS`: the space in which the heads predict."""
     loss: str = "mse"
     """One of `zoo.train.distill.losses.SPATIAL_LOSSES`."""
 
@@ -34,33 +33,33 @@ ARMS = {
     "hadamard_whitening": Arm("hadamard_whitening"),
 }
 ROTATION = ("phi_s", "alpha_only")
-"""The pair that differs by the rotation and by nothing else."""
+"""The pair of arms that differ by the rotation alone."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PhiSExperiment:
-    """What is run, and how large."""
+    """The PHI-S experiment's data, sizes and device."""
 
     data: tuple[Path, ...] = ()
-    """Labelled image folders, shards or .npz; the digits and photographs that ship with
-    scikit-learn and scikit-image if none."""
+    """Labelled image folders, shards or .npz; by default the digits and photographs that ship
+    with scikit-learn and scikit-image."""
     arms: tuple[str, ...] = tuple(ARMS)
     seeds: int = 5
     rotation_seeds: int = 16
-    """Seeds of the second set, phi_s against alpha_only; 0 leaves it out."""
+    """Seeds of the second set, phi_s against alpha_only; 0 to leave it out."""
     together: int = 4
-    """Seeds of the second set that are trained in one step."""
+    """Seeds of the second set that are trained together in one step."""
     steps: int = 2000
     batch: int = 512
     size: int = 96
     """Side of the images in pixels."""
     teacher_steps: int = 800
     teacher_seed: int = 0
-    """Another one gives other teachers; those of a run are fixed."""
+    """Seed of the teachers, which all students of a run share."""
     limit: int | None = None
-    """Pictures of each split at most."""
+    """Most pictures of each split."""
     seconds: float | None = None
-    """Take fewer steps than --steps, and say so, where this would not suffice."""
+    """Seconds for the whole experiment: if --steps would take longer, fewer are trained."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Literal["auto", "float32", "bf16"] = "auto"
     """Autocast; auto is bf16 on CUDA and float32 elsewhere."""
@@ -68,7 +67,7 @@ class PhiSExperiment:
     """Compile the students; auto does on CUDA."""
     out: Path = Path("runs/phi_s")
     tiny: bool = False
-    """Smallest networks and numbers: shows that it runs, in under a minute on a CPU."""
+    """Use the smallest networks and numbers: a test run of under a minute on a CPU."""
     dry_run: bool = False
     """Print what would run and how long it may take, and exit."""
 
@@ -80,56 +79,63 @@ class PhiSExperiment:
             if arm not in ARMS:
                 raise unknown_name(arm, list(ARMS), "arm")
         if "phi_s" not in self.arms:
-            raise ValueError("The arm phi_s is what the others are compared with; leave it in.")
+            raise ValueError(
+                "The arm phi_s is what the others are compared with; add it to --arms."
+            )
         if self.size % 16:
             raise ValueError(f"size is {self.size}; it must be a multiple of the 16 px patches.")
 
-    @property
-    def place(self) -> Distill:
-        """Where it runs, as a distillation says it."""
-        return Distill(device=self.device, precision=self.precision)
-
 
 def full() -> PhiSExperiment:
-    """The experiment as it is meant."""
+    """Return the experiment in full."""
     return PhiSExperiment()
 
 
 def tiny() -> PhiSExperiment:
-    """The same experiment, as small as it goes."""
+    """Return the same experiment at its smallest."""
     return PhiSExperiment(
-        seeds=2, rotation_seeds=2, together=2, steps=16, batch=16, size=48, teacher_steps=12,
-        limit=96, tiny=True,
-    )  # fmt: skip
+        seeds=2,
+        rotation_seeds=2,
+        together=2,
+        steps=16,
+        batch=16,
+        size=48,
+        teacher_steps=12,
+        limit=96,
+        tiny=True,
+    )
 
 
 @dataclass(frozen=True)
-class Set:
-    """Students that are compared with each other."""
+class StudentSet:
+    """Students of one shape that are compared with each other: all arms, for several seeds."""
 
     name: str
     arms: tuple[str, ...]
     seeds: int
     together: int
+    """Seeds that are trained together in one step."""
     batch: int
     options: Mapping[str, int]
     """Keywords of the ViT."""
     hidden: int | None
-    """Width of the heads; the widest teacher's if None."""
+    """Hidden width of the heads; `None` for the widest teacher's."""
 
 
-def sets_of(config: PhiSExperiment) -> list[Set]:
-    """Return the set of all arms, and the pair that asks about the rotation."""
+def sets_of(config: PhiSExperiment) -> list[StudentSet]:
+    """Return the set of all arms, and the one that tests the rotation alone."""
     large = dict(depth=6, embed_dim=192, num_heads=3)
     small = dict(depth=3, embed_dim=96, num_heads=3)
     if config.tiny:
         large, small = (dict(depth=d, embed_dim=32, num_heads=2) for d in (2, 1))
     arms = tuple(dict.fromkeys(config.arms))
-    sets = [Set("arms", arms, config.seeds, 1, config.batch, large, None)]
+    sets = [StudentSet("arms", arms, config.seeds, 1, config.batch, large, None)]
     if config.rotation_seeds:
-        # every seed has its own images, so this set costs mostly teachers: half the batch
+        # every seed has its own images, so the teachers are most of the cost: half the batch
         half, together = max(1, config.batch // 2), config.together
-        sets.append(Set("rotation", ROTATION, config.rotation_seeds, together, half, small, 128))
+        sets.append(
+            StudentSet("rotation", ROTATION, config.rotation_seeds, together, half, small, 128)
+        )
     return sets
 
 

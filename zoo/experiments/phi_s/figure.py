@@ -1,4 +1,4 @@
-"""The figure of the PHI-S experiment: what each arm gives of each teacher, and the paired gaps."""
+"""The figure of the PHI-S experiment: each arm's fidelity to each teacher, and the paired gaps."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -7,9 +7,13 @@ from typing import Any
 import numpy as np
 
 from zoo.eval.report.figures import ARM_COLOURS, GRID, INK, STUDENT_COLOUR, STYLE, plain_ticks
-from zoo.experiments.intervals import Paired
+from zoo.experiments.intervals import SeedDifference
 
 Rows = Sequence[Mapping[str, Any]]
+"""One row a student: its set, arm, seed and measures."""
+
+Pairs = Mapping[str, Mapping[str, Mapping[str, SeedDifference]]]
+"""Set -> arm -> measure -> the difference of PHI-S to the arm."""
 
 
 def teachers_of(rows: Rows) -> list[str]:
@@ -18,11 +22,12 @@ def teachers_of(rows: Rows) -> list[str]:
     return [name for name in names if name not in ("min", "geomean")]
 
 
-Pairs = Mapping[str, Mapping[str, Mapping[str, Paired]]]
+def draw(rows: Rows, pairs: Pairs, out: Path) -> None:
+    """Write phi_s.png and phi_s.svg into `out`.
 
-
-def draw(rows: Sequence[Mapping[str, Any]], pairs: Pairs, out: Path) -> None:
-    """Write phi_s.png and phi_s.svg into `out`."""
+    Args:
+        pairs: The fidelities of its first set's students are shown, and the gaps of all sets.
+    """
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -38,20 +43,18 @@ def draw(rows: Sequence[Mapping[str, Any]], pairs: Pairs, out: Path) -> None:
         figure.savefig(out / "phi_s.svg", metadata={"Date": None})
 
 
-def _fidelities(axes: Any, rows: Sequence[Mapping[str, Any]]) -> None:
-    """One group an arm, one colour a teacher, one dot a seed."""
+def _fidelities(axes: Any, rows: Rows) -> None:
+    """Plot the fidelities: a group for each arm, a colour for each teacher, a dot for each seed."""
     arms, names = list(dict.fromkeys(row["arm"] for row in rows)), teachers_of(rows)
     for number, name in enumerate((*names, "geomean")):
         colour = ARM_COLOURS[1:][number] if name != "geomean" else INK
-        places = np.arange(len(arms)) + 0.18 * (number - len(names) / 2)
-        for place, arm in zip(places, arms, strict=True):
+        columns = np.arange(len(arms)) + 0.18 * (number - len(names) / 2)
+        for x, arm in zip(columns, arms, strict=True):
             values = [row[f"fidelity/{name}"] for row in rows if row["arm"] == arm]
             label = (name if name != "geomean" else "geometric mean") if arm == arms[0] else None
-            axes.plot(
-                [place] * len(values), values, "o", markersize=3.5, alpha=0.6, color=colour,
-                label=label,
-            )  # fmt: skip
-            axes.plot([place - 0.07, place + 0.07], [np.mean(values)] * 2, color=colour)
+            dots = dict(markersize=3.5, alpha=0.6, color=colour, label=label)
+            axes.plot([x] * len(values), values, "o", **dots)
+            axes.plot([x - 0.07, x + 0.07], [np.mean(values)] * 2, color=colour)
     axes.axhline(1, color=GRID, zorder=0)
     axes.set_yscale("log")
     plain_ticks(axes.yaxis)
@@ -61,21 +64,18 @@ def _fidelities(axes: Any, rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 def _gaps(axes: Any, pairs: Pairs) -> None:
-    """PHI-S over each other arm, with intervals; a factor, on a logarithmic axis."""
+    """Plot the ratio of PHI-S to each other arm, with intervals, on a logarithmic axis."""
     lines = [
         (f"{arm} ({name})" if name != "arms" else arm, measures["fidelity/geomean"])
         for name, arms in pairs.items()
         for arm, measures in arms.items()
     ][::-1]
-    for place, (_, found) in enumerate(lines):
+    for y, (_, found) in enumerate(lines):
         low, middle, high = (1 + v / 100 for v in (found.low, found.mean, found.high))
-        axes.plot([low, high], [place, place], color=STUDENT_COLOUR)
-        axes.plot(middle, place, "o", color=STUDENT_COLOUR)
-        axes.annotate(
-            f"{found.mean:+.1f} %" if abs(found.mean) < 100 else f"x{middle:.3g}",
-            (middle, place), (0, 5), textcoords="offset points",
-            ha="center", size=8,
-        )  # fmt: skip
+        axes.plot([low, high], [y, y], color=STUDENT_COLOUR)
+        axes.plot(middle, y, "o", color=STUDENT_COLOUR)
+        text = f"{found.mean:+.1f} %" if abs(found.mean) < 100 else f"x{middle:.3g}"
+        axes.annotate(text, (middle, y), (0, 5), textcoords="offset points", ha="center", size=8)
     axes.axvline(1, color=GRID, zorder=0)
     axes.set_xscale("log")
     plain_ticks(axes.xaxis)

@@ -1,17 +1,17 @@
-"""What the PHI-S experiment would cost: counted on the meta device, nothing allocated."""
+"""What the PHI-S experiment would cost, counted on the meta device without memory."""
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from zoo.commands.plan import matmul_rate
 from zoo.experiments.phi_s.config import PhiSExperiment, networks, sets_of
 from zoo.experiments.tables import print_table
 from zoo.students.build import build_student
 from zoo.train.device import device_of
+from zoo.train.distill.plan_cost import matmul_rate
 from zoo.train.run import Run
 
 H200 = 790e12
-"""FLOP/s of a bf16 matrix product there, measured."""
+"""FLOP/s of a bf16 matrix product on an H200, measured."""
 EFFICIENCY = 0.15
 """Share of a plain matrix product's rate that stacked small students are assumed to reach: norms,
 activations and losses wait for memory, not for arithmetic."""
@@ -19,30 +19,38 @@ activations and losses wait for memory, not for arithmetic."""
 
 @torch.no_grad()
 def plan(config: PhiSExperiment) -> tuple[list[list[str]], float]:
-    """Return the rows of the table and the FLOPs of all training together."""
+    """Count the work of the experiment.
+
+    Returns:
+        The rows of the table, and the FLOPs of all training together.
+    """
     images = torch.zeros(1, 3, config.size, config.size, device="meta")
     teachers = networks(config)
-    seen, widths = {}, {}
+    forward, widths = {}, {}
     for label, (_, network) in teachers.items():
         network.to("meta").eval()
         with FlopCounterMode(display=False) as counter:
             features = network(images)
-        seen[label] = counter.get_total_flops()
+        forward[label] = counter.get_total_flops()
         widths[label] = tuple(None if f is None else f.shape[-1] for f in features)
     body, total = [], 0.0
     for label, (task, network) in teachers.items():
-        work = 3 * seen[label] * config.teacher_steps * min(config.batch, 256)
+        work = 3 * forward[label] * config.teacher_steps * min(config.batch, 256)
         total += work
-        body.append(_row(f"teacher {label} ({task})", network, seen[label], 1, work))
+        body.append(_row(f"teacher {label} ({task})", network, forward[label], 1, work))
     for chosen in sets_of(config):
         student = build_student(
-            "vit_tiny_patch16_224", widths, size=config.size, hidden=chosen.hidden,
-            options=chosen.options, device="meta",
-        )  # fmt: skip
+            "vit_tiny_patch16_224",
+            widths,
+            size=config.size,
+            hidden=chosen.hidden,
+            options=chosen.options,
+            device="meta",
+        )
         with FlopCounterMode(display=False) as counter:
             student.answer(images)
         flops, runs = counter.get_total_flops(), len(chosen.arms) * chosen.seeds
-        each = 3 * flops * runs + sum(seen.values()) * chosen.seeds
+        each = 3 * flops * runs + sum(forward.values()) * chosen.seeds
         work = each * config.steps * chosen.batch
         total += work
         name = f"students, {chosen.name}: {len(chosen.arms)} arms x {chosen.seeds} seeds"
@@ -56,9 +64,13 @@ def _row(name: str, model: torch.nn.Module, flops: float, runs: int, work: float
 
 
 def print_plan(config: PhiSExperiment) -> None:
-    """Print models, runs, arithmetic and the time that it may take here; nothing is written."""
+    """Print the models, the runs, their FLOPs and the estimated time; write nothing.
+
+    Raises:
+        ValueError: `config.out` exists, or there is no such device.
+    """
     Run.refuse_existing(config.out)
-    device = device_of(config.place)
+    device = device_of(config.device)
     body, total = plan(config)
     head = ["what", "parameters", "GFLOP an image, forward", "runs", "PFLOP in all"]
     print_table(f"{config.steps} steps of batch {config.batch}, {config.size} px", head, body)

@@ -1,4 +1,4 @@
-"""What the PHI-S experiment found: table, paired intervals, figure, verdict, one page."""
+"""The results of the PHI-S experiment: table, paired intervals, figure, verdict, one page."""
 
 import json
 import math
@@ -8,18 +8,25 @@ from typing import Any
 
 import numpy as np
 
-from zoo.experiments.intervals import Paired, paired
+from zoo.experiments.intervals import SeedDifference, compare_seeds
 from zoo.experiments.phi_s.figure import Rows, teachers_of
 from zoo.experiments.tables import markdown, print_table
 
 FEWEST = 3
-"""Seeds without which an interval says nothing."""
+"""Fewest seeds for an interval to mean anything."""
 WORSE = ("none", "hybrid")
-"""Arms that PHI-S must beat in minimum fidelity on every seed; of no other is anything asked."""
+"""Arms that PHI-S must beat in minimum fidelity on every seed; the verdict ignores the others."""
 
 
 def report(rows: Rows, about: dict[str, Any], out: Path) -> dict[str, Any]:
-    """Write result.json, result.md and the figure into `out`; print the tables and the verdict."""
+    """Write result.json, result.md and the figure into `out`; print the tables and the verdict.
+
+    Args:
+        about: The config, the steps, the device and the seconds of the run.
+
+    Returns:
+        The content of result.json.
+    """
     lines = [
         "# PHI-S: three teachers, one student",
         "",
@@ -30,16 +37,16 @@ def report(rows: Rows, about: dict[str, Any], out: Path) -> dict[str, Any]:
         "Fidelity is the teacher's variance over the student's error on held-out images; "
         "1 is what the teacher's mean would get. ± is the standard deviation over seeds.",
     ]
-    asked = about["config"]["steps"]
-    if about.get("steps") != asked:
-        lines += ["", f"**Reduced: {about.get('steps')} steps instead of {asked}.**"]
+    planned = about["config"]["steps"]
+    if about.get("steps") != planned:
+        lines += ["", f"**Reduced: {about.get('steps')} steps instead of {planned}.**"]
     pairs: dict[str, Any] = {}
     for name in dict.fromkeys(row["set"] for row in rows if row["set"] != "teachers"):
-        some = [row for row in rows if row["set"] == name]
-        head, body = _table(some)
-        print_table(f"{name}: mean ± deviation over {_seeds(some)} seeds", head, body)
-        lines += ["", f"## {name}: {_seeds(some)} seeds", "", *markdown(head, body)]
-        pairs[name] = compare(some)
+        chosen = [row for row in rows if row["set"] == name]
+        head, body = _table(chosen)
+        print_table(f"{name}: mean ± deviation over {_seeds(chosen)} seeds", head, body)
+        lines += ["", f"## {name}: {_seeds(chosen)} seeds", "", *markdown(head, body)]
+        pairs[name] = compare(chosen)
         head, body = _paired_table(pairs[name])
         print_table(f"{name}: PHI-S against each other arm, paired", head, body)
         lines += [
@@ -50,9 +57,12 @@ def report(rows: Rows, about: dict[str, Any], out: Path) -> dict[str, Any]:
             *markdown(head, body),
         ]
     result = dict(
-        about, rows=list(rows), verdict=verdict(rows), rotation=rotation(pairs),
+        about,
+        rows=list(rows),
+        verdict=verdict(rows),
+        rotation=rotation(pairs),
         paired={s: {a: _plain(m) for a, m in arms.items()} for s, arms in pairs.items()},
-    )  # fmt: skip
+    )
     lines += ["", f"**{result['verdict']['told']}**", "", result["rotation"] or ""]
     if pairs:
         from zoo.experiments.phi_s.figure import draw
@@ -61,21 +71,23 @@ def report(rows: Rows, about: dict[str, Any], out: Path) -> dict[str, Any]:
         lines += ["", "![fidelities and paired differences](phi_s.png)"]
     (out / "result.md").write_text("\n".join(lines).rstrip() + "\n")
     (out / "result.json").write_text(json.dumps(result, indent=2, default=str) + "\n")
-    for told in (result["verdict"]["told"], result["rotation"], f"result  {out / 'result.md'}"):
-        if told:
-            print(told)
+    for line in (result["verdict"]["told"], result["rotation"], f"result  {out / 'result.md'}"):
+        if line:
+            print(line)
     return result
 
 
-def compare(rows: Rows) -> dict[str, dict[str, Paired]]:
+def compare(rows: Rows) -> dict[str, dict[str, SeedDifference]]:
     """Pair PHI-S with each other arm of a set: arm -> measure -> difference."""
     measures = [k for k in rows[0] if k.split("/")[0] in ("fidelity", "knn", "linear")]
-    found: dict[str, dict[str, Paired]] = {}
+    found: dict[str, dict[str, SeedDifference]] = {}
     for arm in dict.fromkeys(row["arm"] for row in rows):
         if arm == "phi_s":
             continue
         found[arm] = {
-            m: paired(*zip(*_by_seed(rows, arm, m), strict=True), ratio=m.startswith("fidelity/"))
+            m: compare_seeds(
+                *zip(*_by_seed(rows, arm, m), strict=True), ratio=m.startswith("fidelity/")
+            )
             for m in measures
         }
     return found
@@ -88,39 +100,41 @@ def _by_seed(rows: Rows, arm: str, measure: str) -> list[tuple[float, float]]:
 
 
 def verdict(rows: Rows) -> dict[str, Any]:
-    """Tell whether PHI-S has the larger minimum fidelity than the raw arms on every seed."""
-    some = [row for row in rows if row["set"] == "arms"]
-    lost, asked = [], 0
+    """Decide whether PHI-S has a larger minimum fidelity than the arms `WORSE` on every seed.
+
+    Returns:
+        `passed`, and the verdict as text, `told`.
+    """
+    chosen = [row for row in rows if row["set"] == "arms"]
+    lost, count = [], 0
     for arm in WORSE:
-        if not any(row["arm"] == arm for row in some):
+        if not any(row["arm"] == arm for row in chosen):
             continue
-        for seed, (ours, theirs) in enumerate(_by_seed(some, arm, "fidelity/min")):
-            asked += 1
+        for seed, (ours, theirs) in enumerate(_by_seed(chosen, arm, "fidelity/min")):
+            count += 1
             if not ours > theirs:
                 lost.append(f"{arm} on seed {seed} ({ours:.3g} against {theirs:.3g})")
     if lost:
-        told = f"FAILED: PHI-S has not the larger minimum fidelity than {'; '.join(lost)}."
-    elif asked:
-        told = f"PHI-S has the larger minimum fidelity than none and hybrid: {asked} of {asked}."
+        text = f"FAILED: PHI-S has no larger minimum fidelity than {'; '.join(lost)}."
+    elif count:
+        text = f"PHI-S has a larger minimum fidelity than none and hybrid: {count} of {count}."
     else:
-        told = "Nothing to compare PHI-S with: neither none nor hybrid was trained."
-    return dict(passed=not lost, told=told)
+        text = "Nothing to compare PHI-S with: neither none nor hybrid was trained."
+    return dict(passed=not lost, told=text)
 
 
-def rotation(pairs: Mapping[str, Mapping[str, Mapping[str, Paired]]]) -> str | None:
-    """Say what PHI-S's rotation did, whatever it is."""
+def rotation(pairs: Mapping[str, Mapping[str, Mapping[str, SeedDifference]]]) -> str | None:
+    """Return a sentence about the effect of PHI-S's rotation; `None` if it was not trained."""
     name = next((s for s in ("rotation", "arms") if "alpha_only" in pairs.get(s, {})), None)
     if name is None:
         return None
     found = pairs[name]["alpha_only"]["fidelity/geomean"]
-    seen = (
-        "the interval leaves zero out" if found.separated else "not separable from zero with these"
-    )
+    result = "the interval excludes zero" if found.separated else "not separable from zero"
     if found.count < FEWEST:
-        seen = "too few to say"
+        result = "too few to say"
     return (
         "The rotation alone (phi_s over alpha_only, geometric-mean fidelity): "
-        f"{found.describe('%')} over {found.count} seeds: {seen}."
+        f"{found.describe('%')} over {found.count} seeds: {result}."
     )
 
 
@@ -152,11 +166,14 @@ def _spread(values: Sequence[float], scientific: bool) -> str:
     return f"{mean:.{digits}f}" + ("" if math.isnan(spread) else f" ± {spread:.{digits}f}")
 
 
-def _paired_table(pairs: Mapping[str, Mapping[str, Paired]]) -> tuple[list[str], list[list[str]]]:
+def _paired_table(
+    pairs: Mapping[str, Mapping[str, SeedDifference]],
+) -> tuple[list[str], list[list[str]]]:
     chosen = [
-        m for m in next(iter(pairs.values()), {})
+        m
+        for m in next(iter(pairs.values()), {})
         if m.split("/")[0] in ("knn", "linear") or m in ("fidelity/min", "fidelity/geomean")
-    ]  # fmt: skip
+    ]
     body = [
         [arm, *(p[m].describe("%" if m.startswith("fidelity/") else "") for m in chosen)]
         for arm, p in pairs.items()
@@ -164,7 +181,7 @@ def _paired_table(pairs: Mapping[str, Mapping[str, Paired]]) -> tuple[list[str],
     return ["PHI-S against", *chosen], body
 
 
-def _plain(measures: Mapping[str, Paired]) -> dict[str, Any]:
+def _plain(measures: Mapping[str, SeedDifference]) -> dict[str, Any]:
     return {m: dict(vars(p), separated=p.separated) for m, p in measures.items()}
 
 

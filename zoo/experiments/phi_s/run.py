@@ -1,9 +1,9 @@
-"""`zoo experiment phi_s`: does PHI-S (2410.01680) match all teachers at once, and does it turn?
+"""`zoo experiment phi_s`: does PHI-S (2410.01680) match all teachers, and does its rotation help?
 
-Nine ways to bring three teachers onto one scale, several seeds each, trained on the same crops in
-the same order; and a second set with more seeds that asks about PHI-S's rotation alone. The
-teachers are trained in the run. Their scales are imposed, those of table 7; their directions and
-ranks are their own.
+Nine ways to bring three teachers onto one scale, with several seeds each, are trained on the same
+crops in the same order. A second set of students, with more seeds, tests PHI-S's rotation alone.
+The teachers are trained in the run. Their scales are imposed, those of table 7; their directions
+and ranks are their own.
 """
 
 import copy
@@ -18,7 +18,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from zoo.commands.distill import folded
 from zoo.data.plan import mix
 from zoo.eval.fidelity import fidelity
 from zoo.experiments.bookkeeping import affordable, append_row, device_name
@@ -26,13 +25,13 @@ from zoo.experiments.phi_s.config import (
     ARMS,
     ROTATION,
     PhiSExperiment,
-    Set,
+    StudentSet,
     full,
     networks,
     sets_of,
     tiny,
 )
-from zoo.experiments.pictures import Collection, Crop, Pictures, Stream, read_collection, side_for
+from zoo.experiments.pictures import Collection, Pictures, RandomCrop, read_collection, side_for
 from zoo.experiments.probes import probe
 from zoo.experiments.stack import Answers, Stack
 from zoo.experiments.teachers import describe_teachers, measure_teachers, train_teacher
@@ -42,6 +41,7 @@ from zoo.students.student import Student
 from zoo.teachers.pretext import PretextTeacher
 from zoo.train.config import Optim
 from zoo.train.device import autocast, device_of
+from zoo.train.distill.fold import folded
 from zoo.train.distill.losses import SPATIAL_LOSSES, summary_loss
 from zoo.train.distill.phi_s import Normalizer, fit
 from zoo.train.interrupt import Interrupt, Interrupted
@@ -52,23 +52,23 @@ __all__ = ["full", "main", "plan", "run", "tiny"]
 
 OPTIM = Optim(lr=1e-3, min_lr=1e-6, weight_decay=0.02, ema=0.0)
 WARM = 8
-"""Steps before the clock starts."""
+"""Warm-up steps, which are not timed."""
 
 
 @dataclass(frozen=True)
-class Setting:
-    """What all students of the experiment share."""
+class PhiSSetup:
+    """What all students of the PHI-S experiment share."""
 
     config: PhiSExperiment
     device: torch.device
     collection: Collection
-    crop: Crop
+    crop: RandomCrop
     teachers: dict[str, PretextTeacher]
     normalizers: dict[str, dict[str, Normalizer]]
     """Arm -> teacher -> transform."""
 
     def autocast(self) -> AbstractContextManager:
-        return autocast(self.config.place, self.device)
+        return autocast(self.config.precision, self.device)
 
 
 def widths(teachers: Mapping[str, PretextTeacher]) -> dict[str, tuple[int | None, int | None]]:
@@ -76,10 +76,12 @@ def widths(teachers: Mapping[str, PretextTeacher]) -> dict[str, tuple[int | None
     return {name: (t.summary_dim, t.spatial_dim) for name, t in teachers.items()}
 
 
-def prepare(config: PhiSExperiment) -> Setting:
+def prepare(config: PhiSExperiment) -> PhiSSetup:
     """Read the pictures, train the teachers, take their statistics, fit every transform."""
-    device = device_of(config.place)
-    crop = Crop(size=config.size, flip=0.5 if config.data else 0.0)  # a mirrored digit is none
+    device = device_of(config.device)
+    crop = RandomCrop(
+        size=config.size, flip=0.5 if config.data else 0.0
+    )  # a mirrored digit is none
     collection = read_collection(config.data, side_for(config.size), device, config.limit)
     print(f"{len(collection.train)} pictures to train on, {len(collection.held)} held out")
     teachers = {}
@@ -88,7 +90,7 @@ def prepare(config: PhiSExperiment) -> Setting:
         teachers[label] = train_teacher(
             task, network, collection, crop, steps=config.teacher_steps,
             batch=min(config.batch, 256), seed=config.teacher_seed,
-            autocast=lambda: autocast(config.place, device),
+            precision=config.precision, out=config.out / "training" / f"teacher-{label}",
         )  # fmt: skip
     moments = measure_teachers(teachers, collection, crop, batch=min(config.batch, 256))
     normalizers = {
@@ -96,43 +98,47 @@ def prepare(config: PhiSExperiment) -> Setting:
         for arm in (*config.arms, *ROTATION)
     }
     config.out.mkdir(parents=True, exist_ok=True)
-    told = describe_teachers(teachers, moments)
-    _write_json(config.out / "teachers.json", told)
-    for name, values in told.items():
+    statistics = describe_teachers(teachers, moments)
+    _write_json(config.out / "teachers.json", statistics)
+    for name, values in statistics.items():
         low, high = values["channel_mean"]
         print(
             f"teacher {name}: width {values['width']}, grid {values['grid']}, std "
             f"{values['std']:.3g} (imposed), means {low:.3g} to {high:.3g} (imposed), effective "
             f"rank {values['effective_rank']:.1f} (its own)"
         )
-    return Setting(config, device, collection, crop, teachers, normalizers)
+    return PhiSSetup(config, device, collection, crop, teachers, normalizers)
 
 
-def new_students(setting: Setting, chosen: Set, seeds: Sequence[int]) -> list[Student]:
-    """Build the students of some seeds, seed by seed: one start for all arms of a seed."""
+def new_students(setup: PhiSSetup, chosen: StudentSet, seeds: Sequence[int]) -> list[Student]:
+    """Build the students of some seeds, seed by seed; all arms of a seed start alike."""
     students = []
     for seed in seeds:
         torch.manual_seed(mix(seed, 21))
         student = build_student(
-            "vit_tiny_patch16_224", widths(setting.teachers), size=setting.config.size,
-            hidden=chosen.hidden, options=chosen.options,
-        ).to(setting.device)  # fmt: skip
+            "vit_tiny_patch16_224",
+            widths(setup.teachers),
+            size=setup.config.size,
+            hidden=chosen.hidden,
+            options=chosen.options,
+        ).to(setup.device)
         students += [copy.deepcopy(student) for _ in chosen.arms]
     return students
 
 
 class Trainer:
-    """Trains one set, seeds after seeds, in one stack of students."""
+    """Trains the students of one set in a stack, several seeds at a time."""
 
-    def __init__(self, setting: Setting, chosen: Set):
-        self.setting, self.chosen = setting, chosen
+    def __init__(self, setup: PhiSSetup, chosen: StudentSet):
+        self.setup, self.chosen = setup, chosen
         self.stack: Stack | None = None
-        self.compiled = setting.config.compile == "yes" or (
-            setting.config.compile == "auto" and setting.device.type == "cuda"
+        self.compiled = setup.config.compile == "yes" or (
+            setup.config.compile == "auto" and setup.device.type == "cuda"
         )
 
     def begin(self, seeds: Sequence[int], steps: int) -> Stack:
-        students = new_students(self.setting, self.chosen, seeds)
+        """Return the stack with new students of `seeds`, for `steps` steps."""
+        students = new_students(self.setup, self.chosen, seeds)
         if self.stack is None or len(self.stack) != len(students):
             self.stack = Stack(students, OPTIM, steps=steps, compiled=self.compiled)
         else:
@@ -141,24 +147,27 @@ class Trainer:
 
     def streams(self, seeds: Sequence[int], steps: int) -> Iterator[Tensor]:
         """Yield the images of each step, [seeds B 3 H W]."""
-        pictures, crop = self.setting.collection.train, self.setting.crop
-        sizes = dict(batch=self.chosen.batch, steps=steps)
-        parts = [Stream(pictures, crop, seed=mix(seed, 22), **sizes) for seed in seeds]
-        for images in zip(*parts, strict=True):
-            yield torch.stack([image for image, _ in images])
+        collection, crop, batch = self.setup.collection, self.setup.crop, self.chosen.batch
+        feeds = [collection.feed(crop, batch=batch, seed=mix(seed, 22)) for seed in seeds]
+        for batches in zip(*(feed.batches(0, steps) for feed in feeds), strict=True):
+            yield torch.stack([batch.images for batch in batches])
 
     @torch.no_grad()
     def features(self, images: Tensor) -> dict[str, Features]:
-        """Ask every teacher once; all arms learn from the same answers."""
-        with self.setting.autocast():
+        """Run every teacher once on [seeds B 3 H W]; all arms learn from the same features."""
+        with self.setup.autocast():
             batch = Batch(images.flatten(0, 1))
-            return {name: teacher(batch) for name, teacher in self.setting.teachers.items()}
+            return {name: teacher(batch) for name, teacher in self.setup.teachers.items()}
 
     def step(self, stack: Stack, images: Tensor) -> Tensor:
-        """Train every student on its seed's images; give the losses [seeds · arms]."""
+        """Train every student on its seed's images, and return the losses, [seeds · arms].
+
+        Args:
+            images: [seeds B 3 H W] in [0, 1].
+        """
         theirs = self.features(images)
         count = len(self.chosen.arms)
-        with self.setting.autocast():
+        with self.setup.autocast():
             shown = images[0] if len(images) == 1 else images.repeat_interleave(count, dim=0)
             answers = stack.answers(shown)
         losses = self.losses(answers, theirs, len(images))
@@ -166,37 +175,47 @@ class Trainer:
         return losses.detach()
 
     def losses(self, answers: Answers, theirs: Mapping[str, Features], seeds: int) -> Tensor:
-        """Compare as `zoo.train.distill.step` does, for each student in its arm's way."""
+        """Return each student's loss in its arm, [seeds · arms].
+
+        It is the loss of `zoo.train.distill.step`, for all students at once.
+        """
         arms = self.chosen.arms
         total: list[list[Tensor]] = [[] for _ in range(seeds * len(arms))]
-        for name, seen in theirs.items():
-            if f"{name}/summary" in answers and seen.summary is not None:
-                targets = seen.summary.float().unflatten(0, (seeds, -1)).unbind(0)
+        for name, (summary, spatial) in theirs.items():
+            if f"{name}/summary" in answers and summary is not None:
+                targets = summary.float().unflatten(0, (seeds, -1)).unbind(0)
                 for m, ours in enumerate(answers[f"{name}/summary"].float().unbind(0)):
                     total[m].append(summary_loss(ours, targets[m // len(arms)]))
             maps = answers[f"{name}/spatial"].float().unbind(0)
             with torch.no_grad():
-                assert seen.spatial is not None
-                # all students have one grid, so the targets are brought to it once
-                like = maps[0][:1].expand(len(seen.spatial), -1, -1, -1)
-                _, small = match_grid(like, seen.spatial.float())
-                balanced = [
-                    self.setting.normalizers[arm][name](small).unflatten(0, (seeds, -1))
+                assert spatial is not None
+                # all students have one grid, so the targets are resized to it once
+                like = maps[0][:1].expand(len(spatial), -1, -1, -1)
+                _, small = match_grid(like, spatial.float())
+                normalized = [
+                    self.setup.normalizers[arm][name](small).unflatten(0, (seeds, -1))
                     for arm in arms
                 ]
             for m, ours in enumerate(maps):
                 seed, arm = divmod(m, len(arms))
                 loss = SPATIAL_LOSSES[ARMS[arms[arm]].loss]
-                total[m].append(loss(ours, balanced[arm][seed]))
+                total[m].append(loss(ours, normalized[arm][seed]))
         return torch.stack([sum(parts[1:], parts[0]) for parts in total])
 
     def train(self, seeds: Sequence[int], steps: int, interrupt: Interrupt) -> dict[str, float]:
-        """Train the students of `seeds`; give the speed."""
+        """Train the students of `seeds`, and return their speed.
+
+        Returns:
+            `step_ms`, and `img_s`: images a second, over all students.
+
+        Raises:
+            Interrupted: a signal came.
+        """
         stack, arms = self.begin(seeds, steps), self.chosen.arms
         images_a_step = self.chosen.batch * len(stack)
         title = f"{self.chosen.name} seed {seeds[0]}" + f"-{seeds[-1]}" * (len(seeds) > 1)
         began, every = time.perf_counter(), max(1, steps // 8)
-        with Progress(title, total=steps, images=images_a_step) as watch:
+        with Progress(title, total=steps, samples=images_a_step) as progress:
             for step, images in enumerate(self.streams(seeds, steps)):
                 if step == min(WARM, steps - 1):
                     self.wait()
@@ -204,7 +223,7 @@ class Trainer:
                 losses = self.step(stack, images)
                 if (step + 1) % every == 0:
                     mean = losses.view(len(seeds), len(arms)).mean(0).tolist()
-                    watch.report(step + 1, dict(zip(arms, mean, strict=True)))
+                    progress.report(step + 1, dict(zip(arms, mean, strict=True)))
                 if interrupt.signal is not None:
                     raise Interrupted(interrupt.signal, f"Stopped in step {step + 1} of {title}.")
         self.wait()
@@ -212,11 +231,12 @@ class Trainer:
         return dict(step_ms=1e3 * seconds, img_s=images_a_step / seconds)
 
     def wait(self) -> None:
-        if self.setting.device.type == "cuda":
+        """Wait until the device has done all work."""
+        if self.setup.device.type == "cuda":
             torch.cuda.synchronize()
 
     def timed(self, steps: int = 12) -> dict[str, float]:
-        """Measure a step, and the share of it in which the teachers are asked."""
+        """Measure a step: its milliseconds, `step_ms`, and those of the teachers, `teachers_ms`."""
         seeds = range(min(self.chosen.together, self.chosen.seeds))
         stack = self.begin(seeds, steps)
         stream = self.streams(seeds, steps)
@@ -237,15 +257,19 @@ class Trainer:
         return found
 
 
-def measure(setting: Setting, student: Student, arm: str, *, linear: bool) -> dict[str, float]:
-    """Compare a student with the teachers in their own spaces, and probe its summaries."""
-    normalizers, config = setting.normalizers[arm], setting.config
+def measure(setup: PhiSSetup, student: Student, arm: str, *, linear: bool) -> dict[str, float]:
+    """Compare a student with the teachers in their own spaces, and probe its summaries.
+
+    Args:
+        linear: Fit the linear probe as well.
+    """
+    normalizers, config = setup.normalizers[arm], setup.config
     student.eval()
     shown = folded(student, normalizers)
-    held = setting.collection.held
-    values = dict(fidelity(shown, setting.teachers, held.batches(config.size, 256)))
-    values |= channel_errors(shown, setting.teachers, normalizers, held, config.size)
-    return values | probe(student.features, setting.collection, config.size, linear=linear)
+    held = setup.collection.held
+    values = dict(fidelity(shown, setup.teachers, held.batches(config.size, 256)))
+    values |= channel_errors(shown, setup.teachers, normalizers, held, config.size)
+    return values | probe(student.features, setup.collection, config.size, linear=linear)
 
 
 @torch.no_grad()
@@ -258,16 +282,20 @@ def channel_errors(
 ) -> dict[str, float]:
     """Return the least and the largest variance of the error over a teacher's channels.
 
-    `error/<t>/...` in the space in which the arm compares (2410.01680, table 5), and
-    `unexplained/<t>/...` as a share of the variance that the channel itself has.
+    `error/<t>/...` is the variance in the arm's space (2410.01680, table 5), `unexplained/<t>/...`
+    its share of the channel's own variance; each has a `low` and a `high`.
+
+    Args:
+        student: With heads that answer in the teachers' own spaces.
+        size: Side of the images in pixels.
     """
     errors: dict[str, list[Tensor]] = {name: [] for name in normalizers}
     truths: dict[str, list[Tensor]] = {name: [] for name in normalizers}
     for batch in held.batches(size, 256):
         ours = student(batch)
         for name in normalizers:
-            guess, truth = match_grid(ours[name].spatial, teachers[name](batch).spatial)
-            errors[name].append((guess - truth).flatten(0, 2).double())
+            predicted, truth = match_grid(ours[name].spatial, teachers[name](batch).spatial)
+            errors[name].append((predicted - truth).flatten(0, 2).double())
             truths[name].append(truth.flatten(0, 2).double())
     values = {}
     for name, normalizer in normalizers.items():
@@ -275,19 +303,22 @@ def channel_errors(
         weight = normalizer.weight.to(error)
         inside = (error @ weight.T if weight.ndim == 2 else error * weight).var(0)
         share = error.var(0) / truth.var(0)
-        for what, by_channel in (("error", inside), ("unexplained", share)):
-            values[f"{what}/{name}/low"] = by_channel.min().item()
-            values[f"{what}/{name}/high"] = by_channel.max().item()
+        for measure, by_channel in (("error", inside), ("unexplained", share)):
+            values[f"{measure}/{name}/low"] = by_channel.min().item()
+            values[f"{measure}/{name}/high"] = by_channel.max().item()
     return values
 
 
 def fit_steps(
     config: PhiSExperiment, trainers: Sequence[Trainer], began: float
 ) -> tuple[int, dict[str, dict[str, float]]]:
-    """Measure a step of each set, and choose how many fit into `config.seconds`.
+    """Measure a step of each set, and choose how many steps fit into `config.seconds`.
 
     Args:
-        began: When the experiment did, by `time.perf_counter`.
+        began: When the experiment began, by `time.perf_counter`.
+
+    Returns:
+        The number of steps, and the measured times of each set by name (`Trainer.timed`).
     """
     total, timing = 0.0, {}
     for trainer in trainers:
@@ -301,30 +332,30 @@ def fit_steps(
             f"{trainer.chosen.name}: {found['step_ms']:.1f} ms a step of {len(trainer.stack or [])}"
             f" students, {found['teachers_ms'] / found['step_ms']:.0%} of it for the teachers"
         )
-    # what remains of the time is for what is measured after training
+    # the rest of the time is for the measurements after training
     spent = time.perf_counter() - began
     return affordable(config.steps, total, config.seconds, spent, share=0.85), timing
 
 
 def run(config: PhiSExperiment) -> dict[str, Any]:
-    """Run the experiment; give its result, which is also written to `config.out`.
+    """Run the experiment, write its result to `config.out` and return it.
 
     Raises:
-        ValueError: something that the config names is wrong.
-        Interrupted: a signal came; finished seeds are kept and reported.
+        ValueError: `config.out` exists, or as `prepare`.
+        Interrupted: a signal came; the finished seeds are kept and reported.
     """
     from zoo.experiments.phi_s.result import report
 
     Run.refuse_existing(config.out)
     began = time.perf_counter()
-    setting = prepare(config)
-    trainers = [Trainer(setting, chosen) for chosen in sets_of(config)]
+    setup = prepare(config)
+    trainers = [Trainer(setup, chosen) for chosen in sets_of(config)]
     about: dict[str, Any] = dict(config=asdict(config), teachers_s=time.perf_counter() - began)
     steps, timing = fit_steps(config, trainers, began)
-    about |= dict(steps=steps, timing=timing, device=device_name(setting.device))
+    about |= dict(steps=steps, timing=timing, device=device_name(setup.device))
     rows: list[dict[str, Any]] = [
-        dict(set="teachers", arm=name, **probe(teacher, setting.collection, config.size))
-        for name, teacher in setting.teachers.items()
+        dict(set="teachers", arm=name, **probe(teacher, setup.collection, config.size))
+        for name, teacher in setup.teachers.items()
     ]
     try:
         with Interrupt() as interrupt:
@@ -340,7 +371,7 @@ def run(config: PhiSExperiment) -> dict[str, Any]:
 
 
 def main(config: PhiSExperiment) -> bool:
-    """Run, and tell whether PHI-S beat the raw arms on every seed."""
+    """Run the experiment, and return whether PHI-S beat the raw arms on every seed."""
     return run(config)["verdict"]["passed"]
 
 
@@ -352,7 +383,7 @@ def plan(config: PhiSExperiment) -> None:
 
 
 def _run_set(trainer: Trainer, steps: int, interrupt: Interrupt) -> Iterator[list[dict]]:
-    """Yield the rows of each group of seeds once it is trained and measured."""
+    """Yield the rows of each group of seeds as soon as it is trained and measured."""
     chosen = trainer.chosen
     for first in range(0, chosen.seeds, chosen.together):
         seeds = range(first, min(first + chosen.together, chosen.seeds))
@@ -362,9 +393,11 @@ def _run_set(trainer: Trainer, steps: int, interrupt: Interrupt) -> Iterator[lis
         for m in range(len(trainer.stack)):
             seed, arm = divmod(m, len(chosen.arms))
             values = measure(
-                trainer.setting, trainer.stack.student(m), chosen.arms[arm],
+                trainer.setup,
+                trainer.stack.student(m),
+                chosen.arms[arm],
                 linear=chosen.name == "arms",
-            )  # fmt: skip
+            )
             rows.append(
                 dict(set=chosen.name, arm=chosen.arms[arm], seed=seeds[seed], **values, **speed)
             )

@@ -1,1 +1,1 @@
-"""One student of each family against its teachers and itself alone."""
+"""One student of each family, compared with its teachers and with itself trained on labels."""

@@ -1,4 +1,4 @@
-"""What the students' experiment found: tables, a figure, one page."""
+"""The results of the students' experiment: tables, a figure, one page."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -8,15 +8,22 @@ from typing import Any
 import numpy as np
 
 from zoo.eval.report.figures import ARM_COLOURS, STUDENT_COLOUR, STYLE
-from zoo.experiments.intervals import Paired, paired
+from zoo.experiments.intervals import SeedDifference, compare_seeds
 from zoo.experiments.tables import markdown, print_table
 
 Rows = Sequence[Mapping[str, Any]]
 
 
 def report(rows: Rows, about: dict[str, Any], out: Path) -> dict[str, Any]:
-    """Write result.json, result.md and the figure into `out`, and print the tables."""
-    asked = about["config"]["steps"]
+    """Write result.json, result.md and the figure into `out`, and print the tables.
+
+    Args:
+        about: The config, the steps, the device and the seconds of the run.
+
+    Returns:
+        The content of result.json.
+    """
+    planned = about["config"]["steps"]
     lines = [
         "# One student of each family: its teachers, and itself alone",
         "",
@@ -27,8 +34,8 @@ def report(rows: Rows, about: dict[str, Any], out: Path) -> dict[str, Any]:
         "same start, trained on the labels with the same crops and steps. Per cent right, mean ± "
         "deviation over seeds; differences are paired by seed, with 95 % bootstrap intervals.",
     ]
-    if about.get("steps") not in (asked, None):
-        lines += ["", f"**Reduced: {about['steps']} steps instead of {asked}.**"]
+    if about.get("steps") not in (planned, None):
+        lines += ["", f"**Reduced: {about['steps']} steps instead of {planned}.**"]
     measures = [k for k in (rows[0] if rows else {}) if k.startswith(("knn/", "linear/"))]
     gaps = compare(rows, measures)
     parts = [
@@ -45,23 +52,27 @@ def report(rows: Rows, about: dict[str, Any], out: Path) -> dict[str, Any]:
     if gaps:
         _draw(rows, measures, out)
         lines += ["", "![kNN and linear probe](students.png)"]
-    told = {f: {m: vars(p) for m, p in found.items()} for f, found in gaps.items()}
-    result = dict(about, rows=list(rows), paired=told)
+    differences = {f: {m: vars(p) for m, p in found.items()} for f, found in gaps.items()}
+    result = dict(about, rows=list(rows), paired=differences)
     (out / "result.md").write_text("\n".join(lines) + "\n")
     (out / "result.json").write_text(json.dumps(result, indent=2, default=str) + "\n")
     print(f"result  {out / 'result.md'}")
     return result
 
 
-def compare(rows: Rows, measures: Sequence[str]) -> dict[str, dict[str, Paired]]:
-    """Pair each family's distilled students with those that learnt alone, seed by seed."""
+def compare(rows: Rows, measures: Sequence[str]) -> dict[str, dict[str, SeedDifference]]:
+    """Compare each family's distilled students with those trained on labels, seed by seed.
+
+    Returns:
+        Family -> measure -> difference.
+    """
     found = {}
     for family in _families(rows):
         ways = {w: _by_seed(rows, family, w) for w in ("distilled", "alone")}
         seeds = sorted(set(ways["distilled"]) & set(ways["alone"]))
         if seeds:
             found[family] = {
-                m: paired(*([ways[w][s][m] for s in seeds] for w in ("distilled", "alone")))
+                m: compare_seeds(*([ways[w][s][m] for s in seeds] for w in ("distilled", "alone")))
                 for m in measures
             }
     return found
@@ -91,7 +102,7 @@ def _spread(values: Sequence[float]) -> str:
 
 
 def _gap_table(
-    gaps: Mapping[str, Mapping[str, Paired]], measures: Sequence[str]
+    gaps: Mapping[str, Mapping[str, SeedDifference]], measures: Sequence[str]
 ) -> tuple[list[str], list[list[str]]]:
     return ["family", *measures], [
         [family, *(found[m].describe() for m in measures)] for family, found in gaps.items()
@@ -99,7 +110,7 @@ def _gap_table(
 
 
 def _teacher_gaps(rows: Rows, measures: Sequence[str]) -> tuple[list[str], list[list[str]]]:
-    """The students' mean over seeds less the teacher's one value."""
+    """Return the differences between the students' mean over seeds and the teacher's value."""
     body = []
     for family in _families(rows):
         mine = list(_by_seed(rows, family, "distilled").values())
@@ -131,7 +142,7 @@ def _all_seeds(rows: Rows, measures: Sequence[str]) -> tuple[list[str], list[lis
 
 
 def _draw(rows: Rows, measures: Sequence[str], out: Path) -> None:
-    """One panel a measure: dots for seeds, lines for the teachers."""
+    """Plot a panel for each measure: dots for seeds, lines for the teachers."""
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -151,12 +162,11 @@ def _draw(rows: Rows, measures: Sequence[str], out: Path) -> None:
                 (-0.12, STUDENT_COLOUR, "distilled"),
                 (0.12, "#333", "alone"),
             ):
-                for place, family in enumerate(families):
+                for x, family in enumerate(families):
                     values = [r[measure] for r in _by_seed(rows, family, way).values()]
-                    panel.plot(
-                        [place + shift] * len(values), values, "o", markersize=4.5, alpha=0.7,
-                        color=colour, label=way if not place else None,
-                    )  # fmt: skip
+                    dots = dict(markersize=4.5, alpha=0.7, color=colour)
+                    label = None if x else way
+                    panel.plot([x + shift] * len(values), values, "o", label=label, **dots)
             panel.set_xticks(range(len(families)), families, rotation=25, ha="right")
             panel.set_title(measure, loc="left", size=10)
         panels[0].set_ylabel("per cent right")

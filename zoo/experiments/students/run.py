@@ -1,46 +1,48 @@
-"""`zoo experiment students`: one student of each family, against its teachers and itself alone.
+"""`zoo experiment students`: a student of each family, against its teachers and itself alone.
 
 Three teachers with three objectives are trained on your pictures. Each family's student learns
 from all three, without a label; the same backbone learns the labels alone, from the same start,
-on the same crops, for as many steps. The pictures stay on the device, decoded: the loop of `zoo
+on the same crops, for as many steps. The pictures stay on the device, decoded: a run of `zoo
 distill`, which decodes each image each time, would wait for its images here.
 """
 
 import json
+import shutil
+import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
-from torch.nn.utils import clip_grad_norm_
+from torch import nn
 
-from zoo.commands.distill import folded
 from zoo.data.plan import mix
 from zoo.eval.fidelity import fidelity
-from zoo.experiments.bookkeeping import affordable, append_row, device_name
-from zoo.experiments.pictures import Collection, Crop, Stream, read_collection, side_for
+from zoo.experiments.bookkeeping import affordable, append_row, device_name, step_ms
+from zoo.experiments.pictures import Collection, PictureFeed, RandomCrop, read_collection, side_for
 from zoo.experiments.probes import probe
 from zoo.experiments.teachers import describe_teachers, measure_teachers, train_teacher
-from zoo.features import Batch
+from zoo.features import Batch, Features, match_grid
 from zoo.students.build import build_student
 from zoo.students.student import Student
 from zoo.teachers.name import unknown_name
 from zoo.teachers.pretext import Classifier, Gradients, PatchTransformer, PretextTeacher
-from zoo.train.config import Optim
+from zoo.train.config import Every, Optim, Training
 from zoo.train.device import autocast, device_of
-from zoo.train.distill.config import Distill
-from zoo.train.distill.losses import SPATIAL_LOSSES
+from zoo.train.distill.config import Distill, Losses
+from zoo.train.distill.fold import folded
 from zoo.train.distill.phi_s import Normalizer, fit
 from zoo.train.distill.step import distill_step
+from zoo.train.distill.task import terms_of
 from zoo.train.interrupt import Interrupt, Interrupted
-from zoo.train.optim import build_optimizer, learning_rate
-from zoo.train.progress import Progress
+from zoo.train.loop import train
 from zoo.train.run import Run
+from zoo.train.state import TrainState
+from zoo.train.task import Loss, Task
 
 Family = tuple[str, dict[str, Any]]
 """A registered model, and keywords that make it small."""
@@ -51,7 +53,7 @@ FAMILIES: dict[str, Family] = {
     "mambavision": ("mambavision_t", dict(dim=32)),
     "eradio": ("eradio_xxxtiny", dict(dim=24, num_heads=(4, 8))),
 }
-"""5.0 to 5.8 M parameters each."""
+"""The students of the families, of 5.0 to 5.8 M parameters each."""
 
 TINY_FAMILIES: dict[str, Family] = {
     "vit": ("vit_tiny_patch16_224", dict(depth=2, embed_dim=32, num_heads=2)),
@@ -63,7 +65,7 @@ TINY_FAMILIES: dict[str, Family] = {
     ),
     "eradio": ("eradio_nano", {}),
 }  # fmt: skip
-"""For a laptop's rehearsal: not of like size, and too small to learn much."""
+"""The students of a test run on a laptop: of different sizes, and too small to learn much."""
 
 OPTIM = Optim(lr=1e-3, min_lr=1e-6, weight_decay=0.05, warmup=0.1, ema=0.0)
 WAYS = ("distilled", "alone")
@@ -71,11 +73,11 @@ WAYS = ("distilled", "alone")
 
 @dataclass(frozen=True, kw_only=True)
 class StudentsExperiment:
-    """What is run, and how large."""
+    """The students' experiment: its data, sizes and device."""
 
     data: tuple[Path, ...] = ()
-    """Labelled image folders, shards or .npz; the digits and photographs that ship with
-    scikit-learn and scikit-image if none."""
+    """Labelled image folders, shards or .npz; by default the digits and photographs that ship
+    with scikit-learn and scikit-image."""
     families: tuple[str, ...] = tuple(FAMILIES)
     seeds: int = 3
     steps: int = 500
@@ -85,15 +87,15 @@ class StudentsExperiment:
     teacher_steps: int = 1200
     teacher_seed: int = 0
     limit: int | None = None
-    """Pictures of each split of each data set at most."""
+    """Most pictures of each split of each data set."""
     seconds: float | None = None
-    """Take fewer steps than --steps, and say so, where this would not suffice."""
+    """Seconds for the whole experiment: if --steps would take longer, fewer are trained."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Literal["auto", "float32", "bf16"] = "auto"
     """Autocast; auto is bf16 on CUDA and float32 elsewhere."""
     out: Path = Path("runs/students")
     tiny: bool = False
-    """Smallest networks and numbers: shows that it runs, in under a minute on a CPU."""
+    """Use the smallest networks and numbers: a test run of under a minute on a CPU."""
     dry_run: bool = False
     """Print the models, and exit."""
 
@@ -108,24 +110,19 @@ class StudentsExperiment:
                 raise unknown_name(family, list(FAMILIES), "family")
 
     @property
-    def place(self) -> Distill:
-        """Where it runs, as a distillation says it."""
-        return Distill(device=self.device, precision=self.precision)
-
-    @property
     def chosen(self) -> dict[str, Family]:
-        """The families' students, of the size that is asked for."""
+        """The students of the chosen families, full or tiny."""
         table = TINY_FAMILIES if self.tiny else FAMILIES
         return {family: table[family] for family in self.families}
 
 
 def full() -> StudentsExperiment:
-    """The experiment as it is meant."""
+    """Return the experiment in full."""
     return StudentsExperiment()
 
 
 def tiny() -> StudentsExperiment:
-    """The same experiment, as small as it goes."""
+    """Return the same experiment at its smallest."""
     return StudentsExperiment(
         seeds=2, steps=8, batch=16, size=64, teacher_steps=8, limit=64, tiny=True
     )
@@ -151,31 +148,30 @@ def networks(config: StudentsExperiment) -> dict[str, tuple[str, nn.Module]]:
 
 
 @dataclass(frozen=True)
-class Setting:
-    """What all students of the experiment share."""
+class StudentsSetup:
+    """What all students of the students' experiment share."""
 
     config: StudentsExperiment
     device: torch.device
     collection: Collection
-    crop: Crop
+    crop: RandomCrop
     teachers: dict[str, PretextTeacher]
     normalizers: dict[str, Normalizer]
 
     def autocast(self) -> AbstractContextManager:
-        return autocast(self.config.place, self.device)
+        return autocast(self.config.precision, self.device)
 
-    def stream(self, seed: int, steps: int) -> Stream:
+    def feed(self, seed: int) -> PictureFeed:
         """Return the crops of a seed; both ways of learning see the same ones."""
-        return Stream(
-            self.collection.train, self.crop, batch=self.config.batch, steps=steps,
-            seed=mix(seed, 31),
-        )  # fmt: skip
+        return self.collection.feed(self.crop, batch=self.config.batch, seed=mix(seed, 31))
 
 
-def prepare(config: StudentsExperiment) -> Setting:
+def prepare(config: StudentsExperiment) -> StudentsSetup:
     """Read the pictures, train the teachers, fit PHI-S to each."""
-    device = device_of(config.place)
-    crop = Crop(size=config.size, flip=0.5 if config.data else 0.0)  # a mirrored digit is none
+    device = device_of(config.device)
+    crop = RandomCrop(
+        size=config.size, flip=0.5 if config.data else 0.0
+    )  # a mirrored digit is none
     collection = read_collection(config.data, side_for(config.size), device, config.limit)
     print(f"{len(collection.train)} pictures to train on, {len(collection.held)} held out")
     teachers = {}
@@ -183,187 +179,188 @@ def prepare(config: StudentsExperiment) -> Setting:
     for label, (task, network) in networks(config).items():
         teachers[label] = train_teacher(
             task, network, collection, crop, steps=config.teacher_steps, batch=config.batch,
-            seed=config.teacher_seed, autocast=lambda: autocast(config.place, device),
+            seed=config.teacher_seed, precision=config.precision,
+            out=config.out / "training" / f"teacher-{label}",
         )  # fmt: skip
     moments = measure_teachers(teachers, collection, crop, batch=config.batch)
     normalizers = {name: fit("phi_s", m) for name, m in moments.items()}
     config.out.mkdir(parents=True, exist_ok=True)
-    told = json.dumps(describe_teachers(teachers, moments), indent=2)
-    (config.out / "teachers.json").write_text(told + "\n")
-    return Setting(config, device, collection, crop, teachers, normalizers)
+    statistics = json.dumps(describe_teachers(teachers, moments), indent=2)
+    (config.out / "teachers.json").write_text(statistics + "\n")
+    return StudentsSetup(config, device, collection, crop, teachers, normalizers)
 
 
-def new_student(setting: Setting, family: str, seed: int, *, alone: bool) -> Student:
+def new_student(setup: StudentsSetup, family: str, seed: int, *, alone: bool) -> Student:
     """Build a backbone, the same for both ways, with heads for the teachers or a classifier."""
-    name, options = setting.config.chosen[family]
-    widths = {label: (t.summary_dim, t.spatial_dim) for label, t in setting.teachers.items()}
+    name, options = setup.config.chosen[family]
+    widths = {label: (t.summary_dim, t.spatial_dim) for label, t in setup.teachers.items()}
     torch.manual_seed(mix(seed, 32))  # the backbone is drawn before the heads
-    student = build_student(
-        name, {} if alone else widths, size=setting.config.size,
-        options=dict(options, drop_path_rate=0.0),
-    )  # fmt: skip
+    options = dict(options, drop_path_rate=0.0)
+    size = setup.config.size
+    student = build_student(name, {} if alone else widths, size=size, options=options)
     if alone:
-        seen = student.eval().features(Batch(torch.zeros(1, 3, *student.size)))
-        assert seen.summary is not None
-        student.classifier = nn.Linear(seen.summary.shape[-1], setting.collection.classes)
-    return student.train().to(setting.device)
+        summary, _ = student.eval().features(Batch(torch.zeros(1, 3, *student.size)))
+        assert summary is not None
+        student.classifier = nn.Linear(summary.shape[-1], setup.collection.classes)
+    return student.train().to(setup.device)
 
 
-def loss_of(
-    student: Student, setting: Setting, *, alone: bool
-) -> Callable[[Tensor, Tensor], Tensor]:
-    """Return what is minimised: the labels' cross-entropy, or the distance to all teachers."""
+class AloneTask(Task):
+    """Learn the labels."""
 
-    def supervised(images: Tensor, labels: Tensor) -> Tensor:
-        logits = cast(nn.Linear, student.classifier)(student.features(Batch(images)).summary)
-        return F.cross_entropy(logits.float(), labels, label_smoothing=0.1)
+    def losses(self, state: TrainState, batch: Batch, targets: None, step: int) -> dict[str, Loss]:
+        assert batch.labels is not None  # the pictures of an experiment have them
+        logits = state.model.classifier(state.model.features(batch).summary)
+        mean = F.cross_entropy(logits.float(), batch.labels, label_smoothing=0.1)
+        return {"labels": Loss.of_mean(mean, len(batch.images))}
 
-    def distilled(images: Tensor, labels: Tensor) -> Tensor:
-        losses = distill_step(
-            Batch(images), student, setting.teachers, setting.normalizers, SPATIAL_LOSSES["mse"]
-        )
-        return torch.stack(list(losses.values())).sum()
 
-    return supervised if alone else distilled
+class DistilledTask(Task):
+    """Learn from all teachers, without a label."""
+
+    def __init__(self, setup: StudentsSetup, student: Student):
+        config = Distill(losses=Losses(summary="cosine", spatial="mse"))
+        self.terms = tuple(terms_of(config, student, setup.normalizers, {}))
+        self.teachers = setup.teachers
+
+    def targets(self, batch: Batch, step: int) -> dict[str, Features]:
+        return {label: teacher(batch) for label, teacher in self.teachers.items()}
+
+    def losses(
+        self, state: TrainState, batch: Batch, targets: dict[str, Features], step: int
+    ) -> dict[str, Loss]:
+        return distill_step(batch, state.model, targets, self.terms, lambda _: match_grid)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudentTraining(Training):
+    """One student of the experiment."""
+
+    kind: ClassVar[str] = "experiment"
 
 
 def train_one(
     student: Student,
-    loss: Callable[[Tensor, Tensor], Tensor],
-    setting: Setting,
+    setup: StudentsSetup,
+    way: str,
     *,
     seed: int,
     steps: int,
+    out: Path,
     title: str,
-    interrupt: Interrupt,
 ) -> float:
-    """Train a student; give its milliseconds a step."""
-    optimizer = build_optimizer(student, OPTIM)
-    began, warm = time.perf_counter(), min(5, steps - 1)
-    with Progress(title, total=steps, images=setting.config.batch) as watch:
-        for step, (images, labels) in enumerate(setting.stream(seed, steps)):
-            if step == warm:
-                _wait(setting.device)
-                began = time.perf_counter()
-            for group in optimizer.param_groups:
-                group["lr"] = learning_rate(step, steps, OPTIM)
-            with setting.autocast():
-                value = loss(images, labels)
-            value.backward()
-            clip_grad_norm_(student.parameters(), OPTIM.clip)
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-            if (step + 1) % max(1, steps // 4) == 0:
-                watch.report(step + 1, dict(loss=value.item()))
-            if interrupt.signal is not None:
-                raise Interrupted(interrupt.signal, f"Stopped in step {step + 1} of {title}.")
-    _wait(setting.device)
-    return 1e3 * (time.perf_counter() - began) / (steps - warm)
+    """Train a student, whose log stays in `out`; return its milliseconds a step."""
+    config = StudentTraining(
+        steps=steps,
+        batch=setup.config.batch,
+        seed=seed,
+        precision=setup.config.precision,
+        optim=OPTIM,
+        every=Every(log=max(1, min(50, steps // 3)), checkpoint=steps),
+        out=out,
+    )
+    run = Run.create(config)
+    task = AloneTask() if way == "alone" else DistilledTask(setup, student)
+    train(task, TrainState.of(student, OPTIM), setup.feed(seed), config, run, title=title)
+    shutil.rmtree(out / "checkpoints")
+    return step_ms(run)
 
 
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-
-
-def run_one(
-    setting: Setting, family: str, seed: int, way: str, steps: int, interrupt: Interrupt
-) -> dict[str, Any]:
+def run_one(setup: StudentsSetup, family: str, seed: int, way: str, steps: int) -> dict[str, Any]:
     """Train and measure one student of one seed in one way."""
-    alone, config = way == "alone", setting.config
-    student = new_student(setting, family, seed, alone=alone)
-    title = f"{family} {way} seed {seed}"
-    step_ms = train_one(
-        student, loss_of(student, setting, alone=alone), setting, seed=seed, steps=steps,
-        title=title, interrupt=interrupt,
-    )  # fmt: skip
+    config, title = setup.config, f"{family} {way} seed {seed}"
+    student = new_student(setup, family, seed, alone=way == "alone")
+    out = config.out / "training" / f"{family}-{way}-{seed}"
+    speed = train_one(student, setup, way, seed=seed, steps=steps, out=out, title=title)
     student.eval()
     row = dict(
-        family=family, way=way, seed=seed, step_ms=step_ms,
+        family=family, way=way, seed=seed, step_ms=speed,
         parameters=sum(p.numel() for p in student.backbone.parameters()),
     )  # fmt: skip
-    with setting.autocast():
-        row |= probe(student.features, setting.collection, config.size)
-    if not alone:
-        held = setting.collection.held.batches(config.size, 256)
-        row |= dict(fidelity(folded(student, setting.normalizers), setting.teachers, held))
-    told = "  ".join(f"{k} {v:.1f}" for k, v in row.items() if k.startswith(("knn", "linear")))
-    print(f"{title}: {told}")
+    with setup.autocast():
+        row |= probe(student.features, setup.collection, config.size)
+    if way == "distilled":
+        held = setup.collection.held.batches(config.size, 256)
+        row |= dict(fidelity(folded(student, setup.normalizers), setup.teachers, held))
+    text = "  ".join(f"{k} {v:.1f}" for k, v in row.items() if k.startswith(("knn", "linear")))
+    print(f"{title}: {text}")
     return row
 
 
-def choose_steps(setting: Setting, interrupt: Interrupt, began: float) -> int:
+def choose_steps(setup: StudentsSetup, began: float) -> int:
     """Measure a few steps of every student, and choose how many fit into `config.seconds`.
 
     Args:
-        began: When the experiment did, by `time.perf_counter`.
+        began: When the experiment began, by `time.perf_counter`.
     """
-    config, total = setting.config, 0.0
+    config, total = setup.config, 0.0
     if config.seconds is None:
         return config.steps
     for family in config.chosen:
         for way in WAYS:
-            student = new_student(setting, family, 0, alone=way == "alone")
-            loss = loss_of(student, setting, alone=way == "alone")
-            total += train_one(
-                student, loss, setting, seed=0, steps=15, title=f"time {family} {way}",
-                interrupt=interrupt,
-            )  # fmt: skip
+            student = new_student(setup, family, 0, alone=way == "alone")
+            with tempfile.TemporaryDirectory() as folder:
+                total += train_one(
+                    student, setup, way, seed=0, steps=15, out=Path(folder),
+                    title=f"time {family} {way}",
+                )  # fmt: skip
     seconds = total / 1e3 * config.seeds
     spent = time.perf_counter() - began
     return affordable(config.steps, seconds, config.seconds, spent, share=0.8)  # then the probes
 
 
 def run(config: StudentsExperiment) -> dict[str, Any]:
-    """Run the experiment; give its result, which is also written to `config.out`.
+    """Run the experiment, write its result to `config.out` and return it.
 
     Raises:
-        ValueError: something that the config names is wrong.
-        Interrupted: a signal came; finished students are kept and reported.
+        ValueError: `config.out` exists, or as `prepare`.
+        Interrupted: a signal came; the finished students are kept and reported.
     """
     from zoo.experiments.students.result import report
 
     Run.refuse_existing(config.out)
     began = time.perf_counter()
-    setting = prepare(config)
+    setup = prepare(config)
     about: dict[str, Any] = dict(config=asdict(config), teachers_s=time.perf_counter() - began)
-    name = device_name(setting.device)
+    name = device_name(setup.device)
     rows: list[dict[str, Any]] = []
-    for row in _teacher_rows(setting):
+    for row in _teacher_rows(setup):
         rows.append(row)
         append_row(config.out / "rows.jsonl", row)
     try:
-        with Interrupt() as interrupt:
-            steps = choose_steps(setting, interrupt, began)
-            about |= dict(steps=steps, device=name, pictures=len(setting.collection.train))
+        steps = choose_steps(setup, began)
+        about |= dict(steps=steps, device=name, pictures=len(setup.collection.train))
+        with Interrupt() as interrupt:  # for the probes; the training has one of its own
             for seed in range(config.seeds):  # a whole table after the first seed
                 for family in config.chosen:
                     for way in WAYS:
-                        rows.append(run_one(setting, family, seed, way, steps, interrupt))
+                        rows.append(run_one(setup, family, seed, way, steps))
                         append_row(config.out / "rows.jsonl", rows[-1])
+                        if interrupt.signal is not None:
+                            raise Interrupted(interrupt.signal, "Stopped; see the report.")
     finally:
         about["seconds"] = time.perf_counter() - began
         result = report(rows, about, config.out)
     return result
 
 
-def _teacher_rows(setting: Setting) -> Iterator[dict[str, Any]]:
-    for label, teacher in setting.teachers.items():
-        with setting.autocast():
-            values = probe(teacher, setting.collection, setting.config.size)
+def _teacher_rows(setup: StudentsSetup) -> Iterator[dict[str, Any]]:
+    for label, teacher in setup.teachers.items():
+        with setup.autocast():
+            values = probe(teacher, setup.collection, setup.config.size)
         count = sum(p.numel() for p in teacher.network.parameters())
         print(f"teacher {label}: " + "  ".join(f"{k} {v:.1f}" for k, v in values.items()))
         yield dict(family="teacher", way=label, seed=0, parameters=count, **values)
 
 
 def main(config: StudentsExperiment) -> bool:
-    """Run; nothing is promised, so whatever is seen is a result."""
+    """Run the experiment, and return True: it tests no claim."""
     run(config)
     return True
 
 
 def plan(config: StudentsExperiment) -> None:
-    """Print the models and the number of runs; nothing is written."""
+    """Print the models and the number of runs; write nothing."""
     from zoo.experiments.tables import print_table
 
     Run.refuse_existing(config.out)

@@ -1,11 +1,11 @@
-"""What a dry run counts."""
+"""What a run would cost: counted without its weights."""
 
 from dataclasses import replace
 
 import pytest
 
-from zoo.commands.plan import image_flops, plan
 from zoo.train.distill.config import Distill, TeacherSpec
+from zoo.train.distill.plan_cost import image_flops, model_costs
 
 RUN = Distill(
     teachers=(
@@ -18,7 +18,7 @@ RUN = Distill(
 
 
 def test_a_teacher_counts_by_its_rate_and_sizes_by_their_pixels():
-    (always, seldom), student, _ = plan(RUN)
+    (always, seldom), student, _ = model_costs(RUN)
     count = lambda run: image_flops(run, [always, seldom], student)  # noqa: E731
     own = always.flops + 0.25 * seldom.flops
     assert count(RUN) == pytest.approx(own + 3 * student.flops)

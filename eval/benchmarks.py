@@ -1,0 +1,137 @@
+"""The table of benchmarks that `zoo eval --on` knows; importing it does not import torch.
+
+A benchmark is a generator of named values. To add one, write it and add a line to `BENCHMARKS`:
+
+    @dataclass(frozen=True, kw_only=True)
+    class SegmentSettings:               # `--segment.crop 768` on the command line
+        crop: int = 512
+        '''Side of a window, in pixels.'''
+
+    def segment(subject: Subject, data: Path, settings: SegmentSettings) -> Iterator[Found]:
+        maps = subject.features(batch).spatial        # or subject.student, for its heads
+        yield "segment/miou", 61.2                    # a number
+        yield "segment/miou", Scores(keys, hits, total)     # a number, with each image's part in it
+        yield "segment/000123", Picture(pixels, "mask")     # shown in the report
+
+    BENCHMARKS["segment"] = Benchmark(
+        "zoo.eval.dense.segment:segment", "segmentation", "segment/miou"
+    )
+
+The command line finds the settings by the annotation of the function's third parameter, unless the
+row names them (`settings`), which saves `--help` the benchmark's own imports.
+Random numbers must follow from `subject.seed`. A number has its usual unit
+(per cent for accuracies and IoU); `best` in the table is the number of a perfect model.
+"""
+
+import difflib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import is_dataclass
+from importlib import import_module
+from typing import Any, Literal, NamedTuple, get_type_hints
+
+BenchmarkFunction = Callable[..., Any]
+"""(subject, data, settings) -> named values; see `zoo.eval.registry`."""
+
+
+class Benchmark(NamedTuple):
+    """A row of the table of benchmarks."""
+
+    run: str
+    """`module:function`; imported when the benchmark is run."""
+    capability: str
+    """What it measures, in a word or two: an axis of the report's radar."""
+    headline: str
+    """The number that represents it in tables and plots."""
+    best: float = 100.0
+    """The headline of a perfect model; 0 where there is no upper limit, and then no radar axis."""
+    reads: Literal["features", "data", "nothing"] = "data"
+    """`features`: summaries of labelled images, possibly stored by `zoo embed`; `data`: the folder
+    itself; `nothing`: no data."""
+    settings: str = ""
+    """`module:class`; by default the annotation of the function's third parameter."""
+
+
+BENCHMARKS: dict[str, Benchmark] = {
+    "knn": Benchmark("zoo.eval.knn:measure", "kNN", "knn/top1", reads="features"),
+    "linear": Benchmark("zoo.eval.linear:measure", "linear probe", "linear/top1", reads="features"),
+    "fewshot": Benchmark(
+        "zoo.eval.fewshot:fewshot", "few-shot", "fewshot/5/top1", reads="features"
+    ),
+    "zeroshot": Benchmark("zoo.eval.zeroshot:zeroshot", "zero-shot", "zeroshot/top1"),
+    "segment": Benchmark("zoo.eval.dense.segment:segment", "segmentation", "segment/miou"),
+    "retrieval": Benchmark(
+        "zoo.eval.retrieval:retrieval", "retrieval", "retrieval/image_to_text/recall5"
+    ),
+    "correspondence": Benchmark(
+        "zoo.eval.dense.correspondence:correspondence", "correspondence", "correspondence/pck0.1"
+    ),
+    "depth": Benchmark("zoo.eval.dense.depth:depth", "depth", "depth/delta1"),
+    "masks": Benchmark("zoo.eval.dense.sam_masks:masks", "masks", "masks/miou"),
+    "detect": Benchmark(
+        "zoo.eval.detect.benchmark:detect",
+        "detection",
+        "detect/box/AP50",
+        settings="zoo.eval.detect.config:DetectSettings",
+    ),
+    "speed": Benchmark(
+        "zoo.eval.speed.throughput:speed", "images/s", "speed/img_s", 0.0, "nothing"
+    ),
+}
+"""Name on the command line -> benchmark."""
+DEFAULT = ("knn", "linear")
+"""The benchmarks of a model on labelled images, unless --on names others."""
+
+
+def find(names: Sequence[str]) -> list[str]:
+    """Check names of benchmarks before any work starts, and return each of them once.
+
+    Raises:
+        ValueError: there is no benchmark of that name; the message suggests the nearest.
+    """
+    for name in names:
+        if name not in BENCHMARKS:
+            near = difflib.get_close_matches(name, BENCHMARKS, n=1)
+            hint = f" Did you mean {near[0]}?" if near else ""
+            known = ", ".join(BENCHMARKS)
+            raise ValueError(f"There is no benchmark {name!r}; there are {known}.{hint}")
+    return list(dict.fromkeys(names))
+
+
+def load(name: str) -> tuple[BenchmarkFunction, type[Any]]:
+    """Import a benchmark; return its function and the class of its settings.
+
+    Raises:
+        ValueError: there is no such benchmark, or it needs a package that is not installed.
+    """
+    (found,) = find([name])
+    try:
+        run = _imported(BENCHMARKS[found].run)
+    except ModuleNotFoundError as error:
+        raise ValueError(
+            f"The benchmark {name} needs {error.name}, which is not installed; see the extras of "
+            "backbone-zoo (pip install 'backbone-zoo[all]')."
+        ) from error
+    settings = get_type_hints(run).get("settings")
+    assert isinstance(settings, type) and is_dataclass(settings), f"{name} has no settings"
+    return run, settings
+
+
+def settings_of(name: str) -> type[Any]:
+    """Return the class of a benchmark's settings, for the command line.
+
+    Raises:
+        ValueError: as `load`.
+    """
+    (found,) = find([name])
+    place = BENCHMARKS[found].settings
+    return _imported(place) if place else load(name)[1]
+
+
+def _imported(place: str) -> Any:
+    module, _, name = place.partition(":")
+    return getattr(import_module(module), name)
+
+
+def headlines() -> Mapping[str, Benchmark]:
+    """Return the benchmarks by their headline numbers."""
+    return {benchmark.headline: benchmark for benchmark in BENCHMARKS.values()}

@@ -1,0 +1,117 @@
+"""The configuration of a detector and of its training."""
+
+import math
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+from zoo.train.config import Optim, Training
+
+Kind = Literal["mask_rcnn", "faster_rcnn", "retinanet", "detr", "rt_detr_v2", "mask2former"]
+DRAWN = "shapes"
+"""The value of `data` for synthetic images, which are written to the run's folder."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DetectTraining(Training):
+    """How a detector is trained, for any backbone."""
+
+    kind: ClassVar[str] = "detect"
+
+    batch: int = 16
+    optim: Optim = field(
+        default_factory=lambda: Optim(lr=2e-4, min_lr=0.0, weight_decay=0.05, ema=0.0)
+    )
+    backbone_lr: float = 1.0
+    """Factor of the backbone's rate relative to that of the new parts; see also `layer_decay`."""
+    layer_decay: float = 1.0
+    """Factor of the rate from each layer of the backbone to the one before it; 1 for no decay."""
+    norms: Literal["trained", "frozen"] = "trained"
+    """`frozen`: batch norms of the backbone keep their statistics, for trained backbones and small
+    batches."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        rates = dict(lr=self.optim.lr, backbone_lr=self.backbone_lr, layer_decay=self.layer_decay)
+        for name, value in rates.items():
+            if not 0 < value < math.inf:
+                raise ValueError(f"{name} is {value}; give a number above 0.")
+        if self.layer_decay > 1:
+            raise ValueError(
+                f"layer_decay is {self.layer_decay}; give at most 1, which is no decay."
+            )
+        if self.precision == "float64":
+            raise ValueError("A detector's boxes are float32; give precision float32 or bf16.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DetectorChoice:
+    """Which detector is built on a backbone."""
+
+    detector: Kind = "mask_rcnn"
+    size: int = 512
+    """Longer side of an image in pixels, a multiple of 32."""
+    width: int = 256
+    """Channels of the pyramid and of the heads."""
+    class_agnostic: bool = False
+    """Learn and measure boxes only, whatever their class."""
+    pictures: int = 8
+    """Number of validation images that are shown with their predictions."""
+
+    def __post_init__(self):
+        if self.width < 1:
+            raise ValueError(f"width is {self.width}; give 1 or more.")
+
+    @property
+    def has_masks(self) -> bool:
+        """Whether the detector predicts masks."""
+        return self.detector in ("mask_rcnn", "mask2former")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Detect(DetectorChoice, DetectTraining):
+    """One detector, trained on one COCO folder."""
+
+    backbone: str = ""
+    """A registered model (with its tag for released weights), or the folder of an exported
+    student or of its run."""
+    data: str = DRAWN
+    """A folder with COCO annotations and images; `shapes` for synthetic ones."""
+    out: Path = Path("runs/detector")
+    """Folder of the run; it must not exist yet."""
+    options: tuple[str, ...] = ()
+    """Further keywords for the backbone, key=value."""
+
+    def __post_init__(self):
+        DetectTraining.__post_init__(self)
+        DetectorChoice.__post_init__(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DetectSettings(DetectorChoice):
+    """How a detector is trained on a backbone; a detector of `zoo detect` is measured as it is."""
+
+    training: DetectTraining = field(default_factory=DetectTraining)
+    """The training; its data, device, seed and folder are those of the evaluation."""
+    predictions: Path | None = None
+    """File for the predictions, in COCO's format."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        for name in ("data", "out", "device", "seed"):
+            if getattr(self.training, name) != getattr(DetectTraining(), name):
+                raise ValueError(
+                    f"detect.training.{name} is the evaluation's own; leave it out (zoo eval has "
+                    "--data and --seed)."
+                )
+
+    def run_of(self, **evaluation: Any) -> Detect:
+        """Return the config of the training; `evaluation` has backbone, data, folder and seed."""
+        own = {one.name: getattr(self, one.name) for one in fields(DetectorChoice)}
+        return Detect(**vars(self.training) | own | evaluation)
+
+
+def tiny(config: Detect) -> Detect:
+    """Return the config for a trial on a laptop: small images, narrow heads, twenty steps."""
+    every = replace(config.every, log=5)
+    return replace(config, size=96, width=32, steps=20, batch=2, every=every)

@@ -1,0 +1,76 @@
+"""The task of docs/tasks.md, as the page has it: it learns, it is short, it resumes."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+PAGE = Path(__file__).parents[2] / "docs" / "tasks.md"
+
+CALL = """
+from zoo.train.config import Every, Optim
+import os, signal, sys
+
+class Killed(ClassifyTask):
+    def losses(self, state, batch, targets, step):
+        if step == int(os.environ.get("KILL_AT", -1)):
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().losses(state, batch, targets, step)
+
+ClassifyTask = Killed
+classify(Classify(
+    data=sys.argv[1], out=Path(sys.argv[2]), model="test_vit", size=160, batch=8, steps=12,
+    device="cpu", slices=2, optim=Optim(lr=3e-3, ema=0.5),
+    every=Every(log=2, checkpoint=4, evaluate=6),
+))
+"""
+
+
+def code() -> str:
+    (block,) = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
+    return block
+
+
+def run(folder: Path, out: str, **environment) -> subprocess.CompletedProcess:
+    script = folder / "task.py"
+    script.write_text(code() + CALL)
+    command = [sys.executable, str(script), str(folder / "images"), str(folder / out)]
+    return subprocess.run(
+        command, env={**os.environ, **environment}, capture_output=True, text=True, check=False
+    )
+
+
+def test_the_example_has_under_60_lines():
+    assert sum(bool(line.strip()) for line in code().splitlines()) < 60
+
+
+@pytest.mark.slow
+def test_the_example_trains_evaluates_and_resumes_to_the_same_bits_after_a_kill(tmp_path):
+    for number, name in enumerate(("cold", "warm")):
+        (tmp_path / "images" / name).mkdir(parents=True)
+        for i in range(24):
+            pixels = np.random.default_rng([number, i]).integers(0, 90, (40, 40, 3), np.uint8)
+            pixels[..., 2 * number] += 120
+            Image.fromarray(pixels).save(tmp_path / "images" / name / f"{i:02d}.png")
+    whole = run(tmp_path, "whole")
+    assert whole.returncode == 0, whole.stderr
+    assert re.search(r"classify 12/12 .* cross_entropy .* ETA 0 s", whole.stderr)
+    killed = run(tmp_path, "again", KILL_AT="9")
+    assert killed.returncode == -9
+    assert run(tmp_path, "again").returncode == 0
+    ends = [tmp_path / name / "checkpoints" / "step_00000012.pt" for name in ("whole", "again")]
+    ours, theirs = (torch.load(end, weights_only=True)["model"] for end in ends)
+    assert all(torch.equal(value, theirs[name]) for name, value in ours.items())
+    rows = [(tmp_path / name / "metrics.jsonl").read_text() for name in ("whole", "again")]
+    assert rows[0] == rows[1]
+    found = [json.loads(row) for row in rows[0].splitlines()]
+    assert [row["step"] for row in found if row["kind"] == "eval"] == [6, 12]
+    train = [row["cross_entropy"] for row in found if row["kind"] == "train"]
+    assert train[-1] < train[0] / 2

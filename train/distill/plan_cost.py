@@ -1,0 +1,133 @@
+"""What a run would cost, without its weights: parameters, shapes and FLOPs on the meta device."""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from zoo.features import Batch
+from zoo.students.build import build_student
+from zoo.students.student import Student
+from zoo.teachers.mosaic import Mosaic
+from zoo.teachers.open import open_teacher
+from zoo.teachers.teacher import Teacher
+from zoo.train.distill.config import Distill
+from zoo.train.distill.setup import backbone_options, check_names, widths
+
+EFFICIENCY = 0.4
+"""Share of a plain matrix product's rate that a training step is assumed to reach."""
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What one model of a run costs."""
+
+    label: str
+    params: int
+    size: tuple[int, int]
+    """Rows and columns of its images, in pixels."""
+    grid: tuple[int, int] | None
+    """Rows and columns of its spatial map."""
+    summary_dim: int | None
+    spatial_dim: int | None
+    flops: float
+    """Of the forward pass of one image."""
+
+
+def model_costs(config: Distill) -> tuple[list[Cost], Cost, Student]:
+    """Build teachers and student on the meta device: the same code as in the run, but no memory.
+
+    Returns:
+        The cost of each teacher in the config's order, that of the student with its heads, and
+        the student itself.
+
+    Raises:
+        ValueError: as the run itself would, about its models.
+    """
+    check_names(config)
+    teachers = {
+        label: open_teacher(spec.name, device="meta", mosaic=spec.mosaic)
+        for label, spec in zip(config.labels, config.teachers, strict=True)
+    }
+    options: dict[str, Any] = {**config.heads.options(), **backbone_options(config)}
+    options["spectral_norms"] = False  # their FLOPs are negligible
+    student = build_student(
+        config.student, widths(config, teachers), size=config.size, **options, device="meta"
+    ).eval()
+    costs = [_teacher_cost(label, teacher) for label, teacher in teachers.items()]
+    batch = Batch(torch.zeros(1, 3, *student.size, device="meta"))
+    features = student.features(batch)
+    assert features.summary is not None and features.spatial is not None
+    rows, cols, width = features.spatial.shape[1:]
+    ours = Cost(
+        config.student,
+        count_parameters(student),
+        student.size,
+        (rows, cols),
+        features.summary.shape[-1],
+        width,
+        _flops(lambda: student(batch)),
+    )
+    return costs, ours, student
+
+
+def _teacher_cost(label: str, teacher: Teacher) -> Cost:
+    images = teacher.k**2 if isinstance(teacher, Mosaic) else 1
+    batch = Batch(torch.zeros(images, 3, *teacher.size, device="meta"))
+    params = count_parameters(teacher) if isinstance(teacher, nn.Module) else 0
+    return Cost(
+        label, params, teacher.size, teacher.grid, teacher.summary_dim, teacher.spatial_dim,
+        _flops(lambda: teacher(batch)) / images,
+    )  # fmt: skip
+
+
+def count_parameters(model: nn.Module) -> int:
+    """Count a model's parameters, frozen ones included."""
+    return sum(p.numel() for p in model.parameters())
+
+
+@torch.no_grad()
+def _flops(run: Callable[[], object]) -> float:
+    with FlopCounterMode(display=False) as counter:
+        run()
+    return float(counter.get_total_flops())
+
+
+def matmul_rate(device: torch.device) -> float:
+    """Measure the FLOP/s of a plain matrix product on `device`.
+
+    In bfloat16 on CUDA and in float32 elsewhere, as training computes there.
+    """
+    side, dtype = (8192, torch.bfloat16) if device.type == "cuda" else (1024, torch.float32)
+    x = torch.randn(side, side, device=device, dtype=dtype)
+    wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
+    torch.mm(x, x)
+    wait()
+    began, count = time.perf_counter(), 5
+    for _ in range(count):
+        torch.mm(x, x)
+    wait()
+    return count * 2 * side**3 / (time.perf_counter() - began)
+
+
+def image_flops(config: Distill, teachers: Sequence[Cost], student: Cost) -> float:
+    """Count the FLOPs of training on one image, on average over the steps.
+
+    A teacher counts by its rate. Where the size differs from step to step, the student's work and
+    that of teachers that follow it grow with the number of pixels. A backward pass counts as two
+    forward passes.
+
+    Args:
+        teachers: In the order of `config.teachers`.
+    """
+    pixels = [(size / config.size) ** 2 for size in config.sizes or (config.size,)]
+    area = sum(pixels) / len(pixels)
+    teaching = sum(
+        cost.flops * spec.rate * (area if spec.follow else 1.0)
+        for cost, spec in zip(teachers, config.teachers, strict=True)
+    )
+    return teaching + 3 * area * student.flops

@@ -1,0 +1,94 @@
+"""`zoo eval`: what its command line says, read without torch."""
+
+import shlex
+from dataclasses import dataclass, make_dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import tyro
+
+from zoo.commands.parse import parse
+from zoo.eval.benchmarks import DEFAULT, find, settings_of
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalArgs:
+    target: tyro.conf.Positional[str | None] = None
+    """A run's folder, an exported student's folder, or a registered model."""
+    on: str = ""
+    """Benchmarks, separated by commas: knn, linear, fewshot, zeroshot, retrieval, segment, depth,
+    correspondence, masks, detect, speed. Each has settings of its own: --on knn --help. Without
+    this, a run is compared with its teachers, and any other target measured by knn and linear."""
+    data: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """Images for every benchmark; NAME=PATH for one of them alone. May be given several times."""
+    features: Path | None = None
+    """A folder of zoo embed, read instead of images."""
+    compare: tuple[str, str] | None = None
+    """Two models, or two result files (FILE.jsonl or FILE.jsonl:TARGET): differences with paired
+    bootstrap intervals over images."""
+    size: int | None = None
+    batch: int = 64
+    precision: Literal["float32", "amp"] = "float32"
+    """amp is autocast to bfloat16."""
+    seed: int = 0
+    workers: int = 0
+    """Processes that decode images."""
+    out: Path | None = None
+    """Append each result to this .jsonl file as a line; scores and pictures lie beside it. While
+    a benchmark trains (segment, depth, detect), FILE.work beside it holds its checkpoints."""
+    resume: bool = False
+    """Go on with the same command after it was stopped: results that --out has are not measured
+    again, and a training goes on from its last checkpoint. Without this it is refused."""
+    dry_run: bool = False
+    """Print what would be measured, and exit."""
+
+
+def main(argv: list[str]) -> None:
+    """Measure a run's student (fidelity, kNN, linear probe), or any model by named benchmarks.
+
+    Examples: zoo eval runs/mine      zoo eval resnet18 --data PHOTOS
+    zoo eval runs/mine/export --on knn,fewshot,speed --data PHOTOS --out results.jsonl
+    zoo eval --compare results.jsonl:runs/a results.jsonl:runs/b
+    """
+    on = find([name for name in _value_of(argv, "--on").replace(" ", "").split(",") if name])
+    kinds = {name: settings_of(name) for name in on or DEFAULT}
+    fields: list[Any] = [(name, kind, kind()) for name, kind in kinds.items()]
+    args_class = make_dataclass("Args", fields, bases=(EvalArgs,), frozen=True, kw_only=True)
+    args = parse(args_class, argv, "eval", main.__doc__ or "")
+    if (args.target is None) == (args.compare is None and args.features is None):
+        raise ValueError("Name what to measure: one target, or --compare A B, or --features DIR.")
+    from zoo.commands.evaluate import compare_targets, evaluate, read_data, show_plan
+    from zoo.eval.subject import EvalRequest
+
+    on = on or (list(DEFAULT) if args.data or args.features else [])
+    request = EvalRequest(
+        on=tuple(on),
+        data=read_data(args.data, on or DEFAULT),
+        settings={name: getattr(args, name) for name in kinds},
+        features=args.features,
+        size=args.size,
+        batch=args.batch,
+        precision=args.precision,
+        seed=args.seed,
+        workers=args.workers,
+        out=args.out,
+        resume=args.resume,
+        command=shlex.join(["zoo", "eval", *argv]),
+    )
+    if args.dry_run:
+        show_plan(args.compare or (args.target,), request)
+    elif args.compare:
+        first, second = args.compare
+        compare_targets(first, second, request)
+    else:
+        evaluate(args.target, request)
+
+
+def _value_of(argv: list[str], option: str) -> str:
+    """Read one option before the others, which depend on it."""
+    for place, word in enumerate(argv):
+        if word == option and place + 1 < len(argv):
+            return argv[place + 1]
+        if word.startswith(f"{option}="):
+            return word.partition("=")[2]
+    return ""

@@ -1,0 +1,78 @@
+"""The batches of a training run, on the device and in the order of a plan."""
+
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from zoo.data.loader import train_batches
+from zoo.data.plan import Plan
+from zoo.data.sources import Source
+from zoo.data.views import View
+from zoo.features import Batch
+
+
+class PlanFeed:
+    """What feeds of one plan share; each says how its batches are made."""
+
+    source: Any
+    """Knows the samples by `key(index)`."""
+    plan: Plan
+    slices: Sequence[int] = (0,)
+
+    def counts(self, step: int) -> Mapping[str, int]:
+        """Return the samples of a batch, whatever the loss is called."""
+        return defaultdict(lambda: self.plan.batch)
+
+    def keys(self, step: int) -> list[str]:
+        """Name the samples of a step."""
+        return [self.source.key(index) for index in self.plan.indices(step)]
+
+    def skipped(self) -> Sequence[str]:
+        """Name the samples that could not be read since this was last asked."""
+        return ()
+
+
+@dataclass
+class ImageFeed(PlanFeed):
+    """Views of a source's images in the order of a plan.
+
+    Args:
+        slices: The slices of each batch that are taken, in this order; by default all of them.
+    """
+
+    source: Source
+    view: View
+    plan: Plan
+    device: torch.device
+    num_slices: int = 1
+    slices: Sequence[int] = ()
+    workers: int = 0
+    _skipped: list[str] = field(default_factory=list, repr=False)
+
+    def __post_init__(self):
+        self.slices = tuple(self.slices) or tuple(range(self.num_slices))
+
+    def batches(self, start: int, steps: int) -> Iterator[Batch]:
+        """Return the slices of the steps `start`..`steps`, one after another."""
+        parts = train_batches(
+            self.source,
+            self.view,
+            self.plan,
+            steps=steps,
+            start=start,
+            workers=self.workers,
+            num_slices=self.num_slices,
+            slices=self.slices,
+        )
+        for part in parts:
+            self._skipped += part["skipped"]
+            labels = part["labels"]
+            batch = Batch(part["images"], part["keys"], labels, positions=part["positions"])
+            yield batch.to(self.device)
+
+    def skipped(self) -> list[str]:
+        names, self._skipped = self._skipped, []
+        return names
