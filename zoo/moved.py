@@ -185,8 +185,9 @@ NAMES = (
     (
         "zoo.evaluation",
         "zoo.eval.subject",
-        "Asked=EvalRequest about_model detector_backbone is_run_folder open_student open_subject",
+        "Asked=EvalRequest about_model is_run_folder open_student open_subject",
     ),
+    ("zoo.evaluation", "zoo.eval.detect.detector", "detector_backbone=load_backbone"),
     ("zoo.experiments.phi_s_result", "zoo.experiments.phi_s.figure", "Rows teachers_of"),
     ("zoo.features", "zoo.features", "read_ladder=read_intermediates"),
     ("zoo.layers.neighbours", "zoo.layers.short_conv", "neighbours_silu=short_conv_silu"),

@@ -274,7 +274,7 @@ def train_one(
         out=out,
     )
     run = Run.create(config)
-    task = LabelTask() if way == "alone" else TeachersTask(setup, student)
+    task = AloneTask() if way == "alone" else DistilledTask(setup, student)
     train(task, TrainState.of(student, OPTIM), setup.feed(seed), config, run, title=title)
     shutil.rmtree(out / "checkpoints")
     return step_ms(run)
