@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from zoo.train.config import Optim, Training
+from zoo.train.config import Optim, Precision, Training
 
 Kind = Literal["mask_rcnn", "faster_rcnn", "retinanet", "detr", "rt_detr_v2", "mask2former"]
 DRAWN = "shapes"
@@ -26,6 +26,11 @@ class DetectTraining(Training):
     """The backbone's rate is that of the new parts times this, and times `layer_decay`."""
     layer_decay: float = 1.0
     """Factor from each layer of the backbone to the one before it; 1 for none."""
+    precision: Precision = "auto"
+    """Of the backbone and the pyramid; auto is bf16 on CUDA and float32 elsewhere. What places
+    boxes stays in float32."""
+    workers: int = 0
+    """Processes that decode; with 0 the images are decoded once and held in memory."""
     norms: Literal["trained", "frozen"] = "trained"
     """`frozen`: batch norms of the backbone keep their statistics, for trained ones and batches
     of a few images."""
