@@ -196,6 +196,12 @@ NAMES = (
     ("zoo.experiments.intervals", "zoo.experiments.intervals", "Paired=SeedDifference"),
     ("zoo.experiments.phi_s_result", "zoo.experiments.phi_s.figure", "Rows teachers_of"),
     ("zoo.experiments.pictures", "zoo.experiments.pictures", "Crop=RandomCrop"),
+    ("zoo.experiments.phi_s_config", "zoo.experiments.phi_s.networks", "networks"),
+    (
+        "zoo.experiments.students",
+        "zoo.experiments.students.config",
+        "FAMILIES Family StudentsExperiment TINY_FAMILIES full tiny",
+    ),
     ("zoo.features", "zoo.features", "read_ladder=read_intermediates"),
     ("zoo.layers.neighbours", "zoo.layers.short_conv", "neighbours_silu=short_conv_silu"),
     ("zoo.layers.neighbours_op", "zoo.kernels.short_conv", "neighbours_silu=short_conv_silu"),
