@@ -152,8 +152,9 @@ def test_help_shows_an_example(command, capsys):
 @pytest.mark.parametrize(
     "command",
     ["--help", "--version", "distil", "list", "list recipes"]
-    + [f"{name} --help" for name in COMMANDS if name != "detect"]
-    + ["bench models --help", "bench distill --help", "eval --on segment,depth --help"]
+    + [f"{name} --help" for name in COMMANDS]
+    + ["bench models --help", "bench distill --help", "eval --on segment,depth,detect --help"]
+    + ["experiment phi_s --help", "experiment students --tiny --help"]
     + ["distill am_radio --tiny --help", "distill --teachers timn:x"],
 )
 def test_what_needs_no_model_is_answered_without_torch(command):

@@ -1,10 +1,4 @@
-"""`zoo experiment phi_s`: does PHI-S (2410.01680) match all teachers, and does its rotation help?
-
-Nine ways to bring three teachers onto one scale, with several seeds each, are trained on the same
-crops in the same order. A second set of students, with more seeds, tests PHI-S's rotation alone.
-The teachers are trained in the run. Their scales are imposed, those of table 7; their directions
-and ranks are their own.
-"""
+"""The runs of the PHI-S experiment: its teachers, its students, what is measured of them."""
 
 import copy
 import json
@@ -27,10 +21,10 @@ from zoo.experiments.phi_s.config import (
     PhiSExperiment,
     StudentSet,
     full,
-    networks,
     sets_of,
     tiny,
 )
+from zoo.experiments.phi_s.networks import networks
 from zoo.experiments.pictures import Collection, Pictures, RandomCrop, read_collection, side_for
 from zoo.experiments.probes import probe
 from zoo.experiments.stack import Answers, Stack
