@@ -119,7 +119,7 @@ NAMES = (
     ("zoo.cli", "zoo.commands.experiment", "experiment=main"),
     ("zoo.cli", "zoo.commands.list", "ListArgs list_recipes"),
     ("zoo.cli", "zoo.commands.openmmlab", "detect_config segment_config"),
-    ("zoo.detect_command", "zoo.commands.detect", "detect=main"),
+    ("zoo.detect_command", "zoo.commands.detect_args", "detect=main"),
     ("zoo.detect_config", "zoo.commands.openmmlab", "asked_backbone=read_backbone"),
     ("zoo.detection", "zoo.train.device", "device_of"),
     (
@@ -143,18 +143,19 @@ NAMES = (
     ),
     ("zoo.eval.crops", "zoo.data.crops", "Crop=CropSpec"),
     ("zoo.eval.depth", "zoo.eval.dense.depth", "Depth=DepthSettings"),
-    ("zoo.eval.detect.benchmark", "zoo.eval.detect.benchmark", "Detect=DetectSettings"),
+    ("zoo.eval.detect.benchmark", "zoo.eval.detect.config", "Detect=DetectSettings"),
     (
         "zoo.eval.detect.detector",
         "zoo.eval.detect.spec",
-        "Detector Kind Source=BackboneSource Spec=DetectorSpec",
+        "Detector Source=BackboneSource Spec=DetectorSpec",
     ),
+    ("zoo.eval.detect.detector", "zoo.eval.detect.config", "Kind"),
     (
         "zoo.eval.detect.torchvision_detector",
         "zoo.eval.detect.torchvision_detector",
         "Pyramid=FeaturePyramid",
     ),
-    ("zoo.eval.detect.training", "zoo.eval.detect.training", "Trainee=TrainState"),
+    ("zoo.eval.detect.training", "zoo.train.state", "Trainee=TrainState"),
     ("zoo.eval.fewshot", "zoo.eval.fewshot", "Fewshot=FewshotSettings"),
     ("zoo.eval.knn", "zoo.eval.knn", "Knn=KnnSettings nearest_classes=predict_knn"),
     (
