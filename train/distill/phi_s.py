@@ -202,8 +202,8 @@ class Normalizer(nn.Module):
     def _widened(self, x: Tensor) -> Tensor:
         if x.shape[-1] != self.dim:
             raise ValueError(
-                f"This normalizer is for {self.dim} channels and got {x.shape[-1]}; was it fitted on "
-                "another teacher, or are the features not channels last?"
+                f"This normalizer is for {self.dim} channels and got {x.shape[-1]}; was it fitted "
+                "on another teacher, or are the features not channels last?"
             )
         return x.to(torch.promote_types(x.dtype, torch.float32))
 
