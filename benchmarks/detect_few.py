@@ -1,18 +1,18 @@
-"""Train Mask R-CNN on a few COCO images with several backbones: does training work, how far.
+"""Train Mask R-CNN on a few COCO images with several backbones, to check that training works.
 
     python benchmarks/detect_few.py --data COCO_FOLDER --out benchmarks/results/detect-h200.json
 
-Needs torch, torchvision, timm, matplotlib, faster-coco-eval and this repository. A model is a
+This needs torch, torchvision, timm, matplotlib, faster-coco-eval and this repository. A model is a
 registered name (random weights; `name.tag`: released ones) or the folder of an exported student,
-with a label of your own if you like: `--models mine=runs/mine/export resnet50`. Each (model,
-seed) is a process of its own, `--jobs` at a time: heads of detectors wait for the CPU, so several
-share a GPU well. JSON is written after each; a Markdown table, a figure (losses, AP50 on the
-images that were learnt and on others) and pictures of predictions lie beside it.
+optionally with a label: `--models mine=runs/mine/export resnet50`. Each (model, seed) runs in its
+own process, `--jobs` at a time: the heads of detectors wait for the CPU, so several processes can
+share a GPU. JSON is written after each; beside it are a Markdown table, a figure (losses, AP50 on
+the training images and on others) and images of predictions.
 
-    --tiny --device cpu   a dry rehearsal: drawn shapes, small models, few steps
+    --tiny --device cpu   a trial: synthetic shapes, small models, few steps
 
-With a few dozen images AP50 on the training images says whether the whole path learns; AP50 on
-the others is a smoke test and no ranking.
+With a few dozen images, AP50 on the training images shows whether training works at all; AP50 on
+the others is a smoke test, not a ranking.
 """
 
 import argparse
@@ -60,22 +60,22 @@ class Job:
     config: Detect
     pictures: Path | None
     seconds: float = math.inf
-    """After which training stops, finished or not."""
+    """Time after which training stops, finished or not."""
 
     def about(self) -> dict[str, Any]:
-        """Return what every row says of its job."""
+        """Return the entries of the job in its row."""
         return dict(model=self.label, target=self.config.backbone, seed=self.config.seed)
 
 
 class TimeIsUpError(Exception):
-    """A training has had its seconds."""
+    """The time of a training is over."""
 
 
 def run(job: Job) -> dict[str, Any]:
-    """Train, measure on both parts, and give a row; a failure is a row with its reason."""
+    """Train, measure on both parts, and return a row; a failure is a row with its error."""
     try:
         return job.about() | _measured(job)
-    except Exception as error:  # the other rows of an expensive run are worth keeping
+    except Exception as error:  # keep the other rows of an expensive run
         return job.about() | dict(error=f"{type(error).__name__}: {error}")
 
 
@@ -123,7 +123,7 @@ def _rows(path: Path) -> list[dict[str, Any]]:
 def _score(
     part: str, detector: Detector, split: CocoSplit, device: torch.device
 ) -> Iterator[tuple[str, float]]:
-    """Yield AP in per cent: as COCO counts, and with the class forgiven."""
+    """Yield AP in per cent, as COCO defines it and regardless of the class."""
     split = fitting(detector, split)
     results = []
     for image, found in find_objects(detector, split, device=device, batch=16):
@@ -149,13 +149,16 @@ def table_of(rows: list[dict[str, Any]]) -> str:
     good = [row for row in rows if "scores" in row]
     columns = [
         f"{part}/{kind}/AP50{rest}"
-        for part in ("train", "val") for kind in ("box", "mask") for rest in ("", " any class")
-    ]  # fmt: skip
+        for part in ("train", "val")
+        for kind in ("box", "mask")
+        for rest in ("", " any class")
+    ]
     lines = [
         "| model | backbone M | weights | seeds | steps | s/step | loss first → last | "
-        + " | ".join(columns) + " |",
+        + " | ".join(columns)
+        + " |",
         "| --- " * (7 + len(columns)) + "|",
-    ]  # fmt: skip
+    ]
     for label in dict.fromkeys(row["model"] for row in good):
         mine = [row for row in good if row["model"] == label]
         ends = [np.mean([_end(row["losses"], at) for row in mine]) for at in (0, -1)]
@@ -211,13 +214,13 @@ def draw_figure(rows: list[dict[str, Any]], path: Path) -> None:
     left.set(xlabel="step", ylabel="loss", title="Mask R-CNN: loss (mean of a few steps)")
     left.legend()
     right.set_xticks(range(len(labels)), labels, rotation=20)
-    right.set(ylabel="box AP50, any class (%)", title="learnt images (full), others (pale)")
+    right.set(ylabel="box AP50, any class (%)", title="training images (full), others (pale)")
     figure.savefig(path, dpi=110)
     plt.close(figure)
 
 
 def jobs_of(args: argparse.Namespace, folder: Path) -> list[Job]:
-    """List what is to be run, all models with the first seed before the second one."""
+    """Return all jobs: every model with the first seed, then with the second, ..."""
     config = Detect(
         data=str(folder),
         size=args.size,
@@ -251,7 +254,7 @@ def parse() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     tiny = "--tiny" in sys.argv
-    parser.add_argument("--data", type=Path, help="COCO folder; shapes are drawn without it")
+    parser.add_argument("--data", type=Path, help="COCO folder; synthetic shapes by default")
     parser.add_argument("--models", nargs="+", default=list(TINY if tiny else MODELS))
     parser.add_argument("--out", type=Path)
     parser.add_argument("--seeds", type=int, default=2)
@@ -263,7 +266,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--precision", default="auto", choices=("auto", "bf16", "float32"))
     parser.add_argument("--jobs", type=int, default=1 if tiny else 10, help="processes at a time")
     parser.add_argument(
-        "--seconds", type=float, default=math.inf, help="after which a job's training stops"
+        "--seconds", type=float, default=math.inf, help="time after which a job's training stops"
     )
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--tiny", action="store_true")
@@ -271,7 +274,7 @@ def parse() -> argparse.Namespace:
 
 
 def _row(done: Future, job: Job) -> dict[str, Any]:
-    """Return a job's row, also that of a process which died."""
+    """Return a job's row, also if its process died."""
     try:
         return done.result()
     except BrokenProcessPool as error:
@@ -279,7 +282,7 @@ def _row(done: Future, job: Job) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Run all jobs; write what is known after each."""
+    """Run all jobs, and write the results after each."""
     args = parse()
     about = environment(" ".join(["python", *sys.argv]))
     about["settings"] = {k: str(v) for k, v in vars(args).items()}

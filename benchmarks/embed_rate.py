@@ -1,10 +1,10 @@
-"""What share of a model's own speed `zoo embed` reaches, on JPEGs that repeat a few pictures.
+"""Measure what share of a model's own speed `zoo embed` reaches, on a few repeated JPEGs.
 
     python benchmarks/embed_rate.py --model vit_large_patch16_224 --workers 16 --precision amp
 
-The images are drawn, coded as JPEG and repeated, so that decoding costs what it does and nothing
-has to be downloaded. The last line compares the pace after each part's first shard with
-`zoo bench`.
+The images are generated, encoded as JPEG and repeated, so that they cost as much to decode as real
+ones and nothing has to be downloaded. The last line compares the speed after each part's first
+shard with `zoo bench`.
 """
 
 import io
@@ -31,12 +31,12 @@ class Rate:
     batch: int = 128
     workers: int = 8
     rows: int = 4_000
-    """Images of a shard."""
+    """Images per shard."""
     precision: Literal["float32", "amp"] = "amp"
 
 
 def write_images(file: Path, count: int, side: int) -> None:
-    """Write `count` JPEGs of smooth noise, a few of them over and over, as one `.npz`."""
+    """Write `count` JPEGs of smooth noise, a few of them repeatedly, as one `.npz`."""
     draws, coded = np.random.default_rng(0), []
     for _ in range(min(DISTINCT, count)):
         coarse = draws.integers(0, 255, (16, 16, 3), dtype=np.uint8)
@@ -65,10 +65,16 @@ def main(args: Rate) -> None:
         write_images(data / "val.npz", DISTINCT, args.side)
         embed(
             Embed(
-                data=data, out=Path(place) / "features", model=args.model, batch=args.batch,
-                workers=args.workers, rows=args.rows, precision=args.precision, bench=True,
+                data=data,
+                out=Path(place) / "features",
+                model=args.model,
+                batch=args.batch,
+                workers=args.workers,
+                rows=args.rows,
+                precision=args.precision,
+                bench=True,
             )
-        )  # fmt: skip
+        )
 
 
 if __name__ == "__main__":

@@ -3,10 +3,10 @@
     python benchmarks/knn_scale.py                              # 1.28 M x 1,536, where it runs
     python benchmarks/knn_scale.py --rows 100_000 --queries 500 --device cpu
 
-Features are class centres plus noise that is much larger than they are apart, kept in half
-precision as `zoo embed` does. Every query's true neighbours are known to be of its class only on
-average, so the accuracy printed is a check that something was found, not a claim. With fewer
-queries than ImageNet's the minutes for all of them are extrapolated from two measurements.
+Features are class centres plus noise that is much larger than the distances of the centres, stored
+in half precision as by `zoo embed`. A query's true neighbours are of its class only on average, so
+the printed accuracy is a check that something was found, not a result. With fewer queries than
+ImageNet's, the minutes for all of them are extrapolated from two measurements.
 """
 
 import json
@@ -31,26 +31,27 @@ ROWS_AT_ONCE = 2**15
 class Scale:
     rows: int = IMAGENET_TRAIN
     queries: int | None = None
-    """50,000 on a GPU; 500 on a CPU, where the rate tells the rest."""
+    """50,000 on a GPU by default; 500 on a CPU, from which the time is extrapolated."""
     dim: int = 1536
     classes: int = 1000
     noise: float = 4.0
-    """Deviation of a feature within its class, between classes it is 1."""
+    """Standard deviation of a feature within its class; between classes it is 1."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     bank_on: Literal["device", "host"] = "device"
-    """Where the bank lies; from the host it is brought to the device part by part."""
+    """Where the bank is; from the host it is moved to the device part by part."""
     single: bool = False
-    """Keep float32, twice the memory."""
+    """Store float32, which needs twice the memory."""
     threads: int | None = None
     out: Path | None = None
     """Write this JSON file."""
 
 
 def features(count: int, args: Scale, place: torch.device, seed: int) -> tuple[Tensor, Tensor]:
-    """Make rows of known classes, part by part."""
+    """Return random rows and their classes, generated part by part."""
     draws = torch.Generator(place).manual_seed(seed)
-    centres = torch.randn(args.classes, args.dim, device=place,
-                          generator=torch.Generator(place).manual_seed(99))  # fmt: skip
+    centres = torch.randn(
+        args.classes, args.dim, device=place, generator=torch.Generator(place).manual_seed(99)
+    )
     labels = torch.randint(args.classes, (count,), device=place, generator=draws)
     rows = torch.empty(
         count, args.dim, device=place, dtype=torch.float32 if args.single else torch.float16
@@ -64,7 +65,7 @@ def features(count: int, args: Scale, place: torch.device, seed: int) -> tuple[T
 def timed(
     bank: Tensor, labels: Tensor, queries: Tensor, truth: Tensor, device: torch.device
 ) -> tuple[float, float]:
-    """Return the accuracy and the seconds of one classification."""
+    """Return the accuracy in per cent and the seconds of one classification."""
     began = time.perf_counter()
     predicted = predict_knn(bank, labels, queries, truth, device=device)
     right = 100 * float((predicted.cpu() == truth.cpu()).double().mean())  # waits for the device
@@ -72,7 +73,7 @@ def timed(
 
 
 def main(args: Scale) -> dict:
-    """Measure once, and print what it took."""
+    """Measure once, and print the results."""
     if args.threads:
         torch.set_num_threads(args.threads)
     has_gpu = torch.cuda.is_available()
@@ -89,19 +90,31 @@ def main(args: Scale) -> dict:
     held = torch.cuda.memory_allocated() if on_gpu else _resident()
     right, seconds = timed(bank, labels, queries, truth, device)
     walk = 0.0
-    if count < IMAGENET_VAL:  # the bank is walked once, however few ask: two points of a line
+    if (
+        count < IMAGENET_VAL
+    ):  # the bank is read once for any number of queries: fit a line to two points
         few = max(1, count // 4)
         _, less = timed(bank, labels, queries[:few], truth[:few], device)
         walk = max(0.0, less - few * (seconds - less) / max(1, count - few))
     peak = torch.cuda.max_memory_allocated() if on_gpu else _resident()
     found = dict(
-        rows=args.rows, queries=count, dim=args.dim, classes=args.classes, noise=args.noise,
-        dtype=str(bank.dtype), device=device.type, bank_on=str(bank.device), seconds=seconds,
-        walk_seconds=walk, queries_per_s=count / (seconds - walk),
+        rows=args.rows,
+        queries=count,
+        dim=args.dim,
+        classes=args.classes,
+        noise=args.noise,
+        dtype=str(bank.dtype),
+        device=device.type,
+        bank_on=str(bank.device),
+        seconds=seconds,
+        walk_seconds=walk,
+        queries_per_s=count / (seconds - walk),
         imagenet_minutes=(walk + IMAGENET_VAL * (seconds - walk) / count) / 60,
-        tflops=2 * args.rows * count * args.dim / seconds / 1e12, features_gib=held / 2**30,
-        peak_gib=peak / 2**30, top1=right,
-    )  # fmt: skip
+        tflops=2 * args.rows * count * args.dim / seconds / 1e12,
+        features_gib=held / 2**30,
+        peak_gib=peak / 2**30,
+        top1=right,
+    )
     for name, value in found.items():
         print(f"{name:>18}  {value:,.3f}" if isinstance(value, float) else f"{name:>18}  {value}")
     if args.out:
@@ -110,7 +123,7 @@ def main(args: Scale) -> dict:
 
 
 def _resident() -> int:
-    """Return the most memory that this process ever held, in bytes."""
+    """Return the peak memory of this process, in bytes."""
     return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 

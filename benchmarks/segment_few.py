@@ -1,14 +1,14 @@
-"""Linear segmentation on a small set: exported students beside untrained twins, over seeds.
+"""Linear segmentation on a small set: exported students and untrained twins, over seeds.
 
     python3 benchmarks/segment_few.py EXPORT_OR_NAME ... --data CAMVID --out DIR [--tiny]
 
-Each model stays frozen; batch norm and one linear layer learn on its last map
-(`zoo.eval.dense.segment`).
-An export gets a twin of the same backbone with random weights: what its training is worth. DIR
-gets `segment_few.json` (every number of every seed, and what made it), `segment_few.md` (the table)
-and `segment_few.png` (one validation image as each model sees it). The data is any layout that
-`zoo eval --on segment` knows; CamVid's 184 images take about 10 s a model and seed on one H200.
-`--tiny` needs no data and no GPU: coloured blocks, two small models, a few steps.
+Each model stays frozen; batch norm and one linear layer are trained on its last map
+(`zoo.eval.dense.segment`). An export is compared with a twin of the same backbone with random
+weights, which shows the value of its training. The script writes `segment_few.json` (every number
+of every seed, and the settings), `segment_few.md` (the table) and `segment_few.png` (one validation
+image with the prediction of each model) to DIR. The data has any layout of `zoo eval --on segment`;
+CamVid's 184 images take about 10 s for each model and seed on one H200. `--tiny` needs no data and
+no GPU: coloured blocks, two small models, a few steps.
 """
 
 import argparse
@@ -38,7 +38,7 @@ TINY = ("eradio_nano", "resnet18")
 TINY_SETTINGS = SegmentSettings(crop=64, stride=48, steps=6, batch=2, pictures=1)
 MEASURES = ("segment/miou", "segment/mean_accuracy", "segment/pixel_accuracy")
 LABEL = 16
-"""Pixels of a line of text in the picture."""
+"""Height of a line of text in the image, in pixels."""
 
 
 def models(targets: Sequence[str], size: int | None) -> Iterator[tuple[str, Student]]:
@@ -64,7 +64,7 @@ def measure(
     seed: int,
     device: torch.device,
 ) -> tuple[dict[str, float], Picture | None, float]:
-    """Return the numbers of one model and seed, one picture, and the seconds it took."""
+    """Return the numbers of one model and seed, a picture, and the seconds."""
     began = time.perf_counter()
     precision = "amp" if device.type == "cuda" else "float32"
     subject = Subject(name=name, made=student, device=device, precision=precision, seed=seed)
@@ -78,7 +78,7 @@ def measure(
 
 
 def blocks(root: Path) -> Path:
-    """Write coloured blocks with their masks: three classes, four images a part."""
+    """Write coloured blocks with their masks: three classes, four images in each part."""
     draws = np.random.default_rng(0)
     colours = np.array([[200, 40, 40], [40, 200, 40], [40, 40, 200]], np.uint8)
     for split in ("train", "val"):
@@ -94,7 +94,7 @@ def blocks(root: Path) -> Path:
 
 
 def table(rows: dict[str, list[dict[str, float]]], parameters: dict[str, float]) -> str:
-    """Draw the measures, mean ± standard deviation over seeds."""
+    """Return a Markdown table of the measures: mean ± standard deviation over seeds."""
     heads = ["model", "parameters, M", *(m.partition("/")[2] for m in MEASURES)]
     lines = ["| " + " | ".join(heads) + " |", "|" + " --- |" * len(heads)]
     for name, seeds in rows.items():
@@ -108,7 +108,7 @@ def table(rows: dict[str, list[dict[str, float]]], parameters: dict[str, float])
 
 
 def mosaic(shown: dict[str, Picture]) -> Image.Image:
-    """Put the image, its truth, and each model's prediction beside each other, with their names."""
+    """Return the image, its truth and each model's prediction side by side, with their names."""
     panels = [np.split(picture.pixels, 3, axis=1) for picture in shown.values()]
     tiles = [("image", panels[0][0]), ("truth", panels[0][1])]
     tiles += [(name, panel[2]) for name, panel in zip(shown, panels, strict=True)]
@@ -133,12 +133,12 @@ def compare(
     size: int | None,
     device: torch.device,
 ) -> tuple[dict[str, Any], str, Image.Image]:
-    """Measure every model with every seed: what was found, the table, and the picture.
+    """Measure every model with every seed; return all numbers, the table, and the image.
 
     Raises:
         ValueError: a target or the data cannot be used.
     """
-    train, val = open_segments(data, settings.layout)  # refused before anything is built
+    train, val = open_segments(data, settings.layout)  # errors come before any model is built
     opened = list(models(targets, size))
     found: dict[str, list[dict[str, float]]] = {}
     seconds: dict[str, list[float]] = {}
@@ -159,19 +159,27 @@ def compare(
     gpu = torch.cuda.get_device_name() if device.type == "cuda" else None
     about = dict(
         data=dict(layout=train.layout, train=len(train), val=len(val), classes=train.classes),
-        settings=asdict(settings), seeds=seeds, targets=list(targets), device=gpu or "cpu",
-        torch=torch.__version__, python=platform.python_version(), parameters_M=parameters,
-        seconds=seconds, values=found,
-    )  # fmt: skip
+        settings=asdict(settings),
+        seeds=seeds,
+        targets=list(targets),
+        device=gpu or "cpu",
+        torch=torch.__version__,
+        python=platform.python_version(),
+        parameters_M=parameters,
+        seconds=seconds,
+        values=found,
+    )
     return about, table(found, parameters), mosaic(shown)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure, print the table, and write the three files."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("targets", nargs="*", help="exports' folders, or names of timm's and ours")
-    parser.add_argument("--data", type=Path, help="images with masks, in a layout that is known")
-    parser.add_argument("--out", type=Path, required=True, help="a folder for what is found")
+    parser.add_argument(
+        "targets", nargs="*", help="folders of exports, or names of timm's and our models"
+    )
+    parser.add_argument("--data", type=Path, help="images with masks, in a known layout")
+    parser.add_argument("--out", type=Path, required=True, help="folder for the results")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--batch", type=int, default=16)
@@ -179,7 +187,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--stride", type=int, default=341)
     parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--workers", type=int, default=8)
-    parser.add_argument("--size", type=int, help="pixels that named models are built for")
+    parser.add_argument("--size", type=int, help="side of images for named models, in pixels")
     parser.add_argument("--tiny", action="store_true", help="a minute on a CPU, without data")
     args = parser.parse_args(arguments)
     if args.tiny:

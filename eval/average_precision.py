@@ -1,4 +1,4 @@
-"""Average precision: one ranking of all images' answers, made anew for any choice of images."""
+"""Average precision, kept so that it can be recomputed for any choice of images."""
 
 from collections.abc import Sequence
 from itertools import pairwise
@@ -8,43 +8,45 @@ import numpy as np
 from jaxtyping import Float, Shaped
 
 RECALLS = np.linspace(0, 1, 101)
-"""Where COCO reads a curve of precision."""
+"""The recalls at which COCO samples the curve of precision over recall."""
 AT_ONCE = 2**21
-"""Draws times predictions that are held at once."""
+"""Draws times predictions that are in memory at once."""
 
 
 class AveragePrecision(NamedTuple):
-    """An average precision with what each image adds to it, so that two models can be compared.
+    """An average precision with each image's part in it, so that two models can be compared.
 
-    It is no mean over images: all predictions of a class stand in one ranking. They are kept
-    here in that order, the best first; a draw of images is a weight an image, and the curve is
-    made of weighted sums along the ranking. Predictions that count nowhere need not be kept.
+    It is not a mean over images: all predictions of a class are in one ranking. They are kept
+    here in that order, the best first. A choice of images is a weight for each image, and the
+    curve of precision follows from weighted sums along the ranking. Predictions that do not count
+    at any threshold can be left out.
     """
 
     keys: Sequence[str]
-    """Names of the images, the same for every model."""
+    """Names of the images; the same for every model."""
     image: np.ndarray
-    """[p]: the place in `keys` of each prediction's image; predictions are sorted by class, and
-    by falling score within a class."""
+    """[p]: the index in `keys` of each prediction's image. Predictions are sorted by class, and
+    within a class by falling score."""
     label: np.ndarray
     """[p]: the class of each prediction."""
     right: np.ndarray
-    """[p, thresholds], booleans: it has found an object of its own."""
+    """[p, thresholds], booleans: the prediction matches an object that is not taken yet."""
     counted: np.ndarray
-    """[p, thresholds], booleans: it is right or wrong; others found a crowd, or another size."""
+    """[p, thresholds], booleans: the prediction counts as right or wrong; others matched a crowd,
+    or an object of another range of sizes."""
     objects: np.ndarray
-    """[n, classes]: how many objects each image has to find."""
+    """[n, classes]: number of objects in each image."""
 
     @property
     def value(self) -> float:
-        """The number itself, in per cent."""
+        """The number, in per cent."""
         return float(self.over(np.ones((1, len(self.keys))))[0])
 
     def over(self, weights: Shaped[np.ndarray, "draws n"]) -> Float[np.ndarray, " draws"]:
-        """Return the number in per cent, once for each row of weights of the images.
+        """Return the number in per cent for each row of weights of the images.
 
-        An image of weight 2 counts as two copies of it would. A class without any object is left
-        out, as COCO does; where no class has one the number is NaN.
+        An image of weight 2 counts like two copies of it. A class without objects is left out, as
+        COCO does; where no class has any, the number is NaN.
         """
         weights = np.asarray(weights, np.float64)
         objects = weights @ self.objects.astype(np.float64)
@@ -54,7 +56,7 @@ class AveragePrecision(NamedTuple):
             hits = np.flatnonzero(self.right[start:end].any(axis=1))
             if not len(hits):
                 continue
-            some = slice(start, start + hits[-1] + 1)  # what comes later changes no precision
+            some = slice(start, start + hits[-1] + 1)  # later predictions change no precision
             step = max(1, AT_ONCE // (some.stop - some.start))
             for first in range(0, len(weights), step):
                 rows = slice(first, first + step)
@@ -69,10 +71,10 @@ class AveragePrecision(NamedTuple):
 def _interpolated(
     ranking: np.ndarray, right: np.ndarray, counted: np.ndarray, objects: np.ndarray
 ) -> np.ndarray:
-    """Return one class's precision, mean over COCO's recalls and the thresholds, a draw a row.
+    """Return one class's precision for each draw: the mean over COCO's recalls and the thresholds.
 
-    The precision at a recall is the best one at it or beyond, which some right prediction has:
-    only they are looked at.
+    The precision at a recall is the best one at that recall or above it. A right prediction has
+    it, so only those are evaluated.
     """
     total, counted_so_far = np.zeros(len(ranking)), np.zeros(0)
     for t in range(right.shape[1]):

@@ -1,26 +1,26 @@
-"""The table that `zoo eval --on` reads. It is read without torch.
+"""The table of benchmarks that `zoo eval --on` knows; importing it does not import torch.
 
-A benchmark is one generator. To add one, write it and add one line to `BENCHMARKS`:
+A benchmark is a generator of named values. To add one, write it and add a line to `BENCHMARKS`:
 
     @dataclass(frozen=True, kw_only=True)
     class SegmentSettings:               # `--segment.crop 768` on the command line
         crop: int = 512
-        '''Pixels of a window's side.'''
+        '''Side of a window, in pixels.'''
 
     def segment(subject: Subject, data: Path, settings: SegmentSettings) -> Iterator[Found]:
         maps = subject.features(batch).spatial        # or subject.student, for its heads
         yield "segment/miou", 61.2                    # a number
-        yield "segment/miou", Scores(keys, hits, total)     # a number, and where it comes from
+        yield "segment/miou", Scores(keys, hits, total)     # a number, with each image's part in it
         yield "segment/000123", Picture(pixels, "mask")     # shown in the report
 
     BENCHMARKS["segment"] = Benchmark(
         "zoo.eval.dense.segment:segment", "segmentation", "segment/miou"
     )
 
-The function's third parameter is annotated with the settings' class: that is how the command line
-finds it, unless the line names it (`settings`), which spares `--help` the benchmark's own imports.
-What a benchmark draws at random it draws from `subject.seed`. A number is in the unit that the
-field uses (per cent for accuracies and IoU); `best` in the table says what a perfect one is.
+The command line finds the settings by the annotation of the function's third parameter, unless the
+row names them (`settings`), which saves `--help` the benchmark's own imports.
+Random numbers must follow from `subject.seed`. A number has its usual unit
+(per cent for accuracies and IoU); `best` in the table is the number of a perfect model.
 """
 
 import difflib
@@ -30,25 +30,25 @@ from importlib import import_module
 from typing import Any, Literal, NamedTuple, get_type_hints
 
 BenchmarkFunction = Callable[..., Any]
-"""(subject, data, settings) -> what it found; see `zoo.eval.registry`."""
+"""(subject, data, settings) -> named values; see `zoo.eval.registry`."""
 
 
 class Benchmark(NamedTuple):
-    """A line of the table."""
+    """A row of the table of benchmarks."""
 
     run: str
-    """`module:function`, imported when the benchmark is asked for."""
+    """`module:function`; imported when the benchmark is run."""
     capability: str
-    """What it tells about a model: an axis of the report's radar."""
+    """What it measures, in a word or two: an axis of the report's radar."""
     headline: str
-    """The one number that stands for it in tables and plots."""
+    """The number that represents it in tables and plots."""
     best: float = 100.0
-    """The headline of a perfect model; 0 where there is none, and no axis then."""
+    """The headline of a perfect model; 0 where there is no upper limit, and then no radar axis."""
     reads: Literal["features", "data", "nothing"] = "data"
-    """`features`: summaries of labelled images, which may come from `zoo embed`; `data`: the
-    folder itself; `nothing`: no data at all."""
+    """`features`: summaries of labelled images, possibly stored by `zoo embed`; `data`: the folder
+    itself; `nothing`: no data."""
     settings: str = ""
-    """`module:class`; if not given, what the function's third parameter is annotated with."""
+    """`module:class`; by default the annotation of the function's third parameter."""
 
 
 BENCHMARKS: dict[str, Benchmark] = {
@@ -124,16 +124,16 @@ BENCHMARKS: dict[str, Benchmark] = {
         settings="zoo.eval.settings:SpeedSettings",
     ),
 }
-"""Name -> what `zoo eval --on` runs; a new benchmark is one line."""
+"""Name on the command line -> benchmark."""
 DEFAULT = ("knn", "linear")
-"""What is measured of a model on labelled images, unless --on says otherwise."""
+"""The benchmarks of a model on labelled images, unless --on names others."""
 
 
 def find(names: Sequence[str]) -> list[str]:
-    """Check names of benchmarks, before any work starts.
+    """Check names of benchmarks before any work starts, and return each of them once.
 
     Raises:
-        ValueError: a name that the table does not have, with the nearest that it has.
+        ValueError: there is no benchmark of that name; the message suggests the nearest.
     """
     for name in names:
         if name not in BENCHMARKS:
@@ -145,10 +145,10 @@ def find(names: Sequence[str]) -> list[str]:
 
 
 def load(name: str) -> tuple[BenchmarkFunction, type[Any]]:
-    """Import a benchmark: its function and the class of its settings.
+    """Import a benchmark; return its function and the class of its settings.
 
     Raises:
-        ValueError: it is not installed here, or needs a package that is missing.
+        ValueError: there is no such benchmark, or it needs a package that is not installed.
     """
     (found,) = find([name])
     try:
@@ -164,7 +164,7 @@ def load(name: str) -> tuple[BenchmarkFunction, type[Any]]:
 
 
 def settings_of(name: str) -> type[Any]:
-    """Return the class of a benchmark's settings, which the command line shows.
+    """Return the class of a benchmark's settings, for the command line.
 
     Raises:
         ValueError: as `load`.
@@ -180,5 +180,5 @@ def _imported(place: str) -> Any:
 
 
 def headlines() -> Mapping[str, Benchmark]:
-    """Return the benchmarks by the number that stands for each."""
+    """Return the benchmarks by their headline numbers."""
     return {benchmark.headline: benchmark for benchmark in BENCHMARKS.values()}

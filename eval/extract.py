@@ -1,4 +1,4 @@
-"""Run a model over labelled images once; every benchmark then works on the matrix."""
+"""Run a model over labelled images once; several benchmarks then use the matrix of summaries."""
 
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
@@ -11,22 +11,23 @@ from zoo.features import Batch, Features
 
 
 class Extracted(NamedTuple):
-    """One row an image, in the order of the batches."""
+    """The summaries of images, one row for each, in the order of the batches."""
 
     summaries: Float[Tensor, "n D"]
     labels: Int[Tensor, " n"] | None
-    """`None` when the batches carry none."""
+    """`None` if the batches have none."""
     keys: list[str]
 
 
 def extract(model: Callable[[Batch], Features], batches: Iterable[Batch]) -> Extracted:
     """Return the summaries of all images, float32 on the CPU, with their labels and keys.
 
-    A model without a summary stands in with the mean of its spatial map. The model is run as it
-    is: put it in eval mode first. For a progress bar wrap the batches: `rich.progress.track(...)`.
+    Where a model has no summary, the mean of its spatial map is used. Put the model in eval mode
+    first. For a progress bar, wrap the batches in `rich.progress.track(...)`.
 
     Raises:
-        ValueError: there are no batches, or only some of them carry labels.
+        ValueError: there are no batches, only some of them have labels, or the model returns
+            neither a summary nor a map.
     """
     summaries, labels, keys = [], [], []
     for batch in batches:
@@ -36,13 +37,13 @@ def extract(model: Callable[[Batch], Features], batches: Iterable[Batch]) -> Ext
             labels.append(batch.labels.cpu())
         keys.extend(batch.keys)
     if not summaries:
-        raise ValueError("There are no images to extract features from: no batch came.")
+        raise ValueError("There are no images to extract features from: there was no batch.")
     if labels and len(labels) != len(summaries):
         raise ValueError(
-            f"Labels came with {len(labels)} of {len(summaries)} batches; give them with all "
-            "batches or with none."
+            f"{len(labels)} of {len(summaries)} batches have labels; give them with all batches or "
+            "with none."
         )
-    # Joined outside inference mode: a probe may then differentiate through what it is given.
+    # Concatenated outside inference mode, so that a probe can differentiate through the result.
     return Extracted(torch.cat(summaries), torch.cat(labels) if labels else None, keys)
 
 
@@ -50,5 +51,5 @@ def _summary(features: Features) -> Float[Tensor, "B D"]:
     if features.summary is not None:
         return features.summary
     if features.spatial is None:
-        raise ValueError("The model gave neither a summary nor a spatial map; one is needed.")
+        raise ValueError("The model returned neither a summary nor a spatial map; one is needed.")
     return features.spatial.float().mean(dim=(1, 2))

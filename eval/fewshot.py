@@ -1,4 +1,4 @@
-"""Few-shot classification: how far a handful of labels a class go."""
+"""Few-shot classification: a linear classifier fitted to a few labelled images of each class."""
 
 import math
 import statistics
@@ -16,13 +16,14 @@ from zoo.eval.settings import FewshotSettings
 
 
 def fewshot(subject: Subject, data: Path, settings: FewshotSettings) -> Iterator[Found]:
-    """Fit a linear classifier to n images a class, several times; yield mean and interval.
+    """Fit a linear classifier to n images of each class, several times; yield mean and interval.
 
-    `fewshot/n/top1` is the mean over draws, `fewshot/n/low` and `/high` the 95 % interval of that
-    mean by Student's t over the draws (the queries stay the same).
+    `fewshot/n/top1` is the mean accuracy over the draws in per cent, `fewshot/n/low` and `/high`
+    the 95 % interval of that mean by Student's t over the draws (the queries stay the same).
 
     Raises:
-        ValueError: no class has enough images for any number of shots, or a number is below one.
+        ValueError: the smallest class has fewer images than every number of shots, or a number is
+            below 1.
     """
     bank, queries = subject.extracted(data)
     assert bank.labels is not None and queries.labels is not None
@@ -65,24 +66,24 @@ def _per_class(labels: Int[Tensor, " n"]) -> Int[Tensor, " classes"]:
 
 
 def drawn(labels: Int[Tensor, " n"], shots: int, *, seed: int) -> Int[Tensor, " k"]:
-    """Draw `shots` places of each class, without replacement."""
+    """Draw `shots` indices of each class, without replacement."""
     draws = torch.Generator().manual_seed(seed)
     order = torch.randperm(len(labels), generator=draws)
     classes = labels.cpu()[order]
     sort = classes.sort(stable=True)
-    first = torch.searchsorted(sort.values, sort.values)  # where each row's class begins
+    first = torch.searchsorted(sort.values, sort.values)  # where the class of each row begins
     rank = torch.arange(len(labels)) - first
     return order[sort.indices[rank < shots]]
 
 
 def interval(values: list[float]) -> tuple[float, float]:
-    """Return the 95 % interval of the mean by Student's t; infinite with one value.
+    """Return the 95 % interval of the mean by Student's t; with one value it is infinite.
 
     Raises:
-        ValueError: there is no value.
+        ValueError: `values` is empty.
     """
     if not values:
-        raise ValueError("There is no value to give an interval of.")
+        raise ValueError("There is no value to compute an interval of.")
     if len(values) == 1:
         return -math.inf, math.inf
     from scipy.stats import t

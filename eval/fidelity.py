@@ -1,4 +1,4 @@
-"""How much of each teacher the student's heads give back, in the teacher's own space."""
+"""How well the student's heads reproduce each teacher, in the teacher's own feature space."""
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -20,20 +20,21 @@ def fidelity(
 ) -> Iterator[tuple[str, float]]:
     """Compare a student's heads with its teachers on held-out images, and yield named numbers.
 
-    For each teacher with a spatial map, over all tokens of all images at the smaller grid:
+    For each teacher with a spatial map, over all tokens of all images on the smaller of both grids:
 
         fidelity/<name> = tr Σ / (C · MSE)    (FeatSharp's measure; Σ is the teacher's covariance)
         mse/<name>, cosine/<name>/spatial     (mean over tokens)
 
     then cosine/<name>/summary (mean over images) where both sides have a summary, and the
-    minimum and the geometric mean of the fidelities. Fidelity 1 is what predicting the teacher's
-    mean on these images would get; higher is better; a perfect copy has infinity.
+    minimum and the geometric mean of the fidelities. Predicting the teacher's mean on these images
+    would have fidelity 1; higher is better; a perfect copy has infinity.
 
     Args:
-        student: Gives features in the teachers' original space: fold the heads first.
+        student: Returns features in the teachers' original space: fold the normalisers into the
+            heads first.
 
     Raises:
-        ValueError: no batch came, the student has no head for a teacher or a head of another
+        ValueError: there is no batch, the student has no head for a teacher or a head of another
             width, or a teacher is called `min` or `geomean`.
     """
     for name in RESERVED:
@@ -57,7 +58,11 @@ def _geometric_mean(values: list[float]) -> float:
 
 
 @torch.inference_mode()
-def _tally(student, teachers, batches) -> dict[str, "_Tally"]:
+def _tally(
+    student: Callable[[Batch], Mapping[str, Features]],
+    teachers: Mapping[str, Callable[[Batch], Features]],
+    batches: Iterable[Batch],
+) -> dict[str, "_Tally"]:
     tallies = {name: _Tally() for name in teachers}
     is_empty = True
     for batch in batches:
@@ -70,12 +75,12 @@ def _tally(student, teachers, batches) -> dict[str, "_Tally"]:
                 )
             tallies[name].add(ours[name], teacher(batch), name)
     if is_empty:
-        raise ValueError("There are no held-out images to compare on: no batch came.")
+        raise ValueError("There are no held-out images to compare on: there was no batch.")
     return tallies
 
 
 class _Tally:
-    """Float64 sums over one teacher's tokens and images, kept on its device until the end."""
+    """Float64 sums over one teacher's tokens and images, on the teacher's device until the end."""
 
     def __init__(self):
         self.tokens = self.images = self.channels = 0
@@ -96,8 +101,8 @@ class _Tally:
     def _add_tokens(self, guess: Float[Tensor, "n C"], truth: Float[Tensor, "n C"]) -> None:
         self.error = self.error + (guess - truth).square().sum(dtype=torch.float64)
         self.spatial = self.spatial + _sum_cosine(guess, truth)
-        # Chan's merge of (count, mean, squared deviations): raw sums of squares would cancel for
-        # a teacher whose mean is far from zero.
+        # Chan's merge of (count, mean, squared deviations): raw sums of squares would lose all
+        # digits for a teacher whose mean is far from zero.
         truth = truth.double()
         n, (self.tokens, self.channels) = self.tokens, (self.tokens + len(truth), truth.shape[1])
         mean = truth.mean(dim=0)
@@ -107,7 +112,7 @@ class _Tally:
         self.spread = self.spread + step.square().sum() * n * len(truth) / self.tokens
 
     def measures(self) -> Iterator[tuple[str, float]]:
-        """Yield a name with a place for the teacher's, and the value."""
+        """Yield values, each with a name in which `{}` stands for the teacher's."""
         if self.tokens:
             error, spread = self.error.item(), self.spread.item()
             yield "fidelity/{}", spread / error if error else math.inf

@@ -1,4 +1,4 @@
-"""Weighted k-nearest neighbours: what the features know before anything is fitted to them."""
+"""Weighted k-nearest neighbours: how good features are before anything is fitted to them."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,25 +13,34 @@ from zoo.eval.registry import Found, Scores, Subject
 from zoo.eval.settings import KnnSettings
 
 SIMILARITIES_AT_ONCE = 2**26
-"""Entries of the queries x bank matrix that are held at a time (256 MiB in float32)."""
+"""Entries of the queries x bank matrix that are in memory at a time (256 MiB in float32)."""
 
 BANK_ROWS_AT_ONCE = 2**16
-"""Rows of the bank that are normalised, and if need be brought to the device, at a time."""
+"""Rows of the bank that are normalised, and if necessary moved to the device, at a time."""
 
 
 def measure(subject: Subject, data: Path, settings: KnnSettings) -> Iterator[Found]:
-    """Yield `knn/top1` of a model's summaries."""
+    """Yield `knn/top1`, the accuracy of kNN on a model's summaries.
+
+    Raises:
+        ValueError: the images have no classes, or as `predict_knn`.
+    """
     bank, queries = subject.extracted(data)
     assert bank.labels is not None and queries.labels is not None
     predicted = predict_knn(
-        bank.summaries, bank.labels, queries.summaries, queries.labels,
-        k=settings.k, temperature=settings.temperature, device=subject.device,
-    )  # fmt: skip
+        bank.summaries,
+        bank.labels,
+        queries.summaries,
+        queries.labels,
+        k=settings.k,
+        temperature=settings.temperature,
+        device=subject.device,
+    )
     yield "knn/top1", scored(predicted, queries.labels, queries.keys)
 
 
 def scored(predicted: Int[Tensor, " m"], truth: Int[Tensor, " m"], keys: list[str]) -> Scores:
-    """Return the accuracy of answers, image by image."""
+    """Return the accuracy of predicted classes, with each image's part in it."""
     return Scores(keys, (predicted.cpu() == truth.cpu()).numpy().astype(np.uint8))
 
 
@@ -45,9 +54,9 @@ def knn(
     temperature: float = 0.07,
     device: torch.device | str | None = None,
 ) -> Iterator[tuple[str, float]]:
-    """Classify each query by its k most similar bank rows, and yield the percentage that is right.
+    """Classify queries by their k nearest bank rows; yield `knn/top1`, the accuracy in per cent.
 
-    See `predict_knn` for how.
+    See `predict_knn` for the method, the arguments and the errors.
     """
     predicted = predict_knn(
         bank, bank_labels, queries, query_labels, k=k, temperature=temperature, device=device
@@ -68,21 +77,22 @@ def predict_knn(
     temperature: float = 0.07,
     device: torch.device | str | None = None,
 ) -> Int[Tensor, " m"]:
-    """Return the class that each query's k most similar bank rows vote for.
+    """Return the class for which each query's k most similar bank rows vote.
 
-    A neighbour's vote is exp(cosine / temperature), the protocol of instance discrimination
-    (1805.01978 §3.4) that DINO and AM-RADIO report. The bank is walked once, part by part, and
-    each query keeps its k best so far: besides the sets themselves, which may lie elsewhere and
-    in half precision, the device holds one part of the bank, one block of similarities and
-    k numbers a query.
+    A neighbour's vote weighs exp(cosine / temperature): the protocol of instance discrimination
+    (1805.01978 §3.4), which DINO and AM-RADIO use. The bank is read once, part by part, and
+    each query keeps its k nearest so far. Besides the two sets, which may be on another device and
+    in half precision, the memory needed is one part of the bank, one block of similarities and
+    k numbers for each query.
 
     Args:
-        query_labels: Only checked: the answers do not depend on them.
-        k: Capped at the size of the bank.
-        device: Where the arithmetic is done; where the bank is, unless given.
+        query_labels: Only checked; the predictions do not depend on them.
+        k: At most the size of the bank is used.
+        device: Where to compute; the bank's device by default.
 
     Raises:
-        ValueError: shapes do not fit, a set is empty, a feature is not finite.
+        ValueError: shapes do not fit, a set is empty, a feature is not finite, a label is negative,
+            or `k` or `temperature` is not positive.
     """
     check_sets(bank, bank_labels, queries, query_labels)
     if k < 1 or not temperature > 0:
@@ -90,7 +100,7 @@ def predict_knn(
     device = bank.device if device is None else torch.device(device)
     k, classes = min(k, len(bank)), int(bank_labels.max()) + 1
     near, where = _nearest(bank, queries, k, device)
-    # Relative to the nearest, whose vote is 1: no temperature can over- or underflow them all.
+    # Relative to the nearest, whose vote is 1: no temperature makes all votes 0 or infinite.
     weight = ((near - near[:, :1]).double() / temperature).exp()
     bank_labels = bank_labels.to(device)
     rows = max(1, SIMILARITIES_AT_ONCE // classes)
@@ -104,7 +114,7 @@ def predict_knn(
 def _nearest(
     bank: Tensor, queries: Tensor, k: int, device: torch.device
 ) -> tuple[Float[Tensor, "m k"], Int[Tensor, "m k"]]:
-    """Return the cosines and the places of each query's k nearest, the nearest first."""
+    """Return the cosines and the bank rows of each query's k nearest, the nearest first."""
     part = min(len(bank), BANK_ROWS_AT_ONCE)
     rows = max(1, SIMILARITIES_AT_ONCE // part)
     best = torch.empty(len(queries), 0, device=device)
@@ -124,7 +134,7 @@ def _nearest(
 
 
 def check_sets(bank: Tensor, bank_labels: Tensor, queries: Tensor, query_labels: Tensor) -> None:
-    """Refuse a bank and queries that no classifier could be measured on.
+    """Refuse a bank and queries that cannot be classified.
 
     Raises:
         ValueError: shapes do not fit, a set is empty, a feature is not finite, a label is negative.
@@ -139,7 +149,7 @@ def check_sets(bank: Tensor, bank_labels: Tensor, queries: Tensor, query_labels:
             raise ValueError(f"The {what} set is empty; give at least one labelled image.")
         if labels.min() < 0:
             raise ValueError(f"A {what} label is {int(labels.min())}; labels count from 0.")
-        # By sums, in float32 and part by part: a mask of a million rows would take gigabytes.
+        # By sums of rows in float32, part by part: a mask of a million rows takes gigabytes.
         sums = [x.float().sum(dim=-1) for x in rows.split(BANK_ROWS_AT_ONCE)]
         bad = (~torch.cat(sums).isfinite()).sum()
         if bad:

@@ -14,11 +14,15 @@ from zoo.eval.registry import Found, Subject
 from zoo.eval.settings import STRENGTHS, LinearSettings
 
 LOGITS_AT_ONCE = 2**26
-"""Entries of the rows x classes matrix that are held at a time (256 MiB in float32)."""
+"""Entries of the rows x classes matrix that are in memory at a time (256 MiB in float32)."""
 
 
 def measure(subject: Subject, data: Path, settings: LinearSettings) -> Iterator[Found]:
-    """Yield `linear/top1` of a model's summaries, and `linear_ridge/top1`, `linear_sgd/top1`."""
+    """Yield the accuracy of each solver: `linear/top1`, `linear_ridge/top1`, `linear_sgd/top1`.
+
+    Raises:
+        ValueError: the images have no classes, or as the functions of the solvers.
+    """
     bank, queries = (_on(side, subject.device) for side in subject.extracted(data))
     assert bank.labels is not None and queries.labels is not None
     sets = bank.summaries, bank.labels, queries.summaries, queries.labels
@@ -31,9 +35,13 @@ def measure(subject: Subject, data: Path, settings: LinearSettings) -> Iterator[
             predicted = predict_ridge(*sets, strengths=settings.strengths)
         else:
             predicted = predict_sgd(
-                *sets, rates=settings.rates, epochs=settings.epochs, batch=settings.batch,
-                least_steps=settings.least_steps, seed=subject.seed,
-            )  # fmt: skip
+                *sets,
+                rates=settings.rates,
+                epochs=settings.epochs,
+                batch=settings.batch,
+                least_steps=settings.least_steps,
+                seed=subject.seed,
+            )
         name = "linear" if solver == "lbfgs" else f"linear_{solver}"
         yield f"{name}/top1", scored(predicted, queries.labels, queries.keys)
 
@@ -52,9 +60,9 @@ def linear_probe(
     strengths: Sequence[float] = STRENGTHS,
     max_steps: int = 200,
 ) -> Iterator[tuple[str, float]]:
-    """Fit a linear classifier to the bank, and yield the percentage of queries that it gets right.
+    """Fit a linear classifier to the bank; yield `linear/top1`, the accuracy in per cent.
 
-    See `predict_linear` for how.
+    See `predict_linear` for the method, the arguments and the errors.
     """
     predicted = predict_linear(
         bank, bank_labels, queries, query_labels, strengths=strengths, max_steps=max_steps
@@ -74,20 +82,21 @@ def predict_linear(
     strengths: Sequence[float] = STRENGTHS,
     max_steps: int = 200,
 ) -> Int[Tensor, " m"]:
-    """Fit a linear classifier to the bank, and give the class that it sees in each query.
+    """Fit a linear classifier to the bank, and return the class that it predicts for each query.
 
-    Features are standardised with the bank's mean and deviation. The fit minimises
+    Features are standardised with the bank's mean and standard deviation. The fit minimises
 
         mean cross-entropy + strength / 2 · ‖W‖²
 
     (scikit-learn's `C` is 1 / (n · strength)) by L-BFGS. Of several strengths the one with the
-    lowest cross-entropy on a held-out tenth of the bank is taken, and fitted again to all of it.
-    Nothing is random: the tenth is drawn with a fixed seed, so the same features give the same
-    number. Runs on the bank's device.
+    lowest cross-entropy on a held-out tenth of the bank is used for a last fit to the whole bank.
+    The tenth is drawn with a fixed seed, so the same features always have the same result. Runs on
+    the bank's device.
 
     Raises:
-        ValueError: shapes do not fit, a set is empty, a feature is not finite, or the bank has
-            too few rows to hold any out.
+        ValueError: shapes do not fit, a set is empty, a feature is not finite, a label or a
+            strength is negative, there is no strength, or the bank has too few rows for a
+            held-out tenth.
     """
     check_sets(bank, bank_labels, queries, query_labels)
     _check_strengths(strengths)
@@ -111,9 +120,9 @@ Standardise = Callable[[Tensor], Tensor]
 def standardised(
     bank: Float[Tensor, "n D"], labels: Int[Tensor, " n"]
 ) -> tuple[Float[Tensor, "n D"], Int[Tensor, " n"], Standardise]:
-    """Move and scale the bank's channels to mean 0 and deviation 1; constant ones only to 0.
+    """Shift and scale the bank's channels to mean 0 and deviation 1; constant channels become 0.
 
-    Gives the labels on the bank's device, and what does the same to other rows.
+    Return the new bank, the labels on its device, and a function that does the same to other rows.
     """
     bank = bank.float()
     std, mean = torch.std_mean(bank, dim=0, correction=0)
@@ -128,7 +137,7 @@ def standardised(
 def predict_rows(
     weights: Float[Tensor, "D+1 classes"], queries: Tensor, standardise: Standardise
 ) -> Int[Tensor, " m"]:
-    """Return the class of the largest logit of each query."""
+    """Return the class with the largest logit for each query."""
     rows = max(1, LOGITS_AT_ONCE // max(weights.shape))
     return torch.cat(
         [_logits(standardise(some), weights).argmax(dim=-1) for some in queries.split(rows)]
@@ -148,7 +157,8 @@ def predict_ridge(
         W = (XᵀX / n + s λ̄ I)⁻¹ Xᵀ(Y − Ȳ) / n,    λ̄ = tr(XᵀX / n) / D
 
     One decomposition serves every strength s; of several the one with the best accuracy on a
-    held-out tenth is taken. In float64, as the normal equations square the condition number.
+    held-out tenth is used. Computed in float64, since the normal equations square the condition
+    number.
 
     Raises:
         ValueError: as `predict_linear`.
@@ -181,11 +191,11 @@ def _ridge(
     for some, truth in zip(x.split(rows), labels.split(rows), strict=True):
         centred = some.double() - mean
         gram += centred.T @ centred / len(x)
-        cross.index_add_(1, truth, centred.T / len(x))  # Xᵀ Y, with Y never made
+        cross.index_add_(1, truth, centred.T / len(x))  # Xᵀ Y, without building Y
     levels, axes = torch.linalg.eigh(gram)
     scale = levels.mean().clamp(min=1e-300)
     for strength in strengths:
-        # Directions that the rows do not have stay zero, as in the least-norm solution.
+        # Directions in which the rows do not vary stay zero, as in the least-norm solution.
         damped = levels + max(strength, 1e-12) * scale
         weights = axes @ ((axes.T @ cross) / damped[:, None])
         bias = share - mean @ weights
@@ -193,18 +203,18 @@ def _ridge(
 
 
 def hold_out(count: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Return the places of a held-out tenth and of the rest, the same on each call.
+    """Return the indices of a held-out tenth and of the rest, the same on each call.
 
     Raises:
         ValueError: there is only one row.
     """
     if count < 2:
         raise ValueError(
-            "The bank has one row, and a strength cannot be chosen on none. Give more labelled "
-            "images, or a single strength."
+            "The bank has one row, so none can be held out to choose a strength. Give more "
+            "labelled images, or a single strength."
         )
-    # Shuffled, because labelled files often come sorted or with a period; on the CPU, because
-    # every device then holds out the same rows.
+    # Shuffled, since labelled files are often sorted or periodic; on the CPU, so that every
+    # device holds out the same rows.
     order = torch.randperm(count, generator=torch.Generator().manual_seed(0))
     held, kept = order.to(device).tensor_split([max(1, count // 10)])
     return held, kept
@@ -213,7 +223,7 @@ def hold_out(count: int, device: torch.device) -> tuple[Tensor, Tensor]:
 def _best_strength(
     bank: Tensor, labels: Tensor, classes: int, strengths: Sequence[float], max_steps: int
 ) -> float:
-    """Choose by cross-entropy, which moves smoothly where accuracy on few rows jumps."""
+    """Choose by cross-entropy, which is smooth where the accuracy on a few rows jumps."""
     held, kept = hold_out(len(bank), bank.device)
     rows, truth = bank[kept], labels[kept]
     weights = bank.new_zeros(bank.shape[1] + 1, classes)
@@ -250,7 +260,7 @@ def _fit(x: Tensor, labels: Tensor, start: Tensor, strength: float, max_steps: i
         total = total.detach()
         for some, truth in parts:
             part = F.cross_entropy(_logits(some, weights), truth, reduction="sum") / len(x)
-            part.backward()  # part by part, so that one part's logits are held at a time
+            part.backward()  # so that only one part's logits are in memory
             total += part.detach()
         return total
 
@@ -273,7 +283,7 @@ def predict_sgd(
     least_steps: int = 1000,
     seed: int = 0,
 ) -> Int[Tensor, " m"]:
-    """Train linear classifiers side by side, one a learning rate, and let the best one answer.
+    """Train one linear classifier for each learning rate, and predict by the best of them.
 
     The protocol of DINOv2 (2304.07193, appendix B.3): momentum 0.9, no weight decay, a cosine to
     zero, the rate with the best accuracy on held-out data (here a tenth of the bank, then fitted
@@ -281,7 +291,7 @@ def predict_sgd(
     the rows: a step is one product for all. Standardised features, as in `predict_linear`.
 
     Args:
-        least_steps: A small bank is gone through more often than `epochs`, until so many steps.
+        least_steps: For a small bank, `epochs` are raised until there are this many steps.
 
     Raises:
         ValueError: as `predict_linear`; or no rate, an epoch or a batch below one.
@@ -289,7 +299,7 @@ def predict_sgd(
     check_sets(bank, bank_labels, queries, query_labels)
     if not rates or min(rates) <= 0 or epochs < 1 or batch < 1:
         raise ValueError(
-            f"SGD was asked for the rates {tuple(rates)}, {epochs} epochs and batches of {batch}; "
+            f"SGD with the rates {tuple(rates)}, {epochs} epochs and batches of {batch}: "
             "all must be positive."
         )
     bank, labels, standardise = standardised(bank, bank_labels)
@@ -304,7 +314,7 @@ def predict_sgd(
         right = (logits.argmax(dim=-1) == truth).double().mean(dim=1)
         loss = F.cross_entropy(logits.transpose(1, 2), truth, reduction="none").mean(dim=1)
         ranked = zip(right.tolist(), (-loss.nan_to_num(torch.inf)).tolist(), rates, strict=True)
-        rate = max(ranked)[2]  # of equally good ones the surer
+        rate = max(ranked)[2]  # of equally accurate ones the one with the lower loss
     epochs = _epochs(len(bank), batch, epochs, least_steps)
     weights = _train(bank, labels, classes, [rate], epochs, batch, seed)
     return predict_rows(weights[0], queries, standardise)
@@ -323,7 +333,7 @@ def _train(
     batch: int,
     seed: int,
 ) -> Float[Tensor, "rates D+1 classes"]:
-    """Descend with all rates at once; the gradient of a softmax is written out."""
+    """Train with all rates at once; the gradient of the softmax is written out."""
     batch = min(batch, len(x))
     weights = x.new_zeros(len(rates), x.shape[1] + 1, classes)
     speed = torch.zeros_like(weights)
@@ -331,7 +341,7 @@ def _train(
     draws = torch.Generator().manual_seed(seed)
     per_epoch = len(x) // batch
     steps = epochs * per_epoch
-    # The cosine as data on the device: a step then waits for nothing that the host computes.
+    # The cosine schedule as a tensor on the device, so that no step waits for the host.
     schedule = (1 + torch.cos(torch.pi * torch.arange(steps, device=x.device) / steps)) / 2
     for epoch in range(epochs):
         order = torch.randperm(len(x), generator=draws).to(x.device)

@@ -1,4 +1,4 @@
-"""Two models on the same images: is the difference more than the choice of images?"""
+"""Compare two models on the same images: is the difference larger than chance would make it?"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,13 +12,13 @@ from zoo.eval.results import Record
 
 DRAWS = 10_000
 RANKINGS = 200
-"""Draws of an average precision, each of which goes through all predictions again."""
+"""Draws for an average precision, each of which goes through all predictions again."""
 COUNTS_AT_ONCE = 2**22
 
 
 @dataclass(frozen=True, kw_only=True)
 class PairedDifference:
-    """Theirs minus ours in points, and where 95 % of the bootstrap draws of images lie."""
+    """The second model minus the first, in points, with the 95 % interval of bootstrap draws."""
 
     measure: str
     data: str = ""
@@ -28,7 +28,7 @@ class PairedDifference:
     low: float | None = None
     high: float | None = None
     images: int | None = None
-    """None where no scores of single images are at hand: there is no interval then."""
+    """`None` if the scores of single images are not known; then there is no interval either."""
 
     @property
     def difference(self) -> float:
@@ -37,11 +37,11 @@ class PairedDifference:
 
     @property
     def separated(self) -> bool:
-        """Whether the interval leaves zero out."""
+        """Whether the interval excludes zero."""
         return self.low is not None and self.high is not None and (self.low > 0 or self.high < 0)
 
     def describe(self) -> tuple[str, str, str, str, str]:
-        """Write it as cells: measure, both numbers, difference, interval."""
+        """Return the texts of a table's row: measure, both numbers, difference, interval."""
         digits = 2 if max(abs(self.first), abs(self.second)) < 1e5 else 0
         interval = "–"
         if self.low is not None and self.high is not None:
@@ -57,14 +57,15 @@ def paired_bootstrap(
 ) -> tuple[float, float]:
     """Return the 95 % interval of the second number minus the first, over the choice of images.
 
-    Each draw takes as many images as there are, with replacement, the same ones for both models,
-    and makes both numbers of them: percentiles of the differences (Efron & Tibshirani, 13.3).
+    A draw resamples the images with replacement, the same ones for both models, and computes both
+    numbers from them. The interval is made of percentiles of the differences (Efron & Tibshirani,
+    13.3).
 
     Args:
-        draws: `DRAWS`, of average precisions `RANKINGS`, unless another number is given.
+        draws: `DRAWS` by default, for average precisions `RANKINGS`.
 
     Raises:
-        ValueError: the two were not measured on the same images, or not as one kind of number.
+        ValueError: the two were not measured on the same images, or are not of one kind.
     """
     order = _order(first.keys, second.keys)
     chance = np.random.default_rng(seed)
@@ -75,7 +76,7 @@ def paired_bootstrap(
         taken = chance.multinomial(images, np.full(images, 1 / images), size=draws or RANKINGS)
         found = second.over(taken[:, np.argsort(order)]) - first.over(taken)
     else:
-        raise ValueError("The two numbers are not of one kind; measure both with one version.")
+        raise ValueError("The two numbers are of different kinds; measure both with one version.")
     low, high = np.nanpercentile(found, [2.5, 97.5])
     return float(low), float(high)
 
@@ -83,10 +84,10 @@ def paired_bootstrap(
 def _differences(
     first: Scores, second: Scores, order: np.ndarray, draws: int, chance: np.random.Generator
 ) -> np.ndarray:
-    """Return the difference of each draw.
+    """Return the difference in each draw.
 
-    Images on which both models did the same are one kind, so a draw is one multinomial over the
-    kinds: of a million right or wrong answers there are four.
+    Images with equal scores of both models are one kind, so a draw is one multinomial over the
+    kinds. A million images that are right or wrong have only four kinds.
     """
     sides = [*first.sums(), *(side[order] for side in second.sums())]
     widths = np.cumsum([side.shape[1] for side in sides])[:-1]
@@ -101,25 +102,25 @@ def _differences(
 
 
 def _order(ours: Sequence[str], theirs: Sequence[str]) -> np.ndarray:
-    """Say where each of the first one's images is among the second one's."""
+    """Return the index of each of the first model's images among the second's."""
     ours, theirs = list(ours), list(theirs)
     if ours == theirs:
         return np.arange(len(ours))
-    where = {key: place for place, key in enumerate(theirs)}
+    where = {key: i for i, key in enumerate(theirs)}
     shared = sum(key in where for key in ours)
     if shared != len(ours) or len(ours) != len(theirs) or len(where) != len(theirs):
         raise ValueError(
-            f"The two models saw {len(ours)} and {len(theirs)} images, of which {shared} are the "
-            "same; measure both on one data set."
+            f"The two models were measured on {len(ours)} and {len(theirs)} images, of which "
+            f"{shared} are the same; measure both on one data set."
         )
     return np.array([where[key] for key in ours])
 
 
 def compare(first: Sequence[Record], second: Sequence[Record]) -> list[PairedDifference]:
-    """Compare two models benchmark by benchmark, where both were measured in the same way.
+    """Compare two models on every benchmark that both have on the same data with the same settings.
 
     Raises:
-        ValueError: they share no benchmark, data and settings.
+        ValueError: there is no such benchmark, or scores of single images cannot be read or paired.
     """
     theirs = {record.case: record for record in second}
     pairs = [(record, theirs[record.case]) for record in first if record.case in theirs]
@@ -129,7 +130,7 @@ def compare(first: Sequence[Record], second: Sequence[Record]) -> list[PairedDif
             for side in (first, second)
         )
         raise ValueError(
-            f"The two share no benchmark with the same data and settings: there are {sides}."
+            f"The two share no benchmark with the same data and settings; they have {sides}."
         )
     rows = []
     for ours, other in pairs:
@@ -143,9 +144,13 @@ def compare(first: Sequence[Record], second: Sequence[Record]) -> list[PairedDif
                 ends = paired_bootstrap(scores[name], others[name])
             rows.append(
                 PairedDifference(
-                    measure=name, data=Path(ours.data).name if ours.data else "", first=value,
-                    second=against, low=ends[0], high=ends[1],
+                    measure=name,
+                    data=Path(ours.data).name if ours.data else "",
+                    first=value,
+                    second=against,
+                    low=ends[0],
+                    high=ends[1],
                     images=len(scores[name].keys) if ends[0] is not None else None,
                 )
-            )  # fmt: skip
+            )
     return rows

@@ -1,4 +1,4 @@
-"""Figures that papers and their authors' tables state: to stand beside ours, marked as theirs."""
+"""Figures published by papers and their authors, to show beside ours and marked as published."""
 
 from typing import NamedTuple
 
@@ -6,13 +6,13 @@ from zoo.eval.speed.pareto import PUBLISHED_TOP1
 
 
 class Published(NamedTuple):
-    """A figure that was not measured here and belongs to the released weights."""
+    """A published figure: it was not measured here, and belongs to the released weights."""
 
     measure: str
     value: float
     source: str
     size: int | None = None
-    """Of the images, where the source states it."""
+    """Side of the images in pixels, if the source states it."""
 
 
 ZERO_SHOT, KNN = "ImageNet-1k zero-shot top-1, %", "ImageNet-1k kNN top-1, %"
@@ -31,14 +31,15 @@ PUBLISHED_DENSE: dict[str, tuple[str, int | None, tuple[float | None, ...]]] = {
     "radio_vit_so400m_patch16.c_radio_v4": (_C_RADIO_V4, None, (82.01, 85.76, 55.14, 87.22)),
     "radio_vit_huge_patch16.c_radio_v4": (_C_RADIO_V4, None, (83.09, 86.59, 55.20, 87.24)),
 }
-"""Source, size and one figure for each of `COLUMNS`. A name with a tag means those weights."""
+"""Source, size and one figure for each of `COLUMNS`. A name with a tag stands for those weights."""
 
 
 def published(model: str, size: int | None = None) -> list[Published]:
-    """Look up what is published of a model (a registered name, with or without a tag).
+    """Return the published figures of a model (a registered name, with or without a tag).
 
     Args:
-        size: Of the images; figures at another size are given too, with theirs beside them.
+        size: Side of the images in pixels. Figures for this size come first; those for other
+            sizes follow.
     """
     base = model.partition(".")[0]
     found = [

@@ -1,4 +1,4 @@
-"""What a benchmark is given, and what it gives. The table of benchmarks: `zoo.eval.benchmarks`."""
+"""The input and the output of a benchmark; the table of benchmarks is `zoo.eval.benchmarks`."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -17,33 +17,35 @@ from zoo.students.student import Student
 
 
 class Picture(NamedTuple):
-    """Something to look at: boxes or masks drawn on an image, uint8 [H W 3]."""
+    """An image for the report, for example with boxes or masks drawn on it."""
 
     pixels: np.ndarray
+    """uint8 [H W 3]."""
     caption: str = ""
 
 
 class Scores(NamedTuple):
-    """A number with the images that it is made of, so that two models can be compared in pairs.
+    """A number with each image's part in it, so that two models can be compared image by image.
 
-    The number is 100 · mean over columns of Σ top / Σ bottom, sums over images; columns without
-    any bottom are left out. Accuracy: `top` is 1 for what is right, `bottom` nothing. Mean IoU: a
-    column a class, intersections over unions.
+    The number is 100 · mean over columns of (Σ top / Σ bottom), with sums over images; columns
+    whose bottom sums to 0 are left out. For an accuracy, `top` is 1 where the prediction is right
+    and `bottom` is omitted. For a mean IoU, a column is a class, `top` the intersection and
+    `bottom` the union.
     """
 
     keys: Sequence[str]
-    """Names of the images, the same for every model."""
+    """Names of the images; the same for every model."""
     top: np.ndarray
     """[n] or [n, columns]."""
     bottom: np.ndarray | None = None
-    """Of the same shape; one an image if not given."""
+    """The shape of `top`; ones by default."""
 
     @property
     def value(self) -> float:
-        """The number itself, in per cent."""
-        return float(ratio_of_sums(self.top.sum(axis=0), self._under().sum(axis=0)))
+        """The number, in per cent."""
+        return float(ratio_of_sums(self.top.sum(axis=0), self._bottom().sum(axis=0)))
 
-    def _under(self) -> np.ndarray:
+    def _bottom(self) -> np.ndarray:
         return np.ones_like(self.top, dtype=np.float64) if self.bottom is None else self.bottom
 
     def sums(self) -> tuple[np.ndarray, np.ndarray]:
@@ -51,12 +53,15 @@ class Scores(NamedTuple):
         n = len(self.top)
         return (
             np.asarray(self.top, np.float64).reshape(n, -1),
-            np.asarray(self._under(), np.float64).reshape(n, -1),
+            np.asarray(self._bottom(), np.float64).reshape(n, -1),
         )
 
 
 def ratio_of_sums(top: np.ndarray, bottom: np.ndarray) -> np.ndarray:
-    """Return 100 · the mean of top / bottom along the last axis, where there is any bottom."""
+    """Return 100 · mean of top / bottom along the last axis, where the bottom is above 0.
+
+    NaN where no bottom is.
+    """
     top, bottom = np.atleast_1d(top), np.atleast_1d(bottom)
     known = bottom > 0
     ratio = np.divide(top, bottom, out=np.zeros(top.shape, np.float64), where=known)
@@ -66,13 +71,13 @@ def ratio_of_sums(top: np.ndarray, bottom: np.ndarray) -> np.ndarray:
 
 
 Parts = Scores | AveragePrecision
-"""A number with what each image adds to it."""
+"""A number with each image's part in it."""
 Value = float | Parts | Picture
 Found = tuple[str, Value]
 
 
 class Images(Protocol):
-    """One part of a data set of whole images: what `Subject.open` gives."""
+    """The training or the validation part of a set of images, in batches; see `Subject.open`."""
 
     @property
     def classes(self) -> Sequence[str]: ...
@@ -84,58 +89,66 @@ Split = Literal["train", "val"]
 
 
 def _no_images(data: Path, split: Split) -> Images:
-    raise ValueError(f"{data} cannot be opened: this subject was made without a reader of images.")
+    raise ValueError(f"{data} cannot be opened: this subject has no reader of images.")
 
 
 @dataclass(kw_only=True)
 class Subject:
-    """The model under test, and what all benchmarks share."""
+    """The model under test, and the settings that all benchmarks share."""
 
     name: str
     """As the user wrote it."""
     made: Student | None
-    """The network, in eval mode and on the device; none if only its features are at hand."""
+    """The network, in eval mode and on the device; `None` if only stored features are known."""
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     precision: Literal["float32", "amp"] = "float32"
     """`amp` is autocast to bfloat16."""
     batch: int = 64
     seed: int = 0
     open: Callable[[Path, Split], Images] = _no_images
-    """Open the training or the validation part of labelled images: batches on the device at
-    the subject's size, centre crops, in order."""
+    """Open the training or the validation part of a folder of images: centre crops of the subject's
+    size, in batches on the device, in the order of the files."""
     read: Callable[[Path], tuple[Extracted, Extracted]] | None = None
-    """Return the features of both parts from where they were stored, instead of from images."""
+    """Read the stored features of both parts, in place of extracting them from images."""
     known: dict[Path, tuple[Extracted, Extracted]] = field(default_factory=dict, repr=False)
+    """What `extracted` has returned, by data set."""
     work: Path | None = None
-    """Folder for the training of a benchmark that trains; one that was stopped there goes on."""
+    """Folder for the runs of benchmarks that train; a run that was stopped there is resumed."""
 
     @property
     def student(self) -> Student:
         """The network: `student.backbone`, `student.size`, and its heads by `student(batch)`.
 
         Raises:
-            ValueError: only features are at hand.
+            ValueError: only stored features are known.
         """
         if self.made is None:
             raise ValueError(
-                f"{self.name} is known by its features alone; --features serves what reads "
-                f"features: {', '.join(n for n, b in BENCHMARKS.items() if b.reads == 'features')}."
+                f"{self.name} is known by its features alone; --features serves only "
+                "benchmarks that read features: "
+                f"{', '.join(n for n, b in BENCHMARKS.items() if b.reads == 'features')}."
             )
         return self.made
 
     def autocast(self) -> AbstractContextManager:
-        """Return the context in which the network is run."""
+        """Return the context manager in which the network is run: autocast for `amp`."""
         if self.precision == "float32":
             return nullcontext()
         return torch.autocast(self.device.type, torch.bfloat16)
 
     def features(self, batch: Batch, size: tuple[int, int] | None = None) -> Features:
-        """Return the backbone's features, in the subject's precision."""
+        """Return the backbone's features, in the subject's precision and without gradients.
+
+        Args:
+            size: Height and width to which the images are resized; the student's size by default.
+        """
         with torch.no_grad(), self.autocast():
             return self.student.features(batch, size)
 
     def extracted(self, data: Path) -> tuple[Extracted, Extracted]:
-        """Return the summaries of both parts of labelled images; each data set is looked at once.
+        """Return the summaries of the training and the validation part of labelled images.
+
+        The features of a data set are computed only once.
 
         Raises:
             ValueError: the images have no classes.

@@ -1,4 +1,4 @@
-"""What `zoo eval` keeps: one JSON line a benchmark, and beside the file what a line cannot hold."""
+"""The result files of `zoo eval`: a JSON line for each benchmark, with arrays and images beside."""
 
 import hashlib
 import json
@@ -20,24 +20,24 @@ from zoo.files import written_whole
 
 SUFFIX = ".jsonl"
 KINDS: Mapping[str, type[Parts]] = {"top": Scores, "right": AveragePrecision}
-"""By an array that only this kind of number has in the file."""
+"""The kind of a number, by the name of an array that only this kind has in the file."""
 ENDS = 4096
-"""Bytes at the beginning and at the end of a file that the hash of a data set looks at."""
+"""Bytes at the beginning and at the end of each file that the hash of a data set reads."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Record:
-    """One benchmark of one model on one data set, with all that a rerun needs."""
+    """One benchmark of one model on one data set, with everything needed to run it again."""
 
     target: str
     benchmark: str
     values: Mapping[str, float | None]
-    """What was measured; `None` stands for what is not finite."""
+    """The numbers by name; `None` where a number is not finite."""
     settings: Mapping[str, Any] = field(default_factory=dict)
     data: str | None = None
     data_hash: str | None = None
     features: str | None = None
-    """The folder of stored features that was read instead of the images."""
+    """The folder of stored features, if they were read instead of the images."""
     weights_hash: str | None = None
     model: Mapping[str, Any] = field(default_factory=dict)
     """`name`, `size`, `parameters` and `macs` of the backbone."""
@@ -51,24 +51,24 @@ class Record:
     machine: Mapping[str, Any] = field(default_factory=dict)
     threads: int | None = None
     scores_file: str | None = None
-    """Scores of single images, beside the result file."""
+    """File of the scores of single images, relative to the result file."""
     pictures: Sequence[Mapping[str, str]] = ()
-    """`name`, `file` and `caption` of each."""
+    """`name`, `file` and `caption` of each image for the report."""
     place: Path | None = None
-    """Where the files are; not written."""
+    """The folder of the result file; not written."""
     kept: Mapping[str, Parts] = field(default_factory=dict)
     """Scores of single images, before they are written."""
 
     @property
     def case(self) -> tuple[str, str | None, str]:
-        """What two records must share to be compared: benchmark, data and settings."""
+        """What two records must have in common to be compared: benchmark, data and settings."""
         return self.benchmark, self.data_hash, json.dumps(self.settings, sort_keys=True)
 
     def scores(self) -> dict[str, Parts]:
-        """Return the scores of single images by the number that they make.
+        """Return the scores of single images by the name of their number.
 
         Raises:
-            ValueError: the file that held them is gone or damaged.
+            ValueError: their file is missing or damaged.
         """
         if self.kept or not self.scores_file or self.place is None:
             return dict(self.kept)
@@ -86,16 +86,20 @@ class Record:
                     if mark in parts
                 }
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"The scores of single images, {path}, are gone: {error}.") from None
+            raise ValueError(
+                f"The scores of single images, {path}, cannot be read: {error}."
+            ) from None
 
 
 def write(
     out: Path, record: Record, scores: Mapping[str, Parts], pictures: Mapping[str, Picture]
 ) -> Record:
-    """Append a record to `out`, with its scores and pictures in the folder beside it.
+    """Append a record to `out`, and write its scores and pictures into `files_of(out)`.
+
+    Return the record with the names of these files.
 
     Raises:
-        OSError: the place cannot be written to.
+        OSError: the folder cannot be written to.
     """
     folder = files_of(out)
     stem = "-".join((_slug(record.target), record.benchmark, _identity(record)))
@@ -126,19 +130,19 @@ def write(
 
 
 def finished(out: Path, record: Record) -> Record | None:
-    """Return the last result of the same measurement that a file holds."""
+    """Return the last record of the same measurement in a result file, if there is one."""
     known = read(out) if out.is_file() else []
     same = [r for r in known if (r.target, _identity(r)) == (record.target, _identity(record))]
     return same[-1] if same else None
 
 
 def work_of(out: Path, record: Record) -> Path:
-    """Return the folder beside a result file where a measurement keeps its training."""
+    """Return the folder beside a result file for the training of a measurement."""
     return out.with_name(f"{out.stem}.work") / f"{record.benchmark}-{_identity(record)}"
 
 
 def files_of(out: Path) -> Path:
-    """Return the folder beside a result file where scores and pictures lie."""
+    """Return the folder beside a result file for its scores and pictures."""
     return out.with_name(f"{out.stem}_files")
 
 
@@ -151,7 +155,7 @@ def _plain(record: Record) -> dict[str, Any]:
 
 
 def finite(value: float | None) -> float | None:
-    """Return a number that JSON can hold, or nothing."""
+    """Return the number, or `None` if it is not finite and JSON cannot hold it."""
     return value if value is not None and math.isfinite(value) else None
 
 
@@ -167,10 +171,10 @@ def _identity(record: Record) -> str:
 
 
 def read(path: Path) -> list[Record]:
-    """Read a result file; of a case that was measured twice, both lines.
+    """Read all records of a result file, also those of a case that was measured twice.
 
     Raises:
-        ValueError: there is no such file, or a line of it is no result.
+        ValueError: there is no such file, or a line of it is not a result.
     """
     if not path.is_file():
         raise ValueError(f"There is no result file {path}; zoo eval writes one with --out.")
@@ -185,7 +189,7 @@ def read(path: Path) -> list[Record]:
             found.append(Record(**own, place=path.parent))
         except (ValueError, TypeError, AttributeError):
             raise ValueError(
-                f"Line {number} of {path} is no result of zoo eval; give files that its --out "
+                f"Line {number} of {path} is not a result of zoo eval; give files that its --out "
                 "wrote."
             ) from None
     if not found:
@@ -194,13 +198,13 @@ def read(path: Path) -> list[Record]:
 
 
 def latest(records: Sequence[Record]) -> list[Record]:
-    """Keep the last line of each target and case, where each of them came first."""
+    """Keep the last record of each target, precision and case, in the order of their first ones."""
     newest = {(r.target, r.precision, *r.case): r for r in records}
     return list(newest.values())
 
 
 def hash_weights(model: nn.Module) -> str:
-    """Hash the names and the bytes of a model's weights and buffers."""
+    """Hash the names, types, shapes and bytes of a model's weights and buffers."""
     digest = hashlib.sha256()
     for key, value in sorted(model.state_dict().items()):
         digest.update(f"{key} {value.dtype} {tuple(value.shape)}".encode())
@@ -212,8 +216,8 @@ def hash_weights(model: nn.Module) -> str:
 def hash_data(path: Path) -> str:
     """Hash a file or folder: names, sizes, and the first and last bytes of every file.
 
-    Not all bytes: a data set of a terabyte would be read twice. What changes the middle of a file
-    and nothing else goes unseen.
+    The middle of a large file is not read, since data sets can be terabytes; a change there that
+    keeps the size goes unnoticed.
     """
     digest = hashlib.sha256()
     root = path if path.is_dir() else path.parent

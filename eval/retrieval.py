@@ -1,13 +1,13 @@
 """Retrieval of images by their captions, and of captions by their images."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from zoo.eval.dense.square import squares
@@ -20,15 +20,15 @@ from zoo.teachers.text import BATCH, open_text
 
 RANKS = (1, 5, 10)
 ROWS = 1024
-"""Queries that are ranked together."""
+"""Queries that are ranked at once."""
 FOLDERS = ("val", "val2017", "images", "test", ".")
-"""Where the images of a captions file lie, seen from its data set's folder."""
+"""Folders of images, relative to the data set's folder; the first that has an image is used."""
 
 
 def retrieval(subject: Subject, data: Path, settings: RetrievalSettings) -> Iterator[Found]:
-    """Yield recall among the 1, 5 and 10 most similar, both ways, per cent.
+    """Yield the recall among the 1, 5 and 10 most similar, both ways, in per cent.
 
-    An image finds its text if any one of its captions is among them.
+    An image finds its text if any of its captions is among them.
 
     Raises:
         ValueError: the captions or their images are missing, or as `zeroshot`.
@@ -52,10 +52,10 @@ def recall(
     owners: Int[Tensor, " m"],
     keys: Sequence[str],
 ) -> Iterator[Found]:
-    """Rank texts for every image and images for every text, by cosine.
+    """Rank the texts for every image and the images for every text, by cosine.
 
     Args:
-        owners: The image that each text belongs to.
+        owners: Index of the image that each text describes.
     """
     images, texts = F.normalize(images.float(), dim=-1), F.normalize(texts.float(), dim=-1)
     own = torch.arange(len(images))
@@ -70,13 +70,19 @@ def recall(
         yield f"retrieval/text_to_image/recall{rank}", Scores(names, hits)
 
 
-def _ranks(queries: Tensor, bank: Tensor, right) -> np.ndarray:
-    """Return how many wrong ones are at least as similar as the best right one."""
+def _ranks(
+    queries: Tensor, bank: Tensor, right: Callable[[Tensor], Bool[Tensor, "rows m"]]
+) -> np.ndarray:
+    """Return for each query how many wrong rows are at least as similar as the best right one.
+
+    Args:
+        right: Returns which rows of the bank are right for some queries, by the queries' indices.
+    """
     found = []
     for rows in torch.arange(len(queries)).split(ROWS):
         cosine, truth = queries[rows] @ bank.T, right(rows)
         best = cosine.masked_fill(~truth, -torch.inf).max(dim=1, keepdim=True).values
-        # a tie counts against the model: features that are all the same must not find anything
+        # a tie counts against the model, so that constant features find nothing
         found.append(((cosine >= best) & ~truth).sum(dim=1))
     return torch.cat(found).numpy()
 
@@ -84,10 +90,13 @@ def _ranks(queries: Tensor, bank: Tensor, right) -> np.ndarray:
 def read_captions(
     data: Path, captions: str = "", images: str = ""
 ) -> tuple[list[Path], list[str], Int[Tensor, " m"]]:
-    """Read a COCO file of captions: images that have any, all texts, and whose each text is.
+    """Read a COCO file of captions; return the images with captions, all texts, and their owners.
+
+    The owner of a text is the index of its image.
 
     Raises:
-        ValueError: it is not there or holds no captions, an id is unknown, or a file is missing.
+        ValueError: there is no such file or no caption in it, an id is unknown, or an image is
+            missing.
     """
     file = Path(captions) if captions else _captions_of(data)
     try:
@@ -102,7 +111,7 @@ def read_captions(
     lost = [image for image, _ in pairs if image not in names]
     if lost or not pairs:
         raise ValueError(
-            f"{file}: {len(lost)} of {len(pairs)} captions are of an image that it does not list."
+            f"{file}: {len(lost)} of {len(pairs)} captions name an image that it does not list."
         )
     used = list(dict.fromkeys(image for image, _ in pairs))
     folder = Path(images) if images else _folder_of(data, names[used[0]])
@@ -113,8 +122,8 @@ def read_captions(
             f"{len(missing)} of {len(files)} images of {file} are missing, {missing[0]} first; "
             "name their folder with --retrieval.images."
         )
-    place = {image: i for i, image in enumerate(used)}
-    return files, [text for _, text in pairs], torch.tensor([place[image] for image, _ in pairs])
+    index = {image: i for i, image in enumerate(used)}
+    return files, [text for _, text in pairs], torch.tensor([index[image] for image, _ in pairs])
 
 
 def _captions_of(data: Path) -> Path:

@@ -1,4 +1,4 @@
-"""Features that `zoo embed` stored, as kNN and probes read them."""
+"""Read the features that `zoo embed` has stored, for kNN and the probes."""
 
 import json
 from pathlib import Path
@@ -11,11 +11,7 @@ from torch import Tensor
 from zoo.eval.extract import Extracted
 
 INDEX = "index.json"
-
-
 PARTS: tuple[str, ...] = ("train", "val")
-
-
 Format = Literal["parquet", "npz"]
 
 
@@ -24,10 +20,10 @@ def _path(out: Path, part: str, number: int, form: str) -> Path:
 
 
 def about_features(folder: Path) -> dict[str, Any]:
-    """Read the index of a folder of features.
+    """Read the index of a folder of features: model, data, precision and the sizes of the parts.
 
     Raises:
-        ValueError: there is none, or it is damaged.
+        ValueError: there is no index, or it is damaged.
     """
     path = folder / INDEX
     if not path.is_file():
@@ -39,14 +35,14 @@ def about_features(folder: Path) -> dict[str, Any]:
 
 
 def load_features(folder: Path) -> tuple[Extracted, Extracted]:
-    """Read both parts, in the precision that they were kept in.
+    """Read both parts, in the precision in which they are stored.
 
     Raises:
-        ValueError: a shard is missing, or the images have no classes.
+        ValueError: the images have no classes, or as `read_part`.
     """
     about = about_features(folder)
     if not about["classes"]:
-        raise ValueError(f"The images behind {folder} have no classes, so nothing can be probed.")
+        raise ValueError(f"The images of {folder} have no classes, so nothing can be probed.")
     train, val = (read_part(folder, part) for part in PARTS)
     return train, val
 
@@ -65,9 +61,11 @@ def read_part(folder: Path, part: str) -> Extracted:
     for number in range(-(-total // rows)):
         path = _path(folder, part, number, about["form"])
         if not path.is_file():
-            raise ValueError(f"{path} is missing: run the zoo embed command again, it goes on.")
+            raise ValueError(
+                f"{path} is missing: run the zoo embed command again, which continues."
+            )
         some_keys, some_labels, some = _read_shard(path)
-        if summaries is None:  # once, so that no second copy of all shards is ever held
+        if summaries is None:  # allocated once, so that the shards are never in memory twice
             dtype = torch.float16 if some.dtype == np.float16 else torch.float32
             summaries = torch.empty(total, some.shape[1], dtype=dtype)
         here = slice(number * rows, number * rows + len(some))

@@ -1,4 +1,4 @@
-"""What a benchmark measures: a run's student, an export, a registered model, or stored features."""
+"""Open what is measured: a run's student, an export, a registered model, or stored features."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,8 +12,7 @@ from rich.progress import track
 
 from zoo.data.loader import eval_batches
 from zoo.data.sources import Source, open_splits
-from zoo.eval.detect.detector import is_detector, load_detector
-from zoo.eval.extract import Extracted
+from zoo.eval.detect.detector import is_detector, load_backbone
 from zoo.eval.registry import Split, Subject
 from zoo.eval.speed.models import cost
 from zoo.eval.speed.throughput import case_name
@@ -26,41 +25,46 @@ from zoo.teachers.name import unknown_name
 
 @dataclass(frozen=True, kw_only=True)
 class EvalRequest:
-    """An evaluation, described; `check` says what is wrong with it before any work starts."""
+    """What `zoo eval` is asked to measure, on which data and with which settings."""
 
     on: tuple[str, ...] = ()
-    """Names of benchmarks; none for a run means fidelity and probes on its own held-out images."""
+    """Names of benchmarks. Empty for a run: fidelity and probes on its own held-out images."""
     data: Mapping[str, tuple[Path, ...]] = field(default_factory=dict)
-    """Where each benchmark's data is."""
+    """The data of each benchmark, by its name."""
     settings: Mapping[str, Any] = field(default_factory=dict)
-    """The settings of each benchmark; its defaults if not given."""
+    """The settings of each benchmark, by its name; its defaults where there are none."""
     features: Path | None = None
     """A folder of `zoo embed`, read instead of images."""
     size: int | None = None
+    """Side of the images in pixels; the model's own by default."""
     batch: int = 64
     precision: Literal["float32", "amp"] = "float32"
     seed: int = 0
     workers: int = 0
+    """Processes that decode images."""
     out: Path | None = None
+    """The result file, to which records are appended."""
     resume: bool = False
-    """Go on with what was stopped: the results and the trainings that lie at `out`."""
+    """Resume the results and the trainings at `out` that were stopped."""
     command: str | None = None
 
     @property
     def device(self) -> torch.device:
+        """A GPU if there is one, otherwise the CPU."""
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def is_run_folder(folder: Path) -> bool:
-    """Tell a run from an export or a name."""
+    """Return whether a folder is a run of `zoo distill`, and not an export."""
     return (folder / "config.json").is_file() and (folder / "export").is_dir()
 
 
 def open_subject(target: str | None, request: EvalRequest) -> Subject:
-    """Build or load the model under test; only its stored features where those are given.
+    """Build or load the model under test, or only its stored features if the request names them.
 
     Raises:
-        ValueError: the target is unknown, or there is none.
+        ValueError: there is no target, it is unknown, or it is a trained detector and the request
+            names another benchmark than `detect`.
     """
     shared: dict[str, Any] = dict(
         device=request.device, precision=request.precision, batch=request.batch, seed=request.seed
@@ -68,23 +72,20 @@ def open_subject(target: str | None, request: EvalRequest) -> Subject:
     if request.features is not None:
         from zoo.eval.stored import about_features, load_features
 
-        about, place = about_features(request.features), request.features
-
-        def stored(_: Path) -> tuple[Extracted, Extracted]:
-            return load_features(place)
-
-        return Subject(name=target or about["model"]["target"], made=None, read=stored, **shared)
+        folder = request.features
+        name = target or about_features(folder)["model"]["target"]
+        return Subject(name=name, made=None, read=lambda _: load_features(folder), **shared)
     if target is None:
         raise ValueError("Name what to measure: a run, an export or a registered model.")
     trained = is_detector(Path(target))
     if trained and set(request.on) != {"detect"}:
         raise ValueError(f"{target} is a trained detector; measure it with --on detect alone.")
-    with torch.random.fork_rng(devices=[]):  # weights that are drawn are the same ones again
+    with torch.random.fork_rng(devices=[]):  # random weights are the same on each call
         torch.manual_seed(request.seed)
-        student = detector_backbone(trained) if trained else open_student(target, request.size)
+        student = load_backbone(trained) if trained else open_student(target, request.size)
     student = student.to(request.device)
 
-    splits = cache(partial(open_splits, held_out=0.2))  # here: another call may see other files
+    splits = cache(partial(open_splits, held_out=0.2))  # per call: the files may have changed
 
     def open_part(data: Path, split: Split) -> "_Images":
         return _Images(splits(data)[0 if split == "train" else 1], student, request)
@@ -93,10 +94,15 @@ def open_subject(target: str | None, request: EvalRequest) -> Subject:
 
 
 def open_student(target: str, size: int | None) -> Student:
-    """Open an export's folder, a run's, or a registered model; random weights without a tag.
+    """Open the folder of an export or of a run, or build a registered model.
+
+    A registered name without a tag gets random weights.
+
+    Args:
+        size: Side of the images in pixels, for registered models; their own size by default.
 
     Raises:
-        ValueError: there is no such thing.
+        ValueError: there is no such folder or model.
     """
     if is_run_folder(Path(target)):
         target = str(Path(target) / "export")
@@ -110,23 +116,8 @@ def open_student(target: str, size: int | None) -> Student:
     return build_student(target, {}, size=size, pretrained="." in target).eval()
 
 
-def detector_backbone(folder: Path) -> Student:
-    """Return the backbone of a trained detector, as a subject has it.
-
-    Its final norm is not a detector's part, and says nothing here.
-    """
-    detector = load_detector(folder)
-    source = detector.spec.source
-    options = {k: v for k, v in source.options.items() if k != "img_size"}
-    side = source.options.get("img_size", detector.spec.size)
-    student = build_student(source.name, {}, size=side, options=options).eval()
-    state = {k.removeprefix("model."): v for k, v in detector.backbone.state_dict().items()}
-    student.backbone.load_state_dict(state, strict=False)
-    return student
-
-
 class _Images:
-    """One part of labelled images, as `Subject.open` gives it."""
+    """The training or the validation part of a folder of images; see `zoo.eval.registry.Images`."""
 
     def __init__(self, source: Source, student: Student, request: EvalRequest):
         self.source, self.student, self.request = source, student, request
@@ -141,16 +132,22 @@ class _Images:
     def __iter__(self) -> Iterator[Batch]:
         request = self.request
         images = eval_batches(
-            self.source, max(self.student.size), request.batch, workers=request.workers,
+            self.source,
+            max(self.student.size),
+            request.batch,
+            workers=request.workers,
             pin=request.device.type == "cuda",
-        )  # fmt: skip
+        )
         total = -(-len(self.source) // request.batch)
         for some in track(images, "extract", total=total, transient=True):
             yield some.to(request.device)
 
 
 def about_model(student: Student) -> dict[str, Any]:
-    """Return the name, the size, the parameters and the multiply-adds of a backbone."""
+    """Return `name`, `size`, `parameters` and `macs` of a backbone, for a record of results.
+
+    `macs` are the multiply-adds of one image; `None` where they cannot be counted.
+    """
     try:
         _, macs = cost(case_name(student), student.size[0])
     except (RuntimeError, NotImplementedError):  # an operator that has no meta form

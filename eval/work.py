@@ -1,4 +1,4 @@
-"""Where a benchmark that trains keeps its training, so that it can go on."""
+"""The folder in which a benchmark trains, from which the training can be resumed."""
 
 import shutil
 import tempfile
@@ -11,9 +11,9 @@ from zoo.train.interrupt import Interrupted
 
 @contextmanager
 def work_folder(work: Path | None) -> Iterator[Path]:
-    """Return `work`, or a temporary folder if there is none.
+    """Yield `work`, or a temporary folder if it is `None`.
 
-    The temporary one is left behind after an error alone, whose message may name files in it.
+    The temporary folder is removed, except after an error, whose message may name files in it.
 
     Raises:
         Interrupted: a signal came; the message says what is kept.

@@ -1,4 +1,4 @@
-"""Zero-shot classification: a student's head against the texts of the teacher it learnt from."""
+"""Zero-shot classification by a student's head and the text tower of the teacher it learnt from."""
 
 import json
 import re
@@ -20,19 +20,20 @@ from zoo.teachers.name import TeacherName
 from zoo.teachers.text import text_classifier
 
 WNID = re.compile(r"n\d{8}")
-"""How WordNet, and the folders of ImageNet, call a class."""
+"""A WordNet id, as in the folders of ImageNet."""
 PLAIN = ("a photo of a {}.",)
 
 
 def zeroshot(subject: Subject, data: Path, settings: ZeroShotSettings) -> Iterator[Found]:
     """Classify held-out images by their cosine with embedded class names (2103.00020 §3.1).
 
-    Names are those of `classes.json`, else of the folders; ImageNet's wnids become the names that
-    open_clip uses. Yields top-1, top-5 and the mean over classes, then each class, per cent.
+    The names are those of `classes.json`, otherwise those of the folders; ImageNet's wnids become
+    the names that open_clip uses. Yields top-1, top-5 and the mean over classes, then the accuracy
+    of each class, all in per cent.
 
     Raises:
-        ValueError: the student has no such head, the teacher no text tower or tokenizer, the two
-            have different widths, or the images no classes.
+        ValueError: the student has no such head, the teacher has no text tower or tokenizer, the
+            two have different widths, or the images have no classes.
     """
     label = head_for(subject, settings.teacher, settings.head, "zeroshot")
     images = subject.open(data, "val")
@@ -54,13 +55,15 @@ def classify(
     keys: Sequence[str],
     names: Sequence[str],
 ) -> Iterator[Found]:
-    """Score image embeddings against the classes' embeddings, all per cent.
+    """Classify image embeddings by the classes' embeddings; yield accuracies in per cent.
 
     Raises:
-        ValueError: a label has no class, or an embedding is not finite.
+        ValueError: there is no label, a label has no class, or an embedding is not finite.
     """
     if not len(labels) or int(labels.min()) < 0 or int(labels.max()) >= len(classifier):
-        raise ValueError(f"There are {len(classifier)} classes and labels beyond them, or none.")
+        raise ValueError(
+            f"There are {len(classifier)} classes, and labels outside of them or none."
+        )
     if not summaries.isfinite().all():
         raise ValueError("An image's embedding holds NaN or infinity.")
     scores = F.normalize(summaries.float(), dim=-1) @ classifier.to(summaries.device).float().T
@@ -77,18 +80,18 @@ def classify(
 
 
 def head_for(subject: Subject, teacher: str, head: str, what: str) -> str:
-    """Find the student's head that answers for a teacher's summary.
+    """Return the label of the student's head for a teacher.
 
     Args:
-        what: The benchmark, for what the user must set.
+        what: The benchmark's name, for the options in messages.
 
     Raises:
-        ValueError: no teacher is named, or there is no such head, or it gives no summary.
+        ValueError: no teacher is named, or there is no such head.
     """
     if not teacher:
         raise ValueError(
             f"Name the teacher whose text tower is used: --{what}.teacher "
-            "open_clip:ViT-B-32/laion2b_s34b_b79k, or any other that the student learnt from."
+            "open_clip:ViT-B-32/laion2b_s34b_b79k, or another from which the student learnt."
         )
     label = head or TeacherName.parse(teacher).label
     heads = subject.student.heads
@@ -102,10 +105,10 @@ def head_for(subject: Subject, teacher: str, head: str, what: str) -> str:
 
 
 def through_head(subject: Subject, label: str) -> Callable[[Batch], Features]:
-    """Return a model that answers with one head's features.
+    """Return a function from a batch to the features of one head.
 
     Raises:
-        ValueError: when it is called, if the head gives no summary.
+        ValueError: the head has no summary; raised when the function is called.
     """
 
     @torch.no_grad()
@@ -114,7 +117,7 @@ def through_head(subject: Subject, label: str) -> Callable[[Batch], Features]:
             out = subject.student(batch)[label]
         if out.summary is None:
             raise ValueError(
-                f"The head {label!r} of {subject.name} gives no summary to compare with texts."
+                f"The head {label!r} of {subject.name} returns no summary to compare with texts."
             )
         return Features(out.summary, None)
 
@@ -122,20 +125,20 @@ def through_head(subject: Subject, label: str) -> Callable[[Batch], Features]:
 
 
 def check_width(subject: Subject, label: str, width: int, teacher: str) -> None:
-    """Refuse a head whose summary is not of the width of a teacher's texts."""
+    """Raise a ValueError if a head's summary is not as wide as a teacher's text embeddings."""
     size = subject.student.size
     black = Batch(torch.zeros(1, 3, *size, device=subject.device))
     summary = through_head(subject, label)(black).summary
     assert summary is not None
     if summary.shape[-1] != width:
         raise ValueError(
-            f"The head {label!r} of {subject.name} gives {summary.shape[-1]} channels and the text "
+            f"The head {label!r} of {subject.name} has {summary.shape[-1]} channels and the text "
             f"tower of {teacher} {width}: the head learnt from another teacher."
         )
 
 
 def prompts(kind: Literal["openai", "simple", "plain"]) -> tuple[str, ...]:
-    """Return sentences with `{}` where the class name goes."""
+    """Return the sentences, with `{}` in the place of the class name."""
     if kind == "plain":
         return PLAIN
     import open_clip
@@ -146,15 +149,16 @@ def prompts(kind: Literal["openai", "simple", "plain"]) -> tuple[str, ...]:
 
 
 def class_names(classes: Sequence[str], data: Path) -> list[str]:
-    """Return the words for the classes of a data set, in the order of their labels.
+    """Return the names of the classes of a data set, in the order of their labels.
 
     Raises:
-        ValueError: `classes.json` names another number of classes, or a wnid is unknown.
+        ValueError: `classes.json` names another number of classes, a wnid is unknown, or the
+            classes are only numbers.
     """
     file = data / "classes.json"
     if file.is_file():
         names = json.loads(file.read_text())
-        # shards count their classes by the largest label, which the last ones may not reach
+        # shards have as many classes as their largest label, which can be fewer than the names
         numbered = all(name.isdigit() for name in classes)
         fits = isinstance(names, list) and len(names) >= len(classes)
         if not fits or (len(names) > len(classes) and not numbered):
@@ -165,7 +169,7 @@ def class_names(classes: Sequence[str], data: Path) -> list[str]:
         return _imagenet_names(classes)
     if all(name.isdigit() for name in classes):
         raise ValueError(
-            f"The classes of {data} are numbers; put their names, a list, into {file}."
+            f"The classes of {data} are numbers; write a list of their names to {file}."
         )
     return [name.replace("_", " ") for name in classes]
 
@@ -178,7 +182,7 @@ def _imagenet_names(wnids: Sequence[str]) -> list[str]:
     unknown = [wnid for wnid in wnids if wnid not in known]
     if unknown:
         raise ValueError(
-            f"{len(unknown)} of {len(wnids)} classes are none of ImageNet-1k, {unknown[0]} first; "
+            f"{len(unknown)} of {len(wnids)} classes are not in ImageNet-1k, {unknown[0]} first; "
             "name them in classes.json."
         )
     return [known[wnid] for wnid in wnids]

@@ -191,8 +191,9 @@ NAMES = (
     (
         "zoo.evaluation",
         "zoo.eval.subject",
-        "Asked=EvalRequest about_model detector_backbone is_run_folder open_student open_subject",
+        "Asked=EvalRequest about_model is_run_folder open_student open_subject",
     ),
+    ("zoo.evaluation", "zoo.eval.detect.detector", "detector_backbone=load_backbone"),
     ("zoo.experiments.intervals", "zoo.experiments.intervals", "Paired=SeedDifference"),
     ("zoo.experiments.phi_s_result", "zoo.experiments.phi_s.figure", "Rows teachers_of"),
     ("zoo.experiments.pictures", "zoo.experiments.pictures", "Crop=RandomCrop"),

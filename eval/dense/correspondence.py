@@ -1,4 +1,4 @@
-"""Dense correspondence: where a point of one image lies in another, by its features alone."""
+"""Dense correspondence: find a point of one image in another by its features alone."""
 
 import json
 import math
@@ -19,7 +19,7 @@ from zoo.features import Batch, at_grid
 
 
 class ImagePair(NamedTuple):
-    """Two images, and points that belong together, in pixels as column and row."""
+    """Two images and their corresponding points, in pixels as (column, row)."""
 
     source: Path
     target: Path
@@ -28,19 +28,20 @@ class ImagePair(NamedTuple):
     source_size: tuple[int, int]
     target_size: tuple[int, int]
     extent: float
-    """The larger side of the object in the target."""
+    """The larger side of the object in the target, in pixels."""
 
 
 def correspondence(
     subject: Subject, data: Path, settings: CorrespondenceSettings
 ) -> Iterator[Found]:
-    """Yield the percentage of points that are found (PCK), at each threshold.
+    """Yield the percentage of correct key points (PCK) at each threshold.
 
-    A point's feature, bilinear in the source's map, is found where its cosine with the target's map
-    is largest. All points weigh alike.
+    A point's feature is interpolated in the source's map; its match is the cell of the target's map
+    with the largest cosine. All points have the same weight.
 
     Raises:
-        ValueError: SPair's files are missing or damaged, there are no images, or there is no map.
+        ValueError: SPair's files are missing or damaged, there are no images, or the model has no
+            spatial map.
     """
     spair = settings.layout == "spair"
     if spair or (settings.layout == "auto" and (data / "PairAnnotation").is_dir()):
@@ -66,7 +67,7 @@ def match(
     *,
     finer: int = 1,
 ) -> Float[Tensor, "B p 2"]:
-    """Find points of one map in another; both as shares of the image, column and row."""
+    """Match points of one map in another; points are (column, row) as shares of the image."""
     at = (2 * points - 1)[:, :, None]
     features = F.grid_sample(
         source.float().permute(0, 3, 1, 2), at, padding_mode="border", align_corners=False
@@ -78,9 +79,9 @@ def match(
 
 
 def draw_warps(count: int, draws: np.random.Generator) -> Float[Tensor, "count 2 3"]:
-    """Draw affine warps, from a warped image's coordinates in [-1, 1] to its source's.
+    """Draw affine warps from a warped image's coordinates in [-1, 1] to those of its source.
 
-    Turned by up to 30 degrees, scaled by 0.75 to 1.33, moved by up to 15 % of the side.
+    Rotations are up to 30 degrees, scales 0.75 to 1.33, shifts up to 15 % of the side.
     """
     angle = draws.uniform(-math.pi / 6, math.pi / 6, count)
     zoom = np.exp(draws.uniform(-math.log(4 / 3), math.log(4 / 3), count))
@@ -93,7 +94,10 @@ def draw_warps(count: int, draws: np.random.Generator) -> Float[Tensor, "count 2
 def warped(
     images: Float[Tensor, "B 3 H W"], warps: Float[Tensor, "B 2 3"], points: Float[Tensor, "p 2"]
 ) -> tuple[Float[Tensor, "B 3 H W"], Float[Tensor, "B p 2"], Bool[Tensor, "B p"]]:
-    """Warp images; give them, where `points` come to lie, and which of them stay in the image."""
+    """Warp images; return them, where `points` move to, and which of these stay in the image.
+
+    Points are (column, row) as shares of the image.
+    """
     grid = F.affine_grid(warps, list(images.shape), align_corners=False)
     moved = F.grid_sample(images, grid, padding_mode="zeros", align_corners=False)
     inverse = torch.linalg.inv(warps[:, :, :2])
@@ -104,7 +108,7 @@ def warped(
 def _warps(
     subject: Subject, data: Path, settings: CorrespondenceSettings
 ) -> Iterator[tuple[str, np.ndarray]]:
-    """Return for each image the distances of its points from their matches, in sides."""
+    """Yield for each image its key and the errors of its points, as shares of the side."""
     draws = np.random.default_rng(subject.seed)
     middles = (torch.arange(settings.points) + 0.5) / settings.points
     rows, cols = torch.meshgrid(middles, middles, indexing="ij")
@@ -128,17 +132,17 @@ def _warps(
 def _map(subject: Subject, batch: Batch) -> Float[Tensor, "B h w C"]:
     spatial = subject.features(batch).spatial
     if spatial is None:
-        raise ValueError(f"{subject.name} gives no map, and points are matched on maps.")
+        raise ValueError(f"{subject.name} has no spatial map, on which points are matched.")
     return spatial
 
 
 def _spair(
     subject: Subject, pairs: list[ImagePair], settings: CorrespondenceSettings
 ) -> Iterator[tuple[str, np.ndarray]]:
-    """Return for each pair the distances of its points from their matches, in extents."""
+    """Yield for each pair its key and the errors of its points, as shares of the extent."""
     files = list(dict.fromkeys(file for pair in pairs for file in (pair.source, pair.target)))
     side = max(subject.student.size)
-    maps: dict[Path, Tensor] = {}  # 16 bits, and not on the device: there are thousands
+    maps: dict[Path, Tensor] = {}  # 16 bits and on the CPU: there are thousands
     for batch in squares(files, side, subject.batch, subject.device, whole=True):
         for spatial in _map(subject, batch).half().cpu():
             maps[files[len(maps)]] = spatial
@@ -155,7 +159,7 @@ def read_spair(data: Path, split: str) -> list[ImagePair]:
     """Read the pairs of SPair-71k: `PairAnnotation/SPLIT/*.json` and `JPEGImages/CATEGORY`.
 
     Raises:
-        ValueError: there are none, an entry is damaged, or an image is missing.
+        ValueError: there are no pairs, one is damaged, or an image is missing.
     """
     files = sorted((data / "PairAnnotation" / split).glob("*.json"))
     if not files:
@@ -176,7 +180,7 @@ def read_spair(data: Path, split: str) -> list[ImagePair]:
                 float(max(right - left, bottom - top)),
             )
         except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
-            raise ValueError(f"{file} is no pair of SPair-71k: {error!r}.") from error
+            raise ValueError(f"{file} is not a pair of SPair-71k: {error!r}.") from error
         lost = [path for path in (pair.source, pair.target) if not path.is_file()]
         if lost or len(pair.source_points) != len(pair.target_points) or not pair.extent > 0:
             what = f"the image {lost[0]} is missing" if lost else "its points do not pair up"

@@ -1,7 +1,7 @@
-"""Depth from a linear layer on frozen features."""
+"""Depth estimation by a linear layer on frozen features."""
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -25,11 +25,12 @@ from zoo.train.task import Loss, Task
 
 BINS = 256
 UNKNOWN = 0.0
+"""The depth of pixels that are not scored."""
 
 
 @dataclass(frozen=True)
 class DepthSet:
-    """Images with depths in metres; `UNKNOWN` where there is none, or one beyond the limit."""
+    """Images with depths in metres; `UNKNOWN` where there is none or it is beyond the limits."""
 
     pairs: tuple[tuple[Path, Path], ...]
     scale: float
@@ -59,10 +60,13 @@ class DepthSet:
 
 
 def open_depths(path: Path, settings: DepthSettings) -> tuple[DepthSet, DepthSet]:
-    """Open `images/train` beside `depth/train`, and val likewise: 16 bits, or `.npy` in metres.
+    """Open the training and the validation part: `images/train` and `depth/train`, and so for val.
+
+    Depths are images of 16 bits, or `.npy` files in metres.
 
     Raises:
-        ValueError: a folder is missing, an image has no depth, or one of another size or of none.
+        ValueError: a folder is missing, an image has no depth, a depth has another size than its
+            image, or none of its pixels is within the limits.
     """
     parts = []
     for names in SPLITS.values():
@@ -96,17 +100,19 @@ def open_depths(path: Path, settings: DepthSettings) -> tuple[DepthSet, DepthSet
 
 
 def depth(subject: Subject, data: Path, settings: DepthSettings) -> Iterator[Found]:
-    """Train a linear depth head on a frozen map; yield δ1 in per cent, RMSE in metres, AbsRel.
+    """Train a linear depth head on a frozen map; yield δ1 in per cent, RMSE in metres, and AbsRel.
 
-    The linear probe of DINOv2 (2304.07193 §7.4): the layer scores 256 equal bins, depth is the
-    mean of their middles weighted by max(score, 0) + 0.1, and the loss is the scale-invariant one
+    The linear probe of DINOv2 (2304.07193 §7.4): the layer scores 256 equal bins, the depth is the
+    mean of their centres weighted by max(score, 0) + 0.1, and the loss is scale-invariant,
 
         sqrt(var g + 0.15 · (mean g)²),    g = log ours − log theirs
 
-    over the known pixels. Sums run over all pixels of an image, means over the images.
+    over the known pixels. An error is a mean over the pixels of an image; the results are means
+    over the images.
 
     Raises:
-        ValueError: the data does not fit (see `open_depths`), or the model cannot look at crops.
+        ValueError: the data does not fit (see `open_depths`), or the model cannot process crops of
+            that size.
     """
     train, val = open_depths(data, settings)
     student = at_size(subject.student, settings.crop, "--depth.crop")
@@ -125,13 +131,13 @@ def depth(subject: Subject, data: Path, settings: DepthSettings) -> Iterator[Fou
 
 
 class DepthTask(Task):
-    """The scale-invariant loss; that of a batch counts once for each image."""
+    """The scale-invariant loss of a batch, counted once per image."""
 
     def __init__(self, settings: DepthSettings):
         self.max_depth, self.size = settings.max_depth, (settings.crop, settings.crop)
 
     def metres(self, model: nn.Module, batch: Batch) -> Float[Tensor, "n 1 s s"]:
-        """Return the depth of every pixel."""
+        """Return the depth of every pixel, in metres."""
         return at_grid(to_depth(model(batch), self.max_depth), self.size).permute(0, 3, 1, 2)
 
     def losses(
@@ -142,7 +148,7 @@ class DepthTask(Task):
 
 
 def to_depth(scores: Float[Tensor, "B h w bins"], max_depth: float) -> Float[Tensor, "B h w 1"]:
-    """Turn scores of equal bins between `FLOOR` and the limit into metres."""
+    """Turn the scores of equal bins between `FLOOR` and `max_depth` into metres."""
     edges = torch.linspace(FLOOR, max_depth, scores.shape[-1] + 1, device=scores.device)
     weight = scores.float().relu() + 0.1
     middles = (edges[1:] + edges[:-1]) / 2
@@ -152,7 +158,7 @@ def to_depth(scores: Float[Tensor, "B h w bins"], max_depth: float) -> Float[Ten
 def scale_invariant(
     ours: Float[Tensor, "B H W"], theirs: Float[Tensor, "B H W"]
 ) -> Float[Tensor, ""]:
-    """Return the loss that `depth` writes down; pixels of unknown depth weigh nothing."""
+    """Return the loss described in `depth`; pixels of unknown depth do not count."""
     known = theirs > UNKNOWN
     count = known.sum().clamp(min=1)
     gap = ours.clamp(min=FLOOR).log() - torch.where(known, theirs, 1.0).log()
@@ -165,7 +171,7 @@ def scale_invariant(
 def depth_errors(
     ours: Float[Tensor, "H W"], theirs: Float[Tensor, "H W"]
 ) -> tuple[float, float, float]:
-    """Return δ1, RMSE and AbsRel of one image over its known pixels."""
+    """Return δ1 (a share), RMSE (metres) and AbsRel of one image over its known pixels."""
     known = theirs > UNKNOWN
     ours, theirs = ours[known].clamp(min=FLOOR), theirs[known]
     ratio = torch.maximum(ours / theirs, theirs / ours)
@@ -178,7 +184,9 @@ def depth_errors(
     return found[0].item(), found[1].item(), found[2].item()
 
 
-def _measured(answer, val: DepthSet, subject: Subject, settings: DepthSettings) -> Iterator[Found]:
+def _measured(
+    answer: Callable[[Batch], Tensor], val: DepthSet, subject: Subject, settings: DepthSettings
+) -> Iterator[Found]:
     keys, rows, shown = [], [], []
     images = crops.whole_images(val, **crops.loading(subject.device, settings.workers))
     for index, (pixels, target) in zip(itertools.count(), images, strict=False):

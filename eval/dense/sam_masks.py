@@ -1,4 +1,4 @@
-"""Masks that SAM's decoder makes of a student's features, against those of SAM's own encoder."""
+"""Masks by SAM's decoder from a student's features, compared with those from SAM's own encoder."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,14 +18,15 @@ from zoo.teachers.sam import MaskDecoder
 
 
 def masks(subject: Subject, data: Path, settings: SamMasksSettings) -> Iterator[Found]:
-    """Yield the mean IoU of masks from the same points, per cent: 100 for SAM's own features.
+    """Yield the mean IoU of masks from the same points, in per cent: 100 for SAM's own features.
 
-    AM-RADIO (2312.06709) puts its student in the place of SAM's encoder likewise and scores
-    masks against COCO's; here SAM's own masks are the truth, so no labels are needed. Both
-    networks see the same square crops. No mask against no mask counts as agreement.
+    AM-RADIO (2312.06709) also replaces SAM's encoder by its student, and compares with COCO's
+    masks; here SAM's own masks are the truth, so no labels are needed. Both networks get the same
+    square crops. Two empty masks have an IoU of 1.
 
     Raises:
-        ValueError: the teacher is no SAM, or the student has no head for its map.
+        ValueError: the teacher is not a SAM, the student has no head for its map, or there are no
+            images.
     """
     label = head_for(subject, settings.teacher, settings.head, "masks")
     images = subject.open(data, "val")
@@ -40,7 +41,7 @@ def masks(subject: Subject, data: Path, settings: SamMasksSettings) -> Iterator[
         with torch.no_grad(), subject.autocast():
             ours = subject.student(batch)[label].spatial
         if ours is None or theirs is None:
-            raise ValueError(f"The head {label!r} of {subject.name} gives no map for a decoder.")
+            raise ValueError(f"The head {label!r} of {subject.name} returns no map for a decoder.")
         prompts = points.expand(len(batch.images), -1, -1)
         pair = [decoder(spatial, prompts) > 0 for spatial in (ours, theirs)]
         found += list(agreement(pair[0], pair[1]).cpu().numpy())
@@ -58,7 +59,7 @@ def masks(subject: Subject, data: Path, settings: SamMasksSettings) -> Iterator[
 
 
 def grid_points(count: int) -> Float[Tensor, "1 p 2"]:
-    """Return the middles of `count` x `count` equal cells, (column, row) as shares of the image."""
+    """Return the centres of `count` x `count` equal cells, (column, row) as shares of the image."""
     middles = (torch.arange(count) + 0.5) / count
     rows, cols = torch.meshgrid(middles, middles, indexing="ij")
     return torch.stack([cols, rows], dim=-1).flatten(0, 1)[None]
@@ -67,13 +68,13 @@ def grid_points(count: int) -> Float[Tensor, "1 p 2"]:
 def agreement(
     ours: Bool[Tensor, "B p y x"], theirs: Bool[Tensor, "B p y x"]
 ) -> Float[Tensor, "B p"]:
-    """Intersection over union of each pair of masks; 1 for two empty ones."""
+    """Return the intersection over union of each pair of masks; 1 for two empty ones."""
     both, either = ((op).sum(dim=(-2, -1)).float() for op in (ours & theirs, ours | theirs))
     return torch.where(either > 0, both / either.clamp(min=1), 1.0)
 
 
 def _drawn(batch: Batch, index: int, ours: Tensor, theirs: Tensor) -> Picture:
-    """Draw the masks of the middle point over the image: the student's left, SAM's right."""
+    """Draw the masks of the point in the middle over the image: the student's left, SAM's right."""
     middle = len(ours) // 2 + int(len(ours) ** 0.5) // 2
     size = (batch.images.shape[-2], batch.images.shape[-1])
     image = (batch.at(size)[index] * 255).byte().permute(1, 2, 0).cpu().numpy()
@@ -83,4 +84,6 @@ def _drawn(batch: Batch, index: int, ours: Tensor, theirs: Tensor) -> Picture:
         large = torch.nn.functional.interpolate(part, size)[0, 0].bool().cpu().numpy()
         tinted = (0.5 * image + 0.5 * np.array([255, 40, 40])).astype(np.uint8)
         sides.append(np.where(large[..., None], tinted, image))
-    return Picture(np.concatenate(sides, axis=1), "the student's mask, and SAM's, of one point")
+    return Picture(
+        np.concatenate(sides, axis=1), "masks from one point: the student's left, SAM's right"
+    )

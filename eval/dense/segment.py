@@ -1,4 +1,4 @@
-"""Semantic segmentation: a linear layer on frozen features, or a UPerNet on all of them."""
+"""Semantic segmentation: a linear layer on the last map, or UPerNet on four of them."""
 
 import copy
 import itertools
@@ -27,7 +27,7 @@ from zoo.train.task import Loss, Task
 
 
 class LinearHead(nn.Module):
-    """Batch norm without prior, and one linear layer: [B h w C] -> [B h w classes]."""
+    """Batch norm and one linear layer: [B h w C] -> [B h w classes]."""
 
     def __init__(self, width: int, classes: int):
         super().__init__()
@@ -40,11 +40,11 @@ class LinearHead(nn.Module):
 
 
 class Segmenter(nn.Module):
-    """Batch -> [B h w classes], on whatever grid the head has.
+    """A batch -> logits [B h w classes], on the grid of the head.
 
     Args:
-        eyes: Gives what the head takes: a map, or several.
-        tuned: What learns beside the head; nothing if `eyes` are frozen.
+        feature_maps: Returns the input of the head: a map, or several.
+        tuned: The module that is trained beside the head; `None` if `feature_maps` is frozen.
     """
 
     def __init__(
@@ -58,14 +58,15 @@ class Segmenter(nn.Module):
 
 
 def segment(subject: Subject, data: Path, settings: SegmentSettings) -> Iterator[Found]:
-    """Train a segmentation head on a model's features, and yield mIoU and its like, per cent.
+    """Train a segmentation head on a model's features; yield mIoU and accuracies, in per cent.
 
     The linear protocol of DINOv2 (2304.07193 §7.4) and AM-RADIO (2312.06709): crops of 512 px
     at 0.5 to 2 times the image's size, AdamW with a rate that falls linearly, and sliding windows
-    at the end. Colours are not distorted. UPerNet has no auxiliary head here.
+    for the measurement. There is no colour jitter, and UPerNet has no auxiliary head here.
 
     Raises:
-        ValueError: the data does not fit (see `open_segments`), or the model cannot look at crops.
+        ValueError: the data does not fit (see `open_segments`), or the model cannot process crops
+            of that size.
     """
     train, val = open_segments(data, settings.layout)
     segmenter = build_segmenter(subject, len(train.classes), settings)
@@ -74,10 +75,10 @@ def segment(subject: Subject, data: Path, settings: SegmentSettings) -> Iterator
 
 
 def build_segmenter(subject: Subject, classes: int, settings: SegmentSettings) -> Segmenter:
-    """Put a fresh head on the subject's network, the same one for the same seed.
+    """Put a new head on the subject's network; its weights follow from the subject's seed.
 
     Raises:
-        ValueError: the network cannot look at crops of that size.
+        ValueError: the network cannot process crops of that size.
     """
     student = at_size(subject.student, settings.crop, "--segment.crop")
     black = Batch(torch.zeros(1, 3, settings.crop, settings.crop, device=subject.device))
@@ -104,16 +105,16 @@ def build_segmenter(subject: Subject, classes: int, settings: SegmentSettings) -
 def frozen_features(
     features: Callable[[Batch], Features], subject: Subject
 ) -> Callable[[Batch], Tensor]:
-    """Return a frozen network's last map, in the subject's precision."""
+    """Return a function from a batch to a frozen network's last map."""
 
     @torch.no_grad()
-    def feature_maps(batch: Batch) -> Float[Tensor, "B h w C"]:
+    def last_map(batch: Batch) -> Float[Tensor, "B h w C"]:
         with subject.autocast():
             spatial = features(batch).spatial
-        assert spatial is not None  # `at_size` has seen one
+        assert spatial is not None  # `at_size` has checked it
         return spatial
 
-    return feature_maps
+    return last_map
 
 
 def _pyramid_maps(pyramid: BackbonePyramid, batch: Batch, subject: Subject) -> list[Tensor]:
@@ -124,7 +125,7 @@ def _pyramid_maps(pyramid: BackbonePyramid, batch: Batch, subject: Subject) -> l
 def fit_segmenter(
     segmenter: Segmenter, train: SegmentSet, subject: Subject, settings: SegmentSettings
 ) -> None:
-    """Train the head, and the backbone at its own rate if it learns as well."""
+    """Train the head, and the backbone at its own rate if it is tuned."""
     crop = crops.CropSpec(side=settings.crop)
     groups: list[dict[str, Any]] = [dict(params=list(segmenter.head.parameters()))]
     if segmenter.tuned is not None:
@@ -134,7 +135,7 @@ def fit_segmenter(
 
 
 class SegmentTask(Task):
-    """Cross-entropy of the scored pixels; their mean counts once for each image."""
+    """The mean cross-entropy over the scored pixels of a batch, counted once per image."""
 
     def losses(
         self, state: TrainState, batch: crops.CropBatch, targets: None, step: int
@@ -146,9 +147,9 @@ class SegmentTask(Task):
 def pixel_loss(
     logits: Float[Tensor, "B h w K"], target: UInt8[Tensor, "B H W"]
 ) -> Float[Tensor, ""]:
-    """Mean cross-entropy over the pixels that are scored, logits enlarged to the pixels; 0 of none.
+    """Return the mean cross-entropy over the scored pixels; 0 if there are none.
 
-    Enlarged by `at_grid`, whose gradient is the same at every run.
+    The logits are enlarged to the pixels by `at_grid`, whose gradient is deterministic.
     """
     height, width = target.shape[-2:]
     large = at_grid(logits.float(), (height, width))
@@ -161,7 +162,7 @@ def pixel_loss(
 def measure_segmenter(
     segmenter: Segmenter, val: SegmentSet, subject: Subject, settings: SegmentSettings
 ) -> Iterator[Found]:
-    """Yield the scores of every class, then pictures of the first images."""
+    """Yield mIoU, accuracies and the IoU of every class, then pictures of the first images."""
     confusion = Confusion(val.classes, ignore=IGNORE)
     palette = colours(len(val.classes))
     shown: list[tuple[str, Picture]] = []
@@ -187,7 +188,7 @@ def measure_segmenter(
 
 
 def colours(count: int) -> UInt8[np.ndarray, "count 3"]:
-    """Return each class a colour far from those of its neighbours."""
+    """Return a colour for each class, far from those of the neighbouring classes."""
     import colorsys
 
     golden = 0.618033988749895
@@ -206,7 +207,7 @@ def panel(
     guess: Integer[Tensor, "H W"],
     palette: UInt8[np.ndarray, "K 3"],
 ) -> UInt8[np.ndarray, "H W3 3"]:
-    """Draw image, truth and prediction side by side; what is not scored is black in both."""
+    """Draw image, truth and prediction side by side; pixels that are not scored are black."""
     image = pixels.permute(1, 2, 0).numpy()
     nothing = (truth == IGNORE).numpy()
     painted = []

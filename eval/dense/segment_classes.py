@@ -1,4 +1,4 @@
-"""Names of the classes of data sets that are known by name."""
+"""Names of the classes of public data sets."""
 
 CAMVID = (
     "sky", "building", "pole", "road", "pavement", "tree", "sign symbol", "fence", "car",
@@ -23,7 +23,7 @@ CITYSCAPES_IDS = {
         (7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33)
     )
 }
-"""Value in a file of label ids -> index of the class; the other ids are not scored."""
+"""Value in a file of label ids -> index of the class; other ids are not scored."""
 
 ADE20K_COUNT = 150
-"""ADE20k brings its names along, in objectInfo150.txt."""
+"""Number of classes; the data set comes with their names, in objectInfo150.txt."""

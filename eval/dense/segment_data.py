@@ -1,4 +1,4 @@
-"""Images with masks of class indices: the layouts that are known by name, and checks before work.
+"""Images with masks of class indices: the known layouts of folders, and checks of the files.
 
 | layout | images | masks | classes |
 | --- | --- | --- | --- |
@@ -9,7 +9,7 @@
 | `folder` | `images/train` or `train/images` | `masks`, `annotations` or `labels` likewise | own |
 | `tar` | `.jpg` in `train-*.tar` | `.png` of the same key | own |
 
-Own classes stand in a `classes.json`, a list whose places are the indices in the masks; one called
+Own classes are listed in a `classes.json`, in the order of the indices in the masks. A class called
 void, ignore or unlabelled is not scored, and neither is the value 255 (65535 in 16 bits).
 """
 
@@ -28,7 +28,7 @@ from PIL import Image, UnidentifiedImageError
 from zoo.eval.dense.segment_classes import ADE20K_COUNT, CAMVID, CITYSCAPES, CITYSCAPES_IDS, VOC
 
 IGNORE = 255
-"""What a pixel without a class is, once a mask has been read."""
+"""The value of pixels without a class, after a mask has been read."""
 NOTHING = ("void", "ignore", "ignored", "unlabelled", "unlabeled")
 PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 MASKS = ("masks", "annotations", "labels")
@@ -37,20 +37,21 @@ SPLITS = {
     "val": ("val", "valid", "validation", "test"),
 }
 LOOKED_AT = 200
-"""Masks that are decoded before work begins, evenly spread; all of a small set."""
+"""Number of masks that are checked before any work, evenly spread over a larger set."""
 UNREADABLE = (UnidentifiedImageError, OSError, SyntaxError, ValueError)
 
 
 class Place(NamedTuple):
-    """Where bytes lie: a file, or a stretch of one."""
+    """A file, or a range of bytes inside a tar file."""
 
     file: Path
     offset: int = 0
     size: int = -1
     name: str = ""
-    """What the stretch is called inside the file."""
+    """The name of the entry in the tar file."""
 
     def read(self) -> bytes:
+        """Return the bytes."""
         with self.file.open("rb") as file:
             file.seek(self.offset)
             return file.read(self.size)
@@ -61,23 +62,23 @@ class Place(NamedTuple):
 
 @dataclass(frozen=True)
 class SegmentSet:
-    """Pairs of an image and its mask, and what the values of a mask mean."""
+    """Pairs of an image and its mask, and the meaning of the values of the masks."""
 
     pairs: tuple[tuple[Place, Place], ...]
     classes: tuple[str, ...]
     values: Mapping[int, int]
-    """Value in a file -> index of its class, or `IGNORE`."""
+    """Value in a mask file -> index of the class, or `IGNORE`."""
     layout: str = "folder"
 
     def __len__(self) -> int:
         return len(self.pairs)
 
     def key(self, index: int) -> str:
-        """Name a pair."""
+        """Return the name of a pair."""
         return str(self.pairs[index][0])
 
     def image(self, index: int) -> Image.Image:
-        """Open an image, as RGB.
+        """Open an image as RGB.
 
         Raises:
             ValueError: it cannot be read.
@@ -89,10 +90,10 @@ class SegmentSet:
             raise ValueError(f"The image {place} cannot be read: {error}.") from error
 
     def target(self, index: int) -> np.ndarray:
-        """Read a mask as bytes [H W]: indices of classes, and `IGNORE`.
+        """Read a mask as uint8 [H W]: indices of classes, and `IGNORE`.
 
         Raises:
-            ValueError: it cannot be read, is a picture in colour, or holds an unknown value.
+            ValueError: it cannot be read, is a colour image, or has an unknown value.
         """
         place = self.pairs[index][1]
         raw = read_indices(place)
@@ -101,7 +102,7 @@ class SegmentSet:
         if unknown:
             known = sorted(value for value, index in self.values.items() if index != IGNORE)
             raise ValueError(
-                f"The mask {place} holds the value {unknown[0]}, and there are {len(self.classes)} "
+                f"The mask {place} has the value {unknown[0]}, but there are {len(self.classes)} "
                 f"classes with values {known[0]} to {known[-1]}. Correct the list of classes, or "
                 f"set such pixels to {IGNORE}, which is not scored."
             )
@@ -115,7 +116,7 @@ def read_indices(place: Place) -> np.ndarray:
     """Read the values of a mask [H W]: grey of 8 or 16 bits, or the indices of a palette.
 
     Raises:
-        ValueError: the file cannot be read, or is a picture in colour.
+        ValueError: the file cannot be read, or is a colour image.
     """
     try:
         image = Image.open(io.BytesIO(place.read()))
@@ -124,8 +125,8 @@ def read_indices(place: Place) -> np.ndarray:
         raise ValueError(f"The mask {place} cannot be read: {error}.") from error
     if image.mode not in ("L", "P", "1") and not image.mode.startswith("I"):
         raise ValueError(
-            f"The mask {place} is a picture in colour (mode {image.mode}); a mask holds an index "
-            "of a class in each pixel: write it in grey of 8 or 16 bits, or with a palette."
+            f"The mask {place} is a colour image (mode {image.mode}); a mask holds the index of a "
+            "class in each pixel: write it in grey of 8 or 16 bits, or with a palette."
         )
     raw = np.asarray(image)
     if raw.min() < 0 or raw.max() > 65535:
@@ -134,21 +135,21 @@ def read_indices(place: Place) -> np.ndarray:
 
 
 def open_segments(path: Path, layout: str = "auto") -> tuple[SegmentSet, SegmentSet]:
-    """Open the training and the validation part of `path`, and look at their files.
+    """Open the training and the validation part of `path`, and check their files.
 
     Args:
-        layout: One of the table above, or `auto`: the first whose folders are there.
+        layout: One of the table above, or `auto`: the first whose folders exist.
 
     Raises:
-        ValueError: nothing of that layout is there, an image has no mask or a mask of another
-            size, a mask holds what is no class, or the two parts name their classes differently.
+        ValueError: the layout is unknown or not found, an image has no mask or a mask of another
+            size, a mask has a value without a class, or the two parts have different classes.
     """
     if not path.exists():
         raise ValueError(f"There is no data at {path}; give a folder of images with masks.")
     if layout != "auto" and layout not in LAYOUTS:
         raise ValueError(f"There is no layout {layout!r}; there are {', '.join(LAYOUTS)}.")
     if layout == "auto":
-        # a list of classes makes it one's own data, even if the folders look like ADE20k's
+        # with a list of classes it is the user's own data, even if the folders are like ADE20k's
         own = (path / "classes.json").is_file()
         known = {k: v for k, v in LAYOUTS.items() if not own or k in ("tar", "folder")}
     else:
@@ -167,14 +168,15 @@ def open_segments(path: Path, layout: str = "auto") -> tuple[SegmentSet, Segment
             )
         return train, val
     looked = ", ".join(f"{name}: {' or '.join(signs)}" for name, (signs, _) in known.items())
-    raise ValueError(f"{path} holds no images with masks of a known layout ({looked}).")
+    raise ValueError(f"{path} holds no images with masks in a known layout ({looked}).")
 
 
 def check_segments(part: SegmentSet, what: str) -> None:
-    """Refuse a set that would fail in the middle of the work.
+    """Check a set before any work; of a large one, only `LOOKED_AT` masks.
 
     Raises:
-        ValueError: it is empty, or one of the masks that are looked at does not fit.
+        ValueError: it is empty, a mask does not fit its image or has unknown values, or no pixel
+            is scored.
     """
     if not len(part):
         raise ValueError(f"The {what} is empty: no image has a mask.")
@@ -184,35 +186,35 @@ def check_segments(part: SegmentSet, what: str) -> None:
         if mask.shape[::-1] != size:
             raise ValueError(
                 f"The image {part.key(index)} has {size[0]}x{size[1]} pixels and its mask "
-                f"{mask.shape[1]}x{mask.shape[0]}; they must be of one size."
+                f"{mask.shape[1]}x{mask.shape[0]}; they must have the same size."
             )
         scored |= bool((mask != IGNORE).any())
     if not scored:
-        raise ValueError(f"No mask of the {what} holds a pixel of a class that is scored.")
+        raise ValueError(f"No mask of the {what} has a pixel of a class that is scored.")
 
 
 def own_classes(folder: Path) -> tuple[tuple[str, ...], dict[int, int]]:
-    """Read `classes.json`: the names that are scored, and what each value means.
+    """Read `classes.json`: return the names that are scored, and the meaning of each value.
 
     Raises:
-        ValueError: it is missing, no list of names, or leaves nothing to score.
+        ValueError: it is missing, is not a list of names, or leaves no class to score.
     """
     file = folder / "classes.json"
     if not file.is_file():
         raise ValueError(
-            f"{file} is missing: a list of the classes' names, in the order of their indices."
+            f"{file} is missing: write a list of the classes' names, in the order of their indices."
         )
     try:
         names = json.loads(file.read_text())
     except ValueError as error:
-        raise ValueError(f"{file} is no JSON: {error}.") from error
+        raise ValueError(f"{file} is not JSON: {error}.") from error
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise ValueError(f"{file} must be a list of names, in the order of their indices.")
     scored = [name for name in names if name.lower() not in NOTHING]
     if not scored or len(set(scored)) != len(scored) or len(scored) > IGNORE:
         raise ValueError(
             f"{file} names {len(scored)} classes, {len(set(scored))} of them different; there must "
-            f"be 1 to {IGNORE}, each once."
+            f"be 1 to {IGNORE} different ones."
         )
     values = {value: scored.index(n) for value, n in enumerate(names) if n in scored}
     return tuple(scored), _with_nothing(values, len(names))
@@ -227,8 +229,10 @@ def _files(folder: Path) -> list[Path]:
     return sorted(p for p in folder.rglob("*") if p.suffix.lower() in PICTURES)
 
 
-def _paired(images: Sequence[Path], masks: Mapping[str, Path], stems: Sequence[str], where: Path):
-    """Pair images with masks by name; refuse images that have none."""
+def _paired(
+    images: Sequence[Path], masks: Mapping[str, Path], stems: Sequence[str], where: Path
+) -> tuple[tuple[Place, Place], ...]:
+    """Pair images with masks by name; refuse images without a mask."""
     lost = [str(image) for image, stem in zip(images, stems, strict=True) if stem not in masks]
     if lost:
         raise ValueError(
@@ -254,7 +258,7 @@ def _ade20k(path: Path) -> tuple[SegmentSet, SegmentSet]:
         if len(rows) != ADE20K_COUNT:
             raise ValueError(f"{table} names {len(rows)} classes, and ADE20k has {ADE20K_COUNT}.")
         names = tuple(row[-1].partition(",")[0].strip() for row in rows)
-        # a name that comes again gets its number
+        # a name that occurs twice gets its number
         names = tuple(n if names.count(n) == 1 else f"{n} {i + 1}" for i, n in enumerate(names))
     parts = []
     for split in ("training", "validation"):
@@ -350,7 +354,7 @@ def _tar(path: Path) -> tuple[SegmentSet, SegmentSet]:
 
 
 def _index(shard: Path) -> list[tuple[Place, Place]]:
-    """Find pictures and masks in a shard by their keys, in the order of the pictures."""
+    """Pair the images and masks of a shard by their keys, in the order of the images."""
     images: dict[str, Place] = {}
     masks: dict[str, Place] = {}
     try:
@@ -381,4 +385,4 @@ LAYOUTS = {
     "tar": (("*.tar",), _tar),
     "folder": (("images", "*/images"), _folder),
 }
-"""Layout -> what gives it away, and what opens it."""
+"""Layout -> the paths by which it is recognised, and the function that opens it."""

@@ -1,4 +1,4 @@
-"""Image files as batches of squares, for benchmarks that name their images themselves."""
+"""Image files as batches of squares, for benchmarks with their own lists of images."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -14,10 +14,10 @@ from zoo.features import Batch
 def squares(
     files: Sequence[Path], side: int, batch: int, device: torch.device, *, whole: bool = False
 ) -> Iterator[Batch]:
-    """Return image files in order, `side` pixels square, with their names as keys.
+    """Yield the images in order as squares of `side` pixels, with the file names as keys.
 
     Args:
-        whole: Squeeze the whole image, instead of cutting out the largest centred square.
+        whole: Resize the whole image to a square, instead of its largest centred square.
 
     Raises:
         ValueError: a file cannot be read.

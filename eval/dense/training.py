@@ -1,4 +1,4 @@
-"""How a head on a model's features is trained: by the loop that trains everything here."""
+"""Train a head on a model's features, by the loop of all trainings here."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
@@ -26,11 +26,11 @@ class HeadTraining(Training):
     kind: ClassVar[str] = "head"
 
     settings: Mapping[str, Any] = field(default_factory=dict)
-    """Of the benchmark that it is trained for."""
+    """Settings of the benchmark for which the head is trained."""
 
     @classmethod
     def of(cls, settings: Any, seed: int, out: Path) -> "HeadTraining":
-        """Say a benchmark's settings in the loop's words: the rate falls to 0 in a line."""
+        """Return the loop's config for a benchmark's settings; the rate falls linearly to 0."""
         steps, tenth = settings.steps, -(-settings.steps // 10)
         warmup = max(1, min(settings.warmup, steps // 10))
         return cls(
@@ -39,7 +39,7 @@ class HeadTraining(Training):
             steps=steps,
             batch=settings.batch,
             workers=settings.workers,
-            precision="float32",  # the head's; the features have the subject's
+            precision="float32",  # for the head; features are computed in the subject's precision
             optim=Optim(
                 lr=settings.lr,
                 min_lr=0.0,
@@ -63,11 +63,11 @@ def train_head(
     settings: Any,
     groups: Iterable[dict[str, Any]],
 ) -> None:
-    """Train on crops of `source`; a training that was stopped in `subject.work` goes on.
+    """Train on crops of `source`; resume a training that was stopped in `subject.work`.
 
     Args:
-        settings: Of the benchmark: steps, batch, lr, weight_decay, warmup, workers.
-        groups: The parameters that are trained; `scale` in one multiplies its rate.
+        settings: The benchmark's settings: steps, batch, lr, weight_decay, warmup, workers.
+        groups: The parameters to train; the `scale` of a group multiplies its rate.
 
     Raises:
         ValueError: a loss is not finite.

@@ -1,4 +1,4 @@
-"""UPerNet (1807.10221): pooled context on top, a feature pyramid below, and all levels as one."""
+"""UPerNet (1807.10221): pooled context and a feature pyramid, then all levels in one map."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -12,14 +12,15 @@ from zoo.features import Batch, at_grid
 
 LEVELS = 4
 STEPS = (4.0, 2.0, 1.0, 0.5)
-"""How the levels of a plain backbone are enlarged: strides 4, 8, 16, 32 of patches of 16 px."""
+"""Factors by which the maps of a plain backbone are resized: patches of 16 px become strides 4, 8,
+16 and 32."""
 
 
 class BackbonePyramid:
-    """Four maps of a backbone, fine to coarse, [B C h w] each.
+    """A batch -> four maps of a backbone, fine to coarse, [B C h w] each.
 
-    A hierarchy gives its last four stages. A plain backbone, whose blocks share one grid, gives
-    the maps after each quarter of its blocks, resized to a pyramid without weights.
+    Of a hierarchy these are the last four stages. Of a plain backbone, whose blocks share one grid,
+    they are the maps after each quarter of its blocks, resized to a pyramid.
     """
 
     def __init__(self, backbone: Any, mean: Tensor, std: Tensor):
@@ -30,7 +31,7 @@ class BackbonePyramid:
         count = len(strides)
         if self.plain:
             self.levels = [max(0, round(count * (i + 1) / LEVELS) - 1) for i in range(LEVELS)]
-        else:  # of several levels with one stride, the last
+        else:  # of several levels with the same stride the last
             last = sorted({stride: i for i, stride in enumerate(strides)}.items())
             self.levels = [i for _, i in last[-LEVELS:]]
 
@@ -53,12 +54,12 @@ def _resized(x: Float[Tensor, "B C h w"], step: float) -> Tensor:
 
 
 def _at(x: Float[Tensor, "B C h w"], grid: tuple[int, int]) -> Float[Tensor, "B C y x"]:
-    """Resize as `at_grid`, whose gradient is the same at every run."""
+    """Resize a channels-first map by `at_grid`, whose gradient is deterministic."""
     return at_grid(x.permute(0, 2, 3, 1), grid).permute(0, 3, 1, 2)
 
 
 class ConvNormRelu(nn.Sequential):
-    """A convolution that keeps the size, batch norm, ReLU."""
+    """A convolution that keeps the size, then batch norm and ReLU."""
 
     def __init__(self, width: int, out: int, kernel: int):
         super().__init__(
@@ -69,11 +70,12 @@ class ConvNormRelu(nn.Sequential):
 
 
 class UPerNet(nn.Module):
-    """Four maps [B C h w], fine to coarse -> [B h w classes] on the finest map's grid.
+    """Four maps [B C h w], fine to coarse -> [B h w classes] on the grid of the finest map.
 
     Args:
         widths: Channels of the maps.
-        pools: Cells along a side of the grids that the coarsest map is pooled to.
+        hidden: Channels of all inner maps.
+        pools: Sides of the grids to which the coarsest map is pooled, in cells.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Large images through a network that looks at squares, and a student made for such squares."""
+"""Run a network that takes squares over larger images, and fit a student to such squares."""
 
 import copy
 from collections.abc import Callable
@@ -13,7 +13,7 @@ from zoo.students.student import Student
 
 
 def starts(length: int, side: int, stride: int) -> list[int]:
-    """Return where the windows along one edge begin; the last one ends with the image."""
+    """Return the starts of the windows along one edge; the last window ends with the image."""
     last = max(length - side, 0)
     return [*range(0, last, stride), last]
 
@@ -26,14 +26,15 @@ def sliding(
     stride: int,
     batch: int = 16,
 ) -> Float[Tensor, "1 K H W"]:
-    """Average the answers to overlapping square windows of one image, and give them at its size.
+    """Average the outputs for overlapping square windows of one image; return them at its size.
 
-    The image's short side is brought to `side` first.
+    The image's short side is first resized to `side`.
 
     Args:
-        answer: Gives a value for each pixel of a window.
+        answer: Returns K values for each pixel of the windows.
+        side: Side of a window, in pixels.
         stride: Pixels from one window to the next.
-        batch: Windows that are looked at together.
+        batch: Windows that are processed at once.
     """
     height, width = image.shape[-2:]
     zoom = side / min(height, width)
@@ -51,13 +52,13 @@ def sliding(
 
 
 def at_size(student: Student, side: int, option: str) -> Student:
-    """Return a student for squares of `side` pixels; the given one stays as it is.
+    """Return the student for squares of `side` pixels: a copy, unless it already has that size.
 
     Args:
-        option: What the user sets `side` by, for the error.
+        option: The command line's option for `side`, for the message.
 
     Raises:
-        ValueError: its backbone cannot look at such images.
+        ValueError: the backbone cannot process such images, or has no spatial map.
     """
     size = (side, side)
     _check_patches(student, side, option)
@@ -72,21 +73,21 @@ def at_size(student: Student, side: int, option: str) -> Student:
     except (ValueError, RuntimeError, AssertionError) as error:
         reason = str(error).strip().splitlines()[0].rstrip(".")
         raise ValueError(
-            f"{student.recipe[0]} cannot look at {side} px: {reason}. Choose another {option}."
+            f"{student.recipe[0]} cannot process {side} px: {reason}. Choose another {option}."
         ) from error
     if features.spatial is None:
-        raise ValueError(f"{student.recipe[0]} gives no map, which dense tasks need.")
+        raise ValueError(f"{student.recipe[0]} has no spatial map, which dense tasks need.")
     return wide
 
 
 def _check_patches(student: Student, side: int, option: str) -> None:
-    """Refuse a size that the patches do not tile: timm would cut off the rest, and say nothing."""
+    """Refuse a size that patches do not tile: timm would silently cut off the rest."""
     patch = getattr(getattr(student.backbone, "patch_embed", None), "patch_size", 1)
     patch = patch if isinstance(patch, int) else patch[0]
     if side % patch:
         below = side // patch * patch
         near = " or ".join(str(s) for s in (below, below + patch) if s)
         raise ValueError(
-            f"{student.recipe[0]} cannot look at {side} px: its patches of {patch} px do not tile "
+            f"{student.recipe[0]} cannot process {side} px: its patches of {patch} px do not tile "
             f"them. Choose {option} {near}."
         )

@@ -1,1 +1,1 @@
-"""Detection and instance segmentation over our backbones; mmdet only where it is asked for."""
+"""Detection and instance segmentation with our backbones, by torchvision or transformers."""

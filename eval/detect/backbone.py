@@ -1,6 +1,6 @@
 """Any timm model as a detector's backbone, and the pyramid that a plain transformer needs.
 
-Ordinary modules, known to no framework: `zoo.eval.openmmlab.mmdet_plugin` tells mmdet about them.
+These are ordinary modules; `zoo.eval.openmmlab.mmdet_plugin` registers them with mmdet.
 """
 
 import math
@@ -20,36 +20,37 @@ import zoo
 __all__ = ["Backbone", "SimplePyramid"]
 
 STRIDES = (4, 8, 16, 32)
-"""What detectors want of a pyramid."""
+"""The strides of the pyramid that detectors take."""
 
 
 class Backbone(nn.Module):
-    """Images of any size -> the maps of a timm model, [B C h w] each; `channels`, `strides` tell.
+    """Images of any size -> maps of a timm model, [B C h w] each, of `channels` and `strides`.
 
-    Sides are filled up with zeros, right and below, to what the model takes, and the cells that
-    see nothing else are cut off again: a map has ceil(side / stride) cells a side.
+    Images are padded with zeros on the right and below to a size that the model takes, and the
+    cells that lie wholly in the padding are removed: a map has ceil(side / stride) cells a side.
 
     Args:
         name: A registered model with or without its tag, or the folder of an exported student:
             `local-dir:runs/mine/export`.
-        pretrained: Load the tag's, or the folder's, weights.
-        out_indices: Levels (of a plain transformer: blocks) to give. By default those of strides 4,
-            8, 16 and 32, and of a plain transformer the last block.
-        frozen_stages: -1 trains all, 0 leaves the stem as it is, k the first k stages (blocks) too.
-        norm_eval: Keep the statistics of batch norms.
-        drop_path_rate: The model's own rate by default.
-        img_size: Rows and columns that windows are fitted to, where a model fits its windows to
+        pretrained: Load the weights of the tag or the folder.
+        out_indices: Levels to return; for a plain transformer, blocks. By default those of strides
+            4, 8, 16 and 32, and for a plain transformer the last block.
+        frozen_stages: -1 trains all, 0 freezes the stem, k also the first k stages (blocks).
+        norm_eval: Keep the running statistics of batch norms.
+        drop_path_rate: The model's own by default.
+        img_size: Rows and columns to which windows are fitted, if the model fits its windows to
             images (MambaVision: one window covers the map). By default they stay as trained.
-        out_norm: Put a new layer norm over the channels behind each level, as the published
+        out_norm: Add a new layer norm over the channels after each level, as the published
             detectors of MambaVision do. A plain transformer keeps its own final norm.
         options: Further keywords of `timm.create_model`.
 
     Raises:
-        ValueError: the model has no such levels, or no maps, or no so many stages to freeze.
+        ValueError: the model has no such levels, returns no maps, or has fewer stages than are to
+            be frozen.
     """
 
     mean: tuple[float, float, float]
-    """Of the images that it wants, in [0, 1]; so `std`."""
+    """Mean of the channels, for images in [0, 1], by which inputs must be normalised; see `std`."""
 
     def __init__(
         self,
@@ -69,7 +70,7 @@ class Backbone(nn.Module):
         levels = [dict(level) for level in getattr(model.feature_info, "info", model.feature_info)]
         reductions = [level["reduction"] for level in levels]
         self.is_plain = len(set(reductions)) == 1
-        """One stride for all levels: a transformer of tokens."""
+        """Whether all levels have one stride, as in a plain vision transformer."""
         self.out_indices = _indices(name, reductions, out_indices)
         self.strides = tuple(reductions[i] for i in self.out_indices)
         self.channels = tuple(levels[i]["num_chs"] for i in self.out_indices)
@@ -86,7 +87,7 @@ class Backbone(nn.Module):
         self.train()
 
     def _freeze(self, name: str, stages: int) -> list[str]:
-        """Stop the gradients of the stem and of the first stages; give the names of their parts."""
+        """Freeze the stem and the first stages; return the names of their modules."""
         if stages < 0:
             return []
         matcher = self.model.group_matcher(coarse=True)
@@ -102,7 +103,7 @@ class Backbone(nn.Module):
         return [part for i in range(stages + 1) for part in parts[i]]
 
     def train(self, mode: bool = True) -> "Backbone":
-        """Switch the mode; what is frozen stays in that of evaluation."""
+        """Set the mode; frozen modules stay in evaluation mode."""
         super().train(mode)
         parts = dict(self.model.named_modules())
         still = [parts[key] for key in self.frozen]
@@ -144,8 +145,8 @@ def _build(
     with torch.device("meta"):
         plan: Any = zoo.create_model(name, **options)
     if not hasattr(plan, "forward_intermediates"):
-        raise ValueError(f"{name} gives no maps: timm has no forward_intermediates for it.")
-    if getattr(plan, "dynamic_img_size", True) is False:  # timm's ViTs fix it until they are told
+        raise ValueError(f"{name} returns no maps: timm has no forward_intermediates for it.")
+    if getattr(plan, "dynamic_img_size", True) is False:  # timm's ViTs have a fixed size by default
         options["dynamic_img_size"] = True
     return zoo.create_model(name, pretrained, **options)
 
@@ -173,15 +174,15 @@ def _indices(
 class SimplePyramid(nn.Module):
     """Make a pyramid of the one map of a plain transformer (ViTDet, 2203.16527, section 3).
 
-    Each level has its own way from that map: transposed convolutions to finer strides, the maximum
-    to coarser ones, then a 1x1 and a 3x3 convolution. Nothing flows between the levels.
+    Each level is computed from that map alone: by transposed convolutions to finer strides or a
+    maximum to coarser ones, then a 1x1 and a 3x3 convolution.
 
     Args:
-        strides: Of the levels; powers of two times `stride`, 4 the finest for a map at stride 16.
-        stride: Of the map that comes.
+        strides: Strides of the levels: `stride` times a power of two, at least `stride` / 4.
+        stride: Stride of the input map.
 
     Raises:
-        ValueError: a level's stride is no power of two times `stride`, or finer than a quarter.
+        ValueError: a level's stride is not `stride` times a power of two, or is below a quarter.
     """
 
     def __init__(
@@ -214,7 +215,7 @@ def _width(dim: int, level: int, stride: int) -> int:
 
 
 def _resampled(dim: int, level: int, stride: int) -> list[nn.Module]:
-    """The layers that bring a map from `stride` to `level`; each that refines halves the width."""
+    """Return the layers from stride `stride` to `level`; each refinement halves the channels."""
     if level == stride:
         return []
     if 4 * level == stride:

@@ -1,4 +1,4 @@
-"""The benchmark `detect`: a detector's score, or what a short training makes of a backbone."""
+"""The benchmark `detect`: score a trained detector, or train one on a backbone first."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,7 +24,7 @@ def detect(subject: Subject, data: Path, settings: DetectSettings) -> Iterator[F
     """Yield COCO's numbers on the validation part in per cent, and pictures of predictions.
 
     Raises:
-        ValueError: the folder or the backbone is not as it should be, before any training.
+        ValueError: the data or the backbone cannot be used; raised before any training.
         Interrupted: a signal came while a detector was trained.
     """
     trained = is_detector(Path(subject.name))
@@ -70,10 +70,11 @@ def measure(
     pictures: int = 0,
     out: Path | None = None,
 ) -> Iterator[Found]:
-    """Find the objects of a split; yield pictures, then COCO's numbers in per cent.
+    """Detect the objects of a split; yield pictures, then COCO's numbers in per cent.
 
     Args:
-        out: Where COCO's file of predictions goes.
+        pictures: Number of images that are drawn with their predictions.
+        out: File for the predictions, in COCO's format.
 
     Raises:
         ValueError: the split's classes are not the detector's.
@@ -87,7 +88,7 @@ def measure(
         results += coco_results(found, image, split)
         if number < pictures:
             drawn = np.asarray(side_by_side(image, found, split))
-            caption = f"{image.path.name}: annotations, then what was found"
+            caption = f"{image.path.name}: annotations, predictions"
             yield f"detect/{image.path.stem}", Picture(drawn, caption)
     if out is not None:
         write_results(results, out)

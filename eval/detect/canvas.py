@@ -1,4 +1,4 @@
-"""Images of any size on square canvases: what every detector here is given."""
+"""Images of any size on square canvases: the input of every detector here."""
 
 import signal
 from collections.abc import Iterable, Iterator, Sequence
@@ -16,12 +16,12 @@ from zoo.eval.detect.coco import CocoImage, CocoSplit
 from zoo.eval.detect.masks import decode
 
 GRID = 32
-"""A canvas is a multiple of this: the coarsest stride of a pyramid."""
+"""A canvas's side is a multiple of this, the coarsest stride of a pyramid."""
 
 
 @dataclass(frozen=True)
 class Truth:
-    """The objects of one image, in the canvas's pixels."""
+    """The objects of one image, in pixels of the canvas."""
 
     boxes: Float[Tensor, "n 4"]
     """Left, top, right, bottom."""
@@ -29,6 +29,7 @@ class Truth:
     masks: UInt8[Tensor, "n S S"] | None = None
 
     def to(self, device: torch.device) -> "Truth":
+        """Return the same objects on a device."""
         boxes, labels = (x.to(device, non_blocking=True) for x in (self.boxes, self.labels))
         masks = None if self.masks is None else self.masks.to(device, non_blocking=True)
         return Truth(boxes, labels, masks)
@@ -36,47 +37,48 @@ class Truth:
 
 @dataclass(frozen=True)
 class Canvas:
-    """A batch of images, scaled to fit and put into the upper left corner of S x S pixels.
+    """A batch of images, each scaled to fit into S x S pixels and placed in the upper left corner.
 
-    All batches have one shape, so a backbone's windows and tables are made once.
+    All batches have the same shape, so a backbone's windows and tables are built once.
     """
 
     images: UInt8[Tensor, "B 3 S S"]
     sizes: tuple[tuple[int, int], ...]
-    """Rows and columns that an image covers."""
+    """Rows and columns that each image covers."""
     originals: tuple[tuple[int, int], ...]
     """Rows and columns of the images as they were read."""
     truths: tuple[Truth, ...] = ()
     indices: tuple[int, ...] = ()
-    """Places in the split."""
+    """Indices of the images in the split."""
 
     def __len__(self) -> int:
         return len(self.images)
 
     def to(self, device: torch.device) -> "Canvas":
+        """Return the same batch on a device."""
         images = self.images.to(device, non_blocking=True)
         return replace(self, images=images, truths=tuple(t.to(device) for t in self.truths))
 
     def covered(self) -> Bool[Tensor, "B S S"]:
-        """Tell the pixels of the images from those of the empty canvas."""
+        """Return which pixels belong to the images, and not to the empty canvas."""
         side = torch.arange(self.images.shape[-1], device=self.images.device)
         rows, cols = torch.tensor(self.sizes).to(side.device, non_blocking=True).T
         return (side < rows[:, None])[:, :, None] & (side < cols[:, None])[:, None]
 
     def normalised(self, mean: Tensor, std: Tensor) -> Float[Tensor, "B 3 S S"]:
-        """Return the images as a backbone takes them; the empty canvas is 0."""
+        """Return the images normalised for a backbone; the empty canvas is 0."""
         images = (self.images.float() / 255 - mean[:, None, None]) / std[:, None, None]
         return images * self.covered()[:, None]
 
 
 def fit(rows: int, cols: int, side: int) -> tuple[int, int]:
-    """Return the size of an image whose longer side becomes `side`."""
+    """Return the rows and columns of an image after its longer side is resized to `side`."""
     scale = side / max(rows, cols)
     return max(1, round(rows * scale)), max(1, round(cols * scale))
 
 
 def place(image: Image.Image, side: int) -> tuple[UInt8[Tensor, "3 S S"], tuple[int, int]]:
-    """Scale an image to a canvas; give the canvas and the size that the image covers there."""
+    """Scale an image to a canvas; return the canvas, and the image's rows and columns in it."""
     rows, cols = fit(image.height, image.width, side)
     if image.mode.startswith("I;16") or image.mode == "I":  # 16 bits: Pillow would clip them
         image = Image.fromarray((np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype("u1"))
@@ -87,7 +89,7 @@ def place(image: Image.Image, side: int) -> tuple[UInt8[Tensor, "3 S S"], tuple[
 
 
 def on_canvas(images: Sequence[Image.Image], side: int) -> Canvas:
-    """Put photographs on canvases, the camera's orientation heeded."""
+    """Put images on canvases, turned as their EXIF orientation says."""
     upright = [ImageOps.exif_transpose(image) for image in images]
     canvases, sizes = zip(*(place(image, side) for image in upright), strict=True)
     originals = tuple((image.height, image.width) for image in upright)
@@ -95,10 +97,10 @@ def on_canvas(images: Sequence[Image.Image], side: int) -> Canvas:
 
 
 class Samples(Dataset):
-    """The images of a split on canvases, each with its objects; asked by (index, mirrored).
+    """The images of a split on canvases, each with its objects, by (index, mirrored).
 
     Args:
-        keep: Hold what was decoded in memory, for sets of a few hundred images.
+        keep: Keep decoded images in memory, for sets of a few hundred images.
     """
 
     def __init__(self, split: CocoSplit, side: int, *, masks: bool, keep: bool = False):
@@ -137,7 +139,9 @@ class Samples(Dataset):
         boxes = torch.tensor([a["bbox"] for a in objects], dtype=torch.float32).reshape(-1, 4)
         boxes = torch.cat([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], dim=1) * scale
         boxes = torch.minimum(boxes.clamp(min=0), limit)
-        big = (boxes[:, 2:] - boxes[:, :2]).amin(dim=1) > 0.5  # less is no object to learn from
+        big = (boxes[:, 2:] - boxes[:, :2]).amin(
+            dim=1
+        ) > 0.5  # smaller ones are left out of the training
         labels = torch.tensor([self.split.label(a) for a in objects], dtype=torch.int64)
         masks = None
         if self.masks:
@@ -150,7 +154,7 @@ class Samples(Dataset):
 
 
 def _mirrored(sample: Canvas) -> Canvas:
-    """Turn one image over, inside the part of the canvas that it covers."""
+    """Mirror one image inside the part of the canvas that it covers."""
     (truth,), cols = sample.truths, sample.sizes[0][1]
     boxes = truth.boxes.clone()
     boxes[:, [0, 2]] = cols - truth.boxes[:, [2, 0]]
@@ -164,7 +168,7 @@ def _turned(x: Tensor, cols: int) -> Tensor:
 
 
 def joined(samples: Sequence[Canvas]) -> Canvas:
-    """Make one batch of several."""
+    """Concatenate several batches."""
     return Canvas(
         torch.cat([sample.images for sample in samples]),
         tuple(size for sample in samples for size in sample.sizes),
@@ -177,8 +181,8 @@ def joined(samples: Sequence[Canvas]) -> Canvas:
 def batches(
     samples: Samples, order: Iterable[list[tuple[int, bool]]], *, workers: int = 0
 ) -> Iterator[Canvas]:
-    """Read batches, in worker processes if there are any."""
-    sampler: Any = order  # a DataLoader needs no length to be gone through
+    """Yield the batches of `order`, decoded in worker processes if there are any."""
+    sampler: Any = order  # a DataLoader iterates over it without needing its length
     yield from DataLoader(
         samples,
         batch_sampler=sampler,
@@ -189,5 +193,5 @@ def batches(
 
 
 def _leave_signals(_: int) -> None:
-    """Let the main process decide what Ctrl-C means."""
+    """Ignore Ctrl-C in a worker: the main process handles it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -1,4 +1,4 @@
-"""Folders of images with COCO annotations: found, read, and checked before any work."""
+"""Find, read and check folders of images with COCO annotations."""
 
 import json
 import math
@@ -23,15 +23,15 @@ LAYOUTS = (
     ("annotations/{split}.json", "{split}"),
     ("{split}.json", "{split}"),
 )
-"""(annotations, images) below the folder; the first pair that is there counts."""
+"""(annotations, images) in the folder; the first pair that exists is used."""
 SPLITS = {"train": ("train",), "val": ("val", "valid", "validation", "test")}
 LISTED = 3
-"""Examples in a message."""
+"""Number of examples in a message."""
 
 
 @dataclass(frozen=True)
 class CocoImage:
-    """One image: its id in the file, where it lies, and its size."""
+    """One image: its id in the annotations, its file and its size in pixels."""
 
     id: int
     path: Path
@@ -41,37 +41,38 @@ class CocoImage:
 
 @dataclass(frozen=True)
 class CocoSplit:
-    """Annotations that have been checked; a label is a class's place in `classes`."""
+    """Checked annotations; a label is an index into `classes`."""
 
     file: Path
     folder: Path
-    """Where the images lie."""
+    """The folder of the images."""
     images: tuple[CocoImage, ...]
     classes: tuple[str, ...]
-    """In the order of the file, which is mmdet's too."""
+    """In the order of the file, as mmdet has them."""
     category_ids: tuple[int, ...]
-    """The file's ids of `classes`; they may have gaps, labels have none."""
+    """The ids of `classes` in the file; they may have gaps, labels do not."""
     annotations: Mapping[int, Sequence[Mapping[str, Any]]]
-    """By image id; images without objects have an empty list."""
+    """The annotations by image id; an empty list for images without objects."""
     class_agnostic: bool = False
-    """All classes count as one, in training and in the metric."""
+    """Treat all classes as one, in training and in the metric."""
 
     def __len__(self) -> int:
         return len(self.images)
 
     def objects(self, image: CocoImage) -> list[Mapping[str, Any]]:
-        """Return the annotations to learn from: no crowds, no boxes without area."""
+        """Return the annotations for training: without crowds and boxes of no area."""
         return [
-            a for a in self.annotations[image.id]
+            a
+            for a in self.annotations[image.id]
             if not a.get("iscrowd") and a["bbox"][2] > 0 and a["bbox"][3] > 0
-        ]  # fmt: skip
+        ]
 
     def label(self, annotation: Mapping[str, Any]) -> int:
-        """Return the label of an annotation: 0 for all of them if the split is class-agnostic."""
+        """Return the label of an annotation; always 0 if the split is class-agnostic."""
         return 0 if self.class_agnostic else self.category_ids.index(annotation["category_id"])
 
     def require_objects(self) -> None:
-        """Raise a ValueError if there is nothing to learn or to find."""
+        """Raise a ValueError if the split has no object."""
         if not any(self.objects(image) for image in self.images):
             raise ValueError(
                 f"{self.file} has no object in its {len(self)} images (crowds and empty boxes do "
@@ -84,30 +85,30 @@ class CocoSplit:
         if without:
             raise ValueError(
                 f"{len(without)} objects of {self.file} have no mask (annotation "
-                f"{_listed(without)}); add segmentations, or choose a detector of boxes alone."
+                f"{_listed(without)}); add segmentations, or choose a detector of boxes only."
             )
 
     def with_classes(self, classes: Sequence[str]) -> "CocoSplit":
-        """Order the classes as a detector has them; ids stay as this file has them.
+        """Return the split with its classes in a detector's order; the file's ids stay.
 
         Raises:
-            ValueError: the names are not the same.
+            ValueError: the two have different names.
         """
         if self.class_agnostic:
             return self
         if set(classes) != set(self.classes):
             ours, theirs = set(self.classes) - set(classes), set(classes) - set(self.classes)
-            stated = [f"only there: {_listed(sorted(ours))}"] if ours else []
-            stated += [f"not there: {_listed(sorted(theirs))}"] if theirs else []
+            differing = [f"only there: {_listed(sorted(ours))}"] if ours else []
+            differing += [f"not there: {_listed(sorted(theirs))}"] if theirs else []
             raise ValueError(
-                f"The classes of {self.file} are not the detector's ({'; '.join(stated)}). Give "
-                "annotations with the same names, or compare boxes alone, class-agnostic."
+                f"The classes of {self.file} are not the detector's ({'; '.join(differing)}). Give "
+                "annotations with the same names, or compare boxes only, class-agnostic."
             )
         ids = dict(zip(self.classes, self.category_ids, strict=True))
         return replace(self, classes=tuple(classes), category_ids=tuple(ids[c] for c in classes))
 
     def first(self, count: int) -> "CocoSplit":
-        """Return a part: the first `count` images."""
+        """Return the split with its first `count` images only."""
         return replace(self, images=self.images[:count])
 
 
@@ -125,9 +126,10 @@ def open_coco(folder: Path, split: str, *, class_agnostic: bool = False) -> Coco
 
     Args:
         split: `train` or `val`; the latter may also be called valid, validation or test.
+        class_agnostic: Treat all classes as one.
 
     Raises:
-        ValueError: there is none, or its file or an image is not as it should be.
+        ValueError: there is no such split, or as `read_coco`.
     """
     if not folder.is_dir():
         raise ValueError(f"There is no folder {folder}; give one with COCO annotations.")
@@ -137,22 +139,22 @@ def open_coco(folder: Path, split: str, *, class_agnostic: bool = False) -> Coco
             if file.is_file() and (folder / place).is_dir():
                 return read_coco(file, folder / place, class_agnostic=class_agnostic)
     shown = "; ".join(f"{a} with {i}/" for a, i in LAYOUTS[::2]).format(split=split)
-    raise ValueError(f"{folder} has no COCO split {split!r}; laid out like {shown}.")
+    raise ValueError(f"{folder} has no COCO split {split!r}; known layouts are {shown}.")
 
 
 def read_coco(file: Path, images: Path, *, class_agnostic: bool = False) -> CocoSplit:
     """Read a file of COCO annotations and check it against the folder of its images.
 
     Raises:
-        ValueError: the file is no COCO file, ids are double or point nowhere, a box or a mask
-            is malformed, images are missing, unreadable or of another size.
+        ValueError: it is not a COCO file, ids are duplicate or unknown, a box or a mask is
+            malformed, or images are missing, unreadable or of another size.
     """
     content = _read(file)
     categories = content["categories"]
     ids, names = _ids(categories, file, "category"), [c.get("name") for c in categories]
     double = [name for name, count in Counter(names).items() if count > 1]
     if double or not names or None in names:
-        raise ValueError(f"{file}: classes need names of their own; see {_listed(double or names)}")
+        raise ValueError(f"{file}: classes need different names; see {_listed(double or names)}")
     known = set(_ids(content["images"], file, "image"))
     _ids(content["annotations"], file, "annotation")
     found = _images(content["images"], file, images)
@@ -166,7 +168,9 @@ def read_coco(file: Path, images: Path, *, class_agnostic: bool = False) -> Coco
         else:
             by_image[annotation["image_id"]].append(annotation)
     if wrong:
-        raise ValueError(f"{file} has {len(wrong)} bad annotations. {wrong[0]}. Mend or drop them.")
+        raise ValueError(
+            f"{file} has {len(wrong)} bad annotations. {wrong[0]}. Correct or remove them."
+        )
     return CocoSplit(
         file,
         images,
@@ -182,13 +186,13 @@ def _read(file: Path) -> dict[str, Any]:
     try:
         content = json.loads(file.read_text())
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{file} is no JSON file: {error}.") from error
+        raise ValueError(f"{file} is not a JSON file: {error}.") from error
     parts = ("images", "annotations", "categories")
     if not isinstance(content, dict) or not all(
         isinstance(content.get(part), list) and all(isinstance(x, dict) for x in content[part])
         for part in parts
     ):
-        raise ValueError(f"{file} is no COCO file: it needs lists {', '.join(parts)}.")
+        raise ValueError(f"{file} is not a COCO file: it needs the lists {', '.join(parts)}.")
     if not content["images"]:
         raise ValueError(f"{file} lists no image.")
     return content
@@ -200,7 +204,7 @@ def _ids(entries: Sequence[Mapping[str, Any]], file: Path, what: str) -> list[in
         raise ValueError(f"{file}: the {what} ids must be whole numbers, and each must have one.")
     double = [i for i, count in Counter(ids).items() if count > 1]
     if double:
-        raise ValueError(f"{file}: {what} ids stand there twice: {_listed(double)}.")
+        raise ValueError(f"{file}: {what} ids occur twice: {_listed(double)}.")
     return [int(i) for i in ids if i is not None]
 
 
@@ -214,7 +218,7 @@ def _images(entries: Sequence[Mapping[str, Any]], file: Path, folder: Path) -> l
     if missing:
         raise ValueError(
             f"{len(missing)} of {len(paths)} images of {file} are missing in {folder}: "
-            f"{_listed(missing)}. Bring them back, or take them out of the file."
+            f"{_listed(missing)}. Add them, or remove them from the file."
         )
     with ThreadPoolExecutor(8) as pool:
         sizes = list(pool.map(_size, paths))
@@ -222,11 +226,9 @@ def _images(entries: Sequence[Mapping[str, Any]], file: Path, folder: Path) -> l
     for entry, path, size in zip(entries, paths, sizes, strict=True):
         stated = (entry.get("height", size and size[0]), entry.get("width", size and size[1]))
         if size is None:
-            wrong.append(f"{path.name} is no image that can be read")
+            wrong.append(f"{path.name} is not a readable image")
         elif stated != size:
-            wrong.append(
-                f"{path.name} has {size[0]}x{size[1]} pixels, {stated[0]}x{stated[1]} there"
-            )
+            wrong.append(f"{path.name} has {size[0]}x{size[1]} pixels, not {stated[0]}x{stated[1]}")
     if wrong:
         raise ValueError(f"{len(wrong)} images do not fit {file}: {_listed(wrong)}.")
     return [
@@ -237,7 +239,7 @@ def _images(entries: Sequence[Mapping[str, Any]], file: Path, folder: Path) -> l
 
 
 def _size(path: Path) -> tuple[int, int] | None:
-    """Rows and columns as stored: annotations do not know of the camera's orientation."""
+    """Return rows and columns as stored: annotations ignore the EXIF orientation."""
     try:
         with Image.open(path) as image:
             return image.height, image.width
@@ -256,7 +258,7 @@ def _problem_of(
     if not isinstance(box, Sequence) or len(box) != 4:
         return "bbox is not x, y, width, height"
     if not all(isinstance(x, Real) and math.isfinite(x) for x in box) or min(box[2:]) < 0:
-        return f"bbox {box} is no box"
+        return f"bbox {box} is not a box"
     rows, cols = sizes[annotation["image_id"]]
     if box[0] >= cols or box[1] >= rows or box[0] + box[2] < 0 or box[1] + box[3] < 0:
         return f"bbox {box} lies outside the image of {cols} x {rows}"

@@ -1,4 +1,4 @@
-"""COCO's average precision and recall of predictions, boxes and masks, and the file of them."""
+"""COCO's average precision and recall for boxes and masks, and COCO's file of predictions."""
 
 import contextlib
 import io
@@ -21,12 +21,12 @@ NAMES = (
     "AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large",
     "AR1", "AR10", "AR100", "AR_small", "AR_medium", "AR_large",
 )  # fmt: skip
-"""In the order in which COCO's own summary has them."""
+"""In the order of COCO's own summary."""
 KINDS = {"bbox": "box", "segm": "mask"}
 
 
 class Prediction(NamedTuple):
-    """What a detector found in one image, in that image's own pixels, best first."""
+    """The predictions of a detector for one image, in pixels of that image, best first."""
 
     boxes: Tensor
     """[n 4]: left, top, right, bottom."""
@@ -39,7 +39,7 @@ class Prediction(NamedTuple):
 def coco_results(
     prediction: Prediction, image: CocoImage, split: CocoSplit
 ) -> list[dict[str, Any]]:
-    """Write a prediction as COCO's results are written: the file's ids, x y width height."""
+    """Return a prediction in COCO's format: ids of the file, boxes as x, y, width, height."""
     boxes = prediction.boxes.double().cpu().numpy()
     boxes = np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1).round(3)
     scores, labels = prediction.scores.double().tolist(), prediction.labels.tolist()
@@ -54,30 +54,32 @@ def coco_results(
 
 
 def write_results(results: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """Write the file that COCO's server and every COCO tool reads."""
+    """Write predictions to a file in COCO's format, which COCO's server and tools read."""
     with written_whole(path) as temporary:
         temporary.write_text(json.dumps(list(results)) + "\n")
 
 
 def read_results(path: Path, split: CocoSplit) -> list[dict[str, Any]]:
-    """Read such a file and check it against the annotations.
+    """Read a file of predictions in COCO's format and check it against the annotations.
 
     Raises:
-        ValueError: it is no such file, or is about other images or classes.
+        ValueError: it is not such a file, or it has unknown images or classes.
     """
     try:
         results = json.loads(path.read_text())
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is no JSON file: {error}.") from error
+        raise ValueError(f"{path} is not a JSON file: {error}.") from error
     if not isinstance(results, list) or not all(
         isinstance(r, dict) and {"image_id", "category_id", "score"} <= set(r) for r in results
     ):
-        raise ValueError(f"{path} is no list of COCO results: image_id, category_id, score, bbox.")
+        raise ValueError(
+            f"{path} is not a list of COCO results: image_id, category_id, score, bbox."
+        )
     images = {image.id for image in split.images}
     for name, known in (("image_id", images), ("category_id", set(split.category_ids))):
         strange = sorted({r[name] for r in results} - known)
         if strange:
-            raise ValueError(f"{path} has a {name} that {split.file} has not: {strange[0]}.")
+            raise ValueError(f"{path} has a {name} that {split.file} does not have: {strange[0]}.")
     return results
 
 
@@ -89,17 +91,17 @@ def coco_metrics(
     class_agnostic: bool = False,
     metric: Metric = "faster",
 ) -> Iterator[tuple[str, float]]:
-    """Yield COCO's twelve numbers for boxes, and for masks if they are asked for.
+    """Yield COCO's twelve numbers for boxes, and with `masks` also for masks, as shares of 1.
 
     Names are `box/AP`, `mask/AP50`, ...; sizes are small below 32², large above 96² pixels of the
-    image. A number of a size that no object has is left out.
+    image. Numbers for a size that no object has are left out.
 
     Args:
-        class_agnostic: A box counts whatever its class.
-        metric: faster-coco-eval, or the original to compare with.
+        class_agnostic: Ignore the classes of predictions and objects.
+        metric: faster-coco-eval, or the original for comparison.
 
     Raises:
-        ValueError: there is no object to find, or the metric is not installed.
+        ValueError: there is no object, an object has no mask, or the metric is not installed.
     """
     how = dict(masks=masks, class_agnostic=class_agnostic)
     for name, value, _ in _measured(split, results, **how, metric=metric):
@@ -109,10 +111,10 @@ def coco_metrics(
 def coco_scores(
     split: CocoSplit, results: Sequence[Mapping[str, Any]], *, masks: bool = False
 ) -> Iterator[tuple[str, float | AveragePrecision]]:
-    """Yield the same in per cent, average precisions with what each image adds to them.
+    """Yield the same numbers in per cent, average precisions with each image's part in them.
 
     Raises:
-        ValueError: there is no object to find, or the metric is not installed.
+        ValueError: as `coco_metrics`.
     """
     for name, value, parts in _measured(split, results, masks=masks, parts=True):
         yield name, 100 * value if parts is None else parts
@@ -127,7 +129,7 @@ def _measured(
     metric: Metric = "faster",
     parts: bool = False,
 ) -> Iterator[tuple[str, float, AveragePrecision | None]]:
-    """Yield COCO's numbers, and with `parts` what its precisions are made of."""
+    """Yield COCO's numbers; with `parts`, also what the average precisions are made of."""
     split.require_objects()
     if masks:
         split.require_masks()
@@ -143,7 +145,7 @@ def _measured(
 
 
 def _truth(split: CocoSplit, masks: bool) -> dict[str, Any]:
-    """Make the annotations whole: area and iscrowd are often left out."""
+    """Return annotations in COCO's format with area and iscrowd, which files often leave out."""
     entries = []
     for image in split.images:
         for annotation in split.annotations[image.id]:
@@ -161,10 +163,11 @@ def _truth(split: CocoSplit, masks: bool) -> dict[str, Any]:
                     area = decode(segmentation, image.rows, image.cols).sum()
             entry["area"] = float(area)
             entries.append(entry)
-    # ids from 1: the original takes a match with annotation 0 for none
+    # ids from 1: the original takes a match with annotation 0 for no match
     entries = [dict(entry, id=i) for i, entry in enumerate(entries, 1)]
-    images = [dict(id=i.id, height=i.rows, width=i.cols, file_name=i.path.name)
-              for i in split.images]  # fmt: skip
+    images = [
+        dict(id=i.id, height=i.rows, width=i.cols, file_name=i.path.name) for i in split.images
+    ]
     categories = [
         dict(id=i, name=name) for i, name in zip(split.category_ids, split.classes, strict=True)
     ]
@@ -182,19 +185,19 @@ def _run(
     metric: Metric,
     class_agnostic: bool,
 ) -> Any:
-    """Run a library's evaluation; it is only set up if there are no results, which none takes."""
+    """Run a library's evaluation. Without results, which no library takes, it is only set up."""
     coco, evaluate = _tools(metric)
-    with contextlib.redirect_stdout(io.StringIO()):  # it talks
-        there, found = coco(), coco()
-        # both libraries write into what they are given
-        there.dataset = json.loads(json.dumps(truth))
-        found.dataset = dict(there.dataset, annotations=[])
-        for one in (there, found):
+    with contextlib.redirect_stdout(io.StringIO()):  # they print
+        objects, found = coco(), coco()
+        # copies, since both libraries write into their input
+        objects.dataset = json.loads(json.dumps(truth))
+        found.dataset = dict(objects.dataset, annotations=[])
+        for one in (objects, found):
             one.createIndex()
         keys = ("image_id", "category_id", "score", "segmentation" if kind == "segm" else "bbox")
         if results:
-            found = there.loadRes([{key: result[key] for key in keys} for result in results])
-        run = evaluate(there, found, kind)
+            found = objects.loadRes([{key: result[key] for key in keys} for result in results])
+        run = evaluate(objects, found, kind)
         run.params.useCats = int(not class_agnostic)
         if results:
             run.evaluate()
@@ -213,7 +216,7 @@ def _size_of(area: float) -> str:
 
 
 def _tools(metric: Metric) -> tuple[Any, Any]:
-    """Return the two classes that both libraries have: the data and the evaluation."""
+    """Return a library's class of the data and its class of the evaluation."""
     try:
         if metric == "faster":
             from faster_coco_eval import COCO, COCOeval_faster

@@ -1,20 +1,20 @@
-"""A detector and its training, described by frozen dataclasses."""
+"""The configuration of a detector and of its training."""
 
 import math
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from zoo.train.config import Optim, Training
+from zoo.train.config import Optim, Precision, Training
 
 Kind = Literal["mask_rcnn", "faster_rcnn", "retinanet", "detr", "rt_detr_v2", "mask2former"]
 DRAWN = "shapes"
-"""As `data`: coloured shapes that are drawn into the run's own folder."""
+"""The value of `data` for synthetic images, which are written to the run's folder."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class DetectTraining(Training):
-    """How a detector is trained, whatever its backbone."""
+    """How a detector is trained, for any backbone."""
 
     kind: ClassVar[str] = "detect"
 
@@ -23,12 +23,17 @@ class DetectTraining(Training):
         default_factory=lambda: Optim(lr=2e-4, min_lr=0.0, weight_decay=0.05, ema=0.0)
     )
     backbone_lr: float = 1.0
-    """The backbone's rate is that of the new parts times this, and times `layer_decay`."""
+    """Factor of the backbone's rate relative to that of the new parts; see also `layer_decay`."""
     layer_decay: float = 1.0
-    """Factor from each layer of the backbone to the one before it; 1 for none."""
+    """Factor of the rate from each layer of the backbone to the one before it; 1 for no decay."""
+    precision: Precision = "auto"
+    """Of the backbone and the pyramid; auto is bf16 on CUDA and float32 elsewhere. What places
+    boxes stays in float32."""
+    workers: int = 0
+    """Processes that decode; with 0 the images are decoded once and held in memory."""
     norms: Literal["trained", "frozen"] = "trained"
-    """`frozen`: batch norms of the backbone keep their statistics, for trained ones and batches
-    of a few images."""
+    """`frozen`: batch norms of the backbone keep their statistics, for trained backbones and small
+    batches."""
 
     def __post_init__(self):
         super().__post_init__()
@@ -37,24 +42,26 @@ class DetectTraining(Training):
             if not 0 < value < math.inf:
                 raise ValueError(f"{name} is {value}; give a number above 0.")
         if self.layer_decay > 1:
-            raise ValueError(f"layer_decay is {self.layer_decay}; give at most 1, which is none.")
+            raise ValueError(
+                f"layer_decay is {self.layer_decay}; give at most 1, which is no decay."
+            )
         if self.precision == "float64":
             raise ValueError("A detector's boxes are float32; give precision float32 or bf16.")
 
 
 @dataclass(frozen=True, kw_only=True)
 class DetectorChoice:
-    """Which detector is built over a backbone, whatever trains it."""
+    """Which detector is built on a backbone."""
 
     detector: Kind = "mask_rcnn"
     size: int = 512
-    """Pixels of the longer side of an image, a multiple of 32."""
+    """Longer side of an image in pixels, a multiple of 32."""
     width: int = 256
     """Channels of the pyramid and of the heads."""
     class_agnostic: bool = False
-    """Learn and measure boxes alone, whatever their class."""
+    """Learn and measure boxes only, whatever their class."""
     pictures: int = 8
-    """Images of the validation part that are drawn with what was found."""
+    """Number of validation images that are shown with their predictions."""
 
     def __post_init__(self):
         if self.width < 1:
@@ -62,7 +69,7 @@ class DetectorChoice:
 
     @property
     def has_masks(self) -> bool:
-        """Tell whether the detector learns and gives masks."""
+        """Whether the detector predicts masks."""
         return self.detector in ("mask_rcnn", "mask2former")
 
 
@@ -74,7 +81,7 @@ class Detect(DetectorChoice, DetectTraining):
     """A registered model (with its tag for released weights), or the folder of an exported
     student or of its run."""
     data: str = DRAWN
-    """A folder with COCO annotations and images; `shapes` draws some."""
+    """A folder with COCO annotations and images; `shapes` for synthetic ones."""
     out: Path = Path("runs/detector")
     """Folder of the run; it must not exist yet."""
     options: tuple[str, ...] = ()
@@ -87,12 +94,12 @@ class Detect(DetectorChoice, DetectTraining):
 
 @dataclass(frozen=True, kw_only=True)
 class DetectSettings(DetectorChoice):
-    """A target that `zoo detect` trained is measured as it is; for others these decide."""
+    """How a detector is trained on a backbone; a detector of `zoo detect` is measured as it is."""
 
     training: DetectTraining = field(default_factory=DetectTraining)
-    """Data, device, seed and folder are those of the evaluation."""
+    """The training; its data, device, seed and folder are those of the evaluation."""
     predictions: Path | None = None
-    """Where COCO's file of predictions goes."""
+    """File for the predictions, in COCO's format."""
 
     def __post_init__(self):
         super().__post_init__()
@@ -104,12 +111,12 @@ class DetectSettings(DetectorChoice):
                 )
 
     def run_of(self, **evaluation: Any) -> Detect:
-        """Return the training of a detector; `evaluation` gives backbone, data, folder, seed."""
+        """Return the config of the training; `evaluation` has backbone, data, folder and seed."""
         own = {one.name: getattr(self, one.name) for one in fields(DetectorChoice)}
         return Detect(**vars(self.training) | own | evaluation)
 
 
 def tiny(config: Detect) -> Detect:
-    """Shrink a run to a laptop: small images, narrow heads, twenty steps."""
+    """Return the config for a trial on a laptop: small images, narrow heads, twenty steps."""
     every = replace(config.every, log=5)
     return replace(config, size=96, width=32, steps=20, batch=2, every=every)

@@ -1,4 +1,4 @@
-"""What a detector is here, how one is made from a backbone, and its files."""
+"""Build a detector on a backbone, save it and load it."""
 
 import dataclasses
 import json
@@ -12,16 +12,21 @@ from timm.data.config import resolve_model_data_config
 
 from zoo.eval.detect.spec import STRIDES, BackboneSource, Detector, DetectorSpec
 from zoo.files import save_whole, written_whole
+from zoo.students.build import build_student
+from zoo.students.student import Student
 
 
 def find_source(target: str, size: int, *, options: dict[str, Any] | None = None) -> BackboneSource:
-    """Look at what a backbone has to offer; costs no memory.
+    """Describe a backbone for a detector: its maps, options and weights; needs no memory.
 
-    `target` is a registered model (with a tag for its released weights), the folder of an
-    exported student, or that of the run which made it.
+    Args:
+        target: A registered model (with a tag for its released weights), the folder of an exported
+            student, or the folder of the run that trained it.
+        size: Side of the detector's canvas, in pixels.
+        options: Keywords of `timm.create_model`.
 
     Raises:
-        ValueError: there is no such model, or its maps suit no detector.
+        ValueError: there is no such model, it refuses its options, or its maps suit no detector.
     """
     name, weights, own = _named(target)
     own |= options or {}
@@ -36,21 +41,26 @@ def find_source(target: str, size: int, *, options: dict[str, Any] | None = None
     config: dict[str, Any] = resolve_model_data_config(model)
     info: Any = getattr(model, "feature_info", None)
     if not info:
-        raise ValueError(f"{name} gives no feature maps (timm's features_only); choose another.")
+        raise ValueError(f"{name} returns no feature maps (timm's features_only); choose another.")
     reductions = [int(level["reduction"]) for level in info]
     levels, strides = _levels(reductions, name)
     if takes:
         side = size // 16 * strides[0] if len(strides) == 1 else size
         own["img_size"] = side
     return BackboneSource(
-        name=name, options=own, levels=levels, strides=strides,
-        mean=tuple(config["mean"]), std=tuple(config["std"]),
-        getter=getter, weights=weights,
-    )  # fmt: skip
+        name=name,
+        options=own,
+        levels=levels,
+        strides=strides,
+        mean=tuple(config["mean"]),
+        std=tuple(config["std"]),
+        getter=getter,
+        weights=weights,
+    )
 
 
 def _named(target: str) -> tuple[str, str | None, dict[str, Any]]:
-    """Return a registered name, what timm loads its weights by, and its options."""
+    """Return a registered name, timm's name of its weights if there are any, and its options."""
     folder = Path(target)
     if folder.is_dir():
         folder = folder / "export" if (folder / "export").is_dir() else folder
@@ -58,15 +68,17 @@ def _named(target: str) -> tuple[str, str | None, dict[str, Any]]:
             raise ValueError(f"{folder} holds no exported student: config.json is missing.")
         config = json.loads((folder / "config.json").read_text())
         if "architecture" not in config:
-            raise ValueError(f"{folder} holds no exported student: {folder}/config.json is other.")
+            raise ValueError(
+                f"{folder} holds no exported student: its config.json has no architecture."
+            )
         options = dict(config.get("model_args") or {})
         options.pop("img_size", None)
         options.pop("num_classes", None)
         return config["architecture"], f"local-dir:{folder}", options
     if not timm.is_model(target.partition(".")[0]):
         raise ValueError(
-            f"{target} is neither a registered model nor a folder of an exported student; "
-            "`zoo list` shows our models, timm.list_models() the others."
+            f"{target} is neither a registered model nor the folder of an exported student; "
+            "`zoo list` shows our models, timm.list_models() all of them."
         )
     name, _, tag = target.partition(".")
     return name, target if tag else None, {}
@@ -82,16 +94,17 @@ def _levels(reductions: list[int], name: str) -> tuple[tuple[int, ...], tuple[in
     if len(found) < 2:
         raise ValueError(
             f"{name} has maps of strides {sorted(set(reductions))}; a detector needs two or more "
-            f"of {', '.join(map(str, STRIDES))}, or a ViT's single one."
+            f"of {', '.join(map(str, STRIDES))}, or the single one of a ViT."
         )
     return tuple(found.values()), tuple(found)
 
 
 def build_detector(spec: DetectorSpec, *, pretrained: bool = False) -> Detector:
-    """Build a detector; its backbone starts with its own weights if `pretrained`.
+    """Build a detector; with `pretrained`, its backbone has the weights that `spec.source` names.
 
     Raises:
-        ValueError: the detector does not take such a backbone, or needs a missing package.
+        ValueError: the detector does not take such a backbone, or needs a package that is not
+            installed.
     """
     if spec.kind in ("mask_rcnn", "faster_rcnn", "retinanet"):
         from zoo.eval.detect.torchvision_detector import TorchvisionDetector
@@ -103,9 +116,9 @@ def build_detector(spec: DetectorSpec, *, pretrained: bool = False) -> Detector:
 
 
 def save_detector(detector: Detector, folder: Path) -> None:
-    """Write `config.json` and `model.safetensors`, from which it can be built anywhere."""
+    """Write `config.json` and `model.safetensors`, which `load_detector` reads."""
     folder.mkdir(parents=True, exist_ok=True)
-    # some of transformers' detectors have a weight under two names, which only these two know of
+    # some detectors of transformers have a weight under two names; `save_model` handles this
     save_whole(detector, folder / "model.safetensors", save_model)
     about = dataclasses.asdict(detector.spec)
     with written_whole(folder / "config.json") as temporary:
@@ -113,7 +126,7 @@ def save_detector(detector: Detector, folder: Path) -> None:
 
 
 def is_detector(folder: Path) -> Path | None:
-    """Return the folder of a saved detector: this one, or `detector` inside a run."""
+    """Return the folder of a saved detector: `detector` in this one, this one itself, or `None`."""
     for place in (folder / "detector", folder):
         config = place / "config.json"
         if (place / "model.safetensors").is_file() and config.is_file():
@@ -124,10 +137,10 @@ def is_detector(folder: Path) -> Path | None:
 
 
 def load_detector(folder: Path, *, device: torch.device | str = "cpu") -> Detector:
-    """Build the detector that `save_detector` wrote, or that a run holds.
+    """Load a detector from the folder of `save_detector`, or from a run of `zoo detect`.
 
     Raises:
-        ValueError: there is none, or its weights do not fit.
+        ValueError: there is no detector, or its weights do not fit.
     """
     place = is_detector(folder)
     if place is None:
@@ -142,8 +155,26 @@ def load_detector(folder: Path, *, device: torch.device | str = "cpu") -> Detect
     return detector.to(device).eval()
 
 
+def load_backbone(folder: Path) -> Student:
+    """Load the backbone of a trained detector, as a student without heads.
+
+    A detector has no final norm, so the student's keeps its initial weights.
+
+    Raises:
+        ValueError: as `load_detector`.
+    """
+    detector = load_detector(folder)
+    source = detector.spec.source
+    options = {k: v for k, v in source.options.items() if k != "img_size"}
+    side = source.options.get("img_size", detector.spec.size)
+    student = build_student(source.name, {}, size=side, options=options).eval()
+    state = {k.removeprefix("model."): v for k, v in detector.backbone.state_dict().items()}
+    student.backbone.load_state_dict(state, strict=False)
+    return student
+
+
 def read_spec(content: dict[str, Any]) -> DetectorSpec:
-    """Make a spec of what its JSON form says."""
+    """Return the spec that was saved as `config.json`."""
     source: dict[str, Any] = {
         k: tuple(v) if isinstance(v, list) else v for k, v in content["source"].items()
     }

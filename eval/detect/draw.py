@@ -1,4 +1,4 @@
-"""Pictures of what was found: boxes, masks, names and scores on the image."""
+"""Draw predictions on an image: boxes, masks, names and scores."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -18,11 +18,11 @@ PALETTE = (
     "#e6194b", "#3cb44b", "#4363d8", "#f58231", "#911eb4", "#008080", "#9a6324", "#800000",
     "#808000", "#000075", "#f032e6", "#469990",
 )  # fmt: skip
-"""By label, so that a class has one colour in all pictures."""
+"""Colours by label, so that a class has the same colour in all pictures."""
 
 
 def truth_of(image: CocoImage, split: CocoSplit, *, masks: bool) -> Prediction:
-    """Return the annotations of an image in the form of a prediction that is sure."""
+    """Return the annotations of an image as a prediction with scores of 1."""
     objects = split.objects(image)
     boxes = torch.tensor([a["bbox"] for a in objects], dtype=torch.float32).reshape(-1, 4)
     boxes = torch.cat([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], dim=1)
@@ -43,7 +43,7 @@ def draw(
     least: float = 0.5,
     most: int = 20,
 ) -> UInt8[Tensor, "3 H W"]:
-    """Draw the best `most` objects with a score of `least` or more; others stay out."""
+    """Draw at most `most` objects, the best first, with scores of at least `least`."""
     kept = (prediction.scores >= least).nonzero()[:most, 0].cpu()
     if not len(kept):
         return image
@@ -51,7 +51,7 @@ def draw(
     colours: Any = [PALETTE[label % len(PALETTE)] for label in labels]
     if prediction.masks is not None:
         masks = prediction.masks.cpu()[kept]
-        # one by one, the best last: drawn together, what two masks share becomes black
+        # one by one, the best last: drawn at once, the overlap of two masks would be black
         for mask, colour in reversed(list(zip(masks, colours, strict=True))):
             image = draw_segmentation_masks(image, mask, alpha=0.45, colors=colour)
     scores = prediction.scores.cpu()[kept].tolist()
@@ -67,7 +67,7 @@ def draw(
 def side_by_side(
     image: CocoImage, prediction: Prediction, split: CocoSplit, *, least: float = 0.5
 ) -> Image.Image:
-    """Draw the annotations on the left, what was found on the right."""
+    """Draw the annotations on the left and the predictions on the right."""
     with Image.open(image.path) as opened:
         pixels = torch.from_numpy(np.array(opened.convert("RGB"))).permute(2, 0, 1)
     truth = truth_of(image, split, masks=prediction.masks is not None)

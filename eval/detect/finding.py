@@ -1,4 +1,4 @@
-"""What a detector finds in a split, and how good that is."""
+"""Run a detector over a split."""
 
 from collections.abc import Iterator
 
@@ -11,16 +11,16 @@ from zoo.eval.detect.spec import Detector
 
 
 def fitting(detector: Detector, split: CocoSplit) -> CocoSplit:
-    """Order a split's classes as the detector's.
+    """Return the split with its classes in the detector's order.
 
     Raises:
-        ValueError: they have other names, or one of the two is class-agnostic.
+        ValueError: the two have different classes, or only one of them is class-agnostic.
     """
     if detector.spec.class_agnostic != split.class_agnostic:
         which = ("has classes", "is class-agnostic")
         raise ValueError(
-            f"The detector {which[detector.spec.class_agnostic]}, {split.file} was opened as if it "
-            f"{which[split.class_agnostic]}; open it with class_agnostic="
+            f"The detector {which[detector.spec.class_agnostic]}, but {split.file} was opened "
+            f"as if it {which[split.class_agnostic]}; open it with class_agnostic="
             f"{detector.spec.class_agnostic}."
         )
     return split.with_classes(detector.spec.classes)
@@ -34,10 +34,10 @@ def find_objects(
     batch: int = 8,
     workers: int = 0,
 ) -> Iterator[tuple[CocoImage, Prediction]]:
-    """Yield each image of a split with what the detector finds in it."""
+    """Yield each image of a split with the detector's prediction, in pixels of the image."""
     samples = Samples(split, detector.spec.size, masks=False)
-    places = range(len(split))
-    order = [[(i, False) for i in places[k : k + batch]] for k in places[::batch]]
+    indices = range(len(split))
+    order = [[(i, False) for i in indices[k : k + batch]] for k in indices[::batch]]
     detector.eval()
     for canvas in batches(samples, order, workers=workers):
         found = detector.predict(canvas.to(device))

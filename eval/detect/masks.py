@@ -1,4 +1,4 @@
-"""Masks as COCO files hold them: polygons, run lengths in plain numbers, run lengths in text."""
+"""Masks in COCO's formats: polygons, run lengths as numbers, and run lengths as text."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -20,18 +20,18 @@ def _codec() -> Any:
 
 
 def problem_of(segmentation: Any, rows: int, cols: int) -> str | None:
-    """Say why `segmentation` is no mask of an image of `rows` x `cols`; `None` if it is one."""
+    """Return why `segmentation` is not a mask for an image of `rows` x `cols`; `None` if it is."""
     if isinstance(segmentation, Mapping):
         return _problem_of_runs(segmentation, rows, cols)
     if not isinstance(segmentation, Sequence) or isinstance(segmentation, str):
         return f"a {type(segmentation).__name__} where polygons or run lengths belong"
     for polygon in segmentation:
         if not isinstance(polygon, Sequence) or isinstance(polygon, str):
-            return "a polygon that is no list of numbers"
+            return "a polygon that is not a list of numbers"
         if len(polygon) < 6 or len(polygon) % 2:
             return f"a polygon of {len(polygon)} numbers; x, y of three or more points are needed"
         if not all(isinstance(x, Real) and math.isfinite(x) for x in polygon):
-            return "a polygon with a coordinate that is no finite number"
+            return "a polygon with a coordinate that is not finite"
     return None
 
 
@@ -43,7 +43,7 @@ def _problem_of_runs(runs: Mapping[str, Any], rows: int, cols: int) -> str | Non
         try:
             _codec().decode(dict(size=[rows, cols], counts=_bytes(counts)))
         except (ValueError, RuntimeError, IndexError) as error:
-            return f"run lengths in text that cannot be read ({error})"
+            return f"run lengths as text that cannot be read ({error})"
         return None
     if not isinstance(counts, Sequence) or not all(isinstance(n, int) and n >= 0 for n in counts):
         return "run lengths that are neither text nor a list of counts"
@@ -59,9 +59,15 @@ def _bytes(text: str | bytes) -> bytes:
 def decode(
     segmentation: Any, rows: int, cols: int, *, size: tuple[int, int] | None = None
 ) -> np.ndarray:
-    """Draw a mask, bytes of 0 and 1, at `size` (rows, columns) or at the image's own size.
+    """Return a mask as uint8 [rows cols] of 0 and 1, at `size` or at the image's own size.
 
-    Polygons are scaled before they are drawn, so nothing is lost twice.
+    Polygons are scaled before they are drawn, so they are rounded to pixels only once.
+
+    Args:
+        size: Rows and columns of the result.
+
+    Raises:
+        ValueError: faster-coco-eval is not installed.
     """
     codec = _codec()
     height, width = size or (rows, cols)
@@ -83,7 +89,7 @@ def decode(
 
 
 def encode(masks: np.ndarray) -> list[dict[str, Any]]:
-    """Write boolean masks [n rows cols] as run lengths in text, which JSON can hold."""
+    """Return boolean masks [n rows cols] as run lengths in text, which JSON can hold."""
     if not len(masks):
         return []
     stacked = np.asfortranarray(masks.astype(np.uint8).transpose(1, 2, 0))

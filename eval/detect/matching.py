@@ -1,4 +1,4 @@
-"""Which predictions COCO takes for right, one by one: what intervals of its numbers need."""
+"""Which predictions COCO counts as right, one by one: the input of confidence intervals."""
 
 from collections import defaultdict
 from collections.abc import Mapping
@@ -14,44 +14,47 @@ MEASURES = {
     "AP": (0, EVERY), "AP50": (0, slice(0, 1)), "AP75": (0, slice(5, 6)),
     "AP_small": (1, EVERY), "AP_medium": (2, EVERY), "AP_large": (3, EVERY),
 }  # fmt: skip
-"""Name -> which of COCO's ranges of sizes, and which of its thresholds of overlap."""
+"""Name -> index of COCO's range of sizes, and slice of its thresholds of overlap."""
 
 
 class _Objects(NamedTuple):
+    """The objects of one image and class."""
+
     ignored: np.ndarray
-    """[sizes, objects]: crowds, and what is of another size."""
+    """[sizes, objects]: crowds and objects of another size."""
     crowd: np.ndarray
     """[objects]"""
 
 
 def average_precisions(run: Any, keys: Mapping[int, str]) -> dict[str, AveragePrecision]:
-    """Return COCO's average precisions with what each image adds to them.
+    """Return COCO's average precisions with each image's part in them.
 
-    The overlaps are those that the library found. Its own matches lie where no caller gets at
-    them (faster-coco-eval), or would take a walk through all pairs of images and classes.
+    The overlaps are those of the library. The matches are computed again here:
+    faster-coco-eval does not expose its own, and those of pycocotools would have to be collected
+    from all pairs of images and classes.
 
     Args:
-        run: A COCOeval, of either library, whose `evaluate` was called.
+        run: A COCOeval of either library whose `evaluate` has been called.
         keys: Names of the images by their ids.
     """
     p = run.params
     labels = {category: i if p.useCats else 0 for i, category in enumerate(p.catIds)}
     truths, found = (_by_pair(coco, p.catIds, labels) for coco in (run.cocoGt, run.cocoDt))
-    place = {image: i for i, image in enumerate(keys)}
+    index = {image: i for i, image in enumerate(keys)}
     sizes = np.array(p.areaRng)
     objects = np.zeros((len(sizes), len(keys), max(labels.values()) + 1), np.uint16)
     pairs, taken, matches = [], [], []
     for label, image in sorted(truths.keys() | found.keys()):
-        # the best hundred, as the library took them
+        # the best hundred, as the library has them
         ours = sorted(found.get((label, image), ()), key=lambda one: -one["score"])
         ours = ours[: p.maxDets[-1]]
         if (label, image) in truths:
             there = _objects(truths[label, image], sizes)
-            objects[:, place[image], label] = (~there.ignored).sum(axis=1)
+            objects[:, index[image], label] = (~there.ignored).sum(axis=1)
             if ours:
                 overlaps = run.ious[image, p.catIds[label] if p.useCats else -1]
                 matches.append((len(taken), *_matches(np.asarray(overlaps), there, p.iouThrs)))
-        pairs += [(label, place[image])] * len(ours)
+        pairs += [(label, index[image])] * len(ours)
         taken += ours
     matched = np.zeros((len(taken), len(sizes), len(p.iouThrs)), bool)
     ignored = np.zeros_like(matched)
@@ -67,9 +70,13 @@ def average_precisions(run: Any, keys: Mapping[int, str]) -> dict[str, AveragePr
     for name, (size, thresholds) in MEASURES.items():
         kept = counted[:, size, thresholds].any(axis=1)
         made[name] = AveragePrecision(
-            list(keys.values()), image[kept], label[kept], right[kept, size, thresholds],
-            counted[kept, size, thresholds], objects[size],
-        )  # fmt: skip
+            list(keys.values()),
+            image[kept],
+            label[kept],
+            right[kept, size, thresholds],
+            counted[kept, size, thresholds],
+            objects[size],
+        )
     return made
 
 
@@ -95,8 +102,9 @@ def _matches(
 ) -> tuple[Bool[np.ndarray, "p sizes T"], Bool[np.ndarray, "p sizes T"]]:
     """Match predictions of one image and class, best first, each to the object it overlaps most.
 
-    An object is taken once, a crowd as often as it is found; what counts goes before what does
-    not, and of equal overlaps the last one is taken: COCO's own order.
+    As in COCO, an object is matched once and a crowd any number of times; objects that count are
+    matched before ignored ones, and of equal overlaps the last one is taken. Return which
+    predictions are matched, and which of them to an ignored object.
     """
     sizes, count = there.ignored.shape
     shape = len(overlaps), sizes, len(thresholds)

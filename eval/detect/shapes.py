@@ -1,4 +1,4 @@
-"""Drawn images with COCO annotations: something to detect where no data is at hand."""
+"""Synthetic images with COCO annotations, for tests and trials without data."""
 
 import json
 from pathlib import Path
@@ -11,15 +11,22 @@ from zoo.eval.detect.masks import encode
 
 CLASSES = ("disc", "square", "triangle")
 CATEGORY_IDS = (3, 7, 8)
-"""With gaps, as in COCO's own files."""
+"""Ids with gaps, as in COCO's own files."""
 COLOURS = ((230, 60, 50), (60, 170, 80), (70, 90, 220))
 
 
-def write_shapes(folder: Path, *, train: int = 16, val: int = 8, side: int = 96, seed: int = 0):
-    """Write a COCO folder of coloured shapes on noise; the same one for the same seed.
+def write_shapes(
+    folder: Path, *, train: int = 16, val: int = 8, side: int = 96, seed: int = 0
+) -> None:
+    """Write a COCO folder of coloured shapes on noise, which follows from the seed.
 
-    Masks are polygons of squares and triangles, run lengths of discs; the last image of each
-    part has no object, and one of the first image is a crowd.
+    Masks of squares and triangles are polygons, those of discs run lengths. The last image of each
+    part has no object, and one object of the first image is a crowd.
+
+    Args:
+        train: Images of the training part.
+        val: Images of the validation part.
+        side: Height of the images in pixels, and the largest width.
     """
     for part, count in (("train", train), ("val", val)):
         draws = np.random.default_rng((seed, part == "val"))

@@ -1,4 +1,4 @@
-"""torchvision's Mask R-CNN, Faster R-CNN and RetinaNet over any backbone of timm or ours."""
+"""torchvision's Mask R-CNN, Faster R-CNN and RetinaNet on any backbone of timm or ours."""
 
 from collections import OrderedDict
 from typing import Any, cast
@@ -26,18 +26,20 @@ from zoo.eval.detect.coco_metric import Prediction
 from zoo.eval.detect.spec import STRIDES, BackboneSource, Detector, DetectorSpec
 
 PUBLISHED_SIDE = 800
-"""The side for which the published sizes of anchors and of RoI levels are meant."""
+"""The side of images, in pixels, for which the published anchors and RoI levels are made."""
 LEAST_SHARE = 0.1
-"""Anchors are rounded to pixels: below this some would have no area."""
+"""Smallest factor of the anchors' sizes: they are rounded to pixels, and must keep an area."""
 
 
 class FeaturePyramid(nn.Module):
-    """Maps of one width from a backbone: FPN over its levels, a simple pyramid over a ViT's.
+    """A backbone's maps, all with `dim` channels: by an FPN, or for a ViT by a simple pyramid.
 
-    Coarser levels follow: one that is pooled, or RetinaNet's two convolutions.
+    `last` adds coarser levels: one by pooling, or RetinaNet's two by convolutions.
 
     Args:
-        finest: Least stride; finer levels of the backbone are not used.
+        dim: Channels of all levels.
+        finest: Smallest stride; finer levels of the backbone are not used.
+        last: The module that adds the coarser levels.
     """
 
     def __init__(
@@ -79,16 +81,16 @@ class FeaturePyramid(nn.Module):
             used = self.body(x)[-len(self.strides) :]
             named = OrderedDict((str(i), level) for i, level in enumerate(used))
             return list(self.neck(named).values())
-        if self.patch != 16:  # a patch sees what 16 pixels show, whatever its own size
+        if self.patch != 16:  # a patch of any size covers what 16 pixels show
             size = [side // 16 * self.patch for side in x.shape[-2:]]
             x = F.interpolate(x, size, mode="bilinear", antialias=self.patch < 16)
         return list(self.neck(self.body(x)[-1:]))
 
 
 class TorchvisionDetector(Detector):
-    """A detector of torchvision, without its own scaling: images come on a canvas.
+    """A detector of torchvision without its own resizing, since images come on a canvas.
 
-    Below 800 px anchors and RoI levels shrink with the canvas, as the objects do.
+    Below 800 px, anchors and RoI levels shrink with the canvas, as the objects do.
 
     Raises:
         ValueError: the backbone cannot be built.
@@ -117,7 +119,7 @@ class TorchvisionDetector(Detector):
     def losses(self, batch: Canvas) -> dict[str, Tensor]:
         shift = self.spec.kind != "retinanet"  # 0 is the background of the R-CNNs
         targets = [_target(truth, shift) for truth in batch.truths]
-        images, maps = self._look(batch)
+        images, maps = self._features(batch)
         if self.spec.kind == "retinanet":
             head = self.model.head(list(maps.values()))
             anchors = self.model.anchor_generator(images, list(maps.values()))
@@ -128,7 +130,7 @@ class TorchvisionDetector(Detector):
 
     @torch.no_grad()
     def predict(self, batch: Canvas) -> list[Prediction]:
-        images, maps = self._look(batch)
+        images, maps = self._features(batch)
         found = self._boxes(images, maps)
         shift = int(self.spec.kind != "retinanet")
         return [
@@ -136,7 +138,7 @@ class TorchvisionDetector(Detector):
             for one, size, original in zip(found, batch.sizes, batch.originals, strict=True)
         ]
 
-    def _look(self, batch: Canvas) -> tuple[ImageList, OrderedDict[str, Tensor]]:
+    def _features(self, batch: Canvas) -> tuple[ImageList, OrderedDict[str, Tensor]]:
         pixels = batch.normalised(self.mean, self.std)
         self.model.backbone.precision = self.precision
         return ImageList(pixels, list(batch.sizes)), self.model.backbone(pixels)
@@ -148,7 +150,7 @@ class TorchvisionDetector(Detector):
         levels = list(maps.values())
         head = self.model.head(levels)
         anchors = self.model.anchor_generator(images, levels)
-        # the post-processing wants both level by level
+        # the post-processing takes both level by level
         counts = [level.shape[-2] * level.shape[-1] for level in levels]
         each = head["cls_logits"].shape[1] // sum(counts)
         counts = [count * each for count in counts]
@@ -174,8 +176,10 @@ def _prediction(
     return Prediction(boxes, found["scores"], found["labels"] - shift, masks)
 
 
-def _anchors(pyramid: FeaturePyramid, factor: float, octaves: tuple[float, ...], more: int):
-    """Make square, wide and tall anchors of `factor` strides, on `more` levels than there are."""
+def _anchors(
+    pyramid: FeaturePyramid, factor: float, octaves: tuple[float, ...], more: int
+) -> AnchorGenerator:
+    """Make square, wide and tall anchors of `factor` strides, also for `more` coarser levels."""
     strides = [*pyramid.strides, *(pyramid.strides[-1] * 2**i for i in range(1, more + 1))]
     sizes = tuple(tuple(factor * stride * octave for octave in octaves) for stride in strides)
     return AnchorGenerator(cast(Any, sizes), ((0.5, 1.0, 2.0),) * len(sizes))

@@ -1,4 +1,4 @@
-"""Detection as a task of the training loop: a detector's losses, and the images in their order."""
+"""Detection as a task of the training loop: a detector's losses, and its feed of images."""
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -28,7 +28,7 @@ TORCHVISION = ("mask_rcnn", "faster_rcnn", "retinanet")
 
 
 def spec_of(config: Detect, classes: tuple[str, ...]) -> DetectorSpec:
-    """Say what a detector is: all that can be known before it is built.
+    """Return the description of a detector before it is built.
 
     Raises:
         ValueError: there is no such backbone, or it suits no detector.
@@ -50,7 +50,7 @@ def spec_of(config: Detect, classes: tuple[str, ...]) -> DetectorSpec:
 
 
 def start(config: Detect, classes: tuple[str, ...], run: Run | None = None) -> TrainState:
-    """Build a detector and its optimizer: new ones, or as the run saved them last.
+    """Build a detector and its optimizer, and load the run's last checkpoint if there is one.
 
     Raises:
         ValueError: the backbone is unknown or suits no detector; there is no such device.
@@ -73,7 +73,7 @@ def train_detector(
     *,
     evaluate: Callable[[Detector, int], None] | None = None,
 ) -> Detector:
-    """Train to the last step; return the detector in float32, as it is measured.
+    """Train to the last step; return the detector in float32, for the measurement.
 
     Raises:
         Interrupted, ValueError: see `zoo.train.loop.train`; an image cannot be decoded.
@@ -97,20 +97,22 @@ def train_detector(
 
 
 class DetectTask(Task):
-    """The losses that a detector has of itself, in equal parts."""
+    """The sum of a detector's own losses."""
 
     def losses(self, state: TrainState, batch: Canvas, targets: None, step: int) -> dict[str, Loss]:
         device = state.device.type
         low = torch.is_autocast_enabled(device)
         state.model.precision = torch.bfloat16 if low else torch.float32
-        with torch.autocast(device, enabled=False):  # a detector knows which of its parts bear it
+        with torch.autocast(
+            device, enabled=False
+        ):  # a detector applies it to suitable parts itself
             means = state.model.losses(batch)
         return {name: Loss.of_mean(mean, len(batch)) for name, mean in means.items()}
 
 
 @dataclass
 class DetectFeed:
-    """A split's images on canvases in the order of a plan, which also says what is mirrored."""
+    """A split's images on canvases in the order of a plan, which also decides on mirroring."""
 
     samples: Samples
     plan: Plan
@@ -121,39 +123,39 @@ class DetectFeed:
 
     @classmethod
     def of(cls, config: Detect, split: CocoSplit, state: TrainState) -> "DetectFeed":
-        """Read what a config asks for; without workers the images are decoded once, and kept."""
+        """Return the feed of a config; without workers, decoded images are kept in memory."""
         masks = state.model.spec.has_masks
         samples = Samples(split, config.size, masks=masks, keep=not config.workers)
         plan, parts = Plan(len(split), config.batch, config.seed), config.num_slices
         return cls(samples, plan, state.device, range(parts), parts, config.workers)
 
     def order(self, start: int, steps: int) -> Iterator[list[tuple[int, bool]]]:
-        """Yield slice after slice: places in the split, and whether to mirror the image there."""
+        """Yield for each slice the indices of its images, and whether each is mirrored."""
         for part in PlanSampler(self.plan, start, steps, self.num_slices, self.slices):
             yield [
                 (index, bool(self.plan.draws(position).random() < 0.5)) for position, index in part
             ]
 
     def batches(self, start: int, steps: int) -> Iterator[Canvas]:
-        """Return the slices of the steps `start`..`steps`, one after another."""
+        """Yield the slices of each step from `start` to before `steps`."""
         for batch in batches(self.samples, self.order(start, steps), workers=self.workers):
             yield batch.to(self.device)
 
     def counts(self, step: int) -> Mapping[str, int]:
-        """Return the images of a batch, whatever the loss is called."""
+        """Return the number of images of a batch, for every loss."""
         return defaultdict(lambda: self.plan.batch)
 
     def keys(self, step: int) -> list[str]:
-        """Name the images of a step."""
+        """Return the paths of a step's images."""
         return [str(self.samples.split.images[i].path) for i in self.plan.indices(step)]
 
     def skipped(self) -> Sequence[str]:
-        """Return nothing: an image that cannot be decoded is an error, which names it."""
+        """Return nothing: an image that cannot be decoded is an error."""
         return ()
 
 
 def training_mode(detector: Detector, config: Detect) -> None:
-    """Make a detector learn, the statistics of its backbone's batch norms if they are not still."""
+    """Set the training mode; with frozen norms, those of the backbone stay in evaluation mode."""
     detector.train()
     for module in detector.backbone.modules() if config.norms == "frozen" else ():
         if isinstance(module, nn.modules.batchnorm._BatchNorm | FrozenBatchNormAct2d):
@@ -164,13 +166,13 @@ def parameter_groups(detector: Detector, config: Detect) -> list[dict[str, Any]]
     """Split the weights by rate (`scale`) and decay; biases and norms are not decayed.
 
     Raises:
-        ValueError: a layer decay is asked for, and the backbone does not name its layers.
+        ValueError: there is a layer decay, and the backbone does not name its layers.
     """
     backbone: Any = detector.backbone
     own = {id(p) for p in backbone.parameters()}
     rest = nn.Module()
     for i, (name, p) in enumerate(detector.named_parameters()):
-        if id(p) not in own:  # the names decide nothing but what is a bias
+        if id(p) not in own:  # the names only decide what is a bias
             rest.register_parameter(f"{i}_{name.rpartition('.')[2]}", p)
     decay = config.optim.weight_decay
     groups = param_groups_weight_decay(rest, decay)

@@ -1,4 +1,4 @@
-"""DETR, RT-DETRv2 and Mask2Former of transformers over any backbone of timm or ours."""
+"""DETR, RT-DETRv2 and Mask2Former of transformers on any backbone of timm or ours."""
 
 from collections.abc import Callable
 from typing import Any, cast
@@ -12,17 +12,18 @@ from zoo.eval.detect.coco_metric import Prediction
 from zoo.eval.detect.spec import Detector, DetectorSpec
 
 MOST = 100
-"""Objects that are given of an image, the number that COCO's metric looks at."""
+"""Most objects that are predicted in an image: as many as COCO's metric reads."""
 
 
 class TransformersDetector(Detector):
-    """A detector of transformers; its own post-processing, scaled to the original images.
+    """A detector of transformers with its own post-processing.
 
-    Boxes are learnt as parts of the canvas, and given back so, whatever the image covers of it.
+    The model's boxes are relative to the whole canvas, whatever part of it the image covers;
+    predictions are in pixels of the original images.
 
     Raises:
-        ValueError: transformers is missing, or the detector needs a pyramid and the backbone is
-            a plain ViT.
+        ValueError: transformers is not installed, or the detector needs more maps than the backbone
+            has.
     """
 
     def __init__(self, spec: DetectorSpec, *, pretrained: bool = False):
@@ -42,7 +43,7 @@ class TransformersDetector(Detector):
                 "mask_rcnn, which makes a pyramid of a ViT, or another backbone."
             )
         self.spec = spec
-        make_config: Any = ZooBackboneConfig  # its fields are known at run time alone
+        make_config: Any = ZooBackboneConfig  # its fields are known only at run time
         config = make_config(
             backbone=source.name,
             out_indices=list(source.levels[-least:]),
@@ -51,17 +52,17 @@ class TransformersDetector(Detector):
         with torch.device("meta"):
             info: Any = source.build().feature_info
         self.model: Any = make(spec, config, info.channels()[-least:])
-        # by name: a module that is an attribute twice has all its weights twice
+        # by name: as a second attribute, the module would have its weights in the state twice
         (self._place,) = [n for n, m in self.model.named_modules() if isinstance(m, ZooBackbone)]
         if pretrained and source.weights:
-            self._start(source.build(pretrained=True))
+            self._load_backbone(source.build(pretrained=True))
         for name in ("mean", "std"):
             self.register_buffer(name, torch.tensor(getattr(source, name)), persistent=False)
         self.mean: Tensor
         self.std: Tensor
 
-    def _start(self, trained: nn.Module) -> None:
-        """Take over a backbone's weights; levels that this one lacks are left behind."""
+    def _load_backbone(self, trained: nn.Module) -> None:
+        """Copy a backbone's weights; those of levels that are not used are left out."""
         own, state = self._zoo.model.state_dict(), trained.state_dict()
         missing = [k for k in own if k not in state and not k.endswith("num_batches_tracked")]
         assert not missing, missing
@@ -143,7 +144,7 @@ def _boxes_of(processor: str, **how: Any) -> Callable[[Any, int, float], list[Fo
 
 
 def _masks_of(output: Any, side: int, least: float) -> list[Found]:
-    """Return instances with the boxes around their masks; those without a pixel are left out."""
+    """Return instances with boxes around their masks; instances without a pixel are left out."""
     from transformers import Mask2FormerImageProcessor
 
     count = len(output.class_queries_logits)
@@ -168,7 +169,7 @@ def _instances(found: Any, side: int, device: torch.device) -> Found:
 
 
 def _heads(width: int) -> int:
-    """Return the published eight heads, or as many as a narrow model has room for."""
+    """Return the published eight attention heads, or fewer for a narrow model."""
     return next(n for n in (8, 4, 2, 1) if width % n == 0 and width // n >= min(8, width))
 
 
@@ -183,7 +184,7 @@ def _rt_detr(spec: DetectorSpec, config: Any, channels: list[int]) -> Any:
     from transformers import RTDetrV2Config, RTDetrV2ForObjectDetection
 
     width = spec.width
-    # queries start from cells of the three maps; small canvases have fewer than it wants
+    # queries start from cells of the three maps, and small canvases have fewer than 300
     cells = sum((spec.size // stride) ** 2 for stride in spec.source.strides[-3:])
     narrow: dict[str, Any] = _decoder(spec) | dict(
         encoder_hidden_dim=width,
@@ -207,7 +208,7 @@ def _mask2former(spec: DetectorSpec, config: Any, channels: list[int]) -> Any:
 
     width = spec.width
     if width % 32:
-        raise ValueError(f"mask2former needs a width that is a multiple of 32; {width} is none.")
+        raise ValueError(f"mask2former needs a width that is a multiple of 32, not {width}.")
     return Mask2FormerForUniversalSegmentation(
         Mask2FormerConfig(
             **_shared(spec, config),
@@ -228,7 +229,7 @@ def _shared(spec: DetectorSpec, config: Any) -> dict[str, Any]:
 
 
 def _layers(spec: DetectorSpec) -> int:
-    """Return the published six layers, and two to a model that is narrower than a quarter of it."""
+    """Return the published six layers, or two for a model of less than a quarter of its width."""
     return 6 if spec.width >= 64 else 2
 
 
@@ -248,4 +249,4 @@ _KINDS: dict[str, tuple[int, Callable[[DetectorSpec, Any, list[int]], Any], Any]
     "rt_detr_v2": (3, _rt_detr, _boxes_of("RTDetrImageProcessor")),
     "mask2former": (4, _mask2former, cast(Any, _masks_of)),
 }
-"""Levels of the backbone, its maker, its post-processing."""
+"""Number of maps that it needs, the function that builds it, and its post-processing."""

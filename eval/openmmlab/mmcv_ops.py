@@ -1,12 +1,13 @@
 """The compiled operations that mmcv-lite lacks, from torchvision and plain PyTorch.
 
 mmdet calls mmcv's operations, and these call a compiled module, `mmcv._ext`. The pure wheel of
-mmcv has none, and its sources do not compile against recent PyTorch. `supply_ops` puts this file
-in its place: the functions below have the names and the arguments that mmcv calls, most of which
-are tensors to be filled. All of them run on the CPU and on a GPU.
+mmcv does not have it, and its sources do not compile against recent PyTorch. `supply_ops` puts
+this file in its place: the functions below have the names and arguments that mmcv uses; most
+arguments are tensors to be filled. All functions run on the CPU and on a GPU.
 
-Covered is what Cascade and plain Mask R-CNN, RetinaNet, DINO and their like need. Any other
-operation says its name when it is called. Importing this file does nothing, and needs no mmcv.
+The operations are those of Cascade and plain Mask R-CNN, RetinaNet, DINO and similar detectors. Any
+other operation raises an error with its name when it is called. Importing this file has no side
+effects, and does not need mmcv.
 """
 
 import importlib.util
@@ -24,9 +25,9 @@ MODULE = "mmcv._ext"
 
 
 def supply_ops() -> bool:
-    """Make the operations below mmcv's compiled module, unless it has one; tell whether it was so.
+    """Install the operations below as mmcv's compiled module, unless it has one.
 
-    Call this before mmdet's models are imported.
+    Call this before mmdet's models are imported. Return whether they were installed.
 
     Raises:
         ValueError: mmcv is not installed.
@@ -39,7 +40,7 @@ def supply_ops() -> bool:
         )
     if importlib.util.find_spec(MODULE) is not None:
         return False
-    # mmengine asks the import system whether the module is there: it needs a spec and a loader.
+    # mmengine looks the module up in the import system, so it needs a spec and a loader.
     spec = importlib.util.spec_from_file_location(MODULE, __file__)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -49,7 +50,7 @@ def supply_ops() -> bool:
 
 
 def __getattr__(name: str) -> Callable[..., Any]:
-    """Return an operation that is not here in a form that can be looked up, but not called."""
+    """Return a stand-in for an operation that is not here, which raises when it is called."""
     if name.startswith("__"):
         raise AttributeError(name)
 
@@ -62,22 +63,22 @@ def __getattr__(name: str) -> Callable[..., Any]:
 
 
 def get_compiler_version() -> str:
-    """Say that nothing was compiled, where mmcv reports its environment."""
+    """Return what mmcv reports as its compiler."""
     return "none (operations from torchvision)"
 
 
 def get_compiling_cuda_version() -> str:
-    """Return the CUDA version of the PyTorch whose kernels run."""
+    """Return the CUDA version of PyTorch, whose kernels are used."""
     return str(torch.version.cuda)
 
 
 def nms(
     boxes: Float[Tensor, "n 4"], scores: Float[Tensor, " n"], iou_threshold: float, offset: int
 ) -> Int[Tensor, " kept"]:
-    """Return the rows of the boxes that stay, best first (torchvision's suppression).
+    """Return the indices of the boxes that remain, best first (torchvision's suppression).
 
     Args:
-        offset: 1 for boxes whose last pixel lies inside, as in mmdet's first version.
+        offset: 1 for boxes that include their last pixel, as in mmdet's first version.
     """
     precise = torch.promote_types(boxes.dtype, torch.float32)
     boxes, scores = boxes.to(precise), scores.to(precise)
@@ -104,7 +105,7 @@ def roi_align_forward(
 
     Args:
         rois: Image, left, top, right, bottom, in pixels of the image.
-        pool_mode: 1, the mean; the maximum (0) is not here.
+        pool_mode: 1 for the mean; the maximum (0) is not supported.
     """
     _check_mean(pool_mode)
     size = (aligned_height, aligned_width)
@@ -131,15 +132,23 @@ def roi_align_backward(
     _check_mean(pool_mode)
     grad_input.copy_(
         torch.ops.torchvision._roi_align_backward(
-            grad_output, rois.to(grad_output.dtype), spatial_scale, aligned_height, aligned_width,
-            *grad_input.shape, sampling_ratio, aligned,
+            grad_output,
+            rois.to(grad_output.dtype),
+            spatial_scale,
+            aligned_height,
+            aligned_width,
+            *grad_input.shape,
+            sampling_ratio,
+            aligned,
         )
-    )  # fmt: skip
+    )
 
 
 def _check_mean(pool_mode: int) -> None:
     if pool_mode != 1:
-        raise NotImplementedError("RoIAlign takes means here, no maxima; a compiled mmcv has both.")
+        raise NotImplementedError(
+            "RoIAlign supports only means here; a compiled mmcv also has maxima."
+        )
 
 
 def sigmoid_focal_loss_forward(
@@ -171,7 +180,7 @@ def sigmoid_focal_loss_backward(
     gamma: float,
     alpha: float,
 ) -> None:
-    """Fill `grad_input` with each element's derivative by its own logit."""
+    """Fill `grad_input` with each element's derivative with respect to its logit."""
     with torch.enable_grad():
         logits = input.detach().requires_grad_()
         loss = _focal_loss(logits, target, weight, gamma, alpha)
@@ -182,7 +191,7 @@ def sigmoid_focal_loss_backward(
 def _focal_loss(
     input: Tensor, target: Tensor, weight: Tensor, gamma: float, alpha: float
 ) -> Float[Tensor, "n C"]:
-    """Count each row's class as 1 and the others as 0, background's own column left out."""
+    """Return the focal loss against one-hot classes, without a column for the background."""
     precise = torch.promote_types(input.dtype, torch.float32)
     truth = F.one_hot(target, input.shape[1] + 1)[:, :-1].to(precise)
     loss = torchvision.ops.sigmoid_focal_loss(input.to(precise), truth, alpha=alpha, gamma=gamma)
@@ -202,8 +211,8 @@ def ms_deform_attn_forward(
 
     Args:
         value: The cells of all levels, one level after the other, each in raster order.
-        sampling_locations: Across and down, as parts of the map's sides; outside it all is 0.
-        im2col_step: The compiled kernel's chunk; of no meaning here.
+        sampling_locations: (column, row) as shares of the map's sides; outside of it values are 0.
+        im2col_step: The chunk of the compiled kernel; not used here.
     """
     shapes = [(int(rows), int(cols)) for rows, cols in value_spatial_shapes.tolist()]
     return _attend(value, shapes, sampling_locations, attention_weights)
@@ -222,7 +231,7 @@ def ms_deform_attn_backward(
     *,
     im2col_step: int,
 ) -> None:
-    """Fill the gradients of the values, the places and the weights."""
+    """Fill the gradients of the values, the locations and the weights."""
     shapes = [(int(rows), int(cols)) for rows, cols in value_spatial_shapes.tolist()]
     with torch.enable_grad():
         inputs = [
@@ -230,23 +239,24 @@ def ms_deform_attn_backward(
         ]
         output = _attend(inputs[0], shapes, inputs[1], inputs[2])
         grads = torch.autograd.grad(output, inputs, grad_output)
-    for place, grad in zip((grad_value, grad_sampling_loc, grad_attn_weight), grads, strict=True):
-        place.copy_(grad)
+    outputs = (grad_value, grad_sampling_loc, grad_attn_weight)
+    for out, grad in zip(outputs, grads, strict=True):
+        out.copy_(grad)
 
 
 def _attend(
     value: Tensor, shapes: list[tuple[int, int]], locations: Tensor, weights: Tensor
 ) -> Float[Tensor, "B queries D"]:
-    """Sample each level's map bilinearly, heads as images of a batch; then weigh and add."""
+    """Return the weighted sum of bilinear samples of all levels; heads become images of a batch."""
     batch, _, heads, chs = value.shape
     queries = locations.shape[1]
     levels = value.split([rows * cols for rows, cols in shapes], dim=1)
-    # grid_sample's sides run from -1 to 1.
-    places = (2 * locations - 1).permute(3, 0, 2, 1, 4, 5).flatten(1, 2)
+    # grid_sample takes coordinates from -1 to 1.
+    positions = (2 * locations - 1).permute(3, 0, 2, 1, 4, 5).flatten(1, 2)
     shares = weights.permute(3, 0, 2, 1, 4).flatten(1, 2).unsqueeze(2)
     output = value.new_zeros(batch * heads, chs, queries)
-    for cells, (rows, cols), place, share in zip(levels, shapes, places, shares, strict=True):
+    for cells, (rows, cols), at, share in zip(levels, shapes, positions, shares, strict=True):
         level = cells.permute(0, 2, 3, 1).reshape(batch * heads, chs, rows, cols)
-        sampled = F.grid_sample(level, place, padding_mode="zeros", align_corners=False)
+        sampled = F.grid_sample(level, at, padding_mode="zeros", align_corners=False)
         output = output + (sampled * share).sum(-1)
     return output.view(batch, heads * chs, queries).transpose(1, 2).contiguous()

@@ -1,7 +1,7 @@
 """mmdet's own configurations of four detectors, with another backbone and other data.
 
 The wheel of mmdet ships its configurations. `mmdet_config` reads one and changes what depends on
-the backbone, the classes and the images; what it leaves is as mmdet's authors set it.
+the backbone, the classes and the images; everything else is as mmdet's authors set it.
 """
 
 from collections.abc import Mapping, Sequence
@@ -26,7 +26,7 @@ DETECTORS = {
 """Files among the wheel's configurations."""
 
 SIZE = (1333, 800)
-"""Longest and shorter side of the images in all of them."""
+"""Limit of the longer side, and the shorter side, of the images in all of them, in pixels."""
 
 
 def mmdet_config(
@@ -43,24 +43,25 @@ def mmdet_config(
     seed: int = 0,
     overrides: Mapping[str, Any] | None = None,
 ) -> Any:
-    """Make an `mmengine.Config` that trains and tests a detector over one of our backbones.
+    """Make an `mmengine.Config` that trains and tests a detector on one of our backbones.
 
-    The optimizer is AdamW with a decay of 0.05, on weights only; DINO keeps its own. The rate rises
+    The optimizer is AdamW with a decay of 0.05 on weights only; DINO keeps its own. The rate rises
     over the first 500 steps, or a tenth of a shorter run, and falls where the shipped one falls.
 
     Args:
         detector: A key of `DETECTORS`.
-        backbone: A model's name, a tagged one with its weights; `local-dir:FOLDER`, an exported
+        backbone: A model's name (with a tag: with its weights); `local-dir:FOLDER` for an exported
             student with its weights; or the arguments of `Backbone`.
         data: A folder with COCO annotations, see `zoo.eval.detect.coco.open_coco`.
-        out: Where the run's logs and checkpoints go.
-        size: Longest and shorter side that images are resized to; DINO's many sizes shrink alike.
-        batch: Images a step on each GPU.
-        overrides: Dotted keys of the configuration and their values, set last.
+        out: Folder of the run's logs and checkpoints.
+        size: Limit of the longer side, and the shorter side, to which images are resized, in
+            pixels. DINO's several sizes are scaled alike.
+        batch: Images per step and GPU.
+        overrides: Values by dotted keys of the configuration, set last.
 
     Raises:
-        ValueError: mmdet is not installed, detector, backbone or data are not what is allowed, or
-            a mask detector's data have no masks.
+        ValueError: mmdet is not installed, the detector, the backbone or the data cannot be used,
+            or the data of a mask detector has no masks.
     """
     if detector not in DETECTORS:
         raise ValueError(f"There is no detector {detector!r}; there are {', '.join(DETECTORS)}.")
@@ -79,7 +80,7 @@ def mmdet_config(
 
 
 def build_detector(config: Any) -> torch.nn.Module:
-    """Build the detector of a configuration, with fresh heads, as mmengine's runner does."""
+    """Build the detector of a configuration with new heads, as mmengine's runner does."""
     return build_model(config, "mmdet")
 
 
@@ -89,16 +90,16 @@ def _shipped(detector: str) -> Any:
     from mmengine.config import Config  # pyright: ignore[reportMissingImports]
 
     config = Config.fromfile(Path(mmdet.__path__[0]) / ".mim/configs" / DETECTORS[detector])
-    for key in ("tta_model", "img_scales"):  # of RetinaNet's file; they name other sizes
+    for key in ("tta_model", "img_scales"):  # in RetinaNet's file; they have other sizes
         config.pop(key, None)
     return config
 
 
 def _check_splits(splits: Sequence[CocoSplit], masks: bool) -> None:
     train, val = splits
-    if train.classes != val.classes:  # mmdet labels each file's categories in their order there
+    if train.classes != val.classes:  # mmdet labels the categories in the order of each file
         raise ValueError(
-            f"{train.file} and {val.file} have different categories, or another order of them "
+            f"{train.file} and {val.file} have different categories, or in another order "
             f"({', '.join(train.classes)}; {', '.join(val.classes)}). Give both the same list."
         )
     for split in splits:
@@ -108,9 +109,9 @@ def _check_splits(splits: Sequence[CocoSplit], masks: bool) -> None:
 
 
 def _set_backbone(config: Any, fields: dict[str, Any]) -> None:
-    """Put the backbone in, make the neck fit it, and give it the images that it was trained on."""
+    """Set the backbone, fit the neck to it, and normalise images as in its training."""
     model = config.model
-    # DINO leaves the finest level out, RetinaNet's neck passes over it: nothing is made for nobody.
+    # DINO has no finest level, and RetinaNet's neck skips it: compute only the levels in use.
     wanted = len(model.neck.in_channels) - model.neck.pop("start_level", 0)
     plan = _plan(fields)
     if not plan.is_plain and fields.get("out_indices") is None:
@@ -120,8 +121,8 @@ def _set_backbone(config: Any, fields: dict[str, Any]) -> None:
         _set_pyramid(model, plan, finest=STRIDES[-wanted])
     elif plan.strides != STRIDES[-wanted:]:
         raise ValueError(
-            f"{fields['name']} gives strides {list(plan.strides)} at out_indices "
-            f"{list(plan.out_indices)}; {model.type} wants {list(STRIDES[-wanted:])}."
+            f"{fields['name']} has strides {list(plan.strides)} at out_indices "
+            f"{list(plan.out_indices)}; {model.type} needs {list(STRIDES[-wanted:])}."
         )
     else:
         model.neck.in_channels = list(plan.channels)
@@ -131,17 +132,17 @@ def _set_backbone(config: Any, fields: dict[str, Any]) -> None:
 
 
 def _plan(fields: dict[str, Any]) -> Backbone:
-    """Build a backbone without its numbers."""
+    """Build a backbone on the meta device, without values."""
     untrained: dict[str, Any] = fields | dict(pretrained=False)
     with torch.device("meta"):
         return Backbone(**untrained)
 
 
 def _set_pyramid(model: Any, plan: Backbone, *, finest: int) -> None:
-    """Make the levels of the neck that was there from a plain transformer's one map."""
+    """Replace the neck by one that makes the same levels of a plain transformer's one map."""
     if plan.strides != (16,):
         raise ValueError(
-            f"A plain transformer gives one map of stride 16 here, not of strides "
+            f"A plain transformer must have one map of stride 16 here, not strides "
             f"{list(plan.strides)}: name one block in out_indices, and for other patches build it "
             "with options=dict(patch_size=16)."
         )
@@ -155,7 +156,7 @@ def _set_pyramid(model: Any, plan: Backbone, *, finest: int) -> None:
 
 
 def _set_classes(part: Any, count: int) -> None:
-    """Set `num_classes` wherever it stands."""
+    """Set `num_classes` wherever it occurs."""
     if isinstance(part, dict):
         if "num_classes" in part:
             part["num_classes"] = count
@@ -187,18 +188,18 @@ def _set_data(
     config.val_evaluator.ann_file = str(splits[1].file.resolve())
     config.test_dataloader = config.val_dataloader
     config.test_evaluator = config.val_evaluator
-    # Their copies outside would go on telling of the shipped data.
+    # These copies would still name the shipped data.
     for key in ("data_root", "dataset_type", "train_pipeline", "test_pipeline"):
         config.pop(key, None)
 
 
 def _resized(step: Any, size: tuple[int, int]) -> Any:
-    """Return a step of a pipeline for images of another size; DINO's many sizes shrink alike."""
+    """Return a step of a pipeline for images of another size; DINO's several sizes scale alike."""
     long, short = size[0] / SIZE[0], size[1] / SIZE[1]
     if step.type == "Resize":
         step.scale = tuple(size)
     elif step.type == "RandomChoice":
-        step.transforms = [[_resized(s, size) for s in way] for way in step.transforms]
+        step.transforms = [[_resized(s, size) for s in branch] for branch in step.transforms]
     elif step.type == "RandomChoiceResize":  # shorter side, limit of the longer one
         step.scales = [(round(a * short), round(b * long)) for a, b in step.scales]
     elif step.type == "RandomCrop":  # least and greatest side
@@ -218,11 +219,11 @@ def _set_optimizer(config: Any, lr: float, *, own: bool) -> None:
 
 
 def _set_schedule(config: Any, epochs: int, steps: int) -> None:
-    """Stretch the shipped 12 epochs; let short runs warm up in a tenth of their steps."""
+    """Stretch the shipped 12 epochs; short runs warm up in a tenth of their steps."""
     config.train_cfg.max_epochs = epochs
     for schedule in config.param_scheduler:
         if schedule.type == "LinearLR":
-            # mmengine's line of one step never rises.
+            # mmengine's linear schedule of one step never rises.
             schedule.end = min(schedule.end, max(2, steps * epochs // 10))
         else:
             schedule.end = epochs

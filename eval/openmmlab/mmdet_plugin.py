@@ -1,7 +1,8 @@
-"""What mmengine imports to know of our backbones: `custom_imports` of a configuration names it.
+"""Register our backbones with mmengine.
 
-Importing it supplies mmcv's compiled operations where they are missing, and registers
-`zoo.Backbone`, `zoo.SimplePyramid` and the hook `zoo.PlainCheckpoint`. It needs mmengine and mmcv.
+A configuration names this module in `custom_imports`. Importing it supplies mmcv's compiled
+operations if they are missing, and registers `zoo.Backbone`, `zoo.SimplePyramid` and the hook
+`zoo.PlainCheckpoint`. It needs mmengine and mmcv.
 """
 
 from typing import Any
@@ -26,14 +27,14 @@ OUR_MODELS.register_module(module=SimplePyramid)
 
 @OUR_HOOKS.register_module()
 class PlainCheckpoint(Hook):
-    """Write checkpoints of plain data, which PyTorch reads without executing what is in them.
+    """Write checkpoints of plain data, which `torch.load` reads without executing code.
 
     mmengine keeps the history of its logs as objects whose pickles call functions, so that
     `torch.load` refuses its checkpoints and a run cannot be resumed. Here the history is written as
-    tensors, and made into mmengine's objects again after it was read.
+    tensors, and converted back to mmengine's objects when it is read.
     """
 
-    priority = "LOWEST"  # what other hooks add is made plain as well
+    priority = "LOWEST"  # after the other hooks, so that what they add is converted too
 
     def before_save_checkpoint(self, runner: Any, checkpoint: dict[str, Any]) -> None:
         checkpoint.update(_plain({k: v for k, v in checkpoint.items() if k != "state_dict"}))
@@ -48,7 +49,7 @@ class PlainCheckpoint(Hook):
 
 
 def _plain(x: Any) -> Any:
-    """Return a tree with tensors and numbers in the place of mmengine's and numpy's objects."""
+    """Return a tree in which tensors and numbers replace mmengine's and numpy's objects."""
     if isinstance(x, HistoryBuffer):
         values, counts = (torch.as_tensor(np.asarray(y, dtype=float)) for y in x.data)
         return dict(values=values, counts=counts, max_length=x.max_length)

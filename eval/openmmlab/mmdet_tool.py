@@ -1,4 +1,4 @@
-"""mmdet's own tools, which its wheel brings along, with what they lack supplied first.
+"""Run mmdet's own tools, which its wheel contains, with mmcv's missing operations supplied.
 
 python -m zoo.eval.openmmlab.mmdet_tool train detector.py --resume
 torchrun --nproc_per_node 8 -m zoo.eval.openmmlab.mmdet_tool train detector.py --launcher pytorch
@@ -15,12 +15,12 @@ from zoo.eval.openmmlab.mmcv_ops import supply_ops
 
 
 def run_tool(package: str, args: Sequence[str]) -> None:
-    """Run a tool of mmdet or mmseg by its name, with the arguments that follow.
+    """Run a tool of mmdet or mmseg: its name, then its arguments.
 
     Raises:
         ValueError: the package is not installed, or has no such tool.
     """
-    supply_ops()  # some tools want them before they read the configuration
+    supply_ops()  # some tools need them before they read the configuration
     found = importlib.util.find_spec(package)
     if found is None or found.origin is None:
         raise ValueError(f"{package} is not installed: pip install 'backbone-zoo[det,seg]'.")

@@ -1,4 +1,4 @@
-"""What configurations for mmdet and mmseg have in common: the rest is mmengine's."""
+"""What the configurations for mmdet and mmseg have in common."""
 
 import importlib
 from collections.abc import Mapping
@@ -9,7 +9,7 @@ from torch import nn
 
 
 def backbone_fields(backbone: str | Mapping[str, Any]) -> dict[str, Any]:
-    """Return the arguments of `Backbone` for a model's name, a tagged one with its weights."""
+    """Return the arguments of `Backbone` for a model's name (with a tag: with its weights)."""
     if isinstance(backbone, str):
         return dict(name=backbone, pretrained="." in backbone or ":" in backbone)
     return dict(backbone)
@@ -18,10 +18,11 @@ def backbone_fields(backbone: str | Mapping[str, Any]) -> dict[str, Any]:
 def finish_config(
     config: Any, *, plugin: str, seed: int, out: str | Path, overrides: Mapping[str, Any] | None
 ) -> None:
-    """Set what is the same in every run, then the user's own dotted keys.
+    """Set what is the same in every run, then the user's own values.
 
     Args:
-        plugin: The module that registers our parts, which mmengine imports.
+        plugin: The module that registers our parts with mmengine.
+        overrides: Values by dotted keys of the configuration.
     """
     config.merge_from_dict(
         dict(
@@ -36,12 +37,14 @@ def finish_config(
 
 def build_model(config: Any, package: str) -> nn.Module:
     """Build the model of a configuration of mmdet or mmseg, as mmengine's runner does."""
-    for plugin in config.custom_imports.imports:  # first: they bring mmcv's operations
+    for plugin in config.custom_imports.imports:  # first, since they supply mmcv's operations
         importlib.import_module(plugin)
     from mmengine.logging import MMLogger  # pyright: ignore[reportMissingImports]
     from mmengine.registry import init_default_scope  # pyright: ignore[reportMissingImports]
 
-    MMLogger.get_current_instance().setLevel("WARNING")  # else each weight tells how it started
+    MMLogger.get_current_instance().setLevel(
+        "WARNING"
+    )  # otherwise it logs the initialisation of each weight
     init_default_scope(package)
     model = importlib.import_module(f"{package}.registry").MODELS.build(config.model)
     model.init_weights()

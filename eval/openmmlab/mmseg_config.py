@@ -1,7 +1,7 @@
 """mmseg's own configuration of UPerNet, with another backbone and other data.
 
 The wheel of mmseg ships its configurations. `mmseg_config` reads one and changes what depends on
-the backbone, the classes, the images and the length of the run; what it leaves is as mmseg's
+the backbone, the classes, the images and the length of the run; everything else is as mmseg's
 authors set it.
 """
 
@@ -23,10 +23,10 @@ UPERNET = "upernet/upernet_r50_4xb4-160k_ade20k-512x512.py"
 """A file among the wheel's configurations."""
 
 LEVELS = 4
-"""Maps that UPerNet reads."""
+"""Number of maps that UPerNet takes."""
 
 WARMUP = 1500
-"""Steps, of long runs; a tenth of shorter ones."""
+"""Steps of warm-up in long runs; short ones warm up in a tenth of their steps."""
 
 
 def mmseg_config(
@@ -45,27 +45,27 @@ def mmseg_config(
     seed: int = 0,
     overrides: Mapping[str, Any] | None = None,
 ) -> Any:
-    """Make an `mmengine.Config` that trains and tests UPerNet (1807.10221) over our backbones.
+    """Make an `mmengine.Config` that trains and tests UPerNet (1807.10221) on our backbones.
 
-    The optimizer is AdamW with a decay of 0.01, on weights only. The rate rises over 1,500 steps,
-    or a tenth of a shorter run, and falls to zero in a line, as Swin's does (2103.14030).
+    The optimizer is AdamW with a decay of 0.01 on weights only. The rate rises over 1,500 steps,
+    or a tenth of a shorter run, and falls linearly to zero, as for Swin (2103.14030).
 
     Args:
-        backbone: A model's name, a tagged one with its weights; `local-dir:FOLDER`, an exported
-            student with its weights; or the arguments of `Backbone`. A plain transformer gives the
-            maps after each quarter of its blocks.
+        backbone: A model's name (with a tag: with its weights); `local-dir:FOLDER` for an exported
+            student with its weights; or the arguments of `Backbone`. Of a plain transformer the
+            maps after each quarter of its blocks are used.
         data: A folder of images and masks, see `zoo.eval.dense.segment_data`; no tar files.
         layout: One of `zoo.eval.dense.segment_data.LAYOUTS`, or `auto`.
-        out: Where the run's logs and checkpoints go.
-        crop: Rows and columns of what is trained on, and of the windows that slide.
-        size: Limit of the longer side and the shorter side that images are resized to; training
-            takes 0.5 to 2 times that.
-        inference: On whole images, or on windows that overlap by a third.
-        batch: Images a step on each GPU.
-        overrides: Dotted keys of the configuration and their values, set last.
+        out: Folder of the run's logs and checkpoints.
+        crop: Rows and columns of the training crops, and of the sliding windows.
+        size: Limit of the longer side, and the shorter side, to which images are resized;
+            training uses 0.5 to 2 times that.
+        inference: `whole` images, or `slide` for windows that overlap by a third.
+        batch: Images per step and GPU.
+        overrides: Values by dotted keys of the configuration, set last.
 
     Raises:
-        ValueError: mmseg is not installed, or backbone, data or numbers are not what is allowed.
+        ValueError: mmseg is not installed, or the backbone, the data or a number cannot be used.
     """
     _check_numbers(crop, size, inference, steps, batch)
     splits = open_segments(Path(data), layout)
@@ -82,7 +82,7 @@ def mmseg_config(
 
 
 def build_segmenter(config: Any) -> torch.nn.Module:
-    """Build the model of a configuration, with a fresh head, as mmengine's runner does."""
+    """Build the model of a configuration with a new head, as mmengine's runner does."""
     return build_model(config, "mmseg")
 
 
@@ -107,19 +107,19 @@ def _check_splits(splits: tuple[SegmentSet, SegmentSet], data: str | Path) -> No
     train, _ = splits
     if train.layout == "tar":
         raise ValueError(
-            f"The images of {data} lie in tar files, and mmseg reads them one by one from folders. "
+            f"The images of {data} are in tar files, and mmseg reads them one by one from folders. "
             "Unpack them to images/train, masks/train, images/val and masks/val, or train with "
             "`zoo eval BACKBONE --on segment --segment.head upernet`, which reads tar files."
         )
     if len(train.classes) < 2:
         raise ValueError(
-            f"{data} has one class ({', '.join(train.classes)}), which any answer gets right: name "
-            "two or more."
+            f"{data} has one class ({', '.join(train.classes)}), so every prediction is right: "
+            "name two or more."
         )
 
 
 def _planned(fields: dict[str, Any]) -> tuple[Backbone, dict[str, Any]]:
-    """Build a backbone without its numbers, with the four maps that UPerNet reads."""
+    """Build a backbone on the meta device, with the four maps that UPerNet takes."""
     plan = _plan(fields)
     if plan.is_plain and fields.get("out_indices") is None:
         blocks = plan.out_indices[-1] + 1
@@ -127,8 +127,8 @@ def _planned(fields: dict[str, Any]) -> tuple[Backbone, dict[str, Any]]:
         plan = _plan(fields) if blocks >= LEVELS else plan
     if len(plan.channels) != LEVELS:
         raise ValueError(
-            f"{fields['name']} gives {len(plan.channels)} maps, at out_indices "
-            f"{list(plan.out_indices)}; UPerNet wants {LEVELS}."
+            f"{fields['name']} has {len(plan.channels)} maps, at out_indices "
+            f"{list(plan.out_indices)}; UPerNet needs {LEVELS}."
         )
     return plan, fields
 
@@ -147,7 +147,7 @@ def _shipped() -> Any:
     from mmengine.config import Config  # pyright: ignore[reportMissingImports]
 
     config = Config.fromfile(Path(mmseg.__path__[0]) / ".mim/configs" / UPERNET)
-    # These name other data, or stand inside the model and the loaders as well.
+    # These name other data, or occur inside the model and the loaders as well.
     for key in (
         *("data_root", "dataset_type", "train_pipeline", "tta_pipeline", "tta_model", "img_ratios"),
         *("crop_size", "data_preprocessor", "norm_cfg", "optimizer"),
@@ -157,10 +157,10 @@ def _shipped() -> Any:
 
 
 def _set_model(model: Any, plan: Backbone, fields: dict[str, Any], classes: int) -> None:
-    """Put the backbone in, make the heads fit it, and give it the images it was trained on."""
+    """Set the backbone, fit the heads to it, and normalise images as in its training."""
     model.pop("pretrained")
     model.backbone = dict(type="zoo.Backbone", **fields)
-    if plan.is_plain:  # as mmseg's ViT and BEiT have it
+    if plan.is_plain:  # as for mmseg's ViT and BEiT
         norm = model.decode_head.norm_cfg
         model.neck = dict(type="Feature2Pyramid", embed_dim=plan.channels[0], norm_cfg=norm)
     model.decode_head.in_channels = list(plan.channels)
@@ -201,7 +201,7 @@ def _set_data(
         )
     config.train_dataloader.batch_size = batch
     config.test_dataloader = config.val_dataloader
-    # mmseg's inference on images without masks reads this one.
+    # for mmseg's inference on images without masks
     steps = config.val_dataloader.dataset.pipeline
     config.test_pipeline = [step for step in steps if step["type"] != "zoo.LoadClasses"]
 
@@ -211,7 +211,7 @@ def _fitted(step: Any, crop: tuple[int, int], size: tuple[int, int]) -> Any:
     if step.type == "LoadAnnotations":
         return dict(type="zoo.LoadClasses")
     if step.type == "LoadImageFromFile":
-        # A mask knows nothing of how a camera was held.
+        # Masks have no EXIF orientation.
         step.color_type = "color_ignore_orientation"
     elif step.type in ("RandomResize", "Resize"):
         step.scale = tuple(size)
@@ -221,14 +221,14 @@ def _fitted(step: Any, crop: tuple[int, int], size: tuple[int, int]) -> Any:
 
 
 def _set_schedule(config: Any, steps: int, lr: float) -> None:
-    """Swin's optimizer and its line; ten times a run it is tested and written."""
+    """Set Swin's optimizer and linear schedule; test and save ten times in a run."""
     config.optim_wrapper = dict(
         type="OptimWrapper",
         optimizer=dict(type="AdamW", lr=lr, weight_decay=0.01),
         paramwise_cfg=dict(norm_decay_mult=0.0, bias_decay_mult=0.0),
     )
     rising = min(WARMUP, steps // 10)
-    if rising < 2:  # mmengine's line of one step never rises
+    if rising < 2:  # mmengine's linear schedule of one step never rises
         rising = 0
     warmup = dict(type="LinearLR", start_factor=1e-6, by_epoch=False, begin=0, end=rising)
     falling = dict(type="PolyLR", eta_min=0.0, power=1.0, by_epoch=False, begin=rising, end=steps)

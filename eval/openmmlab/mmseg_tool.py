@@ -1,4 +1,4 @@
-"""mmseg's own tools, which its wheel brings along, with what they lack supplied first.
+"""Run mmseg's own tools, which its wheel contains, with mmcv's missing operations supplied.
 
 python -m zoo.eval.openmmlab.mmseg_tool train segmenter.py --resume
 torchrun --nproc_per_node 8 -m zoo.eval.openmmlab.mmseg_tool train segmenter.py --launcher pytorch

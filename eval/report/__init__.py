@@ -1,1 +1,1 @@
-"""Pages about runs: one run (`page`), or many runs and results joined (`joined`)."""
+"""HTML reports about one run (`page`), or about many runs and result files (`joined`)."""

@@ -1,8 +1,8 @@
-"""The pictures of the report, as PNG bytes. Opaque white: the page inverts plots in the dark."""
+"""The plots of the reports, as PNG bytes, on white: in dark mode the page inverts them."""
 
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -11,7 +11,7 @@ import numpy as np
 INK, FAINT, GRID = "#1d1f23", "#6b7078", "#e3e4e8"
 STUDENT_COLOUR = "#2459d3"
 ARM_COLOURS = ("#a9adb6", "#d97706", "#0d9488", "#9333ea", "#be123c", "#4d7c0f")
-"""The first is the untrained student's."""
+"""The first is the colour of the untrained student."""
 
 STYLE: Any = {
     "font.family": "DejaVu Sans",
@@ -33,17 +33,23 @@ STYLE: Any = {
 }
 WIDTH, DPI = 4.3, 160
 LOWEST = 1e-3
-"""Fidelities below this are drawn as if they were this."""
+"""Smaller fidelities are drawn at this value."""
 
 Curve = tuple[str, Sequence[float], Sequence[float], str]
 """Label, steps, values, colour."""
 
 
 @contextmanager
-def _canvas(title: str, height: float, *, left: float, below: float = 0.32):
-    """Return the axes of a new figure, with room in inches, and a list that holds its PNG after.
+def _canvas(
+    title: str, height: float, *, left: float, below: float = 0.32
+) -> Iterator[tuple[Any, list[bytes]]]:
+    """Yield the axes of a new figure and a list; afterwards the list holds the figure as a PNG.
 
-    The room is given, because matplotlib's own layout draws everything twice to find it.
+    Args:
+        height: Height of the figure, in inches.
+        left: Margin on the left, in inches. The margins are given because matplotlib's automatic
+            layout draws everything twice.
+        below: Margin below, in inches.
     """
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -64,12 +70,16 @@ def _canvas(title: str, height: float, *, left: float, below: float = 0.32):
 
 
 def curves(title: str, lines: Sequence[Curve], *, log: bool = True, ylabel: str = "") -> bytes:
-    """Draw values over steps; long series are drawn faint, with their running mean on top."""
+    """Draw values over steps as a PNG; long series are faint, with their running mean on top.
+
+    Args:
+        log: Use a log axis for the values, without those that are not positive.
+    """
     with _canvas(title, 2.7, left=0.78 if ylabel else 0.6, below=0.52) as (axes, done):
         for label, steps, values, colour in lines:
             x, y = np.asarray(steps, float), np.asarray(values, float)
             if log:
-                x, y = x[y > 0], y[y > 0]  # a distance of zero has no place on this axis
+                x, y = x[y > 0], y[y > 0]  # a log axis cannot show zero
             smooth = _running_mean(y)
             if smooth is not y:
                 axes.plot(x, y, color=colour, linewidth=0.7, alpha=0.25)
@@ -89,7 +99,7 @@ def curves(title: str, lines: Sequence[Curve], *, log: bool = True, ylabel: str 
 
 
 def _running_mean(y: np.ndarray) -> np.ndarray:
-    """Average over a fiftieth of the run; a short series is returned as it is."""
+    """Return the mean over a fiftieth of the run; a short series is returned as it is."""
     width = len(y) // 50
     if width < 2:
         return y
@@ -98,14 +108,14 @@ def _running_mean(y: np.ndarray) -> np.ndarray:
 
 
 def plain_ticks(axis: Any) -> None:
-    """Label a log axis with 0.2, 1, 50 instead of powers of ten, a handful of times."""
+    """Label a log axis with a few plain numbers (0.2, 1, 50) instead of powers of ten."""
     from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
     class Handful(LogLocator):
-        """Within one decade a LogLocator gives up to nine places, whose labels would touch."""
+        """Within one decade a LogLocator has up to nine ticks, whose labels would overlap."""
 
         def tick_values(self, vmin: float, vmax: float) -> Any:
-            for places in (super(), LogLocator()):  # 1, 2, 5, 10, ...; then decades alone
+            for places in (super(), LogLocator()):  # 1, 2, 5, 10, ...; then only decades
                 ticks = places.tick_values(vmin, vmax)
                 if 1 < sum(vmin <= tick <= vmax for tick in ticks) < 7:
                     return ticks
@@ -117,10 +127,10 @@ def plain_ticks(axis: Any) -> None:
 
 
 def fidelity_limits(values: Sequence[float]) -> tuple[float, float]:
-    """Return one axis for all panels that holds every finite value, the line at 1, and labels."""
+    """Return limits of an axis that has room for all finite values, the line at 1, and labels."""
     finite = [max(v, LOWEST) for v in values if math.isfinite(v)]
     low, high = min([*finite, 0.9]), max([*finite, 1.5])
-    share = 0.2  # of the width, on each side where a bar's number may stand
+    share = 0.2  # of the width, on each side where a bar can have its number
     sides = 2 if low < 0.9 else 1
     room = math.exp(math.log(high / low) * share / (1 - sides * share))
     return low / (room if sides == 2 else 1), high * room
@@ -129,14 +139,14 @@ def fidelity_limits(values: Sequence[float]) -> tuple[float, float]:
 def fidelity_bars(
     title: str, bars: Sequence[tuple[str, float, str]], limits: tuple[float, float]
 ) -> bytes:
-    """Draw one bar an arm on a log axis, from the line at 1: to the right of it is better.
+    """Draw a bar for each arm on a log axis, from the line at 1; higher is better.
 
     Args:
         bars: Label, fidelity (may be infinite or NaN) and colour, from top to bottom.
     """
     low, high = limits
     names = [shorten(name, 24) for name, _, _ in bars]
-    left = 0.2 + 0.088 * max(map(len, names))  # about the width of a letter, in inches
+    left = 0.2 + 0.088 * max(map(len, names))  # 0.088 inches are about the width of a letter
     with _canvas(title, 0.76 + 0.36 * len(bars), left=left) as (axes, done):
         axes.set_xscale("log")
         axes.set_xlim(low, high)
@@ -166,7 +176,7 @@ def fidelity_bars(
 
 
 def short_number(value: float | None) -> str:
-    """Write a number with three digits, the way the page does."""
+    """Return a number as text with three significant digits, as in the reports."""
     if value is None:
         return "–"
     if math.isnan(value):
@@ -180,7 +190,7 @@ def short_number(value: float | None) -> str:
 
 
 def shorten(text: str, most: int) -> str:
-    """Cut the middle out of a long name: its beginning and its end tell most."""
+    """Replace the middle of a text longer than `most` letters by an ellipsis."""
     if len(text) <= most:
         return text
     half = (most - 1) // 2
@@ -188,9 +198,9 @@ def shorten(text: str, most: int) -> str:
 
 
 def tile(pixels: np.ndarray, side: int = 168) -> bytes:
-    """Make a PNG of one image or map [H W 3] whose longer side is about `side`.
+    """Return an image or a map [H W 3] as a PNG whose longer side is about `side` pixels.
 
-    Small maps are enlarged cell by cell, so that one token stays one square.
+    Small maps are enlarged by whole factors, so that a token stays a square of one colour.
     """
     from PIL import Image
 

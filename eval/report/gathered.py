@@ -1,4 +1,4 @@
-"""Many runs and result files as one table of models."""
+"""Gather what many runs and result files say about each model."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -11,41 +11,41 @@ from zoo.eval.results import SUFFIX, Record, latest, read
 
 
 class Measure(NamedTuple):
-    """A number's name, and the data that it was measured on."""
+    """The name of a number, and the data on which it was measured."""
 
     name: str
     data: str
 
     def describe(self) -> str:
-        """Write it as the head of a column."""
+        """Return the text for the head of a column."""
         return f"{self.name} · {self.data}" if self.data else self.name
 
 
 @dataclass(kw_only=True)
 class Model:
-    """All that is known of one model, from wherever it came."""
+    """What all sources say about one model."""
 
     name: str
     values: dict[Measure, float | None] = field(default_factory=dict)
     about: dict[str, Any] = field(default_factory=dict)
-    """`name`, `size`, `parameters` and `macs`, as far as they are known."""
+    """`name`, `size`, `parameters` and `macs`, as far as known."""
     records: list[Record] = field(default_factory=list)
     run: RunFolder | None = None
 
     @property
     def rate(self) -> float | None:
-        """Images a second, where speed was measured."""
+        """Images per second, if the speed was measured."""
         return next((v for m, v in self.values.items() if m.name == "speed/img_s"), None)
 
 
 def gather(sources: Sequence[str | Path]) -> tuple[list[Model], list[str]]:
-    """Read runs' folders and result files; give the models in the order of their first mention.
+    """Read folders of runs and result files; return the models, and notes on unreadable parts.
 
-    A result of a run's export and the run itself are one model. Gives notes on what could not be
-    read, too.
+    The models are in the order of their first mention. A run and the results of its export are one
+    model.
 
     Raises:
-        ValueError: a source is neither a run's folder nor a result file.
+        ValueError: a source is neither the folder of a run nor a result file.
     """
     found: dict[str, Model] = {}
     notes: list[str] = []
@@ -75,7 +75,7 @@ def _identity(target: str) -> str:
 
 
 def _tell_apart(models: list[Model]) -> None:
-    """Leave out the folders that all names share, as long as no two names become one."""
+    """Shorten names to the last part of their paths, if these are all different."""
     short = [Path(model.name).name for model in models]
     if len(set(short)) == len(short):
         for model, name in zip(models, short, strict=True):
@@ -93,8 +93,12 @@ def _add_run(model: Model, run: RunFolder) -> None:
     model.run = run
     student = run.about.get("student")
     if isinstance(student, dict):
-        known = dict(name=student.get("name"), parameters=number(student.get("params")),
-                     macs=number(student.get("macs")), size=run.config.get("size"))  # fmt: skip
+        known = dict(
+            name=student.get("name"),
+            parameters=number(student.get("params")),
+            macs=number(student.get("macs")),
+            size=run.config.get("size"),
+        )
         model.about = {k: v for k, v in known.items() if v is not None} | model.about
     data = run.config.get("data")
     place = Path(data).name if isinstance(data, str) and data else "its own images"
@@ -105,7 +109,7 @@ def _add_run(model: Model, run: RunFolder) -> None:
 
 
 def headline_columns(models: Sequence[Model]) -> list[tuple[Measure, Benchmark]]:
-    """Return the measures that stand for a benchmark, in the table's order."""
+    """Return the measures that are the headline of a benchmark, in the order of `BENCHMARKS`."""
     known = headlines()
     measures = list(dict.fromkeys(m for model in models for m in model.values))
     return [

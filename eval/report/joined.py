@@ -1,4 +1,4 @@
-"""Build one page out of many runs and result files: gather, draw, fill the template."""
+"""Build a report about many runs and result files: gather, draw, fill the template."""
 
 import math
 from collections.abc import Sequence
@@ -31,13 +31,18 @@ MOST_ON_RADAR = 6
 
 
 def build_joined(sources: Sequence[str | Path], out: str | Path) -> Path:
-    """Write one page about many runs and results of `zoo eval`, and give its path.
+    """Write a page about many runs and results of `zoo eval`, and return its path.
 
-    It needs no network and no other file: pictures are embedded, and lie in `<out>_figures` too.
+    The page needs no network and no other file: images are embedded, and also written to
+    `<out>_figures`.
+
+    Args:
+        sources: Folders of runs, and result files.
+        out: The HTML file.
 
     Raises:
-        ValueError: a source is neither a run's folder nor a result file.
-        OSError: the page cannot be written; an earlier one is then still whole.
+        ValueError: a source is neither the folder of a run nor a result file.
+        OSError: the page cannot be written; an earlier page then stays complete.
     """
     target = Path(out)
     models, notes = gather(sources)
@@ -86,9 +91,9 @@ def _headline_table(models: Sequence[Model]) -> Table | None:
     head = [f"{b.capability} · {m.data}" if m.data else b.capability for m, b in columns]
     costs = [("M parameters", "parameters", 1e6), ("GMACs", "macs", 1e9)]
     rows = []
-    for place, model in enumerate(models):
+    for i, model in enumerate(models):
         cost = [_scaled(model.about.get(key), unit) for _, key, unit in costs]
-        rows.append(Row(model.name, [*(column[place] for column in cells), *cost]))
+        rows.append(Row(model.name, [*(column[i] for column in cells), *cost]))
     return Table(["model", *head, *(name for name, _, _ in costs)], rows)
 
 
@@ -98,7 +103,7 @@ def _scaled(value: Any, unit: float) -> Cell:
 
 
 def _tables(models: Sequence[Model]) -> list[tuple[str, Table]]:
-    """One table for each kind of number and data set: a row a measure, a column a model."""
+    """Return a table for each kind of number and data set: rows are measures, columns models."""
     measures = list(dict.fromkeys(m for model in models for m in model.values))
     groups: dict[tuple[str, str], list[Measure]] = {}
     for measure in measures:
@@ -116,7 +121,7 @@ def _tables(models: Sequence[Model]) -> list[tuple[str, Table]]:
 
 
 def _differences(models: Sequence[Model], notes: list[str]) -> Table | None:
-    """Every other model against the first one."""
+    """Compare every other model with the first one."""
     reference, rows = models[0], []
     for model in models[1:]:
         try:
@@ -150,9 +155,19 @@ def _published(models: Sequence[Model]) -> Table | None:
 def _sources(models: Sequence[Model]) -> Table | None:
     rows = [Row(model.name, _source_cells(r)) for model in models for r in model.records]
     head = [
-        "model", "benchmark", "data", "settings", "weights", "data's hash", "precision", "batch",
-        "seed", "date", "versions", "machine",
-    ]  # fmt: skip
+        "model",
+        "benchmark",
+        "data",
+        "settings",
+        "weights",
+        "data's hash",
+        "precision",
+        "batch",
+        "seed",
+        "date",
+        "versions",
+        "machine",
+    ]
     return Table(head, rows) if rows else None
 
 
@@ -161,10 +176,18 @@ def _source_cells(record: Record) -> list[Cell]:
     versions = ", ".join(f"{name} {version}" for name, version in record.versions.items())
     machine = str(record.machine.get("gpu") or record.machine.get("processor") or "–")
     texts = (
-        record.benchmark, record.data or "–", settings or "–", record.weights_hash or "–",
-        record.data_hash or "–", record.precision, str(record.batch or "–"), str(record.seed),
-        (record.date or "–").replace("T", " "), versions or "–", machine,
-    )  # fmt: skip
+        record.benchmark,
+        record.data or "–",
+        settings or "–",
+        record.weights_hash or "–",
+        record.data_hash or "–",
+        record.precision,
+        str(record.batch or "–"),
+        str(record.seed),
+        (record.date or "–").replace("T", " "),
+        versions or "–",
+        machine,
+    )
     return [Cell(text) for text in texts]
 
 
@@ -179,7 +202,7 @@ def _commands(models: Sequence[Model]) -> list[str]:
 
 def _colours(models: Sequence[Model]) -> list[str]:
     palette = (figures.STUDENT_COLOUR, *figures.ARM_COLOURS[1:], figures.ARM_COLOURS[0])
-    return [palette[place % len(palette)] for place in range(len(models))]
+    return [palette[i % len(palette)] for i in range(len(models))]
 
 
 def _radar(models: Sequence[Model], gallery: Gallery) -> list[PageImage]:
@@ -210,14 +233,14 @@ def _radar(models: Sequence[Model], gallery: Gallery) -> list[PageImage]:
 
 
 def _pareto(models: Sequence[Model], gallery: Gallery) -> list[PageImage]:
-    """For each headline three panels: against images a second, multiply-adds and parameters."""
+    """Draw each headline against images per second, multiply-adds and parameters."""
     pictures, colours = [], _colours(models)
     for measure, benchmark in headline_columns(models):
         if benchmark.best <= 0:
             continue
         for label, cost_of, more_is_better in (
             ("images/s", lambda m: m.rate, True),
-            ("GMACs an image", lambda m: _unit(m.about.get("macs"), 1e9), False),
+            ("GMACs per image", lambda m: _unit(m.about.get("macs"), 1e9), False),
             ("parameters (M)", lambda m: _unit(m.about.get("parameters"), 1e6), False),
         ):
             points = [
@@ -242,37 +265,39 @@ def _unit(value: Any, unit: float) -> float | None:
 
 
 class Shot(NamedTuple):
+    """An image that a benchmark left, for the section of predictions."""
+
     picture: PageImage
     caption: str
 
 
 def _shots(models: Sequence[Model], gallery: Gallery, notes: list[str]) -> tuple[list[Shot], int]:
-    """Read the pictures that benchmarks left, some of every model before more of one."""
+    """Read the images of all benchmarks, by turns of the models, and count those not shown."""
     from PIL import Image
 
     queues = [[(model, r, p) for r in model.records for p in r.pictures] for model in models]
     longest = max((len(queue) for queue in queues), default=0)
     turns = [queue[i] for i in range(longest) for queue in queues if i < len(queue)]
     shots = []
-    for place, (model, record, picture) in enumerate(turns[:MOST_PICTURES]):
+    for i, (model, record, picture) in enumerate(turns[:MOST_PICTURES]):
         path = (record.place or Path()) / picture["file"]
         try:
             with Image.open(path) as image:
                 pixels = np.asarray(image.convert("RGB"))
         except OSError as error:
-            notes.append(f"The picture {path} could not be read: {error}.")
+            notes.append(f"The image {path} could not be read: {error}.")
             continue
         words = [model.name, picture["name"], picture.get("caption") or ""]
         caption = ": ".join(word for word in words if word)
         png = figures.tile(pixels, side=360)
-        shots.append(Shot(gallery.add(png, f"shot-{place}-{picture['name']}", caption), caption))
+        shots.append(Shot(gallery.add(png, f"shot-{i}-{picture['name']}", caption), caption))
     return shots, max(0, len(turns) - MOST_PICTURES)
 
 
 def _maps(models: Sequence[Model], gallery: Gallery) -> list[tuple[str, list[MapRow]]]:
     found = []
-    for place, model in enumerate(models):
+    for i, model in enumerate(models):
         if model.run is not None and model.run.maps:
-            own = Gallery(gallery.folder / f"maps-{place}")
+            own = Gallery(gallery.folder / f"maps-{i}")
             found.append((model.name, map_rows(model.run, own)[:4]))
     return found

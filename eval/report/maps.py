@@ -1,4 +1,4 @@
-"""Feature maps of a few images, kept in one file, and coloured so that two can be compared."""
+"""Feature maps of a few images: collect, save, and colour them for comparison."""
 
 import zipfile
 import zlib
@@ -14,16 +14,16 @@ from zoo.features import Batch, Features
 from zoo.files import written_whole
 
 LARGEST = 6e4
-"""Just below the largest float16; what a diverged student says is cut off there."""
+"""Just below the largest float16; larger values of a diverged student are clipped to it."""
 
 TOKENS_TO_FIT = 1024
-"""Enough for three components; more only makes the decomposition slow."""
+"""Tokens from which the components are computed; more would only be slower."""
 
 UNREADABLE = (OSError, EOFError, ValueError, TypeError, KeyError, zipfile.BadZipFile, zlib.error)
-"""What numpy raises for files that are missing, cut off, damaged or something else."""
+"""What numpy raises for files that are missing, truncated, damaged or of another kind."""
 
 PLAIN = np.float32(1e-12)
-"""A spread below this is no spread: the map is one colour."""
+"""With a smaller spread of values a map is drawn in one colour."""
 
 
 @torch.inference_mode()
@@ -32,16 +32,17 @@ def collect_maps(
     teachers: Mapping[str, Callable[[Batch], Features]],
     batch: Batch,
 ) -> dict[str, np.ndarray]:
-    """Return the maps of a handful of images: every teacher's, and the student's matching head's.
+    """Return the maps of a few images: those of every teacher, and of the student's head for it.
 
     The keys are `images` (uint8 [B H W 3]), `keys`, and for every teacher that has a map
-    `theirs/<name>` and `ours/<name>` (float16 [B h w C], each on its own grid). Both are moved by
-    the teacher's channel means and divided by its one global deviation, because float16 has no
-    room for features that are small beside their offset. Colours do not notice.
+    `theirs/<name>` and `ours/<name>` (float16 [B h w C], each on its own grid). Both are shifted
+    by the teacher's channel means and divided by its global deviation, since float16 is too coarse
+    for features that are small beside their mean. This does not change the colours.
 
     Args:
-        student: Gives features in the teachers' original space: fold the heads first.
-        batch: All of its images are kept: give few.
+        student: Returns features in the teachers' original space: fold the normalisers into the
+            heads first.
+        batch: A few images, all of which are stored.
     """
     maps = {"images": _as_bytes(batch.images), "keys": np.array([str(key) for key in batch.keys])}
     ours = student(batch)
@@ -67,19 +68,19 @@ def _as_half(x: Tensor) -> np.ndarray:
 
 
 def save_maps(maps: Mapping[str, np.ndarray], path: str | Path) -> None:
-    """Write what `collect_maps` gave to one `.npz`, whole or not at all."""
+    """Write the maps of `collect_maps` to one `.npz`, completely or not at all."""
     with written_whole(path) as temporary, temporary.open("wb") as file:
         np.savez_compressed(file, **dict(maps))  # pyright: ignore[reportArgumentType]
 
 
 def load_maps(path: str | Path) -> dict[str, np.ndarray]:
-    """Read what `save_maps` wrote; nothing in the file is executed.
+    """Read the maps that `save_maps` wrote, without executing code in the file.
 
     Raises:
         ValueError: the file is missing, damaged, or holds no maps.
     """
     try:
-        # Opened here, because numpy leaves the file open when it cannot read it.
+        # Opened here, since numpy leaves a file open that it cannot read.
         with Path(path).open("rb") as handle, np.load(handle, allow_pickle=False) as file:
             maps = dict(file)
     except UNREADABLE as error:
@@ -98,12 +99,12 @@ def load_maps(path: str | Path) -> dict[str, np.ndarray]:
 def colour(
     theirs: Float[np.ndarray, "B h w C"], ours: Float[np.ndarray, "B m n C"]
 ) -> tuple[UInt8[np.ndarray, "B h w 3"], UInt8[np.ndarray, "B m n 3"]]:
-    """Turn a teacher's maps and a student's into RGB with one and the same code of colours.
+    """Turn a teacher's maps and a student's into RGB by the same colours.
 
     Red, green and blue are the first three principal components of the teacher's tokens in these
     images, from their 2nd to their 98th percentile. The student is projected on the same
-    components and cut at the same limits, so a colour means the same on both sides, and a student
-    that says the mean everywhere is plain.
+    components and clipped at the same limits, so a colour has the same meaning on both sides, and a
+    student that always predicts the mean has one colour.
 
     Raises:
         ValueError: the two do not have the same number of channels.
@@ -111,7 +112,7 @@ def colour(
     if theirs.shape[-1] != ours.shape[-1]:
         raise ValueError(
             f"The teacher's maps have {theirs.shape[-1]} channels and the student's have "
-            f"{ours.shape[-1]}; colours can be compared only in one space."
+            f"{ours.shape[-1]}; only maps in one space can be compared."
         )
     tokens = theirs.reshape(-1, theirs.shape[-1]).astype(np.float32)
     mean, axes = _principal_axes(tokens)
@@ -128,12 +129,12 @@ def colour(
 
 
 def _principal_axes(tokens: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the mean and three axes [C 3]; zeros stand in for axes that the tokens do not have."""
+    """Return the mean and three axes [C 3]; axes that the tokens do not have are zero."""
     mean = tokens.mean(axis=0)
     order = np.random.default_rng(0).permutation(len(tokens))[:TOKENS_TO_FIT]
     _, _, found = np.linalg.svd(tokens[order] - mean, full_matrices=False)
     axes = np.zeros((3, tokens.shape[1]), np.float32)
     axes[: len(found[:3])] = found[:3]
-    # An axis has no sign of its own: let its largest entry be positive, so that colours stay.
+    # The sign of an axis is arbitrary: make its largest entry positive, so that colours are stable.
     largest = np.take_along_axis(axes, np.abs(axes).argmax(axis=1)[:, None], axis=1)
     return mean, (axes * np.where(largest < 0, -1, 1)).T

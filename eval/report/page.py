@@ -1,4 +1,4 @@
-"""Build `report.html`: read the folder, draw, fill the template."""
+"""Build the report of one run: read its folder, draw, fill the template."""
 
 import base64
 import json
@@ -27,20 +27,18 @@ from zoo.files import written_whole
 
 MOST_IMAGES = 8
 LOSSES = {"spatial": figures.STUDENT_COLOUR, "summary": figures.ARM_COLOURS[1]}
-
-
 LESS_IS_BETTER = re.compile(r"^mse/|/(?:rmse|abs_?rel|error|loss|gmacs|mparams|peak_gib)$")
 
 
 def build_report(run_dir: str | Path) -> Path:
-    """Write `report.html` and `figures/*.png` into a run's folder, and give the page's path.
+    """Write `report.html` and `figures/*.png` into the folder of a run; return the page's path.
 
-    The page needs no network and no other file: pictures are embedded, and nothing is loaded. A
-    part that the run did not write is replaced by a note.
+    The page needs no network and no other file: images are embedded. Where the run lacks a part,
+    the page has a note.
 
     Raises:
-        ValueError: the folder is missing, or holds none of a run's files.
-        OSError: the folder cannot be written to; an earlier report is then still whole.
+        ValueError: the folder is missing, or has none of a run's files.
+        OSError: the folder cannot be written to; an earlier report then stays complete.
     """
     run = read_run(run_dir)
     gallery = Gallery(run.path / "figures")
@@ -73,7 +71,7 @@ def build_report(run_dir: str | Path) -> Path:
 
 
 def template_of(name: str) -> Any:
-    """Open a template of this folder."""
+    """Load a Jinja template of this folder."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     return Environment(
@@ -86,7 +84,7 @@ def template_of(name: str) -> Any:
 
 
 class PageImage(NamedTuple):
-    """A PNG as the page embeds it."""
+    """A PNG for embedding in a page."""
 
     src: str
     alt: str
@@ -95,13 +93,14 @@ class PageImage(NamedTuple):
 
 
 class Gallery:
-    """Keeps each picture as a file beside the page, and gives it back for embedding."""
+    """Writes PNGs to a folder beside the page, and returns them for embedding."""
 
     def __init__(self, folder: Path):
         folder.mkdir(parents=True, exist_ok=True)
         self.folder = folder
 
     def add(self, png: bytes, name: str, alt: str) -> PageImage:
+        """Write a PNG as `name`.png, with other characters than letters and digits replaced."""
         slug = re.sub(r"[^A-Za-z0-9._-]+", "-", name)[:80]
         (self.folder / f"{slug}.png").write_bytes(png)
         width, height = struct.unpack(">II", png[16:24])  # the PNG's header says its size
@@ -111,17 +110,23 @@ class Gallery:
 
 
 class Cell(NamedTuple):
+    """A cell of a table; `best` ones are bold."""
+
     text: str
     best: bool = False
 
 
 class Row(NamedTuple):
+    """A row of a table; the name of a `strong` one is bold."""
+
     name: str
     cells: list[Cell]
     strong: bool = False
 
 
 class Table(NamedTuple):
+    """The texts of a table."""
+
     head: list[str]
     rows: list[Row]
 
@@ -130,7 +135,7 @@ class Table(NamedTuple):
 
 
 def _text(value: Any) -> str | None:
-    """Return a scalar as text; JSON for what has parts; nothing for nothing."""
+    """Return a scalar as text, anything else as JSON; `None` for `None` and the empty string."""
     if value is None or value == "":
         return None
     if isinstance(value, str | int | float):
@@ -157,7 +162,7 @@ def _title(run: RunFolder) -> str:
 
 
 def _status(run: RunFolder) -> str | None:
-    """Say how far an unfinished run came; a finished one needs no word."""
+    """Return a sentence on the progress of an unfinished run; `None` for a finished one."""
     if number(run.about.get("seconds")) is not None:
         return None
     if not run.train:
@@ -168,7 +173,7 @@ def _status(run: RunFolder) -> str | None:
 
 
 def _cards(run: RunFolder) -> list[tuple[str, str, str]]:
-    """Return the numbers in large letters: value, name, and what to hold it against."""
+    """Return the numbers in large letters: value, name, and the same number of other arms."""
     cards = []
     for key, name, unit in (
         ("fidelity/min", "lowest fidelity", ""),
@@ -215,7 +220,7 @@ def _facts(run: RunFolder) -> list[tuple[str, str]]:
     return [(name, value) for name, value in facts if value]
 
 
-_SIZES = (("params", "parameters"), ("macs", "MACs an image"))
+_SIZES = (("params", "parameters"), ("macs", "MACs per image"))
 
 
 def _big(value: float) -> str:
@@ -260,14 +265,14 @@ def _sides(value: Any) -> str | None:
 
 
 def _measure(key: str, value: float | None) -> str:
-    """Percentages with one digit after the point, all else with three digits."""
+    """Return percentages with one decimal, other numbers with three significant digits."""
     if value is not None and key.endswith("top1") and math.isfinite(value):
         return f"{value:.1f}"
     return short_number(value)
 
 
 def compared(key: str, values: Sequence[float | None]) -> list[Cell]:
-    """Mark the best of several values; the lowest error or cost, the highest of all else."""
+    """Return cells of which the best is marked: the lowest error or cost, the highest otherwise."""
     known = [v for v in values if v is not None and not math.isnan(v)]
     best = (min if LESS_IS_BETTER.search(key) else max)(known, default=None)
     return [Cell(_measure(key, v), len(known) > 1 and v == best) for v in values]
@@ -278,7 +283,7 @@ def _arm_columns(run: RunFolder) -> list[str]:
 
 
 def _arm_table(run: RunFolder, first: str, keys: Iterable[tuple[str, str]]) -> Table | None:
-    """Set the arms side by side; a row for each (key, name) that any of them has."""
+    """Return a table of all arms, with a row for each (key, name) that any of them has."""
     arms = _arm_columns(run)
     rows = [
         Row(name, compared(key, [run.arms[arm].get(key) for arm in arms]))
@@ -309,7 +314,7 @@ def _closeness_table(run: RunFolder) -> Table | None:
 
 
 def _benchmark_table(run: RunFolder) -> Table | None:
-    """Every number that is not about a teacher: a new benchmark appears here by itself."""
+    """Return a table of all numbers that are not about a teacher, so also of new benchmarks."""
     own = ("fidelity/", "mse/", "cosine/")
     keys = dict.fromkeys(k for n in run.arms.values() for k in n if not k.startswith(own))
     if not keys:
@@ -356,7 +361,7 @@ def _course(what: str, values: Sequence[float]) -> str:
 
 
 def _race_pictures(run: RunFolder, gallery: Gallery) -> list[PageImage]:
-    """Spatial losses of this run and the other arms, each relative to its own start."""
+    """Draw the spatial losses of this run and the other arms, each relative to its first value."""
     pictures = []
     if not any(run.compare.values()):
         return pictures
@@ -368,15 +373,15 @@ def _race_pictures(run: RunFolder, gallery: Gallery) -> list[PageImage]:
                 relative = [value / values[0] for value in values]
                 lines.append((_arm_name(arm), steps, relative, _paint(run, arm)))
         if len(lines) > 1:
-            png = figures.curves(teacher, lines, ylabel="part of the first value")
+            png = figures.curves(teacher, lines, ylabel="share of the first value")
             summary = "; ".join(f"{name} ends at {short_number(y[-1])}" for name, _, y, _ in lines)
-            alt = f"{teacher}, spatial loss as a part of its first value: {summary}"
+            alt = f"{teacher}, spatial loss as a share of its first value: {summary}"
             pictures.append(gallery.add(png, f"race-{i}-{teacher}", alt))
     return pictures
 
 
 def _paint(run: RunFolder, arm: str) -> str:
-    """Return an arm one colour in all pictures."""
+    """Return the colour of an arm, the same in all plots."""
     if arm == STUDENT:
         return figures.STUDENT_COLOUR
     if arm == UNTRAINED:
@@ -409,19 +414,23 @@ def _bar_pictures(run: RunFolder, gallery: Gallery) -> list[PageImage]:
 
 
 class MapPair(NamedTuple):
+    """A teacher's map of an image, and that of the student's head for it."""
+
     teacher: str
     theirs: PageImage
     ours: PageImage
 
 
 class MapRow(NamedTuple):
+    """An image with its maps."""
+
     key: str
     image: PageImage
     pairs: list[MapPair]
 
 
 def map_rows(run: RunFolder, gallery: Gallery) -> list[MapRow]:
-    """Colour the maps that a run kept: a row an image, a pair of maps a teacher."""
+    """Colour the maps that a run saved: a row for each image, a pair of maps for each teacher."""
     images = run.maps.get("images", ())[:MOST_IMAGES]
     coloured = {}
     for teacher in run.teachers:
@@ -448,12 +457,14 @@ def map_rows(run: RunFolder, gallery: Gallery) -> list[MapRow]:
 
 
 class SpeedPanel(NamedTuple):
+    """The plot of the training speed, and a sentence about it."""
+
     picture: PageImage
     text: str
 
 
 def _rate(run: RunFolder) -> float | None:
-    """Return the median rate; the first line, with its warm-up, counts only if it is alone."""
+    """Return the median of images per second, without the first line, which has the warm-up."""
     _, rates = series(run.timing, "img_s")
     return median(rates[1:] or rates) if rates else None
 
@@ -473,11 +484,11 @@ def _speed(run: RunFolder, gallery: Gallery) -> SpeedPanel | None:
     return SpeedPanel(gallery.add(png, "speed", f"{text}."), f"{text}.")
 
 
-# ---------------------------------------------------------------- how to go on
+# ---------------------------------------------------------------- loading the student
 
 
 def _load_code(run: RunFolder) -> str | None:
-    """Return the lines that load the exported student, if it has been exported."""
+    """Return code that loads the exported student; `None` if it has not been exported."""
     export = run.path / "export"
     if not (export / "model.safetensors").is_file():
         return None

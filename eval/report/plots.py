@@ -1,8 +1,9 @@
-"""The pictures of the joined page: a radar of capabilities, and quality against cost."""
+"""The plots of the joined report: a radar of capabilities, and quality against cost."""
 
 import io
 import math
 from collections.abc import Sequence
+from typing import Any
 
 from zoo.eval.report.figures import DPI, FAINT, INK, STYLE, plain_ticks, shorten
 from zoo.eval.speed.pareto import frontier, label_points
@@ -12,12 +13,13 @@ Point = tuple[float, float, str, str]
 
 
 def radar(axes: Sequence[str], lines: Sequence[tuple[str, Sequence[float | None], str]]) -> bytes:
-    """Draw each model as a polygon over the axes, 0 in the middle and 1 at the rim, as a PNG.
+    """Draw each model as a polygon over the axes, with 0 in the middle and 1 at the rim, as a PNG.
 
-    A model that has no number on an axis is drawn through those that it has.
+    Axes on which a model has no number are skipped.
 
     Args:
-        lines: Name, a share of the perfect score for each axis, and colour.
+        axes: Names of the axes.
+        lines: Name of a model, its share of the perfect score on each axis, and its colour.
     """
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -28,19 +30,25 @@ def radar(axes: Sequence[str], lines: Sequence[tuple[str, Sequence[float | None]
         figure = Figure(figsize=(6.4, 5.4), dpi=DPI)
         FigureCanvasAgg(figure)
         figure.subplots_adjust(0.2, 0.2, 0.8, 0.92)
-        panel = figure.add_subplot(projection="polar")
-        panel.set_theta_offset(math.pi / 2)  # the first axis points up, and clockwise from it
+        panel: Any = figure.add_subplot(projection="polar")
+        panel.set_theta_offset(math.pi / 2)  # the first axis points up, the others follow clockwise
         panel.set_theta_direction(-1)
         for name, shares, colour in lines:
             known = [(a, s) for a, s in zip(angles, shares, strict=True) if s is not None]
             ring = [*known, known[0]]
-            panel.plot(*zip(*ring, strict=True), color=colour, linewidth=1.8,
-                       marker="o", markersize=3.5, label=shorten(name, 34))  # fmt: skip
+            panel.plot(
+                *zip(*ring, strict=True),
+                color=colour,
+                linewidth=1.8,
+                marker="o",
+                markersize=3.5,
+                label=shorten(name, 34),
+            )
             panel.fill(*zip(*ring, strict=True), color=colour, alpha=0.07)
         panel.set_ylim(0, 1)
         panel.set_yticks([0.25, 0.5, 0.75, 1], ["25 %", "50 %", "75 %", ""], fontsize=8)
         panel.set_xticks(angles, [])
-        for angle, name in zip(angles, axes, strict=True):  # beside the rim, never across it
+        for angle, name in zip(angles, axes, strict=True):  # outside of the rim
             right = math.sin(angle)
             side = "center" if abs(right) < 0.1 else "left" if right > 0 else "right"
             panel.text(angle, 1.07, shorten(name, 40), ha=side, va="center", color=INK)
@@ -52,10 +60,12 @@ def radar(axes: Sequence[str], lines: Sequence[tuple[str, Sequence[float | None]
 def quality(
     title: str, cost: str, measure: str, points: Sequence[Point], *, more_is_better: bool
 ) -> bytes:
-    """Draw quality over a cost on a log axis, with the line that nobody is beyond, as a PNG.
+    """Draw quality over a cost on a log axis, with the Pareto frontier as a line, as a PNG.
 
     Args:
-        more_is_better: The cost is a speed: the best models are to the right, not the left.
+        cost: Label of the axis of the cost.
+        measure: Label of the axis of the quality.
+        more_is_better: The cost is a speed, so the best models are on the right.
     """
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -82,7 +92,7 @@ def quality(
         return _png(figure)
 
 
-def _png(figure) -> bytes:
+def _png(figure: Any) -> bytes:
     out = io.BytesIO()
     figure.savefig(out, format="png", metadata={"Software": None})
     return out.getvalue()

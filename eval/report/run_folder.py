@@ -1,4 +1,4 @@
-"""Read a run's folder, whole or interrupted: what is missing is noted, and nothing is invented."""
+"""Read the folder of a finished or interrupted run, with notes on missing and unreadable parts."""
 
 import json
 import math
@@ -18,39 +18,41 @@ RECORDS = ("config.json", "about.json", "metrics.jsonl", "timing.jsonl")
 
 @dataclass(frozen=True, kw_only=True)
 class RunFolder:
-    """What a run left behind; every part may be empty."""
+    """What a run has written; every part may be empty."""
 
     path: Path
     config: Mapping[str, Any] = field(default_factory=dict)
     about: Mapping[str, Any] = field(default_factory=dict)
     train: tuple[dict[str, Any], ...] = ()
-    """Training lines in the order of steps; of a step that was logged twice, the later line."""
+    """Training lines by step; of a step that was logged twice, the later line."""
     arms: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
-    """The newest value of every evaluation number, by arm."""
+    """The latest value of every evaluation number, by arm."""
     timing: tuple[dict[str, Any], ...] = ()
+    """Lines of `timing.jsonl` by step."""
     compare: Mapping[str, tuple[dict[str, Any], ...]] = field(default_factory=dict)
     """Training lines of the other arms."""
     maps: Mapping[str, np.ndarray] = field(default_factory=dict)
+    """Feature maps, as `zoo.eval.report.maps.collect_maps` returns them."""
     notes: tuple[str, ...] = ()
-    """What could not be read, in words for the reader of the page."""
+    """Sentences on what could not be read, for the page."""
 
     @property
     def ours(self) -> Mapping[str, float]:
-        """The numbers of the run's own student."""
+        """The evaluation numbers of the run's own student."""
         return self.arms.get(STUDENT, {})
 
     @property
     def baselines(self) -> list[str]:
-        """The other students: the untrained one first, then those of other normalisations."""
+        """The other students: the untrained one first, then those with other normalisations."""
         others = [a for a in self.arms if a != STUDENT and not a.startswith(TEACHER)]
         return sorted(others, key=lambda arm: (arm != UNTRAINED, arm != "none", arm))
 
     @property
     def teachers(self) -> list[str]:
-        """The teachers that the numbers name; before there are numbers, those that were planned.
+        """The teachers that the numbers name; before there are numbers, those of the config.
 
-        A config may spell a teacher otherwise than the metrics do (`timm:name@224` and `name`),
-        so the two are never mixed.
+        The config and the metrics may spell a teacher differently (`timm:name@224` and `name`), so
+        the two are never mixed.
         """
         names = [m[1] for line in self.train for key in line if (m := _LOSS.fullmatch(key))]
         for numbers in self.arms.values():
@@ -61,7 +63,7 @@ class RunFolder:
 
     @property
     def described(self) -> Mapping[str, Mapping[str, Any]]:
-        """What `about.json` knows of each teacher."""
+        """The descriptions of the teachers in `about.json`."""
         found = self.about.get("teachers")
         found = found if isinstance(found, dict) else {}
         return {name: known if isinstance(known, dict) else {} for name, known in found.items()}
@@ -79,12 +81,12 @@ def read_run(folder: str | Path) -> RunFolder:
     """Read everything that a run has written so far.
 
     Raises:
-        ValueError: the folder is missing, or holds none of a run's files.
+        ValueError: the folder is missing, or has none of a run's files.
     """
     path = Path(folder)
     if not any((path / name).is_file() for name in RECORDS):
         raise ValueError(
-            f"{path} is not a run's folder: it has none of {', '.join(RECORDS)}. "
+            f"{path} is not the folder of a run: it has none of {', '.join(RECORDS)}. "
             "Give the folder that was --out of zoo distill."
         )
     notes: list[str] = []
@@ -106,7 +108,7 @@ def read_run(folder: str | Path) -> RunFolder:
 
 
 def number(value: Any) -> float | None:
-    """Return `value` as a float if it is a number; JSON's `null` and all else are none."""
+    """Return `value` as a float if it is a number, otherwise `None`."""
     if isinstance(value, int | float) and not isinstance(value, bool):
         return float(value)
     return None
@@ -133,7 +135,7 @@ def _read_object(path: Path, notes: list[str]) -> dict[str, Any]:
         notes.append(f"{path.name} could not be read: {error}.")
         return {}
     if not isinstance(found, dict):
-        notes.append(f"{path.name} does not hold an object.")
+        notes.append(f"{path.name} is not a JSON object.")
         return {}
     return found
 
@@ -148,7 +150,7 @@ def _read_lines(path: Path, notes: list[str]) -> list[dict[str, Any]]:
             continue
         try:
             line = json.loads(text)
-        except ValueError:  # most often the last line of a run that was killed while writing it
+        except ValueError:  # usually the last line of a run that was killed while writing it
             line = None
         if isinstance(line, dict):
             found.append(line)
@@ -175,7 +177,7 @@ def _training(lines: Iterable[dict[str, Any]]) -> tuple[dict[str, Any], ...]:
 
 
 def _by_step(lines: Iterable[dict[str, Any]]) -> tuple[dict[str, Any], ...]:
-    """Order by step; after a resume a step may stand in the file twice, and the later counts."""
+    """Sort by step; of a step that is in the file twice, after a resume, keep the later line."""
     newest = {number(line.get("step")): line for line in lines}
     return tuple(newest[step] for step in sorted(step for step in newest if step is not None))
 

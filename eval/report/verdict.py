@@ -1,4 +1,4 @@
-"""What the numbers say, in sentences: no better than they are."""
+"""Sentences that compare a run's student with the teachers' means and with the other arms."""
 
 from collections.abc import Mapping
 from typing import NamedTuple
@@ -7,18 +7,18 @@ from zoo.eval.report.figures import short_number
 from zoo.eval.report.run_folder import UNTRAINED, RunFolder
 
 EXPECTED = (UNTRAINED, "none")
-"""The arms that a run should beat; against any other a loss is news, not a failure."""
+"""The arms that a run should beat; a worse result than another arm's is not a failure."""
 
 
 class Verdict(NamedTuple):
-    """One sentence; `good` is `None` where neither outcome is the hoped-for one."""
+    """A sentence; `good` is `None` where neither outcome was expected."""
 
     good: bool | None
     text: str
 
 
 def arm_label(arm: str) -> str:
-    """Name an arm in the middle of a sentence."""
+    """Return the description of an arm for the middle of a sentence."""
     if arm == UNTRAINED:
         return "the untrained student"
     if arm == "none":
@@ -27,7 +27,7 @@ def arm_label(arm: str) -> str:
 
 
 def verdicts(run: RunFolder) -> list[Verdict]:
-    """Compare the student with the teachers' means and with every other arm."""
+    """Return sentences that compare the student with the teachers' means and every other arm."""
     return [
         verdict
         for verdict in (
@@ -84,7 +84,7 @@ def _on_fidelity(run: RunFolder, arm: str) -> Verdict | None:
     good = not lost
     if key in run.ours and key in run.arms[arm]:
         a, b = run.ours[key], run.arms[arm][key]
-        # Another normalisation may serve its favourite teacher better; the minimum is the claim.
+        # Another normalisation may be better for some teacher; what counts is the minimum.
         good = a > b and (good or arm != UNTRAINED)
         joint = "and" if (a > b) == (not lost) else "but"
         text += (

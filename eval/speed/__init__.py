@@ -1,1 +1,1 @@
-"""Images a second, and what they cost."""
+"""Speed, memory and arithmetic of models."""

@@ -1,16 +1,17 @@
-"""How speed and memory grow with the image, as one picture."""
+"""Draw how time and memory grow with the size of the image."""
 
 import io
 from collections.abc import Sequence
+from typing import Any
 
 from zoo.eval.report.figures import FAINT, STYLE, plain_ticks
 from zoo.eval.speed.models import Measured, words
 
 
 def series(rows: Sequence[Measured]) -> dict[tuple[str, bool], list[Measured]]:
-    """Group rows by model and by whether they train, each from the smallest image to the largest.
+    """Group rows by (model, whether it trains), each from the smallest image to the largest.
 
-    Of several modes at a size the fastest is taken; a model with one size alone is left out.
+    Of several modes at a size the fastest is used; a model with only one size is left out.
     """
     best: dict[tuple[str, bool, int], Measured] = {}
     for row in rows:
@@ -26,10 +27,10 @@ def series(rows: Sequence[Measured]) -> dict[tuple[str, bool], list[Measured]]:
 
 
 def draw_growth(rows: Sequence[Measured]) -> bytes:
-    """Draw seconds and peak memory of an image against its pixels, as a PNG.
+    """Draw the time and the peak memory per image against its pixels, as a PNG.
 
-    The thin line grows as the pixels do: a model beside it costs the same for each pixel at every
-    size.
+    The thin lines are proportional to the pixels: a model that is parallel to them costs the same
+    per pixel at every size.
 
     Raises:
         ValueError: no model was measured at two sizes.
@@ -45,14 +46,16 @@ def draw_growth(rows: Sequence[Measured]) -> bytes:
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(10, 5), dpi=160, layout="constrained")
         FigureCanvasAgg(figure)
-        for i, (label, measure) in enumerate((("ms an image", _ms), ("peak MiB an image", _mib))):
+        for i, (label, measure) in enumerate((("ms per image", _ms), ("peak MiB per image", _mib))):
             axes = figure.add_subplot(1, 2, i + 1)
             for (model, training), line in lines.items():
                 points = [(r.case.size**2 / 1e6, y) for r in line if (y := measure(r)) is not None]
                 if not points:
                     continue
                 name = f"{model}, {'forward + backward' if training else 'inference'}"
-                style = dict(color=colours[model], linestyle="--" if training else "-", marker="o")
+                style: dict[str, Any] = dict(
+                    color=colours[model], linestyle="--" if training else "-", marker="o"
+                )
                 axes.plot(*zip(*points, strict=True), label=name, markersize=4, **style)
                 axes.axline(points[0], (10 * points[0][0], 10 * points[0][1]), color=FAINT, lw=0.5)
             axes.set_xscale("log")

@@ -1,17 +1,17 @@
-"""Where the time of a model goes: its most expensive kernels, and how far each is from its floor.
+"""The most expensive kernels of a model, and how far each is from its lower bound, the floor.
 
-A floor is the time in which the chip's memory could move the bytes that an operator must read and
-write, or its matrix units do the operator's arithmetic, whichever is longer. Both are **estimated
+An operator's floor is the time in which the chip's memory could move the bytes that it must read
+and write, or the matrix units could do its arithmetic, whichever is longer. Both are **estimated
 from the shapes** of the operator that launched the kernel:
 
 * bytes: every input once and every output once. The profiler records no outputs: those of matrix
   products and convolutions are computed, kernels of torch.compile list theirs among the inputs,
-  and of any other operator the output is taken to be as large as its largest input. What a kernel
-  reads twice, or finds in the cache, is not known.
+  and for any other operator the output is assumed to be as large as its largest input. What a
+  kernel reads twice, or finds in the cache, is not known.
 * arithmetic: that of matrix products, convolutions and attention in 16 bit; nothing else.
 
-If an operator launches several kernels, the floor is the operator's, and so is the time that it is
-compared with. An operator whose shapes are unknown has no floor.
+If an operator launches several kernels, the floor is that of the operator, and it is compared with
+the time of all of them. An operator of unknown shapes has no floor.
 """
 
 import ast
@@ -28,66 +28,70 @@ import torch
 from torch.profiler import ProfilerActivity
 
 Event = dict[str, Any]
-"""One entry of a profiler's trace."""
+"""An entry of a profiler's trace."""
 
 Shape = tuple[int, ...]
 
 
 class Limits(NamedTuple):
-    """What a chip can do, as measured on one."""
+    """The limits of a chip, as measured."""
 
     bytes_per_s: float
     flops_per_s: float
-    """Of matrix products in bfloat16."""
+    """For matrix products in bfloat16."""
 
 
 LIMITS = {"H200": Limits(4.3e12, 790e12)}
-"""By a part of the device's name."""
+"""Limits by a part of the device's name."""
 
 ITEM_BYTES = {
     "c10::BFloat16": 2, "c10::Half": 2, "float": 4, "double": 8,
     "long int": 8, "long": 8, "int": 4, "short int": 2, "bool": 1, "unsigned char": 1,
     "signed char": 1,
 }  # fmt: skip
-"""Of the types in a trace."""
+"""Bytes of a value, by the names of types in a trace."""
 
 LISTED_BYTES = 2
-"""For a value in a list of tensors, whose type the trace leaves out."""
+"""Bytes of a value in a list of tensors, whose type a trace does not have."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Kernel:
-    """One kernel, over all its launches by one kind of operator; times are those of one step."""
+    """A kernel, summed over its launches by one kind of operator; numbers are for one step."""
 
     name: str
     op: str
     seconds: float
     share: float
-    """Of the step's time in kernels."""
+    """Share of the step's time in kernels."""
     calls: float
     op_seconds: float
-    """All kernels of the operators that launched this one."""
+    """Seconds of all kernels of the operators that launched this one."""
     floor_seconds: float | None = None
-    """Of those operators; estimated, see above."""
+    """The floor of these operators; estimated, see above."""
     bound: str = ""
-    """What the larger part of the floor is: `memory` or `arithmetic`."""
+    """What the floor mainly consists of: `memory` or `arithmetic`."""
 
     @property
     def times_floor(self) -> float | None:
+        """The operators' time divided by their floor, if that is known."""
         return self.op_seconds / self.floor_seconds if self.floor_seconds else None
 
 
 class Work(NamedTuple):
-    """What an operator has to do, as far as its shapes say."""
+    """The work of an operator, estimated from its shapes."""
 
     bytes: float
     flops: float
 
 
 def profile(step: Callable[[], None], device: str, *, steps: int = 3) -> list[Kernel]:
-    """Name the kernels of `step` (on a CPU its operators), the most expensive first.
+    """Return the kernels of `step` (on a CPU its operators), the most expensive first.
 
-    `step` must have run before, so that compiling and warming up are not seen.
+    Call `step` before, so that compilation and warm-up are not measured.
+
+    Args:
+        steps: Calls that are profiled.
     """
     on_gpu = torch.device(device).type == "cuda"
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]
@@ -127,7 +131,8 @@ def kernels_of(
 
     Args:
         events: `traceEvents` of a Chrome trace that was recorded with shapes.
-        steps: That the trace covers.
+        steps: Number of steps in the trace.
+        limits: The limits of the chip, for the floors.
     """
     ops: dict[int, Event] = {}
     launched: dict[int, list[Event]] = defaultdict(list)
@@ -136,7 +141,7 @@ def kernels_of(
         if event.get("cat") == "cpu_op" and number is not None:
             ops[number] = event
         elif event.get("cat") in ("kernel", "gpu_memcpy", "gpu_memset"):
-            # A kernel of a replayed CUDA graph has no operator: it stands alone.
+            # A kernel of a replayed CUDA graph has no operator.
             launched[-len(launched) - 1 if number is None else number].append(event)
     rows: dict[tuple[str, str], list[tuple[float, int]]] = defaultdict(list)
     for number, kernels in launched.items():
@@ -166,7 +171,7 @@ def kernels_of(
 
 
 def _floor(ops: list[Event | None], limits: Limits | None) -> tuple[float | None, str]:
-    """Add up the floors of operators; `None` unless all of them are known."""
+    """Return the sum of the operators' floors, `None` unless all are known, and what bounds it."""
     moving = computing = total = 0.0
     for op in ops:
         done = None if op is None else work(op)
@@ -179,7 +184,7 @@ def _floor(ops: list[Event | None], limits: Limits | None) -> tuple[float | None
 
 
 def work(op: Event) -> Work | None:
-    """Estimate the bytes and FLOPs of one operator of a trace; `None` without shapes."""
+    """Estimate the bytes and FLOPs of an operator in a trace; `None` without shapes."""
     args = op.get("args", {})
     tensors = _tensors(args.get("Input Dims", []), args.get("Input type", []))
     if not tensors:
@@ -215,7 +220,7 @@ def work(op: Event) -> Work | None:
 
 
 PRODUCTS = {"mm": 0, "bmm": 0, "addmm": 1, "baddbmm": 1}
-"""Where their left factor stands."""
+"""Operator -> index of its left factor."""
 
 CONVOLUTIONS = {
     "convolution": (3, 4),
@@ -224,7 +229,7 @@ CONVOLUTIONS = {
     "_conv_depthwise2d": (4, 5),
     "conv_depthwise3d": (4, 5),
 }
-"""Where their arguments have the stride and the padding."""
+"""Operator -> indices of its arguments for stride and padding."""
 
 ATTENTIONS = {
     "_flash_attention_forward": (0, 1, 1.0),
@@ -234,11 +239,11 @@ ATTENTIONS = {
     "_efficient_attention_backward": (1, 1, 2.5),
     "_scaled_dot_product_cudnn_attention_backward": (1, 2, 2.5),
 }
-"""Where the query stands, which dim of the keys counts them, and FLOPs in units of forward."""
+"""Operator -> index of the query, dim of the keys that counts them, FLOPs relative to forward."""
 
 
 def _tensors(dims: list[Any], types: list[str]) -> list[tuple[Shape, int]]:
-    """Return shape and bytes of a value for each tensor among an operator's arguments."""
+    """Return the shape and the bytes of a value of each tensor among an operator's arguments."""
     found: list[tuple[Shape, int]] = []
     for shape, kind in zip(dims, types, strict=False):
         if kind in ITEM_BYTES and shape:
@@ -251,7 +256,7 @@ def _tensors(dims: list[Any], types: list[str]) -> list[tuple[Shape, int]]:
 def _convolved(
     image: Shape, weight: Shape, concrete: list[str], stride_at: int, padding_at: int
 ) -> Shape:
-    """The shape that a convolution without dilation gives."""
+    """Return the shape of the output of a convolution without dilation."""
 
     def numbers(at: int, default: int) -> list[int]:
         try:

@@ -1,7 +1,7 @@
-"""How fast a model is: images a second, peak memory, multiply-adds; timm's own by the same road.
+"""Measure the speed of models, ours and timm's: images per second, peak memory, multiply-adds.
 
-Needs torch and timm only, so that a machine with a GPU and little else can measure. What is
-measured is a `Case`, what comes out is a `Measured`, one a case.
+This needs only torch and timm, so that it runs on a machine with a GPU and little else. The input
+is a `Case`, the result a `Measured` for each case.
 """
 
 import ast
@@ -36,24 +36,24 @@ COMPILERS: dict[str, str | None] = {
     "graphs": "reduce-overhead",
     "autotuned": "max-autotune",
 }
-"""Words of a mode that compile, and torch.compile's name for how."""
+"""Words of a mode that compile -> torch.compile's name of the mode."""
 
 WORDS = ("eager", "deploy", "train", "blocks", *COMPILERS)
 PRECISIONS = ("float32", "amp", "bf16")
 CHECKED_IMAGES = 8
-"""Of a batch, when a case is compared with eager float32."""
+"""Images of a batch on which a case is compared with eager float32."""
 
 
 def words(mode: str) -> frozenset[str]:
-    """Read a mode: words joined by `+`, as in `deploy+compiled`.
+    """Return the words of a mode, which are joined by `+` as in `deploy+compiled`.
 
     `eager` is the plain model in eval mode, `deploy` its deploy form (`zoo.deploy`), `train` a
     forward and a backward pass in training mode. `compiled`, `graphs` (CUDA graphs) and
-    `autotuned` are ways to compile; with `blocks` block by block (`zoo.compiled_blocks`), and CUDA
-    graphs then hold the whole model.
+    `autotuned` are ways to compile; with `blocks`, the model is compiled block by block
+    (`zoo.compiled_blocks`), and CUDA graphs still record the whole model.
 
     Raises:
-        ValueError: an unknown word, or words that exclude each other.
+        ValueError: a word is unknown, or words exclude each other.
     """
     chosen = frozenset(mode.split("+"))
     unknown = chosen - set(WORDS)
@@ -64,7 +64,7 @@ def words(mode: str) -> frozenset[str]:
         )
     if "blocks" in chosen and chosen.isdisjoint(COMPILERS):
         raise ValueError(
-            f"blocks says what is compiled, and the mode {mode!r} does not compile: add one of "
+            f"blocks says how to compile, but the mode {mode!r} does not compile: add one of "
             f"{', '.join(COMPILERS)} (compiled+blocks)."
         )
     for exclusive in ({"deploy", "train"}, set(COMPILERS)):
@@ -76,11 +76,14 @@ def words(mode: str) -> frozenset[str]:
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """A model in one mode at one size: what one row of a table measures.
+    """A model in one mode at one size: one row of a table.
 
-    `model` is a registered name, with options if there are any (`name_and_options`).
-    `precision` is `float32`, `amp` (autocast to bfloat16) or `bf16` (the weights too; batch norms
-    that train stay in float32).
+    `model` is a registered name, possibly with options (see `name_and_options`), `size` the side of
+    the images in pixels, and `mode` as in `words`. `precision` is `float32`, `amp` (autocast to
+    bfloat16) or `bf16` (bfloat16 weights; batch norms in training stay in float32).
+
+    Raises:
+        ValueError: the mode or the precision is unknown, or a number is below 1.
     """
 
     model: str
@@ -102,46 +105,53 @@ class Case:
 
     @property
     def layout(self) -> torch.memory_format:
+        """The memory format of weights and images."""
         return torch.channels_last if self.channels_last else torch.contiguous_format
 
     @property
     def setting(self) -> tuple:
-        """All of the case but the model: peers are compared in the same setting."""
+        """Everything in the case but the model; peers are compared in the same setting."""
         return tuple(v for k, v in dataclasses.asdict(self).items() if k != "model")
 
     def describe(self) -> str:
+        """Return the case as a short text."""
         form = ", channels last" if self.channels_last else ""
         return f"{self.model} {self.mode} {self.precision}{form} {self.batch}x{self.size}"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Measured:
-    """What came out of a case; `error` says why, where nothing did."""
+    """The result of a case; `error` is set if there is none."""
 
     case: Case
     parameters: int = 0
     macs: float = 0.0
-    """Multiply-adds of the forward pass of one image, without the scan's and other elementwise."""
+    """Multiply-adds of the forward pass of one image, without elementwise ones as in the scan."""
     seconds: list[float] = field(default_factory=list)
-    """Of each round: one batch."""
+    """Seconds of each round, which is one batch."""
     first_seconds: float = 0.0
-    """Of the first call, compilation included."""
+    """Seconds of the first call, with compilation."""
     peak_bytes: int | None = None
+    """Peak memory; `None` on a CPU."""
     relative_error: float | None = None
-    """Against eager float32, of all outputs together."""
+    """Relative error against eager float32, over all outputs."""
     kernels: list[Kernel] = field(default_factory=list)
-    """The most expensive ones, if they were asked for."""
+    """The most expensive kernels, if requested."""
     error: str | None = None
+    """Why the case could not be measured."""
 
     @property
     def images_per_s(self) -> float:
+        """Images per second in the median round; 0 if nothing was measured."""
         return self.case.batch / statistics.median(self.seconds) if self.seconds else 0.0
 
     @property
     def macs_per_s(self) -> float:
+        """Multiply-adds per second of the forward pass."""
         return self.macs * self.images_per_s
 
     def as_json(self) -> dict[str, Any]:
+        """Return a flat dictionary that JSON can hold."""
         fields = dataclasses.asdict(self)
         return {
             **fields.pop("case"),
@@ -152,7 +162,7 @@ class Measured:
 
     @classmethod
     def from_json(cls, row: dict[str, Any]) -> "Measured":
-        """Read what `as_json` wrote; fields of later versions are passed over."""
+        """Restore the result of `as_json`; unknown fields, as of later versions, are ignored."""
 
         def own(kind: type) -> dict[str, Any]:
             names = {f.name for f in dataclasses.fields(kind)}
@@ -163,7 +173,7 @@ class Measured:
 
 
 def name_and_options(model: str) -> tuple[str, dict[str, Any]]:
-    """Read `NAME` or `NAME,key=value,...`, the options being keywords of `timm.create_model`.
+    """Split `NAME,key=value,...` into the name and the keywords of `timm.create_model`.
 
     Raises:
         ValueError: the options are not written as Python's keyword arguments.
@@ -181,10 +191,10 @@ def name_and_options(model: str) -> tuple[str, dict[str, Any]]:
 
 
 def build(model: str, size: int, device: str | torch.device) -> nn.Module:
-    """Make a model with random weights, the same on each call, fitted to square images of `size`.
+    """Build a model with random weights, the same on each call, for square images of `size` pixels.
 
-    Models that fit themselves to a size (`set_input_size`) do so if it is not their default and
-    no option of theirs sets a window.
+    Models that can be fitted to a size (`set_input_size`) are, unless it is their default or their
+    options set a window.
     """
     name, options = name_and_options(model)
     with torch.random.fork_rng(devices=[]), torch.device(device):
@@ -200,9 +210,9 @@ def build(model: str, size: int, device: str | torch.device) -> nn.Module:
 
 @functools.lru_cache(maxsize=64)
 def cost(model: str, size: int) -> tuple[int, float]:
-    """Count parameters, and the multiply-adds of one image, on the meta device.
+    """Return the parameters, and the multiply-adds of one image, counted on the meta device.
 
-    By torch's flop counter: convolutions and matrix products, those of attention included.
+    torch's flop counter counts convolutions and matrix products, including those of attention.
     """
     built = build(model, size, "meta")
     image = torch.zeros(1, 3, size, size, device="meta")
@@ -213,7 +223,7 @@ def cost(model: str, size: int) -> tuple[int, float]:
 
 @dataclass(frozen=True)
 class Prepared:
-    """A case ready to run: `step()` is one batch, forward, or forward and backward."""
+    """A case ready to run: `step()` runs a batch forward, in training also backward."""
 
     case: Case
     module: nn.Module
@@ -222,12 +232,14 @@ class Prepared:
     images: Tensor
 
     def autocast(self) -> AbstractContextManager:
+        """Return the context manager in which the model is run."""
         if self.case.precision != "amp":
             return nullcontext()
-        cached = not isinstance(self.model, Recorded)  # a cast must not stay out of the graph
+        cached = not isinstance(self.model, Recorded)  # a cached cast would be missing in the graph
         return torch.autocast(self.images.device.type, torch.bfloat16, cache_enabled=cached)
 
     def step(self) -> None:
+        """Run one batch; in training, drop the gradients."""
         if "graphs" in words(self.case.mode):
             torch.compiler.cudagraph_mark_step_begin()
         if "train" not in words(self.case.mode):
@@ -242,9 +254,9 @@ class Prepared:
 
 @dataclass
 class Recorded:
-    """A model that runs once, is recorded in its second call, and replayed from then on.
+    """A model that runs once, is recorded in its second call, and is replayed afterwards.
 
-    As two CUDA graphs, forward and backward, of what the model launches by then.
+    The recording is two CUDA graphs, of the kernels of the forward and the backward pass.
     """
 
     module: nn.Module
@@ -253,7 +265,7 @@ class Recorded:
     def __call__(self, images: Tensor) -> Any:
         self.calls += 1
         if self.calls == 2 and images.is_cuda:
-            # Recording has a stream of its own, other than that of the first call: torch warns.
+            # Recording uses another stream than the first call, of which torch would warn.
             torch.autograd.graph.set_warn_on_accumulate_grad_stream_mismatch(False)
             record = torch.cuda.make_graphed_callables
             record(self.module, (images,), allow_unused_input=True)
@@ -261,14 +273,14 @@ class Recorded:
 
 
 def total(outputs: Any) -> Tensor:
-    """Add up everything that a model returns, as a loss that reaches all of it."""
+    """Return the sum of all outputs of a model, as a loss with a gradient for each of them."""
     if isinstance(outputs, Tensor):
         return outputs.float().sum()
     return sum((total(o) for o in outputs), torch.zeros(()))
 
 
 def prepare(case: Case) -> Prepared:
-    """Build the case's model in its mode, and random images for it."""
+    """Build the case's model in its mode, with random images."""
     chosen = words(case.mode)
     module = build(case.model, case.size, case.device)
     if "deploy" in chosen:
@@ -277,11 +289,11 @@ def prepare(case: Case) -> Prepared:
     module = module.train("train" in chosen).to(dtype=dtype)
     if "train" in chosen:
         for norm in (m for m in module.modules() if isinstance(m, nn.BatchNorm2d)):
-            norm.float()  # running statistics do not move in 8 bits of mantissa
+            norm.float()  # running statistics would not change with 8 bits of mantissa
     module = module.to(memory_format=case.layout)
     model: Callable[[Tensor], Any] = module
     for word in chosen & set(COMPILERS):
-        # Each case has its own shapes; a second size must not make the first one's dynamic.
+        # Each case has its own shapes; with a second size torch.compile must not use dynamic ones.
         if "blocks" not in chosen:
             model = torch.compile(module, dynamic=False, mode=COMPILERS[word])
         elif word == "graphs":
@@ -295,7 +307,7 @@ def prepare(case: Case) -> Prepared:
 
 
 def timed(step: Callable[[], None], device: str, rounds: int) -> list[float]:
-    """Time `rounds` calls, in seconds: by CUDA events on a GPU, by the clock elsewhere."""
+    """Return the seconds of each of `rounds` calls, by CUDA events on a GPU, else by the clock."""
     if torch.device(device).type != "cuda":
         times = []
         for _ in range(rounds):
@@ -314,7 +326,7 @@ def timed(step: Callable[[], None], device: str, rounds: int) -> list[float]:
 
 @torch.no_grad()
 def relative_error(prepared: Prepared) -> float:
-    """Compare with the plain model in float32 (no TF32), same weights: |ours - plain| / |plain|."""
+    """Return |ours - plain| / |plain|, where plain is the eager model in float32 without TF32."""
     case = prepared.case
     with torch.inference_mode(), prepared.autocast():
         ours = _flat(prepared.model(prepared.images), CHECKED_IMAGES)
@@ -340,15 +352,16 @@ def measure(
     kernels: int = 0,
     seconds: float = float("inf"),
 ) -> Iterator[Measured]:
-    """Measure case after case, each alone on its device; for a machine that does nothing else.
+    """Measure one case after another, each alone on its device; for an otherwise idle machine.
 
-    A case that fails is measured too: its row says why.
+    A case that fails has a row with its error.
 
     Args:
+        rounds: Timed calls.
         warmup: Calls before the timed ones; the first compiles.
-        accuracy: Compare inference with eager float32 as well.
-        kernels: Name so many of each case's most expensive kernels.
-        seconds: Start no case after this time; those left get a row that says so.
+        accuracy: Also compare inference with eager float32.
+        kernels: Number of each case's most expensive kernels to list.
+        seconds: Start no case after this time; the remaining ones get a row that says so.
     """
     end = time.monotonic() + seconds
     for case in cases:
@@ -356,7 +369,7 @@ def measure(
             yield Measured(case=case, error=f"not run: the {seconds:g} s were over")
             continue
         measured = _measure_alone(case, rounds, warmup, accuracy, kernels)
-        _free(case)  # after the frames of a failure are gone, and what they held with them
+        _free(case)  # after a failure's stack frames, and the tensors in them, are gone
         yield measured
 
 
@@ -371,19 +384,25 @@ def _measure_alone(case: Case, rounds: int, warmup: int, accuracy: bool, kernels
         checked = accuracy and "train" not in words(case.mode)
         error = relative_error(prepared) if checked else None
         found = profile(prepared.step, case.device)[:kernels] if kernels else []
-    except Exception as failure:  # whatever it is, the other rows are still worth having
+    except Exception as failure:  # of any kind: the other rows are still useful
         return Measured(case=case, error=_describe(failure))
     return Measured(
-        case=case, parameters=parameters, macs=macs, seconds=times, first_seconds=first,
-        peak_bytes=peak, relative_error=error, kernels=found,
-    )  # fmt: skip
+        case=case,
+        parameters=parameters,
+        macs=macs,
+        seconds=times,
+        first_seconds=first,
+        peak_bytes=peak,
+        relative_error=error,
+        kernels=found,
+    )
 
 
 def _start(prepared: Prepared, warmup: int) -> float:
-    """Run the warm-up; give the seconds of its first call.
+    """Run the warm-up; return the seconds of its first call.
 
-    Peak memory is counted from the second call on: after compiling, but with the recording of
-    CUDA graphs, whose memory no later call allocates.
+    Peak memory is counted from the second call on: after compiling, but including the recording of
+    CUDA graphs, since later calls do not allocate their memory.
     """
     on_gpu = prepared.images.is_cuda
     first = 0.0
@@ -414,9 +433,9 @@ def _describe(failure: BaseException) -> str:
 def measure_interleaved(
     cases: Sequence[Case], *, rounds: int = 10, warmup: int = 1, kernels: int = 0
 ) -> list[Measured]:
-    """Measure all cases in turns (A B C A B C ...), so that a machine that drifts is fair to all.
+    """Measure all cases in turns (A B C A B C ...), so that a drift of the machine affects all.
 
-    All models are in memory at once. Ratios of these are best taken round by round (`ratio`).
+    All models are in memory at once. Compare the rows round by round, by `ratio`.
     """
     ready: dict[int, Prepared] = {}
     firsts: dict[int, float] = {}
@@ -426,7 +445,7 @@ def measure_interleaved(
             prepared = prepare(case)
             firsts[i] = _start(prepared, warmup)
             ready[i] = prepared
-        except Exception as failure:  # the other rows are still worth having
+        except Exception as failure:  # the other rows are still useful
             errors[i] = _describe(failure)
     times: dict[int, list[float]] = {i: [] for i in ready}
     for _ in range(rounds):
@@ -452,7 +471,7 @@ def measure_interleaved(
 
 
 def ratio(ours: Measured, theirs: Measured) -> float | None:
-    """Say how many times the images a second of `theirs`; the median over rounds run in turns."""
+    """Return the ratio of images per second; over rounds that ran in turns, the median ratio."""
     if not ours.seconds or not theirs.seconds:
         return None
     batches = ours.case.batch / theirs.case.batch
@@ -463,7 +482,7 @@ def ratio(ours: Measured, theirs: Measured) -> float | None:
 
 
 def peer_of(row: Measured, rows: Sequence[Measured], peer: str) -> Measured | None:
-    """Find the row of the model `peer` in the setting of `row`."""
+    """Return the row of the model `peer` in the setting of `row`, if there is one."""
     for other in rows:
         if other.case.model == peer and other.case.setting == row.case.setting:
             return other
@@ -471,7 +490,7 @@ def peer_of(row: Measured, rows: Sequence[Measured], peer: str) -> Measured | No
 
 
 def environment(command: str | None = None) -> dict[str, Any]:
-    """Describe what a measurement depends on besides the models: machine, versions, threads."""
+    """Return what a measurement depends on besides the models: machine, versions, threads."""
     gpu = torch.cuda.is_available()
     versions = {"python": platform.python_version(), "torch": torch.__version__}
     versions |= {"timm": timm.__version__, "zoo": zoo.__version__}

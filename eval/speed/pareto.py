@@ -1,8 +1,9 @@
-"""Speed against size, arithmetic and published accuracy, as one picture."""
+"""Draw speed against arithmetic, size and published accuracy."""
 
 import io
 import statistics
 from collections.abc import Sequence
+from typing import Any
 
 import zoo
 from zoo.eval.report.figures import FAINT, INK, STUDENT_COLOUR, STYLE, plain_ticks
@@ -35,18 +36,19 @@ PUBLISHED_TOP1: dict[tuple[str, int], tuple[float, str]] = {
     ("swin_tiny_patch4_window7_224", 224): (81.3, "Swin (2103.14030)"),
     ("convnext_tiny", 224): (82.1, "ConvNeXt (2201.03545)"),
 }
-"""ImageNet-1k top-1 in percent at a size, as the papers and their authors' tables give it: it is
-published, not measured here, and belongs to the released weights."""
+"""ImageNet-1k top-1 in per cent by (model, size), from the papers and their authors' tables.
+
+These are published, not measured here, and belong to the released weights."""
 
 
 def published_top1(row: Measured) -> float | None:
-    """Look up the published accuracy of a row's model at its size."""
+    """Return the published accuracy of a row's model at its size, in per cent, if there is one."""
     name, _ = name_and_options(row.case.model)
     return PUBLISHED_TOP1.get((name, row.case.size), (None,))[0]
 
 
 def fastest(rows: Sequence[Measured]) -> list[Measured]:
-    """Return each model's and size's fastest inference row, in the order in which they came."""
+    """Return the fastest inference row of each model and size, in their first order."""
     best: dict[tuple[str, int], Measured] = {}
     for row in rows:
         key = row.case.model, row.case.size
@@ -58,7 +60,7 @@ def fastest(rows: Sequence[Measured]) -> list[Measured]:
 
 
 def frontier(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    """Keep the points that no other one beats in both numbers, by the first, ascending."""
+    """Return the points that no other point beats in both numbers, sorted by the first."""
     kept: list[tuple[float, float]] = []
     for x, y in sorted(points, reverse=True):
         if not kept or y > kept[-1][1]:
@@ -67,10 +69,10 @@ def frontier(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]
 
 
 def draw_pareto(rows: Sequence[Measured]) -> bytes:
-    """Draw images a second against multiply-adds, parameters and published top-1, as a PNG.
+    """Draw images per second against multiply-adds, parameters and published top-1, as a PNG.
 
-    Each model in its fastest inference mode. The line joins the models that no other one beats
-    in both: more work, more parameters or better accuracy at a higher speed.
+    Each model is in its fastest inference mode. The line joins the models that no other model
+    beats in both numbers: with more work, more parameters or a better accuracy at a higher speed.
 
     Raises:
         ValueError: no row holds a speed of inference.
@@ -84,7 +86,7 @@ def draw_pareto(rows: Sequence[Measured]) -> bytes:
         raise ValueError("There is no inference row to draw; measure a mode without train.")
     own = set(zoo.list_models())
     panels = (
-        ("GMACs an image", [row.macs / 1e9 for row in chosen], True),
+        ("GMACs per image", [row.macs / 1e9 for row in chosen], True),
         ("parameters (M)", [row.parameters / 1e6 for row in chosen], True),
         ("published ImageNet-1k top-1 (%)", [published_top1(row) for row in chosen], False),
     )
@@ -106,7 +108,9 @@ def draw_pareto(rows: Sequence[Measured]) -> bytes:
     return out.getvalue()
 
 
-def _panel(axes, label: str, shown: list[tuple[float, Measured]], own: set[str], *, log: bool):
+def _panel(
+    axes: Any, label: str, shown: list[tuple[float, Measured]], own: set[str], *, log: bool
+) -> None:
     line = frontier([(x, row.images_per_s) for x, row in shown])
     if line:
         axes.plot(*zip(*line, strict=True), color=FAINT, linewidth=1, zorder=1)
@@ -128,7 +132,7 @@ def _is_ours(row: Measured, own: set[str]) -> bool:
     return name_and_options(row.case.model)[0] in own
 
 
-def _label(axes, shown: list[tuple[float, Measured]], own: set[str]) -> None:
+def _label(axes: Any, shown: list[tuple[float, Measured]], own: set[str]) -> None:
     usual = statistics.mode(row.case.size for _, row in shown)
     points = []
     for at, row in shown:
@@ -138,15 +142,15 @@ def _label(axes, shown: list[tuple[float, Measured]], own: set[str]) -> None:
     label_points(axes, points)
 
 
-def label_points(axes, points: Sequence[tuple[float, float, str, str]]) -> None:
-    """Write each point's text (x, y, text, colour) beside it, where nothing else stands yet."""
-    axes.autoscale_view()  # else the places of the points are not known before they are drawn
+def label_points(axes: Any, points: Sequence[tuple[float, float, str, str]]) -> None:
+    """Write the text of each point (x, y, text, colour) beside it, where there is room."""
+    axes.autoscale_view()  # otherwise the positions of the points are unknown until they are drawn
     edges = axes.bbox
-    places_of = [axes.transData.transform((x, y)) for x, y, _, _ in points]
+    positions = [axes.transData.transform((x, y)) for x, y, _, _ in points]
     scale = axes.figure.dpi / 72
     dot = 4 * scale
-    taken = [(x - dot, y - dot, x + dot, y + dot) for x, y in places_of]
-    for (x, y), (at, height, text, colour) in zip(places_of, points, strict=True):
+    taken = [(x - dot, y - dot, x + dot, y + dot) for x, y in positions]
+    for (x, y), (at, height, text, colour) in zip(positions, points, strict=True):
         wide, high = 4.6 * scale * len(text), 9 * scale  # about the size of letters of 8 points
         places = [
             (right, up) for up in (4, -10, 14, -20, 24, -30) for right in (5, -5 - wide / scale)

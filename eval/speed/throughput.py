@@ -1,4 +1,4 @@
-"""`--on speed`: the same figures as `zoo bench`, beside a model's quality."""
+"""The benchmark `speed`: the same figures as `zoo bench`, to show beside a model's quality."""
 
 from collections.abc import Iterator
 
@@ -9,9 +9,9 @@ from zoo.students.student import Student
 
 
 def speed(subject: Subject, data: None, settings: SpeedSettings) -> Iterator[Found]:
-    """Yield images a second, GMACs, millions of parameters, and on a GPU the peak memory.
+    """Yield images per second, GMACs, millions of parameters, and on a GPU the peak GiB of memory.
 
-    Speed does not depend on the values of weights: the backbone is built anew with random ones.
+    The backbone is rebuilt with random weights, since their values do not change the speed.
 
     Raises:
         ValueError: the case could not be measured.
@@ -37,10 +37,10 @@ def speed(subject: Subject, data: None, settings: SpeedSettings) -> Iterator[Fou
 
 
 def case_name(student: Student) -> str:
-    """Write a backbone as `zoo bench` takes it: its name, and its options after commas.
+    """Return the name of a backbone for `zoo bench`, with its options after commas.
 
-    One of them is `num_classes=0`: what is measured has no classifier.
+    One of them is `num_classes=0`: the classifier is not measured.
     """
     name, kwargs = student.recipe
-    kept = {k: v for k, v in kwargs.items() if k != "img_size"}  # the case has its own size
+    kept = {k: v for k, v in kwargs.items() if k != "img_size"}  # the case has the size
     return ",".join([name, *(f"{key}={value!r}" for key, value in kept.items())])

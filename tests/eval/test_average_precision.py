@@ -50,9 +50,12 @@ def test_classes_without_objects_in_a_draw_are_left_out_and_none_at_all_is_no_nu
     without = np.arange(len(KEYS)) > 0
     rest = some.label < 2
     fewer = some._replace(
-        image=some.image[rest], label=some.label[rest], right=some.right[rest],
-        counted=some.counted[rest], objects=some.objects[:, :2],
-    )  # fmt: skip
+        image=some.image[rest],
+        label=some.label[rest],
+        right=some.right[rest],
+        counted=some.counted[rest],
+        objects=some.objects[:, :2],
+    )
     assert some.over(without[None]) == pytest.approx(fewer.over(without[None]), abs=1e-12)
     assert np.isnan(some.over(np.zeros((1, len(KEYS))))).all()
 
@@ -67,9 +70,10 @@ def test_a_model_against_itself_differs_by_nothing_whatever_the_order_of_images(
     some = drawn(0.4)
     order = np.random.default_rng(1).permutation(len(KEYS))
     again = some._replace(
-        keys=[KEYS[i] for i in order], image=np.argsort(order)[some.image],
+        keys=[KEYS[i] for i in order],
+        image=np.argsort(order)[some.image],
         objects=some.objects[order],
-    )  # fmt: skip
+    )
     assert paired_bootstrap(some, some) == (0, 0)
     assert paired_bootstrap(some, again) == (0, 0)
 
@@ -92,7 +96,11 @@ def test_the_interval_is_that_of_scipy():
         return (b.over(weights) - a.over(weights)).reshape(rows.shape[:-1])
 
     theirs = bootstrap(
-        (np.arange(len(KEYS)),), difference, vectorized=True, method="percentile",
-        n_resamples=400, rng=np.random.default_rng(5),
-    ).confidence_interval  # fmt: skip
+        (np.arange(len(KEYS)),),
+        difference,
+        vectorized=True,
+        method="percentile",
+        n_resamples=400,
+        rng=np.random.default_rng(5),
+    ).confidence_interval
     assert (low, high) == (pytest.approx(theirs.low, abs=0.7), pytest.approx(theirs.high, abs=0.7))

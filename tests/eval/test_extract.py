@@ -39,7 +39,7 @@ def test_images_without_labels_give_none():
 
 
 def test_no_batches_and_half_labelled_batches_are_refused():
-    with pytest.raises(ValueError, match="no batch came"):
+    with pytest.raises(ValueError, match="there was no batch"):
         extract(corner, [])
     with pytest.raises(ValueError, match="1 of 2 batches"):
         extract(corner, [*batches(2), *batches(2, labels=False)])

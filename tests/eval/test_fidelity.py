@@ -135,7 +135,7 @@ def test_missing_heads_wrong_widths_reserved_names_and_no_images_are_refused():
         measured(lambda m: m[..., :4], images(4))
     with pytest.raises(ValueError, match="cannot be called 'min'"):
         list(fidelity(lambda b: {"min": teacher(b)}, {"min": teacher}, x))
-    with pytest.raises(ValueError, match="no batch came"):
+    with pytest.raises(ValueError, match="there was no batch"):
         list(fidelity(lambda b: {"t": teacher(b)}, {"t": teacher}, []))
 
 

@@ -25,9 +25,13 @@ def test_intervals_of_accuracies_are_those_of_scipy():
         return 100 * (y.mean(axis=axis) - x.mean(axis=axis))
 
     theirs = bootstrap(
-        (a.astype(float), b.astype(float)), difference, paired=True, method="percentile",
-        n_resamples=20_000, rng=np.random.default_rng(5),
-    ).confidence_interval  # fmt: skip
+        (a.astype(float), b.astype(float)),
+        difference,
+        paired=True,
+        method="percentile",
+        n_resamples=20_000,
+        rng=np.random.default_rng(5),
+    ).confidence_interval
     assert low == pytest.approx(theirs.low, abs=0.55)
     assert high == pytest.approx(theirs.high, abs=0.55)
     assert low < 100 * (b.mean() - a.mean()) < high
@@ -48,9 +52,13 @@ def test_intervals_of_mean_iou_resample_images_before_the_ratio():
         return 100 * ((b[rows].sum(axis=0) - a[rows].sum(axis=0)) / u).mean()
 
     theirs = bootstrap(
-        (place,), difference, vectorized=False, method="percentile", n_resamples=3000,
+        (place,),
+        difference,
+        vectorized=False,
+        method="percentile",
+        n_resamples=3000,
         rng=np.random.default_rng(5),
-    ).confidence_interval  # fmt: skip
+    ).confidence_interval
     assert (low, high) == (pytest.approx(theirs.low, abs=0.4), pytest.approx(theirs.high, abs=0.4))
 
 

@@ -54,7 +54,7 @@ def test_scores_that_were_deleted_are_missed_by_name(tmp_path):
     record = Record(target="a", benchmark="b", values={})
     written = write(out, record, {"x": Scores(["a"], np.ones(1))}, {})
     (tmp_path / str(written.scores_file)).unlink()
-    with pytest.raises(ValueError, match="are gone"):
+    with pytest.raises(ValueError, match="cannot be read"):
         read(out)[0].scores()
 
 

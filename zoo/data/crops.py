@@ -1,4 +1,4 @@
-"""Training crops for dense tasks: an image and what is known of each of its pixels."""
+"""Training crops for dense tasks: an image with a target for each of its pixels."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,14 +17,14 @@ from zoo.data.plan import Plan
 from zoo.features import Batch
 
 GREY = 124
-"""What lies beside an image that is smaller than its crop; near every model's mean."""
+"""The value of pixels outside of an image that is smaller than its crop; near all models' means."""
 TRIES = 10
-"""Places that are tried for a crop which is not filled by one class."""
+"""Positions that are tried for a crop that is not dominated by one class."""
 
 
 @runtime_checkable
 class DenseSource(Protocol):
-    """Images with a value for each pixel: classes, or depths."""
+    """Images with a target for each pixel: a class, or a depth."""
 
     def __len__(self) -> int: ...
     def key(self, index: int) -> str: ...
@@ -34,31 +34,35 @@ class DenseSource(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class CropSpec:
-    """How an image becomes a square of `side` pixels.
+    """How a random square of `side` pixels is cut from an image.
 
-    Its short side is first brought to `side`, times a number drawn from `scale`.
+    The image's short side is first resized to `side` times a random number from `scale`.
     """
 
     side: int
     scale: tuple[float, float] = (0.5, 2.0)
     flip: float = 0.5
+    """Probability of mirroring."""
     fill: float = 0.75
-    """Share of the scored pixels that one class may take; 1 for any, as with depths."""
+    """Largest share of the scored pixels for one class; 1 for no limit, as for depths."""
     nothing: float = 255
-    """What a target says where nothing is known."""
+    """The value of a target where it is unknown."""
 
     def draw(
         self, image: Image.Image, target: np.ndarray, draws: np.random.Generator
     ) -> tuple[UInt8[np.ndarray, "3 side side"], Shaped[np.ndarray, "side side"]]:
-        """Cut a random square: pixels bicubic, targets nearest, with the same draws for both."""
+        """Cut a random square from an image (bicubic) and from its target (nearest neighbour).
+
+        Return uint8 pixels [3 side side] and the target [side side].
+        """
         width, height = image.size
         zoom = self.side / min(width, height) * draws.uniform(*self.scale)
-        places = draws.random((TRIES, 2))
+        positions = draws.random((TRIES, 2))
         mirror = draws.random() < self.flip
         wide, high = max(1, round(width * zoom)), max(1, round(height * zoom))
         w, h = min(self.side, wide), min(self.side, high)
         left, top, cut = 0, 0, target[:0]
-        for x, y in places:
+        for x, y in positions:
             left, top = int(x * (wide - w + 1)), int(y * (high - h + 1))
             cols = ((left + np.arange(w) + 0.5) * width / wide).astype(int)
             rows = ((top + np.arange(h) + 0.5) * height / high).astype(int)
@@ -78,12 +82,12 @@ class CropSpec:
 
 
 def _widest(values: np.ndarray) -> float:
-    """Return the share of the commonest value; 1 where there is no value at all."""
+    """Return the share of the most common value; 1 if there are no values."""
     return np.unique(values, return_counts=True)[1].max() / values.size if values.size else 1.0
 
 
 class Crops(Dataset):
-    """Samples by (position, index): what is drawn depends on the plan and the position alone."""
+    """Samples by (position, index); randomness depends only on the plan and the position."""
 
     def __init__(self, source: DenseSource, crop: CropSpec, plan: Plan):
         self.source, self.crop, self.plan = source, crop, plan
@@ -95,7 +99,7 @@ class Crops(Dataset):
 
 
 class Whole(Dataset):
-    """Images and targets as they are, for an evaluation."""
+    """Whole images and targets, for an evaluation."""
 
     def __init__(self, source: DenseSource):
         self.source = source
@@ -109,7 +113,7 @@ class Whole(Dataset):
 
 
 class CropBatch(NamedTuple):
-    """Crops, and what is known of each of their pixels."""
+    """Crops, and a target for each of their pixels."""
 
     images: Batch
     target: Shaped[Tensor, "B s s"]
@@ -126,7 +130,7 @@ class CropFeed(PlanFeed):
     workers: int = 0
 
     def batches(self, start: int, steps: int) -> Iterator[CropBatch]:
-        """Return the crops of the steps `start`..`steps`, step by step."""
+        """Yield the crops of each step from `start` to before `steps`."""
         loader = DataLoader(
             Crops(self.source, self.crop, self.plan),
             batch_sampler=PlanSampler(self.plan, start, steps),
@@ -141,11 +145,11 @@ class CropFeed(PlanFeed):
 def whole_images(
     source: DenseSource, **loading: Any
 ) -> Iterator[tuple[UInt8[Tensor, "1 3 H W"], Shaped[Tensor, "1 H W"]]]:
-    """Return the images with their targets, one after the other."""
+    """Return an iterator over the whole images with their targets, one at a time."""
     return iter(DataLoader(Whole(source), batch_size=1, **loading))
 
 
 def loading(device: torch.device, workers: int) -> dict[str, Any]:
-    """Return the keywords that a loader of images gets."""
-    # a generator of its own: without one a loader draws from the caller's
+    """Return the common keywords of the loaders of images."""
+    # its own generator: otherwise the loader would draw from the global one
     return dict(num_workers=workers, pin_memory=device.type == "cuda", generator=torch.Generator())

@@ -76,11 +76,19 @@ def spair(root, *, shift=(0, 0), **changed):
     wide = np.asarray(Image.fromarray(pixels).resize((96, 64)))
     Image.fromarray(pixels).save(root / "JPEGImages" / "cat" / "a.png")
     Image.fromarray(wide).save(root / "JPEGImages" / "cat" / "b.png")
-    content = dict(
-        src_imname="a.png", trg_imname="b.png", category="cat", trg_bndbox=[10, 10, 50, 30],
-        src_kps=[[16, 16], [40, 20]], trg_kps=[[24 + shift[0], 16 + shift[1]], [60, 20]],
-        src_imsize=[64, 64, 3], trg_imsize=[96, 64, 3],
-    ) | changed  # fmt: skip
+    content = (
+        dict(
+            src_imname="a.png",
+            trg_imname="b.png",
+            category="cat",
+            trg_bndbox=[10, 10, 50, 30],
+            src_kps=[[16, 16], [40, 20]],
+            trg_kps=[[24 + shift[0], 16 + shift[1]], [60, 20]],
+            src_imsize=[64, 64, 3],
+            trg_imsize=[96, 64, 3],
+        )
+        | changed
+    )
     (root / "PairAnnotation" / "test" / "1.json").write_text(json.dumps(content))
 
 
@@ -104,7 +112,7 @@ def test_damaged_pairs_are_refused(planted, tmp_path):
     with pytest.raises(ValueError, match="points do not pair up"):
         read_spair(tmp_path / "odd", "test")
     spair(tmp_path / "box", trg_bndbox=[1, 1])
-    with pytest.raises(ValueError, match="no pair of SPair-71k"):
+    with pytest.raises(ValueError, match="not a pair of SPair-71k"):
         read_spair(tmp_path / "box", "test")
     with pytest.raises(ValueError, match="at least 1"):
         CorrespondenceSettings(finer=0)

@@ -92,5 +92,5 @@ def test_masks_of_two_shapes_no_images_and_no_classes_are_refused():
         Confusion(CLASSES).add(torch.zeros(2, 2).long(), torch.zeros(2, 3).long(), "a")
     with pytest.raises(ValueError, match="No image was counted"):
         Confusion(CLASSES).sums()
-    with pytest.raises(ValueError, match="0 classes came"):
+    with pytest.raises(ValueError, match="There are 0 classes"):
         Confusion(())

@@ -23,8 +23,15 @@ def sam(tmp_path_factory):
     torch.manual_seed(0)
     config = hf.SamConfig(
         vision_config=hf.SamVisionConfig(
-            num_hidden_layers=2, num_attention_heads=2, hidden_size=16, image_size=SIDE,
-            output_channels=16, patch_size=8, mlp_dim=16, window_size=3, global_attn_indexes=[1],
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            hidden_size=16,
+            image_size=SIDE,
+            output_channels=16,
+            patch_size=8,
+            mlp_dim=16,
+            window_size=3,
+            global_attn_indexes=[1],
             num_pos_feats=8,
         ),
         prompt_encoder_config=hf.SamPromptEncoderConfig(
@@ -33,7 +40,7 @@ def sam(tmp_path_factory):
         mask_decoder_config=hf.SamMaskDecoderConfig(
             hidden_size=16, mlp_dim=16, num_attention_heads=2, iou_head_hidden_dim=16
         ),
-    )  # fmt: skip
+    )
     hf.SamModel(config).save_pretrained(folder)
     square = dict(height=SIDE, width=SIDE)
     hf.SamImageProcessor(size=dict(longest_edge=SIDE), pad_size=square).save_pretrained(folder)

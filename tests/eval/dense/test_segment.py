@@ -105,7 +105,7 @@ def test_crops_of_another_size_leave_the_student_as_it_was(data):
 def test_a_size_that_the_model_cannot_look_at_names_the_option(data):
     who = Subject(name="vit", made=build_student("vit_tiny_patch16_224", {}, size=64).eval())
     with pytest.raises(
-        ValueError, match=r"vit_tiny\S+ cannot look at 40 px: .* --segment\.crop 32 or 48"
+        ValueError, match=r"vit_tiny\S+ cannot process 40 px: .* --segment\.crop 32 or 48"
     ):
         measured(who, data, replace(QUICK, crop=40))
 

@@ -148,7 +148,7 @@ def test_camvid_in_the_folders_of_segnet(tmp_path):
 
 
 def test_values_beyond_the_list_of_classes_are_refused_before_work(tmp_path):
-    with pytest.raises(ValueError, match=r"holds the value 7, and there are 2 classes .* 0 to 1"):
+    with pytest.raises(ValueError, match=r"has the value 7, but there are 2 classes .* 0 to 1"):
         open_segments(folder(tmp_path, values=(0, 7)))
 
 
@@ -164,7 +164,7 @@ def test_what_does_not_fit_is_refused_with_what_came(tmp_path):
     with pytest.raises(ValueError, match=r"There is no data at"):
         open_segments(tmp_path / "nowhere")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ValueError, match=r"no images with masks of a known layout .ade20k"):
+    with pytest.raises(ValueError, match=r"no images with masks in a known layout .ade20k"):
         open_segments(tmp_path / "empty")
     with pytest.raises(ValueError, match=r"no layout 'coco'; there are ade20k"):
         open_segments(tmp_path / "empty", "coco")
@@ -174,11 +174,11 @@ def test_what_does_not_fit_is_refused_with_what_came(tmp_path):
         open_segments(folder(tmp_path / "twice", names=["sky", "sky", "void"]))
     with pytest.raises(ValueError, match=r"6x4 pixels and its mask 6x5"):
         open_segments(folder(tmp_path / "sizes", size=(6, 5)))
-    with pytest.raises(ValueError, match=r"No mask of the train part .* holds a pixel of a class"):
+    with pytest.raises(ValueError, match=r"No mask of the train part .* has a pixel of a class"):
         open_segments(folder(tmp_path / "void", values=(2, 255)))
     root = folder(tmp_path / "colour")
     picture(root / "masks" / "val" / "a.png")
-    with pytest.raises(ValueError, match=r"is a picture in colour .mode RGB."):
+    with pytest.raises(ValueError, match=r"is a colour image .mode RGB."):
         open_segments(root)
     (root / "masks" / "val" / "a.png").write_bytes(b"no image")
     with pytest.raises(ValueError, match=r"mask .*a\.png cannot be read"):

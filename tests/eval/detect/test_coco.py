@@ -103,7 +103,7 @@ def _no_image(content, folder):
 BAD = {
     "is missing": (_missing_image, "1 of 4 images .* are missing"),
     "has another size": (_wrong_size, "has 6x5 pixels"),
-    "cannot be read": (_no_image, "is no image that can be read"),
+    "cannot be read": (_no_image, "is not a readable image"),
     "unknown image": (
         lambda c, _: c["annotations"][0].update(image_id=999), "image 999 is not in the file",
     ),
@@ -111,14 +111,14 @@ BAD = {
         lambda c, _: c["annotations"][0].update(category_id=1), "category 1 is not in the file",
     ),
     "double annotation": (
-        lambda c, _: c["annotations"].append(c["annotations"][0]), "stand there twice: 1",
+        lambda c, _: c["annotations"].append(c["annotations"][0]), "occur twice: 1",
     ),
     "double class": (
-        lambda c, _: c["categories"][0].update(name="square"), "classes need names of their own",
+        lambda c, _: c["categories"][0].update(name="square"), "classes need different names",
     ),
     "box of three": (lambda c, _: c["annotations"][0].update(bbox=[1, 2, 3]), "bbox is not x, y"),
     "negative box": (
-        lambda c, _: c["annotations"][0].update(bbox=[1, 2, -3, 4]), "is no box",
+        lambda c, _: c["annotations"][0].update(bbox=[1, 2, -3, 4]), "is not a box",
     ),
     "box outside": (
         lambda c, _: c["annotations"][0].update(bbox=[500, 2, 3, 4]), "lies outside the image",
@@ -130,7 +130,7 @@ BAD = {
         lambda c, _: c["annotations"][0].update(segmentation=dict(size=[9, 9], counts=[81])),
         "run lengths of size",
     ),
-    "no list of images": (lambda c, _: c.pop("images"), "it needs lists images"),
+    "no list of images": (lambda c, _: c.pop("images"), "it needs the lists images"),
     "no image at all": (lambda c, _: c.update(images=[], annotations=[]), "lists no image"),
 }  # fmt: skip
 
@@ -150,7 +150,7 @@ def test_a_folder_without_annotations_names_the_layouts(tmp_path):
 
 def test_text_that_is_no_json_is_refused(tmp_path):
     (tmp_path / "a.json").write_text("{")
-    with pytest.raises(ValueError, match="is no JSON file"):
+    with pytest.raises(ValueError, match="is not a JSON file"):
         read_coco(tmp_path / "a.json", tmp_path)
 
 

@@ -137,10 +137,16 @@ def test_the_file_of_predictions_is_read_back_and_by_pycocotools(split, tmp_path
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("[", "is no JSON file"),
-        ('{"a": 1}', "is no list of COCO results"),
-        ('[{"image_id": 999, "category_id": 3, "score": 1}]', "image_id that .* has not: 999"),
-        ('[{"image_id": 10, "category_id": 4, "score": 1}]', "category_id that .* has not: 4"),
+        ("[", "is not a JSON file"),
+        ('{"a": 1}', "is not a list of COCO results"),
+        (
+            '[{"image_id": 999, "category_id": 3, "score": 1}]',
+            "image_id that .* does not have: 999",
+        ),
+        (
+            '[{"image_id": 10, "category_id": 4, "score": 1}]',
+            "category_id that .* does not have: 4",
+        ),
     ],
 )
 def test_a_file_of_other_predictions_is_refused(split, tmp_path, text, message):

@@ -127,8 +127,8 @@ def test_levels_are_those_of_the_strides_that_detectors_use():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: spec(size=80), "no multiple of 32; the nearest is"),
-        (lambda: find_source("resnet1", 64), "neither a registered model nor a folder"),
+        (lambda: spec(size=80), "not a multiple of 32; the nearest is"),
+        (lambda: find_source("resnet1", 64), "neither a registered model nor the folder"),
         (lambda: build_detector(spec("rt_detr_v2", "vit_tiny_patch16_224")), "needs 3 maps"),
         (lambda: build_detector(spec("detr", "vit_small_patch14_dinov2")), "needs 1 maps"),
         (lambda: find_source("resnet18", 64, options=dict(nothing=3)), "refuses its options"),

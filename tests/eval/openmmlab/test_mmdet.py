@@ -260,9 +260,9 @@ BAD_DATA = {
     "has no object": lambda c: c["annotations"].clear(),
     "different categories": lambda c: c["categories"].append(dict(id=8, name="blue")),
     "another order": lambda c: c["categories"].reverse(),
-    "names of their own": lambda c: c["categories"][1].update(name="red"),
+    "different names": lambda c: c["categories"][1].update(name="red"),
     "have no mask": lambda c: c["annotations"][0].pop("segmentation"),
-    "no COCO file": lambda c: c.pop("categories"),
+    "not a COCO file": lambda c: c.pop("categories"),
 }
 
 
@@ -276,7 +276,7 @@ def test_data_that_cannot_be_trained_on_are_refused_before_any_work(message, toy
 def test_a_detector_or_a_backbone_that_does_not_fit_is_refused(toy_coco, tmp_path):
     with pytest.raises(ValueError, match="no detector 'yolo'; there are mask-rcnn"):
         mmdet_config("yolo", "eradio_nano", toy_coco)
-    with pytest.raises(ValueError, match="wants"):
+    with pytest.raises(ValueError, match="needs"):
         mmdet_config("mask-rcnn", dict(name="eradio_nano", out_indices=(1, 2, 3)), toy_coco)
     with pytest.raises(ValueError, match="patch_size=16"):
         mmdet_config("mask-rcnn", "vit_small_patch14_dinov2", toy_coco)

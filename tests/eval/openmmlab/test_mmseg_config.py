@@ -62,16 +62,16 @@ def test_numbers_that_cannot_be_are_refused(message, folder):
 
 
 def test_a_backbone_without_four_maps_is_refused(folder):
-    with pytest.raises(ValueError, match=r"gives 3 maps, at out_indices \[1, 2, 3\]"):
+    with pytest.raises(ValueError, match=r"has 3 maps, at out_indices \[1, 2, 3\]"):
         mmseg_config(dict(name="eradio_nano", out_indices=(1, 2, 3)), folder)
     shallow = dict(depth=2, embed_dim=32, num_heads=2)
-    with pytest.raises(ValueError, match="UPerNet wants 4"):
+    with pytest.raises(ValueError, match="UPerNet needs 4"):
         mmseg_config(dict(name="radio_vit_base_patch16", options=shallow), folder)
 
 
 def test_data_that_cannot_be_trained_on_are_refused(folder):
     (folder / "classes.json").write_text(json.dumps(["ground"]))
-    with pytest.raises(ValueError, match="holds the value"):
+    with pytest.raises(ValueError, match="has the value"):
         mmseg_config("eradio_nano", folder)
     (folder / "classes.json").write_text(json.dumps(["void", "red", "void"]))
     with pytest.raises(ValueError, match=r"one class \(red\)"):

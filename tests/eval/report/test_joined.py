@@ -27,10 +27,17 @@ SECTIONS = ("headline", "radar", "pareto", "differences", "pictures", "maps", "n
 def fill(out, target, share, seed, model="mambavision_t", rate=100.0):
     about = dict(name=model, size=224, parameters=int(3e7 * share), macs=4e9 * share)
     common = dict(
-        target=target, model=about, weights_hash=f"hash-{seed}", data="photos/birds",
-        data_hash="d", command=f"zoo eval {target}", date="2026-01-01T00:00:00",
-        versions={"torch": "2"}, machine={"processor": "one"}, seed=seed,
-    )  # fmt: skip
+        target=target,
+        model=about,
+        weights_hash=f"hash-{seed}",
+        data="photos/birds",
+        data_hash="d",
+        command=f"zoo eval {target}",
+        date="2026-01-01T00:00:00",
+        versions={"torch": "2"},
+        machine={"processor": "one"},
+        seed=seed,
+    )
     draws = np.random.default_rng(seed)
     for name in ("knn", "linear", "fewshot"):
         key = "fewshot/5/top1" if name == "fewshot" else f"{name}/top1"
@@ -143,8 +150,12 @@ def test_a_run_and_the_results_of_its_export_are_one_model(tmp_path):
     assert model.name == "mine" and model.rate == 100
     assert model.values[Measure("fidelity/min", "birds")] == 1.7
     assert [measure.name for measure, _ in headline_columns(models)] == [
-        "knn/top1", "linear/top1", "fewshot/5/top1", "segment/miou", "speed/img_s",
-    ]  # fmt: skip
+        "knn/top1",
+        "linear/top1",
+        "fewshot/5/top1",
+        "segment/miou",
+        "speed/img_s",
+    ]
 
 
 def test_one_result_alone_gives_a_page_that_says_what_is_missing(tmp_path):
@@ -162,14 +173,14 @@ def test_pictures_and_scores_that_are_gone_are_noted(tmp_path):
     shutil.rmtree(tmp_path / "r_files")
     page = build_joined([tmp_path / "r.jsonl"], tmp_path / "page.html").read_text("utf-8")
     assert "could not be read" in section(page, "rerun")
-    assert "are gone" in section(page, "rerun")
+    assert "cannot be read" in section(page, "rerun")
 
 
 def test_a_source_that_is_neither_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="not a run's folder"):
+    with pytest.raises(ValueError, match="not the folder of a run"):
         build_joined([tmp_path], tmp_path / "page.html")
     (tmp_path / "x.jsonl").write_text("{}\n")
-    with pytest.raises(ValueError, match="no result of zoo eval"):
+    with pytest.raises(ValueError, match="not a result of zoo eval"):
         build_joined([tmp_path / "x.jsonl"], tmp_path / "page.html")
     assert not (tmp_path / "page.html").exists()
 

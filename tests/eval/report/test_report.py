@@ -206,7 +206,7 @@ def test_one_odd_file_alone_still_gives_a_page_with_every_section(tmp_path, name
 
 
 def test_a_folder_that_is_no_run_is_refused_and_left_alone(tmp_path):
-    with pytest.raises(ValueError, match="not a run's folder"):
+    with pytest.raises(ValueError, match="not the folder of a run"):
         build_report(tmp_path / "nowhere")
     with pytest.raises(ValueError, match=r"none of config\.json"):
         build_report(tmp_path)

@@ -62,6 +62,7 @@ class PhiSSetup:
     """Arm -> teacher -> transform."""
 
     def autocast(self) -> AbstractContextManager:
+        """Return the context in which models run."""
         return autocast(self.config.precision, self.device)
 
 
@@ -71,21 +72,30 @@ def widths(teachers: Mapping[str, PretextTeacher]) -> dict[str, tuple[int | None
 
 
 def prepare(config: PhiSExperiment) -> PhiSSetup:
-    """Read the pictures, train the teachers, take their statistics, fit every transform."""
+    """Read the pictures, train the teachers, measure their statistics, fit every transform.
+
+    Raises:
+        ValueError: the device is not there, or the data has no images or no classes.
+    """
     device = device_of(config.device)
-    crop = RandomCrop(
-        size=config.size, flip=0.5 if config.data else 0.0
-    )  # a mirrored digit is none
+    flip = 0.5 if config.data else 0.0  # the default data has digits, which are not mirrored
+    crop = RandomCrop(size=config.size, flip=flip)
     collection = read_collection(config.data, side_for(config.size), device, config.limit)
     print(f"{len(collection.train)} pictures to train on, {len(collection.held)} held out")
     teachers = {}
     torch.manual_seed(mix(config.teacher_seed, 23))
     for label, (task, network) in networks(config).items():
         teachers[label] = train_teacher(
-            task, network, collection, crop, steps=config.teacher_steps,
-            batch=min(config.batch, 256), seed=config.teacher_seed,
-            precision=config.precision, out=config.out / "training" / f"teacher-{label}",
-        )  # fmt: skip
+            task,
+            network,
+            collection,
+            crop,
+            steps=config.teacher_steps,
+            batch=min(config.batch, 256),
+            seed=config.teacher_seed,
+            precision=config.precision,
+            out=config.out / "training" / f"teacher-{label}",
+        )
     moments = measure_teachers(teachers, collection, crop, batch=min(config.batch, 256))
     normalizers = {
         arm: {name: fit(ARMS[arm].normalise, m) for name, m in moments.items()}

@@ -73,29 +73,39 @@ class StudentsSetup:
     normalizers: dict[str, Normalizer]
 
     def autocast(self) -> AbstractContextManager:
+        """Return the context in which models run."""
         return autocast(self.config.precision, self.device)
 
     def feed(self, seed: int) -> PictureFeed:
-        """Return the crops of a seed; both ways of learning see the same ones."""
+        """Return the crops of a seed, which are the same for both ways of learning."""
         return self.collection.feed(self.crop, batch=self.config.batch, seed=mix(seed, 31))
 
 
 def prepare(config: StudentsExperiment) -> StudentsSetup:
-    """Read the pictures, train the teachers, fit PHI-S to each."""
+    """Read the pictures, train the teachers, fit PHI-S to each.
+
+    Raises:
+        ValueError: the device is not there, or the data has no images or no classes.
+    """
     device = device_of(config.device)
-    crop = RandomCrop(
-        size=config.size, flip=0.5 if config.data else 0.0
-    )  # a mirrored digit is none
+    flip = 0.5 if config.data else 0.0  # the default data has digits, which are not mirrored
+    crop = RandomCrop(size=config.size, flip=flip)
     collection = read_collection(config.data, side_for(config.size), device, config.limit)
     print(f"{len(collection.train)} pictures to train on, {len(collection.held)} held out")
     teachers = {}
     torch.manual_seed(mix(config.teacher_seed, 33))
     for label, (task, network) in networks(config).items():
         teachers[label] = train_teacher(
-            task, network, collection, crop, steps=config.teacher_steps, batch=config.batch,
-            seed=config.teacher_seed, precision=config.precision,
+            task,
+            network,
+            collection,
+            crop,
+            steps=config.teacher_steps,
+            batch=config.batch,
+            seed=config.teacher_seed,
+            precision=config.precision,
             out=config.out / "training" / f"teacher-{label}",
-        )  # fmt: skip
+        )
     moments = measure_teachers(teachers, collection, crop, batch=config.batch)
     normalizers = {name: fit("phi_s", m) for name, m in moments.items()}
     config.out.mkdir(parents=True, exist_ok=True)
@@ -120,7 +130,7 @@ def new_student(setup: StudentsSetup, family: str, seed: int, *, alone: bool) ->
 
 
 class AloneTask(Task):
-    """Learn the labels."""
+    """Learn the labels alone."""
 
     def losses(self, state: TrainState, batch: Batch, targets: None, step: int) -> dict[str, Loss]:
         assert batch.labels is not None  # the pictures of an experiment have them
@@ -130,7 +140,7 @@ class AloneTask(Task):
 
 
 class DistilledTask(Task):
-    """Learn from all teachers, without a label."""
+    """Learn from all teachers, without labels."""
 
     def __init__(self, setup: StudentsSetup, student: Student):
         config = Distill(losses=Losses(summary="cosine", spatial="mse"))
@@ -148,7 +158,7 @@ class DistilledTask(Task):
 
 @dataclass(frozen=True, kw_only=True)
 class StudentTraining(Training):
-    """One student of the experiment."""
+    """The config of one student's training."""
 
     kind: ClassVar[str] = "experiment"
 
@@ -163,7 +173,11 @@ def train_one(
     out: Path,
     title: str,
 ) -> float:
-    """Train a student, whose log stays in `out`; return its milliseconds a step."""
+    """Train a student in one of `WAYS`, and return its milliseconds a step.
+
+    Args:
+        out: Folder in which the training's log stays.
+    """
     config = StudentTraining(
         steps=steps,
         batch=setup.config.batch,
@@ -181,16 +195,14 @@ def train_one(
 
 
 def run_one(setup: StudentsSetup, family: str, seed: int, way: str, steps: int) -> dict[str, Any]:
-    """Train and measure one student of one seed in one way."""
+    """Train and measure one student of a seed in one of `WAYS`, and return its row."""
     config, title = setup.config, f"{family} {way} seed {seed}"
     student = new_student(setup, family, seed, alone=way == "alone")
     out = config.out / "training" / f"{family}-{way}-{seed}"
     speed = train_one(student, setup, way, seed=seed, steps=steps, out=out, title=title)
     student.eval()
-    row = dict(
-        family=family, way=way, seed=seed, step_ms=speed,
-        parameters=sum(p.numel() for p in student.backbone.parameters()),
-    )  # fmt: skip
+    parameters = sum(p.numel() for p in student.backbone.parameters())
+    row = dict(family=family, way=way, seed=seed, step_ms=speed, parameters=parameters)
     with setup.autocast():
         row |= probe(student.features, setup.collection, config.size)
     if way == "distilled":
@@ -202,7 +214,7 @@ def run_one(setup: StudentsSetup, family: str, seed: int, way: str, steps: int) 
 
 
 def choose_steps(setup: StudentsSetup, began: float) -> int:
-    """Measure a few steps of every student, and choose how many fit into `config.seconds`.
+    """Measure a few steps of every student, and return how many fit into `config.seconds`.
 
     Args:
         began: When the experiment began, by `time.perf_counter`.
@@ -215,9 +227,14 @@ def choose_steps(setup: StudentsSetup, began: float) -> int:
             student = new_student(setup, family, 0, alone=way == "alone")
             with tempfile.TemporaryDirectory() as folder:
                 total += train_one(
-                    student, setup, way, seed=0, steps=15, out=Path(folder),
+                    student,
+                    setup,
+                    way,
+                    seed=0,
+                    steps=15,
+                    out=Path(folder),
                     title=f"time {family} {way}",
-                )  # fmt: skip
+                )
     seconds = total / 1e3 * config.seeds
     spent = time.perf_counter() - began
     return affordable(config.steps, seconds, config.seconds, spent, share=0.8)  # then the probes
@@ -245,13 +262,13 @@ def run(config: StudentsExperiment) -> dict[str, Any]:
         steps = choose_steps(setup, began)
         about |= dict(steps=steps, device=name, pictures=len(setup.collection.train))
         with Interrupt() as interrupt:  # for the probes; the training has one of its own
-            for seed in range(config.seeds):  # a whole table after the first seed
+            for seed in range(config.seeds):  # outermost: the first seed completes the table
                 for family in config.chosen:
                     for way in WAYS:
                         rows.append(run_one(setup, family, seed, way, steps))
                         append_row(config.out / "rows.jsonl", rows[-1])
                         if interrupt.signal is not None:
-                            raise Interrupted(interrupt.signal, "Stopped; see the report.")
+                            raise Interrupted(interrupt.signal, "Stopped between two students.")
     finally:
         about["seconds"] = time.perf_counter() - began
         result = report(rows, about, config.out)
