@@ -85,11 +85,12 @@ def steps(device: str, config: Distill, count: int = 4) -> TrainState:
     teachers = {label: Striped(label) for label in WIDTHS}
     normalizers = {label: Normalizer("phi_s", pair[1]).to(device) for label, pair in WIDTHS.items()}
     plan = Plan(64, 8, seed=3)
-    task = DistillTask.of(config, student, plan, teachers, normalizers, baseline_losses)
+    task = DistillTask.of(
+        config, student, plan, teachers, normalizers, baseline_losses, grids_of(config)
+    )
     state = TrainState.of(student, config.optim, parts=dict(weighting=task.weighting))
     autocast = partial(torch.autocast, device, torch.bfloat16, enabled=device == "cuda")
     counts, sampled = defaultdict(lambda: 8), set()
-    grids_of(config)  # a run has asked before its first step
     for step in range(count):
         sampled.add(drawn_teachers(plan, step, config))
         torch.manual_seed(plan.step_seed(step))

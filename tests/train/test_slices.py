@@ -55,7 +55,7 @@ def trained(config: Distill, order=()) -> TrainState:
     plan = Plan(len(setup.train), config.batch, config.seed)
     feed = ImageFeed(setup.train, setup.view, plan, setup.device, config.num_slices, order)
     plain = {label: nn.Identity() for label in config.labels}
-    task = DistillTask.of(config, student, plan, setup.teachers, plain, {})
+    task = DistillTask.of(config, student, plan, setup.teachers, plain, {}, setup.grids)
     state = TrainState.of(student, config.optim, parts=dict(weighting=task.weighting))
     train(task, state, feed, config, Run.create(config))
     return state

@@ -24,6 +24,8 @@ from zoo.train.distill.sizes import at_size, sizes_of
 
 Model = Callable[[Batch], Features]
 Align = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+Grids = Mapping[int, tuple[int, int]]
+"""Rows and columns of the student's map, by the side of its images."""
 
 SIZE, SAMPLED, SHIFT = 4, 5, 6
 """Salts of `mix`; the plan's own are 1 and 2, that of the calibration's plan is 3."""
@@ -97,18 +99,24 @@ def drawn_teachers(plan: Plan, step: int, config: Distill) -> frozenset[str] | N
 
 
 def plan_step(
-    plan: Plan, step: int, position: int, config: Distill, teachers: Mapping[str, Teacher]
+    plan: Plan,
+    step: int,
+    position: int,
+    config: Distill,
+    teachers: Mapping[str, Teacher],
+    grids: Grids,
 ) -> StepPlan:
     """Decide everything about a slice of `step`.
 
     Args:
+        grids: What `grids_of` returns.
         position: In the stream of the slice's first image. Windows follow from it alone, so that
             views that come again are seen through the same ones.
     """
     size, sampled = drawn_size(plan, step, config), drawn_teachers(plan, step, config)
     if not config.losses.shift:
         return StepPlan(size, sampled)
-    grid = grids_of(config)[size]
+    grid = grids[size]
     room = Fraction(config.losses.shift, grid[0])
     sees: dict[str, tuple[tuple[int, int], tuple[int, int] | None]]
     sees = {STUDENT: ((size, size), grid)}
@@ -124,25 +132,24 @@ def plan_step(
     return StepPlan(size, sampled, windows)
 
 
-def grids_of(config: Distill) -> dict[int, tuple[int, int]]:
-    """Return the student's grid at its own size and at each that is drawn.
+def grids_of(config: Distill) -> Grids:
+    """Return the student's grid at its own size and at each that is drawn; {} if none matters.
 
     Raises:
         ValueError: the student cannot take one of them.
     """
+    if not (config.sizes or config.losses.shift or any(spec.follow for spec in config.teachers)):
+        return {}
     sizes = tuple(dict.fromkeys((config.size, *config.sizes)))
     return student_grids(config.student, config.size, sizes, config.student_options)
 
 
-def check_step_plans(config: Distill, teachers: Mapping[str, Teacher]) -> None:
-    """Refuse sizes and shifts that student or teachers cannot take, before any work.
+def check_step_plans(config: Distill, teachers: Mapping[str, Teacher], grids: Grids) -> None:
+    """Refuse shifts that student or teachers cannot take, before any work.
 
     Raises:
         ValueError: as said; a shift needs cells of whole pixels, and half of a map in common.
     """
-    if not config.sizes and not config.losses.shift:
-        return
-    grids = grids_of(config)
     shift = config.losses.shift
     if not shift:
         return
@@ -165,11 +172,11 @@ def check_step_plans(config: Distill, teachers: Mapping[str, Teacher]) -> None:
         )
 
 
-def view_of(config: Distill, teachers: Mapping[str, Teacher]) -> View:
+def view_of(config: Distill, teachers: Mapping[str, Teacher], grids: Grids) -> View:
     """Decode once, for whoever looks closest; the others resize that on the device."""
     looks = [size for teacher in teachers.values() for size in sizes_of(teacher)]
     sizes = [config.size, *config.sizes, *(max(size) for size in looks)]
     if config.losses.shift:  # the canvas is larger than what each sees of it
-        least = min(grid[0] for grid in grids_of(config).values())
+        least = min(grid[0] for grid in grids.values())
         sizes = [size + math.ceil(size * Fraction(config.losses.shift, least)) for size in sizes]
     return View(size=max(sizes), scale=config.augment.scale, flip=config.augment.flip)

@@ -21,7 +21,7 @@ from zoo.teachers.open import open_teacher
 from zoo.teachers.teacher import Teacher, check_losses, fingerprint
 from zoo.train.device import autocast, device_of, in_precision
 from zoo.train.distill.config import Distill
-from zoo.train.distill.plan_step import check_step_plans, grids_of, view_of
+from zoo.train.distill.plan_step import Grids, check_step_plans, grids_of, view_of
 from zoo.train.distill.sizes import match_student_size
 from zoo.train.run import Run
 
@@ -38,6 +38,7 @@ class Setup:
     teachers: Mapping[str, Teacher]
     view: View
     """The crop that is decoded once for student and teachers."""
+    grids: Grids
     widths: Mapping[str, tuple[int | None, int | None]]
     """Of the summary and of the map of each teacher, as far as the student learns them."""
 
@@ -58,8 +59,6 @@ def check_names(config: Distill) -> None:
         if not timm.is_model(name.name.partition(".")[0]):
             known = zoo.list_models() if name.kind == "zoo" else timm.list_models()
             raise unknown_name(name.name, known, f"{name.kind} model")
-    if config.sizes or config.losses.shift:
-        grids_of(config)  # refuses what the student cannot take
     if config.spectral or config.student_options:  # built without memory: will it do?
         build_student(
             config.student, {}, size=config.size, **backbone_options(config), device="meta"
@@ -86,7 +85,9 @@ def open_data(config: Distill) -> tuple[Source, Source, tuple[Source, Source] | 
     return train, val, probe
 
 
-def open_teachers(config: Distill, train: Source, device: torch.device) -> dict[str, Teacher]:
+def open_teachers(
+    config: Distill, train: Source, device: torch.device, grids: Grids
+) -> dict[str, Teacher]:
     """Build the teachers by label; a pretext teacher is trained on `train` first."""
     teachers = {}
     for label, spec in zip(config.labels, config.teachers, strict=True):
@@ -100,7 +101,7 @@ def open_teachers(config: Distill, train: Source, device: torch.device) -> dict[
             )
         opened = partial(open_teacher, device=device, mosaic=spec.mosaic)
         if spec.follow:
-            teachers[label] = match_student_size(text, opened, grids_of(config), config.size)
+            teachers[label] = match_student_size(text, opened, grids, config.size)
         else:
             teachers[label] = opened(text)
         if isinstance(teachers[label], nn.Module):
@@ -149,13 +150,14 @@ def prepare(config: Distill) -> Setup:
     device = device_of(config.device)
     if config.precision == "float64" and device.type != "cpu":
         raise ValueError("precision float64 is for tests on a CPU; give --device cpu with it.")
-    train, val, labelled = open_data(config)
-    teachers = open_teachers(config, train, device)
-    wide = widths(config, teachers)  # refuses a loss that a teacher has nothing for
-    check_step_plans(config, teachers)
     check_mosaics(config)
-    view = view_of(config, teachers)
-    return Setup(config, device, train, val, labelled, teachers, view, wide)
+    grids = grids_of(config)  # refuses what the student cannot take
+    train, val, labelled = open_data(config)
+    teachers = open_teachers(config, train, device, grids)
+    wide = widths(config, teachers)  # refuses a loss that a teacher has nothing for
+    check_step_plans(config, teachers, grids)
+    view = view_of(config, teachers, grids)
+    return Setup(config, device, train, val, labelled, teachers, view, grids, wide)
 
 
 def check_mosaics(config: Distill) -> None:

@@ -12,7 +12,7 @@ from zoo.students.student import MESA, Student
 from zoo.teachers.teacher import Teacher
 from zoo.train.distill.config import Distill
 from zoo.train.distill.losses import SPATIAL_LOSSES, angle, summary_loss
-from zoo.train.distill.plan_step import StepPlan, drawn_teachers, plan_step
+from zoo.train.distill.plan_step import Grids, StepPlan, drawn_teachers, plan_step
 from zoo.train.distill.step import Term, distill_step, spatial_term, summary_term
 from zoo.train.distill.weighting import Weighting
 from zoo.train.state import TrainState
@@ -25,6 +25,7 @@ class DistillTask(Task):
     Args:
         teachers: By label; each answers at its own size.
         terms: What is compared, in the order of the student's heads.
+        grids: Of the student, where shifts ask for them (`zoo.train.distill.plan_step.grids_of`).
     """
 
     def __init__(
@@ -34,9 +35,10 @@ class DistillTask(Task):
         teachers: Mapping[str, Teacher],
         terms: tuple[Term, ...],
         weighting: Weighting,
+        grids: Grids,
     ):
         self.config = config
-        self.plan, self.teachers = plan, teachers
+        self.plan, self.teachers, self.grids = plan, teachers, grids
         self.terms, self.weighting = terms, weighting
 
     @classmethod
@@ -48,6 +50,7 @@ class DistillTask(Task):
         teachers: Mapping[str, Teacher],
         normalizers: Mapping[str, nn.Module],
         baseline_losses: Mapping[str, float],
+        grids: Grids,
     ) -> "DistillTask":
         """Put together what a config asks for.
 
@@ -62,11 +65,11 @@ class DistillTask(Task):
             names, specs, config.losses, baseline_losses, num_slices=slices,
             device=student.mean.device,
         )  # fmt: skip
-        return cls(config, plan, teachers, terms, weighting.to(student.mean.dtype))
+        return cls(config, plan, teachers, terms, weighting.to(student.mean.dtype), grids)
 
     def planned(self, batch: Batch, step: int) -> StepPlan:
         position = batch.positions[0] if batch.positions else step * self.plan.batch
-        return plan_step(self.plan, step, position, self.config, self.teachers)
+        return plan_step(self.plan, step, position, self.config, self.teachers, self.grids)
 
     def targets(self, batch: Batch, step: int) -> dict[str, Features]:
         """Ask the teachers of this step."""

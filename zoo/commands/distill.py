@@ -3,8 +3,9 @@
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import timm
@@ -47,6 +48,26 @@ MAPS = 6
 """Images whose feature maps are kept for the report."""
 
 
+@dataclass
+class Work:
+    """What the phases of a run hand on to each other."""
+
+    run: Run
+    setup: Setup
+    normalizers: dict[str, Normalizers] = field(default_factory=dict)
+    """Of each normalisation that the run compares."""
+    baseline_losses: dict[str, BaselineLosses] = field(default_factory=dict)
+    cache: Cache | None = None
+    arms: dict[str, Student] = field(default_factory=dict)
+    """The students: `untrained`, `student`, and one for each normalisation beside the run's own."""
+    began: float = field(default_factory=time.perf_counter)
+
+    def of(self, arm: str) -> Normalizers:
+        """Return the normalizers that a student learns, or learnt, with."""
+        config = self.setup.config
+        return self.normalizers[arm if arm in config.compare else config.normalise]
+
+
 def distill(config: Distill, *, resume: bool = False) -> Run:
     """Run a distillation to its report.
 
@@ -55,7 +76,6 @@ def distill(config: Distill, *, resume: bool = False) -> Run:
             stopped being finite. Nothing has been written unless training had begun.
         Interrupted: a signal came; the run can be resumed.
     """
-    began = time.perf_counter()
     if resume:
         run = Run.reopen(config.out, config)
         setup = prepare(config)
@@ -63,68 +83,64 @@ def distill(config: Distill, *, resume: bool = False) -> Run:
         Run.refuse_existing(config.out)
         setup = prepare(config)
         run = Run.create(config)
-    check_same_teachers(run, setup)
-    optimize_run_teachers(run, setup)
-    normalizers, baseline_losses = fit_normalizers(run, setup)
-    cache = open_run_cache(run, setup, normalizers)
-    if cache:
-        # a student must learn on the scale that the cache was made with
-        spaces = {f"{config.normalise}/{key}": value for key, value in cache.spaces().items()}
-        normalizers = {
-            **normalizers,
-            config.normalise: read_normalizers(spaces, config.normalise, setup),
-        }
-        fill_run_cache(cache, setup, normalizers[config.normalise])
-    untrained = new_student(setup)
-    describe(run, setup, untrained)
-
-    arms = {"untrained": untrained}
-    for kind in (config.normalise, *config.compare):
-        main = kind == config.normalise
-        arm = setup if main else replace(setup, config=replace(config, normalise=kind, compare=()))
-        folder, name = (run, "student") if main else (run.arm(kind), kind)
-        stored = cache and (cache, normalizers[config.normalise])
-        arms[name] = train_arm(
-            folder, arm, normalizers[kind], baseline_losses[kind], stored, title=f"distil {kind}"
-        )
-
-    run.keep(lambda row: row.get("kind") == "train" or row["step"] < config.steps)
-    for name, student in arms.items():
-        normalizer = normalizers[name if name in config.compare else config.normalise]
-        log_evaluation(run, setup, student, normalizer, name, config.steps)
-    for label, teacher in setup.teachers.items():
-        if values := dict(probe(teacher, setup)):
-            run.log("eval", config.steps, dict(arm=f"teacher:{label}", **values))
-    finish(run, setup, folded(arms["student"], normalizers[config.normalise]))
-    describe(run, setup, untrained, seconds=time.perf_counter() - began)
+    work = Work(run, setup)
+    for phase in PHASES:
+        phase(work)
     return run
 
 
-def train_arm(
-    run: Run,
-    setup: Setup,
-    normalizers: Normalizers,
-    baseline_losses: BaselineLosses,
-    stored: tuple[Cache, Normalizers] | None = None,
-    *,
-    title: str,
-) -> Student:
-    """Train one student, from its newest checkpoint if it has one; return its best form.
+def ready_teachers(work: Work) -> None:
+    """Hold the teachers against those that a resumed run began with, and make them fast."""
+    check_same_teachers(work.run, work.setup)
+    optimize_run_teachers(work.run, work.setup)
 
-    Args:
-        stored: A cache to learn from, and the normalizers that it was made with.
-    """
-    config = setup.config
+
+def calibrate(work: Work) -> None:
+    """Measure the teachers, or read what was measured."""
+    work.normalizers, work.baseline_losses = fit_normalizers(work.run, work.setup)
+
+
+def fill_cache(work: Work) -> None:
+    """Open the feature cache, if the config has one, and write what it lacks."""
+    work.cache = open_run_cache(work.run, work.setup, work.normalizers)
+    if work.cache:
+        kind = work.setup.config.normalise
+        # a student must learn on the scale that the cache was made with
+        spaces = {f"{kind}/{key}": value for key, value in work.cache.spaces().items()}
+        work.normalizers[kind] = read_normalizers(spaces, kind, work.setup)
+        fill_run_cache(work.cache, work.setup, work.normalizers[kind])
+
+
+def begin(work: Work) -> None:
+    """Build the student, and say in the run's folder what it is about."""
+    work.arms["untrained"] = new_student(work.setup)
+    describe(work)
+
+
+def train_arms(work: Work) -> None:
+    """Train the student, and once more with each normalisation that it is compared with."""
+    config = work.setup.config
+    work.arms["student"] = train_arm(work, work.run, config, f"distil {config.normalise}")
+    for kind in config.compare:
+        arm = replace(config, normalise=kind, compare=())
+        work.arms[kind] = train_arm(work, work.run.arm(kind), arm, f"distil {kind}")
+
+
+def train_arm(work: Work, run: Run, config: Distill, title: str) -> Student:
+    """Train one student, from its newest checkpoint if it has one; return its best form."""
+    setup, normalizers = work.setup, work.normalizers[config.normalise]
     teachers: Mapping[str, Teacher] = setup.teachers
     targets: Mapping[str, nn.Module] = normalizers
-    if stored:
-        teachers, targets = from_cache(*stored, normalizers, config.normalise)
+    if work.cache:
+        stored = work.normalizers[setup.config.normalise]
+        teachers, targets = from_cache(work.cache, stored, normalizers, config.normalise)
     student = new_student(setup)
     plan = Plan(len(setup.train), config.batch, config.seed, config.view_epochs)
     feed = ImageFeed(
         setup.train, setup.view, plan, setup.device, config.num_slices, (), config.workers
     )
-    task = DistillTask.of(config, student, plan, teachers, targets, baseline_losses)
+    baseline = work.baseline_losses[config.normalise]
+    task = DistillTask.of(config, student, plan, teachers, targets, baseline, setup.grids)
     state = TrainState.of(student, config.optim, parts=dict(weighting=task.weighting))
     state.resume(run)
     if config.compile:
@@ -143,6 +159,17 @@ def train_arm(
         ahead=config.overlap,
     )
     return state.best
+
+
+def compare(work: Work) -> None:
+    """Measure every student at the end, and the teachers beside them."""
+    run, setup, steps = work.run, work.setup, work.setup.config.steps
+    run.keep(lambda row: row.get("kind") == "train" or row["step"] < steps)
+    for name, student in work.arms.items():
+        log_evaluation(run, setup, student, work.of(name), name, steps)
+    for label, teacher in setup.teachers.items():
+        if values := dict(probe(teacher, setup)):
+            run.log("eval", steps, dict(arm=f"teacher:{label}", **values))
 
 
 def log_evaluation(
@@ -188,9 +215,10 @@ def probe(features: Callable[[Batch], Features], setup: Setup) -> Iterator[tuple
     yield from linear_probe(*sets)
 
 
-def finish(run: Run, setup: Setup, student: Student) -> None:
-    """Write the export, and the feature maps that the report shows."""
-    student = student.eval().without_spectral()
+def export(work: Work) -> None:
+    """Write the student, and the feature maps that the report shows."""
+    run, setup = work.run, work.setup
+    student = folded(work.arms["student"], work.of("student")).eval().without_spectral()
     count = min(MAPS, len(setup.val))
     chosen = Plan(len(setup.val), count, setup.config.seed).indices(0)
     few = Subset(setup.val, tuple(sorted(chosen.tolist())))
@@ -201,14 +229,16 @@ def finish(run: Run, setup: Setup, student: Student) -> None:
     licenses = {n: t.license for n, t in setup.teachers.items()}
     values = export_student(student, run.path / "export", batch, about=dict(licenses=licenses))
     run.log("export", setup.config.steps, values)
+    describe(work, seconds=time.perf_counter() - work.began)
 
 
-def describe(run: Run, setup: Setup, student: Student, *, seconds: float | None = None) -> None:
+def describe(work: Work, *, seconds: float | None = None) -> None:
     """Write `about.json`: the command, the machine, the sizes of the models."""
-    run.write_json(
+    setup, student = work.setup, work.arms["untrained"]
+    work.run.write_json(
         "about.json",
         dict(
-            command=" ".join(["zoo", *sys.argv[1:]]),
+            command=command(),
             version=zoo.__version__,
             commit=commit(),
             started=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -223,9 +253,15 @@ def describe(run: Run, setup: Setup, student: Student, *, seconds: float | None 
                 head_params=sum(p.numel() for p in student.heads.parameters()),
             ),
             images=dict(train=len(setup.train), val=len(setup.val)),
-            skipped=run.read_json("skipped.json") or [],
+            skipped=work.run.read_json("skipped.json") or [],
         ),
     )
+
+
+def command() -> str:
+    """Return the command that runs, or the call where a program of somebody's own does."""
+    own = Path(sys.argv[0]).stem in ("zoo", "__main__")
+    return " ".join(["zoo", *sys.argv[1:]]) if own else "zoo.distill(...)"
 
 
 def about_teacher(teacher: Teacher) -> dict[str, Any]:
@@ -240,3 +276,7 @@ def about_teacher(teacher: Teacher) -> dict[str, Any]:
         size=teacher.size,
         license=teacher.license,
     )
+
+
+PHASES = (ready_teachers, calibrate, fill_cache, begin, train_arms, compare, export)
+"""Of a run, in their order; each finds in the run's folder what an earlier try has left."""

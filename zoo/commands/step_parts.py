@@ -393,7 +393,7 @@ class StepBench:
         self.host = Batch(host.images.pin_memory()) if device.type == "cuda" else host
         self.normalizers = self._normalizers()
         plan = Plan(step.batch, step.batch, seed=0)
-        self.task = DistillTask.of(config, self.student, plan, teachers, self.normalizers, {})
+        self.task = DistillTask.of(config, self.student, plan, teachers, self.normalizers, {}, {})
         self.coming = prefetch(
             self.slices(), self.task.targets, device, self.autocast, ahead=step.overlap
         )

@@ -11,6 +11,7 @@ from zoo.train.distill.plan_step import (
     check_step_plans,
     drawn_size,
     drawn_teachers,
+    grids_of,
     plan_step,
     view_of,
 )
@@ -33,21 +34,29 @@ def teachers():
     return {s.name[5:].partition("@")[0]: open_teacher(s.name) for s in RUN.teachers}
 
 
+def planned(plan, step, position, config, teachers):
+    return plan_step(plan, step, position, config, teachers, grids_of(config))
+
+
+def checked(config, teachers):
+    check_step_plans(config, teachers, grids_of(config))
+
+
 def test_a_step_is_planned_by_seed_step_and_position_alone(teachers):
     shifting = replace(RUN, losses=Losses(shift=2, mesa=1.0))
-    plans = [plan_step(PLAN, step, 8 * step, shifting, teachers) for step in range(30)]
-    assert plans == [plan_step(PLAN, step, 8 * step, shifting, teachers) for step in range(30)]
+    plans = [planned(PLAN, step, 8 * step, shifting, teachers) for step in range(30)]
+    assert plans == [planned(PLAN, step, 8 * step, shifting, teachers) for step in range(30)]
     other = replace(PLAN, seed=6)
-    assert plans != [plan_step(other, step, 8 * step, shifting, teachers) for step in range(30)]
+    assert plans != [planned(other, step, 8 * step, shifting, teachers) for step in range(30)]
     assert set(plans[0].windows) == {STUDENT, "colour", "edges", MESA}
 
 
 def test_windows_follow_the_position_so_that_views_that_come_again_are_seen_alike(teachers):
     shifting = replace(RUN, sizes=(), losses=Losses(shift=2))
     again = replace(PLAN, views=1)  # 100 samples: position 108 is 8 once more
-    first, later = (plan_step(again, s, p, shifting, teachers) for s, p in ((1, 8), (13, 108)))
+    first, later = (planned(again, s, p, shifting, teachers) for s, p in ((1, 8), (13, 108)))
     assert first.windows == later.windows
-    assert first.windows != plan_step(again, 1, 12, shifting, teachers).windows  # another slice
+    assert first.windows != planned(again, 1, 12, shifting, teachers).windows  # another slice
 
 
 def test_every_size_is_drawn_about_as_often():
@@ -67,30 +76,32 @@ def test_a_teacher_is_sampled_at_its_rate_and_the_others_always():
 
 def test_a_teacher_that_is_not_sampled_is_not_called(teachers):
     steps = [step for step in range(40) if "edges" not in drawn_teachers(PLAN, step, RUN)]
-    assert set(plan_step(PLAN, steps[0], 0, RUN, teachers).teachers(teachers)) == {"colour"}
+    assert set(planned(PLAN, steps[0], 0, RUN, teachers).teachers(teachers)) == {"colour"}
 
 
 def test_images_are_decoded_for_the_largest_canvas(teachers):
-    assert view_of(RUN, teachers).size == 128
+    assert view_of(RUN, teachers, grids_of(RUN)).size == 128
     still = replace(RUN, sizes=())
-    assert view_of(still, teachers).size == 96
+    assert view_of(still, teachers, grids_of(still)).size == 96
     shifted = replace(still, losses=Losses(shift=1))
-    assert view_of(shifted, teachers).size == 96 + 96 // (64 // 16)  # a cell of 16 px more
+    assert view_of(shifted, teachers, grids_of(shifted)).size == 96 + 96 // (
+        64 // 16
+    )  # a cell of 16 px more
     assert sizes_of(teachers["edges"]) == [(96, 96)]
 
 
 def test_a_size_that_the_student_cannot_take_is_refused_before_any_work():
     with pytest.raises(ValueError, match=r"eradio_nano.* cannot look at 100 px.*--sizes"):
-        check_step_plans(replace(RUN, sizes=(64, 100)), {})
+        grids_of(replace(RUN, sizes=(64, 100)))
 
 
 def test_a_shift_that_leaves_too_little_in_common_is_refused(teachers):
     with pytest.raises(ValueError, match=r"losses.shift 9 would leave less.*at most"):
-        check_step_plans(replace(RUN, losses=Losses(shift=9)), teachers)
+        checked(replace(RUN, losses=Losses(shift=9)), teachers)
 
 
 def test_a_teacher_whose_cells_are_no_whole_pixels_cannot_be_shifted(teachers):
     odd = open_teacher("rule:colour@64")
     odd.grid = (5, 5)
     with pytest.raises(ValueError, match=r"whole cells, and the 5x5 cells of odd at 64x64 px"):
-        check_step_plans(replace(RUN, sizes=(), losses=Losses(shift=1)), {"odd": odd})
+        checked(replace(RUN, sizes=(), losses=Losses(shift=1)), {"odd": odd})
