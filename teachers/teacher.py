@@ -38,27 +38,6 @@ class Teacher(Protocol):
     def __call__(self, batch: Batch) -> Features: ...
 
 
-def check_losses(name: str, teacher: Teacher, *, summary: float, spatial: float) -> None:
-    """Check that a teacher has the targets that the weights of its losses need.
-
-    For a teacher without a summary the summary loss is left out whatever its weight, as AM-RADIO
-    (2312.06709, section 3.4) does for SAM. A map must be there if its weight is not 0.
-
-    Raises:
-        ValueError: the teacher has no map and `spatial` is above 0, or no loss is left.
-    """
-    if spatial and teacher.spatial_dim is None:
-        raise ValueError(
-            f"The teacher {name} has no spatial output, and its spatial loss has the weight "
-            f"{spatial:g}. Write {name},spatial=0 to learn its summary alone."
-        )
-    if not spatial and not (summary and teacher.summary_dim):
-        raise ValueError(
-            f"The teacher {name} has no summary, and its spatial loss is off; "
-            "nothing can be learnt from it."
-        )
-
-
 @contextmanager
 def seeded_init(device: torch.device) -> Iterator[None]:
     """Within this context, build networks without weights: on `meta` no more than their shapes.

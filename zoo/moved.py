@@ -256,6 +256,7 @@ NAMES = (
     ),
     ("zoo.teachers.teacher", "zoo.teachers.name", "FOLDER KINDS SLASHED TeacherName unknown_name"),
     ("zoo.teachers.teacher", "zoo.teachers.open", "EXTRAS open_teacher"),
+    ("zoo.teachers.teacher", "zoo.train.distill.setup", "check_losses"),
     (
         "zoo.teachers.teacher",
         "zoo.teachers.teacher",

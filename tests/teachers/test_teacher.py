@@ -11,7 +11,8 @@ from zoo.students.export import export_student
 from zoo.teachers.from_torch import IMAGENET_MEAN, IMAGENET_STD, from_module
 from zoo.teachers.name import TeacherName
 from zoo.teachers.open import open_teacher
-from zoo.teachers.teacher import Frozen, Teacher, bf16_weights, check_losses, fingerprint
+from zoo.teachers.teacher import Frozen, Teacher, bf16_weights, fingerprint
+from zoo.train.distill.setup import check_losses
 
 VIT = "timm:test_vit/random"
 

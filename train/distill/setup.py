@@ -18,7 +18,7 @@ from zoo.students.build import build_student, read_options
 from zoo.students.student import Student
 from zoo.teachers.name import FOLDER, TeacherName, unknown_name
 from zoo.teachers.open import open_teacher
-from zoo.teachers.teacher import Teacher, check_losses, fingerprint
+from zoo.teachers.teacher import Teacher, fingerprint
 from zoo.train.device import autocast, device_of, in_precision
 from zoo.train.distill.config import Distill
 from zoo.train.distill.plan_step import Grids, check_step_plans, grids_of, view_of
@@ -187,3 +187,24 @@ def check_same_teachers(run: Run, setup: Setup) -> None:
                 "bring those back, or start a new run with another --out."
             )
     run.write_json("teachers.json", now)
+
+
+def check_losses(name: str, teacher: Teacher, *, summary: float, spatial: float) -> None:
+    """Check that a teacher has the targets that the weights of its losses need.
+
+    For a teacher without a summary the summary loss is left out whatever its weight, as AM-RADIO
+    (2312.06709, section 3.4) does for SAM. A map must be there if its weight is not 0.
+
+    Raises:
+        ValueError: the teacher has no map and `spatial` is above 0, or no loss is left.
+    """
+    if spatial and teacher.spatial_dim is None:
+        raise ValueError(
+            f"The teacher {name} has no spatial output, and its spatial loss has the weight "
+            f"{spatial:g}. Write {name},spatial=0 to learn its summary alone."
+        )
+    if not spatial and not (summary and teacher.summary_dim):
+        raise ValueError(
+            f"The teacher {name} has no summary, and its spatial loss is off; "
+            "nothing can be learnt from it."
+        )
