@@ -97,7 +97,7 @@ def test_features_on_another_grid_are_brought_to_sams(sam):
     decoder = MaskDecoder(TeacherName.parse(sam))
     assert decoder.grid == (8, 8)
     assert decoder(torch.randn(1, 4, 4, 16), grid_points(2)).shape[:2] == (1, 4)
-    with pytest.raises(ValueError, match="8 channels and SAM's encoder gives 16"):
+    with pytest.raises(ValueError, match="8 channels and those of SAM's encoder 16"):
         decoder(torch.randn(1, 4, 4, 8), grid_points(2))
 
 
@@ -119,7 +119,7 @@ def test_other_teachers_and_missing_heads_are_refused(sam, planted, pictures, tm
         measured(who, "")
     with pytest.raises(ValueError, match="no head 'sam'"):
         measured(who, sam)
-    with pytest.raises(ValueError, match="timm:resnet18 has no mask decoder"):
+    with pytest.raises(ValueError, match="mask decoder of timm:resnet18 cannot be opened"):
         MaskDecoder(TeacherName.parse("timm:resnet18"))
     small = dict(num_hidden_layers=1, num_attention_heads=2, hidden_size=16, image_size=32)
     hf.Dinov2Config(**small).save_pretrained(tmp_path)
