@@ -52,21 +52,63 @@ class Benchmark(NamedTuple):
 
 
 BENCHMARKS: dict[str, Benchmark] = {
-    "knn": Benchmark("zoo.eval.knn:measure", "kNN", "knn/top1", reads="features"),
-    "linear": Benchmark("zoo.eval.linear:measure", "linear probe", "linear/top1", reads="features"),
-    "fewshot": Benchmark(
-        "zoo.eval.fewshot:fewshot", "few-shot", "fewshot/5/top1", reads="features"
+    "knn": Benchmark(
+        "zoo.eval.knn:measure",
+        "kNN",
+        "knn/top1",
+        reads="features",
+        settings="zoo.eval.settings:KnnSettings",
     ),
-    "zeroshot": Benchmark("zoo.eval.zeroshot:zeroshot", "zero-shot", "zeroshot/top1"),
-    "segment": Benchmark("zoo.eval.dense.segment:segment", "segmentation", "segment/miou"),
+    "linear": Benchmark(
+        "zoo.eval.linear:measure",
+        "linear probe",
+        "linear/top1",
+        reads="features",
+        settings="zoo.eval.settings:LinearSettings",
+    ),
+    "fewshot": Benchmark(
+        "zoo.eval.fewshot:fewshot",
+        "few-shot",
+        "fewshot/5/top1",
+        reads="features",
+        settings="zoo.eval.settings:FewshotSettings",
+    ),
+    "zeroshot": Benchmark(
+        "zoo.eval.zeroshot:zeroshot",
+        "zero-shot",
+        "zeroshot/top1",
+        settings="zoo.eval.settings:ZeroShotSettings",
+    ),
+    "segment": Benchmark(
+        "zoo.eval.dense.segment:segment",
+        "segmentation",
+        "segment/miou",
+        settings="zoo.eval.settings:SegmentSettings",
+    ),
     "retrieval": Benchmark(
-        "zoo.eval.retrieval:retrieval", "retrieval", "retrieval/image_to_text/recall5"
+        "zoo.eval.retrieval:retrieval",
+        "retrieval",
+        "retrieval/image_to_text/recall5",
+        settings="zoo.eval.settings:RetrievalSettings",
     ),
     "correspondence": Benchmark(
-        "zoo.eval.dense.correspondence:correspondence", "correspondence", "correspondence/pck0.1"
+        "zoo.eval.dense.correspondence:correspondence",
+        "correspondence",
+        "correspondence/pck0.1",
+        settings="zoo.eval.settings:CorrespondenceSettings",
     ),
-    "depth": Benchmark("zoo.eval.dense.depth:depth", "depth", "depth/delta1"),
-    "masks": Benchmark("zoo.eval.dense.sam_masks:masks", "masks", "masks/miou"),
+    "depth": Benchmark(
+        "zoo.eval.dense.depth:depth",
+        "depth",
+        "depth/delta1",
+        settings="zoo.eval.settings:DepthSettings",
+    ),
+    "masks": Benchmark(
+        "zoo.eval.dense.sam_masks:masks",
+        "masks",
+        "masks/miou",
+        settings="zoo.eval.settings:SamMasksSettings",
+    ),
     "detect": Benchmark(
         "zoo.eval.detect.benchmark:detect",
         "detection",
@@ -74,7 +116,12 @@ BENCHMARKS: dict[str, Benchmark] = {
         settings="zoo.eval.detect.config:DetectSettings",
     ),
     "speed": Benchmark(
-        "zoo.eval.speed.throughput:speed", "images/s", "speed/img_s", 0.0, "nothing"
+        "zoo.eval.speed.throughput:speed",
+        "images/s",
+        "speed/img_s",
+        best=0.0,
+        reads="nothing",
+        settings="zoo.eval.settings:SpeedSettings",
     ),
 }
 """Name on the command line -> benchmark."""

@@ -3,7 +3,6 @@
 import math
 import statistics
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -13,18 +12,7 @@ from torch import Tensor
 
 from zoo.eval.linear import predict_linear
 from zoo.eval.registry import Found, Scores, Subject
-
-
-@dataclass(frozen=True, kw_only=True)
-class FewshotSettings:
-    """How many images are drawn, how often, and how strongly the classifier is regularised."""
-
-    shots: tuple[int, ...] = (1, 5, 10)
-    """Images of each class; a number larger than the smallest class is left out."""
-    draws: int = 5
-    """Number of random selections; the mean over them is reported."""
-    strength: float = 1e-2
-    """Strength of the L2 penalty; fixed, since there are too few images to choose it on."""
+from zoo.eval.settings import FewshotSettings
 
 
 def fewshot(subject: Subject, data: Path, settings: FewshotSettings) -> Iterator[Found]:

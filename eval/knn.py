@@ -1,7 +1,6 @@
 """Weighted k-nearest neighbours: how good features are before anything is fitted to them."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -11,20 +10,13 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from zoo.eval.registry import Found, Scores, Subject
+from zoo.eval.settings import KnnSettings
 
 SIMILARITIES_AT_ONCE = 2**26
 """Entries of the queries x bank matrix that are in memory at a time (256 MiB in float32)."""
 
 BANK_ROWS_AT_ONCE = 2**16
 """Rows of the bank that are normalised, and if necessary moved to the device, at a time."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class KnnSettings:
-    """The defaults are the protocol of DINO and AM-RADIO."""
-
-    k: int = 20
-    temperature: float = 0.07
 
 
 def measure(subject: Subject, data: Path, settings: KnnSettings) -> Iterator[Found]:

@@ -1,9 +1,7 @@
 """Linear probe: multinomial logistic regression on frozen features."""
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -13,32 +11,10 @@ from torch import Tensor
 from zoo.eval.extract import Extracted
 from zoo.eval.knn import check_sets, scored
 from zoo.eval.registry import Found, Subject
+from zoo.eval.settings import STRENGTHS, LinearSettings
 
 LOGITS_AT_ONCE = 2**26
 """Entries of the rows x classes matrix that are in memory at a time (256 MiB in float32)."""
-
-STRENGTHS = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5)
-Solver = Literal["lbfgs", "ridge", "sgd"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class LinearSettings:
-    """How the linear classifier is fitted; of several values a held-out tenth decides."""
-
-    solvers: tuple[Solver, ...] = ("lbfgs",)
-    """lbfgs: logistic regression; ridge: least squares in closed form; sgd: for large data sets."""
-    strengths: tuple[float, ...] = STRENGTHS
-    """Strengths of the L2 penalty; for ridge, relative to the mean eigenvalue."""
-    max_steps: int = 200
-    """Iterations of L-BFGS."""
-    epochs: int = 10
-    """Epochs of SGD."""
-    least_steps: int = 1000
-    """Fewest steps of SGD: a small set is trained on for more epochs."""
-    batch: int = 1024
-    """Batch of SGD."""
-    rates: tuple[float, ...] = (1e-3, 1e-2, 1e-1, 1.0)
-    """Learning rates of SGD at a batch of 256; they are scaled with the batch."""
 
 
 def measure(subject: Subject, data: Path, settings: LinearSettings) -> Iterator[Found]:

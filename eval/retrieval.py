@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +13,7 @@ from torch import Tensor
 from zoo.eval.dense.square import squares
 from zoo.eval.extract import extract
 from zoo.eval.registry import Found, Scores, Subject
+from zoo.eval.settings import RetrievalSettings
 from zoo.eval.zeroshot import check_width, head_for, through_head
 from zoo.teachers.name import TeacherName
 from zoo.teachers.text import BATCH, open_text
@@ -23,20 +23,6 @@ ROWS = 1024
 """Queries that are ranked at once."""
 FOLDERS = ("val", "val2017", "images", "test", ".")
 """Folders of images, relative to the data set's folder; the first that has an image is used."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class RetrievalSettings:
-    """Which text tower, which head of the student, and which captions."""
-
-    teacher: str = ""
-    """Full name of the teacher with the text tower: open_clip:ViT-B-32/laion2b_s34b_b79k."""
-    head: str = ""
-    """The student's head for that teacher; by default the head with the teacher's label."""
-    captions: str = ""
-    """COCO's json of captions; by default `annotations/captions_val*.json` of the data."""
-    images: str = ""
-    """The folder of their images; by default one of `FOLDERS` in the data's folder."""
 
 
 def retrieval(subject: Subject, data: Path, settings: RetrievalSettings) -> Iterator[Found]:

@@ -3,7 +3,6 @@
 import json
 import re
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -15,6 +14,7 @@ from torch import Tensor
 
 from zoo.eval.extract import extract
 from zoo.eval.registry import Found, Scores, Subject
+from zoo.eval.settings import ZeroShotSettings
 from zoo.features import Batch, Features
 from zoo.teachers.name import TeacherName
 from zoo.teachers.text import text_classifier
@@ -22,18 +22,6 @@ from zoo.teachers.text import text_classifier
 WNID = re.compile(r"n\d{8}")
 """A WordNet id, as in the folders of ImageNet."""
 PLAIN = ("a photo of a {}.",)
-
-
-@dataclass(frozen=True, kw_only=True)
-class ZeroShotSettings:
-    """Which text tower, which head of the student, and which sentences."""
-
-    teacher: str = ""
-    """Full name of the teacher with the text tower: open_clip:ViT-B-32/laion2b_s34b_b79k."""
-    head: str = ""
-    """The student's head for that teacher; by default the head with the teacher's label."""
-    templates: Literal["openai", "simple", "plain"] = "openai"
-    """open_clip's 80 (openai) or 7 (simple) sentences for ImageNet, or "a photo of a ..." alone."""
 
 
 def zeroshot(subject: Subject, data: Path, settings: ZeroShotSettings) -> Iterator[Found]:

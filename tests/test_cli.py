@@ -1,13 +1,15 @@
 """The command line: what it shows, and what it says to wrong input."""
 
 import json
+import subprocess
+import sys
 import time
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from zoo.cli import main
+from zoo.cli import COMMANDS, main
 
 
 @pytest.fixture
@@ -145,6 +147,26 @@ def test_help_shows_an_example(command, capsys):
     else:
         main(["--help"])
     assert f"zoo {' '.join(command)}".strip() in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "command",
+    ["--help", "--version", "distil", "list", "list recipes"]
+    + [f"{name} --help" for name in COMMANDS]
+    + ["bench models --help", "bench distill --help", "eval --on segment,depth,detect --help"]
+    + ["experiment phi_s --help", "experiment students --tiny --help"]
+    + ["distill am_radio --tiny --help", "distill --teachers timn:x"],
+)
+def test_what_needs_no_model_is_answered_without_torch(command):
+    code = (
+        "import sys\nfrom zoo.cli import main\ntry:\n    main(sys.argv[1:])\n"
+        "except SystemExit:\n    pass\nprint(*sys.modules)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, *command.split()], capture_output=True, text=True, check=True
+    )
+    loaded = {name.partition(".")[0] for name in done.stdout.splitlines()[-1].split()}
+    assert "zoo" in loaded and not loaded & {"torch", "timm", "numpy", "PIL"}
 
 
 def test_the_list_names_each_family_with_parameters(capsys):

@@ -58,7 +58,7 @@ def test_every_former_name_leads_to_one_that_is_defined():
         ("zoo.train.distill", "distill_step", "zoo.train.distill.step.distill_step"),
         ("zoo.train.turn", "Turn", "zoo.train.distill.plan_step.StepPlan"),
         ("zoo.checkpoint", "read_state", "zoo.weights.read_state"),
-        ("zoo.eval.segment", "Segment", "zoo.eval.dense.segment.SegmentSettings"),
+        ("zoo.eval.segment", "Segment", "zoo.eval.settings.SegmentSettings"),
         ("zoo.eval.speed", "Case", "zoo.eval.speed.models.Case"),
         ("zoo.teachers", "open_teacher", "zoo.teachers.open.open_teacher"),
         ("zoo.layers.scan_op", "scan", "zoo.kernels.scan.scan"),

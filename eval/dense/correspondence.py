@@ -3,9 +3,8 @@
 import json
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -15,29 +14,8 @@ from torch import Tensor
 
 from zoo.eval.dense.square import squares
 from zoo.eval.registry import Found, Scores, Subject
+from zoo.eval.settings import CorrespondenceSettings
 from zoo.features import Batch, at_grid
-
-
-@dataclass(frozen=True, kw_only=True)
-class CorrespondenceSettings:
-    """Which pairs of images are matched, and how finely."""
-
-    layout: Literal["auto", "spair", "warps"] = "auto"
-    """`spair`: the key points of SPair-71k (1908.10543); `warps`: each image and a copy of it under
-    a known warp; `auto`: the first if its folders exist, otherwise the second."""
-    split: str = "test"
-    """The split of SPair-71k."""
-    finer: int = 2
-    """Factor by which the target's map is enlarged before a match is searched in it."""
-    points: int = 8
-    """Points along each side of the grid of points in a warped image."""
-    thresholds: tuple[float, ...] = (0.05, 0.1)
-    """Largest distances that count as a match, as shares of the object's larger side (SPair) or of
-    the image's side (warps)."""
-
-    def __post_init__(self) -> None:
-        if self.finer < 1 or self.points < 1 or not self.thresholds:
-            raise ValueError("finer, points and the number of thresholds must be at least 1.")
 
 
 class ImagePair(NamedTuple):

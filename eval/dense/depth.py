@@ -18,51 +18,14 @@ from zoo.eval.dense.segment_data import PICTURES, SPLITS
 from zoo.eval.dense.training import train_head
 from zoo.eval.dense.windows import at_size, sliding
 from zoo.eval.registry import Found, Picture, Scores, Subject
+from zoo.eval.settings import FLOOR, DepthSettings
 from zoo.features import Batch, at_grid
 from zoo.train.state import TrainState
 from zoo.train.task import Loss, Task
 
 BINS = 256
-FLOOR = 1e-3
-"""Smallest depth in metres; logarithms of smaller ones would dominate the loss."""
 UNKNOWN = 0.0
 """The depth of pixels that are not scored."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class DepthSettings:
-    """How the linear layer is trained and measured."""
-
-    crop: int = 480
-    """Side of a window, in pixels; the short side of an image is resized to it."""
-    stride: int = 320
-    """Pixels from one window to the next when an image is measured."""
-    steps: int = 20_000
-    batch: int = 16
-    lr: float = 1e-3
-    weight_decay: float = 1e-4
-    warmup: int = 1500
-    """Steps until the full rate is reached; at most a tenth of all steps."""
-    max_depth: float = 10.0
-    """Metres; larger depths are not scored. 10 for NYUd, 80 for KITTI."""
-    scale: float = 1e-3
-    """Metres per unit of a 16-bit file: 1/1000 for NYUd, 1/256 for KITTI."""
-    workers: int = 0
-    """Processes that read images."""
-    pictures: int = 4
-    """Images of the validation part that are shown with their predictions."""
-
-    def __post_init__(self) -> None:
-        if min(self.crop, self.stride, self.steps) < 1 or self.batch < 2:
-            raise ValueError(
-                "crop, stride and steps must be at least 1, and a batch at least 2 crops."
-            )
-        if not (self.lr > 0 and self.max_depth > FLOOR and self.scale > 0):
-            raise ValueError("lr, max_depth and scale must be above 0.")
-        if self.stride > self.crop:
-            raise ValueError(
-                f"A stride of {self.stride} px leaves gaps between windows of {self.crop} px."
-            )
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,6 @@
 """Masks by SAM's decoder from a student's features, compared with those from SAM's own encoder."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -10,29 +9,12 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from zoo.eval.registry import Found, Picture, Scores, Subject
+from zoo.eval.settings import SamMasksSettings
 from zoo.eval.zeroshot import head_for
 from zoo.features import Batch
 from zoo.teachers.name import TeacherName
 from zoo.teachers.open import open_teacher
 from zoo.teachers.sam import MaskDecoder
-
-
-@dataclass(frozen=True, kw_only=True)
-class SamMasksSettings:
-    """Which decoder, which head of the student, and which points."""
-
-    teacher: str = ""
-    """The SAM from which the student learnt: hf:facebook/sam-vit-huge, or hf:FOLDER."""
-    head: str = ""
-    """The student's head for that teacher; by default the head with the teacher's label."""
-    points: int = 8
-    """Points along each side of a regular grid; each point is the prompt of one mask."""
-    pictures: int = 4
-    """Images of which the masks of one point are shown."""
-
-    def __post_init__(self) -> None:
-        if self.points < 1:
-            raise ValueError(f"points is {self.points}; a mask needs at least one point.")
 
 
 def masks(subject: Subject, data: Path, settings: SamMasksSettings) -> Iterator[Found]:

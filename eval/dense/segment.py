@@ -3,9 +3,8 @@
 import copy
 import itertools
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,57 +20,10 @@ from zoo.eval.dense.training import train_head
 from zoo.eval.dense.upernet import BackbonePyramid, UPerNet
 from zoo.eval.dense.windows import at_size, sliding
 from zoo.eval.registry import Found, Picture, Subject
+from zoo.eval.settings import SegmentSettings
 from zoo.features import Batch, Features, at_grid
 from zoo.train.state import TrainState
 from zoo.train.task import Loss, Task
-
-
-@dataclass(frozen=True, kw_only=True)
-class SegmentSettings:
-    """How a segmenter is trained and measured; the defaults are those of DINOv2's linear probe."""
-
-    head: Literal["linear", "upernet"] = "linear"
-    """`linear`: batch norm and one linear layer on the last map; `upernet`: 1807.10221."""
-    layout: str = "auto"
-    """ade20k, voc, cityscapes, camvid, folder, tar, or auto: recognised by the folders."""
-    crop: int = 512
-    """Side of a window, in pixels; the short side of an image is resized to it."""
-    stride: int = 341
-    """Pixels from one window to the next when an image is measured."""
-    steps: int = 40_000
-    batch: int = 16
-    lr: float = 1e-3
-    weight_decay: float = 1e-4
-    warmup: int = 1500
-    """Steps until the full rate is reached; at most a tenth of all steps."""
-    backbone_lr: float = 0.0
-    """Above 0, the backbone is trained too, at this rate (UPerNet: 6e-5)."""
-    hidden: int = 512
-    """Channels of UPerNet."""
-    workers: int = 0
-    """Processes that read images."""
-    pictures: int = 6
-    """Images of the validation part that are shown with their predictions."""
-
-    def __post_init__(self) -> None:
-        for name in ("crop", "stride", "steps", "batch", "hidden"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1.")
-        if self.batch < 2:
-            raise ValueError("Batch norm cannot learn from a batch of 1; take at least 2 crops.")
-        if not self.lr > 0 or self.backbone_lr < 0 or self.weight_decay < 0:
-            raise ValueError(
-                f"The rate {self.lr:g} must be above 0; the backbone's rate {self.backbone_lr:g} "
-                f"and the weight decay {self.weight_decay:g} must not be negative."
-            )
-        if self.stride > self.crop:
-            raise ValueError(
-                f"A stride of {self.stride} px leaves gaps between windows of {self.crop} px."
-            )
-        if self.backbone_lr and self.head == "linear":
-            raise ValueError(
-                "The linear head is for frozen features; leave out backbone_lr, or choose upernet."
-            )
 
 
 class LinearHead(nn.Module):

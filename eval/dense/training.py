@@ -30,7 +30,7 @@ class HeadTraining(Training):
 
     @classmethod
     def of(cls, settings: Any, seed: int, out: Path) -> "HeadTraining":
-        """Return the loop's config for a benchmark's settings; its rate falls linearly to 0."""
+        """Return the loop's config for a benchmark's settings; the rate falls linearly to 0."""
         steps, tenth = settings.steps, -(-settings.steps // 10)
         warmup = max(1, min(settings.warmup, steps // 10))
         return cls(

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from zoo.train.config import Optim, Training
+from zoo.train.config import Optim, Precision, Training
 
 Kind = Literal["mask_rcnn", "faster_rcnn", "retinanet", "detr", "rt_detr_v2", "mask2former"]
 DRAWN = "shapes"
@@ -26,6 +26,11 @@ class DetectTraining(Training):
     """Factor of the backbone's rate relative to that of the new parts; see also `layer_decay`."""
     layer_decay: float = 1.0
     """Factor of the rate from each layer of the backbone to the one before it; 1 for no decay."""
+    precision: Precision = "auto"
+    """Of the backbone and the pyramid; auto is bf16 on CUDA and float32 elsewhere. What places
+    boxes stays in float32."""
+    workers: int = 0
+    """Processes that decode; with 0 the images are decoded once and held in memory."""
     norms: Literal["trained", "frozen"] = "trained"
     """`frozen`: batch norms of the backbone keep their statistics, for trained backbones and small
     batches."""

@@ -1,24 +1,11 @@
 """The benchmark `speed`: the same figures as `zoo bench`, to show beside a model's quality."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 from zoo.eval.registry import Found, Subject
+from zoo.eval.settings import SpeedSettings
 from zoo.eval.speed.models import Case, measure
 from zoo.students.student import Student
-
-
-@dataclass(frozen=True, kw_only=True)
-class SpeedSettings:
-    """How inference is timed: only the backbone, with images already on the device."""
-
-    mode: str = "eager"
-    """A mode of `zoo bench models`: eager or deploy, alone or +compiled, +autotuned or +graphs."""
-    batch: int | None = None
-    """The evaluation's by default."""
-    rounds: int = 20
-    """Timed batches, of which the median is used."""
-    channels_last: bool = False
 
 
 def speed(subject: Subject, data: None, settings: SpeedSettings) -> Iterator[Found]:

@@ -8,8 +8,8 @@ from PIL import Image
 
 from zoo.cli import main
 from zoo.experiments.bookkeeping import step_ms
+from zoo.experiments.students.config import FAMILIES
 from zoo.experiments.students.result import compare, report
-from zoo.experiments.students.run import FAMILIES
 from zoo.students.build import build_student
 from zoo.train.run import Run
 

@@ -58,7 +58,8 @@ def calibrate(setup: Setup) -> Statistics:
     Raises:
         ValueError: a teacher gives a value that is not finite.
     """
-    config, device = setup.config, setup.device
+    config = setup.config
+    device = setup.device
     plan = Plan(len(setup.train), config.batch, mix(config.seed, 3))
     feed = ImageFeed(setup.train, setup.view, plan, device, config.num_slices, (), config.workers)
     measured = _Measured(device)

@@ -35,7 +35,8 @@ class DistillTask(Task):
         terms: tuple[Term, ...],
         weighting: Weighting,
     ):
-        self.config, self.plan, self.teachers = config, plan, teachers
+        self.config = config
+        self.plan, self.teachers = plan, teachers
         self.terms, self.weighting = terms, weighting
 
     @classmethod

@@ -42,9 +42,14 @@ def console() -> Console:
 
 
 def measure_steps(
-    steps: Sequence[Step], *, device: str, rounds: int, out: Path | None = None,
-    kernels: int = 0, command: str | None = None,
-) -> list[StepTiming]:  # fmt: skip
+    steps: Sequence[Step],
+    *,
+    device: str,
+    rounds: int,
+    out: Path | None = None,
+    kernels: int = 0,
+    command: str | None = None,
+) -> list[StepTiming]:
     """Measure `steps`, print each as soon as it is known, and write the JSON file `out`."""
     screen, pool, rows = console(), ModelPool(torch.device(device)), []
     for step in steps:

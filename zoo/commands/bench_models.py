@@ -52,11 +52,14 @@ def measure_models(
     kernels: int = 0,
     command: str | None = None,
 ) -> list[Measured]:
-    """Measure `cases`, print them beside `peer` and an earlier run, and write what was asked for.
+    """Measure `cases`, print them beside `peer` and an earlier run, and write the file `out`.
 
     `out` is a JSON file; a Markdown table and the Pareto plot are written beside it. On a CPU
-    all cases are run in turns, on a GPU one after the other. `kernels` of each, the most
-    expensive ones, are named.
+    the cases take turns, on a GPU one follows the other.
+
+    Args:
+        compare: The JSON file of an earlier run.
+        kernels: Name so many of each case's most expensive kernels.
 
     Raises:
         ValueError: `compare` is no file of this command.

@@ -165,9 +165,14 @@ def _shards(
     """Return full shards until the part is done or a signal came."""
     first, last = numbers.start * request.rows, min(len(source), numbers.stop * request.rows)
     batches = eval_batches(
-        source, max(subject.student.size), request.batch, start=first, limit=last,
-        workers=request.workers, pin=subject.device.type == "cuda",
-    )  # fmt: skip
+        source,
+        max(subject.student.size),
+        request.batch,
+        start=first,
+        limit=last,
+        workers=request.workers,
+        pin=subject.device.type == "cuda",
+    )
     dtype = torch.float16 if request.half else torch.float32
     number, keys, labels, parts, room = numbers.start, [], [], [], request.rows
     with torch.inference_mode():
@@ -195,9 +200,14 @@ def _shards(
 
 
 def _write(
-    request: Embed, part: str, number: int, keys: list[str], labels: Tensor, parts: list[Tensor],
+    request: Embed,
+    part: str,
+    number: int,
+    keys: list[str],
+    labels: Tensor,
+    parts: list[Tensor],
     rate: Rate,
-) -> None:  # fmt: skip
+) -> None:
     """Fetch a shard's features and write it, whole or not at all."""
     rows = torch.cat(parts).cpu().numpy()
     rate.add(part, len(keys))
@@ -245,9 +255,12 @@ def _print_rates(
         return
     device = next(student.parameters()).device.type
     case = Case(
-        model=case_name(student), size=student.size[0], batch=request.batch,
-        precision=request.precision, device=device,
-    )  # fmt: skip
+        model=case_name(student),
+        size=student.size[0],
+        batch=request.batch,
+        precision=request.precision,
+        device=device,
+    )
     # As long as the embedding, within reason: a GPU at its power limit does not stay at one speed.
     batches = images // request.batch
     rounds = min(max(batches, 20), 100) if device == "cuda" else 5

@@ -1,4 +1,4 @@
-"""What `zoo embed` is asked for; read without torch."""
+"""The options of `zoo embed`; read without torch."""
 
 from dataclasses import dataclass
 from importlib.util import find_spec

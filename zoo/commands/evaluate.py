@@ -178,9 +178,14 @@ def _measure_all(subject: Subject, request: EvalRequest) -> Iterator[Record]:
 
 
 def _measure_one(
-    name: str, run: Any, subject: Subject, path: Path | None, settings: Any, about: dict,
+    name: str,
+    run: Any,
+    subject: Subject,
+    path: Path | None,
+    settings: Any,
+    about: dict,
     request: EvalRequest,
-) -> Record:  # fmt: skip
+) -> Record:
     began = time.perf_counter()
     record = Record(benchmark=name, values={}, settings=_plain(settings), **about)
     if request.out:

@@ -1,6 +1,9 @@
-"""`zoo experiment`: experiments that make their own teachers."""
+"""`zoo experiment`: experiments that train their own teachers."""
+
+from importlib import import_module
 
 from zoo.commands.parse import parse
+from zoo.experiments import EXPERIMENTS
 
 
 def _gathered(argv: list[str], option: str) -> list[str]:
@@ -21,12 +24,10 @@ def _gathered(argv: list[str], option: str) -> list[str]:
 
 
 def main(argv: list[str]) -> None:
-    """Run an experiment that makes its own teachers.
+    """Run an experiment that trains its own teachers.
 
     Example: zoo experiment phi_s --tiny --out runs/phi_s
     """
-    from zoo.experiments import EXPERIMENTS
-
     if not argv or argv[0] not in EXPERIMENTS:
         if argv and argv[0] not in ("-h", "--help"):
             known = ", ".join(EXPERIMENTS)
@@ -34,11 +35,12 @@ def main(argv: list[str]) -> None:
         print("\n".join(f"zoo experiment {name} --help" for name in EXPERIMENTS))
         return
     name, *options = argv
-    chosen = EXPERIMENTS[name]()
-    start = chosen.tiny() if "--tiny" in options else chosen.full()
+    about = import_module(f"zoo.experiments.{name}.config")
+    start = about.tiny() if "--tiny" in options else about.full()
     options = _gathered(options, "--data")
-    args = parse(type(start), options, f"experiment {name}", chosen.__doc__ or "", default=start)
+    args = parse(type(start), options, f"experiment {name}", about.__doc__ or "", default=start)
+    experiment = import_module(f"zoo.experiments.{name}.run")
     if args.dry_run:
-        chosen.plan(args)
-    elif not chosen.main(args):
+        experiment.plan(args)
+    elif not experiment.main(args):
         raise SystemExit(1)

@@ -15,7 +15,7 @@ FILE = Path(__file__).parent.parent / "models.json"
 
 
 class ModelFacts(NamedTuple):
-    """What can be said about a registered model without its weights."""
+    """The facts about a registered model that need no weights."""
 
     parameters: int
     size: tuple[int, int]

@@ -77,12 +77,21 @@ def _cache_estimate(config: Distill, teachers: list[Cost], rate: float) -> list[
     """Say what a cache would cost and save; the teachers' speed is estimated, the disk's timed."""
     assert config.cache is not None
     count = len(open_data(config)[0])
-    about = {t.label: dict(grid=t.grid, spatial_dim=t.spatial_dim, summary_dim=t.summary_dim)
-             for t in teachers}  # fmt: skip
+    about = {
+        t.label: dict(grid=t.grid, spatial_dim=t.spatial_dim, summary_dim=t.summary_dim)
+        for t in teachers
+    }
     held = CacheManifest(
-        images=count, data="", seed=config.seed, views=config.view_epochs, view={}, shard=1,
-        normalise=config.normalise, stored=config.cache_dtype, teachers=about,
-    )  # fmt: skip
+        images=count,
+        data="",
+        seed=config.seed,
+        views=config.view_epochs,
+        view={},
+        shard=1,
+        normalise=config.normalise,
+        stored=config.cache_dtype,
+        teachers=about,
+    )
     live = sum(t.flops for t in teachers) / (EFFICIENCY * rate)
     return break_even(held, config.cache, live).describe()
 

@@ -60,7 +60,7 @@ class Step:
     size: int
     batch: int
     precision: Literal["bf16", "int8", "fp8"] = "bf16"
-    """Of the teachers."""
+    """Of the teachers' products."""
     compiled: bool = True
     """Teachers' blocks and student; without, this is the plain loop."""
     overlap: bool = False
@@ -77,9 +77,13 @@ class Step:
     def config(self, device: str) -> Distill:
         """Say it as a run."""
         return Distill(
-            teachers=self.specs, student=self.student, size=self.size, batch=self.batch,
-            device="cuda" if device == "cuda" else "cpu", overlap=self.overlap,
-        )  # fmt: skip
+            teachers=self.specs,
+            student=self.student,
+            size=self.size,
+            batch=self.batch,
+            device="cuda" if device == "cuda" else "cpu",
+            overlap=self.overlap,
+        )
 
 
 @dataclass(kw_only=True)
@@ -103,7 +107,7 @@ class StepTiming:
     seconds: float = 0.0
     """To open, compile and measure."""
     kernels: list[Kernel] = field(default_factory=list)
-    """The step's most expensive ones, if they were asked for."""
+    """The step's most expensive ones; none unless `measure` is told to find them."""
     error: str | None = None
 
     @property
@@ -143,25 +147,25 @@ class ModelPool:
         key = (spec.name, step.precision, step.compiled, step.precision != "bf16" and step.gate)
         if key not in self._ready:
             teacher = self.teacher(spec)
-            self._ready[key] = self._quicken(teacher, step)
-        teacher, told = self._ready[key]
+            self._ready[key] = self._in_form(teacher, step)
+        teacher, report = self._ready[key]
         if spec.mosaic > 1:
             assert isinstance(teacher, Frozen)
-            return Mosaic(teacher, spec.mosaic), told
-        return teacher, told
+            return Mosaic(teacher, spec.mosaic), report
+        return teacher, report
 
-    def _quicken(self, teacher: Teacher, step: Step) -> tuple[Teacher, QuantReport | None]:
-        told, network = None, frozen(teacher)
+    def _in_form(self, teacher: Teacher, step: Step) -> tuple[Teacher, QuantReport | None]:
+        report, network = None, frozen(teacher)
         if network is None:
             return teacher, None
         if step.precision != "bf16" or step.compiled:
             network = copy.deepcopy(network)  # the plain one stays for other steps
         if step.precision != "bf16":
             batch = pink_noise(FITTED, max(network.size), self.device)
-            told = quantize_linears(network, batch, step.precision, gate=step.gate)
+            report = quantize_linears(network, batch, step.precision, gate=step.gate)
         if step.compiled:
             compile_teacher(network)
-        return network, told
+        return network, report
 
     def student(self, step: Step, config: Distill, teachers: Mapping[str, Teacher]) -> "_Model":
         """Build a student with its heads, compiled if the step is; the same one at each call."""
@@ -232,24 +236,24 @@ def measure(
         for label, spec in zip(config.labels, config.teachers, strict=True)
     }
     teachers = {label: teacher for label, (teacher, _) in opened.items()}
-    told = {label: eight for label, (_, eight) in opened.items() if eight}
-    stand = StepBench(step, config, teachers, pool.student(step, config, teachers), device)
+    reports = {label: report for label, (_, report) in opened.items() if report}
+    bench = StepBench(step, config, teachers, pool.student(step, config, teachers), device)
     clock = Clock(device, step.batch, rounds, warmup)
     with tensor_cores(device):
-        parts = dict(_parts(stand, clock))
+        parts = dict(_parts(bench, clock))
         free(device)
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats()
-        times = clock.times(stand.step)
+        times = clock.times(bench.step)
         peak = torch.cuda.max_memory_allocated() / GIB if device.type == "cuda" else None
-        found = profile(stand.step, device.type)[:kernels] if kernels else []
-    seen = StepTiming(step=step, parts=parts, peak_gib=peak, kernels=found)
-    seen.milliseconds, seen.spread = statistics.median(times), _spread(times)
-    _conclude(seen, config, best or {})
-    _model(seen, costs, ours, told, pool.rate)
-    seen.fidelity = {label: dataclasses.asdict(one) for label, one in told.items()}
-    seen.seconds = time.perf_counter() - began
-    return seen
+        found = profile(bench.step, device.type)[:kernels] if kernels else []
+    timing = StepTiming(step=step, parts=parts, peak_gib=peak, kernels=found)
+    timing.milliseconds, timing.spread = statistics.median(times), _spread(times)
+    _conclude(timing, config, best or {})
+    _model(timing, costs, ours, reports, pool.rate)
+    timing.fidelity = {label: dataclasses.asdict(report) for label, report in reports.items()}
+    timing.seconds = time.perf_counter() - began
+    return timing
 
 
 def _spread(times: list[float]) -> float:
@@ -259,15 +263,15 @@ def _spread(times: list[float]) -> float:
     return (high - low) / 2 / middle
 
 
-def _conclude(seen: StepTiming, config: Distill, best: Mapping[str, float]) -> None:
-    keys = part_keys(seen.step)
-    fastest = {n: min(ms, best.get(keys.get(n, ""), ms)) for n, ms in seen.parts.items()}
+def _conclude(timing: StepTiming, config: Distill, best: Mapping[str, float]) -> None:
+    keys = part_keys(timing.step)
+    fastest = {n: min(ms, best.get(keys.get(n, ""), ms)) for n, ms in timing.parts.items()}
     networks = sum(fastest[label] for label in config.labels)
     bare = fastest.get("backbone", fastest["student"] - fastest["heads"])
-    seen.efficiency = (networks + fastest["student"]) / seen.milliseconds
-    seen.bare_efficiency = (networks + bare) / seen.milliseconds
-    alone = sum(seen.parts[label] for label in config.labels) + seen.parts["student"]
-    seen.parts["rest"] = seen.milliseconds - alone - seen.parts["resize"]
+    timing.efficiency = (networks + fastest["student"]) / timing.milliseconds
+    timing.bare_efficiency = (networks + bare) / timing.milliseconds
+    alone = sum(timing.parts[label] for label in config.labels) + timing.parts["student"]
+    timing.parts["rest"] = timing.milliseconds - alone - timing.parts["resize"]
 
 
 def part_keys(step: Step) -> dict[str, str]:
@@ -290,22 +294,26 @@ def best_parts(rows: Iterable[StepTiming]) -> dict[str, float]:
 
 
 def _model(
-    seen: StepTiming, costs: list[Cost], ours: Cost, told: Mapping[str, QuantReport], rate: float
+    timing: StepTiming,
+    costs: list[Cost],
+    ours: Cost,
+    reports: Mapping[str, QuantReport],
+    rate: float,
 ) -> None:
     names = {
-        c.label: TeacherName.parse(s.name) for c, s in zip(costs, seen.step.specs, strict=True)
+        c.label: TeacherName.parse(s.name) for c, s in zip(costs, timing.step.specs, strict=True)
     }
     result: Estimate = estimate(
         {cost.label: (names[cost.label].name, cost.flops) for cost in costs},
         (ours.label, ours.flops),
         rate,
-        compiled=seen.step.compiled,
-        precision=seen.step.precision,
-        eight={label: one.share for label, one in told.items()} if told else None,
+        compiled=timing.step.compiled,
+        precision=timing.step.precision,
+        eight={label: report.share for label, report in reports.items()} if reports else None,
     )
-    seen.model = {label: 1e3 * seconds for label, seconds in result.teachers.items()}
-    seen.model |= {"student": 1e3 * result.student, "step": 1e3 * result.total}
-    seen.gflops = {c.label: c.flops / 1e9 for c in [*costs, ours]}
+    timing.model = {label: 1e3 * seconds for label, seconds in result.teachers.items()}
+    timing.model |= {"student": 1e3 * result.student, "step": 1e3 * result.total}
+    timing.gflops = {c.label: c.flops / 1e9 for c in [*costs, ours]}
 
 
 @dataclass(frozen=True)
@@ -329,16 +337,16 @@ class Clock:
         return statistics.median(self.times(run))
 
 
-def _parts(stand: "StepBench", clock: Clock) -> Iterator[tuple[str, float]]:
+def _parts(bench: "StepBench", clock: Clock) -> Iterator[tuple[str, float]]:
     """Measure each part alone."""
-    for label, teacher in stand.teachers.items():
-        batch = Batch(stand.host.to(stand.device).at(teacher.size))
-        yield label, clock.median(lambda t=teacher, b=batch: stand.run_teacher(t, b))
-    yield "student", clock.median(stand.learn)
-    if stand.asked.alone:
-        yield "backbone", clock.median(stand.learn_bare)
-    yield "heads", clock.median(stand.learn_heads)
-    yield "resize", clock.median(stand.resize)
+    for label, teacher in bench.teachers.items():
+        batch = Batch(bench.host.to(bench.device).at(teacher.size))
+        yield label, clock.median(lambda t=teacher, b=batch: bench.run_teacher(t, b))
+    yield "student", clock.median(bench.learn)
+    if bench.form.alone:
+        yield "backbone", clock.median(bench.learn_bare)
+    yield "heads", clock.median(bench.learn_heads)
+    yield "resize", clock.median(bench.resize)
 
 
 @dataclass(frozen=True)
@@ -367,13 +375,17 @@ class _Model:
 
 
 class StepBench:
-    """A student, its optimizer and its teachers on the test stand."""
+    """A student, its optimizer and its teachers, ready to be timed."""
 
     def __init__(
-        self, step: Step, config: Distill, teachers: dict[str, Teacher], model: _Model,
+        self,
+        step: Step,
+        config: Distill,
+        teachers: dict[str, Teacher],
+        model: _Model,
         device: torch.device,
-    ):  # fmt: skip
-        self.asked, self.config, self.teachers, self.device = step, config, teachers, device
+    ):
+        self.form, self.config, self.teachers, self.device = step, config, teachers, device
         self.state, self.bare = model.state, model.bare
         self.student: Student = self.state.model
         side = max([step.size, *(max(t.size) for t in teachers.values())])
@@ -412,8 +424,8 @@ class StepBench:
 
     def learn_bare(self) -> None:
         with self.autocast():
-            seen = self.bare(self.small.at(self.student.size))
-        self._descend([t for t in seen if t is not None])
+            features = self.bare(self.small.at(self.student.size))
+        self._descend([t for t in features if t is not None])
 
     def _descend(self, outputs: list[Tensor]) -> None:
         # the gradient of a sum costs nothing beside that of a network
@@ -425,8 +437,8 @@ class StepBench:
         """Forward and backward of the heads alone."""
         if not hasattr(self, "features"):
             with torch.no_grad(), self.autocast():
-                seen = self.student.features(self.small)
-            self.features = Features(*(t.detach().requires_grad_() for t in seen if t is not None))
+                found = self.student.features(self.small)
+            self.features = Features(*(t.detach().requires_grad_() for t in found if t is not None))
         with self.autocast():
             answers = [head(self.features) for head in self.student.heads.values()]
         outputs = [t for f in answers for t in f if t is not None]
@@ -449,8 +461,8 @@ class StepBench:
                 continue
             moments = Moments(teacher.spatial_dim, device=self.device)
             with torch.no_grad(), self.autocast():
-                seen = teacher(batch).spatial
-                assert seen is not None
-                moments.update(seen[:FITTED].float())
+                spatial = teacher(batch).spatial
+                assert spatial is not None
+                moments.update(spatial[:FITTED].float())
             found[label] = fit("phi_s", moments)
         return found

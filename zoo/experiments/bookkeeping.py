@@ -34,15 +34,14 @@ def affordable(
 
 
 def step_ms(run: Run) -> float:
-    """Return the milliseconds of a step of a run, without those up to its first log line.
+    """Return the milliseconds of a step of a run, without the steps before its first log line.
 
-    In them kernels are chosen and memory is taken. Each line waits for the device, so the time
-    between two of them is that of their steps.
+    During those, kernels are chosen and memory is allocated. Each log line waits for the device, so
+    the time between two lines is that of their steps.
     """
     rows = [json.loads(line) for line in (run.path / "timing.jsonl").read_text().splitlines()]
-    timed = rows[1:] or rows
-    steps = rows[-1]["step"] - (rows[0]["step"] if rows[1:] else 0)
-    return 1e3 * sum(row["seconds"] for row in timed) / steps
+    first, *timed = [dict(step=0), *rows] if len(rows) == 1 else rows
+    return 1e3 * sum(row["seconds"] for row in timed) / (timed[-1]["step"] - first["step"])
 
 
 def device_name(device: torch.device) -> str:

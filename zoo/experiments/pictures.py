@@ -34,7 +34,7 @@ class Pictures:
         return len(self.labels)
 
     def key(self, index: int) -> str:
-        """Name a picture, for error messages."""
+        """Return a picture's name for error messages."""
         return f"picture {index}"
 
     def batches(self, size: int, batch: int) -> Iterator[Batch]:
@@ -56,7 +56,7 @@ class Collection:
     """Number of classes; the labels of `train` are below it."""
 
     def feed(self, crop: "RandomCrop", *, batch: int, seed: int) -> "PictureFeed":
-        """Return the training pictures in the order, and with the crops, that a seed decides."""
+        """Return the training pictures in an order and with crops that the seed determines."""
         return PictureFeed(self.train, crop, Plan(len(self.train), batch, seed))
 
 
@@ -105,17 +105,17 @@ def side_for(size: int) -> int:
 
 @dataclass
 class PictureFeed(PlanFeed):
-    """Pictures in the order of a plan, with crops that follow from its seed and the step."""
+    """Pictures in the order of a plan, with crops that its seed and the step determine."""
 
     source: Pictures
     crop: RandomCrop
     plan: Plan
 
     def batches(self, start: int, steps: int) -> Iterator[Batch]:
-        """Return the crops of the steps `start`..`steps`, step by step."""
+        """Yield the crops of the steps from `start` up to `steps`: [B 3 H W] in [0, 1], labels."""
         batch, device = self.plan.batch, self.source.images.device
         positions = np.arange(start * batch, steps * batch)
-        # in one piece: no step waits for its order to reach the device
+        # all at once, so that no step waits for its order to reach the device
         order = torch.from_numpy(self.plan.indices_at(positions)).to(device)
         draws = torch.Generator(device)
         for step, chosen in enumerate(order.view(-1, batch), start):

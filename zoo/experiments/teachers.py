@@ -2,7 +2,6 @@
 
 import shutil
 from pathlib import Path
-from typing import Literal
 
 import torch
 from torch import nn
@@ -10,7 +9,7 @@ from torch import nn
 from zoo.data.plan import mix
 from zoo.experiments.pictures import Collection, RandomCrop
 from zoo.teachers.pretext import MEAN, STD, PretextTeacher
-from zoo.train.config import Every, Optim
+from zoo.train.config import Every, Optim, Precision
 from zoo.train.distill.phi_s import Moments
 from zoo.train.pretext import TASKS, Pretext, train_pretext
 
@@ -28,15 +27,15 @@ def train_teacher(
     steps: int,
     batch: int,
     seed: int,
-    precision: Literal["auto", "float32", "bf16"],
+    precision: Precision,
     out: Path,
 ) -> PretextTeacher:
     """Train `network` to the pretext task `kind` and freeze it.
 
     Args:
         kind: One of `zoo.train.pretext.TASKS`: classifier, autoencoder or gradients.
-        crop: Of the network's own size.
-        out: Folder for the log of its training.
+        crop: Crops of the network's image size.
+        out: Folder of the training's log.
     """
     device = collection.train.images.device
     seed = mix(seed, sum(kind.encode()))
@@ -55,9 +54,14 @@ def train_teacher(
     train_pretext(task, collection.feed(crop, batch=batch, seed=seed), config)
     shutil.rmtree(out / "checkpoints")
     return PretextTeacher(
-        f"pretext:{kind}", network, size=(crop.size, crop.size), mean=MEAN, std=STD,
-        license="yours", device=device,
-    )  # fmt: skip
+        f"pretext:{kind}",
+        network,
+        size=(crop.size, crop.size),
+        mean=MEAN,
+        std=STD,
+        license="yours",
+        device=device,
+    )
 
 
 @torch.no_grad()

@@ -1,14 +1,17 @@
-"""The PHI-S experiment, described: its arms, its sizes, its networks."""
+"""`zoo experiment phi_s`: does PHI-S (2410.01680) match all teachers, and does its rotation help?
+
+Nine ways to bring three teachers onto one scale, with several seeds each, are trained on the same
+crops in the same order. A second set of students, with more seeds, tests PHI-S's rotation alone.
+The teachers are trained in the run. Their scales are imposed, those of table 7; their directions
+and ranks are their own.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
-
-from torch import nn
+from typing import Literal
 
 from zoo.teachers.name import unknown_name
-from zoo.teachers.pretext import Gradients, PatchTransformer
 
 
 @dataclass(frozen=True)
@@ -137,24 +140,3 @@ def sets_of(config: PhiSExperiment) -> list[StudentSet]:
             StudentSet("rotation", ROTATION, config.rotation_seeds, together, half, small, 128)
         )
     return sets
-
-
-def networks(config: PhiSExperiment) -> dict[str, tuple[str, nn.Module]]:
-    """Build the teachers' networks: label -> (pretext task, network).
-
-    Scales: 0.03, 1.35 and 5.5 overall, log-normal gains of σ = 0.6, offsets; the last one's
-    channel means reach about ±60, as SAM's do (2410.01680, table 7).
-    """
-    vit: dict[str, Any] = dict(
-        dim=192, depth=12, num_heads=3, patch=16, mlp_ratio=4.0, size=config.size
-    )
-    widths, dim = (48, 96), 256
-    if config.tiny:
-        vit |= dict(dim=32, depth=2, num_heads=2)
-        widths, dim = (16, 16), 32
-    masked = vit | dict(depth=max(2, vit["depth"] // 2))
-    return {
-        "supervised": ("classifier", PatchTransformer(**vit, std=0.03, seed=1)),
-        "masked": ("autoencoder", PatchTransformer(**masked, std=1.35, seed=2)),
-        "edges": ("gradients", Gradients(dim, widths=widths, strides=(2, 2, 2), offset=4.0)),
-    }

@@ -3,7 +3,8 @@
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from zoo.experiments.phi_s.config import PhiSExperiment, networks, sets_of
+from zoo.experiments.phi_s.config import PhiSExperiment, sets_of
+from zoo.experiments.phi_s.networks import networks
 from zoo.experiments.tables import print_table
 from zoo.students.build import build_student
 from zoo.train.device import device_of

@@ -1,10 +1,4 @@
-"""`zoo experiment phi_s`: does PHI-S (2410.01680) match all teachers, and does its rotation help?
-
-Nine ways to bring three teachers onto one scale, with several seeds each, are trained on the same
-crops in the same order. A second set of students, with more seeds, tests PHI-S's rotation alone.
-The teachers are trained in the run. Their scales are imposed, those of table 7; their directions
-and ranks are their own.
-"""
+"""The runs of the PHI-S experiment: its teachers, its students, what is measured of them."""
 
 import copy
 import json
@@ -27,10 +21,10 @@ from zoo.experiments.phi_s.config import (
     PhiSExperiment,
     StudentSet,
     full,
-    networks,
     sets_of,
     tiny,
 )
+from zoo.experiments.phi_s.networks import networks
 from zoo.experiments.pictures import Collection, Pictures, RandomCrop, read_collection, side_for
 from zoo.experiments.probes import probe
 from zoo.experiments.stack import Answers, Stack
@@ -68,6 +62,7 @@ class PhiSSetup:
     """Arm -> teacher -> transform."""
 
     def autocast(self) -> AbstractContextManager:
+        """Return the context in which models run."""
         return autocast(self.config.precision, self.device)
 
 
@@ -77,21 +72,30 @@ def widths(teachers: Mapping[str, PretextTeacher]) -> dict[str, tuple[int | None
 
 
 def prepare(config: PhiSExperiment) -> PhiSSetup:
-    """Read the pictures, train the teachers, take their statistics, fit every transform."""
+    """Read the pictures, train the teachers, measure their statistics, fit every transform.
+
+    Raises:
+        ValueError: the device is not there, or the data has no images or no classes.
+    """
     device = device_of(config.device)
-    crop = RandomCrop(
-        size=config.size, flip=0.5 if config.data else 0.0
-    )  # a mirrored digit is none
+    flip = 0.5 if config.data else 0.0  # the default data has digits, which are not mirrored
+    crop = RandomCrop(size=config.size, flip=flip)
     collection = read_collection(config.data, side_for(config.size), device, config.limit)
     print(f"{len(collection.train)} pictures to train on, {len(collection.held)} held out")
     teachers = {}
     torch.manual_seed(mix(config.teacher_seed, 23))
     for label, (task, network) in networks(config).items():
         teachers[label] = train_teacher(
-            task, network, collection, crop, steps=config.teacher_steps,
-            batch=min(config.batch, 256), seed=config.teacher_seed,
-            precision=config.precision, out=config.out / "training" / f"teacher-{label}",
-        )  # fmt: skip
+            task,
+            network,
+            collection,
+            crop,
+            steps=config.teacher_steps,
+            batch=min(config.batch, 256),
+            seed=config.teacher_seed,
+            precision=config.precision,
+            out=config.out / "training" / f"teacher-{label}",
+        )
     moments = measure_teachers(teachers, collection, crop, batch=min(config.batch, 256))
     normalizers = {
         arm: {name: fit(ARMS[arm].normalise, m) for name, m in moments.items()}

@@ -1,10 +1,4 @@
-"""`zoo experiment students`: a student of each family, against its teachers and itself alone.
-
-Three teachers with three objectives are trained on your pictures. Each family's student learns
-from all three, without a label; the same backbone learns the labels alone, from the same start,
-on the same crops, for as many steps. The pictures stay on the device, decoded: a run of `zoo
-distill`, which decodes each image each time, would wait for its images here.
-"""
+"""The runs of the students' experiment: teachers, students, what is measured of them."""
 
 import json
 import shutil
@@ -14,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -25,11 +19,11 @@ from zoo.eval.fidelity import fidelity
 from zoo.experiments.bookkeeping import affordable, append_row, device_name, step_ms
 from zoo.experiments.pictures import Collection, PictureFeed, RandomCrop, read_collection, side_for
 from zoo.experiments.probes import probe
+from zoo.experiments.students.config import StudentsExperiment
 from zoo.experiments.teachers import describe_teachers, measure_teachers, train_teacher
 from zoo.features import Batch, Features, match_grid
 from zoo.students.build import build_student
 from zoo.students.student import Student
-from zoo.teachers.name import unknown_name
 from zoo.teachers.pretext import Classifier, Gradients, PatchTransformer, PretextTeacher
 from zoo.train.config import Every, Optim, Training
 from zoo.train.device import autocast, device_of
@@ -44,88 +38,8 @@ from zoo.train.run import Run
 from zoo.train.state import TrainState
 from zoo.train.task import Loss, Task
 
-Family = tuple[str, dict[str, Any]]
-"""A registered model, and keywords that make it small."""
-
-FAMILIES: dict[str, Family] = {
-    "vit": ("vit_tiny_patch16_224", {}),
-    "fastervit": ("fastervit_0", dict(dim=24, depths=(2, 3, 6, 5))),
-    "mambavision": ("mambavision_t", dict(dim=32)),
-    "eradio": ("eradio_xxxtiny", dict(dim=24, num_heads=(4, 8))),
-}
-"""The students of the families, of 5.0 to 5.8 M parameters each."""
-
-TINY_FAMILIES: dict[str, Family] = {
-    "vit": ("vit_tiny_patch16_224", dict(depth=2, embed_dim=32, num_heads=2)),
-    "fastervit": (
-        "fastervit_0", dict(dim=8, depths=(1, 1, 1, 1), num_heads=(2, 2), stem_dim=8)
-    ),
-    "mambavision": (
-        "mambavision_t", dict(dim=8, depths=(1, 1, 2, 2), num_heads=(2, 2, 2, 2), stem_dim=8)
-    ),
-    "eradio": ("eradio_nano", {}),
-}  # fmt: skip
-"""The students of a test run on a laptop: of different sizes, and too small to learn much."""
-
 OPTIM = Optim(lr=1e-3, min_lr=1e-6, weight_decay=0.05, warmup=0.1, ema=0.0)
 WAYS = ("distilled", "alone")
-
-
-@dataclass(frozen=True, kw_only=True)
-class StudentsExperiment:
-    """The students' experiment: its data, sizes and device."""
-
-    data: tuple[Path, ...] = ()
-    """Labelled image folders, shards or .npz; by default the digits and photographs that ship
-    with scikit-learn and scikit-image."""
-    families: tuple[str, ...] = tuple(FAMILIES)
-    seeds: int = 3
-    steps: int = 500
-    batch: int = 256
-    size: int = 96
-    """Side of the images in pixels."""
-    teacher_steps: int = 1200
-    teacher_seed: int = 0
-    limit: int | None = None
-    """Most pictures of each split of each data set."""
-    seconds: float | None = None
-    """Seconds for the whole experiment: if --steps would take longer, fewer are trained."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    precision: Literal["auto", "float32", "bf16"] = "auto"
-    """Autocast; auto is bf16 on CUDA and float32 elsewhere."""
-    out: Path = Path("runs/students")
-    tiny: bool = False
-    """Use the smallest networks and numbers: a test run of under a minute on a CPU."""
-    dry_run: bool = False
-    """Print the models, and exit."""
-
-    def __post_init__(self):
-        for name in ("seeds", "steps", "batch", "teacher_steps"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1.")
-        if self.size % 32:
-            raise ValueError(f"size is {self.size}; it must be a multiple of the stride 32.")
-        for family in self.families:
-            if family not in FAMILIES:
-                raise unknown_name(family, list(FAMILIES), "family")
-
-    @property
-    def chosen(self) -> dict[str, Family]:
-        """The students of the chosen families, full or tiny."""
-        table = TINY_FAMILIES if self.tiny else FAMILIES
-        return {family: table[family] for family in self.families}
-
-
-def full() -> StudentsExperiment:
-    """Return the experiment in full."""
-    return StudentsExperiment()
-
-
-def tiny() -> StudentsExperiment:
-    """Return the same experiment at its smallest."""
-    return StudentsExperiment(
-        seeds=2, steps=8, batch=16, size=64, teacher_steps=8, limit=64, tiny=True
-    )
 
 
 def networks(config: StudentsExperiment) -> dict[str, tuple[str, nn.Module]]:
@@ -159,29 +73,39 @@ class StudentsSetup:
     normalizers: dict[str, Normalizer]
 
     def autocast(self) -> AbstractContextManager:
+        """Return the context in which models run."""
         return autocast(self.config.precision, self.device)
 
     def feed(self, seed: int) -> PictureFeed:
-        """Return the crops of a seed; both ways of learning see the same ones."""
+        """Return the crops of a seed, which are the same for both ways of learning."""
         return self.collection.feed(self.crop, batch=self.config.batch, seed=mix(seed, 31))
 
 
 def prepare(config: StudentsExperiment) -> StudentsSetup:
-    """Read the pictures, train the teachers, fit PHI-S to each."""
+    """Read the pictures, train the teachers, fit PHI-S to each.
+
+    Raises:
+        ValueError: the device is not there, or the data has no images or no classes.
+    """
     device = device_of(config.device)
-    crop = RandomCrop(
-        size=config.size, flip=0.5 if config.data else 0.0
-    )  # a mirrored digit is none
+    flip = 0.5 if config.data else 0.0  # the default data has digits, which are not mirrored
+    crop = RandomCrop(size=config.size, flip=flip)
     collection = read_collection(config.data, side_for(config.size), device, config.limit)
     print(f"{len(collection.train)} pictures to train on, {len(collection.held)} held out")
     teachers = {}
     torch.manual_seed(mix(config.teacher_seed, 33))
     for label, (task, network) in networks(config).items():
         teachers[label] = train_teacher(
-            task, network, collection, crop, steps=config.teacher_steps, batch=config.batch,
-            seed=config.teacher_seed, precision=config.precision,
+            task,
+            network,
+            collection,
+            crop,
+            steps=config.teacher_steps,
+            batch=config.batch,
+            seed=config.teacher_seed,
+            precision=config.precision,
             out=config.out / "training" / f"teacher-{label}",
-        )  # fmt: skip
+        )
     moments = measure_teachers(teachers, collection, crop, batch=config.batch)
     normalizers = {name: fit("phi_s", m) for name, m in moments.items()}
     config.out.mkdir(parents=True, exist_ok=True)
@@ -206,7 +130,7 @@ def new_student(setup: StudentsSetup, family: str, seed: int, *, alone: bool) ->
 
 
 class AloneTask(Task):
-    """Learn the labels."""
+    """Learn the labels alone."""
 
     def losses(self, state: TrainState, batch: Batch, targets: None, step: int) -> dict[str, Loss]:
         assert batch.labels is not None  # the pictures of an experiment have them
@@ -216,7 +140,7 @@ class AloneTask(Task):
 
 
 class DistilledTask(Task):
-    """Learn from all teachers, without a label."""
+    """Learn from all teachers, without labels."""
 
     def __init__(self, setup: StudentsSetup, student: Student):
         config = Distill(losses=Losses(summary="cosine", spatial="mse"))
@@ -234,7 +158,7 @@ class DistilledTask(Task):
 
 @dataclass(frozen=True, kw_only=True)
 class StudentTraining(Training):
-    """One student of the experiment."""
+    """The config of one student's training."""
 
     kind: ClassVar[str] = "experiment"
 
@@ -249,7 +173,11 @@ def train_one(
     out: Path,
     title: str,
 ) -> float:
-    """Train a student, whose log stays in `out`; return its milliseconds a step."""
+    """Train a student in one of `WAYS`, and return its milliseconds a step.
+
+    Args:
+        out: Folder in which the training's log stays.
+    """
     config = StudentTraining(
         steps=steps,
         batch=setup.config.batch,
@@ -267,16 +195,14 @@ def train_one(
 
 
 def run_one(setup: StudentsSetup, family: str, seed: int, way: str, steps: int) -> dict[str, Any]:
-    """Train and measure one student of one seed in one way."""
+    """Train and measure one student of a seed in one of `WAYS`, and return its row."""
     config, title = setup.config, f"{family} {way} seed {seed}"
     student = new_student(setup, family, seed, alone=way == "alone")
     out = config.out / "training" / f"{family}-{way}-{seed}"
     speed = train_one(student, setup, way, seed=seed, steps=steps, out=out, title=title)
     student.eval()
-    row = dict(
-        family=family, way=way, seed=seed, step_ms=speed,
-        parameters=sum(p.numel() for p in student.backbone.parameters()),
-    )  # fmt: skip
+    parameters = sum(p.numel() for p in student.backbone.parameters())
+    row = dict(family=family, way=way, seed=seed, step_ms=speed, parameters=parameters)
     with setup.autocast():
         row |= probe(student.features, setup.collection, config.size)
     if way == "distilled":
@@ -288,7 +214,7 @@ def run_one(setup: StudentsSetup, family: str, seed: int, way: str, steps: int) 
 
 
 def choose_steps(setup: StudentsSetup, began: float) -> int:
-    """Measure a few steps of every student, and choose how many fit into `config.seconds`.
+    """Measure a few steps of every student, and return how many fit into `config.seconds`.
 
     Args:
         began: When the experiment began, by `time.perf_counter`.
@@ -301,9 +227,14 @@ def choose_steps(setup: StudentsSetup, began: float) -> int:
             student = new_student(setup, family, 0, alone=way == "alone")
             with tempfile.TemporaryDirectory() as folder:
                 total += train_one(
-                    student, setup, way, seed=0, steps=15, out=Path(folder),
+                    student,
+                    setup,
+                    way,
+                    seed=0,
+                    steps=15,
+                    out=Path(folder),
                     title=f"time {family} {way}",
-                )  # fmt: skip
+                )
     seconds = total / 1e3 * config.seeds
     spent = time.perf_counter() - began
     return affordable(config.steps, seconds, config.seconds, spent, share=0.8)  # then the probes
@@ -331,13 +262,13 @@ def run(config: StudentsExperiment) -> dict[str, Any]:
         steps = choose_steps(setup, began)
         about |= dict(steps=steps, device=name, pictures=len(setup.collection.train))
         with Interrupt() as interrupt:  # for the probes; the training has one of its own
-            for seed in range(config.seeds):  # a whole table after the first seed
+            for seed in range(config.seeds):  # outermost: the first seed completes the table
                 for family in config.chosen:
                     for way in WAYS:
                         rows.append(run_one(setup, family, seed, way, steps))
                         append_row(config.out / "rows.jsonl", rows[-1])
                         if interrupt.signal is not None:
-                            raise Interrupted(interrupt.signal, "Stopped; see the report.")
+                            raise Interrupted(interrupt.signal, "Stopped between two students.")
     finally:
         about["seconds"] = time.perf_counter() - began
         result = report(rows, about, config.out)
