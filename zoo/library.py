@@ -43,7 +43,7 @@ def distill(
 
     Raises:
         ValueError: there is no such field, recipe, model or data (the nearest name is in the
-            message), or the loss became NaN. Nothing is written before the first step.
+            message); or the loss became NaN. A wrong request writes nothing.
         Interrupted: Ctrl-C or SIGTERM; `resume=` continues.
     """
     return _command("zoo.commands.distill_args:call")(recipe, resume, tiny, fields)

@@ -151,7 +151,6 @@ NAMES = (
         "zoo.eval.detect.spec",
         "Detector Source=BackboneSource Spec=DetectorSpec",
     ),
-    ("zoo.eval.detect.detector", "zoo.eval.detect.config", "Kind"),
     (
         "zoo.eval.detect.torchvision_detector",
         "zoo.eval.detect.torchvision_detector",

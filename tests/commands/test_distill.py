@@ -268,7 +268,7 @@ def test_what_the_student_or_a_teacher_cannot_do_is_refused_before_any_work(here
     for match, wrong in (
         ("no attention blocks of a ViT", dict(spectral=True)),
         ("cannot look at 70 px", dict(sizes=(64, 70))),
-        ("has not the form key=value", dict(student_options=("window",))),
+        ("is not of the form key=value", dict(student_options=("window",))),
         ("refuses its options", dict(student_options=("windows=3",))),
         ("losses.shift 3 would leave", dict(losses=Losses(shift=3))),
     ):

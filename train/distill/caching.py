@@ -207,7 +207,7 @@ def _joined(parts: list[Features]) -> Features:
 
 
 class Rescale(nn.Module):
-    """From one balance's scale to another's: what a cache holds, for a student of another kind."""
+    """From one normalizer's scale to another's: a cache's maps for a student of another kind."""
 
     def __init__(self, stored: Normalizer, wanted: Normalizer):
         super().__init__()

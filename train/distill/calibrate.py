@@ -34,7 +34,7 @@ class Statistics:
     def baseline_losses(self, normalizers: Mapping[str, Normalizer]) -> dict[str, Tensor]:
         """Return what a constant guess would lose, by the names of the losses.
 
-        For a map it is the mean variance of the channels in the space of its balance.
+        For a map it is the mean variance of the channels in the space of its normalizer.
         """
         found = {f"{name}/summary": value for name, value in self.dispersions.items()}
         for name, normalizer in normalizers.items():

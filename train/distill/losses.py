@@ -59,7 +59,7 @@ def cosine(ours: Float[Tensor, "*B C"], theirs: Float[Tensor, "*B C"]) -> Float[
 
 
 def mse(ours: Float[Tensor, "*B C"], theirs: Float[Tensor, "*B C"]) -> Float[Tensor, ""]:
-    """Average the squared difference (PHI-S, 2410.01680: on targets that are balanced)."""
+    """Average the squared difference (PHI-S, 2410.01680: on normalised targets)."""
     return F.mse_loss(*_widened(ours, theirs))
 
 

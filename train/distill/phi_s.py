@@ -1,4 +1,4 @@
-"""Statistics of a teacher's features, and the transforms that balance them (PHI-S, 2410.01680).
+"""Statistics of a teacher's features, and the transforms that normalise them (PHI-S, 2410.01680).
 
 Teachers differ in scale by orders of magnitude. Before a loss compares a student with several of
 them, each teacher's features x are centred and multiplied by a fixed matrix, z = W (x − μ); the
@@ -7,9 +7,9 @@ student's head learns z, and x = Θ z + μ with Θ = W⁻¹ is folded into the h
     moments = Moments(dim)
     for images in a_few_hundred_batches:
         moments.update(teacher(images).spatial)
-    balance = fit("phi_s", moments)               # once, before the first step
-    loss = mse(head(student), balance(theirs))
-    exported = fold_inverse(head.last, balance)
+    normalizer = fit("phi_s", moments)            # once, before the first step
+    loss = mse(head(student), normalizer(theirs))
+    exported = fold_inverse(head.last, normalizer)
 
 A head that predicts x itself gains nothing from a rotation: ‖αR(s − t)‖² = α²‖s − t‖².
 """
@@ -173,7 +173,7 @@ class Normalizer(nn.Module):
         return _times(self.weight, x - self.mean.to(x.dtype))
 
     def inverse(self, z: Float[Tensor, "*B C"]) -> Float[Tensor, "*B C"]:
-        """Bring balanced features back into the teacher's own space.
+        """Bring normalised features back into the teacher's own space.
 
         Raises:
             ValueError: another width than the one it was fitted for.
@@ -202,8 +202,8 @@ class Normalizer(nn.Module):
     def _widened(self, x: Tensor) -> Tensor:
         if x.shape[-1] != self.dim:
             raise ValueError(
-                f"This balance is for {self.dim} channels and got {x.shape[-1]}; was it fitted on "
-                "another teacher, or are the features not channels last?"
+                f"This normalizer is for {self.dim} channels and got {x.shape[-1]}; was it fitted "
+                "on another teacher, or are the features not channels last?"
             )
         return x.to(torch.promote_types(x.dtype, torch.float32))
 
@@ -260,7 +260,7 @@ def fold_inverse(linear: nn.Linear, normalizer: Normalizer, blocks: int = 1) -> 
             lie block by block, C channels each (not interleaved as `F.pixel_shuffle` wants them).
 
     Raises:
-        ValueError: the layer does not make `blocks` vectors of the balance's width.
+        ValueError: the layer does not make `blocks` vectors of the normalizer's width.
     """
     if linear.out_features != blocks * normalizer.dim:
         raise ValueError(

@@ -169,9 +169,9 @@ def _weight(
     if label == MESA:
         return losses.mesa
     weight = specs[label].summary if part == "summary" else specs[label].spatial
-    balanced = part == "summary" and losses.summary == "angle"
+    scaled = part == "summary" and losses.summary == "angle"
     return (
         weight / baseline_losses[name]
-        if losses.weighting == "dispersion" and not balanced
+        if losses.weighting == "dispersion" and not scaled
         else weight
     )

@@ -109,10 +109,10 @@ def train_arm(
     *,
     title: str,
 ) -> Student:
-    """Train one student, from its newest checkpoint if it has one, and give the best form of it.
+    """Train one student, from its newest checkpoint if it has one; return its best form.
 
     Args:
-        stored: A cache to learn from, and the balances that it was made with.
+        stored: A cache to learn from, and the normalizers that it was made with.
     """
     config = setup.config
     teachers: Mapping[str, Teacher] = setup.teachers

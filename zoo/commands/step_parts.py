@@ -3,7 +3,7 @@
     engine efficiency = (Σ teachers alone + student alone) / step
 
 Each part is measured alone, in the form in which it is fastest; the student's is forward, backward
-and optimizer. The step is the engine's own: batches from the host, resizing, teachers, balances,
+and optimizer. The step is the engine's own: batches from the host, resizing, teachers, normalizers,
 student, losses, clipping, AdamW, averaged weights. Needs torch and timm only.
 """
 
@@ -46,7 +46,7 @@ from zoo.train.state import TrainState
 
 GIB = 2**30
 FITTED = 16
-"""Images on which balances are fitted; what they do costs the same with any statistics."""
+"""Images on which normalizers are fitted; what they do costs the same with any statistics."""
 
 
 @dataclass(frozen=True, kw_only=True)
