@@ -43,7 +43,7 @@ from zoo.eval.detect.finding import find_objects, fitting
 from zoo.eval.detect.shapes import write_shapes
 from zoo.eval.detect.spec import Detector
 from zoo.eval.detect.training import start, train_detector
-from zoo.eval.speed.models import environment
+from zoo.eval.speed.environment import environment
 from zoo.train.config import Every
 from zoo.train.run import Run
 

@@ -21,7 +21,7 @@ import tyro
 from torch import Tensor
 
 from zoo.eval.knn import predict_knn
-from zoo.eval.speed.models import environment
+from zoo.eval.speed.environment import environment
 
 IMAGENET_TRAIN, IMAGENET_VAL = 1_281_167, 50_000
 ROWS_AT_ONCE = 2**15

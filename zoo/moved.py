@@ -183,7 +183,7 @@ NAMES = (
     ("zoo.eval.segment", "zoo.eval.dense.segment", "linear_eyes=frozen_features"),
     ("zoo.eval.segment", "zoo.eval.settings", "Segment=SegmentSettings"),
     ("zoo.eval.sgd_probe", "zoo.eval.linear", "sgd_classes=predict_sgd"),
-    ("zoo.eval.speed", "zoo.eval.speed.models", "surroundings=environment"),
+    ("zoo.eval.speed", "zoo.eval.speed.environment", "surroundings=environment"),
     ("zoo.eval.throughput", "zoo.eval.settings", "Speed=SpeedSettings"),
     ("zoo.eval.upernet", "zoo.eval.dense.upernet", "ConvNorm=ConvNormRelu Pyramid=BackbonePyramid"),
     ("zoo.eval.zeroshot", "zoo.eval.settings", "ZeroShot=ZeroShotSettings"),

@@ -8,17 +8,12 @@ import ast
 import dataclasses
 import functools
 import gc
-import os
-import platform
 import statistics
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from datetime import datetime
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import timm
@@ -26,7 +21,6 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-import zoo
 from zoo.compiled_blocks import compile_blocks
 from zoo.deploy import deploy
 from zoo.eval.speed.kernels import Kernel, profile
@@ -487,35 +481,3 @@ def peer_of(row: Measured, rows: Sequence[Measured], peer: str) -> Measured | No
         if other.case.model == peer and other.case.setting == row.case.setting:
             return other
     return None
-
-
-def environment(command: str | None = None) -> dict[str, Any]:
-    """Return what a measurement depends on besides the models: machine, versions, threads."""
-    gpu = torch.cuda.is_available()
-    versions = {"python": platform.python_version(), "torch": torch.__version__}
-    versions |= {"timm": timm.__version__, "zoo": zoo.__version__}
-    if gpu:
-        versions |= {"cuda": str(torch.version.cuda), "cudnn": str(torch.backends.cudnn.version())}
-    return {
-        "date": datetime.now().astimezone().isoformat(timespec="seconds"),
-        "command": command or " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
-        "versions": versions,
-        "machine": {
-            "system": f"{platform.system()} {platform.machine()}",
-            "processor": _processor(),
-            "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None,
-            "gpu": torch.cuda.get_device_name() if gpu else None,
-        },
-        "threads": torch.get_num_threads(),
-        "cudnn_benchmark": torch.backends.cudnn.benchmark,
-        "cudnn_benchmark_limit": torch.backends.cudnn.benchmark_limit,
-    }
-
-
-def _processor() -> str:
-    information = Path("/proc/cpuinfo")
-    if information.is_file():
-        for line in information.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or "unknown"

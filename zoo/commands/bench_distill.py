@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from zoo.commands.step_parts import ModelPool, Step, StepTiming, best_parts, measure
-from zoo.eval.speed.models import environment
+from zoo.eval.speed.environment import environment
 
 TRIO = Step(
     name="trio",

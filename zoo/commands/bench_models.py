@@ -13,10 +13,10 @@ from rich.console import Console
 from rich.table import Table
 
 import zoo
+from zoo.eval.speed.environment import environment
 from zoo.eval.speed.models import (
     Case,
     Measured,
-    environment,
     measure,
     measure_interleaved,
     name_and_options,

@@ -30,7 +30,7 @@ from zoo.eval.results import (
     work_of,
     write,
 )
-from zoo.eval.speed.models import environment
+from zoo.eval.speed.environment import environment
 from zoo.eval.subject import EvalRequest, about_model, is_run_folder, open_subject
 from zoo.students.export import load_export
 from zoo.teachers.name import unknown_name

@@ -9,12 +9,12 @@ import torch
 from timm.models import register_model
 from torch import nn
 
+from zoo.eval.speed.environment import environment
 from zoo.eval.speed.models import (
     Case,
     Measured,
     build,
     cost,
-    environment,
     measure,
     measure_interleaved,
     name_and_options,
