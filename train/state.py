@@ -96,7 +96,7 @@ class TrainState:
 
 
 def _upgraded(state: dict[str, Any]) -> dict[str, Any]:
-    """Read a checkpoint of before 0.2, which knew distillation alone."""
+    """Read a checkpoint from when the loop knew distillation alone."""
     if "student" not in state:
         return state
     weighting = dict(state.get("weighting") or {})

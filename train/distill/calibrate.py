@@ -143,7 +143,7 @@ def fit_normalizers(
     config = setup.config
     kinds = (config.normalise, *config.compare)
     path = run.path / FILE
-    before = run.path / "balances.safetensors"  # its name before version 0.2
+    before = run.path / "balances.safetensors"  # its former name
     if before.is_file() and not path.is_file():
         path = before
     if not path.is_file():

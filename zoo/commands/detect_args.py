@@ -80,7 +80,7 @@ def read_config(folder: Path) -> Detect:
     run = Run(folder)
     if "training" in (run.read_json("config.json") or ()):
         raise ValueError(
-            f"The run in {folder} is of a version before 0.2, which took the images in another "
+            f"The run in {folder} is of an earlier version, which took the images in another "
             f"order: its detector is read as before (zoo eval {folder} --on detect), but to train "
             "on start a new run with another --out."
         )
