@@ -60,7 +60,7 @@ class Every:
 
 @dataclass(frozen=True, kw_only=True)
 class Training:
-    """What every task of the training loop is told; a task's own config adds its fields."""
+    """The settings that every task of the training loop has; a task's own config adds more."""
 
     kind: ClassVar[str]
     """The task's name, in the config.json of its runs."""

@@ -17,7 +17,7 @@ def device_of(name: Device) -> torch.device:
     """Resolve `auto`, and refuse a device that is not there.
 
     Raises:
-        ValueError: as said.
+        ValueError: it is not there.
     """
     if name == "cuda" and not torch.cuda.is_available():
         raise ValueError("There is no CUDA device here; use --device cpu, or auto.")

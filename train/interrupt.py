@@ -5,7 +5,7 @@ from types import FrameType
 
 
 class Interrupted(Exception):
-    """A run was asked to stop and has saved its state."""
+    """A signal stopped a run, which has saved its state."""
 
     def __init__(self, signum: int, message: str):
         super().__init__(message)

@@ -64,9 +64,9 @@ class Run:
         run = cls(path)
         changed = differences(run.config(type(config)), config)
         if changed:
-            told = "; ".join(f"{k}: {old} there, {new} here" for k, (old, new) in changed.items())
+            text = "; ".join(f"{k}: {old} there, {new} here" for k, (old, new) in changed.items())
             raise ValueError(
-                f"The run in {path} cannot go on with other settings ({told}). "
+                f"The run in {path} cannot go on with other settings ({text}). "
                 "Resume without them, or start a new run with another --out."
             )
         _try_writing(path, path)

@@ -110,8 +110,8 @@ class Samples(Dataset):
     def __len__(self) -> int:
         return len(self.split)
 
-    def __getitem__(self, asked: tuple[int, bool]) -> Canvas:
-        index, mirrored = asked
+    def __getitem__(self, item: tuple[int, bool]) -> Canvas:
+        index, mirrored = item
         if self.kept is None:
             sample = self._read(index)
         else:

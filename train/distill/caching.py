@@ -171,11 +171,11 @@ def fill(
         for done, number in enumerate(missing, 1):
             found: dict[str, list[Features]] = {label: [] for label in teachers}
             for images in _views(cache, number, plan, source, view, workers):
-                seen_by = Batch(images["images"], images["keys"]).to(device)
+                batch_of = Batch(images["images"], images["keys"]).to(device)
                 for label, teacher in teachers.items():
                     with autocast():
-                        seen = teacher(seen_by)
-                    found[label].append(_stored(seen, normalizers.get(label)))
+                        features = teacher(batch_of)
+                    found[label].append(_stored(features, normalizers.get(label)))
             cache.write(number, {label: _joined(parts) for label, parts in found.items()})
             watch.report(done, {})
 
@@ -191,9 +191,9 @@ def _views(cache: Cache, number: int, plan: Plan, source: Source, view: View, wo
     )
 
 
-def _stored(seen: Features, normalizer: nn.Module | None) -> Features:
+def _stored(features: Features, normalizer: nn.Module | None) -> Features:
     """Bring features to the scale of the cache, on the CPU."""
-    summary, spatial = seen
+    summary, spatial = features
     if spatial is not None:
         assert normalizer is not None
         spatial = normalizer(spatial.float()).cpu()

@@ -23,7 +23,7 @@ class TeacherSpec:
     spatial: float = 1.0
     """Weight of the spatial loss; 0 leaves the spatial head out."""
     rate: float = 1.0
-    """Share of the steps in which the teacher is asked; its losses then count 1/rate times."""
+    """Share of the steps in which the teacher is sampled; its losses then count 1/rate times."""
     follow: bool = False
     """Look at each step's student size, scaled so that both grids agree, not at its own size."""
     mosaic: int = 1
@@ -67,11 +67,11 @@ class TeacherSpec:
 
     def describe(self) -> str:
         """Write it as `parse` reads it."""
-        told = self.name
+        text = self.name
         for key in ("summary", "spatial", "rate", "mosaic"):
             if getattr(self, key) != 1:
-                told += f",{key}={getattr(self, key):g}"
-        return f"{told},follow=1" if self.follow else told
+                text += f",{key}={getattr(self, key):g}"
+        return f"{text},follow=1" if self.follow else text
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -180,7 +180,7 @@ class Distill(Training):
     compile_teachers: bool = False
     """Compile the teachers' blocks, for their one size."""
     overlap: bool = False
-    """Let the teachers look at the next batch while the student learns from this one (CUDA)."""
+    """Run the teachers on the next batch while the student learns from this one (CUDA)."""
     view_epochs: int = 0
     """Epochs after which the augmented views repeat; 0 draws new ones in every epoch."""
     cache: Path | None = None

@@ -69,7 +69,7 @@ class Moments:
 
     @torch.no_grad()
     def merge(self, other: "Moments") -> "Moments":
-        """Take in what `other` has seen, which stays as it is; gives back `self`."""
+        """Add the rows that `other` was given, which stays as it is; return `self`."""
         self._absorb(other.n.to(self.n), other.mean.to(self.mean), other.scatter.to(self.scatter))
         return self
 

@@ -1,4 +1,4 @@
-"""What is decided about one step: the student's size, which teachers, who sees what.
+"""What is decided about one step: the student's size, which teachers, which crops.
 
 All of it follows from (seed, step) and positions in the stream, on the host, so a resumed run
 decides the same and no step waits for the device.
@@ -118,16 +118,16 @@ def plan_step(
         return StepPlan(size, sampled)
     grid = grids[size]
     room = Fraction(config.losses.shift, grid[0])
-    sees: dict[str, tuple[tuple[int, int], tuple[int, int] | None]]
-    sees = {STUDENT: ((size, size), grid)}
+    shown: dict[str, tuple[tuple[int, int], tuple[int, int] | None]]
+    shown = {STUDENT: ((size, size), grid)}
     for label, teacher in teachers.items():
-        shown = at_size(teacher, size)
-        sees[label] = (shown.size, shown.grid)
+        sized = at_size(teacher, size)
+        shown[label] = (sized.size, sized.grid)
     if config.losses.mesa:
-        sees[MESA] = sees[STUDENT]
+        shown[MESA] = shown[STUDENT]
     windows = {
         who: draw_window(pixels, cells, room, plan.seed, SHIFT, plan.stored(position), i)
-        for i, (who, (pixels, cells)) in enumerate(sees.items())
+        for i, (who, (pixels, cells)) in enumerate(shown.items())
     }
     return StepPlan(size, sampled, windows)
 
@@ -148,16 +148,16 @@ def check_step_plans(config: Distill, teachers: Mapping[str, Teacher], grids: Gr
     """Refuse shifts that student or teachers cannot take, before any work.
 
     Raises:
-        ValueError: as said; a shift needs cells of whole pixels, and half of a map in common.
+        ValueError: a shift needs cells of whole pixels, and half of a map in common.
     """
     shift = config.losses.shift
     if not shift:
         return
-    sees = [(config.student, (s, s), grids[s]) for s in config.sizes or (config.size,)]
+    shown = [(config.student, (s, s), grids[s]) for s in config.sizes or (config.size,)]
     for label, teacher in teachers.items():
-        looks = [at_size(teacher, s) for s in config.sizes or (config.size,)]
-        sees += [(label, t.size, t.grid) for t in looks if t.grid]
-    for name, size, grid in sees:
+        sized = [at_size(teacher, s) for s in config.sizes or (config.size,)]
+        shown += [(label, t.size, t.grid) for t in sized if t.grid]
+    for name, size, grid in shown:
         if any(pixels % cells for pixels, cells in zip(size, grid, strict=True)):
             raise ValueError(
                 f"losses.shift moves crops by whole cells, and the {grid[0]}x{grid[1]} cells of "
@@ -173,9 +173,9 @@ def check_step_plans(config: Distill, teachers: Mapping[str, Teacher], grids: Gr
 
 
 def view_of(config: Distill, teachers: Mapping[str, Teacher], grids: Grids) -> View:
-    """Decode once, for whoever looks closest; the others resize that on the device."""
-    looks = [size for teacher in teachers.values() for size in sizes_of(teacher)]
-    sizes = [config.size, *config.sizes, *(max(size) for size in looks)]
+    """Return the crop that is decoded once, for the largest input; others resize it there."""
+    largest = [size for teacher in teachers.values() for size in sizes_of(teacher)]
+    sizes = [config.size, *config.sizes, *(max(size) for size in largest)]
     if config.losses.shift:  # the canvas is larger than what each sees of it
         least = min(grid[0] for grid in grids.values())
         sizes = [size + math.ceil(size * Fraction(config.losses.shift, least)) for size in sizes]

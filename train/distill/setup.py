@@ -164,7 +164,8 @@ def check_mosaics(config: Distill) -> None:
     """Refuse slices that leave a teacher's canvas part empty: it is packed within a slice.
 
     Raises:
-        ValueError: as said; one slice may, as its last canvas is filled with images again.
+        ValueError: a canvas would stay part empty. One slice alone may: its last canvas is
+            filled with images again.
     """
     size = config.batch // config.num_slices
     for spec in config.teachers:
