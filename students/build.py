@@ -63,18 +63,9 @@ def build_student(
         ours, intermediates = _widths(backbone, size, uses_intermediates=kind == "ladder")
         head: dict[str, Any] = dict(kind=kind, hidden=hidden or head_hidden(teachers))
         head |= dict(inner=inner, upsample=upsample)  # this function's keywords: an export has them
-        heads = {
-            label: TeacherHead(
-                ours,
-                theirs,
-                kind=kind,
-                hidden=head["hidden"],
-                num_inner=inner,
-                upsample=upsample,
-                intermediates=intermediates,
-            )
-            for label, theirs in teachers.items()
-        }
+        shared: dict[str, Any] = dict(kind=kind, hidden=head["hidden"], num_inner=inner)
+        shared |= dict(upsample=upsample, intermediates=intermediates)
+        heads = {label: TeacherHead(ours, width, **shared) for label, width in teachers.items()}
         return Student(
             backbone,
             heads,

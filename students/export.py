@@ -16,6 +16,12 @@ from zoo.students.build import build_student
 from zoo.students.student import Student
 
 
+def _make_readable(folder: Path) -> None:
+    """Let others read what was written: temporary folders and safetensors are private."""
+    for path in (folder, *folder.iterdir()):
+        path.chmod(0o755 if path.is_dir() else 0o644)
+
+
 def export_student(
     student: Student, folder: Path, batch: Batch, *, about: dict[str, Any] | None = None
 ) -> dict[str, float]:
@@ -26,11 +32,10 @@ def export_student(
     `check.safetensors` has the first image of `batch`, normalised, and the features that the loaded
     backbone must have for it.
 
-    Licence and release of published weights are stated only if the student started from them: the
-    name of a release also changes how RADIO is built.
+    Licence and release of published weights are stated only if the student, whose heads must be
+    folded, started from them: the name of a release also changes how RADIO is built.
 
     Args:
-        student: A student whose heads are folded.
         about: Further fields of `heads.json`, beside those that rebuild the heads.
 
     Returns:
@@ -67,8 +72,7 @@ def export_student(
         (making / "heads.json").write_text(json.dumps(heads, indent=2) + "\n")
         check = dict(images=images, summary=summary, spatial=spatial)
         save_file(_contiguous(check), making / "check.safetensors")
-        for path in (making, *making.iterdir()):  # temporary folders and safetensors are private
-            path.chmod(0o755 if path.is_dir() else 0o644)
+        _make_readable(making)
         if folder.exists():
             shutil.rmtree(folder)
         making.rename(folder)
