@@ -70,11 +70,10 @@ def export_student(
             about=about or {},
         )
         (making / "heads.json").write_text(json.dumps(heads, indent=2) + "\n")
-        check = dict(images=images, summary=summary, spatial=spatial)
-        save_file(_contiguous(check), making / "check.safetensors")
+        check = _contiguous(dict(images=images, summary=summary, spatial=spatial))
+        save_file(check, making / "check.safetensors")
         _make_readable(making)
-        if folder.exists():
-            shutil.rmtree(folder)
+        shutil.rmtree(folder, ignore_errors=True)
         making.rename(folder)
     finally:
         shutil.rmtree(making, ignore_errors=True)
