@@ -163,7 +163,7 @@ def test_what_a_user_gets_wrong_is_said_before_any_work(data, tmp_path, capsys):
 def test_a_run_of_an_earlier_version_is_refused_with_what_to_do(tmp_path, capsys):
     old = dict(backbone="resnet18", data="shapes", training=dict(steps=5), log=10, checkpoint=500)
     (tmp_path / "config.json").write_text(json.dumps(old))
-    assert "of a version before 0.2" in refused(capsys, "--resume", tmp_path)
+    assert "of an earlier version" in refused(capsys, "--resume", tmp_path)
     (tmp_path / "config.json").write_text(json.dumps(dict(kind="distill", data="x")))
     assert "is one of distill, not of detect" in refused(capsys, "--resume", tmp_path)
 
