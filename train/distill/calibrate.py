@@ -174,7 +174,7 @@ def _read_baseline_losses(tensors: Mapping[str, Tensor], kind: str, setup: Setup
     for name, value in found.items():
         if wanted and value < LEAST_BASELINE:
             raise ValueError(
-                f"{name} is all but the same for every image of the calibration (spread "
+                f"{name} is all but the same for every image of the calibration (baseline "
                 f"{value:.1g}), so there is nothing to divide by. Check that teacher's weights, "
                 "or leave that loss out."
             )
@@ -182,6 +182,7 @@ def _read_baseline_losses(tensors: Mapping[str, Tensor], kind: str, setup: Setup
 
 
 def read_normalizers(tensors: Mapping[str, Tensor], kind: str, setup: Setup) -> Normalizers:
+    """Return the normalizers of one kind, on the run's device; none for teachers without a map."""
     normalizers = {}
     for name, teacher in setup.teachers.items():
         prefix = f"{kind}/{name}/"

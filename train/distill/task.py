@@ -1,6 +1,6 @@
 """Distillation as a task of the training loop."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import partial
 
 import torch
@@ -100,7 +100,7 @@ def terms_of(
     student: Student,
     normalizers: Mapping[str, nn.Module],
     baseline_losses: Mapping[str, float],
-):
+) -> Iterator[Term]:
     """Yield what the student's heads are compared with, as the config says."""
     losses = config.losses
     distance, each = SPATIAL_LOSSES[losses.spatial], losses.teacher_drop > 0
