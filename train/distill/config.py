@@ -200,6 +200,12 @@ class Distill(Training):
             raise ValueError(f"held_out is {self.held_out}; it is a share between 0 and 1.")
         if min(self.sizes, default=1) < 1 or len(set(self.sizes)) < len(self.sizes):
             raise ValueError(f"sizes are {self.sizes}; give different numbers of pixels above 0.")
+        others = len({*self.sizes} - {self.size})
+        if others > self.calibration:
+            raise ValueError(
+                f"calibration is {self.calibration} batches, and {others} sizes beside the run's "
+                f"own are measured in turn; give --calibration {others} or more."
+            )
         if self.losses.mesa and not self.optim.ema:
             raise ValueError(
                 "losses.mesa compares the student with its averaged weights, and optim.ema is 0; "

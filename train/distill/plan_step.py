@@ -133,13 +133,11 @@ def plan_step(
 
 
 def grids_of(config: Distill) -> Grids:
-    """Return the student's grid at its own size and at each that is drawn; {} if none matters.
+    """Return the student's grid at its own size and at each that is drawn.
 
     Raises:
         ValueError: the student cannot take one of them.
     """
-    if not (config.sizes or config.losses.shift or any(spec.follow for spec in config.teachers)):
-        return {}
     sizes = tuple(dict.fromkeys((config.size, *config.sizes)))
     return student_grids(config.student, config.size, sizes, config.student_options)
 
@@ -153,9 +151,9 @@ def check_step_plans(config: Distill, teachers: Mapping[str, Teacher], grids: Gr
     shift = config.losses.shift
     if not shift:
         return
-    shown = [(config.student, (s, s), grids[s]) for s in config.sizes or (config.size,)]
+    shown = [(config.student, (size, size), grid) for size, grid in grids.items()]
     for label, teacher in teachers.items():
-        sized = [at_size(teacher, s) for s in config.sizes or (config.size,)]
+        sized = [at_size(teacher, size) for size in grids]
         shown += [(label, t.size, t.grid) for t in sized if t.grid]
     for name, size, grid in shown:
         if any(pixels % cells for pixels, cells in zip(size, grid, strict=True)):
@@ -164,7 +162,7 @@ def check_step_plans(config: Distill, teachers: Mapping[str, Teacher], grids: Gr
                 f"{name} at {size[0]}x{size[1]} px are none; choose a size that they tile, or "
                 "--losses.shift 0."
             )
-    least = min(grids[s][0] for s in config.sizes or (config.size,))
+    least = min(grid[0] for grid in grids.values())
     if 2 * shift > least:
         raise ValueError(
             f"losses.shift {shift} would leave less than half of a map of {least} cells in common; "
