@@ -201,6 +201,8 @@ def checkpoint_filter_fn(state: Mapping[str, Any], model: Hierarchy) -> dict[str
     ours = unwrapped(state) if published is None else model.translate(published)
     found = {key: value for key, value in ours.items() if not key.startswith("head.")}
     # no shapes: timm adapts the stem to other channels, and refuses the others itself
-    wanted = {k: found.get(k, v) for k, v in model.state_dict().items() if not k.startswith("head.")}
+    wanted = {
+        k: found.get(k, v) for k, v in model.state_dict().items() if not k.startswith("head.")
+    }
     check_keys(found, wanted, hint=HINT, optional=r"\.num_batches_tracked$")
     return ours
