@@ -15,6 +15,7 @@ from zoo.features import Batch, read_features, read_intermediates
 from zoo.students.build import build_student, read_options, student_grids
 from zoo.students.export import export_student, load_export
 from zoo.students.heads import Ladder, TeacherHead
+from zoo.students.start import find_start
 from zoo.train.distill.phi_s import Moments, fit, fold_inverse
 
 WIDTHS = {"a": (24, 16), "b": (None, 8), "c": (12, None)}
@@ -318,3 +319,44 @@ def test_windows_and_cropped_positions_are_options_of_a_radio_student(option):
     for size in (64, 96):
         ours = student(Batch(torch.rand(2, 3, 96, 96)), size=(size, size))
         assert ours["b"].spatial.shape == (2, size // 16, size // 16, 8)
+
+
+# Starting from earlier weights
+
+
+@pytest.mark.parametrize(("name", "size"), [("eradio_nano", 64), ("test_vit", 96)])
+def test_a_student_starts_from_an_earlier_one_with_all_its_weights(tmp_path, name, size):
+    earlier = tiny(name, size)
+    earlier.license = "mit"
+    batch = Batch(torch.rand(2, 3, size, size))
+    export_student(earlier, tmp_path / "run" / "export", batch)
+    start = find_start(tmp_path / "run")
+    torch.manual_seed(2)
+    again = build_student(name, {}, size=size, start=start, drop_path_rate=0.1)
+    for key, value in earlier.backbone.state_dict().items():
+        assert again.backbone.state_dict()[key].equal(value), key
+    assert again.license == "mit"
+
+
+def test_a_start_at_another_size_resizes_the_positions_once(tmp_path):
+    earlier = tiny("test_vit", 96)
+    export_student(earlier, tmp_path / "export", Batch(torch.rand(1, 3, 96, 96)))
+    larger = build_student("test_vit", {}, size=192, start=tmp_path / "export")
+    earlier.backbone.set_input_size(img_size=(192, 192))
+    images = torch.rand(1, 3, 192, 192)
+    torch.testing.assert_close(
+        larger.eval().features(Batch(images)).spatial,
+        earlier.eval().forward_features(images).spatial,
+    )
+
+
+def test_a_start_that_does_not_fit_or_is_not_there_is_refused(tmp_path):
+    export_student(tiny("test_vit", 96), tmp_path / "export", Batch(torch.rand(1, 3, 96, 96)))
+    with pytest.raises(ValueError, match=r"cannot start from .* which holds test_vit"):
+        build_student("test_vit2", {}, size=96, start=tmp_path / "export")
+    with pytest.raises(ValueError, match="no run, no export and no file of weights"):
+        find_start(tmp_path / "nowhere")
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "export" / "heads.json").unlink()
+    with pytest.raises(ValueError, match="finish it with --resume"):
+        find_start(tmp_path)
