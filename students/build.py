@@ -5,7 +5,6 @@ from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
-import timm
 import torch
 from timm.data import resolve_model_data_config
 from timm.layers import GluMlp
@@ -15,6 +14,7 @@ from zoo.features import gives_class_tokens, read_features, read_intermediates
 from zoo.layers import spectral
 from zoo.students.heads import HeadKind, TeacherHead, head_hidden
 from zoo.students.student import Student
+from zoo.wheels import create_model, without_tag
 
 
 def build_student(
@@ -72,7 +72,7 @@ def build_student(
             size=(size, size),
             mean=tuple(config["mean"]),
             std=tuple(config["std"]),
-            recipe=(name, kwargs),
+            recipe=(without_tag(name), kwargs),
             head=head,
             license=backbone.pretrained_cfg.get("license") if pretrained else None,
         )
@@ -129,7 +129,7 @@ def _build_backbone(
 
 def _create(name: str, pretrained: bool, kwargs: dict[str, Any]) -> Any:
     try:
-        return timm.create_model(name, pretrained=pretrained, **kwargs)
+        return create_model(name, pretrained, **kwargs)
     except TypeError as error:
         if set(kwargs) <= {"num_classes", "drop_path_rate"}:
             raise
