@@ -148,6 +148,9 @@ class Distill(Training):
     """Train a ViT's matrices with a learned spectral norm, which the export folds in."""
     pretrained: bool = False
     """Start from the student's published weights."""
+    start: Path | None = None
+    """Start from the student of an earlier run (its folder, or its export), or from a file of
+    weights, published ones of zoo's families included."""
     size: Annotated[int, PIXELS] = 224
     """Side of the student's images in pixels, as it is evaluated and exported."""
     sizes: Annotated[tuple[int, ...], PIXELS] = ()
@@ -187,6 +190,10 @@ class Distill(Training):
         super().__post_init__()
         if len(set(self.sizes)) < len(self.sizes):
             raise ValueError(f"sizes are {self.sizes}; give different numbers of pixels.")
+        if self.start and self.pretrained:
+            raise ValueError(
+                f"The student can start from {self.start} or be pretrained; leave out one of them."
+            )
         if self.losses.mesa and not self.optim.ema:
             raise ValueError(
                 "losses.mesa compares the student with its averaged weights, and optim.ema is 0; "

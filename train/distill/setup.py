@@ -15,6 +15,7 @@ import zoo
 from zoo.data.sources import Source, open_splits
 from zoo.data.views import View
 from zoo.students.build import build_student, read_options
+from zoo.students.start import find_start
 from zoo.students.student import Student
 from zoo.teachers.name import FOLDER, TeacherName, unknown_name
 from zoo.teachers.open import open_teacher
@@ -138,6 +139,7 @@ def new_student(setup: Setup) -> Student:
         size=config.size,
         **config.heads.options(),
         pretrained=config.pretrained,
+        start=config.start and find_start(config.start),
         drop_path_rate=config.optim.drop_path,
         **backbone_options(config),
     )
@@ -147,6 +149,8 @@ def new_student(setup: Setup) -> Student:
 def prepare(config: Distill) -> Setup:
     """Check and open everything that a run needs, before it writes anything."""
     check_names(config)
+    if config.start:
+        find_start(config.start)
     device = device_of(config.device)
     if config.precision == "float64" and device.type != "cpu":
         raise ValueError("precision float64 is for tests on a CPU; give --device cpu with it.")
