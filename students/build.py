@@ -31,6 +31,7 @@ def build_student(
     options: Mapping[str, Any] | None = None,
     dynamic: bool = False,
     spectral_norms: bool = False,
+    weights: Mapping[str, torch.Tensor] | None = None,
     device: torch.device | str = "cpu",
 ) -> Student:
     """Build a registered backbone with heads for `teachers`.
@@ -47,6 +48,7 @@ def build_student(
         dynamic: Build the backbone for images of several sizes (`dynamic_img_size`), if it has
             that option.
         spectral_norms: Reparametrise the blocks of a ViT for training (`zoo.layers.spectral`).
+        weights: State of such a backbone, to begin with.
 
     Raises:
         ValueError: the backbone is unknown, refuses an option, cannot take the size or the kind
@@ -57,15 +59,14 @@ def build_student(
         backbone, kwargs = _build_backbone(
             name, size, pretrained, training, dict(options or {}), dynamic=dynamic
         )
+        if weights is not None:
+            backbone.load_state_dict(weights)
         if spectral_norms:
             _reparametrise(name, backbone)
         config = resolve_model_data_config(backbone)
-        ours, intermediates = _widths(backbone, size, uses_intermediates=kind == "ladder")
         head: dict[str, Any] = dict(kind=kind, hidden=hidden or head_hidden(teachers))
         head |= dict(inner=inner, upsample=upsample)  # this function's keywords: an export has them
-        shared: dict[str, Any] = dict(kind=kind, hidden=head["hidden"], num_inner=inner)
-        shared |= dict(upsample=upsample, intermediates=intermediates)
-        heads = {label: TeacherHead(ours, width, **shared) for label, width in teachers.items()}
+        heads = build_heads(backbone, teachers, size=size, **head)
         return Student(
             backbone,
             heads,
@@ -76,6 +77,23 @@ def build_student(
             head=head,
             license=backbone.pretrained_cfg.get("license") if pretrained else None,
         )
+
+
+def build_heads(
+    backbone: nn.Module,
+    teachers: Mapping[str, tuple[int | None, int | None]],
+    *,
+    size: int,
+    kind: HeadKind,
+    hidden: int,
+    inner: int,
+    upsample: int,
+) -> dict[str, TeacherHead]:
+    """Build a head for each of `teachers` on a backbone; see `build_student`."""
+    ours, intermediates = _widths(backbone, size, uses_intermediates=kind == "ladder")
+    shared: dict[str, Any] = dict(kind=kind, hidden=hidden, num_inner=inner, upsample=upsample)
+    shared["intermediates"] = intermediates
+    return {label: TeacherHead(ours, width, **shared) for label, width in teachers.items()}
 
 
 @torch.no_grad()

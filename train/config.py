@@ -32,6 +32,9 @@ class Optim:
     ema: float = 0.999
     """Decay of the averaged weights, which are evaluated and exported; 0 for none."""
     drop_path: float = 0.0
+    freeze: str = ""
+    """What stays as it is: trunk (only the heads learn), a number for the stem and the first blocks
+    of the trunk, or names of its parts with commas between."""
     damp: float = 0.0
     """Deviation of the multiplicative noise on the weights of each step (DAMP); 0 for none."""
 

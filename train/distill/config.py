@@ -156,6 +156,10 @@ class Distill(Training):
     """Train a ViT's matrices with a learned spectral norm, which the export folds in."""
     pretrained: bool = False
     """Start from the student's published weights."""
+    start: Path | None = None
+    """Folder of an earlier run, or of its export, whose student this one goes on from: student,
+    options, size and heads are by default those of that one. Heads for the same teachers go on
+    too; with optim.freeze trunk, those for others are exported as they were."""
     size: int = 224
     """Side of the student's images in pixels, as it is evaluated and exported."""
     sizes: tuple[int, ...] = ()
@@ -219,6 +223,16 @@ class Distill(Training):
             raise ValueError(
                 "A distillation measures its teachers in float64, which device mps does not have; "
                 "give --device cpu."
+            )
+        if self.start and self.pretrained:
+            raise ValueError(
+                "A student begins with the weights of an earlier one (start) or with published "
+                "ones (pretrained); leave one of them out."
+            )
+        if self.losses.mesa and self.optim.freeze == "trunk":
+            raise ValueError(
+                "losses.mesa compares the trunk with its average, and optim.freeze trunk leaves it "
+                "as it is; leave one of them out."
             )
         if self.normalise in self.compare:
             raise ValueError(f"compare repeats the run's own normalisation {self.normalise!r}.")

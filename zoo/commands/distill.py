@@ -23,7 +23,7 @@ from zoo.eval.knn import knn
 from zoo.eval.linear import linear_probe
 from zoo.eval.report.maps import collect_maps, save_maps
 from zoo.features import Batch, Features
-from zoo.students.export import export_student
+from zoo.students.export import export_student, load_export
 from zoo.students.student import Student
 from zoo.teachers.cache import Cache
 from zoo.teachers.teacher import Teacher
@@ -113,7 +113,7 @@ def fill_cache(work: Work) -> None:
 
 def begin(work: Work) -> None:
     """Build the student, and say in the run's folder what it is about."""
-    work.arms["untrained"] = new_student(work.setup)
+    work.arms["untrained"] = new_student(work.setup, work.of("untrained"))
     describe(work)
 
 
@@ -134,7 +134,7 @@ def train_arm(work: Work, run: Run, config: Distill, title: str) -> Student:
     if work.cache:
         stored = work.normalizers[setup.config.normalise]
         teachers, targets = from_cache(work.cache, stored, normalizers, config.normalise)
-    student = new_student(setup)
+    student = new_student(setup, normalizers)
     plan = Plan(len(setup.train), config.batch, config.seed, config.view_epochs)
     feed = ImageFeed(
         setup.train, setup.view, plan, setup.device, config.num_slices, (), config.workers
@@ -219,6 +219,7 @@ def export(work: Work) -> None:
     """Write the student, and the feature maps that the report shows."""
     run, setup = work.run, work.setup
     student = folded(work.arms["student"], work.of("student")).eval().without_spectral()
+    keep_heads(student, setup.config)
     count = min(MAPS, len(setup.val))
     chosen = Plan(len(setup.val), count, setup.config.seed).indices(0)
     few = Subset(setup.val, tuple(sorted(chosen.tolist())))
@@ -230,6 +231,15 @@ def export(work: Work) -> None:
     values = export_student(student, run.path / "export", batch, about=dict(licenses=licenses))
     run.log("export", setup.config.steps, values)
     describe(work, seconds=time.perf_counter() - work.began)
+
+
+def keep_heads(student: Student, config: Distill) -> None:
+    """Give a student on a frozen trunk the heads for other teachers that it had before."""
+    if not config.start or config.optim.freeze != "trunk":
+        return
+    for label, head in load_export(config.start, device=student.mean.device).heads.items():
+        if label not in student.heads:
+            student.heads[label] = head
 
 
 def describe(work: Work, *, seconds: float | None = None) -> None:
