@@ -21,6 +21,7 @@ from zoo.students.build import build_student
 from zoo.students.export import load_export
 from zoo.students.student import Student
 from zoo.teachers.name import unknown_name
+from zoo.wheels import without_tag
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,7 +112,7 @@ def open_student(target: str, size: int | None) -> Student:
     if not timm.is_model(target.partition(".")[0]):
         raise unknown_name(target, timm.list_models(), "run, export or registered model")
     if size is None:
-        config = timm.get_pretrained_cfg(target)
+        config = timm.get_pretrained_cfg(without_tag(target))
         size = config.input_size[-1] if config else 224
     return build_student(target, {}, size=size, pretrained="." in target).eval()
 

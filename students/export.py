@@ -13,7 +13,7 @@ from timm.models._pretrained import filter_pretrained_cfg
 
 from zoo.features import Batch
 from zoo.students.build import build_heads, build_student
-from zoo.students.start import export_of, read_heads
+from zoo.students.start import HEADS
 from zoo.students.student import Student
 
 
@@ -104,16 +104,24 @@ def _contiguous(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
 
 
-def load_export(folder: Path, *, device: torch.device | str = "cpu") -> Student:
-    """Build the student that `export_student` wrote, heads included.
-
-    Args:
-        folder: That of the export, or of its run.
+def read_heads(folder: Path) -> dict[str, Any]:
+    """Read what an export says of its student: name, options, size, heads.
 
     Raises:
         ValueError: there is no export in the folder.
     """
-    heads, folder = read_heads(folder), export_of(folder)
+    if not (folder / HEADS).is_file():
+        raise ValueError(f"There is no exported student in {folder}: {HEADS} is missing.")
+    return json.loads((folder / HEADS).read_text())
+
+
+def load_export(folder: Path, *, device: torch.device | str = "cpu") -> Student:
+    """Build the student that `export_student` wrote, heads included.
+
+    Raises:
+        ValueError: there is no export in the folder.
+    """
+    heads = read_heads(folder)
     widths = {name: tuple(pair) for name, pair in heads["teachers"].items()}
     options = heads.get("options")  # exports before 0.2 have none
     student = build_student(

@@ -56,7 +56,7 @@ def test_a_new_teacher_for_an_old_student_leaves_its_trunk_and_its_old_head(firs
     assert all(torch.equal(before[key], after[key]) for key in before)
     fell = losses(second, "colour/spatial")
     assert fell[-1] < fell[0] / 2
-    old, new = load_export(first.path), load_export(second.path)
+    old, new = (load_export(r.path / "export") for r in (first, second))
     assert set(new.heads) == {"edges", "colour"}
     batch = Batch(torch.rand(2, 3, 64, 64))
     assert torch.equal(old(batch)["edges"].spatial, new(batch)["edges"].spatial)
@@ -65,7 +65,7 @@ def test_a_new_teacher_for_an_old_student_leaves_its_trunk_and_its_old_head(firs
         place, "third", start=second.path, teachers=["rule:edges@32"], optim=dict(freeze="trunk"),
         steps=1,
     )  # fmt: skip
-    kept = load_export(third.path)(batch)["colour"].spatial
+    kept = load_export(third.path / "export")(batch)["colour"].spatial
     assert torch.equal(kept, new(batch)["colour"].spatial)
 
 
@@ -77,7 +77,7 @@ def test_heads_of_an_earlier_student_answer_in_the_space_of_the_new_run(first):
         place, "again", start=first.path, teachers=["rule:edges@32", "rule:colour@32"], steps=1,
         calibration=3, seed=5, normalise="standardize", optim=dict(lr=0.0, min_lr=0.0),
     )  # fmt: skip
-    before, after = (load_export(r.path)(batch)["edges"] for r in (first, again))
+    before, after = (load_export(r.path / "export")(batch)["edges"] for r in (first, again))
     for old, new in zip(before, after, strict=True):
         torch.testing.assert_close(old, new, rtol=1e-4, atol=1e-5)
 
@@ -87,7 +87,7 @@ def test_a_student_goes_on_at_another_size(first):
     other = run(
         first.path.parent, "other", start=first.path, teachers=["rule:edges@48"], size=96, steps=1
     )
-    assert load_export(other.path).size == (96, 96)
+    assert load_export(other.path / "export").size == (96, 96)
 
 
 @pytest.mark.parametrize(
@@ -95,9 +95,9 @@ def test_a_student_goes_on_at_another_size(first):
     [
         (dict(student="test_vit2"), "is test_vit, and this run's is test_vit2"),
         (dict(student_options=["depth=3"]), r"with other options \(depth\)"),
-        (dict(pretrained=True), "leave one of them out"),
+        (dict(pretrained=True), "leave out one of them"),
         (dict(optim=dict(freeze="9")), "the trunk has 6 blocks"),
-        (dict(start="nowhere"), "heads.json is missing"),
+        (dict(start="nowhere"), "no run, no export"),
     ],
 )
 def test_what_does_not_fit_the_earlier_student_is_refused_before_any_work(first, fields, match):

@@ -157,9 +157,9 @@ class Distill(Training):
     pretrained: bool = False
     """Start from the student's published weights."""
     start: Path | None = None
-    """Folder of an earlier run, or of its export, whose student this one goes on from: student,
-    options, size and heads are by default those of that one. Heads for the same teachers go on
-    too; with optim.freeze trunk, those for others are exported as they were."""
+    """Start from the student of an earlier run (its folder, or its export), or from a file of
+    weights, published ones of zoo's families included. Of a folder, the student, its options, size
+    and heads are the defaults, and heads for the same teachers go on."""
     size: int = 224
     """Side of the student's images in pixels, as it is evaluated and exported."""
     sizes: tuple[int, ...] = ()
@@ -204,6 +204,10 @@ class Distill(Training):
             raise ValueError(f"held_out is {self.held_out}; it is a share between 0 and 1.")
         if min(self.sizes, default=1) < 1 or len(set(self.sizes)) < len(self.sizes):
             raise ValueError(f"sizes are {self.sizes}; give different numbers of pixels above 0.")
+        if self.start and self.pretrained:
+            raise ValueError(
+                f"The student can start from {self.start} or be pretrained; leave out one of them."
+            )
         if self.losses.mesa and not self.optim.ema:
             raise ValueError(
                 "losses.mesa compares the student with its averaged weights, and optim.ema is 0; "
@@ -223,11 +227,6 @@ class Distill(Training):
             raise ValueError(
                 "A distillation measures its teachers in float64, which device mps does not have; "
                 "give --device cpu."
-            )
-        if self.start and self.pretrained:
-            raise ValueError(
-                "A student begins with the weights of an earlier one (start) or with published "
-                "ones (pretrained); leave one of them out."
             )
         if self.losses.mesa and self.optim.freeze == "trunk":
             raise ValueError(

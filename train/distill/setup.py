@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import timm
 import torch
@@ -15,8 +15,8 @@ import zoo
 from zoo.data.sources import Source, open_splits
 from zoo.data.views import View
 from zoo.students.build import build_student, read_options
-from zoo.students.export import load_export
-from zoo.students.start import read_heads
+from zoo.students.export import load_export, read_heads
+from zoo.students.start import find_start
 from zoo.students.student import Student
 from zoo.teachers.name import FOLDER, TeacherName, unknown_name
 from zoo.teachers.open import open_teacher
@@ -63,8 +63,9 @@ def check_names(config: Distill) -> None:
         if not timm.is_model(name.name.partition(".")[0]):
             known = zoo.list_models() if name.kind == "zoo" else timm.list_models()
             raise unknown_name(name.name, known, f"{name.kind} model")
-    if config.start:
-        check_start(config, config.start)
+    start = config.start and find_start(config.start)
+    if start and start.is_dir():
+        check_start(config, start)
     if config.spectral or config.student_options or config.optim.freeze:
         student = build_student(  # without memory: will it do?
             config.student, {}, size=config.size, **backbone_options(config), device="meta"
@@ -161,9 +162,6 @@ def new_student(setup: Setup, normalizers: Mapping[str, Normalizer]) -> Student:
             come from the teachers' own spaces.
     """
     config = setup.config
-    earlier = load_export(config.start) if config.start else None
-    if earlier and earlier.size[0] != config.size and hasattr(earlier.backbone, "set_input_size"):
-        cast(Any, earlier.backbone).set_input_size(img_size=(config.size, config.size))
     torch.manual_seed(config.seed)
     student = build_student(
         config.student,
@@ -171,13 +169,19 @@ def new_student(setup: Setup, normalizers: Mapping[str, Normalizer]) -> Student:
         size=config.size,
         **config.heads.options(),
         pretrained=config.pretrained,
+        start=config.start and find_start(config.start),
         drop_path_rate=config.optim.drop_path,
-        weights=earlier.backbone.state_dict() if earlier else None,
         **backbone_options(config),
     )
-    if earlier:
+    if earlier := earlier_student(config):
         adopt_heads(student, earlier, normalizers)
     return in_precision(student, config.precision).to(setup.device)
+
+
+def earlier_student(config: Distill) -> Student | None:
+    """Return the student that a run starts from, with its heads; `None` if it has no such."""
+    start = config.start and find_start(config.start)
+    return load_export(start) if start and start.is_dir() else None
 
 
 def adopt_heads(student: Student, earlier: Student, normalizers: Mapping[str, Normalizer]) -> None:

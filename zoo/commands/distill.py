@@ -23,7 +23,7 @@ from zoo.eval.knn import knn
 from zoo.eval.linear import linear_probe
 from zoo.eval.report.maps import collect_maps, save_maps
 from zoo.features import Batch, Features
-from zoo.students.export import export_student, load_export
+from zoo.students.export import export_student
 from zoo.students.student import Student
 from zoo.teachers.cache import Cache
 from zoo.teachers.teacher import Teacher
@@ -37,7 +37,13 @@ from zoo.train.distill.calibrate import (
 )
 from zoo.train.distill.config import Distill
 from zoo.train.distill.fold import folded
-from zoo.train.distill.setup import Setup, check_same_teachers, new_student, prepare
+from zoo.train.distill.setup import (
+    Setup,
+    check_same_teachers,
+    earlier_student,
+    new_student,
+    prepare,
+)
 from zoo.train.distill.task import DistillTask
 from zoo.train.distill.teachers import optimize_run_teachers
 from zoo.train.loop import train
@@ -235,11 +241,10 @@ def export(work: Work) -> None:
 
 def keep_heads(student: Student, config: Distill) -> None:
     """Give a student on a frozen trunk the heads for other teachers that it had before."""
-    if not config.start or config.optim.freeze != "trunk":
-        return
-    for label, head in load_export(config.start, device=student.mean.device).heads.items():
+    earlier = earlier_student(config) if config.optim.freeze == "trunk" else None
+    for label, head in earlier.heads.items() if earlier else ():
         if label not in student.heads:
-            student.heads[label] = head
+            student.heads[label] = head.to(student.mean.device)
 
 
 def describe(work: Work, *, seconds: float | None = None) -> None:

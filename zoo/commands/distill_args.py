@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from zoo.commands.parse import parse
-from zoo.students.start import read_heads
 from zoo.train.distill.config import Distill, Heads, TeacherSpec
 from zoo.train.distill.recipes import RECIPES, summary_of
 from zoo.train.fields import RENAMED, changed
@@ -111,13 +110,18 @@ def _stored(folder: Path) -> Distill:
 
 
 def _goes_on(run: Distill, folder: Path) -> Distill:
-    """Let a run go on from the student of an earlier one."""
-    before = read_heads(folder)
+    """Take what a run starts from for its defaults: the student, its size and its heads."""
+    from zoo.students.export import read_heads
+    from zoo.students.start import find_start
+
+    found = find_start(folder)
+    if found.is_file():
+        return run
+    before = read_heads(found)
     options = (before.get("options") or {}).items()
     head = dict(before["head"])
     return replace(
         run,
-        start=folder,
         student=before["student"],
         student_options=tuple(f"{key}={value!r}" for key, value in options),
         size=before["size"],
