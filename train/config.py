@@ -56,6 +56,9 @@ class Optim:
     ema: Annotated[float, below(0, 1, "off")] = 0.999
     """Decay of the averaged weights, which are evaluated and exported; 0 for none."""
     drop_path: Annotated[float, below(0, 1, "off")] = 0.0
+    freeze: str = ""
+    """What stays as it is: trunk (only the heads learn), a number for the stem and the first blocks
+    of the trunk, or names of its parts with commas between."""
     damp: Annotated[float, at_least(0, "off")] = 0.0
     """Deviation of the multiplicative noise on the weights of each step (DAMP); 0 for none."""
 

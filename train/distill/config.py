@@ -150,7 +150,8 @@ class Distill(Training):
     """Start from the student's published weights."""
     start: Path | None = None
     """Start from the student of an earlier run (its folder, or its export), or from a file of
-    weights, published ones of zoo's families included."""
+    weights, published ones of zoo's families included. Of a folder, the student, its options, size
+    and heads are the defaults, and heads for the same teachers go on."""
     size: Annotated[int, PIXELS] = 224
     """Side of the student's images in pixels, as it is evaluated and exported."""
     sizes: Annotated[tuple[int, ...], PIXELS] = ()
@@ -213,6 +214,11 @@ class Distill(Training):
             raise ValueError(
                 "A distillation measures its teachers in float64, which device mps does not have; "
                 "give --device cpu."
+            )
+        if self.losses.mesa and self.optim.freeze == "trunk":
+            raise ValueError(
+                "losses.mesa compares the trunk with its average, and optim.freeze trunk leaves it "
+                "as it is; leave one of them out."
             )
         if self.normalise in self.compare:
             raise ValueError(f"compare repeats the run's own normalisation {self.normalise!r}.")
