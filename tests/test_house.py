@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 ROOMS = ("teachers", "students", "train", "eval")
 FAMILIES = ("zoo.eradio", "zoo.fastervit", "zoo.mambavision", "zoo.radio")
-FOUNDATION = ("zoo.features", "zoo.files", "zoo.weights", "zoo.licence")
+FOUNDATION = ("zoo.features", "zoo.files", "zoo.weights", "zoo.wheels", "zoo.licence")
 MODELS = (
     *FAMILIES,
     *FOUNDATION,
@@ -27,7 +27,7 @@ CORE = tuple(
     f"zoo.train.{part}"
     for part in (
         "config", "device", "interrupt", "loop", "optim", "progress", "run", "state", "task",
-        "damp", "slices", "prefetch", "fields",
+        "damp", "slices", "prefetch", "fields", "freeze", "ranges",
     )
 )  # fmt: skip
 """The training loop and what every task shares: no images, no teachers, no method."""
@@ -39,7 +39,7 @@ ROOT_ONLY = "zoo (itself)"
 ARROWS: dict[str, tuple[str, ...]] = {
     "zoo": (
         "zoo.rooms", "zoo.library", "zoo.moved", "zoo.registration", "zoo.compiled_blocks",
-        "zoo.safe_pickle",
+        "zoo.safe_pickle", "zoo.wheels",
     ),
     "zoo.rooms": (),
     "zoo.library": ("zoo.train.run", "zoo.train.distill.config", "zoo.eval.results"),
@@ -52,6 +52,7 @@ ARROWS: dict[str, tuple[str, ...]] = {
     "zoo.safe_pickle": (),
     "zoo.files": (),
     "zoo.weights": ("zoo.safe_pickle",),
+    "zoo.wheels": ("zoo.weights",),
     "zoo.licence": (),
     "zoo.deploy": (),
     "zoo.compiled_blocks": (),
@@ -71,7 +72,9 @@ ARROWS: dict[str, tuple[str, ...]] = {
         "zoo.radio_weights", "zoo.licence",
     ),
     "zoo.data": ("zoo.data", "zoo.features", "zoo.files"),
-    "zoo.teachers": ("zoo.teachers", "zoo.features", "zoo.weights", "zoo.files", "zoo.kernels"),
+    "zoo.teachers": (
+        "zoo.teachers", "zoo.features", "zoo.weights", "zoo.wheels", "zoo.files", "zoo.kernels",
+    ),
     "zoo.teachers.from_zoo": ("zoo.teachers", ROOT_ONLY),
     "zoo.students": ("zoo.students", *MODELS),
     "zoo.train": (*CORE, "zoo.data", "zoo.files"),

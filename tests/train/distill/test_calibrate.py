@@ -73,7 +73,7 @@ def run_of(folder, **changes) -> Distill:
 def lost_by_a_constant_guess(setup: Setup, calibration, steps: int = 16):
     """Return the mean losses by (name, size), over views that calibration has not seen."""
     config = setup.config
-    student = new_student(setup).eval()
+    student = new_student(setup, calibration.normalizers).eval()
     for head in student.heads.values():
         torch.nn.init.zeros_(head.spatial.last.weight)
         torch.nn.init.zeros_(head.spatial.last.bias)
