@@ -218,8 +218,8 @@ class Rescale(Normalizer):
             value.equal(theirs[key]) for key, value in wanted.state_dict().items()
         )
 
-    def forward(self, z: Float[Tensor, "*B C"]) -> Float[Tensor, "*B C"]:
-        return z if self.same else super().forward(self.stored.inverse(z))
+    def forward(self, x: Float[Tensor, "*B C"]) -> Float[Tensor, "*B C"]:
+        return x if self.same else super().forward(self.stored.inverse(x))
 
 
 def from_cache(

@@ -89,7 +89,7 @@ class DistillTask(Task):
     def align(self, planned: StepPlan, label: str) -> Align:
         """Return what brings two maps to one grid, and targets to the variance of the own size."""
         align, gain = planned.align(label), self.gains.get((label, planned.size))
-        return align if gain is None else lambda *maps: tuple(gain * x for x in align(*maps))
+        return align if gain is None else partial(_scaled, align, gain)
 
     def weigh(self, losses: Mapping[str, Tensor], step: int) -> Tensor:
         sampled = drawn_teachers(self.plan, step, self.config)
@@ -97,6 +97,11 @@ class DistillTask(Task):
 
     def observe(self, means: Mapping[str, Tensor], step: int) -> None:
         self.weighting.observe(torch.stack(list(means.values())))
+
+
+def _scaled(align: Align, gain: float, ours: Tensor, theirs: Tensor) -> tuple[Tensor, Tensor]:
+    ours, theirs = align(ours, theirs)
+    return gain * ours, gain * theirs
 
 
 def terms_of(

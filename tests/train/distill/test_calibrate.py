@@ -3,6 +3,7 @@
 from collections import defaultdict
 from dataclasses import replace
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -73,13 +74,13 @@ def run_of(folder, **changes) -> Distill:
 def lost_by_a_constant_guess(setup: Setup, calibration, steps: int = 16):
     """Return the mean losses by (name, size), over views that calibration has not seen."""
     config = setup.config
-    student = new_student(setup, calibration.normalizers).eval()
+    student: Any = new_student(setup, calibration.normalizers).eval()
     for head in student.heads.values():
         torch.nn.init.zeros_(head.spatial.last.weight)
         torch.nn.init.zeros_(head.spatial.last.bias)
     plan = Plan(len(setup.train), config.batch, seed=config.seed)
     task = DistillTask.of(config, student, plan, setup.teachers, calibration, setup.grids)
-    state = SimpleNamespace(model=student, ema=None)
+    state: Any = SimpleNamespace(model=student, ema=None)
     found = defaultdict(list)
     batches = ImageFeed(setup.train, setup.view, plan, setup.device).batches(0, steps)
     with torch.no_grad():
