@@ -115,9 +115,10 @@ class Losses:
     teacher_drop: float = 0.0
     """Chance that an image leaves a teacher out; its worst teacher always stays (UNIC)."""
     shift: int = 0
-    """Largest shift, in student patches, between what student and teachers see (C-RADIOv4)."""
+    """Largest shift, in student patches, between what student and teachers see of an image."""
     mesa: float = 0.0
-    """Weight of the distance between the student's map and that of its average (C-RADIOv4)."""
+    """Weight of the distance between the student's map and that of its average (C-RADIOv4), which
+    sees the same crop without `shift`."""
 
     def __post_init__(self):
         if not 0 <= self.teacher_drop <= 1:
