@@ -2,6 +2,7 @@
 
 import argparse
 import copy
+import re
 
 import pytest
 import timm
@@ -12,7 +13,8 @@ from torch import nn
 
 from zoo.deploy import deploy
 from zoo.eradio import COMPUTED, RENAMES, ERadio, WindowUnit, checkpoint_filter_fn
-from zoo.weights import rename_key, rename_keys
+from zoo.teachers.open import open_teacher
+from zoo.weights import read_state, rename_key, rename_keys
 
 CARD = "eradio_xxxtiny"
 
@@ -143,6 +145,83 @@ def test_a_file_in_radios_wrapping_loads_and_leaves_norm_and_head_alone(publishe
     assert model.neck.projections[1][1].weight.equal(theirs)
     assert model.norm.weight.equal(torch.ones(256))
     assert model.head.fc.weight.shape == (7, 256)
+
+
+LIGHT = ("eradio_xxxtiny_8x_ws12", "eradio_xxxtiny_8x_ws16")
+
+
+def light_state(golden, name):
+    """A published file of a light one: the card's names, but for its units that halve the map."""
+    state = {}
+    for key, (shape, dtype) in golden.load_card(CARD)["state_dict"].items():
+        if key.endswith(("downsample_op.bias", "upsample_op.bias")):
+            continue
+        resampling = re.fullmatch(r"(.+)\.(down|up)sample_op\.weight", key)
+        if resampling:
+            part = dict(down="downsample_mixer", up="upsample_op")[resampling[2]]
+            place, dim = f"{resampling[1]}.{part}", shape[0]
+            state[f"{place}.conv.weight"] = torch.randn(dim, dim, 1, 1) / dim**0.5
+            for value in ("weight", "bias", "running_mean", "running_var"):
+                state[f"{place}.bn.{value}"] = torch.rand(dim) + 0.5
+            continue
+        if ".pre_conv.conv." in key:
+            shape = [shape[0], 1, 3, 3]
+        elif ".cpb_mlp." in key:
+            shape = [64 if side == 512 else side for side in shape]
+        if name.endswith("ws12"):  # buffers that are computed: windows of 12 in place of 16
+            shape = [{31: 23, 256: 144}.get(n, n) if key.endswith(KEPT) else n for n in shape]
+        state[key] = (0.1 * torch.rand(shape) + 0.05).to(getattr(torch, dtype))
+    if name.endswith("ws16"):  # its neck begins a stage earlier, at half the width
+        for key in [key for key in reversed(state) if key.startswith("high_res_neck")]:
+            number = int(key.split(".")[2])
+            value = state[key]
+            state[key.replace(f".{number}.", f".{number + 1}.", 1)] = value
+            if not number:
+                state[key] = torch.rand([64 if side == 128 else side for side in value.shape])
+    return state
+
+
+@pytest.mark.parametrize("name", LIGHT)
+def test_a_file_of_a_light_one_loads_and_its_units_use_what_the_file_says(golden, name):
+    """Mixers after the pooling, and after the repetition (spec: 1x1 convolution, batch norm)."""
+    state = light_state(golden, name)
+    model = timm.create_model(name, img_size=64).eval()
+    model.load_state_dict(state)
+    unit, theirs = model.stages[2].blocks[3][0], "levels.2.blocks.3.attention_blocks.0"
+
+    def mixed(x, part):
+        norm = (state[f"{theirs}.{part}.bn.{n}"] for n in ("running_mean", "running_var"))
+        affine = (state[f"{theirs}.{part}.bn.{n}"] for n in ("weight", "bias"))
+        return F.batch_norm(F.conv2d(x, state[f"{theirs}.{part}.conv.weight"]), *norm, *affine)
+
+    x = torch.randn(2, 128, 4, 8)
+    halved = mixed(F.avg_pool2d(x, 2), "downsample_mixer")
+    torch.testing.assert_close(unit.enter(x), halved)
+    torch.testing.assert_close(
+        unit.leave(halved), mixed(F.interpolate(halved, scale_factor=2), "upsample_op")
+    )
+
+
+@pytest.mark.parametrize("name", LIGHT)
+def test_a_teacher_out_of_a_file_of_a_light_one_has_its_weights(golden, name, tmp_path):
+    path = tmp_path / "light.pth.tar"
+    torch.save({"state_dict": light_state(golden, name)}, path)
+    direct = timm.create_model(name, num_classes=0, img_size=64).eval()
+    direct.load_state_dict({k: v for k, v in read_state(path).items() if k[:5] != "head."})
+    teacher = open_teacher(f"zoo:{name}/{path}@64")
+    for key, value in direct.state_dict().items():
+        assert teacher.network.state_dict()[key].equal(value), key
+
+
+def test_a_file_that_leaves_a_teacher_part_random_is_refused(golden, tmp_path):
+    state = light_state(golden, LIGHT[0])
+    path = tmp_path / "less.pth"
+    torch.save({k: v for k, v in state.items() if ".downsample_mixer." not in k}, path)
+    with pytest.raises(ValueError, match=r"20 missing: stages\.2\.blocks\.0\.0\.enter\.1\.conv"):
+        open_teacher(f"zoo:{LIGHT[0]}/{path}@64")
+    torch.save(timm.create_model("test_resnet").state_dict(), path)
+    with pytest.raises(ValueError, match="do not fit the model"):
+        open_teacher(f"zoo:{LIGHT[0]}/{path}@64")
 
 
 # -- the published sizes -------------------------------------------------------------------------

@@ -546,6 +546,8 @@ RENAMES = (
     *_with_norms(r"levels\.(\d)\.blocks\.m\.(\d+)\.cv1", r"stages.\1.blocks.0.bottlenecks.\2.0"),
     *_with_norms(r"levels\.(\d)\.blocks\.m\.(\d+)\.cv2", r"stages.\1.blocks.0.bottlenecks.\2.1"),
     *_with_norms(rf"{_UNIT}\.pre_conv", rf"{_OURS}.enter"),
+    *_with_norms(rf"{_UNIT}\.downsample_mixer", rf"{_OURS}.enter.1"),  # of the light ones
+    *_with_norms(rf"{_UNIT}\.upsample_op", rf"{_OURS}.leave.1"),
     (rf"^{_UNIT}\.downsample_op\.", rf"{_OURS}.enter."),
     (rf"^{_UNIT}\.upsample_op\.", rf"{_OURS}.leave."),
     (rf"^{_UNIT}\.attn\.pos_emb_funct\.cpb_mlp\.", rf"{_OURS}.position.mlp."),

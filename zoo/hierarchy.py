@@ -189,6 +189,20 @@ class Hierarchy(nn.Module):
 
 
 def checkpoint_filter_fn(state: Mapping[str, Any], model: Hierarchy) -> dict[str, Tensor]:
-    """Turn what timm has read into a state dict of `model`; one of ours is only unwrapped."""
+    """Turn what timm has read into a state dict of `model`; one of ours is only unwrapped.
+
+    Where the classifier differs, timm loads the rest without strictness, and what a file lacks
+    would stay random in silence. So everything but the classifier is compared here.
+
+    Raises:
+        ValueError: keys are missing or extra.
+    """
     published = model.published_in(state)
-    return unwrapped(state) if published is None else model.translate(published)
+    ours = unwrapped(state) if published is None else model.translate(published)
+    found = {key: value for key, value in ours.items() if not key.startswith("head.")}
+    # no shapes: timm adapts the stem to other channels, and refuses the others itself
+    wanted = {
+        k: found.get(k, v) for k, v in model.state_dict().items() if not k.startswith("head.")
+    }
+    check_keys(found, wanted, hint=HINT, optional=r"\.num_batches_tracked$")
+    return ours
