@@ -3,6 +3,7 @@
 import ast
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from torch import nn
 from zoo.features import gives_class_tokens, read_features, read_intermediates
 from zoo.layers import spectral
 from zoo.students.heads import HeadKind, TeacherHead, head_hidden
+from zoo.students.start import load_earlier
 from zoo.students.student import Student
 from zoo.wheels import create_model, without_tag
 
@@ -27,6 +29,7 @@ def build_student(
     inner: int = 1,
     upsample: int = 1,
     pretrained: bool = False,
+    start: Path | None = None,
     drop_path_rate: float = 0.0,
     options: Mapping[str, Any] | None = None,
     dynamic: bool = False,
@@ -43,29 +46,34 @@ def build_student(
         hidden: Width of the heads' hidden layers; the widest teacher's by default.
         inner: Further hidden layers of the kinds that are MLPs.
         upsample: Cells of the spatial heads' grid along each side of one of the backbone's.
+        start: The export or the file of weights that the backbone starts from, see
+            `zoo.students.start`.
         options: Further keywords for `timm.create_model`, which an export keeps.
         dynamic: Build the backbone for images of several sizes (`dynamic_img_size`), if it has
             that option.
         spectral_norms: Reparametrise the blocks of a ViT for training (`zoo.layers.spectral`).
 
     Raises:
-        ValueError: the backbone is unknown, refuses an option, cannot take the size or the kind
-            of heads, or has no attention blocks to reparametrise.
+        ValueError: the backbone is unknown, refuses an option or the weights, cannot take the size
+            or the kind of heads, or has no attention blocks to reparametrise.
     """
-    training = dict(drop_path_rate=drop_path_rate) if drop_path_rate else {}
+    training: dict[str, Any] = dict(drop_path_rate=drop_path_rate) if drop_path_rate else {}
+    file = start is not None and start.is_file()
+    if file:
+        training["pretrained_cfg_overlay"] = dict(file=str(start))
     with torch.device(device):
         backbone, kwargs = _build_backbone(
-            name, size, pretrained, training, dict(options or {}), dynamic=dynamic
+            name, size, pretrained or file, training, dict(options or {}), dynamic=dynamic
         )
+        license = backbone.pretrained_cfg.get("license") if pretrained or file else None
+        if start and not file:
+            license = load_earlier(backbone, name, start, size)
         if spectral_norms:
             _reparametrise(name, backbone)
         config = resolve_model_data_config(backbone)
-        ours, intermediates = _widths(backbone, size, uses_intermediates=kind == "ladder")
         head: dict[str, Any] = dict(kind=kind, hidden=hidden or head_hidden(teachers))
         head |= dict(inner=inner, upsample=upsample)  # this function's keywords: an export has them
-        shared: dict[str, Any] = dict(kind=kind, hidden=head["hidden"], num_inner=inner)
-        shared |= dict(upsample=upsample, intermediates=intermediates)
-        heads = {label: TeacherHead(ours, width, **shared) for label, width in teachers.items()}
+        heads = build_heads(backbone, teachers, size=size, **head)
         return Student(
             backbone,
             heads,
@@ -74,8 +82,25 @@ def build_student(
             std=tuple(config["std"]),
             recipe=(without_tag(name), kwargs),
             head=head,
-            license=backbone.pretrained_cfg.get("license") if pretrained else None,
+            license=license,
         )
+
+
+def build_heads(
+    backbone: nn.Module,
+    teachers: Mapping[str, tuple[int | None, int | None]],
+    *,
+    size: int,
+    kind: HeadKind,
+    hidden: int,
+    inner: int,
+    upsample: int,
+) -> dict[str, TeacherHead]:
+    """Build a head for each of `teachers` on a backbone; see `build_student`."""
+    ours, intermediates = _widths(backbone, size, uses_intermediates=kind == "ladder")
+    shared: dict[str, Any] = dict(kind=kind, hidden=hidden, num_inner=inner, upsample=upsample)
+    shared["intermediates"] = intermediates
+    return {label: TeacherHead(ours, width, **shared) for label, width in teachers.items()}
 
 
 @torch.no_grad()
@@ -131,7 +156,7 @@ def _create(name: str, pretrained: bool, kwargs: dict[str, Any]) -> Any:
     try:
         return create_model(name, pretrained, **kwargs)
     except TypeError as error:
-        if set(kwargs) <= {"num_classes", "drop_path_rate"}:
+        if set(kwargs) <= {"num_classes", "drop_path_rate", "pretrained_cfg_overlay"}:
             raise
         raise ValueError(
             f"{name} refuses its options ({error}). Correct --student-options; the signature of "

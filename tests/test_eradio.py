@@ -13,6 +13,7 @@ from torch import nn
 
 from zoo.deploy import deploy
 from zoo.eradio import COMPUTED, RENAMES, ERadio, WindowUnit, checkpoint_filter_fn
+from zoo.students.build import build_student
 from zoo.teachers.open import open_teacher
 from zoo.weights import read_state, rename_key, rename_keys
 
@@ -202,15 +203,16 @@ def test_a_file_of_a_light_one_loads_and_its_units_use_what_the_file_says(golden
     )
 
 
-@pytest.mark.parametrize("name", LIGHT)
-def test_a_teacher_out_of_a_file_of_a_light_one_has_its_weights(golden, name, tmp_path):
-    path = tmp_path / "light.pth.tar"
+def test_a_teacher_and_a_student_start_from_a_file_of_a_light_one(golden, tmp_path):
+    name, path = LIGHT[0], tmp_path / "light.pth.tar"
     torch.save({"state_dict": light_state(golden, name)}, path)
     direct = timm.create_model(name, num_classes=0, img_size=64).eval()
     direct.load_state_dict({k: v for k, v in read_state(path).items() if k[:5] != "head."})
     teacher = open_teacher(f"zoo:{name}/{path}@64")
+    student = build_student(name, {}, size=64, start=path)
     for key, value in direct.state_dict().items():
         assert teacher.network.state_dict()[key].equal(value), key
+        assert student.backbone.state_dict()[key].equal(value), key
 
 
 def test_a_file_that_leaves_a_teacher_part_random_is_refused(golden, tmp_path):

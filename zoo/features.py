@@ -75,11 +75,15 @@ def read_features(model: Any, x: Float[Tensor, "B 3 H W"]) -> Features:
     return Features(summary, maps[-1].permute(0, 2, 3, 1))
 
 
+def is_plain_transformer(model: Any) -> bool:
+    """Tell whether all blocks of a model share one width and one grid, behind prefix tokens."""
+    return "return_prefix_tokens" in inspect.signature(model.forward_intermediates).parameters
+
+
 def gives_class_tokens(model: Any) -> bool:
     """Tell whether a model pools by its class token, and returns it beside its maps."""
     pools = getattr(model, "global_pool", None) == "token"
-    takes = inspect.signature(model.forward_intermediates).parameters
-    return pools and "return_prefix_tokens" in takes and bool(model.num_prefix_tokens)
+    return pools and is_plain_transformer(model) and bool(model.num_prefix_tokens)
 
 
 def read_intermediates(
@@ -87,8 +91,10 @@ def read_intermediates(
 ) -> tuple[Features, list[Features]]:
     """Read a model's features, and those after each earlier block (or stage).
 
-    The summary of an intermediate is its class token, else the mean of its map. All maps are
-    resized to the grid of the last one, so that those of a pyramid can be added.
+    The earlier ones come as the block returns them, without the final norm, which is the last
+    block's (UNIC, 2408.05088). The summary of an intermediate is its class token, else the mean of
+    its map. All maps are resized to the grid of the last one, so that those of a pyramid can be
+    added.
 
     Args:
         class_tokens: What `gives_class_tokens` returns for the model.
@@ -96,15 +102,17 @@ def read_intermediates(
     Returns:
         The features after the last block, as `read_features` reads them, and the intermediates.
     """
+    plain = is_plain_transformer(model)  # a pyramid norms its last stage alone
     options = dict(return_prefix_tokens=True) if class_tokens else {}
-    final, taps = model.forward_intermediates(x, norm=True, output_fmt="NCHW", **options)
+    final, taps = model.forward_intermediates(x, norm=not plain, output_fmt="NCHW", **options)
     maps = [(tap[0] if class_tokens else tap).permute(0, 2, 3, 1) for tap in taps]
     grid = (maps[-1].shape[1], maps[-1].shape[2])
+    last = final[:, model.num_prefix_tokens :].unflatten(1, grid) if plain else maps[-1]
     intermediates = []
     for tap, spatial in zip(taps[:-1], maps[:-1], strict=True):
         summary = tap[1][:, 0] if class_tokens else spatial.mean(dim=(1, 2))
         intermediates.append(Features(summary, at_grid(spatial, grid)))
-    return Features(model.forward_head(final, pre_logits=True), maps[-1]), intermediates
+    return Features(model.forward_head(final, pre_logits=True), last), intermediates
 
 
 def match_grid(

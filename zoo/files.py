@@ -1,6 +1,7 @@
-"""Write files whole or not at all; find the folder of files that can be made again."""
+"""Write files whole or not at all, read JSON and arrays, and find the user's cache folder."""
 
 import contextlib
+import json
 import os
 import tempfile
 from collections.abc import Callable, Iterator
@@ -52,6 +53,81 @@ def save_whole(content: Any, path: str | Path, save: Callable | None = None) -> 
             save(content, temporary)
     except RuntimeError as error:  # torch's zip writer hides ENOSPC in a RuntimeError
         raise OSError(f"could not write {path}: {str(error).splitlines()[0]}") from error
+
+
+JSON_BYTES = 2**24
+"""Size that a JSON file may have, unless its reader expects more."""
+
+
+def read_json(path: Path, kind: Any = dict[str, Any], *, most: int = JSON_BYTES) -> Any:
+    """Read a JSON file whose content has the type `kind`.
+
+    Args:
+        kind: Any type of JSON values, such as `list[str]` or a `TypedDict`; see `checked`.
+        most: Bytes that the file may have.
+
+    Raises:
+        ValueError: it is larger, is not JSON, or has another type; the file is named.
+        OSError: it cannot be read.
+    """
+    size = path.stat().st_size
+    if size > most:
+        raise ValueError(f"{path} has {size:,} bytes; at most {most:,} are read.")
+    return parse_json(path.read_bytes(), kind, str(path))
+
+
+def parse_json(text: str | bytes, kind: Any, what: str) -> Any:
+    """Return the value of a JSON text if it has the type `kind`.
+
+    Args:
+        what: Where the text stands, to start the message.
+
+    Raises:
+        ValueError: it is not JSON, or has another type.
+    """
+    try:
+        value = json.loads(text)
+    except RecursionError:
+        raise ValueError(f"{what} cannot be read: it is nested too deeply for JSON.") from None
+    except ValueError as error:
+        raise ValueError(f"{what} is not JSON: {error}.") from None
+    return checked(value, kind, what)
+
+
+def checked(value: Any, kind: Any, what: str) -> Any:
+    """Return a value as it is if it has the type `kind`; all items of lists and dicts are checked.
+
+    Args:
+        what: Where the value stands, to start the message.
+
+    Raises:
+        ValueError: it has another type.
+    """
+    from typeguard import CollectionCheckStrategy, TypeCheckError, check_type
+
+    try:
+        return check_type(value, kind, collection_check_strategy=CollectionCheckStrategy.ALL_ITEMS)
+    except TypeCheckError as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(f"{what} has another form than it should: {reason}.") from None
+
+
+def read_arrays(path: Path) -> dict[str, Any]:
+    """Read the arrays of a `.npz` file by name, or the one of a `.npy` file under the name "".
+
+    Raises:
+        ValueError: the file is damaged, or holds Python objects.
+        OSError: it cannot be read.
+    """
+    import numpy as np
+
+    with path.open("rb") as file:
+        try:
+            found = np.load(file, allow_pickle=False)
+            return {"": found} if isinstance(found, np.ndarray) else dict(found.items())
+        except Exception as error:  # numpy and zipfile raise whatever they stumble over
+            reason = f"{type(error).__name__}: {error}"
+            raise ValueError(f"{path} holds no readable arrays ({reason}).") from None
 
 
 def cache_dir() -> Path:

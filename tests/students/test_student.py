@@ -11,10 +11,11 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import nn
 
-from zoo.features import Batch, read_features, read_intermediates
+from zoo.features import Batch, gives_class_tokens, read_features, read_intermediates
 from zoo.students.build import build_student, read_options, student_grids
 from zoo.students.export import export_student, load_export
 from zoo.students.heads import Ladder, TeacherHead
+from zoo.students.start import find_start
 from zoo.train.distill.phi_s import Moments, fit, fold_inverse
 
 WIDTHS = {"a": (24, 16), "b": (None, 8), "c": (12, None)}
@@ -158,18 +159,25 @@ def test_a_ladder_stands_on_every_block_of_the_backbone(name, size, earlier):
         assert not torch.equal(before.spatial, after.spatial)
 
 
-def test_a_ladders_top_reads_what_the_other_heads_read():
-    student = tiny(kind="ladder").eval()
-    x = torch.rand(2, 3, 160, 160)
+@pytest.mark.parametrize("name", ["test_vit", "test_vit3", "eradio_nano"])
+def test_a_ladder_reads_blocks_as_they_are_and_its_top_what_the_other_heads_read(name):
+    """A norm behind the blocks is the last one's: what a hook sees of the first must come."""
+    backbone = tiny(name, kind="ladder").backbone.eval()
+    for module in backbone.modules():  # norms that change what they get
+        if isinstance(module, nn.LayerNorm) and module.weight is not None:
+            nn.init.normal_(module.weight)
+    seen = []
+    first = getattr(backbone, "blocks", [nn.Identity()])[0]
+    first.register_forward_hook(lambda *args: seen.append(args[-1]))
+    x, class_tokens = torch.rand(2, 3, 160, 160), gives_class_tokens(backbone)
     with torch.no_grad():
-        features, earlier = read_intermediates(student.backbone, x, class_tokens=True)
-        final = read_features(student.backbone, x)
-        last = student.backbone.forward_intermediates(
-            x, indices=[0], norm=True, return_prefix_tokens=True, intermediates_only=True
-        )
+        features, earlier = read_intermediates(backbone, x, class_tokens=class_tokens)
+        final = read_features(backbone, x)
     torch.testing.assert_close(features, final)
-    torch.testing.assert_close(earlier[0].summary, last[0][1][:, 0])
-    torch.testing.assert_close(earlier[0].spatial, last[0][0].permute(0, 2, 3, 1))
+    if seen:
+        torch.testing.assert_close(earlier[0].spatial.flatten(1, 2), seen[0][:, 1:])
+        summary = seen[0][:, 0] if class_tokens else seen[0][:, 1:].mean(1)
+        torch.testing.assert_close(earlier[0].summary, summary)
 
 
 GRAPH = """
@@ -318,3 +326,44 @@ def test_windows_and_cropped_positions_are_options_of_a_radio_student(option):
     for size in (64, 96):
         ours = student(Batch(torch.rand(2, 3, 96, 96)), size=(size, size))
         assert ours["b"].spatial.shape == (2, size // 16, size // 16, 8)
+
+
+# Starting from earlier weights
+
+
+@pytest.mark.parametrize(("name", "size"), [("eradio_nano", 64), ("test_vit", 96)])
+def test_a_student_starts_from_an_earlier_one_with_all_its_weights(tmp_path, name, size):
+    earlier = tiny(name, size)
+    earlier.license = "mit"
+    batch = Batch(torch.rand(2, 3, size, size))
+    export_student(earlier, tmp_path / "run" / "export", batch)
+    start = find_start(tmp_path / "run")
+    torch.manual_seed(2)
+    again = build_student(name, {}, size=size, start=start, drop_path_rate=0.1)
+    for key, value in earlier.backbone.state_dict().items():
+        assert again.backbone.state_dict()[key].equal(value), key
+    assert again.license == "mit"
+
+
+def test_a_start_at_another_size_resizes_the_positions_once(tmp_path):
+    earlier = tiny("test_vit", 96)
+    export_student(earlier, tmp_path / "export", Batch(torch.rand(1, 3, 96, 96)))
+    larger = build_student("test_vit", {}, size=192, start=tmp_path / "export")
+    earlier.backbone.set_input_size(img_size=(192, 192))
+    images = torch.rand(1, 3, 192, 192)
+    torch.testing.assert_close(
+        larger.eval().features(Batch(images)).spatial,
+        earlier.eval().forward_features(images).spatial,
+    )
+
+
+def test_a_start_that_does_not_fit_or_is_not_there_is_refused(tmp_path):
+    export_student(tiny("test_vit", 96), tmp_path / "export", Batch(torch.rand(1, 3, 96, 96)))
+    with pytest.raises(ValueError, match=r"cannot start from .* which holds test_vit"):
+        build_student("test_vit2", {}, size=96, start=tmp_path / "export")
+    with pytest.raises(ValueError, match="no run, no export and no file of weights"):
+        find_start(tmp_path / "nowhere")
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "export" / "heads.json").unlink()
+    with pytest.raises(ValueError, match="finish it with --resume"):
+        find_start(tmp_path)

@@ -142,8 +142,9 @@ def drop_coefficients(
     """Leave out teachers image by image (UNIC, 2408.05088, teacher dropping regularisation).
 
     A teacher stays with an image if its draw is at least `chance`, and always if its loss is the
-    largest. The coefficients of an image add up to the number of teachers, whoever stays: with
-    the chance 0 the sum is the plain one.
+    largest. All that stay have one coefficient: the loss is the mean over the pairs of a teacher
+    and an image that were kept, times the number of teachers, so that the chance 0 gives the plain
+    sum. So the worst teacher of an image counts 1 / (1 - chance) times as much as another one.
 
     Args:
         losses: Each teacher's weighted loss of each image, without a gradient.
@@ -155,8 +156,8 @@ def drop_coefficients(
     keep = (draws >= chance).scatter(0, losses.argmax(0, keepdim=True), True)
     if sampled is not None:
         keep = keep & sampled[:, None]
-    there = keep.shape[0] if sampled is None else sampled.sum()
-    return there * keep / keep.sum(0).clamp_min(1)
+    pairs = keep.numel() if sampled is None else sampled.sum() * keep.shape[1]
+    return pairs * keep / keep.sum().clamp_min(1)
 
 
 def _weight(

@@ -11,7 +11,7 @@ import tyro
 from zoo.commands import distill_text_args
 from zoo.commands.distill_text_args import is_text
 from zoo.commands.parse import parse
-from zoo.train.distill.config import Distill, TeacherSpec
+from zoo.train.distill.config import Distill, Heads, TeacherSpec
 from zoo.train.distill.recipes import RECIPES, summary_of
 from zoo.train.fields import RENAMED, changed
 
@@ -102,7 +102,9 @@ def _defaults(name: str | None, argv: list[str]) -> Distill:
         return _stored(Path(argv[argv.index("--resume") + 1]))
     has_own = any(word.split("=")[0] in ("--data", "--teachers") for word in argv)
     run = _recipe(name or ("custom" if has_own else "quickstart"))
-    return _shrunk(run) if "--tiny" in argv else run
+    run = _shrunk(run) if "--tiny" in argv else run
+    goes_on = "--start" in argv[:-1]
+    return _goes_on(run, Path(argv[argv.index("--start") + 1])) if goes_on else run
 
 
 def _stored(folder: Path) -> Distill:
@@ -110,6 +112,26 @@ def _stored(folder: Path) -> Distill:
     from zoo.train.run import Run
 
     return replace(Run(folder).config(Distill), out=folder)
+
+
+def _goes_on(run: Distill, folder: Path) -> Distill:
+    """Take what a run starts from for its defaults: the student, its size and its heads."""
+    from zoo.students.export import read_heads
+    from zoo.students.start import find_start
+
+    found = find_start(folder)
+    if found.is_file():
+        return run
+    before = read_heads(found)
+    options = (before.get("options") or {}).items()
+    head = dict(before["head"])
+    return replace(
+        run,
+        student=before["student"],
+        student_options=tuple(f"{key}={value!r}" for key, value in options),
+        size=before["size"],
+        heads=Heads(num_inner=head.pop("inner"), **head),
+    )
 
 
 def _shrunk(run: Distill) -> Distill:
@@ -143,7 +165,10 @@ def call(
         run = _recipe(
             recipe or ("custom" if fields.keys() & {"data", "teachers"} else "quickstart")
         )
-    config = changed(_shrunk(run) if tiny else run, fields)
+    run = _shrunk(run) if tiny else run
+    if fields.get("start") is not None:
+        run = _goes_on(run, Path(fields["start"]))
+    config = changed(run, fields)
     from zoo.commands.distill import distill
     from zoo.eval.report.page import build_report
 

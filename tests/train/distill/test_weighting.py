@@ -93,27 +93,29 @@ def test_the_slices_of_a_step_add_up_to_the_whole(kind):
     torch.testing.assert_close(parts, whole(LOSSES))
 
 
-def plain_loop(losses, draws, chance):
-    """Teacher-drop as one would say it: image by image, teacher by teacher."""
-    teachers, images = losses.shape
-    coefficients = torch.zeros(teachers, images)
-    for image in range(images):
-        worst = max(range(teachers), key=lambda t, i=image: losses[t, i].item())
-        kept = [t for t in range(teachers) if draws[t, image] >= chance or t == worst]
-        for t in kept:
-            coefficients[t, image] = teachers / len(kept)
-    return coefficients
+def test_teacher_drop_divides_by_the_number_of_kept_pairs_of_the_batch():
+    """By hand: three teachers, three images, and five of nine pairs that stay."""
+    losses = torch.tensor([[5.0, 1.0, 2.0], [3.0, 4.0, 1.0], [1.0, 2.0, 6.0]])
+    #   worst: teacher 0 of image 0, 1 of image 1, 2 of image 2; drawn: 1 of image 0, 0 of image 2
+    draws = torch.tensor([[0.1, 0.2, 0.5], [0.9, 0.0, 0.3], [0.4, 0.1, 0.2]])
+    kept = torch.tensor([[1.0, 0, 1], [1, 1, 0], [0, 0, 1]])
+    found = drop_coefficients(losses, draws, 0.5)
+    torch.testing.assert_close(found, kept * 9 / 5)
+    # the mean of what stays, 20 / 5, times three teachers; a batch's loss is a mean over 3 images
+    assert (found * losses).sum().item() / 3 == pytest.approx(3 * 20 / 5)
 
 
-@pytest.mark.parametrize("chance", [0.0, 0.3, 0.9, 1.0])
-@pytest.mark.parametrize("teachers", [1, 2, 5])
-def test_teacher_drop_gives_the_coefficients_of_the_plain_loop(teachers, chance):
-    losses, draws = torch.rand(teachers, 64), torch.rand(teachers, 64)
+@pytest.mark.parametrize("chance", [0.25, 0.5, 0.75])
+@pytest.mark.parametrize("teachers", [2, 4])
+def test_the_worst_teacher_counts_as_often_as_the_others_are_asked(teachers, chance):
+    """In UNIC the others stay with the chance 1 - p, the worst always, each as one of the batch."""
+    seed = torch.Generator().manual_seed(0)
+    losses, draws = (torch.rand(teachers, 20_000, generator=seed) for _ in range(2))
     found = drop_coefficients(losses, draws, chance)
-    torch.testing.assert_close(found, plain_loop(losses, draws, chance), rtol=0, atol=0)
-    torch.testing.assert_close(found.sum(0), torch.full((64,), float(teachers)))
-    worst = losses.argmax(0)
-    assert (found.gather(0, worst[None]) >= 1).all()
+    is_worst = losses == losses.amax(0)
+    ratio = found[is_worst].mean() / found[~is_worst].mean()
+    assert ratio.item() == pytest.approx(1 / (1 - chance), rel=0.03)
+    assert found.mean().item() == pytest.approx(1)
 
 
 def test_a_teacher_that_is_not_asked_is_neither_kept_nor_the_worst():
