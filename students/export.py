@@ -12,7 +12,8 @@ from timm.models._hub import save_for_hf
 from timm.models._pretrained import filter_pretrained_cfg
 
 from zoo.features import Batch
-from zoo.students.build import build_student
+from zoo.students.build import build_heads, build_student
+from zoo.students.start import HEADS
 from zoo.students.student import Student
 
 
@@ -66,6 +67,7 @@ def export_student(
             size=student.size[0],
             teachers={name: head.widths for name, head in student.heads.items()},
             head=student.head,
+            own_heads={n: h.made for n, h in student.heads.items() if h.made != student.head},
             options={k: v for k, v in arguments.items() if k != "img_size"},
             about=about or {},
         )
@@ -102,20 +104,32 @@ def _contiguous(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
 
 
+def read_heads(folder: Path) -> dict[str, Any]:
+    """Read what an export says of its student: name, options, size, heads.
+
+    Raises:
+        ValueError: there is no export in the folder.
+    """
+    if not (folder / HEADS).is_file():
+        raise ValueError(f"There is no exported student in {folder}: {HEADS} is missing.")
+    return json.loads((folder / HEADS).read_text())
+
+
 def load_export(folder: Path, *, device: torch.device | str = "cpu") -> Student:
     """Build the student that `export_student` wrote, heads included.
 
     Raises:
         ValueError: there is no export in the folder.
     """
-    if not (folder / "heads.json").is_file():
-        raise ValueError(f"There is no exported student in {folder}: heads.json is missing.")
-    heads = json.loads((folder / "heads.json").read_text())
+    heads = read_heads(folder)
     widths = {name: tuple(pair) for name, pair in heads["teachers"].items()}
     options = heads.get("options")  # exports before 0.2 have none
     student = build_student(
         heads["student"], widths, size=heads["size"], **heads["head"], options=options
     )
+    for label, own in heads.get("own_heads", {}).items():  # of an earlier run than the others
+        one = {label: widths[label]}
+        student.heads.update(build_heads(student.backbone, one, size=heads["size"], **own))
     student.backbone.load_state_dict(load_file(folder / "model.safetensors"))
     student.heads.load_state_dict(load_file(folder / "heads.safetensors"))
     return student.to(device).eval()

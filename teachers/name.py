@@ -22,6 +22,9 @@ KINDS = {
 FOLDER = "local-dir:"
 """With this timm and open_clip mark a model that is a folder; a student's export is one."""
 
+MOST_PIXELS = 8192
+"""Longest side of an image that a teacher looks at: a ViT has 262,144 tokens there."""
+
 SLASHED = ("hf:", "cache:", *(f"{kind}:{FOLDER}" for kind in ("open_clip", "timm", "zoo")))
 """Names that begin so are repositories or folders, and may have slashes themselves."""
 
@@ -65,7 +68,12 @@ class TeacherName:
         at = re.fullmatch(r"(.+)@(\d+)", rest)
         resolution = None
         if at:
-            rest, resolution = at[1], int(at[2])
+            rest, resolution = at[1], int(at[2][:9])
+            if not 1 <= resolution <= MOST_PIXELS:
+                raise ValueError(
+                    f"{text!r} asks for images of {at[2]} px; a teacher's resolution is 1 to "
+                    f"{MOST_PIXELS:,} pixels."
+                )
         if text.startswith(SLASHED):
             name = rest.removesuffix("/random")
             weights = None if name == rest else "random"

@@ -37,7 +37,10 @@ def test_a_teacher_on_the_command_line_carries_its_rate_and_whether_it_follows()
         TeacherSpec.parse(spec.describe()) == spec
         and spec.describe() == "timm:x,rate=0.25,follow=1"
     )
-    for wrong, match in (("rate=0", "share of the steps"), ("follow=2", "1 (yes) or 0 (no)")):
+    for wrong, match in (
+        ("rate=0", "rate is 0; it is a share above 0"),
+        ("follow=2", "1 (yes) or 0 (no)"),
+    ):
         with pytest.raises(ValueError, match=re.escape(match)):
             TeacherSpec.parse(f"timm:x,{wrong}")
 

@@ -250,7 +250,9 @@ def fit(kind: str, moments: Moments) -> Normalizer:
     return normalizer
 
 
-def fold_inverse(linear: nn.Linear, normalizer: Normalizer, blocks: int = 1) -> nn.Linear:
+def fold_inverse(
+    linear: nn.Linear, normalizer: Normalizer, blocks: int = 1, *, forward: bool = False
+) -> nn.Linear:
     """Let a head's last layer answer in the teacher's own space: (W', b') → (ΘW', Θb' + μ).
 
     Computed in float64 and returned in the layer's dtype; `linear` itself stays as it is.
@@ -258,6 +260,8 @@ def fold_inverse(linear: nn.Linear, normalizer: Normalizer, blocks: int = 1) -> 
     Args:
         blocks: Vectors that one row makes, u² for a head that up-samples by u. The outputs must
             lie block by block, C channels each (not interleaved as `F.pixel_shuffle` wants them).
+        forward: Undo that: let a layer that answers in the teacher's space answer in the balanced
+            one.
 
     Raises:
         ValueError: the layer does not make `blocks` vectors of the normalizer's width.
@@ -270,6 +274,10 @@ def fold_inverse(linear: nn.Linear, normalizer: Normalizer, blocks: int = 1) -> 
     weight = linear.weight.detach()
     theta = normalizer.inverse_matrix().to(weight.device, torch.float64)
     mean = normalizer.shift.to(theta)
+    if forward:  # z = W (x − μ)
+        theta = normalizer.weight.to(theta)
+        theta = theta if theta.ndim == 2 else theta.diag()
+        mean = -theta @ mean
     rows = weight.to(theta).unflatten(0, (blocks, normalizer.dim))
     offset = mean.repeat(blocks)
     if linear.bias is not None:

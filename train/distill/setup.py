@@ -15,6 +15,7 @@ import zoo
 from zoo.data.sources import Source, open_splits
 from zoo.data.views import View
 from zoo.students.build import build_student, read_options
+from zoo.students.export import load_export, read_heads
 from zoo.students.start import find_start
 from zoo.students.student import Student
 from zoo.teachers.name import FOLDER, TeacherName, unknown_name
@@ -22,8 +23,10 @@ from zoo.teachers.open import open_teacher
 from zoo.teachers.teacher import Teacher, fingerprint
 from zoo.train.device import autocast, device_of, in_precision
 from zoo.train.distill.config import Distill
+from zoo.train.distill.phi_s import Normalizer, fold_inverse
 from zoo.train.distill.plan_step import Grids, check_step_plans, grids_of, view_of
 from zoo.train.distill.sizes import match_student_size
+from zoo.train.freeze import freeze
 from zoo.train.run import Run
 
 
@@ -60,9 +63,31 @@ def check_names(config: Distill) -> None:
         if not timm.is_model(name.name.partition(".")[0]):
             known = zoo.list_models() if name.kind == "zoo" else timm.list_models()
             raise unknown_name(name.name, known, f"{name.kind} model")
-    if config.spectral or config.student_options:  # built without memory: will it do?
-        build_student(
+    start = config.start and find_start(config.start)
+    if start and start.is_dir():
+        check_start(config, start)
+    if config.spectral or config.student_options or config.optim.freeze:
+        student = build_student(  # without memory: will it do?
             config.student, {}, size=config.size, **backbone_options(config), device="meta"
+        )
+        if config.optim.freeze:
+            freeze(student, config.optim.freeze)
+
+
+def check_start(config: Distill, folder: Path) -> None:
+    """Refuse to go on from a student that was built otherwise than this one."""
+    name, before = config.student, read_heads(folder)
+    if before["student"] != name.partition(".")[0] and before["student"] != name:
+        raise ValueError(
+            f"The student in {folder} is {before['student']}, and this run's is {name}; leave out "
+            "student, or start."
+        )
+    ours, theirs = read_options(config.student_options), before.get("options") or {}
+    other = {key for key in ours.keys() | theirs.keys() if ours.get(key) != theirs.get(key)}
+    if other := other - {"dynamic_img_size"}:
+        raise ValueError(
+            f"The student in {folder} was built with other options ({', '.join(sorted(other))}); "
+            "leave out student_options, or start."
         )
 
 
@@ -129,8 +154,13 @@ def backbone_options(config: Distill) -> dict[str, Any]:
     )
 
 
-def new_student(setup: Setup) -> Student:
-    """Build the student of a run, the same one at each call."""
+def new_student(setup: Setup, normalizers: Mapping[str, Normalizer]) -> Student:
+    """Build the student of a run, the same one at each call.
+
+    Args:
+        normalizers: Of the space in which its heads are to answer; heads of an earlier student
+            come from the teachers' own spaces.
+    """
     config = setup.config
     torch.manual_seed(config.seed)
     student = build_student(
@@ -143,14 +173,35 @@ def new_student(setup: Setup) -> Student:
         drop_path_rate=config.optim.drop_path,
         **backbone_options(config),
     )
+    if earlier := earlier_student(config):
+        adopt_heads(student, earlier, normalizers)
     return in_precision(student, config.precision).to(setup.device)
+
+
+def earlier_student(config: Distill) -> Student | None:
+    """Return the student that a run starts from, with its heads; `None` if it has no such."""
+    start = config.start and find_start(config.start)
+    return load_export(start) if start and start.is_dir() else None
+
+
+def adopt_heads(student: Student, earlier: Student, normalizers: Mapping[str, Normalizer]) -> None:
+    """Let each head begin as that of an earlier student for the same teacher, if it is alike."""
+    folds = {
+        label: partial(fold_inverse, normalizer=normalizer, forward=True)
+        for label, normalizer in normalizers.items()
+        if label in earlier.heads
+    }
+    earlier = earlier.with_folded_heads(folds)
+    for label, head in student.heads.items():
+        state = earlier.heads[label].state_dict() if label in earlier.heads else {}
+        shapes = {key: value.shape for key, value in head.state_dict().items()}
+        if shapes == {key: value.shape for key, value in state.items()}:
+            head.load_state_dict(state)
 
 
 def prepare(config: Distill) -> Setup:
     """Check and open everything that a run needs, before it writes anything."""
     check_names(config)
-    if config.start:
-        find_start(config.start)
     device = device_of(config.device)
     if config.precision == "float64" and device.type != "cpu":
         raise ValueError("precision float64 is for tests on a CPU; give --device cpu with it.")

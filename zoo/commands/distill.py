@@ -37,7 +37,13 @@ from zoo.train.distill.calibrate import (
 )
 from zoo.train.distill.config import Distill
 from zoo.train.distill.fold import folded
-from zoo.train.distill.setup import Setup, check_same_teachers, new_student, prepare
+from zoo.train.distill.setup import (
+    Setup,
+    check_same_teachers,
+    earlier_student,
+    new_student,
+    prepare,
+)
 from zoo.train.distill.task import DistillTask
 from zoo.train.distill.teachers import optimize_run_teachers
 from zoo.train.loop import train
@@ -113,7 +119,7 @@ def fill_cache(work: Work) -> None:
 
 def begin(work: Work) -> None:
     """Build the student, and say in the run's folder what it is about."""
-    work.arms["untrained"] = new_student(work.setup)
+    work.arms["untrained"] = new_student(work.setup, work.of("untrained"))
     describe(work)
 
 
@@ -134,7 +140,7 @@ def train_arm(work: Work, run: Run, config: Distill, title: str) -> Student:
     if work.cache:
         stored = work.normalizers[setup.config.normalise]
         teachers, targets = from_cache(work.cache, stored, normalizers, config.normalise)
-    student = new_student(setup)
+    student = new_student(setup, normalizers)
     plan = Plan(len(setup.train), config.batch, config.seed, config.view_epochs)
     feed = ImageFeed(
         setup.train, setup.view, plan, setup.device, config.num_slices, (), config.workers
@@ -219,6 +225,7 @@ def export(work: Work) -> None:
     """Write the student, and the feature maps that the report shows."""
     run, setup = work.run, work.setup
     student = folded(work.arms["student"], work.of("student")).eval().without_spectral()
+    keep_heads(student, setup.config)
     count = min(MAPS, len(setup.val))
     chosen = Plan(len(setup.val), count, setup.config.seed).indices(0)
     few = Subset(setup.val, tuple(sorted(chosen.tolist())))
@@ -230,6 +237,14 @@ def export(work: Work) -> None:
     values = export_student(student, run.path / "export", batch, about=dict(licenses=licenses))
     run.log("export", setup.config.steps, values)
     describe(work, seconds=time.perf_counter() - work.began)
+
+
+def keep_heads(student: Student, config: Distill) -> None:
+    """Give a student on a frozen trunk the heads for other teachers that it had before."""
+    earlier = earlier_student(config) if config.optim.freeze == "trunk" else None
+    for label, head in earlier.heads.items() if earlier else ():
+        if label not in student.heads:
+            student.heads[label] = head.to(student.mean.device)
 
 
 def describe(work: Work, *, seconds: float | None = None) -> None:
