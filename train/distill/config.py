@@ -114,9 +114,10 @@ class Losses:
     teacher_drop: Annotated[float, CHANCE] = 0.0
     """Chance that an image leaves a teacher out; its worst teacher always stays (UNIC)."""
     shift: Annotated[int, at_least(0, "off")] = 0
-    """Largest shift, in student patches, between what student and teachers see (C-RADIOv4)."""
+    """Largest shift, in student patches, between what student and teachers see of an image."""
     mesa: Annotated[float, at_least(0, "off")] = 0.0
-    """Weight of the distance between the student's map and that of its average (C-RADIOv4)."""
+    """Weight of the distance between the student's map and that of its average (C-RADIOv4), which
+    sees the same crop without `shift`."""
 
     def __post_init__(self):
         check_ranges(self, "losses.")

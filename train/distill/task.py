@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping
 from functools import partial
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -67,8 +68,10 @@ class DistillTask(Task):
         return cls(config, plan, teachers, terms, weighting, grids, gains)
 
     def planned(self, batch: Batch, step: int) -> StepPlan:
-        position = batch.positions[0] if batch.positions else step * self.plan.batch
-        return plan_step(self.plan, step, position, self.config, self.teachers, self.grids)
+        positions = np.array(batch.positions) if batch.positions else self.plan.positions(step)
+        return plan_step(
+            self.plan, step, positions[: len(batch.images)], self.config, self.teachers, self.grids
+        )
 
     def targets(self, batch: Batch, step: int) -> dict[str, Features]:
         """Ask the teachers of this step."""
