@@ -51,7 +51,7 @@ ARROWS: dict[str, tuple[str, ...]] = {
     "zoo.features": (),
     "zoo.safe_pickle": (),
     "zoo.files": (),
-    "zoo.weights": ("zoo.safe_pickle",),
+    "zoo.weights": ("zoo.safe_pickle", "zoo.files"),
     "zoo.wheels": ("zoo.weights",),
     "zoo.licence": (),
     "zoo.deploy": (),

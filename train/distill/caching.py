@@ -236,7 +236,7 @@ def open_run_cache(run: Run, setup: Setup, normalizers: Mapping[str, Normalizers
     config = setup.config
     if config.cache is None:
         return None
-    fingerprints = run.read_json("teachers.json")
+    fingerprints = run.read_json("teachers.json", dict[str, str])
     precision = teacher_precision(setup)
     held = holds(config, setup.train, setup.view, setup.teachers, fingerprints, precision)
     spaces = {

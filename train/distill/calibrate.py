@@ -4,13 +4,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from zoo.data.feed import ImageFeed
 from zoo.data.plan import Plan, mix
 from zoo.features import Features
-from zoo.files import save_whole
+from zoo.files import load_tensors, save_tensors
 from zoo.train.device import in_precision
 from zoo.train.distill.losses import dispersion
 from zoo.train.distill.phi_s import Moments, Normalizer, fit
@@ -157,8 +156,11 @@ def fit_normalizers(
             tensors |= {f"spread/{kind}/{name}": value for name, value in baseline_losses.items()}
         # clones: the kinds share what they say of the summaries, and the format refuses that
         tensors = {key: value.cpu().clone().contiguous() for key, value in tensors.items()}
-        save_whole(tensors, path, save_file)
-    tensors = load_file(path)
+        save_tensors(tensors, path)
+    try:
+        tensors = load_tensors(path)
+    except ValueError as error:
+        raise ValueError(f"{error} Remove it, and the teachers are measured again.") from None
     return (
         {kind: read_normalizers(tensors, kind, setup) for kind in kinds},
         {kind: _read_baseline_losses(tensors, kind, setup) for kind in kinds},
