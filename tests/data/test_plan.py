@@ -57,3 +57,8 @@ def test_stored_views_repeat_with_their_random_numbers():
     assert plan.draws(3).random() == plan.draws(23).random() == endless.draws(3).random()
     assert first.tolist() == [i for step in range(5) for i in endless.indices(step)]
     assert plan.indices_at(np.array([23, 7])).tolist() == first[[3, 7]].tolist()
+
+
+def test_an_array_is_hashed_number_by_number():
+    numbers = np.arange(-3, 40, 7)
+    assert mix(5, numbers, 2).tolist() == [mix(5, int(n), 2) for n in numbers]

@@ -11,8 +11,8 @@ from zoo.train.ranges import (
     COUNT,
     NOT_NEGATIVE,
     PIXELS,
+    PROPER_SHARE,
     SHARE,
-    Range,
     at_least,
     between,
     check_ranges,
@@ -114,9 +114,10 @@ class Losses:
     teacher_drop: Annotated[float, CHANCE] = 0.0
     """Chance that an image leaves a teacher out; its worst teacher always stays (UNIC)."""
     shift: Annotated[int, at_least(0, "off")] = 0
-    """Largest shift, in student patches, between what student and teachers see (C-RADIOv4)."""
+    """Largest shift, in student patches, between what student and teachers see of an image."""
     mesa: Annotated[float, at_least(0, "off")] = 0.0
-    """Weight of the distance between the student's map and that of its average (C-RADIOv4)."""
+    """Weight of the distance between the student's map and that of its average (C-RADIOv4), which
+    sees the same crop without `shift`."""
 
     def __post_init__(self):
         check_ranges(self, "losses.")
@@ -164,7 +165,7 @@ class Distill(Training):
     """Train the same student again with these, and report them beside it."""
     calibration: Annotated[int, between(1, 1_000_000)] = 64
     """Batches from which the teachers' statistics are taken before step 0."""
-    held_out: Annotated[float, Range("a share between 0 and 1", 0, 1, open=(0, 1))] = 0.05
+    held_out: Annotated[float, PROPER_SHARE] = 0.05
     """Share of the images for evaluation, if the data has no split of its own."""
     eval_images: Annotated[int, COUNT] = 512
     """Most held-out images on which the teachers are compared."""
@@ -191,6 +192,12 @@ class Distill(Training):
         super().__post_init__()
         if len(set(self.sizes)) < len(self.sizes):
             raise ValueError(f"sizes are {self.sizes}; give different numbers of pixels.")
+        others = len({*self.sizes} - {self.size})
+        if others > self.calibration:
+            raise ValueError(
+                f"calibration is {self.calibration} batches, and {others} sizes beside the run's "
+                f"own are measured in turn; give --calibration {others} or more."
+            )
         if self.start and self.pretrained:
             raise ValueError(
                 f"The student can start from {self.start} or be pretrained; leave out one of them."
