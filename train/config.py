@@ -144,6 +144,11 @@ class Training:
             raise ValueError("precision float64 is for tests on a CPU; give --device cpu with it.")
 
     @property
+    def mean_batch(self) -> float:
+        """Samples a step, on average over the steps."""
+        return self.batch
+
+    @property
     def num_slices(self) -> int:
         """The slices of each batch, `auto` resolved."""
         return 1 if self.slices == "auto" else self.slices

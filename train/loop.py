@@ -51,7 +51,7 @@ def train(
         numbered(feed, state.step, config.steps), task.targets, device, precision, ahead=ahead
     )
     buffers = SliceBuffers(state.model) if config.num_slices > 1 else None
-    progress = Progress(title, total=config.steps, start=state.step, samples=config.batch)
+    progress = Progress(title, total=config.steps, start=state.step, samples=config.mean_batch)
     skipped = SkipList(run, progress)
     with Interrupt() as interrupt, progress, tensor_cores(device):
         while state.step < config.steps:

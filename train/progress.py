@@ -14,10 +14,10 @@ class Progress:
     Args:
         total: Steps of the run.
         start: Steps that an earlier part of the run has done.
-        samples: Samples a step.
+        samples: Samples a step, on average.
     """
 
-    def __init__(self, title: str, *, total: int, start: int = 0, samples: int = 1):
+    def __init__(self, title: str, *, total: int, start: int = 0, samples: float = 1):
         self.console = Console(stderr=True, highlight=False)
         self.title, self.total, self.samples = title, total, samples
         self._step, self._time = start, time.perf_counter()

@@ -60,14 +60,14 @@ def calibrate(setup: Setup) -> Statistics:
     """
     config = setup.config
     device = setup.device
-    plan = Plan(len(setup.train), config.batch, mix(config.seed, 3))
+    plan = Plan(len(setup.train), config.batch, mix(config.seed, 3), batches=config.batches)
     feed = ImageFeed(setup.train, setup.view, plan, device, config.num_slices, (), config.workers)
     measured = _Measured(device)
     steps, slices = config.calibration, len(feed.slices)
-    with Progress("calibrate", total=steps, samples=config.batch) as progress:
+    with Progress("calibrate", total=steps, samples=config.mean_batch) as progress:
         for number, batch in enumerate(feed.batches(0, steps)):
             step, rest = 1 + number // slices, (number + 1) % slices
-            size = drawn_size(plan, step, config)
+            size = drawn_size(plan, step - 1, config)
             for name, teacher in setup.teachers.items():
                 with setup.autocast():
                     features = at_size(teacher, size)(batch)
