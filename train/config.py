@@ -105,6 +105,8 @@ class Training:
 
     kind: ClassVar[str]
     """The task's name, in the config.json of its runs."""
+    unit: ClassVar[str] = "img"
+    """What speed is counted in."""
     resumable: ClassVar[frozenset[str]] = frozenset(
         ("out", "device", "workers", "every", "compile")
     )
@@ -144,8 +146,8 @@ class Training:
             raise ValueError("precision float64 is for tests on a CPU; give --device cpu with it.")
 
     @property
-    def mean_batch(self) -> float:
-        """Samples a step, on average over the steps."""
+    def samples(self) -> float:
+        """What a step counts for, in `unit`, on average over the steps."""
         return self.batch
 
     @property

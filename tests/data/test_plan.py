@@ -61,6 +61,11 @@ def test_stored_views_repeat_with_their_random_numbers():
     assert plan.indices_at(np.array([23, 7])).tolist() == first[[3, 7]].tolist()
 
 
+def test_an_array_is_hashed_number_by_number():
+    numbers = np.arange(-3, 40, 7)
+    assert mix(5, numbers, 2).tolist() == [mix(5, int(n), 2) for n in numbers]
+
+
 def test_a_step_takes_as_many_images_as_its_kind_has_and_none_twice():
     plan, full = Plan(1000, 8, 5, batches=(8, 2)), Plan(1000, 8, 5)
     taken = [plan.positions(step).tolist() for step in range(60)]

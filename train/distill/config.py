@@ -115,9 +115,10 @@ class Losses:
     teacher_drop: Annotated[float, CHANCE] = 0.0
     """Chance that an image leaves a teacher out; its worst teacher always stays (UNIC)."""
     shift: Annotated[int, at_least(0, "off")] = 0
-    """Largest shift, in student patches, between what student and teachers see (C-RADIOv4)."""
+    """Largest shift, in student patches, between what student and teachers see of an image."""
     mesa: Annotated[float, at_least(0, "off")] = 0.0
-    """Weight of the distance between the student's map and that of its average (C-RADIOv4)."""
+    """Weight of the distance between the student's map and that of its average (C-RADIOv4), which
+    sees the same crop without `shift`."""
 
     def __post_init__(self):
         check_ranges(self, "losses.")
@@ -196,6 +197,12 @@ class Distill(Training):
             raise ValueError(f"sizes are {self.sizes}; give different numbers of pixels.")
         if self.batches:
             self._check_batches()
+        others = len({*self.sizes} - {self.size})
+        if others > self.calibration:
+            raise ValueError(
+                f"calibration is {self.calibration} batches, and {others} sizes beside the run's "
+                f"own are measured in turn; give --calibration {others} or more."
+            )
         if self.start and self.pretrained:
             raise ValueError(
                 f"The student can start from {self.start} or be pretrained; leave out one of them."
@@ -240,7 +247,7 @@ class Distill(Training):
             )
 
     @property
-    def mean_batch(self) -> float:
+    def samples(self) -> float:
         return sum(self.batches) / len(self.batches) if self.batches else self.batch
 
     @property

@@ -54,7 +54,7 @@ def _estimates(
     trained = 4 * student.params * (4 + bool(config.optim.ema))  # weights, gradient, two moments
     checkpoint = 4 * student.params * (3 + bool(config.optim.ema))
     tokens = sum(t.grid[0] * t.grid[1] * (t.spatial_dim or 0) for t in teachers if t.grid)
-    batch = config.mean_batch
+    batch = config.samples
     work = batch * image_flops(config, teachers, student)
     speed = EFFICIENCY * matmul_rate(device) / work
     arms = 1 + len(config.compare)

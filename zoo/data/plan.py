@@ -16,13 +16,19 @@ KIND = 4
 """Salt of `mix` for the kind of a step; 1 and 2 are those of a sample and of a step's network."""
 
 
-def mix(*numbers: int) -> int:
-    """Hash integers into 63 bits, the same on every machine (splitmix64, Steele et al. 2014)."""
-    state = np.uint64(0)
+def mix(*numbers: Any) -> Any:
+    """Hash integers into 63 bits, the same on every machine (splitmix64, Steele et al. 2014).
+
+    Args:
+        numbers: Integers, or arrays of them that broadcast; with an array, so is the result.
+    """
+    state: Any = np.uint64(0)
     with np.errstate(over="ignore"):
         for number in numbers:
-            state = _scramble(state + _GOLDEN + np.uint64(int(number) & (2**64 - 1)))
-    return int(state >> np.uint64(1))
+            bits = number if isinstance(number, np.ndarray) else int(number) & (2**64 - 1)
+            state = _scramble(state + _GOLDEN + np.asarray(bits).astype(np.uint64)[()])
+    hashed = state >> np.uint64(1)
+    return hashed.astype(np.int64) if isinstance(hashed, np.ndarray) else int(hashed)
 
 
 def _scramble(x: Any) -> Any:
