@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -156,8 +157,8 @@ def calibrate(setup: Setup) -> Statistics:
             in_turn = others and [others[(step - 1) % len(others)]]
             for size in (config.size, *in_turn):
                 asked = replace(config, sizes=(size,), batches=(), teachers=always)
-                position = batch.positions[0]
-                planned = plan_step(plan, step, position, asked, setup.teachers, setup.grids)
+                here = np.array(batch.positions)
+                planned = plan_step(plan, step, here, asked, setup.teachers, setup.grids)
                 for label, teacher in planned.teachers(setup.teachers).items():
                     with setup.autocast():
                         features = teacher(batch)
