@@ -186,7 +186,9 @@ def _compared(features: Features, label: str, planned: StepPlan, setup: Setup) -
         spatial = full_precision(spatial)
         rows, cols = (n * setup.config.heads.upsample for n in setup.grids[planned.size])
         ours = spatial.new_zeros(1).expand(len(spatial), rows, cols, spatial.shape[-1])
-        spatial = planned.align(label)(ours, spatial)[1]
+        _, spatial, *seen = planned.align(label)(ours, spatial)
+        if seen:  # shifts: the cells that are compared, in one row
+            spatial = spatial[seen[0]][None, None]
     return Features(summary, spatial)
 
 
