@@ -133,8 +133,8 @@ class Training:
             raise ValueError("precision float64 is for tests on a CPU; give --device cpu with it.")
 
     @property
-    def samples(self) -> int:
-        """What a step counts for, in `unit`."""
+    def samples(self) -> float:
+        """What a step counts for, in `unit`, on average over the steps."""
         return self.batch
 
     @property

@@ -176,6 +176,7 @@ def everything(here, **changes) -> Distill:
         student="test_vit",
         student_options=("init_values=0.5",),
         sizes=(64, 96),
+        batches=(8, 4),
         spectral=True,
         losses=Losses(
             summary="angle", weighting="uncertainty", teacher_drop=0.3, shift=1, mesa=0.5

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -154,9 +155,9 @@ def calibrate(setup: Setup) -> Statistics:
             step, rest = 1 + number // slices, (number + 1) % slices
             in_turn = others and [others[(step - 1) % len(others)]]
             for size in (config.size, *in_turn):
-                asked = replace(config, sizes=(size,), teachers=always)
-                position = batch.positions[0]
-                planned = plan_step(plan, step, position, asked, setup.teachers, setup.grids)
+                asked = replace(config, sizes=(size,), batches=(), teachers=always)
+                here = np.array(batch.positions)
+                planned = plan_step(plan, step, here, asked, setup.teachers, setup.grids)
                 for label, teacher in planned.teachers(setup.teachers).items():
                     with setup.autocast():
                         features = teacher(batch)
@@ -184,7 +185,9 @@ def _compared(features: Features, label: str, planned: StepPlan, setup: Setup) -
         spatial = full_precision(spatial)
         rows, cols = (n * setup.config.heads.upsample for n in setup.grids[planned.size])
         ours = spatial.new_zeros(1).expand(len(spatial), rows, cols, spatial.shape[-1])
-        spatial = planned.align(label)(ours, spatial)[1]
+        _, spatial, *seen = planned.align(label)(ours, spatial)
+        if seen:  # shifts: the cells that are compared, in one row
+            spatial = spatial[seen[0]][None, None]
     return Features(summary, spatial)
 
 

@@ -5,6 +5,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -240,12 +241,12 @@ def check_mosaics(config: Distill) -> None:
         ValueError: a canvas would stay part empty. One slice alone may: its last canvas is
             filled with images again.
     """
-    size = config.batch // config.num_slices
-    for spec in config.teachers:
+    sizes = {(n // config.num_slices, n) for n in config.batches or (config.batch,)}
+    for (size, batch), spec in product(sorted(sizes), config.teachers):
         if config.num_slices > 1 and size % spec.mosaic**2:
             raise ValueError(
                 f"The teacher {spec.name} packs {spec.mosaic}x{spec.mosaic} images, and a slice "
-                f"has {size} of the {config.batch}; choose --batch and --slices so that a slice "
+                f"has {size} of the {batch}; choose --batch and --slices so that a slice "
                 f"is a multiple of {spec.mosaic**2}."
             )
 
