@@ -18,7 +18,7 @@ class Progress:
     """
 
     def __init__(
-        self, title: str, *, total: int, start: int = 0, samples: int = 1, unit: str = "img"
+        self, title: str, *, total: int, start: int = 0, samples: float = 1, unit: str = "img"
     ):
         self.console = Console(stderr=True, highlight=False)
         self.title, self.total, self.samples, self.unit = title, total, samples, unit

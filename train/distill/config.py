@@ -7,12 +7,13 @@ from typing import Annotated, Any, ClassVar, Literal
 from zoo.teachers.name import TeacherName
 from zoo.train.config import Augment, Training
 from zoo.train.ranges import (
+    BATCH,
     CHANCE,
     COUNT,
     NOT_NEGATIVE,
     PIXELS,
+    PROPER_SHARE,
     SHARE,
-    Range,
     at_least,
     between,
     check_ranges,
@@ -157,6 +158,8 @@ class Distill(Training):
     """Side of the student's images in pixels, as it is evaluated and exported."""
     sizes: Annotated[tuple[int, ...], PIXELS] = ()
     """Sides of which each training step draws one; `size` alone by default."""
+    batches: Annotated[tuple[int, ...], BATCH] = ()
+    """Images a step for each of `sizes`, `batch` at most; by default `batch` for all of them."""
     out: Path = Path("runs/distill")
     """Folder of the run; it must not exist yet."""
     normalise: Normalise = "phi_s"
@@ -165,7 +168,7 @@ class Distill(Training):
     """Train the same student again with these, and report them beside it."""
     calibration: Annotated[int, between(1, 1_000_000)] = 64
     """Batches from which the teachers' statistics are taken before step 0."""
-    held_out: Annotated[float, Range("a share between 0 and 1", 0, 1, open=(0, 1))] = 0.05
+    held_out: Annotated[float, PROPER_SHARE] = 0.05
     """Share of the images for evaluation, if the data has no split of its own."""
     eval_images: Annotated[int, COUNT] = 512
     """Most held-out images on which the teachers are compared."""
@@ -192,6 +195,8 @@ class Distill(Training):
         super().__post_init__()
         if len(set(self.sizes)) < len(self.sizes):
             raise ValueError(f"sizes are {self.sizes}; give different numbers of pixels.")
+        if self.batches:
+            self._check_batches()
         others = len({*self.sizes} - {self.size})
         if others > self.calibration:
             raise ValueError(
@@ -229,6 +234,21 @@ class Distill(Training):
             )
         if self.normalise in self.compare:
             raise ValueError(f"compare repeats the run's own normalisation {self.normalise!r}.")
+
+    def _check_batches(self) -> None:
+        if len(self.batches) != len(self.sizes):
+            raise ValueError(
+                f"batches are {self.batches} for the sizes {self.sizes}; give one for each size."
+            )
+        if max(self.batches) > self.batch or any(n % self.num_slices for n in self.batches):
+            raise ValueError(
+                f"batches are {self.batches}; each is at most batch, which is {self.batch}, and "
+                f"splits into slices, which are {self.num_slices}."
+            )
+
+    @property
+    def samples(self) -> float:
+        return sum(self.batches) / len(self.batches) if self.batches else self.batch
 
     @property
     def labels(self) -> list[str]:

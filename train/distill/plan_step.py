@@ -28,8 +28,8 @@ Align = Callable[[Tensor, Tensor], tuple[Tensor, ...]]
 Grids = Mapping[int, tuple[int, int]]
 """Rows and columns of the student's map, by the side of its images."""
 
-SIZE, SAMPLED, SHIFT = 4, 5, 6
-"""Salts of `mix`; the plan's own are 1 and 2, that of the calibration's plan is 3."""
+SAMPLED, SHIFT = 5, 6
+"""Salts of `mix`; the plan's own are 1, 2 and 4, that of the calibration's plan is 3."""
 
 
 @dataclass(frozen=True)
@@ -83,9 +83,8 @@ STUDENT = "student.itself"
 
 def drawn_size(plan: Plan, step: int, config: Distill) -> int:
     """Draw the side of the student's images in `step`."""
-    if not config.sizes:
-        return config.size
-    return config.sizes[mix(plan.seed, SIZE, step) % len(config.sizes)]
+    sizes = config.sizes
+    return sizes[plan.kind(step, len(sizes))] if sizes else config.size
 
 
 def drawn_teachers(plan: Plan, step: int, config: Distill) -> frozenset[str] | None:

@@ -136,7 +136,7 @@ def train_arm(work: Work, run: Run, config: Distill, title: str) -> Student:
         teachers, rescaled = from_cache(work.cache, normalizers, setup)
         calibration = calibration._replace(normalizers=rescaled)
     student = new_student(setup, normalizers)
-    plan = Plan(len(setup.train), config.batch, config.seed, config.view_epochs)
+    plan = Plan(len(setup.train), config.batch, config.seed, config.view_epochs, config.batches)
     feed = ImageFeed(
         setup.train, setup.view, plan, setup.device, config.num_slices, (), config.workers
     )
@@ -262,7 +262,7 @@ def describe(work: Work, *, seconds: float | None = None) -> None:
                 head_params=sum(p.numel() for p in student.heads.parameters()),
             ),
             images=dict(train=len(setup.train), val=len(setup.val)),
-            skipped=work.run.read_json("skipped.json") or [],
+            skipped=work.run.read_json("skipped.json", list[str]) or [],
         ),
     )
 
