@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache, partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import timm
 import torch
@@ -21,6 +21,7 @@ from zoo.students.build import build_student
 from zoo.students.export import load_export
 from zoo.students.student import Student
 from zoo.teachers.name import unknown_name
+from zoo.train.ranges import BATCH, PIXELS, SEED, WORKERS, check_ranges
 from zoo.wheels import without_tag
 
 
@@ -36,18 +37,21 @@ class EvalRequest:
     """The settings of each benchmark, by its name; its defaults where there are none."""
     features: Path | None = None
     """A folder of `zoo embed`, read instead of images."""
-    size: int | None = None
+    size: Annotated[int | None, PIXELS] = None
     """Side of the images in pixels; the model's own by default."""
-    batch: int = 64
+    batch: Annotated[int, BATCH] = 64
     precision: Literal["float32", "amp"] = "float32"
-    seed: int = 0
-    workers: int = 0
+    seed: Annotated[int, SEED] = 0
+    workers: Annotated[int, WORKERS] = 0
     """Processes that decode images."""
     out: Path | None = None
     """The result file, to which records are appended."""
     resume: bool = False
     """Resume the results and the trainings at `out` that were stopped."""
     command: str | None = None
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
 
     @property
     def device(self) -> torch.device:

@@ -9,6 +9,7 @@ from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
 from zoo.train.config import Optim
+from zoo.train.freeze import freeze
 from zoo.train.optim import build_optimizer
 from zoo.train.run import Run
 
@@ -44,6 +45,8 @@ class TrainState:
                 norms, biases and what the model's backbone exempts are not decayed.
             parts: Their parameters are trained as well, without weight decay.
         """
+        if optim.freeze:
+            freeze(model, optim.freeze)
         ema = ModelEmaV3(model, decay=optim.ema) if optim.ema else None
         optimizer = build_optimizer(model, optim, groups)
         for part in (parts or {}).values():
