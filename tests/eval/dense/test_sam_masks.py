@@ -132,5 +132,5 @@ def test_other_teachers_and_missing_heads_are_refused(sam, planted, pictures, tm
     hf.Dinov2Config(**small).save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="is a dinov2, and masks are decoded with SAM"):
         MaskDecoder(TeacherName.parse(f"hf:{tmp_path}"))
-    with pytest.raises(ValueError, match="masks.points is 0"):
+    with pytest.raises(ValueError, match=r"masks\.points is 0"):
         SamMasksSettings(points=0)
