@@ -27,7 +27,8 @@ CORE = tuple(
     f"zoo.train.{part}"
     for part in (
         "config", "device", "interrupt", "loop", "optim", "progress", "run", "state", "task",
-        "damp", "slices", "prefetch", "fields", "freeze", "ranges",
+        "damp", "slices", "prefetch", "fields", "freeze",
+        "average", "ranges",
     )
 )  # fmt: skip
 """The training loop and what every task shares: no images, no teachers, no method."""
@@ -78,6 +79,7 @@ ARROWS: dict[str, tuple[str, ...]] = {
     "zoo.teachers.from_zoo": ("zoo.teachers", ROOT_ONLY),
     "zoo.students": ("zoo.students", *MODELS),
     "zoo.train": (*CORE, "zoo.data", "zoo.files"),
+    "zoo.train.average": ("zoo.layers",),
     "zoo.train.cost": (),
     "zoo.train.pretext": (*CORE, "zoo.data", "zoo.features", "zoo.files", "zoo.teachers"),
     "zoo.train.distill": (

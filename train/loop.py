@@ -37,7 +37,7 @@ def train(
     """Train until `config.steps`; log, evaluate and save on the way.
 
     Args:
-        evaluate: Gets the best form of the model and the step, every `config.every.evaluate`
+        evaluate: Gets the model (averaged, if it is) and the step, every `config.every.evaluate`
             steps but the last.
         ahead: Compute the task's targets a slice early, on a CUDA stream of their own.
 
@@ -71,7 +71,7 @@ def train(
                 write_log(state, config, run, progress)
             with progress.paused():
                 if evaluate and step % every.evaluate == 0 and not ends:
-                    evaluate(state.best, step)
+                    evaluate(state.averaged, step)
                 if saves:
                     run.save(state.state())
             if signum is not None and not ends:

@@ -51,7 +51,7 @@ def config(images, out, student: str, **changes) -> Distill:
 def trained(config: Distill, order=()) -> TrainState:
     """Train, taking the slices of each batch in `order`."""
     setup = prepare(config)
-    student = new_student(setup)
+    student = new_student(setup, {})
     plan = Plan(len(setup.train), config.batch, config.seed)
     feed = ImageFeed(setup.train, setup.view, plan, setup.device, config.num_slices, order)
     plain = {label: nn.Identity() for label in config.labels}
