@@ -29,7 +29,7 @@ from zoo.files import written_whole
 from zoo.train import average
 from zoo.train.average import Average
 from zoo.train.config import Every, Optim
-from zoo.train.distill.calibrate import fit_normalizers
+from zoo.train.distill.calibrate import Calibration, fit_normalizers
 from zoo.train.distill.config import Distill, TeacherSpec
 from zoo.train.distill.fold import folded
 from zoo.train.distill.setup import Setup, new_student, prepare
@@ -68,15 +68,14 @@ class Several(Average):
             other.update(model, step)
 
 
-def trained(config: Distill, setup: Setup, run: Run, kinds: Any) -> dict[str, nn.Module]:
+def trained(
+    config: Distill, setup: Setup, run: Run, calibration: Calibration
+) -> dict[str, nn.Module]:
     """Train once; return the weights of the last step and every average."""
-    normalizers, baselines = (kind[config.normalise] for kind in kinds)
-    student = new_student(setup, normalizers)
+    student = new_student(setup, calibration.normalizers)
     plan = Plan(len(setup.train), config.batch, config.seed)
     feed = ImageFeed(setup.train, setup.view, plan, setup.device, 1, (), config.workers)
-    task = DistillTask.of(
-        config, student, plan, setup.teachers, normalizers, baselines, setup.grids
-    )
+    task = DistillTask.of(config, student, plan, setup.teachers, calibration, setup.grids)
     state = TrainState.of(student, config.optim, parts=dict(weighting=task.weighting))
     state.ema = several = Several(student)
     train(task, state, feed, config, run, title=f"{config.steps} steps")
@@ -131,14 +130,14 @@ def main(argv: list[str] | None = None) -> None:
     )
     found: dict[str, dict[str, Any]] = {}
     with TemporaryDirectory() as place:
-        setup, kinds = prepare(config), None
+        setup, calibration = prepare(config), None
         for steps in args.steps:
             config = replace(config, steps=steps, out=Path(place) / str(steps))
             run, setup = Run.create(config), replace(setup, config=config)
-            kinds = kinds or fit_normalizers(run, setup)
-            forms = trained(config, setup, run, kinds)
+            calibration = calibration or fit_normalizers(run, setup)[config.normalise]
+            forms = trained(config, setup, run, calibration)
             found[str(steps)] = {
-                name: dict(measures(student, setup, kinds[0][config.normalise]))
+                name: dict(measures(student, setup, calibration.normalizers))
                 for name, student in forms.items()
             }
     print(table(found))

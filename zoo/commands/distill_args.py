@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
+from zoo.commands import distill_text_args
+from zoo.commands.distill_text_args import is_text
 from zoo.commands.parse import parse
 from zoo.train.distill.config import Distill, Heads, TeacherSpec
 from zoo.train.distill.recipes import RECIPES, summary_of
@@ -51,6 +53,9 @@ def main(argv: list[str]) -> None:
     open_clip, hf, zoo, torch (package.function), rule and pretext (classifier, autoencoder,
     gradients: trained on your data).
     """
+    if is_text(argv):
+        distill_text_args.main(argv)
+        return
     args = read_args(argv)
     if args.dry_run:
         from zoo.commands.plan import print_plan
