@@ -1,0 +1,1 @@
+"""Smaller students out of a trained parent, cut along the named axes of `zoo.axes`."""
