@@ -1,15 +1,32 @@
 """The settings of the benchmarks, which the command line shows. They are read without torch."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
+
+from zoo.train.ranges import (
+    BATCH,
+    COUNT,
+    LARGEST_BATCH,
+    NOT_NEGATIVE,
+    PIXELS,
+    POSITIVE,
+    WORKERS,
+    above,
+    at_least,
+    between,
+    check_ranges,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
 class KnnSettings:
     """The defaults are the protocol of DINO and AM-RADIO."""
 
-    k: int = 20
-    temperature: float = 0.07
+    k: Annotated[int, COUNT] = 20
+    temperature: Annotated[float, POSITIVE] = 0.07
+
+    def __post_init__(self) -> None:
+        check_ranges(self, "knn.")
 
 
 STRENGTHS = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5)
@@ -22,30 +39,36 @@ class LinearSettings:
 
     solvers: tuple[Solver, ...] = ("lbfgs",)
     """lbfgs: logistic regression; ridge: least squares in closed form; sgd: for large data sets."""
-    strengths: tuple[float, ...] = STRENGTHS
+    strengths: Annotated[tuple[float, ...], NOT_NEGATIVE] = STRENGTHS
     """Strengths of the L2 penalty; for ridge, relative to the mean eigenvalue."""
-    max_steps: int = 200
+    max_steps: Annotated[int, COUNT] = 200
     """Iterations of L-BFGS."""
-    epochs: int = 10
+    epochs: Annotated[int, COUNT] = 10
     """Epochs of SGD."""
-    least_steps: int = 1000
+    least_steps: Annotated[int, COUNT] = 1000
     """Fewest steps of SGD: a small set is trained on for more epochs."""
-    batch: int = 1024
+    batch: Annotated[int, BATCH] = 1024
     """Batch of SGD."""
-    rates: tuple[float, ...] = (1e-3, 1e-2, 1e-1, 1.0)
+    rates: Annotated[tuple[float, ...], POSITIVE] = (1e-3, 1e-2, 1e-1, 1.0)
     """Learning rates of SGD at a batch of 256; they are scaled with the batch."""
+
+    def __post_init__(self) -> None:
+        check_ranges(self, "linear.")
 
 
 @dataclass(frozen=True, kw_only=True)
 class FewshotSettings:
     """How many images are drawn, how often, and how strongly the classifier is regularised."""
 
-    shots: tuple[int, ...] = (1, 5, 10)
+    shots: Annotated[tuple[int, ...], COUNT] = (1, 5, 10)
     """Images of each class; a number larger than the smallest class is left out."""
-    draws: int = 5
+    draws: Annotated[int, COUNT] = 5
     """Number of random selections; the mean over them is reported."""
-    strength: float = 1e-2
+    strength: Annotated[float, NOT_NEGATIVE] = 1e-2
     """Strength of the L2 penalty; fixed, since there are too few images to choose it on."""
+
+    def __post_init__(self) -> None:
+        check_ranges(self, "fewshot.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,36 +105,27 @@ class SegmentSettings:
     """`linear`: batch norm and one linear layer on the last map; `upernet`: 1807.10221."""
     layout: str = "auto"
     """ade20k, voc, cityscapes, camvid, folder, tar, or auto: recognised by the folders."""
-    crop: int = 512
+    crop: Annotated[int, PIXELS] = 512
     """Side of a window, in pixels; the short side of an image is resized to it."""
-    stride: int = 341
+    stride: Annotated[int, PIXELS] = 341
     """Pixels from one window to the next when an image is measured."""
-    steps: int = 40_000
-    batch: int = 16
-    lr: float = 1e-3
-    weight_decay: float = 1e-4
-    warmup: int = 1500
+    steps: Annotated[int, COUNT] = 40_000
+    batch: Annotated[int, between(2, LARGEST_BATCH)] = 16
+    lr: Annotated[float, POSITIVE] = 1e-3
+    weight_decay: Annotated[float, NOT_NEGATIVE] = 1e-4
+    warmup: Annotated[int, NOT_NEGATIVE] = 1500
     """Steps until the full rate is reached; at most a tenth of all steps."""
-    backbone_lr: float = 0.0
+    backbone_lr: Annotated[float, at_least(0, "frozen")] = 0.0
     """Above 0, the backbone is trained too, at this rate (UPerNet: 6e-5)."""
-    hidden: int = 512
+    hidden: Annotated[int, between(1, 65_536)] = 512
     """Channels of UPerNet."""
-    workers: int = 0
+    workers: Annotated[int, WORKERS] = 0
     """Processes that read images."""
-    pictures: int = 6
+    pictures: Annotated[int, NOT_NEGATIVE] = 6
     """Images of the validation part that are shown with their predictions."""
 
     def __post_init__(self) -> None:
-        for name in ("crop", "stride", "steps", "batch", "hidden"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1.")
-        if self.batch < 2:
-            raise ValueError("Batch norm cannot learn from a batch of 1; take at least 2 crops.")
-        if not self.lr > 0 or self.backbone_lr < 0 or self.weight_decay < 0:
-            raise ValueError(
-                f"The rate {self.lr:g} must be above 0; the backbone's rate {self.backbone_lr:g} "
-                f"and the weight decay {self.weight_decay:g} must not be negative."
-            )
+        check_ranges(self, "segment.")
         if self.stride > self.crop:
             raise ValueError(
                 f"A stride of {self.stride} px leaves gaps between windows of {self.crop} px."
@@ -130,32 +144,27 @@ FLOOR = 1e-3
 class DepthSettings:
     """How the linear layer is trained and measured."""
 
-    crop: int = 480
+    crop: Annotated[int, PIXELS] = 480
     """Side of a window, in pixels; the short side of an image is resized to it."""
-    stride: int = 320
+    stride: Annotated[int, PIXELS] = 320
     """Pixels from one window to the next when an image is measured."""
-    steps: int = 20_000
-    batch: int = 16
-    lr: float = 1e-3
-    weight_decay: float = 1e-4
-    warmup: int = 1500
+    steps: Annotated[int, COUNT] = 20_000
+    batch: Annotated[int, between(2, LARGEST_BATCH)] = 16
+    lr: Annotated[float, POSITIVE] = 1e-3
+    weight_decay: Annotated[float, NOT_NEGATIVE] = 1e-4
+    warmup: Annotated[int, NOT_NEGATIVE] = 1500
     """Steps until the full rate is reached; at most a tenth of all steps."""
-    max_depth: float = 10.0
+    max_depth: Annotated[float, above(FLOOR)] = 10.0
     """Metres; larger depths are not scored. 10 for NYUd, 80 for KITTI."""
-    scale: float = 1e-3
+    scale: Annotated[float, POSITIVE] = 1e-3
     """Metres per unit of a 16-bit file: 1/1000 for NYUd, 1/256 for KITTI."""
-    workers: int = 0
+    workers: Annotated[int, WORKERS] = 0
     """Processes that read images."""
-    pictures: int = 4
+    pictures: Annotated[int, NOT_NEGATIVE] = 4
     """Images of the validation part that are shown with their predictions."""
 
     def __post_init__(self) -> None:
-        if min(self.crop, self.stride, self.steps) < 1 or self.batch < 2:
-            raise ValueError(
-                "crop, stride and steps must be at least 1, and a batch at least 2 crops."
-            )
-        if not (self.lr > 0 and self.max_depth > FLOOR and self.scale > 0):
-            raise ValueError("lr, max_depth and scale must be above 0.")
+        check_ranges(self, "depth.")
         if self.stride > self.crop:
             raise ValueError(
                 f"A stride of {self.stride} px leaves gaps between windows of {self.crop} px."
@@ -171,17 +180,18 @@ class CorrespondenceSettings:
     a known warp; `auto`: the first if its folders exist, otherwise the second."""
     split: str = "test"
     """The split of SPair-71k."""
-    finer: int = 2
+    finer: Annotated[int, between(1, 64)] = 2
     """Factor by which the target's map is enlarged before a match is searched in it."""
-    points: int = 8
+    points: Annotated[int, between(1, 1024)] = 8
     """Points along each side of the grid of points in a warped image."""
-    thresholds: tuple[float, ...] = (0.05, 0.1)
+    thresholds: Annotated[tuple[float, ...], POSITIVE] = (0.05, 0.1)
     """Largest distances that count as a match, as shares of the object's larger side (SPair) or of
     the image's side (warps)."""
 
     def __post_init__(self) -> None:
-        if self.finer < 1 or self.points < 1 or not self.thresholds:
-            raise ValueError("finer, points and the number of thresholds must be at least 1.")
+        check_ranges(self, "correspondence.")
+        if not self.thresholds:
+            raise ValueError("correspondence.thresholds is empty; give one at least.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -192,14 +202,13 @@ class SamMasksSettings:
     """The SAM from which the student learnt: hf:facebook/sam-vit-huge, or hf:FOLDER."""
     head: str = ""
     """The student's head for that teacher; by default the head with the teacher's label."""
-    points: int = 8
+    points: Annotated[int, between(1, 1024)] = 8
     """Points along each side of a regular grid; each point is the prompt of one mask."""
-    pictures: int = 4
+    pictures: Annotated[int, NOT_NEGATIVE] = 4
     """Images of which the masks of one point are shown."""
 
     def __post_init__(self) -> None:
-        if self.points < 1:
-            raise ValueError(f"points is {self.points}; a mask needs at least one point.")
+        check_ranges(self, "masks.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -208,8 +217,11 @@ class SpeedSettings:
 
     mode: str = "eager"
     """A mode of `zoo bench models`: eager or deploy, alone or +compiled, +autotuned or +graphs."""
-    batch: int | None = None
+    batch: Annotated[int | None, BATCH] = None
     """The evaluation's by default."""
-    rounds: int = 20
+    rounds: Annotated[int, COUNT] = 20
     """Timed batches, of which the median is used."""
     channels_last: bool = False
+
+    def __post_init__(self) -> None:
+        check_ranges(self, "speed.")

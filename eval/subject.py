@@ -4,14 +4,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache, partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import timm
 import torch
 from rich.progress import track
 
 from zoo.data.loader import eval_batches
-from zoo.data.sources import Source, open_splits
+from zoo.data.sources import Source, open_labelled
 from zoo.eval.detect.detector import is_detector, load_backbone
 from zoo.eval.registry import Split, Subject
 from zoo.eval.speed.models import cost
@@ -21,6 +21,7 @@ from zoo.students.build import build_student
 from zoo.students.export import load_export
 from zoo.students.student import Student
 from zoo.teachers.name import unknown_name
+from zoo.train.ranges import BATCH, PIXELS, SEED, WORKERS, check_ranges
 from zoo.wheels import without_tag
 
 
@@ -36,18 +37,21 @@ class EvalRequest:
     """The settings of each benchmark, by its name; its defaults where there are none."""
     features: Path | None = None
     """A folder of `zoo embed`, read instead of images."""
-    size: int | None = None
+    size: Annotated[int | None, PIXELS] = None
     """Side of the images in pixels; the model's own by default."""
-    batch: int = 64
+    batch: Annotated[int, BATCH] = 64
     precision: Literal["float32", "amp"] = "float32"
-    seed: int = 0
-    workers: int = 0
+    seed: Annotated[int, SEED] = 0
+    workers: Annotated[int, WORKERS] = 0
     """Processes that decode images."""
     out: Path | None = None
     """The result file, to which records are appended."""
     resume: bool = False
     """Resume the results and the trainings at `out` that were stopped."""
     command: str | None = None
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
 
     @property
     def device(self) -> torch.device:
@@ -86,12 +90,14 @@ def open_subject(target: str | None, request: EvalRequest) -> Subject:
         student = load_backbone(trained) if trained else open_student(target, request.size)
     student = student.to(request.device)
 
-    splits = cache(partial(open_splits, held_out=0.2))  # per call: the files may have changed
+    splits = cache(partial(open_labelled, held_out=0.2))  # per call: the files may have changed
+    unreadable: dict[Path, set[str]] = {}
 
     def open_part(data: Path, split: Split) -> "_Images":
-        return _Images(splits(data)[0 if split == "train" else 1], student, request)
+        source = splits(data)[0 if split == "train" else 1]
+        return _Images(source, student, request, unreadable.setdefault(data, set()))
 
-    return Subject(name=target, made=student, open=open_part, **shared)
+    return Subject(name=target, made=student, open=open_part, unreadable=unreadable, **shared)
 
 
 def open_student(target: str, size: int | None) -> Student:
@@ -120,8 +126,11 @@ def open_student(target: str, size: int | None) -> Student:
 class _Images:
     """The training or the validation part of a folder of images; see `zoo.eval.registry.Images`."""
 
-    def __init__(self, source: Source, student: Student, request: EvalRequest):
+    def __init__(
+        self, source: Source, student: Student, request: EvalRequest, unreadable: set[str]
+    ):
         self.source, self.student, self.request = source, student, request
+        self.unreadable = unreadable
 
     @property
     def classes(self) -> Sequence[str]:
@@ -138,6 +147,7 @@ class _Images:
             request.batch,
             workers=request.workers,
             pin=request.device.type == "cuda",
+            unreadable=self.unreadable,
         )
         total = -(-len(self.source) // request.batch)
         for some in track(images, "extract", total=total, transient=True):

@@ -71,12 +71,9 @@ def build_student(
         if spectral_norms:
             _reparametrise(name, backbone)
         config = resolve_model_data_config(backbone)
-        ours, intermediates = _widths(backbone, size, uses_intermediates=kind == "ladder")
         head: dict[str, Any] = dict(kind=kind, hidden=hidden or head_hidden(teachers))
         head |= dict(inner=inner, upsample=upsample)  # this function's keywords: an export has them
-        shared: dict[str, Any] = dict(kind=kind, hidden=head["hidden"], num_inner=inner)
-        shared |= dict(upsample=upsample, intermediates=intermediates)
-        heads = {label: TeacherHead(ours, width, **shared) for label, width in teachers.items()}
+        heads = build_heads(backbone, teachers, size=size, **head)
         return Student(
             backbone,
             heads,
@@ -87,6 +84,23 @@ def build_student(
             head=head,
             license=license,
         )
+
+
+def build_heads(
+    backbone: nn.Module,
+    teachers: Mapping[str, tuple[int | None, int | None]],
+    *,
+    size: int,
+    kind: HeadKind,
+    hidden: int,
+    inner: int,
+    upsample: int,
+) -> dict[str, TeacherHead]:
+    """Build a head for each of `teachers` on a backbone; see `build_student`."""
+    ours, intermediates = _widths(backbone, size, uses_intermediates=kind == "ladder")
+    shared: dict[str, Any] = dict(kind=kind, hidden=hidden, num_inner=inner, upsample=upsample)
+    shared["intermediates"] = intermediates
+    return {label: TeacherHead(ours, width, **shared) for label, width in teachers.items()}
 
 
 @torch.no_grad()

@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from safetensors.torch import load_file, save_file
 from timm.models._hub import save_for_hf
 from timm.models._pretrained import filter_pretrained_cfg
 
 from zoo.features import Batch
-from zoo.students.build import build_student
+from zoo.files import load_tensors, save_tensors
+from zoo.students.build import build_heads, build_student
+from zoo.students.start import HEADS
 from zoo.students.student import Student
 
 
@@ -60,18 +61,19 @@ def export_student(
             model_args=arguments,
             safe_serialization=True,
         )
-        save_file(_contiguous(student.heads.state_dict()), making / "heads.safetensors")
+        save_tensors(_contiguous(student.heads.state_dict()), making / "heads.safetensors")
         heads = dict(
             student=name,
             size=student.size[0],
             teachers={name: head.widths for name, head in student.heads.items()},
             head=student.head,
+            own_heads={n: h.made for n, h in student.heads.items() if h.made != student.head},
             options={k: v for k, v in arguments.items() if k != "img_size"},
             about=about or {},
         )
         (making / "heads.json").write_text(json.dumps(heads, indent=2) + "\n")
         check = _contiguous(dict(images=images, summary=summary, spatial=spatial))
-        save_file(check, making / "check.safetensors")
+        save_tensors(check, making / "check.safetensors")
         _make_readable(making)
         shutil.rmtree(folder, ignore_errors=True)
         making.rename(folder)
@@ -102,20 +104,32 @@ def _contiguous(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
 
 
+def read_heads(folder: Path) -> dict[str, Any]:
+    """Read what an export says of its student: name, options, size, heads.
+
+    Raises:
+        ValueError: there is no export in the folder.
+    """
+    if not (folder / HEADS).is_file():
+        raise ValueError(f"There is no exported student in {folder}: {HEADS} is missing.")
+    return json.loads((folder / HEADS).read_text())
+
+
 def load_export(folder: Path, *, device: torch.device | str = "cpu") -> Student:
     """Build the student that `export_student` wrote, heads included.
 
     Raises:
         ValueError: there is no export in the folder.
     """
-    if not (folder / "heads.json").is_file():
-        raise ValueError(f"There is no exported student in {folder}: heads.json is missing.")
-    heads = json.loads((folder / "heads.json").read_text())
+    heads = read_heads(folder)
     widths = {name: tuple(pair) for name, pair in heads["teachers"].items()}
     options = heads.get("options")  # exports before 0.2 have none
     student = build_student(
         heads["student"], widths, size=heads["size"], **heads["head"], options=options
     )
-    student.backbone.load_state_dict(load_file(folder / "model.safetensors"))
-    student.heads.load_state_dict(load_file(folder / "heads.safetensors"))
+    for label, own in heads.get("own_heads", {}).items():  # of an earlier run than the others
+        one = {label: widths[label]}
+        student.heads.update(build_heads(student.backbone, one, size=heads["size"], **own))
+    student.backbone.load_state_dict(load_tensors(folder / "model.safetensors"))
+    student.heads.load_state_dict(load_tensors(folder / "heads.safetensors"))
     return student.to(device).eval()

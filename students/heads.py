@@ -92,6 +92,9 @@ class TeacherHead(nn.Module):
                 f"multiple of {ATTN_HEADS}."
             )
         self.kind, self.upsample, self.widths = kind, upsample, theirs
+        self.made: dict[str, Any] = dict(
+            kind=kind, hidden=hidden, inner=num_inner, upsample=upsample
+        )  # keywords of `build_student`, which an export keeps
 
         def make(part: int, kind: str, blocks: int) -> Any:
             width, out = ours[part], theirs[part]

@@ -48,8 +48,7 @@ class Student(nn.Module):
         super().__init__()
         self.backbone, self.heads = backbone, nn.ModuleDict(heads)
         self.size, self.recipe, self.head, self.license = size, recipe, head, license
-        self.uses_intermediates = head.get("kind") == "ladder"
-        self.class_tokens = self.uses_intermediates and gives_class_tokens(backbone)
+        self.class_tokens = gives_class_tokens(backbone)
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
 
@@ -73,7 +72,7 @@ class Student(nn.Module):
             mesa: Return the own map as well, under the key `MESA`.
         """
         intermediates: list[Features] = []
-        if self.uses_intermediates:
+        if any(head.kind == "ladder" for head in self.heads.values()):
             x = (images - self.mean) / self.std
             features, intermediates = read_intermediates(
                 self.backbone, x, class_tokens=self.class_tokens

@@ -27,7 +27,8 @@ CORE = tuple(
     f"zoo.train.{part}"
     for part in (
         "config", "device", "interrupt", "loop", "optim", "progress", "run", "state", "task",
-        "damp", "slices", "prefetch", "fields",
+        "damp", "slices", "prefetch", "fields", "freeze",
+        "average", "ranges",
     )
 )  # fmt: skip
 """The training loop and what every task shares: no images, no teachers, no method."""
@@ -53,7 +54,7 @@ ARROWS: dict[str, tuple[str, ...]] = {
     "zoo.shape_tables": (),
     "zoo.safe_pickle": (),
     "zoo.files": (),
-    "zoo.weights": ("zoo.safe_pickle",),
+    "zoo.weights": ("zoo.safe_pickle", "zoo.files"),
     "zoo.wheels": ("zoo.weights",),
     "zoo.licence": (),
     "zoo.deploy": (),
@@ -77,21 +78,26 @@ ARROWS: dict[str, tuple[str, ...]] = {
         "zoo.layers", "zoo.features", "zoo.axes", "zoo.weights", "zoo.build", "zoo.adaptors",
         "zoo.radio_weights", "zoo.licence",
     ),
+    "zoo.language": ("zoo.language",),
     "zoo.data": ("zoo.data", "zoo.features", "zoo.files"),
+    "zoo.data.text": ("zoo.data", "zoo.files", "zoo.language"),
     "zoo.teachers": (
         "zoo.teachers", "zoo.features", "zoo.weights", "zoo.wheels", "zoo.files", "zoo.kernels",
     ),
     "zoo.teachers.from_zoo": ("zoo.teachers", ROOT_ONLY),
+    "zoo.teachers.from_language": ("zoo.language",),
     "zoo.students": ("zoo.students", *MODELS),
     "zoo.students.prune": (
         "zoo.students.prune", "zoo.axes", "zoo.features", "zoo.weights", "zoo.wheels",
     ),
     "zoo.train": (*CORE, "zoo.data", "zoo.files"),
+    "zoo.train.average": ("zoo.layers",),
     "zoo.train.cost": (),
     "zoo.train.pretext": (*CORE, "zoo.data", "zoo.features", "zoo.files", "zoo.teachers"),
+    "zoo.train.masks": (*CORE, "zoo.students.prune"),
     "zoo.train.distill": (
         "zoo.train.distill", *CORE, "zoo.data", "zoo.students", "zoo.teachers", "zoo.features",
-        "zoo.files", "zoo.compiled_blocks", "zoo.train.pretext", ROOT_ONLY,
+        "zoo.files", "zoo.compiled_blocks", "zoo.train.pretext", "zoo.language", ROOT_ONLY,
     ),
     "zoo.eval": (
         "zoo.eval", *CORE, "zoo.data", "zoo.students", "zoo.teachers", *MODELS,
@@ -99,7 +105,7 @@ ARROWS: dict[str, tuple[str, ...]] = {
     ),
     "zoo.commands": (
         "zoo.commands", "zoo.experiments", "zoo.eval", "zoo.train", "zoo.data", "zoo.students",
-        "zoo.teachers", *MODELS, "zoo.convert", ROOT_ONLY,
+        "zoo.teachers", *MODELS, "zoo.convert", "zoo.language", ROOT_ONLY,
     ),
     "zoo.experiments": (
         "zoo.experiments", "zoo.eval", "zoo.train", "zoo.data", "zoo.students", "zoo.teachers",

@@ -2,13 +2,24 @@
 
 import dataclasses
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import UnionType
-from typing import Any, ClassVar, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
-from zoo.train.fields import with_new_names
+from zoo.train.ranges import (
+    BATCH,
+    CHANCE,
+    COUNT,
+    FRACTION,
+    NOT_NEGATIVE,
+    POSITIVE,
+    SEED,
+    SHARE,
+    WORKERS,
+    at_least,
+    below,
+    check_ranges,
+)
 
 Device = Literal["auto", "cpu", "cuda", "mps"]
 Precision = Literal["auto", "float32", "bf16", "float64"]
@@ -18,44 +29,62 @@ Precision = Literal["auto", "float32", "bf16", "float64"]
 class Optim:
     """AdamW with warm-up and a schedule behind it."""
 
-    lr: float = 1e-3
-    min_lr: float = 1e-6
-    weight_decay: float = 0.02
-    betas: tuple[float, float] = (0.9, 0.999)
-    warmup: float = 0.05
+    lr: Annotated[float, POSITIVE] = 1e-3
+    min_lr: Annotated[float, NOT_NEGATIVE] = 1e-6
+    weight_decay: Annotated[float, NOT_NEGATIVE] = 0.02
+    betas: Annotated[tuple[float, float], below(0, 1)] = (0.9, 0.999)
+    warmup: Annotated[float, FRACTION] = 0.05
     """Share of the steps in which the rate rises."""
     schedule: Literal["cosine", "linear"] = "cosine"
     """How it falls to min_lr: half a cosine from the end of the warm-up on, or a line from the
     first step to the last, times the warm-up."""
-    clip: float = 1.0
+    clip: Annotated[float, at_least(0, "off")] = 1.0
     """Largest norm of the gradient; 0 leaves it alone."""
-    ema: float = 0.999
-    """Decay of the averaged weights, which are evaluated and exported; 0 for none."""
-    drop_path: float = 0.0
-    damp: float = 0.0
+    ema: Annotated[float | Literal["auto"], below(0, 1, "off")] = "auto"
+    """Average of the weights: auto for a mean age of a twentieth of the steps so far, so that
+    nothing is left of the first weights; a decay for no longer a memory; 0 for none."""
+    drop_path: Annotated[float, below(0, 1, "off")] = 0.0
+    freeze: str = ""
+    """What stays as it is: trunk (only the heads learn), a number for the stem and the first blocks
+    of the trunk, or names of its parts with commas between."""
+    damp: Annotated[float, at_least(0, "off")] = 0.0
     """Deviation of the multiplicative noise on the weights of each step (DAMP); 0 for none."""
 
     def __post_init__(self):
-        if self.damp < 0:
-            raise ValueError(f"optim.damp is {self.damp}; a standard deviation is not negative.")
+        check_ranges(self, "optim.")
+        if self.min_lr > self.lr:
+            raise ValueError(
+                f"optim.min_lr is {self.min_lr:g}, above optim.lr, which is {self.lr:g}; the rate "
+                "falls from the one to the other."
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Augment:
     """Random crops and mirror images."""
 
-    scale: tuple[float, float] = (0.5, 1.0)
-    """Share of the image that a crop covers."""
-    flip: float = 0.5
+    scale: Annotated[tuple[float, float], SHARE] = (0.5, 1.0)
+    """Least and largest share of the image that a crop covers."""
+    flip: Annotated[float, CHANCE] = 0.5
+
+    def __post_init__(self):
+        check_ranges(self, "augment.")
+        if self.scale[0] > self.scale[1]:
+            raise ValueError(
+                f"augment.scale is {self.scale}; its first number is the smaller share."
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Every:
     """How often things happen, in steps."""
 
-    log: int = 10
-    checkpoint: int = 500
-    evaluate: int = 500
+    log: Annotated[int, COUNT] = 10
+    checkpoint: Annotated[int, COUNT] = 500
+    evaluate: Annotated[int, COUNT] = 500
+
+    def __post_init__(self):
+        check_ranges(self, "every.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,37 +93,37 @@ class Training:
 
     kind: ClassVar[str]
     """The task's name, in the config.json of its runs."""
+    unit: ClassVar[str] = "img"
+    """What speed is counted in."""
     resumable: ClassVar[frozenset[str]] = frozenset(
         ("out", "device", "workers", "every", "compile")
     )
     """Fields that a resumed run may change: they do not touch what is learnt."""
 
     data: str = "embedded"
-    batch: int = 32
+    batch: Annotated[int, BATCH] = 32
     """Samples a step, over all slices."""
-    slices: int | Literal["auto"] = "auto"
+    slices: Annotated[int | Literal["auto"], COUNT] = "auto"
     """Equal parts of each batch that one process takes one after another, for batches that do not
     fit the memory; each has randomness and batch statistics of its own. auto is 1."""
-    steps: int = 1000
+    steps: Annotated[int, COUNT] = 1000
     out: Path = Path("runs/train")
     """Folder of the run; it must not exist yet."""
-    seed: int = 0
+    seed: Annotated[int, SEED] = 0
     device: Device = "auto"
     precision: Precision = "auto"
     """Autocast; auto is bf16 on CUDA and float32 elsewhere. float64, weights too, is for tests on
     a CPU."""
     compile: bool = False
-    workers: int = 0
+    workers: Annotated[int, WORKERS] = 0
     """Processes that read samples."""
     optim: Optim = field(default_factory=Optim)
     every: Every = field(default_factory=Every)
 
     def __post_init__(self):
-        for name in ("batch", "steps"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1.")
+        check_ranges(self)
         slices = self.num_slices
-        if slices < 1 or self.batch % slices:
+        if self.batch % slices:
             fits = [n for n in range(1, self.batch + 1) if self.batch % n == 0]
             near = sorted(sorted(fits, key=lambda n: abs(n - slices))[:3])
             raise ValueError(
@@ -103,6 +132,11 @@ class Training:
             )
         if self.precision == "float64" and self.device in ("cuda", "mps"):
             raise ValueError("precision float64 is for tests on a CPU; give --device cpu with it.")
+
+    @property
+    def samples(self) -> float:
+        """What a step counts for, in `unit`, on average over the steps."""
+        return self.batch
 
     @property
     def num_slices(self) -> int:
@@ -116,30 +150,6 @@ C = TypeVar("C", bound=Training)
 def to_json(config: Training) -> dict[str, Any]:
     """Turn a config into plain data."""
     return json.loads(json.dumps(dataclasses.asdict(config), default=str))
-
-
-def from_json(kind: Any, data: Any) -> Any:
-    """Build a config of the dataclass `kind` from plain data.
-
-    Fields that were renamed are known by their former names too (`zoo.train.fields.RENAMED`).
-
-    Raises:
-        ValueError: there is no such field.
-    """
-    origin = get_origin(kind)
-    if isinstance(kind, type) and dataclasses.is_dataclass(kind) and isinstance(data, Mapping):
-        hints, data = get_type_hints(kind), with_new_names(kind, data)
-        unknown = set(data) - set(hints)
-        if unknown:
-            raise ValueError(f"Unknown fields of {kind.__name__}: {', '.join(sorted(unknown))}.")
-        return kind(**{name: from_json(hints[name], value) for name, value in data.items()})
-    if origin is tuple and isinstance(data, list):
-        inner = get_args(kind)[0]
-        return tuple(from_json(inner, value) for value in data)
-    if origin in (Union, UnionType):
-        inner = next(a for a in get_args(kind) if a is not type(None))
-        return None if data is None else from_json(inner, data)
-    return Path(data) if kind is Path else data
 
 
 def differences(old: Training, new: Training) -> dict[str, tuple[Any, Any]]:

@@ -30,14 +30,14 @@ def train(
     config: Training,
     run: Run,
     *,
-    evaluate: Callable[[Any, int], None] | None = None,
+    evaluate: Callable[[Any, int], object] | None = None,
     title: str = "train",
     ahead: bool = False,
 ) -> None:
     """Train until `config.steps`; log, evaluate and save on the way.
 
     Args:
-        evaluate: Gets the best form of the model and the step, every `config.every.evaluate`
+        evaluate: Gets the model (averaged, if it is) and the step, every `config.every.evaluate`
             steps but the last.
         ahead: Compute the task's targets a slice early, on a CUDA stream of their own.
 
@@ -51,7 +51,9 @@ def train(
         numbered(feed, state.step, config.steps), task.targets, device, precision, ahead=ahead
     )
     buffers = SliceBuffers(state.model) if config.num_slices > 1 else None
-    progress = Progress(title, total=config.steps, start=state.step, samples=config.batch)
+    progress = Progress(
+        title, total=config.steps, start=state.step, samples=config.samples, unit=config.unit
+    )
     skipped = SkipList(run, progress)
     with Interrupt() as interrupt, progress, tensor_cores(device):
         while state.step < config.steps:
@@ -71,7 +73,7 @@ def train(
                 write_log(state, config, run, progress)
             with progress.paused():
                 if evaluate and step % every.evaluate == 0 and not ends:
-                    evaluate(state.best, step)
+                    evaluate(state.averaged, step)
                 if saves:
                     run.save(state.state())
             if signum is not None and not ends:
@@ -177,7 +179,7 @@ def write_log(state: TrainState, config: Training, run: Run, progress: Progress)
     rate = learning_rate(state.step - 1, config.steps, config.optim)
     run.log("train", state.step, dict(values, lr=rate))
     shown = {name: value for name, value in values.items() if name != "grad_norm"}
-    run.log_speed(state.step, *progress.report(state.step, shown))
+    run.log_speed(state.step, *progress.report(state.step, shown), unit=config.unit)
 
 
 class SkipList:
@@ -185,7 +187,7 @@ class SkipList:
 
     def __init__(self, run: Run, progress: Progress):
         self.run, self.progress = run, progress
-        self.names: set[str] = set(run.read_json("skipped.json") or ())
+        self.names: set[str] = set(run.read_json("skipped.json", list[str]) or ())
 
     def add(self, names: Iterable[str]) -> None:
         new = [name for name in dict.fromkeys(names) if name not in self.names]

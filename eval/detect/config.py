@@ -1,11 +1,20 @@
 """The configuration of a detector and of its training."""
 
-import math
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from zoo.train.config import Optim, Precision, Training
+from zoo.train.ranges import (
+    BATCH,
+    NOT_NEGATIVE,
+    PIXELS,
+    POSITIVE,
+    SHARE,
+    WORKERS,
+    between,
+    check_ranges,
+)
 
 Kind = Literal["mask_rcnn", "faster_rcnn", "retinanet", "detr", "rt_detr_v2", "mask2former"]
 DRAWN = "shapes"
@@ -18,18 +27,18 @@ class DetectTraining(Training):
 
     kind: ClassVar[str] = "detect"
 
-    batch: int = 16
+    batch: Annotated[int, BATCH] = 16
     optim: Optim = field(
         default_factory=lambda: Optim(lr=2e-4, min_lr=0.0, weight_decay=0.05, ema=0.0)
     )
-    backbone_lr: float = 1.0
+    backbone_lr: Annotated[float, POSITIVE] = 1.0
     """Factor of the backbone's rate relative to that of the new parts; see also `layer_decay`."""
-    layer_decay: float = 1.0
+    layer_decay: Annotated[float, SHARE] = 1.0
     """Factor of the rate from each layer of the backbone to the one before it; 1 for no decay."""
     precision: Precision = "auto"
     """Of the backbone and the pyramid; auto is bf16 on CUDA and float32 elsewhere. What places
     boxes stays in float32."""
-    workers: int = 0
+    workers: Annotated[int, WORKERS] = 0
     """Processes that decode; with 0 the images are decoded once and held in memory."""
     norms: Literal["trained", "frozen"] = "trained"
     """`frozen`: batch norms of the backbone keep their statistics, for trained backbones and small
@@ -37,14 +46,6 @@ class DetectTraining(Training):
 
     def __post_init__(self):
         super().__post_init__()
-        rates = dict(lr=self.optim.lr, backbone_lr=self.backbone_lr, layer_decay=self.layer_decay)
-        for name, value in rates.items():
-            if not 0 < value < math.inf:
-                raise ValueError(f"{name} is {value}; give a number above 0.")
-        if self.layer_decay > 1:
-            raise ValueError(
-                f"layer_decay is {self.layer_decay}; give at most 1, which is no decay."
-            )
         if self.precision == "float64":
             raise ValueError("A detector's boxes are float32; give precision float32 or bf16.")
 
@@ -54,18 +55,17 @@ class DetectorChoice:
     """Which detector is built on a backbone."""
 
     detector: Kind = "mask_rcnn"
-    size: int = 512
+    size: Annotated[int, PIXELS] = 512
     """Longer side of an image in pixels, a multiple of 32."""
-    width: int = 256
+    width: Annotated[int, between(1, 65_536)] = 256
     """Channels of the pyramid and of the heads."""
     class_agnostic: bool = False
     """Learn and measure boxes only, whatever their class."""
-    pictures: int = 8
+    pictures: Annotated[int, NOT_NEGATIVE] = 8
     """Number of validation images that are shown with their predictions."""
 
     def __post_init__(self):
-        if self.width < 1:
-            raise ValueError(f"width is {self.width}; give 1 or more.")
+        check_ranges(self)
 
     @property
     def has_masks(self) -> bool:

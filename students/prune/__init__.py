@@ -1,1 +1,1 @@
-"""Smaller students out of a trained parent, cut along the named axes of `zoo.axes`."""
+"""A parent cut along named axes (`zoo.axes`), or thinned to N of each M weights."""

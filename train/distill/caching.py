@@ -14,8 +14,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from rich.console import Console
-from torch import nn
+from torch import Tensor, nn
 
 from zoo.data.plan import Plan
 from zoo.data.sources import Source
@@ -23,7 +24,7 @@ from zoo.data.views import View, Views, collate
 from zoo.features import Batch, Features
 from zoo.teachers.cache import Cache, CachedTeacher, CacheManifest, Stored
 from zoo.teachers.teacher import Teacher
-from zoo.train.distill.calibrate import Normalizers
+from zoo.train.distill.calibrate import Normalizers, read_normalizers
 from zoo.train.distill.config import Distill
 from zoo.train.distill.phi_s import Normalizer
 from zoo.train.distill.setup import Setup
@@ -206,29 +207,42 @@ def _joined(parts: list[Features]) -> Features:
     return Features(torch.cat(summaries) if summaries else None, torch.cat(maps) if maps else None)
 
 
-class Rescale(nn.Module):
-    """From one normalizer's scale to another's: a cache's maps for a student of another kind."""
+class Rescale(Normalizer):
+    """A normalizer of maps that come on a cache's scale, which another student may have chosen."""
 
     def __init__(self, stored: Normalizer, wanted: Normalizer):
-        super().__init__()
-        self.stored, self.wanted = stored, wanted
+        super().__init__(wanted.kind, wanted.dim)
+        self.to(wanted.mean).load_state_dict(wanted.state_dict())
+        self.stored, theirs = stored, stored.state_dict()
+        self.same = stored.kind == wanted.kind and all(
+            value.equal(theirs[key]) for key, value in wanted.state_dict().items()
+        )
 
-    def forward(self, z):
-        return self.wanted(self.stored.inverse(z))
+    def forward(self, x: Float[Tensor, "*B C"]) -> Float[Tensor, "*B C"]:
+        return x if self.same else super().forward(self.stored.inverse(x))
 
 
 def from_cache(
-    cache: Cache, stored: Mapping[str, Normalizer], wanted: Mapping[str, Normalizer], kind: str
-) -> tuple[dict[str, CachedTeacher], dict[str, nn.Module]]:
+    cache: Cache, wanted: Normalizers, setup: Setup
+) -> tuple[dict[str, CachedTeacher], Normalizers]:
     """Return teachers that read, and what brings their maps to the scale of a student's arm."""
+    stored = _stored_normalizers(cache, setup)
     teachers = {label: CachedTeacher(cache, label) for label in cache.manifest.teachers}
-    if kind == cache.manifest.normalise:
-        return teachers, {label: nn.Identity() for label in wanted}
     return teachers, {n: Rescale(stored[n], normalizer) for n, normalizer in wanted.items()}
 
 
-def open_run_cache(run: Run, setup: Setup, normalizers: Mapping[str, Normalizers]) -> Cache | None:
+def _stored_normalizers(cache: Cache, setup: Setup) -> Normalizers:
+    kind = cache.manifest.normalise
+    tensors = {f"{kind}/{key}": value for key, value in cache.spaces().items()}
+    return read_normalizers(tensors, kind, setup)
+
+
+def open_run_cache(run: Run, setup: Setup, normalizers: Normalizers) -> Cache | None:
     """Open or make the feature cache that the config asks for.
+
+    Args:
+        normalizers: Of the config's own kind; they fix the scale of a new cache. One that is there
+            keeps its own, whatever grid it was made for.
 
     Raises:
         ValueError: the one that is there is stale.
@@ -236,18 +250,18 @@ def open_run_cache(run: Run, setup: Setup, normalizers: Mapping[str, Normalizers
     config = setup.config
     if config.cache is None:
         return None
-    fingerprints = run.read_json("teachers.json")
+    fingerprints = run.read_json("teachers.json", dict[str, str])
     precision = teacher_precision(setup)
     held = holds(config, setup.train, setup.view, setup.teachers, fingerprints, precision)
     spaces = {
         f"{label}/{key}": value
-        for label, normalizer in normalizers[config.normalise].items()
+        for label, normalizer in normalizers.items()
         for key, value in normalizer.state_dict().items()
     }
     return Cache.prepare(config.cache, held, spaces)
 
 
-def fill_run_cache(cache: Cache, setup: Setup, normalizers: Normalizers) -> None:
+def fill_run_cache(cache: Cache, setup: Setup) -> None:
     """Fill what is missing of a cache; what it costs and saves is printed beforehand."""
     config = setup.config
     if not cache.missing():
@@ -258,7 +272,7 @@ def fill_run_cache(cache: Cache, setup: Setup, normalizers: Normalizers) -> None
     fill(
         cache,
         setup.teachers,
-        normalizers,
+        _stored_normalizers(cache, setup),
         setup.train,
         setup.view,
         batch=config.batch,

@@ -2,10 +2,22 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from zoo.teachers.name import TeacherName
 from zoo.train.config import Augment, Training
+from zoo.train.ranges import (
+    BATCH,
+    CHANCE,
+    COUNT,
+    NOT_NEGATIVE,
+    PIXELS,
+    PROPER_SHARE,
+    SHARE,
+    at_least,
+    between,
+    check_ranges,
+)
 
 Normalise = Literal[
     "phi_s", "none", "global", "standardize", "alpha_only", "pca", "zca", "hadamard_whitening"
@@ -18,31 +30,24 @@ class TeacherSpec:
 
     name: str
     """`kind:name[/weights][@resolution]`"""
-    summary: float = 1.0
+    summary: Annotated[float, at_least(0, "off")] = 1.0
     """Weight of the summary loss; 0 leaves the summary head out."""
-    spatial: float = 1.0
+    spatial: Annotated[float, at_least(0, "off")] = 1.0
     """Weight of the spatial loss; 0 leaves the spatial head out."""
-    rate: float = 1.0
+    rate: Annotated[float, SHARE] = 1.0
     """Share of the steps in which the teacher is sampled; its losses then count 1/rate times."""
     follow: bool = False
     """Look at each step's student size, scaled so that both grids agree, not at its own size."""
-    mosaic: int = 1
+    mosaic: Annotated[int, between(1, 64)] = 1
     """Images along a side of the teacher's canvas, each in a tile of it; 1 for the whole canvas."""
 
     def __post_init__(self):
         TeacherName.parse(self.name)
-        if self.summary < 0 or self.spatial < 0 or not self.summary + self.spatial:
+        check_ranges(self, f"The teacher {self.name}: ")
+        if not self.summary + self.spatial:
             raise ValueError(
-                f"The teacher {self.name} has the loss weights {self.summary} and {self.spatial}; "
-                "none may be negative and one must be above 0."
+                f"The teacher {self.name} has the loss weights 0 and 0; one must be above 0."
             )
-        if not 0 < self.rate <= 1:
-            raise ValueError(
-                f"The teacher {self.name} has the rate {self.rate}; it is a share of the steps, "
-                "above 0 and at most 1."
-            )
-        if self.mosaic < 1:
-            raise ValueError(f"The teacher {self.name} has mosaic={self.mosaic}; give 1 or more.")
 
     @classmethod
     def parse(cls, text: str) -> "TeacherSpec":
@@ -80,20 +85,15 @@ class Heads:
 
     kind: Literal["v1", "v2", "attn", "ladder"] = "v2"
     """MLPs (v1, v2), two attention blocks before one (attn), or one on every block (ladder)."""
-    hidden: int | None = None
+    hidden: Annotated[int | None, between(1, 65_536)] = None
     """Width of the hidden layers; the widest teacher's by default."""
-    num_inner: int = 1
+    num_inner: Annotated[int, between(0, 64)] = 1
     """Hidden layers beyond the first; a ladder has none."""
-    upsample: int = 1
+    upsample: Annotated[int, between(1, 64)] = 1
     """Answer on a grid finer by this factor than the student's own."""
 
     def __post_init__(self):
-        has_width = self.hidden is None or self.hidden >= 1
-        if self.upsample < 1 or self.num_inner < 0 or not has_width:
-            raise ValueError(
-                f"Heads with hidden {self.hidden}, num_inner {self.num_inner} and upsample "
-                f"{self.upsample}: hidden and upsample must be at least 1, num_inner at least 0."
-            )
+        check_ranges(self, "heads.")
 
     def options(self) -> dict[str, Any]:
         """Return the heads as keywords of `build_student`, which exports keep as well."""
@@ -112,22 +112,16 @@ class Losses:
     weighting: Literal["static", "adaloss", "uncertainty", "dispersion"] = "static"
     """What multiplies the teachers' own weights: nothing, the inverse of the running loss, a
     learned precision, or the inverse of what calibration measured."""
-    teacher_drop: float = 0.0
+    teacher_drop: Annotated[float, CHANCE] = 0.0
     """Chance that an image leaves a teacher out; its worst teacher always stays (UNIC)."""
-    shift: int = 0
-    """Largest shift, in student patches, between what student and teachers see (C-RADIOv4)."""
-    mesa: float = 0.0
-    """Weight of the distance between the student's map and that of its average (C-RADIOv4)."""
+    shift: Annotated[int, at_least(0, "off")] = 0
+    """Largest shift, in student patches, between what student and teachers see of an image."""
+    mesa: Annotated[float, at_least(0, "off")] = 0.0
+    """Weight of the distance between the student's map and that of its average (C-RADIOv4), which
+    sees the same crop without `shift`."""
 
     def __post_init__(self):
-        if not 0 <= self.teacher_drop <= 1:
-            raise ValueError(
-                f"losses.teacher_drop is {self.teacher_drop}; it is a chance from 0 to 1."
-            )
-        if self.shift < 0 or self.mesa < 0:
-            raise ValueError(
-                f"losses.shift is {self.shift} and losses.mesa {self.mesa}; none may be negative."
-            )
+        check_ranges(self, "losses.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,24 +152,27 @@ class Distill(Training):
     """Start from the student's published weights."""
     start: Path | None = None
     """Start from the student of an earlier run (its folder, or its export), or from a file of
-    weights, published ones of zoo's families included."""
-    size: int = 224
+    weights, published ones of zoo's families included. Of a folder, the student, its options, size
+    and heads are the defaults, and heads for the same teachers go on."""
+    size: Annotated[int, PIXELS] = 224
     """Side of the student's images in pixels, as it is evaluated and exported."""
-    sizes: tuple[int, ...] = ()
+    sizes: Annotated[tuple[int, ...], PIXELS] = ()
     """Sides of which each training step draws one; `size` alone by default."""
+    batches: Annotated[tuple[int, ...], BATCH] = ()
+    """Images a step for each of `sizes`, `batch` at most; by default `batch` for all of them."""
     out: Path = Path("runs/distill")
     """Folder of the run; it must not exist yet."""
     normalise: Normalise = "phi_s"
     """Scale on which the teachers' maps are matched."""
     compare: tuple[Normalise, ...] = ()
     """Train the same student again with these, and report them beside it."""
-    calibration: int = 64
+    calibration: Annotated[int, between(1, 1_000_000)] = 64
     """Batches from which the teachers' statistics are taken before step 0."""
-    held_out: float = 0.05
+    held_out: Annotated[float, PROPER_SHARE] = 0.05
     """Share of the images for evaluation, if the data has no split of its own."""
-    eval_images: int = 512
+    eval_images: Annotated[int, COUNT] = 512
     """Most held-out images on which the teachers are compared."""
-    probe_images: int = 20_000
+    probe_images: Annotated[int, COUNT] = 20_000
     """Most labelled images of each split for kNN and the linear probe."""
     teacher_precision: Literal["auto", "bf16", "int8", "fp8"] = "auto"
     """bf16 keeps the teachers' weights so, int8 and fp8 multiply in 8 bits as far as the fidelity
@@ -184,7 +181,7 @@ class Distill(Training):
     """Compile the teachers' blocks, for their one size."""
     overlap: bool = False
     """Run the teachers on the next batch while the student learns from this one (CUDA)."""
-    view_epochs: int = 0
+    view_epochs: Annotated[int, NOT_NEGATIVE] = 0
     """Epochs after which the augmented views repeat; 0 draws new ones in every epoch."""
     cache: Path | None = None
     """Folder of the teachers' features of those views: filled at first, read from then on."""
@@ -196,13 +193,16 @@ class Distill(Training):
 
     def __post_init__(self):
         super().__post_init__()
-        for name in ("size", "calibration", "eval_images"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1.")
-        if not 0 < self.held_out < 1:
-            raise ValueError(f"held_out is {self.held_out}; it is a share between 0 and 1.")
-        if min(self.sizes, default=1) < 1 or len(set(self.sizes)) < len(self.sizes):
-            raise ValueError(f"sizes are {self.sizes}; give different numbers of pixels above 0.")
+        if len(set(self.sizes)) < len(self.sizes):
+            raise ValueError(f"sizes are {self.sizes}; give different numbers of pixels.")
+        if self.batches:
+            self._check_batches()
+        others = len({*self.sizes} - {self.size})
+        if others > self.calibration:
+            raise ValueError(
+                f"calibration is {self.calibration} batches, and {others} sizes beside the run's "
+                f"own are measured in turn; give --calibration {others} or more."
+            )
         if self.start and self.pretrained:
             raise ValueError(
                 f"The student can start from {self.start} or be pretrained; leave out one of them."
@@ -212,7 +212,7 @@ class Distill(Training):
                 "losses.mesa compares the student with its averaged weights, and optim.ema is 0; "
                 "give it a decay such as 0.999."
             )
-        if self.view_epochs < 0 or (self.cache and not self.view_epochs):
+        if self.cache and not self.view_epochs:
             raise ValueError(
                 f"view_epochs is {self.view_epochs}; a cache holds the views of 1 epoch or more "
                 "(--view-epochs 1)."
@@ -227,8 +227,28 @@ class Distill(Training):
                 "A distillation measures its teachers in float64, which device mps does not have; "
                 "give --device cpu."
             )
+        if self.losses.mesa and self.optim.freeze == "trunk":
+            raise ValueError(
+                "losses.mesa compares the trunk with its average, and optim.freeze trunk leaves it "
+                "as it is; leave one of them out."
+            )
         if self.normalise in self.compare:
             raise ValueError(f"compare repeats the run's own normalisation {self.normalise!r}.")
+
+    def _check_batches(self) -> None:
+        if len(self.batches) != len(self.sizes):
+            raise ValueError(
+                f"batches are {self.batches} for the sizes {self.sizes}; give one for each size."
+            )
+        if max(self.batches) > self.batch or any(n % self.num_slices for n in self.batches):
+            raise ValueError(
+                f"batches are {self.batches}; each is at most batch, which is {self.batch}, and "
+                f"splits into slices, which are {self.num_slices}."
+            )
+
+    @property
+    def samples(self) -> float:
+        return sum(self.batches) / len(self.batches) if self.batches else self.batch
 
     @property
     def labels(self) -> list[str]:

@@ -28,10 +28,35 @@ SCALINGS = ("none", "global", "standardize", "alpha_only")
 """Kinds that scale channels one by one: no matrix, no GEMM."""
 ROTATIONS = ("phi_s", "pca", "zca", "hadamard_whitening")
 """Kinds that mix channels."""
+WHITENINGS = ("pca", "zca", "hadamard_whitening")
+"""Kinds that divide by each eigenvalue of the covariance."""
 KINDS = SCALINGS + ROTATIONS
 
 FLOOR = 1e-6
 """Least variance that is divided by, relative to the mean over channels: gains end at 1000/φ."""
+
+
+ROWS_A_CHANNEL = 2
+"""Least rows a channel to whiten with. Other rows get n / (n − C) times the variance (independent
+normal ones); with C or fewer, where eigenvalues are 0, it is thousands of times as much."""
+
+
+def check_rows(kind: str, rows: int, dim: int, what: str = "the features") -> None:
+    """Refuse to whiten with too few rows to know every eigenvalue of the covariance.
+
+    Args:
+        what: Subject of the message.
+
+    Raises:
+        ValueError: there are fewer than `ROWS_A_CHANNEL` rows a channel.
+    """
+    if kind in WHITENINGS and rows < ROWS_A_CHANNEL * dim:
+        raise ValueError(
+            f"{kind} divides by each of the {dim} eigenvalues of a covariance, and {rows} rows of "
+            f"{what} cannot tell them: on other images variances would be off by large factors. It "
+            f"needs at least {ROWS_A_CHANNEL * dim} rows ({10 * dim} for variances within about "
+            "11 %): calibrate on more images, or choose phi_s or alpha_only, which need few."
+        )
 
 
 class Moments:
@@ -225,10 +250,11 @@ def fit(kind: str, moments: Moments) -> Normalizer:
     place, for PHI-S turned further until every channel has variance 1 there as well.
 
     Raises:
-        ValueError: an unknown kind, fewer than two rows, or features that are constant or not
-            finite.
+        ValueError: an unknown kind, fewer than two rows, too few to whiten with (`check_rows`), or
+            features that are constant or not finite.
     """
     normalizer = Normalizer(kind, len(moments.mean)).to(moments.mean.device)
+    check_rows(kind, int(moments.n), normalizer.dim)
     covariance = moments.covariance()
     variance = covariance.diagonal().mean()  # φ²
     rounding = 1e-12 * moments.mean.abs().max()  # what the mean of equal rows may be off
@@ -250,7 +276,9 @@ def fit(kind: str, moments: Moments) -> Normalizer:
     return normalizer
 
 
-def fold_inverse(linear: nn.Linear, normalizer: Normalizer, blocks: int = 1) -> nn.Linear:
+def fold_inverse(
+    linear: nn.Linear, normalizer: Normalizer, blocks: int = 1, *, forward: bool = False
+) -> nn.Linear:
     """Let a head's last layer answer in the teacher's own space: (W', b') → (ΘW', Θb' + μ).
 
     Computed in float64 and returned in the layer's dtype; `linear` itself stays as it is.
@@ -258,6 +286,8 @@ def fold_inverse(linear: nn.Linear, normalizer: Normalizer, blocks: int = 1) -> 
     Args:
         blocks: Vectors that one row makes, u² for a head that up-samples by u. The outputs must
             lie block by block, C channels each (not interleaved as `F.pixel_shuffle` wants them).
+        forward: Undo that: let a layer that answers in the teacher's space answer in the balanced
+            one.
 
     Raises:
         ValueError: the layer does not make `blocks` vectors of the normalizer's width.
@@ -270,6 +300,10 @@ def fold_inverse(linear: nn.Linear, normalizer: Normalizer, blocks: int = 1) -> 
     weight = linear.weight.detach()
     theta = normalizer.inverse_matrix().to(weight.device, torch.float64)
     mean = normalizer.shift.to(theta)
+    if forward:  # z = W (x − μ)
+        theta = normalizer.weight.to(theta)
+        theta = theta if theta.ndim == 2 else theta.diag()
+        mean = -theta @ mean
     rows = weight.to(theta).unflatten(0, (blocks, normalizer.dim))
     offset = mean.repeat(blocks)
     if linear.bias is not None:

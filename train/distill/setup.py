@@ -1,9 +1,11 @@
 """Open and check everything that a distillation works with."""
 
 import contextlib
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +14,10 @@ import torch
 from torch import nn
 
 import zoo
-from zoo.data.sources import Source, open_splits
+from zoo.data.sources import Source, in_one_list, open_labelled, open_splits
 from zoo.data.views import View
 from zoo.students.build import build_student, read_options
+from zoo.students.export import load_export, read_heads
 from zoo.students.start import find_start
 from zoo.students.student import Student
 from zoo.teachers.name import FOLDER, TeacherName, unknown_name
@@ -22,8 +25,10 @@ from zoo.teachers.open import open_teacher
 from zoo.teachers.teacher import Teacher, fingerprint
 from zoo.train.device import autocast, device_of, in_precision
 from zoo.train.distill.config import Distill
+from zoo.train.distill.phi_s import Normalizer, check_rows, fold_inverse
 from zoo.train.distill.plan_step import Grids, check_step_plans, grids_of, view_of
 from zoo.train.distill.sizes import match_student_size
+from zoo.train.freeze import freeze
 from zoo.train.run import Run
 
 
@@ -42,6 +47,8 @@ class Setup:
     grids: Grids
     widths: Mapping[str, tuple[int | None, int | None]]
     """Of the summary and of the map of each teacher, as far as the student learns them."""
+    unreadable: set[str] = field(default_factory=set)
+    """Names of held-out images that could not be read; they are in no number."""
 
     def autocast(self) -> contextlib.AbstractContextManager:
         return autocast(self.config.precision, self.device)
@@ -60,9 +67,31 @@ def check_names(config: Distill) -> None:
         if not timm.is_model(name.name.partition(".")[0]):
             known = zoo.list_models() if name.kind == "zoo" else timm.list_models()
             raise unknown_name(name.name, known, f"{name.kind} model")
-    if config.spectral or config.student_options:  # built without memory: will it do?
-        build_student(
+    start = config.start and find_start(config.start)
+    if start and start.is_dir():
+        check_start(config, start)
+    if config.spectral or config.student_options or config.optim.freeze:
+        student = build_student(  # without memory: will it do?
             config.student, {}, size=config.size, **backbone_options(config), device="meta"
+        )
+        if config.optim.freeze:
+            freeze(student, config.optim.freeze)
+
+
+def check_start(config: Distill, folder: Path) -> None:
+    """Refuse to go on from a student that was built otherwise than this one."""
+    name, before = config.student, read_heads(folder)
+    if before["student"] != name.partition(".")[0] and before["student"] != name:
+        raise ValueError(
+            f"The student in {folder} is {before['student']}, and this run's is {name}; leave out "
+            "student, or start."
+        )
+    ours, theirs = read_options(config.student_options), before.get("options") or {}
+    other = {key for key in ours.keys() | theirs.keys() if ours.get(key) != theirs.get(key)}
+    if other := other - {"dynamic_img_size"}:
+        raise ValueError(
+            f"The student in {folder} was built with other options ({', '.join(sorted(other))}); "
+            "leave out student_options, or start."
         )
 
 
@@ -75,15 +104,11 @@ def open_data(config: Distill) -> tuple[Source, Source, tuple[Source, Source] | 
         folder = embedded_data()
         data, labelled = folder / "images", labelled or folder / "digits"
     train, val = open_splits(data, config.held_out)
-    if labelled:
-        probe = open_splits(Path(labelled), config.held_out)
-        if not probe[0].classes:
-            raise ValueError(f"{labelled} has no classes: one sub-folder a class, or .cls files.")
-    else:
-        probe = (train, val)
-    if not probe[0].classes or list(probe[0].classes) != list(probe[1].classes):
-        return train, val, None
-    return train, val, probe
+    if not labelled:
+        probe = in_one_list(train, val, data)
+    elif not (probe := open_labelled(Path(labelled), config.held_out))[0].classes:
+        raise ValueError(f"{labelled} has no classes: one sub-folder a class, or .cls files.")
+    return train, val, probe if probe[0].classes else None
 
 
 def open_teachers(
@@ -129,8 +154,13 @@ def backbone_options(config: Distill) -> dict[str, Any]:
     )
 
 
-def new_student(setup: Setup) -> Student:
-    """Build the student of a run, the same one at each call."""
+def new_student(setup: Setup, normalizers: Mapping[str, Normalizer]) -> Student:
+    """Build the student of a run, the same one at each call.
+
+    Args:
+        normalizers: Of the space in which its heads are to answer; heads of an earlier student
+            come from the teachers' own spaces.
+    """
     config = setup.config
     torch.manual_seed(config.seed)
     student = build_student(
@@ -143,14 +173,35 @@ def new_student(setup: Setup) -> Student:
         drop_path_rate=config.optim.drop_path,
         **backbone_options(config),
     )
+    if earlier := earlier_student(config):
+        adopt_heads(student, earlier, normalizers)
     return in_precision(student, config.precision).to(setup.device)
+
+
+def earlier_student(config: Distill) -> Student | None:
+    """Return the student that a run starts from, with its heads; `None` if it has no such."""
+    start = config.start and find_start(config.start)
+    return load_export(start) if start and start.is_dir() else None
+
+
+def adopt_heads(student: Student, earlier: Student, normalizers: Mapping[str, Normalizer]) -> None:
+    """Let each head begin as that of an earlier student for the same teacher, if it is alike."""
+    folds = {
+        label: partial(fold_inverse, normalizer=normalizer, forward=True)
+        for label, normalizer in normalizers.items()
+        if label in earlier.heads
+    }
+    earlier = earlier.with_folded_heads(folds)
+    for label, head in student.heads.items():
+        state = earlier.heads[label].state_dict() if label in earlier.heads else {}
+        shapes = {key: value.shape for key, value in head.state_dict().items()}
+        if shapes == {key: value.shape for key, value in state.items()}:
+            head.load_state_dict(state)
 
 
 def prepare(config: Distill) -> Setup:
     """Check and open everything that a run needs, before it writes anything."""
     check_names(config)
-    if config.start:
-        find_start(config.start)
     device = device_of(config.device)
     if config.precision == "float64" and device.type != "cpu":
         raise ValueError("precision float64 is for tests on a CPU; give --device cpu with it.")
@@ -160,8 +211,25 @@ def prepare(config: Distill) -> Setup:
     teachers = open_teachers(config, train, device, grids)
     wide = widths(config, teachers)  # refuses a loss that a teacher has nothing for
     check_step_plans(config, teachers, grids)
+    check_calibration(config, teachers, grids)
     view = view_of(config, teachers, grids)
     return Setup(config, device, train, val, labelled, teachers, view, grids, wide)
+
+
+def check_calibration(config: Distill, teachers: Mapping[str, Teacher], grids: Grids) -> None:
+    """Refuse to whiten a teacher's map with fewer rows than its channels need.
+
+    Raises:
+        ValueError: as `zoo.train.distill.phi_s.check_rows`.
+    """
+    ours = [cells * config.heads.upsample for cells in grids[config.size]]
+    for label, teacher in teachers.items():
+        if teacher.grid and teacher.spatial_dim:
+            cells = math.prod(map(min, ours, teacher.grid))
+            what = f"{label} (--calibration {config.calibration}, {cells} cells an image)"
+            for kind in (config.normalise, *config.compare):
+                rows = config.calibration * config.batch * cells
+                check_rows(kind, rows, teacher.spatial_dim, what)
 
 
 def check_mosaics(config: Distill) -> None:
@@ -171,12 +239,12 @@ def check_mosaics(config: Distill) -> None:
         ValueError: a canvas would stay part empty. One slice alone may: its last canvas is
             filled with images again.
     """
-    size = config.batch // config.num_slices
-    for spec in config.teachers:
+    sizes = {(n // config.num_slices, n) for n in config.batches or (config.batch,)}
+    for (size, batch), spec in product(sorted(sizes), config.teachers):
         if config.num_slices > 1 and size % spec.mosaic**2:
             raise ValueError(
                 f"The teacher {spec.name} packs {spec.mosaic}x{spec.mosaic} images, and a slice "
-                f"has {size} of the {config.batch}; choose --batch and --slices so that a slice "
+                f"has {size} of the {batch}; choose --batch and --slices so that a slice "
                 f"is a multiple of {spec.mosaic**2}."
             )
 
@@ -184,7 +252,7 @@ def check_mosaics(config: Distill) -> None:
 def check_same_teachers(run: Run, setup: Setup) -> None:
     """Remember the teachers' weights in a new run; refuse others in a resumed one."""
     now = {label: fingerprint(teacher) for label, teacher in setup.teachers.items()}
-    if before := run.read_json("teachers.json"):
+    if before := run.read_json("teachers.json", dict[str, str]):
         changed = [label for label in now if before.get(label) != now[label]]
         if changed:
             raise ValueError(

@@ -3,9 +3,10 @@
 import shlex
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from zoo.commands.parse import parse, resolve_device
+from zoo.train.ranges import BATCH, COUNT, NOT_NEGATIVE, PIXELS, check_ranges
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -14,22 +15,25 @@ class StepArgs:
     """As `zoo distill` takes them; CLIP ViT-H/14@378 and DINOv2 ViT-g/14@224 with random weights
     on a GPU, two tiny ViTs elsewhere."""
     student: str | None = None
-    size: int | None = None
-    batch: int | None = None
+    size: Annotated[int | None, PIXELS] = None
+    batch: Annotated[int | None, BATCH] = None
     precision: Literal["bf16", "int8", "fp8"] = "bf16"
     """Of the teachers' products."""
-    gate: float = 1000.0
+    gate: Annotated[float, NOT_NEGATIVE] = 1000.0
     """Least fidelity of teachers in 8 bits; 0 puts all layers into 8 bits."""
     compile: bool | None = None
     """Teachers' blocks and student; by default on a GPU alone."""
     overlap: bool = False
     """Run the teachers one batch ahead, on a stream of their own."""
     device: str = "auto"
-    rounds: int = 10
+    rounds: Annotated[int, COUNT] = 10
     out: Path | None = None
     """Write this JSON file."""
     profile: bool = False
     """Name the step's ten most expensive kernels."""
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
 
 
 def main(argv: list[str]) -> None:

@@ -4,10 +4,12 @@ import itertools
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import tyro
 
 from zoo.commands.parse import parse, resolve_device
+from zoo.train.ranges import BATCH, COUNT, PIXELS, between, check_ranges
 
 PEERS = ("swin_tiny_patch4_window7_224", "convnext_tiny", "vit_small_patch16_224")
 """timm's models with about as many multiply-adds as our smallest."""
@@ -21,8 +23,8 @@ class ModelArgs:
     patterns of zoo's own ("eradio*"); mambavision_t, fastervit_0 and three of timm's if none."""
     device: str = "auto"
     """cpu or cuda; cuda where there is one."""
-    size: tuple[int, ...] = (224,)
-    batch: tuple[int, ...] = (8,)
+    size: Annotated[tuple[int, ...], PIXELS] = (224,)
+    batch: Annotated[tuple[int, ...], BATCH] = (8,)
     modes: str = "eager"
     """Separated by commas: eager, deploy, train, each with +compiled, +autotuned or +graphs, and
     these with +blocks, which compiles block by block."""
@@ -31,8 +33,8 @@ class ModelArgs:
     channels_last: bool = False
     peer: str = "swin_tiny_patch4_window7_224"
     """The model that the others' ratios are to; it is measured too."""
-    rounds: int = 20
-    threads: int | None = None
+    rounds: Annotated[int, COUNT] = 20
+    threads: Annotated[int | None, between(1, 4096)] = None
     """Of the CPU, for all models; torch's own choice if not given."""
     out: Path | None = None
     """Write this JSON file, a Markdown table and the Pareto plot beside it."""
@@ -40,6 +42,9 @@ class ModelArgs:
     """Show ratios with this earlier run, a JSON file that --out wrote."""
     profile: bool = False
     """Name each case's five most expensive kernels; on a GPU with their distance from the floor."""
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
 
 
 def main(argv: list[str]) -> None:

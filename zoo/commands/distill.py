@@ -1,8 +1,10 @@
 """A run from its config to its report: where teachers, student, training and evaluation meet."""
 
+import math
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,7 +18,7 @@ import zoo
 from zoo.data.feed import ImageFeed
 from zoo.data.loader import eval_batches
 from zoo.data.plan import Plan
-from zoo.data.sources import Subset
+from zoo.data.sources import Source, Subset
 from zoo.eval.extract import extract
 from zoo.eval.fidelity import fidelity
 from zoo.eval.knn import knn
@@ -30,14 +32,19 @@ from zoo.teachers.teacher import Teacher
 from zoo.train.device import machine
 from zoo.train.distill.caching import fill_run_cache, from_cache, open_run_cache
 from zoo.train.distill.calibrate import (
-    BaselineLosses,
+    Calibration,
     Normalizers,
     fit_normalizers,
-    read_normalizers,
 )
 from zoo.train.distill.config import Distill
 from zoo.train.distill.fold import folded
-from zoo.train.distill.setup import Setup, check_same_teachers, new_student, prepare
+from zoo.train.distill.setup import (
+    Setup,
+    check_same_teachers,
+    earlier_student,
+    new_student,
+    prepare,
+)
 from zoo.train.distill.task import DistillTask
 from zoo.train.distill.teachers import optimize_run_teachers
 from zoo.train.loop import train
@@ -48,24 +55,31 @@ MAPS = 6
 """Images whose feature maps are kept for the report."""
 
 
+Forms = Mapping[str, Student]
+"""One student: the `average` of its weights, where there is one, and `raw`, those of the last step.
+"""
+
+
 @dataclass
 class Work:
     """What the phases of a run hand on to each other."""
 
     run: Run
     setup: Setup
-    normalizers: dict[str, Normalizers] = field(default_factory=dict)
+    calibration: dict[str, Calibration] = field(default_factory=dict)
     """Of each normalisation that the run compares."""
-    baseline_losses: dict[str, BaselineLosses] = field(default_factory=dict)
     cache: Cache | None = None
-    arms: dict[str, Student] = field(default_factory=dict)
+    arms: dict[str, Forms] = field(default_factory=dict)
     """The students: `untrained`, `student`, and one for each normalisation beside the run's own."""
+    best: dict[str, str] = field(default_factory=dict)
+    """The form of each that was closer to the teachers at the end."""
     began: float = field(default_factory=time.perf_counter)
 
     def of(self, arm: str) -> Normalizers:
         """Return the normalizers that a student learns, or learnt, with."""
         config = self.setup.config
-        return self.normalizers[arm if arm in config.compare else config.normalise]
+        kind = arm if arm in config.compare else config.normalise
+        return self.calibration[kind].normalizers
 
 
 def distill(config: Distill, *, resume: bool = False) -> Run:
@@ -97,23 +111,19 @@ def ready_teachers(work: Work) -> None:
 
 def calibrate(work: Work) -> None:
     """Measure the teachers, or read what was measured."""
-    work.normalizers, work.baseline_losses = fit_normalizers(work.run, work.setup)
+    work.calibration = fit_normalizers(work.run, work.setup)
 
 
 def fill_cache(work: Work) -> None:
     """Open the feature cache, if the config has one, and write what it lacks."""
-    work.cache = open_run_cache(work.run, work.setup, work.normalizers)
+    work.cache = open_run_cache(work.run, work.setup, work.of("student"))
     if work.cache:
-        kind = work.setup.config.normalise
-        # a student must learn on the scale that the cache was made with
-        spaces = {f"{kind}/{key}": value for key, value in work.cache.spaces().items()}
-        work.normalizers[kind] = read_normalizers(spaces, kind, work.setup)
-        fill_run_cache(work.cache, work.setup, work.normalizers[kind])
+        fill_run_cache(work.cache, work.setup)
 
 
 def begin(work: Work) -> None:
     """Build the student, and say in the run's folder what it is about."""
-    work.arms["untrained"] = new_student(work.setup)
+    work.arms["untrained"] = dict(raw=new_student(work.setup, work.of("untrained")))
     describe(work)
 
 
@@ -126,21 +136,20 @@ def train_arms(work: Work) -> None:
         work.arms[kind] = train_arm(work, work.run.arm(kind), arm, f"distil {kind}")
 
 
-def train_arm(work: Work, run: Run, config: Distill, title: str) -> Student:
-    """Train one student, from its newest checkpoint if it has one; return its best form."""
-    setup, normalizers = work.setup, work.normalizers[config.normalise]
+def train_arm(work: Work, run: Run, config: Distill, title: str) -> Forms:
+    """Train one student, from its newest checkpoint if it has one."""
+    setup, calibration = work.setup, work.calibration[config.normalise]
     teachers: Mapping[str, Teacher] = setup.teachers
-    targets: Mapping[str, nn.Module] = normalizers
+    normalizers = calibration.normalizers
     if work.cache:
-        stored = work.normalizers[setup.config.normalise]
-        teachers, targets = from_cache(work.cache, stored, normalizers, config.normalise)
-    student = new_student(setup)
-    plan = Plan(len(setup.train), config.batch, config.seed, config.view_epochs)
+        teachers, rescaled = from_cache(work.cache, normalizers, setup)
+        calibration = calibration._replace(normalizers=rescaled)
+    student = new_student(setup, normalizers)
+    plan = Plan(len(setup.train), config.batch, config.seed, config.view_epochs, config.batches)
     feed = ImageFeed(
         setup.train, setup.view, plan, setup.device, config.num_slices, (), config.workers
     )
-    baseline = work.baseline_losses[config.normalise]
-    task = DistillTask.of(config, student, plan, teachers, targets, baseline, setup.grids)
+    task = DistillTask.of(config, student, plan, teachers, calibration, setup.grids)
     state = TrainState.of(student, config.optim, parts=dict(weighting=task.weighting))
     state.resume(run)
     if config.compile:
@@ -154,42 +163,83 @@ def train_arm(work: Work, run: Run, config: Distill, title: str) -> Student:
         feed,
         config,
         run,
-        evaluate=lambda s, step: log_evaluation(run, setup, s, normalizers, "student", step),
+        evaluate=lambda _, step: log_evaluation(
+            run, setup, state.forms, normalizers, "student", step
+        ),
         title=title,
         ahead=config.overlap,
     )
-    return state.best
+    return state.forms
 
 
 def compare(work: Work) -> None:
     """Measure every student at the end, and the teachers beside them."""
     run, setup, steps = work.run, work.setup, work.setup.config.steps
     run.keep(lambda row: row.get("kind") == "train" or row["step"] < steps)
-    for name, student in work.arms.items():
-        log_evaluation(run, setup, student, work.of(name), name, steps)
+    for name, forms in work.arms.items():
+        work.best[name] = log_evaluation(run, setup, forms, work.of(name), name, steps)
     for label, teacher in setup.teachers.items():
         if values := dict(probe(teacher, setup)):
             run.log("eval", steps, dict(arm=f"teacher:{label}", **values))
 
 
 def log_evaluation(
-    run: Run, setup: Setup, student: Student, normalizers: Normalizers, arm: str, step: int
-) -> None:
-    """Compare a student with its teachers on held-out images, probe it, and log the numbers."""
+    run: Run, setup: Setup, forms: Forms, normalizers: Normalizers, arm: str, step: int
+) -> str:
+    """Compare a student with its teachers on held-out images, probe it, and log the numbers.
+
+    Each form is compared, and the better one probed; the numbers of the other are those of the arm
+    `ARM:other`.
+
+    Returns:
+        The better form.
+    """
+    found = {}
+    for form, student in forms.items():
+        with evaluated(student), setup.autocast():
+            shown = folded(student, normalizers)
+            found[form] = dict(fidelity(shown, setup.teachers, held_out(setup)))
+    best = better_form(found)
+    with evaluated(forms[best]) as student:
+        found[best] |= dict(probe(student.features, setup))
+    if setup.unreadable:
+        found[best]["unreadable"] = len(setup.unreadable)
+    for form in sorted(found, key=lambda form: form != best):
+        told = dict(weights=form) if len(forms) > 1 else {}
+        name = arm if form == best else f"{arm}:other"
+        run.log("eval", step, dict(arm=name, **told, **found[form]))
+    return best
+
+
+@contextmanager
+def evaluated(student: Student) -> Iterator[Student]:
+    """Put a student into evaluation mode for a while."""
     training = student.training
-    student.eval()
-    shown = folded(student, normalizers)
-    with setup.autocast():
-        values = dict(fidelity(shown, setup.teachers, held_out(setup)))
-    values |= dict(probe(shown.features, setup))
+    yield student.eval()
     student.train(training)
-    run.log("eval", step, dict(arm=arm, **values))
+
+
+def better_form(found: Mapping[str, Mapping[str, float]]) -> str:
+    """Return the form of the higher geometric-mean fidelity; the first in a tie.
+
+    Where no teacher has a map, the mean cosine of the summaries decides.
+    """
+
+    def closeness(form: str) -> float:
+        values = found[form]
+        cosines = [value for key, value in values.items() if key.endswith("/summary")]
+        close = values.get("fidelity/geomean", sum(cosines) / max(1, len(cosines)))
+        return -math.inf if math.isnan(close) else close
+
+    return max(found, key=closeness)
 
 
 def held_out(setup: Setup) -> Iterator[Batch]:
     """Return the held-out images that teachers and students are compared on."""
-    config = setup.config
-    for batch in eval_batches(setup.val, setup.view.size, config.batch, limit=config.eval_images):
+    config, size = setup.config, setup.view.size
+    for batch in eval_batches(
+        setup.val, size, config.batch, limit=config.eval_images, unreadable=setup.unreadable
+    ):
         yield batch.to(setup.device)
 
 
@@ -197,18 +247,14 @@ def probe(features: Callable[[Batch], Features], setup: Setup) -> Iterator[tuple
     """Yield kNN and linear-probe accuracy of a model's summaries, where there are labels."""
     if setup.labelled is None:
         return
-    size = setup.view.size
+
+    def batches(source: Source) -> Iterator[Batch]:
+        most, lost = setup.config.probe_images, setup.unreadable
+        for batch in eval_batches(source, setup.view.size, 64, limit=most, unreadable=lost):
+            yield batch.to(setup.device)
+
     with setup.autocast():
-        bank, queries = (
-            extract(
-                features,
-                (
-                    batch.to(setup.device)
-                    for batch in eval_batches(source, size, 64, limit=setup.config.probe_images)
-                ),
-            )
-            for source in setup.labelled
-        )
+        bank, queries = (extract(features, batches(source)) for source in setup.labelled)
     assert bank.labels is not None and queries.labels is not None
     sets = (bank.summaries, bank.labels, queries.summaries, queries.labels)
     yield from knn(*sets)
@@ -218,7 +264,9 @@ def probe(features: Callable[[Batch], Features], setup: Setup) -> Iterator[tuple
 def export(work: Work) -> None:
     """Write the student, and the feature maps that the report shows."""
     run, setup = work.run, work.setup
-    student = folded(work.arms["student"], work.of("student")).eval().without_spectral()
+    chosen = work.arms["student"][work.best["student"]]
+    student = folded(chosen, work.of("student")).eval().without_spectral()
+    keep_heads(student, setup.config)
     count = min(MAPS, len(setup.val))
     chosen = Plan(len(setup.val), count, setup.config.seed).indices(0)
     few = Subset(setup.val, tuple(sorted(chosen.tolist())))
@@ -232,9 +280,17 @@ def export(work: Work) -> None:
     describe(work, seconds=time.perf_counter() - work.began)
 
 
+def keep_heads(student: Student, config: Distill) -> None:
+    """Give a student on a frozen trunk the heads for other teachers that it had before."""
+    earlier = earlier_student(config) if config.optim.freeze == "trunk" else None
+    for label, head in earlier.heads.items() if earlier else ():
+        if label not in student.heads:
+            student.heads[label] = head.to(student.mean.device)
+
+
 def describe(work: Work, *, seconds: float | None = None) -> None:
     """Write `about.json`: the command, the machine, the sizes of the models."""
-    setup, student = work.setup, work.arms["untrained"]
+    setup, student = work.setup, work.arms["untrained"]["raw"]
     work.run.write_json(
         "about.json",
         dict(
@@ -251,9 +307,10 @@ def describe(work: Work, *, seconds: float | None = None) -> None:
                 name=setup.config.student,
                 params=sum(p.numel() for p in student.backbone.parameters()),
                 head_params=sum(p.numel() for p in student.heads.parameters()),
+                weights=work.best.get("student"),
             ),
             images=dict(train=len(setup.train), val=len(setup.val)),
-            skipped=work.run.read_json("skipped.json") or [],
+            skipped=work.run.read_json("skipped.json", list[str]) or [],
         ),
     )
 

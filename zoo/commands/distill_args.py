@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
+from zoo.commands import distill_text_args
+from zoo.commands.distill_text_args import is_text
 from zoo.commands.parse import parse
-from zoo.train.distill.config import Distill, TeacherSpec
+from zoo.train.distill.config import Distill, Heads, TeacherSpec
 from zoo.train.distill.recipes import RECIPES, summary_of
 from zoo.train.fields import RENAMED, changed
 
@@ -51,6 +53,9 @@ def main(argv: list[str]) -> None:
     open_clip, hf, zoo, torch (package.function), rule and pretext (classifier, autoencoder,
     gradients: trained on your data).
     """
+    if is_text(argv):
+        distill_text_args.main(argv)
+        return
     args = read_args(argv)
     if args.dry_run:
         from zoo.commands.plan import print_plan
@@ -59,10 +64,14 @@ def main(argv: list[str]) -> None:
         return
     from zoo.commands.distill import distill
     from zoo.eval.report.page import build_report
+    from zoo.eval.report.run_folder import read_run
+    from zoo.eval.report.verdict import on_weights
 
     run = distill(args.run, resume=args.resume is not None)
     report, export = build_report(run.path), run.path / "export"
     print(f"student  {export}  (timm.create_model('local-dir:{export}', pretrained=True))")
+    if verdict := on_weights(read_run(run.path)):
+        print(f"weights  {verdict.text}")
     print(f"metrics  {run.path / 'metrics.jsonl'}\nreport   {report.resolve()}")
 
 
@@ -97,7 +106,9 @@ def _defaults(name: str | None, argv: list[str]) -> Distill:
         return _stored(Path(argv[argv.index("--resume") + 1]))
     has_own = any(word.split("=")[0] in ("--data", "--teachers") for word in argv)
     run = _recipe(name or ("custom" if has_own else "quickstart"))
-    return _shrunk(run) if "--tiny" in argv else run
+    run = _shrunk(run) if "--tiny" in argv else run
+    goes_on = "--start" in argv[:-1]
+    return _goes_on(run, Path(argv[argv.index("--start") + 1])) if goes_on else run
 
 
 def _stored(folder: Path) -> Distill:
@@ -105,6 +116,26 @@ def _stored(folder: Path) -> Distill:
     from zoo.train.run import Run
 
     return replace(Run(folder).config(Distill), out=folder)
+
+
+def _goes_on(run: Distill, folder: Path) -> Distill:
+    """Take what a run starts from for its defaults: the student, its size and its heads."""
+    from zoo.students.export import read_heads
+    from zoo.students.start import find_start
+
+    found = find_start(folder)
+    if found.is_file():
+        return run
+    before = read_heads(found)
+    options = (before.get("options") or {}).items()
+    head = dict(before["head"])
+    return replace(
+        run,
+        student=before["student"],
+        student_options=tuple(f"{key}={value!r}" for key, value in options),
+        size=before["size"],
+        heads=Heads(num_inner=head.pop("inner"), **head),
+    )
 
 
 def _shrunk(run: Distill) -> Distill:
@@ -138,7 +169,10 @@ def call(
         run = _recipe(
             recipe or ("custom" if fields.keys() & {"data", "teachers"} else "quickstart")
         )
-    config = changed(_shrunk(run) if tiny else run, fields)
+    run = _shrunk(run) if tiny else run
+    if fields.get("start") is not None:
+        run = _goes_on(run, Path(fields["start"]))
+    config = changed(run, fields)
     from zoo.commands.distill import distill
     from zoo.eval.report.page import build_report
 

@@ -3,9 +3,11 @@
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from tyro.conf import Positional, Suppress
+
+from zoo.train.ranges import BATCH, PIXELS, WORKERS, between, check_ranges
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,13 +20,13 @@ class Embed:
     """The folder to write; an incomplete one is resumed."""
     model: str
     """A run's folder, an exported student's folder, or a registered model."""
-    size: int | None = None
-    batch: int = 64
-    workers: int = 0
+    size: Annotated[int | None, PIXELS] = None
+    batch: Annotated[int, BATCH] = 64
+    workers: Annotated[int, WORKERS] = 0
     """Processes that decode images."""
     precision: Literal["float32", "amp"] = "float32"
     """amp is autocast to bfloat16."""
-    rows: int = 10_000
+    rows: Annotated[int, between(1, 10_000_000)] = 10_000
     """Images a shard."""
     half: bool = True
     """Keep float16: half the bytes, and more digits than autocast computes."""
@@ -35,11 +37,7 @@ class Embed:
     command: Suppress[str | None] = None
 
     def __post_init__(self) -> None:
-        if self.rows < 1 or self.batch < 1 or self.workers < 0:
-            raise ValueError(
-                f"rows {self.rows} and batch {self.batch} must be at least 1, workers "
-                f"{self.workers} at least 0."
-            )
+        check_ranges(self)
         if self.kind == "parquet" and find_spec("pyarrow") is None:
             raise ValueError(
                 "Parquet needs pyarrow (pip install 'backbone-zoo[parquet]'); --kind npz does not."

@@ -3,12 +3,13 @@
 import shlex
 from dataclasses import dataclass, make_dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 
 from zoo.commands.parse import parse
 from zoo.eval.benchmarks import DEFAULT, find, settings_of
+from zoo.train.ranges import BATCH, PIXELS, SEED, WORKERS, check_ranges
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,12 +27,12 @@ class EvalArgs:
     compare: tuple[str, str] | None = None
     """Two models, or two result files (FILE.jsonl or FILE.jsonl:TARGET): differences with paired
     bootstrap intervals over images."""
-    size: int | None = None
-    batch: int = 64
+    size: Annotated[int | None, PIXELS] = None
+    batch: Annotated[int, BATCH] = 64
     precision: Literal["float32", "amp"] = "float32"
     """amp is autocast to bfloat16."""
-    seed: int = 0
-    workers: int = 0
+    seed: Annotated[int, SEED] = 0
+    workers: Annotated[int, WORKERS] = 0
     """Processes that decode images."""
     out: Path | None = None
     """Append each result to this .jsonl file as a line; scores and pictures lie beside it. While
@@ -41,6 +42,9 @@ class EvalArgs:
     again, and a training goes on from its last checkpoint. Without this it is refused."""
     dry_run: bool = False
     """Print what would be measured, and exit."""
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
 
 
 def main(argv: list[str]) -> None:

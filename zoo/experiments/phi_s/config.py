@@ -9,9 +9,10 @@ and ranks are their own.
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from zoo.teachers.name import unknown_name
+from zoo.train.ranges import BATCH, COUNT, NOT_NEGATIVE, PIXELS, POSITIVE, SEED, check_ranges
 
 
 @dataclass(frozen=True)
@@ -47,21 +48,21 @@ class PhiSExperiment:
     """Labelled image folders, shards or .npz; by default the digits and photographs that ship
     with scikit-learn and scikit-image."""
     arms: tuple[str, ...] = tuple(ARMS)
-    seeds: int = 5
-    rotation_seeds: int = 16
+    seeds: Annotated[int, COUNT] = 5
+    rotation_seeds: Annotated[int, NOT_NEGATIVE] = 16
     """Seeds of the second set, phi_s against alpha_only; 0 to leave it out."""
-    together: int = 4
+    together: Annotated[int, COUNT] = 4
     """Seeds of the second set that are trained together in one step."""
-    steps: int = 2000
-    batch: int = 512
-    size: int = 96
+    steps: Annotated[int, COUNT] = 2000
+    batch: Annotated[int, BATCH] = 512
+    size: Annotated[int, PIXELS] = 96
     """Side of the images in pixels."""
-    teacher_steps: int = 800
-    teacher_seed: int = 0
+    teacher_steps: Annotated[int, COUNT] = 800
+    teacher_seed: Annotated[int, SEED] = 0
     """Seed of the teachers, which all students of a run share."""
-    limit: int | None = None
+    limit: Annotated[int | None, COUNT] = None
     """Most pictures of each split."""
-    seconds: float | None = None
+    seconds: Annotated[float | None, POSITIVE] = None
     """Seconds for the whole experiment: if --steps would take longer, fewer are trained."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Literal["auto", "float32", "bf16"] = "auto"
@@ -75,9 +76,7 @@ class PhiSExperiment:
     """Print what would run and how long it may take, and exit."""
 
     def __post_init__(self):
-        for name in ("seeds", "together", "steps", "batch", "teacher_steps"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1.")
+        check_ranges(self)
         for arm in self.arms:
             if arm not in ARMS:
                 raise unknown_name(arm, list(ARMS), "arm")

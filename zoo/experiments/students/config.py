@@ -8,9 +8,10 @@ distill`, which decodes each image each time, would wait for its images here.
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from zoo.teachers.name import unknown_name
+from zoo.train.ranges import BATCH, COUNT, PIXELS, POSITIVE, SEED, check_ranges
 
 Family = tuple[str, dict[str, Any]]
 """A registered model, and keywords that make it small."""
@@ -43,16 +44,16 @@ class StudentsExperiment:
     """Labelled image folders, shards or .npz; by default the digits and photographs that ship
     with scikit-learn and scikit-image."""
     families: tuple[str, ...] = tuple(FAMILIES)
-    seeds: int = 3
-    steps: int = 500
-    batch: int = 256
-    size: int = 96
+    seeds: Annotated[int, COUNT] = 3
+    steps: Annotated[int, COUNT] = 500
+    batch: Annotated[int, BATCH] = 256
+    size: Annotated[int, PIXELS] = 96
     """Side of the images in pixels."""
-    teacher_steps: int = 1200
-    teacher_seed: int = 0
-    limit: int | None = None
+    teacher_steps: Annotated[int, COUNT] = 1200
+    teacher_seed: Annotated[int, SEED] = 0
+    limit: Annotated[int | None, COUNT] = None
     """Most pictures of each split of each data set."""
-    seconds: float | None = None
+    seconds: Annotated[float | None, POSITIVE] = None
     """Seconds for the whole experiment: if --steps would take longer, fewer are trained."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Literal["auto", "float32", "bf16"] = "auto"
@@ -64,9 +65,7 @@ class StudentsExperiment:
     """Print the models, and exit."""
 
     def __post_init__(self):
-        for name in ("seeds", "steps", "batch", "teacher_steps"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1.")
+        check_ranges(self)
         if self.size % 32:
             raise ValueError(f"size is {self.size}; it must be a multiple of the stride 32.")
         for family in self.families:

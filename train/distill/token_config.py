@@ -1,0 +1,77 @@
+"""A distillation of language models, described by frozen dataclasses."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, ClassVar, Literal
+
+from zoo.train.config import Every, Optim, Training
+from zoo.train.ranges import BATCH, COUNT, FRACTION, POSITIVE, PROPER_SHARE, at_least, check_ranges
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenLosses:
+    """What the student minimises, for each token."""
+
+    kl: Annotated[float, at_least(0, "off")] = 1.0
+    """Weight of the divergence of its next tokens from each teacher's."""
+    kind: Literal["forward", "reverse", "jsd"] = "forward"
+    """forward is KL(teacher, student), as Minitron (2407.14679); jsd is half of both (GKD)."""
+    tau: Annotated[float, POSITIVE] = 1.0
+    """Temperature of both sides."""
+    hidden: Annotated[float, at_least(0, "off")] = 0.0
+    """Weight of the distance between hidden states, through a learned projection. It counts as much
+    as the divergence did in the step before (2407.14679, section 3.3), times this."""
+    hidden_at: Annotated[tuple[float, ...], FRACTION] = (1.0,)
+    """Layers whose states are compared, as shares of each tower's depth; 1 is the last."""
+    ce: Annotated[float, at_least(0, "off")] = 0.0
+    """Weight of the cross-entropy of the text itself; 1, with no teachers, is plain training."""
+    chunk: Annotated[int, COUNT] = 1024
+    """Tokens whose logits exist at a time."""
+
+    def __post_init__(self):
+        check_ranges(self, "losses.")
+        if not self.kl + self.ce:
+            raise ValueError("losses.kl is 0 and losses.ce 0; one must be above 0.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DistillText(Training):
+    """One distillation of language models: frozen teachers into one student."""
+
+    kind: ClassVar[str] = "distill_text"
+    unit: ClassVar[str] = "tok"
+
+    data: str = ""
+    """The text: a .txt file (one document), a .jsonl file (one a line, `text`), or a folder."""
+    val: str | None = None
+    """Text to evaluate on; the last rows of the text by default."""
+    held_out: Annotated[float, PROPER_SHARE] = 0.05
+    """Share of the rows for evaluation, without --val."""
+    eval_rows: Annotated[int, COUNT] = 256
+    """Most rows that are evaluated on."""
+    teachers: tuple[str, ...] = ()
+    """lm:FOLDER or lm:NAME, frozen; none with losses.kl 0."""
+    student: str = ""
+    """lm:FOLDER of transformers' files, such as a pruned one; /random leaves its weights out."""
+    tokenizer: str | None = None
+    """bytes, or a folder; the student's own by default."""
+    length: Annotated[int, COUNT] = 512
+    """Tokens in a row."""
+    batch: Annotated[int, BATCH] = 16
+    out: Path = Path("runs/distill_text")
+    """Folder of the run; it must not exist yet."""
+    optim: Optim = field(default_factory=lambda: Optim(lr=1e-4, weight_decay=0.1, ema=0.0))
+    every: Every = field(default_factory=Every)
+    losses: TokenLosses = field(default_factory=TokenLosses)
+
+    @property
+    def samples(self) -> int:
+        """Tokens a step."""
+        return self.batch * self.length
+
+    @property
+    def labels(self) -> list[str]:
+        """A short name for each teacher, unique in this run."""
+        places = (name.removeprefix("lm:").removesuffix("/random") for name in self.teachers)
+        names = [Path(place).name or "teacher" for place in places]
+        return [f"{n}_{i + 1}" if names.count(n) > 1 else n for i, n in enumerate(names)]
