@@ -148,9 +148,9 @@ def distill_text(config: DistillText, *, resume: bool = False) -> Run:
     task = TokenTask(config.losses, setup.teachers, hidden)
     train(task, state, feed, config, run, evaluate=evaluate, title="distil text")
     run.keep(lambda row: row.get("kind") == "train" or row["step"] < config.steps)
-    after = evaluated(setup, state.best)
+    after = evaluated(setup, state.averaged)
     run.log("eval", config.steps, after)
-    export(run, setup, state.best)
+    export(run, setup, state.averaged)
     about = dict(
         before=before, after=after, teachers=of_teachers(setup), commit=commit(),
         machine=machine(setup.device), seconds=time.perf_counter() - began, config=to_json(config),
