@@ -251,7 +251,7 @@ def open_run_cache(run: Run, setup: Setup, normalizers: Normalizers) -> Cache | 
     if config.cache is None:
         return None
     fingerprints = run.read_json("teachers.json", dict[str, str])
-    precision = teacher_precision(setup)
+    precision = teacher_precision(config, setup.device)
     held = holds(config, setup.train, setup.view, setup.teachers, fingerprints, precision)
     spaces = {
         f"{label}/{key}": value

@@ -3,7 +3,7 @@
 import contextlib
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -25,10 +25,10 @@ from zoo.teachers.name import FOLDER, TeacherName, unknown_name
 from zoo.teachers.open import open_teacher
 from zoo.teachers.teacher import Teacher, fingerprint
 from zoo.train.device import autocast, device_of, in_precision
-from zoo.train.distill.config import Distill
+from zoo.train.distill.config import Distill, TeacherSpec
 from zoo.train.distill.phi_s import Normalizer, check_rows, fold_inverse
 from zoo.train.distill.plan_step import Grids, check_step_plans, grids_of, view_of
-from zoo.train.distill.sizes import match_student_size
+from zoo.train.distill.sizes import at_size, match_student_size
 from zoo.train.freeze import freeze
 from zoo.train.run import Run
 
@@ -129,14 +129,18 @@ def open_teachers(
             text = (
                 f"{spec.name}/{pretext_weights(name.name, train, seed=config.seed, device=device)}"
             )
-        opened = partial(open_teacher, device=device, mosaic=spec.mosaic)
-        if spec.follow:
-            teachers[label] = match_student_size(text, opened, grids, config.size)
-        else:
-            teachers[label] = opened(text)
+        teachers[label] = open_spec(replace(spec, name=text), config, device, grids)
         if isinstance(teachers[label], nn.Module):
             in_precision(teachers[label], config.precision)
     return teachers
+
+
+def open_spec(spec: TeacherSpec, config: Distill, device: torch.device, grids: Grids) -> Teacher:
+    """Build a teacher, for all sizes of the student if it follows them."""
+    opened = partial(open_teacher, device=device, mosaic=spec.mosaic)
+    if spec.follow:
+        return match_student_size(spec.name, opened, grids, config.size)
+    return opened(spec.name)
 
 
 def widths(config: Distill, teachers: Mapping[str, Teacher]) -> dict[str, tuple]:
@@ -255,7 +259,8 @@ def check_mosaics(config: Distill) -> None:
 
 def check_same_teachers(run: Run, setup: Setup) -> None:
     """Remember the teachers' weights in a new run; refuse others in a resumed one."""
-    now = {label: fingerprint(teacher) for label, teacher in setup.teachers.items()}
+    size = setup.config.size  # all sizes of a teacher share its weights
+    now = {label: fingerprint(at_size(teacher, size)) for label, teacher in setup.teachers.items()}
     if before := run.read_json("teachers.json", dict[str, str]):
         changed = [label for label in now if before.get(label) != now[label]]
         if changed:
