@@ -53,7 +53,7 @@ def parameter_groups(
             rest.register_parameter(f"{i}_{name.rpartition('.')[2]}", p)
     groups = param_groups_weight_decay(rest, config.weight_decay)
     inner = getattr(backbone, "model", backbone)
-    shared = dict(
+    shared: dict[str, Any] = dict(
         weight_decay=config.weight_decay,
         no_weight_decay_list=list(getattr(inner, "no_weight_decay", set)()),
     )
