@@ -18,6 +18,11 @@ MESA = "mesa.ema"
 """The key of a student's own map among its answers, for MESA; labels of teachers have no dot."""
 
 
+def summary_key(label: str) -> str:
+    """Return the key of what is done to a teacher's summary, beside its map's, the label itself."""
+    return f"{label}/summary"
+
+
 class Student(nn.Module):
     """Batch -> {teacher: Features}: predict the features of every teacher.
 
@@ -93,19 +98,21 @@ class Student(nn.Module):
         return {f"backbone.{name}" for name in exempt}
 
     def with_folded_heads(self, fold: Mapping[str, Callable[..., nn.Linear]]) -> "Student":
-        """Return a student whose spatial heads end in the teachers' own spaces.
+        """Return a student whose heads end in the teachers' own spaces.
 
         The backbone is shared with this one; the heads are copies, so this one trains on.
 
         Args:
             fold: For each teacher, what to make of the last linear layer of its spatial head and
-                the keyword `blocks` (see `TeacherHead.fold`).
+                the keyword `blocks` (see `TeacherHead.fold`); by `summary_key(label)`, of its
+                summary head.
         """
         folded = copy.copy(self)
         folded._modules = dict(self._modules)
         folded.heads = copy.deepcopy(self.heads)
         for name, change in fold.items():
-            cast(TeacherHead, folded.heads[name]).fold(change)
+            label, _, part = name.partition("/")
+            cast(TeacherHead, folded.heads[label]).fold(change, part or "spatial")
         return folded
 
     def as_released(self) -> "Student":

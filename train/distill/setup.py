@@ -197,7 +197,7 @@ def adopt_heads(student: Student, earlier: Student, normalizers: Mapping[str, No
     folds = {
         label: partial(fold_inverse, normalizer=normalizer, forward=True)
         for label, normalizer in normalizers.items()
-        if label in earlier.heads
+        if label.partition("/")[0] in earlier.heads
     }
     earlier = earlier.with_folded_heads(folds)
     for label, head in student.heads.items():
