@@ -232,6 +232,7 @@ class Distill(Training):
                 "losses.mesa compares the trunk with its average, and optim.freeze trunk leaves it "
                 "as it is; leave one of them out."
             )
+        self._check_labels()
         if self.normalise in self.compare:
             raise ValueError(f"compare repeats the run's own normalisation {self.normalise!r}.")
 
@@ -249,6 +250,14 @@ class Distill(Training):
     @property
     def samples(self) -> float:
         return sum(self.batches) / len(self.batches) if self.batches else self.batch
+
+    def _check_labels(self) -> None:
+        for spec, label in zip(self.teachers, self.labels, strict=True):
+            if label in ("min", "geomean"):
+                raise ValueError(
+                    f"The teacher {spec.name} would be called {label}, which in the metrics is "
+                    "that of all teachers together; give it another name."
+                )
 
     @property
     def labels(self) -> list[str]:
