@@ -180,6 +180,13 @@ def quantize_linears(
     return QuantReport(kind, fidelity, share, names, len(found), complete)
 
 
+def share_quantized(first: Frozen, other: Frozen) -> None:
+    """Give `other`, the same teacher at another size, the quantized layers of `first`; in place."""
+    for name, layer in list(first.network.named_modules()):
+        if isinstance(layer, QuantizedLinear):
+            _replace(other.network, name, layer)
+
+
 def check_products(kind: QuantKind, device: torch.device) -> None:
     """Refuse a GPU that has no products in 8 bits of this kind.
 

@@ -72,10 +72,10 @@ def test_a_new_teacher_for_an_old_student_leaves_its_trunk_and_its_old_head(firs
 @pytest.mark.slow
 def test_heads_of_an_earlier_student_answer_in_the_space_of_the_new_run(first):
     place, batch = first.path.parent, Batch(torch.rand(2, 3, 64, 64))
-    # a rate of 0 changes nothing, so what is exported is what the run began with
+    # such a rate changes nothing, so what is exported is what the run began with
     again = run(
         place, "again", start=first.path, teachers=["rule:edges@32", "rule:colour@32"], steps=1,
-        calibration=3, seed=5, normalise="standardize", optim=dict(lr=0.0, min_lr=0.0),
+        calibration=3, seed=5, normalise="standardize", optim=dict(lr=1e-12, min_lr=0.0),
     )  # fmt: skip
     before, after = (load_export(r.path / "export")(batch)["edges"] for r in (first, again))
     for old, new in zip(before, after, strict=True):
@@ -88,6 +88,20 @@ def test_a_student_goes_on_at_another_size(first):
         first.path.parent, "other", start=first.path, teachers=["rule:edges@48"], size=96, steps=1
     )
     assert load_export(other.path / "export").size == (96, 96)
+
+
+@pytest.mark.slow
+def test_adapters_are_merged_into_an_ordinary_export(first):
+    pytest.importorskip("peft", reason="peft is not installed; it is in [lora]")
+    other = run(
+        first.path.parent, "adapted", start=first.path, teachers=["rule:edges@32"],
+        optim=dict(lora=4), steps=4,
+    )  # fmt: skip
+    before, after = (load_file(r.path / "export" / "model.safetensors") for r in (first, other))
+    assert before.keys() == after.keys()
+    changed = {key for key in before if not torch.equal(before[key], after[key])}
+    ends = ("qkv.weight", "proj.weight", "fc1.weight", "fc2.weight")
+    assert changed == {key for key in before if key.startswith("blocks.") and key.endswith(ends)}
 
 
 @pytest.mark.parametrize(

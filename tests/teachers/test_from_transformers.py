@@ -155,7 +155,10 @@ CASES = {
         lambda: hf.SamImageProcessor(
             size=dict(longest_edge=64), pad_size=dict(height=64, width=64)
         ),
-        64, lambda m, i: (None, m.get_image_embeddings(i["pixel_values"]).permute(0, 2, 3, 1)),
+        64, lambda m, i: (
+            None,
+            m.vision_encoder(i["pixel_values"], output_hidden_states=True).hidden_states[-1],
+        ),
     ),
     "sam2": Case(
         hf.Sam2Model,
@@ -278,6 +281,19 @@ def test_a_teacher_has_the_features_of_the_librarys_own_way(kind, saved):
     assert teacher.grid == spatial.shape[1:3] and teacher.spatial_dim == spatial.shape[-1]
 
 
+def test_a_sam_has_its_necks_map_if_that_is_asked_for(saved):
+    name, images = saved("sam"), photos(64)
+    x = Batch(images).at((64, 64))
+    with torch.no_grad():
+        model = hf.SamModel.from_pretrained(name.removeprefix("hf:")).eval()
+        behind = open_teacher(f"{name}+neck")
+        theirs = model.get_image_embeddings((x - behind.mean) / behind.std)
+    torch.testing.assert_close(behind(Batch(images)).spatial, theirs.permute(0, 2, 3, 1))
+    assert (open_teacher(name).spatial_dim, behind.spatial_dim) == (32, 16)
+    with pytest.raises(ValueError, match=r"has no neck.*leave out \+neck"):
+        open_teacher(f"{saved('dinov3')}+neck")
+
+
 @pytest.mark.parametrize("kind", CASES)
 def test_on_the_meta_device_the_same_shapes_are_known_without_weights(kind, saved, tmp_path):
     name = saved(kind)
@@ -311,6 +327,18 @@ def test_models_of_any_size_take_any_resolution(kind, saved):
     teacher = open_teacher(f"{saved(kind)}@96")
     assert teacher.size == (96, 96)
     assert teacher.grid == ((3, 3) if kind == "convnext" else (12, 12))
+
+
+@pytest.mark.parametrize("kind", ["dinov2_registers", "dinov3", "clip", "siglip2"])
+def test_at_another_size_the_same_network_answers_as_opened_there(kind, saved):
+    name, side = saved(kind), 96
+    teacher = open_teacher(name)
+    other = teacher.at_size((side, side))
+    assert other.network is teacher.network and teacher.size != other.size
+    images = Batch(photos(side))
+    alone = open_teacher(f"{name}@{side}")
+    torch.testing.assert_close(other(images).spatial, alone(images).spatial)
+    assert other.grid == alone.grid
 
 
 def test_the_interpolation_is_that_of_the_image_processor(saved):

@@ -189,6 +189,7 @@ def unic() -> Distill:
         batch=512,
         steps=500_000,
         normalise="standardize",
+        normalise_summary="standardize",
         heads=Heads(kind="ladder", hidden=3072),
         losses=Losses(spatial="hybrid", teacher_drop=0.5),
         optim=Optim(lr=6e-4, weight_decay=0.03, betas=(0.9, 0.99), ema=0.0),

@@ -3,7 +3,7 @@
 import contextlib
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -14,10 +14,11 @@ import torch
 from torch import nn
 
 import zoo
-from zoo.data.sources import Source, open_splits
+from zoo.data.sources import Source, in_one_list, open_labelled, open_splits
 from zoo.data.views import View
 from zoo.students.build import build_student, read_options
 from zoo.students.export import load_export, read_heads
+from zoo.students.lora import add_adapters
 from zoo.students.start import find_start
 from zoo.students.student import Student
 from zoo.teachers.cache import Cache
@@ -26,11 +27,11 @@ from zoo.teachers.open import open_teacher
 from zoo.teachers.quantize import check_products
 from zoo.teachers.teacher import Teacher, fingerprint
 from zoo.train.device import autocast, device_of, in_precision
-from zoo.train.distill.config import Distill
+from zoo.train.distill.config import Distill, TeacherSpec
 from zoo.train.distill.memory import check_memory
 from zoo.train.distill.phi_s import Normalizer, check_rows, fold_inverse
 from zoo.train.distill.plan_step import Grids, check_step_plans, grids_of, view_of
-from zoo.train.distill.sizes import match_student_size
+from zoo.train.distill.sizes import at_size, match_student_size
 from zoo.train.freeze import freeze
 from zoo.train.run import Run
 
@@ -50,6 +51,8 @@ class Setup:
     grids: Grids
     widths: Mapping[str, tuple[int | None, int | None]]
     """Of the summary and of the map of each teacher, as far as the student learns them."""
+    unreadable: set[str] = field(default_factory=set)
+    """Names of held-out images that could not be read; they are in no number."""
 
     def autocast(self) -> contextlib.AbstractContextManager:
         return autocast(self.config.precision, self.device)
@@ -76,12 +79,15 @@ def check_names(config: Distill) -> None:
     start = config.start and find_start(config.start)
     if start and start.is_dir():
         check_start(config, start)
-    if config.spectral or config.student_options or config.optim.freeze:
+    optim = config.optim
+    if config.spectral or config.student_options or optim.freeze or optim.lora:
         student = build_student(  # without memory: will it do?
             config.student, {}, size=config.size, **backbone_options(config), device="meta"
         )
-        if config.optim.freeze:
-            freeze(student, config.optim.freeze)
+        if optim.freeze:
+            freeze(student, optim.freeze)
+        if optim.lora:
+            add_adapters(student, optim.lora, optim.lora_layers)
 
 
 def check_start(config: Distill, folder: Path) -> None:
@@ -110,15 +116,11 @@ def open_data(config: Distill) -> tuple[Source, Source, tuple[Source, Source] | 
         folder = embedded_data()
         data, labelled = folder / "images", labelled or folder / "digits"
     train, val = open_splits(data, config.held_out)
-    if labelled:
-        probe = open_splits(Path(labelled), config.held_out)
-        if not probe[0].classes:
-            raise ValueError(f"{labelled} has no classes: one sub-folder a class, or .cls files.")
-    else:
-        probe = (train, val)
-    if not probe[0].classes or list(probe[0].classes) != list(probe[1].classes):
-        return train, val, None
-    return train, val, probe
+    if not labelled:
+        probe = in_one_list(train, val, data)
+    elif not (probe := open_labelled(Path(labelled), config.held_out))[0].classes:
+        raise ValueError(f"{labelled} has no classes: one sub-folder a class, or .cls files.")
+    return train, val, probe if probe[0].classes else None
 
 
 def open_teachers(
@@ -135,14 +137,18 @@ def open_teachers(
             text = (
                 f"{spec.name}/{pretext_weights(name.name, train, seed=config.seed, device=device)}"
             )
-        opened = partial(open_teacher, device=device, mosaic=spec.mosaic)
-        if spec.follow:
-            teachers[label] = match_student_size(text, opened, grids, config.size)
-        else:
-            teachers[label] = opened(text)
+        teachers[label] = open_spec(replace(spec, name=text), config, device, grids)
         if isinstance(teachers[label], nn.Module):
             in_precision(teachers[label], config.precision)
     return teachers
+
+
+def open_spec(spec: TeacherSpec, config: Distill, device: torch.device, grids: Grids) -> Teacher:
+    """Build a teacher, for all sizes of the student if it follows them."""
+    opened = partial(open_teacher, device=device, mosaic=spec.mosaic)
+    if spec.follow:
+        return match_student_size(spec.name, opened, grids, config.size)
+    return opened(spec.name)
 
 
 def widths(config: Distill, teachers: Mapping[str, Teacher]) -> dict[str, tuple]:
@@ -199,7 +205,7 @@ def adopt_heads(student: Student, earlier: Student, normalizers: Mapping[str, No
     folds = {
         label: partial(fold_inverse, normalizer=normalizer, forward=True)
         for label, normalizer in normalizers.items()
-        if label in earlier.heads
+        if label.partition("/")[0] in earlier.heads
     }
     earlier = earlier.with_folded_heads(folds)
     for label, head in student.heads.items():
@@ -267,7 +273,8 @@ def check_mosaics(config: Distill) -> None:
 
 def check_same_teachers(run: Run, setup: Setup) -> None:
     """Remember the teachers' weights in a new run; refuse others in a resumed one."""
-    now = {label: fingerprint(teacher) for label, teacher in setup.teachers.items()}
+    size = setup.config.size  # all sizes of a teacher share its weights
+    now = {label: fingerprint(at_size(teacher, size)) for label, teacher in setup.teachers.items()}
     if before := run.read_json("teachers.json", dict[str, str]):
         changed = [label for label in now if before.get(label) != now[label]]
         if changed:

@@ -25,7 +25,7 @@ def sam(tmp_path_factory):
         vision_config=hf.SamVisionConfig(
             num_hidden_layers=2,
             num_attention_heads=2,
-            hidden_size=16,
+            hidden_size=24,
             image_size=SIDE,
             output_channels=16,
             patch_size=8,
@@ -41,7 +41,10 @@ def sam(tmp_path_factory):
             hidden_size=16, mlp_dim=16, num_attention_heads=2, iou_head_hidden_dim=16
         ),
     )
-    hf.SamModel(config).save_pretrained(folder)
+    model = hf.SamModel(config)
+    for weight in model.parameters():  # of 1e-10 at first: no mask would depend on the image
+        weight.data.add_(0.2 * torch.randn_like(weight))
+    model.save_pretrained(folder)
     square = dict(height=SIDE, width=SIDE)
     hf.SamImageProcessor(size=dict(longest_edge=SIDE), pad_size=square).save_pretrained(folder)
     return f"hf:{folder}"
@@ -60,7 +63,7 @@ def test_a_student_that_is_sam_agrees_with_it_and_a_noisy_one_less(sam, planted,
         def features(x):
             target = teacher(Batch(x)).spatial
             drawn = torch.randn(target.shape, generator=torch.Generator().manual_seed(0))
-            return (target + noise * drawn).permute(0, 3, 1, 2)
+            return (target + noise * target.std() * drawn).permute(0, 3, 1, 2)
 
         return planted(
             features, {"sam": lambda s: Features(None, s.spatial)}, size=SIDE, images=images
@@ -74,7 +77,10 @@ def test_a_student_that_is_sam_agrees_with_it_and_a_noisy_one_less(sam, planted,
     assert noisier["masks/miou"] < noisy["masks/miou"] < 100
 
 
-def test_the_decoder_gives_the_masks_of_the_whole_model(sam):
+@pytest.mark.parametrize("neck", ["", "+neck"])
+def test_the_decoder_gives_the_masks_of_the_whole_model(sam, neck):
+    """Both from the map before the neck and from the one behind it."""
+    sam += neck
     name = TeacherName.parse(sam)
     teacher, decoder = open_teacher(sam), MaskDecoder(name)
     whole = hf.SamModel.from_pretrained(name.name).eval()
@@ -96,8 +102,9 @@ def test_the_decoder_gives_the_masks_of_the_whole_model(sam):
 def test_features_on_another_grid_are_brought_to_sams(sam):
     decoder = MaskDecoder(TeacherName.parse(sam))
     assert decoder.grid == (8, 8)
-    assert decoder(torch.randn(1, 4, 4, 16), grid_points(2)).shape[:2] == (1, 4)
-    with pytest.raises(ValueError, match="8 channels and those of SAM's encoder 16"):
+    for width in (16, 24):
+        assert decoder(torch.randn(1, 4, 4, width), grid_points(2)).shape[:2] == (1, 4)
+    with pytest.raises(ValueError, match="8 channels and those of SAM 24 before its neck and 16"):
         decoder(torch.randn(1, 4, 4, 8), grid_points(2))
 
 
@@ -125,5 +132,5 @@ def test_other_teachers_and_missing_heads_are_refused(sam, planted, pictures, tm
     hf.Dinov2Config(**small).save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="is a dinov2, and masks are decoded with SAM"):
         MaskDecoder(TeacherName.parse(f"hf:{tmp_path}"))
-    with pytest.raises(ValueError, match="at least one point"):
+    with pytest.raises(ValueError, match=r"masks\.points is 0"):
         SamMasksSettings(points=0)
