@@ -9,7 +9,6 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
 
 from zoo.features import Batch, Features, gives_class_tokens, read_features, read_intermediates
 from zoo.layers import spectral
@@ -128,22 +127,38 @@ class Student(nn.Module):
             cast(TeacherHead, folded.heads[label]).fold(change, part or "spatial")
         return folded
 
-    def without_spectral(self) -> "Student":
-        """Return a student with plain weights, as it is released; the heads are shared.
+    def as_released(self) -> "Student":
+        """Return a student with plain weights: spectral norms and adapters are folded into them.
 
-        The backbone is built anew: torch keeps a parametrisation in a class that copies share, so
-        what is removed from a copy is gone from the original (and from the average) as well.
+        The heads are shared. The backbone is built anew: torch keeps a parametrisation in a class
+        that copies share, so what is removed from a copy is gone from the original (and from the
+        average) as well.
         """
-        if not any(parametrize.is_parametrized(part) for part in self.backbone.modules()):
+        state = self.backbone.state_dict()
+        released = merged(spectral.baked(state))
+        if released.keys() == state.keys():
             return self
         plain = copy.copy(self)
         plain._modules = dict(self._modules)
         name, kwargs = self.recipe
         with torch.device(self.mean.device):
             plain.backbone = timm.create_model(name, **kwargs)
-        plain.backbone.load_state_dict(spectral.baked(self.backbone.state_dict()))
+        plain.backbone.load_state_dict(released)
         plain.backbone.train(self.backbone.training)
         return plain
+
+
+def merged(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return a backbone's state with its adapters (`zoo.students.lora`) added to the weights."""
+    plain = {}
+    for key, value in state.items():
+        layer, base, leaf = key.partition(".base_layer.")
+        if base and leaf == "weight":
+            up, down = (state[f"{layer}.lora_{side}.default.weight"] for side in "BA")
+            value = value + up @ down
+        if ".lora_" not in key:
+            plain[f"{layer}.{leaf}" if base else key] = value
+    return plain
 
 
 def _normalised(features: Features) -> Features:

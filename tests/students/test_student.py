@@ -378,7 +378,7 @@ def test_a_student_of_one_size_refuses_others_by_name():
 def test_spectral_norms_leave_a_vit_as_it_is_and_fold_away():
     plain, spectral = tiny().eval(), tiny(spectral_norms=True).eval()
     weights = {k: v for k, v in plain.state_dict().items() if k.startswith("backbone")}
-    back = spectral.without_spectral()
+    back = spectral.as_released()
     assert set(weights) <= set(back.state_dict())
     batch = Batch(torch.rand(2, 3, 160, 160))
     for mine, theirs in zip(spectral.features(batch), back.features(batch), strict=True):
@@ -386,7 +386,7 @@ def test_spectral_norms_leave_a_vit_as_it_is_and_fold_away():
     again = copy.deepcopy(spectral).features(batch)  # a class that copies share is still whole
     torch.testing.assert_close(again.summary, spectral.features(batch).summary)
     assert spectral.backbone.blocks[0].attn.qkv.parametrizations
-    assert plain.without_spectral() is plain
+    assert plain.as_released() is plain
     with pytest.raises(ValueError, match="eradio_nano has no attention blocks of a ViT"):
         tiny("eradio_nano", spectral_norms=True)
 

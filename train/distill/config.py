@@ -240,6 +240,11 @@ class Distill(Training):
                 "A distillation measures its teachers in float64, which device mps does not have; "
                 "give --device cpu."
             )
+        if self.spectral and self.optim.lora:
+            raise ValueError(
+                "optim.lora adds adapters to plain weights, and spectral reparametrises them; "
+                "leave one of them out."
+            )
         if self.losses.mesa and self.optim.freeze == "trunk":
             raise ValueError(
                 "losses.mesa compares the trunk with its average, and optim.freeze trunk leaves it "

@@ -18,6 +18,7 @@ from zoo.data.sources import Source, in_one_list, open_labelled, open_splits
 from zoo.data.views import View
 from zoo.students.build import assign_tokens, build_student, read_options
 from zoo.students.export import load_export, read_heads
+from zoo.students.lora import add_adapters
 from zoo.students.start import find_start
 from zoo.students.student import Student
 from zoo.teachers.name import FOLDER, TeacherName, unknown_name
@@ -70,12 +71,15 @@ def check_names(config: Distill) -> None:
     start = config.start and find_start(config.start)
     if start and start.is_dir():
         check_start(config, start)
-    if config.spectral or config.student_options or config.optim.freeze:
+    optim = config.optim
+    if config.spectral or config.student_options or optim.freeze or optim.lora:
         student = build_student(  # without memory: will it do?
             config.student, {}, size=config.size, **backbone_options(config), device="meta"
         )
-        if config.optim.freeze:
-            freeze(student, config.optim.freeze)
+        if optim.freeze:
+            freeze(student, optim.freeze)
+        if optim.lora:
+            add_adapters(student, optim.lora, optim.lora_layers)
 
 
 def check_start(config: Distill, folder: Path) -> None:
