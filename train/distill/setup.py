@@ -16,7 +16,7 @@ from torch import nn
 import zoo
 from zoo.data.sources import Source, in_one_list, open_labelled, open_splits
 from zoo.data.views import View
-from zoo.students.build import build_student, read_options
+from zoo.students.build import assign_tokens, build_student, read_options
 from zoo.students.export import load_export, read_heads
 from zoo.students.lora import add_adapters
 from zoo.students.start import find_start
@@ -191,6 +191,10 @@ def new_student(setup: Setup, normalizers: Mapping[str, Normalizer]) -> Student:
     )
     if earlier := earlier_student(config):
         adopt_heads(student, earlier, normalizers)
+        # a token that was never trained is no summary of a trunk that stays as it is
+        known = student.heads if config.optim.freeze == "trunk" else earlier.heads
+        taken = {label: earlier.tokens.get(label, 0) for label in known}
+        student.tokens = assign_tokens(student.backbone, setup.widths, taken)
     return in_precision(student, config.precision).to(setup.device)
 
 

@@ -294,6 +294,7 @@ def keep_heads(student: Student, config: Distill) -> None:
     for label, head in earlier.heads.items() if earlier else ():
         if label not in student.heads:
             student.heads[label] = head.to(student.mean.device)
+            student.tokens |= {label: earlier.tokens[label]} if label in earlier.tokens else {}
 
 
 def describe(work: Work, *, seconds: float | None = None) -> None:
