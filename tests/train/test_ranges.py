@@ -21,12 +21,16 @@ from zoo.train.distill.token_config import DistillText, TokenLosses
 from zoo.train.ranges import ranges_of
 
 CONFIGS = (
-    Optim, Every, Augment, Heads, Losses, TeacherSpec, Distill, TokenLosses, DistillText, Mask, Detect,
+    Optim, Every, Augment, Heads, Losses, TeacherSpec, Distill, TokenLosses, DistillText, Mask,
+    Detect,
     DetectSettings, EvalRequest,
     PhiSExperiment, StudentsExperiment, embed_request.Embed, evaluate_args.EvalArgs,
     bench_models_args.ModelArgs, bench_distill_args.StepArgs,
     *(kind for name, kind in vars(settings).items() if name.endswith("Settings")),
 )  # fmt: skip
+
+
+NUMBERS = (math.nan, math.inf, -1, -math.inf, 10**400)
 
 
 def _numbers(hint) -> bool:
