@@ -189,7 +189,7 @@ def read(path: Path) -> list[Record]:
             line = json.loads(text)
             own = {key: value for key, value in line.items() if key in known}
             found.append(Record(**own, place=path.parent))
-        except (ValueError, TypeError, AttributeError):
+        except (ValueError, TypeError, AttributeError, RecursionError):
             raise ValueError(
                 f"Line {number} of {path} is not a result of zoo eval; give files that its --out "
                 "wrote."
