@@ -1,6 +1,7 @@
 """Shrink a recipe to a laptop: the same road with small networks, embedded images, few steps."""
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from zoo.files import cache_dir
 from zoo.teachers.name import TeacherName
 from zoo.train.config import Every
 from zoo.train.distill.config import Distill, TeacherSpec
+from zoo.train.distill.stages import Stages
 
 SIDE = 64
 """Pixels of teachers and student."""
@@ -59,7 +61,9 @@ def tiny(recipe: Distill) -> Distill:
         pretrained=False,
         size=SIDE,
         sizes=(SIDE // 2, SIDE) if recipe.sizes else (),
+        batches=(8, 4) if recipe.batches else (),
         batch=8,
+        slices="auto",
         steps=20,
         calibration=4,
         eval_images=64,
@@ -72,6 +76,15 @@ def tiny(recipe: Distill) -> Distill:
     )
 
 
+def tiny_stages(stages: Stages) -> dict[str, Distill]:
+    """Return the tiny form of each stage; stages of smaller images have smaller ones here too."""
+    largest = max(stage.size for stage in stages.values())
+    return {
+        name: replace(tiny(stage), size=SIDE if stage.size == largest else SIDE // 2)
+        for name, stage in stages.items()
+    }
+
+
 def _student(name: str) -> tuple[str, tuple[str, ...]]:
     """Return a small student of the same family, and the keywords that make it small."""
     if name.startswith("radio_vit"):
@@ -82,6 +95,8 @@ def _student(name: str) -> tuple[str, tuple[str, ...]]:
 def _teacher(spec: TeacherSpec, number: int) -> TeacherSpec:
     """Name a small teacher out of the same library; what needs no weights stays as it is."""
     kind = TeacherName.parse(spec.name).kind
+    if "{" in spec.name:  # the student of an earlier stage
+        return replace(spec, name=re.sub(r"@\d+$", f"@{SIDE}", spec.name))
     width = 48 + 16 * number  # two teachers of one size would be drawn alike
     if kind == "open_clip":
         folder = _written(f"clip_{width}", {"open_clip_config.json": _open_clip(width)})

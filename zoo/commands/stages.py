@@ -1,0 +1,112 @@
+"""Run distillations one after another, and go on with the first that is not finished."""
+
+import gc
+import json
+from pathlib import Path
+
+from zoo.commands.distill import distill
+from zoo.commands.plan import print_plan
+from zoo.eval.report.page import build_report
+from zoo.eval.report.run_folder import STAGES
+from zoo.train.config import differences, from_json, to_json
+from zoo.train.distill.config import Distill
+from zoo.train.distill.plan_cost import meta_models
+from zoo.train.distill.plan_step import grids_of
+from zoo.train.distill.setup import check_mosaics, open_data
+from zoo.train.distill.stages import Stages, folder_of, placed, plannable
+from zoo.train.run import Run
+
+
+def distill_stages(stages: Stages, *, resume: bool = False) -> Run:
+    """Run every stage that is not finished yet, each with its report; return the last one.
+
+    Raises:
+        ValueError: as `distill`; what later stages name is checked before the first begins, as far
+            as that needs no weights.
+        Interrupted: a signal came; `resume` continues with the stage that was interrupted.
+    """
+    root, run = folder_of(stages), None
+    if "" not in stages:
+        if resume:
+            refuse_other_settings(root, stages)
+        else:
+            Run.refuse_existing(root)
+            check(stages)
+            root.mkdir(parents=True, exist_ok=True)
+            content = {name: to_json(config) for name, config in stages.items()}
+            Run(root).write_json(STAGES, content)
+    for number, (name, config) in enumerate(placed(stages).items(), 1):
+        if name:
+            print(f"stage {number} of {len(stages)}: {name}, in {config.out}", flush=True)
+        run = Run(config.out)
+        if not (name and finished(run)):
+            begun = resume if not name else (config.out / "config.json").is_file()
+            if name and begun:
+                run.write_config(config)  # the folder of the whole may be elsewhere by now
+            run = distill(config, resume=begun)
+            gc.collect()  # a compiled student refers to itself
+        elif (run.path / "report.html").is_file():
+            continue
+        build_report(run.path)
+    assert run is not None  # there is a stage
+    return run
+
+
+def finished(run: Run) -> bool:
+    """Tell whether a distillation came to its end, the export."""
+    about = run.read_json("about.json")
+    return bool(about) and about["seconds"] is not None
+
+
+def check(stages: Stages) -> None:
+    """Refuse what a stage cannot be, with models that have no weights yet.
+
+    Raises:
+        ValueError: the stage, and what is wrong with it.
+    """
+    for name, config in plannable(stages).items():
+        try:
+            check_mosaics(config)
+            grids_of(config)
+            open_data(config)
+            meta_models(config)
+        except ValueError as error:
+            raise ValueError(f"In the stage {name}: {error}") from error
+
+
+def read_stages(folder: Path) -> dict[str, Distill] | None:
+    """Read what a run in stages was started with; `None` if the folder holds no such run.
+
+    Raises:
+        ValueError: its record is damaged.
+    """
+    path = folder / STAGES
+    if not path.is_file():
+        return None
+    try:
+        found = json.loads(path.read_text())
+        return {name: from_json(Distill, dict(c, out=folder)) for name, c in found.items()}
+    except (json.JSONDecodeError, TypeError, KeyError, AttributeError) as error:
+        raise ValueError(f"{path} does not list the stages of a run: {error}") from error
+
+
+def refuse_other_settings(root: Path, stages: Stages) -> None:
+    """Raise a ValueError if the run in `root` was started with other stages."""
+    before = read_stages(root)
+    if before is None or before.keys() != stages.keys():
+        raise ValueError(f"There is no run of the stages {', '.join(stages)} in {root}.")
+    for name, config in stages.items():
+        if changed := differences(before[name], config):
+            text = "; ".join(f"{k}: {old} there, {new} here" for k, (old, new) in changed.items())
+            raise ValueError(
+                f"The stage {name} in {root} cannot go on with other settings ({text}). Resume "
+                "without them, or start a new run with another --out."
+            )
+
+
+def print_plans(stages: Stages) -> None:
+    """Print the plan of each stage, before any has run."""
+    for number, (name, config) in enumerate(plannable(stages).items(), 1):
+        if name:
+            print(f"\nstage {number} of {len(stages)}: {name}, in {config.out}")
+        print_plan(config)
