@@ -51,7 +51,7 @@ ARROWS: dict[str, tuple[str, ...]] = {
     "zoo.features": (),
     "zoo.safe_pickle": (),
     "zoo.files": (),
-    "zoo.weights": ("zoo.safe_pickle",),
+    "zoo.weights": ("zoo.safe_pickle", "zoo.files"),
     "zoo.wheels": ("zoo.weights",),
     "zoo.licence": (),
     "zoo.deploy": (),
@@ -83,6 +83,7 @@ ARROWS: dict[str, tuple[str, ...]] = {
     "zoo.train": (*CORE, "zoo.data", "zoo.files"),
     "zoo.train.cost": (),
     "zoo.train.pretext": (*CORE, "zoo.data", "zoo.features", "zoo.files", "zoo.teachers"),
+    "zoo.train.masks": (*CORE, "zoo.students.prune"),
     "zoo.train.distill": (
         "zoo.train.distill", *CORE, "zoo.data", "zoo.students", "zoo.teachers", "zoo.features",
         "zoo.files", "zoo.compiled_blocks", "zoo.train.pretext", "zoo.language", ROOT_ONLY,

@@ -187,7 +187,7 @@ class SkipList:
 
     def __init__(self, run: Run, progress: Progress):
         self.run, self.progress = run, progress
-        self.names: set[str] = set(run.read_json("skipped.json") or ())
+        self.names: set[str] = set(run.read_json("skipped.json", list[str]) or ())
 
     def add(self, names: Iterable[str]) -> None:
         new = [name for name in dict.fromkeys(names) if name not in self.names]

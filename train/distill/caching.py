@@ -250,7 +250,7 @@ def open_run_cache(run: Run, setup: Setup, normalizers: Normalizers) -> Cache | 
     config = setup.config
     if config.cache is None:
         return None
-    fingerprints = run.read_json("teachers.json")
+    fingerprints = run.read_json("teachers.json", dict[str, str])
     precision = teacher_precision(setup)
     held = holds(config, setup.train, setup.view, setup.teachers, fingerprints, precision)
     spaces = {

@@ -254,7 +254,7 @@ def check_mosaics(config: Distill) -> None:
 def check_same_teachers(run: Run, setup: Setup) -> None:
     """Remember the teachers' weights in a new run; refuse others in a resumed one."""
     now = {label: fingerprint(teacher) for label, teacher in setup.teachers.items()}
-    if before := run.read_json("teachers.json"):
+    if before := run.read_json("teachers.json", dict[str, str]):
         changed = [label for label in now if before.get(label) != now[label]]
         if changed:
             raise ValueError(

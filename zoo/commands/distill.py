@@ -262,7 +262,7 @@ def describe(work: Work, *, seconds: float | None = None) -> None:
                 head_params=sum(p.numel() for p in student.heads.parameters()),
             ),
             images=dict(train=len(setup.train), val=len(setup.val)),
-            skipped=work.run.read_json("skipped.json") or [],
+            skipped=work.run.read_json("skipped.json", list[str]) or [],
         ),
     )
 
