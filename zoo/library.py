@@ -29,8 +29,9 @@ def distill(
         backbone = timm.create_model(f"local-dir:{run.path}/export", pretrained=True)
 
     Args:
-        recipe: A recipe's name (`zoo list recipes`), a whole `Distill`, or several by the names
-            of stages (`zoo.train.distill.stages`). By default `custom` where `data` or `teachers` are given, and `quickstart`, which needs neither, otherwise.
+        recipe: A recipe's name (`zoo list recipes`), a whole `Distill`, or several by the names of
+            their stages (`zoo.train.distill.stages`). By default `custom` where `data` or
+            `teachers` are given, and `quickstart`, which needs neither, otherwise.
         resume: Folder of a run to continue, in place of a recipe; its settings are the defaults.
         tiny: Shrink the recipe to a laptop, as `--tiny` does, before `fields` are set.
         stages: Stage -> fields of that stage alone, where a recipe has stages; `fields` are those
@@ -42,7 +43,8 @@ def distill(
             a mapping of the fields to change: `optim=dict(lr=3e-4)` for `--optim.lr 3e-4`.
 
     Returns:
-        The run, of stages the last one. `run.path` holds `export/`, `metrics.jsonl`, `report.html` and the checkpoints.
+        The run, of stages the last one. `run.path` holds `export/`, `metrics.jsonl`, `report.html`
+        and the checkpoints.
 
     Raises:
         ValueError: there is no such field, recipe, model or data (the nearest name is in the

@@ -148,7 +148,7 @@ def calibrate(setup: Setup) -> Statistics:
         setup.train, setup.view, plan, setup.device, config.num_slices, (), config.workers
     )
     measured, steps, slices = Statistics(), config.calibration, len(feed.slices)
-    always = tuple(replace(spec, rate=1.0) for spec in config.teachers)
+    always = tuple(replace(spec, rate=1.0, at=0) for spec in config.teachers)
     others = [size for size in setup.grids if size != config.size]
     with Progress("calibrate", total=steps, samples=config.batch) as progress:
         for number, batch in enumerate(feed.batches(0, steps)):

@@ -55,7 +55,10 @@ def tiny(recipe: Distill) -> Distill:
         recipe,
         data="embedded",
         labelled=None,
-        teachers=tuple(_teacher(spec, number) for number, spec in enumerate(recipe.teachers)),
+        teachers=tuple(
+            replace(_teacher(spec, number), at=_side(spec.at, recipe) if spec.at else 0)
+            for number, spec in enumerate(recipe.teachers)
+        ),
         student=student,
         student_options=options,
         pretrained=False,
@@ -74,6 +77,11 @@ def tiny(recipe: Distill) -> Distill:
         every=Every(log=5, checkpoint=20, evaluate=20),
         out=recipe.out.with_name(f"{recipe.out.name}_tiny"),
     )
+
+
+def _side(size: int, recipe: Distill) -> int:
+    """Return a side of the tiny form for one of a recipe's: the largest one, or the other."""
+    return SIDE if size == max(recipe.sizes, default=size) else SIDE // 2
 
 
 def tiny_stages(stages: Stages) -> dict[str, Distill]:

@@ -52,9 +52,9 @@ def main(argv: list[str]) -> None:
 
     A teacher is kind:name[/weights][@resolution]. Options follow after commas: summary=W and
     spatial=W weigh its losses, rate=R samples it in that share of the steps, follow=1 shows it
-    images at the student's size, mosaic=K packs K x K images into one of its own. Kinds are timm,
-    open_clip, hf, zoo, torch (package.function), rule and pretext (classifier, autoencoder,
-    gradients: trained on your data).
+    images at the student's size, mosaic=K packs K x K images into one of its own, at=S samples it
+    where the student's images have S pixels alone. Kinds are timm, open_clip, hf, zoo, torch
+    (package.function), rule and pretext (classifier, autoencoder, gradients: trained on your data).
 
     Some recipes have stages, of which each is a run in a folder of its own, OUT/1-NAME, OUT/2-NAME.
     Options count for all of them, those behind --stage NAME for that one; --resume OUT goes on

@@ -1,19 +1,21 @@
 """Run distillations one after another, and go on with the first that is not finished."""
 
 import gc
-import json
+from dataclasses import replace
 from pathlib import Path
 
 from zoo.commands.distill import distill
 from zoo.commands.plan import print_plan
 from zoo.eval.report.page import build_report
 from zoo.eval.report.run_folder import STAGES
-from zoo.train.config import differences, from_json, to_json
+from zoo.files import read_json
+from zoo.train.config import differences, to_json
 from zoo.train.distill.config import Distill
 from zoo.train.distill.plan_cost import meta_models
 from zoo.train.distill.plan_step import grids_of
 from zoo.train.distill.setup import check_mosaics, open_data
 from zoo.train.distill.stages import Stages, folder_of, placed, plannable
+from zoo.train.fields import built
 from zoo.train.run import Run
 
 
@@ -66,10 +68,10 @@ def check(stages: Stages) -> None:
     """
     for name, config in plannable(stages).items():
         try:
+            meta_models(config)
             check_mosaics(config)
             grids_of(config)
             open_data(config)
-            meta_models(config)
         except ValueError as error:
             raise ValueError(f"In the stage {name}: {error}") from error
 
@@ -84,10 +86,10 @@ def read_stages(folder: Path) -> dict[str, Distill] | None:
     if not path.is_file():
         return None
     try:
-        found = json.loads(path.read_text())
-        return {name: from_json(Distill, dict(c, out=folder)) for name, c in found.items()}
-    except (json.JSONDecodeError, TypeError, KeyError, AttributeError) as error:
+        stages = {name: built(Distill, content) for name, content in read_json(path).items()}
+    except ValueError as error:
         raise ValueError(f"{path} does not list the stages of a run: {error}") from error
+    return {name: replace(config, out=folder) for name, config in stages.items()}
 
 
 def refuse_other_settings(root: Path, stages: Stages) -> None:
