@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 ROOMS = ("teachers", "students", "train", "eval")
 FAMILIES = ("zoo.eradio", "zoo.fastervit", "zoo.mambavision", "zoo.radio")
-FOUNDATION = ("zoo.features", "zoo.files", "zoo.weights", "zoo.wheels", "zoo.licence")
+FOUNDATION = ("zoo.features", "zoo.axes", "zoo.files", "zoo.weights", "zoo.wheels", "zoo.licence")
 MODELS = (
     *FAMILIES,
     *FOUNDATION,
@@ -27,7 +27,8 @@ CORE = tuple(
     f"zoo.train.{part}"
     for part in (
         "config", "device", "interrupt", "loop", "optim", "progress", "run", "state", "task",
-        "damp", "slices", "prefetch", "fields", "freeze", "ranges",
+        "damp", "slices", "prefetch", "fields", "freeze",
+        "average", "ranges",
     )
 )  # fmt: skip
 """The training loop and what every task shares: no images, no teachers, no method."""
@@ -49,6 +50,8 @@ ARROWS: dict[str, tuple[str, ...]] = {
     "zoo.__main__": ("zoo.cli",),
     "zoo.cli": ("zoo.train.interrupt", ROOT_ONLY),
     "zoo.features": (),
+    "zoo.axes": ("zoo.shape_tables",),
+    "zoo.shape_tables": (),
     "zoo.safe_pickle": (),
     "zoo.files": (),
     "zoo.weights": ("zoo.safe_pickle", "zoo.files"),
@@ -65,10 +68,14 @@ ARROWS: dict[str, tuple[str, ...]] = {
     "zoo.layers": ("zoo.layers", "zoo.kernels"),
     "zoo.radio_weights": ("zoo.layers", "zoo.adaptors", "zoo.weights"),
     **dict.fromkeys(
-        FAMILIES, ("zoo.layers", "zoo.features", "zoo.weights", "zoo.hierarchy", "zoo.build")
+        FAMILIES,
+        (
+            "zoo.layers", "zoo.features", "zoo.axes", "zoo.weights", "zoo.hierarchy",
+            "zoo.build",
+        ),
     ),
     "zoo.radio": (
-        "zoo.layers", "zoo.features", "zoo.weights", "zoo.build", "zoo.adaptors",
+        "zoo.layers", "zoo.features", "zoo.axes", "zoo.weights", "zoo.build", "zoo.adaptors",
         "zoo.radio_weights", "zoo.licence",
     ),
     "zoo.language": ("zoo.language",),
@@ -80,7 +87,11 @@ ARROWS: dict[str, tuple[str, ...]] = {
     "zoo.teachers.from_zoo": ("zoo.teachers", ROOT_ONLY),
     "zoo.teachers.from_language": ("zoo.language",),
     "zoo.students": ("zoo.students", *MODELS),
+    "zoo.students.prune": (
+        "zoo.students.prune", "zoo.axes", "zoo.features", "zoo.weights", "zoo.wheels",
+    ),
     "zoo.train": (*CORE, "zoo.data", "zoo.files"),
+    "zoo.train.average": ("zoo.layers",),
     "zoo.train.cost": (),
     "zoo.train.pretext": (*CORE, "zoo.data", "zoo.features", "zoo.files", "zoo.teachers"),
     "zoo.train.masks": (*CORE, "zoo.students.prune"),

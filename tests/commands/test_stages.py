@@ -30,20 +30,23 @@ from torch import nn
 from zoo.features import Features
 
 class Stopper(nn.Module):
-    calls = 0
-    def __init__(self):
+    def __init__(self, name):
         super().__init__()
+        self.calls, self.name = 0, name
         torch.manual_seed(3)
         self.conv = nn.Conv2d(3, 8, 8, 8)
     def forward(self, x):
-        Stopper.calls += 1
-        if Stopper.calls == int(os.environ.get("STOP_AT", 0)):
+        self.calls += 1
+        if self.calls == int(os.environ.get(self.name, 0)):
             os.kill(os.getpid(), int(os.environ["STOP_WITH"]))
         x = self.conv(x)
         return Features(x.mean((2, 3)), x.permute(0, 2, 3, 1))
 
-def stopper():
-    return Stopper()
+def first():
+    return Stopper("STOP_FIRST")
+
+def last():
+    return Stopper("STOP_LAST")
 """
 
 
@@ -59,7 +62,6 @@ def here(tmp_path, monkeypatch):
             Image.fromarray(pixels).save(folder / f"{i:02d}.png")
     (tmp_path / "stoppers.py").write_text(MODULE)
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.delenv("STOP_AT", raising=False)
     return tmp_path
 
 
@@ -67,7 +69,7 @@ def three(here, out="whole", **changes) -> dict[str, Distill]:
     """A proxy, its small student, and more heads on that student's frozen trunk."""
     proxy = Distill(
         data=str(here / "images"),
-        teachers=(TeacherSpec(name="torch:stoppers.stopper@32"),),
+        teachers=(TeacherSpec(name="torch:stoppers.first@32"),),
         student="test_vit",
         size=32,
         batch=4,
@@ -87,7 +89,7 @@ def three(here, out="whole", **changes) -> dict[str, Distill]:
         size=64,
         sizes=(32, 64),
         batches=(4, 2),
-        teachers=(taught, *proxy.teachers),
+        teachers=(taught, TeacherSpec(name="torch:stoppers.last@32")),
         optim=replace(proxy.optim, freeze="trunk"),
     )
     return dict(proxy=proxy, small=small, heads=heads)
@@ -121,7 +123,9 @@ def test_each_stage_builds_on_the_one_before_and_a_stopped_run_ends_the_same(her
 
     # killed inside the first stage, where no signal can be noted
     places = [str(here), str(Path(__file__).parent), *sys.path]
-    environment = dict(os.environ, STOP_AT="6", STOP_WITH="9", PYTHONPATH=os.pathsep.join(places))
+    environment = dict(
+        os.environ, STOP_FIRST="6", STOP_WITH="9", PYTHONPATH=os.pathsep.join(places)
+    )
     code = (
         "from pathlib import Path; from test_stages import three, distill_stages; "
         f"distill_stages(three(Path({str(here)!r}), 'stopped'))"
@@ -132,14 +136,11 @@ def test_each_stage_builds_on_the_one_before_and_a_stopped_run_ends_the_same(her
     assert not (stopped / "1-proxy" / "export").exists()
     # interrupted inside the last stage, and its folder moved before it goes on
     stages = read_stages(stopped)
-    import stoppers
-
-    stoppers.Stopper.calls = 0
     monkeypatch.setenv("STOP_WITH", str(int(signal.SIGINT)))
-    monkeypatch.setenv("STOP_AT", "22")
+    monkeypatch.setenv("STOP_LAST", str(1 + 2 * 2 + 2))  # its sample, calibration, two steps
     with pytest.raises(Interrupted):
         distill_stages(stages, resume=True)
-    monkeypatch.delenv("STOP_AT")
+    monkeypatch.delenv("STOP_LAST")
     assert (stopped / "2-small" / "export").exists()
     assert not (stopped / "3-heads" / "export").exists()
     moved = stopped.rename(here / "moved")

@@ -301,7 +301,7 @@ def eupe() -> Stages:
     * `multi`: the same at several resolutions.
 
     Changed: a proxy of 1.2 G parameters (RADIO's ViT-g/16, which takes any size) for theirs of
-    1.9 G; batches, lengths and resolutions, and the decay of the average (0.999), are ours.
+    1.9 G; batches, lengths, resolutions and the average of the weights are ours.
     """
     proxy = Distill(
         data="data/lvd",
@@ -317,7 +317,7 @@ def eupe() -> Stages:
         steps=300_000,
         normalise="standardize",
         losses=Losses(spatial="hybrid"),
-        optim=Optim(lr=1e-3, weight_decay=0.02, ema=0.999),
+        optim=Optim(lr=1e-3, weight_decay=0.02, ema="auto"),
         every=Every(log=100, checkpoint=2000, evaluate=10_000),
         out=Path("runs/eupe"),
     )

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
 from zoo.train.config import Every, Optim, Training
-from zoo.train.ranges import BATCH, COUNT, POSITIVE, PROPER_SHARE, at_least, check_ranges
+from zoo.train.ranges import BATCH, COUNT, FRACTION, POSITIVE, PROPER_SHARE, at_least, check_ranges
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,6 +18,11 @@ class TokenLosses:
     """forward is KL(teacher, student), as Minitron (2407.14679); jsd is half of both (GKD)."""
     tau: Annotated[float, POSITIVE] = 1.0
     """Temperature of both sides."""
+    hidden: Annotated[float, at_least(0, "off")] = 0.0
+    """Weight of the distance between hidden states, through a learned projection. It counts as much
+    as the divergence did in the step before (2407.14679, section 3.3), times this."""
+    hidden_at: Annotated[tuple[float, ...], FRACTION] = (1.0,)
+    """Layers whose states are compared, as shares of each tower's depth; 1 is the last."""
     ce: Annotated[float, at_least(0, "off")] = 0.0
     """Weight of the cross-entropy of the text itself; 1, with no teachers, is plain training."""
     chunk: Annotated[int, COUNT] = 1024

@@ -69,9 +69,14 @@ def main(argv: list[str]) -> None:
     if asked.args.dry_run:
         print_plans(asked.stages)
         return
+    from zoo.eval.report.run_folder import read_run
+    from zoo.eval.report.verdict import on_weights
+
     run = distill_stages(asked.stages, resume=asked.args.resume is not None)
     report, export = run.path / "report.html", run.path / "export"
     print(f"student  {export}  (timm.create_model('local-dir:{export}', pretrained=True))")
+    if verdict := on_weights(read_run(run.path)):
+        print(f"weights  {verdict.text}")
     print(f"metrics  {run.path / 'metrics.jsonl'}\nreport   {report.resolve()}")
 
 

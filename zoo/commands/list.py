@@ -98,7 +98,7 @@ def _training(run: "Distill") -> str:
     """Say how long a run is, and with what rate and average it learns."""
     batches = run.batches or (run.batch,)
     batch = f"{min(batches):,} to {max(batches):,}" if run.batches else f"{run.batch:,}"
-    average = f"average {run.optim.ema:g}" if run.optim.ema else "no average"
+    average = f"average {run.optim.ema}" if run.optim.ema else "no average"
     return (
         f"{run.steps:,} steps of {batch}\n{_count(run.steps * run.samples)} images\n"
         f"rate {run.optim.lr:g}, {average}"
