@@ -96,11 +96,17 @@ def three(here, out="whole", **changes) -> dict[str, Distill]:
 
 
 FOLDERS = ("1-proxy", "2-small", "3-heads")
-RESULTS = ("metrics.jsonl", "export/model.safetensors", "export/heads.safetensors")
 
 
-def results(root: Path) -> list[bytes]:
-    return [(root / folder / name).read_bytes() for folder in FOLDERS for name in RESULTS]
+def results(root: Path) -> dict[str, bytes]:
+    """What was measured, and each exported tensor; the order in a file's header is not fixed."""
+    found = {}
+    for folder in FOLDERS:
+        found[folder] = (root / folder / "metrics.jsonl").read_bytes()
+        for part in ("model", "heads"):
+            tensors = load_file(root / folder / "export" / f"{part}.safetensors")
+            found |= {f"{folder}/{part}/{k}": v.numpy().tobytes() for k, v in tensors.items()}
+    return found
 
 
 @pytest.mark.slow
