@@ -9,7 +9,6 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
 
 from zoo.features import Batch, Features, gives_class_tokens, read_features, read_intermediates
 from zoo.layers import spectral
@@ -17,6 +16,11 @@ from zoo.students.heads import TeacherHead
 
 MESA = "mesa.ema"
 """The key of a student's own map among its answers, for MESA; labels of teachers have no dot."""
+
+
+def summary_key(label: str) -> str:
+    """Return the key of what is done to a teacher's summary, beside its map's, the label itself."""
+    return f"{label}/summary"
 
 
 class Student(nn.Module):
@@ -94,37 +98,55 @@ class Student(nn.Module):
         return {f"backbone.{name}" for name in exempt}
 
     def with_folded_heads(self, fold: Mapping[str, Callable[..., nn.Linear]]) -> "Student":
-        """Return a student whose spatial heads end in the teachers' own spaces.
+        """Return a student whose heads end in the teachers' own spaces.
 
         The backbone is shared with this one; the heads are copies, so this one trains on.
 
         Args:
             fold: For each teacher, what to make of the last linear layer of its spatial head and
-                the keyword `blocks` (see `TeacherHead.fold`).
+                the keyword `blocks` (see `TeacherHead.fold`); by `summary_key(label)`, of its
+                summary head.
         """
         folded = copy.copy(self)
         folded._modules = dict(self._modules)
         folded.heads = copy.deepcopy(self.heads)
         for name, change in fold.items():
-            cast(TeacherHead, folded.heads[name]).fold(change)
+            label, _, part = name.partition("/")
+            cast(TeacherHead, folded.heads[label]).fold(change, part or "spatial")
         return folded
 
-    def without_spectral(self) -> "Student":
-        """Return a student with plain weights, as it is released; the heads are shared.
+    def as_released(self) -> "Student":
+        """Return a student with plain weights: spectral norms and adapters are folded into them.
 
-        The backbone is built anew: torch keeps a parametrisation in a class that copies share, so
-        what is removed from a copy is gone from the original (and from the average) as well.
+        The heads are shared. The backbone is built anew: torch keeps a parametrisation in a class
+        that copies share, so what is removed from a copy is gone from the original (and from the
+        average) as well.
         """
-        if not any(parametrize.is_parametrized(part) for part in self.backbone.modules()):
+        state = self.backbone.state_dict()
+        released = merged(spectral.baked(state))
+        if released.keys() == state.keys():
             return self
         plain = copy.copy(self)
         plain._modules = dict(self._modules)
         name, kwargs = self.recipe
         with torch.device(self.mean.device):
             plain.backbone = timm.create_model(name, **kwargs)
-        plain.backbone.load_state_dict(spectral.baked(self.backbone.state_dict()))
+        plain.backbone.load_state_dict(released)
         plain.backbone.train(self.backbone.training)
         return plain
+
+
+def merged(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return a backbone's state with its adapters (`zoo.students.lora`) added to the weights."""
+    plain = {}
+    for key, value in state.items():
+        layer, base, leaf = key.partition(".base_layer.")
+        if base and leaf == "weight":
+            up, down = (state[f"{layer}.lora_{side}.default.weight"] for side in "BA")
+            value = value + up @ down
+        if ".lora_" not in key:
+            plain[f"{layer}.{leaf}" if base else key] = value
+    return plain
 
 
 def _normalised(features: Features) -> Features:

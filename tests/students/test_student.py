@@ -16,6 +16,8 @@ from zoo.students.build import build_student, read_options, student_grids
 from zoo.students.export import export_student, load_export
 from zoo.students.heads import Ladder, TeacherHead
 from zoo.students.start import find_start
+from zoo.students.student import summary_key
+from zoo.train.distill.fold import folded
 from zoo.train.distill.phi_s import Moments, fit, fold_inverse
 
 WIDTHS = {"a": (24, 16), "b": (None, 8), "c": (12, None)}
@@ -126,6 +128,22 @@ def test_folding_makes_the_heads_answer_in_the_teachers_own_space(kind, upsample
         folded = student.with_folded_heads({"a": partial(fold_inverse, normalizer=normalizer)})
         after = folded(batch)["a"].spatial
     torch.testing.assert_close(after, normalizer.inverse(before), atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["v1", "attn", "ladder"])
+def test_folding_brings_summaries_to_the_teachers_own_space_too(kind):
+    student = tiny(kind=kind, hidden=16).eval()
+    moments = Moments(24)
+    moments.update(torch.randn(400, 24) * torch.logspace(-2, 1, 24) + torch.arange(24.0))
+    normalizer = fit("standardize", moments)
+    batch = Batch(torch.rand(2, 3, 160, 160))
+    with torch.no_grad():
+        before = student(batch)
+        after = folded(student, {summary_key("a"): normalizer})(batch)
+    expected = normalizer.inverse(before["a"].summary)
+    torch.testing.assert_close(after["a"].summary, expected, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(after["a"].spatial, before["a"].spatial)
+    torch.testing.assert_close(after["c"].summary, before["c"].summary)
 
 
 def test_a_ladder_is_the_sum_of_one_small_mlp_for_each_block():
@@ -305,7 +323,7 @@ def test_a_student_of_one_size_refuses_others_by_name():
 def test_spectral_norms_leave_a_vit_as_it_is_and_fold_away():
     plain, spectral = tiny().eval(), tiny(spectral_norms=True).eval()
     weights = {k: v for k, v in plain.state_dict().items() if k.startswith("backbone")}
-    back = spectral.without_spectral()
+    back = spectral.as_released()
     assert set(weights) <= set(back.state_dict())
     batch = Batch(torch.rand(2, 3, 160, 160))
     for mine, theirs in zip(spectral.features(batch), back.features(batch), strict=True):
@@ -313,7 +331,7 @@ def test_spectral_norms_leave_a_vit_as_it_is_and_fold_away():
     again = copy.deepcopy(spectral).features(batch)  # a class that copies share is still whole
     torch.testing.assert_close(again.summary, spectral.features(batch).summary)
     assert spectral.backbone.blocks[0].attn.qkv.parametrizations
-    assert plain.without_spectral() is plain
+    assert plain.as_released() is plain
     with pytest.raises(ValueError, match="eradio_nano has no attention blocks of a ViT"):
         tiny("eradio_nano", spectral_norms=True)
 

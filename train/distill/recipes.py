@@ -229,6 +229,7 @@ def unic() -> Distill:
         slices=4,
         steps=500_000,
         normalise="standardize",
+        normalise_summary="standardize",
         heads=Heads(kind="ladder", hidden=3072),
         losses=Losses(spatial="hybrid", teacher_drop=0.5),
         optim=Optim(
