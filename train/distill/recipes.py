@@ -211,14 +211,14 @@ def unic() -> Distill:
     UNIC (2408.05088): supervised and self-supervised ViT-B/16 into one of the same size, on
     ImageNet-1k at 224 px. Each teacher has a ladder: a small MLP (768) on every block and a wide
     one (3072) on the last. Targets are standardised; a teacher is dropped from an image with
-    probability 0.5 unless it is the worst matched; AdamW 3e-4 for each 256 images, betas 0.9 and
-    0.99, decay 0.03, drop path 0.1, no clipping, no average of the weights, 200 epochs of 512
-    images a step on four GPUs.
+    probability 0.5 unless it is the worst matched; cosine and smooth L1 in equal shares; AdamW 3e-4
+    for each 256 images, betas 0.9 and 0.99, decay 0.03, drop path 0.1, no clipping, no average of
+    the weights, 200 epochs of 512 images a step on four GPUs.
 
     Changed: DINO and DeiT-III alone, since no library ships the weights of iBOT and dBOT-ft; both
     are plain ViT-B/16, `timm:vit_base_patch16_224/FILE`. Statistics are taken before step 0, not
-    averaged on the way; the spatial loss is 0.9 cosine + 0.1 smooth L1, the summary's is cosine;
-    crops and mirror images alone of its augmentation.
+    averaged on the way; the summary's loss is cosine alone; crops and mirror images alone of its
+    augmentation.
     """
     return Distill(
         data="data/imagenet1k",
@@ -231,7 +231,7 @@ def unic() -> Distill:
         normalise="standardize",
         normalise_summary="standardize",
         heads=Heads(kind="ladder", hidden=3072),
-        losses=Losses(spatial="hybrid", teacher_drop=0.5),
+        losses=Losses(spatial="hybrid", hybrid=(0.5, 0.5), teacher_drop=0.5),
         optim=Optim(
             lr=6e-4, weight_decay=0.03, betas=(0.9, 0.99), drop_path=0.1, clip=0.0, ema=0.0
         ),
@@ -292,7 +292,7 @@ def proteus() -> Distill:
 
 
 def eupe() -> Stages:
-    """Distil three giants into one large proxy, and the proxy into a small student (EUPE).
+    """Distil three giants into a proxy, and the proxy into a small student (EUPE).
 
     EUPE (2603.22387): PE-core-G, PE-lang-G and DINOv3-H+ into a proxy larger than any student,
     because a small one cannot take in teachers that differ so much. Targets are standardised.

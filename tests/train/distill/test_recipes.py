@@ -125,6 +125,7 @@ def test_the_stages_of_am_radio_are_those_of_the_paper():
 
 
 def test_unic_drops_paths_and_does_not_clip():
+    """As the authors' own settings have it (naver/unic, 2024-08)."""
     optim = RECIPES["unic"]().optim
     assert (optim.drop_path, optim.clip, optim.ema) == (0.1, 0.0, 0.0)
 
