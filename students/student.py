@@ -31,6 +31,8 @@ class Student(nn.Module):
         size: Rows and columns of the images that the backbone gets.
         recipe: Name and keywords with which `timm.create_model` builds the backbone again.
         head: Keywords with which `build_student` builds the heads again.
+        tokens: The prefix token that each teacher's summary head reads, of a backbone with several
+            summary tokens; without an entry a head reads the backbone's own summary.
         license: Licence of the weights that it started from; `None` if it started from none.
     """
 
@@ -47,12 +49,13 @@ class Student(nn.Module):
         std: tuple[float, ...],
         recipe: tuple[str, dict[str, Any]],
         head: dict[str, Any],
+        tokens: Mapping[str, int] | None = None,
         license: str | None = None,
     ):
         super().__init__()
         self.backbone, self.heads = backbone, nn.ModuleDict(heads)
         self.size, self.recipe, self.head, self.license = size, recipe, head, license
-        self.class_tokens = gives_class_tokens(backbone)
+        self.class_tokens, self.tokens = gives_class_tokens(backbone), dict(tokens or {})
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
 
@@ -76,14 +79,23 @@ class Student(nn.Module):
             mesa: Return the own map as well, under the key `MESA`.
         """
         intermediates: list[Features] = []
+        x, tokens = (images - self.mean) / self.std, sorted({0, *self.tokens.values()})
+        tokens = tokens if self.tokens else []
         if any(head.kind == "ladder" for head in self.heads.values()):
-            x = (images - self.mean) / self.std
             features, intermediates = read_intermediates(
-                self.backbone, x, class_tokens=self.class_tokens
+                self.backbone, x, class_tokens=self.class_tokens, tokens=tokens
             )
         else:
-            features = self.forward_features(images)
-        answers = {name: head(features, intermediates) for name, head in self.heads.items()}
+            features = read_features(self.backbone, x, tokens=tokens)
+        answers = {}
+        for name, head in self.heads.items():
+            read, *earlier = features, *intermediates
+            if tokens:
+                place = tokens.index(self.tokens.get(name, 0))
+                read, *earlier = (
+                    Features(f.summary[:, place], f.spatial) for f in (read, *earlier)
+                )
+            answers[name] = head(read, earlier)
         return answers | {MESA: _normalised(features)} if mesa else answers
 
     def forward(

@@ -42,6 +42,13 @@ class Stopper(nn.Module):
         x = self.conv(x)
         return Features(x.mean((2, 3)), x.permute(0, 2, 3, 1))
 
+class Sick(Stopper):
+    def forward(self, x):
+        return Features(*(y * (1 if len(x) == 1 else float("nan")) for y in super().forward(x)))
+
+def sick():
+    return Sick("STOP_SICK")
+
 def first():
     return Stopper("STOP_FIRST")
 
@@ -173,6 +180,9 @@ def test_what_a_later_stage_cannot_be_is_refused_before_the_first_begins(here):
         other = stages | dict(heads=replace(stages["heads"], batches=(), **wrong))
         with pytest.raises(ValueError, match=match):
             distill_stages(other)
+    sick = replace(stages["proxy"], teachers=(TeacherSpec(name="torch:stoppers.sick@32"),))
+    with pytest.raises(ValueError, match="The teacher sick gave NaN"):
+        distill_stages(stages | dict(proxy=sick))
     assert not (here / "whole").exists()
 
 

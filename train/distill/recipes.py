@@ -50,7 +50,7 @@ def quickstart() -> Distill:
         steps=240,
         calibration=16,
         compare=("none",),
-        optim=Optim(lr=2e-3, ema=0.98),
+        optim=Optim(lr=2e-3),
         every=Every(log=20, checkpoint=120, evaluate=120),
     )
 
@@ -210,10 +210,10 @@ def unic() -> Distill:
 
     UNIC (2408.05088): supervised and self-supervised ViT-B/16 into one of the same size, on
     ImageNet-1k at 224 px. Each teacher has a ladder: a small MLP (768) on every block and a wide
-    one (3072) on the last. Targets are standardised; a teacher is dropped from an image with
-    probability 0.5 unless it is the worst matched; cosine and smooth L1 in equal shares; AdamW 3e-4
-    for each 256 images, betas 0.9 and 0.99, decay 0.03, drop path 0.1, no clipping, no average of
-    the weights, 200 epochs of 512 images a step on four GPUs.
+    one (3072) on the last. Targets are standardised, class tokens too; a teacher is dropped from an
+    image with probability 0.5 unless it is the worst matched; cosine and smooth L1 in equal shares;
+    AdamW 3e-4 for each 256 images, betas 0.9 and 0.99, decay 0.03, drop path 0.1, no clipping, no
+    average of the weights, 200 epochs of 512 images a step on four GPUs.
 
     Changed: DINO and DeiT-III alone, since no library ships the weights of iBOT and dBOT-ft; both
     are plain ViT-B/16, `timm:vit_base_patch16_224/FILE`. Statistics are taken before step 0, not

@@ -100,7 +100,12 @@ def distill(config: Distill, *, resume: bool = False) -> Run:
         run = Run.create(config)
     work = Work(run, setup)
     for phase in PHASES:
-        phase(work)
+        try:
+            phase(work)
+        except ValueError:
+            if phase in BEFORE_TRAINING and not resume:
+                run.discard()  # it would be in the way of the command that is right
+            raise
     return run
 
 
@@ -289,6 +294,7 @@ def keep_heads(student: Student, config: Distill) -> None:
     for label, head in earlier.heads.items() if earlier else ():
         if label not in student.heads:
             student.heads[label] = head.to(student.mean.device)
+            student.tokens |= {label: earlier.tokens[label]} if label in earlier.tokens else {}
 
 
 def describe(work: Work, *, seconds: float | None = None) -> None:
@@ -338,5 +344,6 @@ def about_teacher(teacher: Teacher) -> dict[str, Any]:
     )
 
 
-PHASES = (ready_teachers, calibrate, fill_cache, begin, train_arms, compare, export)
+BEFORE_TRAINING = (ready_teachers, calibrate, fill_cache, begin)
+PHASES = (*BEFORE_TRAINING, train_arms, compare, export)
 """Of a run, in their order; each finds in the run's folder what an earlier try has left."""

@@ -3,6 +3,7 @@
 import difflib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
@@ -10,10 +11,10 @@ import tyro
 
 from zoo.commands import distill_text_args
 from zoo.commands.distill_text_args import is_text
-from zoo.commands.parse import parse
+from zoo.commands.parse import parse, refuse_other_folder, value_of
 from zoo.train.distill.config import Distill, Heads, TeacherSpec
 from zoo.train.distill.recipes import RECIPES, summary_of
-from zoo.train.distill.stages import Stages, stages_of
+from zoo.train.distill.stages import Stages, folder_of, stages_of
 from zoo.train.fields import RENAMED, changed
 
 if TYPE_CHECKING:
@@ -64,6 +65,7 @@ def main(argv: list[str]) -> None:
         distill_text_args.main(argv)
         return
     asked = read_args(argv)
+    refuse_other_folder(folder_of(asked.stages), asked.args.resume)
     from zoo.commands.stages import distill_stages, print_plans
 
     if asked.args.dry_run:
@@ -86,7 +88,7 @@ class Asked(NamedTuple):
     stages: dict[str, Distill]
     """A run of one stage has the name ""."""
     args: DistillArgs
-    """The other options; its `run` is the last stage."""
+    """The other options."""
 
 
 def read_args(argv: list[str]) -> Asked:
@@ -104,20 +106,22 @@ def read_args(argv: list[str]) -> Asked:
         name, argv = argv[0], argv[1:]
     shared, own = _by_stage(argv)
     stages = _defaults(name, shared)
-    _check_stages(stages, own, any(word.partition("=")[0] == "--start" for word in shared))
+    _check_stages(stages, own, value_of(shared, "--start") is not None)
     registry = tyro.constructors.ConstructorRegistry()
     registry.primitive_rule(_teacher_rule)
-    about = f"{main.__doc__}\n{_recipe_lines(RECIPES)}"
     with registry:
-        read = {
-            stage: _read(_start_of(run, words), words, about)
-            for stage, run in stages.items()
-            for words in ([*shared, *own.get(stage, ())],)
-        }
-    return Asked({stage: args.run for stage, args in read.items()}, list(read.values())[-1])
+        read = {stage: _read(run, shared) for stage, run in stages.items()}
+        stages = {stage: args.run for stage, args in read.items()}
+        stages |= {stage: _read(stages[stage], words).run for stage, words in own.items()}
+    return Asked(stages, list(read.values())[-1])
 
 
-def _read(run: Distill, words: list[str], about: str) -> DistillArgs:
+def _read(run: Distill, words: list[str]) -> DistillArgs:
+    """Read changes to the fields of a stage."""
+    start = value_of(words, "--start")
+    if start is not None and value_of(words, "--resume") is None:
+        run = _goes_on(run, Path(start))
+    about = f"{main.__doc__}\n{_recipe_lines(RECIPES)}"
     return parse(DistillArgs, words, "distill", about, default=DistillArgs(run=run))
 
 
@@ -138,7 +142,7 @@ def _by_stage(argv: list[str]) -> tuple[list[str], dict[str, list[str]]]:
                 raise ValueError("--stage needs a name; `zoo list recipes` shows those there are.")
             here = own.setdefault(name, [])
         elif option in WHOLE:
-            shared += [word, next(words, "")] if word == "--resume" else [word]
+            shared += [word, *islice(words, word == "--resume")]
         else:
             here.append(word)
     return shared, own
@@ -158,17 +162,11 @@ def _check_stages(stages: Stages, own: Mapping[str, Any], starts: bool) -> None:
 
 def _defaults(name: str | None, argv: list[str]) -> dict[str, Distill]:
     """Return the stages whose fields the command line changes."""
-    if "--resume" in argv[:-1]:
-        return _stored(Path(argv[argv.index("--resume") + 1]))
+    if (folder := value_of(argv, "--resume")) is not None:
+        return _stored(Path(folder))
     has_own = any(word.split("=")[0] in ("--data", "--teachers") for word in argv)
     stages = _recipe(name or ("custom" if has_own else "quickstart"))
     return _shrunk(stages) if "--tiny" in argv else stages
-
-
-def _start_of(run: Distill, words: list[str]) -> Distill:
-    """Take the defaults from what the words let a run start from."""
-    goes_on = "--start" in words[:-1] and "--resume" not in words
-    return _goes_on(run, Path(words[words.index("--start") + 1])) if goes_on else run
 
 
 def _stored(folder: Path) -> dict[str, Distill]:

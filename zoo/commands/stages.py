@@ -27,30 +27,41 @@ def distill_stages(stages: Stages, *, resume: bool = False) -> Run:
             as that needs no weights.
         Interrupted: a signal came; `resume` continues with the stage that was interrupted.
     """
-    root, run = folder_of(stages), None
-    if "" not in stages:
-        if resume:
-            refuse_other_settings(root, stages)
-        else:
-            Run.refuse_existing(root)
-            check(stages)
-            root.mkdir(parents=True, exist_ok=True)
-            content = {name: to_json(config) for name, config in stages.items()}
-            Run(root).write_json(STAGES, content)
-    for number, (name, config) in enumerate(placed(stages).items(), 1):
-        if name:
-            print(f"stage {number} of {len(stages)}: {name}, in {config.out}", flush=True)
-        run = Run(config.out)
-        if not (name and finished(run)):
-            begun = resume if not name else (config.out / "config.json").is_file()
-            if name and begun:
-                run.write_config(config)  # the folder of the whole may be elsewhere by now
-            run = distill(config, resume=begun)
-            gc.collect()  # a compiled student refers to itself
-        elif (run.path / "report.html").is_file():
-            continue
+    if "" in stages:
+        run = distill(stages[""], resume=resume)
         build_report(run.path)
-    assert run is not None  # there is a stage
+        return run
+    whole = Run(folder_of(stages))
+    if resume:
+        refuse_other_settings(whole.path, stages)
+    else:
+        Run.refuse_existing(whole.path)
+        check(stages)
+        whole.path.mkdir(parents=True, exist_ok=True)
+        whole.write_json(STAGES, {name: to_json(config) for name, config in stages.items()})
+    try:
+        for number, (name, config) in enumerate(placed(stages).items(), 1):
+            print(f"stage {number} of {len(stages)}: {name}, in {config.out}", flush=True)
+            run = finish_stage(config)
+            gc.collect()  # a compiled student refers to itself
+    except ValueError:
+        if not (resume or any(whole.path.glob("*/"))):
+            whole.discard()  # it would be in the way of the command that is right
+        raise
+    return run
+
+
+def finish_stage(config: Distill) -> Run:
+    """Begin a stage, go on with it, or leave it alone if it is finished."""
+    run = Run(config.out)
+    if not finished(run):
+        begun = (config.out / "config.json").is_file()
+        if begun:
+            run.write_config(config)  # the folder of the whole may be elsewhere by now
+        run = distill(config, resume=begun)
+    elif (run.path / "report.html").is_file():
+        return run
+    build_report(run.path)
     return run
 
 
