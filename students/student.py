@@ -89,12 +89,10 @@ class Student(nn.Module):
             features = read_features(self.backbone, x, tokens=tokens)
         answers = {}
         for name, head in self.heads.items():
-            read, *earlier = features, *intermediates
+            read, earlier = features, intermediates
             if tokens:
                 place = tokens.index(self.tokens.get(name, 0))
-                read, *earlier = (
-                    Features(f.summary[:, place], f.spatial) for f in (read, *earlier)
-                )
+                read, *earlier = (_at_token(f, place) for f in (features, *intermediates))
             answers[name] = head(read, earlier)
         return answers | {MESA: _normalised(features)} if mesa else answers
 
@@ -159,6 +157,12 @@ def merged(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         if ".lora_" not in key:
             plain[f"{layer}.{leaf}" if base else key] = value
     return plain
+
+
+def _at_token(features: Features, place: int) -> Features:
+    """Return features with one of their summaries [B n D]."""
+    assert features.summary is not None
+    return Features(features.summary[:, place], features.spatial)
 
 
 def _normalised(features: Features) -> Features:

@@ -59,6 +59,7 @@ def tiny(recipe: Distill) -> Distill:
         pretrained=False,
         size=SIDE,
         sizes=(SIDE // 2, SIDE) if recipe.sizes else (),
+        attention_windows=(0, 2) if recipe.attention_windows else (),
         batch=8,
         steps=20,
         calibration=4,
