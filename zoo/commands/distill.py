@@ -100,7 +100,12 @@ def distill(config: Distill, *, resume: bool = False) -> Run:
         run = Run.create(config)
     work = Work(run, setup)
     for phase in PHASES:
-        phase(work)
+        try:
+            phase(work)
+        except ValueError:
+            if phase in BEFORE_TRAINING and not resume:
+                run.discard()  # it would be in the way of the command that is right
+            raise
     return run
 
 
@@ -342,5 +347,6 @@ def about_teacher(teacher: Teacher) -> dict[str, Any]:
     )
 
 
-PHASES = (ready_teachers, calibrate, fill_cache, begin, train_arms, compare, export)
+BEFORE_TRAINING = (ready_teachers, calibrate, fill_cache, begin)
+PHASES = (*BEFORE_TRAINING, train_arms, compare, export)
 """Of a run, in their order; each finds in the run's folder what an earlier try has left."""
