@@ -27,7 +27,7 @@ CORE = tuple(
     f"zoo.train.{part}"
     for part in (
         "config", "device", "interrupt", "loop", "optim", "progress", "run", "state", "task",
-        "damp", "slices", "prefetch", "fields", "freeze", "ranges",
+        "damp", "slices", "prefetch", "fields", "freeze", "ranges", "mesh", "step",
     )
 )  # fmt: skip
 """The training loop and what every task shares: no images, no teachers, no method."""

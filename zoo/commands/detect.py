@@ -31,6 +31,7 @@ from zoo.train.loop import take_step, update
 from zoo.train.prefetch import numbered
 from zoo.train.run import Run
 from zoo.train.state import TrainState
+from zoo.train.step import Ranks
 
 
 def detect(config: Detect, *, resume: bool = False) -> dict[str, float]:
@@ -133,7 +134,9 @@ def step_seconds(state: TrainState, config: Detect, split: CocoSplit) -> float:
     for step in range(2):
         began = time.perf_counter()
         parts = ((part, None) for part in numbered(feed, step, step + 1))
-        losses = take_step(DetectTask(), state, parts, feed.counts(step), config, precision)
+        losses = take_step(
+            Ranks(DetectTask(), state), state, parts, feed.counts(step), config, precision
+        )
         losses["loss"].item()
         update(state, losses, config)
     return time.perf_counter() - began
