@@ -3,7 +3,7 @@
 import contextlib
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 import zoo
-from zoo.data.sources import Source, open_splits
+from zoo.data.sources import Source, in_one_list, open_labelled, open_splits
 from zoo.data.views import View
 from zoo.students.build import build_student, read_options
 from zoo.students.export import load_export, read_heads
@@ -47,6 +47,8 @@ class Setup:
     grids: Grids
     widths: Mapping[str, tuple[int | None, int | None]]
     """Of the summary and of the map of each teacher, as far as the student learns them."""
+    unreadable: set[str] = field(default_factory=set)
+    """Names of held-out images that could not be read; they are in no number."""
 
     def autocast(self) -> contextlib.AbstractContextManager:
         return autocast(self.config.precision, self.device)
@@ -102,15 +104,11 @@ def open_data(config: Distill) -> tuple[Source, Source, tuple[Source, Source] | 
         folder = embedded_data()
         data, labelled = folder / "images", labelled or folder / "digits"
     train, val = open_splits(data, config.held_out)
-    if labelled:
-        probe = open_splits(Path(labelled), config.held_out)
-        if not probe[0].classes:
-            raise ValueError(f"{labelled} has no classes: one sub-folder a class, or .cls files.")
-    else:
-        probe = (train, val)
-    if not probe[0].classes or list(probe[0].classes) != list(probe[1].classes):
-        return train, val, None
-    return train, val, probe
+    if not labelled:
+        probe = in_one_list(train, val, data)
+    elif not (probe := open_labelled(Path(labelled), config.held_out))[0].classes:
+        raise ValueError(f"{labelled} has no classes: one sub-folder a class, or .cls files.")
+    return train, val, probe if probe[0].classes else None
 
 
 def open_teachers(

@@ -16,7 +16,7 @@ import zoo
 from zoo.data.feed import ImageFeed
 from zoo.data.loader import eval_batches
 from zoo.data.plan import Plan
-from zoo.data.sources import Subset
+from zoo.data.sources import Source, Subset
 from zoo.eval.extract import extract
 from zoo.eval.fidelity import fidelity
 from zoo.eval.knn import knn
@@ -182,14 +182,18 @@ def log_evaluation(
     with setup.autocast():
         values = dict(fidelity(shown, setup.teachers, held_out(setup)))
     values |= dict(probe(shown.features, setup))
+    if setup.unreadable:
+        values["unreadable"] = len(setup.unreadable)
     student.train(training)
     run.log("eval", step, dict(arm=arm, **values))
 
 
 def held_out(setup: Setup) -> Iterator[Batch]:
     """Return the held-out images that teachers and students are compared on."""
-    config = setup.config
-    for batch in eval_batches(setup.val, setup.view.size, config.batch, limit=config.eval_images):
+    config, size = setup.config, setup.view.size
+    for batch in eval_batches(
+        setup.val, size, config.batch, limit=config.eval_images, unreadable=setup.unreadable
+    ):
         yield batch.to(setup.device)
 
 
@@ -197,18 +201,14 @@ def probe(features: Callable[[Batch], Features], setup: Setup) -> Iterator[tuple
     """Yield kNN and linear-probe accuracy of a model's summaries, where there are labels."""
     if setup.labelled is None:
         return
-    size = setup.view.size
+
+    def batches(source: Source) -> Iterator[Batch]:
+        most, lost = setup.config.probe_images, setup.unreadable
+        for batch in eval_batches(source, setup.view.size, 64, limit=most, unreadable=lost):
+            yield batch.to(setup.device)
+
     with setup.autocast():
-        bank, queries = (
-            extract(
-                features,
-                (
-                    batch.to(setup.device)
-                    for batch in eval_batches(source, size, 64, limit=setup.config.probe_images)
-                ),
-            )
-            for source in setup.labelled
-        )
+        bank, queries = (extract(features, batches(source)) for source in setup.labelled)
     assert bank.labels is not None and queries.labels is not None
     sets = (bank.summaries, bank.labels, queries.summaries, queries.labels)
     yield from knn(*sets)
