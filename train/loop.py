@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 
-from zoo.train import mesh
 from zoo.train.config import Training
 from zoo.train.damp import damped
 from zoo.train.device import autocast, tensor_cores
 from zoo.train.interrupt import Interrupt, Interrupted
+from zoo.train.mesh import any_rank, by_first, gather, sum_over_ranks, world
 from zoo.train.optim import learning_rate
 from zoo.train.prefetch import Slice, numbered, prefetch
 from zoo.train.progress import Progress
@@ -66,21 +66,21 @@ def train(
             losses = take_step(wrapped, state, parts, counts, config, precision, buffers)
             update(state, losses, config)
 
-            step, stops = state.step, mesh.any_rank(interrupt.signal is not None)
+            step, stops = state.step, any_rank(interrupt.signal is not None)
             ends = step == config.steps
             saves = ends or stops or step % every.checkpoint == 0
             logs = ends or step % every.log == 0
-            if saves or logs or mesh.world() == 1:
-                skipped.add(chain.from_iterable(mesh.gather(list(feed.skipped()))))
+            if saves or logs or world() == 1:
+                skipped.add(chain.from_iterable(gather(list(feed.skipped()))))
             if saves or logs:
                 check_finite(state, feed, run)
             if logs:
                 write_log(state, config, run, progress)
             with progress.paused():
                 if evaluate and step % every.evaluate == 0 and not ends:
-                    mesh.by_first(partial(evaluate, state.best, step))
+                    by_first(partial(evaluate, state.best, step))
                 if saves:
-                    mesh.by_first(partial(run.save, state.state()))
+                    by_first(partial(run.save, state.state()))
             if stops and not ends:
                 signum = interrupt.signal or signal.SIGTERM  # another rank's
                 raise Interrupted(signum, f"Stopped after step {step}, which is saved.")
@@ -101,7 +101,7 @@ def take_step(
         `loss`, the weighted sum, and every loss over the whole batch; NaN for one left out.
     """
     step, sums = state.step, dict[str, Tensor]()
-    here = config.num_slices // mesh.world()
+    here = config.num_slices // world()
     parts = iter(parts)
     first = next(parts)  # before the seed: what loads a batch may draw too
     seeds = SliceSeeds(config.seed, step, state.device)
@@ -129,9 +129,9 @@ def take_step(
 
 def over_ranks(sums: dict[str, Tensor]) -> dict[str, Tensor]:
     """Add the losses of the ranks up, in one small collective."""
-    if mesh.world() == 1:
+    if world() == 1:
         return sums
-    total = mesh.sum_over_ranks(torch.stack(list(sums.values())))
+    total = sum_over_ranks(torch.stack(list(sums.values())))
     return dict(zip(sums, total.unbind(), strict=True))
 
 

@@ -67,7 +67,7 @@ def with_slices(config: C) -> C:
     Raises:
         ValueError: the ranks cannot share the slices out, or the slices the batch.
     """
-    if config.slices == "auto":
+    if config.slices == "auto" and world() > 1:
         config = replace(config, slices=world())
     slices_of_rank(config.num_slices)
     return config

@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from zoo.train import mesh
+from zoo.train.mesh import world
 from zoo.train.state import TrainState
 from zoo.train.task import Loss, Task
 
@@ -42,13 +42,13 @@ class Ranks:
         # buffers move by the mean over slices (`SliceBuffers`), not by rank 0's
         self.step: nn.Module = (
             DistributedDataParallel(inner, broadcast_buffers=False, gradient_as_bucket_view=True)
-            if mesh.world() > 1
+            if world() > 1
             else inner
         )
 
     def backward(self, total: Tensor) -> None:
         """Add a slice's gradients. DDP takes the mean over the ranks, and a loss is a sum."""
-        (total * mesh.world() if mesh.world() > 1 else total).backward()
+        (total * world() if world() > 1 else total).backward()
 
     def accumulating(self, *, last: bool) -> AbstractContextManager:
         """Return the context of a slice; only behind the last one gradients are summed."""
