@@ -27,7 +27,8 @@ CORE = tuple(
     f"zoo.train.{part}"
     for part in (
         "config", "device", "interrupt", "loop", "optim", "progress", "run", "state", "task",
-        "damp", "slices", "prefetch", "fields", "freeze", "ranges", "mesh", "step",
+        "damp", "slices", "prefetch", "fields", "freeze",
+        "average", "ranges", "mesh", "step",
     )
 )  # fmt: skip
 """The training loop and what every task shares: no images, no teachers, no method."""
@@ -47,7 +48,7 @@ ARROWS: dict[str, tuple[str, ...]] = {
     "zoo.registration": ("zoo.import_hook",),
     "zoo.import_hook": (),
     "zoo.__main__": ("zoo.cli",),
-    "zoo.cli": ("zoo.train.interrupt", ROOT_ONLY),
+    "zoo.cli": ("zoo.train.interrupt", "zoo.train.device", "zoo.train.mesh", ROOT_ONLY),
     "zoo.features": (),
     "zoo.safe_pickle": (),
     "zoo.files": (),
@@ -81,6 +82,7 @@ ARROWS: dict[str, tuple[str, ...]] = {
     "zoo.teachers.from_language": ("zoo.language",),
     "zoo.students": ("zoo.students", *MODELS),
     "zoo.train": (*CORE, "zoo.data", "zoo.files"),
+    "zoo.train.average": ("zoo.layers",),
     "zoo.train.cost": (),
     "zoo.train.pretext": (*CORE, "zoo.data", "zoo.features", "zoo.files", "zoo.teachers"),
     "zoo.train.masks": (*CORE, "zoo.students.prune"),

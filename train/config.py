@@ -40,8 +40,9 @@ class Optim:
     first step to the last, times the warm-up."""
     clip: Annotated[float, at_least(0, "off")] = 1.0
     """Largest norm of the gradient; 0 leaves it alone."""
-    ema: Annotated[float, below(0, 1, "off")] = 0.999
-    """Decay of the averaged weights, which are evaluated and exported; 0 for none."""
+    ema: Annotated[float | Literal["auto"], below(0, 1, "off")] = "auto"
+    """Average of the weights: auto for a mean age of a twentieth of the steps so far, so that
+    nothing is left of the first weights; a decay for no longer a memory; 0 for none."""
     drop_path: Annotated[float, below(0, 1, "off")] = 0.0
     freeze: str = ""
     """What stays as it is: trunk (only the heads learn), a number for the stem and the first blocks

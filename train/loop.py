@@ -33,14 +33,14 @@ def train(
     config: Training,
     run: Run,
     *,
-    evaluate: Callable[[Any, int], None] | None = None,
+    evaluate: Callable[[Any, int], object] | None = None,
     title: str = "train",
     ahead: bool = False,
 ) -> None:
     """Train until `config.steps`; log, evaluate and save on the way.
 
     Args:
-        evaluate: Gets the best form of the model and the step, every `config.every.evaluate`
+        evaluate: Gets the model (averaged, if it is) and the step, every `config.every.evaluate`
             steps but the last.
         ahead: Compute the task's targets a slice early, on a CUDA stream of their own.
 
@@ -78,7 +78,7 @@ def train(
                 write_log(state, config, run, progress)
             with progress.paused():
                 if evaluate and step % every.evaluate == 0 and not ends:
-                    by_first(partial(evaluate, state.best, step))
+                    by_first(partial(evaluate, state.averaged, step))
                 if saves:
                     by_first(partial(run.save, state.state()))
             if stops and not ends:

@@ -3,8 +3,6 @@
 from dataclasses import replace
 
 import numpy as np
-from typing import Any
-
 import pytest
 import torch
 from PIL import Image
@@ -54,12 +52,13 @@ def config(images, out, student: str, **changes) -> Distill:
 def trained(config: Distill, order=()) -> TrainState:
     """Train, taking the slices of each batch in `order`."""
     setup = prepare(config)
-    plain: Any = {label: nn.Identity() for label in config.labels}
-    student = new_student(setup, plain)
+    student = new_student(setup, {})
     plan = Plan(len(setup.train), config.batch, config.seed)
     feed = ImageFeed(setup.train, setup.view, plan, setup.device, config.num_slices, order)
-    calibration = Calibration(plain, {}, {})
-    task = DistillTask.of(config, student, plan, setup.teachers, calibration, setup.grids)
+    plain = {label: nn.Identity() for label in config.labels}
+    task = DistillTask.of(
+        config, student, plan, setup.teachers, Calibration(plain, {}, {}), setup.grids
+    )
     state = TrainState.of(student, config.optim, parts=dict(weighting=task.weighting))
     train(task, state, feed, config, Run.create(config))
     return state

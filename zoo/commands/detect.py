@@ -28,6 +28,7 @@ from zoo.eval.detect.training import (
 from zoo.eval.registry import Found, Parts, Picture
 from zoo.train.device import autocast
 from zoo.train.loop import take_step, update
+from zoo.train.mesh import by_first, first_goes_first, is_first, with_slices
 from zoo.train.prefetch import numbered
 from zoo.train.run import Run
 from zoo.train.state import TrainState
@@ -42,19 +43,27 @@ def detect(config: Detect, *, resume: bool = False) -> dict[str, float]:
             stopped being finite. Nothing has been written unless training had begun.
         Interrupted: a signal came; the run can be resumed.
     """
+    config = with_slices(config)
     run = Run.reopen(config.out, config) if resume else Run.create(config)
     try:
-        train, val = open_splits(config, config.out / "data")
+        with first_goes_first():  # draws the shapes
+            train, val = open_splits(config, config.out / "data")
         state = start(config, train.classes, run)
     except (ValueError, OSError):
-        if not resume:
+        if not resume and is_first():
             shutil.rmtree(config.out)  # which this call made, and nothing has begun in it
         raise
     evaluate = partial(log_evaluation, run, val)
     detector = train_detector(state, config, train, run, evaluate=evaluate)
+    return by_first(partial(finish, run, config, detector, val))
+
+
+def finish(run: Run, config: Detect, detector: Detector, val: CocoSplit) -> dict[str, float]:
+    """Write a trained detector, measure and draw it; return the numbers."""
     save_detector(detector, config.out / "detector")
     predictions, pictures = config.out / "predictions.json", config.out / "pictures"
-    found = measure(detector, val, state.device, pictures=config.pictures, out=predictions)
+    device = next(detector.parameters()).device
+    found = measure(detector, val, device, pictures=config.pictures, out=predictions)
     numbers = numbers_of(found, pictures)
     run.write_json("results.json", numbers)
     print_numbers(numbers, str(config.out))
@@ -73,7 +82,8 @@ def open_splits(config: Detect, place: Path) -> tuple[CocoSplit, CocoSplit]:
     folder = Path(config.data)
     if config.data == DRAWN and not folder.exists():
         folder = place
-        write_shapes(folder)
+        if is_first():
+            write_shapes(folder)
     agnostic = config.class_agnostic
     train, val = (open_coco(folder, part, class_agnostic=agnostic) for part in ("train", "val"))
     for split in (train, val):

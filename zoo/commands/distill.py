@@ -1,10 +1,13 @@
 """A run from its config to its report: where teachers, student, training and evaluation meet."""
 
+import math
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -46,11 +49,17 @@ from zoo.train.distill.setup import (
 from zoo.train.distill.task import DistillTask
 from zoo.train.distill.teachers import optimize_run_teachers
 from zoo.train.loop import train
+from zoo.train.mesh import by_first, first_goes_first, slices_of_rank, with_slices
 from zoo.train.run import Run, commit
 from zoo.train.state import TrainState
 
 MAPS = 6
 """Images whose feature maps are kept for the report."""
+
+
+Forms = Mapping[str, Student]
+"""One student: the `average` of its weights, where there is one, and `raw`, those of the last step.
+"""
 
 
 @dataclass
@@ -62,8 +71,10 @@ class Work:
     calibration: dict[str, Calibration] = field(default_factory=dict)
     """Of each normalisation that the run compares."""
     cache: Cache | None = None
-    arms: dict[str, Student] = field(default_factory=dict)
+    arms: dict[str, Forms] = field(default_factory=dict)
     """The students: `untrained`, `student`, and one for each normalisation beside the run's own."""
+    best: dict[str, str] = field(default_factory=dict)
+    """The form of each that was closer to the teachers at the end."""
     began: float = field(default_factory=time.perf_counter)
 
     def of(self, arm: str) -> Normalizers:
@@ -81,6 +92,7 @@ def distill(config: Distill, *, resume: bool = False) -> Run:
             stopped being finite. Nothing has been written unless training had begun.
         Interrupted: a signal came; the run can be resumed.
     """
+    config = with_slices(config)
     if resume:
         run = Run.reopen(config.out, config)
         setup = prepare(config)
@@ -90,7 +102,13 @@ def distill(config: Distill, *, resume: bool = False) -> Run:
         run = Run.create(config)
     work = Work(run, setup)
     for phase in PHASES:
-        phase(work)
+        if phase in (calibrate, fill_cache):
+            with first_goes_first():
+                phase(work)
+        elif phase in (compare, export):
+            by_first(partial(phase, work))
+        else:
+            phase(work)
     return run
 
 
@@ -114,7 +132,7 @@ def fill_cache(work: Work) -> None:
 
 def begin(work: Work) -> None:
     """Build the student, and say in the run's folder what it is about."""
-    work.arms["untrained"] = new_student(work.setup, work.of("untrained"))
+    work.arms["untrained"] = dict(raw=new_student(work.setup, work.of("untrained")))
     describe(work)
 
 
@@ -127,8 +145,8 @@ def train_arms(work: Work) -> None:
         work.arms[kind] = train_arm(work, work.run.arm(kind), arm, f"distil {kind}")
 
 
-def train_arm(work: Work, run: Run, config: Distill, title: str) -> Student:
-    """Train one student, from its newest checkpoint if it has one; return its best form."""
+def train_arm(work: Work, run: Run, config: Distill, title: str) -> Forms:
+    """Train one student, from its newest checkpoint if it has one."""
     setup, calibration = work.setup, work.calibration[config.normalise]
     teachers: Mapping[str, Teacher] = setup.teachers
     normalizers = calibration.normalizers
@@ -138,7 +156,13 @@ def train_arm(work: Work, run: Run, config: Distill, title: str) -> Student:
     student = new_student(setup, normalizers)
     plan = Plan(len(setup.train), config.batch, config.seed, config.view_epochs, config.batches)
     feed = ImageFeed(
-        setup.train, setup.view, plan, setup.device, config.num_slices, (), config.workers
+        setup.train,
+        setup.view,
+        plan,
+        setup.device,
+        config.num_slices,
+        slices_of_rank(config.num_slices),
+        config.workers,
     )
     task = DistillTask.of(config, student, plan, teachers, calibration, setup.grids)
     state = TrainState.of(student, config.optim, parts=dict(weighting=task.weighting))
@@ -154,38 +178,75 @@ def train_arm(work: Work, run: Run, config: Distill, title: str) -> Student:
         feed,
         config,
         run,
-        evaluate=lambda s, step: log_evaluation(run, setup, s, normalizers, "student", step),
+        evaluate=lambda _, step: log_evaluation(
+            run, setup, state.forms, normalizers, "student", step
+        ),
         title=title,
         ahead=config.overlap,
     )
-    return state.best
+    return state.forms
 
 
 def compare(work: Work) -> None:
     """Measure every student at the end, and the teachers beside them."""
     run, setup, steps = work.run, work.setup, work.setup.config.steps
     run.keep(lambda row: row.get("kind") == "train" or row["step"] < steps)
-    for name, student in work.arms.items():
-        log_evaluation(run, setup, student, work.of(name), name, steps)
+    for name, forms in work.arms.items():
+        work.best[name] = log_evaluation(run, setup, forms, work.of(name), name, steps)
     for label, teacher in setup.teachers.items():
         if values := dict(probe(teacher, setup)):
             run.log("eval", steps, dict(arm=f"teacher:{label}", **values))
 
 
 def log_evaluation(
-    run: Run, setup: Setup, student: Student, normalizers: Normalizers, arm: str, step: int
-) -> None:
-    """Compare a student with its teachers on held-out images, probe it, and log the numbers."""
-    training = student.training
-    student.eval()
-    shown = folded(student, normalizers)
-    with setup.autocast():
-        values = dict(fidelity(shown, setup.teachers, held_out(setup)))
-    values |= dict(probe(shown.features, setup))
+    run: Run, setup: Setup, forms: Forms, normalizers: Normalizers, arm: str, step: int
+) -> str:
+    """Compare a student with its teachers on held-out images, probe it, and log the numbers.
+
+    Each form is compared, and the better one probed; the numbers of the other are those of the arm
+    `ARM:other`.
+
+    Returns:
+        The better form.
+    """
+    found = {}
+    for form, student in forms.items():
+        with evaluated(student), setup.autocast():
+            shown = folded(student, normalizers)
+            found[form] = dict(fidelity(shown, setup.teachers, held_out(setup)))
+    best = better_form(found)
+    with evaluated(forms[best]) as student:
+        found[best] |= dict(probe(student.features, setup))
     if setup.unreadable:
-        values["unreadable"] = len(setup.unreadable)
+        found[best]["unreadable"] = len(setup.unreadable)
+    for form in sorted(found, key=lambda form: form != best):
+        told = dict(weights=form) if len(forms) > 1 else {}
+        name = arm if form == best else f"{arm}:other"
+        run.log("eval", step, dict(arm=name, **told, **found[form]))
+    return best
+
+
+@contextmanager
+def evaluated(student: Student) -> Iterator[Student]:
+    """Put a student into evaluation mode for a while."""
+    training = student.training
+    yield student.eval()
     student.train(training)
-    run.log("eval", step, dict(arm=arm, **values))
+
+
+def better_form(found: Mapping[str, Mapping[str, float]]) -> str:
+    """Return the form of the higher geometric-mean fidelity; the first in a tie.
+
+    Where no teacher has a map, the mean cosine of the summaries decides.
+    """
+
+    def closeness(form: str) -> float:
+        values = found[form]
+        cosines = [value for key, value in values.items() if key.endswith("/summary")]
+        close = values.get("fidelity/geomean", sum(cosines) / max(1, len(cosines)))
+        return -math.inf if math.isnan(close) else close
+
+    return max(found, key=closeness)
 
 
 def held_out(setup: Setup) -> Iterator[Batch]:
@@ -218,7 +279,8 @@ def probe(features: Callable[[Batch], Features], setup: Setup) -> Iterator[tuple
 def export(work: Work) -> None:
     """Write the student, and the feature maps that the report shows."""
     run, setup = work.run, work.setup
-    student = folded(work.arms["student"], work.of("student")).eval().without_spectral()
+    chosen = work.arms["student"][work.best["student"]]
+    student = folded(chosen, work.of("student")).eval().without_spectral()
     keep_heads(student, setup.config)
     count = min(MAPS, len(setup.val))
     chosen = Plan(len(setup.val), count, setup.config.seed).indices(0)
@@ -243,7 +305,7 @@ def keep_heads(student: Student, config: Distill) -> None:
 
 def describe(work: Work, *, seconds: float | None = None) -> None:
     """Write `about.json`: the command, the machine, the sizes of the models."""
-    setup, student = work.setup, work.arms["untrained"]
+    setup, student = work.setup, work.arms["untrained"]["raw"]
     work.run.write_json(
         "about.json",
         dict(
@@ -260,6 +322,7 @@ def describe(work: Work, *, seconds: float | None = None) -> None:
                 name=setup.config.student,
                 params=sum(p.numel() for p in student.backbone.parameters()),
                 head_params=sum(p.numel() for p in student.heads.parameters()),
+                weights=work.best.get("student"),
             ),
             images=dict(train=len(setup.train), val=len(setup.val)),
             skipped=work.run.read_json("skipped.json", list[str]) or [],
