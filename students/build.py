@@ -11,7 +11,12 @@ from timm.data import resolve_model_data_config
 from timm.layers import GluMlp
 from torch import nn
 
-from zoo.features import gives_class_tokens, read_features, read_intermediates
+from zoo.features import (
+    gives_class_tokens,
+    read_features,
+    read_intermediates,
+    summary_tokens,
+)
 from zoo.layers import spectral
 from zoo.students.heads import HeadKind, TeacherHead, head_hidden
 from zoo.students.start import load_earlier
@@ -34,6 +39,7 @@ def build_student(
     options: Mapping[str, Any] | None = None,
     dynamic: bool = False,
     spectral_norms: bool = False,
+    tokens: Mapping[str, int] | None = None,
     device: torch.device | str = "cpu",
 ) -> Student:
     """Build a registered backbone with heads for `teachers`.
@@ -52,10 +58,13 @@ def build_student(
         dynamic: Build the backbone for images of several sizes (`dynamic_img_size`), if it has
             that option.
         spectral_norms: Reparametrise the blocks of a ViT for training (`zoo.layers.spectral`).
+        tokens: The prefix token of each teacher's summary, see `assign_tokens`, whose choice is
+            the default; {} lets all heads read the backbone's own summary.
 
     Raises:
         ValueError: the backbone is unknown, refuses an option or the weights, cannot take the size
-            or the kind of heads, or has no attention blocks to reparametrise.
+            or the kind of heads, has too few summary tokens for the teachers, or has no attention
+            blocks to reparametrise.
     """
     training: dict[str, Any] = dict(drop_path_rate=drop_path_rate) if drop_path_rate else {}
     file = start is not None and start.is_file()
@@ -82,8 +91,42 @@ def build_student(
             std=tuple(config["std"]),
             recipe=(without_tag(name), kwargs),
             head=head,
+            tokens=assign_tokens(backbone, teachers) if tokens is None else tokens,
             license=license,
         )
+
+
+def assign_tokens(
+    backbone: nn.Module,
+    teachers: Mapping[str, tuple[int | None, int | None]],
+    taken: Mapping[str, int] | None = None,
+) -> dict[str, int]:
+    """Give each teacher a summary token of its own, if the backbone has several (RADIO).
+
+    In AM-RADIO (2312.06709) each teacher's summary head reads a token of its own. Here the teachers
+    that have a summary get the backbone's summary tokens in their order.
+
+    Args:
+        teachers: As for `build_student`.
+        taken: Tokens that teachers of an earlier student have, and keep.
+
+    Raises:
+        ValueError: there are more such teachers than tokens.
+    """
+    slots = summary_tokens(backbone)
+    if len(slots) < 2:
+        return {}
+    found = {label: token for label, token in (taken or {}).items() if label in teachers}
+    free = [token for token in slots if token not in found.values()]
+    wanted = [label for label, (width, _) in teachers.items() if width and label not in found]
+    if len(wanted) > len(free):
+        total = len(slots) + len(wanted) - len(free)
+        raise ValueError(
+            f"The student has {len(slots)} summary tokens and {len(wanted) - len(free)} more "
+            "teachers have a summary; give it one for each: --student-options "
+            f"'summary_idxs={tuple(range(total))}'."
+        )
+    return found | dict(zip(wanted, free, strict=False))
 
 
 def build_heads(

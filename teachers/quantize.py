@@ -180,6 +180,13 @@ def quantize_linears(
     return QuantReport(kind, fidelity, share, names, len(found), complete)
 
 
+def share_quantized(first: Frozen, other: Frozen) -> None:
+    """Give `other`, the same teacher at another size, the quantized layers of `first`; in place."""
+    for name, layer in list(first.network.named_modules()):
+        if isinstance(layer, QuantizedLinear):
+            _replace(other.network, name, layer)
+
+
 def _check_machine(batch: Batch, kind: QuantKind) -> None:
     device = batch.images.device
     if device.type == "cuda" and torch.cuda.get_device_capability(device) < CAPABILITY[kind]:

@@ -64,6 +64,8 @@ def save_whole(content: Any, path: str | Path, save: Callable | None = None) -> 
 
 JSON_BYTES = 2**24
 """Size that a JSON file may have, unless its reader expects more."""
+ANNOTATION_BYTES = 2**31
+"""Size that a file of annotations may have; the largest of COCO has 470 million bytes."""
 
 
 def read_json(path: Path, kind: Any = dict[str, Any], *, most: int = JSON_BYTES) -> Any:

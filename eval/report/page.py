@@ -304,6 +304,7 @@ def _fidelity_table(run: RunFolder) -> Table | None:
 
 def _closeness_table(run: RunFolder) -> Table | None:
     forms = (
+        ("fidelity_own_grid/{}", "{}: fidelity on the teacher's own grid"),
         ("mse/{}", "{}: mean squared error"),
         ("cosine/{}/spatial", "{}: cosine of the maps"),
         ("cosine/{}/summary", "{}: cosine of the summaries"),
@@ -315,7 +316,7 @@ def _closeness_table(run: RunFolder) -> Table | None:
 
 def _benchmark_table(run: RunFolder) -> Table | None:
     """Return a table of all numbers that are not about a teacher, so also of new benchmarks."""
-    own = ("fidelity/", "mse/", "cosine/")
+    own = ("fidelity/", "fidelity_own_grid/", "mse/", "cosine/")
     keys = dict.fromkeys(k for n in run.arms.values() for k in n if not k.startswith(own))
     if not keys:
         return None

@@ -228,7 +228,10 @@ def from_cache(
     """Return teachers that read, and what brings their maps to the scale of a student's arm."""
     stored = _stored_normalizers(cache, setup)
     teachers = {label: CachedTeacher(cache, label) for label in cache.manifest.teachers}
-    return teachers, {n: Rescale(stored[n], normalizer) for n, normalizer in wanted.items()}
+    return teachers, {
+        key: Rescale(stored[key], normalizer) if key in stored else normalizer
+        for key, normalizer in wanted.items()
+    }
 
 
 def _stored_normalizers(cache: Cache, setup: Setup) -> Normalizers:
@@ -251,11 +254,12 @@ def open_run_cache(run: Run, setup: Setup, normalizers: Normalizers) -> Cache | 
     if config.cache is None:
         return None
     fingerprints = run.read_json("teachers.json", dict[str, str])
-    precision = teacher_precision(setup)
+    precision = teacher_precision(config, setup.device)
     held = holds(config, setup.train, setup.view, setup.teachers, fingerprints, precision)
     spaces = {
         f"{label}/{key}": value
         for label, normalizer in normalizers.items()
+        if label in setup.teachers  # a cache has summaries as they are
         for key, value in normalizer.state_dict().items()
     }
     return Cache.prepare(config.cache, held, spaces)

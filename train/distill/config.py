@@ -14,6 +14,7 @@ from zoo.train.ranges import (
     PIXELS,
     PROPER_SHARE,
     SHARE,
+    above,
     at_least,
     between,
     check_ranges,
@@ -109,9 +110,14 @@ class Losses:
     summary: Literal["cosine", "angle"] = "cosine"
     """angle is the squared angle over the teacher's own dispersion (C-RADIOv4)."""
     spatial: Literal["mse", "smooth_l1", "hybrid"] = "mse"
+    """hybrid is a sum of cosine distance and smooth L1 (AM-RADIO)."""
+    hybrid: tuple[float, float] = (0.9, 0.1)
+    """What cosine distance and smooth L1 count in hybrid."""
+    beta: Annotated[float, above(0)] = 1.0
+    """Where smooth L1 turns from quadratic to linear, in units of the normalised targets."""
     weighting: Literal["static", "adaloss", "uncertainty", "dispersion"] = "static"
     """What multiplies the teachers' own weights: nothing, the inverse of the running loss, a
-    learned precision, or the inverse of what calibration measured."""
+    learned precision, or the inverse of what a constant guess loses in the same loss."""
     teacher_drop: Annotated[float, CHANCE] = 0.0
     """Chance that an image leaves a teacher out; its worst teacher always stays (UNIC)."""
     shift: Annotated[int, at_least(0, "off")] = 0
@@ -122,6 +128,11 @@ class Losses:
 
     def __post_init__(self):
         check_ranges(self, "losses.")
+        if len(self.hybrid) != 2 or min(self.hybrid) < 0 or not sum(self.hybrid):
+            raise ValueError(
+                f"losses.hybrid is {self.hybrid}; give what cosine distance and smooth L1 count, "
+                "neither below 0, such as 0.9 0.1."
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,6 +175,8 @@ class Distill(Training):
     """Folder of the run; it must not exist yet."""
     normalise: Normalise = "phi_s"
     """Scale on which the teachers' maps are matched."""
+    normalise_summary: Literal["none", "standardize"] = "none"
+    """Scale on which the teachers' summaries are matched; standardize is UNIC's."""
     compare: tuple[Normalise, ...] = ()
     """Train the same student again with these, and report them beside it."""
     calibration: Annotated[int, between(1, 1_000_000)] = 64
@@ -226,6 +239,11 @@ class Distill(Training):
             raise ValueError(
                 "A distillation measures its teachers in float64, which device mps does not have; "
                 "give --device cpu."
+            )
+        if self.spectral and self.optim.lora:
+            raise ValueError(
+                "optim.lora adds adapters to plain weights, and spectral reparametrises them; "
+                "leave one of them out."
             )
         if self.losses.mesa and self.optim.freeze == "trunk":
             raise ValueError(

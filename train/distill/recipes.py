@@ -173,9 +173,9 @@ def unic() -> Distill:
 
     UNIC (2408.05088): supervised and self-supervised ViT-B/16 into one of the same size, on
     ImageNet-1k at 224 px. Each teacher has a ladder: a small MLP (768) on every block and a wide
-    one (3072) on the last. Targets are standardised; a teacher is dropped from an image with
-    probability 0.5 unless it is the worst matched; AdamW 3e-4 for each 256 images, betas 0.9 and
-    0.99, decay 0.03, 200 epochs of 512 images a step.
+    one (3072) on the last. Targets are standardised, class tokens too; a teacher is dropped from an
+    image with probability 0.5 unless it is the worst matched; AdamW 3e-4 for each 256 images, betas
+    0.9 and 0.99, decay 0.03, 200 epochs of 512 images a step.
 
     Changed: DINO and DeiT-III alone, since no library ships the weights of iBOT and dBOT-ft; both
     are plain ViT-B/16, `timm:vit_base_patch16_224/FILE`. Statistics are taken before step 0, not
@@ -189,6 +189,7 @@ def unic() -> Distill:
         batch=512,
         steps=500_000,
         normalise="standardize",
+        normalise_summary="standardize",
         heads=Heads(kind="ladder", hidden=3072),
         losses=Losses(spatial="hybrid", teacher_drop=0.5),
         optim=Optim(lr=6e-4, weight_decay=0.03, betas=(0.9, 0.99), ema=0.0),

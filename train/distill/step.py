@@ -52,16 +52,27 @@ def distill_step(
     return losses
 
 
-def summary_term(label: str, distance: Distance, *, each_image: bool = False) -> Term:
+def summary_term(
+    label: str,
+    distance: Distance,
+    normalizer: nn.Module | None = None,
+    *,
+    each_image: bool = False,
+) -> Term:
     """Compare the summaries of student and teacher.
 
     Args:
+        normalizer: Makes the space in which they are compared; their own by default.
         each_image: Return each image's own loss, in place of their mean.
     """
     distance = by_image(distance) if each_image else distance
 
     def loss(ours: Features, theirs: Features, align: Align) -> Tensor:
-        return distance(full_precision(ours.summary), full_precision(theirs.summary))
+        target = full_precision(theirs.summary)
+        if normalizer is not None:
+            with torch.no_grad():
+                target = normalizer(target)
+        return distance(full_precision(ours.summary), target)
 
     return Term(f"{label}/summary", label, loss)
 

@@ -25,7 +25,7 @@ def print_plan(config: Distill) -> None:
     """Print models, shapes, bytes and the estimated speed of a run."""
     Run.refuse_existing(config.out)
     device = device_of(config.device)
-    teachers, student, model = model_costs(config)
+    teachers, student, model = model_costs(config, device)
     console = Console()
     if not console.is_terminal:
         console = Console(width=140)  # a file has no width that names should be cut to
@@ -50,7 +50,7 @@ def print_plan(config: Distill) -> None:
 def _estimates(
     config: Distill, device: torch.device, teachers: list[Cost], student: Cost, model: Student
 ) -> list[str]:
-    weights = 4 * sum(cost.params for cost in teachers)
+    weights = sum(cost.bytes for cost in teachers)
     trained = 4 * student.params * (4 + bool(config.optim.ema))  # weights, gradient, two moments
     checkpoint = 4 * student.params * (3 + bool(config.optim.ema))
     tokens = sum(t.grid[0] * t.grid[1] * (t.spatial_dim or 0) for t in teachers if t.grid)

@@ -16,7 +16,7 @@ from zoo.train.distill.plan_step import (
     plan_step,
     view_of,
 )
-from zoo.train.distill.sizes import sizes_of
+from zoo.train.distill.sizes import every_size
 
 RUN = Distill(
     teachers=(
@@ -101,7 +101,7 @@ def test_images_are_decoded_for_the_largest_canvas(teachers):
     assert view_of(shifted, teachers, grids_of(shifted)).size == 96 + 96 // (
         64 // 16
     )  # a cell of 16 px more
-    assert sizes_of(teachers["edges"]) == [(96, 96)]
+    assert [t.size for t in every_size(teachers["edges"])] == [(96, 96)]
 
 
 def test_a_size_that_the_student_cannot_take_is_refused_before_any_work():
