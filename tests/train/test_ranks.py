@@ -34,8 +34,7 @@ def own_cache(tmp_path, monkeypatch):
 def start(*words: str, processes: int = 1, more: tuple[str, ...] = ()) -> subprocess.Popen:
     ranks = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", *more]
     command = [sys.executable, *(ranks if processes > 1 else ()), "-m", "zoo", *words]
-    pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    return subprocess.Popen(command, text=True, **pipes)
+    return subprocess.Popen(command, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
 
 def run(*words: str, processes: int = 1) -> str:
