@@ -1,7 +1,8 @@
 """Build a student by name: a timm backbone, and a head for each teacher."""
 
 import ast
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -153,7 +154,8 @@ def _widths(
     """Find the widths of summary and map, at the end and after each block, on a black image."""
     backbone.eval()
     black = torch.zeros(1, 3, size, size)
-    features, earlier = read_features(backbone, black), []
+    with _looking(type(backbone).__name__, size, size):
+        features, earlier = read_features(backbone, black), []
     if uses_intermediates:
         class_tokens = gives_class_tokens(backbone)
         features, earlier = read_intermediates(backbone, black, class_tokens=class_tokens)
@@ -187,7 +189,7 @@ def _build_backbone(
         if hasattr(backbone, "set_input_size"):
             try:
                 backbone.set_input_size(img_size=(size, size))
-            except (AssertionError, ValueError) as error:
+            except Exception as error:  # whatever the family stumbles over
                 raise ValueError(f"{name} cannot look at {size} px: {error}") from error
             kwargs["img_size"] = size
         elif backbone.pretrained_cfg.get("fixed_input_size"):
@@ -198,11 +200,14 @@ def _build_backbone(
 def _create(name: str, pretrained: bool, kwargs: dict[str, Any]) -> Any:
     try:
         return create_model(name, pretrained, **kwargs)
-    except TypeError as error:
-        if set(kwargs) <= {"num_classes", "drop_path_rate", "pretrained_cfg_overlay"}:
-            raise
+    except (ValueError, OSError):
+        raise
+    except Exception as error:  # a class may raise anything about an option's value
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        if set(kwargs) <= {"num_classes", "drop_path_rate"}:
+            raise ValueError(f"{name} could not be built: {lines[0]}") from error
         raise ValueError(
-            f"{name} refuses its options ({error}). Correct --student-options; the signature of "
+            f"{name} refuses its options ({lines[0]}). Correct --student-options; the signature of "
             "the model's class has the options that it takes."
         ) from error
 
@@ -252,9 +257,22 @@ def read_pairs(texts: Sequence[str]) -> dict[str, Any]:
             raise ValueError(f"The option {text!r} is not of the form key=value.")
         try:
             pairs[key] = ast.literal_eval(value)
-        except (ValueError, SyntaxError):
+        except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
             pairs[key] = value
     return pairs
+
+
+@contextmanager
+def _looking(name: str, size: int, side: int) -> Iterator[None]:
+    """Turn what a backbone raises about images of `side` pixels into one sentence."""
+    try:
+        yield
+    except Exception as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+        built = f"{name}, built for {size} px," if side != size else name
+        raise ValueError(
+            f"The student {built} cannot look at {side} px: {reason}. Choose another size."
+        ) from error
 
 
 @lru_cache(maxsize=32)
@@ -280,15 +298,8 @@ def student_grids(
         backbone.eval()
         grids = {}
         for side in sizes:
-            try:
-                with torch.no_grad():
-                    spatial = read_features(backbone, torch.zeros(1, 3, side, side)).spatial
-            except (ValueError, RuntimeError, AssertionError) as error:
-                reason = str(error).strip().splitlines()[0].rstrip(".")
-                raise ValueError(
-                    f"The student {name}, built for {size} px, cannot look at {side} px: {reason}. "
-                    "Choose other --sizes."
-                ) from error
+            with torch.no_grad(), _looking(name, size, side):
+                spatial = read_features(backbone, torch.zeros(1, 3, side, side)).spatial
             assert spatial is not None
             grids[side] = (spatial.shape[1], spatial.shape[2])
     return grids

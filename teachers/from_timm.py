@@ -117,7 +117,9 @@ def _create(name: TeacherName, device: torch.device) -> Any:
         source = dict(pretrained_cfg_overlay=dict(file=name.weights))
     try:
         return create_model(name.name, True, num_classes=0, **source)
-    except (OSError, RuntimeError) as error:
+    except ValueError:
+        raise
+    except Exception as error:  # safetensors and the unpickler have errors of their own
         what = name.describe()
         raise ValueError(
             f"The weights of {what} could not be loaded: {reason(error)}. "

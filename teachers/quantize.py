@@ -153,7 +153,7 @@ def quantize_linears(
         ValueError: the machine has no such products, or the gate leaves less than `least` of the
             work. The teacher is then as it was, and the message has the figures.
     """
-    _check_machine(batch, kind)
+    check_products(kind, batch.images.device)
     reference = _tokens(teacher(batch))
     found = _candidates(teacher, batch, kind)
     if not found:
@@ -187,8 +187,12 @@ def share_quantized(first: Frozen, other: Frozen) -> None:
             _replace(other.network, name, layer)
 
 
-def _check_machine(batch: Batch, kind: QuantKind) -> None:
-    device = batch.images.device
+def check_products(kind: QuantKind, device: torch.device) -> None:
+    """Refuse a GPU that has no products in 8 bits of this kind.
+
+    Raises:
+        ValueError: its compute capability is too low.
+    """
     if device.type == "cuda" and torch.cuda.get_device_capability(device) < CAPABILITY[kind]:
         needed = ".".join(map(str, CAPABILITY[kind]))
         raise ValueError(

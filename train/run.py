@@ -2,8 +2,8 @@
 
 import importlib.util
 import json
+import shutil
 import subprocess
-import tempfile
 import zipfile
 from collections.abc import Callable, Mapping
 from functools import partial, wraps
@@ -12,7 +12,7 @@ from typing import Any, TypeVar, cast
 
 import torch
 
-from zoo.files import read_json, save_whole, written_whole
+from zoo.files import read_json, save_whole, try_writing, written_whole
 from zoo.train.config import C, Training, differences, to_json
 from zoo.train.fields import built
 from zoo.train.mesh import by_first, is_first
@@ -69,6 +69,11 @@ class Run:
         except OSError as error:
             raise ValueError(f"Cannot write to {config.out}: {error.strerror or error}.") from error
 
+    @by_first_alone
+    def discard(self) -> None:
+        """Remove the folder of a run that was refused before anything was learnt."""
+        shutil.rmtree(self.path, ignore_errors=True)
+
     @classmethod
     def reopen(cls, path: Path, config: Training) -> "Run":
         """Open the folder of an earlier run, to go on with it.
@@ -84,7 +89,7 @@ class Run:
                 f"The run in {path} cannot go on with other settings ({text}). "
                 "Resume without them, or start a new run with another --out."
             )
-        _try_writing(path, path)
+        try_writing(path)
         return run
 
     @classmethod
@@ -237,8 +242,7 @@ def _refuse_existing(path: Path) -> None:
             f"The output folder {path} exists. Give another --out, continue that run with "
             f"--resume {path}, or remove it."
         )
-    place = next(p for p in (path.absolute(), *path.absolute().parents) if p.exists())
-    _try_writing(place, path)
+    try_writing(path)
 
 
 def _read_checkpoint(path: Path) -> dict[str, Any]:
@@ -247,16 +251,6 @@ def _read_checkpoint(path: Path) -> dict[str, Any]:
         if (bad := file.testzip()) is not None:
             raise ValueError(f"the checksum of {bad} is another")
     return torch.load(path, map_location="cpu", weights_only=True)
-
-
-def _try_writing(place: Path, wanted: Path) -> None:
-    """Make a file and take it away: the only test that also knows of read-only disks."""
-    try:
-        with tempfile.TemporaryFile(dir=place):
-            pass
-    except OSError as error:
-        reason = (error.strerror or str(error)).lower()
-        raise ValueError(f"Cannot write to {wanted}: {reason}. Give another --out.") from error
 
 
 def _row(line: str) -> dict[str, Any] | None:

@@ -111,7 +111,7 @@ class Losses:
     """angle is the squared angle over the teacher's own dispersion (C-RADIOv4)."""
     spatial: Literal["mse", "smooth_l1", "hybrid"] = "mse"
     """hybrid is a sum of cosine distance and smooth L1 (AM-RADIO)."""
-    hybrid: tuple[float, float] = (0.9, 0.1)
+    hybrid: Annotated[tuple[float, float], NOT_NEGATIVE] = (0.9, 0.1)
     """What cosine distance and smooth L1 count in hybrid."""
     beta: Annotated[float, above(0)] = 1.0
     """Where smooth L1 turns from quadratic to linear, in units of the normalised targets."""
@@ -128,10 +128,10 @@ class Losses:
 
     def __post_init__(self):
         check_ranges(self, "losses.")
-        if len(self.hybrid) != 2 or min(self.hybrid) < 0 or not sum(self.hybrid):
+        if len(self.hybrid) != 2 or not sum(self.hybrid):
             raise ValueError(
                 f"losses.hybrid is {self.hybrid}; give what cosine distance and smooth L1 count, "
-                "neither below 0, such as 0.9 0.1."
+                "such as 0.9 0.1."
             )
 
 
@@ -250,6 +250,7 @@ class Distill(Training):
                 "losses.mesa compares the trunk with its average, and optim.freeze trunk leaves it "
                 "as it is; leave one of them out."
             )
+        self._check_labels()
         if self.normalise in self.compare:
             raise ValueError(f"compare repeats the run's own normalisation {self.normalise!r}.")
 
@@ -267,6 +268,14 @@ class Distill(Training):
     @property
     def samples(self) -> float:
         return sum(self.batches) / len(self.batches) if self.batches else self.batch
+
+    def _check_labels(self) -> None:
+        for spec, label in zip(self.teachers, self.labels, strict=True):
+            if label in ("min", "geomean"):
+                raise ValueError(
+                    f"The teacher {spec.name} would be called {label}, which in the metrics is "
+                    "that of all teachers together; give it another name."
+                )
 
     @property
     def labels(self) -> list[str]:

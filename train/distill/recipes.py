@@ -47,7 +47,7 @@ def quickstart() -> Distill:
         steps=240,
         calibration=16,
         compare=("none",),
-        optim=Optim(lr=2e-3, ema=0.98),
+        optim=Optim(lr=2e-3),
         every=Every(log=20, checkpoint=120, evaluate=120),
     )
 

@@ -21,11 +21,14 @@ from zoo.students.export import load_export, read_heads
 from zoo.students.lora import add_adapters
 from zoo.students.start import find_start
 from zoo.students.student import Student
+from zoo.teachers.cache import Cache
 from zoo.teachers.name import FOLDER, TeacherName, unknown_name
 from zoo.teachers.open import open_teacher
+from zoo.teachers.quantize import check_products
 from zoo.teachers.teacher import Teacher, fingerprint
 from zoo.train.device import autocast, device_of, in_precision
 from zoo.train.distill.config import Distill, TeacherSpec
+from zoo.train.distill.memory import check_memory
 from zoo.train.distill.phi_s import Normalizer, check_rows, fold_inverse
 from zoo.train.distill.plan_step import Grids, check_step_plans, grids_of, view_of
 from zoo.train.distill.sizes import at_size, match_student_size
@@ -63,6 +66,11 @@ def check_names(config: Distill) -> None:
         raise unknown_name(config.student, timm.list_models(), "registered model")
     for spec in config.teachers:
         name = TeacherName.parse(spec.name)
+        if name.kind == "cache":
+            raise ValueError(
+                f"The teacher {spec.name} knows the views of one run alone, and a new run looks at "
+                "others. Name the teachers, and give their features by --cache FOLDER."
+            )
         if name.kind not in ("timm", "zoo") or name.name.startswith(FOLDER):
             continue
         if not timm.is_model(name.name.partition(".")[0]):
@@ -218,10 +226,16 @@ def prepare(config: Distill) -> Setup:
     if config.precision == "float64" and device.type != "cpu":
         raise ValueError("precision float64 is for tests on a CPU; give --device cpu with it.")
     check_mosaics(config)
+    check_memory(config, device)
+    if config.cache:
+        Cache.refuse_other(config.cache)
+    if config.teacher_precision in ("int8", "fp8"):
+        check_products(config.teacher_precision, device)
     grids = grids_of(config)  # refuses what the student cannot take
     train, val, labelled = open_data(config)
     teachers = open_teachers(config, train, device, grids)
     wide = widths(config, teachers)  # refuses a loss that a teacher has nothing for
+    check_memory(config, device, teachers)
     check_step_plans(config, teachers, grids)
     check_calibration(config, teachers, grids)
     view = view_of(config, teachers, grids)

@@ -103,14 +103,24 @@ def distill(config: Distill, *, resume: bool = False) -> Run:
         run = Run.create(config)
     work = Work(run, setup)
     for phase in PHASES:
-        if phase in (calibrate, fill_cache):
-            with first_goes_first():
-                phase(work)
-        elif phase in (compare, export):
-            by_first(partial(phase, work))
-        else:
-            phase(work)
+        try:
+            carry_out(phase, work)
+        except ValueError:
+            if phase in BEFORE_TRAINING and not resume:
+                run.discard()  # it would be in the way of the command that is right
+            raise
     return run
+
+
+def carry_out(phase: Callable[[Work], None], work: Work) -> None:
+    """Carry out a phase, on the ranks that it is for."""
+    if phase in (compare, export):
+        by_first(partial(phase, work))
+    elif phase in (calibrate, fill_cache):
+        with first_goes_first():
+            phase(work)
+    else:
+        phase(work)
 
 
 def ready_teachers(work: Work) -> None:
@@ -354,5 +364,6 @@ def about_teacher(teacher: Teacher) -> dict[str, Any]:
     )
 
 
-PHASES = (ready_teachers, calibrate, fill_cache, begin, train_arms, compare, export)
+BEFORE_TRAINING = (ready_teachers, calibrate, fill_cache, begin)
+PHASES = (*BEFORE_TRAINING, train_arms, compare, export)
 """Of a run, in their order; each finds in the run's folder what an earlier try has left."""

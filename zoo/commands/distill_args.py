@@ -10,7 +10,7 @@ import tyro
 
 from zoo.commands import distill_text_args
 from zoo.commands.distill_text_args import is_text
-from zoo.commands.parse import parse
+from zoo.commands.parse import parse, refuse_other_folder, value_of
 from zoo.train.distill.config import Distill, Heads, TeacherSpec
 from zoo.train.distill.recipes import RECIPES, summary_of
 from zoo.train.fields import RENAMED, changed
@@ -57,6 +57,7 @@ def main(argv: list[str]) -> None:
         distill_text_args.main(argv)
         return
     args = read_args(argv)
+    refuse_other_folder(args.run.out, args.resume)
     if args.dry_run:
         from zoo.commands.plan import print_plan
 
@@ -102,13 +103,13 @@ def read_args(argv: list[str]) -> DistillArgs:
 
 def _defaults(name: str | None, argv: list[str]) -> Distill:
     """Return the run whose fields the command line changes."""
-    if "--resume" in argv[:-1]:
-        return _stored(Path(argv[argv.index("--resume") + 1]))
+    if (folder := value_of(argv, "--resume")) is not None:
+        return _stored(Path(folder))
     has_own = any(word.split("=")[0] in ("--data", "--teachers") for word in argv)
     run = _recipe(name or ("custom" if has_own else "quickstart"))
     run = _shrunk(run) if "--tiny" in argv else run
-    goes_on = "--start" in argv[:-1]
-    return _goes_on(run, Path(argv[argv.index("--start") + 1])) if goes_on else run
+    start = value_of(argv, "--start")
+    return run if start is None else _goes_on(run, Path(start))
 
 
 def _stored(folder: Path) -> Distill:
