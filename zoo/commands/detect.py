@@ -49,13 +49,8 @@ def detect(config: Detect, *, resume: bool = False) -> dict[str, float]:
             train, val = open_splits(config, config.out / "data")
         state = start(config, train.classes, run)
     except (ValueError, OSError):
-<<<<<<< HEAD
-        if not resume and is_first():
-            shutil.rmtree(config.out)  # which this call made, and nothing has begun in it
-=======
         if not resume:
             run.discard()
->>>>>>> main
         raise
     evaluate = partial(log_evaluation, run, val)
     detector = train_detector(state, config, train, run, evaluate=evaluate)
