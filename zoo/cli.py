@@ -36,7 +36,7 @@ USAGE = """zoo: vision backbones, and the distillation of many frozen teachers i
   zoo list [PATTERN]        the models of zoo's own families; `zoo list recipes`: the recipes
   zoo convert SRC NAME OUT  an official checkpoint as safetensors and timm's config
   zoo distill [RECIPE] ...  train a student from teachers, to an export and a report
-  zoo prune MODEL --shapes  what each dim of each tensor is made of: heads, channels, experts, ...
+  zoo prune MODEL ...       a smaller model of the same class, cut along its named axes
   zoo mask lm:FOLDER ...    N of each M weights of a language model stay, chosen or learnt
   zoo eval TARGET ...       measure a run, an export or a model: --on knn,linear,detect,...
   zoo embed DATA OUT ...    write features of many images, in shards that kNN and probes read
