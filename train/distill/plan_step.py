@@ -9,7 +9,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
 from functools import partial
-from typing import Any
 
 import numpy as np
 from torch import Tensor
@@ -17,7 +16,6 @@ from torch import Tensor
 from zoo.data.plan import Plan, mix
 from zoo.data.views import View
 from zoo.features import Batch, Features, match_grid
-from zoo.layers.vitdet import VitDet
 from zoo.students.build import student_grids
 from zoo.students.student import MESA, Student
 from zoo.teachers.teacher import Teacher
@@ -32,9 +30,6 @@ Grids = Mapping[int, tuple[int, int]]
 
 SAMPLED, SHIFT, ATTENTION = 5, 6, 7
 """Salts of `mix`; the plan's own are 1, 2 and 4, that of the calibration's plan is 3."""
-
-GLOBAL_BLOCKS = 4
-"""Blocks that see the whole image in a step with windows (ViTDet, 2203.16527, section 3)."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +50,7 @@ class StepPlan:
         """Return the student as this step runs it."""
         model = partial(student, size=(self.size, self.size), mesa=mesa)
         if self.attention:
-            model = _in_windows(student.backbone, self.attention, model)
+            model = student.in_windows(self.attention)(model)
         window = self.windows.get(STUDENT)
         return model if window is None else lambda batch: model(cropped(batch, window))
 
@@ -84,20 +79,6 @@ class StepPlan:
         if ours is None or theirs is None:
             return match_grid
         return partial(overlap, our_window=ours, their_window=theirs)
-
-
-def _in_windows(backbone: Any, window: int, model: Callable) -> Callable:
-    """Run a model while most blocks of its backbone attend in windows."""
-
-    def run(batch: Batch) -> dict[str, Features]:
-        own = backbone.vitdet
-        backbone.vitdet = VitDet(window, num_global=GLOBAL_BLOCKS)
-        try:
-            return model(batch)
-        finally:
-            backbone.vitdet = own
-
-    return run
 
 
 STUDENT = "student.itself"
