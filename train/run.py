@@ -50,7 +50,7 @@ class Run:
         try:
             config.out.mkdir(parents=True, exist_ok=True)
             run = cls(config.out)
-            run.write_json("config.json", dict(kind=config.kind, **to_json(config)))
+            run.write_config(config)
         except OSError as error:
             raise ValueError(f"Cannot write to {config.out}: {error.strerror or error}.") from error
         return run
@@ -110,6 +110,10 @@ class Run:
         path = self.path / "compare" / name
         path.mkdir(parents=True, exist_ok=True)
         return Run(path)
+
+    def write_config(self, config: Training) -> None:
+        """Write what the run is started with."""
+        self.write_json("config.json", dict(kind=config.kind, **to_json(config)))
 
     def write_json(self, name: str, content: Any) -> None:
         """Write a small file whole."""

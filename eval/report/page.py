@@ -45,6 +45,8 @@ def build_report(run_dir: str | Path) -> Path:
     page = template_of("page.html.j2").render(
         title=_title(run),
         status=_status(run),
+        earlier=[(name, f"../{folder.name}/report.html") for name, folder in run.stages[:-1]],
+        stage=run.stages[-1][0] if run.stages else None,
         verdicts=verdicts(run),
         cards=_cards(run),
         facts=_facts(run),

@@ -183,7 +183,7 @@ def calibrate(setup: Setup) -> Statistics:
         setup.train, setup.view, plan, setup.device, config.num_slices, (), config.workers
     )
     measured, steps, slices = Statistics(), config.calibration, len(feed.slices)
-    always = tuple(replace(spec, rate=1.0) for spec in config.teachers)
+    always = tuple(replace(spec, rate=1.0, at=0) for spec in config.teachers)
     others = [size for size in setup.grids if size != config.size]
     share = 0 if config.losses.spatial == "mse" else -(-KEPT // (steps * slices))
     with Progress("calibrate", total=steps, samples=config.batch) as progress:

@@ -10,6 +10,7 @@ from zoo.train.ranges import (
     BATCH,
     CHANCE,
     COUNT,
+    MOST_PIXELS,
     NOT_NEGATIVE,
     PIXELS,
     PROPER_SHARE,
@@ -41,6 +42,8 @@ class TeacherSpec:
     """Look at each step's student size, scaled so that both grids agree, not at its own size."""
     mosaic: Annotated[int, between(1, 64)] = 1
     """Images along a side of the teacher's canvas, each in a tile of it; 1 for the whole canvas."""
+    at: Annotated[int, between(0, MOST_PIXELS, "any")] = 0
+    """Side of the student's images in the steps that the teacher is sampled in."""
 
     def __post_init__(self):
         TeacherName.parse(self.name)
@@ -52,18 +55,18 @@ class TeacherSpec:
 
     @classmethod
     def parse(cls, text: str) -> "TeacherSpec":
-        """Read `name[,summary=0.5][,spatial=2][,rate=0.5][,follow=1][,mosaic=4]`."""
+        """Read `name[,summary=0.5][,spatial=2][,rate=0.5][,follow=1][,mosaic=4][,at=432]`."""
         name, *options = text.split(",")
         numbers: dict[str, Any] = {}
         for option in options:
             key, _, value = option.partition("=")
-            if key not in ("summary", "spatial", "rate", "follow", "mosaic"):
+            if key not in ("summary", "spatial", "rate", "follow", "mosaic", "at"):
                 raise ValueError(
                     f"{option!r} in {text!r}: a teacher's options are summary=, spatial=, rate=, "
-                    "follow=, mosaic=."
+                    "follow=, mosaic=, at=."
                 )
             try:
-                numbers[key] = int(value) if key == "mosaic" else float(value)
+                numbers[key] = int(value) if key in ("mosaic", "at") else float(value)
             except ValueError:
                 raise ValueError(f"{option!r} in {text!r} needs a number.") from None
         follow = numbers.pop("follow", 0.0)
@@ -77,6 +80,7 @@ class TeacherSpec:
         for key in ("summary", "spatial", "rate", "mosaic"):
             if getattr(self, key) != 1:
                 text += f",{key}={getattr(self, key):g}"
+        text += f",at={self.at}" if self.at else ""
         return f"{text},follow=1" if self.follow else text
 
 
@@ -210,6 +214,12 @@ class Distill(Training):
             raise ValueError(f"sizes are {self.sizes}; give different numbers of pixels.")
         if self.batches:
             self._check_batches()
+        for spec in self.teachers:
+            if spec.at and spec.at not in (self.sizes or (self.size,)):
+                raise ValueError(
+                    f"The teacher {spec.name} is sampled at {spec.at} px, and the student is at "
+                    f"{', '.join(map(str, self.sizes or (self.size,)))}."
+                )
         others = len({*self.sizes} - {self.size})
         if others > self.calibration:
             raise ValueError(

@@ -88,14 +88,15 @@ def drawn_size(plan: Plan, step: int, config: Distill) -> int:
 
 
 def drawn_teachers(plan: Plan, step: int, config: Distill) -> frozenset[str] | None:
-    """Draw the teachers of `step`, each by itself with the chance of its rate."""
-    if all(spec.rate == 1 for spec in config.teachers):
+    """Draw the teachers of `step`: those of its size, each with the chance of its rate."""
+    if all(spec.rate == 1 and not spec.at for spec in config.teachers):
         return None
-    chances = {
-        label: mix(plan.seed, SAMPLED, step, i) / 2**63 for i, label in enumerate(config.labels)
-    }
-    rates = {label: s.rate for label, s in zip(config.labels, config.teachers, strict=True)}
-    return frozenset(label for label in rates if chances[label] < rates[label])
+    size = drawn_size(plan, step, config)
+    return frozenset(
+        label
+        for i, (label, spec) in enumerate(zip(config.labels, config.teachers, strict=True))
+        if spec.at in (0, size) and mix(plan.seed, SAMPLED, step, i) / 2**63 < spec.rate
+    )
 
 
 def plan_step(

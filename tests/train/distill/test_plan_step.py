@@ -88,6 +88,17 @@ def test_a_teacher_is_sampled_at_its_rate_and_the_others_always():
     assert drawn_teachers(PLAN, 0, always) is None
 
 
+def test_a_teacher_of_one_size_is_sampled_in_the_steps_of_that_size():
+    colour = replace(RUN.teachers[0], at=96)
+    run = replace(RUN, teachers=(colour, RUN.teachers[1]))
+    for step in range(200):
+        at_96 = drawn_size(PLAN, step, run) == 96
+        assert ("colour" in drawn_teachers(PLAN, step, run)) == at_96
+    with pytest.raises(ValueError, match="is sampled at 32 px, and the student is at 64, 96, 128"):
+        replace(RUN, teachers=(replace(colour, at=32),))
+    assert TeacherSpec.parse(colour.describe()) == colour
+
+
 def test_a_teacher_that_is_not_sampled_is_not_called(teachers):
     steps = [step for step in range(40) if "edges" not in drawn_teachers(PLAN, step, RUN)]
     assert set(planned(PLAN, steps[0], 0, RUN, teachers).teachers(teachers)) == {"colour"}
