@@ -31,7 +31,7 @@ def distill_stages(stages: Stages, *, resume: bool = False) -> Run:
         run = distill(stages[""], resume=resume)
         build_report(run.path)
         return run
-    whole = Run(folder_of(stages))
+    run = whole = Run(folder_of(stages))
     if resume:
         refuse_other_settings(whole.path, stages)
     else:
