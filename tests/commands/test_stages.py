@@ -204,10 +204,11 @@ def test_a_stage_may_name_earlier_stages_alone(here):
 
 
 def test_options_are_for_all_stages_or_for_one():
-    words = "am_radio --data D --steps 7 --stage high --steps 9 --optim.lr 1e-4 --dry-run"
+    words = "am_radio --data D --steps 7 --stage high --steps 9 --out O --optim.lr 1e-4 --dry-run"
     asked = read_args(words.split())
     assert asked.args.dry_run
     low, high = asked.stages.values()
+    assert low.out == high.out == Path("O")
     assert (low.data, low.steps, low.optim.lr) == ("D", 7, 1e-3)
     assert (high.data, high.steps, high.optim.lr, high.start) == ("D", 9, 1e-4, Path("{low}"))
     for wrong, match in (
