@@ -151,7 +151,7 @@ def _read_object(path: Path, notes: list[str]) -> dict[str, Any]:
         return {}
     try:
         found = json.loads(path.read_text("utf-8", "replace"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         notes.append(f"{path.name} could not be read: {error}.")
         return {}
     if not isinstance(found, dict):
@@ -170,7 +170,10 @@ def _read_lines(path: Path, notes: list[str]) -> list[dict[str, Any]]:
             continue
         try:
             line = json.loads(text)
-        except ValueError:  # usually the last line of a run that was killed while writing it
+        except (
+            ValueError,
+            RecursionError,
+        ):  # usually the last line of a run that was killed while writing it
             line = None
         if isinstance(line, dict):
             found.append(line)

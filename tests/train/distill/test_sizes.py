@@ -1,5 +1,7 @@
 """A teacher that follows the student's size: many sizes, one network."""
 
+from functools import partial
+
 import pytest
 import timm
 import torch
@@ -124,6 +126,24 @@ def test_every_size_is_compiled():
     optimize_teachers({"t": following}, precision="auto", compiled=True, sample=lambda: None)
     blocks = [block for t in every_size(following) for block in t.network.blocks]
     assert blocks and all(block._compiled_call_impl is not None for block in blocks)
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_ten_sizes_take_the_memory_of_one_network_and_run_compiled():
+    name, opened = "timm:vit_small_patch16_dinov3/random", partial(open_teacher, device="cuda")
+    grids = {16 * cells: (cells, cells) for cells in range(6, 16)}
+    before = torch.cuda.memory_allocated()
+    following = match_student_size(name, opened, grids, 96)
+    batch = Batch(torch.rand(2, 3, 240, 240, device="cuda"))
+    exact = {size: at_size(following, size)(batch).spatial for size in grids}
+    kept = sum(x.numel() * x.element_size() for x in exact.values())
+    optimize_teachers({"t": following}, precision="bf16", compiled=True, sample=lambda: batch)
+    torch.cuda.synchronize()
+    weights = sum(p.numel() * p.element_size() for p in following.parameters())
+    assert torch.cuda.memory_allocated() - before < 1.2 * (weights + kept)
+    for size in grids:
+        ours = at_size(following, size)(batch).spatial.float()
+        assert (ours - exact[size]).square().mean() / exact[size].var() < 2e-3
 
 
 def test_a_mosaic_follows_with_its_tiles():
