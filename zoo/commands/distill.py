@@ -181,9 +181,10 @@ def train_arm(work: Work, run: Run, config: Distill, title: str) -> Forms:
     state = TrainState.of(student, config.optim, parts=dict(weighting=task.weighting))
     state.resume(run)
     if config.compile:
-        # static shapes for each size: one graph a size, not one that suits them all
+        # static shapes for each size and window: one graph each, not one that suits them all
+        graphs = len(config.sizes) * (1 + len(set(config.attention_windows)))
         limit = torch._dynamo.config.recompile_limit
-        torch._dynamo.config.recompile_limit = max(limit, 2 * len(config.sizes))
+        torch._dynamo.config.recompile_limit = max(limit, 2 * graphs)
         student.answer = torch.compile(student.answer, dynamic=False if config.sizes else None)
     train(
         task,
@@ -311,7 +312,9 @@ def export(work: Work) -> None:
 def keep_heads(student: Student, config: Distill) -> None:
     """Give a student on a frozen trunk the heads for other teachers that it had before."""
     earlier = earlier_student(config) if config.optim.freeze == "trunk" else None
-    for label, head in earlier.heads.items() if earlier else ():
+    if earlier is None:
+        return
+    for label, head in earlier.heads.items():
         if label not in student.heads:
             student.heads[label] = head.to(student.mean.device)
             student.tokens |= {label: earlier.tokens[label]} if label in earlier.tokens else {}
