@@ -7,18 +7,20 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 from rich.console import Console
-from torch import nn
+from torch import Tensor, nn
 
+from zoo.data.loader import eval_batches
 from zoo.data.plan import Plan
-from zoo.data.sources import Source
+from zoo.data.sources import Source, spread
 from zoo.data.views import View, Views, collate
 from zoo.features import Batch, Features
 from zoo.teachers.cache import Cache, CachedTeacher, CacheManifest, Stored
@@ -33,6 +35,8 @@ from zoo.train.run import Run
 
 SHARD_BYTES = 256 * 2**20
 PROBE_BYTES = 64 * 2**20
+REPORTS = 20
+"""Lines about the progress of a filling."""
 
 
 def holds(
@@ -149,15 +153,13 @@ def fill(
     cache: Cache,
     teachers: Mapping[str, Teacher],
     normalizers: Mapping[str, nn.Module],
-    source: Source,
-    view: View,
-    *,
-    batch: int,
-    workers: int,
-    device: torch.device,
+    batches: Callable[[range], Iterable[Batch]],
     autocast: Callable[[], AbstractContextManager],
 ) -> None:
     """Write the shards that are missing; what is there stays, so a stopped filling goes on.
+
+    Args:
+        batches: Returns the images at positions of the cache, in order.
 
     Raises:
         ValueError: the disk is too small.
@@ -166,29 +168,34 @@ def fill(
     if not missing:
         return
     check_room(cache)
-    plan = Plan(cache.manifest.images, batch, cache.manifest.seed, cache.manifest.views)
-    with Progress("fill the cache", total=len(missing), samples=cache.manifest.shard) as watch:
-        for done, number in enumerate(missing, 1):
+    total, done = sum(len(cache.positions_of(number)) for number in missing), 0
+    with Progress("store features", total=total) as progress:
+        for number in missing:
             found: dict[str, list[Features]] = {label: [] for label in teachers}
-            for images in _views(cache, number, plan, source, view, workers):
-                batch_of = Batch(images["images"], images["keys"]).to(device)
+            for batch in batches(cache.positions_of(number)):
                 for label, teacher in teachers.items():
                     with autocast():
-                        features = teacher(batch_of)
+                        features = teacher(batch)
                     found[label].append(_stored(features, normalizers.get(label)))
+                before, done = done, done + len(batch.images)
+                if done * REPORTS // total > before * REPORTS // total:
+                    progress.report(done, {})
             cache.write(number, {label: _joined(parts) for label, parts in found.items()})
-            watch.report(done, {})
 
 
-def _views(cache: Cache, number: int, plan: Plan, source: Source, view: View, workers: int):
+def stream(setup: Setup, positions: range) -> Iterator[Batch]:
+    """Yield the training views at positions of a run's stream."""
     from torch.utils.data import DataLoader
 
-    positions = np.array(cache.positions_of(number), dtype=np.int64)
-    items = list(zip(positions.tolist(), plan.indices_at(positions).tolist(), strict=True))
+    config = setup.config
+    plan = Plan(len(setup.train), config.batch, config.seed, config.view_epochs)
+    places = np.array(positions, dtype=np.int64)
+    items = list(zip(places.tolist(), plan.indices_at(places).tolist(), strict=True))
     blocks = [items[i : i + plan.batch] for i in range(0, len(items), plan.batch)]
-    return DataLoader(
-        Views(source, view, plan), batch_sampler=blocks, num_workers=workers, collate_fn=collate
-    )
+    views = Views(setup.train, setup.view, plan)
+    loader = DataLoader(views, batch_sampler=blocks, num_workers=config.workers, collate_fn=collate)
+    for part in loader:
+        yield Batch(part["images"], part["keys"]).to(setup.device)
 
 
 def _stored(features: Features, normalizer: nn.Module | None) -> Features:
@@ -234,38 +241,59 @@ def open_run_cache(run: Run, setup: Setup, normalizers: Mapping[str, Normalizers
         ValueError: the one that is there is stale.
     """
     config = setup.config
-    if config.cache is None:
+    if config.cache_folder is None:
         return None
+    return Cache.prepare(config.cache_folder, *_described(run, setup, setup.train, normalizers))
+
+
+def _described(
+    run: Run, setup: Setup, source: Source, normalizers: Mapping[str, Normalizers]
+) -> tuple[CacheManifest, dict[str, Tensor]]:
+    """Return what a cache of the images of `source` holds, and the transforms beside it."""
+    config = setup.config
     fingerprints = run.read_json("teachers.json")
     precision = teacher_precision(setup)
-    held = holds(config, setup.train, setup.view, setup.teachers, fingerprints, precision)
-    spaces = {
+    held = holds(config, source, setup.view, setup.teachers, fingerprints, precision)
+    return held, {
         f"{label}/{key}": value
         for label, normalizer in normalizers[config.normalise].items()
         for key, value in normalizer.state_dict().items()
     }
-    return Cache.prepare(config.cache, held, spaces)
 
 
 def fill_run_cache(cache: Cache, setup: Setup, normalizers: Normalizers) -> None:
     """Fill what is missing of a cache; what it costs and saves is printed beforehand."""
-    config = setup.config
     if not cache.missing():
         return
     live = seconds_an_image(setup)
     for line in break_even(cache.manifest, cache.path, live).describe():
         Console(stderr=True, highlight=False).print(line)
-    fill(
-        cache,
-        setup.teachers,
-        normalizers,
-        setup.train,
-        setup.view,
-        batch=config.batch,
-        workers=config.workers,
-        device=setup.device,
-        autocast=setup.autocast,
-    )
+    fill(cache, setup.teachers, normalizers, partial(stream, setup), setup.autocast)
+
+
+def stored_held_out(
+    run: Run, setup: Setup, normalizers: Mapping[str, Normalizers]
+) -> dict[str, CachedTeacher]:
+    """Return what the teachers answer for the held-out images; a folder in the cache keeps it.
+
+    Raises:
+        ValueError: the one that is there is stale.
+    """
+    config = setup.config
+    assert config.cache_folder is not None
+    source, view = spread(setup.val, config.eval_images), View(size=setup.view.size)
+    held, spaces = _described(run, setup, source, normalizers)
+    held = dataclasses.replace(held, seed=0, views=1, view=dataclasses.asdict(view))
+    cache = Cache.prepare(config.cache_folder / f"held_out_{held.data}", held, spaces)
+
+    def batches(positions: range) -> Iterator[Batch]:
+        ends = dict(start=positions.start, limit=positions.stop, workers=config.workers)
+        for batch in eval_batches(source, view.size, config.batch, **ends):
+            yield batch.to(setup.device)
+
+    fill(cache, setup.teachers, normalizers[config.normalise], batches, setup.autocast)
+    places = {source.key(index): index for index in range(len(source))}
+    return {label: CachedTeacher(cache, label, raw=True, places=places) for label in held.teachers}
 
 
 @torch.no_grad()

@@ -16,7 +16,7 @@ import zoo
 from zoo.data.feed import ImageFeed
 from zoo.data.loader import eval_batches
 from zoo.data.plan import Plan
-from zoo.data.sources import Subset
+from zoo.data.sources import Subset, spread
 from zoo.eval.extract import extract
 from zoo.eval.fidelity import fidelity
 from zoo.eval.knn import knn
@@ -28,7 +28,12 @@ from zoo.students.student import Student
 from zoo.teachers.cache import Cache
 from zoo.teachers.teacher import Teacher
 from zoo.train.device import machine
-from zoo.train.distill.caching import fill_run_cache, from_cache, open_run_cache
+from zoo.train.distill.caching import (
+    fill_run_cache,
+    from_cache,
+    open_run_cache,
+    stored_held_out,
+)
 from zoo.train.distill.calibrate import (
     BaselineLosses,
     Normalizers,
@@ -115,6 +120,8 @@ def fill_cache(work: Work) -> None:
         spaces = {f"{kind}/{key}": value for key, value in work.cache.spaces().items()}
         work.normalizers[kind] = read_normalizers(spaces, kind, work.setup)
         fill_run_cache(work.cache, work.setup, work.normalizers[kind])
+        stored = stored_held_out(work.run, work.setup, work.normalizers)
+        work.setup = replace(work.setup, stored=stored)
 
 
 def begin(work: Work) -> None:
@@ -186,7 +193,7 @@ def log_evaluation(
     student.eval()
     shown = folded(student, normalizers)
     with setup.autocast():
-        values = dict(fidelity(shown, setup.teachers, held_out(setup)))
+        values = dict(fidelity(shown, setup.stored or setup.teachers, held_out(setup)))
     values |= dict(probe(shown.features, setup))
     student.train(training)
     run.log("eval", step, dict(arm=arm, **values))
@@ -195,7 +202,8 @@ def log_evaluation(
 def held_out(setup: Setup) -> Iterator[Batch]:
     """Return the held-out images that teachers and students are compared on."""
     config = setup.config
-    for batch in eval_batches(setup.val, setup.view.size, config.batch, limit=config.eval_images):
+    few = spread(setup.val, config.eval_images)
+    for batch in eval_batches(few, setup.view.size, config.batch):
         yield batch.to(setup.device)
 
 
@@ -210,7 +218,7 @@ def probe(features: Callable[[Batch], Features], setup: Setup) -> Iterator[tuple
                 features,
                 (
                     batch.to(setup.device)
-                    for batch in eval_batches(source, size, 64, limit=setup.config.probe_images)
+                    for batch in eval_batches(spread(source, setup.config.probe_images), size, 64)
                 ),
             )
             for source in setup.labelled
