@@ -71,18 +71,21 @@ ARROWS: dict[str, tuple[str, ...]] = {
         "zoo.layers", "zoo.features", "zoo.weights", "zoo.build", "zoo.adaptors",
         "zoo.radio_weights", "zoo.licence",
     ),
+    "zoo.language": ("zoo.language",),
     "zoo.data": ("zoo.data", "zoo.features", "zoo.files"),
+    "zoo.data.text": ("zoo.data", "zoo.files", "zoo.language"),
     "zoo.teachers": (
         "zoo.teachers", "zoo.features", "zoo.weights", "zoo.wheels", "zoo.files", "zoo.kernels",
     ),
     "zoo.teachers.from_zoo": ("zoo.teachers", ROOT_ONLY),
+    "zoo.teachers.from_language": ("zoo.language",),
     "zoo.students": ("zoo.students", *MODELS),
     "zoo.train": (*CORE, "zoo.data", "zoo.files"),
     "zoo.train.cost": (),
     "zoo.train.pretext": (*CORE, "zoo.data", "zoo.features", "zoo.files", "zoo.teachers"),
     "zoo.train.distill": (
         "zoo.train.distill", *CORE, "zoo.data", "zoo.students", "zoo.teachers", "zoo.features",
-        "zoo.files", "zoo.compiled_blocks", "zoo.train.pretext", ROOT_ONLY,
+        "zoo.files", "zoo.compiled_blocks", "zoo.train.pretext", "zoo.language", ROOT_ONLY,
     ),
     "zoo.eval": (
         "zoo.eval", *CORE, "zoo.data", "zoo.students", "zoo.teachers", *MODELS,
@@ -90,7 +93,7 @@ ARROWS: dict[str, tuple[str, ...]] = {
     ),
     "zoo.commands": (
         "zoo.commands", "zoo.experiments", "zoo.eval", "zoo.train", "zoo.data", "zoo.students",
-        "zoo.teachers", *MODELS, "zoo.convert", ROOT_ONLY,
+        "zoo.teachers", *MODELS, "zoo.convert", "zoo.language", ROOT_ONLY,
     ),
     "zoo.experiments": (
         "zoo.experiments", "zoo.eval", "zoo.train", "zoo.data", "zoo.students", "zoo.teachers",

@@ -105,6 +105,8 @@ class Training:
 
     kind: ClassVar[str]
     """The task's name, in the config.json of its runs."""
+    unit: ClassVar[str] = "img"
+    """What speed is counted in."""
     resumable: ClassVar[frozenset[str]] = frozenset(
         ("out", "device", "workers", "every", "compile")
     )
@@ -142,6 +144,11 @@ class Training:
             )
         if self.precision == "float64" and self.device in ("cuda", "mps"):
             raise ValueError("precision float64 is for tests on a CPU; give --device cpu with it.")
+
+    @property
+    def samples(self) -> float:
+        """What a step counts for, in `unit`, on average over the steps."""
+        return self.batch
 
     @property
     def num_slices(self) -> int:

@@ -51,7 +51,9 @@ def train(
         numbered(feed, state.step, config.steps), task.targets, device, precision, ahead=ahead
     )
     buffers = SliceBuffers(state.model) if config.num_slices > 1 else None
-    progress = Progress(title, total=config.steps, start=state.step, samples=config.batch)
+    progress = Progress(
+        title, total=config.steps, start=state.step, samples=config.samples, unit=config.unit
+    )
     skipped = SkipList(run, progress)
     with Interrupt() as interrupt, progress, tensor_cores(device):
         while state.step < config.steps:
@@ -177,7 +179,7 @@ def write_log(state: TrainState, config: Training, run: Run, progress: Progress)
     rate = learning_rate(state.step - 1, config.steps, config.optim)
     run.log("train", state.step, dict(values, lr=rate))
     shown = {name: value for name, value in values.items() if name != "grad_norm"}
-    run.log_speed(state.step, *progress.report(state.step, shown))
+    run.log_speed(state.step, *progress.report(state.step, shown), unit=config.unit)
 
 
 class SkipList:

@@ -14,12 +14,14 @@ class Progress:
     Args:
         total: Steps of the run.
         start: Steps that an earlier part of the run has done.
-        samples: Samples a step.
+        samples: Samples a step, in `unit`.
     """
 
-    def __init__(self, title: str, *, total: int, start: int = 0, samples: int = 1):
+    def __init__(
+        self, title: str, *, total: int, start: int = 0, samples: float = 1, unit: str = "img"
+    ):
         self.console = Console(stderr=True, highlight=False)
-        self.title, self.total, self.samples = title, total, samples
+        self.title, self.total, self.samples, self.unit = title, total, samples, unit
         self._step, self._time = start, time.perf_counter()
         self._bar = bars.Progress(
             bars.TextColumn("[bold]{task.description}"),
@@ -46,7 +48,7 @@ class Progress:
         rate = (step - self._step) * self.samples / seconds
         steps = step - self._step
         self._step, self._time = step, now
-        text = f"{rate:.0f} img/s  " + "  ".join(f"{k} {v:.3g}" for k, v in values.items())
+        text = f"{rate:.0f} {self.unit}/s  " + "  ".join(f"{k} {v:.3g}" for k, v in values.items())
         self._bar.update(self._task, completed=step, text=text)
         if not self.console.is_terminal:
             left = (self.total - step) * seconds / max(steps, 1)

@@ -127,9 +127,9 @@ class Run:
                 if isinstance(value, (int, float)):
                     self._board.add_scalar(f"{prefix}/{name}", value, step)
 
-    def log_speed(self, step: int, images_per_second: float, seconds: float) -> None:
+    def log_speed(self, step: int, rate: float, seconds: float, *, unit: str = "img") -> None:
         """Append a speed to `timing.jsonl`."""
-        values = dict(step=step, img_s=round(images_per_second, 1), seconds=round(seconds, 3))
+        values = {"step": step, f"{unit}_s": round(rate, 1), "seconds": round(seconds, 3)}
         self._append("timing.jsonl", values)
 
     def _append(self, name: str, values: Mapping[str, Any]) -> None:

@@ -201,8 +201,8 @@ def checkpoint_filter_fn(state: Mapping[str, Any], model: Hierarchy) -> dict[str
     ours = unwrapped(state) if published is None else model.translate(published)
     found = {key: value for key, value in ours.items() if not key.startswith("head.")}
     # no shapes: timm adapts the stem to other channels, and refuses the others itself
-    wanted = {
-        k: found.get(k, v) for k, v in model.state_dict().items() if not k.startswith("head.")
-    }
+    own: dict[str, Tensor] = model.state_dict()
+    wanted = own | {key: found[key] for key in found if key in own}
+    wanted = {key: value for key, value in wanted.items() if not key.startswith("head.")}
     check_keys(found, wanted, hint=HINT, optional=r"\.num_batches_tracked$")
     return ours

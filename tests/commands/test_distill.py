@@ -176,6 +176,7 @@ def everything(here, **changes) -> Distill:
         student="test_vit",
         student_options=("init_values=0.5",),
         sizes=(64, 96),
+        batches=(8, 4),
         spectral=True,
         losses=Losses(
             summary="angle", weighting="uncertainty", teacher_drop=0.3, shift=1, mesa=0.5
@@ -270,6 +271,10 @@ def test_what_the_student_or_a_teacher_cannot_do_is_refused_before_any_work(here
         ("cannot look at 70 px", dict(sizes=(64, 70))),
         ("is not of the form key=value", dict(student_options=("window",))),
         ("refuses its options", dict(student_options=("windows=3",))),
+        (
+            r"zca divides by .* 8 rows of colours \(--calibration 1, 4 cells .*at least 16 rows",
+            dict(student="test_vit", size=32, batch=2, calibration=1, compare=("zca",)),
+        ),
         ("losses.shift 3 would leave", dict(losses=Losses(shift=3))),
     ):
         with pytest.raises(ValueError, match=match):

@@ -3,6 +3,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from zoo.data.feed import PlanFeed
+from zoo.data.loader import PlanSampler
 from zoo.data.plan import Plan, mix, shuffled
 
 
@@ -57,3 +59,32 @@ def test_stored_views_repeat_with_their_random_numbers():
     assert plan.draws(3).random() == plan.draws(23).random() == endless.draws(3).random()
     assert first.tolist() == [i for step in range(5) for i in endless.indices(step)]
     assert plan.indices_at(np.array([23, 7])).tolist() == first[[3, 7]].tolist()
+
+
+def test_an_array_is_hashed_number_by_number():
+    numbers = np.arange(-3, 40, 7)
+    assert mix(5, numbers, 2).tolist() == [mix(5, int(n), 2) for n in numbers]
+
+
+def test_a_step_takes_as_many_images_as_its_kind_has_and_none_twice():
+    plan, full = Plan(1000, 8, 5, batches=(8, 2)), Plan(1000, 8, 5)
+    taken = [plan.positions(step).tolist() for step in range(60)]
+    for step, positions in enumerate(taken):
+        assert positions == full.positions(step).tolist()[: (8, 2)[plan.kind(step, 2)]]
+        assert plan.count(step) == len(positions) == len(plan.indices(step))
+    assert 20 < sum(len(positions) == 2 for positions in taken) < 40
+
+
+@pytest.mark.parametrize("num_slices", [1, 2])
+def test_slices_share_out_what_a_step_takes_and_losses_are_divided_by_it(num_slices):
+    plan = Plan(1000, 8, 5, batches=(8, 2))
+    sampler = PlanSampler(plan, 3, 9, num_slices, range(num_slices))
+    parts = list(sampler)
+    assert len(parts) == len(sampler) == 6 * num_slices
+    feed = PlanFeed()
+    feed.plan = plan
+    for step in range(3, 9):
+        here = parts[(step - 3) * num_slices :][:num_slices]
+        assert len({len(part) for part in here}) == 1
+        assert [position for part in here for position, _ in part] == plan.positions(step).tolist()
+        assert feed.counts(step)["any"] == sum(map(len, here))

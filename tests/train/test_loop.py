@@ -13,6 +13,7 @@ from zoo.data.plan import Plan
 from zoo.features import Batch, Features
 from zoo.students.build import build_student
 from zoo.train.config import Optim
+from zoo.train.distill.calibrate import Calibration
 from zoo.train.distill.config import Distill, Losses, TeacherSpec
 from zoo.train.distill.phi_s import Normalizer
 from zoo.train.distill.plan_step import drawn_teachers, grids_of
@@ -85,9 +86,8 @@ def steps(device: str, config: Distill, count: int = 4) -> TrainState:
     teachers = {label: Striped(label) for label in WIDTHS}
     normalizers = {label: Normalizer("phi_s", pair[1]).to(device) for label, pair in WIDTHS.items()}
     plan = Plan(64, 8, seed=3)
-    task = DistillTask.of(
-        config, student, plan, teachers, normalizers, baseline_losses, grids_of(config)
-    )
+    calibration = Calibration(normalizers, baseline_losses, gains={})
+    task = DistillTask.of(config, student, plan, teachers, calibration, grids_of(config))
     state = TrainState.of(student, config.optim, parts=dict(weighting=task.weighting))
     autocast = partial(torch.autocast, device, torch.bfloat16, enabled=device == "cuda")
     counts, sampled = defaultdict(lambda: 8), set()

@@ -8,13 +8,13 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from rich.console import Console
 from torch import Tensor, nn
 
@@ -25,7 +25,7 @@ from zoo.data.views import View, Views, collate
 from zoo.features import Batch, Features
 from zoo.teachers.cache import Cache, CachedTeacher, CacheManifest, Stored
 from zoo.teachers.teacher import Teacher
-from zoo.train.distill.calibrate import Normalizers
+from zoo.train.distill.calibrate import Normalizers, read_normalizers
 from zoo.train.distill.config import Distill
 from zoo.train.distill.phi_s import Normalizer
 from zoo.train.distill.setup import Setup
@@ -149,13 +149,7 @@ def check_room(cache: Cache) -> None:
 
 
 @torch.no_grad()
-def fill(
-    cache: Cache,
-    teachers: Mapping[str, Teacher],
-    normalizers: Mapping[str, nn.Module],
-    batches: Callable[[range], Iterable[Batch]],
-    autocast: Callable[[], AbstractContextManager],
-) -> None:
+def fill(cache: Cache, setup: Setup, batches: Callable[[range], Iterable[Batch]]) -> None:
     """Write the shards that are missing; what is there stays, so a stopped filling goes on.
 
     Args:
@@ -168,13 +162,14 @@ def fill(
     if not missing:
         return
     check_room(cache)
+    normalizers = _stored_normalizers(cache, setup)
     total, done = sum(len(cache.positions_of(number)) for number in missing), 0
     with Progress("store features", total=total) as progress:
         for number in missing:
-            found: dict[str, list[Features]] = {label: [] for label in teachers}
+            found: dict[str, list[Features]] = {label: [] for label in setup.teachers}
             for batch in batches(cache.positions_of(number)):
-                for label, teacher in teachers.items():
-                    with autocast():
+                for label, teacher in setup.teachers.items():
+                    with setup.autocast():
                         features = teacher(batch)
                     found[label].append(_stored(features, normalizers.get(label)))
                 before, done = done, done + len(batch.images)
@@ -213,29 +208,42 @@ def _joined(parts: list[Features]) -> Features:
     return Features(torch.cat(summaries) if summaries else None, torch.cat(maps) if maps else None)
 
 
-class Rescale(nn.Module):
-    """From one normalizer's scale to another's: a cache's maps for a student of another kind."""
+class Rescale(Normalizer):
+    """A normalizer of maps that come on a cache's scale, which another student may have chosen."""
 
     def __init__(self, stored: Normalizer, wanted: Normalizer):
-        super().__init__()
-        self.stored, self.wanted = stored, wanted
+        super().__init__(wanted.kind, wanted.dim)
+        self.to(wanted.mean).load_state_dict(wanted.state_dict())
+        self.stored, theirs = stored, stored.state_dict()
+        self.same = stored.kind == wanted.kind and all(
+            value.equal(theirs[key]) for key, value in wanted.state_dict().items()
+        )
 
-    def forward(self, z):
-        return self.wanted(self.stored.inverse(z))
+    def forward(self, x: Float[Tensor, "*B C"]) -> Float[Tensor, "*B C"]:
+        return x if self.same else super().forward(self.stored.inverse(x))
 
 
 def from_cache(
-    cache: Cache, stored: Mapping[str, Normalizer], wanted: Mapping[str, Normalizer], kind: str
-) -> tuple[dict[str, CachedTeacher], dict[str, nn.Module]]:
+    cache: Cache, wanted: Normalizers, setup: Setup
+) -> tuple[dict[str, CachedTeacher], Normalizers]:
     """Return teachers that read, and what brings their maps to the scale of a student's arm."""
+    stored = _stored_normalizers(cache, setup)
     teachers = {label: CachedTeacher(cache, label) for label in cache.manifest.teachers}
-    if kind == cache.manifest.normalise:
-        return teachers, {label: nn.Identity() for label in wanted}
     return teachers, {n: Rescale(stored[n], normalizer) for n, normalizer in wanted.items()}
 
 
-def open_run_cache(run: Run, setup: Setup, normalizers: Mapping[str, Normalizers]) -> Cache | None:
+def _stored_normalizers(cache: Cache, setup: Setup) -> Normalizers:
+    kind = cache.manifest.normalise
+    tensors = {f"{kind}/{key}": value for key, value in cache.spaces().items()}
+    return read_normalizers(tensors, kind, setup)
+
+
+def open_run_cache(run: Run, setup: Setup, normalizers: Normalizers) -> Cache | None:
     """Open or make the feature cache that the config asks for.
+
+    Args:
+        normalizers: Of the config's own kind; they fix the scale of a new cache. One that is there
+            keeps its own, whatever grid it was made for.
 
     Raises:
         ValueError: the one that is there is stale.
@@ -247,7 +255,7 @@ def open_run_cache(run: Run, setup: Setup, normalizers: Mapping[str, Normalizers
 
 
 def _described(
-    run: Run, setup: Setup, source: Source, normalizers: Mapping[str, Normalizers]
+    run: Run, setup: Setup, source: Source, normalizers: Normalizers
 ) -> tuple[CacheManifest, dict[str, Tensor]]:
     """Return what a cache of the images of `source` holds, and the transforms beside it."""
     config = setup.config
@@ -256,24 +264,22 @@ def _described(
     held = holds(config, source, setup.view, setup.teachers, fingerprints, precision)
     return held, {
         f"{label}/{key}": value
-        for label, normalizer in normalizers[config.normalise].items()
+        for label, normalizer in normalizers.items()
         for key, value in normalizer.state_dict().items()
     }
 
 
-def fill_run_cache(cache: Cache, setup: Setup, normalizers: Normalizers) -> None:
+def fill_run_cache(cache: Cache, setup: Setup) -> None:
     """Fill what is missing of a cache; what it costs and saves is printed beforehand."""
     if not cache.missing():
         return
     live = seconds_an_image(setup)
     for line in break_even(cache.manifest, cache.path, live).describe():
         Console(stderr=True, highlight=False).print(line)
-    fill(cache, setup.teachers, normalizers, partial(stream, setup), setup.autocast)
+    fill(cache, setup, partial(stream, setup))
 
 
-def stored_held_out(
-    run: Run, setup: Setup, normalizers: Mapping[str, Normalizers]
-) -> dict[str, CachedTeacher]:
+def stored_held_out(run: Run, setup: Setup, normalizers: Normalizers) -> dict[str, CachedTeacher]:
     """Return what the teachers answer for the held-out images; a folder in the cache keeps it.
 
     Raises:
@@ -286,12 +292,13 @@ def stored_held_out(
     held = dataclasses.replace(held, seed=0, views=1, view=dataclasses.asdict(view))
     cache = Cache.prepare(config.cache_folder / f"held_out_{held.data}", held, spaces)
 
-    def batches(positions: range) -> Iterator[Batch]:
-        ends = dict(start=positions.start, limit=positions.stop, workers=config.workers)
-        for batch in eval_batches(source, view.size, config.batch, **ends):
+    def batches(part: range) -> Iterator[Batch]:
+        for batch in eval_batches(
+            source, view.size, config.batch, start=part.start, limit=part.stop
+        ):
             yield batch.to(setup.device)
 
-    fill(cache, setup.teachers, normalizers[config.normalise], batches, setup.autocast)
+    fill(cache, setup, batches)
     places = {source.key(index): index for index in range(len(source))}
     return {label: CachedTeacher(cache, label, raw=True, places=places) for label in held.teachers}
 

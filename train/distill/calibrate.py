@@ -1,8 +1,17 @@
-"""One pass before step 0: the teachers' statistics, which fix the space of every target."""
+"""One pass before step 0: the teachers' statistics, which fix the space of every target.
+
+They are taken on the grid on which a loss compares student and teacher, since averaging a fine map
+to a coarse grid takes variance away. A head has one output space, so each teacher has one
+transform, fitted at the run's own size (`Distill.size`), the one that is evaluated and exported. At
+another size of `Distill.sizes` both sides of the comparison are multiplied by one number, the gain,
+with which a target varies as much as at the run's own size.
+"""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
+import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -14,155 +23,230 @@ from zoo.files import save_whole
 from zoo.train.device import in_precision
 from zoo.train.distill.losses import dispersion
 from zoo.train.distill.phi_s import Moments, Normalizer, fit
-from zoo.train.distill.plan_step import drawn_size
+from zoo.train.distill.plan_step import StepPlan, plan_step
 from zoo.train.distill.setup import Setup
-from zoo.train.distill.sizes import at_size
 from zoo.train.distill.step import full_precision
 from zoo.train.progress import Progress
 from zoo.train.run import Run
 
+Normalizers = Mapping[str, Normalizer]
+"""The transform of each teacher's map, by label; teachers without a map have none."""
+
+BaselineLosses = Mapping[str, float]
+"""What a constant guess would lose, by the name of the loss: `label/summary`, `label/spatial`."""
+
+Gains = Mapping[tuple[str, int], float]
+"""What both maps are multiplied by, for each teacher and each size of the student but its own."""
+
+LEAST_BASELINE = 1e-10
+"""Radians squared, or variance on the scale of the normalizer."""
+
 
 @dataclass
 class Statistics:
-    """What one pass over the teachers found, by label."""
+    """What the teachers answered, as the losses see it."""
 
-    moments: dict[str, Moments] = field(default_factory=dict)
-    """Of the spatial tokens."""
-    dispersions: dict[str, Tensor] = field(default_factory=dict)
-    """Of the summaries: float64 scalars, in radians squared."""
+    moments: dict[tuple[str, int], Moments] = field(default_factory=dict)
+    """Of the maps' tokens on the compared grid, by label and by the student's size."""
+    summaries: dict[str, list[Tensor]] = field(default_factory=dict)
+    finite: dict[str, Tensor] = field(default_factory=dict)
 
-    def baseline_losses(self, normalizers: Mapping[str, Normalizer]) -> dict[str, Tensor]:
+    def add(self, label: str, size: int, features: Features) -> None:
+        """Take in what a teacher answered to one batch.
+
+        Args:
+            size: Of the student, in pixels.
+            features: The map on the grid that is compared.
+        """
+        for part in (p for p in features if p is not None):
+            good = part.isfinite().all()
+            self.finite[label] = self.finite[label] & good if label in self.finite else good
+        if features.spatial is not None:
+            tokens = features.spatial.flatten(0, 2)
+            if (label, size) not in self.moments:
+                self.moments[label, size] = Moments(tokens.shape[-1], device=tokens.device)
+            self.moments[label, size].update(tokens)
+        if features.summary is not None:
+            self.summaries.setdefault(label, []).append(features.summary.cpu())
+
+    def refuse_nan(self, step: int) -> None:
+        """Refuse teachers that gave a value that is not finite.
+
+        Raises:
+            ValueError: there is such a teacher.
+        """
+        broken = [label for label, good in self.finite.items() if not good]
+        if broken:
+            raise ValueError(
+                f"The teacher {', '.join(broken)} gave NaN or infinite features within {step} "
+                "batches of calibration. Check its weights, or run it with --precision float32."
+            )
+
+    def baseline_losses(self, normalizers: Normalizers, size: int) -> dict[str, Tensor]:
         """Return what a constant guess would lose, by the names of the losses.
 
-        For a map it is the mean variance of the channels in the space of its normalizer.
+        For a map it is the mean variance of the channels in the space of its normalizer, at every
+        size once the gains are applied.
+
+        Args:
+            size: The run's own.
         """
-        found = {f"{name}/summary": value for name, value in self.dispersions.items()}
-        for name, normalizer in normalizers.items():
-            covariance = self.moments[name].covariance()
-            weight = normalizer.weight.to(covariance)
-            if normalizer.matrix is None:
-                found[f"{name}/spatial"] = (weight.square() * covariance.diagonal()).mean()
-            else:
-                found[f"{name}/spatial"] = ((weight @ covariance) * weight).sum(1).mean()
+        found = {
+            f"{label}/summary": dispersion(torch.cat(y)) for label, y in self.summaries.items()
+        }
+        for label, normalizer in normalizers.items():
+            found[f"{label}/spatial"] = _variance(self.moments[label, size], normalizer)
         return found
+
+    def gains(self, normalizers: Normalizers, size: int) -> dict[tuple[str, int], Tensor]:
+        """Return what gives each teacher's targets the same variance at all sizes.
+
+        Args:
+            size: The run's own.
+
+        Raises:
+            ValueError: nothing of a map is left on the grid of some size.
+        """
+        found = {}
+        for (label, other), moments in self.moments.items():
+            if other == size:
+                continue
+            normalizer = normalizers[label]
+            own, left = (_variance(m, normalizer) for m in (self.moments[label, size], moments))
+            if left <= LEAST_BASELINE * own:
+                raise ValueError(
+                    f"The map of {label} is all but the same for every image where it is compared "
+                    f"with a student at {other} px; leave that size out of --sizes."
+                )
+            found[label, other] = (own / left).sqrt()
+        return found
+
+
+def _variance(moments: Moments, normalizer: Normalizer) -> Tensor:
+    """Return the mean variance of the channels in the space of a normalizer."""
+    covariance = moments.covariance()
+    weight = normalizer.weight.to(covariance)
+    if normalizer.matrix is None:
+        return (weight.square() * covariance.diagonal()).mean()
+    return ((weight @ covariance) * weight).sum(1).mean()
 
 
 @torch.no_grad()
 def calibrate(setup: Setup) -> Statistics:
     """Measure the teachers over `config.calibration` batches.
 
-    The batches are drawn from the training views, by a plan of their own, at the sizes of the
-    training steps. Summaries are kept until the end, because the mean direction that they are
-    held against is known only then.
+    The batches are drawn from the training views, by a plan of their own. Each is measured as a
+    step of the run would compare it, shifts included: at the run's own size, and at one of its
+    other sizes in turn. Summaries are kept until the end, because the mean direction that they
+    are held against is known only then.
 
     Raises:
         ValueError: a teacher gives a value that is not finite.
     """
     config = setup.config
-    device = setup.device
     plan = Plan(len(setup.train), config.batch, mix(config.seed, 3))
-    feed = ImageFeed(setup.train, setup.view, plan, device, config.num_slices, (), config.workers)
-    measured = _Measured(device)
-    steps, slices = config.calibration, len(feed.slices)
+    feed = ImageFeed(
+        setup.train, setup.view, plan, setup.device, config.num_slices, (), config.workers
+    )
+    measured, steps, slices = Statistics(), config.calibration, len(feed.slices)
+    always = tuple(replace(spec, rate=1.0) for spec in config.teachers)
+    others = [size for size in setup.grids if size != config.size]
     with Progress("calibrate", total=steps, samples=config.batch) as progress:
         for number, batch in enumerate(feed.batches(0, steps)):
             step, rest = 1 + number // slices, (number + 1) % slices
-            size = drawn_size(plan, step, config)
-            for name, teacher in setup.teachers.items():
-                with setup.autocast():
-                    features = at_size(teacher, size)(batch)
-                measured.add(name, features)
+            in_turn = others and [others[(step - 1) % len(others)]]
+            for size in (config.size, *in_turn):
+                asked = replace(config, sizes=(size,), batches=(), teachers=always)
+                here = np.array(batch.positions)
+                planned = plan_step(plan, step, here, asked, setup.teachers, setup.grids)
+                for label, teacher in planned.teachers(setup.teachers).items():
+                    with setup.autocast():
+                        features = teacher(batch)
+                    measured.add(label, size, _compared(features, label, planned, setup))
             for name in feed.skipped():
                 progress.print(f"skipped an unreadable image: {name}")
             if rest:
                 continue
             if step == 1 or step == steps:
-                _refuse_nan(measured.finite, step)
+                measured.refuse_nan(step)
             if step % config.every.log == 0 or step == steps:
                 progress.report(step, {})
-    return measured.statistics()
+    return measured
 
 
-class _Measured:
-    """What the teachers answered so far, by label."""
+def _compared(features: Features, label: str, planned: StepPlan, setup: Setup) -> Features:
+    """Return a teacher's answer as the losses see it: its map on the grid that is compared.
 
-    def __init__(self, device: torch.device):
-        self.device = device
-        self.moments: dict[str, Moments] = {}
-        self.summaries: dict[str, list[Tensor]] = {}
-        self.finite: dict[str, Tensor] = {}
-
-    def add(self, name: str, features: Features) -> None:
-        for part in (p for p in features if p is not None):
-            good = part.isfinite().all()
-            self.finite[name] = self.finite[name] & good if name in self.finite else good
-        if features.spatial is not None:
-            tokens = full_precision(features.spatial.flatten(0, 2))
-            if name not in self.moments:
-                self.moments[name] = Moments(tokens.shape[-1], device=self.device)
-            self.moments[name].update(tokens)
-        if features.summary is not None:
-            self.summaries.setdefault(name, []).append(features.summary.cpu())
-
-    def statistics(self) -> Statistics:
-        angles = {name: dispersion(torch.cat(y)) for name, y in self.summaries.items()}
-        return Statistics(self.moments, angles)
+    Of sizes beside the run's own only the map is measured, since a summary has no grid.
+    """
+    summary, spatial = features
+    if planned.size != setup.config.size:
+        summary = None
+    if spatial is not None:
+        spatial = full_precision(spatial)
+        rows, cols = (n * setup.config.heads.upsample for n in setup.grids[planned.size])
+        ours = spatial.new_zeros(1).expand(len(spatial), rows, cols, spatial.shape[-1])
+        spatial = planned.align(label)(ours, spatial)[1]
+    return Features(summary, spatial)
 
 
-def _refuse_nan(finite: Mapping[str, Tensor], step: int) -> None:
-    broken = [name for name, good in finite.items() if not good]
-    if broken:
-        raise ValueError(
-            f"The teacher {', '.join(broken)} gave NaN or infinite features within {step} batches "
-            "of calibration. Check its weights, or run it with --precision float32."
-        )
+class Calibration(NamedTuple):
+    """What calibration fixed, for one kind of normalisation."""
 
-
-Normalizers = Mapping[str, Normalizer]
-"""The transform of each teacher's map, by label; teachers without a map have none."""
-
-
-BaselineLosses = Mapping[str, float]
-"""What a constant guess would lose, by the name of the loss: `label/summary`, `label/spatial`."""
-
-
-LEAST_BASELINE = 1e-10
-"""Radians squared, or variance on the scale of the normalizer."""
+    normalizers: Normalizers
+    baseline_losses: BaselineLosses
+    gains: Gains
 
 
 FILE = "normalizers.safetensors"
 
 
-def fit_normalizers(
-    run: Run, setup: Setup
-) -> tuple[dict[str, Normalizers], dict[str, BaselineLosses]]:
-    """Return kind -> label -> normalizer, and kind -> loss -> baseline loss.
+def fit_normalizers(run: Run, setup: Setup) -> dict[str, Calibration]:
+    """Return what calibration fixed for each kind of the run, from its folder or by the pass.
 
-    From the run's folder, or by the calibration pass.
+    Raises:
+        ValueError: as `calibrate`; or the folder is of a version that measured on other grids.
     """
-    config = setup.config
-    kinds = (config.normalise, *config.compare)
-    path = run.path / FILE
-    before = run.path / "balances.safetensors"  # its former name
-    if before.is_file() and not path.is_file():
-        path = before
-    if not path.is_file():
-        found = calibrate(setup)
-        tensors = {}
-        for kind in kinds:
-            fitted = {name: fit(kind, moments) for name, moments in found.moments.items()}
-            for name, normalizer in fitted.items():
-                tensors |= {f"{kind}/{name}/{k}": v for k, v in normalizer.state_dict().items()}
-            baseline_losses = found.baseline_losses(fitted)
-            tensors |= {f"spread/{kind}/{name}": value for name, value in baseline_losses.items()}
-        # clones: the kinds share what they say of the summaries, and the format refuses that
-        tensors = {key: value.cpu().clone().contiguous() for key, value in tensors.items()}
+    kinds, path = (setup.config.normalise, *setup.config.compare), run.path / FILE
+    former = run.path / "balances.safetensors"
+    if not path.is_file() and not former.is_file():
+        tensors = _fitted(calibrate(setup), kinds, setup)
         save_whole(tensors, path, save_file)
-    tensors = load_file(path)
-    return (
-        {kind: read_normalizers(tensors, kind, setup) for kind in kinds},
-        {kind: _read_baseline_losses(tensors, kind, setup) for kind in kinds},
-    )
+    tensors = load_file(path) if path.is_file() else {}
+    if not any(key.startswith("grid/") for key in tensors):
+        raise ValueError(
+            f"The run in {run.path} was calibrated by an earlier version, on the teachers' own "
+            "grids instead of those that are compared, so its targets have another scale. Start a "
+            "new run with another --out, or finish this one with the version that began it."
+        )
+    return {kind: _read(tensors, kind, setup) for kind in kinds}
+
+
+def _fitted(found: Statistics, kinds: tuple[str, ...], setup: Setup) -> dict[str, Tensor]:
+    """Fit every kind, and return all that the run's folder keeps, by key."""
+    own = setup.config.size
+    tensors = {f"grid/{size}": torch.tensor(grid) for size, grid in setup.grids.items()}
+    for kind in kinds:
+        moments = {label: m for (label, size), m in found.moments.items() if size == own}
+        normalizers = {label: fit(kind, m) for label, m in moments.items()}
+        for label, normalizer in normalizers.items():
+            tensors |= {f"{kind}/{label}/{k}": v for k, v in normalizer.state_dict().items()}
+        baseline_losses = found.baseline_losses(normalizers, own)
+        tensors |= {f"spread/{kind}/{name}": value for name, value in baseline_losses.items()}
+        gains = found.gains(normalizers, own)
+        tensors |= {f"gain/{kind}/{n}/{size}": value for (n, size), value in gains.items()}
+    # clones: the kinds share what they say of the summaries, and the format refuses that
+    return {key: value.cpu().clone().contiguous() for key, value in tensors.items()}
+
+
+def _read(tensors: Mapping[str, Tensor], kind: str, setup: Setup) -> Calibration:
+    gains = {}
+    for key, value in tensors.items():
+        if key.startswith(f"gain/{kind}/"):
+            label, size = key.split("/")[2:]
+            gains[label, int(size)] = value.item()
+    normalizers = read_normalizers(tensors, kind, setup)
+    return Calibration(normalizers, _read_baseline_losses(tensors, kind, setup), gains)
 
 
 def _read_baseline_losses(tensors: Mapping[str, Tensor], kind: str, setup: Setup) -> BaselineLosses:

@@ -7,6 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from zoo.teachers.name import TeacherName
 from zoo.train.config import Augment, Training
 from zoo.train.ranges import (
+    BATCH,
     CHANCE,
     COUNT,
     NOT_NEGATIVE,
@@ -114,9 +115,10 @@ class Losses:
     teacher_drop: Annotated[float, CHANCE] = 0.0
     """Chance that an image leaves a teacher out; its worst teacher always stays (UNIC)."""
     shift: Annotated[int, at_least(0, "off")] = 0
-    """Largest shift, in student patches, between what student and teachers see (C-RADIOv4)."""
+    """Largest shift, in student patches, between what student and teachers see of an image."""
     mesa: Annotated[float, at_least(0, "off")] = 0.0
-    """Weight of the distance between the student's map and that of its average (C-RADIOv4)."""
+    """Weight of the distance between the student's map and that of its average (C-RADIOv4), which
+    sees the same crop without `shift`."""
 
     def __post_init__(self):
         check_ranges(self, "losses.")
@@ -157,6 +159,8 @@ class Distill(Training):
     """Side of the student's images in pixels, as it is evaluated and exported."""
     sizes: Annotated[tuple[int, ...], PIXELS] = ()
     """Sides of which each training step draws one; `size` alone by default."""
+    batches: Annotated[tuple[int, ...], BATCH] = ()
+    """Images a step for each of `sizes`, `batch` at most; by default `batch` for all of them."""
     out: Path = Path("runs/distill")
     """Folder of the run; it must not exist yet."""
     normalise: Normalise = "phi_s"
@@ -193,6 +197,14 @@ class Distill(Training):
         super().__post_init__()
         if len(set(self.sizes)) < len(self.sizes):
             raise ValueError(f"sizes are {self.sizes}; give different numbers of pixels.")
+        if self.batches:
+            self._check_batches()
+        others = len({*self.sizes} - {self.size})
+        if others > self.calibration:
+            raise ValueError(
+                f"calibration is {self.calibration} batches, and {others} sizes beside the run's "
+                f"own are measured in turn; give --calibration {others} or more."
+            )
         if self.start and self.pretrained:
             raise ValueError(
                 f"The student can start from {self.start} or be pretrained; leave out one of them."
@@ -224,6 +236,21 @@ class Distill(Training):
             )
         if self.normalise in self.compare:
             raise ValueError(f"compare repeats the run's own normalisation {self.normalise!r}.")
+
+    def _check_batches(self) -> None:
+        if len(self.batches) != len(self.sizes):
+            raise ValueError(
+                f"batches are {self.batches} for the sizes {self.sizes}; give one for each size."
+            )
+        if max(self.batches) > self.batch or any(n % self.num_slices for n in self.batches):
+            raise ValueError(
+                f"batches are {self.batches}; each is at most batch, which is {self.batch}, and "
+                f"splits into slices, which are {self.num_slices}."
+            )
+
+    @property
+    def samples(self) -> float:
+        return sum(self.batches) / len(self.batches) if self.batches else self.batch
 
     @property
     def cache_folder(self) -> Path | None:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Float64
+from jaxtyping import Bool, Float, Float64
 from torch import Tensor
 
 
@@ -87,6 +87,17 @@ def by_image(
     Their mean is what `loss` gives, since every image has as many positions.
     """
     return torch.vmap(lambda ours, theirs: loss(ours[None], theirs[None]))
+
+
+def over_seen(
+    loss: Callable[[Tensor, Tensor], Tensor],
+    ours: Float[Tensor, "B H W C"],
+    theirs: Float[Tensor, "B H W C"],
+    seen: Bool[Tensor, "B H W"],
+) -> Float[Tensor, " B"]:
+    """Average a loss over the positions Ω that count of each image (C-RADIOv4, 2.3): (1/|Ω|) Σ."""
+    each = by_image(loss)(ours.flatten(0, 2), theirs.flatten(0, 2)).view(seen.shape)
+    return (each * seen).sum((1, 2)) / seen.sum((1, 2)).clamp_min(1)
 
 
 SPATIAL_LOSSES = {"mse": mse, "smooth_l1": smooth_l1, "cosine": cosine, "hybrid": hybrid}

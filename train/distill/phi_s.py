@@ -28,10 +28,35 @@ SCALINGS = ("none", "global", "standardize", "alpha_only")
 """Kinds that scale channels one by one: no matrix, no GEMM."""
 ROTATIONS = ("phi_s", "pca", "zca", "hadamard_whitening")
 """Kinds that mix channels."""
+WHITENINGS = ("pca", "zca", "hadamard_whitening")
+"""Kinds that divide by each eigenvalue of the covariance."""
 KINDS = SCALINGS + ROTATIONS
 
 FLOOR = 1e-6
 """Least variance that is divided by, relative to the mean over channels: gains end at 1000/φ."""
+
+
+ROWS_A_CHANNEL = 2
+"""Least rows a channel to whiten with. Other rows get n / (n − C) times the variance (independent
+normal ones); with C or fewer, where eigenvalues are 0, it is thousands of times as much."""
+
+
+def check_rows(kind: str, rows: int, dim: int, what: str = "the features") -> None:
+    """Refuse to whiten with too few rows to know every eigenvalue of the covariance.
+
+    Args:
+        what: Subject of the message.
+
+    Raises:
+        ValueError: there are fewer than `ROWS_A_CHANNEL` rows a channel.
+    """
+    if kind in WHITENINGS and rows < ROWS_A_CHANNEL * dim:
+        raise ValueError(
+            f"{kind} divides by each of the {dim} eigenvalues of a covariance, and {rows} rows of "
+            f"{what} cannot tell them: on other images variances would be off by large factors. It "
+            f"needs at least {ROWS_A_CHANNEL * dim} rows ({10 * dim} for variances within about "
+            "11 %): calibrate on more images, or choose phi_s or alpha_only, which need few."
+        )
 
 
 class Moments:
@@ -225,10 +250,11 @@ def fit(kind: str, moments: Moments) -> Normalizer:
     place, for PHI-S turned further until every channel has variance 1 there as well.
 
     Raises:
-        ValueError: an unknown kind, fewer than two rows, or features that are constant or not
-            finite.
+        ValueError: an unknown kind, fewer than two rows, too few to whiten with (`check_rows`), or
+            features that are constant or not finite.
     """
     normalizer = Normalizer(kind, len(moments.mean)).to(moments.mean.device)
+    check_rows(kind, int(moments.n), normalizer.dim)
     covariance = moments.covariance()
     variance = covariance.diagonal().mean()  # φ²
     rounding = 1e-12 * moments.mean.abs().max()  # what the mean of equal rows may be off

@@ -38,12 +38,8 @@ class Cost:
     """Of the forward pass of one image."""
 
 
-def model_costs(config: Distill) -> tuple[list[Cost], Cost, Student]:
+def meta_models(config: Distill) -> tuple[dict[str, Teacher], Student]:
     """Build teachers and student on the meta device: the same code as in the run, but no memory.
-
-    Returns:
-        The cost of each teacher in the config's order, that of the student with its heads, and
-        the student itself.
 
     Raises:
         ValueError: as the run itself would, about its models.
@@ -57,7 +53,21 @@ def model_costs(config: Distill) -> tuple[list[Cost], Cost, Student]:
     options["spectral_norms"] = False  # their FLOPs are negligible
     student = build_student(
         config.student, widths(config, teachers), size=config.size, **options, device="meta"
-    ).eval()
+    )
+    return teachers, student.eval()
+
+
+def model_costs(config: Distill) -> tuple[list[Cost], Cost, Student]:
+    """Count what the models of a run cost, without building their weights.
+
+    Returns:
+        The cost of each teacher in the config's order, that of the student with its heads, and
+        the student itself.
+
+    Raises:
+        ValueError: as `meta_models`.
+    """
+    teachers, student = meta_models(config)
     costs = [_teacher_cost(label, teacher) for label, teacher in teachers.items()]
     batch = Batch(torch.zeros(1, 3, *student.size, device="meta"))
     features = student.features(batch)
@@ -124,8 +134,10 @@ def image_flops(config: Distill, teachers: Sequence[Cost], student: Cost) -> flo
     Args:
         teachers: In the order of `config.teachers`.
     """
-    pixels = [(size / config.size) ** 2 for size in config.sizes or (config.size,)]
-    area = sum(pixels) / len(pixels)
+    sizes = config.sizes or (config.size,)
+    counts = config.batches or (config.batch,) * len(sizes)
+    area = sum(n * (size / config.size) ** 2 for n, size in zip(counts, sizes, strict=True))
+    area /= sum(counts)
     teaching = sum(
         cost.flops * spec.rate * (area if spec.follow else 1.0)
         for cost, spec in zip(teachers, config.teachers, strict=True)

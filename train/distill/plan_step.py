@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from fractions import Fraction
 from functools import partial
 
+import numpy as np
 from torch import Tensor
 
 from zoo.data.plan import Plan, mix
@@ -19,16 +20,16 @@ from zoo.students.build import student_grids
 from zoo.students.student import MESA, Student
 from zoo.teachers.teacher import Teacher
 from zoo.train.distill.config import Distill
-from zoo.train.distill.shift import Window, cropped, draw_window, overlap, shifted
+from zoo.train.distill.shift import Window, cropped, draw_windows, overlap, shifted
 from zoo.train.distill.sizes import at_size, sizes_of
 
 Model = Callable[[Batch], Features]
-Align = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+Align = Callable[[Tensor, Tensor], tuple[Tensor, ...]]
 Grids = Mapping[int, tuple[int, int]]
 """Rows and columns of the student's map, by the side of its images."""
 
-SIZE, SAMPLED, SHIFT = 4, 5, 6
-"""Salts of `mix`; the plan's own are 1 and 2, that of the calibration's plan is 3."""
+SAMPLED, SHIFT = 5, 6
+"""Salts of `mix`; the plan's own are 1, 2 and 4, that of the calibration's plan is 3."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ class StepPlan:
     sampled: frozenset[str] | None
     """Labels of the teachers of this step; `None` if every step has all of them."""
     windows: Mapping[str, Window] = field(default_factory=dict)
-    """What each teacher sees of the canvas, by label, and `STUDENT` the student; nothing without
+    """What each teacher sees of the canvases, by label, and `STUDENT` the student; nothing without
     shifts."""
 
     def student(self, student: Student, *, mesa: bool) -> Callable[[Batch], dict[str, Features]]:
@@ -82,9 +83,8 @@ STUDENT = "student.itself"
 
 def drawn_size(plan: Plan, step: int, config: Distill) -> int:
     """Draw the side of the student's images in `step`."""
-    if not config.sizes:
-        return config.size
-    return config.sizes[mix(plan.seed, SIZE, step) % len(config.sizes)]
+    sizes = config.sizes
+    return sizes[plan.kind(step, len(sizes))] if sizes else config.size
 
 
 def drawn_teachers(plan: Plan, step: int, config: Distill) -> frozenset[str] | None:
@@ -101,7 +101,7 @@ def drawn_teachers(plan: Plan, step: int, config: Distill) -> frozenset[str] | N
 def plan_step(
     plan: Plan,
     step: int,
-    position: int,
+    positions: np.ndarray,
     config: Distill,
     teachers: Mapping[str, Teacher],
     grids: Grids,
@@ -110,8 +110,8 @@ def plan_step(
 
     Args:
         grids: What `grids_of` returns.
-        position: In the stream of the slice's first image. Windows follow from it alone, so that
-            views that come again are seen through the same ones.
+        positions: In the stream of the slice's images. Windows follow from them alone, so that
+            views that come again are seen through the same ones, however a batch is sliced.
     """
     size, sampled = drawn_size(plan, step, config), drawn_teachers(plan, step, config)
     if not config.losses.shift:
@@ -126,20 +126,18 @@ def plan_step(
     if config.losses.mesa:
         shown[MESA] = shown[STUDENT]
     windows = {
-        who: draw_window(pixels, cells, room, plan.seed, SHIFT, plan.stored(position), i)
+        who: draw_windows(pixels, cells, room, plan.seed, SHIFT, plan.stored(positions), i)
         for i, (who, (pixels, cells)) in enumerate(shown.items())
     }
     return StepPlan(size, sampled, windows)
 
 
 def grids_of(config: Distill) -> Grids:
-    """Return the student's grid at its own size and at each that is drawn; {} if none matters.
+    """Return the student's grid at its own size and at each that is drawn.
 
     Raises:
         ValueError: the student cannot take one of them.
     """
-    if not (config.sizes or config.losses.shift or any(spec.follow for spec in config.teachers)):
-        return {}
     sizes = tuple(dict.fromkeys((config.size, *config.sizes)))
     return student_grids(config.student, config.size, sizes, config.student_options)
 
@@ -153,9 +151,9 @@ def check_step_plans(config: Distill, teachers: Mapping[str, Teacher], grids: Gr
     shift = config.losses.shift
     if not shift:
         return
-    shown = [(config.student, (s, s), grids[s]) for s in config.sizes or (config.size,)]
+    shown = [(config.student, (size, size), grid) for size, grid in grids.items()]
     for label, teacher in teachers.items():
-        sized = [at_size(teacher, s) for s in config.sizes or (config.size,)]
+        sized = [at_size(teacher, size) for size in grids]
         shown += [(label, t.size, t.grid) for t in sized if t.grid]
     for name, size, grid in shown:
         if any(pixels % cells for pixels, cells in zip(size, grid, strict=True)):
@@ -164,7 +162,7 @@ def check_step_plans(config: Distill, teachers: Mapping[str, Teacher], grids: Gr
                 f"{name} at {size[0]}x{size[1]} px are none; choose a size that they tile, or "
                 "--losses.shift 0."
             )
-    least = min(grids[s][0] for s in config.sizes or (config.size,))
+    least = min(grid[0] for grid in grids.values())
     if 2 * shift > least:
         raise ValueError(
             f"losses.shift {shift} would leave less than half of a map of {least} cells in common; "

@@ -1,9 +1,11 @@
 """Open and check everything that a distillation works with."""
 
 import contextlib
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +25,7 @@ from zoo.teachers.open import open_teacher
 from zoo.teachers.teacher import Teacher, fingerprint
 from zoo.train.device import autocast, device_of, in_precision
 from zoo.train.distill.config import Distill
-from zoo.train.distill.phi_s import Normalizer, fold_inverse
+from zoo.train.distill.phi_s import Normalizer, check_rows, fold_inverse
 from zoo.train.distill.plan_step import Grids, check_step_plans, grids_of, view_of
 from zoo.train.distill.sizes import match_student_size
 from zoo.train.freeze import freeze
@@ -216,8 +218,25 @@ def prepare(config: Distill) -> Setup:
     teachers = open_teachers(config, train, device, grids)
     wide = widths(config, teachers)  # refuses a loss that a teacher has nothing for
     check_step_plans(config, teachers, grids)
+    check_calibration(config, teachers, grids)
     view = view_of(config, teachers, grids)
     return Setup(config, device, train, val, labelled, teachers, view, grids, wide)
+
+
+def check_calibration(config: Distill, teachers: Mapping[str, Teacher], grids: Grids) -> None:
+    """Refuse to whiten a teacher's map with fewer rows than its channels need.
+
+    Raises:
+        ValueError: as `zoo.train.distill.phi_s.check_rows`.
+    """
+    ours = [cells * config.heads.upsample for cells in grids[config.size]]
+    for label, teacher in teachers.items():
+        if teacher.grid and teacher.spatial_dim:
+            cells = math.prod(map(min, ours, teacher.grid))
+            what = f"{label} (--calibration {config.calibration}, {cells} cells an image)"
+            for kind in (config.normalise, *config.compare):
+                rows = config.calibration * config.batch * cells
+                check_rows(kind, rows, teacher.spatial_dim, what)
 
 
 def check_mosaics(config: Distill) -> None:
@@ -227,12 +246,12 @@ def check_mosaics(config: Distill) -> None:
         ValueError: a canvas would stay part empty. One slice alone may: its last canvas is
             filled with images again.
     """
-    size = config.batch // config.num_slices
-    for spec in config.teachers:
+    sizes = {(n // config.num_slices, n) for n in config.batches or (config.batch,)}
+    for (size, batch), spec in product(sorted(sizes), config.teachers):
         if config.num_slices > 1 and size % spec.mosaic**2:
             raise ValueError(
                 f"The teacher {spec.name} packs {spec.mosaic}x{spec.mosaic} images, and a slice "
-                f"has {size} of the {config.batch}; choose --batch and --slices so that a slice "
+                f"has {size} of the {batch}; choose --batch and --slices so that a slice "
                 f"is a multiple of {spec.mosaic**2}."
             )
 

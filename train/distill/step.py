@@ -7,11 +7,12 @@ import torch
 from torch import Tensor, nn
 
 from zoo.features import Batch, Features
-from zoo.train.distill.losses import by_image
+from zoo.train.distill.losses import by_image, over_seen
 from zoo.train.task import Loss
 
 Distance = Callable[[Tensor, Tensor], Tensor]
-Align = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+Align = Callable[[Tensor, Tensor], tuple[Tensor, ...]]
+"""Our map and theirs -> both on one grid, and the positions that count of it if not all do."""
 
 
 class Term(NamedTuple):
@@ -73,12 +74,16 @@ def spatial_term(
     The student's heads answer in the space that the teacher's normalizer makes (PHI-S, 2410.01680,
     A.6): there AdamW, weight decay and element-wise losses see every channel on one scale.
     """
-    distance = by_image(distance) if each_image else distance
+    whole = by_image(distance) if each_image else distance
 
     def loss(ours: Features, theirs: Features, align: Align) -> Tensor:
         with torch.no_grad():
             target = normalizer(full_precision(theirs.spatial))
-        return distance(*align(full_precision(ours.spatial), target))
+        guess, target, *seen = align(full_precision(ours.spatial), target)
+        if not seen:
+            return whole(guess, target)
+        each = over_seen(distance, guess, target, seen[0])
+        return each if each_image else each.mean()
 
     return Term(f"{label}/spatial", label, loss)
 

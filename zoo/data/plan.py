@@ -12,14 +12,23 @@ import numpy as np
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
+KIND = 4
+"""Salt of `mix` for the kind of a step; 1 and 2 are those of a sample and of a step's network."""
 
-def mix(*numbers: int) -> int:
-    """Hash integers into 63 bits, the same on every machine (splitmix64, Steele et al. 2014)."""
-    state = np.uint64(0)
+
+def mix(*numbers: Any) -> Any:
+    """Hash integers into 63 bits, the same on every machine (splitmix64, Steele et al. 2014).
+
+    Args:
+        numbers: Integers, or arrays of them that broadcast; with an array, so is the result.
+    """
+    state: Any = np.uint64(0)
     with np.errstate(over="ignore"):
         for number in numbers:
-            state = _scramble(state + _GOLDEN + np.uint64(int(number) & (2**64 - 1)))
-    return int(state >> np.uint64(1))
+            bits = number if isinstance(number, np.ndarray) else int(number) & (2**64 - 1)
+            state = _scramble(state + _GOLDEN + np.asarray(bits).astype(np.uint64)[()])
+    hashed = state >> np.uint64(1)
+    return hashed.astype(np.int64) if isinstance(hashed, np.ndarray) else int(hashed)
 
 
 def _scramble(x: Any) -> Any:
@@ -65,6 +74,9 @@ class Plan:
     seed: int
     views: int = 0
     """Epochs after which the stream repeats, crops included; 0 for never."""
+    batches: tuple[int, ...] = ()
+    """Images that a step takes, for each of so many kinds of steps: it takes the first ones of its
+    global batch and skips the others. By default every step takes all."""
 
     def __post_init__(self):
         if self.samples < 1 or self.batch < 1:
@@ -73,12 +85,21 @@ class Plan:
                 f"batches of {self.batch}."
             )
 
+    def kind(self, step: int, kinds: int) -> int:
+        """Draw which of `kinds` kinds a step is of."""
+        return mix(self.seed, KIND, step) % kinds
+
+    def count(self, step: int) -> int:
+        """Return how many images `step` takes."""
+        kinds = len(self.batches)
+        return self.batches[self.kind(step, kinds)] if kinds else self.batch
+
     def positions(self, step: int) -> np.ndarray:
-        """Return the positions in the stream of the global batch of `step`."""
-        return np.arange(step * self.batch, (step + 1) * self.batch, dtype=np.int64)
+        """Return the positions in the stream of the images of `step`."""
+        return step * self.batch + np.arange(self.count(step), dtype=np.int64)
 
     def indices(self, step: int) -> np.ndarray:
-        """Return the indices of the samples in the global batch of `step`."""
+        """Return the indices of the samples of `step`."""
         return self.indices_at(self.positions(step))
 
     def indices_at(self, positions: np.ndarray) -> np.ndarray:

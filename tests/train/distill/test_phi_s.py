@@ -14,6 +14,7 @@ from zoo.train.distill.phi_s import (
     KINDS,
     ROTATIONS,
     SCALINGS,
+    WHITENINGS,
     Moments,
     Normalizer,
     fit,
@@ -21,7 +22,6 @@ from zoo.train.distill.phi_s import (
 )
 
 PHI_S = Path(__file__).parents[2] / "golden" / "phi_s"
-WHITENINGS = ("pca", "zca", "hadamard_whitening")
 slow = pytest.mark.slow
 
 
@@ -247,6 +247,24 @@ def test_fewer_rows_than_channels_are_enough_for_phi_s():
     x = features(10, 48)
     z = fit("phi_s", moments_of(x))(x)
     torch.testing.assert_close(z.var(0), torch.ones(48).double(), atol=1e-9, rtol=0)
+
+
+@pytest.mark.parametrize("kind", WHITENINGS)
+def test_whitening_refuses_rows_with_which_other_rows_would_get_a_huge_variance(kind, monkeypatch):
+    x = features(4000, 48)
+    seen, unseen = x.split([96, 3904])
+    assert fit(kind, moments_of(seen))(unseen).var(0).mean() < 3
+    for rows in (95, 48, 20):
+        with pytest.raises(ValueError, match=rf"and {rows} rows .*at least 96 rows"):
+            fit(kind, moments_of(x[:rows]))
+    monkeypatch.setattr("zoo.train.distill.phi_s.ROWS_A_CHANNEL", 0)
+    assert fit(kind, moments_of(x[:24]))(unseen).var(0).mean() > 1e4
+
+
+def test_phi_s_of_few_rows_gives_other_rows_about_unit_variance():
+    x = features(4000, 48)
+    variance = fit("phi_s", moments_of(x[:24]))(x[24:]).var(0)
+    assert variance.mean().item() == pytest.approx(1, abs=0.4) and variance.max() < 4
 
 
 def test_an_unknown_kind_names_the_nearest():

@@ -1,5 +1,6 @@
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from zoo.data.plan import Plan
@@ -35,7 +36,8 @@ def teachers():
 
 
 def planned(plan, step, position, config, teachers):
-    return plan_step(plan, step, position, config, teachers, grids_of(config))
+    positions = position + np.arange(plan.batch)
+    return plan_step(plan, step, positions, config, teachers, grids_of(config))
 
 
 def checked(config, teachers):
@@ -57,6 +59,18 @@ def test_windows_follow_the_position_so_that_views_that_come_again_are_seen_alik
     first, later = (planned(again, s, p, shifting, teachers) for s, p in ((1, 8), (13, 108)))
     assert first.windows == later.windows
     assert first.windows != planned(again, 1, 12, shifting, teachers).windows  # another slice
+
+
+def test_the_slices_of_a_batch_have_the_windows_of_the_whole(teachers):
+    shifting = replace(RUN, sizes=(), losses=Losses(shift=2))
+    whole, *halves = (
+        plan_step(PLAN, 1, part, shifting, teachers, grids_of(shifting)).windows
+        for part in (np.arange(8, 16), np.arange(8, 12), np.arange(12, 16))
+    )
+    for who, (rows, cols) in whole.items():
+        assert halves[0][who][0].starts + halves[1][who][0].starts == rows.starts
+        assert halves[0][who][1].starts + halves[1][who][1].starts == cols.starts
+    assert len(set(whole[STUDENT][0].starts)) > 1  # one window for each image, not for the batch
 
 
 def test_every_size_is_drawn_about_as_often():

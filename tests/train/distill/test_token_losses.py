@@ -125,3 +125,17 @@ def test_two_vocabularies_are_refused_with_their_sizes():
         kl(ours, head, theirs, their_head[1:], counted)
     with pytest.raises(ValueError, match="tau is 0"):
         kl(ours, head, theirs, their_head, counted, tau=0)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("kind", ["forward", "reverse", "jsd"])
+def test_on_a_gpu_the_compiled_rows_agree_with_float64(kind):
+    ours, head, theirs, their_head, counted = sides()
+    exact = kl(ours, head, theirs, their_head, counted, kind=kind, tau=1.5)
+    expected = gradients(exact, ours, head)
+    short = [x.detach().cuda().bfloat16() for x in (ours, head, theirs, their_head)]
+    mine, weight = short[0].requires_grad_(), short[1].float().requires_grad_()
+    value = kl(mine, weight, *short[2:], counted.cuda(), kind=kind, tau=1.5, chunk=4)
+    torch.testing.assert_close(value.cpu().double(), exact, rtol=2e-2, atol=0)
+    for found, true in zip(gradients(value, mine, weight), expected, strict=True):
+        assert (found.cpu().double() - true).norm() / true.norm() < 2e-2

@@ -1,0 +1,105 @@
+"""`zoo distill --text`: language models into a smaller one."""
+
+import json
+import shutil
+
+import pytest
+import torch
+
+from zoo.cli import main
+
+transformers = pytest.importorskip("transformers")
+SIZES = dict(
+    vocab_size=257, hidden_size=16, intermediate_size=24, num_hidden_layers=1,
+    num_attention_heads=2, num_key_value_heads=1, head_dim=8, max_position_embeddings=64,
+)  # fmt: skip
+TEXT = "the quick brown fox jumps over the lazy dog. " * 60
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    monkeypatch.setenv("ZOO_CACHE", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "text.txt").write_text(TEXT)
+    for seed, (name, changes) in enumerate(
+        dict(parent={}, small=dict(intermediate_size=8), other=dict(vocab_size=300)).items()
+    ):
+        torch.manual_seed(seed)
+        config = transformers.LlamaConfig(**(SIZES | changes))
+        transformers.LlamaForCausalLM(config).save_pretrained(tmp_path / name)
+    return tmp_path
+
+
+def run(*words: str, teacher: str = "lm:parent", out: str = "out") -> None:
+    words = (
+        "--text",
+        "text.txt",
+        "--student",
+        "lm:small",
+        "--length",
+        "16",
+        "--batch",
+        "8",
+        *words,
+    )
+    teachers = ["--teachers", teacher] if teacher else []
+    main(["distill", *words, *teachers, "--out", out, "--optim.lr", "3e-3"])
+
+
+def evaluations(folder) -> list[dict]:
+    rows = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
+    return [row for row in rows if row["kind"] == "eval"]
+
+
+def test_the_divergence_from_the_parent_falls_and_the_export_is_transformers_own(place, capsys):
+    run("--steps", "40", "--every.evaluate", "20")
+    about = json.loads((place / "out" / "about.json").read_text())
+    assert about["after"]["kl/parent"] < about["before"]["kl/parent"] / 2
+    assert [row["step"] for row in evaluations(place / "out")] == [20, 40]
+    model = transformers.AutoModelForCausalLM.from_pretrained(place / "out" / "export").eval()
+    ids = torch.tensor([list(TEXT[:64].encode())])
+    loss = model(input_ids=ids, labels=ids).loss.item()
+    assert loss == pytest.approx(about["after"]["loss"], abs=0.3)
+    assert "perplexity" in capsys.readouterr().out
+
+
+def test_text_alone_is_learnt_without_a_teacher(place):
+    run("--steps", "40", "--losses.kl", "0", "--losses.ce", "1", teacher="")
+    about = json.loads((place / "out" / "about.json").read_text())
+    assert about["after"]["bpb"] < 0.75 * about["before"]["bpb"]
+
+
+def test_four_slices_are_one_batch_and_a_run_resumes_to_the_bit(place):
+    run("--steps", "6", "--every.checkpoint", "3", "--precision", "float64")
+    run("--steps", "6", "--slices", "4", "--precision", "float64", out="sliced")
+    for one, four in zip(*(lines(place / name) for name in ("out", "sliced")), strict=True):
+        assert one["loss"] == pytest.approx(four["loss"], rel=1e-10)
+    before = (place / "out" / "export" / "model.safetensors").read_bytes()
+    (place / "out" / "checkpoints" / "step_00000006.pt").unlink()
+    shutil.rmtree(place / "out" / "export")
+    main(["distill", "--resume", "out"])
+    assert (place / "out" / "export" / "model.safetensors").read_bytes() == before
+
+
+def lines(folder) -> list[dict]:
+    rows = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
+    return [row for row in rows if row["kind"] == "train"]
+
+
+@pytest.mark.parametrize(
+    ("words", "teacher", "message"),
+    [
+        ((), "", "name --teachers"),
+        ((), "lm:other", "has 300 tokens and the student 257"),
+        ((), "lm:./nothing", "config.json is missing"),
+        (("--text", "nothing.txt"), "lm:parent", "There is no text"),
+        (("--losses.tau", "0"), "lm:parent", "tau"),
+        (("--length", "100000"), "lm:parent", "a row has 2 or more"),
+    ],
+)
+def test_bad_input_ends_in_one_line_and_leaves_nothing(place, capsys, words, teacher, message):
+    with pytest.raises(SystemExit) as stopped:
+        run(*words, teacher=teacher)
+    assert stopped.value.code == 2
+    assert message in capsys.readouterr().err
+    assert not (place / "out").exists()

@@ -1,0 +1,99 @@
+"""Distillation of language models as a task of the training loop."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from zoo.data.text import TextSource
+from zoo.language.tokens import TokenFeatures, Tokens, read_tokens
+from zoo.teachers.from_language import LanguageTeacher
+from zoo.train.distill.token_config import TokenLosses
+from zoo.train.distill.token_losses import cross_entropy, kl
+from zoo.train.state import TrainState
+from zoo.train.task import Loss, Task
+
+
+class Flat(NamedTuple):
+    """The features of a batch, one row a token, in the precision in which products run."""
+
+    last: Tensor
+    head: Tensor
+
+
+class TokenTask(Task):
+    """Frozen towers, and the text itself, into one tower."""
+
+    def __init__(self, losses: TokenLosses, teachers: Mapping[str, LanguageTeacher]):
+        self.config, self.teachers = losses, teachers
+
+    def targets(self, batch: Tokens, step: int) -> dict[str, TokenFeatures]:
+        """Ask the teachers; a head is a parameter, so only hidden states are made."""
+        return {label: teacher(batch) for label, teacher in self.teachers.items()}
+
+    def losses(
+        self, state: TrainState, batch: Tokens, targets: dict[str, TokenFeatures], step: int
+    ) -> dict[str, Loss]:
+        ours, config = flat(read_tokens(state.model, batch)), self.config
+        counted, count = batch.counted.flatten(), batch.ids.numel()
+        found = {}
+        for label, features in targets.items():
+            found[f"{label}/kl"] = kl(
+                *ours,
+                *flat(features),
+                counted,
+                tau=config.tau,
+                chunk=config.chunk,
+                kind=config.kind,
+            )
+        if config.ce:
+            following = batch.following.flatten()
+            found["ce"] = cross_entropy(*ours, following, counted, chunk=config.chunk)
+        return {name: Loss(total, count) for name, total in found.items()}
+
+    def weigh(self, losses: Mapping[str, Tensor], step: int) -> Tensor:
+        weights = {name: self.config.ce if name == "ce" else self.config.kl for name in losses}
+        return torch.stack([weights[name] * value for name, value in losses.items()]).sum()
+
+
+def flat(features: TokenFeatures) -> Flat:
+    """Return one row a token; under autocast as a linear layer would take them."""
+    last, head = features.last.flatten(0, 1), features.head
+    device = last.device.type
+    if torch.is_autocast_enabled(device):
+        last = last.to(torch.get_autocast_dtype(device))
+    return Flat(last, head)
+
+
+@torch.no_grad()
+def evaluate_text(
+    model: Any,
+    teachers: Mapping[str, LanguageTeacher],
+    source: TextSource,
+    device: torch.device,
+    *,
+    rows: int,
+    batch: int,
+) -> Iterator[tuple[str, float]]:
+    """Yield `loss` (nats a token), `perplexity`, `bpb` (bits a byte) and each teacher's `kl`.
+
+    A byte's bits are a token's, over the bytes that a token of the whole text has on average.
+    """
+    sums, count = dict[str, Tensor](), torch.zeros((), device=device)
+    for start in range(0, min(rows, len(source)), batch):
+        tokens = source.rows(range(start, min(start + batch, rows, len(source)))).to(device)
+        counted = tokens.counted.flatten()
+        ours = flat(read_tokens(model, tokens))
+        found = {"loss": cross_entropy(*ours, tokens.following.flatten(), counted)}
+        for label, teacher in teachers.items():
+            found[f"kl/{label}"] = kl(*ours, *flat(teacher(tokens)), counted)
+        for name, value in found.items():
+            sums[name] = sums.get(name, 0) + value
+        count += counted.sum()
+    means = {name: (value / count).item() for name, value in sums.items()}
+    loss = torch.tensor(means["loss"], dtype=torch.float64)
+    yield "loss", means.pop("loss")
+    yield "perplexity", loss.exp().item()
+    yield "bpb", (loss / torch.log(torch.tensor(2.0)) / source.bytes_a_token).item()
+    yield from means.items()

@@ -1,0 +1,196 @@
+"""`zoo distill --text`: a language model from its config to its export."""
+
+import shutil
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from zoo.data.plan import Plan
+from zoo.data.text import TextFeed, TextSource, open_text
+from zoo.language.open import open_language_model
+from zoo.language.tokenizers import Tokenizer, has_tokenizer, open_tokenizer
+from zoo.language.tokens import separates_documents
+from zoo.teachers.from_language import LanguageTeacher, open_language
+from zoo.train.config import to_json
+from zoo.train.device import autocast, device_of, in_precision, machine
+from zoo.train.distill.token_config import DistillText
+from zoo.train.distill.token_task import TokenTask, evaluate_text
+from zoo.train.loop import train
+from zoo.train.run import Run, commit
+from zoo.train.state import TrainState
+
+Evaluation = dict[str, float]
+
+
+@dataclass
+class TextSetup:
+    """What a run is made of."""
+
+    config: DistillText
+    device: torch.device
+    tokenizer: Tokenizer
+    student: Any
+    teachers: Mapping[str, LanguageTeacher]
+    train: TextSource
+    val: TextSource
+
+
+def prepare(config: DistillText) -> TextSetup:
+    """Open everything that a run needs, and hold it against each other.
+
+    Raises:
+        ValueError: something is not there, or the vocabularies differ.
+    """
+    check_complete(config)
+    device = device_of(config.device)
+    place = Path(config.student.removeprefix("lm:").removesuffix("/random"))
+    own = str(place) if has_tokenizer(place) else "bytes"
+    tokenizer = open_tokenizer(config.tokenizer or own)
+    text = open_text(config.data, tokenizer, config.length)
+    val = open_text(config.val, tokenizer, config.length) if config.val else None
+    torch.manual_seed(config.seed)
+    student = open_language_model(config.student, device=device)
+    student = in_precision(student, config.precision)
+    rows = student.get_output_embeddings().weight.shape[0]
+    if rows < tokenizer.size:
+        raise ValueError(
+            f"The student has {rows} tokens and the tokenizer {tokenizer.size}; give --tokenizer "
+            "with the folder of its own."
+        )
+    teachers = {}
+    for label, name in zip(config.labels, config.teachers, strict=True):
+        teacher = open_language(name, device=device)
+        check_vocabulary(teacher, tokenizer, rows)
+        teachers[label] = in_precision(teacher, config.precision)
+    models = (student, *(teacher.model for teacher in teachers.values()))
+    text = with_documents(text, mixed=all(separates_documents(model) for model in models))
+    if val is None:
+        text, val = text.split(config.held_out)
+    else:
+        val = with_documents(val, mixed=text.mixed)
+    return TextSetup(config, device, tokenizer, student, teachers, text, val)
+
+
+def check_complete(config: DistillText) -> None:
+    """Refuse a run that lacks a part.
+
+    Raises:
+        ValueError: it has no text, no student, or teachers without a weight (or the reverse).
+    """
+    for option, given in dict(text=config.data, student=config.student).items():
+        if not given:
+            raise ValueError(f"--{option} is missing; see zoo distill --text --help.")
+    if bool(config.teachers) != bool(config.losses.kl):
+        raise ValueError(
+            f"There are {len(config.teachers)} teachers and losses.kl is {config.losses.kl:g}: "
+            "name --teachers, or train on the text alone (--losses.kl 0 --losses.ce 1)."
+        )
+
+
+def check_vocabulary(teacher: LanguageTeacher, tokenizer: Tokenizer, rows: int) -> None:
+    """Refuse a teacher of another vocabulary.
+
+    Raises:
+        ValueError: it has another number of tokens, or a tokenizer of its own that differs.
+    """
+    theirs = teacher.model.get_output_embeddings().weight.shape[0]
+    if theirs != rows:
+        raise ValueError(
+            f"{teacher.name} has {theirs} tokens and the student {rows}; only models of one "
+            "vocabulary can be compared token by token."
+        )
+    folder = Path(teacher.name.removeprefix("lm:").removesuffix("/random"))
+    if has_tokenizer(folder) and open_tokenizer(str(folder)).digest != tokenizer.digest:
+        raise ValueError(
+            f"{teacher.name} has another tokenizer than the run; give --tokenizer {folder} if the "
+            "student learns from that one, or another teacher."
+        )
+
+
+def with_documents(text: TextSource, *, mixed: bool) -> TextSource:
+    """Return the text with several documents in a row, if every model keeps them apart."""
+    if not mixed and text.mixed:
+        print(
+            "A model carries its state from one document to the next: each row holds one of them."
+        )
+    return replace(text, mixed=mixed)
+
+
+def distill_text(config: DistillText, *, resume: bool = False) -> Run:
+    """Run a distillation of language models to its export.
+
+    Raises:
+        ValueError: something that the config names is wrong, a run cannot be resumed, or a loss
+            stopped being finite. Nothing has been written unless training had begun.
+        Interrupted: a signal came; the run can be resumed.
+    """
+    if not resume:
+        Run.refuse_existing(config.out)
+    setup = prepare(config)
+    run = Run.reopen(config.out, config) if resume else Run.create(config)
+    began = time.perf_counter()
+    before = evaluated(setup, setup.student)
+    state = TrainState.of(setup.student.train(), config.optim)
+    state.resume(run)
+    plan = Plan(len(setup.train), config.batch, config.seed)
+    feed = TextFeed(setup.train, plan, setup.device, config.num_slices)
+
+    def evaluate(model: Any, step: int) -> None:
+        run.log("eval", step, evaluated(setup, model))
+
+    task = TokenTask(config.losses, setup.teachers)
+    train(task, state, feed, config, run, evaluate=evaluate, title="distil text")
+    run.keep(lambda row: row.get("kind") == "train" or row["step"] < config.steps)
+    after = evaluated(setup, state.best)
+    run.log("eval", config.steps, after)
+    export(run, setup, state.best)
+    about = dict(
+        before=before, after=after, teachers=of_teachers(setup), commit=commit(),
+        machine=machine(setup.device), seconds=time.perf_counter() - began, config=to_json(config),
+    )  # fmt: skip
+    run.write_json("about.json", about)
+    return run
+
+
+def evaluated(setup: TextSetup, model: Any) -> Evaluation:
+    """Measure a model on the held-out rows."""
+    config, training = setup.config, model.training
+    model.eval()
+    with autocast(config.precision, setup.device):
+        found = dict(
+            evaluate_text(
+                model,
+                setup.teachers,
+                setup.val,
+                setup.device,
+                rows=config.eval_rows,
+                batch=max(1, config.batch // config.num_slices),
+            )
+        )
+    model.train(training)
+    return found
+
+
+def of_teachers(setup: TextSetup) -> dict[str, Evaluation]:
+    """Measure the teachers on the held-out rows."""
+    found = {label: evaluated(setup, teacher.model) for label, teacher in setup.teachers.items()}
+    return {
+        label: {k: v for k, v in values.items() if not k.startswith("kl")}
+        for label, values in found.items()
+    }
+
+
+def export(run: Run, setup: TextSetup, model: Any) -> None:
+    """Write an ordinary folder of transformers, with the tokenizer where there is one."""
+    folder = run.path / "export"
+    temporary = run.path / ".export.tmp"
+    shutil.rmtree(temporary, ignore_errors=True)
+    model.save_pretrained(temporary)
+    if inner := getattr(setup.tokenizer, "inner", None):
+        inner.save_pretrained(temporary)
+    shutil.rmtree(folder, ignore_errors=True)
+    temporary.rename(folder)

@@ -1,0 +1,66 @@
+"""`zoo distill --text`: what its command line says, read without torch."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from zoo.commands.parse import parse
+from zoo.train.distill.token_config import DistillText
+
+
+@dataclass(frozen=True, kw_only=True)
+class DistillTextArgs:
+    run: Annotated[DistillText, tyro.conf.arg(name="")]
+    resume: Path | None = None
+    """Continue the run in this folder; its own settings are the defaults."""
+
+
+def is_text(argv: list[str]) -> bool:
+    """Tell whether `zoo distill` is asked for a language model."""
+    return any(word.partition("=")[0] == "--text" for word in argv) or _resumes_text(argv)
+
+
+def _resumes_text(argv: list[str]) -> bool:
+    folder = _resumed(argv)
+    if folder is None or not (folder / "config.json").is_file():
+        return False
+    from zoo.train.run import Run
+
+    return Run(folder).read_json("config.json").get("kind") == DistillText.kind
+
+
+def _resumed(argv: list[str]) -> Path | None:
+    if "--resume" in argv[:-1]:
+        return Path(argv[argv.index("--resume") + 1])
+    return None
+
+
+def main(argv: list[str]) -> None:
+    """Train one language model from frozen ones, token by token.
+
+    Example:
+    zoo distill --text wiki.txt --teachers lm:llama --student lm:llama-pruned --out runs/small
+
+    --text is a .txt file, a .jsonl file or a folder of them. The student is a folder of
+    transformers' files; what comes out, in OUT/export, is one again.
+    """
+    argv = [
+        "--data" + word[len("--text") :] if word.startswith("--text") else word for word in argv
+    ]
+    default = DistillTextArgs(run=DistillText())
+    if folder := _resumed(argv):
+        from zoo.train.run import Run
+
+        default = DistillTextArgs(run=replace(Run(folder).config(DistillText), out=folder))
+    args = parse(DistillTextArgs, argv, "distill --text", main.__doc__ or "", default=default)
+    from zoo.commands.distill_text import distill_text
+
+    run = distill_text(args.run, resume=args.resume is not None)
+    about = run.read_json("about.json")
+    print(f"student  {run.path / 'export'}  (AutoModelForCausalLM.from_pretrained)")
+    for name in ("before", "after"):
+        print(f"{name:8} perplexity {about[name]['perplexity']:.4g}  bpb {about[name]['bpb']:.4f}")
+    for label, values in about["teachers"].items():
+        print(f"{label:8} perplexity {values['perplexity']:.4g}  bpb {values['bpb']:.4f}")

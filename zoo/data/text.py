@@ -1,0 +1,210 @@
+"""Text as rows of tokens: files, documents, a stream that is tokenised once, windows of it."""
+
+import hashlib
+import json
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from zoo.data.feed import PlanFeed
+from zoo.data.plan import Plan
+from zoo.files import cache_dir, save_whole
+from zoo.language.tokenizers import Tokenizer
+from zoo.language.tokens import Tokens
+
+SUFFIXES = (".txt", ".jsonl")
+VERSION = 1
+"""Part of the cache's key: raise it when what is tokenised changes."""
+
+
+@dataclass(frozen=True)
+class TextSource:
+    """Windows of a stream of tokens.
+
+    A window is a row of `length` tokens. In a mixed source the documents stand one behind another,
+    and a row holds what falls into it; otherwise each row belongs to one document, and its end is
+    padding.
+    """
+
+    name: str
+    tokens: np.ndarray
+    """The ids of all documents, each with the id that ends it."""
+    starts: np.ndarray
+    """Where each document begins, and where the last one ends, [documents + 1]."""
+    length: int
+    bytes_a_token: float
+    """Of the whole text, in UTF-8."""
+    mixed: bool = True
+    first: int = 0
+    """The windows from this one on, `count` of them."""
+    count: int | None = None
+
+    @cached_property
+    def offsets(self) -> np.ndarray:
+        """Number of the first window of each document, and of all windows, where not mixed."""
+        lengths = -(-np.diff(self.starts) // self.length)
+        return np.concatenate([[0], np.cumsum(lengths)])
+
+    def __len__(self) -> int:
+        if self.count is not None:
+            return self.count
+        # what is left behind the last whole window of a mixed stream would be a short row
+        return len(self.tokens) // self.length if self.mixed else int(self.offsets[-1])
+
+    def split(self, share: float) -> tuple["TextSource", "TextSource"]:
+        """Keep the last windows apart.
+
+        Raises:
+            ValueError: one of the parts would have no window.
+        """
+        total = len(self)
+        held = round(share * total)
+        if not 0 < held < total:
+            raise ValueError(
+                f"{self.name} has {total} rows of {self.length} tokens, and a share of {share:g} "
+                "of them is nothing or all; give more text, shorter rows (--length), or --val."
+            )
+        return replace(self, count=total - held), replace(self, first=total - held, count=held)
+
+    def key(self, index: int) -> str:
+        """Name a row: the text, and the number of its first token."""
+        return f"{self.name}:{self._span(index)[0]}"
+
+    def _span(self, index: int) -> tuple[int, int]:
+        window = self.first + index
+        if self.mixed:
+            return window * self.length, (window + 1) * self.length
+        document = int(np.searchsorted(self.offsets, window, side="right")) - 1
+        start = int(self.starts[document]) + (window - int(self.offsets[document])) * self.length
+        return start, min(start + self.length, int(self.starts[document + 1]))
+
+    def row(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return the ids and the segments of a row, [length] each."""
+        start, stop = self._span(index)
+        ids, segments = np.zeros(self.length, np.int64), np.full(self.length, -1, np.int64)
+        ids[: stop - start] = self.tokens[start:stop]
+        documents = np.searchsorted(self.starts, np.arange(start, stop), side="right")
+        segments[: stop - start] = documents - documents[0]
+        return ids, segments
+
+    def rows(self, indices: Sequence[int] | np.ndarray, positions: Sequence[int] = ()) -> Tokens:
+        """Return several rows as a batch."""
+        ids, segments = zip(*(self.row(int(index)) for index in indices), strict=True)
+        keys = [self.key(int(index)) for index in indices]
+        stacked = [torch.from_numpy(np.stack(parts)) for parts in (ids, segments)]
+        return Tokens(stacked[0], stacked[1], keys, positions)
+
+
+@dataclass
+class TextFeed(PlanFeed):
+    """Rows of a text in the order of a plan."""
+
+    source: TextSource
+    plan: Plan
+    device: torch.device
+    num_slices: int = 1
+    slices: Sequence[int] = ()
+
+    def __post_init__(self):
+        self.slices = tuple(self.slices) or tuple(range(self.num_slices))
+
+    def batches(self, start: int, steps: int) -> Iterator[Tokens]:
+        """Return the slices of the steps `start`..`steps`, one after another."""
+        for step in range(start, steps):
+            positions = self.plan.positions(step).reshape(self.num_slices, -1)
+            for index in self.slices:
+                here = positions[index]
+                rows = self.source.rows(self.plan.indices_at(here), here.tolist())
+                yield rows.to(self.device)
+
+    def counts(self, step: int) -> Mapping[str, int]:
+        """Return the tokens of a batch whose next one is learnt."""
+        total = int(self.source.rows(self.plan.indices(step)).counted.sum())
+        return defaultdict(lambda: max(1, total))
+
+
+def open_text(path: str | Path, tokenizer: Tokenizer, length: int) -> TextSource:
+    """Tokenise a text, or read what an earlier call has kept in the cache.
+
+    Args:
+        path: A .txt file (one document), a .jsonl file (one a line, in its field `text`), or a
+            folder of them.
+        length: Tokens in a row.
+
+    Raises:
+        ValueError: there is no text, a line is no JSON, or a row of `length` is longer than it.
+    """
+    files = _files(Path(path))
+    digest = hashlib.sha256(f"{VERSION} {tokenizer.digest}".encode())
+    for file in files:
+        digest.update(file.read_bytes())
+    place = cache_dir() / "text" / digest.hexdigest()[:24]
+    if not (place / "starts.npy").is_file():
+        place.mkdir(parents=True, exist_ok=True)
+        _tokenise(files, tokenizer, place)
+    tokens, starts = (
+        np.load(place / f"{name}.npy", mmap_mode="r") for name in ("tokens", "starts")
+    )
+    size = int(np.load(place / "bytes.npy"))
+    if length < 2 or len(tokens) < length:
+        raise ValueError(
+            f"{path} has {len(tokens):,} tokens; a row has 2 or more of them, and not {length:,}."
+        )
+    return TextSource(Path(path).name, tokens, starts, length, size / len(tokens))
+
+
+def _files(path: Path) -> list[Path]:
+    found = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
+    found = [file for file in found if file.suffix in SUFFIXES]
+    if not found:
+        raise ValueError(
+            f"There is no text in {path}: give a {' or '.join(SUFFIXES)} file, or a folder of them."
+        )
+    return found
+
+
+def _documents(file: Path) -> Iterator[str]:
+    try:
+        if file.suffix == ".txt":
+            yield file.read_text(encoding="utf-8")
+            return
+        with file.open(encoding="utf-8") as lines:
+            for number, line in enumerate(lines, 1):
+                if line.strip():
+                    yield _document(line, f"{file}, line {number}")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{file} is not UTF-8 (byte {error.start}).") from error
+
+
+def _document(line: str, where: str) -> str:
+    try:
+        text = json.loads(line)["text"]
+    except (json.JSONDecodeError, RecursionError, KeyError, TypeError, IndexError):
+        text = None
+    if not isinstance(text, str):
+        raise ValueError(f'{where} is no document: give lines like {{"text": "..."}}.')
+    return text
+
+
+def _tokenise(files: list[Path], tokenizer: Tokenizer, place: Path) -> None:
+    dtype = np.uint16 if tokenizer.size <= 2**16 else np.uint32
+    parts, starts, size = [], [0], 0
+    for file in files:
+        for text in _documents(file):
+            ids = [*tokenizer.encode(text), tokenizer.end]
+            parts.append(np.array(ids, dtype=dtype))
+            starts.append(starts[-1] + len(ids))
+            size += len(text.encode())
+    arrays = dict(tokens=np.concatenate(parts), bytes=np.array(size), starts=np.array(starts))
+    for name, array in arrays.items():  # `starts` last: it says that all are there
+
+        def save(content: np.ndarray, to: Path) -> None:
+            with to.open("wb") as file:
+                np.save(file, content)
+
+        save_whole(array, place / f"{name}.npy", save)

@@ -1,0 +1,42 @@
+"""Open a causal language model of transformers by its name."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from zoo.language.tokens import check_features
+
+
+def open_language_model(name: str, *, device: torch.device | str = "cpu") -> Any:
+    """Return the plain object of transformers, in float32, whose features can be read.
+
+    Args:
+        name: A folder with a `config.json`, or a name on the Hub; `/random` at its end leaves the
+            weights out. `lm:` before it is allowed.
+
+    Raises:
+        ValueError: transformers is missing, there is no such model, it is no causal language
+            model, or its logits are not its hidden states times its head.
+    """
+    try:
+        from transformers import AutoConfig, AutoModelForCausalLM
+    except ModuleNotFoundError as error:
+        raise ValueError(
+            "Language models need transformers: pip install 'backbone-zoo[llm]'."
+        ) from error
+    place = name.removeprefix("lm:").removesuffix("/random")
+    if place.startswith((".", "/", "~")) and not (Path(place) / "config.json").is_file():
+        raise ValueError(f"There is no language model in {place}: config.json is missing.")
+    model: Any
+    try:
+        if name.endswith("/random"):
+            model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(place))
+        else:
+            model = AutoModelForCausalLM.from_pretrained(place, dtype=torch.float32)
+    except (OSError, ValueError, KeyError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ValueError(f"{place} cannot be opened as a language model: {reason}") from error
+    model = model.float().to(device).eval()
+    check_features(model, place)
+    return model

@@ -1,0 +1,81 @@
+"""Tokenizers: bytes, which need no file, and those of transformers."""
+
+import hashlib
+from pathlib import Path
+from typing import Any, Protocol
+
+FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
+"""One of them tells that a folder has a tokenizer."""
+
+
+class Tokenizer(Protocol):
+    """Text to ids."""
+
+    size: int
+    """Number of ids."""
+    end: int
+    """The id that ends a document."""
+    digest: str
+    """Says whether two are the same."""
+
+    def encode(self, text: str) -> list[int]:
+        """Return the ids of a text, without special ones."""
+        ...
+
+    def decode(self, ids: list[int]) -> str:
+        """Return the text of ids."""
+        ...
+
+
+class ByteTokenizer:
+    """The 256 bytes of UTF-8, and one id that ends a document."""
+
+    size, end, digest = 257, 256, "bytes"
+
+    def encode(self, text: str) -> list[int]:
+        return list(text.encode())
+
+    def decode(self, ids: list[int]) -> str:
+        return bytes(i for i in ids if i < 256).decode(errors="replace")
+
+
+class FolderTokenizer:
+    """A tokenizer of transformers."""
+
+    def __init__(self, folder: Path):
+        from transformers import AutoTokenizer
+
+        self.inner: Any = AutoTokenizer.from_pretrained(folder)
+        self.size = len(self.inner)
+        if self.inner.eos_token_id is None:
+            raise ValueError(f"The tokenizer in {folder} has no token that ends a text (eos).")
+        self.end = int(self.inner.eos_token_id)
+        vocabulary = sorted(self.inner.get_vocab().items(), key=lambda item: item[1])
+        self.digest = hashlib.sha256(repr(vocabulary).encode()).hexdigest()[:16]
+
+    def encode(self, text: str) -> list[int]:
+        return self.inner.encode(text, add_special_tokens=False, verbose=False)
+
+    def decode(self, ids: list[int]) -> str:
+        return self.inner.decode(ids)
+
+
+def open_tokenizer(name: str) -> Tokenizer:
+    """Open `bytes`, or the tokenizer in a folder.
+
+    Raises:
+        ValueError: there is none.
+    """
+    if name == "bytes":
+        return ByteTokenizer()
+    if not has_tokenizer(Path(name)):
+        raise ValueError(
+            f"There is no tokenizer in {name} (none of {', '.join(FILES)}); give the folder of "
+            "one, or bytes."
+        )
+    return FolderTokenizer(Path(name))
+
+
+def has_tokenizer(folder: Path) -> bool:
+    """Tell whether a folder has a tokenizer."""
+    return any((folder / file).is_file() for file in FILES)

@@ -1,0 +1,96 @@
+"""What language towers take, `Tokens`, and what they return, `TokenFeatures`."""
+
+import inspect
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+
+class TokenFeatures(NamedTuple):
+    """A tower's answer to a batch: never its logits, which are 4 GB for 8,192 tokens."""
+
+    last: Float[Tensor, "B T D"]
+    """The hidden states after the final norm; the logits are `last @ head.T`."""
+    head: Float[Tensor, "V D"]
+    """The output embedding."""
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Rows of token ids; a row may hold several documents, none of which sees another."""
+
+    ids: Int[Tensor, "B T"]
+    segments: Int[Tensor, "B T"]
+    """Number of the document in its row, rising from 0; -1 for padding, which ends a row."""
+    keys: Sequence[str] = ()
+    """Names of the rows, for error messages."""
+    positions: Sequence[int] = ()
+    """Positions in the stream of training rows."""
+
+    @property
+    def counted(self) -> Bool[Tensor, "B T"]:
+        """Where the next token is one of the same document, so that it can be learnt."""
+        follows = (self.segments[:, 1:] == self.segments[:, :-1]) & (self.segments[:, 1:] >= 0)
+        return torch.nn.functional.pad(follows, (0, 1))
+
+    @property
+    def following(self) -> Int[Tensor, "B T"]:
+        """The token after each; anything where `counted` is false."""
+        return self.ids.roll(-1, dims=1)
+
+    @property
+    def places(self) -> Int[Tensor, "B T"]:
+        """Each token's place in its document, from 0: transformers separates documents by them."""
+        steps = torch.arange(self.ids.shape[1], device=self.ids.device).expand_as(self.ids)
+        begins = self.segments.diff(dim=1, prepend=self.segments[:, :1] - 1) != 0
+        return steps - torch.where(begins, steps, 0).cummax(dim=1).values
+
+    def to(self, device, *, non_blocking: bool = True) -> "Tokens":
+        """Move the tensors to `device`."""
+        ids, segments = (x.to(device, non_blocking=non_blocking) for x in (self.ids, self.segments))
+        return Tokens(ids, segments, self.keys, self.positions)
+
+
+def read_tokens(model: Any, tokens: Tokens) -> TokenFeatures:
+    """Read the features of any causal language model of transformers."""
+    tower, options = model.base_model, dict[str, Any](use_cache=False)
+    if "position_ids" in inspect.signature(tower.forward).parameters:
+        options["position_ids"] = tokens.places
+    last = tower(input_ids=tokens.ids, **options).last_hidden_state
+    return TokenFeatures(last, model.get_output_embeddings().weight)
+
+
+@torch.no_grad()
+def check_features(model: Any, name: str) -> None:
+    """Refuse a model whose logits are not its last hidden states times its head.
+
+    Raises:
+        ValueError: they are not: it caps or scales its logits, or adds a bias.
+    """
+    ids = torch.arange(8, device=next(model.parameters()).device)[None]
+    last, head = read_tokens(model, Tokens(ids, torch.zeros_like(ids)))
+    logits = model(input_ids=ids, use_cache=False).logits
+    error = ((last @ head.T - logits).abs().max() / logits.abs().max()).item()
+    if not error < 1e-2:
+        raise ValueError(
+            f"The logits of {name} are not its last hidden states times its head (they differ by "
+            f"{error:.0%}): it caps, scales or shifts them, which no loss here knows."
+        )
+
+
+@torch.no_grad()
+def separates_documents(model: Any) -> bool:
+    """Tell whether a document's features are the same alone and behind another one in its row.
+
+    Attention separates documents by their places; a convolution or a recurrent state goes on.
+    """
+    device = next(model.parameters()).device
+    ids = torch.arange(12, device=device)[None] % model.get_input_embeddings().weight.shape[0]
+    segments = (torch.arange(12, device=device) >= 5).long()[None]
+    both = read_tokens(model, Tokens(ids, segments)).last[:, 5:]
+    alone = read_tokens(model, Tokens(ids[:, 5:], torch.zeros_like(ids[:, 5:]))).last
+    return bool((both - alone).abs().max() < 1e-2 * alone.abs().max())
