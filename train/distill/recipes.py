@@ -48,8 +48,8 @@ def quickstart() -> Distill:
         calibration=8,
         view_epochs=1,
         cache=Path("{out}/features"),
-        eval_images=340,
-        probe_images=340,
+        eval_images=272,
+        probe_images=272,
     )
 
 

