@@ -40,7 +40,7 @@ from zoo.train.distill.config import TeacherSpec
 
 CLIP = "timm:vit_huge_patch14_clip_378.dfn5b/random@378"
 DINO = "timm:vit_giant_patch14_reg4_dinov2/random@224"
-SAM = "timm:samvit_huge_patch16/random@1024"
+SAM = "timm:samvit_huge_patch16/random+neck@1024"
 
 BASE = Step(
     name="a", teachers=(CLIP, DINO), student="vit_base_patch16_224", size=432, batch=128, alone=True

@@ -17,6 +17,8 @@ class Extracted(NamedTuple):
     labels: Int[Tensor, " n"] | None
     """`None` if the batches have none."""
     keys: list[str]
+    unreadable: tuple[str, ...] = ()
+    """Names of the images that could not be read, where they are known here; they have no row."""
 
 
 def extract(model: Callable[[Batch], Features], batches: Iterable[Batch]) -> Extracted:

@@ -34,6 +34,8 @@ class Record:
     values: Mapping[str, float | None]
     """The numbers by name; `None` where a number is not finite."""
     settings: Mapping[str, Any] = field(default_factory=dict)
+    unreadable: int = 0
+    """Images that could not be read; they are in none of the numbers."""
     data: str | None = None
     data_hash: str | None = None
     features: str | None = None

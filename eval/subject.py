@@ -11,7 +11,7 @@ import torch
 from rich.progress import track
 
 from zoo.data.loader import eval_batches
-from zoo.data.sources import Source, open_splits
+from zoo.data.sources import Source, open_labelled
 from zoo.eval.detect.detector import is_detector, load_backbone
 from zoo.eval.registry import Split, Subject
 from zoo.eval.speed.models import cost
@@ -90,12 +90,14 @@ def open_subject(target: str | None, request: EvalRequest) -> Subject:
         student = load_backbone(trained) if trained else open_student(target, request.size)
     student = student.to(request.device)
 
-    splits = cache(partial(open_splits, held_out=0.2))  # per call: the files may have changed
+    splits = cache(partial(open_labelled, held_out=0.2))  # per call: the files may have changed
+    unreadable: dict[Path, set[str]] = {}
 
     def open_part(data: Path, split: Split) -> "_Images":
-        return _Images(splits(data)[0 if split == "train" else 1], student, request)
+        source = splits(data)[0 if split == "train" else 1]
+        return _Images(source, student, request, unreadable.setdefault(data, set()))
 
-    return Subject(name=target, made=student, open=open_part, **shared)
+    return Subject(name=target, made=student, open=open_part, unreadable=unreadable, **shared)
 
 
 def open_student(target: str, size: int | None) -> Student:
@@ -124,8 +126,11 @@ def open_student(target: str, size: int | None) -> Student:
 class _Images:
     """The training or the validation part of a folder of images; see `zoo.eval.registry.Images`."""
 
-    def __init__(self, source: Source, student: Student, request: EvalRequest):
+    def __init__(
+        self, source: Source, student: Student, request: EvalRequest, unreadable: set[str]
+    ):
         self.source, self.student, self.request = source, student, request
+        self.unreadable = unreadable
 
     @property
     def classes(self) -> Sequence[str]:
@@ -142,6 +147,7 @@ class _Images:
             request.batch,
             workers=request.workers,
             pin=request.device.type == "cuda",
+            unreadable=self.unreadable,
         )
         total = -(-len(self.source) // request.batch)
         for some in track(images, "extract", total=total, transient=True):

@@ -1,6 +1,5 @@
 """Zero-shot classification by a student's head and the text tower of the teacher it learnt from."""
 
-import json
 import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -16,6 +15,7 @@ from zoo.eval.extract import extract
 from zoo.eval.registry import Found, Scores, Subject
 from zoo.eval.settings import ZeroShotSettings
 from zoo.features import Batch, Features
+from zoo.files import read_json
 from zoo.teachers.name import TeacherName
 from zoo.teachers.text import text_classifier
 
@@ -45,7 +45,10 @@ def zeroshot(subject: Subject, data: Path, settings: ZeroShotSettings) -> Iterat
     check_width(subject, label, classifier.shape[1], settings.teacher)
     found = extract(through_head(subject, label), images)
     assert found.labels is not None  # the images have classes
-    yield from classify(found.summaries, found.labels, classifier, found.keys, names)
+    labels = found.labels
+    if all(name.isdigit() for name in images.classes):  # numbers count in the list of all names
+        labels = torch.tensor([int(name) for name in images.classes])[labels]
+    yield from classify(found.summaries, labels, classifier, found.keys, names)
 
 
 def classify(
@@ -157,14 +160,13 @@ def class_names(classes: Sequence[str], data: Path) -> list[str]:
     """
     file = data / "classes.json"
     if file.is_file():
-        names = json.loads(file.read_text())
-        # shards have as many classes as their largest label, which can be fewer than the names
+        names = read_json(file, list[str])
+        # a shard has the numbers of its images alone, which can be fewer than the names
         numbered = all(name.isdigit() for name in classes)
-        fits = isinstance(names, list) and len(names) >= len(classes)
-        if not fits or (len(names) > len(classes) and not numbered):
-            count = len(names) if isinstance(names, list) else "no list of"
-            raise ValueError(f"{file} names {count} classes, and the data has {len(classes)}.")
-        classes = [str(name) for name in names]
+        needed = 1 + max(map(int, classes), default=-1) if numbered else len(classes)
+        if len(names) < needed or (len(names) > needed and not numbered):
+            raise ValueError(f"{file} names {len(names)} classes, and the data has {needed}.")
+        classes = names
     if all(WNID.fullmatch(name) for name in classes):
         return _imagenet_names(classes)
     if all(name.isdigit() for name in classes):

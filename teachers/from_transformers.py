@@ -13,8 +13,9 @@ configuration, its signatures and its outputs:
 
 The summary is the image embedding that a text tower's is compared with, if there is one; else what
 the library calls summary or pooler output, if there is one. The map is the last hidden state as the
-library returns it (CLIP's is before the last norm, which only its class token passes; SAM's is
-after the neck), without the class and register tokens in front.
+library returns it (CLIP's is before the last norm, which only its class token passes), without the
+class and register tokens in front. SAM's is the map before its neck, as of timm's SAM
+(`zoo.teachers.from_timm`); `hf:facebook/sam-vit-huge+neck` has the one behind it.
 """
 
 import inspect
@@ -29,12 +30,14 @@ from torch import Tensor, nn
 from zoo.features import Features
 from zoo.teachers.hub import how_to_fetch, read_license
 from zoo.teachers.name import TeacherName
-from zoo.teachers.teacher import Frozen, check_patches, reason, seeded_init, size_errors
+from zoo.teachers.teacher import Frozen, check_patches, no_neck, reason, seeded_init, size_errors
 
 CLASSES = {"sam3_video": "Sam3Model"}
 """Model types that are opened with another class than AutoModel's."""
 TRUNKS = {"sam3_vision_model": "backbone"}
 """Encoders whose neck comes after the last hidden state, so that it can be left out."""
+NECKS = ("sam_vision_model", "sam_hq_vision_model")
+"""Encoders whose neck comes before the last hidden state."""
 SUMMARIES = ("image_embeds", "summary", "pooler_output")
 MAPS = ("feature_maps", "last_hidden_state")
 """Names of outputs; the first that a network returns is taken, and of several maps the last."""
@@ -105,7 +108,7 @@ def open_hf(name: TeacherName, device: torch.device) -> TransformersTeacher:
     with size_errors(name, prepared["size"]):
         teacher = TransformersTeacher(
             name.describe(),
-            _image_encoder(network),
+            _image_encoder(network, name),
             pooled=not missing,
             license=read_license(name.name) if known else None,
             device=device,
@@ -240,14 +243,23 @@ def _delete_tower(network: nn.Module, tower: str) -> None:
         delattr(network, child)
 
 
-def _image_encoder(network: Any) -> nn.Module:
-    """Return the part of a model that takes images; a text tower is deleted from it."""
+def _image_encoder(network: Any, name: TeacherName) -> nn.Module:
+    """Return the part of a model that takes images; a text tower is deleted from it.
+
+    Raises:
+        ValueError: the map behind a neck is asked for, and this is no SAM.
+    """
+    encoder = getattr(network, "vision_encoder", network)
+    if encoder.config.model_type not in NECKS:
+        if name.neck:
+            raise no_neck(name)
+    elif not name.neck:
+        encoder.neck = nn.Identity()
     if _has_two_towers(network):
         _delete_tower(network, "text")
         return network
     if type(network).__name__.endswith("ForDepthEstimation"):
         return network.backbone
-    encoder = getattr(network, "vision_encoder", network)
     trunk = TRUNKS.get(encoder.config.model_type)
     return getattr(encoder, trunk) if trunk else encoder
 

@@ -1,4 +1,4 @@
-"""How a teacher is named: kind:name[/weights][@resolution].
+"""How a teacher is named: kind:name[/weights][+neck][@resolution].
 
 Configs import this file, so it imports no torch.
 """
@@ -28,13 +28,18 @@ MOST_PIXELS = 8192
 SLASHED = ("hf:", "cache:", *(f"{kind}:{FOLDER}" for kind in ("open_clip", "timm", "zoo")))
 """Names that begin so are repositories or folders, and may have slashes themselves."""
 
+NECK = "+neck"
+"""At the end of a SAM's name: the map behind its neck."""
+
 
 @dataclass(frozen=True)
 class TeacherName:
-    """The parts of a teacher's name: `kind:name[/weights][@resolution]`.
+    """The parts of a teacher's name: `kind:name[/weights][+neck][@resolution]`.
 
     `weights` is a file, a tag of the library, or `random`; the default is the library's own
-    weights. `resolution` is the side in pixels; the default is the network's own.
+    weights. `neck` asks a SAM for the map behind its neck, which its mask decoder takes; the
+    default is the map before it. `resolution` is the side in pixels; the default is the network's
+    own.
 
     A name ends at its first slash. Only `hf:ORG/NAME`, `hf:FOLDER`, `cache:FOLDER/LABEL` and
     `KIND:local-dir:FOLDER` (open_clip, timm, zoo) may have slashes themselves. There everything is
@@ -45,6 +50,7 @@ class TeacherName:
     name: str
     weights: str | None = None
     resolution: int | None = None
+    neck: bool = False
 
     @classmethod
     def parse(cls, text: str) -> "TeacherName":
@@ -74,12 +80,13 @@ class TeacherName:
                     f"{text!r} asks for images of {at[2]} px; a teacher's resolution is 1 to "
                     f"{MOST_PIXELS:,} pixels."
                 )
+        neck, rest = rest.endswith(NECK), rest.removesuffix(NECK)
         if text.startswith(SLASHED):
             name = rest.removesuffix("/random")
             weights = None if name == rest else "random"
         else:
             name, _, weights = rest.partition("/")
-        return cls(kind, name, weights or None, resolution)
+        return cls(kind, name, weights or None, resolution, neck)
 
     def describe(self) -> str:
         """Return `kind:name`, as messages show it: without weights and resolution."""

@@ -5,10 +5,13 @@ from importlib import import_module
 import torch
 
 from zoo.teachers.name import KINDS, TeacherName
-from zoo.teachers.teacher import Teacher
+from zoo.teachers.teacher import Teacher, no_neck
 
 EXTRAS = ("open_clip", "transformers")
 """Libraries that the optional dependencies `[teachers]` install."""
+
+SAMS = ("timm", "hf")
+"""Kinds of teachers that have a SAM, whose map may be had behind its neck."""
 
 
 def open_teacher(text: str, *, device: torch.device | str = "cpu", mosaic: int = 1) -> Teacher:
@@ -17,7 +20,7 @@ def open_teacher(text: str, *, device: torch.device | str = "cpu", mosaic: int =
     On the device `meta` nothing is downloaded or allocated; only shapes are known.
 
     Args:
-        text: `kind:name[/weights][@resolution]`, see `TeacherName`.
+        text: `kind:name[/weights][+neck][@resolution]`, see `TeacherName`.
         mosaic: Images along a side of the teacher's canvas, see `zoo.teachers.mosaic`; 1 for none.
 
     Raises:
@@ -26,6 +29,8 @@ def open_teacher(text: str, *, device: torch.device | str = "cpu", mosaic: int =
             that is not installed.
     """
     name = TeacherName.parse(text)
+    if name.neck and name.kind not in SAMS:
+        raise no_neck(name)
     module, opener = KINDS[name.kind]
     try:
         teacher = getattr(import_module(module), opener)(name, torch.device(device))

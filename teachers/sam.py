@@ -16,7 +16,8 @@ class MaskDecoder:
     """Features and points in, masks out: SAM's prompt encoder and mask decoder (2304.02643).
 
     Args:
-        name: An `hf:` teacher of type SAM; the weights are the teacher's own.
+        name: An `hf:` teacher of type SAM; the weights are the teacher's own. Features are those
+            before its neck, or behind it (`+neck`): their width tells which, if the two differ.
 
     Raises:
         ValueError: the teacher is not opened through transformers, or is not a SAM.
@@ -35,10 +36,12 @@ class MaskDecoder:
                 "decoders of its successors also need maps of their trunk, which no head learns."
             )
         network, _ = read_network(name, config, torch.device(device))
+        self.neck = network.vision_encoder.neck.requires_grad_(False).to(device)
         del network.vision_encoder  # the features come from elsewhere
         self.network: Any = network.eval().requires_grad_(False).to(device)
         vision = config.vision_config
-        self.side, self.width = vision.image_size, vision.output_channels
+        self.side, self.behind = vision.image_size, name.neck
+        self.widths = (vision.hidden_size, vision.output_channels)
         self.grid = (self.side // vision.patch_size,) * 2
 
     @torch.no_grad()
@@ -48,18 +51,21 @@ class MaskDecoder:
         """Return one mask a point, as logits: the one of three with the highest predicted IoU.
 
         Args:
-            features: Features as the encoder's neck returns them, on any grid.
+            features: Features before the encoder's neck or behind it, on any grid.
             points: Column and row of each point, as shares of the image in [0, 1].
 
         Raises:
-            ValueError: the features do not have the encoder's width.
+            ValueError: the features have neither width.
         """
-        if features.shape[-1] != self.width:
+        width, (before, behind) = features.shape[-1], self.widths
+        if width not in self.widths:
             raise ValueError(
-                f"The features have {features.shape[-1]} channels and those of SAM's encoder "
-                f"{self.width}; take the head that learnt from this teacher."
+                f"The features have {width} channels and those of SAM {before} before its neck and "
+                f"{behind} behind it; take the head that learnt from this teacher."
             )
-        maps = at_grid(features.float(), self.grid).permute(0, 3, 1, 2)
+        maps = at_grid(features.float(), self.grid)
+        is_behind = self.behind if before == behind else width == behind
+        maps = maps.permute(0, 3, 1, 2) if is_behind else self.neck(maps)
         pixels = points[:, :, None] * self.side
         labels = torch.ones(pixels.shape[:3], dtype=torch.long, device=pixels.device)
         try:

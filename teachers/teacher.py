@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from zoo.features import Batch, Features
-from zoo.teachers.name import TeacherName
+from zoo.teachers.name import NECK, TeacherName
 
 _logger = logging.getLogger("zoo")
 
@@ -97,6 +97,14 @@ def check_trunk_patches(name: TeacherName, trunk: nn.Module) -> None:
     patch = getattr(getattr(trunk, "patch_embed", None), "patch_size", None)
     if name.resolution and patch:
         check_patches(name, patch if isinstance(patch, int) else patch[0])
+
+
+def no_neck(name: TeacherName) -> ValueError:
+    """Return the error for `+neck` behind the name of a teacher that is no SAM."""
+    return ValueError(
+        f"{name.describe()} has no neck whose map could be asked for; leave out {NECK}, which is "
+        "for SAMs of timm and transformers."
+    )
 
 
 def reason(error: BaseException) -> str:

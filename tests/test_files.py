@@ -1,11 +1,22 @@
 """The readers of JSON and arrays: a value of the stated type, or an error that names the file."""
 
+import random
+from dataclasses import dataclass
 from typing import Any, TypedDict
 
 import numpy as np
 import pytest
+import torch
+from safetensors.torch import save_file
 
-from zoo.files import checked, read_arrays, read_json
+from zoo.files import (
+    checked,
+    checked_fields,
+    load_tensors,
+    read_arrays,
+    read_json,
+    save_tensors,
+)
 
 
 class Sizes(TypedDict):
@@ -69,3 +80,64 @@ def test_arrays_are_read_by_name_and_python_objects_are_not(tmp_path):
     np.save(tmp_path / "o.npy", np.array([None], object))
     with pytest.raises(ValueError, match=r"o\.npy holds no readable arrays"):
         read_arrays(tmp_path / "o.npy")
+
+
+TENSORS = dict(
+    whole=torch.arange(6).reshape(2, 3), half=torch.randn(5, dtype=torch.bfloat16),
+    one=torch.tensor(2.0), mask=torch.tensor([True, False]), none=torch.empty(0, 3),
+)  # fmt: skip
+
+
+def assert_same(found, wanted):
+    assert found.keys() == wanted.keys()
+    for name, value in wanted.items():
+        assert found[name].dtype == value.dtype and torch.equal(found[name], value)
+
+
+def test_a_flipped_byte_anywhere_in_a_file_of_tensors_is_harmless_or_refused(tmp_path):
+    file = tmp_path / "some.safetensors"
+    save_tensors(TENSORS, file)
+    content, draw = file.read_bytes(), random.Random(0)
+    for place in range(len(content)):
+        damaged = bytearray(content)
+        damaged[place] ^= 1 << draw.randrange(8)
+        file.write_bytes(damaged)
+        try:
+            assert_same(load_tensors(file), TENSORS)  # as when the name of the checksum is hit
+            assert place < len(content) - 20  # never in the data
+        except ValueError as error:
+            assert "some.safetensors is" in str(error)
+
+
+def test_tensors_come_back_also_from_files_that_had_no_checksum_yet(tmp_path):
+    file = tmp_path / "some.safetensors"
+    save_file(TENSORS, file)
+    assert_same(load_tensors(file), TENSORS)
+
+
+@pytest.mark.parametrize("text", [b"", b"\xff" * 64, None])
+def test_what_holds_no_tensors_is_refused_by_name(tmp_path, text):
+    file = tmp_path / "some.safetensors"
+    if text is not None:
+        file.write_bytes(text)
+    with pytest.raises(ValueError, match=r"some\.safetensors is not a readable safetensors file"):
+        load_tensors(file)
+
+
+@dataclass
+class Row:
+    name: str
+    values: dict[str, float | None]
+    seed: int = 0
+
+
+def test_a_json_object_becomes_a_dataclass_or_its_wrong_field_is_named():
+    assert checked_fields(Row, dict(name="a", values={"x": 1}), "line 1").values == {"x": 1}
+    for wrong, said in (
+        (dict(name="a"), "line 1 is no Row: .*values"),
+        (dict(name="a", values={}, size=1), "line 1 has a field 'size'"),
+        (dict(name="a", values={"x": "1"}), "line 1, field values, has another form"),
+        (dict(name=None, values={}), "line 1, field name, has another form"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            checked_fields(Row, wrong, "line 1")

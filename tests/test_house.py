@@ -27,7 +27,8 @@ CORE = tuple(
     f"zoo.train.{part}"
     for part in (
         "config", "device", "interrupt", "loop", "optim", "progress", "run", "state", "task",
-        "damp", "slices", "prefetch", "fields", "freeze", "ranges",
+        "damp", "slices", "prefetch", "fields", "freeze",
+        "average", "ranges",
     )
 )  # fmt: skip
 """The training loop and what every task shares: no images, no teachers, no method."""
@@ -51,7 +52,7 @@ ARROWS: dict[str, tuple[str, ...]] = {
     "zoo.features": (),
     "zoo.safe_pickle": (),
     "zoo.files": (),
-    "zoo.weights": ("zoo.safe_pickle",),
+    "zoo.weights": ("zoo.safe_pickle", "zoo.files"),
     "zoo.wheels": ("zoo.weights",),
     "zoo.licence": (),
     "zoo.deploy": (),
@@ -81,8 +82,10 @@ ARROWS: dict[str, tuple[str, ...]] = {
     "zoo.teachers.from_language": ("zoo.language",),
     "zoo.students": ("zoo.students", *MODELS),
     "zoo.train": (*CORE, "zoo.data", "zoo.files"),
+    "zoo.train.average": ("zoo.layers",),
     "zoo.train.cost": (),
     "zoo.train.pretext": (*CORE, "zoo.data", "zoo.features", "zoo.files", "zoo.teachers"),
+    "zoo.train.masks": (*CORE, "zoo.students.prune"),
     "zoo.train.distill": (
         "zoo.train.distill", *CORE, "zoo.data", "zoo.students", "zoo.teachers", "zoo.features",
         "zoo.files", "zoo.compiled_blocks", "zoo.train.pretext", "zoo.language", ROOT_ONLY,

@@ -2,23 +2,10 @@
 
 import dataclasses
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import UnionType
-from typing import (
-    Annotated,
-    Any,
-    ClassVar,
-    Literal,
-    TypeVar,
-    Union,
-    get_args,
-    get_origin,
-    get_type_hints,
-)
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
-from zoo.train.fields import with_new_names
 from zoo.train.ranges import (
     BATCH,
     CHANCE,
@@ -53,8 +40,9 @@ class Optim:
     first step to the last, times the warm-up."""
     clip: Annotated[float, at_least(0, "off")] = 1.0
     """Largest norm of the gradient; 0 leaves it alone."""
-    ema: Annotated[float, below(0, 1, "off")] = 0.999
-    """Decay of the averaged weights, which are evaluated and exported; 0 for none."""
+    ema: Annotated[float | Literal["auto"], below(0, 1, "off")] = "auto"
+    """Average of the weights: auto for a mean age of a twentieth of the steps so far, so that
+    nothing is left of the first weights; a decay for no longer a memory; 0 for none."""
     drop_path: Annotated[float, below(0, 1, "off")] = 0.0
     freeze: str = ""
     """What stays as it is: trunk (only the heads learn), a number for the stem and the first blocks
@@ -162,30 +150,6 @@ C = TypeVar("C", bound=Training)
 def to_json(config: Training) -> dict[str, Any]:
     """Turn a config into plain data."""
     return json.loads(json.dumps(dataclasses.asdict(config), default=str))
-
-
-def from_json(kind: Any, data: Any) -> Any:
-    """Build a config of the dataclass `kind` from plain data.
-
-    Fields that were renamed are known by their former names too (`zoo.train.fields.RENAMED`).
-
-    Raises:
-        ValueError: there is no such field.
-    """
-    origin = get_origin(kind)
-    if isinstance(kind, type) and dataclasses.is_dataclass(kind) and isinstance(data, Mapping):
-        hints, data = get_type_hints(kind), with_new_names(kind, data)
-        unknown = set(data) - set(hints)
-        if unknown:
-            raise ValueError(f"Unknown fields of {kind.__name__}: {', '.join(sorted(unknown))}.")
-        return kind(**{name: from_json(hints[name], value) for name, value in data.items()})
-    if origin is tuple and isinstance(data, list):
-        inner = get_args(kind)[0]
-        return tuple(from_json(inner, value) for value in data)
-    if origin in (Union, UnionType):
-        inner = next(a for a in get_args(kind) if a is not type(None))
-        return None if data is None else from_json(inner, data)
-    return Path(data) if kind is Path else data
 
 
 def differences(old: Training, new: Training) -> dict[str, tuple[Any, Any]]:

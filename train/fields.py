@@ -2,7 +2,7 @@
 
 import difflib
 from collections.abc import Mapping, Sequence
-from dataclasses import fields, is_dataclass, replace
+from dataclasses import MISSING, fields, is_dataclass, replace
 from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -42,6 +42,29 @@ def changed(config: C, changes: Mapping[str, Any], within: str = "") -> C:
     return replace(config, **values)  # pyright: ignore[reportArgumentType]
 
 
+def built(kind: type[C], values: Any, within: str = "") -> C:
+    """Build a config of the dataclass `kind` from plain data, as JSON has it.
+
+    Fields that were renamed are known by their former names too (`RENAMED`).
+
+    Args:
+        within: Names of the fields around it, each with a dot behind: `"optim."`.
+
+    Raises:
+        ValueError: there is no such field, one is missing, or it takes no such value.
+    """
+    what = f"{within[:-1] or kind.__name__}"
+    if not isinstance(values, Mapping):
+        raise ValueError(f"{what} is {values!r}; it must be a mapping of fields.")
+    hints, values = get_type_hints(kind), with_new_names(kind, values)
+    if unknown := set(values) - set(hints):
+        raise ValueError(f"Unknown fields of {kind.__name__}: {', '.join(sorted(unknown))}.")
+    for one in fields(kind):  # pyright: ignore[reportArgumentType]
+        if one.default is MISSING and one.default_factory is MISSING and one.name not in values:
+            raise ValueError(f"{what} lacks the field {one.name}.")
+    return kind(**{n: _value(hints[n], value, None, within + n) for n, value in values.items()})
+
+
 def _no_field(kind: type[Any], name: str, known: Sequence[str], within: str) -> str:
     renamed = RENAMED.get((kind.__name__, name))
     if renamed:
@@ -56,12 +79,18 @@ def _value(hint: Any, value: Any, now: Any, name: str) -> Any:
     origin, args = get_origin(hint), get_args(hint)
     if origin in (Union, UnionType):
         return _any_value(args, value, now, name)
+    if hint is Any or (origin is Mapping and isinstance(value, Mapping)):
+        return value
     if origin is tuple and isinstance(value, list | tuple):
+        if Ellipsis not in args and len(value) != len(args):
+            raise ValueError(f"{name} is {value!r}; it has {len(args)} values.")
         return tuple(_value(args[0], item, None, name) for item in value)
     if origin is Literal and value in args:
         return value
     if isinstance(value, Mapping) and is_dataclass(now):
         return changed(now, value, name + ".")
+    if isinstance(value, Mapping) and isinstance(hint, type) and is_dataclass(hint):
+        return built(hint, value, name + ".")
     if isinstance(value, str) and hasattr(hint, "parse"):  # as TeacherSpec has it
         return hint.parse(value)
     if hint is Path and isinstance(value, str):
@@ -70,7 +99,11 @@ def _value(hint: Any, value: Any, now: Any, name: str) -> Any:
         return str(value)
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
-    if isinstance(hint, type) and isinstance(value, hint) and (hint is bool or value is not True):
+    if (
+        isinstance(hint, type)
+        and isinstance(value, hint)
+        and (hint is bool or not isinstance(value, bool))
+    ):
         return value
     raise ValueError(f"{name} is {value!r}; it must be {_described(hint)}.")
 

@@ -30,14 +30,14 @@ def train(
     config: Training,
     run: Run,
     *,
-    evaluate: Callable[[Any, int], None] | None = None,
+    evaluate: Callable[[Any, int], object] | None = None,
     title: str = "train",
     ahead: bool = False,
 ) -> None:
     """Train until `config.steps`; log, evaluate and save on the way.
 
     Args:
-        evaluate: Gets the best form of the model and the step, every `config.every.evaluate`
+        evaluate: Gets the model (averaged, if it is) and the step, every `config.every.evaluate`
             steps but the last.
         ahead: Compute the task's targets a slice early, on a CUDA stream of their own.
 
@@ -73,7 +73,7 @@ def train(
                 write_log(state, config, run, progress)
             with progress.paused():
                 if evaluate and step % every.evaluate == 0 and not ends:
-                    evaluate(state.best, step)
+                    evaluate(state.averaged, step)
                 if saves:
                     run.save(state.state())
             if signum is not None and not ends:
@@ -187,7 +187,7 @@ class SkipList:
 
     def __init__(self, run: Run, progress: Progress):
         self.run, self.progress = run, progress
-        self.names: set[str] = set(run.read_json("skipped.json") or ())
+        self.names: set[str] = set(run.read_json("skipped.json", list[str]) or ())
 
     def add(self, names: Iterable[str]) -> None:
         new = [name for name in dict.fromkeys(names) if name not in self.names]

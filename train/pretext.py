@@ -11,7 +11,6 @@ import torch
 import torch.nn.functional as F
 from filelock import FileLock
 from jaxtyping import Float
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from zoo.data.feed import ImageFeed
@@ -19,7 +18,7 @@ from zoo.data.plan import Plan, mix
 from zoo.data.sources import Source
 from zoo.data.views import View
 from zoo.features import Batch
-from zoo.files import cache_dir, save_whole
+from zoo.files import cache_dir, save_tensors
 from zoo.teachers.pretext import MEAN, SIZE, STD, build_network
 from zoo.train.config import Every, Optim, Training
 from zoo.train.loop import train
@@ -76,7 +75,7 @@ def pretext_weights(name: str, source: Source, *, seed: int, device: torch.devic
         if not path.is_file():
             work = path.with_suffix(".run")
             network = _train(name, source, seed, device, work)
-            save_whole(network.state_dict(), path, save_file)
+            save_tensors(network.state_dict(), path)
             shutil.rmtree(work)
     return path
 

@@ -61,6 +61,7 @@ def below(low: float, high: float, means: str = "") -> Range:
 
 SHARE = Range("a share above 0 and at most 1", 0, 1, open=(0,))
 FRACTION = Range("a share from 0 to 1", 0, 1)
+PROPER_SHARE = Range("a share between 0 and 1", 0, 1, open=(0, 1))
 CHANCE = Range("a chance from 0 to 1", 0, 1)
 POSITIVE = above(0)
 NOT_NEGATIVE = at_least(0)

@@ -4,14 +4,16 @@ import importlib.util
 import json
 import subprocess
 import tempfile
+import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from zoo.files import save_whole, written_whole
-from zoo.train.config import C, Training, differences, from_json, to_json
+from zoo.files import read_json, save_whole, written_whole
+from zoo.train.config import C, Training, differences, to_json
+from zoo.train.fields import built
 
 KEPT = 2
 """Checkpoints that stay: the newest, and the one before it in case that one is damaged."""
@@ -91,14 +93,14 @@ class Run:
         path = self.path / "config.json"
         if not path.is_file():
             raise ValueError(f"There is no run in {self.path}: {path.name} is missing.")
+        content = read_json(path)
+        found = content.pop("kind", kind.kind)
+        if found != kind.kind:
+            raise ValueError(f"The run in {self.path} is one of {found}, not of {kind.kind}.")
         try:
-            content = json.loads(path.read_text())
-            found = content.pop("kind", kind.kind)
-            if found == kind.kind:
-                return from_json(kind, content)
-        except (json.JSONDecodeError, TypeError, KeyError, AttributeError) as error:
+            return built(kind, content)
+        except ValueError as error:
             raise ValueError(f"{path} is not the config of a run: {error}") from error
-        raise ValueError(f"The run in {self.path} is one of {found}, not of {kind.kind}.")
 
     def arm(self, name: str) -> "Run":
         """Return the sub-folder of a student that is trained for comparison."""
@@ -111,10 +113,14 @@ class Run:
         with written_whole(self.path / name) as temporary:
             temporary.write_text(json.dumps(content, indent=2) + "\n")
 
-    def read_json(self, name: str) -> Any:
-        """Read a small file again; `None` if there is none."""
+    def read_json(self, name: str, kind: Any = dict[str, Any]) -> Any:
+        """Read a small file again; `None` if there is none.
+
+        Raises:
+            ValueError: its content has another type than `kind`.
+        """
         path = self.path / name
-        return json.loads(path.read_text()) if path.is_file() else None
+        return read_json(path, kind) if path.is_file() else None
 
     def log(self, kind: str, step: int, values: Mapping[str, Any]) -> None:
         """Append measured values to `metrics.jsonl`, and to TensorBoard where it is installed."""
@@ -141,8 +147,8 @@ class Run:
         for name in ("metrics.jsonl", "timing.jsonl"):
             path = self.path / name
             if path.is_file():
-                lines = [line for line in path.read_text().splitlines() if _is_whole(line)]
-                kept = [line for line in lines if wanted(json.loads(line))]
+                rows = [(line, _row(line)) for line in path.read_text().splitlines()]
+                kept = [line for line, row in rows if row is not None and wanted(row)]
                 with written_whole(path) as temporary:
                     temporary.write_text("".join(line + "\n" for line in kept))
 
@@ -173,14 +179,36 @@ class Run:
         return path
 
     def load(self) -> dict[str, Any] | None:
-        """Read the newest checkpoint that is whole; `None` if there is none."""
-        for path in reversed(self.checkpoints()):
+        """Read the newest checkpoint that is whole; `None` if there is none yet.
+
+        What a save left behind that was killed is removed.
+
+        Raises:
+            ValueError: there are checkpoints and all of them are damaged.
+        """
+        for torn in (self.path / "checkpoints").glob(".step_*.tmp"):
+            torn.unlink()
+        found = self.checkpoints()
+        for path in reversed(found):
             try:
-                return torch.load(path, map_location="cpu", weights_only=True)
-            except (RuntimeError, EOFError) as error:
-                reason = str(error).splitlines()[0]
+                return _read_checkpoint(path)
+            except Exception as error:  # what is damaged may raise anything
+                reason = (str(error).splitlines() or [type(error).__name__])[0]
                 print(f"{path} is damaged ({reason}); trying the one before it.")
+        if found:
+            raise ValueError(
+                f"No checkpoint in {found[0].parent} can be read. Bring one of them back, or start "
+                "a new run with another --out."
+            )
         return None
+
+
+def _read_checkpoint(path: Path) -> dict[str, Any]:
+    """Read a checkpoint after its checksums: torch writes one for each tensor and checks none."""
+    with zipfile.ZipFile(path) as file:
+        if (bad := file.testzip()) is not None:
+            raise ValueError(f"the checksum of {bad} is another")
+    return torch.load(path, map_location="cpu", weights_only=True)
 
 
 def _try_writing(place: Path, wanted: Path) -> None:
@@ -193,9 +221,13 @@ def _try_writing(place: Path, wanted: Path) -> None:
         raise ValueError(f"Cannot write to {wanted}: {reason}. Give another --out.") from error
 
 
-def _is_whole(line: str) -> bool:
-    """Tell whether a line was written to its end before the run was killed."""
-    return line.startswith("{") and line.endswith("}")
+def _row(line: str) -> dict[str, Any] | None:
+    """Return what a line says; `None` if it was not written to its end, or is damaged."""
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    return row if isinstance(row, dict) and isinstance(row.get("step"), int) else None
 
 
 def _open_board(path: Path):

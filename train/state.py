@@ -5,9 +5,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
+from zoo.train.average import Average
 from zoo.train.config import Optim
 from zoo.train.freeze import freeze
 from zoo.train.optim import build_optimizer
@@ -20,7 +20,7 @@ class TrainState:
 
     model: Any
     optimizer: torch.optim.Optimizer
-    ema: ModelEmaV3 | None = None
+    ema: Average | None = None
     parts: Mapping[str, nn.Module] = field(default_factory=dict)
     """What else learns or remembers, such as learned weights of losses."""
     step: int = 0
@@ -47,7 +47,7 @@ class TrainState:
         """
         if optim.freeze:
             freeze(model, optim.freeze)
-        ema = ModelEmaV3(model, decay=optim.ema) if optim.ema else None
+        ema = Average(model, optim.ema) if optim.ema else None
         optimizer = build_optimizer(model, optim, groups)
         for part in (parts or {}).values():
             if learned := list(part.parameters()):
@@ -81,7 +81,7 @@ class TrainState:
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         if self.ema:
-            self.ema.module.load_state_dict(state["ema"])
+            self.ema.load(state["ema"])
         for name, part in self.parts.items():
             part.load_state_dict(state["parts"][name])
         self.unread = [row.to(self.device) for row in state["unread"]]
@@ -93,9 +93,14 @@ class TrainState:
         run.keep(lambda row: row["step"] <= self.step)
 
     @property
-    def best(self) -> Any:
-        """The model that is evaluated and exported: the averaged one, if there is one."""
+    def averaged(self) -> Any:
+        """The averaged model where there is one, otherwise the model itself."""
         return self.ema.module if self.ema else self.model
+
+    @property
+    def forms(self) -> dict[str, Any]:
+        """What may be evaluated and exported: `average`, if there is one, and `raw`."""
+        return (dict(average=self.ema.module) if self.ema else {}) | dict(raw=self.model)
 
 
 def _upgraded(state: dict[str, Any]) -> dict[str, Any]:

@@ -13,6 +13,7 @@ COMMANDS = {
     "list": "zoo.commands.list:main",
     "convert": "zoo.commands.convert:main",
     "distill": "zoo.commands.distill_args:main",
+    "mask": "zoo.commands.mask_args:main",
     "eval": "zoo.commands.evaluate_args:main",
     "embed": "zoo.commands.embed_args:main",
     "report": "zoo.commands.report:main",
@@ -29,6 +30,7 @@ USAGE = """zoo: vision backbones, and the distillation of many frozen teachers i
   zoo list [PATTERN]        the models of zoo's own families; `zoo list recipes`: the recipes
   zoo convert SRC NAME OUT  an official checkpoint as safetensors and timm's config
   zoo distill [RECIPE] ...  train a student from teachers, to an export and a report
+  zoo mask lm:FOLDER ...    N of each M weights of a language model stay, chosen or learnt
   zoo eval TARGET ...       measure a run, an export or a model: --on knn,linear,detect,...
   zoo embed DATA OUT ...    write features of many images, in shards that kNN and probes read
   zoo report RUN ...        write RUN/report.html again, or join many into one page

@@ -68,9 +68,13 @@ class Batch:
         return Batch(images, self.keys, labels, self.positions)
 
 
-def read_features(model: Any, x: Float[Tensor, "B 3 H W"]) -> Features:
-    """Read any timm model's features: its pooled vector and its last map, after the final norm."""
-    final, maps = model.forward_intermediates(x, indices=1, norm=True, output_fmt="NCHW")
+def read_features(model: Any, x: Float[Tensor, "B 3 H W"], *, norm: bool = True) -> Features:
+    """Read any timm model's features: its pooled vector and its last map.
+
+    Args:
+        norm: Put the map through the final norm (of a SAM: through its neck).
+    """
+    final, maps = model.forward_intermediates(x, indices=1, norm=norm, output_fmt="NCHW")
     summary = model.forward_head(final, pre_logits=True)
     return Features(summary, maps[-1].permute(0, 2, 3, 1))
 

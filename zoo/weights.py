@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
+from zoo.files import load_tensors
 from zoo.safe_pickle import PLAIN, enums, strange_names
 
 SHOWN = 10
@@ -104,10 +104,7 @@ def read_checkpoint(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]
     if not path.is_file():
         raise ValueError(f"There is no weight file {path}.")
     if path.suffix == ".safetensors":
-        try:
-            return load_file(path), {}
-        except Exception as error:  # safetensors raises its own class, which it does not export
-            raise ValueError(f"{path} is not a readable safetensors file: {error}") from None
+        return load_tensors(path), {}
     content = _read_pickle(path)
     args = content.get("args") if isinstance(content, dict) else None
     if isinstance(args, argparse.Namespace | types.SimpleNamespace):

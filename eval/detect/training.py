@@ -92,8 +92,8 @@ def train_detector(
     feed = DetectFeed.of(config, split, state)
     evaluation = between if evaluate else None
     train(DetectTask(), state, feed, config, run, evaluate=evaluation, title=config.detector)
-    state.best.precision = torch.float32
-    return state.best
+    state.averaged.precision = torch.float32
+    return state.averaged
 
 
 class DetectTask(Task):

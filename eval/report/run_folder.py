@@ -13,6 +13,8 @@ import numpy as np
 from zoo.eval.report.maps import load_maps
 
 STUDENT, UNTRAINED, TEACHER = "student", "untrained", "teacher:"
+OTHER = f"{STUDENT}:other"
+"""The student's other form: with averaged weights, or with those of the last step."""
 RECORDS = ("config.json", "about.json", "metrics.jsonl", "timing.jsonl")
 
 
@@ -44,7 +46,7 @@ class RunFolder:
     @property
     def baselines(self) -> list[str]:
         """The other students: the untrained one first, then those with other normalisations."""
-        others = [a for a in self.arms if a != STUDENT and not a.startswith(TEACHER)]
+        others = [a for a in self.arms if a != STUDENT and ":" not in a]
         return sorted(others, key=lambda arm: (arm != UNTRAINED, arm != "none", arm))
 
     @property

@@ -4,8 +4,9 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from zoo.eval.report.figures import short_number
-from zoo.eval.report.run_folder import UNTRAINED, RunFolder
+from zoo.eval.report.run_folder import OTHER, UNTRAINED, RunFolder
 
+WEIGHTS = dict(average="the averaged weights", raw="the weights of the last step")
 EXPECTED = (UNTRAINED, "none")
 """The arms that a run should beat; a worse result than another arm's is not a failure."""
 
@@ -32,6 +33,7 @@ def verdicts(run: RunFolder) -> list[Verdict]:
         verdict
         for verdict in (
             _against_the_mean(run),
+            on_weights(run),
             *(_on_fidelity(run, arm) for arm in run.baselines),
             *(_on_benchmark(run, arm) for arm in run.baselines if arm in EXPECTED),
         )
@@ -60,6 +62,21 @@ def _against_the_mean(run: RunFolder) -> Verdict | None:
         f"Every teacher is predicted better than by its own mean (fidelity 1); the lowest "
         f"fidelity is {short_number(ours[least])}, for {least}.",
     )
+
+
+def on_weights(run: RunFolder) -> Verdict | None:
+    """Return which weights of a finished run were exported, and against which."""
+    about, key = run.about.get("student"), "fidelity/geomean"
+    weights = about.get("weights") if isinstance(about, dict) else None
+    if weights not in WEIGHTS or OTHER not in run.arms:
+        return None
+    ours, theirs = (numbers.get(key) for numbers in (run.ours, run.arms[OTHER]))
+    text = (
+        f"Exported are {WEIGHTS[weights]}, not {WEIGHTS['raw' if weights != 'raw' else 'average']}"
+    )
+    if ours is not None and theirs is not None:
+        text += f": geometric-mean fidelity {short_number(ours)} against {short_number(theirs)}"
+    return Verdict(None, text + ".")
 
 
 def _on_fidelity(run: RunFolder, arm: str) -> Verdict | None:

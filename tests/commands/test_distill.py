@@ -1,6 +1,7 @@
 """A whole run in small: it learns, it resumes to the bit, and it refuses what it should."""
 
 import json
+import math
 import os
 import resource
 import shutil
@@ -15,7 +16,9 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from zoo.commands.distill import distill
+from zoo.commands.distill import better_form, distill
+from zoo.eval.report.run_folder import read_run
+from zoo.eval.report.verdict import on_weights
 from zoo.students.export import load_export
 from zoo.train.config import Augment, Every, Optim
 from zoo.train.distill.config import Distill, Losses, TeacherSpec
@@ -144,7 +147,10 @@ def test_a_run_learns_and_leaves_all_that_it_promises(here):
     losses = [row["loss"] for row in lines(run, "train")]
     assert losses[-1] < losses[0] / 2
     arms = {row["arm"]: row for row in lines(run, "eval") if row["step"] == 40}
-    assert set(arms) == {"student", "untrained", "none", "teacher:colours", "teacher:loud"}
+    assert set(arms) == {
+        "student", "student:other", "untrained", "none", "none:other",
+        "teacher:colours", "teacher:loud",
+    }  # fmt: skip
     assert arms["student"]["fidelity/min"] > 1 > arms["untrained"]["fidelity/min"]
     assert arms["student"]["knn/top1"] >= 90
     assert len(run.checkpoints()) == 2
@@ -152,6 +158,31 @@ def test_a_run_learns_and_leaves_all_that_it_promises(here):
         assert (run.path / name).is_file(), name
     student = load_export(run.path / "export")
     assert set(student.heads) == {"colours", "loud"}
+    # the closer of the two forms is exported, and said to be
+    chosen, other = arms["student"], arms["student:other"]
+    assert {chosen["weights"], other["weights"]} == {"average", "raw"}
+    assert chosen["fidelity/geomean"] >= other["fidelity/geomean"]
+    assert chosen["knn/top1"] and "knn/top1" not in other
+    about = json.loads((run.path / "about.json").read_text())
+    assert about["student"]["weights"] == chosen["weights"]
+    part = dict(average="ema", raw="model")[chosen["weights"]]
+    weights = final_weights(run)[part]
+    for key, value in load_file(run.path / "export" / "model.safetensors").items():
+        assert torch.equal(value, weights[f"backbone.{key}"]), key
+    assert "geometric-mean fidelity" in on_weights(read_run(run.path)).text
+
+
+@pytest.mark.parametrize(
+    ("average", "raw", "better"),
+    [
+        ({"fidelity/geomean": 2.0}, {"fidelity/geomean": 2.0}, "average"),
+        ({"fidelity/geomean": 2.0, "cosine/a/summary": 0.9}, {"fidelity/geomean": 2.1}, "raw"),
+        ({"fidelity/geomean": math.nan}, {"fidelity/geomean": 0.1}, "raw"),
+        ({"cosine/a/summary": 0.9, "cosine/b/summary": 0.1}, {"cosine/a/summary": 0.4}, "average"),
+    ],
+)
+def test_the_form_that_is_closer_to_the_teachers_is_the_better_one(average, raw, better):
+    assert better_form(dict(average=average, raw=raw)) == better
 
 
 @pytest.mark.slow

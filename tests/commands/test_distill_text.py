@@ -81,6 +81,22 @@ def test_four_slices_are_one_batch_and_a_run_resumes_to_the_bit(place):
     assert (place / "out" / "export" / "model.safetensors").read_bytes() == before
 
 
+def test_hidden_states_are_matched_through_a_projection_and_resume_with_it(place):
+    words = ("--losses.hidden", "1", "--losses.hidden-at", "0.0", "1.0", "--steps", "20")
+    run(*words, "--every.checkpoint", "10", "--every.log", "1")
+    first, *_, last = lines(place / "out")
+    assert last["parent/hidden"] < first["parent/hidden"] / 2
+    # it counts as much as the divergence did before it
+    second = lines(place / "out")[1]
+    alpha = first["parent/kl"] / first["parent/hidden"]
+    expected = second["parent/kl"] + alpha * second["parent/hidden"]
+    assert second["loss"] == pytest.approx(expected, rel=1e-4)
+    before = (place / "out" / "export" / "model.safetensors").read_bytes()
+    (place / "out" / "checkpoints" / "step_00000020.pt").unlink()
+    main(["distill", "--resume", "out"])
+    assert (place / "out" / "export" / "model.safetensors").read_bytes() == before
+
+
 def lines(folder) -> list[dict]:
     rows = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
     return [row for row in rows if row["kind"] == "train"]

@@ -152,3 +152,50 @@ def test_the_throughput_stands_beside_the_models_own(images, tmp_path, capsys):
         "zoo bench, test_vit,num_classes=0 eager float32 4x64" in told
         and "embedding reaches" in told
     )
+
+
+@pytest.mark.parametrize("kind", ["npz", "parquet"])
+def test_unreadable_images_are_left_out_of_the_shards_and_counted(kind, tmp_path):
+    pytest.importorskip("pyarrow")
+    data, out = tmp_path / "images", tmp_path / "out"
+    draws = np.random.default_rng(0)
+    for split, name in ((s, n) for s in ("train", "val") for n in "ab"):
+        (data / split / name).mkdir(parents=True)
+        for i in range(8):
+            pixels = draws.integers(0, 255, (16, 16, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(data / split / name / f"{i}.png")
+    lost = ["a/1.png", "a/6.png", "b/0.png", "b/1.png", "b/2.png"]  # one shard has one left
+    for name in lost:
+        (data / "val" / name).write_bytes(b"no image")
+    embed(asked(data, out, rows=4, batch=3, kind=kind))
+    train, val = load_features(out)
+    assert (len(train.keys), len(val.keys)) == (16, 11)
+    assert list(val.unreadable) == lost and not set(val.keys) & set(lost)
+    assert val.labels.tolist() == ["ab".index(key[0]) for key in val.keys]
+    (record,) = evaluate(None, EvalRequest(on=("knn",), features=out, data=dict(knn=(out,))))
+    assert record.unreadable == 5
+    (out / f"val-000002.{kind}").unlink()
+    embed(asked(data, out, rows=4, batch=3, kind=kind))
+    assert read_part(out, "val").keys == val.keys
+
+
+def test_a_shard_with_fewer_rows_than_images_is_refused(images, tmp_path):
+    embed(asked(images, tmp_path))
+    shard = tmp_path / "train-000001.npz"
+    with np.load(shard) as file:
+        some = {k: file[k][:-1] for k in file.files if k != "unreadable"}
+    np.savez(shard, **some)
+    with pytest.raises(ValueError, match=r"train-000001\.npz has 5 rows for 6 images"):
+        read_part(tmp_path, "train")
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("rows", 0), ("rows", "6"), ("parts", {"train": 3}), ("classes", "ab"), ("form", "csv")],
+)
+def test_a_damaged_index_of_features_is_refused_by_name(field, value, images, tmp_path):
+    embed(asked(images, tmp_path))
+    index = json.loads((tmp_path / "index.json").read_text())
+    (tmp_path / "index.json").write_text(json.dumps(index | {field: value}))
+    with pytest.raises(ValueError, match=r"index\.json"):
+        load_features(tmp_path)

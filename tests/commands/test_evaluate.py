@@ -1,6 +1,7 @@
 """`zoo eval` from target to result file: what is measured, kept and compared."""
 
 import json
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -145,3 +146,25 @@ def test_every_line_of_a_result_file_is_json(images, tmp_path):
     lines = [json.loads(line) for line in out.read_text().splitlines()]
     assert [line["benchmark"] for line in lines] == ["knn", "fewshot"]
     assert set(lines[1]["values"]) >= {"fewshot/1/top1", "fewshot/1/low", "fewshot/10/high"}
+
+
+@pytest.mark.parametrize("extra", [".ipynb_checkpoints", "a_class_of_train_alone"])
+def test_folders_of_train_and_val_are_matched_by_name(images, extra, tmp_path):
+    data = tmp_path / "images"
+    shutil.copytree(images, data)
+    (data / "train" / extra).mkdir()
+    for i in range(2):
+        Image.new("RGB", (32, 32), (255, 0, 40 * i)).save(data / "train" / extra / f"{i}.png")
+    for record in evaluate("test_vit", asked(data, "knn", "linear")):
+        assert record.values[f"{record.benchmark}/top1"] == 100
+
+
+def test_unreadable_images_are_in_no_number_and_recorded(images, tmp_path):
+    data = tmp_path / "images"
+    shutil.copytree(images, data)
+    for i in range(4):
+        (data / "val" / "dark" / f"{i}.png").write_bytes(b"nothing")
+    out = tmp_path / "r.jsonl"
+    (record,) = evaluate("test_vit", asked(data, "knn", out=out))
+    assert len(record.kept["knn/top1"].keys) == 8
+    assert record.unreadable == read(out)[0].unreadable == 4

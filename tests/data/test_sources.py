@@ -10,7 +10,7 @@ from PIL import Image
 
 from zoo.data.loader import eval_batches, train_batches
 from zoo.data.plan import Plan
-from zoo.data.sources import FolderSource, TarSource, open_source, open_splits
+from zoo.data.sources import FolderSource, TarSource, open_labelled, open_source, open_splits
 from zoo.data.views import View, Views, collate
 
 
@@ -196,3 +196,93 @@ def test_a_npz_of_something_else_is_refused(tmp_path):
     np.savez(tmp_path / "weights.npz", weight=np.zeros(3))
     with pytest.raises(ValueError, match="no data, offsets and labels"):
         open_source(tmp_path / "weights.npz")
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        dict(offsets=np.array([0, 9, 5])),
+        dict(offsets=np.array([0, 5, 99])),
+        dict(offsets=np.array([-1, 5, 9])),
+        dict(offsets=np.array([0.0, 5, 9])),
+        dict(labels=np.array([0, -1])),
+        dict(labels=np.array(["cat", "dog"])),
+        dict(labels=np.zeros((2, 2), int)),
+        dict(data=np.zeros(9, np.float32)),
+    ],
+)
+def test_a_npz_whose_parts_do_not_fit_together_is_refused_by_name(damage, tmp_path):
+    parts = dict(data=np.zeros(9, np.uint8), offsets=np.array([0, 5, 9]), labels=np.array([3, 8]))
+    np.savez(tmp_path / "good.npz", **parts)
+    assert open_source(tmp_path / "good.npz").classes == ("3", "8")
+    np.savez(tmp_path / "bad.npz", **parts | damage)
+    with pytest.raises(ValueError, match=r"bad\.npz"):
+        open_source(tmp_path / "bad.npz")
+
+
+def test_labels_of_both_parts_are_matched_by_name(tmp_path, caplog):
+    write_folder(tmp_path / "train", ("cat", "dog", "fish"))
+    write_folder(tmp_path / "val", ("dog", "fish", "zebra"))
+    train, val = open_labelled(tmp_path, 0.5)
+    assert list(train.classes) == list(val.classes) == ["cat", "dog", "fish", "zebra"]
+    for part in (train, val):
+        names = [part.key(i).split("/")[0] for i in range(len(part))]
+        assert [part.classes[part.label(i)] for i in range(len(part))] == names
+    assert "val of" in caplog.text and "lacks 1 classes: cat" in caplog.text
+    assert "train of" in caplog.text and "lacks 1 classes: zebra" in caplog.text
+
+
+def test_numbers_of_shards_are_matched_as_names(tmp_path):
+    write_shard(tmp_path / "train-0.tar", 4)
+    write_folder(tmp_path / "val", ("1", "10"))
+    train, val = open_labelled(tmp_path, 0.5)
+    assert list(train.classes) == list(val.classes) == ["0", "1", "10"]
+    assert [val.label(i) for i in range(6)] == [1, 1, 1, 2, 2, 2]
+
+
+def test_parts_without_a_common_class_have_none_and_it_is_said(tmp_path, caplog):
+    write_folder(tmp_path / "train", ("cat", "dog"))
+    write_folder(tmp_path / "val", ("a", "b"))
+    train, val = open_labelled(tmp_path, 0.5)
+    assert not train.classes and not val.classes and train.label(0) is None
+    assert "no class in common" in caplog.text
+    assert open_splits(tmp_path, 0.5)[0].classes == ("cat", "dog")
+
+
+@pytest.mark.parametrize("name", ["train", "val"])
+def test_one_part_alone_keeps_its_classes_and_is_split(name, tmp_path):
+    write_folder(tmp_path / name, each=10)
+    train, val = open_splits(tmp_path, 0.2)
+    assert list(train.classes) == list(val.classes) == ["cat", "dog"]
+    assert (len(train), len(val)) == (16, 4)
+
+
+def test_a_class_may_be_called_train(tmp_path):
+    write_folder(tmp_path, ("bus", "train"))
+    assert open_splits(tmp_path, 0.5)[0].classes == ("bus", "train")
+
+
+def test_unreadable_images_are_left_out_of_an_evaluation_and_named_once(tmp_path, caplog):
+    source = open_source(write_folder(tmp_path, each=15))
+    for i in (0, 3, 4, 5, 20):
+        (tmp_path / source.key(i)).write_bytes(b"nothing")
+    unreadable: set[str] = set()
+    for _ in range(2):
+        batches = list(eval_batches(source, 8, 3, unreadable=unreadable))
+        assert sum(len(b.keys) for b in batches) == 25
+        assert [len(b.images) for b in batches] == [len(b.labels) for b in batches]
+        assert all(
+            k.split("/")[0] == source.classes[b.labels[i]]
+            for b in batches
+            for i, k in enumerate(b.keys)
+        )
+    assert unreadable == {source.key(i) for i in (0, 3, 4, 5, 20)}
+    assert caplog.text.count("is left out of the evaluation") == 5
+
+
+def test_an_evaluation_of_unreadable_files_is_an_error_that_says_why(tmp_path):
+    write_folder(tmp_path)
+    for file in tmp_path.rglob("*.png"):
+        file.write_bytes(b"nothing")
+    with pytest.raises(ValueError, match=r"6 images in a row .* cat/0\.png .*it is none of"):
+        list(eval_batches(open_source(tmp_path), 8, 4))

@@ -48,7 +48,7 @@ def test_a_recurrent_model_is_known_to_carry_its_state_on():
 def test_hidden_states_times_the_head_are_the_logits():
     model = tiny()
     ids = torch.randint(61, (2, 9))
-    last, head = read_tokens(model, Tokens(ids, torch.zeros_like(ids)))
+    last, head, _ = read_tokens(model, Tokens(ids, torch.zeros_like(ids)))
     torch.testing.assert_close(last @ head.T, model(input_ids=ids).logits)
 
 

@@ -1,12 +1,20 @@
 """Features on disk."""
 
 import dataclasses
+import json
+import random
 
 import pytest
 import torch
 
 from zoo.features import Batch, Features
-from zoo.teachers.cache import Cache, CachedTeacher, CacheManifest, quantize_tokens
+from zoo.teachers.cache import (
+    Cache,
+    CachedTeacher,
+    CacheManifest,
+    _open_shard,
+    quantize_tokens,
+)
 from zoo.teachers.open import open_teacher
 from zoo.teachers.teacher import Teacher
 
@@ -140,3 +148,39 @@ def test_a_cache_has_features_of_training_views_alone(tmp_path):
         open_teacher(f"cache:{tmp_path / 'nothing' / 'here'}")
     with pytest.raises(ValueError, match="has the teachers colour"):
         open_teacher(f"cache:{tmp_path}/edges")
+
+
+def test_a_flipped_byte_in_a_shard_is_refused_or_harmless(tmp_path):
+    cache, _ = filled(tmp_path)
+    whole = cache.read("colour", [0, 1, 2, 3])
+    path, draw = cache.shard_path(0), random.Random(0)
+    content, refused = path.read_bytes(), 0
+    for place in draw.sample(range(len(content)), 60):
+        damaged = bytearray(content)
+        damaged[place] ^= 1 << draw.randrange(8)
+        path.write_bytes(damaged)
+        _open_shard.cache_clear()
+        try:
+            for ours, theirs in zip(cache.read("colour", [0, 1, 2, 3]), whole, strict=True):
+                assert torch.equal(ours, theirs)
+        except ValueError as error:
+            assert "shard_00000.safetensors of the feature cache cannot be read" in str(error)
+            refused += 1
+    assert refused > 30
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (dict(images="five"), "field images, has another form"),
+        (dict(shard=0), "below 1"),
+        (dict(teachers=dict(colour=dict(ABOUT, size=[32, "32"]))), "field teachers"),
+        (dict(teachers=dict(colour={})), "field teachers"),
+        (dict(colour=1), "has a field 'colour'"),
+    ],
+)
+def test_a_damaged_manifest_is_refused_with_its_file(tmp_path, change, said):
+    filled(tmp_path)
+    (tmp_path / "cache.json").write_text(json.dumps(MANIFEST.as_json() | change))
+    with pytest.raises(ValueError, match=rf"cache\.json.* {said}"):
+        Cache.open(tmp_path)

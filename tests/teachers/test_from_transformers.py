@@ -155,7 +155,10 @@ CASES = {
         lambda: hf.SamImageProcessor(
             size=dict(longest_edge=64), pad_size=dict(height=64, width=64)
         ),
-        64, lambda m, i: (None, m.get_image_embeddings(i["pixel_values"]).permute(0, 2, 3, 1)),
+        64, lambda m, i: (
+            None,
+            m.vision_encoder(i["pixel_values"], output_hidden_states=True).hidden_states[-1],
+        ),
     ),
     "sam2": Case(
         hf.Sam2Model,
@@ -276,6 +279,19 @@ def test_a_teacher_has_the_features_of_the_librarys_own_way(kind, saved):
     assert isinstance(teacher, Teacher)
     assert teacher.size == (CASES[kind].size,) * 2
     assert teacher.grid == spatial.shape[1:3] and teacher.spatial_dim == spatial.shape[-1]
+
+
+def test_a_sam_has_its_necks_map_if_that_is_asked_for(saved):
+    name, images = saved("sam"), photos(64)
+    x = Batch(images).at((64, 64))
+    with torch.no_grad():
+        model = hf.SamModel.from_pretrained(name.removeprefix("hf:")).eval()
+        behind = open_teacher(f"{name}+neck")
+        theirs = model.get_image_embeddings((x - behind.mean) / behind.std)
+    torch.testing.assert_close(behind(Batch(images)).spatial, theirs.permute(0, 2, 3, 1))
+    assert (open_teacher(name).spatial_dim, behind.spatial_dim) == (32, 16)
+    with pytest.raises(ValueError, match=r"has no neck.*leave out \+neck"):
+        open_teacher(f"{saved('dinov3')}+neck")
 
 
 @pytest.mark.parametrize("kind", CASES)

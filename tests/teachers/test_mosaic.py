@@ -35,6 +35,18 @@ def sam() -> TimmTeacher:
     return TimmTeacher("timm:tiny_sam", network, size=(128, 128), **norm)
 
 
+def test_a_sams_map_is_what_its_last_block_returns_or_its_neck(sam):
+    network, images = sam.network, torch.rand(1, 3, 128, 128)
+    norm = dict(mean=(0.5,) * 3, std=(0.5,) * 3)
+    before = TimmTeacher("timm:tiny_sam", network, normed=False, size=(128, 128), **norm)
+    seen = []
+    hook = network.blocks[-1].register_forward_hook(lambda *args: seen.append(args[-1]))
+    torch.testing.assert_close(before(Batch(images)).spatial, seen[0])
+    hook.remove()
+    behind = network.neck(seen[0].permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+    torch.testing.assert_close(sam(Batch(images)).spatial, behind)
+
+
 @given(count=st.integers(1, 19), k=st.integers(2, 4), cells=st.integers(1, 3))
 @settings(max_examples=25, deadline=None)
 def test_a_teacher_of_single_patches_has_the_same_features_in_a_mosaic(count, k, cells):

@@ -33,6 +33,8 @@ VIT = "timm:test_vit/random"
         ("hf:/a/folder/deep", TeacherName("hf", "/a/folder/deep")),
         ("zoo:local-dir:runs/a/export@64", TeacherName("zoo", "local-dir:runs/a/export", None, 64)),
         ("hf:./random", TeacherName("hf", ".", "random")),
+        ("hf:org/sam+neck@64", TeacherName("hf", "org/sam", None, 64, neck=True)),
+        ("timm:samvit/a+neck", TeacherName("timm", "samvit", "a", neck=True)),
     ],
 )
 def test_a_name_is_kind_name_weights_and_resolution(text, expected):
@@ -70,6 +72,8 @@ def test_a_label_is_the_last_part_of_a_name(text, label):
         ("zoo:mambavision_t.in1k", r"hf download nvidia/.*in1k/FOLDER/mambavision_tiny_1k\.pth"),
         ("zoo:local-dir:/nowhere", r"/nowhere holds no timm checkpoint: config\.json is missing"),
         ("timm:test_vit/random@100", "do not tile 100 px; take @96 or @112"),
+        ("timm:test_vit/random+neck", r"timm:test_vit has no neck"),
+        ("rule:edges+neck@64", r"rule:edges has no neck"),
         ("opn_clip:ViT-B-32", "Did you mean open_clip:ViT-B-32"),
     ],
 )
@@ -272,3 +276,12 @@ def test_a_library_that_is_not_installed_is_named_with_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "open_clip", None)
     with pytest.raises(ValueError, match=r"pip install 'backbone-zoo\[teachers\]'"):
         open_teacher("open_clip:ViT-B-32/openai")
+
+
+def test_a_sam_teaches_the_map_before_its_neck_as_wide_as_the_papers():
+    """PHI-S (2410.01680, table 7) has SAM-H's means from -62 to 19: no layer norm leaves those."""
+    wide = [
+        open_teacher(f"timm:samvit_huge_patch16{neck}", device="meta").spatial_dim
+        for neck in ("", "+neck")
+    ]
+    assert wide == [1280, 256]

@@ -4,21 +4,22 @@ from dataclasses import replace
 import pytest
 import torch
 
-from zoo.train.config import Optim, differences, from_json, to_json
+from zoo.train.config import Optim, differences, to_json
 from zoo.train.device import device_of
 from zoo.train.distill.config import Distill, Heads, Losses, TeacherSpec
 from zoo.train.distill.recipes import RECIPES
+from zoo.train.fields import built
 
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_config_survives_json(name):
     config = RECIPES[name]()
-    assert from_json(Distill, to_json(config)) == config
+    assert built(Distill, to_json(config)) == config
 
 
 def test_an_unknown_field_in_a_config_file_is_refused():
     with pytest.raises(ValueError, match="stepz"):
-        from_json(Distill, dict(to_json(Distill()), stepz=3))
+        built(Distill, dict(to_json(Distill()), stepz=3))
 
 
 def test_a_teacher_on_the_command_line_carries_its_weights():
@@ -86,7 +87,7 @@ def test_a_run_folder_of_before_the_fields_were_renamed_is_read():
     old = to_json(new)
     old["views"] = old.pop("view_epochs")
     old["heads"]["inner"] = old["heads"].pop("num_inner")
-    assert from_json(Distill, old) == new
+    assert built(Distill, old) == new
 
 
 def test_a_device_that_is_not_there_or_lacks_what_a_run_needs_is_refused_by_name():

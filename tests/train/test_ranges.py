@@ -16,10 +16,12 @@ from zoo.teachers.name import MOST_PIXELS, TeacherName
 from zoo.train import ranges
 from zoo.train.config import Augment, Every, Optim
 from zoo.train.distill.config import Distill, Heads, Losses, TeacherSpec
+from zoo.train.distill.token_config import DistillText, TokenLosses
 from zoo.train.ranges import ranges_of
 
 CONFIGS = (
-    Optim, Every, Augment, Heads, Losses, TeacherSpec, Distill, Detect, DetectSettings, EvalRequest,
+    Optim, Every, Augment, Heads, Losses, TeacherSpec, Distill, TokenLosses, DistillText, Detect,
+    DetectSettings, EvalRequest,
     PhiSExperiment, StudentsExperiment, embed_request.Embed, evaluate_args.EvalArgs,
     bench_models_args.ModelArgs, bench_distill_args.StepArgs,
     *(kind for name, kind in vars(settings).items() if name.endswith("Settings")),

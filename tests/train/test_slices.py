@@ -11,6 +11,7 @@ from torch import nn
 from zoo.data.feed import ImageFeed
 from zoo.data.plan import Plan
 from zoo.train.config import Optim
+from zoo.train.distill.calibrate import Calibration
 from zoo.train.distill.config import Distill, Losses, TeacherSpec
 from zoo.train.distill.setup import new_student, prepare
 from zoo.train.distill.task import DistillTask
@@ -51,11 +52,13 @@ def config(images, out, student: str, **changes) -> Distill:
 def trained(config: Distill, order=()) -> TrainState:
     """Train, taking the slices of each batch in `order`."""
     setup = prepare(config)
-    student = new_student(setup)
+    student = new_student(setup, {})
     plan = Plan(len(setup.train), config.batch, config.seed)
     feed = ImageFeed(setup.train, setup.view, plan, setup.device, config.num_slices, order)
     plain = {label: nn.Identity() for label in config.labels}
-    task = DistillTask.of(config, student, plan, setup.teachers, plain, {}, setup.grids)
+    task = DistillTask.of(
+        config, student, plan, setup.teachers, Calibration(plain, {}, {}), setup.grids
+    )
     state = TrainState.of(student, config.optim, parts=dict(weighting=task.weighting))
     train(task, state, feed, config, Run.create(config))
     return state

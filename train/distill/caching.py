@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import json
 import math
 import os
 import shutil
@@ -20,9 +21,10 @@ from torch import Tensor, nn
 
 from zoo.data.loader import eval_batches
 from zoo.data.plan import Plan
-from zoo.data.sources import Source, spread
+from zoo.data.sources import Source, Subset, spread
 from zoo.data.views import View, Views, collate
 from zoo.features import Batch, Features
+from zoo.files import read_json, written_whole
 from zoo.teachers.cache import Cache, CachedTeacher, CacheManifest, Stored
 from zoo.teachers.teacher import Teacher
 from zoo.train.distill.calibrate import Normalizers, read_normalizers
@@ -259,7 +261,7 @@ def _described(
 ) -> tuple[CacheManifest, dict[str, Tensor]]:
     """Return what a cache of the images of `source` holds, and the transforms beside it."""
     config = setup.config
-    fingerprints = run.read_json("teachers.json")
+    fingerprints = run.read_json("teachers.json", dict[str, str])
     precision = teacher_precision(setup)
     held = holds(config, source, setup.view, setup.teachers, fingerprints, precision)
     return held, {
@@ -291,15 +293,20 @@ def stored_held_out(run: Run, setup: Setup, normalizers: Normalizers) -> dict[st
     held, spaces = _described(run, setup, source, normalizers)
     held = dataclasses.replace(held, seed=0, views=1, view=dataclasses.asdict(view))
     cache = Cache.prepare(config.cache_folder / f"held_out_{held.data}", held, spaces)
+    listed = cache.path / "images.json"
+    places = read_json(listed, dict[str, int]) if listed.is_file() else {}
 
     def batches(part: range) -> Iterator[Batch]:
-        for batch in eval_batches(
-            source, view.size, config.batch, start=part.start, limit=part.stop
-        ):
+        at = part.start
+        few, lost = Subset(source, tuple(part)), setup.unreadable
+        for batch in eval_batches(few, view.size, config.batch, unreadable=lost):
+            places.update(zip(batch.keys, range(at, at + len(batch.keys)), strict=True))
+            at += len(batch.keys)
             yield batch.to(setup.device)
+        with written_whole(listed) as temporary:
+            temporary.write_text(json.dumps(places))
 
     fill(cache, setup, batches)
-    places = {source.key(index): index for index in range(len(source))}
     return {label: CachedTeacher(cache, label, raw=True, places=places) for label in held.teachers}
 
 

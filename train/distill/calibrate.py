@@ -13,13 +13,12 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from zoo.data.feed import ImageFeed
 from zoo.data.plan import Plan, mix
 from zoo.features import Features
-from zoo.files import save_whole
+from zoo.files import load_tensors, save_tensors
 from zoo.train.device import in_precision
 from zoo.train.distill.losses import dispersion
 from zoo.train.distill.phi_s import Moments, Normalizer, fit
@@ -186,7 +185,9 @@ def _compared(features: Features, label: str, planned: StepPlan, setup: Setup) -
         spatial = full_precision(spatial)
         rows, cols = (n * setup.config.heads.upsample for n in setup.grids[planned.size])
         ours = spatial.new_zeros(1).expand(len(spatial), rows, cols, spatial.shape[-1])
-        spatial = planned.align(label)(ours, spatial)[1]
+        _, spatial, *seen = planned.align(label)(ours, spatial)
+        if seen:  # shifts: the cells that are compared, in one row
+            spatial = spatial[seen[0]][None, None]
     return Features(summary, spatial)
 
 
@@ -211,8 +212,11 @@ def fit_normalizers(run: Run, setup: Setup) -> dict[str, Calibration]:
     former = run.path / "balances.safetensors"
     if not path.is_file() and not former.is_file():
         tensors = _fitted(calibrate(setup), kinds, setup)
-        save_whole(tensors, path, save_file)
-    tensors = load_file(path) if path.is_file() else {}
+        save_tensors(tensors, path)
+    try:
+        tensors = load_tensors(path) if path.is_file() else {}
+    except ValueError as error:
+        raise ValueError(f"{error} Remove it, and the teachers are measured again.") from None
     if not any(key.startswith("grid/") for key in tensors):
         raise ValueError(
             f"The run in {run.path} was calibrated by an earlier version, on the teachers' own "

@@ -12,8 +12,8 @@ from zoo.train.ranges import (
     COUNT,
     NOT_NEGATIVE,
     PIXELS,
+    PROPER_SHARE,
     SHARE,
-    Range,
     at_least,
     between,
     check_ranges,
@@ -169,7 +169,7 @@ class Distill(Training):
     """Train the same student again with these, and report them beside it."""
     calibration: Annotated[int, between(1, 1_000_000)] = 64
     """Batches from which the teachers' statistics are taken before step 0."""
-    held_out: Annotated[float, Range("a share between 0 and 1", 0, 1, open=(0, 1))] = 0.05
+    held_out: Annotated[float, PROPER_SHARE] = 0.05
     """Share of the images for evaluation, if the data has no split of its own."""
     eval_images: Annotated[int, COUNT] = 512
     """Most held-out images on which the teachers are compared."""

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 import zoo
-from zoo.data.sources import Source, open_splits
+from zoo.data.sources import Source, in_one_list, open_labelled, open_splits
 from zoo.data.views import View
 from zoo.students.build import build_student, read_options
 from zoo.students.export import load_export, read_heads
@@ -49,6 +49,8 @@ class Setup:
     """Of the summary and of the map of each teacher, as far as the student learns them."""
     stored: Mapping[str, Teacher] = field(default_factory=dict)
     """What the teachers answer for the held-out images, if a cache has it."""
+    unreadable: set[str] = field(default_factory=set)
+    """Names of held-out images that could not be read; they are in no number."""
 
     def autocast(self) -> contextlib.AbstractContextManager:
         return autocast(self.config.precision, self.device)
@@ -107,15 +109,11 @@ def open_data(config: Distill) -> tuple[Source, Source, tuple[Source, Source] | 
         if config.data == "embedded":
             data, labelled = data / "images", labelled or data / "digits"
     train, val = open_splits(data, config.held_out)
-    if labelled:
-        probe = open_splits(Path(labelled), config.held_out)
-        if not probe[0].classes:
-            raise ValueError(f"{labelled} has no classes: one sub-folder a class, or .cls files.")
-    else:
-        probe = (train, val)
-    if not probe[0].classes or list(probe[0].classes) != list(probe[1].classes):
-        return train, val, None
-    return train, val, probe
+    if not labelled:
+        probe = in_one_list(train, val, data)
+    elif not (probe := open_labelled(Path(labelled), config.held_out))[0].classes:
+        raise ValueError(f"{labelled} has no classes: one sub-folder a class, or .cls files.")
+    return train, val, probe if probe[0].classes else None
 
 
 def open_teachers(
@@ -259,7 +257,7 @@ def check_mosaics(config: Distill) -> None:
 def check_same_teachers(run: Run, setup: Setup) -> None:
     """Remember the teachers' weights in a new run; refuse others in a resumed one."""
     now = {label: fingerprint(teacher) for label, teacher in setup.teachers.items()}
-    if before := run.read_json("teachers.json"):
+    if before := run.read_json("teachers.json", dict[str, str]):
         changed = [label for label in now if before.get(label) != now[label]]
         if changed:
             raise ValueError(

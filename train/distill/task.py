@@ -102,9 +102,9 @@ class DistillTask(Task):
         self.weighting.observe(torch.stack(list(means.values())))
 
 
-def _scaled(align: Align, gain: float, ours: Tensor, theirs: Tensor) -> tuple[Tensor, Tensor]:
-    ours, theirs = align(ours, theirs)
-    return gain * ours, gain * theirs
+def _scaled(align: Align, gain: float, ours: Tensor, theirs: Tensor) -> tuple[Tensor, ...]:
+    ours, theirs, *seen = align(ours, theirs)
+    return gain * ours, gain * theirs, *seen
 
 
 def terms_of(

@@ -68,7 +68,6 @@ def tiny(recipe: Distill) -> Distill:
         probe_images=256,
         heads=replace(recipe.heads, hidden=64),
         losses=replace(recipe.losses, shift=min(recipe.losses.shift, 1)),
-        optim=replace(recipe.optim, ema=min(recipe.optim.ema, 0.9)),
         every=Every(log=5, checkpoint=20, evaluate=20),
         out=recipe.out.with_name(f"{recipe.out.name}_tiny"),
     )

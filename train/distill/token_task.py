@@ -9,6 +9,7 @@ from torch import Tensor
 from zoo.data.text import TextSource
 from zoo.language.tokens import TokenFeatures, Tokens, read_tokens
 from zoo.teachers.from_language import LanguageTeacher
+from zoo.train.distill.hidden import HiddenMatch
 from zoo.train.distill.token_config import TokenLosses
 from zoo.train.distill.token_losses import cross_entropy, kl
 from zoo.train.state import TrainState
@@ -25,8 +26,16 @@ class Flat(NamedTuple):
 class TokenTask(Task):
     """Frozen towers, and the text itself, into one tower."""
 
-    def __init__(self, losses: TokenLosses, teachers: Mapping[str, LanguageTeacher]):
-        self.config, self.teachers = losses, teachers
+    def __init__(
+        self,
+        losses: TokenLosses,
+        teachers: Mapping[str, LanguageTeacher],
+        hidden: HiddenMatch | None = None,
+    ):
+        self.config, self.teachers, self.hidden = losses, teachers, hidden
+        self.at = losses.hidden_at if hidden else ()
+        for teacher in teachers.values():
+            teacher.at = self.at
 
     def targets(self, batch: Tokens, step: int) -> dict[str, TokenFeatures]:
         """Ask the teachers; a head is a parameter, so only hidden states are made."""
@@ -35,26 +44,33 @@ class TokenTask(Task):
     def losses(
         self, state: TrainState, batch: Tokens, targets: dict[str, TokenFeatures], step: int
     ) -> dict[str, Loss]:
-        ours, config = flat(read_tokens(state.model, batch)), self.config
+        features, config = read_tokens(state.model, batch, at=self.at), self.config
+        ours = flat(features)
         counted, count = batch.counted.flatten(), batch.ids.numel()
         found = {}
-        for label, features in targets.items():
-            found[f"{label}/kl"] = kl(
-                *ours,
-                *flat(features),
-                counted,
-                tau=config.tau,
-                chunk=config.chunk,
-                kind=config.kind,
-            )
+        for label, theirs in targets.items():
+            options: Any = dict(tau=config.tau, chunk=config.chunk, kind=config.kind)
+            found[f"{label}/kl"] = kl(*ours, *flat(theirs), counted, **options)
+            if self.hidden:
+                both = (features.hidden, theirs.hidden)
+                found[f"{label}/hidden"] = self.hidden(label, *both, counted)
         if config.ce:
             following = batch.following.flatten()
             found["ce"] = cross_entropy(*ours, following, counted, chunk=config.chunk)
         return {name: Loss(total, count) for name, total in found.items()}
 
     def weigh(self, losses: Mapping[str, Tensor], step: int) -> Tensor:
-        weights = {name: self.config.ce if name == "ce" else self.config.kl for name in losses}
-        return torch.stack([weights[name] * value for name, value in losses.items()]).sum()
+        return torch.stack([self._weight(name) * value for name, value in losses.items()]).sum()
+
+    def _weight(self, name: str) -> float | Tensor:
+        label, _, part = name.rpartition("/")
+        if part == "hidden" and self.hidden:
+            return self.config.hidden * self.hidden.weight(label)
+        return self.config.kl if part == "kl" else self.config.ce
+
+    def observe(self, means: Mapping[str, Tensor], step: int) -> None:
+        if self.hidden:
+            self.hidden.observe(means)
 
 
 def flat(features: TokenFeatures) -> Flat:

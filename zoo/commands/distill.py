@@ -1,8 +1,10 @@
 """A run from its config to its report: where teachers, student, training and evaluation meet."""
 
+import math
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,7 +18,7 @@ import zoo
 from zoo.data.feed import ImageFeed
 from zoo.data.loader import eval_batches
 from zoo.data.plan import Plan
-from zoo.data.sources import Subset, spread
+from zoo.data.sources import Source, Subset, spread
 from zoo.eval.extract import extract
 from zoo.eval.fidelity import fidelity
 from zoo.eval.knn import knn
@@ -58,6 +60,11 @@ MAPS = 6
 """Images whose feature maps are kept for the report."""
 
 
+Forms = Mapping[str, Student]
+"""One student: the `average` of its weights, where there is one, and `raw`, those of the last step.
+"""
+
+
 @dataclass
 class Work:
     """What the phases of a run hand on to each other."""
@@ -67,8 +74,10 @@ class Work:
     calibration: dict[str, Calibration] = field(default_factory=dict)
     """Of each normalisation that the run compares."""
     cache: Cache | None = None
-    arms: dict[str, Student] = field(default_factory=dict)
+    arms: dict[str, Forms] = field(default_factory=dict)
     """The students: `untrained`, `student`, and one for each normalisation beside the run's own."""
+    best: dict[str, str] = field(default_factory=dict)
+    """The form of each that was closer to the teachers at the end."""
     began: float = field(default_factory=time.perf_counter)
 
     def of(self, arm: str) -> Normalizers:
@@ -121,7 +130,7 @@ def fill_cache(work: Work) -> None:
 
 def begin(work: Work) -> None:
     """Build the student, and say in the run's folder what it is about."""
-    work.arms["untrained"] = new_student(work.setup, work.of("untrained"))
+    work.arms["untrained"] = dict(raw=new_student(work.setup, work.of("untrained")))
     describe(work)
 
 
@@ -134,8 +143,8 @@ def train_arms(work: Work) -> None:
         work.arms[kind] = train_arm(work, work.run.arm(kind), arm, f"distil {kind}")
 
 
-def train_arm(work: Work, run: Run, config: Distill, title: str) -> Student:
-    """Train one student, from its newest checkpoint if it has one; return its best form."""
+def train_arm(work: Work, run: Run, config: Distill, title: str) -> Forms:
+    """Train one student, from its newest checkpoint if it has one."""
     setup, calibration = work.setup, work.calibration[config.normalise]
     teachers: Mapping[str, Teacher] = setup.teachers
     normalizers = calibration.normalizers
@@ -161,43 +170,82 @@ def train_arm(work: Work, run: Run, config: Distill, title: str) -> Student:
         feed,
         config,
         run,
-        evaluate=lambda s, step: log_evaluation(run, setup, s, normalizers, "student", step),
+        evaluate=lambda _, step: log_evaluation(
+            run, setup, state.forms, normalizers, "student", step
+        ),
         title=title,
         ahead=config.overlap,
     )
-    return state.best
+    return state.forms
 
 
 def compare(work: Work) -> None:
     """Measure every student at the end, and the teachers beside them."""
     run, setup, steps = work.run, work.setup, work.setup.config.steps
     run.keep(lambda row: row.get("kind") == "train" or row["step"] < steps)
-    for name, student in work.arms.items():
-        log_evaluation(run, setup, student, work.of(name), name, steps)
+    for name, forms in work.arms.items():
+        work.best[name] = log_evaluation(run, setup, forms, work.of(name), name, steps)
     for label, teacher in setup.teachers.items():
         if values := dict(probe(teacher, setup)):
             run.log("eval", steps, dict(arm=f"teacher:{label}", **values))
 
 
 def log_evaluation(
-    run: Run, setup: Setup, student: Student, normalizers: Normalizers, arm: str, step: int
-) -> None:
-    """Compare a student with its teachers on held-out images, probe it, and log the numbers."""
+    run: Run, setup: Setup, forms: Forms, normalizers: Normalizers, arm: str, step: int
+) -> str:
+    """Compare a student with its teachers on held-out images, probe it, and log the numbers.
+
+    Each form is compared, and the better one probed; the numbers of the other are those of the arm
+    `ARM:other`.
+
+    Returns:
+        The better form.
+    """
+    found = {}
+    for form, student in forms.items():
+        with evaluated(student), setup.autocast():
+            shown = folded(student, normalizers)
+            found[form] = dict(fidelity(shown, setup.stored or setup.teachers, held_out(setup)))
+    best = better_form(found)
+    with evaluated(forms[best]) as student:
+        found[best] |= dict(probe(student.features, setup))
+    if setup.unreadable:
+        found[best]["unreadable"] = len(setup.unreadable)
+    for form in sorted(found, key=lambda form: form != best):
+        told = dict(weights=form) if len(forms) > 1 else {}
+        name = arm if form == best else f"{arm}:other"
+        run.log("eval", step, dict(arm=name, **told, **found[form]))
+    return best
+
+
+@contextmanager
+def evaluated(student: Student) -> Iterator[Student]:
+    """Put a student into evaluation mode for a while."""
     training = student.training
-    student.eval()
-    shown = folded(student, normalizers)
-    with setup.autocast():
-        values = dict(fidelity(shown, setup.stored or setup.teachers, held_out(setup)))
-    values |= dict(probe(shown.features, setup))
+    yield student.eval()
     student.train(training)
-    run.log("eval", step, dict(arm=arm, **values))
+
+
+def better_form(found: Mapping[str, Mapping[str, float]]) -> str:
+    """Return the form of the higher geometric-mean fidelity; the first in a tie.
+
+    Where no teacher has a map, the mean cosine of the summaries decides.
+    """
+
+    def closeness(form: str) -> float:
+        values = found[form]
+        cosines = [value for key, value in values.items() if key.endswith("/summary")]
+        close = values.get("fidelity/geomean", sum(cosines) / max(1, len(cosines)))
+        return -math.inf if math.isnan(close) else close
+
+    return max(found, key=closeness)
 
 
 def held_out(setup: Setup) -> Iterator[Batch]:
     """Return the held-out images that teachers and students are compared on."""
-    config = setup.config
+    config, size = setup.config, setup.view.size
     few = spread(setup.val, config.eval_images)
-    for batch in eval_batches(few, setup.view.size, config.batch):
+    for batch in eval_batches(few, size, config.batch, unreadable=setup.unreadable):
         yield batch.to(setup.device)
 
 
@@ -205,18 +253,14 @@ def probe(features: Callable[[Batch], Features], setup: Setup) -> Iterator[tuple
     """Yield kNN and linear-probe accuracy of a model's summaries, where there are labels."""
     if setup.labelled is None:
         return
-    size = setup.view.size
+
+    def batches(source: Source) -> Iterator[Batch]:
+        few = spread(source, setup.config.probe_images)
+        for batch in eval_batches(few, setup.view.size, 64, unreadable=setup.unreadable):
+            yield batch.to(setup.device)
+
     with setup.autocast():
-        bank, queries = (
-            extract(
-                features,
-                (
-                    batch.to(setup.device)
-                    for batch in eval_batches(spread(source, setup.config.probe_images), size, 64)
-                ),
-            )
-            for source in setup.labelled
-        )
+        bank, queries = (extract(features, batches(source)) for source in setup.labelled)
     assert bank.labels is not None and queries.labels is not None
     sets = (bank.summaries, bank.labels, queries.summaries, queries.labels)
     yield from knn(*sets)
@@ -226,7 +270,8 @@ def probe(features: Callable[[Batch], Features], setup: Setup) -> Iterator[tuple
 def export(work: Work) -> None:
     """Write the student, and the feature maps that the report shows."""
     run, setup = work.run, work.setup
-    student = folded(work.arms["student"], work.of("student")).eval().without_spectral()
+    chosen = work.arms["student"][work.best["student"]]
+    student = folded(chosen, work.of("student")).eval().without_spectral()
     keep_heads(student, setup.config)
     count = min(MAPS, len(setup.val))
     chosen = Plan(len(setup.val), count, setup.config.seed).indices(0)
@@ -251,7 +296,7 @@ def keep_heads(student: Student, config: Distill) -> None:
 
 def describe(work: Work, *, seconds: float | None = None) -> None:
     """Write `about.json`: the command, the machine, the sizes of the models."""
-    setup, student = work.setup, work.arms["untrained"]
+    setup, student = work.setup, work.arms["untrained"]["raw"]
     work.run.write_json(
         "about.json",
         dict(
@@ -268,9 +313,10 @@ def describe(work: Work, *, seconds: float | None = None) -> None:
                 name=setup.config.student,
                 params=sum(p.numel() for p in student.backbone.parameters()),
                 head_params=sum(p.numel() for p in student.heads.parameters()),
+                weights=work.best.get("student"),
             ),
             images=dict(train=len(setup.train), val=len(setup.val)),
-            skipped=work.run.read_json("skipped.json") or [],
+            skipped=work.run.read_json("skipped.json", list[str]) or [],
         ),
     )
 

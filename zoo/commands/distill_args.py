@@ -68,12 +68,16 @@ def main(argv: list[str]) -> None:
         return
     from zoo.commands.distill import distill
     from zoo.eval.report.page import build_report
+    from zoo.eval.report.run_folder import read_run
     from zoo.eval.report.terminal import print_tables
+    from zoo.eval.report.verdict import on_weights
 
     run = distill(args.run, resume=args.resume is not None)
     report, export = build_report(run.path), run.path / "export"
     print_tables(run.path)
     print(f"student  {export}  (timm.create_model('local-dir:{export}', pretrained=True))")
+    if verdict := on_weights(read_run(run.path)):
+        print(f"weights  {verdict.text}")
     print(f"metrics  {run.path / 'metrics.jsonl'}\nreport   {report.resolve()}")
 
 

@@ -17,6 +17,7 @@ from zoo.language.tokens import separates_documents
 from zoo.teachers.from_language import LanguageTeacher, open_language
 from zoo.train.config import to_json
 from zoo.train.device import autocast, device_of, in_precision, machine
+from zoo.train.distill.hidden import HiddenMatch
 from zoo.train.distill.token_config import DistillText
 from zoo.train.distill.token_task import TokenTask, evaluate_text
 from zoo.train.loop import train
@@ -134,7 +135,9 @@ def distill_text(config: DistillText, *, resume: bool = False) -> Run:
     run = Run.reopen(config.out, config) if resume else Run.create(config)
     began = time.perf_counter()
     before = evaluated(setup, setup.student)
-    state = TrainState.of(setup.student.train(), config.optim)
+    hidden = hidden_match(setup)
+    parts = dict(hidden=hidden) if hidden else {}
+    state = TrainState.of(setup.student.train(), config.optim, parts=parts)
     state.resume(run)
     plan = Plan(len(setup.train), config.batch, config.seed)
     feed = TextFeed(setup.train, plan, setup.device, config.num_slices)
@@ -142,18 +145,32 @@ def distill_text(config: DistillText, *, resume: bool = False) -> Run:
     def evaluate(model: Any, step: int) -> None:
         run.log("eval", step, evaluated(setup, model))
 
-    task = TokenTask(config.losses, setup.teachers)
+    task = TokenTask(config.losses, setup.teachers, hidden)
     train(task, state, feed, config, run, evaluate=evaluate, title="distil text")
     run.keep(lambda row: row.get("kind") == "train" or row["step"] < config.steps)
-    after = evaluated(setup, state.best)
+    after = evaluated(setup, state.averaged)
     run.log("eval", config.steps, after)
-    export(run, setup, state.best)
+    export(run, setup, state.averaged)
     about = dict(
         before=before, after=after, teachers=of_teachers(setup), commit=commit(),
         machine=machine(setup.device), seconds=time.perf_counter() - began, config=to_json(config),
     )  # fmt: skip
     run.write_json("about.json", about)
     return run
+
+
+def hidden_match(setup: TextSetup) -> HiddenMatch | None:
+    """Return the projections between hidden states, if the config compares them."""
+    losses = setup.config.losses
+    if not losses.hidden:
+        return None
+    widths = {label: _width(teacher.model) for label, teacher in setup.teachers.items()}
+    match = HiddenMatch(_width(setup.student), widths, len(losses.hidden_at)).to(setup.device)
+    return in_precision(match, setup.config.precision)
+
+
+def _width(model: Any) -> int:
+    return model.get_output_embeddings().weight.shape[1]
 
 
 def evaluated(setup: TextSetup, model: Any) -> Evaluation:

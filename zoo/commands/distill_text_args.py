@@ -23,7 +23,7 @@ def is_text(argv: list[str]) -> bool:
 
 
 def _resumes_text(argv: list[str]) -> bool:
-    folder = _resumed(argv)
+    folder = resumed(argv)
     if folder is None or not (folder / "config.json").is_file():
         return False
     from zoo.train.run import Run
@@ -31,7 +31,8 @@ def _resumes_text(argv: list[str]) -> bool:
     return Run(folder).read_json("config.json").get("kind") == DistillText.kind
 
 
-def _resumed(argv: list[str]) -> Path | None:
+def resumed(argv: list[str]) -> Path | None:
+    """Return the folder that --resume names."""
     if "--resume" in argv[:-1]:
         return Path(argv[argv.index("--resume") + 1])
     return None
@@ -50,7 +51,7 @@ def main(argv: list[str]) -> None:
         "--data" + word[len("--text") :] if word.startswith("--text") else word for word in argv
     ]
     default = DistillTextArgs(run=DistillText())
-    if folder := _resumed(argv):
+    if folder := resumed(argv):
         from zoo.train.run import Run
 
         default = DistillTextArgs(run=replace(Run(folder).config(DistillText), out=folder))

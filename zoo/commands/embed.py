@@ -4,11 +4,13 @@
     OUT/train-000003.parquet        rows 3·rows .. 4·rows of the part, in the data's order
     OUT/val-000000.parquet          (.npz where pyarrow is not installed)
 
-A shard holds the columns `key`, `label` (-1 for none) and `summary`, one row an image.
+A shard holds the columns `key`, `label` (-1 for none) and `summary`, one row an image, and the
+names of the images that could not be read.
 """
 
 import json
 import time
+from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -22,13 +24,15 @@ from rich.progress import Progress
 from torch import Tensor
 
 from zoo.commands.embed_request import Embed
-from zoo.data.loader import eval_batches
-from zoo.data.sources import Source, open_splits
+from zoo.data.loader import centre_crops, note_lost
+from zoo.data.sources import Source, open_labelled
+from zoo.eval.registry import Subject
 from zoo.eval.results import hash_data, hash_weights
 from zoo.eval.speed.models import Case, measure
 from zoo.eval.speed.throughput import case_name
-from zoo.eval.stored import INDEX, PARTS, _path, about_features
+from zoo.eval.stored import BY_NAME, INDEX, PARTS, StoredShard, _path, about_features, write_shard
 from zoo.eval.subject import EvalRequest, about_model, open_subject
+from zoo.features import Batch
 from zoo.files import written_whole
 from zoo.students.student import Student
 from zoo.train.fields import changed
@@ -65,7 +69,7 @@ def embed(request: Embed) -> Path:
         ValueError: the folder holds features of another model, data or setting.
         Interrupted: a signal came; full shards are kept.
     """
-    parts = dict(zip(PARTS, open_splits(request.data, 0.2), strict=True))
+    parts = dict(zip(PARTS, open_labelled(request.data, 0.2), strict=True))
     subject = open_subject(
         request.model,
         EvalRequest(size=request.size, batch=request.batch, precision=request.precision),
@@ -84,8 +88,8 @@ def embed(request: Embed) -> Path:
             waiting: list[Future] = []
             for part, numbers in _runs(todo):
                 for shard in _shards(request, subject, parts[part], numbers, stop):
-                    waiting.append(writer.submit(_write, request, part, *shard, rate))
-                    bar.advance(task, len(shard[1]))
+                    waiting.append(writer.submit(_write, request, part, shard, rate))
+                    bar.advance(task, len(shard.keys) + len(shard.lost))
                     if len(waiting) > 2:  # no more than that many shards wait in memory
                         waiting.pop(0).result()
                 if stop.signal is not None:
@@ -110,6 +114,7 @@ def _index(request: Embed, student: Student, parts: dict[str, Source]) -> dict[s
         rows=request.rows,
         parts={part: len(source) for part, source in parts.items()},
         classes=list(parts["train"].classes),
+        labels=BY_NAME,
         command=request.command,
     )
 
@@ -155,16 +160,48 @@ def call(data: str | Path, out: str | Path, model: str | Path, fields: Mapping[s
     return embed(changed(request, dict(command=command, **fields)))
 
 
-Shard = tuple[int, list[str], Tensor, list[Tensor]]
-"""Its number, keys, labels, and features as they came from the device."""
+@dataclass
+class Shard:
+    """A shard as it is collected; its features stay on the device."""
+
+    number: int
+    keys: list[str] = field(default_factory=list)
+    labels: list[Tensor] = field(default_factory=list)
+    summaries: list[Tensor] = field(default_factory=list)
+    lost: list[str] = field(default_factory=list)
+    """Names of the images that could not be read."""
 
 
 def _shards(
-    request: Embed, subject: Any, source: Source, numbers: range, stop: Interrupt
+    request: Embed, subject: Subject, source: Source, numbers: range, stop: Interrupt
 ) -> Iterator[Shard]:
     """Return full shards until the part is done or a signal came."""
-    first, last = numbers.start * request.rows, min(len(source), numbers.stop * request.rows)
-    batches = eval_batches(
+    rows = request.rows
+    here, last = numbers.start * rows, min(len(source), numbers.stop * rows)
+    shard = Shard(numbers.start)
+    for part in _summaries(request, subject, source, here, last):
+        if stop.signal is not None:
+            return
+        places, lost = part["positions"], part["lost"]
+        end = here + len(places) + len(lost)
+        while here < end:  # a batch may end one shard and begin the next
+            cut = min(end, (shard.number + 1) * rows)
+            some = slice(bisect_left(places, here), bisect_left(places, cut))
+            shard.keys += part["keys"][some]
+            shard.labels.append(part["labels"][some])
+            shard.summaries.append(part["summaries"][some])
+            shard.lost += [one.key for one in lost if here <= one.position < cut]
+            here = cut
+            if here in (last, (shard.number + 1) * rows):
+                yield shard
+                shard = Shard(shard.number + 1)
+
+
+def _summaries(
+    request: Embed, subject: Subject, source: Source, first: int, last: int
+) -> Iterator[dict]:
+    """Yield the parts of `centre_crops` with the `summaries` of their images, on the device."""
+    parts = centre_crops(
         source,
         max(subject.student.size),
         request.batch,
@@ -174,67 +211,34 @@ def _shards(
         pin=subject.device.type == "cuda",
     )
     dtype = torch.float16 if request.half else torch.float32
-    number, keys, labels, parts, room = numbers.start, [], [], [], request.rows
+    known: set[str] = set()
     with torch.inference_mode():
-        for batch in batches:
-            if stop.signal is not None:
-                return
-            features = subject.features(batch.to(subject.device))
-            summary = features.summary
-            if summary is None:
-                summary = features.spatial.mean(dim=(1, 2))
-            assert batch.labels is not None
-            start = 0
-            while start < len(batch.keys):  # a batch may end one shard and begin the next
-                some = slice(start, min(start + room, len(batch.keys)))
-                keys += batch.keys[some]
-                labels.append(batch.labels[some])
-                parts.append(summary[some].to(dtype))
-                room -= some.stop - some.start
-                start = some.stop
-                if not room:
-                    yield number, keys, torch.cat(labels), parts
-                    number, keys, labels, parts, room = number + 1, [], [], [], request.rows
-    if keys:
-        yield number, keys, torch.cat(labels), parts
+        for part in parts:
+            note_lost(part["lost"], known)
+            summary = torch.empty(0, 0)
+            if part["keys"]:
+                features = subject.features(Batch(part["images"]).to(subject.device))
+                summary = features.summary
+                if summary is None:
+                    assert features.spatial is not None
+                    summary = features.spatial.mean(dim=(1, 2))
+            yield part | dict(summaries=summary.to(dtype))
 
 
-def _write(
-    request: Embed,
-    part: str,
-    number: int,
-    keys: list[str],
-    labels: Tensor,
-    parts: list[Tensor],
-    rate: Rate,
-) -> None:
+def _write(request: Embed, part: str, shard: Shard, rate: Rate) -> None:
     """Fetch a shard's features and write it, whole or not at all."""
-    rows = torch.cat(parts).cpu().numpy()
-    rate.add(part, len(keys))
+    some = [summary for summary in shard.summaries if len(summary)]
+    rows = torch.cat(some).cpu().numpy() if some else np.empty((0, 0), np.float32)
+    rate.add(part, len(shard.keys))
     if not np.isfinite(rows).all():
         raise ValueError(
-            f"Features of {part} shard {number} are not finite in {rows.dtype}; try --no-half or "
-            "--precision float32."
+            f"Features of {part} shard {shard.number} are not finite in {rows.dtype}; try "
+            "--no-half or --precision float32."
         )
-    path = _path(request.out, part, number, request.form)
-    with written_whole(path) as temporary, temporary.open("wb") as file:
-        if request.form == "npz":
-            np.savez(file, key=np.array(keys), label=labels.numpy(), summary=rows)
-        else:
-            _write_parquet(file, keys, labels.numpy(), rows)
-
-
-def _write_parquet(file: Any, keys: list[str], labels: np.ndarray, rows: np.ndarray) -> None:
-    import pyarrow  # pyright: ignore[reportMissingImports]
-    import pyarrow.parquet  # pyright: ignore[reportMissingImports]
-
-    flat = pyarrow.array(np.ascontiguousarray(rows).reshape(-1))
-    columns = dict(
-        key=pyarrow.array(keys),
-        label=pyarrow.array(labels),
-        summary=pyarrow.FixedSizeListArray.from_arrays(flat, rows.shape[1]),
-    )
-    pyarrow.parquet.write_table(pyarrow.table(columns), file)
+    labels = torch.cat(shard.labels).numpy()
+    path = _path(request.out, part, shard.number, request.form)
+    with written_whole(path) as temporary:
+        write_shard(temporary, StoredShard(shard.keys, labels, rows, shard.lost), request.form)
 
 
 def _print_rates(

@@ -205,7 +205,8 @@ def _measure_one(
         else:
             values[key] = float(found)
     seconds = round(time.perf_counter() - began, 3)
-    record = replace(record, values=values, seconds=seconds, kept=scores)
+    lost = len(subject.unreadable.get(path, ())) if path else 0
+    record = replace(record, values=values, seconds=seconds, kept=scores, unreadable=lost)
     if not request.out:
         return record
     written = write(request.out, record, scores, pictures)

@@ -7,7 +7,7 @@ from torch.utils.data import DataLoader
 
 from zoo.data.plan import Plan
 from zoo.data.sources import Source, _log
-from zoo.data.views import View, Views, collate
+from zoo.data.views import TRIES, Centres, Lost, View, Views, collate, wrong_folder
 from zoo.features import Batch
 
 
@@ -66,31 +66,68 @@ def eval_batches(
     size: int,
     batch: int,
     *,
-    start: int = 0,
     limit: int | None = None,
     workers: int = 0,
     pin: bool = False,
+    unreadable: set[str] | None = None,
 ) -> Iterator[Batch]:
-    """Yield the samples from `start` up to `limit` in order, as batches of centre crops.
+    """Yield the samples up to `limit` in order, as batches of centre crops.
+
+    Unreadable images are left out, so a batch may be smaller.
 
     Args:
         size: Side of the crops in pixels.
         pin: Use pinned memory, which a GPU can copy from while it computes.
+        unreadable: Takes the names of the images that are left out; each new one is logged.
+
+    Raises:
+        ValueError: no image can be read.
+    """
+    known = set() if unreadable is None else unreadable
+    for part in centre_crops(source, size, batch, limit=limit, workers=workers, pin=pin):
+        note_lost(part["lost"], known)
+        if part["keys"]:
+            yield Batch(part["images"], part["keys"], part["labels"])
+
+
+def note_lost(lost: Sequence[Lost], known: set[str]) -> None:
+    """Add the names of unreadable images to `known`, and log each new one."""
+    for _, name, reason in lost:
+        if name not in known:
+            _log.warning("%s is left out of the evaluation: %s", name, reason)
+        known.add(name)
+
+
+def centre_crops(
+    source: Source,
+    size: int,
+    batch: int,
+    *,
+    start: int = 0,
+    limit: int | None = None,
+    workers: int = 0,
+    pin: bool = False,
+) -> Iterator[dict]:
+    """Yield the samples from `start` up to `limit` in order, as the dicts of `collate`.
+
+    Raises:
+        ValueError: no image can be read.
     """
     count = len(source) if limit is None else min(limit, len(source))
-    blocks = [
-        [(i, i) for i in range(first, min(first + batch, count))]
-        for first in range(start, count, batch)
-    ]
+    blocks = [range(first, min(first + batch, count)) for first in range(start, count, batch)]
     loader = DataLoader(
-        Views(source, View(size=size), None),
-        batch_sampler=blocks,
+        Centres(source, View(size=size)),
+        batch_sampler=[list(block) for block in blocks],
         num_workers=workers,
         collate_fn=collate,
         pin_memory=pin,
         prefetch_factor=4 if workers else None,
     )
-    for part in loader:
-        for name in part["skipped"]:
-            _log.warning("An unreadable image was replaced in the evaluation: %s", name)
-        yield Batch(part["images"], part["keys"], part["labels"])
+    lost: list[Lost] = []
+    some = False
+    for part, block in zip(loader, blocks, strict=True):
+        some = some or bool(part["keys"])
+        lost += [] if some else part["lost"]
+        if not some and (len(lost) >= TRIES or block.stop == count):
+            raise wrong_folder([one.key for one in lost], lost[0].reason)
+        yield part

@@ -1,21 +1,21 @@
 """Where images come from: folders, webdataset's tar shards, `.npz` files."""
 
 import logging
-import os
-import re
-import tarfile
-import zipfile
 from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
+from zoo.data.images import IMAGE_SUFFIXES
 from zoo.data.plan import mix
+from zoo.data.shards import Entry, entries, shards_in
+from zoo.data.walk import image_files, printable
+from zoo.files import read_arrays
 
-IMAGE_SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm"))
 SPLITS = {"train": ("train", "training"), "val": ("val", "valid", "validation", "test")}
 
 _log = logging.getLogger(__name__)
@@ -59,15 +59,9 @@ class FolderSource:
 
     @classmethod
     def scan(cls, root: Path) -> "FolderSource":
-        """Find every image below `root`, sorted by path; symbolic links are followed."""
-        files = []
-        for folder, _, names in os.walk(root, followlinks=True):
-            inside = Path(folder).relative_to(root)
-            files += [
-                (inside / n).as_posix() for n in names if Path(n).suffix.lower() in IMAGE_SUFFIXES
-            ]
-        files.sort()
-        tops = {f.split("/")[0] if "/" in f else "" for f in files}
+        """Find every image below `root`, as `image_files` does."""
+        files = image_files(root)
+        tops = {printable(f.split("/")[0]) if "/" in f else "" for f in files}
         classes = () if "" in tops or len(tops) < 2 else tuple(sorted(tops))
         return cls(root, tuple(files), classes)
 
@@ -75,23 +69,15 @@ class FolderSource:
         return len(self.files)
 
     def key(self, index: int) -> str:
-        return self.files[index]
+        return printable(self.files[index])
 
     def label(self, index: int) -> int | None:
         if not self.classes:
             return None
-        return bisect_left(self.classes, self.files[index].split("/")[0])
+        return bisect_left(self.classes, printable(self.files[index].split("/")[0]))
 
     def read(self, index: int) -> bytes:
         return (self.root / self.files[index]).read_bytes()
-
-
-class _Member(NamedTuple):
-    shard: int
-    offset: int
-    size: int
-    key: str
-    label: int | None
 
 
 @dataclass(frozen=True)
@@ -101,8 +87,8 @@ class TarSource:
     The headers are read once; images are then read from their offsets, in any order.
     """
 
-    shards: tuple[Path, ...]
-    members: tuple[_Member, ...]
+    entries: tuple[Entry, ...]
+    labels: tuple[int, ...] = ()
     classes: tuple[str, ...] = ()
 
     @classmethod
@@ -110,58 +96,55 @@ class TarSource:
         """Index the images of `shards`, and their `.cls` labels.
 
         Raises:
-            ValueError: a shard is no readable tar file.
+            ValueError: a shard is no whole tar file, or a label is no number.
         """
-        members: list[_Member] = []
-        for number, shard in enumerate(shards):
-            try:
-                members += _index_shard(number, shard)
-            except (tarfile.TarError, EOFError) as error:
-                raise ValueError(f"{shard} is not a readable tar file: {error}") from error
-        labels = {m.label for m in members}
-        classes = ()
-        if labels and None not in labels:
-            classes = tuple(str(i) for i in range(max(i for i in labels if i is not None) + 1))
-        return cls(tuple(shards), tuple(members), classes)
+        images: list[Entry] = []
+        numbers: list[int | None] = []
+        for shard in shards:
+            found, labels = _index_shard(shard)
+            images += found
+            numbers += labels
+        without = [str(e) for e, number in zip(images, numbers, strict=True) if number is None]
+        if without and len(without) < len(images):
+            _log.warning(
+                "%d of %d images have no .cls (%s first), so the classes of the others are not "
+                "used.", len(without), len(images), without[0],
+            )  # fmt: skip
+        known = [] if without else [number for number in numbers if number is not None]
+        return cls(tuple(images), *_numbered(known))
 
     def __len__(self) -> int:
-        return len(self.members)
+        return len(self.entries)
 
     def key(self, index: int) -> str:
-        return f"{self.shards[self.members[index].shard].name}/{self.members[index].key}"
+        entry = self.entries[index]
+        return f"{printable(entry.shard.name)}/{printable(entry.name)}"
 
     def label(self, index: int) -> int | None:
-        return self.members[index].label
+        return self.labels[index] if self.labels else None
 
     def read(self, index: int) -> bytes:
-        shard, offset, size, *_ = self.members[index]
-        with self.shards[shard].open("rb") as file:
-            file.seek(offset)
-            return file.read(size)
+        return self.entries[index].read()
 
 
-def _index_shard(number: int, shard: Path) -> list[_Member]:
-    images, labels = [], {}
-    with tarfile.open(shard) as tar:
-        for entry in tar:
-            if not entry.isfile():
-                continue
-            folder, _, name = entry.name.rpartition("/")
-            stem, _, extension = name.partition(".")  # webdataset: the key ends at the first dot
-            key = f"{folder}/{stem}" if folder else stem
-            if extension == "cls":
-                file = tar.extractfile(entry)
-                labels[key] = int(file.read()) if file else None
-            elif f".{extension.lower()}" in IMAGE_SUFFIXES:
-                images.append((key, entry.offset_data, entry.size, f"{key}.{extension}"))
+def _index_shard(shard: Path) -> tuple[list[Entry], list[int | None]]:
+    """Return the images of a shard and their labels."""
     # a segmentation sample has two images under one key; the first is the picture
-    first: dict[str, tuple] = {}
-    for image in images:
-        first.setdefault(image[0], image)
-    return [
-        _Member(number, offset, size, name, labels.get(key))
-        for key, offset, size, name in first.values()
-    ]
+    images: dict[str, Entry] = {}
+    labels: dict[str, int] = {}
+    for entry in entries(shard):
+        if entry.extension == "cls":
+            labels[entry.key] = entry.label()
+        elif f".{entry.extension}" in IMAGE_SUFFIXES:
+            images.setdefault(entry.key, entry)
+    return list(images.values()), [labels.get(key) for key in images]
+
+
+def _numbered(numbers: Sequence[int]) -> tuple[tuple[int, ...], tuple[str, ...]]:
+    """Return labels, and the names of the classes that they count: the numbers that occur."""
+    known = sorted(set(numbers))
+    index = {number: label for label, number in enumerate(known)}
+    return tuple(index[number] for number in numbers), tuple(map(str, known))
 
 
 @dataclass(frozen=True, eq=False)
@@ -173,7 +156,7 @@ class NpzSource:
     """All encoded images, one after the other, as bytes."""
     offsets: np.ndarray
     """Where each image begins in `data`, and where the last ends: one more than the images."""
-    labels: np.ndarray
+    labels: tuple[int, ...]
     classes: tuple[str, ...]
 
     @classmethod
@@ -181,26 +164,37 @@ class NpzSource:
         """Read `data` (bytes), `offsets` and `labels` from a file that `numpy.savez` wrote.
 
         Raises:
-            ValueError: they are not in the file, or their lengths do not fit.
+            ValueError: they are not in the file, or do not fit together.
         """
+        arrays = read_arrays(file)
         try:
-            with np.load(file) as parts:
-                data, offsets, labels = (parts[k] for k in ("data", "offsets", "labels"))
-        except (KeyError, ValueError, OSError, zipfile.BadZipFile) as error:
-            raise ValueError(f"{file} has no data, offsets and labels: {error}") from error
+            data, offsets, labels = (arrays[name] for name in ("data", "offsets", "labels"))
+        except KeyError as error:
+            raise ValueError(
+                f"{file} has no data, offsets and labels: {error} is not there."
+            ) from error
+        whole = all(a.ndim == 1 and a.dtype.kind in "iu" for a in (offsets, labels))
+        if not whole or data.ndim != 1 or data.dtype != np.uint8:
+            raise ValueError(
+                f"{file}: data must be [bytes] uint8, offsets [n + 1] and labels [n] integers."
+            )
         if len(offsets) != len(labels) + 1:
             raise ValueError(f"{file} has {len(labels)} labels and {len(offsets)} offsets.")
-        names = tuple(str(i) for i in range(int(labels.max()) + 1 if len(labels) else 0))
-        return cls(file, data, offsets, labels, names)
+        ends = offsets.astype(np.int64)
+        if ends[0] < 0 or ends[-1] > len(data) or (np.diff(ends) < 0).any():
+            raise ValueError(f"{file}: its offsets do not grow from 0 to the {len(data)} bytes.")
+        if len(labels) and labels.min() < 0:
+            raise ValueError(f"{file} has the label {labels.min()}; labels count from 0.")
+        return cls(file, data, ends, *_numbered(labels.tolist()))
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def key(self, index: int) -> str:
-        return f"{self.file.name}/{index}"
+        return f"{printable(self.file.name)}/{index}"
 
     def label(self, index: int) -> int | None:
-        return int(self.labels[index])
+        return self.labels[index]
 
     def read(self, index: int) -> bytes:
         return self.data[self.offsets[index] : self.offsets[index + 1]].tobytes()
@@ -208,15 +202,22 @@ class NpzSource:
 
 @dataclass(frozen=True)
 class Subset:
-    """Some samples of a source."""
+    """Some samples of a source, with its classes or in another list of classes."""
 
     source: Source
-    chosen: tuple[int, ...]
+    chosen: Sequence[int]
     """Their indices in `source`."""
+    names: tuple[str, ...] | None = None
+    """Classes in place of the source's, matched by name; a sample whose class it lacks has none."""
 
     @property
     def classes(self) -> Sequence[str]:
-        return self.source.classes
+        return self.source.classes if self.names is None else self.names
+
+    @cached_property
+    def _renumbered(self) -> dict[int, int]:
+        index = {name: label for label, name in enumerate(self.classes)}
+        return {old: index[n] for old, n in enumerate(self.source.classes) if n in index}
 
     def __len__(self) -> int:
         return len(self.chosen)
@@ -225,7 +226,8 @@ class Subset:
         return self.source.key(self.chosen[index])
 
     def label(self, index: int) -> int | None:
-        return self.source.label(self.chosen[index])
+        label = self.source.label(self.chosen[index])
+        return label if label is None else self._renumbered.get(label)
 
     def read(self, index: int) -> bytes:
         return self.source.read(self.chosen[index])
@@ -246,13 +248,13 @@ def open_source(path: Path) -> Source:
     """
     if not path.exists():
         raise ValueError(f"There is no data at {path}; give an image folder or tar shards.")
-    if path.is_file():
-        if path.suffix not in (".tar", ".npz"):
-            raise ValueError(f"{path} is neither a folder nor a .tar shard nor a .npz file.")
+    if path.is_file() and path.suffix in (".tar", ".npz"):
         source: Source = NpzSource.scan(path) if path.suffix == ".npz" else TarSource.scan([path])
-    else:
-        shards = sorted(path.glob("*.tar"))
+    elif path.is_dir():
+        shards = shards_in(path)
         source = TarSource.scan(shards) if shards else FolderSource.scan(path)
+    else:
+        raise ValueError(f"{path} is neither a folder nor a .tar shard nor a .npz file.")
     if not len(source):
         known = " ".join(sorted(IMAGE_SUFFIXES))
         raise ValueError(f"There is no image in {path}; images end in {known}, shards in .tar.")
@@ -260,7 +262,7 @@ def open_source(path: Path) -> Source:
 
 
 def open_splits(path: Path, held_out: float) -> tuple[Source, Source]:
-    """Open the training and the validation part of `path`.
+    """Open the training and the validation part of `path`, each with its own list of classes.
 
     They are the folders, `.npz` files or shards called train and val, if there are both. Otherwise
     the share `held_out` of the samples is set aside by a hash of their names, so that the choice
@@ -269,10 +271,11 @@ def open_splits(path: Path, held_out: float) -> tuple[Source, Source]:
     Raises:
         ValueError: as `open_source`, or there is but one image.
     """
-    parts = {split: _part(path, names) for split, names in SPLITS.items()}
-    if parts["train"] and parts["val"]:
-        return parts["train"], parts["val"]
-    source = open_source(path)
+    parts = [part for names in SPLITS.values() if (part := _part(path, names))]
+    if len(parts) == 2:
+        return parts[0], parts[1]
+    alone = parts and not shards_in(path) and len(_folders(path)) < 2
+    source = parts[0] if alone else open_source(path)
     order = sorted(range(len(source)), key=lambda i: mix(*source.key(i).encode()))
     count = max(1, round(held_out * len(source)))
     if count >= len(source):
@@ -290,5 +293,43 @@ def _part(path: Path, names: Sequence[str]) -> Source | None:
             return open_source(path / name)
         if (path / f"{name}.npz").is_file():
             return open_source(path / f"{name}.npz")
-    shards = [s for s in sorted(path.glob("*.tar")) if re.match(rf"({'|'.join(names)})\b", s.name)]
+    shards = shards_in(path, names)
     return TarSource.scan(shards) if shards else None
+
+
+def _folders(path: Path) -> list[Path]:
+    return [p for p in path.iterdir() if p.is_dir() and not p.name.startswith(".")]
+
+
+def open_labelled(path: Path, held_out: float) -> tuple[Source, Source]:
+    """Open both parts as `open_splits` does, with their labels in one list of classes.
+
+    Raises:
+        ValueError: as `open_splits`.
+    """
+    return in_one_list(*open_splits(path, held_out), path)
+
+
+def in_one_list(train: Source, val: Source, path: Path) -> tuple[Source, Source]:
+    """Let both parts of `path` count their labels in one list of classes, matched by name.
+
+    A warning names the classes that one part lacks. If they have none in common, both parts are
+    without classes.
+    """
+    ours, theirs = set(train.classes), set(val.classes)
+    if list(train.classes) == list(val.classes):
+        return train, val
+    for name, there, lacking in (("val", ours, theirs), ("train", theirs, ours)):
+        if lost := sorted(there - lacking, key=_by_number):
+            shown = ", ".join(lost[:5]) + ", ..." * (len(lost) > 5)
+            _log.warning("%s of %s lacks %d classes: %s", name, path, len(lost), shown)
+    if not ours & theirs:
+        _log.warning("train and val of %s have no class in common: none is used.", path)
+    names = tuple(sorted(ours | theirs, key=_by_number)) if ours & theirs else ()
+    return Subset(train, range(len(train)), names), Subset(val, range(len(val)), names)
+
+
+def _by_number(name: str) -> tuple[bool, int, str]:
+    """Sort numbers by their value, before other names."""
+    number = name.isascii() and name.isdecimal()
+    return not number, int(name) if number else 0, name

@@ -1,28 +1,23 @@
 """How an image becomes a view: crops, mirroring, and the replacement of an unreadable image."""
 
-import io
 import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch.utils.data import Dataset
 
+from zoo.data.images import EncodedImage, UnreadableImage
 from zoo.data.plan import Plan
 from zoo.data.sources import Source
 
-UNREADABLE = (
-    UnidentifiedImageError,
-    OSError,
-    SyntaxError,
-    ValueError,
-    Image.DecompressionBombError,
-)
-"""Errors by which PIL refuses a file."""
+UNREADABLE = (UnreadableImage, OSError)
+"""Errors that are the image's fault: it cannot be decoded, or its file cannot be read."""
 
 TRIES = 16
-"""Most files in a row that may be unreadable."""
+"""Fewest files in a row that must be unreadable before a folder is taken for a wrong one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,10 +40,10 @@ class View:
             data: An encoded image.
 
         Raises:
-            OSError, ValueError, SyntaxError: it cannot be decoded (see `UNREADABLE`).
+            UnreadableImage: it cannot be decoded.
         """
         area, aspect, x, y, mirror = draws.random(5)
-        image = Image.open(io.BytesIO(data))
+        image = EncodedImage(data)
         width, height = image.size
         share = self.scale[0] + area * (self.scale[1] - self.scale[0])
         low, high = (math.log(r) for r in self.ratio)
@@ -66,77 +61,111 @@ class View:
             data: An encoded image.
 
         Raises:
-            OSError, ValueError, SyntaxError: it cannot be decoded (see `UNREADABLE`).
+            UnreadableImage: it cannot be decoded.
         """
-        image = Image.open(io.BytesIO(data))
+        image = EncodedImage(data)
         width, height = image.size
         side = min(width, height)
         left, top = (width - side) / 2, (height - side) / 2
         return self._resize(image, (left, top, left + side, top + side))
 
-    def _resize(self, image: Image.Image, box: tuple[float, float, float, float]) -> np.ndarray:
-        width, height = image.size
-        # a JPEG can be decoded at 1/2, 1/4 or 1/8; never below the size that the crop needs
-        need = self.size / min(box[2] - box[0], box[3] - box[1])
-        image.draft("RGB", (math.ceil(need * width), math.ceil(need * height)))
-        shrunk, (cols, rows) = image.size[0] / width, image.size
+    def _resize(self, image: EncodedImage, box: tuple[float, float, float, float]) -> np.ndarray:
+        # never below the size that the crop needs
+        rgb = image.rgb(self.size / min(box[2] - box[0], box[3] - box[1]))
+        shrunk, (cols, rows) = rgb.width / image.size[0], rgb.size
         left, top, right, bottom = (edge * shrunk for edge in box)
         box = (min(left, cols), min(top, rows), min(right, cols), min(bottom, rows))
         size = (self.size, self.size)
-        image = image.convert("RGB")
-        image = image.resize(size, Image.Resampling.BICUBIC, box=box, reducing_gap=2.0)
-        return np.asarray(image).transpose(2, 0, 1)
+        rgb = rgb.resize(size, Image.Resampling.BICUBIC, box=box, reducing_gap=2.0)
+        return np.asarray(rgb).transpose(2, 0, 1)
 
 
+@dataclass(frozen=True)
 class Views(Dataset):
-    """Samples by (position, index); an unreadable one is replaced by the next that can be read.
+    """Training views by (position, index); the plan decides the crop of each position.
 
-    The replacement depends on the files alone, so a resumed run makes the same one.
-
-    Args:
-        plan: Decides the crop of each position; `None` for the centre crops of an evaluation.
+    An unreadable image is replaced by the next that can be read. The replacement depends on the
+    files alone, so a resumed run makes the same one.
     """
 
-    def __init__(self, source: Source, view: View, plan: Plan | None):
-        self.source, self.view, self.plan = source, view, plan
+    source: Source
+    view: View
+    plan: Plan
 
     def __len__(self) -> int:
         return len(self.source)
 
     def __getitem__(self, item: tuple[int, int]) -> dict:
         position, index = item
-        skipped = []
+        skipped, reason = [], None
         for number in range(min(TRIES, len(self.source))):
             chosen = (index + number) % len(self.source)
             try:
-                data = self.source.read(chosen)
-                if self.plan is None:
-                    pixels = self.view.evaluate(data)
-                else:
-                    pixels = self.view.train(data, self.plan.draws(position))
-            except UNREADABLE:
+                pixels = self.view.train(self.source.read(chosen), self.plan.draws(position))
+            except UNREADABLE as error:
                 skipped.append(self.source.key(chosen))
+                reason = reason or error
                 continue
-            label = self.source.label(chosen)
-            return dict(
-                image=torch.from_numpy(np.ascontiguousarray(pixels)),
-                key=self.source.key(chosen),
-                position=position,
-                label=-1 if label is None else label,
-                skipped=skipped,
-            )
-        raise ValueError(
-            f"{len(skipped)} files in a row are unreadable, from {skipped[0]} on; is this the "
-            "right folder?"
-        )
+            return _sample(self.source, chosen, pixels, position, skipped)
+        raise wrong_folder(skipped, str(reason))
+
+
+class Lost(NamedTuple):
+    """An image of an evaluation that could not be read."""
+
+    position: int
+    key: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Centres(Dataset):
+    """Centre crops by index, for evaluations; an unreadable image is `Lost`."""
+
+    source: Source
+    view: View
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, index: int) -> dict:
+        try:
+            pixels = self.view.evaluate(self.source.read(index))
+        except UNREADABLE as error:
+            lost = Lost(index, self.source.key(index), str(error))
+            return dict(image=None, lost=lost, skipped=[])
+        return _sample(self.source, index, pixels, index, [])
+
+
+def _sample(
+    source: Source, index: int, pixels: np.ndarray, position: int, skipped: list[str]
+) -> dict:
+    label = source.label(index)
+    return dict(
+        image=torch.from_numpy(np.ascontiguousarray(pixels)),
+        key=source.key(index),
+        position=position,
+        label=-1 if label is None else label,
+        skipped=skipped,
+    )
+
+
+def wrong_folder(names: list[str], reason: str) -> ValueError:
+    """Return the error for a folder in which one image after another is unreadable."""
+    return ValueError(
+        f"{len(names)} images in a row are unreadable, from {names[0]} on ({reason}); is this the "
+        "right folder?"
+    )
 
 
 def collate(items: list[dict]) -> dict:
-    """Stack samples; names stay lists."""
+    """Stack samples, without the unreadable ones; names stay lists."""
+    read = [i for i in items if i["image"] is not None]
     return dict(
-        images=torch.stack([i["image"] for i in items]),
-        labels=torch.tensor([i["label"] for i in items]),
-        keys=[i["key"] for i in items],
-        positions=[i["position"] for i in items],
+        images=torch.stack([i["image"] for i in read]) if read else None,
+        labels=torch.tensor([i["label"] for i in read], dtype=torch.long),
+        keys=[i["key"] for i in read],
+        positions=[i["position"] for i in read],
         skipped=[name for i in items for name in i["skipped"]],
+        lost=[i["lost"] for i in items if i["image"] is None],
     )

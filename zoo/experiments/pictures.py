@@ -15,7 +15,7 @@ from torch import Tensor
 
 from zoo.data.feed import PlanFeed
 from zoo.data.plan import Plan, mix
-from zoo.data.sources import Source, open_splits
+from zoo.data.sources import Source, open_labelled, open_splits
 from zoo.data.views import UNREADABLE, View
 from zoo.features import Batch
 
@@ -160,11 +160,11 @@ def read_collection(
         return embedded_collection(side, device, limit)
     trains, helds, probes, first = [], [], {}, 0
     for folder in folders:
-        sources = open_splits(folder, HELD_OUT)
+        sources = open_labelled(folder, HELD_OUT)
         classes = sources[0].classes
-        if not classes or list(classes) != list(sources[1].classes):
+        if not classes:
             raise ValueError(
-                f"{folder} has no classes, or its two splits have different ones. The classifier "
+                f"{folder} has no classes, or its two splits have no common ones. The classifier "
                 "teacher and the probes need them: one sub-folder a class, .cls files in the "
                 "shards, or labels in the .npz."
             )

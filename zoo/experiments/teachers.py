@@ -58,9 +58,9 @@ def train_teacher(
         out=out,
     )
     feed = collection.feed(crop, batch=batch, seed=seed)
-    trained = train_pretext(task, feed, config)
+    trained: Any = train_pretext(task, feed, config)
     shutil.rmtree(out / "checkpoints")
-    imposed = Imposed(int(trained.dim), **scale).to(device)
+    imposed = Imposed(trained.dim, **scale).to(device)
     last = [normalised(b) for b in feed.batches(max(0, steps - MEASURED), steps)]
     with torch.no_grad():
         imposed.measure(trained(torch.cat(last)).spatial)

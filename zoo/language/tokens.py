@@ -17,6 +17,8 @@ class TokenFeatures(NamedTuple):
     """The hidden states after the final norm; the logits are `last @ head.T`."""
     head: Float[Tensor, "V D"]
     """The output embedding."""
+    hidden: tuple[Float[Tensor, "B T D"], ...] = ()
+    """The states after those layers that were asked for."""
 
 
 @dataclass(frozen=True)
@@ -55,13 +57,19 @@ class Tokens:
         return Tokens(ids, segments, self.keys, self.positions)
 
 
-def read_tokens(model: Any, tokens: Tokens) -> TokenFeatures:
-    """Read the features of any causal language model of transformers."""
+def read_tokens(model: Any, tokens: Tokens, *, at: Sequence[float] = ()) -> TokenFeatures:
+    """Read the features of any causal language model of transformers.
+
+    Args:
+        at: Layers whose states are wanted too, as shares of the depth: 0 for the embeddings, 1 for
+            the last, which is after the final norm.
+    """
     tower, options = model.base_model, dict[str, Any](use_cache=False)
     if "position_ids" in inspect.signature(tower.forward).parameters:
         options["position_ids"] = tokens.places
-    last = tower(input_ids=tokens.ids, **options).last_hidden_state
-    return TokenFeatures(last, model.get_output_embeddings().weight)
+    out = tower(input_ids=tokens.ids, output_hidden_states=bool(at), **options)
+    states = [out.hidden_states[round(share * (len(out.hidden_states) - 1))] for share in at]
+    return TokenFeatures(out.last_hidden_state, model.get_output_embeddings().weight, tuple(states))
 
 
 @torch.no_grad()
@@ -72,7 +80,7 @@ def check_features(model: Any, name: str) -> None:
         ValueError: they are not: it caps or scales its logits, or adds a bias.
     """
     ids = torch.arange(8, device=next(model.parameters()).device)[None]
-    last, head = read_tokens(model, Tokens(ids, torch.zeros_like(ids)))
+    last, head, _ = read_tokens(model, Tokens(ids, torch.zeros_like(ids)))
     logits = model(input_ids=ids, use_cache=False).logits
     error = ((last @ head.T - logits).abs().max() / logits.abs().max()).item()
     if not error < 1e-2:

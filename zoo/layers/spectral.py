@@ -7,7 +7,7 @@ change its sign, and `raw` is a 1x1 matrix, so that weight decay reaches it. It 
 from collapsing at high resolution, and is folded away for release.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, cast
 
@@ -63,8 +63,7 @@ class SpectralScale(nn.Module):
         self.register_buffer("v", torch.empty(weight.shape[1], **like))
         with torch.no_grad():
             self.u.copy_(F.normalize(torch.randn_like(self.u), dim=0))
-            for _ in range(0 if weight.is_meta else START_STEPS):
-                self._step(weight)
+            self.follow(weight, 0 if weight.is_meta else START_STEPS)
             sigma = torch.dot(self.u, torch.mv(weight, self.v)) + EPS
             if version == 2:
                 # The inverse of softplus; a matrix below the floor starts as small as it can.
@@ -72,14 +71,16 @@ class SpectralScale(nn.Module):
         self.raw = nn.Parameter(sigma.reshape(1, 1))
 
     @torch.no_grad()
-    def _step(self, weight: Tensor) -> None:
-        self.v.copy_(F.normalize(torch.mv(weight.T, self.u), dim=0))
-        self.u.copy_(F.normalize(torch.mv(weight, self.v), dim=0))
+    def follow(self, weight: Float[Tensor, "rows cols"], steps: int = 1) -> None:
+        """Take steps of power iteration: u and v come nearer to the first singular vectors."""
+        for _ in range(steps):
+            self.v.copy_(F.normalize(torch.mv(weight.T, self.u), dim=0))
+            self.u.copy_(F.normalize(torch.mv(weight, self.v), dim=0))
 
     def forward(self, weight: Float[Tensor, "rows cols"]) -> Float[Tensor, "rows cols"]:
         with _without_autocast(weight):  # which makes mv, but not dot, a bf16 operation on CUDA
             if self.training:
-                self._step(weight)
+                self.follow(weight)
             # Clones: the next step may change the buffers before this one's backward pass.
             return spectral_weight(weight, self.u.clone(), self.v.clone(), self.raw, self.version)
 
@@ -99,6 +100,11 @@ class SpectralParts(nn.Module):
         self.total = parts
         chunks = weight.chunk(parts)[: parts if scaled is None else scaled]
         self.parts = nn.ModuleList(SpectralScale(chunk, version) for chunk in chunks)
+
+    def follow(self, weight: Float[Tensor, "rows cols"], steps: int = 1) -> None:
+        """Take steps of power iteration in each part."""
+        for part, chunk in zip(self.parts, weight.chunk(self.total), strict=False):
+            cast(SpectralScale, part).follow(chunk, steps)
 
     def forward(self, weight: Float[Tensor, "rows cols"]) -> Float[Tensor, "rows cols"]:
         chunks = list(weight.chunk(self.total))
@@ -141,15 +147,35 @@ def fold(model: nn.Module) -> nn.Module:
 
     The outputs in eval mode stay the same.
     """
-    for part in model.modules():
-        if not parametrize.is_parametrized(part, "weight"):
-            continue
-        parametrizations = cast(nn.ModuleDict, part.parametrizations)
-        scales = cast(nn.ModuleList, parametrizations["weight"])
-        if isinstance(scales[0], SpectralScale | SpectralParts):
-            parametrizations.eval()
-            parametrize.remove_parametrizations(part, "weight")
+    for part, _ in list(_reparametrised(model)):
+        cast(nn.ModuleDict, part.parametrizations).eval()
+        parametrize.remove_parametrizations(part, "weight")
     return model
+
+
+def follow(model: nn.Module, steps: int = 1) -> None:
+    """Take steps of power iteration on every weight as it is now, in place.
+
+    For weights that something else than training changed, such as an average.
+    """
+    for part, scale in _reparametrised(model):
+        weights = cast(nn.ModuleDict, part.parametrizations)["weight"]
+        scale.follow(cast(Tensor, weights.original).detach(), steps)
+
+
+def has_unit_vectors(model: nn.Module) -> bool:
+    """Tell whether all singular vectors have length 1; waits for the device."""
+    scales = [scale for scale in model.modules() if isinstance(scale, SpectralScale)]
+    return all(abs(scale.u.norm().item() - 1) < 1e-3 for scale in scales)
+
+
+def _reparametrised(model: nn.Module) -> Iterator[tuple[nn.Module, SpectralScale | SpectralParts]]:
+    """Yield the layers with a spectral norm, each with its scale."""
+    for part in model.modules():
+        if parametrize.is_parametrized(part, "weight"):
+            scale = cast(nn.ModuleList, cast(nn.ModuleDict, part.parametrizations)["weight"])[0]
+            if isinstance(scale, SpectralScale | SpectralParts):
+                yield part, scale
 
 
 _MARK = ".parametrizations.weight."

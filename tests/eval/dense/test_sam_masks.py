@@ -25,7 +25,7 @@ def sam(tmp_path_factory):
         vision_config=hf.SamVisionConfig(
             num_hidden_layers=2,
             num_attention_heads=2,
-            hidden_size=16,
+            hidden_size=24,
             image_size=SIDE,
             output_channels=16,
             patch_size=8,
@@ -60,7 +60,7 @@ def test_a_student_that_is_sam_agrees_with_it_and_a_noisy_one_less(sam, planted,
         def features(x):
             target = teacher(Batch(x)).spatial
             drawn = torch.randn(target.shape, generator=torch.Generator().manual_seed(0))
-            return (target + noise * drawn).permute(0, 3, 1, 2)
+            return (target + noise * target.std() * drawn).permute(0, 3, 1, 2)
 
         return planted(
             features, {"sam": lambda s: Features(None, s.spatial)}, size=SIDE, images=images
@@ -74,7 +74,10 @@ def test_a_student_that_is_sam_agrees_with_it_and_a_noisy_one_less(sam, planted,
     assert noisier["masks/miou"] < noisy["masks/miou"] < 100
 
 
-def test_the_decoder_gives_the_masks_of_the_whole_model(sam):
+@pytest.mark.parametrize("neck", ["", "+neck"])
+def test_the_decoder_gives_the_masks_of_the_whole_model(sam, neck):
+    """Both from the map before the neck and from the one behind it."""
+    sam += neck
     name = TeacherName.parse(sam)
     teacher, decoder = open_teacher(sam), MaskDecoder(name)
     whole = hf.SamModel.from_pretrained(name.name).eval()
@@ -96,8 +99,9 @@ def test_the_decoder_gives_the_masks_of_the_whole_model(sam):
 def test_features_on_another_grid_are_brought_to_sams(sam):
     decoder = MaskDecoder(TeacherName.parse(sam))
     assert decoder.grid == (8, 8)
-    assert decoder(torch.randn(1, 4, 4, 16), grid_points(2)).shape[:2] == (1, 4)
-    with pytest.raises(ValueError, match="8 channels and those of SAM's encoder 16"):
+    for width in (16, 24):
+        assert decoder(torch.randn(1, 4, 4, width), grid_points(2)).shape[:2] == (1, 4)
+    with pytest.raises(ValueError, match="8 channels and those of SAM 24 before its neck and 16"):
         decoder(torch.randn(1, 4, 4, 8), grid_points(2))
 
 

@@ -10,11 +10,12 @@ import timm
 from zoo.commands.distill import distill
 from zoo.teachers.name import TeacherName
 from zoo.teachers.open import open_teacher
-from zoo.train.config import from_json, to_json
+from zoo.train.config import to_json
 from zoo.train.distill.config import Distill, TeacherSpec
 from zoo.train.distill.plan_cost import model_costs
 from zoo.train.distill.recipes import RECIPES, eupe_proxy, eupe_student, summary_of
 from zoo.train.distill.tiny import tiny
+from zoo.train.fields import built
 
 PAPERS = [name for name in RECIPES if name not in ("custom", "quickstart", "pretext")]
 
@@ -83,7 +84,7 @@ def test_a_tiny_recipe_keeps_what_makes_the_recipe(recipe, tmp_path, monkeypatch
     assert bool(small.losses.shift) == bool(full.losses.shift)
     assert bool(small.sizes) == bool(full.sizes) and small.spectral == full.spectral
     assert (small.normalise, small.data) == (full.normalise, "embedded")
-    assert from_json(Distill, to_json(small)) == small
+    assert built(Distill, to_json(small)) == small
 
 
 @pytest.mark.parametrize("kind", ["timm", "open_clip", "hf", "zoo"])

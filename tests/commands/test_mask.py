@@ -1,0 +1,68 @@
+"""`zoo mask`: N of each M weights of a language model stay."""
+
+import json
+
+import pytest
+import torch
+
+from zoo.cli import main
+from zoo.students.prune.nm import Pattern
+
+transformers = pytest.importorskip("transformers")
+TEXT = "the quick brown fox jumps over the lazy dog. " * 60
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A tiny Llama that has learnt its text, so that zeros hurt it."""
+    place = tmp_path_factory.mktemp("mask")
+    (place / "text.txt").write_text(TEXT)
+    torch.manual_seed(0)
+    config = transformers.LlamaConfig(
+        vocab_size=257, hidden_size=32, intermediate_size=48, num_hidden_layers=2,
+        num_attention_heads=2, num_key_value_heads=2, head_dim=16, max_position_embeddings=64,
+    )  # fmt: skip
+    transformers.LlamaForCausalLM(config).save_pretrained(place / "random")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ZOO_CACHE", str(place / "cache"))
+        patch.chdir(place)
+        words = "--losses.kl 0 --losses.ce 1 --length 32 --batch 8 --optim.lr 1e-2 --steps 60"
+        main(["distill", "--text", "text.txt", "--student", "lm:random", *words.split()])
+        yield place
+
+
+def masked(place, method: str, *words: str) -> dict:
+    out = place / method
+    common = ["--text", "text.txt", "--length", "32", "--batch", "8", "--out", str(out)]
+    main(["mask", "lm:runs/distill_text/export", "--method", method, *common, *words])
+    model = transformers.AutoModelForCausalLM.from_pretrained(out / "export")
+    for layer in model.model.layers:
+        for linear in (layer.self_attn.q_proj, layer.mlp.down_proj):
+            assert Pattern(2, 4).holds(linear.weight)
+            assert (linear.weight != 0).float().mean() > 0.49
+    assert (model.lm_head.weight != 0).float().mean() > 0.9
+    return json.loads((out / "about.json").read_text())["results"]
+
+
+def test_the_export_is_2_4_and_updates_and_learning_help(trained, capsys):
+    found = {}
+    for method in ("magnitude", "wanda", "sparsegpt"):
+        results = masked(trained, method)
+        found[method] = results[method]["loss"]
+    results = masked(trained, "learned", "--steps", "60", "--optim.lr", "3e-3")
+    assert results["begins"]["loss"] == pytest.approx(found["magnitude"], rel=0.15)
+    assert found["sparsegpt"] < found["magnitude"]
+    assert results["learned"]["loss"] < found["magnitude"]
+    assert "perplexity" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [(("--pattern", "4:2"), "keeps nothing or everything"), (("--pattern", "x"), "no pattern")],
+)
+def test_a_wrong_pattern_is_refused_before_anything_is_written(trained, capsys, words, message):
+    with pytest.raises(SystemExit) as stopped:
+        masked(trained, "wanda", *words, "--out", str(trained / "wrong"))
+    assert stopped.value.code == 2
+    assert message in capsys.readouterr().err
+    assert not (trained / "wrong").exists()

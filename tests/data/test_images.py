@@ -1,0 +1,112 @@
+"""From an encoded image to pixels: orientation, depth, and what is refused."""
+
+import io
+import struct
+
+import numpy as np
+import pytest
+from PIL import Image, ImageOps
+
+from zoo.data.images import FORMATS, EncodedImage, UnreadableImage, to_rgb
+from zoo.data.views import View
+
+
+def encoded(image: Image.Image, kind: str, **options) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def gradient(width=40, height=24) -> Image.Image:
+    """An image that no turn or mirroring leaves as it is."""
+    rows, cols = np.mgrid[:height, :width]
+    pixels = np.stack([5 * cols, 9 * rows, 3 * (rows + cols)], -1)
+    return Image.fromarray(pixels.astype(np.uint8))
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
+def test_a_photograph_is_turned_as_its_exif_says(kind, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = encoded(gradient(), kind, exif=exif)
+    theirs = ImageOps.exif_transpose(Image.open(io.BytesIO(data))).convert("RGB")
+    ours = EncodedImage(data)
+    assert ours.size == theirs.size
+    assert np.array_equal(ours.rgb(), theirs)
+    if kind != "TIFF":  # which Pillow turns in any case
+        stored = EncodedImage(data, upright=False)
+        assert stored.size == (40, 24)
+        assert np.array_equal(stored.rgb(), Image.open(io.BytesIO(data)).convert("RGB"))
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_views_of_a_turned_photograph_are_those_of_the_upright_one(orientation):
+    upright = gradient(400, 240)
+    turn = {1: 1, 2: 2, 3: 3, 4: 4, 5: 5, 6: 8, 7: 7, 8: 6}[orientation]  # its inverse
+    exif = Image.Exif()
+    exif[0x0112] = turn
+    stored = encoded(ImageOps.exif_transpose(_with(upright, turn)), "PNG")
+    exif[0x0112] = orientation
+    turned = encoded(Image.open(io.BytesIO(stored)), "PNG", exif=exif)
+    view, whole = View(size=16), encoded(upright, "PNG")
+    assert np.array_equal(view.evaluate(turned), view.evaluate(whole))
+    ours, theirs = (view.train(x, np.random.default_rng(3)) for x in (turned, whole))
+    assert np.array_equal(ours, theirs)
+
+
+def _with(image: Image.Image, orientation: int) -> Image.Image:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    return Image.open(io.BytesIO(encoded(image, "PNG", exif=exif)))
+
+
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
+def test_damaged_exif_does_not_cost_the_image():
+    data = encoded(gradient(), "JPEG", exif=b"Exif\0\0II*\0\xff\xff\xff\xff" + b"\xff" * 40)
+    assert EncodedImage(data).size == (40, 24)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF", "PPM"])
+def test_a_grey_ramp_of_16_bits_is_a_ramp_of_8(kind):
+    ramp = np.arange(2**16, dtype=np.uint16).reshape(256, 256)
+    ours = np.asarray(EncodedImage(encoded(Image.fromarray(ramp), kind)).rgb())
+    assert np.array_equal(ours, np.repeat((ramp >> 8)[..., None], 3, axis=-1))
+
+
+@pytest.mark.parametrize(
+    ("pixels", "what"), [(np.float32, "floats"), (np.int32, "integers of 32 bits")]
+)
+def test_values_of_an_unknown_range_are_refused(pixels, what):
+    data = encoded(Image.fromarray(np.ones((8, 8), pixels)), "TIFF")
+    with pytest.raises(UnreadableImage, match=f"it holds {what}.*8 or 16 bits"):
+        EncodedImage(data).rgb()
+
+
+def test_integers_in_memory_are_taken_for_16_bits():
+    image = Image.fromarray(np.full((2, 2), 0x1234, np.int32))
+    assert np.asarray(to_rgb(image)).tolist() == [[[0x12] * 3] * 2] * 2
+
+
+def test_a_small_file_with_a_side_of_millions_is_refused_by_its_number():
+    tags = [
+        (256, 4, 1), (257, 4, 80_000_000), (258, 3, 1), (259, 3, 1), (262, 3, 1),
+        (273, 4, 8), (277, 3, 1), (278, 4, 80_000_000), (279, 4, 1),
+    ]  # fmt: skip
+    ifd = b"".join(struct.pack("<HHII", tag, kind, 1, value) for tag, kind, value in tags)
+    data = b"II*\0" + struct.pack("<IH", 8, len(tags)) + ifd + bytes(4)
+    with pytest.raises(UnreadableImage, match=r"1 x 80000000 pixels; no side .* 65535"):
+        EncodedImage(data)
+
+
+def test_a_format_that_runs_another_program_is_no_image():
+    assert "EPS" not in FORMATS
+    with pytest.raises(UnreadableImage, match="it is none of AVIF, BMP"):
+        EncodedImage(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n")
+
+
+def test_an_unreadable_file_is_named(tmp_path):
+    file = tmp_path / "a.png"
+    file.write_bytes(encoded(gradient(), "PNG")[:-300])
+    with pytest.raises(UnreadableImage, match=r"a\.png cannot be read"):
+        EncodedImage(file).rgb()

@@ -1,0 +1,134 @@
+"""The one way from an encoded image to pixels, and what counts as unreadable."""
+
+import contextlib
+import io
+import math
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from PIL import ExifTags, Image, UnidentifiedImageError
+
+IMAGE_SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm"))
+"""Endings of the files that are taken for images."""
+FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
+"""What may be inside of them. Pillow knows more formats, some of which run other programs."""
+MOST_SIDE = 2**16 - 1
+"""Largest height and width in pixels; Pillow itself refuses more than 179 million pixels."""
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""EXIF orientation -> what makes the image upright."""
+SIDEWAYS = (5, 6, 7, 8)
+
+
+class UnreadableImage(ValueError):
+    """An image that cannot be decoded, or whose values have no known range."""
+
+
+class EncodedImage:
+    """An image of which only the header has been read; its pixels are decoded on demand, once.
+
+    Args:
+        file: The encoded image, or the path of its file.
+        upright: Turn and mirror it as its EXIF orientation says, as viewers of photographs do.
+            Without, pixels stay where they are stored: where boxes, masks and points refer to.
+        name: What messages call it; the path by default.
+
+    Raises:
+        UnreadableImage: it is none, or has a side above `MOST_SIDE`.
+        OSError: the file cannot be read.
+    """
+
+    def __init__(self, file: bytes | Path, *, upright: bool = True, name: str = ""):
+        self.name = name or (str(file) if isinstance(file, Path) else "The image")
+        data = file.read_bytes() if isinstance(file, Path) else file
+        with self._named():
+            self._image = Image.open(io.BytesIO(data), formats=FORMATS)
+        width, height = self._image.size
+        if max(width, height) > MOST_SIDE:
+            raise UnreadableImage(
+                f"{self.name} has {width} x {height} pixels; no side may have more than "
+                f"{MOST_SIDE}."
+            )
+        # Pillow turns a TIFF by itself; its size is the upright one already
+        self._turn = _orientation(self._image) if upright and self._image.format != "TIFF" else 1
+        self.size = (height, width) if self._turn in SIDEWAYS else (width, height)
+        """Width and height in pixels, upright if so asked."""
+
+    def rgb(self, scale: float = 1.0) -> Image.Image:
+        """Decode it as RGB.
+
+        Args:
+            scale: A JPEG may be decoded at 1/2, 1/4 or 1/8, if that is not below `scale`.
+
+        Raises:
+            UnreadableImage: it is damaged, or as `to_rgb`.
+        """
+        with self._named():
+            width, height = self._image.size
+            self._image.draft("RGB", (math.ceil(scale * width), math.ceil(scale * height)))
+            image = to_rgb(self._image)
+        turn = TURNS.get(self._turn)
+        return image if turn is None else image.transpose(turn)
+
+    def raw(self) -> Image.Image:
+        """Decode it in the mode in which it is stored, as masks and depths need.
+
+        Raises:
+            UnreadableImage: it is damaged.
+        """
+        with self._named():
+            self._image.load()
+        return self._image
+
+    @contextlib.contextmanager
+    def _named(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:  # Pillow's readers raise whatever they stumble over
+            reason = str(error) if isinstance(error, UnreadableImage) else repr(error)
+            if isinstance(error, UnidentifiedImageError):
+                reason = f"it is none of {', '.join(FORMATS)}"
+            raise UnreadableImage(f"{self.name} cannot be read: {reason}") from error
+
+
+def _orientation(image: Image.Image) -> int:
+    try:
+        return image.getexif().get(ExifTags.Base.Orientation, 1)
+    except Exception:  # damaged tags do not damage the pixels
+        return 1
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Return an image as RGB bytes; grey of 16 bits keeps its upper 8, as colour does in Pillow.
+
+    Raises:
+        UnreadableImage: its values are floats or integers of 32 bits, whose range nobody states.
+    """
+    of_16_bits = image.mode == "I" and image.format in ("PNG", "PPM", None)
+    if of_16_bits or image.mode.startswith("I;16"):
+        grey = np.asarray(image).clip(0, 2**16 - 1) >> 8
+        return Image.fromarray(grey.astype(np.uint8)).convert("RGB")
+    if image.mode in ("I", "F"):
+        kind = "floats" if image.mode == "F" else "integers of 32 bits"
+        raise UnreadableImage(
+            f"it holds {kind}, whose range is not stated; write it with 8 or 16 bits a channel."
+        )
+    return image.convert("RGB")
+
+
+def read_rgb(file: Path, *, upright: bool = True) -> Image.Image:
+    """Decode a file as RGB; see `EncodedImage`.
+
+    Raises:
+        UnreadableImage: it cannot be decoded; the file is named.
+        OSError: it cannot be read.
+    """
+    return EncodedImage(file, upright=upright).rgb()
