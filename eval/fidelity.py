@@ -8,9 +8,11 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from zoo.features import Batch, Features, match_grid
+from zoo.features import Batch, Features, at_grid, match_grid
 
 RESERVED = ("min", "geomean")
+IMAGES = 16
+"""Images whose maps are compared at once: a fine grid of a wide teacher has gigabytes a batch."""
 
 
 def fidelity(
@@ -24,10 +26,15 @@ def fidelity(
 
         fidelity/<name> = tr Σ / (C · MSE)    (FeatSharp's measure; Σ is the teacher's covariance)
         mse/<name>, cosine/<name>/spatial     (mean over tokens)
+        fidelity_own_grid/<name>              (the same on the teacher's own grid)
 
     then cosine/<name>/summary (mean over images) where both sides have a summary, and the
-    minimum and the geometric mean of the fidelities. Predicting the teacher's mean on these images
+    minimum and the geometric mean of both fidelities. Predicting the teacher's mean on these images
     would have fidelity 1; higher is better; a perfect copy has infinity.
+
+    The smaller grid is that of the loss, and depends on the student: a coarse one is asked for
+    averages, which are easier. Students of several strides compare on the teacher's own grid, to
+    which a coarser map is interpolated (bilinear) and a finer one averaged.
 
     Args:
         student: Returns features in the teachers' original space: fold the normalisers into the
@@ -40,15 +47,16 @@ def fidelity(
     for name in RESERVED:
         if name in teachers:
             raise ValueError(f"A teacher cannot be called {name!r}: fidelity/{name} is a summary.")
-    found = []
+    found: dict[str, list[float]] = {"fidelity": [], "fidelity_own_grid": []}
     for name, tally in _tally(student, teachers, batches).items():
         for what, value in tally.measures():
             yield what.format(name), value
-            if what == "fidelity/{}":
-                found.append(value)
-    if found:
-        yield "fidelity/min", math.nan if any(map(math.isnan, found)) else min(found)
-        yield "fidelity/geomean", _geometric_mean(found)
+            if (measure := what.partition("/")[0]) in found:
+                found[measure].append(value)
+    for measure, values in found.items():
+        if values:
+            yield f"{measure}/min", math.nan if any(map(math.isnan, values)) else min(values)
+            yield f"{measure}/geomean", _geometric_mean(values)
 
 
 def _geometric_mean(values: list[float]) -> float:
@@ -80,13 +88,11 @@ def _tally(
 
 
 class _Tally:
-    """Float64 sums over one teacher's tokens and images, on the teacher's device until the end."""
+    """Sums over one teacher's images, on the teacher's device until the end."""
 
     def __init__(self):
-        self.tokens = self.images = self.channels = 0
-        self.error = self.spread = self.spatial = self.summary = self.mean = torch.zeros(
-            (), dtype=torch.float64
-        )
+        self.matched, self.own, self.images = _Tokens(), _Tokens(), 0
+        self.summary = torch.zeros((), dtype=torch.float64)
 
     def add(self, ours: Features, theirs: Features, name: str) -> None:
         if ours.summary is not None and theirs.summary is not None:
@@ -95,31 +101,50 @@ class _Tally:
             self.summary = self.summary + _sum_cosine(ours.summary, theirs.summary)
         if ours.spatial is not None and theirs.spatial is not None:
             _same_width(ours.spatial, theirs.spatial, name, "spatial")
-            guess, truth = match_grid(ours.spatial.float(), theirs.spatial.float())
-            self._add_tokens(guess.flatten(0, 2), truth.flatten(0, 2))
-
-    def _add_tokens(self, guess: Float[Tensor, "n C"], truth: Float[Tensor, "n C"]) -> None:
-        self.error = self.error + (guess - truth).square().sum(dtype=torch.float64)
-        self.spatial = self.spatial + _sum_cosine(guess, truth)
-        # Chan's merge of (count, mean, squared deviations): raw sums of squares would lose all
-        # digits for a teacher whose mean is far from zero.
-        truth = truth.double()
-        n, (self.tokens, self.channels) = self.tokens, (self.tokens + len(truth), truth.shape[1])
-        mean = truth.mean(dim=0)
-        step = mean - self.mean
-        self.mean = self.mean + step * len(truth) / self.tokens
-        self.spread = self.spread + (truth - mean).square().sum()
-        self.spread = self.spread + step.square().sum() * n * len(truth) / self.tokens
+            maps = (ours.spatial.split(IMAGES), theirs.spatial.split(IMAGES))
+            for guess, truth in zip(*maps, strict=True):
+                guess, truth = guess.float(), truth.float()
+                self.matched.add(*match_grid(guess, truth))
+                self.own.add(at_grid(guess, (truth.shape[1], truth.shape[2])), truth)
 
     def measures(self) -> Iterator[tuple[str, float]]:
         """Yield values, each with a name in which `{}` stands for the teacher's."""
-        if self.tokens:
-            error, spread = self.error.item(), self.spread.item()
-            yield "fidelity/{}", spread / error if error else math.inf
-            yield "mse/{}", error / (self.tokens * self.channels)
-            yield "cosine/{}/spatial", self.spatial.item() / self.tokens
+        if self.matched.count:
+            yield "fidelity/{}", self.matched.fidelity()
+            yield "mse/{}", self.matched.mse()
+            yield "cosine/{}/spatial", self.matched.cosine.item() / self.matched.count
+            yield "fidelity_own_grid/{}", self.own.fidelity()
         if self.images:
             yield "cosine/{}/summary", self.summary.item() / self.images
+
+
+class _Tokens:
+    """Float64 sums over the tokens of one teacher, on one grid."""
+
+    def __init__(self):
+        self.count = self.channels = 0
+        self.error = self.spread = self.cosine = self.mean = torch.zeros((), dtype=torch.float64)
+
+    def add(self, guess: Float[Tensor, "B H W C"], truth: Float[Tensor, "B H W C"]) -> None:
+        guess, truth = guess.flatten(0, 2), truth.flatten(0, 2)
+        self.error = self.error + (guess - truth).square().sum(dtype=torch.float64)
+        self.cosine = self.cosine + _sum_cosine(guess, truth)
+        # Chan's merge of (count, mean, squared deviations): raw sums of squares would lose all
+        # digits for a teacher whose mean is far from zero.
+        truth = truth.double()
+        n, (self.count, self.channels) = self.count, (self.count + len(truth), truth.shape[1])
+        mean = truth.mean(dim=0)
+        step = mean - self.mean
+        self.mean = self.mean + step * len(truth) / self.count
+        self.spread = self.spread + (truth - mean).square().sum()
+        self.spread = self.spread + step.square().sum() * n * len(truth) / self.count
+
+    def fidelity(self) -> float:
+        error, spread = self.error.item(), self.spread.item()
+        return spread / error if error else math.inf
+
+    def mse(self) -> float:
+        return self.error.item() / (self.count * self.channels)
 
 
 def _sum_cosine(ours: Float[Tensor, "n C"], theirs: Float[Tensor, "n C"]) -> Float[Tensor, ""]:

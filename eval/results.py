@@ -4,8 +4,9 @@ import hashlib
 import json
 import math
 import re
+import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from torch import nn
 
 from zoo.eval.average_precision import AveragePrecision
 from zoo.eval.registry import Parts, Picture, Scores
-from zoo.files import written_whole
+from zoo.files import checked_fields, parse_json, try_writing, written_whole
 
 SUFFIX = ".jsonl"
 KINDS: Mapping[str, type[Parts]] = {"top": Scores, "right": AveragePrecision}
@@ -93,6 +94,12 @@ class Record:
             ) from None
 
 
+KNOWN = {f.name for f in fields(Record)} - {"place", "kept"}
+"""What a line has."""
+START = '{"target": '
+"""How a line begins."""
+
+
 def write(
     out: Path, record: Record, scores: Mapping[str, Parts], pictures: Mapping[str, Picture]
 ) -> Record:
@@ -126,9 +133,32 @@ def write(
     changes |= dict(pictures=shown, place=out.parent)
     line = {f.name: getattr(record, f.name) for f in fields(record)} | changes
     written = Record(**line)
-    with out.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(_plain(written), ensure_ascii=False) + "\n")
+    with out.open("a+b") as file:
+        file.seek(max(0, file.tell() - 1))
+        torn = file.read() not in (b"", b"\n")  # by a kill: what comes now begins a line
+        text = "\n" * torn + json.dumps(_plain(written), ensure_ascii=False) + "\n"
+        file.write(text.encode())
     return written
+
+
+def check_out(out: Path) -> None:
+    """Refuse a result file that results cannot be appended to.
+
+    Raises:
+        ValueError: its name does not end in .jsonl, it holds something else, or it cannot be
+            written.
+    """
+    if out.suffix != SUFFIX:
+        raise ValueError(f"Results are lines of JSON: give --out a name that ends in {SUFFIX}.")
+    try_writing(out.parent)
+    if not out.exists():
+        return
+    try:
+        with out.open("a"):
+            pass
+    except OSError as error:
+        raise ValueError(f"Cannot write to {out}: {error.strerror}. Give another --out.") from error
+    _records(out)
 
 
 def finished(out: Path, record: Record) -> Record | None:
@@ -180,22 +210,30 @@ def read(path: Path) -> list[Record]:
     """
     if not path.is_file():
         raise ValueError(f"There is no result file {path}; zoo eval writes one with --out.")
-    known = {f.name for f in fields(Record)} - {"place", "kept"}
+    found = _records(path)
+    if not found:
+        raise ValueError(f"{path} holds no result; zoo eval appends them with --out.")
+    return found
+
+
+def _records(path: Path) -> list[Record]:
+    """Read the results in a file; lines that a kill has cut are skipped, and said."""
     found = []
     for number, text in enumerate(path.read_text("utf-8", "replace").splitlines(), 1):
         if not text.strip():
             continue
+        what = f"Line {number} of {path}"
         try:
-            line = json.loads(text)
-            own = {key: value for key, value in line.items() if key in known}
-            found.append(Record(**own, place=path.parent))
-        except (ValueError, TypeError, AttributeError):
-            raise ValueError(
-                f"Line {number} of {path} is not a result of zoo eval; give files that its --out "
-                "wrote."
-            ) from None
-    if not found:
-        raise ValueError(f"{path} holds no result; zoo eval appends them with --out.")
+            line = parse_json(text, dict[str, Any], what)
+            own = {key: value for key, value in line.items() if key in KNOWN}
+            found.append(replace(checked_fields(Record, own, what), place=path.parent))
+        except ValueError as error:
+            if text[: len(START)] != START[: len(text)] or text.endswith("}"):
+                raise ValueError(
+                    f"{what} is not a result of zoo eval ({error}); give files that its --out "
+                    "wrote."
+                ) from None
+            print(f"{what} is torn, as a kill leaves it, and was skipped.", file=sys.stderr)
     return found
 
 

@@ -1,8 +1,8 @@
 """Retrieval of images by their captions, and of captions by their images."""
 
-import json
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any, TypeGuard
 
 import numpy as np
 import torch
@@ -15,6 +15,7 @@ from zoo.eval.extract import extract
 from zoo.eval.registry import Found, Scores, Subject
 from zoo.eval.settings import RetrievalSettings
 from zoo.eval.zeroshot import check_width, head_for, through_head
+from zoo.files import ANNOTATION_BYTES, read_json
 from zoo.teachers.name import TeacherName
 from zoo.teachers.text import BATCH, open_text
 
@@ -99,15 +100,17 @@ def read_captions(
             missing.
     """
     file = Path(captions) if captions else _captions_of(data)
-    try:
-        content = json.loads(file.read_text())
-        names = {image["id"]: image["file_name"] for image in content["images"]}
-        pairs = [(entry["image_id"], entry["caption"].strip()) for entry in content["annotations"]]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    content = read_json(file, most=ANNOTATION_BYTES)
+    images_of, texts = (content.get(part) for part in ("images", "annotations"))
+    if not _all_have(images_of, id=int, file_name=str) or not _all_have(
+        texts, image_id=int, caption=str
+    ):
         raise ValueError(
             f"{file} holds no captions in COCO's form (images with id and file_name, annotations "
-            f"with image_id and caption): {error!r}."
-        ) from error
+            "with image_id and caption)."
+        )
+    names = {image["id"]: image["file_name"] for image in images_of}
+    pairs = [(entry["image_id"], entry["caption"].strip()) for entry in texts]
     lost = [image for image, _ in pairs if image not in names]
     if lost or not pairs:
         raise ValueError(
@@ -124,6 +127,14 @@ def read_captions(
         )
     index = {image: i for i, image in enumerate(used)}
     return files, [text for _, text in pairs], torch.tensor([index[image] for image, _ in pairs])
+
+
+def _all_have(entries: Any, **types: type) -> TypeGuard[list[dict[str, Any]]]:
+    """Return whether it is a list of dicts with such fields; a million are checked in a second."""
+    return isinstance(entries, list) and all(
+        isinstance(entry, dict) and all(isinstance(entry.get(k), t) for k, t in types.items())
+        for entry in entries
+    )
 
 
 def _captions_of(data: Path) -> Path:

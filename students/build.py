@@ -1,7 +1,8 @@
 """Build a student by name: a timm backbone, and a head for each teacher."""
 
 import ast
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,12 @@ from timm.data import resolve_model_data_config
 from timm.layers import GluMlp
 from torch import nn
 
-from zoo.features import gives_class_tokens, read_features, read_intermediates
+from zoo.features import (
+    gives_class_tokens,
+    read_features,
+    read_intermediates,
+    summary_tokens,
+)
 from zoo.layers import spectral
 from zoo.students.heads import HeadKind, TeacherHead, head_hidden
 from zoo.students.start import load_earlier
@@ -34,6 +40,7 @@ def build_student(
     options: Mapping[str, Any] | None = None,
     dynamic: bool = False,
     spectral_norms: bool = False,
+    tokens: Mapping[str, int] | None = None,
     device: torch.device | str = "cpu",
 ) -> Student:
     """Build a registered backbone with heads for `teachers`.
@@ -52,10 +59,13 @@ def build_student(
         dynamic: Build the backbone for images of several sizes (`dynamic_img_size`), if it has
             that option.
         spectral_norms: Reparametrise the blocks of a ViT for training (`zoo.layers.spectral`).
+        tokens: The prefix token of each teacher's summary, see `assign_tokens`, whose choice is
+            the default; {} lets all heads read the backbone's own summary.
 
     Raises:
         ValueError: the backbone is unknown, refuses an option or the weights, cannot take the size
-            or the kind of heads, or has no attention blocks to reparametrise.
+            or the kind of heads, has too few summary tokens for the teachers, or has no attention
+            blocks to reparametrise.
     """
     training: dict[str, Any] = dict(drop_path_rate=drop_path_rate) if drop_path_rate else {}
     file = start is not None and start.is_file()
@@ -82,8 +92,42 @@ def build_student(
             std=tuple(config["std"]),
             recipe=(without_tag(name), kwargs),
             head=head,
+            tokens=assign_tokens(backbone, teachers) if tokens is None else tokens,
             license=license,
         )
+
+
+def assign_tokens(
+    backbone: nn.Module,
+    teachers: Mapping[str, tuple[int | None, int | None]],
+    taken: Mapping[str, int] | None = None,
+) -> dict[str, int]:
+    """Give each teacher a summary token of its own, if the backbone has several (RADIO).
+
+    In AM-RADIO (2312.06709) each teacher's summary head reads a token of its own. Here the teachers
+    that have a summary get the backbone's summary tokens in their order.
+
+    Args:
+        teachers: As for `build_student`.
+        taken: Tokens that teachers of an earlier student have, and keep.
+
+    Raises:
+        ValueError: there are more such teachers than tokens.
+    """
+    slots = summary_tokens(backbone)
+    if len(slots) < 2:
+        return {}
+    found = {label: token for label, token in (taken or {}).items() if label in teachers}
+    free = [token for token in slots if token not in found.values()]
+    wanted = [label for label, (width, _) in teachers.items() if width and label not in found]
+    if len(wanted) > len(free):
+        total = len(slots) + len(wanted) - len(free)
+        raise ValueError(
+            f"The student has {len(slots)} summary tokens and {len(wanted) - len(free)} more "
+            "teachers have a summary; give it one for each: --student-options "
+            f"'summary_idxs={tuple(range(total))}'."
+        )
+    return found | dict(zip(wanted, free, strict=False))
 
 
 def build_heads(
@@ -110,7 +154,8 @@ def _widths(
     """Find the widths of summary and map, at the end and after each block, on a black image."""
     backbone.eval()
     black = torch.zeros(1, 3, size, size)
-    features, earlier = read_features(backbone, black), []
+    with _looking(type(backbone).__name__, size, size):
+        features, earlier = read_features(backbone, black), []
     if uses_intermediates:
         class_tokens = gives_class_tokens(backbone)
         features, earlier = read_intermediates(backbone, black, class_tokens=class_tokens)
@@ -144,7 +189,7 @@ def _build_backbone(
         if hasattr(backbone, "set_input_size"):
             try:
                 backbone.set_input_size(img_size=(size, size))
-            except (AssertionError, ValueError) as error:
+            except Exception as error:  # whatever the family stumbles over
                 raise ValueError(f"{name} cannot look at {size} px: {error}") from error
             kwargs["img_size"] = size
         elif backbone.pretrained_cfg.get("fixed_input_size"):
@@ -155,11 +200,14 @@ def _build_backbone(
 def _create(name: str, pretrained: bool, kwargs: dict[str, Any]) -> Any:
     try:
         return create_model(name, pretrained, **kwargs)
-    except TypeError as error:
-        if set(kwargs) <= {"num_classes", "drop_path_rate", "pretrained_cfg_overlay"}:
-            raise
+    except (ValueError, OSError):
+        raise
+    except Exception as error:  # a class may raise anything about an option's value
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        if set(kwargs) <= {"num_classes", "drop_path_rate"}:
+            raise ValueError(f"{name} could not be built: {lines[0]}") from error
         raise ValueError(
-            f"{name} refuses its options ({error}). Correct --student-options; the signature of "
+            f"{name} refuses its options ({lines[0]}). Correct --student-options; the signature of "
             "the model's class has the options that it takes."
         ) from error
 
@@ -209,9 +257,22 @@ def read_pairs(texts: Sequence[str]) -> dict[str, Any]:
             raise ValueError(f"The option {text!r} is not of the form key=value.")
         try:
             pairs[key] = ast.literal_eval(value)
-        except (ValueError, SyntaxError):
+        except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
             pairs[key] = value
     return pairs
+
+
+@contextmanager
+def _looking(name: str, size: int, side: int) -> Iterator[None]:
+    """Turn what a backbone raises about images of `side` pixels into one sentence."""
+    try:
+        yield
+    except Exception as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+        built = f"{name}, built for {size} px," if side != size else name
+        raise ValueError(
+            f"The student {built} cannot look at {side} px: {reason}. Choose another size."
+        ) from error
 
 
 @lru_cache(maxsize=32)
@@ -237,15 +298,8 @@ def student_grids(
         backbone.eval()
         grids = {}
         for side in sizes:
-            try:
-                with torch.no_grad():
-                    spatial = read_features(backbone, torch.zeros(1, 3, side, side)).spatial
-            except (ValueError, RuntimeError, AssertionError) as error:
-                reason = str(error).strip().splitlines()[0].rstrip(".")
-                raise ValueError(
-                    f"The student {name}, built for {size} px, cannot look at {side} px: {reason}. "
-                    "Choose other --sizes."
-                ) from error
+            with torch.no_grad(), _looking(name, size, side):
+                spatial = read_features(backbone, torch.zeros(1, 3, side, side)).spatial
             assert spatial is not None
             grids[side] = (spatial.shape[1], spatial.shape[2])
     return grids

@@ -67,6 +67,7 @@ def export_student(
             size=student.size[0],
             teachers={name: head.widths for name, head in student.heads.items()},
             head=student.head,
+            tokens=student.tokens,
             own_heads={n: h.made for n, h in student.heads.items() if h.made != student.head},
             options={k: v for k, v in arguments.items() if k != "img_size"},
             about=about or {},
@@ -124,9 +125,11 @@ def load_export(folder: Path, *, device: torch.device | str = "cpu") -> Student:
     heads = read_heads(folder)
     widths = {name: tuple(pair) for name, pair in heads["teachers"].items()}
     options = heads.get("options")  # exports before 0.2 have none
+    tokens = heads.get("tokens", {})  # of those the heads read the backbone's own summary
     student = build_student(
-        heads["student"], widths, size=heads["size"], **heads["head"], options=options
-    )
+        heads["student"], widths, size=heads["size"], **heads["head"], options=options,
+        tokens=tokens,
+    )  # fmt: skip
     for label, own in heads.get("own_heads", {}).items():  # of an earlier run than the others
         one = {label: widths[label]}
         student.heads.update(build_heads(student.backbone, one, size=heads["size"], **own))

@@ -134,15 +134,17 @@ class TeacherHead(nn.Module):
         finer = (rows * self.upsample, cols * self.upsample)
         return upsampled(tokens, rows, cols, self.upsample).unflatten(1, finer)
 
-    def fold(self, change: Callable[..., nn.Linear]) -> None:
-        """Replace the last layer of the spatial adaptor.
+    def fold(self, change: Callable[..., nn.Linear], part: str = "spatial") -> None:
+        """Replace the last layer of the spatial adaptor, or of the summary's.
 
         Args:
             change: Makes the new layer from the old one and the keyword `blocks`: the number of
                 vectors that one row of its output holds, u² for a head that up-samples by u.
         """
-        if self.spatial is not None:
-            self.spatial.replace_last(change(self.spatial.last, blocks=self.upsample**2))
+        adaptor = getattr(self, part)
+        if adaptor is not None:
+            blocks = self.upsample**2 if part == "spatial" else 1
+            adaptor.replace_last(change(adaptor.last, blocks=blocks))
 
 
 def head_hidden(widths: Mapping[str, tuple[int | None, int | None]]) -> int:

@@ -9,7 +9,6 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
 
 from zoo.features import Batch, Features, gives_class_tokens, read_features, read_intermediates
 from zoo.layers import spectral
@@ -17,6 +16,11 @@ from zoo.students.heads import TeacherHead
 
 MESA = "mesa.ema"
 """The key of a student's own map among its answers, for MESA; labels of teachers have no dot."""
+
+
+def summary_key(label: str) -> str:
+    """Return the key of what is done to a teacher's summary, beside its map's, the label itself."""
+    return f"{label}/summary"
 
 
 class Student(nn.Module):
@@ -27,6 +31,8 @@ class Student(nn.Module):
         size: Rows and columns of the images that the backbone gets.
         recipe: Name and keywords with which `timm.create_model` builds the backbone again.
         head: Keywords with which `build_student` builds the heads again.
+        tokens: The prefix token that each teacher's summary head reads, of a backbone with several
+            summary tokens; without an entry a head reads the backbone's own summary.
         license: Licence of the weights that it started from; `None` if it started from none.
     """
 
@@ -43,12 +49,13 @@ class Student(nn.Module):
         std: tuple[float, ...],
         recipe: tuple[str, dict[str, Any]],
         head: dict[str, Any],
+        tokens: Mapping[str, int] | None = None,
         license: str | None = None,
     ):
         super().__init__()
         self.backbone, self.heads = backbone, nn.ModuleDict(heads)
         self.size, self.recipe, self.head, self.license = size, recipe, head, license
-        self.class_tokens = gives_class_tokens(backbone)
+        self.class_tokens, self.tokens = gives_class_tokens(backbone), dict(tokens or {})
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
 
@@ -72,14 +79,23 @@ class Student(nn.Module):
             mesa: Return the own map as well, under the key `MESA`.
         """
         intermediates: list[Features] = []
+        x, tokens = (images - self.mean) / self.std, sorted({0, *self.tokens.values()})
+        tokens = tokens if self.tokens else []
         if any(head.kind == "ladder" for head in self.heads.values()):
-            x = (images - self.mean) / self.std
             features, intermediates = read_intermediates(
-                self.backbone, x, class_tokens=self.class_tokens
+                self.backbone, x, class_tokens=self.class_tokens, tokens=tokens
             )
         else:
-            features = self.forward_features(images)
-        answers = {name: head(features, intermediates) for name, head in self.heads.items()}
+            features = read_features(self.backbone, x, tokens=tokens)
+        answers = {}
+        for name, head in self.heads.items():
+            read, *earlier = features, *intermediates
+            if tokens:
+                place = tokens.index(self.tokens.get(name, 0))
+                read, *earlier = (
+                    Features(f.summary[:, place], f.spatial) for f in (read, *earlier)
+                )
+            answers[name] = head(read, earlier)
         return answers | {MESA: _normalised(features)} if mesa else answers
 
     def forward(
@@ -94,37 +110,55 @@ class Student(nn.Module):
         return {f"backbone.{name}" for name in exempt}
 
     def with_folded_heads(self, fold: Mapping[str, Callable[..., nn.Linear]]) -> "Student":
-        """Return a student whose spatial heads end in the teachers' own spaces.
+        """Return a student whose heads end in the teachers' own spaces.
 
         The backbone is shared with this one; the heads are copies, so this one trains on.
 
         Args:
             fold: For each teacher, what to make of the last linear layer of its spatial head and
-                the keyword `blocks` (see `TeacherHead.fold`).
+                the keyword `blocks` (see `TeacherHead.fold`); by `summary_key(label)`, of its
+                summary head.
         """
         folded = copy.copy(self)
         folded._modules = dict(self._modules)
         folded.heads = copy.deepcopy(self.heads)
         for name, change in fold.items():
-            cast(TeacherHead, folded.heads[name]).fold(change)
+            label, _, part = name.partition("/")
+            cast(TeacherHead, folded.heads[label]).fold(change, part or "spatial")
         return folded
 
-    def without_spectral(self) -> "Student":
-        """Return a student with plain weights, as it is released; the heads are shared.
+    def as_released(self) -> "Student":
+        """Return a student with plain weights: spectral norms and adapters are folded into them.
 
-        The backbone is built anew: torch keeps a parametrisation in a class that copies share, so
-        what is removed from a copy is gone from the original (and from the average) as well.
+        The heads are shared. The backbone is built anew: torch keeps a parametrisation in a class
+        that copies share, so what is removed from a copy is gone from the original (and from the
+        average) as well.
         """
-        if not any(parametrize.is_parametrized(part) for part in self.backbone.modules()):
+        state = self.backbone.state_dict()
+        released = merged(spectral.baked(state))
+        if released.keys() == state.keys():
             return self
         plain = copy.copy(self)
         plain._modules = dict(self._modules)
         name, kwargs = self.recipe
         with torch.device(self.mean.device):
             plain.backbone = timm.create_model(name, **kwargs)
-        plain.backbone.load_state_dict(spectral.baked(self.backbone.state_dict()))
+        plain.backbone.load_state_dict(released)
         plain.backbone.train(self.backbone.training)
         return plain
+
+
+def merged(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return a backbone's state with its adapters (`zoo.students.lora`) added to the weights."""
+    plain = {}
+    for key, value in state.items():
+        layer, base, leaf = key.partition(".base_layer.")
+        if base and leaf == "weight":
+            up, down = (state[f"{layer}.lora_{side}.default.weight"] for side in "BA")
+            value = value + up @ down
+        if ".lora_" not in key:
+            plain[f"{layer}.{leaf}" if base else key] = value
+    return plain
 
 
 def _normalised(features: Features) -> Features:

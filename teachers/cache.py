@@ -144,6 +144,14 @@ class Cache:
             raise ValueError(f"{file} has images, views or shard below 1; it is damaged.")
         return cls(path, manifest)
 
+    @staticmethod
+    def refuse_other(path: Path) -> None:
+        """Raise a ValueError if something else than a cache is in the way of one at `path`."""
+        if (path / "cache.json").is_file() or not path.exists():
+            return
+        if not path.is_dir() or any(path.iterdir()):
+            raise ValueError(f"{path} is not empty and no feature cache; give another --cache.")
+
     @classmethod
     def prepare(cls, path: Path, manifest: CacheManifest, spaces: Mapping[str, Tensor]) -> "Cache":
         """Open the cache that `manifest` describes; if there is none, make an empty one.
@@ -163,8 +171,7 @@ class Cache:
                     "Give another --cache folder, or remove this one."
                 )
             return cache
-        if path.exists() and (not path.is_dir() or any(path.iterdir())):
-            raise ValueError(f"{path} is not empty and no feature cache; give another --cache.")
+        cls.refuse_other(path)
         path.mkdir(parents=True, exist_ok=True)
         tensors = {key: value.cpu().contiguous() for key, value in spaces.items()}
         save_tensors(tensors, path / "spaces.safetensors")

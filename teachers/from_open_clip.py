@@ -15,10 +15,11 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from pickle import UnpicklingError
+from types import SimpleNamespace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from zoo.features import Features
 from zoo.teachers.hub import how_to_fetch, read_license
@@ -29,6 +30,7 @@ from zoo.teachers.teacher import (
     check_trunk_patches,
     reason,
     seeded_init,
+    share_weights,
     size_errors,
 )
 
@@ -43,6 +45,16 @@ class OpenClipTeacher(Frozen):
         normed = getattr(self.network, "attn_pool", None) is None
         out = self.network.forward_intermediates(x, indices=1, normalize_intermediates=normed)
         return Features(out["image_features"], out["image_intermediates"][-1].permute(0, 2, 3, 1))
+
+    def network_at(self, size: tuple[int, int]) -> Any:
+        network = share_weights(self.network)
+        if hasattr(network, "set_input_size"):
+            network.set_input_size(size)
+        elif not hasattr(network, "grid_size"):
+            raise ValueError("its attention pool has a position for each cell")
+        else:
+            _resize_positions(network, size)
+        return network
 
 
 def open_open_clip(name: TeacherName, device: torch.device) -> OpenClipTeacher:
@@ -76,6 +88,17 @@ def open_open_clip(name: TeacherName, device: torch.device) -> OpenClipTeacher:
         )
     teacher.source = name
     return teacher
+
+
+def _resize_positions(network: Any, size: tuple[int, int]) -> None:
+    """Fit an image tower of open_clip's own to a size, as loading its weights would."""
+    from open_clip.model import resize_pos_embed
+
+    network.grid_size = tuple(s // p for s, p in zip(size, network.patch_size, strict=True))
+    state = {"visual.positional_embedding": network.positional_embedding}
+    resize_pos_embed(state, SimpleNamespace(visual=network))
+    network.image_size = size
+    network.positional_embedding = nn.Parameter(state["visual.positional_embedding"].detach())
 
 
 class TextTower:

@@ -21,7 +21,14 @@ from torch import nn
 from zoo.features import Features, read_features
 from zoo.teachers.hub import how_to_fetch
 from zoo.teachers.name import FOLDER, TeacherName, unknown_name
-from zoo.teachers.teacher import Frozen, check_trunk_patches, no_neck, reason, seeded_init
+from zoo.teachers.teacher import (
+    Frozen,
+    check_trunk_patches,
+    no_neck,
+    reason,
+    seeded_init,
+    share_weights,
+)
 from zoo.wheels import TAG, create_model
 
 
@@ -38,6 +45,11 @@ class TimmTeacher(Frozen):
 
     def features(self, x) -> Features:
         return read_features(self.network, x, norm=self.normed)
+
+    def network_at(self, size: tuple[int, int]) -> Any:
+        network = share_weights(self.network)
+        _resize(network, self.name, size)
+        return network
 
 
 def open_timm(name: TeacherName, device: torch.device) -> TimmTeacher:
@@ -64,7 +76,7 @@ def open_timm(name: TeacherName, device: torch.device) -> TimmTeacher:
     if name.resolution and (name.resolution, name.resolution) != size:
         size = (name.resolution, name.resolution)
         check_trunk_patches(name, network)
-        _resize(network, name, size)
+        _resize(network, name.name, size)
     if device.type == "cpu":  # convolutions take half the time in this layout
         network.to(memory_format=torch.channels_last)
     return TimmTeacher(
@@ -107,7 +119,9 @@ def _create(name: TeacherName, device: torch.device) -> Any:
         source = dict(pretrained_cfg_overlay=dict(file=name.weights))
     try:
         return create_model(name.name, True, num_classes=0, **source)
-    except (OSError, RuntimeError) as error:
+    except ValueError:
+        raise
+    except Exception as error:  # safetensors and the unpickler have errors of their own
         what = name.describe()
         raise ValueError(
             f"The weights of {what} could not be loaded: {reason(error)}. "
@@ -127,12 +141,12 @@ def _weights_hint(name: TeacherName) -> str:
     return f"{how_to_fetch(published.hf_hub_id)} Then give {what}/FOLDER/{file}."
 
 
-def _resize(network: Any, name: TeacherName, size: tuple[int, int]) -> None:
+def _resize(network: Any, name: str, size: tuple[int, int]) -> None:
     if hasattr(network, "set_input_size"):
         try:
             network.set_input_size(img_size=size)
         except (AssertionError, ValueError) as error:
-            raise ValueError(f"{name.name} cannot look at {size[0]} px: {error}") from error
+            raise ValueError(f"{name} cannot look at {size[0]} px: {error}") from error
     elif network.pretrained_cfg.get("fixed_input_size"):
         own = network.pretrained_cfg["input_size"][1]
-        raise ValueError(f"{name.name} takes {own} px and no other size; leave out @{size[0]}.")
+        raise ValueError(f"{name} takes {own} px and no other size; leave out @{size[0]}.")

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from zoo.features import Features
 from zoo.teachers.name import TeacherName
-from zoo.teachers.teacher import Frozen
+from zoo.teachers.teacher import Frozen, reason
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -65,18 +65,28 @@ def open_torch(name: TeacherName, device: torch.device) -> ModuleTeacher:
     ImageNet's.
 
     Raises:
-        ValueError: the name does not point at a function, or as `from_module`.
+        ValueError: the name does not point at a function that returns a module, or as
+            `from_module`.
     """
     path, _, function = name.name.replace(":", ".").rpartition(".")
     try:
         make = getattr(import_module(path), function)
-    except (ImportError, AttributeError, ValueError) as error:
+    except Exception as error:  # a module may raise anything when it is imported
         raise ValueError(
             f"torch:{name.name} does not point at a function: {error}. "
             "The form is torch:package.module.function; the package must be importable from here."
         ) from error
     with torch.device("meta" if device.type == "meta" else "cpu"):
-        module = make()
+        try:
+            module = make()
+        except Exception as error:
+            raise ValueError(
+                f"torch:{name.name} could not be called without arguments: {reason(error)}."
+            ) from error
+    if not isinstance(module, nn.Module):
+        raise ValueError(
+            f"torch:{name.name} returns a {type(module).__name__}; a teacher is an nn.Module."
+        )
     if name.weights and device.type != "meta":
         from zoo.weights import read_state
 

@@ -29,7 +29,7 @@ from torch import Tensor, nn
 
 from zoo.features import Features
 from zoo.teachers.hub import how_to_fetch, read_license
-from zoo.teachers.name import TeacherName
+from zoo.teachers.name import FOLDER, TeacherName
 from zoo.teachers.teacher import Frozen, check_patches, no_neck, reason, seeded_init, size_errors
 
 CLASSES = {"sam3_video": "Sam3Model"}
@@ -172,6 +172,10 @@ def read_config(name: TeacherName) -> Any:
 
     if name.name.startswith(PATH) and not Path(name.name).is_dir():
         raise ValueError(f"There is no folder {name.name}. {_files_hint(name)}")
+    if (Path(name.name) / "heads.json").is_file():
+        raise ValueError(
+            f"{name.name} is a student's export, in timm's form; write zoo:{FOLDER}{name.name}."
+        )
     try:
         return AutoConfig.from_pretrained(name.name)
     except REFUSED as error:

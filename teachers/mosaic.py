@@ -46,6 +46,14 @@ class Mosaic(nn.Module):
         """Stay in eval mode: a teacher is never trained."""
         return super().train(False)
 
+    def at_size(self, size: tuple[int, int]) -> "Mosaic":
+        """Return this mosaic with tiles of another size, with the same weights in memory.
+
+        Raises:
+            ValueError: the teacher cannot take the canvas.
+        """
+        return Mosaic(self.teacher.at_size((self.k * size[0], self.k * size[1])), self.k)
+
     @torch.no_grad()
     def forward(self, batch: Batch) -> Features:
         tiles = batch.at(self.size, self.teacher.interpolation)

@@ -86,6 +86,8 @@ class TeacherName:
             weights = None if name == rest else "random"
         else:
             name, _, weights = rest.partition("/")
+        if not name:
+            raise ValueError(f"{text!r} has no name between its kind and its weights.")
         return cls(kind, name, weights or None, resolution, neck)
 
     def describe(self) -> str:

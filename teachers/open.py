@@ -5,7 +5,7 @@ from importlib import import_module
 import torch
 
 from zoo.teachers.name import KINDS, TeacherName
-from zoo.teachers.teacher import Teacher, no_neck
+from zoo.teachers.teacher import Teacher, no_neck, reason
 
 EXTRAS = ("open_clip", "transformers")
 """Libraries that the optional dependencies `[teachers]` install."""
@@ -34,13 +34,16 @@ def open_teacher(text: str, *, device: torch.device | str = "cpu", mosaic: int =
     module, opener = KINDS[name.kind]
     try:
         teacher = getattr(import_module(module), opener)(name, torch.device(device))
-    except ModuleNotFoundError as error:
-        if error.name not in EXTRAS:
-            raise
-        raise ValueError(
-            f"{text} needs {error.name}, which is not installed: "
-            "pip install 'backbone-zoo[teachers]'."
-        ) from error
+    except (ValueError, OSError):
+        raise
+    except Exception as error:  # libraries raise whatever they stumble over in foreign files
+        if isinstance(error, ModuleNotFoundError) and error.name in EXTRAS:
+            raise ValueError(
+                f"{text} needs {error.name}, which is not installed: "
+                "pip install 'backbone-zoo[teachers]'."
+            ) from error
+        what = type(error).__name__
+        raise ValueError(f"{text} could not be opened ({what}): {reason(error)}.") from error
     if mosaic == 1:
         return teacher
     from zoo.teachers.mosaic import Mosaic

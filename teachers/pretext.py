@@ -137,6 +137,11 @@ class PretextTeacher(Frozen):
     def features(self, x) -> Features:
         return self.network(x)
 
+    def network_at(self, size: tuple[int, int]) -> nn.Module:
+        if size != self.size:
+            raise ValueError(f"{self.name} takes {self.size[0]} px and no other size.")
+        return self.network
+
 
 def build_network(name: str) -> nn.Module:
     """Build one of `NETWORKS`, untrained.

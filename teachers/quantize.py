@@ -153,7 +153,7 @@ def quantize_linears(
         ValueError: the machine has no such products, or the gate leaves less than `least` of the
             work. The teacher is then as it was, and the message has the figures.
     """
-    _check_machine(batch, kind)
+    check_products(kind, batch.images.device)
     reference = _tokens(teacher(batch))
     found = _candidates(teacher, batch, kind)
     if not found:
@@ -180,8 +180,19 @@ def quantize_linears(
     return QuantReport(kind, fidelity, share, names, len(found), complete)
 
 
-def _check_machine(batch: Batch, kind: QuantKind) -> None:
-    device = batch.images.device
+def share_quantized(first: Frozen, other: Frozen) -> None:
+    """Give `other`, the same teacher at another size, the quantized layers of `first`; in place."""
+    for name, layer in list(first.network.named_modules()):
+        if isinstance(layer, QuantizedLinear):
+            _replace(other.network, name, layer)
+
+
+def check_products(kind: QuantKind, device: torch.device) -> None:
+    """Refuse a GPU that has no products in 8 bits of this kind.
+
+    Raises:
+        ValueError: its compute capability is too low.
+    """
     if device.type == "cuda" and torch.cuda.get_device_capability(device) < CAPABILITY[kind]:
         needed = ".".join(map(str, CAPABILITY[kind]))
         raise ValueError(

@@ -1,5 +1,6 @@
 """What a teacher is, and what all teachers that are frozen networks share."""
 
+import copy
 import hashlib
 import logging
 from collections.abc import Iterator
@@ -125,7 +126,8 @@ def bf16_weights(network: nn.Module) -> nn.Module:
             continue
         if "Norm" in type(module).__name__:
             # autocast does not know other norms, and torch.rms_norm is slow on mixed types
-            module.register_forward_pre_hook(_in_float32)
+            if _in_float32 not in module._forward_pre_hooks.values():
+                module.register_forward_pre_hook(_in_float32)
             continue
         for weight in module.parameters(recurse=False):
             if weight.is_floating_point():
@@ -135,6 +137,12 @@ def bf16_weights(network: nn.Module) -> nn.Module:
 
 def _in_float32(module: nn.Module, args: tuple) -> tuple:
     return tuple(x.float() if isinstance(x, Tensor) else x for x in args)
+
+
+def share_weights(network: nn.Module) -> Any:
+    """Copy the modules of a network but none of its tensors."""
+    tensors = (*network.parameters(), *network.buffers())
+    return copy.deepcopy(network, {id(tensor): tensor for tensor in tensors})
 
 
 def device_interpolation(name: str) -> str:
@@ -186,8 +194,12 @@ class Frozen(nn.Module):
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
         self.network = network
         self.requires_grad_(False).eval().to(device)
+        self._measure()
+
+    def _measure(self) -> None:
+        """Find the widths and the grid."""
         with torch.no_grad():
-            summary, spatial = self(Batch(torch.zeros(1, 3, *size, device=device)))
+            summary, spatial = self(Batch(torch.zeros(1, 3, *self.size, device=self.mean.device)))
         self.summary_dim = None if summary is None else summary.shape[-1]
         self.spatial_dim = None if spatial is None else spatial.shape[-1]
         self.grid = None if spatial is None else (spatial.shape[1], spatial.shape[2])
@@ -199,6 +211,25 @@ class Frozen(nn.Module):
     def features(self, x: Float[Tensor, "B 3 H W"]) -> Features:
         """Return the features of normalised images at `size`."""
         raise NotImplementedError(f"{type(self).__name__} does not define features()")
+
+    def at_size(self, size: tuple[int, int]) -> "Frozen":
+        """Return this teacher for images of another size, with the same weights in memory.
+
+        What the library makes for a size (tables of positions) is new, made from this one's.
+
+        Raises:
+            ValueError: the network cannot take images of that size; or an error of its library.
+        """
+        other = copy.copy(self)
+        other._modules, other._buffers = dict(self._modules), dict(self._buffers)
+        other.network = self.network_at(size).requires_grad_(False).eval()
+        other.size = size
+        other._measure()
+        return other
+
+    def network_at(self, size: tuple[int, int]) -> nn.Module:
+        """Return the network for images of another size; itself, if it takes all sizes."""
+        return self.network
 
     def to_bf16(self) -> "Frozen":
         """Convert the weights to bf16, except those of norms (see `bf16_weights`), in place."""

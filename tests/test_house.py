@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 ROOMS = ("teachers", "students", "train", "eval")
 FAMILIES = ("zoo.eradio", "zoo.fastervit", "zoo.mambavision", "zoo.radio")
-FOUNDATION = ("zoo.features", "zoo.files", "zoo.weights", "zoo.wheels", "zoo.licence")
+FOUNDATION = ("zoo.features", "zoo.axes", "zoo.files", "zoo.weights", "zoo.wheels", "zoo.licence")
 MODELS = (
     *FAMILIES,
     *FOUNDATION,
@@ -50,6 +50,8 @@ ARROWS: dict[str, tuple[str, ...]] = {
     "zoo.__main__": ("zoo.cli",),
     "zoo.cli": ("zoo.train.interrupt", ROOT_ONLY),
     "zoo.features": (),
+    "zoo.axes": ("zoo.shape_tables",),
+    "zoo.shape_tables": (),
     "zoo.safe_pickle": (),
     "zoo.files": (),
     "zoo.weights": ("zoo.safe_pickle", "zoo.files"),
@@ -66,10 +68,14 @@ ARROWS: dict[str, tuple[str, ...]] = {
     "zoo.layers": ("zoo.layers", "zoo.kernels"),
     "zoo.radio_weights": ("zoo.layers", "zoo.adaptors", "zoo.weights"),
     **dict.fromkeys(
-        FAMILIES, ("zoo.layers", "zoo.features", "zoo.weights", "zoo.hierarchy", "zoo.build")
+        FAMILIES,
+        (
+            "zoo.layers", "zoo.features", "zoo.axes", "zoo.weights", "zoo.hierarchy",
+            "zoo.build",
+        ),
     ),
     "zoo.radio": (
-        "zoo.layers", "zoo.features", "zoo.weights", "zoo.build", "zoo.adaptors",
+        "zoo.layers", "zoo.features", "zoo.axes", "zoo.weights", "zoo.build", "zoo.adaptors",
         "zoo.radio_weights", "zoo.licence",
     ),
     "zoo.language": ("zoo.language",),
@@ -81,6 +87,9 @@ ARROWS: dict[str, tuple[str, ...]] = {
     "zoo.teachers.from_zoo": ("zoo.teachers", ROOT_ONLY),
     "zoo.teachers.from_language": ("zoo.language",),
     "zoo.students": ("zoo.students", *MODELS),
+    "zoo.students.prune": (
+        "zoo.students.prune", "zoo.axes", "zoo.features", "zoo.weights", "zoo.wheels",
+    ),
     "zoo.train": (*CORE, "zoo.data", "zoo.files"),
     "zoo.train.average": ("zoo.layers",),
     "zoo.train.cost": (),

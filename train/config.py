@@ -18,6 +18,7 @@ from zoo.train.ranges import (
     WORKERS,
     at_least,
     below,
+    between,
     check_ranges,
 )
 
@@ -42,16 +43,33 @@ class Optim:
     """Largest norm of the gradient; 0 leaves it alone."""
     ema: Annotated[float | Literal["auto"], below(0, 1, "off")] = "auto"
     """Average of the weights: auto for a mean age of a twentieth of the steps so far, so that
-    nothing is left of the first weights; a decay for no longer a memory; 0 for none."""
+    nothing is left of the first weights; a decay for no longer a memory; 0 for none. Of average and
+    last weights, a distillation of images exports those with the higher geometric-mean fidelity on
+    held-out images."""
     drop_path: Annotated[float, below(0, 1, "off")] = 0.0
+    layer_decay: Annotated[float, SHARE] = 1.0
+    """Factor of the rate from each block of the backbone to the one before it; 1 for one rate."""
     freeze: str = ""
     """What stays as it is: trunk (only the heads learn), a number for the stem and the first blocks
     of the trunk, or names of its parts with commas between."""
+    lora: Annotated[int, between(0, 1024, "off")] = 0
+    """Rank of adapters (LoRA, by peft) that learn in place of the trunk, and are added to it before
+    the export; 0 for none."""
+    lora_layers: tuple[str, ...] = ()
+    """Layers that get one, by the ends of their names (qkv, mlp.fc1); by default all linear ones.
+    """
     damp: Annotated[float, at_least(0, "off")] = 0.0
     """Deviation of the multiplicative noise on the weights of each step (DAMP); 0 for none."""
 
     def __post_init__(self):
         check_ranges(self, "optim.")
+        if self.lora and self.freeze:
+            raise ValueError(
+                f"optim.lora freezes the whole trunk below its adapters; leave out optim.freeze "
+                f"{self.freeze}, or optim.lora."
+            )
+        if self.lora_layers and not self.lora:
+            raise ValueError("optim.lora_layers is for adapters; give their rank with optim.lora.")
         if self.min_lr > self.lr:
             raise ValueError(
                 f"optim.min_lr is {self.min_lr:g}, above optim.lr, which is {self.lr:g}; the rate "

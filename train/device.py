@@ -1,8 +1,11 @@
 """The device of a run, and the precision in which models run on it."""
 
+import math
+import os
 import platform
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
 from typing import TypeVar
 
 import torch
@@ -26,6 +29,21 @@ def device_of(name: Device) -> torch.device:
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     return torch.device(name)
+
+
+def memory_of(device: torch.device) -> float:
+    """Return the bytes of memory that a device has, or that this process may take of the host's."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    limit = Path("/sys/fs/cgroup/memory.max")  # of a container; the word max where there is none
+    allowed = limit.read_text().strip() if limit.is_file() else "max"
+    names = getattr(os, "sysconf_names", {})
+    whole = (
+        os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        if "SC_PHYS_PAGES" in names
+        else math.inf
+    )
+    return min(whole, int(allowed)) if allowed.isdigit() else whole
 
 
 def autocast(precision: Precision, device: torch.device) -> AbstractContextManager:

@@ -7,7 +7,11 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
-RENAMED = {("Distill", "views"): "view_epochs", ("Heads", "inner"): "num_inner"}
+RENAMED = {
+    ("Distill", "views"): "view_epochs",
+    ("Heads", "inner"): "num_inner",
+    ("Detect", "layer_decay"): "optim.layer_decay",
+}
 """(class, former field) -> field. Run folders keep the former ones; nobody may write them anew."""
 
 C = TypeVar("C")
@@ -15,7 +19,14 @@ C = TypeVar("C")
 
 def with_new_names(kind: type[Any], values: Mapping[str, Any]) -> dict[str, Any]:
     """Return the values that an older config.json has for a class, under today's names."""
-    return {RENAMED.get((kind.__name__, name), name): value for name, value in values.items()}
+    found: dict[str, Any] = {}
+    for name, value in values.items():
+        part, _, inner = RENAMED.get((kind.__name__, name), name).partition(".")
+        if inner:  # it moved into a part of the config
+            found[part] = dict(found.get(part) or values.get(part) or {}, **{inner: value})
+        else:
+            found.setdefault(part, value)
+    return found
 
 
 def changed(config: C, changes: Mapping[str, Any], within: str = "") -> C:

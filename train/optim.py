@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
-from timm.optim import param_groups_weight_decay
+from timm.optim import param_groups_layer_decay, param_groups_weight_decay
 from torch import nn
 
 from zoo.train.config import Optim
@@ -19,6 +19,8 @@ def build_optimizer(
     Args:
         groups: Parameter groups to take instead.
     """
+    if groups is None and config.layer_decay < 1:
+        groups = parameter_groups(model, config)
     if groups is None:
         exempt = getattr(model, "no_weight_decay", set)()
         groups = param_groups_weight_decay(
@@ -26,6 +28,48 @@ def build_optimizer(
         )
     fused = next(model.parameters()).is_cuda
     return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, fused=fused)
+
+
+def parameter_groups(
+    model: Any, config: Optim, *, backbone_lr: float = 1.0
+) -> list[dict[str, Any]]:
+    """Split what learns by its rate (`scale`) and decay; biases and norms are not decayed.
+
+    With a layer decay d, block l of the L in a backbone learns at d^(L − l) times the rate of the
+    heads (BEiT, 2106.08254), counted by timm's `group_matcher`.
+
+    Args:
+        model: Its `backbone` if it has one, else all of it, is what the decay is for.
+        backbone_lr: Factor of the backbone's rate.
+
+    Raises:
+        ValueError: there is a layer decay, and the backbone does not name its layers.
+    """
+    backbone = getattr(model, "backbone", model)
+    own = {id(p) for p in backbone.parameters()}
+    rest = nn.Module()
+    for i, (name, p) in enumerate(model.named_parameters()):
+        if id(p) not in own:  # the names only decide what is a bias
+            rest.register_parameter(f"{i}_{name.rpartition('.')[2]}", p)
+    groups = param_groups_weight_decay(rest, config.weight_decay)
+    inner = getattr(backbone, "model", backbone)
+    shared: dict[str, Any] = dict(
+        weight_decay=config.weight_decay,
+        no_weight_decay_list=list(getattr(inner, "no_weight_decay", set)()),
+    )
+    if config.layer_decay == 1:
+        deep = param_groups_weight_decay(inner, **shared)
+    elif hasattr(inner, "group_matcher"):
+        deep = param_groups_layer_decay(inner, **shared, layer_decay=config.layer_decay)
+    else:
+        raise ValueError(
+            "This backbone does not name its layers (timm's group_matcher); leave out "
+            "layer_decay, or choose another."
+        )
+    for group in deep:
+        group["scale"] = group.pop("lr_scale", 1.0) * backbone_lr
+        group.pop("param_names", None)
+    return [dict(scale=1.0) | group for group in (*groups, *deep) if group["params"]]
 
 
 def learning_rate(step: int, steps: int, config: Optim) -> float:

@@ -2,8 +2,8 @@
 
 import importlib.util
 import json
+import shutil
 import subprocess
-import tempfile
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from zoo.files import read_json, save_whole, written_whole
+from zoo.files import read_json, save_whole, try_writing, written_whole
 from zoo.train.config import C, Training, differences, to_json
 from zoo.train.fields import built
 
@@ -37,8 +37,7 @@ class Run:
                 f"The output folder {path} exists. Give another --out, continue that run with "
                 f"--resume {path}, or remove it."
             )
-        place = next(p for p in (path.absolute(), *path.absolute().parents) if p.exists())
-        _try_writing(place, path)
+        try_writing(path)
 
     @classmethod
     def create(cls, config: Training) -> "Run":
@@ -51,10 +50,14 @@ class Run:
         try:
             config.out.mkdir(parents=True, exist_ok=True)
             run = cls(config.out)
-            run.write_json("config.json", dict(kind=config.kind, **to_json(config)))
+            run.write_config(config)
         except OSError as error:
             raise ValueError(f"Cannot write to {config.out}: {error.strerror or error}.") from error
         return run
+
+    def discard(self) -> None:
+        """Remove the folder of a run that was refused before anything was learnt."""
+        shutil.rmtree(self.path, ignore_errors=True)
 
     @classmethod
     def reopen(cls, path: Path, config: Training) -> "Run":
@@ -71,7 +74,7 @@ class Run:
                 f"The run in {path} cannot go on with other settings ({text}). "
                 "Resume without them, or start a new run with another --out."
             )
-        _try_writing(path, path)
+        try_writing(path)
         return run
 
     @classmethod
@@ -107,6 +110,10 @@ class Run:
         path = self.path / "compare" / name
         path.mkdir(parents=True, exist_ok=True)
         return Run(path)
+
+    def write_config(self, config: Training) -> None:
+        """Write what the run is started with."""
+        self.write_json("config.json", dict(kind=config.kind, **to_json(config)))
 
     def write_json(self, name: str, content: Any) -> None:
         """Write a small file whole."""
@@ -209,16 +216,6 @@ def _read_checkpoint(path: Path) -> dict[str, Any]:
         if (bad := file.testzip()) is not None:
             raise ValueError(f"the checksum of {bad} is another")
     return torch.load(path, map_location="cpu", weights_only=True)
-
-
-def _try_writing(place: Path, wanted: Path) -> None:
-    """Make a file and take it away: the only test that also knows of read-only disks."""
-    try:
-        with tempfile.TemporaryFile(dir=place):
-            pass
-    except OSError as error:
-        reason = (error.strerror or str(error)).lower()
-        raise ValueError(f"Cannot write to {wanted}: {reason}. Give another --out.") from error
 
 
 def _row(line: str) -> dict[str, Any] | None:

@@ -45,6 +45,8 @@ class TrainState:
                 norms, biases and what the model's backbone exempts are not decayed.
             parts: Their parameters are trained as well, without weight decay.
         """
+        if optim.lora and not any(".lora_A." in name for name, _ in model.named_parameters()):
+            raise ValueError("optim.lora is for students; this training has no adapters.")
         if optim.freeze:
             freeze(model, optim.freeze)
         ema = Average(model, optim.ema) if optim.ema else None

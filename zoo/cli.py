@@ -15,6 +15,7 @@ COMMANDS = {
     "distill": "zoo.commands.distill_args:main",
     "mask": "zoo.commands.mask_args:main",
     "eval": "zoo.commands.evaluate_args:main",
+    "prune": "zoo.commands.prune_args:main",
     "embed": "zoo.commands.embed_args:main",
     "report": "zoo.commands.report:main",
     "detect": "zoo.commands.detect_args:main",
@@ -30,6 +31,7 @@ USAGE = """zoo: vision backbones, and the distillation of many frozen teachers i
   zoo list [PATTERN]        the models of zoo's own families; `zoo list recipes`: the recipes
   zoo convert SRC NAME OUT  an official checkpoint as safetensors and timm's config
   zoo distill [RECIPE] ...  train a student from teachers, to an export and a report
+  zoo prune MODEL --shapes  what each dim of each tensor is made of: heads, channels, experts, ...
   zoo mask lm:FOLDER ...    N of each M weights of a language model stay, chosen or learnt
   zoo eval TARGET ...       measure a run, an export or a model: --on knn,linear,detect,...
   zoo embed DATA OUT ...    write features of many images, in shards that kNN and probes read

@@ -20,6 +20,7 @@ from timm.models import FeatureInfo, generate_default_cfgs, register_model
 from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
+from zoo import axes
 from zoo.build import build
 from zoo.hierarchy import Hierarchy, checkpoint_filter_fn
 from zoo.layers import conv
@@ -95,6 +96,56 @@ SIZES: dict[str, dict[str, Any]] = {
         trained_window=4,
     ),
 }
+
+
+SHAPES = """
+[zoo.ERadio] stage=stages.# C0>dim #stages.#.blocks>depths
+norm.weight                 C9
+head.fc.weight              _, C9
+
+[zoo.FittedStage]
+downsample.conv.weight      C+, C, _, _
+downsample.norm.weight      C+
+
+-- a: the half that goes straight to the end; b: the half that the bottlenecks add to, n times
+[zoo.SplitConv] !a:halves !b:halves !!n:depth
+enter.conv.weight           a | b, C, _, _
+enter.norm.weight           a | b
+bottlenecks.#.0.conv.weight m#, b, _, _
+bottlenecks.#.0.norm.weight m#
+bottlenecks.#.1.conv.weight b, m#, _, _
+bottlenecks.#.1.norm.weight b
+leave.conv.weight           C, a | n b, _, _
+leave.norm.weight           C
+
+-- u: the stream at the unit's own resolution
+[zoo.WindowUnit] h=attn.num_heads d=attn.head_dim h>num_heads !d:scale u~C?ratio=1
+enter.weight                u, C, _, _
+leave.weight                @u, C, _, _
+leave.bias                  C
+enter.conv.weight           C, 1, _, _
+enter.conv.weight           C, C, _, _
+enter.norm.weight           C
+enter.1.conv.weight         u, C, _, _
+enter.1.norm.weight         u
+leave.1.conv.weight         C, u, _, _
+leave.1.norm.weight         C
+position.mlp.0.weight       b, _
+position.mlp.2.weight       h, b
+norm1.weight                u
+attn.qkv.weight             3 h d, u
+attn.proj.weight            u, h d
+norm2.weight                u
+mlp.fc1.weight              f, u
+mlp.fc2.weight              u, f
+
+-- w0, w1, ...: the streams of the stages from the neck's first on
+[zoo.Neck] w0~C1?start=1 w1~C2?start=1 w2~C3?start=1 w0~C2?start=2 w1~C3?start=2
+projections.#.0.conv.weight w#, 1, _, _
+projections.#.0.norm.weight w#
+projections.#.1.weight      n, w#, _, _
+"""
+axes.register(SHAPES)
 
 
 class Stem(conv.Stem):

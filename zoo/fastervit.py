@@ -30,6 +30,7 @@ from timm.layers import LayerNorm2d
 from timm.models import generate_default_cfgs, register_model
 from torch import Tensor, nn
 
+from zoo import axes
 from zoo.build import build
 from zoo.hierarchy import Hierarchy, checkpoint_filter_fn
 from zoo.layers.attention import Attention
@@ -135,6 +136,23 @@ SIZES = {
     "4_w32": _FLAT | dict(window_size=(32, 16)),
     "4_w48": _FLAT | dict(window_size=(48, 24)),
 }
+
+SHAPES = """
+[zoo.FasterViT] stage=stages.# C0>dim #stages.#.blocks>depths
+norm.weight                 C9
+head.fc.weight              _, C9
+
+[zoo.HatStage]
+tokenizer.conv.weight       C, 1, _, _
+
+-- The heads of a block's attention are those of its position bias.
+[zoo.HatBlock zoo.Carriers] h=layer.mixer.num_heads d=layer.mixer.head_dim h>num_heads !d:scale
+pos_bias.mlp.0.weight       b, _
+pos_bias.mlp.2.weight       h, b
+layer.mixer.qkv.weight      3 h d, C
+layer.mixer.proj.weight     C, h d
+"""
+axes.register(SHAPES)
 
 SIDE = 2
 """Carriers along one side of a window; a window has `SIDE`² of them."""

@@ -68,15 +68,33 @@ class Batch:
         return Batch(images, self.keys, labels, self.positions)
 
 
-def read_features(model: Any, x: Float[Tensor, "B 3 H W"], *, norm: bool = True) -> Features:
+def read_features(
+    model: Any, x: Float[Tensor, "B 3 H W"], *, norm: bool = True, tokens: Sequence[int] = ()
+) -> Features:
     """Read any timm model's features: its pooled vector and its last map.
 
     Args:
         norm: Put the map through the final norm (of a SAM: through its neck).
+        tokens: Prefix tokens of a model that pools by its first: the summary is [B n D], one
+            vector for each of them.
     """
     final, maps = model.forward_intermediates(x, indices=1, norm=norm, output_fmt="NCHW")
-    summary = model.forward_head(final, pre_logits=True)
-    return Features(summary, maps[-1].permute(0, 2, 3, 1))
+    return Features(_summary(model, final, tokens), maps[-1].permute(0, 2, 3, 1))
+
+
+def _summary(model: Any, final: Tensor, tokens: Sequence[int]) -> Tensor:
+    if not tokens:
+        return model.forward_head(final, pre_logits=True)
+    pooled = [model.forward_head(final[:, token:], pre_logits=True) for token in tokens]
+    return torch.stack(pooled, dim=1)
+
+
+def summary_tokens(model: Any) -> list[int]:
+    """List the prefix tokens that are summaries, of a model that has several (RADIO); else []."""
+    found = getattr(model, "summary_idxs", None)
+    if found is None or not gives_class_tokens(model):
+        return []
+    return list(range(len(found))) if found.is_meta else found.tolist()
 
 
 def is_plain_transformer(model: Any) -> bool:
@@ -91,7 +109,7 @@ def gives_class_tokens(model: Any) -> bool:
 
 
 def read_intermediates(
-    model: Any, x: Float[Tensor, "B 3 H W"], *, class_tokens: bool
+    model: Any, x: Float[Tensor, "B 3 H W"], *, class_tokens: bool, tokens: Sequence[int] = ()
 ) -> tuple[Features, list[Features]]:
     """Read a model's features, and those after each earlier block (or stage).
 
@@ -102,6 +120,7 @@ def read_intermediates(
 
     Args:
         class_tokens: What `gives_class_tokens` returns for the model.
+        tokens: As for `read_features`.
 
     Returns:
         The features after the last block, as `read_features` reads them, and the intermediates.
@@ -114,9 +133,10 @@ def read_intermediates(
     last = final[:, model.num_prefix_tokens :].unflatten(1, grid) if plain else maps[-1]
     intermediates = []
     for tap, spatial in zip(taps[:-1], maps[:-1], strict=True):
-        summary = tap[1][:, 0] if class_tokens else spatial.mean(dim=(1, 2))
+        prefix = list(tokens) or 0
+        summary = tap[1][:, prefix] if class_tokens else spatial.mean(dim=(1, 2))
         intermediates.append(Features(summary, at_grid(spatial, grid)))
-    return Features(model.forward_head(final, pre_logits=True), last), intermediates
+    return Features(_summary(model, final, tokens), last), intermediates
 
 
 def match_grid(

@@ -44,6 +44,23 @@ def _umask() -> int:
     return mask
 
 
+def try_writing(folder: Path) -> None:
+    """Make a file in a folder, or in the nearest one around it that exists, and take it away.
+
+    It is the only test that also knows of read-only disks.
+
+    Raises:
+        ValueError: it cannot be made.
+    """
+    place = next(p for p in (folder.absolute(), *folder.absolute().parents) if p.exists())
+    try:
+        with tempfile.TemporaryFile(dir=place):
+            pass
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        raise ValueError(f"Cannot write to {folder}: {reason}. Give another --out.") from error
+
+
 def save_whole(content: Any, path: str | Path, save: Callable | None = None) -> None:
     """Write `content` with `save(content, path)`, whole or not at all.
 
@@ -64,6 +81,8 @@ def save_whole(content: Any, path: str | Path, save: Callable | None = None) -> 
 
 JSON_BYTES = 2**24
 """Size that a JSON file may have, unless its reader expects more."""
+ANNOTATION_BYTES = 2**31
+"""Size that a file of annotations may have; the largest of COCO has 470 million bytes."""
 
 
 def read_json(path: Path, kind: Any = dict[str, Any], *, most: int = JSON_BYTES) -> Any:

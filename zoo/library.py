@@ -15,10 +15,11 @@ if TYPE_CHECKING:
 
 
 def distill(
-    recipe: "str | Distill | None" = None,
+    recipe: "str | Distill | Mapping[str, Distill] | None" = None,
     *,
     resume: str | Path | None = None,
     tiny: bool = False,
+    stages: Mapping[str, Mapping[str, Any]] | None = None,
     **fields: Any,
 ) -> "Run":
     """Distill many frozen teachers into one student, as `zoo distill` does.
@@ -28,10 +29,13 @@ def distill(
         backbone = timm.create_model(f"local-dir:{run.path}/export", pretrained=True)
 
     Args:
-        recipe: A recipe's name (`zoo list recipes`), or a whole `Distill`. By default `custom`
-            where `data` or `teachers` are given, and `quickstart`, which needs neither, otherwise.
+        recipe: A recipe's name (`zoo list recipes`), a whole `Distill`, or several by the names of
+            their stages (`zoo.train.distill.stages`). By default `custom` where `data` or
+            `teachers` are given, and `quickstart`, which needs neither, otherwise.
         resume: Folder of a run to continue, in place of a recipe; its settings are the defaults.
         tiny: Shrink the recipe to a laptop, as `--tiny` does, before `fields` are set.
+        stages: Stage -> fields of that stage alone, where a recipe has stages; `fields` are those
+            of all of them.
         fields: Any field of `zoo.train.distill.config.Distill`, as on the command line: `data` (a
             folder, shards), `teachers` (a list of texts such as
             `"timm:vit_small_patch14_dinov2.lvd142m@224,summary=0.5"` or `TeacherSpec`s),
@@ -39,14 +43,15 @@ def distill(
             a mapping of the fields to change: `optim=dict(lr=3e-4)` for `--optim.lr 3e-4`.
 
     Returns:
-        The run. `run.path` holds `export/`, `metrics.jsonl`, `report.html` and the checkpoints.
+        The run, of stages the last one. `run.path` holds `export/`, `metrics.jsonl`, `report.html`
+        and the checkpoints.
 
     Raises:
         ValueError: there is no such field, recipe, model or data (the nearest name is in the
             message); or the loss became NaN. A wrong request writes nothing.
         Interrupted: Ctrl-C or SIGTERM; `resume=` continues.
     """
-    return _command("zoo.commands.distill_args:call")(recipe, resume, tiny, fields)
+    return _command("zoo.commands.distill_args:call")(recipe, resume, tiny, stages or {}, fields)
 
 
 def evaluate(

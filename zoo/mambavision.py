@@ -28,6 +28,7 @@ from jaxtyping import Float
 from timm.models import generate_default_cfgs, register_model
 from torch import Tensor, nn
 
+from zoo import axes
 from zoo.build import build
 from zoo.hierarchy import Hierarchy, checkpoint_filter_fn
 from zoo.layers.attention import UNIT, Attention
@@ -122,6 +123,25 @@ SIZES: dict[str, dict[str, Any]] = {
     "l2": dict(depths=(3, 3, 12, 5), dim=196, stem_dim=64, **_LARGE),
     "l3": dict(depths=(3, 3, 20, 10), dim=256, stem_dim=64, **(_LARGE | dict(drop_path_rate=0.5))),
 }
+
+
+SHAPES = """
+[zoo.MambaVision] stage=stages.# C0>dim #stages.#.blocks>depths
+norm.weight                 C9
+head.fc.weight              _, C9
+
+-- p: channels of the state-space half; z: of the other; r: rank of the step size; s: states
+[zoo.MambaMixer] r=widths.0 s=widths.1 !p:halves !z:halves
+in_proj.weight              p | z, C
+conv_x.weight               p, 1, _
+conv_z.weight               z, 1, _
+x_proj.weight               r | s | s, p
+dt_proj.weight              p, r
+A_log                       p, s
+D                           p
+proj.weight                 C, p | z
+"""
+axes.register(SHAPES)
 
 
 class MambaMixer(nn.Module):

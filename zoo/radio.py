@@ -32,6 +32,7 @@ from timm.models._features import feature_take_indices
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
+from zoo import axes
 from zoo.adaptors import Adaptor
 from zoo.build import build
 from zoo.layers import spectral
@@ -69,6 +70,25 @@ SIZES: dict[str, dict[str, Any]] = {
         act_layer=nn.SiLU,
     ),
 }
+
+SHAPES = """
+[zoo.Radio] C>embed_dim #blocks>depth
+cls_token                   _, _, C
+reg_token                   _, _, C
+pos_embed                   _, _, C
+summary_idxs                _
+patch_embed.proj.weight     C, _, _, _
+head.weight                 _, C
+input_conditioner.norm_mean _, _, _
+input_conditioner.norm_std  _, _, _
+feature_normalizer.mean     C
+feature_normalizer.tx       o, @C
+intermediate_normalizer.alphas      _
+intermediate_normalizer.means       _, C
+intermediate_normalizer.rotation    i, @C
+intermediate_normalizer.rotation    _, i, @C
+"""
+axes.register(SHAPES)
 
 OPEN, RESEARCH = "nvidia-open-model-license", "nscl-nc"
 

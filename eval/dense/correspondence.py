@@ -1,10 +1,9 @@
 """Dense correspondence: find a point of one image in another by its features alone."""
 
-import json
 import math
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypedDict
 
 import numpy as np
 import torch
@@ -16,6 +15,7 @@ from zoo.eval.dense.square import squares
 from zoo.eval.registry import Found, Scores, Subject
 from zoo.eval.settings import CorrespondenceSettings
 from zoo.features import Batch, at_grid
+from zoo.files import checked, read_json
 
 
 class ImagePair(NamedTuple):
@@ -155,6 +155,40 @@ def _spair(
         yield f"{pair.source.name}:{pair.target.name}", error
 
 
+class SpairFile(TypedDict):
+    """What is read of a pair's annotations; a file has more."""
+
+    category: str
+    src_imname: str
+    trg_imname: str
+    src_kps: list[list[float]]
+    trg_kps: list[list[float]]
+    src_imsize: list[int]
+    trg_imsize: list[int]
+    trg_bndbox: list[float]
+
+
+def _read_pair(data: Path, file: Path) -> ImagePair:
+    content = read_json(file)
+    known = {key: content[key] for key in SpairFile.__annotations__ if key in content}
+    entry: SpairFile = checked(known, SpairFile, str(file))
+    points = *entry["src_kps"], *entry["trg_kps"]
+    fits = all(len(point) == 2 for point in points) and len(entry["trg_bndbox"]) == 4
+    if not fits or min(len(entry[key]) for key in ("src_imsize", "trg_imsize")) < 2:
+        raise ValueError(f"{file} is not a pair of SPair-71k: points have 2 numbers, boxes 4.")
+    folder = data / "JPEGImages" / entry["category"]
+    left, top, right, bottom = entry["trg_bndbox"]
+    return ImagePair(
+        folder / entry["src_imname"],
+        folder / entry["trg_imname"],
+        np.array(entry["src_kps"], np.float64).reshape(-1, 2),
+        np.array(entry["trg_kps"], np.float64).reshape(-1, 2),
+        (entry["src_imsize"][0], entry["src_imsize"][1]),
+        (entry["trg_imsize"][0], entry["trg_imsize"][1]),
+        float(max(right - left, bottom - top)),
+    )
+
+
 def read_spair(data: Path, split: str) -> list[ImagePair]:
     """Read the pairs of SPair-71k: `PairAnnotation/SPLIT/*.json` and `JPEGImages/CATEGORY`.
 
@@ -166,21 +200,7 @@ def read_spair(data: Path, split: str) -> list[ImagePair]:
         raise ValueError(f"There are no pairs in {data}/PairAnnotation/{split}.")
     pairs = []
     for file in files:
-        try:
-            entry = json.loads(file.read_text())
-            folder = data / "JPEGImages" / entry["category"]
-            left, top, right, bottom = entry["trg_bndbox"]
-            pair = ImagePair(
-                folder / entry["src_imname"],
-                folder / entry["trg_imname"],
-                np.array(entry["src_kps"], np.float64).reshape(-1, 2),
-                np.array(entry["trg_kps"], np.float64).reshape(-1, 2),
-                (entry["src_imsize"][0], entry["src_imsize"][1]),
-                (entry["trg_imsize"][0], entry["trg_imsize"][1]),
-                float(max(right - left, bottom - top)),
-            )
-        except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
-            raise ValueError(f"{file} is not a pair of SPair-71k: {error!r}.") from error
+        pair = _read_pair(data, file)
         lost = [path for path in (pair.source, pair.target) if not path.is_file()]
         if lost or len(pair.source_points) != len(pair.target_points) or not pair.extent > 0:
             what = f"the image {lost[0]} is missing" if lost else "its points do not pair up"

@@ -13,13 +13,16 @@ from PIL import Image
 from torch import Tensor, nn
 
 from zoo.data import crops
+from zoo.data.images import EncodedImage, read_rgb
+from zoo.data.sources import SPLITS
+from zoo.data.walk import is_image
 from zoo.eval.dense.segment import LinearHead, Segmenter, frozen_features
-from zoo.eval.dense.segment_data import PICTURES, SPLITS
 from zoo.eval.dense.training import train_head
 from zoo.eval.dense.windows import at_size, sliding
 from zoo.eval.registry import Found, Picture, Scores, Subject
 from zoo.eval.settings import FLOOR, DepthSettings
 from zoo.features import Batch, at_grid
+from zoo.files import read_arrays
 from zoo.train.state import TrainState
 from zoo.train.task import Loss, Task
 
@@ -43,18 +46,20 @@ class DepthSet:
         return str(self.pairs[index][0])
 
     def image(self, index: int) -> Image.Image:
-        with Image.open(self.pairs[index][0]) as image:
-            return image.convert("RGB")
+        return read_rgb(self.pairs[index][0], upright=False)
 
     def target(self, index: int) -> Float[np.ndarray, "H W"]:
         file = self.pairs[index][1]
         if file.suffix == ".npy":
-            metres = np.load(file, allow_pickle=False).astype(np.float32)
+            raw = read_arrays(file).get("", np.empty(0))
+            if raw.ndim != 2 or raw.dtype.kind not in "fiu":
+                raise ValueError(f"The depth {file} is {raw.dtype} {raw.shape}, not [H W] numbers.")
+            metres = raw.astype(np.float32)
         else:
-            with Image.open(file) as image:
-                if image.mode != "L" and not image.mode.startswith("I"):
-                    raise ValueError(f"The depth {file} has the mode {image.mode}, not 16 bits.")
-                metres = np.asarray(image).astype(np.float32) * self.scale
+            image = EncodedImage(file, upright=False).raw()
+            if image.mode != "L" and not image.mode.startswith("I"):
+                raise ValueError(f"The depth {file} has the mode {image.mode}, not 16 bits.")
+            metres = np.asarray(image).astype(np.float32) * self.scale
         good = np.isfinite(metres) & (metres >= FLOOR) & (metres <= self.max_depth)
         return np.where(good, metres, UNKNOWN).astype(np.float32)
 
@@ -77,7 +82,7 @@ def open_depths(path: Path, settings: DepthSettings) -> tuple[DepthSet, DepthSet
             raise ValueError(f"{path} has no images/{names[0]} beside depth/{names[0]}.")
         images = path / "images" / found[0]
         known = {p.stem: p for p in (path / "depth" / found[0]).iterdir()}
-        files = sorted(p for p in images.iterdir() if p.suffix.lower() in PICTURES)
+        files = sorted(p for p in images.iterdir() if is_image(p.name) and p.is_file())
         lost = [str(file) for file in files if file.stem not in known]
         if lost or not files:
             first = f", {lost[0]} first" if lost else ""

@@ -13,32 +13,27 @@ Own classes are listed in a `classes.json`, in the order of the indices in the m
 void, ignore or unlabelled is not scored, and neither is the value 255 (65535 in 16 bits).
 """
 
-import io
-import json
-import re
-import tarfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
+from zoo.data.images import IMAGE_SUFFIXES, EncodedImage, printable
+from zoo.data.shards import entries, shards_in
+from zoo.data.sources import SPLITS
+from zoo.data.walk import image_files
 from zoo.eval.dense.segment_classes import ADE20K_COUNT, CAMVID, CITYSCAPES, CITYSCAPES_IDS, VOC
+from zoo.files import read_json
 
 IGNORE = 255
 """The value of pixels without a class, after a mask has been read."""
 NOTHING = ("void", "ignore", "ignored", "unlabelled", "unlabeled")
-PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 MASKS = ("masks", "annotations", "labels")
-SPLITS = {
-    "train": ("train", "training"),
-    "val": ("val", "valid", "validation", "test"),
-}
 LOOKED_AT = 200
 """Number of masks that are checked before any work, evenly spread over a larger set."""
-UNREADABLE = (UnidentifiedImageError, OSError, SyntaxError, ValueError)
 
 
 class Place(NamedTuple):
@@ -57,7 +52,7 @@ class Place(NamedTuple):
             return file.read(self.size)
 
     def __str__(self) -> str:
-        return f"{self.file}/{self.name}" if self.name else str(self.file)
+        return printable(f"{self.file}/{self.name}" if self.name else str(self.file))
 
 
 @dataclass(frozen=True)
@@ -78,16 +73,13 @@ class SegmentSet:
         return str(self.pairs[index][0])
 
     def image(self, index: int) -> Image.Image:
-        """Open an image as RGB.
+        """Read an image as RGB; its pixels stay where they are stored, as its mask's do.
 
         Raises:
-            ValueError: it cannot be read.
+            UnreadableImage: it cannot be read.
         """
         place = self.pairs[index][0]
-        try:
-            return Image.open(io.BytesIO(place.read())).convert("RGB")
-        except UNREADABLE as error:
-            raise ValueError(f"The image {place} cannot be read: {error}.") from error
+        return EncodedImage(place.read(), upright=False, name=f"The image {place}").rgb()
 
     def target(self, index: int) -> np.ndarray:
         """Read a mask as uint8 [H W]: indices of classes, and `IGNORE`.
@@ -118,11 +110,7 @@ def read_indices(place: Place) -> np.ndarray:
     Raises:
         ValueError: the file cannot be read, or is a colour image.
     """
-    try:
-        image = Image.open(io.BytesIO(place.read()))
-        image.load()
-    except UNREADABLE as error:
-        raise ValueError(f"The mask {place} cannot be read: {error}.") from error
+    image = EncodedImage(place.read(), upright=False, name=f"The mask {place}").raw()
     if image.mode not in ("L", "P", "1") and not image.mode.startswith("I"):
         raise ValueError(
             f"The mask {place} is a colour image (mode {image.mode}); a mask holds the index of a "
@@ -204,12 +192,7 @@ def own_classes(folder: Path) -> tuple[tuple[str, ...], dict[int, int]]:
         raise ValueError(
             f"{file} is missing: write a list of the classes' names, in the order of their indices."
         )
-    try:
-        names = json.loads(file.read_text())
-    except ValueError as error:
-        raise ValueError(f"{file} is not JSON: {error}.") from error
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise ValueError(f"{file} must be a list of names, in the order of their indices.")
+    names = read_json(file, list[str])
     scored = [name for name in names if name.lower() not in NOTHING]
     if not scored or len(set(scored)) != len(scored) or len(scored) > IGNORE:
         raise ValueError(
@@ -225,8 +208,10 @@ def _with_nothing(values: dict[int, int], count: int) -> dict[int, int]:
     return nothing | values
 
 
-def _files(folder: Path) -> list[Path]:
-    return sorted(p for p in folder.rglob("*") if p.suffix.lower() in PICTURES)
+def _stems(folder: Path, *, again: bool = False) -> dict[str, Path]:
+    """Return the images below a folder by their paths in it, without the endings."""
+    names = image_files(folder, again=again) if folder.is_dir() else []
+    return {str(PurePath(name).with_suffix("")): folder / name for name in names}
 
 
 def _paired(
@@ -243,10 +228,8 @@ def _paired(
 
 
 def _by_folder(images: Path, masks: Path) -> tuple[tuple[Place, Place], ...]:
-    found = _files(images)
-    known = {str(p.relative_to(masks).with_suffix("")): p for p in _files(masks)}
-    stems = [str(p.relative_to(images).with_suffix("")) for p in found]
-    return _paired(found, known, stems, masks)
+    found = _stems(images)
+    return _paired([*found.values()], _stems(masks, again=True), [*found], masks)
 
 
 def _ade20k(path: Path) -> tuple[SegmentSet, SegmentSet]:
@@ -254,7 +237,11 @@ def _ade20k(path: Path) -> tuple[SegmentSet, SegmentSet]:
     names = tuple(f"class {i + 1}" for i in range(ADE20K_COUNT))
     table = path / "objectInfo150.txt"
     if table.is_file():  # Idx, Ratio, Train, Val, Stuff, Name with its synonyms
-        rows = [row.split("\t") for row in table.read_text().splitlines() if row[:1].isdigit()]
+        rows = [
+            row.split("\t")
+            for row in table.read_text("utf-8", "replace").splitlines()
+            if row[:1].isdigit()
+        ]
         if len(rows) != ADE20K_COUNT:
             raise ValueError(f"{table} names {len(rows)} classes, and ADE20k has {ADE20K_COUNT}.")
         names = tuple(row[-1].partition(",")[0].strip() for row in rows)
@@ -274,7 +261,7 @@ def _voc(path: Path) -> tuple[SegmentSet, SegmentSet]:
         file = path / "ImageSets" / "Segmentation" / f"{split}.txt"
         if not file.is_file():
             raise ValueError(f"{file} is missing: VOC lists its {split} images there.")
-        stems = file.read_text().split()
+        stems = file.read_text("utf-8", "replace").split()
         images = [path / "JPEGImages" / f"{stem}.jpg" for stem in stems]
         lost = [str(image) for image in images if not image.is_file()]
         if lost:
@@ -296,7 +283,7 @@ def _cityscapes(path: Path) -> tuple[SegmentSet, SegmentSet]:
     ending = "_gtFine_labelTrainIds" if ready else "_gtFine_labelIds"
     raw = {i: i for i in range(len(CITYSCAPES))} if ready else CITYSCAPES_IDS
     for split in ("train", "val"):
-        images = _files(path / "leftImg8bit" / split)
+        images = [*_stems(path / "leftImg8bit" / split).values()]
         folder = path / "gtFine" / split
         masks = {p.stem: p for p in folder.glob(f"*/*{ending}.png")}
         stems = [p.stem.removesuffix("_leftImg8bit") + ending for p in images]
@@ -343,9 +330,7 @@ def _tar(path: Path) -> tuple[SegmentSet, SegmentSet]:
     classes, values = own_classes(path)
     parts = []
     for names in SPLITS.values():
-        shards = [
-            s for s in sorted(path.glob("*.tar")) if re.match(rf"({'|'.join(names)})\b", s.name)
-        ]
+        shards = shards_in(path, names)
         if not shards:
             raise ValueError(f"{path} has no shards for {names[0]}: {names[0]}-000.tar, ...")
         pairs = tuple(pair for shard in shards for pair in _index(shard))
@@ -357,17 +342,10 @@ def _index(shard: Path) -> list[tuple[Place, Place]]:
     """Pair the images and masks of a shard by their keys, in the order of the images."""
     images: dict[str, Place] = {}
     masks: dict[str, Place] = {}
-    try:
-        with tarfile.open(shard) as tar:
-            for entry in tar:
-                folder, _, name = entry.name.rpartition("/")
-                stem, _, extension = name.partition(".")
-                kind = images if extension.lower() in ("jpg", "jpeg", "webp") else masks
-                if entry.isfile() and f".{extension.lower()}" in PICTURES:
-                    place = Place(shard, entry.offset_data, entry.size, entry.name)
-                    kind[f"{folder}/{stem}"] = place
-    except (tarfile.TarError, EOFError) as error:
-        raise ValueError(f"{shard} is not a readable tar file: {error}.") from error
+    for entry in entries(shard):
+        kind = images if entry.extension in ("jpg", "jpeg", "webp") else masks
+        if f".{entry.extension}" in IMAGE_SUFFIXES:
+            kind[entry.key] = Place(shard, entry.offset, entry.size, entry.name)
     lost = [str(place) for key, place in images.items() if key not in masks]
     if lost:
         raise ValueError(

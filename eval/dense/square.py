@@ -6,8 +6,9 @@ from pathlib import Path
 import numpy as np
 import torch
 from jaxtyping import UInt8
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
+from zoo.data.images import read_rgb
 from zoo.features import Batch
 
 
@@ -17,10 +18,11 @@ def squares(
     """Yield the images in order as squares of `side` pixels, with the file names as keys.
 
     Args:
-        whole: Resize the whole image to a square, instead of its largest centred square.
+        whole: Resize the whole image, as it is stored, to a square: points in it are shares of its
+            sides. Otherwise its largest centred square is taken, upright.
 
     Raises:
-        ValueError: a file cannot be read.
+        UnreadableImage: a file cannot be decoded.
     """
     for first in range(0, len(files), batch):
         some = files[first : first + batch]
@@ -30,11 +32,7 @@ def squares(
 
 def square(file: Path, side: int, *, whole: bool = False) -> UInt8[np.ndarray, "3 side side"]:
     """Read one image as `squares` does."""
-    try:
-        with Image.open(file) as opened:
-            image = opened.convert("RGB")
-    except (OSError, SyntaxError, ValueError, UnidentifiedImageError) as error:
-        raise ValueError(f"The image {file} cannot be read: {error}.") from error
+    image = read_rgb(file, upright=not whole)
     width, height = image.size
     edge = min(width, height)
     left, top = (width - edge) / 2, (height - edge) / 2

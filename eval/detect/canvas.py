@@ -12,6 +12,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from zoo.data.images import read_rgb, to_rgb
 from zoo.eval.detect.coco import CocoImage, CocoSplit
 from zoo.eval.detect.masks import decode
 
@@ -80,9 +81,7 @@ def fit(rows: int, cols: int, side: int) -> tuple[int, int]:
 def place(image: Image.Image, side: int) -> tuple[UInt8[Tensor, "3 S S"], tuple[int, int]]:
     """Scale an image to a canvas; return the canvas, and the image's rows and columns in it."""
     rows, cols = fit(image.height, image.width, side)
-    if image.mode.startswith("I;16") or image.mode == "I":  # 16 bits: Pillow would clip them
-        image = Image.fromarray((np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype("u1"))
-    pixels = np.asarray(image.convert("RGB").resize((cols, rows), Image.Resampling.BILINEAR))
+    pixels = np.asarray(to_rgb(image).resize((cols, rows), Image.Resampling.BILINEAR))
     canvas = torch.zeros(3, side, side, dtype=torch.uint8)
     canvas[:, :rows, :cols] = torch.from_numpy(pixels.copy()).permute(2, 0, 1)
     return canvas, (rows, cols)
@@ -122,13 +121,8 @@ class Samples(Dataset):
 
     def _read(self, index: int) -> Canvas:
         image = self.split.images[index]
-        try:
-            with Image.open(image.path) as opened:
-                canvas, size = place(opened, self.side)
-        except OSError as error:
-            raise ValueError(
-                f"{image.path} cannot be decoded: {error}. Mend it, or take it out of the file."
-            ) from error
+        # as stored: boxes and masks of COCO's form refer to these pixels
+        canvas, size = place(read_rgb(image.path, upright=False), self.side)
         truth = self._truth(image, size)
         return Canvas(canvas[None], (size,), ((image.rows, image.cols),), (truth,), (index,))
 

@@ -1,18 +1,15 @@
 """Find, read and check folders of images with COCO annotations."""
 
-import json
-import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from numbers import Real
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
-from zoo.eval.detect.masks import problem_of
+from zoo.data.images import UnreadableImage, stored_size
+from zoo.eval.detect.masks import is_coordinate, problem_of
+from zoo.files import ANNOTATION_BYTES, read_json
 
 LAYOUTS = (
     ("annotations/instances_{split}.json", "{split}"),
@@ -152,8 +149,9 @@ def read_coco(file: Path, images: Path, *, class_agnostic: bool = False) -> Coco
     content = _read(file)
     categories = content["categories"]
     ids, names = _ids(categories, file, "category"), [c.get("name") for c in categories]
-    double = [name for name, count in Counter(names).items() if count > 1]
-    if double or not names or None in names:
+    strange = [name for name in names if not isinstance(name, str | int)]
+    double = strange or [name for name, count in Counter(names).items() if count > 1]
+    if double or not names:
         raise ValueError(f"{file}: classes need different names; see {_listed(double or names)}")
     known = set(_ids(content["images"], file, "image"))
     _ids(content["annotations"], file, "annotation")
@@ -183,12 +181,9 @@ def read_coco(file: Path, images: Path, *, class_agnostic: bool = False) -> Coco
 
 
 def _read(file: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(file.read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{file} is not a JSON file: {error}.") from error
+    content = read_json(file, most=ANNOTATION_BYTES)
     parts = ("images", "annotations", "categories")
-    if not isinstance(content, dict) or not all(
+    if not all(
         isinstance(content.get(part), list) and all(isinstance(x, dict) for x in content[part])
         for part in parts
     ):
@@ -200,8 +195,10 @@ def _read(file: Path) -> dict[str, Any]:
 
 def _ids(entries: Sequence[Mapping[str, Any]], file: Path, what: str) -> list[int]:
     ids = [entry.get("id") for entry in entries]
-    if not all(isinstance(i, int) for i in ids):
-        raise ValueError(f"{file}: the {what} ids must be whole numbers, and each must have one.")
+    if not all(isinstance(i, int) and abs(i) < 2**63 for i in ids):
+        raise ValueError(
+            f"{file}: the {what} ids must be whole numbers of 64 bits, and each must have one."
+        )
     double = [i for i, count in Counter(ids).items() if count > 1]
     if double:
         raise ValueError(f"{file}: {what} ids occur twice: {_listed(double)}.")
@@ -241,24 +238,24 @@ def _images(entries: Sequence[Mapping[str, Any]], file: Path, folder: Path) -> l
 def _size(path: Path) -> tuple[int, int] | None:
     """Return rows and columns as stored: annotations ignore the EXIF orientation."""
     try:
-        with Image.open(path) as image:
-            return image.height, image.width
-    except OSError:
+        width, height = stored_size(path)
+    except (UnreadableImage, OSError):
         return None
+    return height, width
 
 
 def _problem_of(
     annotation: Mapping[str, Any], sizes: Mapping[int, tuple[int, int]], categories: set[int]
 ) -> str | None:
-    if annotation.get("image_id") not in sizes:
-        return f"image {annotation.get('image_id')} is not in the file"
-    if annotation.get("category_id") not in categories:
-        return f"category {annotation.get('category_id')} is not in the file"
+    for what, known in (("image", sizes), ("category", categories)):
+        number = annotation.get(f"{what}_id")
+        if not isinstance(number, int) or number not in known:
+            return f"{what} {number} is not in the file"
     box = annotation.get("bbox")
     if not isinstance(box, Sequence) or len(box) != 4:
         return "bbox is not x, y, width, height"
-    if not all(isinstance(x, Real) and math.isfinite(x) for x in box) or min(box[2:]) < 0:
-        return f"bbox {box} is not a box"
+    if not all(map(is_coordinate, box)) or min(box[2:]) < 0:
+        return f"bbox {str(box)[:99]} is not a box"
     rows, cols = sizes[annotation["image_id"]]
     if box[0] >= cols or box[1] >= rows or box[0] + box[2] < 0 or box[1] + box[3] < 0:
         return f"bbox {box} lies outside the image of {cols} x {rows}"

@@ -14,7 +14,7 @@ from zoo.eval.average_precision import AveragePrecision
 from zoo.eval.detect.coco import CocoImage, CocoSplit
 from zoo.eval.detect.masks import NEEDED, decode, encode
 from zoo.eval.detect.matching import average_precisions
-from zoo.files import written_whole
+from zoo.files import ANNOTATION_BYTES, read_json, written_whole
 
 Metric = Literal["faster", "pycocotools"]
 NAMES = (
@@ -65,10 +65,7 @@ def read_results(path: Path, split: CocoSplit) -> list[dict[str, Any]]:
     Raises:
         ValueError: it is not such a file, or it has unknown images or classes.
     """
-    try:
-        results = json.loads(path.read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not a JSON file: {error}.") from error
+    results = read_json(path, Any, most=ANNOTATION_BYTES)
     if not isinstance(results, list) or not all(
         isinstance(r, dict) and {"image_id", "category_id", "score"} <= set(r) for r in results
     ):

@@ -10,7 +10,6 @@ from zoo.train.ranges import (
     NOT_NEGATIVE,
     PIXELS,
     POSITIVE,
-    SHARE,
     WORKERS,
     between,
     check_ranges,
@@ -32,9 +31,8 @@ class DetectTraining(Training):
         default_factory=lambda: Optim(lr=2e-4, min_lr=0.0, weight_decay=0.05, ema=0.0)
     )
     backbone_lr: Annotated[float, POSITIVE] = 1.0
-    """Factor of the backbone's rate relative to that of the new parts; see also `layer_decay`."""
-    layer_decay: Annotated[float, SHARE] = 1.0
-    """Factor of the rate from each layer of the backbone to the one before it; 1 for no decay."""
+    """Factor of the backbone's rate relative to that of the new parts; see also
+    `optim.layer_decay`."""
     precision: Precision = "auto"
     """Of the backbone and the pyramid; auto is bf16 on CUDA and float32 elsewhere. What places
     boxes stays in float32."""

@@ -10,6 +10,7 @@ from PIL import Image
 from torch import Tensor
 from torchvision.utils import draw_bounding_boxes, draw_segmentation_masks
 
+from zoo.data.images import read_rgb
 from zoo.eval.detect.coco import CocoImage, CocoSplit
 from zoo.eval.detect.coco_metric import Prediction
 from zoo.eval.detect.masks import decode
@@ -68,8 +69,7 @@ def side_by_side(
     image: CocoImage, prediction: Prediction, split: CocoSplit, *, least: float = 0.5
 ) -> Image.Image:
     """Draw the annotations on the left and the predictions on the right."""
-    with Image.open(image.path) as opened:
-        pixels = torch.from_numpy(np.array(opened.convert("RGB"))).permute(2, 0, 1)
+    pixels = torch.from_numpy(np.array(read_rgb(image.path, upright=False))).permute(2, 0, 1)
     truth = truth_of(image, split, masks=prediction.masks is not None)
     gap = torch.full((3, image.rows, 8), 255, dtype=torch.uint8)
     both = [draw(pixels, truth, split.classes), gap]

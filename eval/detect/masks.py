@@ -1,8 +1,6 @@
 """Masks in COCO's formats: polygons, run lengths as numbers, and run lengths as text."""
 
-import math
 from collections.abc import Mapping, Sequence
-from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -19,6 +17,11 @@ def _codec() -> Any:
     return mask
 
 
+def is_coordinate(x: Any) -> bool:
+    """Return whether it is a number, and one that float32 holds to a pixel."""
+    return isinstance(x, int | float) and abs(x) < 2**24
+
+
 def problem_of(segmentation: Any, rows: int, cols: int) -> str | None:
     """Return why `segmentation` is not a mask for an image of `rows` x `cols`; `None` if it is."""
     if isinstance(segmentation, Mapping):
@@ -30,8 +33,8 @@ def problem_of(segmentation: Any, rows: int, cols: int) -> str | None:
             return "a polygon that is not a list of numbers"
         if len(polygon) < 6 or len(polygon) % 2:
             return f"a polygon of {len(polygon)} numbers; x, y of three or more points are needed"
-        if not all(isinstance(x, Real) and math.isfinite(x) for x in polygon):
-            return "a polygon with a coordinate that is not finite"
+        if not all(is_coordinate(x) and abs(x) < 4 * max(rows, cols) for x in polygon):
+            return "a polygon with a coordinate that is no number, or far outside of the image"
     return None
 
 

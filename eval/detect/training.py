@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from timm.layers.norm_act import FrozenBatchNormAct2d
-from timm.optim import param_groups_layer_decay, param_groups_weight_decay
 from torch import nn
 
 from zoo.data.loader import PlanSampler
@@ -20,6 +19,7 @@ from zoo.eval.detect.spec import Detector, DetectorSpec
 from zoo.students.build import read_options
 from zoo.train.device import device_of
 from zoo.train.loop import train
+from zoo.train.optim import parameter_groups
 from zoo.train.run import Run
 from zoo.train.state import TrainState
 from zoo.train.task import Loss, Task
@@ -59,7 +59,8 @@ def start(config: Detect, classes: tuple[str, ...], run: Run | None = None) -> T
     saved = run.load() if run else None
     torch.manual_seed(config.seed)
     detector = build_detector(spec, pretrained=saved is None).to(device)
-    state = TrainState.of(detector, config.optim, groups=parameter_groups(detector, config))
+    groups = parameter_groups(detector, config.optim, backbone_lr=config.backbone_lr)
+    state = TrainState.of(detector, config.optim, groups=groups)
     if saved:
         state.load(saved)
     return state
@@ -160,36 +161,3 @@ def training_mode(detector: Detector, config: Detect) -> None:
     for module in detector.backbone.modules() if config.norms == "frozen" else ():
         if isinstance(module, nn.modules.batchnorm._BatchNorm | FrozenBatchNormAct2d):
             module.eval()
-
-
-def parameter_groups(detector: Detector, config: Detect) -> list[dict[str, Any]]:
-    """Split the weights by rate (`scale`) and decay; biases and norms are not decayed.
-
-    Raises:
-        ValueError: there is a layer decay, and the backbone does not name its layers.
-    """
-    backbone: Any = detector.backbone
-    own = {id(p) for p in backbone.parameters()}
-    rest = nn.Module()
-    for i, (name, p) in enumerate(detector.named_parameters()):
-        if id(p) not in own:  # the names only decide what is a bias
-            rest.register_parameter(f"{i}_{name.rpartition('.')[2]}", p)
-    decay = config.optim.weight_decay
-    groups = param_groups_weight_decay(rest, decay)
-    inner = getattr(backbone, "model", backbone)
-    exempt = list(getattr(inner, "no_weight_decay", set)())
-    if config.layer_decay < 1:
-        if not hasattr(inner, "group_matcher"):
-            raise ValueError(
-                "This backbone does not name its layers (timm's group_matcher); leave out "
-                "layer_decay, or choose another."
-            )
-        deep = param_groups_layer_decay(
-            inner, decay, no_weight_decay_list=exempt, layer_decay=config.layer_decay
-        )
-    else:
-        deep = param_groups_weight_decay(inner, decay, no_weight_decay_list=exempt)
-    for group in deep:
-        group["scale"] = group.pop("lr_scale", 1.0) * config.backbone_lr
-        group.pop("param_names", None)
-    return [dict(scale=1.0) | group for group in (*groups, *deep) if group["params"]]

@@ -45,6 +45,8 @@ def build_report(run_dir: str | Path) -> Path:
     page = template_of("page.html.j2").render(
         title=_title(run),
         status=_status(run),
+        earlier=[(name, f"../{folder.name}/report.html") for name, folder in run.stages[:-1]],
+        stage=run.stages[-1][0] if run.stages else None,
         verdicts=verdicts(run),
         cards=_cards(run),
         facts=_facts(run),
@@ -304,6 +306,7 @@ def _fidelity_table(run: RunFolder) -> Table | None:
 
 def _closeness_table(run: RunFolder) -> Table | None:
     forms = (
+        ("fidelity_own_grid/{}", "{}: fidelity on the teacher's own grid"),
         ("mse/{}", "{}: mean squared error"),
         ("cosine/{}/spatial", "{}: cosine of the maps"),
         ("cosine/{}/summary", "{}: cosine of the summaries"),
@@ -327,7 +330,7 @@ def likeness_table(run: RunFolder) -> Table | None:
 
 def benchmark_table(run: RunFolder) -> Table | None:
     """Return a table of all numbers that are not about a teacher, so also of new benchmarks."""
-    own = ("fidelity/", "mse/", "cosine/")
+    own = ("fidelity/", "fidelity_own_grid/", "mse/", "cosine/")
     keys = dict.fromkeys(k for n in run.arms.values() for k in n if not k.startswith(own))
     if not keys:
         return None

@@ -15,6 +15,8 @@ from zoo.eval.report.maps import load_maps
 STUDENT, UNTRAINED, TEACHER = "student", "untrained", "teacher:"
 OTHER = f"{STUDENT}:other"
 """The student's other form: with averaged weights, or with those of the last step."""
+STAGES = "stages.json"
+"""In the folder of a run in stages: what each was started with, by name."""
 RECORDS = ("config.json", "about.json", "metrics.jsonl", "timing.jsonl")
 
 
@@ -35,6 +37,8 @@ class RunFolder:
     """Training lines of the other arms."""
     maps: Mapping[str, np.ndarray] = field(default_factory=dict)
     """Feature maps, as `zoo.eval.report.maps.collect_maps` returns them."""
+    stages: tuple[tuple[str, Path], ...] = ()
+    """Names and folders of the stages up to this one, if the run is a stage of another."""
     notes: tuple[str, ...] = ()
     """Sentences on what could not be read, for the page."""
 
@@ -105,8 +109,22 @@ def read_run(folder: str | Path) -> RunFolder:
             for file in sorted(path.glob("compare/*/metrics.jsonl"))
         },
         maps=_read_maps(path / "maps.npz", notes),
+        stages=_stages(path),
         notes=tuple(notes),
     )
+
+
+def _stages(path: Path) -> tuple[tuple[str, Path], ...]:
+    """Return the stages before this one, and this one."""
+    whole = path.absolute().parent
+    if not (whole / STAGES).is_file():
+        return ()
+    names = list(_read_object(whole / STAGES, []))
+    folders = [whole / f"{i}-{name}" for i, name in enumerate(names, 1)]
+    if path.absolute() not in folders:
+        return ()
+    count = folders.index(path.absolute()) + 1
+    return tuple(zip(names[:count], folders[:count], strict=True))
 
 
 def number(value: Any) -> float | None:

@@ -24,6 +24,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from zoo.compiled_blocks import compile_blocks
 from zoo.deploy import deploy
 from zoo.eval.speed.kernels import Kernel, profile
+from zoo.files import checked, checked_fields
 
 COMPILERS: dict[str, str | None] = {
     "compiled": None,
@@ -156,14 +157,20 @@ class Measured:
 
     @classmethod
     def from_json(cls, row: dict[str, Any]) -> "Measured":
-        """Restore the result of `as_json`; unknown fields, as of later versions, are ignored."""
+        """Restore the result of `as_json`; unknown fields, as of later versions, are ignored.
+
+        Raises:
+            ValueError: a field is missing or has another type.
+        """
 
         def own(kind: type) -> dict[str, Any]:
             names = {f.name for f in dataclasses.fields(kind)}
             return {key: value for key, value in row.items() if key in names}
 
-        kernels = [Kernel(**kernel) for kernel in row.get("kernels", [])]
-        return cls(case=Case(**own(Case)), **{**own(cls), "kernels": kernels})
+        case = checked_fields(Case, own(Case), "a row's case")
+        stored = checked(row.get("kernels", []), list[dict[str, Any]], "a row's kernels")
+        kernels = [checked_fields(Kernel, kernel, "a row's kernel") for kernel in stored]
+        return checked_fields(cls, {**own(cls), "case": case, "kernels": kernels}, "a row")
 
 
 def name_and_options(model: str) -> tuple[str, dict[str, Any]]:

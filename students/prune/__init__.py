@@ -1,1 +1,1 @@
-"""A parent cut along its axes, or thinned to N of each M weights."""
+"""A parent cut along named axes (`zoo.axes`), or thinned to N of each M weights."""

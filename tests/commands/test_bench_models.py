@@ -97,7 +97,6 @@ def test_a_file_that_is_no_run_is_refused(content, tmp_path):
         (["bench", "models", "--modes", "quick"], "no word"),
         (["bench", "models", "--precision", "int4"], "no precision"),
         (["bench", "models", "--device", "tpu"], "no device"),
-        (["bench", "models", "--size", "0"], "at least 1"),
         (["bench", "models", "eradio_nano,window_size"], "cannot be read"),
         (["bench", "models", "--compare", "NOWHERE"], "NOWHERE"),
     ],
@@ -112,3 +111,11 @@ def test_wrong_input_gets_one_line_and_exit_code_2(args, told, capsys):
 def test_bench_alone_says_what_it_can_measure(capsys):
     main(["bench"])
     assert "zoo bench models" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("option", ["--size", "--batch", "--rounds", "--threads"])
+def test_a_number_out_of_range_is_refused_by_the_parser(option, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["bench", "models", option, "0"])
+    assert stop.value.code == 2
+    assert f"{option[2:]} is " in " ".join(capsys.readouterr().err.split())

@@ -171,8 +171,10 @@ def test_a_run_of_an_earlier_version_is_refused_with_what_to_do(tmp_path, capsys
 def test_the_flags_of_the_training_have_no_prefix():
     words = "resnet18 --lr 1e-4 --weight-decay 0.1 --warmup 0 --clip 0 --layer-decay 0.8 --log 3"
     run = read_args(words.split()).run
-    assert run.optim == replace(Detect().optim, lr=1e-4, weight_decay=0.1, warmup=0.0, clip=0.0)
-    assert (run.backbone, run.layer_decay, run.every.log) == ("resnet18", 0.8, 3)
+    assert run.optim == replace(
+        Detect().optim, lr=1e-4, weight_decay=0.1, warmup=0.0, clip=0.0, layer_decay=0.8
+    )
+    assert (run.backbone, run.every.log) == ("resnet18", 3)
 
 
 def test_what_an_evaluation_decides_is_refused_for_its_training():

@@ -17,11 +17,12 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from zoo.commands.distill import better_form, distill
+from zoo.commands.distill_args import main
 from zoo.eval.report.run_folder import read_run
 from zoo.eval.report.verdict import on_weights
 from zoo.students.export import load_export
 from zoo.train.config import Augment, Every, Optim
-from zoo.train.distill.config import Distill, Losses, TeacherSpec
+from zoo.train.distill.config import Distill, Heads, Losses, TeacherSpec
 from zoo.train.interrupt import Interrupted
 from zoo.train.run import Run
 
@@ -249,6 +250,7 @@ import sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 from zoo.commands.distill import distill
+from zoo.commands.distill_args import main
 from zoo.train.distill.config import Distill
 from zoo.train.run import Run
 run = Run(Path(sys.argv[1]) / "killed")
@@ -334,7 +336,36 @@ def test_a_signal_saves_the_step_and_the_resumed_run_ends_the_same(here, monkeyp
 def test_a_teacher_that_gives_nan_is_named_before_any_training(here):
     with pytest.raises(ValueError, match="The teacher sick gave NaN"):
         distill(config(here, "colours", "sick"))
-    assert not Run(here / "run").checkpoints()
+    assert not (here / "run").exists()  # where it would be in the way of the next try
+
+
+def test_what_is_refused_leaves_no_folder_behind(here):
+    (here / "strange").mkdir()
+    (here / "strange" / "thesis.txt").write_text("do not lose me")
+    for match, wrong in (
+        ("strange is not empty and no feature cache", dict(cache=here / "strange", view_epochs=1)),
+        (r"slice of 1,000,000 images.*this cpu has", dict(batch=10**6, slices=1, size=4096)),
+        (r"refuses its options \(.*negative", dict(student_options=("depth=-1",))),
+        (r"refuses its options", dict(student_options=("x={[]:1}",))),
+        (r"refuses its options", dict(student_options=("embed_dim=0",))),
+        (r"hidden layers of 65,536", dict(heads=Heads(hidden=65_536, num_inner=64))),
+    ):
+        with pytest.raises(ValueError, match=match):
+            distill(config(here, **(dict(student="vit_tiny_patch16_224") | wrong)))
+        assert not (here / "run").exists()
+
+
+def test_a_teacher_whose_name_means_all_teachers_is_refused():
+    for name in ("min", "geomean"):
+        with pytest.raises(ValueError, match=f"would be called {name}"):
+            Distill(teachers=(TeacherSpec(name=f"torch:mine.{name}"),))
+
+
+def test_a_resumed_run_has_its_own_folder(here):
+    Run.create(config(here))
+    words = ["--resume", str(here / "run"), "--out", str(here / "other")]
+    with pytest.raises(ValueError, match="goes on in its own folder"):
+        main(words)
 
 
 def test_a_loss_that_turns_to_nan_stops_the_run_and_names_the_images(here):

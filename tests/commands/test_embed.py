@@ -119,7 +119,7 @@ def test_another_model_or_setting_is_refused_in_the_same_folder(images, tmp_path
 
 
 def test_wrong_settings_are_refused_before_anything_is_written(images, tmp_path):
-    with pytest.raises(ValueError, match="rows 0"):
+    with pytest.raises(ValueError, match="rows is 0"):
         asked(images, tmp_path / "out", rows=0)
     with pytest.raises(ValueError, match="There is no data"):
         embed(asked(tmp_path / "nowhere", tmp_path / "out"))

@@ -21,11 +21,11 @@ def small(tmp_path, monkeypatch):
     monkeypatch.setattr("zoo.data.embedded.HALF_CROPS", {"train": 1, "val": 1})
     monkeypatch.setattr("zoo.train.pretext.STEPS", 5)
     monkeypatch.setattr("zoo.train.pretext.BATCH", 8)
-    run = distill_args._recipe("quickstart")
-    if not distill_args._has_wheels(run):
+    stages = distill_args._recipe("quickstart")
+    if not distill_args._has_wheels(stages):
         pytest.skip("the extra demo is not installed")
     every = Every(log=2, checkpoint=4, evaluate=2)
-    return replace(run, batch=4, steps=4, calibration=2, device="cpu", every=every)
+    return replace(stages[""], batch=4, steps=4, calibration=2, device="cpu", every=every)
 
 
 @pytest.mark.slow
@@ -49,6 +49,5 @@ def test_without_its_packages_the_quickstart_says_so_and_trains_all_its_teachers
     monkeypatch, capsys
 ):
     monkeypatch.setattr(distill_args, "is_installed", lambda name: False)
-    run = distill_args._recipe("quickstart")
-    assert run == RECIPES["pretext"]()
+    assert distill_args._recipe("quickstart") == {"": RECIPES["pretext"]()}
     assert "pip install 'backbone-zoo[demo]'" in capsys.readouterr().err

@@ -90,6 +90,20 @@ def test_a_student_goes_on_at_another_size(first):
     assert load_export(other.path / "export").size == (96, 96)
 
 
+@pytest.mark.slow
+def test_adapters_are_merged_into_an_ordinary_export(first):
+    pytest.importorskip("peft", reason="peft is not installed; it is in [lora]")
+    other = run(
+        first.path.parent, "adapted", start=first.path, teachers=["rule:edges@32"],
+        optim=dict(lora=4), steps=4,
+    )  # fmt: skip
+    before, after = (load_file(r.path / "export" / "model.safetensors") for r in (first, other))
+    assert before.keys() == after.keys()
+    changed = {key for key in before if not torch.equal(before[key], after[key])}
+    ends = ("qkv.weight", "proj.weight", "fc1.weight", "fc2.weight")
+    assert changed == {key for key in before if key.startswith("blocks.") and key.endswith(ends)}
+
+
 @pytest.mark.parametrize(
     ("fields", "match"),
     [

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from zoo.eval.fidelity import fidelity
-from zoo.features import Batch, Features
+from zoo.features import Batch, Features, at_grid
 
 
 def images(count, size=8):
@@ -89,6 +89,54 @@ def test_a_finer_teacher_is_compared_at_the_students_grid():
     got = dict(fidelity(student, {"t": teacher}, batches(x, 3)))
     assert got["fidelity/t"] > 1e9  # not infinite: the two ways to shrink round differently
     assert "cosine/t/summary" not in got
+
+
+def fine_teacher(batch):
+    """A 14 x 14 map of six channels, correlated between neighbours."""
+    x = F.avg_pool2d(F.interpolate(batch.images, (28, 28), mode="bicubic"), 2)
+    return Features(None, torch.cat([x, x.square()], dim=1).permute(0, 2, 3, 1))
+
+
+def of_stride(stride, function):
+    """A student whose map samples a function of the image at the centres of its cells."""
+
+    def student(batch):
+        places = (torch.arange(224 // stride) + 0.5) * stride / 224
+        return {"t": Features(None, function(batch, places))}
+
+    return student
+
+
+def one_vector_an_image(batch, places):
+    mean = 0.9 * fine_teacher(batch).spatial.mean((1, 2), keepdim=True)
+    return mean.expand(-1, len(places), len(places), -1)
+
+
+def test_students_of_two_strides_with_one_function_are_equally_faithful_on_the_teachers_grid():
+    x = batches(images(40) * torch.linspace(0.1, 1, 40)[:, None, None, None], 8)
+    found = {
+        stride: dict(fidelity(of_stride(stride, one_vector_an_image), {"t": fine_teacher}, x))
+        for stride in (16, 32)
+    }
+    for measure in ("t", "min", "geomean"):
+        own = [found[stride][f"fidelity_own_grid/{measure}"] for stride in (16, 32)]
+        assert own[0] == pytest.approx(own[1], rel=1e-4)
+    # on the smaller of both grids a coarse student has less to answer for
+    assert found[32]["fidelity/t"] > 1.3 * found[16]["fidelity/t"]
+    assert found[16]["fidelity/t"] == pytest.approx(found[16]["fidelity_own_grid/t"])
+
+
+def test_on_its_own_grid_a_teacher_asks_for_what_a_coarse_map_has_lost():
+    def blurred(batch):
+        return {"t": Features(None, at_grid(fine_teacher(batch).spatial, (7, 7)))}
+
+    x = images(20)
+    got = dict(fidelity(blurred, {"t": fine_teacher}, batches(x, 20)))
+    truth = fine_teacher(Batch(x)).spatial
+    error = (at_grid(at_grid(truth, (7, 7)), (14, 14)) - truth).square().mean()
+    spread = (truth - truth.mean((0, 1, 2))).square().mean()
+    assert got["fidelity/t"] > 1e9
+    assert got["fidelity_own_grid/t"] == pytest.approx((spread / error).item(), rel=1e-4)
 
 
 def test_the_minimum_and_the_geometric_mean_run_over_the_teachers_with_maps():

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from zoo.eval.registry import Picture, Scores
-from zoo.eval.results import Record, hash_data, hash_weights, latest, read, write
+from zoo.eval.results import Record, check_out, hash_data, hash_weights, latest, read, write
 
 
 def test_scores_and_pictures_come_back_from_beside_the_file(tmp_path):
@@ -76,3 +76,36 @@ def test_a_changed_weight_name_file_size_or_byte_changes_the_hash(tmp_path):
     (tmp_path / "a" / "y").write_bytes(b"1" * 10_000)
     hashes.add(hash_data(tmp_path))
     assert len(hashes) == 4
+
+
+def test_a_line_that_a_kill_has_cut_is_skipped_and_the_next_result_begins_a_line(tmp_path, capsys):
+    out = tmp_path / "results.jsonl"
+    for seed in range(3):
+        write(out, Record(target="a", benchmark="knn", values={"knn/top1": 1.0}, seed=seed), {}, {})
+    whole = out.read_text()
+    for kept in range(len(whole) - 2, len(whole) - 40, -7):
+        out.write_text(whole[:kept])
+        check_out(out)
+        write(out, Record(target="b", benchmark="knn", values={}), {}, {})
+        assert [r.target for r in read(out)] == ["a", "a", "b"]
+        assert "Line 3" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ('{"note": 1}', "benchmark"),
+        ('{"target": "a", "benchmark": "knn", "values": {"x": "1"}}', "field values"),
+        ('{"target": 3, "benchmark": "knn", "values": {}}', "field target"),
+        ("[1]", "another form"),
+        ("{" * 100_000, "JSON"),
+        ("images", "JSON"),
+    ],
+)
+def test_a_file_of_something_else_is_refused_and_left_alone(tmp_path, line, said):
+    out = tmp_path / "notes.jsonl"
+    out.write_text(line + "\n")
+    for look in (read, check_out):
+        with pytest.raises(ValueError, match=rf"Line 1 of .*notes\.jsonl is not a result.*{said}"):
+            look(out)
+    assert out.read_text() == line + "\n"

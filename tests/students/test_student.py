@@ -12,10 +12,12 @@ from safetensors.torch import load_file
 from torch import nn
 
 from zoo.features import Batch, gives_class_tokens, read_features, read_intermediates
-from zoo.students.build import build_student, read_options, student_grids
+from zoo.students.build import assign_tokens, build_student, read_options, student_grids
 from zoo.students.export import export_student, load_export
 from zoo.students.heads import Ladder, TeacherHead
 from zoo.students.start import find_start
+from zoo.students.student import summary_key
+from zoo.train.distill.fold import folded
 from zoo.train.distill.phi_s import Moments, fit, fold_inverse
 
 WIDTHS = {"a": (24, 16), "b": (None, 8), "c": (12, None)}
@@ -126,6 +128,22 @@ def test_folding_makes_the_heads_answer_in_the_teachers_own_space(kind, upsample
         folded = student.with_folded_heads({"a": partial(fold_inverse, normalizer=normalizer)})
         after = folded(batch)["a"].spatial
     torch.testing.assert_close(after, normalizer.inverse(before), atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["v1", "attn", "ladder"])
+def test_folding_brings_summaries_to_the_teachers_own_space_too(kind):
+    student = tiny(kind=kind, hidden=16).eval()
+    moments = Moments(24)
+    moments.update(torch.randn(400, 24) * torch.logspace(-2, 1, 24) + torch.arange(24.0))
+    normalizer = fit("standardize", moments)
+    batch = Batch(torch.rand(2, 3, 160, 160))
+    with torch.no_grad():
+        before = student(batch)
+        after = folded(student, {summary_key("a"): normalizer})(batch)
+    expected = normalizer.inverse(before["a"].summary)
+    torch.testing.assert_close(after["a"].summary, expected, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(after["a"].spatial, before["a"].spatial)
+    torch.testing.assert_close(after["c"].summary, before["c"].summary)
 
 
 def test_a_ladder_is_the_sum_of_one_small_mlp_for_each_block():
@@ -265,6 +283,61 @@ def test_an_exported_radio_has_what_it_was_built_with(tmp_path):
         assert list(config[key]) == getattr(student, key).flatten().tolist()
 
 
+RADIO = dict(embed_dim=32, depth=2, num_heads=2)
+
+
+def radio(teachers=WIDTHS, **how):
+    torch.manual_seed(1)
+    how = dict(size=64, hidden=16, options=RADIO) | how
+    return build_student("radio_vit_base_patch16", teachers, **how).eval()
+
+
+@pytest.mark.parametrize("kind", ["v2", "ladder"])
+def test_each_teachers_head_reads_a_summary_token_of_its_own(kind):
+    """AM-RADIO (2312.06709): one summary token for each teacher that has a summary."""
+    student = radio(kind=kind)
+    assert student.tokens == {"a": 0, "c": 1}  # b has no summary
+    x = (torch.rand(2, 3, 64, 64) - student.mean) / student.std
+    with torch.no_grad():
+        own = student.backbone.forward_features(x)
+        taps = student.backbone.forward_intermediates(
+            x, intermediates_only=True, return_prefix_tokens=True
+        )
+        answers = student(Batch(x * student.std + student.mean))
+        for label, token in (("a", 0), ("c", 1)):
+            earlier = ([prefix[:, token] for _, prefix in taps[:-1]],) if kind == "ladder" else ()
+            expected = student.heads[label].summary(own[:, token], *earlier)
+            torch.testing.assert_close(answers[label].summary, expected)
+    assert (own[:, 0] - own[:, 1]).abs().max() > 0.1
+
+
+def test_an_export_states_who_reads_which_token_and_is_loaded_so(tmp_path):
+    student, batch = radio(tokens={"a": 2, "c": 0}), Batch(torch.rand(1, 3, 64, 64))
+    export_student(student, tmp_path / "export", batch)
+    file = tmp_path / "export" / "heads.json"
+    heads = json.loads(file.read_text())
+    assert heads["tokens"] == {"a": 2, "c": 0}
+    back = load_export(tmp_path / "export")
+    for label in ("a", "c"):
+        torch.testing.assert_close(back(batch)[label].summary, student(batch)[label].summary)
+    del heads["tokens"]  # an export of before: all heads read the first
+    file.write_text(json.dumps(heads))
+    own = student.features(batch).summary
+    former = load_export(tmp_path / "export")(batch)
+    torch.testing.assert_close(former["a"].summary, student.heads["a"].summary(own))
+
+
+def test_more_teachers_than_summary_tokens_are_refused_with_what_gives_more():
+    many = dict.fromkeys("abcde", (8, 8))
+    with pytest.raises(ValueError, match=r"3 summary tokens and 2 more.*idxs=\(0, 1, 2, 3, 4\)"):
+        radio(many)
+    more = radio(many, options=RADIO | dict(summary_idxs=(0, 1, 2, 3, 4)))
+    assert list(more.tokens.values()) == [0, 1, 2, 3, 4]
+    taken = assign_tokens(more.backbone, many, {"b": 0, "z": 3})
+    assert taken == {"b": 0, "a": 1, "c": 2, "d": 3, "e": 4}  # who was there before keeps his
+    assert tiny().tokens == {}
+
+
 def test_options_are_read_as_python_writes_them():
     texts = ("crop_positions=False", 'vitdet={"window": 8}', "drop_rate=0.5", "act_layer=gelu")
     assert read_options(texts) == dict(
@@ -305,7 +378,7 @@ def test_a_student_of_one_size_refuses_others_by_name():
 def test_spectral_norms_leave_a_vit_as_it_is_and_fold_away():
     plain, spectral = tiny().eval(), tiny(spectral_norms=True).eval()
     weights = {k: v for k, v in plain.state_dict().items() if k.startswith("backbone")}
-    back = spectral.without_spectral()
+    back = spectral.as_released()
     assert set(weights) <= set(back.state_dict())
     batch = Batch(torch.rand(2, 3, 160, 160))
     for mine, theirs in zip(spectral.features(batch), back.features(batch), strict=True):
@@ -313,7 +386,7 @@ def test_spectral_norms_leave_a_vit_as_it_is_and_fold_away():
     again = copy.deepcopy(spectral).features(batch)  # a class that copies share is still whole
     torch.testing.assert_close(again.summary, spectral.features(batch).summary)
     assert spectral.backbone.blocks[0].attn.qkv.parametrizations
-    assert plain.without_spectral() is plain
+    assert plain.as_released() is plain
     with pytest.raises(ValueError, match="eradio_nano has no attention blocks of a ViT"):
         tiny("eradio_nano", spectral_norms=True)
 

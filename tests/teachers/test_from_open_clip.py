@@ -121,6 +121,20 @@ def test_the_random_teacher_is_the_same_each_time_and_logs_nothing(tiny, caplog)
     assert not caplog.records
 
 
+@pytest.mark.parametrize(("name", "size"), [("tiny-vit", 48), ("tiny-sigmoid", 96)])
+def test_at_another_size_the_same_weights_answer_as_opened_there(name, size, tiny, tmp_path):
+    _, weights = saved_model(name, tmp_path)
+    teacher = open_teacher(f"open_clip:{name}/{weights}")
+    other = teacher.at_size((size, size))
+    images = Batch(photos(size))
+    alone = open_teacher(f"open_clip:{name}/{weights}@{size}")
+    for found, expected in zip(other(images), alone(images), strict=True):
+        torch.testing.assert_close(found, expected)
+    ours, theirs = dict(other.named_parameters()), dict(teacher.named_parameters())
+    new = [key for key, value in ours.items() if value.data_ptr() != theirs[key].data_ptr()]
+    assert len(new) == 1 and "pos" in new[0]
+
+
 def test_the_text_tower_does_not_stay_in_memory(tiny):
     teacher = open_teacher("open_clip:tiny-vit/random")
     assert not [key for key in teacher.state_dict() if "text" in key or "token_embedding" in key]

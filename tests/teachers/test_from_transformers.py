@@ -329,6 +329,18 @@ def test_models_of_any_size_take_any_resolution(kind, saved):
     assert teacher.grid == ((3, 3) if kind == "convnext" else (12, 12))
 
 
+@pytest.mark.parametrize("kind", ["dinov2_registers", "dinov3", "clip", "siglip2"])
+def test_at_another_size_the_same_network_answers_as_opened_there(kind, saved):
+    name, side = saved(kind), 96
+    teacher = open_teacher(name)
+    other = teacher.at_size((side, side))
+    assert other.network is teacher.network and teacher.size != other.size
+    images = Batch(photos(side))
+    alone = open_teacher(f"{name}@{side}")
+    torch.testing.assert_close(other(images).spatial, alone(images).spatial)
+    assert other.grid == alone.grid
+
+
 def test_the_interpolation_is_that_of_the_image_processor(saved):
     images = photos(70)
     for kind, interpolation in (("dinov3", "bilinear"), ("siglip", "bicubic")):

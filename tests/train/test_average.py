@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 from timm.utils import ModelEmaV3
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from zoo.layers import spectral
 from zoo.train.average import AGE, Average
@@ -140,3 +141,19 @@ class Wide(nn.Sequential):
 
     def __init__(self, width: int):
         super().__init__(nn.Linear(16, width), nn.GELU(), nn.Linear(width, 4))
+
+
+class NoReading(TorchDispatchMode):
+    """Whatever would wait for a GPU to know a value raises here."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        assert "_local_scalar_dense" not in func.name(), f"{func} would wait"
+        return func(*args, **(kwargs or {}))
+
+
+def test_bringing_the_average_on_reads_nothing_from_the_device():
+    net = spectral.reparametrise(Net())
+    average = Average(net)
+    with NoReading():
+        for step in range(1, 4):
+            average.update(net, step)

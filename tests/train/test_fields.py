@@ -4,9 +4,10 @@ from pathlib import Path
 
 import pytest
 
+from zoo.eval.detect.config import Detect
 from zoo.train.config import Optim
 from zoo.train.distill.config import Distill, TeacherSpec
-from zoo.train.fields import changed
+from zoo.train.fields import changed, with_new_names
 
 
 def test_plain_values_become_what_the_fields_hold():
@@ -51,3 +52,12 @@ def test_a_whole_part_takes_the_place_of_the_old_one():
 def test_what_a_field_cannot_take_is_refused_with_its_name(changes, message):
     with pytest.raises(ValueError, match=message):
         changed(Distill(), changes)
+
+
+@pytest.mark.parametrize(
+    "old",
+    [dict(layer_decay=0.8, optim=dict(lr=1.0)), dict(optim=dict(lr=1.0), layer_decay=0.8)],
+)
+def test_a_field_that_moved_into_a_part_is_read_from_an_older_run(old):
+    found = with_new_names(Detect, dict(old, steps=3))
+    assert found == dict(optim=dict(lr=1.0, layer_decay=0.8), steps=3)

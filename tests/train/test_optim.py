@@ -2,8 +2,11 @@ import pytest
 import torch
 from torch import nn
 
-from zoo.train.config import Optim
+from zoo.students.build import build_student
+from zoo.train.config import Optim, Training
+from zoo.train.loop import update
 from zoo.train.optim import build_optimizer, learning_rate
+from zoo.train.state import TrainState
 
 
 def test_the_rate_rises_then_falls_along_half_a_cosine():
@@ -34,3 +37,34 @@ def test_norms_biases_and_what_the_model_exempts_are_not_decayed():
     assert decayed[id(linear.weight)] == 0.3
     for other in (linear.bias, norm.weight, norm.bias, model.backbone.special):
         assert decayed[id(other)] == 0.0
+
+
+def test_layer_decay_divides_the_rate_from_block_to_block_and_spares_the_heads():
+    student = build_student("test_vit", {"a": (8, 8)}, size=160)
+    state = TrainState.of(student, Optim(layer_decay=0.5))
+    names = {id(p): name for name, p in student.named_parameters()}
+    scales = {
+        names[id(p)]: group["scale"]
+        for group in state.optimizer.param_groups
+        for p in group["params"]
+    }
+    assert scales.keys() == set(names.values())
+    for name, scale in scales.items():
+        block = name.split(".")[2] if name.startswith("backbone.blocks.") else None
+        if block is not None:
+            assert scale == 0.5 ** (5 - int(block)), name
+        elif name.startswith(("heads.", "backbone.norm.")):
+            assert scale == 1, name
+        else:
+            assert scale == 0.5**6, name  # the stem
+    # the loop multiplies its rate by it
+    for p in student.parameters():
+        p.grad = torch.ones_like(p)
+    update(state, dict(loss=torch.ones(())), Training(optim=Optim(layer_decay=0.5, lr=1e-2)))
+    rates = sorted({group["lr"] for group in state.optimizer.param_groups})
+    assert rates[0] == pytest.approx(rates[-1] * 0.5**6) and len(rates) == 7
+
+
+def test_layer_decay_needs_a_backbone_that_names_its_layers():
+    with pytest.raises(ValueError, match="does not name its layers"):
+        build_optimizer(nn.Linear(2, 2), Optim(layer_decay=0.5))

@@ -16,16 +16,21 @@ from zoo.teachers.name import MOST_PIXELS, TeacherName
 from zoo.train import ranges
 from zoo.train.config import Augment, Every, Optim
 from zoo.train.distill.config import Distill, Heads, Losses, TeacherSpec
+from zoo.train.distill.mask_config import Mask
 from zoo.train.distill.token_config import DistillText, TokenLosses
 from zoo.train.ranges import ranges_of
 
 CONFIGS = (
-    Optim, Every, Augment, Heads, Losses, TeacherSpec, Distill, TokenLosses, DistillText, Detect,
+    Optim, Every, Augment, Heads, Losses, TeacherSpec, Distill, TokenLosses, DistillText, Mask,
+    Detect,
     DetectSettings, EvalRequest,
     PhiSExperiment, StudentsExperiment, embed_request.Embed, evaluate_args.EvalArgs,
     bench_models_args.ModelArgs, bench_distill_args.StepArgs,
     *(kind for name, kind in vars(settings).items() if name.endswith("Settings")),
 )  # fmt: skip
+
+
+NUMBERS = (math.nan, math.inf, -1, -math.inf, 10**400)
 
 
 def _numbers(hint) -> bool:
@@ -43,7 +48,9 @@ def test_every_number_that_can_be_set_has_a_range(kind):
 
 
 @pytest.mark.parametrize("kind", CONFIGS, ids=lambda kind: kind.__name__)
-@pytest.mark.parametrize("wrong", [math.nan, math.inf, -1, -math.inf, 10**400])
+@pytest.mark.parametrize(
+    "wrong", [math.nan, math.inf, -1, -math.inf, 10**400], ids=lambda n: str(n)[:4]
+)
 def test_nan_infinity_minus_one_and_a_number_of_400_digits_are_in_no_config(kind, wrong):
     needed = dict(name="timm:x") if kind is TeacherSpec else {}
     if kind is embed_request.Embed:

@@ -231,7 +231,10 @@ def from_cache(
     """Return teachers that read, and what brings their maps to the scale of a student's arm."""
     stored = _stored_normalizers(cache, setup)
     teachers = {label: CachedTeacher(cache, label) for label in cache.manifest.teachers}
-    return teachers, {n: Rescale(stored[n], normalizer) for n, normalizer in wanted.items()}
+    return teachers, {
+        key: Rescale(stored[key], normalizer) if key in stored else normalizer
+        for key, normalizer in wanted.items()
+    }
 
 
 def _stored_normalizers(cache: Cache, setup: Setup) -> Normalizers:
@@ -262,11 +265,12 @@ def _described(
     """Return what a cache of the images of `source` holds, and the transforms beside it."""
     config = setup.config
     fingerprints = run.read_json("teachers.json", dict[str, str])
-    precision = teacher_precision(setup)
+    precision = teacher_precision(config, setup.device)
     held = holds(config, source, setup.view, setup.teachers, fingerprints, precision)
     return held, {
         f"{label}/{key}": value
         for label, normalizer in normalizers.items()
+        if label in setup.teachers  # a cache has summaries as they are
         for key, value in normalizer.state_dict().items()
     }
 

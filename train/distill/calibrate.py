@@ -13,14 +13,17 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from zoo.data.feed import ImageFeed
 from zoo.data.plan import Plan, mix
 from zoo.features import Features
 from zoo.files import load_tensors, save_tensors
+from zoo.students.student import summary_key
 from zoo.train.device import in_precision
-from zoo.train.distill.losses import dispersion
+from zoo.train.distill.config import Losses
+from zoo.train.distill.losses import dispersion, spatial_loss, summary_loss
 from zoo.train.distill.phi_s import Moments, Normalizer, fit
 from zoo.train.distill.plan_step import StepPlan, plan_step
 from zoo.train.distill.setup import Setup
@@ -29,7 +32,8 @@ from zoo.train.progress import Progress
 from zoo.train.run import Run
 
 Normalizers = Mapping[str, Normalizer]
-"""The transform of each teacher's map, by label; teachers without a map have none."""
+"""The transform of each teacher's map, by label, and of its summary, by `summary_key(label)`;
+what is compared as it is, or not at all, has none."""
 
 BaselineLosses = Mapping[str, float]
 """What a constant guess would lose, by the name of the loss: `label/summary`, `label/spatial`."""
@@ -38,7 +42,10 @@ Gains = Mapping[tuple[str, int], float]
 """What both maps are multiplied by, for each teacher and each size of the student but its own."""
 
 LEAST_BASELINE = 1e-10
-"""Radians squared, or variance on the scale of the normalizer."""
+"""Of a loss, or variance on the scale of the normalizer."""
+
+KEPT = 16_384
+"""Tokens of each teacher that are kept, for losses that moments do not tell."""
 
 
 @dataclass
@@ -48,14 +55,17 @@ class Statistics:
     moments: dict[tuple[str, int], Moments] = field(default_factory=dict)
     """Of the maps' tokens on the compared grid, by label and by the student's size."""
     summaries: dict[str, list[Tensor]] = field(default_factory=dict)
+    tokens: dict[str, list[Tensor]] = field(default_factory=dict)
+    """Some of the maps' tokens at the run's own size."""
     finite: dict[str, Tensor] = field(default_factory=dict)
 
-    def add(self, label: str, size: int, features: Features) -> None:
+    def add(self, label: str, size: int, features: Features, *, keep: int = KEPT) -> None:
         """Take in what a teacher answered to one batch.
 
         Args:
             size: Of the student, in pixels.
             features: The map on the grid that is compared.
+            keep: Most tokens that are kept of this batch, evenly spaced.
         """
         for part in (p for p in features if p is not None):
             good = part.isfinite().all()
@@ -65,6 +75,9 @@ class Statistics:
             if (label, size) not in self.moments:
                 self.moments[label, size] = Moments(tokens.shape[-1], device=tokens.device)
             self.moments[label, size].update(tokens)
+            if keep:
+                chosen = tokens[:: -(-len(tokens) // keep)]
+                self.tokens.setdefault(label, []).append(chosen.cpu())
         if features.summary is not None:
             self.summaries.setdefault(label, []).append(features.summary.cpu())
 
@@ -81,20 +94,42 @@ class Statistics:
                 "batches of calibration. Check its weights, or run it with --precision float32."
             )
 
-    def baseline_losses(self, normalizers: Normalizers, size: int) -> dict[str, Tensor]:
-        """Return what a constant guess would lose, by the names of the losses.
+    def summary_normalizers(self, kind: str) -> dict[str, Normalizer]:
+        """Fit the transforms of the summaries, by `summary_key`; none if they stay as they are."""
+        found = {}
+        for label, parts in self.summaries.items() if kind != "none" else ():
+            moments = Moments(parts[0].shape[-1])
+            moments.update(full_precision(torch.cat(parts)))
+            found[summary_key(label)] = fit(kind, moments)
+        return found
 
-        For a map it is the mean variance of the channels in the space of its normalizer, at every
-        size once the gains are applied.
+    def baseline_losses(
+        self, normalizers: Normalizers, size: int, losses: Losses
+    ) -> dict[str, Tensor]:
+        """Return what a constant guess would lose in the losses of a run, by their names.
+
+        The guess is the mean of the targets, for cosines the mean of their directions. Of summaries
+        that are compared by their angle it is the mean square of that, before it is divided by
+        this very number. What moments do not tell is measured on the tokens that were kept.
 
         Args:
             size: The run's own.
+            losses: Which losses these are.
         """
-        found = {
-            f"{label}/summary": dispersion(torch.cat(y)) for label, y in self.summaries.items()
-        }
-        for label, normalizer in normalizers.items():
-            found[f"{label}/spatial"] = _variance(self.moments[label, size], normalizer)
+        found = {}
+        for label, parts in self.summaries.items():
+            y = full_precision(torch.cat(parts))
+            if summary_key(label) in normalizers:
+                y = normalizers[summary_key(label)](y)
+            unit = F.normalize(y, dim=-1)
+            lost = summary_loss(unit.mean(0).expand_as(unit), unit)
+            found[f"{label}/summary"] = dispersion(y) if losses.summary == "angle" else lost
+        for (label, other), moments in self.moments.items():
+            if other == size and losses.spatial == "mse":
+                found[f"{label}/spatial"] = _variance(moments, normalizers[label])
+            elif other == size:
+                y = normalizers[label].cpu()(torch.cat(self.tokens[label]))
+                found[f"{label}/spatial"] = spatial_loss(losses)(y.mean(0).expand_as(y), y)
         return found
 
     def gains(self, normalizers: Normalizers, size: int) -> dict[tuple[str, int], Tensor]:
@@ -148,8 +183,9 @@ def calibrate(setup: Setup) -> Statistics:
         setup.train, setup.view, plan, setup.device, config.num_slices, (), config.workers
     )
     measured, steps, slices = Statistics(), config.calibration, len(feed.slices)
-    always = tuple(replace(spec, rate=1.0) for spec in config.teachers)
+    always = tuple(replace(spec, rate=1.0, at=0) for spec in config.teachers)
     others = [size for size in setup.grids if size != config.size]
+    share = 0 if config.losses.spatial == "mse" else -(-KEPT // (steps * slices))
     with Progress("calibrate", total=steps, samples=config.batch) as progress:
         for number, batch in enumerate(feed.batches(0, steps)):
             step, rest = 1 + number // slices, (number + 1) % slices
@@ -161,7 +197,8 @@ def calibrate(setup: Setup) -> Statistics:
                 for label, teacher in planned.teachers(setup.teachers).items():
                     with setup.autocast():
                         features = teacher(batch)
-                    measured.add(label, size, _compared(features, label, planned, setup))
+                    compared = _compared(features, label, planned, setup)
+                    measured.add(label, size, compared, keep=share * (size == config.size))
             for name in feed.skipped():
                 progress.print(f"skipped an unreadable image: {name}")
             if rest:
@@ -228,14 +265,17 @@ def fit_normalizers(run: Run, setup: Setup) -> dict[str, Calibration]:
 
 def _fitted(found: Statistics, kinds: tuple[str, ...], setup: Setup) -> dict[str, Tensor]:
     """Fit every kind, and return all that the run's folder keeps, by key."""
-    own = setup.config.size
+    own, losses = setup.config.size, setup.config.losses
+    summaries = found.summary_normalizers(setup.config.normalise_summary)
     tensors = {f"grid/{size}": torch.tensor(grid) for size, grid in setup.grids.items()}
+    for key, normalizer in summaries.items():
+        tensors |= {f"summary/{key}/{k}": v for k, v in normalizer.state_dict().items()}
     for kind in kinds:
         moments = {label: m for (label, size), m in found.moments.items() if size == own}
         normalizers = {label: fit(kind, m) for label, m in moments.items()}
         for label, normalizer in normalizers.items():
             tensors |= {f"{kind}/{label}/{k}": v for k, v in normalizer.state_dict().items()}
-        baseline_losses = found.baseline_losses(normalizers, own)
+        baseline_losses = found.baseline_losses(normalizers | summaries, own, losses)
         tensors |= {f"spread/{kind}/{name}": value for name, value in baseline_losses.items()}
         gains = found.gains(normalizers, own)
         tensors |= {f"gain/{kind}/{n}/{size}": value for (n, size), value in gains.items()}
@@ -270,13 +310,17 @@ def _read_baseline_losses(tensors: Mapping[str, Tensor], kind: str, setup: Setup
 
 
 def read_normalizers(tensors: Mapping[str, Tensor], kind: str, setup: Setup) -> Normalizers:
-    """Return the normalizers of one kind, on the run's device; none for teachers without a map."""
+    """Return the normalizers of one kind, and those of summaries, on the run's device."""
     normalizers = {}
     for name, teacher in setup.teachers.items():
-        prefix = f"{kind}/{name}/"
-        state = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
-        if state and teacher.spatial_dim:
-            normalizers[name] = Normalizer(kind, teacher.spatial_dim)
-            normalizers[name].load_state_dict(state)
-            in_precision(normalizers[name], setup.config.precision).to(setup.device)
+        for key, prefix, dim, how in (
+            (name, f"{kind}/{name}/", teacher.spatial_dim, kind),
+            (summary_key(name), f"summary/{summary_key(name)}/", teacher.summary_dim,
+             setup.config.normalise_summary),
+        ):  # fmt: skip
+            state = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+            if state and dim:
+                normalizers[key] = Normalizer(how, dim)
+                normalizers[key].load_state_dict(state)
+                in_precision(normalizers[key], setup.config.precision).to(setup.device)
     return normalizers

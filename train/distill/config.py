@@ -10,10 +10,12 @@ from zoo.train.ranges import (
     BATCH,
     CHANCE,
     COUNT,
+    MOST_PIXELS,
     NOT_NEGATIVE,
     PIXELS,
     PROPER_SHARE,
     SHARE,
+    above,
     at_least,
     between,
     check_ranges,
@@ -40,6 +42,8 @@ class TeacherSpec:
     """Look at each step's student size, scaled so that both grids agree, not at its own size."""
     mosaic: Annotated[int, between(1, 64)] = 1
     """Images along a side of the teacher's canvas, each in a tile of it; 1 for the whole canvas."""
+    at: Annotated[int, between(0, MOST_PIXELS, "any")] = 0
+    """Side of the student's images in the steps that the teacher is sampled in."""
 
     def __post_init__(self):
         TeacherName.parse(self.name)
@@ -51,18 +55,18 @@ class TeacherSpec:
 
     @classmethod
     def parse(cls, text: str) -> "TeacherSpec":
-        """Read `name[,summary=0.5][,spatial=2][,rate=0.5][,follow=1][,mosaic=4]`."""
+        """Read `name[,summary=0.5][,spatial=2][,rate=0.5][,follow=1][,mosaic=4][,at=432]`."""
         name, *options = text.split(",")
         numbers: dict[str, Any] = {}
         for option in options:
             key, _, value = option.partition("=")
-            if key not in ("summary", "spatial", "rate", "follow", "mosaic"):
+            if key not in ("summary", "spatial", "rate", "follow", "mosaic", "at"):
                 raise ValueError(
                     f"{option!r} in {text!r}: a teacher's options are summary=, spatial=, rate=, "
-                    "follow=, mosaic=."
+                    "follow=, mosaic=, at=."
                 )
             try:
-                numbers[key] = int(value) if key == "mosaic" else float(value)
+                numbers[key] = int(value) if key in ("mosaic", "at") else float(value)
             except ValueError:
                 raise ValueError(f"{option!r} in {text!r} needs a number.") from None
         follow = numbers.pop("follow", 0.0)
@@ -76,6 +80,7 @@ class TeacherSpec:
         for key in ("summary", "spatial", "rate", "mosaic"):
             if getattr(self, key) != 1:
                 text += f",{key}={getattr(self, key):g}"
+        text += f",at={self.at}" if self.at else ""
         return f"{text},follow=1" if self.follow else text
 
 
@@ -109,9 +114,14 @@ class Losses:
     summary: Literal["cosine", "angle"] = "cosine"
     """angle is the squared angle over the teacher's own dispersion (C-RADIOv4)."""
     spatial: Literal["mse", "smooth_l1", "hybrid"] = "mse"
+    """hybrid is a sum of cosine distance and smooth L1 (AM-RADIO)."""
+    hybrid: Annotated[tuple[float, float], NOT_NEGATIVE] = (0.9, 0.1)
+    """What cosine distance and smooth L1 count in hybrid."""
+    beta: Annotated[float, above(0)] = 1.0
+    """Where smooth L1 turns from quadratic to linear, in units of the normalised targets."""
     weighting: Literal["static", "adaloss", "uncertainty", "dispersion"] = "static"
     """What multiplies the teachers' own weights: nothing, the inverse of the running loss, a
-    learned precision, or the inverse of what calibration measured."""
+    learned precision, or the inverse of what a constant guess loses in the same loss."""
     teacher_drop: Annotated[float, CHANCE] = 0.0
     """Chance that an image leaves a teacher out; its worst teacher always stays (UNIC)."""
     shift: Annotated[int, at_least(0, "off")] = 0
@@ -122,6 +132,11 @@ class Losses:
 
     def __post_init__(self):
         check_ranges(self, "losses.")
+        if len(self.hybrid) != 2 or not sum(self.hybrid):
+            raise ValueError(
+                f"losses.hybrid is {self.hybrid}; give what cosine distance and smooth L1 count, "
+                "such as 0.9 0.1."
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,6 +180,8 @@ class Distill(Training):
     """Folder of the run; it must not exist yet."""
     normalise: Normalise = "phi_s"
     """Scale on which the teachers' maps are matched."""
+    normalise_summary: Literal["none", "standardize"] = "none"
+    """Scale on which the teachers' summaries are matched; standardize is UNIC's."""
     compare: tuple[Normalise, ...] = ()
     """Train the same student again with these, and report them beside it."""
     calibration: Annotated[int, between(1, 1_000_000)] = 64
@@ -199,6 +216,12 @@ class Distill(Training):
             raise ValueError(f"sizes are {self.sizes}; give different numbers of pixels.")
         if self.batches:
             self._check_batches()
+        for spec in self.teachers:
+            if spec.at and spec.at not in (self.sizes or (self.size,)):
+                raise ValueError(
+                    f"The teacher {spec.name} is sampled at {spec.at} px, and the student is at "
+                    f"{', '.join(map(str, self.sizes or (self.size,)))}."
+                )
         others = len({*self.sizes} - {self.size})
         if others > self.calibration:
             raise ValueError(
@@ -229,11 +252,17 @@ class Distill(Training):
                 "A distillation measures its teachers in float64, which device mps does not have; "
                 "give --device cpu."
             )
+        if self.spectral and self.optim.lora:
+            raise ValueError(
+                "optim.lora adds adapters to plain weights, and spectral reparametrises them; "
+                "leave one of them out."
+            )
         if self.losses.mesa and self.optim.freeze == "trunk":
             raise ValueError(
                 "losses.mesa compares the trunk with its average, and optim.freeze trunk leaves it "
                 "as it is; leave one of them out."
             )
+        self._check_labels()
         if self.normalise in self.compare:
             raise ValueError(f"compare repeats the run's own normalisation {self.normalise!r}.")
 
@@ -251,6 +280,14 @@ class Distill(Training):
     @property
     def samples(self) -> float:
         return sum(self.batches) / len(self.batches) if self.batches else self.batch
+
+    def _check_labels(self) -> None:
+        for spec, label in zip(self.teachers, self.labels, strict=True):
+            if label in ("min", "geomean"):
+                raise ValueError(
+                    f"The teacher {spec.name} would be called {label}, which in the metrics is "
+                    "that of all teachers together; give it another name."
+                )
 
     @property
     def cache_folder(self) -> Path | None:

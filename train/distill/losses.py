@@ -5,11 +5,15 @@ everything, so a loss does not grow with the batch, the grid or the width.
 """
 
 from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Float64
 from torch import Tensor
+
+from zoo.train.distill.config import Losses
 
 
 def summary_loss(ours: Float[Tensor, "B C"], theirs: Float[Tensor, "B C"]) -> Float[Tensor, ""]:
@@ -74,9 +78,21 @@ def smooth_l1(
     return F.smooth_l1_loss(*_widened(ours, theirs), beta=beta)
 
 
-def hybrid(ours: Float[Tensor, "*B C"], theirs: Float[Tensor, "*B C"]) -> Float[Tensor, ""]:
-    """Add 0.9 cosine distance and 0.1 smooth L1 (AM-RADIO, 2312.06709, section 3.4)."""
-    return 0.9 * cosine(ours, theirs) + 0.1 * smooth_l1(ours, theirs)
+def hybrid(
+    ours: Float[Tensor, "*B C"],
+    theirs: Float[Tensor, "*B C"],
+    *,
+    shares: tuple[float, float] = (0.9, 0.1),
+    beta: float = 1.0,
+) -> Float[Tensor, ""]:
+    """Add cosine distance and smooth L1 (AM-RADIO, 2312.06709, section 3.4).
+
+    Args:
+        shares: What the two count.
+        beta: Of smooth L1.
+    """
+    cosines, lengths = shares
+    return cosines * cosine(ours, theirs) + lengths * smooth_l1(ours, theirs, beta=beta)
 
 
 def by_image(
@@ -101,6 +117,14 @@ def over_seen(
 
 
 SPATIAL_LOSSES = {"mse": mse, "smooth_l1": smooth_l1, "cosine": cosine, "hybrid": hybrid}
+
+
+def spatial_loss(settings: Losses) -> Callable[[Tensor, Tensor], Tensor]:
+    """Return the loss of the maps that a run asks for."""
+    options: dict[str, Any] = dict(beta=settings.beta) if settings.spatial != "mse" else {}
+    if settings.spatial == "hybrid":
+        options["shares"] = settings.hybrid
+    return partial(SPATIAL_LOSSES[settings.spatial], **options)
 
 
 def adaloss(running: Float[Tensor, " T"]) -> Float[Tensor, " T"]:

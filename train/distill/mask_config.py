@@ -2,10 +2,11 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from zoo.train.config import Optim
 from zoo.train.distill.token_config import DistillText, TokenLosses
+from zoo.train.ranges import COUNT, NOT_NEGATIVE
 
 Choice = Literal["magnitude", "wanda", "sparsegpt", "learned"]
 
@@ -23,11 +24,11 @@ class Mask(DistillText):
     (MaskLLM)."""
     prior: Literal["magnitude", "wanda", "sparsegpt", "none"] = "magnitude"
     """Where learned masks begin."""
-    calibration: int = 128
+    calibration: Annotated[int, COUNT] = 128
     """Rows of text that wanda and sparsegpt look at."""
-    weight_reg: float = 1e-5
+    weight_reg: Annotated[float, NOT_NEGATIVE] = 1e-5
     """Of learned masks: reward for the squares of the weights that stay (MaskLLM, section 3.3)."""
-    steps: int = 2000
+    steps: Annotated[int, COUNT] = 2000
     """Of learned masks."""
     out: Path = Path("runs/mask")
     """Folder of the run; it must not exist yet."""

@@ -13,10 +13,12 @@ from zoo.features import Batch
 from zoo.students.build import build_student
 from zoo.students.student import Student
 from zoo.teachers.mosaic import Mosaic
-from zoo.teachers.open import open_teacher
 from zoo.teachers.teacher import Teacher
 from zoo.train.distill.config import Distill
-from zoo.train.distill.setup import backbone_options, check_names, widths
+from zoo.train.distill.plan_step import grids_of
+from zoo.train.distill.setup import backbone_options, check_names, open_spec, widths
+from zoo.train.distill.sizes import every_size
+from zoo.train.distill.teachers import Precision, frozen, teacher_precision
 
 EFFICIENCY = 0.4
 """Share of a plain matrix product's rate that a training step is assumed to reach."""
@@ -28,6 +30,9 @@ class Cost:
 
     label: str
     params: int
+    bytes: int
+    """Of its weights and buffers in memory: a teacher's at its precision, once for all sizes. With
+    8 bits it is what bfloat16 takes, as it is before the layers are quantized."""
     size: tuple[int, int]
     """Rows and columns of its images, in pixels."""
     grid: tuple[int, int] | None
@@ -45,8 +50,9 @@ def meta_models(config: Distill) -> tuple[dict[str, Teacher], Student]:
         ValueError: as the run itself would, about its models.
     """
     check_names(config)
+    meta, grids = torch.device("meta"), grids_of(config)
     teachers = {
-        label: open_teacher(spec.name, device="meta", mosaic=spec.mosaic)
+        label: open_spec(spec, config, meta, grids)
         for label, spec in zip(config.labels, config.teachers, strict=True)
     }
     options: dict[str, Any] = {**config.heads.options(), **backbone_options(config)}
@@ -57,8 +63,13 @@ def meta_models(config: Distill) -> tuple[dict[str, Teacher], Student]:
     return teachers, student.eval()
 
 
-def model_costs(config: Distill) -> tuple[list[Cost], Cost, Student]:
+def model_costs(
+    config: Distill, device: torch.device | str = "cpu"
+) -> tuple[list[Cost], Cost, Student]:
     """Count what the models of a run cost, without building their weights.
+
+    Args:
+        device: Of the run, which decides the precision of the teachers.
 
     Returns:
         The cost of each teacher in the config's order, that of the student with its heads, and
@@ -68,7 +79,8 @@ def model_costs(config: Distill) -> tuple[list[Cost], Cost, Student]:
         ValueError: as `meta_models`.
     """
     teachers, student = meta_models(config)
-    costs = [_teacher_cost(label, teacher) for label, teacher in teachers.items()]
+    precision = teacher_precision(config, torch.device(device))
+    costs = [_teacher_cost(label, teacher, precision) for label, teacher in teachers.items()]
     batch = Batch(torch.zeros(1, 3, *student.size, device="meta"))
     features = student.features(batch)
     assert features.summary is not None and features.spatial is not None
@@ -76,6 +88,7 @@ def model_costs(config: Distill) -> tuple[list[Cost], Cost, Student]:
     ours = Cost(
         config.student,
         count_parameters(student),
+        _bytes(student),
         student.size,
         (rows, cols),
         features.summary.shape[-1],
@@ -85,14 +98,24 @@ def model_costs(config: Distill) -> tuple[list[Cost], Cost, Student]:
     return costs, ours, student
 
 
-def _teacher_cost(label: str, teacher: Teacher) -> Cost:
-    images = teacher.k**2 if isinstance(teacher, Mosaic) else 1
+def _teacher_cost(label: str, teacher: Teacher, precision: Precision) -> Cost:
+    own = every_size(teacher)[0]
+    images = own.k**2 if isinstance(own, Mosaic) else 1
     batch = Batch(torch.zeros(images, 3, *teacher.size, device="meta"))
-    params = count_parameters(teacher) if isinstance(teacher, nn.Module) else 0
+    flops, params, held = _flops(lambda: teacher(batch)) / images, 0, 0
+    if isinstance(teacher, nn.Module):
+        for network in frozen(teacher) if precision != "auto" else []:
+            network.to_bf16()
+        params, held = count_parameters(teacher), _bytes(teacher)
     return Cost(
-        label, params, teacher.size, teacher.grid, teacher.summary_dim, teacher.spatial_dim,
-        _flops(lambda: teacher(batch)) / images,
+        label, params, held, teacher.size, teacher.grid, teacher.summary_dim, teacher.spatial_dim,
+        flops,
     )  # fmt: skip
+
+
+def _bytes(model: nn.Module) -> int:
+    """Count the bytes of a model's weights and buffers; what is shared counts once."""
+    return sum(t.numel() * t.element_size() for t in (*model.parameters(), *model.buffers()))
 
 
 def count_parameters(model: nn.Module) -> int:
@@ -127,19 +150,21 @@ def matmul_rate(device: torch.device) -> float:
 def image_flops(config: Distill, teachers: Sequence[Cost], student: Cost) -> float:
     """Count the FLOPs of training on one image, on average over the steps.
 
-    A teacher counts by its rate. Where the size differs from step to step, the student's work and
-    that of teachers that follow it grow with the number of pixels. A backward pass counts as two
-    forward passes.
+    A teacher counts by its rate, in the steps of its size. Where the size differs from step to
+    step, the student's work and that of teachers that follow it grow with the number of pixels. A
+    backward pass counts as two forward passes.
 
     Args:
         teachers: In the order of `config.teachers`.
     """
     sizes = config.sizes or (config.size,)
     counts = config.batches or (config.batch,) * len(sizes)
-    area = sum(n * (size / config.size) ** 2 for n, size in zip(counts, sizes, strict=True))
-    area /= sum(counts)
+    pixels = {size: (size / config.size) ** 2 for size in sizes}
+    shares = {size: n / sum(counts) for size, n in zip(sizes, counts, strict=True)}
     teaching = sum(
-        cost.flops * spec.rate * (area if spec.follow else 1.0)
+        cost.flops * spec.rate * shares[size] * (pixels[size] if spec.follow else 1.0)
         for cost, spec in zip(teachers, config.teachers, strict=True)
+        for size in sizes
+        if spec.at in (0, size)
     )
-    return teaching + 3 * area * student.flops
+    return teaching + 3 * student.flops * sum(shares[size] * pixels[size] for size in sizes)

@@ -21,7 +21,7 @@ from zoo.students.student import MESA, Student
 from zoo.teachers.teacher import Teacher
 from zoo.train.distill.config import Distill
 from zoo.train.distill.shift import Window, cropped, draw_windows, overlap, shifted
-from zoo.train.distill.sizes import at_size, sizes_of
+from zoo.train.distill.sizes import at_size, every_size
 
 Model = Callable[[Batch], Features]
 Align = Callable[[Tensor, Tensor], tuple[Tensor, ...]]
@@ -88,14 +88,15 @@ def drawn_size(plan: Plan, step: int, config: Distill) -> int:
 
 
 def drawn_teachers(plan: Plan, step: int, config: Distill) -> frozenset[str] | None:
-    """Draw the teachers of `step`, each by itself with the chance of its rate."""
-    if all(spec.rate == 1 for spec in config.teachers):
+    """Draw the teachers of `step`: those of its size, each with the chance of its rate."""
+    if all(spec.rate == 1 and not spec.at for spec in config.teachers):
         return None
-    chances = {
-        label: mix(plan.seed, SAMPLED, step, i) / 2**63 for i, label in enumerate(config.labels)
-    }
-    rates = {label: s.rate for label, s in zip(config.labels, config.teachers, strict=True)}
-    return frozenset(label for label in rates if chances[label] < rates[label])
+    size = drawn_size(plan, step, config)
+    return frozenset(
+        label
+        for i, (label, spec) in enumerate(zip(config.labels, config.teachers, strict=True))
+        if spec.at in (0, size) and mix(plan.seed, SAMPLED, step, i) / 2**63 < spec.rate
+    )
 
 
 def plan_step(
@@ -172,8 +173,8 @@ def check_step_plans(config: Distill, teachers: Mapping[str, Teacher], grids: Gr
 
 def view_of(config: Distill, teachers: Mapping[str, Teacher], grids: Grids) -> View:
     """Return the crop that is decoded once, for the largest input; others resize it there."""
-    largest = [size for teacher in teachers.values() for size in sizes_of(teacher)]
-    sizes = [config.size, *config.sizes, *(max(size) for size in largest)]
+    theirs = [max(sized.size) for teacher in teachers.values() for sized in every_size(teacher)]
+    sizes = [config.size, *config.sizes, *theirs]
     if config.losses.shift:  # the canvas is larger than what each sees of it
         least = min(grid[0] for grid in grids.values())
         sizes = [size + math.ceil(size * Fraction(config.losses.shift, least)) for size in sizes]

@@ -1,8 +1,10 @@
-"""Recipes: functions that return a run. A variant is a `replace` of another one.
+"""Recipes: functions that return a run, or one in stages. A variant is a `replace` of another one.
 
-A paper's recipe keeps what makes the paper: teachers, student, heads, losses, schedule. Its batch
-is a share that one GPU takes; its data is a place where you put yours, or say `--data`. `tiny`
-(`zoo.train.distill.tiny`, `--tiny`) shrinks any of them to a laptop.
+A paper's recipe keeps what makes the paper: teachers, student, heads, losses, schedule, and the
+batch that its learning rate belongs to, in as many slices as the paper had GPUs. Its data is a
+place where you put yours, or say `--data`. `tiny` (`zoo.train.distill.tiny`, `--tiny`) shrinks any
+of them to a laptop. The average of the weights is stated by each: `ema=0.0` where a paper speaks of
+none.
 """
 
 from collections.abc import Callable
@@ -11,6 +13,7 @@ from pathlib import Path
 
 from zoo.train.config import Every, Optim
 from zoo.train.distill.config import Distill, Heads, Losses, TeacherSpec
+from zoo.train.distill.stages import Stages
 
 DFN_CLIP = "open_clip:ViT-H-14-378-quickgelu/dfn5b@378"
 SIGLIP = "open_clip:ViT-SO400M-14-SigLIP-384/webli"
@@ -66,33 +69,34 @@ def pretext() -> Distill:
         steps=240,
         calibration=16,
         compare=("none",),
-        optim=Optim(lr=2e-3, ema=0.98),
+        optim=Optim(lr=2e-3),
         every=Every(log=20, checkpoint=120, evaluate=120),
     )
 
 
-def am_radio() -> Distill:
+def am_radio() -> Stages:
     """Distil CLIP, DINOv2 and SAM into one ViT-H (AM-RADIO).
 
-    AM-RADIO (2312.06709, 3.2 to 3.4 and table 1), its second stage: DFN CLIP-H at 378, DINOv2-g at
-    224 and SAM-H at 1024 px into a ViT-H/16 at 432 px (27 x 27 cells, as CLIP's); a two-layer MLP
-    for each target, none for a summary of SAM; cosine on summaries, 0.9 cosine + 0.1 smooth L1
-    on maps, all weights 1, targets as they are; AdamW 1e-3, decay 0.02, cosine schedule.
+    AM-RADIO (2312.06709, 3.2 to 3.4 and table 1): DFN CLIP-H at 378, DINOv2-g at 224 and SAM-H at
+    1024 px into a ViT-H/16; a two-layer MLP for each target, none for a summary of SAM; cosine on
+    summaries, 0.9 cosine + 0.1 smooth L1 on maps, all weights 1, targets as they are; AdamW 1e-3,
+    decay 0.02, cosine schedule; 614 M images. Two stages of 300 thousand iterations:
 
-    Changed: one stage from scratch; every teacher sees every image, at one student size (there,
-    SAM had its own GPUs at 1024 px); maps meet on the smaller of two grids, not the larger; 32
-    images a step in place of 1152.
+    * `low`: CLIP and DINOv2 at 256 px, 1,024 images.
+    * `high`: the same at 432 px (27 x 27 cells, as CLIP's), and SAM on 128 images at 1024 px.
+
+    Changed: CLIP is at 378 px in both stages; a step of `high` is of one size or the other, so
+    there are 600 thousand (there, 32 GPUs had one and 32 the other); maps meet on the smaller of
+    two grids, not the larger; the schedule begins again in `high`.
     """
-    return Distill(
+    clip, dino = TeacherSpec(name=DFN_CLIP), TeacherSpec(name=DINOV2)
+    low = Distill(
         data="data/datacomp1b",
-        teachers=(
-            TeacherSpec(name=DFN_CLIP),
-            TeacherSpec(name=DINOV2),
-            TeacherSpec(name=SAM, summary=0.0),
-        ),
+        teachers=(clip, dino),
         student="radio_vit_huge_patch16",
-        size=432,
-        batch=32,
+        size=256,
+        batch=1024,
+        slices=32,
         steps=300_000,
         normalise="none",
         heads=Heads(kind="v1", num_inner=0),
@@ -101,41 +105,62 @@ def am_radio() -> Distill:
         every=Every(log=100, checkpoint=2000, evaluate=10_000),
         out=Path("runs/am_radio"),
     )
+    high = replace(
+        low,
+        start=Path("{low}"),
+        teachers=(
+            replace(clip, at=432),
+            replace(dino, at=432),
+            TeacherSpec(name=SAM, summary=0.0, at=1024),
+        ),
+        size=432,
+        sizes=(432, 1024),
+        batches=(1024, 128),
+        steps=600_000,
+    )
+    return dict(low=low, high=high)
 
 
 def eradio() -> Distill:
     """Distil CLIP and DINOv2 into an efficient backbone (E-RADIO).
 
     AM-RADIO (2312.06709, section 4 and table 7): OpenCLIP-H/14 and DINOv2-g into E-RADIO-L, on
-    ImageNet-21k, everything else as `am_radio`. The student's map is fused from two scales and
-    up-sampled inside, so its grid is fine enough for both teachers.
+    ImageNet-21k at 224 px, everything else as the first stage of `am_radio`. The student's map is
+    fused from two scales and up-sampled inside, so its grid is fine enough for both teachers.
 
-    Changed: as `am_radio`; the paper says neither steps nor batch of its search, these are ours.
+    Changed: as `am_radio`; the paper says neither steps nor batch of its search, so these are those
+    of `am_radio`, to which its rate belongs.
     """
     return replace(
-        am_radio(),
+        am_radio()["low"],
         data="data/imagenet21k",
         teachers=(TeacherSpec(name=OPEN_CLIP), TeacherSpec(name=DINOV2)),
         student="eradio_l",
         size=224,
-        batch=128,
+        slices=8,
         out=Path("runs/eradio"),
     )
 
 
-def radio_v2_5() -> Distill:
+def radio_v2_5() -> Stages:
     """Learn from all teachers at all resolutions, balanced by PHI-S (RADIOv2.5).
 
     RADIOv2.5 (2412.07679, 4.2 and 4.3) with PHI-S (2410.01680, A.6): DFN CLIP-H, SigLIP-so400m,
     DINOv2-g and SAM-H teach at low and at high student resolutions, so that the student does not
     switch between two representations; heads v2, which answer in PHI-S space; MSE on maps, cosine
-    on summaries, equal weights.
+    on summaries, equal weights; no average of the weights. Three stages, 600 thousand iterations:
 
-    Changed: each step draws its resolution (there, two partitions of the GPUs train at once);
-    DINOv2 looks at the student's resolution and SAM at 2 x 2 images of 512 px in its canvas at all
-    of them; statistics are taken once, before step 0; AdamW for LAMB; ViT-B/16 from scratch.
+    * `low`: 256 px, 1,024 images.
+    * `mid`: 432 px, 1,024 images.
+    * `multi`: low resolutions with 1,024 images, high ones with 128.
+
+    Changed: a step of `multi` is of one resolution, so it has twice the steps (there, two
+    partitions of the GPUs train at once); three stages of equal length; DINOv2 looks at the
+    student's resolution and SAM at 2 x 2 images of 512 px in its canvas at all of them; statistics
+    are taken once, before step 0, and the heads brought to the new ones, so that no stage has to
+    begin with a frozen trunk; AdamW for LAMB; ViT-B/16 from scratch.
     """
-    return Distill(
+    low = Distill(
         data="data/datacomp1b",
         teachers=(
             TeacherSpec(name=DFN_CLIP),
@@ -144,16 +169,25 @@ def radio_v2_5() -> Distill:
             TeacherSpec(name=SAM, summary=0.0, mosaic=2),
         ),
         student="radio_vit_base_patch16",
-        size=432,
-        sizes=(256, 432, 768, 1024),
-        batch=32,
-        steps=600_000,
+        size=256,
+        batch=1024,
+        slices=32,
+        steps=200_000,
         normalise="phi_s",
         heads=Heads(kind="v2"),
-        optim=Optim(lr=1e-3, weight_decay=0.02),
+        optim=Optim(lr=1e-3, weight_decay=0.02, ema=0.0),
         every=Every(log=100, checkpoint=2000, evaluate=10_000),
         out=Path("runs/radio_v2_5"),
     )
+    mid = replace(low, start=Path("{low}"), size=432)
+    multi = replace(
+        mid,
+        start=Path("{mid}"),
+        sizes=(256, 432, 768, 1024),
+        batches=(1024, 1024, 128, 128),
+        steps=400_000,
+    )
+    return dict(low=low, mid=mid, multi=multi)
 
 
 def c_radio_v4() -> Distill:
@@ -166,11 +200,13 @@ def c_radio_v4() -> Distill:
 
     Changed: SAM's ViT-H for SAM 3, which comes through transformers alone (fetch it, and give
     `hf:FOLDER@1008,summary=0` in its place); SigLIP2 is not up-sampled by FeatSharp; the sizes of
-    shift, MESA and DAMP are ours, since the report states none; tiles of 512 px for SAM.
+    shift, MESA and DAMP are ours, since the report states none, as is the decay of the average
+    (0.999); tiles of 512 px for SAM; one stage, with rate and batches of `radio_v2_5`.
     """
     low, high = (128, 192, 224, 256, 384, 432), (512, 768, 1024, 1152)
     return replace(
-        radio_v2_5(),
+        radio_v2_5()["mid"],
+        start=None,
         teachers=(
             TeacherSpec(name=SIGLIP2),
             TeacherSpec(name=DINOV3_7B, follow=True),
@@ -179,10 +215,11 @@ def c_radio_v4() -> Distill:
         student="radio_vit_so400m_patch16",
         spectral=True,
         sizes=(*low, *high),
-        batch=16,
+        batches=(1024,) * len(low) + (128,) * len(high),
+        steps=600_000,
         heads=Heads(kind="attn"),
         losses=Losses(summary="angle", shift=2, mesa=1.0),
-        optim=Optim(lr=1e-3, weight_decay=0.02, damp=0.01),
+        optim=Optim(lr=1e-3, weight_decay=0.02, ema=0.999, damp=0.01),
         out=Path("runs/c_radio_v4"),
     )
 
@@ -192,13 +229,15 @@ def unic() -> Distill:
 
     UNIC (2408.05088): supervised and self-supervised ViT-B/16 into one of the same size, on
     ImageNet-1k at 224 px. Each teacher has a ladder: a small MLP (768) on every block and a wide
-    one (3072) on the last. Targets are standardised; a teacher is dropped from an image with
-    probability 0.5 unless it is the worst matched; AdamW 3e-4 for each 256 images, betas 0.9 and
-    0.99, decay 0.03, 200 epochs of 512 images a step.
+    one (3072) on the last. Targets are standardised, class tokens too; a teacher is dropped from an
+    image with probability 0.5 unless it is the worst matched; cosine and smooth L1 in equal shares;
+    AdamW 3e-4 for each 256 images, betas 0.9 and 0.99, decay 0.03, drop path 0.1, no clipping, no
+    average of the weights, 200 epochs of 512 images a step on four GPUs.
 
     Changed: DINO and DeiT-III alone, since no library ships the weights of iBOT and dBOT-ft; both
     are plain ViT-B/16, `timm:vit_base_patch16_224/FILE`. Statistics are taken before step 0, not
-    averaged on the way; the spatial loss is 0.9 cosine + 0.1 smooth L1, the summary's is cosine.
+    averaged on the way; the summary's loss is cosine alone; crops and mirror images alone of its
+    augmentation.
     """
     return Distill(
         data="data/imagenet1k",
@@ -206,11 +245,15 @@ def unic() -> Distill:
         student="vit_base_patch16_224",
         size=224,
         batch=512,
+        slices=4,
         steps=500_000,
         normalise="standardize",
+        normalise_summary="standardize",
         heads=Heads(kind="ladder", hidden=3072),
-        losses=Losses(spatial="hybrid", teacher_drop=0.5),
-        optim=Optim(lr=6e-4, weight_decay=0.03, betas=(0.9, 0.99), ema=0.0),
+        losses=Losses(spatial="hybrid", hybrid=(0.5, 0.5), teacher_drop=0.5),
+        optim=Optim(
+            lr=6e-4, weight_decay=0.03, betas=(0.9, 0.99), drop_path=0.1, clip=0.0, ema=0.0
+        ),
         every=Every(log=100, checkpoint=2500, evaluate=25_000),
         out=Path("runs/unic"),
     )
@@ -267,19 +310,20 @@ def proteus() -> Distill:
     )
 
 
-def eupe_proxy() -> Distill:
-    """Distil three giants into one large proxy (EUPE, first run).
+def eupe() -> Stages:
+    """Distil three giants into a proxy, and the proxy into a small student (EUPE).
 
     EUPE (2603.22387): PE-core-G, PE-lang-G and DINOv3-H+ into a proxy larger than any student,
     because a small one cannot take in teachers that differ so much. Targets are standardised.
 
-        zoo distill eupe_proxy --data PATH
-        zoo distill eupe_student --data PATH
+    * `proxy`: the three into the proxy.
+    * `student`: the proxy, and nothing else, into a ViT-B/16 with rotary positions.
+    * `multi`: the same at several resolutions.
 
     Changed: a proxy of 1.2 G parameters (RADIO's ViT-g/16, which takes any size) for theirs of
-    1.9 G; one resolution; batch, rate and length are ours.
+    1.9 G; batches, lengths, resolutions and the average of the weights are ours.
     """
-    return Distill(
+    proxy = Distill(
         data="data/lvd",
         teachers=(
             TeacherSpec(name=PE_CORE),
@@ -288,46 +332,45 @@ def eupe_proxy() -> Distill:
         ),
         student="radio_vit_giant_patch16",
         size=256,
-        batch=32,
+        batch=1024,
+        slices=32,
         steps=300_000,
         normalise="standardize",
         losses=Losses(spatial="hybrid"),
-        optim=Optim(lr=1e-3, weight_decay=0.02),
+        optim=Optim(lr=1e-3, weight_decay=0.02, ema="auto"),
         every=Every(log=100, checkpoint=2000, evaluate=10_000),
-        out=Path("runs/eupe_proxy"),
+        out=Path("runs/eupe"),
     )
-
-
-def eupe_student() -> Distill:
-    """Distil the proxy alone into a small student (EUPE, second run).
-
-    EUPE (2603.22387): ViT-B/16 with rotary positions learns from the proxy of `eupe_proxy` and
-    from nothing else; a last stage at several resolutions follows. The teacher is the export of
-    the first run, `zoo:NAME/runs/eupe_proxy/export/model.safetensors`; that of a run of your own
-    is `zoo:local-dir:RUN/export`.
-
-    Changed: as `eupe_proxy`; the stage at several resolutions is this one, with `--sizes`.
-    """
-    proxy = eupe_proxy()
-    weights = proxy.out / "export" / "model.safetensors"
-    return replace(
+    student = replace(
         proxy,
-        teachers=(TeacherSpec(name=f"zoo:{proxy.student}/{weights}@{proxy.size}"),),
+        teachers=(TeacherSpec(name="zoo:local-dir:{proxy}/export@256", follow=True),),
         student="vit_base_patch16_dinov3",
-        batch=256,
-        out=Path("runs/eupe_student"),
+        slices=4,
     )
+    multi = replace(
+        student,
+        start=Path("{student}"),
+        sizes=(256, 384, 512),
+        batches=(1024, 512, 256),
+        steps=100_000,
+    )
+    return dict(proxy=proxy, student=student, multi=multi)
 
 
-RECIPES: dict[str, Callable[[], Distill]] = {
+IMAGES = dict(am_radio=614e6, radio_v2_5=614e6, unic=256e6, proteus=384e6)
+"""Images that the papers' students saw, with repetitions, where that is known. AM-RADIO says so;
+for UNIC and Proteus it is 200 and 300 epochs of ImageNet-1k, for RADIOv2.5 600 thousand iterations
+of 1,024, without those of its high resolutions."""
+
+RECIPES: dict[str, Callable[[], Distill | Stages]] = {
     recipe.__name__: recipe
     for recipe in (
         custom, quickstart, pretext, am_radio, eradio, radio_v2_5, c_radio_v4, unic, theia, proteus,
-        eupe_proxy, eupe_student,
+        eupe,
     )
 }  # fmt: skip
 
 
-def summary_of(recipe: Callable[[], Distill]) -> str:
+def summary_of(recipe: Callable[[], Distill | Stages]) -> str:
     """Return the first sentence of a recipe's description."""
     return (recipe.__doc__ or "").partition("\n")[0]

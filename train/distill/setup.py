@@ -3,7 +3,7 @@
 import contextlib
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -16,18 +16,22 @@ from torch import nn
 import zoo
 from zoo.data.sources import Source, in_one_list, open_labelled, open_splits
 from zoo.data.views import View
-from zoo.students.build import build_student, read_options
+from zoo.students.build import assign_tokens, build_student, read_options
 from zoo.students.export import load_export, read_heads
+from zoo.students.lora import add_adapters
 from zoo.students.start import find_start
 from zoo.students.student import Student
+from zoo.teachers.cache import Cache
 from zoo.teachers.name import FOLDER, TeacherName, unknown_name
 from zoo.teachers.open import open_teacher
+from zoo.teachers.quantize import check_products
 from zoo.teachers.teacher import Teacher, fingerprint
 from zoo.train.device import autocast, device_of, in_precision
-from zoo.train.distill.config import Distill
+from zoo.train.distill.config import Distill, TeacherSpec
+from zoo.train.distill.memory import check_memory
 from zoo.train.distill.phi_s import Normalizer, check_rows, fold_inverse
 from zoo.train.distill.plan_step import Grids, check_step_plans, grids_of, view_of
-from zoo.train.distill.sizes import match_student_size
+from zoo.train.distill.sizes import at_size, match_student_size
 from zoo.train.freeze import freeze
 from zoo.train.run import Run
 
@@ -64,6 +68,11 @@ def check_names(config: Distill) -> None:
         raise unknown_name(config.student, timm.list_models(), "registered model")
     for spec in config.teachers:
         name = TeacherName.parse(spec.name)
+        if name.kind == "cache":
+            raise ValueError(
+                f"The teacher {spec.name} knows the views of one run alone, and a new run looks at "
+                "others. Name the teachers, and give their features by --cache FOLDER."
+            )
         if name.kind not in ("timm", "zoo") or name.name.startswith(FOLDER):
             continue
         if not timm.is_model(name.name.partition(".")[0]):
@@ -72,12 +81,15 @@ def check_names(config: Distill) -> None:
     start = config.start and find_start(config.start)
     if start and start.is_dir():
         check_start(config, start)
-    if config.spectral or config.student_options or config.optim.freeze:
+    optim = config.optim
+    if config.spectral or config.student_options or optim.freeze or optim.lora:
         student = build_student(  # without memory: will it do?
             config.student, {}, size=config.size, **backbone_options(config), device="meta"
         )
-        if config.optim.freeze:
-            freeze(student, config.optim.freeze)
+        if optim.freeze:
+            freeze(student, optim.freeze)
+        if optim.lora:
+            add_adapters(student, optim.lora, optim.lora_layers)
 
 
 def check_start(config: Distill, folder: Path) -> None:
@@ -130,14 +142,18 @@ def open_teachers(
             text = (
                 f"{spec.name}/{pretext_weights(name.name, train, seed=config.seed, device=device)}"
             )
-        opened = partial(open_teacher, device=device, mosaic=spec.mosaic)
-        if spec.follow:
-            teachers[label] = match_student_size(text, opened, grids, config.size)
-        else:
-            teachers[label] = opened(text)
+        teachers[label] = open_spec(replace(spec, name=text), config, device, grids)
         if isinstance(teachers[label], nn.Module):
             in_precision(teachers[label], config.precision)
     return teachers
+
+
+def open_spec(spec: TeacherSpec, config: Distill, device: torch.device, grids: Grids) -> Teacher:
+    """Build a teacher, for all sizes of the student if it follows them."""
+    opened = partial(open_teacher, device=device, mosaic=spec.mosaic)
+    if spec.follow:
+        return match_student_size(spec.name, opened, grids, config.size)
+    return opened(spec.name)
 
 
 def widths(config: Distill, teachers: Mapping[str, Teacher]) -> dict[str, tuple]:
@@ -180,6 +196,10 @@ def new_student(setup: Setup, normalizers: Mapping[str, Normalizer]) -> Student:
     )
     if earlier := earlier_student(config):
         adopt_heads(student, earlier, normalizers)
+        # a token that was never trained is no summary of a trunk that stays as it is
+        known = student.heads if config.optim.freeze == "trunk" else earlier.heads
+        taken = {label: earlier.tokens.get(label, 0) for label in known}
+        student.tokens = assign_tokens(student.backbone, setup.widths, taken)
     return in_precision(student, config.precision).to(setup.device)
 
 
@@ -194,7 +214,7 @@ def adopt_heads(student: Student, earlier: Student, normalizers: Mapping[str, No
     folds = {
         label: partial(fold_inverse, normalizer=normalizer, forward=True)
         for label, normalizer in normalizers.items()
-        if label in earlier.heads
+        if label.partition("/")[0] in earlier.heads
     }
     earlier = earlier.with_folded_heads(folds)
     for label, head in student.heads.items():
@@ -211,10 +231,16 @@ def prepare(config: Distill) -> Setup:
     if config.precision == "float64" and device.type != "cpu":
         raise ValueError("precision float64 is for tests on a CPU; give --device cpu with it.")
     check_mosaics(config)
+    check_memory(config, device)
+    if config.cache:
+        Cache.refuse_other(config.cache)
+    if config.teacher_precision in ("int8", "fp8"):
+        check_products(config.teacher_precision, device)
     grids = grids_of(config)  # refuses what the student cannot take
     train, val, labelled = open_data(config)
     teachers = open_teachers(config, train, device, grids)
     wide = widths(config, teachers)  # refuses a loss that a teacher has nothing for
+    check_memory(config, device, teachers)
     check_step_plans(config, teachers, grids)
     check_calibration(config, teachers, grids)
     view = view_of(config, teachers, grids)
@@ -256,7 +282,8 @@ def check_mosaics(config: Distill) -> None:
 
 def check_same_teachers(run: Run, setup: Setup) -> None:
     """Remember the teachers' weights in a new run; refuse others in a resumed one."""
-    now = {label: fingerprint(teacher) for label, teacher in setup.teachers.items()}
+    size = setup.config.size  # all sizes of a teacher share its weights
+    now = {label: fingerprint(at_size(teacher, size)) for label, teacher in setup.teachers.items()}
     if before := run.read_json("teachers.json", dict[str, str]):
         changed = [label for label in now if before.get(label) != now[label]]
         if changed:

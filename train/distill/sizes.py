@@ -2,61 +2,55 @@
 
 import re
 from collections.abc import Callable, Mapping
-from typing import Any
 
 from torch import nn
 
 from zoo.features import Batch, Features
-from zoo.teachers.teacher import Teacher
+from zoo.teachers.mosaic import Mosaic
+from zoo.teachers.teacher import Frozen, Teacher, reason
 
 
 class MultiSizeTeacher(nn.Module):
     """One teacher at several sizes: at each size of the student, on the student's grid.
 
-    Each size is a network of its own, opened with all the checks of a teacher, so shapes stay
-    static. What the networks share (everything but tables of positions) is in memory once. Called
-    itself, it is the teacher for the size `nominal`.
+    All sizes share one network's weights. Called itself, it is the teacher for the size `nominal`.
 
     Args:
         by_size: The teacher for each side of the student's images, in pixels.
         nominal: The student's side in evaluations; a key of `by_size`.
     """
 
-    def __init__(self, by_size: Mapping[int, nn.Module], nominal: int):
+    summary_dim: int | None
+    spatial_dim: int | None
+    grid: tuple[int, int] | None
+    license: str | None
+
+    def __init__(self, by_size: Mapping[int, Frozen | Mosaic], nominal: int):
         super().__init__()
-        self.nominal = str(nominal)
-        # the attribute's name is part of the fingerprint by which a resumed run knows its teachers
-        self.looks = nn.ModuleDict({str(size): teacher for size, teacher in by_size.items()})
-        for teacher in by_size.values():
-            _share(teacher, by_size[nominal])
-
-    def at(self, size: int) -> Any:
-        """Return the teacher for a student at `size` pixels.
-
-        Raises:
-            KeyError: it was not opened for that size.
-        """
-        return self.looks[str(size)]
-
-    def __getattr__(self, name: str):
-        if name in ("name", "size", "summary_dim", "spatial_dim", "grid", "license"):
-            return getattr(self.looks[self.nominal], name)
-        return super().__getattr__(name)
+        self.by_size, own = dict(by_size), by_size[nominal]
+        self.nominal, self.sized = own, nn.ModuleList(by_size.values())
+        self.name, self.size, self.grid, self.license = own.name, own.size, own.grid, own.license
+        self.summary_dim, self.spatial_dim = own.summary_dim, own.spatial_dim
 
     def forward(self, batch: Batch) -> Features:
-        return self.looks[self.nominal](batch)
+        return self.nominal(batch)
 
 
 def at_size(teacher: Teacher, size: int) -> Teacher:
-    """Return the teacher for a student at `size` pixels: itself, if it has one size."""
-    return teacher.at(size) if isinstance(teacher, MultiSizeTeacher) else teacher
+    """Return the teacher for a student at `size` pixels: itself, if it has one size.
+
+    Raises:
+        KeyError: it was not opened for that size.
+    """
+    return teacher.by_size[size] if isinstance(teacher, MultiSizeTeacher) else teacher
 
 
-def sizes_of(teacher: Teacher) -> list[tuple[int, int]]:
-    """List all image sizes (rows, columns) of a teacher."""
-    if isinstance(teacher, MultiSizeTeacher):
-        return [teacher.at(int(size)).size for size in teacher.looks]
-    return [teacher.size]
+def every_size(teacher: Teacher) -> list[Teacher]:
+    """Return the teacher for each size of the student, that of its evaluations first."""
+    if not isinstance(teacher, MultiSizeTeacher):
+        return [teacher]
+    own = teacher.nominal
+    return [own, *(other for other in teacher.by_size.values() if other is not own)]
 
 
 def match_student_size(
@@ -68,6 +62,8 @@ def match_student_size(
     """Open the teacher `text` for each of the student's sizes, with the student's grid (follow=1).
 
     The teacher keeps its patch, so its images have patch times as many pixels as the grid cells.
+    One network is built, at its library's own size; a resolution in `text` is not looked at, but
+    for a module of somebody's own (`torch:`), which has no other.
 
     Args:
         open_one: Opens a teacher by name.
@@ -77,32 +73,26 @@ def match_student_size(
     Raises:
         ValueError: the teacher has no map, or cannot take images of one of the sizes.
     """
-    first = open_one(text)
-    if not first.grid or not isinstance(first, nn.Module):
+    bare = text if text.startswith("torch:") else re.sub(r"@\d+$", "", text)
+    first = open_one(bare)
+    if not isinstance(first, Frozen | Mosaic) or not first.grid:
         raise ValueError(
-            f"{text} has no map whose grid could follow the student's; leave out follow."
+            f"{bare} has no map whose grid could follow the student's; leave out follow."
         )
     patch = first.size[0] // first.grid[0]
-    bare = re.sub(r"@\d+$", "", text)
-    by_size: dict[int, nn.Module] = {}
+    by_size: dict[int, Frozen | Mosaic] = {}
     for size, grid in grids.items():
-        side = grid[0] * patch
-        teacher = first if (side, side) == first.size else open_one(f"{bare}@{side}")
-        if teacher.grid != grid:
+        side = (grid[0] * patch, grid[1] * patch)
+        try:
+            by_size[size] = first if side == first.size else first.at_size(side)
+        except (ValueError, RuntimeError, AssertionError, NotImplementedError) as error:
             raise ValueError(
-                f"{bare}@{side} has a grid of {teacher.grid}, and the student {grid} at {size} px. "
-                "The teacher cannot follow; leave out follow."
+                f"{bare} cannot follow a student at {size} px to {side[0]}x{side[1]} px: "
+                f"{reason(error)}. Leave out follow."
+            ) from error
+        if by_size[size].grid != grid:
+            raise ValueError(
+                f"{bare} at {side[0]}x{side[1]} px has a grid of {by_size[size].grid}, and the "
+                f"student {grid} at {size} px. The teacher cannot follow; leave out follow."
             )
-        assert isinstance(teacher, nn.Module)
-        by_size[size] = teacher
     return MultiSizeTeacher(by_size, nominal)
-
-
-def _share(teacher: nn.Module, other: nn.Module) -> None:
-    """Replace the parameters of `teacher` by those of `other` where they are equal."""
-    theirs = dict(other.named_parameters())
-    for path, module in teacher.named_modules():
-        for name, mine in list(module.named_parameters(recurse=False)):
-            same = theirs.get(f"{path}.{name}" if path else name)
-            if same is not None and mine.shape == same.shape and mine.equal(same):
-                module.register_parameter(name, same)

@@ -23,6 +23,8 @@ class Term(NamedTuple):
     teacher: str
     loss: Callable[[Features, Features, Align], Tensor]
     """Normaliser, alignment and distance in one; a mean over the slice, or each image's, [B]."""
+    each_image: bool = False
+    """Whether the loss gives each image's."""
 
 
 def distill_step(
@@ -48,22 +50,34 @@ def distill_step(
             losses[term.name] = Loss(value, images) if each else Loss.of_mean(value, images)
         else:
             part = guess.summary if term.name.endswith("/summary") else guess.spatial
-            losses[term.name] = Loss(0 * full_precision(part).flatten(1).sum(1), 0)
+            nothing = 0 * full_precision(part).flatten(1).sum(1)
+            losses[term.name] = Loss(nothing if term.each_image else nothing.sum(), 0)
     return losses
 
 
-def summary_term(label: str, distance: Distance, *, each_image: bool = False) -> Term:
+def summary_term(
+    label: str,
+    distance: Distance,
+    normalizer: nn.Module | None = None,
+    *,
+    each_image: bool = False,
+) -> Term:
     """Compare the summaries of student and teacher.
 
     Args:
+        normalizer: Makes the space in which they are compared; their own by default.
         each_image: Return each image's own loss, in place of their mean.
     """
     distance = by_image(distance) if each_image else distance
 
     def loss(ours: Features, theirs: Features, align: Align) -> Tensor:
-        return distance(full_precision(ours.summary), full_precision(theirs.summary))
+        target = full_precision(theirs.summary)
+        if normalizer is not None:
+            with torch.no_grad():
+                target = normalizer(target)
+        return distance(full_precision(ours.summary), target)
 
-    return Term(f"{label}/summary", label, loss)
+    return Term(f"{label}/summary", label, loss, each_image)
 
 
 def spatial_term(
@@ -85,7 +99,7 @@ def spatial_term(
         each = over_seen(distance, guess, target, seen[0])
         return each if each_image else each.mean()
 
-    return Term(f"{label}/spatial", label, loss)
+    return Term(f"{label}/spatial", label, loss, each_image)
 
 
 def full_precision(x: Tensor | None) -> Tensor:

@@ -9,11 +9,11 @@ from torch import Tensor, nn
 
 from zoo.data.plan import Plan
 from zoo.features import Batch, Features
-from zoo.students.student import MESA, Student
+from zoo.students.student import MESA, Student, summary_key
 from zoo.teachers.teacher import Teacher
 from zoo.train.distill.calibrate import Calibration, Gains
 from zoo.train.distill.config import Distill
-from zoo.train.distill.losses import SPATIAL_LOSSES, angle, summary_loss
+from zoo.train.distill.losses import angle, spatial_loss, summary_loss
 from zoo.train.distill.plan_step import Align, Grids, StepPlan, drawn_teachers, plan_step
 from zoo.train.distill.step import Term, distill_step, spatial_term, summary_term
 from zoo.train.distill.weighting import Weighting
@@ -115,13 +115,13 @@ def terms_of(
 ) -> Iterator[Term]:
     """Yield what the student's heads are compared with, as the config says."""
     losses = config.losses
-    distance, each = SPATIAL_LOSSES[losses.spatial], losses.teacher_drop > 0
+    distance, each = spatial_loss(losses), losses.teacher_drop > 0
     for label, head in student.heads.items():
         if head.summary is not None:
             found = summary_loss
             if losses.summary == "angle":
                 found = partial(angle, dispersion=baseline_losses[f"{label}/summary"])
-            yield summary_term(label, found, each_image=each)
+            yield summary_term(label, found, normalizers.get(summary_key(label)), each_image=each)
         if head.spatial is not None:
             yield spatial_term(label, distance, normalizers[label], each_image=each)
     if losses.mesa:

@@ -17,9 +17,11 @@ from zoo.data.plan import Plan
 from zoo.features import Batch, Features
 from zoo.teachers.folded_attention import fold_relative_positions
 from zoo.teachers.mosaic import Mosaic, pack
-from zoo.teachers.quantize import QuantKind, QuantReport, quantize_linears
+from zoo.teachers.quantize import QuantKind, QuantReport, quantize_linears, share_quantized
 from zoo.teachers.teacher import Frozen, Teacher
+from zoo.train.distill.config import Distill
 from zoo.train.distill.setup import Setup
+from zoo.train.distill.sizes import every_size
 from zoo.train.run import Run
 
 Model = Callable[[Batch], Features]
@@ -52,22 +54,28 @@ def optimize_teachers(
     """
     found = {}
     for label, teacher in teachers.items():
-        network = frozen(teacher)
-        if network is None:
-            continue  # a cache or a rule of its own
+        networks = frozen(teacher)
         if precision != "auto":
-            network.to_bf16()
-        if precision in ("int8", "fp8"):
-            found[label] = _eight(network, teacher, sample(), precision)
+            for network in networks:
+                network.to_bf16()
+        if networks and precision in ("int8", "fp8"):
+            first, *others = networks
+            found[label] = _eight(first, every_size(teacher)[0], sample(), precision)
+            for other in others:
+                share_quantized(first, other)
         if compiled:
-            compile_teacher(network)
+            for network in networks:
+                compile_teacher(network)
     return found
 
 
-def frozen(teacher: Teacher) -> Frozen | None:
-    """Return the network behind a teacher, if there is one."""
-    inner = teacher.teacher if isinstance(teacher, Mosaic) else teacher
-    return inner if isinstance(inner, Frozen) else None
+def frozen(teacher: Teacher) -> list[Frozen]:
+    """Return the networks behind a teacher, one a size, that of evaluations first.
+
+    Their weights are shared. A cache, or a rule of somebody's own, has none.
+    """
+    inner = (t.teacher if isinstance(t, Mosaic) else t for t in every_size(teacher))
+    return [network for network in inner if isinstance(network, Frozen)]
 
 
 def _eight(network: Frozen, teacher: Teacher, batch: Batch, kind: QuantKind) -> QuantReport:
@@ -107,7 +115,7 @@ def optimize_run_teachers(run: Run, setup: Setup) -> None:
     config = setup.config
     reports = optimize_teachers(
         setup.teachers,
-        precision=teacher_precision(setup),
+        precision=teacher_precision(config, setup.device),
         compiled=config.compile_teachers,
         sample=lambda: first_batch(setup),
     )
@@ -117,11 +125,10 @@ def optimize_run_teachers(run: Run, setup: Setup) -> None:
         Console(stderr=True, highlight=False).print(f"{label}: {one.describe()}")
 
 
-def teacher_precision(setup: Setup) -> Precision:
+def teacher_precision(config: Distill, device: torch.device) -> Precision:
     """Resolve `auto`: bf16 where the run is, on CUDA."""
-    config = setup.config
     in_bf16 = config.teacher_precision == "auto" and config.precision != "float32"
-    return "bf16" if in_bf16 and setup.device.type == "cuda" else config.teacher_precision
+    return "bf16" if in_bf16 and device.type == "cuda" else config.teacher_precision
 
 
 def first_batch(setup: Setup) -> Batch:

@@ -1,6 +1,7 @@
 """Shrink a recipe to a laptop: the same road with small networks, embedded images, few steps."""
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from zoo.files import cache_dir
 from zoo.teachers.name import TeacherName
 from zoo.train.config import Every
 from zoo.train.distill.config import Distill, TeacherSpec
+from zoo.train.distill.stages import Stages
 
 SIDE = 64
 """Pixels of teachers and student."""
@@ -55,13 +57,18 @@ def tiny(recipe: Distill) -> Distill:
         labelled=None,
         view_epochs=0,
         cache=None,
-        teachers=tuple(_teacher(spec, number) for number, spec in enumerate(recipe.teachers)),
+        teachers=tuple(
+            replace(_teacher(spec, number), at=_side(spec.at, recipe) if spec.at else 0)
+            for number, spec in enumerate(recipe.teachers)
+        ),
         student=student,
         student_options=options,
         pretrained=False,
         size=SIDE,
         sizes=(SIDE // 2, SIDE) if recipe.sizes else (),
+        batches=(8, 4) if recipe.batches else (),
         batch=8,
+        slices="auto",
         steps=20,
         calibration=4,
         eval_images=64,
@@ -71,6 +78,20 @@ def tiny(recipe: Distill) -> Distill:
         every=Every(log=5, checkpoint=20, evaluate=20),
         out=recipe.out.with_name(f"{recipe.out.name}_tiny"),
     )
+
+
+def _side(size: int, recipe: Distill) -> int:
+    """Return a side of the tiny form for one of a recipe's: the largest one, or the other."""
+    return SIDE if size == max(recipe.sizes, default=size) else SIDE // 2
+
+
+def tiny_stages(stages: Stages) -> dict[str, Distill]:
+    """Return the tiny form of each stage; stages of smaller images have smaller ones here too."""
+    largest = max(stage.size for stage in stages.values())
+    return {
+        name: replace(tiny(stage), size=SIDE if stage.size == largest else SIDE // 2)
+        for name, stage in stages.items()
+    }
 
 
 def _student(name: str) -> tuple[str, tuple[str, ...]]:
@@ -83,6 +104,8 @@ def _student(name: str) -> tuple[str, tuple[str, ...]]:
 def _teacher(spec: TeacherSpec, number: int) -> TeacherSpec:
     """Name a small teacher out of the same library; what needs no weights stays as it is."""
     kind = TeacherName.parse(spec.name).kind
+    if "{" in spec.name:  # the student of an earlier stage
+        return replace(spec, name=re.sub(r"@\d+$", f"@{SIDE}", spec.name))
     width = 48 + 16 * number  # two teachers of one size would be drawn alike
     if kind == "open_clip":
         folder = _written(f"clip_{width}", {"open_clip_config.json": _open_clip(width)})

@@ -21,9 +21,8 @@ class Weighting(nn.Module):
                      steps before this one, so that no slice of a batch waits for the others; 1
                      for a loss that no step has had yet
         uncertainty  L exp(−s) / 2 + s / 2 with learned s = log σ² (Kendall et al., 1705.07115, 3.2)
-        dispersion   1 / what calibration measured: the mean squared angle of a teacher's summaries
-                     about their mean direction (1 for the angle loss, which is over it already),
-                     and the mean variance of its normalised channels (1 for PHI-S)
+        dispersion   1 / what a constant guess loses in the same loss, as calibration measured it
+                     (1 for the angle loss, which is over that already, and for MSE under PHI-S)
 
     The distance to the student's own average (MESA) is no teacher's: none of this touches it.
 

@@ -23,6 +23,7 @@ from zoo.eval.speed.models import (
     peer_of,
     ratio,
 )
+from zoo.files import checked, read_json
 from zoo.teachers.name import unknown_name
 
 
@@ -62,7 +63,7 @@ def measure_models(
         kernels: Name so many of each case's most expensive kernels.
 
     Raises:
-        ValueError: `compare` is no file of this command.
+        ValueError: `compare` is no file of this command, or no case could be measured.
     """
     earlier = None if compare is None else read_run(compare)
     console = Console()
@@ -97,6 +98,8 @@ def measure_models(
     for row in rows:
         if row.kernels:
             console.print(kernel_table(row))
+    if all(row.error for row in rows):
+        raise ValueError(f"No case could be measured; the first one: {rows[0].error}")
     return rows
 
 
@@ -221,11 +224,13 @@ def read_run(path: Path) -> tuple[dict[str, Any], list[Measured]]:
         ValueError: the file is something else.
     """
     try:
-        run = json.loads(path.read_text())
-        return run, [Measured.from_json(row) for row in run.pop("rows")]
-    except (json.JSONDecodeError, UnicodeDecodeError, AttributeError, KeyError, TypeError):
+        run = read_json(path, most=2**28)
+        rows = checked(run.pop("rows", None), list[dict[str, Any]], "its rows")
+        return run, [Measured.from_json(row) for row in rows]
+    except ValueError as error:
         raise ValueError(
-            f"{path} is no run of `zoo bench models`; give a JSON file that its --out wrote."
+            f"{path} is no run of `zoo bench models` ({error}); give a JSON file that its --out "
+            "wrote."
         ) from None
 
 

@@ -1,6 +1,5 @@
 """A detector from its config to its predictions: where data, training and evaluation meet."""
 
-import shutil
 import tempfile
 import time
 from collections.abc import Iterable
@@ -47,7 +46,7 @@ def detect(config: Detect, *, resume: bool = False) -> dict[str, float]:
         state = start(config, train.classes, run)
     except (ValueError, OSError):
         if not resume:
-            shutil.rmtree(config.out)  # which this call made, and nothing has begun in it
+            run.discard()
         raise
     evaluate = partial(log_evaluation, run, val)
     detector = train_detector(state, config, train, run, evaluate=evaluate)

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import tyro
 
-from zoo.commands.parse import parse
+from zoo.commands.parse import parse, refuse_other_folder, value_of
 from zoo.eval.detect.config import Detect, tiny
 
 
@@ -36,6 +36,7 @@ def main(argv: list[str]) -> None:
     Afterwards `zoo eval RUN --on detect --data COCO_FOLDER` measures it on another folder.
     """
     args = read_args(argv)
+    refuse_other_folder(args.run.out, args.resume)
     from zoo.commands.detect import detect, print_plan
 
     if args.dry_run:
@@ -53,8 +54,8 @@ def read_args(argv: list[str]) -> DetectArgs:
     Raises:
         ValueError: there is no run to resume, or a field has no such value.
     """
-    if "--resume" in argv[:-1]:
-        start = read_config(Path(argv[argv.index("--resume") + 1]))
+    if (folder := value_of(argv, "--resume")) is not None:
+        start = read_config(Path(folder))
     else:
         start = tiny(Detect()) if "--tiny" in argv else Detect()
     if argv and not argv[0].startswith("-"):

@@ -26,6 +26,7 @@ from zoo.eval.linear import linear_probe
 from zoo.eval.report.maps import collect_maps, save_maps
 from zoo.features import Batch, Features
 from zoo.students.export import export_student
+from zoo.students.lora import add_adapters
 from zoo.students.student import Student
 from zoo.teachers.cache import Cache
 from zoo.teachers.teacher import Teacher
@@ -104,7 +105,12 @@ def distill(config: Distill, *, resume: bool = False) -> Run:
         run = Run.create(config)
     work = Work(run, setup)
     for phase in PHASES:
-        phase(work)
+        try:
+            phase(work)
+        except ValueError:
+            if phase in BEFORE_TRAINING and not resume:
+                run.discard()  # it would be in the way of the command that is right
+            raise
     return run
 
 
@@ -152,6 +158,8 @@ def train_arm(work: Work, run: Run, config: Distill, title: str) -> Forms:
         teachers, rescaled = from_cache(work.cache, normalizers, setup)
         calibration = calibration._replace(normalizers=rescaled)
     student = new_student(setup, normalizers)
+    if config.optim.lora:
+        add_adapters(student, config.optim.lora, config.optim.lora_layers)
     plan = Plan(len(setup.train), config.batch, config.seed, config.view_epochs, config.batches)
     feed = ImageFeed(
         setup.train, setup.view, plan, setup.device, config.num_slices, (), config.workers
@@ -271,7 +279,7 @@ def export(work: Work) -> None:
     """Write the student, and the feature maps that the report shows."""
     run, setup = work.run, work.setup
     chosen = work.arms["student"][work.best["student"]]
-    student = folded(chosen, work.of("student")).eval().without_spectral()
+    student = folded(chosen, work.of("student")).eval().as_released()
     keep_heads(student, setup.config)
     count = min(MAPS, len(setup.val))
     chosen = Plan(len(setup.val), count, setup.config.seed).indices(0)
@@ -292,6 +300,7 @@ def keep_heads(student: Student, config: Distill) -> None:
     for label, head in earlier.heads.items() if earlier else ():
         if label not in student.heads:
             student.heads[label] = head.to(student.mean.device)
+            student.tokens |= {label: earlier.tokens[label]} if label in earlier.tokens else {}
 
 
 def describe(work: Work, *, seconds: float | None = None) -> None:
@@ -341,5 +350,6 @@ def about_teacher(teacher: Teacher) -> dict[str, Any]:
     )
 
 
-PHASES = (ready_teachers, calibrate, fill_cache, begin, train_arms, compare, export)
+BEFORE_TRAINING = (ready_teachers, calibrate, fill_cache, begin)
+PHASES = (*BEFORE_TRAINING, train_arms, compare, export)
 """Of a run, in their order; each finds in the run's folder what an earlier try has left."""

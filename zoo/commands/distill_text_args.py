@@ -6,7 +6,7 @@ from typing import Annotated
 
 import tyro
 
-from zoo.commands.parse import parse
+from zoo.commands.parse import parse, refuse_other_folder, value_of
 from zoo.train.distill.token_config import DistillText
 
 
@@ -33,9 +33,8 @@ def _resumes_text(argv: list[str]) -> bool:
 
 def resumed(argv: list[str]) -> Path | None:
     """Return the folder that --resume names."""
-    if "--resume" in argv[:-1]:
-        return Path(argv[argv.index("--resume") + 1])
-    return None
+    folder = value_of(argv, "--resume")
+    return None if folder is None else Path(folder)
 
 
 def main(argv: list[str]) -> None:
@@ -56,6 +55,7 @@ def main(argv: list[str]) -> None:
 
         default = DistillTextArgs(run=replace(Run(folder).config(DistillText), out=folder))
     args = parse(DistillTextArgs, argv, "distill --text", main.__doc__ or "", default=default)
+    refuse_other_folder(args.run.out, args.resume)
     from zoo.commands.distill_text import distill_text
 
     run = distill_text(args.run, resume=args.resume is not None)

@@ -23,6 +23,7 @@ from zoo.eval.registry import Parts, Picture, Subject
 from zoo.eval.results import (
     SUFFIX,
     Record,
+    check_out,
     finished,
     hash_data,
     hash_weights,
@@ -69,6 +70,8 @@ def check(request: EvalRequest) -> None:
     """
     if request.resume and request.out is None:
         raise ValueError("--resume needs the --out of the evaluation that was stopped.")
+    if request.out is not None:
+        check_out(request.out)
     for name in find(request.on):
         load(name)
         reads = BENCHMARKS[name].reads
@@ -207,9 +210,7 @@ def _measure_one(
     seconds = round(time.perf_counter() - began, 3)
     lost = len(subject.unreadable.get(path, ())) if path else 0
     record = replace(record, values=values, seconds=seconds, kept=scores, unreadable=lost)
-    if not request.out:
-        return record
-    written = write(request.out, record, scores, pictures)
+    written = kept(record, request, scores, pictures)
     if subject.work and subject.work.exists():
         shutil.rmtree(subject.work)
         if not any(subject.work.parent.iterdir()):
@@ -277,7 +278,27 @@ def _measure_run(target: str, folder: Path, request: EvalRequest) -> Record:
     record = Record(
         benchmark="run", values=values, seconds=round(time.perf_counter() - began, 3), **about
     )
-    return write(request.out, record, {}, {}) if request.out else record
+    return kept(record, request, {}, {})
+
+
+def kept(
+    record: Record,
+    request: EvalRequest,
+    scores: Mapping[str, Parts],
+    pictures: Mapping[str, Picture],
+) -> Record:
+    """Append a result to the file of the request, if it has one; print it if that fails.
+
+    Raises:
+        OSError: the file cannot be written any more.
+    """
+    if not request.out:
+        return record
+    try:
+        return write(request.out, record, scores, pictures)
+    except OSError as error:
+        Console().print(table_of([record]))
+        raise OSError(f"The result above was not written to {request.out}: {error}.") from error
 
 
 # ---------------------------------------------------------------- showing

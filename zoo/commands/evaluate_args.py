@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from zoo.commands.parse import parse
+from zoo.commands.parse import parse, value_of
 from zoo.eval.benchmarks import DEFAULT, find, settings_of
 from zoo.train.ranges import BATCH, PIXELS, SEED, WORKERS, check_ranges
 
@@ -54,11 +54,11 @@ def main(argv: list[str]) -> None:
     zoo eval runs/mine/export --on knn,fewshot,speed --data PHOTOS --out results.jsonl
     zoo eval --compare results.jsonl:runs/a results.jsonl:runs/b
     """
-    on = find([name for name in _value_of(argv, "--on").replace(" ", "").split(",") if name])
+    on = find([name for name in (value_of(argv, "--on") or "").replace(" ", "").split(",") if name])
     kinds = {name: settings_of(name) for name in on or DEFAULT}
     fields: list[Any] = [(name, kind, kind()) for name, kind in kinds.items()]
     args_class = make_dataclass("Args", fields, bases=(EvalArgs,), frozen=True, kw_only=True)
-    args = parse(args_class, argv, "eval", main.__doc__ or "")
+    args = parse(args_class, argv, "eval", main.__doc__ or "", several=("--data",))
     if (args.target is None) == (args.compare is None and args.features is None):
         raise ValueError("Name what to measure: one target, or --compare A B, or --features DIR.")
     from zoo.commands.evaluate import compare_targets, evaluate, read_data, show_plan
@@ -86,13 +86,3 @@ def main(argv: list[str]) -> None:
         compare_targets(first, second, request)
     else:
         evaluate(args.target, request)
-
-
-def _value_of(argv: list[str], option: str) -> str:
-    """Read one option before the others, which depend on it."""
-    for place, word in enumerate(argv):
-        if word == option and place + 1 < len(argv):
-            return argv[place + 1]
-        if word.startswith(f"{option}="):
-            return word.partition("=")[2]
-    return ""

@@ -2,11 +2,15 @@
 
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING
 
 import tyro
 
 from zoo.commands.model_table import ModelFacts, read_table
 from zoo.commands.parse import parse
+
+if TYPE_CHECKING:
+    from zoo.train.distill.config import Distill
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,18 +64,46 @@ def _fits(name: str, facts: ModelFacts, pattern: str) -> bool:
 
 
 def list_recipes() -> None:
-    """Show the recipes: what each makes, from what, at which size."""
+    """Show the recipes and their stages: what each makes, from what, at which size, how long."""
     from rich.console import Console
     from rich.table import Table
 
-    from zoo.train.distill.recipes import RECIPES, summary_of
+    from zoo.train.distill.recipes import IMAGES, RECIPES, summary_of
+    from zoo.train.distill.stages import stages_of
 
     table = Table("recipe", "what it does", show_lines=True)
-    for column in ("teachers", "student"):
+    for column in ("teachers", "student", "training"):
         table.add_column(column, overflow="fold")  # names are for copying
     for name, recipe in RECIPES.items():
-        run = recipe()
-        sides = ", ".join(str(side) for side in run.sizes or (run.size,))
-        teachers = "\n".join(spec.describe() for spec in run.teachers) or "yours"
-        table.add_row(name, summary_of(recipe), teachers, f"{run.student}\n{sides} px")
+        stages = stages_of(recipe())
+        for number, (stage, run) in enumerate(stages.items(), 1):
+            sides = ", ".join(map(str, run.sizes or (run.size,)))
+            goes_on = f"\nfrom {run.start}" if run.start else ""
+            teachers = "\n".join(spec.describe() for spec in run.teachers) or "yours"
+            table.add_row(
+                f"{name}\n{number} {stage}" if stage else name,
+                summary_of(recipe) if number == 1 else "",
+                teachers,
+                f"{run.student}\n{sides} px{goes_on}",
+                _training(run),
+            )
+        if name in IMAGES:
+            images = sum(run.steps * run.samples for run in stages.values())
+            both = f"{_count(images)} images\npaper {_count(IMAGES[name])}"
+            table.add_row(name, "", "", "in all", both)
     Console().print(table)
+
+
+def _training(run: "Distill") -> str:
+    """Say how long a run is, and with what rate and average it learns."""
+    batches = run.batches or (run.batch,)
+    batch = f"{min(batches):,} to {max(batches):,}" if run.batches else f"{run.batch:,}"
+    average = f"average {run.optim.ema}" if run.optim.ema else "no average"
+    return (
+        f"{run.steps:,} steps of {batch}\n{_count(run.steps * run.samples)} images\n"
+        f"rate {run.optim.lr:g}, {average}"
+    )
+
+
+def _count(images: float) -> str:
+    return f"{images / 1e6:,.3g} M" if images >= 1e6 else f"{images:,.0f}"

@@ -1,13 +1,63 @@
 """Reading a sub-command's arguments: one way for all of them."""
 
+import re
+from collections.abc import Collection
 from typing import Any
 
 import tyro
 
 
-def parse(kind: Any, argv: list[str], command: str, about: str, **kwargs: Any) -> Any:
-    """Read `argv` as fields of the dataclass `kind`; --help shows `about`."""
+def parse(
+    kind: Any,
+    argv: list[str],
+    command: str,
+    about: str,
+    *,
+    several: Collection[str] = (),
+    **kwargs: Any,
+) -> Any:
+    """Read `argv` as fields of the dataclass `kind`; --help shows `about`.
+
+    Args:
+        several: Options that may be given several times.
+
+    Raises:
+        ValueError: another option is given twice, of which one would be ignored.
+    """
+    seen = set()
+    for word in argv:
+        option = _option(word)
+        if option in seen and option not in several:
+            raise ValueError(f"{option} is given twice; leave out one of them.")
+        if option:
+            seen.add(option)
     return tyro.cli(kind, args=argv, prog=f"zoo {command}", description=about, **kwargs)
+
+
+def _option(word: str) -> str:
+    """Return the option that a word gives, without its value and as --help spells it; or ""."""
+    name = word.partition("=")[0].replace("_", "-")
+    return re.sub(r"(^--|\.)no-", r"\1", name) if re.match(r"--[a-zA-Z]", name) else ""
+
+
+def value_of(argv: list[str], option: str) -> str | None:
+    """Read one option before the others, which depend on it; `None` if it is not given."""
+    for place, word in enumerate(argv):
+        if word == option and place + 1 < len(argv):
+            return argv[place + 1]
+        if word.startswith(f"{option}="):
+            return word.partition("=")[2]
+    return None
+
+
+def refuse_other_folder(out: Any, resume: Any) -> None:
+    """Refuse an --out that is not the folder of the run that --resume goes on with.
+
+    Raises:
+        ValueError: they differ.
+    """
+    if resume is not None and out != resume:
+        raise ValueError(f"--resume {resume} goes on in its own folder; leave out --out {out}.")
 
 
 def resolve_device(name: str) -> str:

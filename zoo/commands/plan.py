@@ -25,7 +25,7 @@ def print_plan(config: Distill) -> None:
     """Print models, shapes, bytes and the estimated speed of a run."""
     Run.refuse_existing(config.out)
     device = device_of(config.device)
-    teachers, student, model = model_costs(config)
+    teachers, student, model = model_costs(config, device)
     console = Console()
     if not console.is_terminal:
         console = Console(width=140)  # a file has no width that names should be cut to
@@ -50,9 +50,10 @@ def print_plan(config: Distill) -> None:
 def _estimates(
     config: Distill, device: torch.device, teachers: list[Cost], student: Cost, model: Student
 ) -> list[str]:
-    weights = 4 * sum(cost.params for cost in teachers)
+    weights = sum(cost.bytes for cost in teachers)
     trained = 4 * student.params * (4 + bool(config.optim.ema))  # weights, gradient, two moments
     checkpoint = 4 * student.params * (3 + bool(config.optim.ema))
+    images = config.batch // config.num_slices
     tokens = sum(t.grid[0] * t.grid[1] * (t.spatial_dim or 0) for t in teachers if t.grid)
     batch = config.samples
     work = batch * image_flops(config, teachers, student)
@@ -65,7 +66,7 @@ def _estimates(
         f"student: backbone {backbone / 1e6:,.2f} M, heads "
         f"{(student.params - backbone) / 1e6:,.2f} M parameters",
         f"memory: teachers {_size(weights)}, student with optimizer {_size(trained)}, "
-        f"targets of a batch {_size(4 * config.batch * tokens)}; a checkpoint {_size(checkpoint)}",
+        f"targets of a slice {_size(4 * images * tokens)}; a checkpoint {_size(checkpoint)}",
         f"work: {work / 1e12:,.2f} TFLOP a step of {batch:g} images; about {speed:.2g} "
         f"steps/s = {speed * batch:.2g} img/s on this {device.type} (estimated at "
         f"{EFFICIENCY:.0%} of its matrix product)",

@@ -135,8 +135,7 @@ class ModelPool:
         """Open a teacher with bfloat16 weights on a GPU; the same one at each call."""
         if spec.name not in self._plain:
             teacher = open_teacher(spec.name, device=self.device)
-            network = frozen(teacher)
-            if network is not None:
+            for network in frozen(teacher):
                 spread_layer_scale(network.network)
                 if self.device.type == "cuda":
                     network.to_bf16()
@@ -156,7 +155,7 @@ class ModelPool:
         return teacher, report
 
     def _in_form(self, teacher: Teacher, step: Step) -> tuple[Teacher, QuantReport | None]:
-        report, network = None, frozen(teacher)
+        report, network = None, next(iter(frozen(teacher)), None)
         if network is None:
             return teacher, None
         if step.precision != "bf16" or step.compiled:
@@ -180,7 +179,7 @@ class ModelPool:
         """Count the FLOPs of teachers and student."""
         key = (step.teachers, step.student, step.size)
         if key not in self._costs:
-            self._costs[key] = model_costs(config)[:2]
+            self._costs[key] = model_costs(config, self.device)[:2]
         return self._costs[key]
 
     def drop(self, keep: Callable[[str], bool]) -> None:

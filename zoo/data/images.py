@@ -3,8 +3,10 @@
 import contextlib
 import io
 import math
+import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
@@ -28,6 +30,11 @@ TURNS = {
 SIDEWAYS = (5, 6, 7, 8)
 
 
+def printable(name: str) -> str:
+    r"""Return a file name with the bytes that are no UTF-8 written as `\xff`."""
+    return os.fsencode(name).decode("utf-8", "backslashreplace")
+
+
 class UnreadableImage(ValueError):
     """An image that cannot be decoded, or whose values have no known range."""
 
@@ -36,7 +43,7 @@ class EncodedImage:
     """An image of which only the header has been read; its pixels are decoded on demand, once.
 
     Args:
-        file: The encoded image, or the path of its file.
+        file: The encoded image, the path of its file, or the open file.
         upright: Turn and mirror it as its EXIF orientation says, as viewers of photographs do.
             Without, pixels stay where they are stored: where boxes, masks and points refer to.
         name: What messages call it; the path by default.
@@ -46,11 +53,12 @@ class EncodedImage:
         OSError: the file cannot be read.
     """
 
-    def __init__(self, file: bytes | Path, *, upright: bool = True, name: str = ""):
-        self.name = name or (str(file) if isinstance(file, Path) else "The image")
+    def __init__(self, file: bytes | Path | IO[bytes], *, upright: bool = True, name: str = ""):
+        self.name = name or (printable(str(file)) if isinstance(file, Path) else "The image")
         data = file.read_bytes() if isinstance(file, Path) else file
         with self._named():
-            self._image = Image.open(io.BytesIO(data), formats=FORMATS)
+            opened = io.BytesIO(data) if isinstance(data, bytes) else data
+            self._image = Image.open(opened, formats=FORMATS)
         width, height = self._image.size
         if max(width, height) > MOST_SIDE:
             raise UnreadableImage(
@@ -122,6 +130,17 @@ def to_rgb(image: Image.Image) -> Image.Image:
             f"it holds {kind}, whose range is not stated; write it with 8 or 16 bits a channel."
         )
     return image.convert("RGB")
+
+
+def stored_size(file: Path) -> tuple[int, int]:
+    """Read the width and height of an image as it is stored; only its header is read.
+
+    Raises:
+        UnreadableImage: as `EncodedImage`.
+        OSError: the file cannot be read.
+    """
+    with file.open("rb") as opened:
+        return EncodedImage(opened, upright=False, name=printable(str(file))).size
 
 
 def read_rgb(file: Path, *, upright: bool = True) -> Image.Image:

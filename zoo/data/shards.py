@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from zoo.data.walk import printable
+from zoo.data.images import printable
 
 HEADER_BYTES = 2**20
 """Most bytes of one extended header; a name and some numbers take a few hundred."""

@@ -10,10 +10,10 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 
-from zoo.data.images import IMAGE_SUFFIXES
+from zoo.data.images import IMAGE_SUFFIXES, printable
 from zoo.data.plan import mix
 from zoo.data.shards import Entry, entries, shards_in
-from zoo.data.walk import image_files, printable
+from zoo.data.walk import image_files
 from zoo.files import read_arrays
 
 SPLITS = {"train": ("train", "training"), "val": ("val", "valid", "validation", "test")}

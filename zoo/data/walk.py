@@ -1,4 +1,4 @@
-"""Find the image files below a folder: each real file once, under a name that can be printed."""
+"""Find the image files below a folder: each real file once."""
 
 import logging
 import os
@@ -9,17 +9,15 @@ from zoo.data.images import IMAGE_SUFFIXES
 _log = logging.getLogger(__name__)
 
 
-def printable(name: str) -> str:
-    r"""Return a file name with the bytes that are no UTF-8 written as `\xff`."""
-    return os.fsencode(name).decode("utf-8", "backslashreplace")
-
-
-def image_files(root: Path) -> list[str]:
+def image_files(root: Path, *, again: bool = False) -> list[str]:
     """List the image files below `root` by their sorted paths in it.
 
     Hidden files and folders are left out, and so is what is no regular file (a pipe, a device).
     Symbolic links are followed, but what they lead to is listed once: under its own path where it
     lies below `root` too. A link back to a folder that is listed already is named in a warning.
+
+    Args:
+        again: List every link to an image, also to one that is listed already.
 
     Raises:
         OSError: `root` itself cannot be listed.
@@ -52,7 +50,8 @@ def image_files(root: Path) -> list[str]:
                 todo.append((name, below))
             elif is_image(entry.name) and entry.is_file():
                 files.append(name)
-    return sorted(files + _once(root, links, files))
+    links = sorted(link for link in links if is_image(link) and (root / link).is_file())
+    return sorted(files + (links if again else _once(root, links, files)))
 
 
 def is_image(name: str) -> bool:
@@ -76,17 +75,16 @@ def _listed(folder: Path, *, must: bool) -> list[os.DirEntry[str]]:
 
 
 def _once(root: Path, links: list[str], files: list[str]) -> list[str]:
-    """Return the links to image files that are not among `files`, one for each of them."""
-    links = sorted(link for link in links if is_image(link) and (root / link).is_file())
+    """Return the links to images that are not among `files`, one for each image."""
     seen = {os.path.realpath(root / name) for name in files} if links else set()
-    kept, again = [], []
+    kept, double = [], []
     for link in links:
         target = os.path.realpath(root / link)
-        (again if target in seen else kept).append(link)
+        (double if target in seen else kept).append(link)
         seen.add(target)
-    if again:
+    if double:
         _log.warning(
             "%d links below %s lead to images that are listed already (%s first); each image is "
-            "taken once.", len(again), root, again[0],
+            "taken once.", len(double), root, double[0],
         )  # fmt: skip
     return kept

@@ -10,6 +10,7 @@ from torch import nn
 from zoo.data.plan import mix
 from zoo.experiments.imposed import Imposed, WithScale
 from zoo.experiments.pictures import Collection, RandomCrop
+from zoo.features import at_grid
 from zoo.teachers.pretext import MEAN, STD, PretextTeacher
 from zoo.train.config import Every, Optim, Precision
 from zoo.train.distill.phi_s import Moments
@@ -77,9 +78,18 @@ def train_teacher(
 
 @torch.no_grad()
 def measure_teachers(
-    teachers: dict[str, PretextTeacher], collection: Collection, crop: RandomCrop, *, batch: int
+    teachers: dict[str, PretextTeacher],
+    collection: Collection,
+    crop: RandomCrop,
+    *,
+    batch: int,
+    grid: tuple[int, int] | None = None,
 ) -> dict[str, Moments]:
-    """Measure mean and covariance of every teacher's map over training crops, in float32."""
+    """Measure mean and covariance of every teacher's map over training crops, in float32.
+
+    Args:
+        grid: Of a student, with which finer maps are compared after averaging; by default none.
+    """
     device = collection.train.images.device
     moments = {
         name: Moments(teacher.spatial_dim, device)
@@ -88,7 +98,10 @@ def measure_teachers(
     }
     for images in collection.feed(crop, batch=batch, seed=mix(0, 13)).batches(0, CALIBRATION):
         for name in moments:
-            moments[name].update(teachers[name](images).spatial)
+            spatial = teachers[name](images).spatial
+            assert spatial is not None
+            rows, cols = map(min, spatial.shape[1:3], grid or spatial.shape[1:3])
+            moments[name].update(at_grid(spatial, (rows, cols)))
     return moments
 
 

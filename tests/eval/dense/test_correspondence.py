@@ -114,5 +114,5 @@ def test_damaged_pairs_are_refused(planted, tmp_path):
     spair(tmp_path / "box", trg_bndbox=[1, 1])
     with pytest.raises(ValueError, match="not a pair of SPair-71k"):
         read_spair(tmp_path / "box", "test")
-    with pytest.raises(ValueError, match="at least 1"):
+    with pytest.raises(ValueError, match="finer is 0"):
         CorrespondenceSettings(finer=0)

@@ -186,3 +186,28 @@ def test_what_does_not_fit_is_refused_with_what_came(tmp_path):
     (root / "masks" / "val" / "a.png").unlink()
     with pytest.raises(ValueError, match=r"1 of 2 images have no mask in .*masks/val"):
         open_segments(root)
+
+
+def test_a_mask_lies_on_the_stored_pixels_of_a_turned_photograph(tmp_path):
+    folder(tmp_path)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (6, 4), (1, 2, 3)).save(tmp_path / "images" / "train" / "a.jpg", exif=exif)
+    train, _ = open_segments(tmp_path)
+    assert train.image(0).size == (6, 4)
+
+
+def test_masks_may_be_links_to_one_file_and_images_may_not(tmp_path):
+    folder(tmp_path)
+    second = tmp_path / "masks" / "train" / "b.png"
+    second.unlink()
+    second.symlink_to("a.png")
+    assert len(open_segments(tmp_path)[0]) == 2
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, "{}", "[1, 2]", "[", "\xff"])
+def test_a_list_of_classes_that_is_none_is_refused_by_name(text, tmp_path):
+    folder(tmp_path)
+    (tmp_path / "classes.json").write_text(text, "latin-1")
+    with pytest.raises(ValueError, match=r"classes\.json"):
+        open_segments(tmp_path)

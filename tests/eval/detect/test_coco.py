@@ -3,10 +3,12 @@
 import json
 
 import pytest
+import torch
 from PIL import Image
 
 pytest.importorskip("faster_coco_eval", reason="faster-coco-eval is not installed; it is in [det]")
 
+from zoo.eval.detect.canvas import Samples
 from zoo.eval.detect.coco import open_coco, read_coco
 from zoo.eval.detect.shapes import write_shapes
 
@@ -130,6 +132,22 @@ BAD = {
         lambda c, _: c["annotations"][0].update(segmentation=dict(size=[9, 9], counts=[81])),
         "run lengths of size",
     ),
+    "id of 400 digits": (
+        lambda c, _: c["annotations"][0].update(id=10**400), "whole numbers of 64 bits",
+    ),
+    "list for an image": (
+        lambda c, _: c["annotations"][0].update(image_id=[1]), r"image \[1\] is not in the file",
+    ),
+    "list for a class": (
+        lambda c, _: c["categories"][0].update(name=["ball"]), "classes need different names",
+    ),
+    "box of 400 digits": (
+        lambda c, _: c["annotations"][0].update(bbox=[1, 2, 10**400, 4]), "is not a box",
+    ),
+    "polygon of a giant": (
+        lambda c, _: c["annotations"][0].update(segmentation=[[0, 0, 1e9, 0, 0, 1e9]]),
+        "far outside of the image",
+    ),
     "no list of images": (lambda c, _: c.pop("images"), "it needs the lists images"),
     "no image at all": (lambda c, _: c.update(images=[], annotations=[]), "lists no image"),
 }  # fmt: skip
@@ -150,7 +168,7 @@ def test_a_folder_without_annotations_names_the_layouts(tmp_path):
 
 def test_text_that_is_no_json_is_refused(tmp_path):
     (tmp_path / "a.json").write_text("{")
-    with pytest.raises(ValueError, match="is not a JSON file"):
+    with pytest.raises(ValueError, match="is not JSON"):
         read_coco(tmp_path / "a.json", tmp_path)
 
 
@@ -164,3 +182,16 @@ def test_a_detector_with_masks_asks_for_masks(folder):
     change(folder, lambda c: c["annotations"][1].pop("segmentation"))
     with pytest.raises(ValueError, match=r"1 objects of .* have no mask"):
         open_coco(folder, "train").require_masks()
+
+
+def test_boxes_refer_to_the_stored_pixels_of_a_turned_photograph(folder):
+    split = open_coco(folder, "train")
+    plain = Samples(split, 64, masks=False)[0, False].images
+    for image in split.images:
+        exif = Image.Exif()
+        exif[0x0112] = 6
+        with Image.open(image.path) as opened:
+            opened.save(image.path.with_suffix(".png"), exif=exif)
+        image.path.with_suffix(".png").replace(image.path)
+    split = open_coco(folder, "train")  # COCO's json has the stored height and width
+    assert torch.equal(Samples(split, 64, masks=False)[0, False].images, plain)

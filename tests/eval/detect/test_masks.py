@@ -52,7 +52,7 @@ def test_an_object_without_mask_is_empty():
         ("polygon", "a str where"),
         ([3.0, 4.0], "not a list of numbers"),
         ([[1.0, 2.0, 3.0, 4.0]], "of 4 numbers"),
-        ([[1.0, 2.0, 3.0, 4.0, 5.0, float("nan")]], "not finite"),
+        ([[1.0, 2.0, 3.0, 4.0, 5.0, float("nan")]], "no number"),
         (dict(size=[8, 9], counts=[72]), "has 8 rows and 10 columns"),
         (dict(size=[8, 10], counts=[50]), "over 50 pixels; the image has 80"),
         (dict(size=[8, 10], counts=None), "neither text nor a list"),

@@ -13,13 +13,14 @@ from safetensors.torch import load_file, save_file
 
 from zoo.data.feed import ImageFeed
 from zoo.data.plan import Plan
-from zoo.features import Features
+from zoo.features import Features, match_grid
 from zoo.train.distill.calibrate import FILE, Calibration, Statistics, fit_normalizers
 from zoo.train.distill.config import Distill, Losses, TeacherSpec
-from zoo.train.distill.losses import mse
+from zoo.train.distill.losses import SPATIAL_LOSSES, angle, mse, summary_loss
 from zoo.train.distill.phi_s import KINDS, fit
 from zoo.train.distill.setup import Setup, new_student, prepare
-from zoo.train.distill.task import DistillTask
+from zoo.train.distill.task import DistillTask, terms_of
+from zoo.train.distill.weighting import Weighting
 from zoo.train.run import Run
 
 
@@ -29,12 +30,82 @@ def test_the_baseline_of_a_map_is_what_the_best_constant_guess_would_lose(kind):
     found = Statistics()
     found.add("a", 32, Features(None, x.view(20, 10, 10, 8)))
     normalizers = {"a": fit(kind, found.moments["a", 32])}
-    baseline = found.baseline_losses(normalizers, 32)["a/spatial"]
+    baseline = found.baseline_losses(normalizers, 32, Losses())["a/spatial"]
     target = normalizers["a"](x)
     lost = mse(target.mean(0).expand_as(target), target)
     torch.testing.assert_close(baseline, lost * 2000 / 1999)
     if kind in ("phi_s", "alpha_only", "standardize"):
         torch.testing.assert_close(baseline, torch.ones_like(baseline))
+
+
+@pytest.mark.parametrize(
+    ("losses", "lost"),
+    [
+        # every token is 3 from the mean: by hand, in units of the targets
+        (Losses(spatial="mse"), 9.0),
+        (Losses(spatial="smooth_l1"), 3 - 0.5),
+        (Losses(spatial="smooth_l1", beta=4.0), 9 / 8),
+        (Losses(spatial="hybrid", hybrid=(0.0, 0.1)), 0.25),
+        # at right angles to one another, and the guess between them: 1 - cos 45°
+        (Losses(spatial="hybrid", hybrid=(1.0, 0.0)), 1 - 0.5**0.5),
+    ],
+)
+def test_the_baseline_is_what_a_constant_guess_loses_in_that_loss(losses, lost):
+    tokens = torch.tensor([[6.0, 0.0], [0.0, 6.0]]).repeat(500, 1)
+    found = Statistics()
+    found.add("a", 32, Features(None, tokens.view(10, 10, 10, 2)))
+    normalizers = {"a": fit("none", found.moments["a", 32])}
+    baseline = found.baseline_losses(normalizers, 32, losses)["a/spatial"].item()
+    assert baseline == pytest.approx(lost, rel=2e-3)  # a variance is over n - 1
+
+
+@pytest.mark.parametrize("spatial", ["mse", "smooth_l1", "hybrid"])
+@pytest.mark.parametrize("summary", ["cosine", "angle"])
+def test_with_dispersion_weighting_a_constant_guess_loses_one_from_every_teacher(spatial, summary):
+    """Two teachers that say the same in units a hundred times apart, on their own scale."""
+    losses = Losses(spatial=spatial, summary=summary, weighting="dispersion")
+    seed, found = torch.Generator().manual_seed(0), Statistics()
+    maps = torch.randn(40, 8, 8, 16, generator=seed) + 1
+    vectors = torch.randn(40, 12, generator=seed) + 1
+    answers = {f"{k}": Features(vectors * k, maps * k) for k in (1, 100)}
+    for label, answer in answers.items():
+        found.add(label, 32, answer)
+    normalizers = {label: fit("none", found.moments[label, 32]) for label in answers}
+    baselines = found.baseline_losses(normalizers, 32, losses)
+    baselines = {name: value.item() for name, value in baselines.items()}
+    specs = {label: TeacherSpec(name=f"rule:{label}") for label in answers}
+    for label, (y, x) in answers.items():
+        direction = torch.nn.functional.normalize(y, dim=-1).mean(0).expand_as(y)
+        distance = summary_loss(direction, y)
+        if summary == "angle":
+            distance = angle(y.mean(0).expand_as(y), y, dispersion=baselines[f"{label}/summary"])
+        flat = x.flatten(0, 2)
+        values = [distance, SPATIAL_LOSSES[spatial](flat.mean(0).expand_as(flat), flat)]
+        names = [f"{label}/summary", f"{label}/spatial"]
+        for name, value in zip(names, values, strict=True):
+            weigh = Weighting([name], specs, losses, baselines)
+            assert weigh(value[None]).item() == pytest.approx(1, rel=0.02), name
+
+
+def test_standardised_summaries_have_variance_one_in_every_channel_and_are_what_is_compared():
+    """UNIC standardises the class token's target as well as the patches'."""
+    found, seed = Statistics(), torch.Generator().manual_seed(0)
+    y = torch.randn(500, 6, generator=seed) * torch.logspace(-1, 1, 6) + torch.arange(6.0)
+    for part in y.split(100):
+        found.add("a", 32, Features(part, None))
+    assert found.summary_normalizers("none") == {}
+    normalizers = found.summary_normalizers("standardize")
+    target = normalizers["a/summary"](y)
+    torch.testing.assert_close(target.var(0), torch.ones(6), rtol=1e-4, atol=0)
+    torch.testing.assert_close(target.mean(0), torch.zeros(6), rtol=0, atol=1e-4)
+    head = SimpleNamespace(summary=True, spatial=None)
+    student: Any = SimpleNamespace(heads={"a": head})
+    (term,) = terms_of(Distill(), student, normalizers, {})
+    by_hand = [(value - y.mean(0)) / y.std(0) for value in y[:4]]
+    guess = torch.stack([x.roll(1) for x in by_hand])
+    cosines = [torch.dot(a, b) / a.norm() / b.norm() for a, b in zip(guess, by_hand, strict=True)]
+    loss = term.loss(Features(guess, None), Features(y[:4], None), match_grid)
+    torch.testing.assert_close(loss, 1 - torch.stack(cosines).mean(), rtol=1e-4, atol=0)
 
 
 MODULE = """

@@ -16,7 +16,7 @@ from zoo.train.distill.plan_step import (
     plan_step,
     view_of,
 )
-from zoo.train.distill.sizes import sizes_of
+from zoo.train.distill.sizes import every_size
 
 RUN = Distill(
     teachers=(
@@ -88,6 +88,17 @@ def test_a_teacher_is_sampled_at_its_rate_and_the_others_always():
     assert drawn_teachers(PLAN, 0, always) is None
 
 
+def test_a_teacher_of_one_size_is_sampled_in_the_steps_of_that_size():
+    colour = replace(RUN.teachers[0], at=96)
+    run = replace(RUN, teachers=(colour, RUN.teachers[1]))
+    for step in range(200):
+        at_96 = drawn_size(PLAN, step, run) == 96
+        assert ("colour" in drawn_teachers(PLAN, step, run)) == at_96
+    with pytest.raises(ValueError, match="is sampled at 32 px, and the student is at 64, 96, 128"):
+        replace(RUN, teachers=(replace(colour, at=32),))
+    assert TeacherSpec.parse(colour.describe()) == colour
+
+
 def test_a_teacher_that_is_not_sampled_is_not_called(teachers):
     steps = [step for step in range(40) if "edges" not in drawn_teachers(PLAN, step, RUN)]
     assert set(planned(PLAN, steps[0], 0, RUN, teachers).teachers(teachers)) == {"colour"}
@@ -101,7 +112,7 @@ def test_images_are_decoded_for_the_largest_canvas(teachers):
     assert view_of(shifted, teachers, grids_of(shifted)).size == 96 + 96 // (
         64 // 16
     )  # a cell of 16 px more
-    assert sizes_of(teachers["edges"]) == [(96, 96)]
+    assert [t.size for t in every_size(teachers["edges"])] == [(96, 96)]
 
 
 def test_a_size_that_the_student_cannot_take_is_refused_before_any_work():

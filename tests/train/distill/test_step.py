@@ -52,6 +52,11 @@ def test_a_head_whose_teacher_is_not_sampled_gets_the_loss_zero_and_a_gradient()
     sum(loss.total.sum() for loss in losses.values()).backward()
     assert all(p.grad is not None for p in model.parameters())
     assert all(p.grad.abs().max() == 0 for p in model.heads["b"].parameters())
+    for each_image in (False, True):  # one form for all, so that the weighting can stack them
+        losses = distill_step(
+            BATCH, model, {"a": TARGETS["a"]}, terms(each_image=each_image), align
+        )
+        assert len({loss.total.shape for loss in losses.values()}) == 1
 
 
 def test_each_images_losses_add_up_to_those_of_the_batch():

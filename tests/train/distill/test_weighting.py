@@ -145,5 +145,5 @@ def test_the_draws_of_teacher_drop_follow_the_seed_of_the_step():
 
 def test_a_rate_outside_of_its_range_is_refused():
     for rate in (0.0, 1.5):
-        with pytest.raises(ValueError, match="share of the steps"):
+        with pytest.raises(ValueError, match="share above 0"):
             replace(SPECS["a"], rate=rate)

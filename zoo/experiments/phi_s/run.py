@@ -30,7 +30,7 @@ from zoo.experiments.probes import probe
 from zoo.experiments.stack import Answers, Stack
 from zoo.experiments.teachers import describe_teachers, measure_teachers, train_teacher
 from zoo.features import Batch, Features, match_grid
-from zoo.students.build import build_student
+from zoo.students.build import build_student, student_grids
 from zoo.students.student import Student
 from zoo.teachers.pretext import PretextTeacher
 from zoo.train.config import Optim
@@ -45,6 +45,7 @@ from zoo.train.run import Run
 __all__ = ["full", "main", "plan", "run", "tiny"]
 
 OPTIM = Optim(lr=1e-3, min_lr=1e-6, weight_decay=0.02, ema=0.0)
+STUDENT = "vit_tiny_patch16_224"
 WARM = 8
 """Warm-up steps, which are not timed."""
 
@@ -97,9 +98,12 @@ def prepare(config: PhiSExperiment) -> PhiSSetup:
             out=config.out / "training" / f"teacher-{label}",
             scale=SCALES[label],
         )
-    moments = measure_teachers(teachers, collection, crop, batch=min(config.batch, 256))
+    batch = min(config.batch, 256)
+    moments = measure_teachers(teachers, collection, crop, batch=batch)
+    grid = student_grids(STUDENT, config.size, (config.size,))[config.size]
+    compared = measure_teachers(teachers, collection, crop, batch=batch, grid=grid)
     normalizers = {
-        arm: {name: fit(ARMS[arm].normalise, m) for name, m in moments.items()}
+        arm: {name: fit(ARMS[arm].normalise, m) for name, m in compared.items()}
         for arm in (*config.arms, *ROTATION)
     }
     config.out.mkdir(parents=True, exist_ok=True)
@@ -121,7 +125,7 @@ def new_students(setup: PhiSSetup, chosen: StudentSet, seeds: Sequence[int]) -> 
     for seed in seeds:
         torch.manual_seed(mix(seed, 21))
         student = build_student(
-            "vit_tiny_patch16_224",
+            STUDENT,
             widths(setup.teachers),
             size=setup.config.size,
             hidden=chosen.hidden,

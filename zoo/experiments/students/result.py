@@ -123,14 +123,16 @@ def _teacher_gaps(rows: Rows, measures: Sequence[str]) -> tuple[list[str], list[
 
 def _fidelities(rows: Rows) -> tuple[list[str], list[list[str]]]:
     distilled = [row for row in rows if row["way"] == "distilled"]
-    names = [k for k in (distilled[0] if distilled else {}) if k.startswith("fidelity/")]
+    # on the teachers' own grids: the families' strides differ
+    prefix = "fidelity_own_grid/"
+    names = [k for k in (distilled[0] if distilled else {}) if k.startswith(prefix)]
     body = []
     for family in _families(rows):
         mine = list(_by_seed(rows, family, "distilled").values())
         if mine:
             cells = [f"{np.mean([row[n] for row in mine]):.2f}" for n in names]
             body.append([family, *cells])
-    return ["family", *(n.removeprefix("fidelity/") for n in names)], body
+    return ["family", *(n.removeprefix(prefix) for n in names)], body
 
 
 def _all_seeds(rows: Rows, measures: Sequence[str]) -> tuple[list[str], list[list[str]]]:

@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -23,7 +24,7 @@ from zoo.experiments.probes import probe
 from zoo.experiments.students.config import StudentsExperiment
 from zoo.experiments.teachers import describe_teachers, measure_teachers, train_teacher
 from zoo.features import Batch, Features, match_grid
-from zoo.students.build import build_student
+from zoo.students.build import build_student, student_grids
 from zoo.students.student import Student
 from zoo.teachers.pretext import Classifier, Gradients, PatchTransformer, PretextTeacher
 from zoo.train.config import Every, Optim, Training
@@ -71,7 +72,8 @@ class StudentsSetup:
     collection: Collection
     crop: RandomCrop
     teachers: dict[str, PretextTeacher]
-    normalizers: dict[str, Normalizer]
+    normalizers: dict[str, dict[str, Normalizer]]
+    """Family -> teacher -> PHI-S, on the grid on which the two are compared."""
 
     def autocast(self) -> AbstractContextManager:
         """Return the context in which models run."""
@@ -108,8 +110,14 @@ def prepare(config: StudentsExperiment) -> StudentsSetup:
             out=config.out / "training" / f"teacher-{label}",
             scale=SCALES[label],
         )
-    moments = measure_teachers(teachers, collection, crop, batch=config.batch)
-    normalizers = {name: fit("phi_s", m) for name, m in moments.items()}
+    measure = partial(measure_teachers, teachers, collection, crop, batch=config.batch)
+    moments, normalizers = measure(), {}
+    for family, (name, options) in config.chosen.items():
+        texts = tuple(f"{key}={value!r}" for key, value in options.items())
+        compared = measure(
+            grid=student_grids(name, config.size, (config.size,), texts)[config.size]
+        )
+        normalizers[family] = {label: fit("phi_s", m) for label, m in compared.items()}
     config.out.mkdir(parents=True, exist_ok=True)
     statistics = json.dumps(describe_teachers(teachers, moments), indent=2)
     (config.out / "teachers.json").write_text(statistics + "\n")
@@ -144,9 +152,9 @@ class AloneTask(Task):
 class DistilledTask(Task):
     """Learn from all teachers, without labels."""
 
-    def __init__(self, setup: StudentsSetup, student: Student):
+    def __init__(self, setup: StudentsSetup, student: Student, family: str):
         config = Distill(losses=Losses(summary="cosine", spatial="mse"))
-        self.terms = tuple(terms_of(config, student, setup.normalizers, {}))
+        self.terms = tuple(terms_of(config, student, setup.normalizers[family], {}))
         self.teachers = setup.teachers
 
     def targets(self, batch: Batch, step: int) -> dict[str, Features]:
@@ -168,6 +176,7 @@ class StudentTraining(Training):
 def train_one(
     student: Student,
     setup: StudentsSetup,
+    family: str,
     way: str,
     *,
     seed: int,
@@ -190,7 +199,7 @@ def train_one(
         out=out,
     )
     run = Run.create(config)
-    task = AloneTask() if way == "alone" else DistilledTask(setup, student)
+    task = AloneTask() if way == "alone" else DistilledTask(setup, student, family)
     train(task, TrainState.of(student, OPTIM), setup.feed(seed), config, run, title=title)
     shutil.rmtree(out / "checkpoints")
     return step_ms(run)
@@ -201,7 +210,7 @@ def run_one(setup: StudentsSetup, family: str, seed: int, way: str, steps: int) 
     config, title = setup.config, f"{family} {way} seed {seed}"
     student = new_student(setup, family, seed, alone=way == "alone")
     out = config.out / "training" / f"{family}-{way}-{seed}"
-    speed = train_one(student, setup, way, seed=seed, steps=steps, out=out, title=title)
+    speed = train_one(student, setup, family, way, seed=seed, steps=steps, out=out, title=title)
     student.eval()
     parameters = sum(p.numel() for p in student.backbone.parameters())
     row = dict(family=family, way=way, seed=seed, step_ms=speed, parameters=parameters)
@@ -209,7 +218,7 @@ def run_one(setup: StudentsSetup, family: str, seed: int, way: str, steps: int) 
         row |= probe(student.features, setup.collection, config.size)
     if way == "distilled":
         held = setup.collection.held.batches(config.size, 256)
-        row |= dict(fidelity(folded(student, setup.normalizers), setup.teachers, held))
+        row |= dict(fidelity(folded(student, setup.normalizers[family]), setup.teachers, held))
     text = "  ".join(f"{k} {v:.1f}" for k, v in row.items() if k.startswith(("knn", "linear")))
     print(f"{title}: {text}")
     return row
@@ -231,6 +240,7 @@ def choose_steps(setup: StudentsSetup, began: float) -> int:
                 total += train_one(
                     student,
                     setup,
+                    family,
                     way,
                     seed=0,
                     steps=15,

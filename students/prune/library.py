@@ -1,0 +1,285 @@
+"""Rebuild a cut model as its library's own class with other numbers: the library is the judge.
+
+The fields of the constructor follow from the named shapes. What they say is built on the meta
+device and compared with the tensors, shape by shape; no list of what works is kept here.
+"""
+
+import copy
+import inspect
+import math
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from timm.models._hub import save_for_hf
+from timm.models._pretrained import filter_pretrained_cfg
+from torch import nn
+
+from zoo.axes import Field, Shapes, State, part_size
+
+LAYER_LISTS = re.compile(r"(layer_types|layers_block_type|mlp_layer_types)")
+"""Fields of configurations with an item for each layer."""
+ATTENTION = ("attention", "full_attention")
+
+
+class NotExpressible(ValueError):
+    """No choice of its constructor's fields gives a library's class these shapes."""
+
+
+@dataclass(frozen=True)
+class Parent:
+    """A model and how its library builds it.
+
+    Args:
+        name: timm's name of the architecture; empty for a model of transformers, which carries its
+            configuration.
+        arguments: What timm's constructor was given.
+        folder: Where it was read, for the files beside the weights.
+    """
+
+    model: nn.Module
+    name: str = ""
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    folder: Path | None = None
+
+
+Kept = Mapping[str, list[int]]
+"""Layers that stay, for each list of layers that loses some."""
+
+
+def express(parent: Parent, before: Shapes, after: Shapes, layers: Kept | None = None) -> Parent:
+    """Build the parent's class with the sizes in `after`, on the meta device.
+
+    Raises:
+        NotExpressible: the library refuses these sizes, or they are not the same where it has one
+            number for several.
+    """
+    layers = layers or {}
+    changed = _changed(before, after, layers)
+    # What is not cut keeps the library's own numbers, even where no field of a table gives them.
+    try:
+        with torch.device("meta"):
+            child = _transformers(parent, before, changed, layers) if not parent.name else None
+            return child or _timm(parent, before, changed, layers)
+    except NotExpressible:
+        raise
+    except Exception as error:  # whatever a library refuses sizes with
+        raise _refusal(parent, changed, " ".join(str(error).split())[:300]) from error
+
+
+def fill(child: Parent, state: State) -> nn.Module:
+    """Put tensors into a model from the meta device, strictly, and build what it computes itself.
+
+    Raises:
+        NotExpressible: a tensor has another shape than the library built.
+    """
+    built = child.model.state_dict()
+    for name in [*built, *state]:
+        wanted = tuple(state[name].shape) if name in state else "no tensor"
+        made = tuple(built[name].shape) if name in built else "no tensor"
+        if wanted != made:
+            raise NotExpressible(
+                f"{type(child.model).__name__} has {made} where {name} should be {wanted}: one of "
+                "its numbers sets several sizes. Cut them together, by the same share."
+            )
+    dtype = next(t.dtype for t in state.values() if t.is_floating_point())
+    # Built again, with values: a constructor also computes tables that no state dict holds.
+    model = rebuilt(child).to(dtype)
+    model.load_state_dict(state, strict=True)
+    return model.eval()
+
+
+def rebuilt(child: Parent) -> nn.Module:
+    """Build a model with random weights from its recipe."""
+    if child.name:
+        return timm.create_model(child.name, **child.arguments)
+    return type(child.model)(copy.deepcopy(child.model.config))
+
+
+def save(child: Parent, folder: Path) -> None:
+    """Write a plain checkpoint: for `local-dir:FOLDER` in timm, or for `from_pretrained`."""
+    model: Any = child.model
+    if not child.name:
+        model.save_pretrained(folder)
+        return
+    cfg = filter_pretrained_cfg(model.pretrained_cfg, remove_source=True, remove_null=True)
+    for key in ("architecture", "pool_size"):
+        cfg.pop(key, None)
+    arguments = {k: v for k, v in child.arguments.items() if k != "num_classes"}
+    cfg |= dict(num_classes=model.num_classes, custom_load=False)
+    save_for_hf(
+        model,
+        str(folder),
+        model_config=dict(pretrained_cfg=cfg, num_classes=model.num_classes),
+        model_args=arguments,
+        safe_serialization=True,
+    )
+
+
+# Fields
+
+
+def value_of(entry: Field, sizes: Mapping[str, int]) -> float | int:
+    """Compute what a field is for these sizes."""
+    above = part_size(entry.axes, sizes)
+    if not entry.over:
+        return above
+    # int(dim * ratio) must give the width again, for every dim that shares the ratio
+    return above / part_size(entry.over, sizes) * (1 + 1e-9)
+
+
+Group = tuple[str, tuple[str, ...]]
+"""A part of the configuration and the names that a field may have there."""
+
+
+def _changed(
+    before: Shapes, after: Shapes, layers: Kept
+) -> dict[Group, dict[int | None, float | int]]:
+    """Find the fields that differ, and their new value in each stage."""
+    gone = [
+        f"{path}.{i}."
+        for path, kept in layers.items()
+        for i in range(_length(before, path))
+        if i not in kept
+    ]
+    found: dict[Group, dict[int | None, float | int]] = {}
+    differs = set()
+    for entry in before.fields:
+        if any(f"{entry.scope}.".startswith(prefix) for prefix in gone):
+            continue
+        group = (entry.config, entry.names)
+        value = value_of(entry, after.sizes)
+        if value != value_of(entry, before.sizes):
+            differs.add(group)
+        stages = found.setdefault(group, {})
+        if not math.isclose(stages.setdefault(entry.stage, value), value):
+            stages[entry.stage] = math.nan  # more than one value: refused if it is asked for
+    return {group: stages for group, stages in found.items() if group in differs}
+
+
+def _length(shapes: Shapes, path: str) -> int:
+    prefix = f"{path}."
+    words = (n[len(prefix) :].split(".")[0] for n in shapes.tensors if n.startswith(prefix))
+    return len(set(words))
+
+
+def _single(group: Group, values: Iterable[float | int]) -> float | int:
+    distinct = list(dict.fromkeys(values))
+    if any(value != value for value in distinct) or not all(
+        math.isclose(value, distinct[0]) for value in distinct
+    ):
+        raise NotExpressible(
+            f"{group[1][0]} is one number for all layers in this library, and layers would differ: "
+            f"{distinct[:4]}. Keep the same share everywhere."
+        )
+    return distinct[0]
+
+
+def _timm(parent: Parent, before: Shapes, changed: Mapping, layers: Kept) -> Parent:
+    parameters = _parameters(type(parent.model))
+    arguments = dict(parent.arguments)
+    for group, stages in changed.items():
+        name = next((n for n in group[1] if n in parameters), group[1][0])
+        if _is_per_stage(parameters.get(name)):
+            values = [_single(group, [stages[stage]]) for stage in sorted(stages)]
+            arguments[name] = tuple(values)
+        else:
+            arguments[name] = _single(group, stages.values())
+    for names in {entry.names for entry in before.layers if entry.path in layers}:
+        counts = [
+            len(layers.get(entry.path, range(_length(before, entry.path))))
+            for entry in before.layers
+            if entry.names == names
+        ]
+        per_stage = _is_per_stage(parameters.get(names[0]))
+        arguments[names[0]] = tuple(counts) if per_stage else counts[0]
+    return Parent(timm.create_model(parent.name, **arguments), parent.name, arguments)
+
+
+def _parameters(kind: type) -> dict[str, inspect.Parameter]:
+    """Collect the constructor's parameters, those of its bases too where it passes them on."""
+    found: dict[str, inspect.Parameter] = {}
+    for base in reversed(kind.__mro__):
+        if "__init__" in vars(base):
+            found |= inspect.signature(base.__init__).parameters
+    return found
+
+
+def _is_per_stage(parameter: inspect.Parameter | None) -> bool:
+    if parameter is None:
+        return False
+    is_many = isinstance(parameter.default, tuple | list)
+    return is_many or "tuple" in str(parameter.annotation).lower()
+
+
+def _transformers(parent: Parent, before: Shapes, changed: Mapping, layers: Kept) -> Parent:
+    model: Any = parent.model
+    config = copy.deepcopy(model.config)
+    for group, stages in changed.items():
+        part = getattr(config, group[0]) if group[0] else config
+        value = _single(group, stages.values())
+        name = next((n for n in group[1] if hasattr(part, n)), None)
+        if name is None:
+            continue  # follows from other fields; the shapes tell whether it did
+        old = getattr(part, name)
+        if (
+            isinstance(old, int)
+            and not float(value).is_integer()
+            and abs(value - round(value)) > 1e-6
+        ):
+            raise NotExpressible(
+                f"{name} is a whole number in {type(part).__name__}, not {value:.4f}; the nearest "
+                f"is {max(1, round(value))}."
+            )
+        setattr(part, name, round(value) if isinstance(old, int) else value)
+    for entry in before.layers:
+        if entry.path in layers:
+            part = getattr(config, entry.config) if entry.config else config
+            _shorten(part, entry.names, layers[entry.path], _length(before, entry.path))
+    # From its dictionary, so that the configuration checks the numbers as a new one does.
+    fields = config.to_dict()
+    if layers:  # names of layers that a backbone returns: the last one's, unless they are asked for
+        fields = {k: v for k, v in fields.items() if k not in ("out_features", "out_indices")}
+    checked = type(config).from_dict(fields)
+    _carry(config, checked)
+    return Parent(type(model)(checked))
+
+
+def _shorten(config: Any, names: tuple[str, ...], kept: list[int], length: int) -> None:
+    """Set the number of layers, and leave the others out of every list with an item for each."""
+    for key, value in list(vars(config).items()):
+        if LAYER_LISTS.fullmatch(key) and isinstance(value, list) and len(value) == length:
+            left = [value[i] for i in kept]
+            setattr(config, key, left)
+            # transformers' cache asks a layer of attention how long the text is
+            attention = [i for i, kind in enumerate(value) if kind in ATTENTION]
+            if key == "layers_block_type" and attention and not set(attention) & set(kept):
+                raise NotExpressible(
+                    f"Of the layers {left} none is attention, and {type(config).__name__} cannot "
+                    f"run without; keep one of {attention}."
+                )
+    for name in names:
+        if not isinstance(getattr(config, name), list):
+            setattr(config, name, len(kept))
+
+
+def _carry(source: Any, target: Any) -> None:
+    """Keep which implementations run, which a configuration's dictionary does not say."""
+    for name in ("_attn_implementation", "_experts_implementation"):
+        if getattr(source, name, None) is not None:
+            setattr(target, name, getattr(source, name))
+
+
+def _refusal(parent: Parent, changed: Mapping, reason: str) -> NotExpressible:
+    asked = ", ".join(
+        f"{names[0]} = {'/'.join(f'{v:g}' for v in stages.values())}"
+        for (_, names), stages in changed.items()
+    )
+    return NotExpressible(
+        f"{type(parent.model).__name__} cannot be built with {asked}: {reason}. Take sizes that "
+        "divide, or cut what depends on them too (a stream and its heads)."
+    )

@@ -1,0 +1,60 @@
+"""Open the model to cut: a name of timm's or ours, a folder of timm or transformers, a run."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from zoo import wheels
+from zoo.students.prune.library import Parent
+
+
+def open_parent(name: str, *, pretrained: bool = True, **arguments: Any) -> Parent:
+    """Open a model together with how its library builds it.
+
+    Args:
+        name: A registered model (`vit_small_patch16_224.augreg_in1k`); with `/random` its random
+            weights. Or a folder: of timm, of transformers, or a run's.
+        pretrained: Read the weights of a registered model.
+        arguments: Of timm's constructor.
+
+    Raises:
+        ValueError: there is no such model, or the folder holds none that can be built here.
+    """
+    folder = Path(name)
+    if (folder / "export" / "config.json").is_file():
+        folder = folder / "export"
+    if (folder / "config.json").is_file():
+        return _from_folder(folder, json.loads((folder / "config.json").read_text()))
+    if folder.is_dir():
+        raise ValueError(
+            f"{folder} holds no model: config.json of timm or transformers is missing."
+        )
+    base = name.removesuffix("/random")
+    try:
+        model = wheels.create_model(base, pretrained and base == name, **arguments)
+    except RuntimeError as error:
+        raise ValueError(f"{name} is no folder and no registered model ({error}).") from None
+    return Parent(model.eval(), _architecture(base), arguments)
+
+
+def _architecture(name: str) -> str:
+    return name.partition(".")[0]
+
+
+def _from_folder(folder: Path, config: dict[str, Any]) -> Parent:
+    if "architecture" in config:
+        model = wheels.create_model(f"local-dir:{folder}", True)
+        arguments = dict(config.get("model_args") or {})
+        arguments |= {k: config[k] for k in ("num_classes",) if k in config}
+        return Parent(model.eval(), config["architecture"], arguments, folder)
+    if "architectures" not in config:
+        raise ValueError(
+            f"{folder}/config.json names no architecture; a folder of timm has `architecture`, one "
+            "of transformers `architectures`."
+        )
+    import transformers
+
+    kind = config["architectures"][0]
+    if not hasattr(transformers, kind):
+        raise ValueError(f"{folder} holds a {kind}, a class that transformers does not have.")
+    return Parent(getattr(transformers, kind).from_pretrained(folder).eval(), folder=folder)
