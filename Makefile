@@ -2,6 +2,7 @@
 # make test         set up, then run the tests that CI waits for
 # make test-fast    those of them that take under a few seconds each
 # make test-long    the tests that take longer than CI may wait for
+# make fuzz         100,000 damaged files for the readers, a quarter of an hour; prints its seed
 # make check        formatting, lint, types, and that the web site builds
 # make docs         the pages and the API as a web site in site/; a broken link is an error
 # make dist         the wheel and the sdist, in dist/
@@ -18,7 +19,7 @@ QUICKSTART := runs/quickstart
 MKDOCS := PATH=$(abspath $(BIN)):$$PATH NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
 
-.PHONY: quickstart test test-fast test-long check docs dist models.json clean
+.PHONY: quickstart test test-fast test-long fuzz check docs dist models.json clean
 .DEFAULT_GOAL := help
 
 help:
@@ -54,6 +55,9 @@ test: $(READY)
 
 test-fast: $(READY)
 	@$(PYTEST) -m "not slow and not long"
+
+fuzz: $(READY)
+	@FUZZ_INPUTS=$${FUZZ_INPUTS:-100000} FUZZ_SEED=$${FUZZ_SEED:-$$(date +%s)} OMP_NUM_THREADS=1 $(BIN)/python -m pytest -s -q tests/fuzz
 
 test-long: $(READY)
 	@$(PYTEST) -m long

@@ -146,8 +146,6 @@ def read_shard(path: Path) -> StoredShard:
     """
     try:
         shard = _read_npz(path) if path.suffix == ".npz" else _read_parquet(path)
-    except OSError:
-        raise
     except Exception as error:  # pyarrow raises whatever it stumbles over
         raise ValueError(f"The shard {path} cannot be read: {error!r}.") from error
     n = len(shard.keys)
@@ -184,8 +182,9 @@ def write_shard(path: Path, shard: StoredShard, form: Format) -> None:
 
 def _read_npz(path: Path) -> StoredShard:
     arrays = read_arrays(path)
-    lost = arrays["unreadable"].tolist() if "unreadable" in arrays else []
-    return StoredShard(arrays["key"].tolist(), arrays["label"], arrays["summary"], lost)
+    names = [arrays["key"], arrays.get("unreadable", np.empty(0, str))]
+    keys, lost = (array.reshape(-1).tolist() for array in names)
+    return StoredShard(keys, arrays["label"], arrays["summary"], lost)
 
 
 def _read_parquet(path: Path) -> StoredShard:

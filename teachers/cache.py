@@ -3,8 +3,8 @@
 The position of a view in the stream determines its image, its crop and its mirroring
 (`zoo.data.plan`). So a cache stores no images and no crops, only features in the order in which a
 run reads them, and repeats the augmentations as MobileCLIP's reinforced data sets do (2311.17049,
-section 4). Maps are stored on the scale on which students learn them (PHI-S, 2410.01680), where all
-channels have the same variance and 8 bits with one scale a token lose 1e-4 of it.
+section 4). Maps are stored on the scale on which the first student learns them (PHI-S, 2410.01680),
+where all channels have the same variance and 8 bits with one scale a token lose 1e-4 of it.
 
     cache.json                the manifest, with which another run's is compared
     spaces.safetensors        the transform of each teacher's map, and its inverse

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from zoo.eval.average_precision import AveragePrecision
 from zoo.eval.detect.coco import CocoImage, CocoSplit
-from zoo.eval.detect.masks import NEEDED, decode, encode
+from zoo.eval.detect.masks import NEEDED, decode, encode, is_coordinate
 from zoo.eval.detect.matching import average_precisions
 from zoo.files import ANNOTATION_BYTES, read_json, written_whole
 
@@ -66,9 +66,7 @@ def read_results(path: Path, split: CocoSplit) -> list[dict[str, Any]]:
         ValueError: it is not such a file, or it has unknown images or classes.
     """
     results = read_json(path, Any, most=ANNOTATION_BYTES)
-    if not isinstance(results, list) or not all(
-        isinstance(r, dict) and {"image_id", "category_id", "score"} <= set(r) for r in results
-    ):
+    if not isinstance(results, list) or not all(map(_is_result, results)):
         raise ValueError(
             f"{path} is not a list of COCO results: image_id, category_id, score, bbox."
         )
@@ -78,6 +76,14 @@ def read_results(path: Path, split: CocoSplit) -> list[dict[str, Any]]:
         if strange:
             raise ValueError(f"{path} has a {name} that {split.file} does not have: {strange[0]}.")
     return results
+
+
+def _is_result(entry: Any) -> bool:
+    if not isinstance(entry, dict) or not is_coordinate(entry.get("score")):
+        return False
+    ids, box = (entry.get("image_id"), entry.get("category_id")), entry.get("bbox", [0, 0, 0, 0])
+    whole = all(isinstance(number, int) for number in ids)
+    return whole and isinstance(box, list) and len(box) == 4 and all(map(is_coordinate, box))
 
 
 def coco_metrics(

@@ -176,6 +176,9 @@ class Distill(Training):
     """Sides of which each training step draws one; `size` alone by default."""
     batches: Annotated[tuple[int, ...], BATCH] = ()
     """Images a step for each of `sizes`, `batch` at most; by default `batch` for all of them."""
+    attention_windows: Annotated[tuple[int, ...], at_least(0, "the whole image")] = ()
+    """Sides, in patches, of windows in which most blocks of a RADIO student attend (ViTDet): each
+    step draws one of those that tile its images. 0 is the whole image, and may be repeated."""
     out: Path = Path("runs/distill")
     """Folder of the run; it must not exist yet."""
     normalise: Normalise = "phi_s"

@@ -196,12 +196,14 @@ def c_radio_v4() -> Distill:
     C-RADIOv4 (2601.17237, 2.3 to 2.5): SigLIP2-g, DINOv3-7B and a SAM into ViT-SO400M/16. Summaries
     by the squared angle over each teacher's dispersion; PHI-S maps under independent shifts of
     what student and teachers see; MESA between the student and its average; DAMP; spectral
-    reparametrisation; attention heads; each step one of ten resolutions.
+    reparametrisation; attention heads; each step one of ten resolutions, and for most blocks
+    windows (ViTDet) of 6 to 32 patches.
 
     Changed: SAM's ViT-H for SAM 3, which comes through transformers alone (fetch it, and give
     `hf:FOLDER@1008,summary=0` in its place); SigLIP2 is not up-sampled by FeatSharp; the sizes of
-    shift, MESA and DAMP are ours, since the report states none, as is the decay of the average
-    (0.999); tiles of 512 px for SAM; one stage, with rate and batches of `radio_v2_5`.
+    shift, MESA and DAMP are ours, since the report states none, as are the decay of the average
+    (0.999) and how often a window comes; tiles of 512 px for SAM; one stage, with rate and batches
+    of `radio_v2_5`.
     """
     low, high = (128, 192, 224, 256, 384, 432), (512, 768, 1024, 1152)
     return replace(
@@ -215,6 +217,7 @@ def c_radio_v4() -> Distill:
         student="radio_vit_so400m_patch16",
         spectral=True,
         sizes=(*low, *high),
+        attention_windows=(0, 6, 8, 12, 16, 24, 32),
         batches=(1024,) * len(low) + (128,) * len(high),
         steps=600_000,
         heads=Heads(kind="attn"),

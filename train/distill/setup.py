@@ -82,10 +82,16 @@ def check_names(config: Distill) -> None:
     if start and start.is_dir():
         check_start(config, start)
     optim = config.optim
-    if config.spectral or config.student_options or optim.freeze or optim.lora:
+    windows = config.attention_windows
+    if config.spectral or config.student_options or windows or optim.freeze or optim.lora:
         student = build_student(  # without memory: will it do?
             config.student, {}, size=config.size, **backbone_options(config), device="meta"
         )
+        if windows and not hasattr(student.backbone, "vitdet"):
+            raise ValueError(
+                f"The student {config.student} cannot attend in windows; leave out "
+                "--attention-windows, which is for radio_vit_*."
+            )
         if optim.freeze:
             freeze(student, optim.freeze)
         if optim.lora:

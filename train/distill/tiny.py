@@ -66,6 +66,7 @@ def tiny(recipe: Distill) -> Distill:
         pretrained=False,
         size=SIDE,
         sizes=(SIDE // 2, SIDE) if recipe.sizes else (),
+        attention_windows=(0, 2) if recipe.attention_windows else (),
         batches=(8, 4) if recipe.batches else (),
         batch=8,
         slices="auto",

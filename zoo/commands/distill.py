@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,7 @@ from zoo.train.distill.setup import (
 from zoo.train.distill.task import DistillTask
 from zoo.train.distill.teachers import optimize_run_teachers
 from zoo.train.loop import train
+from zoo.train.mesh import by_first, first_goes_first, slices_of_rank, with_slices
 from zoo.train.run import Run, commit
 from zoo.train.state import TrainState
 
@@ -96,6 +98,7 @@ def distill(config: Distill, *, resume: bool = False) -> Run:
             stopped being finite. Nothing has been written unless training had begun.
         Interrupted: a signal came; the run can be resumed.
     """
+    config = with_slices(config)
     if resume:
         run = Run.reopen(config.out, config)
         setup = prepare(config)
@@ -106,12 +109,23 @@ def distill(config: Distill, *, resume: bool = False) -> Run:
     work = Work(run, setup)
     for phase in PHASES:
         try:
-            phase(work)
+            carry_out(phase, work)
         except ValueError:
             if phase in BEFORE_TRAINING and not resume:
                 run.discard()  # it would be in the way of the command that is right
             raise
     return run
+
+
+def carry_out(phase: Callable[[Work], None], work: Work) -> None:
+    """Carry out a phase, on the ranks that it is for."""
+    if phase in (compare, export):
+        by_first(partial(phase, work))
+    elif phase in (calibrate, fill_cache):
+        with first_goes_first():
+            phase(work)
+    else:
+        phase(work)
 
 
 def ready_teachers(work: Work) -> None:
@@ -162,15 +176,22 @@ def train_arm(work: Work, run: Run, config: Distill, title: str) -> Forms:
         add_adapters(student, config.optim.lora, config.optim.lora_layers)
     plan = Plan(len(setup.train), config.batch, config.seed, config.view_epochs, config.batches)
     feed = ImageFeed(
-        setup.train, setup.view, plan, setup.device, config.num_slices, (), config.workers
+        setup.train,
+        setup.view,
+        plan,
+        setup.device,
+        config.num_slices,
+        slices_of_rank(config.num_slices),
+        config.workers,
     )
     task = DistillTask.of(config, student, plan, teachers, calibration, setup.grids)
     state = TrainState.of(student, config.optim, parts=dict(weighting=task.weighting))
     state.resume(run)
     if config.compile:
-        # static shapes for each size: one graph a size, not one that suits them all
+        # static shapes for each size and window: one graph each, not one that suits them all
+        graphs = len(config.sizes) * (1 + len(set(config.attention_windows)))
         limit = torch._dynamo.config.recompile_limit
-        torch._dynamo.config.recompile_limit = max(limit, 2 * len(config.sizes))
+        torch._dynamo.config.recompile_limit = max(limit, 2 * graphs)
         student.answer = torch.compile(student.answer, dynamic=False if config.sizes else None)
     train(
         task,
@@ -297,7 +318,9 @@ def export(work: Work) -> None:
 def keep_heads(student: Student, config: Distill) -> None:
     """Give a student on a frozen trunk the heads for other teachers that it had before."""
     earlier = earlier_student(config) if config.optim.freeze == "trunk" else None
-    for label, head in earlier.heads.items() if earlier else ():
+    if earlier is None:
+        return
+    for label, head in earlier.heads.items():
         if label not in student.heads:
             student.heads[label] = head.to(student.mean.device)
             student.tokens |= {label: earlier.tokens[label]} if label in earlier.tokens else {}

@@ -28,8 +28,8 @@ RENAMED_FLAGS = {
     "--heads.inner": f"--heads.{RENAMED['Heads', 'inner']}".replace("_", "-"),
 }
 """Former option -> option."""
-WHOLE = ("--resume", "--dry-run", "--tiny")
-"""Options that no stage has for itself."""
+WHOLE = {"--resume": 1, "--out": 1, "--dry-run": 0, "--tiny": 0}
+"""Options that no stage has for itself, and how many values they take."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,7 +148,7 @@ def _by_stage(argv: list[str]) -> tuple[list[str], dict[str, list[str]]]:
                 raise ValueError("--stage needs a name; `zoo list recipes` shows those there are.")
             here = own.setdefault(name, [])
         elif option in WHOLE:
-            shared += [word, *islice(words, word == "--resume")]
+            shared += [word, *islice(words, 0 if "=" in word else WHOLE[option])]
         else:
             here.append(word)
     return shared, own

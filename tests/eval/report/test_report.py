@@ -197,6 +197,9 @@ def test_an_interrupted_run_is_reported_as_far_as_it_came(tmp_path):
             '{"kind": "train"}\n7\n{"kind": "eval"}\n{"kind": "train", "step": null}',
         ),
         ("timing.jsonl", '{"step": 0, "img_s": null}'),
+        ("about.json", "[" * 100_000),
+        ("metrics.jsonl", "[" * 100_000 + "\n" + json.dumps(dict(kind="train", step=10**400))),
+        ("metrics.jsonl", json.dumps(dict(kind="eval", step=1, x=10**400))),
     ],
 )
 def test_one_odd_file_alone_still_gives_a_page_with_every_section(tmp_path, name, content):

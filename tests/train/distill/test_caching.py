@@ -66,6 +66,11 @@ def test_a_student_of_a_cache_is_the_student_of_live_teachers(photos, tmp_path):
     theirs = np.array(losses(tmp_path / "plain"))
     mine = np.array(losses(tmp_path / "arms" / "compare" / "none"))
     assert np.abs(mine / theirs - 1).max() < 1e-2
+    # and so does a student of a coarser grid, on the scale that it has there
+    distill(run_of(photos, tmp_path / "coarse_live", size=16))
+    distill(run_of(photos, tmp_path / "coarse", size=16, cache=cache))
+    mine, theirs = (np.array(losses(tmp_path / name)) for name in ("coarse", "coarse_live"))
+    assert np.abs(mine / theirs - 1).max() < 1e-2
 
 
 @pytest.mark.slow
