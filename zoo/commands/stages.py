@@ -33,7 +33,7 @@ def distill_stages(stages: Stages, *, resume: bool = False) -> Run:
         run = distill(stages[""], resume=resume)
         by_first(partial(build_report, run.path))
         return run
-    whole = Run(folder_of(stages))
+    run = whole = Run(folder_of(stages))
     if resume:
         refuse_other_settings(whole.path, stages)
     else:
@@ -59,8 +59,9 @@ def finish_stage(config: Distill) -> Run:
     # asked once: a rank that asked later would see what another has begun
     done, begun = by_first(lambda: (finished(run), (config.out / "config.json").is_file()))
     if not done:
-        if begun:
-            run.write_config(config)  # the folder of the whole may be elsewhere by now
+        if begun:  # its slices are settled, and the folder of the whole may be elsewhere by now
+            config = replace(config, slices=run.config(Distill).slices)
+            run.write_config(config)
         run = distill(config, resume=begun)
     elif (run.path / "report.html").is_file():
         return run
