@@ -99,6 +99,9 @@ class Shapes:
     rigid: frozenset[Axis] = frozenset()
     """Those among them whose units keep their places too."""
 
+    follows: Mapping[Axis, Axis] = field(default_factory=dict)
+    """Axes that are cut by another's share, if nothing else is said."""
+
     def count(self, sizes: Mapping[Axis, int] = {}, *, without: str = r"^$") -> int:
         """Count the numbers in the tensors if axes had these sizes; tied tensors count once.
 
@@ -207,6 +210,13 @@ class _Reader:
                 self._axis(letter, path) for path in owners for letter in self.blocks[path].rigid
             )
             & fixed.keys(),
+            follows={
+                axis: self._axis(first, path)
+                for path in sorted(owners)
+                for first, *others in self.blocks[path].follows
+                for letter in others
+                if (axis := self._axis(letter, path)) in sizes
+            },
         )
 
     def _find(self, name: str, lengths: tuple[int, ...] | None) -> tuple[str, Line] | None:

@@ -107,19 +107,19 @@ head.fc.weight              _, C9
 downsample.conv.weight      C+, C, _, _
 downsample.norm.weight      C+
 
--- a: the half that goes straight to the end; b: the half that the bottlenecks add to, n times
-[zoo.SplitConv] !a:halves !b:halves !!n:depth
+-- a: the half that goes straight to the end; b: the half that the bottlenecks add to, x times
+[zoo.SplitConv] C&a&b !!x:depth
 enter.conv.weight           a | b, C, _, _
 enter.norm.weight           a | b
 bottlenecks.#.0.conv.weight m#, b, _, _
 bottlenecks.#.0.norm.weight m#
 bottlenecks.#.1.conv.weight b, m#, _, _
 bottlenecks.#.1.norm.weight b
-leave.conv.weight           C, a | n b, _, _
+leave.conv.weight           C, a | x b, _, _
 leave.norm.weight           C
 
 -- u: the stream at the unit's own resolution
-[zoo.WindowUnit] h=attn.num_heads d=attn.head_dim h>num_heads !d:scale u~C?ratio=1
+[zoo.WindowUnit] h=attn.num_heads d=attn.head_dim h>num_heads !d:scale C&u&f&h u~C?ratio=1
 enter.weight                u, C, _, _
 leave.weight                @u, C, _, _
 leave.bias                  C
@@ -143,7 +143,7 @@ mlp.fc2.weight              u, f
 [zoo.Neck] w0~C1?start=1 w1~C2?start=1 w2~C3?start=1 w0~C2?start=2 w1~C3?start=2
 projections.#.0.conv.weight w#, 1, _, _
 projections.#.0.norm.weight w#
-projections.#.1.weight      n, w#, _, _
+projections.#.1.weight      o, w#, _, _
 """
 axes.register(SHAPES)
 

@@ -146,7 +146,7 @@ head.fc.weight              _, C9
 tokenizer.conv.weight       C, 1, _, _
 
 -- The heads of a block's attention are those of its position bias.
-[zoo.HatBlock zoo.Carriers] h=layer.mixer.num_heads d=layer.mixer.head_dim h>num_heads !d:scale
+[zoo.HatBlock zoo.Carriers] h=layer.mixer.num_heads d=layer.mixer.head_dim h>num_heads !d:scale C&h
 pos_bias.mlp.0.weight       b, _
 pos_bias.mlp.2.weight       h, b
 layer.mixer.qkv.weight      3 h d, C

@@ -130,13 +130,13 @@ SHAPES = """
 norm.weight                 C9
 head.fc.weight              _, C9
 
--- p: channels of the state-space half; z: of the other; r: rank of the step size; s: states
-[zoo.MambaMixer] r=widths.0 s=widths.1 !p:halves !z:halves
+-- p: channels of the state-space half; z: of the other; l: rank of the step size; s: states
+[zoo.MambaMixer] l=widths.0 s=widths.1 C&p&z&l
 in_proj.weight              p | z, C
 conv_x.weight               p, 1, _
 conv_z.weight               z, 1, _
-x_proj.weight               r | s | s, p
-dt_proj.weight              p, r
+x_proj.weight               l | s | s, p
+dt_proj.weight              p, l
 A_log                       p, s
 D                           p
 proj.weight                 C, p | z

@@ -24,6 +24,7 @@ Behind the class names may stand
     k*q>num_heads        the constructor's field that follows; alternatives by commas
     !d:scale             `d` cannot have another size, and why
     !!d:rope             its units cannot even change places
+    C&f&h                by default, cutting `C` cuts `f` and `h` by the same share
     stream               modules of this class have a residual stream of their own
     stage=layers.#       which submodules are stages (`+1`: counted from 1)
     C<~C?has_skip        two letters are one axis if an attribute is true (`!x`: false, `x=1`: 1)
@@ -83,6 +84,7 @@ class Block:
     fixed: dict[str, str] = field(default_factory=dict)
     rigid: set[str] = field(default_factory=set)
     ties: list[tuple[str, str, str]] = field(default_factory=list)
+    follows: list[tuple[str, ...]] = field(default_factory=list)
     words: dict[str, str] = field(default_factory=dict)
 
     def declare(self, word: str) -> None:
@@ -90,6 +92,8 @@ class Block:
         key, _, value = word.partition("=")
         if word == "stream" or key in ("stage", "config"):
             self.words[key] = value
+        elif "&" in word:
+            self.follows.append(tuple(word.split("&")))
         elif "~" in word:
             letters, _, condition = word.partition("?")
             one, _, other = letters.partition("~")

@@ -110,7 +110,8 @@ def save(child: Parent, folder: Path) -> None:
     for key in ("architecture", "pool_size"):
         cfg.pop(key, None)
     arguments = {k: v for k, v in child.arguments.items() if k != "num_classes"}
-    cfg |= dict(num_classes=model.num_classes, custom_load=False)
+    # A release's tag would change how RADIO is built.
+    cfg |= dict(num_classes=model.num_classes, custom_load=False, tag=None)
     save_for_hf(
         model,
         str(folder),
@@ -181,7 +182,8 @@ def _single(group: Group, values: Iterable[float | int]) -> float | int:
 
 def _timm(parent: Parent, before: Shapes, changed: Mapping, layers: Kept) -> Parent:
     parameters = _parameters(type(parent.model))
-    arguments = dict(parent.arguments)
+    # what a family reads out of its weights' file about the architecture, then the user's own
+    arguments = {**getattr(parent.model, "build_args", {}), **parent.arguments}
     for group, stages in changed.items():
         name = next((n for n in group[1] if n in parameters), group[1][0])
         if _is_per_stage(parameters.get(name)):
@@ -236,6 +238,12 @@ def _transformers(parent: Parent, before: Shapes, changed: Mapping, layers: Kept
                 f"is {max(1, round(value))}."
             )
         setattr(part, name, round(value) if isinstance(old, int) else value)
+        top, experts = getattr(part, "num_experts_per_tok", 0), float(value)
+        if name in ("num_local_experts", "num_experts", "n_routed_experts") and top > experts:
+            raise NotExpressible(
+                f"A router that gives each token to {top} experts cannot have {value:g}; keep at "
+                f"least {top}."
+            )
     for entry in before.layers:
         if entry.path in layers:
             part = getattr(config, entry.config) if entry.config else config

@@ -4,12 +4,17 @@ Permuting the units of an axis in every tensor leaves a network's outputs alone.
 table only if leaving one tensor out would have been seen, so each proof has a control.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+import copy
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.overrides import TorchFunctionMode
 
 from zoo.axes import Axis, Shapes, State
 from zoo.students.prune.cut import keep_units
@@ -34,21 +39,22 @@ def forward_of(model: nn.Module, inputs: Mapping[str, Any]) -> Forward:
 
     @torch.no_grad()
     def forward(state: State) -> list[Tensor]:
-        return list(_tensors(functional_call(model, state, (), dict(inputs), tie_weights=False)))
+        return list(tensors(functional_call(model, state, (), dict(inputs), tie_weights=False)))
 
     return forward
 
 
-def _tensors(value: Any) -> Iterator[Tensor]:
+def tensors(value: Any) -> Iterator[Tensor]:
+    """Walk through the floating-point tensors of what a model returns."""
     if isinstance(value, Tensor):
         if value.is_floating_point():
             yield value
     elif isinstance(value, Mapping):
         for item in value.values():
-            yield from _tensors(item)
+            yield from tensors(item)
     elif isinstance(value, list | tuple):
         for item in value:
-            yield from _tensors(item)
+            yield from tensors(item)
 
 
 def prove(
@@ -112,3 +118,176 @@ def _either(x: Tensor, order: Tensor) -> list[Tensor]:
         if x.ndim > dim and x.shape[dim] == len(order)
     ]
     return [x, *permuted]
+
+
+# A child is its masked parent
+
+
+class Cut(NamedTuple):
+    """Units of one axis that stay; see `keep_units`."""
+
+    axis: Axis
+    kept: Tensor
+    by: tuple[Axis, ...] = ()
+
+
+def positions(shapes: Shapes, cuts: Sequence[Cut], like: State) -> State:
+    """Return, for each tensor that cuts shorten, where its numbers stand in the full one.
+
+    Returns:
+        Flat indices, in the shape of the cut tensor.
+    """
+    cut_axes = {cut.axis for cut in cuts}
+    names = {slot.param for axis in cut_axes for slot in shapes.slots(axis)} - shapes.tied.keys()
+    places: State = {n: torch.arange(like[n].numel()).view(like[n].shape) for n in names}
+    left = replace(shapes, tensors={n: shapes.tensors[n] for n in names}, tied={})
+    for axis, kept, by in cuts:
+        places, left = keep_units(left, places, axis, kept, by)
+    return places
+
+
+def masked(shapes: Shapes, state: State, places: State) -> State:
+    """Return the full tensors with zeros for all that was cut."""
+    out = dict(state)
+    for name, place in places.items():
+        flat = state[name].flatten()
+        kept = place.flatten().to(flat.device)
+        out[name] = torch.zeros_like(flat).index_copy_(0, kept, flat[kept]).view_as(state[name])
+    return out | {name: out[first] for name, first in shapes.tied.items()}
+
+
+@contextmanager
+def gathering_norms(model: nn.Module, places: State) -> Iterator[None]:
+    """Let norms of a full-width model look at the kept units alone, as those of a child do."""
+    patched = []
+    for path, module in model.named_modules():
+        place = places.get(f"{path}.weight")
+        norm = "Norm" in type(module).__name__ and not isinstance(
+            module, nn.modules.batchnorm._BatchNorm
+        )
+        if norm and place is not None and place.ndim == 1:
+            module.forward = _narrow(module, place)
+            patched.append(module)
+    try:
+        yield
+    finally:
+        for module in patched:
+            del module.forward
+
+
+def _narrow(norm: Any, kept: Tensor) -> Callable[..., Tensor]:
+    small = copy.copy(norm)
+    small._parameters = dict(norm._parameters)
+    full = norm.weight.shape[0]
+    if hasattr(norm, "normalized_shape"):
+        small.normalized_shape = (len(kept),)
+    if hasattr(norm, "group_size"):
+        small.group_size = norm.group_size * len(kept) // full
+    dim = 1 if "2d" in type(norm).__name__ else -1
+
+    def forward(*inputs: Tensor | None) -> Tensor:
+        for name, value in norm._parameters.items():  # those of the call, which may be replaced
+            small._parameters[name] = None if value is None else value[kept]
+        cut = [x if x is None else x.index_select(dim, kept) for x in inputs]
+        y = type(norm).forward(small, *cut)
+        shape = [full if i == dim % y.ndim else n for i, n in enumerate(y.shape)]
+        return y.new_zeros(shape).index_copy_(dim, kept, y)
+
+    return forward
+
+
+class ClosedExperts(TorchFunctionMode):
+    """Routers of a full-width model give no token to experts that were cut."""
+
+    def __init__(self, shapes: Shapes, state: State, cuts: Sequence[Cut]):
+        super().__init__()
+        self.routers = []
+        for axis, kept, _ in cuts:
+            closed = torch.ones(shapes.sizes[axis], dtype=torch.bool)
+            closed[kept] = False
+            for name, shape in shapes.tensors.items():
+                if shape.dims[:1] == (((axis,),),) and len(shape.dims) == 2 and shape.read == 1:
+                    self.routers.append((state[name], closed))
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if func is F.linear and self.routers:
+            weight = args[1] if len(args) > 1 else (kwargs or {})["weight"]
+            for router, closed in self.routers:  # by value: a router may copy to float32
+                if weight.shape == router.shape and torch.equal(weight, router.to(weight.dtype)):
+                    return out.masked_fill(closed.to(out.device), -torch.inf)
+        return out
+
+
+def is_experts(shapes: Shapes, axis: Axis) -> bool:
+    """Tell whether the units of an axis are packed experts."""
+    return any(
+        shape.dims[:1] == (((axis,),),) and len(shape.dims) == 3 and shape.read == 2
+        for shape in shapes.tensors.values()
+    )
+
+
+def prove_child(
+    parent: nn.Module,
+    child: nn.Module,
+    shapes: Shapes,
+    cuts: Sequence[Cut],
+    inputs: Mapping[str, Any],
+) -> Proof:
+    """Check that a cut model computes what its parent does with the cut units at zero.
+
+    Args:
+        shapes: The parent's.
+
+    Returns:
+        How far the two are apart, and as control how far the cut moved the parent's outputs.
+
+    Raises:
+        ValueError: they differ by more than a thousandth of what the cut moved.
+    """
+    state = dict(parent.state_dict())
+    places = positions(shapes, cuts, state)
+    # What follows from the width alone, as the scale of an embedding, is as in the child.
+    own, forward = _unsaved(child), forward_of(parent, inputs)
+    for name, table in _unsaved(parent).items():
+        if name in own and own[name].shape == table.shape:
+            state[name] = own[name]
+    before = forward(dict(parent.state_dict()))
+    full = masked(shapes, state, places)
+    experts = [cut for cut in cuts if is_experts(shapes, cut.axis)]
+    for axis, kept, _ in experts:  # what a router adds before it chooses
+        for name, shape in shapes.tensors.items():
+            if shape.dims == (((axis,),),):
+                closed = torch.full_like(full[name], -torch.inf)
+                full[name] = closed.index_copy_(0, kept, full[name][kept])
+    with gathering_norms(parent, places), ClosedExperts(shapes, full, experts):
+        expected = forward(full)
+    found = forward_of(child, inputs)(dict(child.state_dict()))
+    moved = control = 0.0
+    for whole, mask, small in zip(before, expected, found, strict=True):
+        if mask.shape != small.shape:  # the output is what was cut, and zeros elsewhere
+            mask = _without_zeros(mask, small)
+        else:
+            control = max(control, float((whole - mask).abs().max()))
+        moved = max(moved, float((mask - small).abs().max()))
+    control = control or max(float(x.abs().max()) for x in before)
+    if not moved < LIMIT * control:
+        raise ValueError(
+            f"The cut model is not its masked parent: they differ by {moved:.1e}, and the cut "
+            f"moved the outputs by {control:.1e}. Please report this with the model and the plan."
+        )
+    return Proof("child", moved, control)
+
+
+def _unsaved(model: nn.Module) -> State:
+    saved = model.state_dict().keys()
+    return {name: buffer for name, buffer in model.named_buffers() if name not in saved}
+
+
+def _without_zeros(mask: Tensor, small: Tensor) -> Tensor:
+    for dim in range(mask.ndim):
+        if mask.shape[dim] != small.shape[dim]:
+            others = [i for i in range(mask.ndim) if i != dim]
+            kept = mask.abs().amax(others).topk(small.shape[dim]).indices.sort().values
+            mask = mask.index_select(dim, kept)
+    return mask

@@ -1,12 +1,29 @@
 """Make a smaller model of a trained one: where words, a parent, scores and cuts meet."""
 
+import json
 import re
+import shutil
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
 
+import torch
+import torch.nn.functional as F
 from rich.console import Console
 from rich.table import Table
+from torch import Tensor, nn
 
-from zoo.axes import Shapes, named_shapes
+from zoo.axes import Axis, Shapes, State, named_shapes
+from zoo.commands.prune_data import Samples, batches_of, read_samples, split
+from zoo.commands.prune_request import Prune
+from zoo.students.prune import score
+from zoo.students.prune.layers import block_influence
+from zoo.students.prune.library import Parent, save
 from zoo.students.prune.parent import open_parent
+from zoo.students.prune.plan import Plan
+from zoo.students.prune.proof import tensors
+from zoo.students.prune.prune import Child, prune
 
 
 def print_shapes(name: str) -> None:
@@ -54,3 +71,147 @@ def _scope(shape: str) -> str:
 def _numbered(name: str) -> str:
     """Write `#` for the numbers of layers, so that layers of one form take one row."""
     return re.sub(r"(?<=\.)\d+(?=\.)", "#", name)
+
+
+# Cutting
+
+
+def prune_model(args: Prune) -> None:
+    """Cut a model, print what became of it, and write it."""
+    plan = Plan.parse(args.to)
+    if args.data is None and (args.score not in ("magnitude", "random") or plan.layers):
+        raise ValueError(
+            "Scores of activations, and the choice of layers, look at data: give --data. Without, "
+            "there are --score magnitude and --score random, for widths."
+        )
+    parent = open_parent(args.model)
+    shapes = named_shapes(parent.model)
+    plan.sizes(shapes)  # refuses before data are read
+    samples = None
+    if args.data is not None:
+        samples = read_samples(
+            parent, args.data, number=args.samples, length=args.length, seed=args.seed
+        )
+    child, chosen = _best(args, plan, parent, shapes, samples)
+    print_child(shapes, child, chosen)
+    if args.dry_run or args.out is None:
+        return
+    write_child(child, args.out, dict(model=args.model, to=args.to, score=chosen.name))
+    print(f"model  {args.out}")
+
+
+class Chosen:
+    """A score: what ranks the units, and which axes it could not see."""
+
+    def __init__(
+        self, name: str, shapes: Shapes, state: State, columns: dict[str, Tensor], seed: int
+    ):
+        self.name, self.shapes, self.state, self.seed = name, shapes, state, seed
+        self.columns = columns
+        if name == "contribution":
+            self.columns = score.contribution(columns, shapes, state)
+        self.unseen: list[Axis] = []
+
+    def __call__(self, axis: Axis) -> tuple[Tensor, tuple[Axis, ...]]:
+        if self.name == "random":
+            return score.random(self.shapes, axis, self.seed), ()
+        if self.name != "magnitude":
+            try:
+                return score.unit_scores(self.columns, self.shapes, axis)
+            except ValueError:
+                self.unseen.append(axis)
+        return score.magnitude(self.shapes, self.state, axis), ()
+
+
+def _best(
+    args: Prune, plan: Plan, parent: Parent, shapes: Shapes, samples: Samples | None
+) -> tuple[Child, Chosen]:
+    """Cut by the score asked for; `auto`: by the one whose child is nearest to its parent."""
+    names = ("activation", "contribution") if args.score == "auto" else (args.score,)
+    state = parent.model.state_dict()
+    seen, held = split(samples, 0.25) if samples else ({}, {})
+    columns: dict[str, Tensor] = {}
+    if {"activation", "contribution"} & set(names) and plan.sizes(shapes):
+        batches = batches_of(seen, args.batch)
+        columns = score.activation(parent.model, shapes, batches, plan.sizes(shapes))
+
+    def rank(path: str, length: int) -> Tensor:
+        del length
+        return block_influence(parent.model, path, batches_of(seen, args.batch))
+
+    probe = {key: value[:2] for key, value in held.items()} or None
+    tried = []
+    for name in names:
+        ranking = Chosen(name, shapes, state, columns, args.seed)
+        child = prune(parent, plan, ranking, rank_layers=rank if samples else None, probe=probe)
+        far = distance(parent.model, child.built.model, batches_of(held, args.batch))
+        tried.append((far, child, ranking))
+        if len(names) > 1:
+            print(f"{name:12} distance to the parent on held-out data {far:.4f}")
+    _, child, ranking = min(tried, key=lambda item: item[0])
+    return child, ranking
+
+
+@torch.no_grad()
+def distance(parent: nn.Module, child: nn.Module, batches: Iterable[Samples]) -> float:
+    """Compare the first outputs: KL divergence of logits over a vocabulary, else cosine distance.
+
+    It is 0 where nothing can be compared: there are no samples, or the output is what was cut.
+    """
+    total = count = 0.0
+    for batch in batches:
+        theirs, ours = (next(tensors(model(**batch))).float() for model in (parent, child))
+        if theirs.shape != ours.shape:
+            return 0.0
+        if "input_ids" in batch and theirs.shape[:2] == batch["input_ids"].shape:
+            logs = ours.log_softmax(-1), theirs.log_softmax(-1)
+            far = F.kl_div(*logs, reduction="none", log_target=True).sum(-1)
+        else:
+            far = 1 - F.cosine_similarity(ours, theirs, dim=-1)
+        total, count = total + far.sum().item(), count + far.numel()
+    return total / count if count else 0.0
+
+
+def print_child(before: Shapes, child: Child, chosen: Chosen) -> None:
+    """Print sizes before and after, and the proof."""
+    table = Table("axis", "before", "after", title=f"by {chosen.name}")
+    rows: dict[tuple[str, str, str], int] = {}
+    for axis, kept, _ in child.cuts:
+        row = (_numbered(axis), str(before.sizes[axis]), str(kept.shape[-1]))
+        rows[row] = rows.get(row, 0) + 1
+    for (axis, old, new), times in rows.items():
+        table.add_row(axis + (f"  x{times}" if times > 1 else ""), old, new)
+    for path, kept in child.layers.items():
+        table.add_row(f"layers of {path}", "", ", ".join(map(str, kept)))
+    table.add_row("numbers", f"{before.count():,}", f"{child.shapes.count():,}")
+    Console().print(table)
+    if chosen.unseen:
+        print(f"by magnitude, as no product reads them: {', '.join(chosen.unseen[:6])}")
+    if child.proof:
+        print(f"child = masked parent: {child.proof.moved:.1e} of {child.proof.control:.1e}")
+
+
+def write_child(child: Child, folder: Path, about: dict[str, Any]) -> None:
+    """Write checkpoint, tokenizer, and `prune.json` with what stayed; whole or not at all."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    making = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    try:
+        for file in _beside(child.built.folder):
+            shutil.copy(file, making)
+        save(child.built, making)
+        kept = {cut.axis: dict(kept=cut.kept.tolist(), by=cut.by) for cut in child.cuts}
+        about |= dict(kept=kept, layers=child.layers, numbers=child.shapes.count())
+        (making / "prune.json").write_text(json.dumps(about) + "\n")
+        making.chmod(0o755)
+        for file in making.iterdir():
+            file.chmod(0o644)
+        making.rename(folder)
+    finally:
+        shutil.rmtree(making, ignore_errors=True)
+
+
+def _beside(folder: Path | None) -> list[Path]:
+    """List what a folder of transformers has for its inputs: tokenizer, processor."""
+    names = ("tokenizer*", "special_tokens_map.json", "vocab.*", "merges.txt", "*processor*.json")
+    found = [file for name in names for file in folder.glob(name)] if folder else []
+    return [*found, *(folder.glob("*.jinja") if folder else [])]

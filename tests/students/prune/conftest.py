@@ -303,3 +303,9 @@ def each(request: pytest.FixtureRequest) -> Tiny:
 def build():
     """Build the tiny model of a name."""
     return tiny
+
+
+@pytest.fixture
+def timm_names() -> dict[str, tuple[str, dict[str, Any]]]:
+    """timm's names of the tiny models, and the arguments they were built with."""
+    return TIMM

@@ -20,7 +20,7 @@ TABLES = "\n".join(
         *(family.SHAPES for family in (eradio, fastervit, mambavision, radio)),
     ]
 )
-SAMPLED = re.compile(r"^C\d$|^blocks\.(0\.0|1\.0|3\.1)\.|^h$")
+SAMPLED = re.compile(r"^C\d$|^blocks\.(0\.0|1\.0|3\.1)\.|^w$")
 
 
 def offered(tiny) -> list[str]:
@@ -109,8 +109,8 @@ MUTATIONS = [
     ("swin", "reduction.weight            C, 4 C-", "reduction.weight  C, C- 4"),
     ("swin", "norm.weight                 4 C-", "norm.weight  C- 4"),
     ("mambavision", "proj.weight                 C, p | z", "proj.weight  C, z | p"),
-    ("mambavision", "x_proj.weight               r | s | s", "x_proj.weight  s | s | r"),
-    ("eradio", "leave.conv.weight           C, a | n b", "leave.conv.weight  C, a | b n"),
+    ("mambavision", "x_proj.weight               l | s | s", "x_proj.weight  s | s | l"),
+    ("eradio", "leave.conv.weight           C, a | x b", "leave.conv.weight  C, a | b x"),
     ("convnext", "downsample.1.weight         C, C-", "downsample.1.weight  C, _"),
 ]
 

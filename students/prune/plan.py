@@ -1,0 +1,107 @@
+"""What to cut: words such as `ffn=0.75,heads=0.5,stream=0.75,layers=0.8`, and their sizes."""
+
+import difflib
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+from zoo.axes import Axis, Shapes
+
+KINDS = {
+    "stream": r"C\d*",
+    "ffn": r"[fmn]\d*",
+    "heads": r"[hq]",
+    "groups": "k",
+    "experts": "e",
+    "shared": "t",
+    "ssm_heads": "r",
+    "ssm_channels": "p",
+    "ssm_state": "s",
+}
+"""A word for each kind of axis, and the letters that the tables have for it."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Shares (at most 1.0) or numbers of units to keep, by kind or by a pattern of axes.
+
+    Args:
+        axes: `ffn`, `heads`, ... or a shell pattern such as `model.layers.3.mlp.f`; later ones win.
+        layers: Share or number of the layers of each list to keep.
+    """
+
+    axes: Mapping[str, float | int]
+    layers: float | int | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> "Plan":
+        """Read `ffn=0.75,heads=4,layers=0.5`: a whole number is a count, a fraction a share.
+
+        Raises:
+            ValueError: a word is no `what=number`, or a number is not above 0.
+        """
+        axes: dict[str, float | int] = {}
+        for word in filter(None, text.replace(" ", "").split(",")):
+            what, _, number = word.partition("=")
+            try:
+                value = float(number) if re.search(r"[.e]", number) else int(number)
+            except ValueError:
+                value = 0
+            if value <= 0 or (isinstance(value, float) and value > 1):
+                raise ValueError(
+                    f"{word!r} says nothing to keep; write what=share, 0 to 1 (ffn=0.75), or "
+                    f"what=number (heads=4). What: {', '.join(KINDS)}, layers or an axis."
+                )
+            axes[what] = value
+        if not axes:
+            raise ValueError("Nothing is to be cut; give for example ffn=0.75,layers=0.5.")
+        layers = axes.pop("layers", None)
+        return cls(axes, layers)
+
+    def sizes(self, shapes: Shapes) -> dict[Axis, int]:
+        """Return the new size of each axis that is cut.
+
+        Raises:
+            ValueError: nothing here is of a kind that the plan names, its size is fixed, or
+                more units are asked for than there are.
+        """
+        sizes = {}
+        for what, amount in self.axes.items():
+            found = [axis for axis in shapes.sizes if _names(what, axis)]
+            cuttable = [axis for axis in found if axis not in shapes.fixed]
+            if not cuttable:
+                raise ValueError(_nothing(what, found, shapes))
+            sizes |= {axis: _amount(what, amount, shapes.sizes[axis]) for axis in cuttable}
+        for axis, leader in shapes.follows.items():
+            if leader in sizes and axis not in sizes:
+                share = sizes[leader] / shapes.sizes[leader]
+                sizes[axis] = max(1, round(shapes.sizes[axis] * share))
+        return {axis: size for axis, size in sizes.items() if size != shapes.sizes[axis]}
+
+    def num_layers(self, length: int) -> int:
+        """Return how many of `length` layers stay."""
+        return length if self.layers is None else _amount("layers", self.layers, length)
+
+
+def _names(what: str, axis: Axis) -> bool:
+    letter = re.split(r"[.:]", axis)[-1]
+    kind = KINDS.get(what)
+    return re.fullmatch(kind, letter) is not None if kind else fnmatchcase(axis, what)
+
+
+def _amount(what: str, amount: float | int, size: int) -> int:
+    if isinstance(amount, int) and amount > size:
+        raise ValueError(f"{what}={amount} keeps more than the {size} there are.")
+    return amount if isinstance(amount, int) else max(1, math.floor(size * amount + 0.5))
+
+
+def _nothing(what: str, found: list[Axis], shapes: Shapes) -> str:
+    if found:
+        return f"{found[0]} keeps its size: {shapes.fixed[found[0]]}."
+    near = difflib.get_close_matches(what, [*KINDS, "layers", *shapes.sizes], n=1)
+    known = [k for k in KINDS if any(_names(k, axis) for axis in shapes.sizes)]
+    return f"This model has no {what!r}; it has {', '.join(known)}, layers." + (
+        f" Did you mean {near[0]}?" if near else ""
+    )

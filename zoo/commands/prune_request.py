@@ -1,0 +1,34 @@
+"""What `zoo prune` can be asked for."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+
+SCORES = ("auto", "activation", "contribution", "magnitude", "random")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prune:
+    model: tyro.conf.Positional[str]
+    """A registered model (vit_small_patch16_224; with /random, its random weights), a folder of
+    timm or transformers, or a run."""
+    to: str = ""
+    """What stays: shares (ffn=0.75) or numbers (heads=4) of ffn, heads, groups, stream, experts,
+    ssm_heads, ssm_channels, ssm_state, layers, or of an axis that --shapes names (also with *)."""
+    data: Path | None = None
+    """Images (a folder, .tar shards, .npz), or for a language model a text (.txt, .jsonl)."""
+    out: Path | None = None
+    """The folder to write: a plain checkpoint of the model's library."""
+    score: str = "auto"
+    """activation, contribution, magnitude, random; auto tries the first two on held-out data."""
+    samples: int = 256
+    """Images, or rows of text, to look at."""
+    batch: int = 16
+    length: int = 512
+    """Tokens in a row of text."""
+    seed: int = 0
+    dry_run: bool = False
+    """Choose, rebuild, prove and print; write nothing."""
+    shapes: bool = False
+    """Only show what each dim of each tensor is made of."""
