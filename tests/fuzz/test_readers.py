@@ -39,6 +39,7 @@ from zoo.eval.dense.segment_data import Place, own_classes, read_indices
 from zoo.eval.detect.coco import read_coco
 from zoo.eval.detect.coco_metric import read_results
 from zoo.eval.detect.detector import read_spec
+from zoo.eval.report.maps import load_maps
 from zoo.eval.report.run_folder import read_run
 from zoo.eval.results import Record, read, write
 from zoo.eval.retrieval import read_captions
@@ -393,6 +394,17 @@ READERS = {
     "depth, png": Reader(depth, "x.png", masks, mend=mend_png),
     "depth, npy": Reader(
         depth, "x.npy", lambda: in_folder(lambda p: np.save(p / "x", np.ones((9, 8))), "x.npy")
+    ),
+    "scores": Reader(
+        lambda p: Record(target="m", benchmark="b", values={}, scores_file=p.name, place=p.parent)
+        .scores(), "x.npz",
+        lambda: [packed(**{"keys/a": np.array(["x", "y"]), "top/a": np.array([1, 0])})],
+    ),
+    "maps": Reader(
+        load_maps, "maps.npz",
+        lambda: [packed(images=np.ones((2, 4, 4, 3), "u1"), **{
+            f"{side}/t": np.ones((2, 2, 2, 4), np.float16) for side in ("ours", "theirs")
+        })],
     ),
     "cache": Reader(
         lambda p: Cache.open(p.parent), "cache.json", lambda: [text_of(MANIFEST.as_json())]
