@@ -1,8 +1,8 @@
 """Few-shot classification: a linear classifier fitted to a few labelled images of each class."""
 
 import math
-import statistics
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -86,8 +86,14 @@ def interval(values: list[float]) -> tuple[float, float]:
         raise ValueError("There is no value to compute an interval of.")
     if len(values) == 1:
         return -math.inf, math.inf
+    mean, error = float(np.mean(values)), float(np.std(values, ddof=1)) / math.sqrt(len(values))
+    half = _quantile(len(values) - 1) * error
+    return mean - half, mean + half
+
+
+@cache
+def _quantile(freedom: int) -> float:
+    """Return the 97.5 % quantile of Student's t."""
     from scipy.stats import t
 
-    mean, spread = statistics.mean(values), statistics.stdev(values)
-    half = float(t.ppf(0.975, len(values) - 1)) * spread / math.sqrt(len(values))
-    return mean - half, mean + half
+    return float(t.ppf(0.975, freedom))

@@ -17,7 +17,7 @@ from torch import nn
 
 from zoo.eval.average_precision import AveragePrecision
 from zoo.eval.registry import Parts, Picture, Scores
-from zoo.files import checked_fields, parse_json, try_writing, written_whole
+from zoo.files import checked_fields, parse_json, read_arrays, try_writing, written_whole
 
 SUFFIX = ".jsonl"
 KINDS: Mapping[str, type[Parts]] = {"top": Scores, "right": AveragePrecision}
@@ -77,17 +77,16 @@ class Record:
             return dict(self.kept)
         path = self.place / self.scores_file
         try:
-            with np.load(path, allow_pickle=False) as file:
-                found: dict[str, dict[str, Any]] = {}
-                for key in file.files:
-                    part, _, name = key.partition("/")
-                    found.setdefault(name, {})[part] = file[key]
-                return {
-                    name: kind(**parts | {"keys": parts["keys"].tolist()})
-                    for name, parts in found.items()
-                    for mark, kind in KINDS.items()
-                    if mark in parts
-                }
+            found: dict[str, dict[str, Any]] = {}
+            for key, array in read_arrays(path).items():
+                part, _, name = key.partition("/")
+                found.setdefault(name, {})[part] = array
+            return {
+                name: kind(**parts | {"keys": parts["keys"].reshape(-1).tolist()})
+                for name, parts in found.items()
+                for mark, kind in KINDS.items()
+                if mark in parts
+            }
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise ValueError(
                 f"The scores of single images, {path}, cannot be read: {error}."

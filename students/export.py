@@ -3,6 +3,7 @@
 import json
 import shutil
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -11,10 +12,20 @@ from timm.models._hub import save_for_hf
 from timm.models._pretrained import filter_pretrained_cfg
 
 from zoo.features import Batch
-from zoo.files import load_tensors, save_tensors
+from zoo.files import checked, load_tensors, read_json, save_tensors
 from zoo.students.build import build_heads, build_student
 from zoo.students.start import HEADS
 from zoo.students.student import Student
+
+FIELDS: Mapping[str, Any] = dict(
+    student=str,
+    size=int,
+    teachers=dict[str, list[int | None]],
+    head=dict[str, Any],
+    options=dict[str, Any] | None,  # exports before 0.2 have none
+    own_heads=dict[str, dict[str, Any]] | None,
+)
+"""What `heads.json` must have, or may have."""
 
 
 def _make_readable(folder: Path) -> None:
@@ -109,20 +120,37 @@ def read_heads(folder: Path) -> dict[str, Any]:
     """Read what an export says of its student: name, options, size, heads.
 
     Raises:
-        ValueError: there is no export in the folder.
+        ValueError: there is no export in the folder, or what it says is damaged.
     """
-    if not (folder / HEADS).is_file():
+    file = folder / HEADS
+    if not file.is_file():
         raise ValueError(f"There is no exported student in {folder}: {HEADS} is missing.")
-    return json.loads((folder / HEADS).read_text())
+    found = read_json(file)
+    for name, kind in FIELDS.items():
+        checked(found.get(name), kind, f"{file}, field {name},")
+    return found
 
 
 def load_export(folder: Path, *, device: torch.device | str = "cpu") -> Student:
     """Build the student that `export_student` wrote, heads included.
 
     Raises:
-        ValueError: there is no export in the folder.
+        ValueError: there is no export in the folder, or it is damaged.
     """
     heads = read_heads(folder)
+    model, weights = (load_tensors(folder / f"{name}.safetensors") for name in ("model", "heads"))
+    try:
+        student = _built(heads)
+        student.backbone.load_state_dict(model)
+        student.heads.load_state_dict(weights)
+    except (TypeError, KeyError, RuntimeError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ValueError(f"The weights in {folder} do not fit its {HEADS}: {reason}") from error
+    return student.to(device).eval()
+
+
+def _built(heads: Mapping[str, Any]) -> Student:
+    """Build the student that `heads.json` describes, with random weights."""
     widths = {name: tuple(pair) for name, pair in heads["teachers"].items()}
     options = heads.get("options")  # exports before 0.2 have none
     tokens = heads.get("tokens", {})  # of those the heads read the backbone's own summary
@@ -133,6 +161,4 @@ def load_export(folder: Path, *, device: torch.device | str = "cpu") -> Student:
     for label, own in heads.get("own_heads", {}).items():  # of an earlier run than the others
         one = {label: widths[label]}
         student.heads.update(build_heads(student.backbone, one, size=heads["size"], **own))
-    student.backbone.load_state_dict(load_tensors(folder / "model.safetensors"))
-    student.heads.load_state_dict(load_tensors(folder / "heads.safetensors"))
-    return student.to(device).eval()
+    return student

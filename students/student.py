@@ -1,7 +1,8 @@
 """A student: any timm backbone, and one pair of heads for each teacher."""
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, cast
 
 import timm
@@ -12,10 +13,15 @@ from torch import Tensor, nn
 
 from zoo.features import Batch, Features, gives_class_tokens, read_features, read_intermediates
 from zoo.layers import spectral
+from zoo.layers.vitdet import VitDet
 from zoo.students.heads import TeacherHead
 
 MESA = "mesa.ema"
 """The key of a student's own map among its answers, for MESA; labels of teachers have no dot."""
+
+
+GLOBAL_BLOCKS = 4
+"""Blocks that see the whole image where the others attend in windows (2203.16527, section 3)."""
 
 
 def summary_key(label: str) -> str:
@@ -89,12 +95,10 @@ class Student(nn.Module):
             features = read_features(self.backbone, x, tokens=tokens)
         answers = {}
         for name, head in self.heads.items():
-            read, *earlier = features, *intermediates
+            read, earlier = features, intermediates
             if tokens:
                 place = tokens.index(self.tokens.get(name, 0))
-                read, *earlier = (
-                    Features(f.summary[:, place], f.spatial) for f in (read, *earlier)
-                )
+                read, *earlier = (_at_token(f, place) for f in (features, *intermediates))
             answers[name] = head(read, earlier)
         return answers | {MESA: _normalised(features)} if mesa else answers
 
@@ -103,6 +107,21 @@ class Student(nn.Module):
     ) -> dict[str, Features]:
         images = batch.at(size or self.size)
         return self.answer(images, mesa=True) if mesa else self.answer(images)
+
+    @contextmanager
+    def in_windows(self, window: int) -> Iterator[None]:
+        """Within this context, most blocks of a RADIO backbone attend in windows (ViTDet).
+
+        Args:
+            window: Side of a window, in patches.
+        """
+        backbone: Any = self.backbone
+        own = backbone.vitdet
+        backbone.vitdet = VitDet(window, num_global=GLOBAL_BLOCKS)
+        try:
+            yield
+        finally:
+            backbone.vitdet = own
 
     def no_weight_decay(self) -> set[str]:
         """Name the parameters that the backbone exempts from weight decay."""
@@ -159,6 +178,12 @@ def merged(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         if ".lora_" not in key:
             plain[f"{layer}.{leaf}" if base else key] = value
     return plain
+
+
+def _at_token(features: Features, place: int) -> Features:
+    """Return features with one of their summaries [B n D]."""
+    assert features.summary is not None
+    return Features(features.summary[:, place], features.spatial)
 
 
 def _normalised(features: Features) -> Features:

@@ -285,11 +285,19 @@ class CachedTeacher:
 
     Args:
         raw: Return maps in the teacher's own space, not on the stored scale.
+        places: Positions by the names of the images, where batches are not of the stream.
     """
 
-    def __init__(self, cache: Cache, label: str, *, raw: bool = False):
+    def __init__(
+        self,
+        cache: Cache,
+        label: str,
+        *,
+        raw: bool = False,
+        places: Mapping[str, int] | None = None,
+    ):
         fields = cache.manifest.teachers[label]
-        self.cache, self.label, self.raw = cache, label, raw
+        self.cache, self.label, self.raw, self.places = cache, label, raw, places
         self.name = f"cache:{cache.path}/{label}"
         self.license: str | None = None
         self.size: tuple[int, int] = tuple(fields["size"])
@@ -301,18 +309,22 @@ class CachedTeacher:
         self._mean = spaces.get(f"{label}/mean")
 
     def __call__(self, batch: Batch) -> Features:
-        """Read the features of a training batch.
+        """Read the features of a training batch, or of the images that `places` names.
 
         Raises:
             ValueError: the batch has no positions in the stream.
+            KeyError: `places` lacks an image.
         """
-        if not batch.positions:
+        positions = batch.positions
+        if self.places is not None:
+            positions = [self.places[key] for key in batch.keys]
+        if not positions:
             raise ValueError(
                 f"{self.name} has features of the views of a training run alone; other images "
                 "need the teacher itself."
             )
         device = batch.images.device
-        summary, spatial = self.cache.read(self.label, batch.positions)
+        summary, spatial = self.cache.read(self.label, positions)
         if spatial is not None:
             spatial = spatial.to(device, non_blocking=True)
             if self.raw and self._theta is not None and self._mean is not None:

@@ -77,6 +77,8 @@ def open_timm(name: TeacherName, device: torch.device) -> TimmTeacher:
         size = (name.resolution, name.resolution)
         check_trunk_patches(name, network)
         _resize(network, name.name, size)
+    if device.type == "cpu":  # convolutions take half the time in this layout
+        network.to(memory_format=torch.channels_last)
     return TimmTeacher(
         name.describe(),
         network,

@@ -2,11 +2,7 @@
 
 `pretext:classifier` learns classes, `pretext:autoencoder` fills in masked patches and
 `pretext:gradients` predicts edges on a finer grid, without a summary. `zoo.train.pretext` trains
-them; here are the networks, and the scales that are imposed on their features.
-
-The scales are those of real teachers (PHI-S, 2410.01680, table 7: DFN CLIP 0.03, DINOv2 1.35,
-SAM 5.5): the statistics of three small networks trained in the same way would be too similar to
-show what unequal ones do. Directions and ranks are the networks' own.
+them; here are the networks.
 """
 
 import math
@@ -33,43 +29,6 @@ def _conv(in_chs: int, out_chs: int, stride: int) -> nn.Sequential:
     )
 
 
-class Imposed(nn.Module):
-    """Impose scales and offsets like a large teacher's on a map's channels; fixed, not learnt.
-
-    Args:
-        dim: Channels of the map.
-        std: Overall standard deviation that the features get.
-        spread: Standard deviation of the logarithm of the channels' gains.
-        offset: Standard deviation of the channels' means, in units of `std`.
-        seed: Decides gains and offsets.
-    """
-
-    gain: Tensor
-    offset: Tensor
-    own_mean: Tensor
-    own_std: Tensor
-
-    def __init__(self, dim: int, *, std: float, spread: float, offset: float, seed: int):
-        super().__init__()
-        draws = torch.Generator().manual_seed(seed)
-        gain = torch.exp(spread * torch.randn(dim, generator=draws, device="cpu"))
-        self.register_buffer("gain", std * gain / gain.square().mean().sqrt())
-        self.register_buffer(
-            "offset", offset * std * torch.randn(dim, generator=draws, device="cpu")
-        )
-        self.register_buffer("own_mean", torch.zeros(dim))
-        self.register_buffer("own_std", torch.ones(()))
-
-    @torch.no_grad()
-    def measure(self, x: Float[Tensor, "B H W C"]) -> None:
-        """Keep the features' own mean and overall deviation, which the imposed ones replace."""
-        self.own_mean.copy_(x.mean(dim=(0, 1, 2)))
-        self.own_std.copy_((x - self.own_mean).square().mean().sqrt())
-
-    def forward(self, x: Float[Tensor, "B H W C"]) -> Float[Tensor, "B H W C"]:
-        return (x - self.own_mean) / self.own_std * self.gain + self.offset
-
-
 def _body(widths: tuple[int, ...], strides: tuple[int, ...], depth: int = 1) -> nn.Sequential:
     """Stack convolutions, from 3 channels to each width in turn, `depth` of them at each."""
     layers: list[nn.Module] = []
@@ -90,16 +49,11 @@ class Classifier(nn.Module):
 
     def __init__(self, dim: int = 128, *, widths: tuple[int, ...] = (24, 48, 96), depth: int = 1):
         super().__init__()
-        self.body = _body((*widths, dim), (2, 2, 2, 1), depth)
-        self.scale = Imposed(dim, std=0.03, spread=0.6, offset=0.5, seed=1)
-
-    def raw(self, x: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B h w C"]:
-        """Return the map before scales are imposed."""
-        return self.body(x).permute(0, 2, 3, 1)
+        self.body, self.dim = _body((*widths, dim), (2, 2, 2, 1), depth), dim
 
     def forward(self, x: Float[Tensor, "B 3 H W"]) -> Features:
-        spatial = self.raw(x)
-        return Features(spatial.mean(dim=(1, 2)), self.scale(spatial))
+        spatial = self.body(x).permute(0, 2, 3, 1)
+        return Features(spatial.mean(dim=(1, 2)), spatial)
 
 
 class PatchTransformer(nn.Module):
@@ -108,7 +62,6 @@ class PatchTransformer(nn.Module):
     Args:
         patch: Side of a patch in pixels.
         size: Side of the images in pixels.
-        std: Overall deviation of the features, imposed by `Imposed`, as is `seed`.
     """
 
     def __init__(
@@ -120,11 +73,9 @@ class PatchTransformer(nn.Module):
         *,
         size: int = SIZE,
         mlp_ratio: float = 2.0,
-        std: float = 1.35,
-        seed: int = 2,
     ):
         super().__init__()
-        self.patch = patch
+        self.patch, self.dim = patch, dim
         self.embed = nn.Conv2d(3, dim, patch, patch)
         self.position = nn.Parameter(torch.zeros(1, (size // patch) ** 2, dim))
         self.masked = nn.Parameter(torch.zeros(dim))
@@ -133,12 +84,11 @@ class PatchTransformer(nn.Module):
         )
         self.norm = nn.LayerNorm(dim)
         trunc_normal_(self.position, std=0.02)
-        self.scale = Imposed(dim, std=std, spread=0.6, offset=0.5, seed=seed)
 
-    def raw(
+    def forward(
         self, x: Float[Tensor, "B 3 H W"], mask: Bool[Tensor, "B N"] | None = None
-    ) -> Float[Tensor, "B h w C"]:
-        """Return the map before scales are imposed.
+    ) -> Features:
+        """Return the features of images.
 
         Args:
             mask: Patches that are replaced by the learnt `masked` token.
@@ -151,11 +101,8 @@ class PatchTransformer(nn.Module):
         tokens = tokens + self.position
         for block in self.blocks:
             tokens = block(tokens)
-        return self.norm(tokens).unflatten(1, grid)
-
-    def forward(self, x: Float[Tensor, "B 3 H W"]) -> Features:
-        spatial = self.raw(x)
-        return Features(spatial.mean(dim=(1, 2)), self.scale(spatial))
+        spatial = self.norm(tokens).unflatten(1, grid)
+        return Features(spatial.mean(dim=(1, 2)), spatial)
 
 
 class Gradients(nn.Module):
@@ -164,7 +111,6 @@ class Gradients(nn.Module):
     Args:
         dim: Channels of the map.
         widths: Channels before them.
-        offset: Deviation of the channels' means, in units of the features' own (see `Imposed`).
     """
 
     def __init__(
@@ -173,18 +119,13 @@ class Gradients(nn.Module):
         *,
         widths: tuple[int, ...] = (24, 48),
         strides: tuple[int, ...] = (2, 2, 1),
-        offset: float = 1.5,
     ):
         super().__init__()
         self.body, self.stride = _body((*widths, dim), strides), math.prod(strides)
-        self.scale = Imposed(dim, std=5.5, spread=0.6, offset=offset, seed=3)
-
-    def raw(self, x: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B h w C"]:
-        """Return the map before scales are imposed."""
-        return self.body(x).permute(0, 2, 3, 1)
+        self.dim = dim
 
     def forward(self, x: Float[Tensor, "B 3 H W"]) -> Features:
-        return Features(None, self.scale(self.raw(x)))
+        return Features(None, self.body(x).permute(0, 2, 3, 1))
 
 
 NETWORKS = {"classifier": Classifier, "autoencoder": PatchTransformer, "gradients": Gradients}

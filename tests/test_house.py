@@ -28,7 +28,7 @@ CORE = tuple(
     for part in (
         "config", "device", "interrupt", "loop", "optim", "progress", "run", "state", "task",
         "damp", "slices", "prefetch", "fields", "freeze",
-        "average", "ranges",
+        "average", "ranges", "mesh", "step",
     )
 )  # fmt: skip
 """The training loop and what every task shares: no images, no teachers, no method."""
@@ -48,7 +48,7 @@ ARROWS: dict[str, tuple[str, ...]] = {
     "zoo.registration": ("zoo.import_hook",),
     "zoo.import_hook": (),
     "zoo.__main__": ("zoo.cli",),
-    "zoo.cli": ("zoo.train.interrupt", ROOT_ONLY),
+    "zoo.cli": ("zoo.train.interrupt", "zoo.train.device", "zoo.train.mesh", ROOT_ONLY),
     "zoo.features": (),
     "zoo.axes": ("zoo.shape_tables",),
     "zoo.shape_tables": (),

@@ -27,8 +27,9 @@ def device_of(name: Device) -> torch.device:
     if name == "mps" and not torch.backends.mps.is_available():
         raise ValueError("There is no Apple GPU (mps) here; use --device cpu, or auto.")
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return torch.device(name)
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    own = os.environ.get("LOCAL_RANK")  # of torchrun: each process has a GPU of its own
+    return torch.device(f"cuda:{own}" if name == "cuda" and own else name)
 
 
 def memory_of(device: torch.device) -> float:

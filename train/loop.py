@@ -1,6 +1,7 @@
 """The training loop: one for every task."""
 
 import math
+import signal
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from itertools import chain, islice
@@ -14,12 +15,14 @@ from zoo.train.config import Training
 from zoo.train.damp import damped
 from zoo.train.device import autocast, tensor_cores
 from zoo.train.interrupt import Interrupt, Interrupted
+from zoo.train.mesh import any_rank, by_first, gather, sum_over_ranks, world
 from zoo.train.optim import learning_rate
 from zoo.train.prefetch import Slice, numbered, prefetch
 from zoo.train.progress import Progress
 from zoo.train.run import Run
 from zoo.train.slices import SliceBuffers, SliceSeeds
 from zoo.train.state import TrainState
+from zoo.train.step import Ranks
 from zoo.train.task import Feed, Loss, Task
 
 
@@ -51,6 +54,7 @@ def train(
         numbered(feed, state.step, config.steps), task.targets, device, precision, ahead=ahead
     )
     buffers = SliceBuffers(state.model) if config.num_slices > 1 else None
+    wrapped = Ranks(task, state)
     progress = Progress(
         title, total=config.steps, start=state.step, samples=config.samples, unit=config.unit
     )
@@ -59,29 +63,31 @@ def train(
         while state.step < config.steps:
             parts = islice(coming, len(feed.slices))
             counts = feed.counts(state.step)
-            losses = take_step(task, state, parts, counts, config, precision, buffers)
+            losses = take_step(wrapped, state, parts, counts, config, precision, buffers)
             update(state, losses, config)
-            skipped.add(feed.skipped())
 
-            step, signum = state.step, interrupt.signal
+            step, stops = state.step, any_rank(interrupt.signal is not None)
             ends = step == config.steps
-            saves = ends or signum is not None or step % every.checkpoint == 0
+            saves = ends or stops or step % every.checkpoint == 0
             logs = ends or step % every.log == 0
+            if saves or logs or world() == 1:
+                skipped.add(chain.from_iterable(gather(list(feed.skipped()))))
             if saves or logs:
                 check_finite(state, feed, run)
             if logs:
                 write_log(state, config, run, progress)
             with progress.paused():
                 if evaluate and step % every.evaluate == 0 and not ends:
-                    evaluate(state.averaged, step)
+                    by_first(partial(evaluate, state.averaged, step))
                 if saves:
-                    run.save(state.state())
-            if signum is not None and not ends:
+                    by_first(partial(run.save, state.state()))
+            if stops and not ends:
+                signum = interrupt.signal or signal.SIGTERM  # another rank's
                 raise Interrupted(signum, f"Stopped after step {step}, which is saved.")
 
 
 def take_step(
-    task: Task,
+    wrapped: Ranks,
     state: TrainState,
     parts: Iterable[tuple[Slice, Any]],
     counts: Mapping[str, int],
@@ -89,12 +95,13 @@ def take_step(
     precision: Callable,
     buffers: SliceBuffers | None = None,
 ) -> dict[str, Tensor]:
-    """Run forward and backward over the slices of one step, and leave the gradients behind.
+    """Run forward and backward over this rank's slices of a step, and leave the gradients behind.
 
     Returns:
         `loss`, the weighted sum, and every loss over the whole batch; NaN for one left out.
     """
     step, sums = state.step, dict[str, Tensor]()
+    here = config.num_slices // world()
     parts = iter(parts)
     first = next(parts)  # before the seed: what loads a batch may draw too
     seeds = SliceSeeds(config.seed, step, state.device)
@@ -102,22 +109,30 @@ def take_step(
         if buffers:
             seeds.keep()
             buffers.begin_step()
-        for part, targets in chain([first], parts):
+        for number, (part, targets) in enumerate(chain([first], parts), 1):
             if buffers:
                 seeds.begin(part.index)
-            with precision():
-                losses = task.losses(state, part.batch, targets, step)
-            shares = {name: loss.total / counts[name] for name, loss in losses.items()}
-            total = task.weigh(shares, step)
-            total.backward()
+            with wrapped.accumulating(last=number == here):
+                with precision():
+                    total, losses, shares = wrapped.step(part.batch, targets, step, counts)
+                wrapped.backward(total)
             if buffers:
                 buffers.end_slice()
             for name, value in logged(total, losses, shares).items():
                 sums[name] = sums[name] + value if name in sums else value
         if buffers:
             buffers.end_step(config.num_slices)
-    task.observe({name: value for name, value in sums.items() if name != "loss"}, step)
+    sums = over_ranks(sums)
+    wrapped.task.observe({name: value for name, value in sums.items() if name != "loss"}, step)
     return sums
+
+
+def over_ranks(sums: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Add the losses of the ranks up, in one small collective."""
+    if world() == 1:
+        return sums
+    total = sum_over_ranks(torch.stack(list(sums.values())))
+    return dict(zip(sums, total.unbind(), strict=True))
 
 
 def logged(

@@ -26,15 +26,13 @@ from zoo.train.run import Run
 from zoo.train.state import TrainState
 from zoo.train.task import Feed, Loss, Task
 
-VERSION = 1
+VERSION = 2
 """Part of the cache's key: raise it when what follows changes."""
 STEPS, BATCH = 250, 64
 MASKED = 0.6
 """Share of the patches that the autoencoder has to fill in."""
 BINS = 8
 """Orientations of the gradients that the dense teacher predicts."""
-MEASURED = 8
-"""Last steps whose images say what scale the features have of their own."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,7 +92,7 @@ def _train(name: str, source: Source, seed: int, device: torch.device, work: Pat
 
 
 def train_pretext(model: nn.Module, feed: Feed, config: Pretext) -> nn.Module:
-    """Train `model.network`, and measure the scale that is then replaced.
+    """Train `model.network`, and return it in eval mode.
 
     A run that was stopped in `config.out` goes on.
 
@@ -108,11 +106,7 @@ def train_pretext(model: nn.Module, feed: Feed, config: Pretext) -> nn.Module:
     state.resume(run)
     train(PretextTask(), state, feed, config, run, title=f"teacher {config.teacher}")
     network: Any = model.network
-    network.eval()
-    last = feed.batches(max(0, config.steps - MEASURED), config.steps)
-    with torch.no_grad():
-        network.scale.measure(network.raw(torch.cat([normalised(batch) for batch in last])))
-    return network
+    return network.eval()
 
 
 class PretextTask(Task):
@@ -138,11 +132,11 @@ class _Classify(nn.Module):
     def __init__(self, network: Any, classes: int):
         super().__init__()
         self.network = network
-        self.head = nn.Linear(network.scale.gain.numel(), classes)
+        self.head = nn.Linear(network.dim, classes)
 
     def forward(self, images: Tensor, labels: Tensor) -> Tensor:
-        pooled = self.network.raw(images).mean(dim=(1, 2))
-        return F.cross_entropy(self.head(pooled), labels, label_smoothing=0.1)
+        logits = self.head(self.network(images).summary)
+        return F.cross_entropy(logits, labels, label_smoothing=0.1)
 
 
 class _FillIn(nn.Module):
@@ -153,14 +147,14 @@ class _FillIn(nn.Module):
     def __init__(self, network: Any, classes: int):
         super().__init__()
         self.network = network
-        self.head = nn.Linear(network.scale.gain.numel(), 3 * network.patch**2)
+        self.head = nn.Linear(network.dim, 3 * network.patch**2)
 
     def forward(self, images: Tensor, labels: Tensor) -> Tensor:
         patches = F.unfold(images, self.network.patch, stride=self.network.patch).transpose(1, 2)
         middle, spread = patches.mean(-1, keepdim=True), patches.std(-1, keepdim=True)
         patches = (patches - middle) / (spread + 0.1)
         mask = torch.rand(patches.shape[:2], device=images.device) < MASKED
-        guess = self.head(self.network.raw(images, mask).flatten(1, 2))
+        guess = self.head(self.network(images, mask).spatial.flatten(1, 2))
         error = (guess - patches).square().mean(dim=-1)
         return (error * mask).sum() / mask.sum()
 
@@ -173,10 +167,10 @@ class _Orient(nn.Module):
     def __init__(self, network: Any, classes: int):
         super().__init__()
         self.network = network
-        self.head = nn.Linear(network.scale.gain.numel(), BINS + 3)
+        self.head = nn.Linear(network.dim, BINS + 3)
 
     def forward(self, images: Tensor, labels: Tensor) -> Tensor:
-        guess = self.head(self.network.raw(images))
+        guess = self.head(self.network(images).spatial)
         return F.smooth_l1_loss(guess, _orientations(images, self.network.stride))
 
 

@@ -7,6 +7,8 @@ from contextlib import contextmanager
 from rich import progress as bars
 from rich.console import Console
 
+from zoo.train.mesh import is_first
+
 
 class Progress:
     """Report steps, samples per second and losses.
@@ -30,7 +32,7 @@ class Progress:
             bars.TimeRemainingColumn(),
             bars.TextColumn("{task.fields[text]}"),
             console=self.console,
-            disable=not self.console.is_terminal,
+            disable=not (self.console.is_terminal and is_first()),
         )
         self._task = self._bar.add_task(title, total=total, completed=start, text="")
 
@@ -50,7 +52,7 @@ class Progress:
         self._step, self._time = step, now
         text = f"{rate:.0f} {self.unit}/s  " + "  ".join(f"{k} {v:.3g}" for k, v in values.items())
         self._bar.update(self._task, completed=step, text=text)
-        if not self.console.is_terminal:
+        if not self.console.is_terminal and is_first():
             left = (self.total - step) * seconds / max(steps, 1)
             self.console.print(
                 f"{self.title} {step}/{self.total}  {text}  ETA {left:.0f} s", soft_wrap=True
@@ -58,8 +60,9 @@ class Progress:
         return rate, seconds
 
     def print(self, text: str) -> None:
-        """Print a line without tearing the bar."""
-        self.console.print(text, soft_wrap=True)
+        """Print a line without tearing the bar; rank 0 alone does."""
+        if is_first():
+            self.console.print(text, soft_wrap=True)
 
     @contextmanager
     def paused(self) -> Iterator[None]:

@@ -6,21 +6,36 @@ import shutil
 import subprocess
 import zipfile
 from collections.abc import Callable, Mapping
+from functools import partial, wraps
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch
 
 from zoo.files import read_json, save_whole, try_writing, written_whole
 from zoo.train.config import C, Training, differences, to_json
 from zoo.train.fields import built
+from zoo.train.mesh import by_first, is_first
 
 KEPT = 2
 """Checkpoints that stay: the newest, and the one before it in case that one is damaged."""
 
 
+M = TypeVar("M", bound=Callable[..., Any])
+
+
+def by_first_alone(method: M) -> M:
+    """Let rank 0 alone carry out a method that writes; on the others it does nothing."""
+
+    @wraps(method)
+    def guarded(*args: Any, **kwargs: Any) -> Any:
+        return method(*args, **kwargs) if is_first() else None
+
+    return cast(M, guarded)
+
+
 class Run:
-    """The folder of one run.
+    """The folder of one run, which rank 0 alone writes.
 
     `metrics.jsonl` holds only what a second run repeats exactly; speeds stand in `timing.jsonl`.
     """
@@ -32,12 +47,7 @@ class Run:
     @staticmethod
     def refuse_existing(path: Path) -> None:
         """Raise a ValueError if `path` cannot become the folder of a new run."""
-        if path.exists() and (not path.is_dir() or any(path.iterdir())):
-            raise ValueError(
-                f"The output folder {path} exists. Give another --out, continue that run with "
-                f"--resume {path}, or remove it."
-            )
-        try_writing(path)
+        by_first(partial(_refuse_existing, path))
 
     @classmethod
     def create(cls, config: Training) -> "Run":
@@ -46,15 +56,20 @@ class Run:
         Raises:
             ValueError: the folder exists, or cannot be made.
         """
-        cls.refuse_existing(config.out)
+        by_first(partial(cls._create, config))
+        return cls(config.out)
+
+    @classmethod
+    def _create(cls, config: Training) -> None:
+        _refuse_existing(config.out)
         try:
             config.out.mkdir(parents=True, exist_ok=True)
             run = cls(config.out)
             run.write_config(config)
         except OSError as error:
             raise ValueError(f"Cannot write to {config.out}: {error.strerror or error}.") from error
-        return run
 
+    @by_first_alone
     def discard(self) -> None:
         """Remove the folder of a run that was refused before anything was learnt."""
         shutil.rmtree(self.path, ignore_errors=True)
@@ -99,7 +114,9 @@ class Run:
         content = read_json(path)
         found = content.pop("kind", kind.kind)
         if found != kind.kind:
-            raise ValueError(f"The run in {self.path} is one of {found}, not of {kind.kind}.")
+            raise ValueError(
+                f"The run in {self.path} is one of {found}, not of {kind.kind}, says {path.name}."
+            )
         try:
             return built(kind, content)
         except ValueError as error:
@@ -115,6 +132,7 @@ class Run:
         """Write what the run is started with."""
         self.write_json("config.json", dict(kind=config.kind, **to_json(config)))
 
+    @by_first_alone
     def write_json(self, name: str, content: Any) -> None:
         """Write a small file whole."""
         with written_whole(self.path / name) as temporary:
@@ -129,6 +147,7 @@ class Run:
         path = self.path / name
         return read_json(path, kind) if path.is_file() else None
 
+    @by_first_alone
     def log(self, kind: str, step: int, values: Mapping[str, Any]) -> None:
         """Append measured values to `metrics.jsonl`, and to TensorBoard where it is installed."""
         self._append("metrics.jsonl", dict(kind=kind, step=step, **values))
@@ -140,6 +159,7 @@ class Run:
                 if isinstance(value, (int, float)):
                     self._board.add_scalar(f"{prefix}/{name}", value, step)
 
+    @by_first_alone
     def log_speed(self, step: int, rate: float, seconds: float, *, unit: str = "img") -> None:
         """Append a speed to `timing.jsonl`."""
         values = {"step": step, f"{unit}_s": round(rate, 1), "seconds": round(seconds, 3)}
@@ -149,6 +169,7 @@ class Run:
         with (self.path / name).open("a") as file:
             file.write(json.dumps(values) + "\n")
 
+    @by_first_alone
     def keep(self, wanted: Callable[[dict[str, Any]], bool]) -> None:
         """Forget the measurements that are not `wanted`: a resumed run makes them again."""
         for name in ("metrics.jsonl", "timing.jsonl"):
@@ -193,12 +214,23 @@ class Run:
         Raises:
             ValueError: there are checkpoints and all of them are damaged.
         """
+        state: dict[str, Any] | None = None
+
+        def newest() -> Path | None:
+            nonlocal state
+            path, state = self._newest()
+            return path
+
+        path = by_first(newest)
+        return _read_checkpoint(path) if path and state is None else state
+
+    def _newest(self) -> tuple[Path | None, dict[str, Any] | None]:
         for torn in (self.path / "checkpoints").glob(".step_*.tmp"):
             torn.unlink()
         found = self.checkpoints()
         for path in reversed(found):
             try:
-                return _read_checkpoint(path)
+                return path, _read_checkpoint(path)
             except Exception as error:  # what is damaged may raise anything
                 reason = (str(error).splitlines() or [type(error).__name__])[0]
                 print(f"{path} is damaged ({reason}); trying the one before it.")
@@ -207,7 +239,16 @@ class Run:
                 f"No checkpoint in {found[0].parent} can be read. Bring one of them back, or start "
                 "a new run with another --out."
             )
-        return None
+        return None, None
+
+
+def _refuse_existing(path: Path) -> None:
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise ValueError(
+            f"The output folder {path} exists. Give another --out, continue that run with "
+            f"--resume {path}, or remove it."
+        )
+    try_writing(path)
 
 
 def _read_checkpoint(path: Path) -> dict[str, Any]:

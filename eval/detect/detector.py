@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from safetensors.torch import load_model, save_model
 from timm.data.config import resolve_model_data_config
 
 from zoo.eval.detect.spec import STRIDES, BackboneSource, Detector, DetectorSpec
-from zoo.files import save_whole, written_whole
+from zoo.files import checked, checked_fields, read_json, save_whole, written_whole
 from zoo.students.build import build_student
 from zoo.students.student import Student
 
@@ -66,12 +67,13 @@ def _named(target: str) -> tuple[str, str | None, dict[str, Any]]:
         folder = folder / "export" if (folder / "export").is_dir() else folder
         if not (folder / "config.json").is_file():
             raise ValueError(f"{folder} holds no exported student: config.json is missing.")
-        config = json.loads((folder / "config.json").read_text())
-        if "architecture" not in config:
+        config = read_json(folder / "config.json")
+        if not isinstance(config.get("architecture"), str):
             raise ValueError(
                 f"{folder} holds no exported student: its config.json has no architecture."
             )
-        options = dict(config.get("model_args") or {})
+        stored = config.get("model_args") or {}
+        options = dict(checked(stored, dict[str, Any], f"model_args in {folder / 'config.json'}"))
         options.pop("img_size", None)
         options.pop("num_classes", None)
         return config["architecture"], f"local-dir:{folder}", options
@@ -129,10 +131,9 @@ def is_detector(folder: Path) -> Path | None:
     """Return the folder of a saved detector: `detector` in this one, this one itself, or `None`."""
     for place in (folder / "detector", folder):
         config = place / "config.json"
-        if (place / "model.safetensors").is_file() and config.is_file():
-            content = json.loads(config.read_text())
-            if {"kind", "source", "classes"} <= set(content):
-                return place
+        both = (place / "model.safetensors").is_file() and config.is_file()
+        if both and {"kind", "source", "classes"} <= set(read_json(config)):
+            return place
     return None
 
 
@@ -145,11 +146,11 @@ def load_detector(folder: Path, *, device: torch.device | str = "cpu") -> Detect
     place = is_detector(folder)
     if place is None:
         raise ValueError(f"{folder} holds no trained detector; make one with `zoo detect`.")
-    spec = read_spec(json.loads((place / "config.json").read_text()))
+    spec = read_spec(place / "config.json")
     detector = build_detector(spec)
     try:
         load_model(detector, place / "model.safetensors")
-    except RuntimeError as error:
+    except Exception as error:  # safetensors has errors of its own
         reason = str(error).splitlines()[0]
         raise ValueError(f"The weights in {place} do not fit its config.json: {reason}") from error
     return detector.to(device).eval()
@@ -173,14 +174,17 @@ def load_backbone(folder: Path) -> Student:
     return student
 
 
-def read_spec(content: dict[str, Any]) -> DetectorSpec:
-    """Return the spec that was saved as `config.json`."""
-    source: dict[str, Any] = {
-        k: tuple(v) if isinstance(v, list) else v for k, v in content["source"].items()
-    }
-    rest: dict[str, Any] = {
-        **content,
-        "source": BackboneSource(**source),
-        "classes": tuple(content["classes"]),
-    }
-    return DetectorSpec(**rest)
+def read_spec(file: Path) -> DetectorSpec:
+    """Return the spec that was saved as `config.json`.
+
+    Raises:
+        ValueError: a field is missing or has another type.
+    """
+    content = read_json(file, dict[str, Any])
+    about = checked(content.get("source"), dict[str, Any], f"{file}, field source,")
+    source = checked_fields(BackboneSource, _tuples(about), f"{file}, field source,")
+    return checked_fields(DetectorSpec, {**_tuples(content), "source": source}, str(file))
+
+
+def _tuples(content: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: tuple(v) if isinstance(v, list) else v for key, v in content.items()}

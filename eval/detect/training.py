@@ -19,6 +19,7 @@ from zoo.eval.detect.spec import Detector, DetectorSpec
 from zoo.students.build import read_options
 from zoo.train.device import device_of
 from zoo.train.loop import train
+from zoo.train.mesh import slices_of_rank
 from zoo.train.optim import parameter_groups
 from zoo.train.run import Run
 from zoo.train.state import TrainState
@@ -128,7 +129,7 @@ class DetectFeed:
         masks = state.model.spec.has_masks
         samples = Samples(split, config.size, masks=masks, keep=not config.workers)
         plan, parts = Plan(len(split), config.batch, config.seed), config.num_slices
-        return cls(samples, plan, state.device, range(parts), parts, config.workers)
+        return cls(samples, plan, state.device, slices_of_rank(parts), parts, config.workers)
 
     def order(self, start: int, steps: int) -> Iterator[list[tuple[int, bool]]]:
         """Yield for each slice the indices of its images, and whether each is mirrored."""

@@ -1,7 +1,5 @@
 """Feature maps of a few images: collect, save, and colour them for comparison."""
 
-import zipfile
-import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -11,16 +9,13 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from zoo.features import Batch, Features
-from zoo.files import written_whole
+from zoo.files import read_arrays, written_whole
 
 LARGEST = 6e4
 """Just below the largest float16; larger values of a diverged student are clipped to it."""
 
 TOKENS_TO_FIT = 1024
 """Tokens from which the components are computed; more would only be slower."""
-
-UNREADABLE = (OSError, EOFError, ValueError, TypeError, KeyError, zipfile.BadZipFile, zlib.error)
-"""What numpy raises for files that are missing, truncated, damaged or of another kind."""
 
 PLAIN = np.float32(1e-12)
 """With a smaller spread of values a map is drawn in one colour."""
@@ -80,18 +75,19 @@ def load_maps(path: str | Path) -> dict[str, np.ndarray]:
         ValueError: the file is missing, damaged, or holds no maps.
     """
     try:
-        # Opened here, since numpy leaves a file open that it cannot read.
-        with Path(path).open("rb") as handle, np.load(handle, allow_pickle=False) as file:
-            maps = dict(file)
-    except UNREADABLE as error:
+        maps = read_arrays(Path(path))
+    except (OSError, ValueError) as error:
         raise ValueError(f"{path} is not a readable file of feature maps: {error}") from None
-    if "images" not in maps:
+    images = maps.get("images", np.empty(0))
+    if images.ndim != 4:
         raise ValueError(f"{path} holds no images; it was not written by save_maps.")
     for key, value in maps.items():
         partner = maps.get(key.replace("theirs/", "ours/", 1), value)
-        if key != "keys" and (value.ndim, len(value)) != (4, len(maps["images"])):
+        if key == "keys":
+            continue
+        if value.ndim != 4 or len(value) != len(images) or value.dtype.kind not in "fu":
             raise ValueError(f"{path}: {key} has the shape {value.shape}, which does not fit.")
-        if partner.shape[-1] != value.shape[-1]:
+        if partner.shape[-1:] != value.shape[-1:]:
             raise ValueError(f"{path}: {key} has another width than the student's head for it.")
     return maps
 

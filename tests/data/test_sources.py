@@ -10,7 +10,14 @@ from PIL import Image
 
 from zoo.data.loader import eval_batches, train_batches
 from zoo.data.plan import Plan
-from zoo.data.sources import FolderSource, TarSource, open_labelled, open_source, open_splits
+from zoo.data.sources import (
+    FolderSource,
+    TarSource,
+    open_labelled,
+    open_source,
+    open_splits,
+    spread,
+)
 from zoo.data.views import View, Views, collate
 
 
@@ -98,6 +105,13 @@ def test_held_out_images_are_no_training_images_and_stay_held_out(tmp_path):
     assert len(theirs) == 5 and len(ours) == 15 and not ours & theirs
     again = open_splits(tmp_path, 0.25)[1]
     assert {again.key(i) for i in range(len(again))} == theirs
+
+
+def test_a_few_samples_of_a_sorted_folder_are_of_all_its_classes(tmp_path):
+    source = open_source(write_folder(tmp_path, classes=("ant", "bee", "cat", "dog"), each=5))
+    few = spread(source, 8)
+    assert [few.label(i) for i in range(len(few))] == [0, 0, 1, 1, 2, 2, 3, 3]
+    assert spread(source, 20) is source
 
 
 def test_an_empty_folder_and_a_missing_one_are_refused(tmp_path):

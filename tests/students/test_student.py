@@ -440,3 +440,23 @@ def test_a_start_that_does_not_fit_or_is_not_there_is_refused(tmp_path):
     (tmp_path / "export" / "heads.json").unlink()
     with pytest.raises(ValueError, match="finish it with --resume"):
         find_start(tmp_path)
+
+
+def test_a_damaged_export_is_refused_with_the_file_and_the_field(tmp_path):
+    folder = tmp_path / "export"
+    export_student(tiny("test_vit", 96), folder, Batch(torch.rand(1, 3, 96, 96)))
+    content = json.loads((folder / "heads.json").read_text())
+    for change, said in (
+        (dict(size="96"), r"heads\.json, field size"),
+        (dict(teachers=dict(a=["wide", 3])), r"heads\.json, field teachers"),
+        (dict(head=[]), r"heads\.json, field head"),
+        (dict(head=dict(content["head"], colour=1)), r"do not fit its heads\.json"),
+        (dict(teachers=dict(content["teachers"], a=[24, 17])), r"do not fit its heads\.json"),
+    ):
+        (folder / "heads.json").write_text(json.dumps(content | change))
+        with pytest.raises(ValueError, match=said):
+            load_export(folder)
+    (folder / "heads.json").write_text(json.dumps(content))
+    (folder / "model.safetensors").write_bytes(b"\xff" * 100)
+    with pytest.raises(ValueError, match=r"model\.safetensors is not a readable safetensors"):
+        load_export(folder)

@@ -7,16 +7,12 @@ import pytest
 
 from zoo.train.cost import EIGHT_BITS, estimate, share
 
-RESULTS = Path(__file__).parent.parent / "benchmarks" / "results"
+RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
 TRIO = {"clip": ("vit_huge_patch14_clip_378", 1.007e12), "dino": ("vit_giant_patch14", 0.608e12)}
 
 
-def test_the_trio_on_an_h200_is_within_20_percent_of_what_was_measured():
+def test_the_total_is_the_sum_of_its_parts():
     found = estimate(TRIO, ("vit_base_patch16_224", 0.145e12), 790e12)
-    measured = {"clip": 1 / 477, "dino": 1 / 822}  # images a second of each alone, compiled
-    for label, seconds in measured.items():
-        assert found.teachers[label] == pytest.approx(seconds, rel=0.2)
-    assert found.student == pytest.approx(1 / 840, rel=0.2)
     assert found.total == pytest.approx(sum(found.teachers.values()) + found.student)
 
 
@@ -24,8 +20,12 @@ RUNS = [json.loads(file.read_text()) for file in sorted(RESULTS.glob("distill-*h
 ROWS = [(row, run["matmul_tflops"]) for run in RUNS for row in run["rows"]]
 
 
-@pytest.mark.parametrize(("row", "tflops"), ROWS, ids=[row["name"] for row, _ in ROWS])
-def test_every_measured_step_is_within_20_percent_of_the_estimate(row, tflops):
+PREDICTED = ("a", "c")
+"""Rows whose constants stood before they were measured, and stayed; the others' were fitted."""
+
+
+def ratio(row, tflops) -> float:
+    """Return the estimated time of a step over the measured one."""
     flops, told = {k: 1e9 * v for k, v in row["gflops"].items()}, row["fidelity"]
     (student,) = {row["student"]} & flops.keys()
     found = estimate(
@@ -36,7 +36,19 @@ def test_every_measured_step_is_within_20_percent_of_the_estimate(row, tflops):
         precision=row["precision"],
         eight={label: one["share"] for label, one in told.items()} if told else None,
     )
-    assert 1e3 * found.total == pytest.approx(row["milliseconds"], rel=0.2)
+    return 1e3 * found.total / row["milliseconds"]
+
+
+def test_steps_measured_after_their_constants_are_within_5_percent_of_the_estimate():
+    found = {row["name"]: ratio(row, tflops) for row, tflops in ROWS if row["name"] in PREDICTED}
+    assert found == {name: pytest.approx(1, abs=0.05) for name in PREDICTED}
+
+
+def test_steps_that_constants_were_fitted_to_come_back_within_5_percent():
+    """In-sample: it holds the fit, and says nothing of a step that was not measured."""
+    found = {row["name"]: ratio(row, tflops) for row, tflops in ROWS}
+    assert len(found) == 8
+    assert found == {name: pytest.approx(1, abs=0.05) for name in found}
 
 
 def test_8_bits_gain_on_the_part_of_the_work_that_they_do():

@@ -21,6 +21,7 @@ from zoo.train.distill.task import DistillTask
 from zoo.train.loop import take_step, update
 from zoo.train.prefetch import Slice, prefetch
 from zoo.train.state import TrainState
+from zoo.train.step import Ranks
 
 RUN = Distill(
     teachers=(TeacherSpec(name="rule:a"), TeacherSpec(name="rule:b", rate=0.5, summary=0.0)),
@@ -97,8 +98,9 @@ def steps(device: str, config: Distill, count: int = 4) -> TrainState:
         part = Slice(step, 0, Batch(torch.rand(8, 3, 120, 120).to(device)))
         with no_waiting(device), NoReading():
             parts = prefetch([part], task.targets, torch.device(device), autocast)
-            losses = take_step(task, state, parts, counts, config, autocast)
-        update(state, losses, config)
+            losses = take_step(Ranks(task, state), state, parts, counts, config, autocast)
+        with no_waiting(device):
+            update(state, losses, config)
     assert len(sampled) == 2, "the rate must show in so many steps"
     return state
 

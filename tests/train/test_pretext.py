@@ -6,7 +6,7 @@ from PIL import Image
 from zoo.data.sources import open_source
 from zoo.features import Batch
 from zoo.teachers.open import open_teacher
-from zoo.teachers.pretext import NETWORKS, SIZE, Imposed
+from zoo.teachers.pretext import NETWORKS, SIZE
 from zoo.train import pretext
 from zoo.train.pretext import pretext_weights
 
@@ -26,7 +26,7 @@ def source(tmp_path, monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NETWORKS)
-def test_a_pretext_teacher_is_trained_once_and_has_the_imposed_scale(source, name):
+def test_a_pretext_teacher_is_trained_once_for_each_seed(source, name):
     path = pretext_weights(name, source, seed=0, device=torch.device("cpu"))
     written = path.stat().st_mtime_ns
     assert pretext_weights(name, source, seed=0, device=torch.device("cpu")) == path
@@ -36,17 +36,6 @@ def test_a_pretext_teacher_is_trained_once_and_has_the_imposed_scale(source, nam
     seen = teacher(Batch(torch.rand(4, 3, SIZE, SIZE)))
     assert (seen.summary is None) == (name == "gradients")
     assert seen.spatial.isfinite().all()
-
-
-def test_the_imposed_scale_replaces_the_features_own():
-    scale = Imposed(16, std=5.5, spread=0.6, offset=1.5, seed=3)
-    x = 0.01 * torch.randn(64, 4, 4, 16) + 7
-    scale.measure(x)
-    z = scale(x).flatten(0, 2)
-    torch.testing.assert_close(z.mean(0), scale.offset, rtol=0, atol=1e-3)
-    torch.testing.assert_close(
-        (z - z.mean(0)).square().mean().sqrt(), torch.tensor(5.5), rtol=0.05, atol=0
-    )
 
 
 def test_a_classifier_without_classes_says_what_it_needs(source):

@@ -2,14 +2,15 @@
 
 import dataclasses
 import hashlib
+import json
 import math
 import os
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -18,10 +19,12 @@ from jaxtyping import Float
 from rich.console import Console
 from torch import Tensor, nn
 
+from zoo.data.loader import eval_batches
 from zoo.data.plan import Plan
-from zoo.data.sources import Source
+from zoo.data.sources import Source, Subset, spread
 from zoo.data.views import View, Views, collate
 from zoo.features import Batch, Features
+from zoo.files import read_json, written_whole
 from zoo.teachers.cache import Cache, CachedTeacher, CacheManifest, Stored
 from zoo.teachers.teacher import Teacher
 from zoo.train.distill.calibrate import Normalizers, read_normalizers
@@ -34,6 +37,8 @@ from zoo.train.run import Run
 
 SHARD_BYTES = 256 * 2**20
 PROBE_BYTES = 64 * 2**20
+REPORTS = 20
+"""Lines about the progress of a filling."""
 
 
 def holds(
@@ -146,19 +151,11 @@ def check_room(cache: Cache) -> None:
 
 
 @torch.no_grad()
-def fill(
-    cache: Cache,
-    teachers: Mapping[str, Teacher],
-    normalizers: Mapping[str, nn.Module],
-    source: Source,
-    view: View,
-    *,
-    batch: int,
-    workers: int,
-    device: torch.device,
-    autocast: Callable[[], AbstractContextManager],
-) -> None:
+def fill(cache: Cache, setup: Setup, batches: Callable[[range], Iterable[Batch]]) -> None:
     """Write the shards that are missing; what is there stays, so a stopped filling goes on.
+
+    Args:
+        batches: Returns the images at positions of the cache, in order.
 
     Raises:
         ValueError: the disk is too small.
@@ -167,29 +164,35 @@ def fill(
     if not missing:
         return
     check_room(cache)
-    plan = Plan(cache.manifest.images, batch, cache.manifest.seed, cache.manifest.views)
-    with Progress("fill the cache", total=len(missing), samples=cache.manifest.shard) as watch:
-        for done, number in enumerate(missing, 1):
-            found: dict[str, list[Features]] = {label: [] for label in teachers}
-            for images in _views(cache, number, plan, source, view, workers):
-                batch_of = Batch(images["images"], images["keys"]).to(device)
-                for label, teacher in teachers.items():
-                    with autocast():
-                        features = teacher(batch_of)
+    normalizers = _stored_normalizers(cache, setup)
+    total, done = sum(len(cache.positions_of(number)) for number in missing), 0
+    with Progress("store features", total=total) as progress:
+        for number in missing:
+            found: dict[str, list[Features]] = {label: [] for label in setup.teachers}
+            for batch in batches(cache.positions_of(number)):
+                for label, teacher in setup.teachers.items():
+                    with setup.autocast():
+                        features = teacher(batch)
                     found[label].append(_stored(features, normalizers.get(label)))
+                before, done = done, done + len(batch.images)
+                if done * REPORTS // total > before * REPORTS // total:
+                    progress.report(done, {})
             cache.write(number, {label: _joined(parts) for label, parts in found.items()})
-            watch.report(done, {})
 
 
-def _views(cache: Cache, number: int, plan: Plan, source: Source, view: View, workers: int):
+def stream(setup: Setup, positions: range) -> Iterator[Batch]:
+    """Yield the training views at positions of a run's stream."""
     from torch.utils.data import DataLoader
 
-    positions = np.array(cache.positions_of(number), dtype=np.int64)
-    items = list(zip(positions.tolist(), plan.indices_at(positions).tolist(), strict=True))
+    config = setup.config
+    plan = Plan(len(setup.train), config.batch, config.seed, config.view_epochs)
+    places = np.array(positions, dtype=np.int64)
+    items = list(zip(places.tolist(), plan.indices_at(places).tolist(), strict=True))
     blocks = [items[i : i + plan.batch] for i in range(0, len(items), plan.batch)]
-    return DataLoader(
-        Views(source, view, plan), batch_sampler=blocks, num_workers=workers, collate_fn=collate
-    )
+    views = Views(setup.train, setup.view, plan)
+    loader = DataLoader(views, batch_sampler=blocks, num_workers=config.workers, collate_fn=collate)
+    for part in loader:
+        yield Batch(part["images"], part["keys"]).to(setup.device)
 
 
 def _stored(features: Features, normalizer: nn.Module | None) -> Features:
@@ -251,39 +254,64 @@ def open_run_cache(run: Run, setup: Setup, normalizers: Normalizers) -> Cache | 
         ValueError: the one that is there is stale.
     """
     config = setup.config
-    if config.cache is None:
+    if config.cache_folder is None:
         return None
+    return Cache.prepare(config.cache_folder, *_described(run, setup, setup.train, normalizers))
+
+
+def _described(
+    run: Run, setup: Setup, source: Source, normalizers: Normalizers
+) -> tuple[CacheManifest, dict[str, Tensor]]:
+    """Return what a cache of the images of `source` holds, and the transforms beside it."""
+    config = setup.config
     fingerprints = run.read_json("teachers.json", dict[str, str])
     precision = teacher_precision(config, setup.device)
-    held = holds(config, setup.train, setup.view, setup.teachers, fingerprints, precision)
-    spaces = {
+    held = holds(config, source, setup.view, setup.teachers, fingerprints, precision)
+    return held, {
         f"{label}/{key}": value
         for label, normalizer in normalizers.items()
         if label in setup.teachers  # a cache has summaries as they are
         for key, value in normalizer.state_dict().items()
     }
-    return Cache.prepare(config.cache, held, spaces)
 
 
 def fill_run_cache(cache: Cache, setup: Setup) -> None:
     """Fill what is missing of a cache; what it costs and saves is printed beforehand."""
-    config = setup.config
     if not cache.missing():
         return
     live = seconds_an_image(setup)
     for line in break_even(cache.manifest, cache.path, live).describe():
         Console(stderr=True, highlight=False).print(line)
-    fill(
-        cache,
-        setup.teachers,
-        _stored_normalizers(cache, setup),
-        setup.train,
-        setup.view,
-        batch=config.batch,
-        workers=config.workers,
-        device=setup.device,
-        autocast=setup.autocast,
-    )
+    fill(cache, setup, partial(stream, setup))
+
+
+def stored_held_out(run: Run, setup: Setup, normalizers: Normalizers) -> dict[str, CachedTeacher]:
+    """Return what the teachers answer for the held-out images; a folder in the cache keeps it.
+
+    Raises:
+        ValueError: the one that is there is stale.
+    """
+    config = setup.config
+    assert config.cache_folder is not None
+    source, view = spread(setup.val, config.eval_images), View(size=setup.view.size)
+    held, spaces = _described(run, setup, source, normalizers)
+    held = dataclasses.replace(held, seed=0, views=1, view=dataclasses.asdict(view))
+    cache = Cache.prepare(config.cache_folder / f"held_out_{held.data}", held, spaces)
+    listed = cache.path / "images.json"
+    places = read_json(listed, dict[str, int]) if listed.is_file() else {}
+
+    def batches(part: range) -> Iterator[Batch]:
+        at = part.start
+        few, lost = Subset(source, tuple(part)), setup.unreadable
+        for batch in eval_batches(few, view.size, config.batch, unreadable=lost):
+            places.update(zip(batch.keys, range(at, at + len(batch.keys)), strict=True))
+            at += len(batch.keys)
+            yield batch.to(setup.device)
+        with written_whole(listed) as temporary:
+            temporary.write_text(json.dumps(places))
+
+    fill(cache, setup, batches)
+    return {label: CachedTeacher(cache, label, raw=True, places=places) for label in held.teachers}
 
 
 @torch.no_grad()

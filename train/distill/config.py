@@ -152,7 +152,8 @@ class Distill(Training):
     }
 
     data: str = "embedded"
-    """An image folder, webdataset shards (.tar or a folder of them), or `embedded`."""
+    """An image folder, webdataset shards (.tar or a folder of them), `embedded` or
+    `embedded/photos`."""
     labelled: str | None = None
     """Data with classes for kNN and the linear probe; `data` itself if it has classes."""
     teachers: tuple[TeacherSpec, ...] = ()
@@ -175,6 +176,9 @@ class Distill(Training):
     """Sides of which each training step draws one; `size` alone by default."""
     batches: Annotated[tuple[int, ...], BATCH] = ()
     """Images a step for each of `sizes`, `batch` at most; by default `batch` for all of them."""
+    attention_windows: Annotated[tuple[int, ...], at_least(0, "the whole image")] = ()
+    """Sides, in patches, of windows in which most blocks of a RADIO student attend (ViTDet): each
+    step draws one of those that tile its images. 0 is the whole image, and may be repeated."""
     out: Path = Path("runs/distill")
     """Folder of the run; it must not exist yet."""
     normalise: Normalise = "phi_s"
@@ -201,7 +205,8 @@ class Distill(Training):
     view_epochs: Annotated[int, NOT_NEGATIVE] = 0
     """Epochs after which the augmented views repeat; 0 draws new ones in every epoch."""
     cache: Path | None = None
-    """Folder of the teachers' features of those views: filled at first, read from then on."""
+    """Folder of the teachers' features of those views, and of the held-out images: filled at first,
+    read from then on. `{out}` in it is the run's own folder."""
     cache_dtype: Literal["int8", "bf16"] = "int8"
     """Of the features in a new cache."""
     heads: Heads = field(default_factory=Heads)
@@ -286,6 +291,11 @@ class Distill(Training):
                     f"The teacher {spec.name} would be called {label}, which in the metrics is "
                     "that of all teachers together; give it another name."
                 )
+
+    @property
+    def cache_folder(self) -> Path | None:
+        """`cache`, with the run's folder in it."""
+        return self.cache and Path(str(self.cache).replace("{out}", str(self.out)))
 
     @property
     def labels(self) -> list[str]:

@@ -28,7 +28,7 @@ Align = Callable[[Tensor, Tensor], tuple[Tensor, ...]]
 Grids = Mapping[int, tuple[int, int]]
 """Rows and columns of the student's map, by the side of its images."""
 
-SAMPLED, SHIFT = 5, 6
+SAMPLED, SHIFT, ATTENTION = 5, 6, 7
 """Salts of `mix`; the plan's own are 1, 2 and 4, that of the calibration's plan is 3."""
 
 
@@ -43,10 +43,14 @@ class StepPlan:
     windows: Mapping[str, Window] = field(default_factory=dict)
     """What each teacher sees of the canvases, by label, and `STUDENT` the student; nothing without
     shifts."""
+    attention: int = 0
+    """Side, in patches, of the windows of the student's attention; 0 for none."""
 
     def student(self, student: Student, *, mesa: bool) -> Callable[[Batch], dict[str, Features]]:
         """Return the student as this step runs it."""
         model = partial(student, size=(self.size, self.size), mesa=mesa)
+        if self.attention:
+            model = student.in_windows(self.attention)(model)
         window = self.windows.get(STUDENT)
         return model if window is None else lambda batch: model(cropped(batch, window))
 
@@ -87,6 +91,15 @@ def drawn_size(plan: Plan, step: int, config: Distill) -> int:
     return sizes[plan.kind(step, len(sizes))] if sizes else config.size
 
 
+def drawn_window(plan: Plan, step: int, config: Distill, grid: tuple[int, int]) -> int:
+    """Draw the windows of the student's attention in `step`, among those that tile its grid.
+
+    All slices of a step, and all ranks, have the same: they take equally long.
+    """
+    fit = [w for w in config.attention_windows if not w or not (grid[0] % w or grid[1] % w)]
+    return fit[mix(plan.seed, ATTENTION, step) % len(fit)] if fit else 0
+
+
 def drawn_teachers(plan: Plan, step: int, config: Distill) -> frozenset[str] | None:
     """Draw the teachers of `step`: those of its size, each with the chance of its rate."""
     if all(spec.rate == 1 and not spec.at for spec in config.teachers):
@@ -115,8 +128,11 @@ def plan_step(
             views that come again are seen through the same ones, however a batch is sliced.
     """
     size, sampled = drawn_size(plan, step, config), drawn_teachers(plan, step, config)
+    attention = 0
+    if config.attention_windows:
+        attention = drawn_window(plan, step, config, grids[size])
     if not config.losses.shift:
-        return StepPlan(size, sampled)
+        return StepPlan(size, sampled, attention=attention)
     grid = grids[size]
     room = Fraction(config.losses.shift, grid[0])
     shown: dict[str, tuple[tuple[int, int], tuple[int, int] | None]]
@@ -130,7 +146,7 @@ def plan_step(
         who: draw_windows(pixels, cells, room, plan.seed, SHIFT, plan.stored(positions), i)
         for i, (who, (pixels, cells)) in enumerate(shown.items())
     }
-    return StepPlan(size, sampled, windows)
+    return StepPlan(size, sampled, windows, attention)
 
 
 def grids_of(config: Distill) -> Grids:
@@ -144,11 +160,19 @@ def grids_of(config: Distill) -> Grids:
 
 
 def check_step_plans(config: Distill, teachers: Mapping[str, Teacher], grids: Grids) -> None:
-    """Refuse shifts that student or teachers cannot take, before any work.
+    """Refuse shifts and windows that student or teachers cannot take, before any work.
 
     Raises:
-        ValueError: a shift needs cells of whole pixels, and half of a map in common.
+        ValueError: a shift needs cells of whole pixels, and half of a map in common; a window must
+            tile one of the student's grids.
     """
+    for window in filter(None, config.attention_windows):
+        if all(rows % window or cols % window for rows, cols in grids.values()):
+            shown = ", ".join(f"{rows}x{cols}" for rows, cols in grids.values())
+            raise ValueError(
+                f"attention_windows: {window} tiles none of the student's grids ({shown} patches); "
+                "take a divisor of their sides."
+            )
     shift = config.losses.shift
     if not shift:
         return

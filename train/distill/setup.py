@@ -51,6 +51,8 @@ class Setup:
     grids: Grids
     widths: Mapping[str, tuple[int | None, int | None]]
     """Of the summary and of the map of each teacher, as far as the student learns them."""
+    stored: Mapping[str, Teacher] = field(default_factory=dict)
+    """What the teachers answer for the held-out images, if a cache has it."""
     unreadable: set[str] = field(default_factory=set)
     """Names of held-out images that could not be read; they are in no number."""
 
@@ -80,10 +82,16 @@ def check_names(config: Distill) -> None:
     if start and start.is_dir():
         check_start(config, start)
     optim = config.optim
-    if config.spectral or config.student_options or optim.freeze or optim.lora:
+    windows = config.attention_windows
+    if config.spectral or config.student_options or windows or optim.freeze or optim.lora:
         student = build_student(  # without memory: will it do?
             config.student, {}, size=config.size, **backbone_options(config), device="meta"
         )
+        if windows and not hasattr(student.backbone, "vitdet"):
+            raise ValueError(
+                f"The student {config.student} cannot attend in windows; leave out "
+                "--attention-windows, which is for radio_vit_*."
+            )
         if optim.freeze:
             freeze(student, optim.freeze)
         if optim.lora:
@@ -110,11 +118,14 @@ def check_start(config: Distill, folder: Path) -> None:
 def open_data(config: Distill) -> tuple[Source, Source, tuple[Source, Source] | None]:
     """Open training images, held-out images, and labelled ones for the probes."""
     data, labelled = Path(config.data), config.labelled and Path(config.labelled)
-    if config.data == "embedded":
-        from zoo.data.embedded import embedded_data
+    if config.data.startswith("embedded"):
+        from zoo.data.embedded import EMBEDDED
 
-        folder = embedded_data()
-        data, labelled = folder / "images", labelled or folder / "digits"
+        if config.data not in EMBEDDED:
+            raise unknown_name(config.data, list(EMBEDDED), "embedded data")
+        data = EMBEDDED[config.data]()
+        if config.data == "embedded":
+            data, labelled = data / "images", labelled or data / "digits"
     train, val = open_splits(data, config.held_out)
     if not labelled:
         probe = in_one_list(train, val, data)
@@ -206,17 +217,23 @@ def earlier_student(config: Distill) -> Student | None:
 
 def adopt_heads(student: Student, earlier: Student, normalizers: Mapping[str, Normalizer]) -> None:
     """Let each head begin as that of an earlier student for the same teacher, if it is alike."""
+
+    def shapes(heads: nn.ModuleDict, label: str) -> dict[str, torch.Size]:
+        return {key: value.shape for key, value in heads[label].state_dict().items()}
+
+    alike = {
+        label
+        for label in student.heads.keys() & earlier.heads.keys()
+        if shapes(student.heads, label) == shapes(earlier.heads, label)
+    }
     folds = {
         label: partial(fold_inverse, normalizer=normalizer, forward=True)
         for label, normalizer in normalizers.items()
-        if label.partition("/")[0] in earlier.heads
+        if label.partition("/")[0] in alike
     }
     earlier = earlier.with_folded_heads(folds)
-    for label, head in student.heads.items():
-        state = earlier.heads[label].state_dict() if label in earlier.heads else {}
-        shapes = {key: value.shape for key, value in head.state_dict().items()}
-        if shapes == {key: value.shape for key, value in state.items()}:
-            head.load_state_dict(state)
+    for label in alike:
+        student.heads[label].load_state_dict(earlier.heads[label].state_dict())
 
 
 def prepare(config: Distill) -> Setup:

@@ -55,6 +55,8 @@ def tiny(recipe: Distill) -> Distill:
         recipe,
         data="embedded",
         labelled=None,
+        view_epochs=0,
+        cache=None,
         teachers=tuple(
             replace(_teacher(spec, number), at=_side(spec.at, recipe) if spec.at else 0)
             for number, spec in enumerate(recipe.teachers)
@@ -64,6 +66,7 @@ def tiny(recipe: Distill) -> Distill:
         pretrained=False,
         size=SIDE,
         sizes=(SIDE // 2, SIDE) if recipe.sizes else (),
+        attention_windows=(0, 2) if recipe.attention_windows else (),
         batches=(8, 4) if recipe.batches else (),
         batch=8,
         slices="auto",

@@ -27,9 +27,11 @@ from zoo.eval.detect.training import (
 from zoo.eval.registry import Found, Parts, Picture
 from zoo.train.device import autocast
 from zoo.train.loop import take_step, update
+from zoo.train.mesh import by_first, first_goes_first, is_first, with_slices
 from zoo.train.prefetch import numbered
 from zoo.train.run import Run
 from zoo.train.state import TrainState
+from zoo.train.step import Ranks
 
 
 def detect(config: Detect, *, resume: bool = False) -> dict[str, float]:
@@ -40,9 +42,11 @@ def detect(config: Detect, *, resume: bool = False) -> dict[str, float]:
             stopped being finite. Nothing has been written unless training had begun.
         Interrupted: a signal came; the run can be resumed.
     """
+    config = with_slices(config)
     run = Run.reopen(config.out, config) if resume else Run.create(config)
     try:
-        train, val = open_splits(config, config.out / "data")
+        with first_goes_first():  # draws the shapes
+            train, val = open_splits(config, config.out / "data")
         state = start(config, train.classes, run)
     except (ValueError, OSError):
         if not resume:
@@ -50,9 +54,15 @@ def detect(config: Detect, *, resume: bool = False) -> dict[str, float]:
         raise
     evaluate = partial(log_evaluation, run, val)
     detector = train_detector(state, config, train, run, evaluate=evaluate)
+    return by_first(partial(finish, run, config, detector, val))
+
+
+def finish(run: Run, config: Detect, detector: Detector, val: CocoSplit) -> dict[str, float]:
+    """Write a trained detector, measure and draw it; return the numbers."""
     save_detector(detector, config.out / "detector")
     predictions, pictures = config.out / "predictions.json", config.out / "pictures"
-    found = measure(detector, val, state.device, pictures=config.pictures, out=predictions)
+    device = next(detector.parameters()).device
+    found = measure(detector, val, device, pictures=config.pictures, out=predictions)
     numbers = numbers_of(found, pictures)
     run.write_json("results.json", numbers)
     print_numbers(numbers, str(config.out))
@@ -71,7 +81,8 @@ def open_splits(config: Detect, place: Path) -> tuple[CocoSplit, CocoSplit]:
     folder = Path(config.data)
     if config.data == DRAWN and not folder.exists():
         folder = place
-        write_shapes(folder)
+        if is_first():
+            write_shapes(folder)
     agnostic = config.class_agnostic
     train, val = (open_coco(folder, part, class_agnostic=agnostic) for part in ("train", "val"))
     for split in (train, val):
@@ -132,7 +143,9 @@ def step_seconds(state: TrainState, config: Detect, split: CocoSplit) -> float:
     for step in range(2):
         began = time.perf_counter()
         parts = ((part, None) for part in numbered(feed, step, step + 1))
-        losses = take_step(DetectTask(), state, parts, feed.counts(step), config, precision)
+        losses = take_step(
+            Ranks(DetectTask(), state), state, parts, feed.counts(step), config, precision
+        )
         losses["loss"].item()
         update(state, losses, config)
     return time.perf_counter() - began

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ import zoo
 from zoo.data.feed import ImageFeed
 from zoo.data.loader import eval_batches
 from zoo.data.plan import Plan
-from zoo.data.sources import Source, Subset
+from zoo.data.sources import Source, Subset, spread
 from zoo.eval.extract import extract
 from zoo.eval.fidelity import fidelity
 from zoo.eval.knn import knn
@@ -31,7 +32,12 @@ from zoo.students.student import Student
 from zoo.teachers.cache import Cache
 from zoo.teachers.teacher import Teacher
 from zoo.train.device import machine
-from zoo.train.distill.caching import fill_run_cache, from_cache, open_run_cache
+from zoo.train.distill.caching import (
+    fill_run_cache,
+    from_cache,
+    open_run_cache,
+    stored_held_out,
+)
 from zoo.train.distill.calibrate import (
     Calibration,
     Normalizers,
@@ -49,6 +55,7 @@ from zoo.train.distill.setup import (
 from zoo.train.distill.task import DistillTask
 from zoo.train.distill.teachers import optimize_run_teachers
 from zoo.train.loop import train
+from zoo.train.mesh import by_first, first_goes_first, slices_of_rank, with_slices
 from zoo.train.run import Run, commit
 from zoo.train.state import TrainState
 
@@ -91,6 +98,7 @@ def distill(config: Distill, *, resume: bool = False) -> Run:
             stopped being finite. Nothing has been written unless training had begun.
         Interrupted: a signal came; the run can be resumed.
     """
+    config = with_slices(config)
     if resume:
         run = Run.reopen(config.out, config)
         setup = prepare(config)
@@ -101,12 +109,23 @@ def distill(config: Distill, *, resume: bool = False) -> Run:
     work = Work(run, setup)
     for phase in PHASES:
         try:
-            phase(work)
+            carry_out(phase, work)
         except ValueError:
             if phase in BEFORE_TRAINING and not resume:
                 run.discard()  # it would be in the way of the command that is right
             raise
     return run
+
+
+def carry_out(phase: Callable[[Work], None], work: Work) -> None:
+    """Carry out a phase, on the ranks that it is for."""
+    if phase in (compare, export):
+        by_first(partial(phase, work))
+    elif phase in (calibrate, fill_cache):
+        with first_goes_first():
+            phase(work)
+    else:
+        phase(work)
 
 
 def ready_teachers(work: Work) -> None:
@@ -125,6 +144,8 @@ def fill_cache(work: Work) -> None:
     work.cache = open_run_cache(work.run, work.setup, work.of("student"))
     if work.cache:
         fill_run_cache(work.cache, work.setup)
+        stored = stored_held_out(work.run, work.setup, work.of("student"))
+        work.setup = replace(work.setup, stored=stored)
 
 
 def begin(work: Work) -> None:
@@ -155,15 +176,22 @@ def train_arm(work: Work, run: Run, config: Distill, title: str) -> Forms:
         add_adapters(student, config.optim.lora, config.optim.lora_layers)
     plan = Plan(len(setup.train), config.batch, config.seed, config.view_epochs, config.batches)
     feed = ImageFeed(
-        setup.train, setup.view, plan, setup.device, config.num_slices, (), config.workers
+        setup.train,
+        setup.view,
+        plan,
+        setup.device,
+        config.num_slices,
+        slices_of_rank(config.num_slices),
+        config.workers,
     )
     task = DistillTask.of(config, student, plan, teachers, calibration, setup.grids)
     state = TrainState.of(student, config.optim, parts=dict(weighting=task.weighting))
     state.resume(run)
     if config.compile:
-        # static shapes for each size: one graph a size, not one that suits them all
+        # static shapes for each size and window: one graph each, not one that suits them all
+        graphs = len(config.sizes) * (1 + len(set(config.attention_windows)))
         limit = torch._dynamo.config.recompile_limit
-        torch._dynamo.config.recompile_limit = max(limit, 2 * len(config.sizes))
+        torch._dynamo.config.recompile_limit = max(limit, 2 * graphs)
         student.answer = torch.compile(student.answer, dynamic=False if config.sizes else None)
     train(
         task,
@@ -206,7 +234,7 @@ def log_evaluation(
     for form, student in forms.items():
         with evaluated(student), setup.autocast():
             shown = folded(student, normalizers)
-            found[form] = dict(fidelity(shown, setup.teachers, held_out(setup)))
+            found[form] = dict(fidelity(shown, setup.stored or setup.teachers, held_out(setup)))
     best = better_form(found)
     with evaluated(forms[best]) as student:
         found[best] |= dict(probe(student.features, setup))
@@ -245,9 +273,8 @@ def better_form(found: Mapping[str, Mapping[str, float]]) -> str:
 def held_out(setup: Setup) -> Iterator[Batch]:
     """Return the held-out images that teachers and students are compared on."""
     config, size = setup.config, setup.view.size
-    for batch in eval_batches(
-        setup.val, size, config.batch, limit=config.eval_images, unreadable=setup.unreadable
-    ):
+    few = spread(setup.val, config.eval_images)
+    for batch in eval_batches(few, size, config.batch, unreadable=setup.unreadable):
         yield batch.to(setup.device)
 
 
@@ -257,8 +284,8 @@ def probe(features: Callable[[Batch], Features], setup: Setup) -> Iterator[tuple
         return
 
     def batches(source: Source) -> Iterator[Batch]:
-        most, lost = setup.config.probe_images, setup.unreadable
-        for batch in eval_batches(source, setup.view.size, 64, limit=most, unreadable=lost):
+        few = spread(source, setup.config.probe_images)
+        for batch in eval_batches(few, setup.view.size, 64, unreadable=setup.unreadable):
             yield batch.to(setup.device)
 
     with setup.autocast():
@@ -291,7 +318,9 @@ def export(work: Work) -> None:
 def keep_heads(student: Student, config: Distill) -> None:
     """Give a student on a frozen trunk the heads for other teachers that it had before."""
     earlier = earlier_student(config) if config.optim.freeze == "trunk" else None
-    for label, head in earlier.heads.items() if earlier else ():
+    if earlier is None:
+        return
+    for label, head in earlier.heads.items():
         if label not in student.heads:
             student.heads[label] = head.to(student.mean.device)
             student.tokens |= {label: earlier.tokens[label]} if label in earlier.tokens else {}

@@ -1,6 +1,7 @@
 """`zoo distill`: what its command line says, read without torch."""
 
 import difflib
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -12,10 +13,12 @@ import tyro
 from zoo.commands import distill_text_args
 from zoo.commands.distill_text_args import is_text
 from zoo.commands.parse import parse, refuse_other_folder, value_of
+from zoo.teachers.name import TeacherName
 from zoo.train.distill.config import Distill, Heads, TeacherSpec
 from zoo.train.distill.recipes import RECIPES, summary_of
 from zoo.train.distill.stages import Stages, folder_of, stages_of
 from zoo.train.fields import RENAMED, changed
+from zoo.wheels import TAG, is_installed
 
 if TYPE_CHECKING:
     from zoo.train.run import Run
@@ -25,8 +28,8 @@ RENAMED_FLAGS = {
     "--heads.inner": f"--heads.{RENAMED['Heads', 'inner']}".replace("_", "-"),
 }
 """Former option -> option."""
-WHOLE = ("--resume", "--dry-run", "--tiny")
-"""Options that no stage has for itself."""
+WHOLE = {"--resume": 1, "--out": 1, "--dry-run": 0, "--tiny": 0}
+"""Options that no stage has for itself, and how many values they take."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,8 +47,9 @@ class DistillArgs:
 def main(argv: list[str]) -> None:
     """Train one student from many frozen teachers.
 
-    Without --data and --teachers this is the embedded run: three teachers are trained on images
-    that scikit-learn and scikit-image ship, and distilled into a small E-RADIO.
+    Without --data and --teachers this is the quickstart: two ImageNet networks out of the package
+    index (extra demo) and one that is trained on the spot, distilled into a small E-RADIO on
+    photographs that scikit-learn and scikit-image ship.
 
     Example:
     zoo distill --data PHOTOS --teachers timm:vit_small_patch14_dinov2.lvd142m
@@ -72,10 +76,12 @@ def main(argv: list[str]) -> None:
         print_plans(asked.stages)
         return
     from zoo.eval.report.run_folder import read_run
+    from zoo.eval.report.terminal import print_tables
     from zoo.eval.report.verdict import on_weights
 
     run = distill_stages(asked.stages, resume=asked.args.resume is not None)
     report, export = run.path / "report.html", run.path / "export"
+    print_tables(run.path)
     print(f"student  {export}  (timm.create_model('local-dir:{export}', pretrained=True))")
     if verdict := on_weights(read_run(run.path)):
         print(f"weights  {verdict.text}")
@@ -142,7 +148,7 @@ def _by_stage(argv: list[str]) -> tuple[list[str], dict[str, list[str]]]:
                 raise ValueError("--stage needs a name; `zoo list recipes` shows those there are.")
             here = own.setdefault(name, [])
         elif option in WHOLE:
-            shared += [word, *islice(words, word == "--resume")]
+            shared += [word, *islice(words, 0 if "=" in word else WHOLE[option])]
         else:
             here.append(word)
     return shared, own
@@ -208,7 +214,22 @@ def _recipe(name: str) -> dict[str, Distill]:
         near = difflib.get_close_matches(name, RECIPES, n=1)
         hint = f" Did you mean {near[0]}?" if near else ""
         raise ValueError(f"There is no recipe {name!r}; there are {', '.join(RECIPES)}.{hint}")
-    return stages_of(RECIPES[name]())
+    stages = stages_of(RECIPES[name]())
+    if name == "quickstart" and not _has_wheels(stages):
+        print(
+            "The quickstart's ImageNet networks are not installed (60 MB, pip install "
+            "'backbone-zoo[demo]'), so it trains all its teachers: the recipe pretext.",
+            file=sys.stderr,
+        )
+        return stages_of(RECIPES["pretext"]())
+    return stages
+
+
+def _has_wheels(stages: Stages) -> bool:
+    """Tell whether the packages with weights are installed that the teachers need."""
+    specs = (spec for run in stages.values() for spec in run.teachers)
+    names = [TeacherName.parse(spec.name) for spec in specs]
+    return all(is_installed(n.name) for n in names if n.weights == TAG)
 
 
 def call(

@@ -4,6 +4,7 @@ import shutil
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from zoo.train.distill.hidden import HiddenMatch
 from zoo.train.distill.token_config import DistillText
 from zoo.train.distill.token_task import TokenTask, evaluate_text
 from zoo.train.loop import train
+from zoo.train.mesh import by_first, first_goes_first, slices_of_rank, with_slices
 from zoo.train.run import Run, commit
 from zoo.train.state import TrainState
 
@@ -129,34 +131,43 @@ def distill_text(config: DistillText, *, resume: bool = False) -> Run:
             stopped being finite. Nothing has been written unless training had begun.
         Interrupted: a signal came; the run can be resumed.
     """
+    config = with_slices(config)
     if not resume:
         Run.refuse_existing(config.out)
-    setup = prepare(config)
+    with first_goes_first():  # tokenises
+        setup = prepare(config)
     run = Run.reopen(config.out, config) if resume else Run.create(config)
     began = time.perf_counter()
-    before = evaluated(setup, setup.student)
+    before = by_first(partial(evaluated, setup, setup.student))
     hidden = hidden_match(setup)
     parts = dict(hidden=hidden) if hidden else {}
     state = TrainState.of(setup.student.train(), config.optim, parts=parts)
     state.resume(run)
     plan = Plan(len(setup.train), config.batch, config.seed)
-    feed = TextFeed(setup.train, plan, setup.device, config.num_slices)
+    slices = slices_of_rank(config.num_slices)
+    feed = TextFeed(setup.train, plan, setup.device, config.num_slices, slices)
 
     def evaluate(model: Any, step: int) -> None:
         run.log("eval", step, evaluated(setup, model))
 
     task = TokenTask(config.losses, setup.teachers, hidden)
     train(task, state, feed, config, run, evaluate=evaluate, title="distil text")
+    by_first(partial(finish, run, setup, state.averaged, before, began))
+    return run
+
+
+def finish(run: Run, setup: TextSetup, model: Any, before: Evaluation, began: float) -> None:
+    """Measure what was learnt, write it, and say in `about.json` what came of it."""
+    config = setup.config
     run.keep(lambda row: row.get("kind") == "train" or row["step"] < config.steps)
-    after = evaluated(setup, state.averaged)
+    after = evaluated(setup, model)
     run.log("eval", config.steps, after)
-    export(run, setup, state.averaged)
+    export(run, setup, model)
     about = dict(
         before=before, after=after, teachers=of_teachers(setup), commit=commit(),
         machine=machine(setup.device), seconds=time.perf_counter() - began, config=to_json(config),
     )  # fmt: skip
     run.write_json("about.json", about)
-    return run
 
 
 def hidden_match(setup: TextSetup) -> HiddenMatch | None:

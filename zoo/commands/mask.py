@@ -1,6 +1,7 @@
 """`zoo mask`: N of each M weights of a language model stay."""
 
 import time
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from zoo.train.distill.mask_config import Mask
 from zoo.train.distill.token_task import TokenTask
 from zoo.train.loop import train
 from zoo.train.masks import MaskTask, bake, learn_masks
+from zoo.train.mesh import by_first, first_goes_first, slices_of_rank, with_slices
 from zoo.train.run import Run, commit
 from zoo.train.state import TrainState
 
@@ -28,10 +30,11 @@ def mask(config: Mask, *, resume: bool = False) -> Run:
             has been written unless training had begun.
         Interrupted: a signal came; the run can be resumed.
     """
-    pattern = Pattern.parse(config.pattern)
+    pattern, config = Pattern.parse(config.pattern), with_slices(config)
     if not resume:
         Run.refuse_existing(config.out)
-    setup = prepare(config)
+    with first_goes_first():  # tokenises
+        setup = prepare(config)
     layers = sparse_layers(setup.student, pattern)
     run = Run.reopen(config.out, config) if resume else Run.create(config)
     began = time.perf_counter()
@@ -42,7 +45,7 @@ def mask(config: Mask, *, resume: bool = False) -> Run:
         load_weights(layers, prune_nm(layers, pattern, config.method, shown(setup, config)))
         results[config.method] = evaluated(setup, setup.student)
     check_pattern(layers, pattern)
-    export(run, setup, setup.student)
+    by_first(partial(export, run, setup, setup.student))
     about = dict(
         results=results, layers=len(layers), commit=commit(), machine=machine(setup.device),
         seconds=time.perf_counter() - began, config=to_json(config),
@@ -67,7 +70,8 @@ def learned(
     state = TrainState.of(setup.student.train(), config.optim, groups=groups)
     state.resume(run)
     plan = Plan(len(setup.train), config.batch, config.seed)
-    feed = TextFeed(setup.train, plan, setup.device, config.num_slices)
+    slices = slices_of_rank(config.num_slices)
+    feed = TextFeed(setup.train, plan, setup.device, config.num_slices, slices)
 
     def evaluate(model: Any, step: int) -> None:
         run.log("eval", step, evaluated(setup, model))

@@ -59,7 +59,7 @@ def _estimates(
     work = batch * image_flops(config, teachers, student)
     speed = EFFICIENCY * matmul_rate(device) / work
     arms = 1 + len(config.compare)
-    cached = _cache_estimate(config, teachers, matmul_rate(device)) if config.cache else []
+    cached = _cache_estimate(config, teachers, matmul_rate(device)) if config.cache_folder else []
     hours = arms * config.steps / speed / 3600
     backbone = count_parameters(model.backbone)
     return [
@@ -77,7 +77,7 @@ def _estimates(
 
 def _cache_estimate(config: Distill, teachers: list[Cost], rate: float) -> list[str]:
     """Say what a cache would cost and save; the teachers' speed is estimated, the disk's timed."""
-    assert config.cache is not None
+    assert config.cache_folder is not None
     count = len(open_data(config)[0])
     about = {
         t.label: dict(grid=t.grid, spatial_dim=t.spatial_dim, summary_dim=t.summary_dim)
@@ -95,7 +95,7 @@ def _cache_estimate(config: Distill, teachers: list[Cost], rate: float) -> list[
         teachers=about,
     )
     live = sum(t.flops for t in teachers) / (EFFICIENCY * rate)
-    return break_even(held, config.cache, live).describe()
+    return break_even(held, config.cache_folder, live).describe()
 
 
 def _size(count: float) -> str:

@@ -2,6 +2,7 @@
 
 import gc
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from zoo.commands.distill import distill
@@ -16,6 +17,7 @@ from zoo.train.distill.plan_step import grids_of
 from zoo.train.distill.setup import check_mosaics, open_data
 from zoo.train.distill.stages import Stages, folder_of, placed, plannable
 from zoo.train.fields import built
+from zoo.train.mesh import by_first
 from zoo.train.run import Run
 
 
@@ -29,9 +31,9 @@ def distill_stages(stages: Stages, *, resume: bool = False) -> Run:
     """
     if "" in stages:
         run = distill(stages[""], resume=resume)
-        build_report(run.path)
+        by_first(partial(build_report, run.path))
         return run
-    whole = Run(folder_of(stages))
+    run = whole = Run(folder_of(stages))
     if resume:
         refuse_other_settings(whole.path, stages)
     else:
@@ -54,14 +56,16 @@ def distill_stages(stages: Stages, *, resume: bool = False) -> Run:
 def finish_stage(config: Distill) -> Run:
     """Begin a stage, go on with it, or leave it alone if it is finished."""
     run = Run(config.out)
-    if not finished(run):
-        begun = (config.out / "config.json").is_file()
-        if begun:
-            run.write_config(config)  # the folder of the whole may be elsewhere by now
+    # asked once: a rank that asked later would see what another has begun
+    done, begun = by_first(lambda: (finished(run), (config.out / "config.json").is_file()))
+    if not done:
+        if begun:  # its slices are settled, and the folder of the whole may be elsewhere by now
+            config = replace(config, slices=run.config(Distill).slices)
+            run.write_config(config)
         run = distill(config, resume=begun)
     elif (run.path / "report.html").is_file():
         return run
-    build_report(run.path)
+    by_first(partial(build_report, run.path))
     return run
 
 

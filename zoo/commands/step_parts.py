@@ -44,6 +44,7 @@ from zoo.train.distill.teachers import compile_teacher, frozen
 from zoo.train.loop import take_step, update
 from zoo.train.prefetch import Slice, prefetch
 from zoo.train.state import TrainState
+from zoo.train.step import Ranks
 
 GIB = 2**30
 FITTED = 16
@@ -451,7 +452,9 @@ class StepBench:
         """Do what a run does between two batches."""
         counts = defaultdict(lambda: len(self.host.images))
         parts = [next(self.coming)]
-        losses = take_step(self.task, self.state, parts, counts, self.config, self.autocast)
+        losses = take_step(
+            Ranks(self.task, self.state), self.state, parts, counts, self.config, self.autocast
+        )
         update(self.state, losses, self.config)
         self.state.unread.clear()
 

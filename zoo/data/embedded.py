@@ -1,12 +1,14 @@
 """Real images that need no download: those in the wheels of scikit-learn and scikit-image.
 
-1,797 scanned digits with labels, and photographs. The photographs are split by photograph, and
-each is cut into crops once, so that digits and photographs have about the same weight.
+`embedded` are 1,797 scanned digits with labels, and photographs, split by photograph. `photos` are
+all photographs, cut in two: training crops come from the left, held-out ones from the right, and
+the class says which photograph. Crops are cut once.
 """
 
 import io
 import shutil
 import tempfile
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -28,6 +30,8 @@ CROPS = {"train": 96, "val": 48}
 """Crops of each photograph."""
 SIDE = 128
 """Side of a crop in pixels."""
+LEFT, HALF_CROPS = 0.6, {"train": 96, "val": 16}
+"""Share of each of the `photos` that training has, and crops of its two parts."""
 
 
 def embedded_data() -> Path:
@@ -36,15 +40,31 @@ def embedded_data() -> Path:
     Raises:
         ValueError: scikit-learn or scikit-image is not installed, or does not have a photograph.
     """
-    folder = cache_dir() / f"embedded-v{VERSION}"
+    return _made("embedded", _write_embedded)
+
+
+def embedded_photos() -> Path:
+    """Return the folder of `photos`, `{train,val}/PHOTOGRAPH`; make it if need be.
+
+    Raises:
+        ValueError: as `embedded_data`.
+    """
+    return _made("photos", _write_halves)
+
+
+EMBEDDED = {"embedded": embedded_data, "embedded/photos": embedded_photos}
+"""What `--data` calls them."""
+
+
+def _made(name: str, write: Callable[[Path], None]) -> Path:
+    """Return the user's folder of some images, written whole if it is not there."""
+    folder = cache_dir() / f"{name}-v{VERSION}"
     if folder.is_dir():
         return folder
     folder.parent.mkdir(parents=True, exist_ok=True)
     making = Path(tempfile.mkdtemp(prefix=".embedded-", dir=folder.parent))
     try:
-        _write_digits(making)
-        _write_photos(making, "train", TRAIN_PHOTOS)
-        _write_photos(making, "val", VAL_PHOTOS)
+        write(making)
         making.rename(folder)
     except OSError:
         if not folder.is_dir():  # another process may have been first
@@ -52,6 +72,22 @@ def embedded_data() -> Path:
     finally:
         shutil.rmtree(making, ignore_errors=True)
     return folder
+
+
+def _write_embedded(folder: Path) -> None:
+    _write_digits(folder)
+    for split, names in (("train", TRAIN_PHOTOS), ("val", VAL_PHOTOS)):
+        for name in names:
+            _write_crops(folder / "images" / split / f"photo_{name}", _photo(name), CROPS[split])
+
+
+def _write_halves(folder: Path) -> None:
+    for name in TRAIN_PHOTOS + VAL_PHOTOS:
+        photo = _photo(name)
+        width, height = photo.size
+        middle = round(LEFT * width)
+        for split, box in (("train", (0, 0, middle, height)), ("val", (middle, 0, width, height))):
+            _write_crops(folder / split / name, photo.crop(box), HALF_CROPS[split])
 
 
 def _write_digits(folder: Path) -> None:
@@ -73,18 +109,17 @@ def _write_digits(folder: Path) -> None:
             image.save(path)
 
 
-def _write_photos(folder: Path, split: str, names: tuple[str, ...]) -> None:
-    for name in names:
-        photo = _photo(name)
-        draws = np.random.Generator(np.random.PCG64([len(name), *name.encode()]))
-        path = folder / "images" / split / f"photo_{name}"
-        path.mkdir(parents=True)
-        for number in range(CROPS[split]):
-            side = min(photo.size) * draws.uniform(0.25, 0.7)
-            left, top = (draws.uniform(0, full - side) for full in photo.size)
-            box = (left, top, left + side, top + side)
-            crop = photo.resize((SIDE, SIDE), Image.Resampling.BICUBIC, box=box)
-            crop.save(path / f"{number:03d}.jpg", quality=92)
+def _write_crops(path: Path, photo: Image.Image, count: int) -> None:
+    """Cut crops of a quarter to 70 % of the shorter side, drawn by the photograph's name."""
+    name = path.name.removeprefix("photo_")
+    draws = np.random.Generator(np.random.PCG64([len(name), *name.encode()]))
+    path.mkdir(parents=True)
+    for number in range(count):
+        side = min(photo.size) * draws.uniform(0.25, 0.7)
+        left, top = (draws.uniform(0, full - side) for full in photo.size)
+        box = (left, top, left + side, top + side)
+        crop = photo.resize((SIDE, SIDE), Image.Resampling.BICUBIC, box=box)
+        crop.save(path / f"{number:03d}.jpg", quality=92)
 
 
 def _photo(name: str) -> Image.Image:

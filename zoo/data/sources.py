@@ -233,6 +233,13 @@ class Subset:
         return self.source.read(self.chosen[index])
 
 
+def spread(source: Source, limit: int) -> Source:
+    """Return at most `limit` samples, evenly spread: files are sorted, often by class."""
+    if len(source) <= limit:
+        return source
+    return Subset(source, tuple(np.linspace(0, len(source) - 1, limit).astype(int).tolist()))
+
+
 def open_source(path: Path) -> Source:
     """Open a folder of images, a `.tar` shard, a folder of shards, or a `.npz` of images.
 

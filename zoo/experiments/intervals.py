@@ -1,4 +1,4 @@
-"""Differences between runs of the same seed, with bootstrap intervals over the seeds."""
+"""Differences between runs of the same seed, with Student's intervals over the seeds."""
 
 import math
 from collections.abc import Sequence
@@ -6,15 +6,16 @@ from dataclasses import dataclass
 
 import numpy as np
 
-DRAWS = 10_000
-"""Bootstrap samples."""
+from zoo.eval.fewshot import interval
 
 
 @dataclass(frozen=True)
 class SeedDifference:
-    """The mean of differences paired by seed, and the interval of 95 % of its bootstrap samples.
+    """The mean of differences paired by seed, and its 95 % interval by Student's t.
 
-    With few seeds a percentile interval is too narrow (with five it covers about 85 %).
+    It covers the true mean in 95 % of the cases if the differences are normal, with three seeds as
+    with sixteen. (Percentiles of a bootstrap: in 75 % with three, in 86 % with five.) One seed has
+    no interval: `low` and `high` are NaN.
     """
 
     mean: float
@@ -32,13 +33,14 @@ class SeedDifference:
 
     def describe(self, unit: str = "") -> str:
         """Return it as text; if values in per cent exceed 100, all are written as factors."""
-        values = (self.mean, self.low, self.high)
+        values = [v for v in (self.mean, self.low, self.high) if not math.isnan(v)] or [math.nan]
         if unit == "%" and max(map(abs, values)) >= 100:
-            mean, low, high = (f"x{1 + value / 100:.3g}" for value in values)
+            mean, *ends = (f"x{1 + value / 100:.3g}" for value in values)
         else:
-            mean, low, high = (f"{value:+.1f}" for value in values)
+            mean, *ends = (f"{value:+.1f}" for value in values)
             mean += f" {unit}" if unit else ""
-        return f"{mean} [{low}, {high}], {self.wins}/{self.count} up"
+        between = f" [{', '.join(ends)}]" if ends else ""
+        return f"{mean}{between}, {self.wins}/{self.count} up"
 
 
 def compare_seeds(
@@ -61,9 +63,9 @@ def compare_seeds(
         difference = np.log(a / b) if ratio else a - b
     if not np.isfinite(difference).all():
         return SeedDifference(math.nan, math.nan, math.nan, int((difference > 0).sum()), len(a))
-    draws = np.random.default_rng(0).integers(0, len(a), (DRAWS, len(a)))
-    low, high = np.percentile(difference[draws].mean(axis=1), [2.5, 97.5])
-    values = [float(difference.mean()), float(low), float(high)]
+    ends = interval(difference.tolist()) if len(a) > 1 else (math.nan, math.nan)
+    values = [float(difference.mean()), *ends]
     if ratio:
-        values = [100 * math.expm1(v) for v in values]
+        with np.errstate(over="ignore"):
+            values = [100 * float(np.expm1(v)) for v in values]
     return SeedDifference(*values, wins=int((difference > 0).sum()), count=len(a))

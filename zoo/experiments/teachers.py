@@ -2,21 +2,25 @@
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 
 from zoo.data.plan import mix
+from zoo.experiments.imposed import Imposed, WithScale
 from zoo.experiments.pictures import Collection, RandomCrop
 from zoo.features import at_grid
 from zoo.teachers.pretext import MEAN, STD, PretextTeacher
 from zoo.train.config import Every, Optim, Precision
 from zoo.train.distill.phi_s import Moments
-from zoo.train.pretext import TASKS, Pretext, train_pretext
+from zoo.train.pretext import TASKS, Pretext, normalised, train_pretext
 
 OPTIM = Optim(lr=1e-3, weight_decay=0.05, clip=0.0, ema=0.0)
 CALIBRATION = 16
 """Batches from which the teachers' statistics are taken."""
+MEASURED = 8
+"""Last steps whose images say what scale a teacher's features have of their own."""
 
 
 def train_teacher(
@@ -30,13 +34,15 @@ def train_teacher(
     seed: int,
     precision: Precision,
     out: Path,
+    scale: dict[str, Any],
 ) -> PretextTeacher:
-    """Train `network` to the pretext task `kind` and freeze it.
+    """Train `network` to the pretext task `kind`, impose a scale on its map, and freeze it.
 
     Args:
         kind: One of `zoo.train.pretext.TASKS`: classifier, autoencoder or gradients.
         crop: Crops of the network's image size.
         out: Folder of the training's log.
+        scale: Keywords of `Imposed`.
     """
     device = collection.train.images.device
     seed = mix(seed, sum(kind.encode()))
@@ -52,11 +58,16 @@ def train_teacher(
         every=Every(log=100, checkpoint=steps),
         out=out,
     )
-    train_pretext(task, collection.feed(crop, batch=batch, seed=seed), config)
+    feed = collection.feed(crop, batch=batch, seed=seed)
+    trained: Any = train_pretext(task, feed, config)
     shutil.rmtree(out / "checkpoints")
+    imposed = Imposed(trained.dim, **scale).to(device)
+    last = [normalised(b) for b in feed.batches(max(0, steps - MEASURED), steps)]
+    with torch.no_grad():
+        imposed.measure(trained(torch.cat(last)).spatial)
     return PretextTeacher(
         f"pretext:{kind}",
-        network,
+        WithScale(trained, imposed),
         size=(crop.size, crop.size),
         mean=MEAN,
         std=STD,

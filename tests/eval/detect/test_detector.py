@@ -1,6 +1,7 @@
 """Detectors over our backbones and timm's: they learn, find, and come back from their files."""
 
 import dataclasses
+import json
 import math
 
 import pytest
@@ -156,10 +157,22 @@ def test_the_folder_of_a_model_is_a_backbone_with_its_weights_and_options(tmp_pa
         assert all(torch.equal(v, theirs[k]) for k, v in ours.items())
 
 
-def test_a_spec_comes_back_from_json():
+def test_a_spec_comes_back_from_json_and_a_wrong_type_in_it_is_named(tmp_path):
     from zoo.eval.detect.detector import read_spec
 
-    made = spec()
+    made, file = spec(), tmp_path / "config.json"
     content = dataclasses.asdict(made)
     assert isinstance(made.source, BackboneSource)
-    assert read_spec(content) == made
+    file.write_text(json.dumps(content))
+    assert read_spec(file) == made
+    for wrong, said in (
+        (dict(content, size="512"), "field size"),
+        (dict(content, classes=[1, 2]), "field classes"),
+        (dict(content, kind="yolo"), "field kind"),
+        (dict(content, source=[]), "field source"),
+        (dict(content, source=dict(content["source"], strides=["4"])), "field strides"),
+        ({k: v for k, v in content.items() if k != "classes"}, "classes"),
+    ):
+        file.write_text(json.dumps(wrong))
+        with pytest.raises(ValueError, match=rf"config\.json.*{said}"):
+            read_spec(file)

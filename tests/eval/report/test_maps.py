@@ -66,7 +66,7 @@ def test_a_damaged_file_is_refused_with_its_name(tmp_path):
         load_maps(path)
     with path.open("wb") as file:
         np.save(file, np.zeros(3))
-    with pytest.raises(ValueError, match=r"maps\.npz is not a readable"):
+    with pytest.raises(ValueError, match=r"maps\.npz holds no images"):
         load_maps(path)
     images, maps = np.zeros((2, 4, 4, 3), np.uint8), np.zeros((2, 2, 2, 5), np.float16)
     for wrong in ({"theirs/t": maps[:1]}, {"theirs/t": maps, "ours/t": maps[..., :4]}):

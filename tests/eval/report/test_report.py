@@ -16,6 +16,7 @@ from zoo.eval.report.figures import fidelity_limits, short_number, shorten
 from zoo.eval.report.maps import save_maps
 from zoo.eval.report.page import build_report
 from zoo.eval.report.run_folder import read_run
+from zoo.eval.report.terminal import print_tables
 from zoo.eval.report.verdict import verdicts
 
 TEACHERS = ("classifier", "self_supervised", "dense")
@@ -196,6 +197,9 @@ def test_an_interrupted_run_is_reported_as_far_as_it_came(tmp_path):
             '{"kind": "train"}\n7\n{"kind": "eval"}\n{"kind": "train", "step": null}',
         ),
         ("timing.jsonl", '{"step": 0, "img_s": null}'),
+        ("about.json", "[" * 100_000),
+        ("metrics.jsonl", "[" * 100_000 + "\n" + json.dumps(dict(kind="train", step=10**400))),
+        ("metrics.jsonl", json.dumps(dict(kind="eval", step=1, x=10**400))),
     ],
 )
 def test_one_odd_file_alone_still_gives_a_page_with_every_section(tmp_path, name, content):
@@ -297,3 +301,14 @@ def test_chromium_shows_every_picture_from_file_without_network_or_console_error
     shown = re.search(r'data-pictures="(\d+)/(\d+)"', dom)
     assert int(shown[1]) == int(shown[2]) - 2
     assert any("Content Security Policy" in line for line in console)
+
+
+def test_the_terminal_has_each_number_of_each_model_also_where_it_is_piped(whole, capsys):
+    print_tables(whole[0])
+    lines = capsys.readouterr().out.splitlines()
+    row = next(line for line in lines if "fidelity to dense" in line)
+    assert [cell.strip() for cell in row.strip("│").split("│")][1:] == ["1.70", "0.880", "1.20"]
+    row = next(line for line in lines if "teacher classifier" in line)
+    assert [cell.strip() for cell in row.strip("│").split("│")][1:] == ["97.2", "98.1"]
+    assert sum("cosine to its summary" in line for line in lines) == 2
+    assert max(map(len, lines)) <= 120

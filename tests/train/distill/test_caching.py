@@ -11,6 +11,7 @@ from PIL import Image
 from zoo.commands.distill import distill
 from zoo.features import Batch
 from zoo.teachers.cache import Cache, CachedTeacher, CacheManifest
+from zoo.teachers.rule import RuleTeacher
 from zoo.train.config import Every, Optim
 from zoo.train.distill.caching import BreakEven, check_room
 from zoo.train.distill.config import Distill, TeacherSpec
@@ -70,6 +71,35 @@ def test_a_student_of_a_cache_is_the_student_of_live_teachers(photos, tmp_path):
     distill(run_of(photos, tmp_path / "coarse", size=16, cache=cache))
     mine, theirs = (np.array(losses(tmp_path / name)) for name in ("coarse", "coarse_live"))
     assert np.abs(mine / theirs - 1).max() < 1e-2
+
+
+@pytest.mark.slow
+def test_teachers_see_a_held_out_image_once_and_never_again_in_a_second_run(
+    photos, tmp_path, monkeypatch
+):
+    (photos_with_gap := tmp_path / "photos").mkdir()
+    for i, file in enumerate(sorted(photos.glob("*.png"))):
+        (photos_with_gap / file.name).write_bytes(b"damaged" if i == 3 else file.read_bytes())
+    seen = []
+    plain = RuleTeacher.features
+    monkeypatch.setattr(RuleTeacher, "features", lambda t, x: seen.append(len(x)) or plain(t, x))
+    config = run_of(photos_with_gap, tmp_path / "live", eval_images=6, held_out=0.5)
+    config = replace(config, every=Every(log=1, checkpoint=99, evaluate=2), compare=("none",))
+
+    def fidelities(name, cache=None):
+        seen.clear()
+        distill(replace(config, out=tmp_path / name, cache=cache))
+        rows = map(json.loads, (tmp_path / name / "metrics.jsonl").read_text().splitlines())
+        return [row["fidelity/edges"] for row in rows if "fidelity/edges" in row], sum(seen)
+
+    live, often = fidelities("live")
+    cache = tmp_path / "cache"
+    first, once = fidelities("first", cache)
+    second, never = fidelities("second", cache)
+    assert len(live) > 6 and np.allclose(first, live, rtol=2e-2) and second == first
+    # both teachers: what is left is calibration (2 x 4 images), six maps, one black image each
+    assert often > once > never
+    assert never <= 2 * (8 + 6 + 1)
 
 
 @pytest.mark.slow

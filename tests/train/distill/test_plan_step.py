@@ -2,20 +2,27 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 
 from zoo.data.plan import Plan
+from zoo.features import Batch
+from zoo.layers.vitdet import VitDet
+from zoo.students.build import build_student
 from zoo.students.student import MESA
 from zoo.teachers.open import open_teacher
 from zoo.train.distill.config import Distill, Losses, TeacherSpec
 from zoo.train.distill.plan_step import (
     STUDENT,
+    StepPlan,
     check_step_plans,
     drawn_size,
     drawn_teachers,
+    drawn_window,
     grids_of,
     plan_step,
     view_of,
 )
+from zoo.train.distill.setup import check_names
 from zoo.train.distill.sizes import every_size
 
 RUN = Distill(
@@ -71,6 +78,39 @@ def test_the_slices_of_a_batch_have_the_windows_of_the_whole(teachers):
         assert halves[0][who][0].starts + halves[1][who][0].starts == rows.starts
         assert halves[0][who][1].starts + halves[1][who][1].starts == cols.starts
     assert len(set(whole[STUDENT][0].starts)) > 1  # one window for each image, not for the batch
+
+
+def test_each_step_draws_windows_that_tile_its_grid_for_all_of_its_slices():
+    windows = (0, 0, 2, 4, 3)
+    run = replace(RUN, sizes=(), attention_windows=windows)
+    drawn = [drawn_window(PLAN, step, run, (8, 8)) for step in range(4000)]
+    assert set(drawn) == {0, 2, 4}  # 3 tiles no grid of 8
+    assert [drawn.count(w) / 4000 for w in (0, 2, 4)] == pytest.approx([0.5, 0.25, 0.25], abs=0.03)
+    assert drawn_window(PLAN, 1, replace(run, attention_windows=(3,)), (8, 8)) == 0
+
+
+def test_a_student_attends_in_the_windows_of_its_step_and_then_as_it_was_built():
+    options = dict(embed_dim=32, depth=8, num_heads=2, crop_positions=False, pos_dropout=0.0)
+    student = build_student("radio_vit_base_patch16", {"a": (4, 4)}, size=64, options=options)
+    with torch.no_grad():
+        for block in student.backbone.blocks:
+            block.attn.qkv.weight.mul_(30)  # attention that tells who attends to whom
+    batch = Batch(torch.rand(2, 3, 64, 64))
+    found = {
+        w: StepPlan(64, None, attention=w).student(student.eval(), mesa=False)(batch)["a"].spatial
+        for w in (0, 2, 4)
+    }
+    assert student.backbone.vitdet is None
+    assert (found[0] - found[2]).abs().max() > 1e-3
+    student.backbone.vitdet = VitDet(2, num_global=4)
+    torch.testing.assert_close(student(batch)["a"].spatial, found[2])
+
+
+def test_windows_that_no_step_could_have_are_refused(teachers):
+    with pytest.raises(ValueError, match=r"attention_windows: 5 tiles none.*4x4, 6x6, 8x8"):
+        checked(replace(RUN, attention_windows=(0, 2, 5)), teachers)
+    with pytest.raises(ValueError, match=r"eradio_nano cannot attend in windows"):
+        check_names(replace(RUN, attention_windows=(2,)))
 
 
 def test_every_size_is_drawn_about_as_often():

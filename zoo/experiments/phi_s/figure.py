@@ -72,7 +72,8 @@ def _gaps(axes: Any, pairs: Pairs) -> None:
     ][::-1]
     for y, (_, found) in enumerate(lines):
         low, middle, high = (1 + v / 100 for v in (found.low, found.mean, found.high))
-        axes.plot([low, high], [y, y], color=STUDENT_COLOUR)
+        if np.isfinite([low, high]).all():
+            axes.plot([low, high], [y, y], color=STUDENT_COLOUR)
         axes.plot(middle, y, "o", color=STUDENT_COLOUR)
         text = f"{found.mean:+.1f} %" if abs(found.mean) < 100 else f"x{middle:.3g}"
         axes.annotate(text, (middle, y), (0, 5), textcoords="offset points", ha="center", size=8)

@@ -51,8 +51,8 @@ def report(rows: Rows, about: dict[str, Any], out: Path) -> dict[str, Any]:
         print_table(f"{name}: PHI-S against each other arm, paired", head, body)
         lines += [
             "",
-            "PHI-S against each other arm, paired by seed, 95 % bootstrap intervals over seeds "
-            "(per cent for fidelities, points for kNN and linear):",
+            "PHI-S against each other arm, paired by seed, 95 % intervals over the seeds by "
+            "Student's t (per cent for fidelities, points for kNN and linear):",
             "",
             *markdown(head, body),
         ]

@@ -24,7 +24,7 @@ from zoo.experiments.phi_s.config import (
     sets_of,
     tiny,
 )
-from zoo.experiments.phi_s.networks import networks
+from zoo.experiments.phi_s.networks import SCALES, networks
 from zoo.experiments.pictures import Collection, Pictures, RandomCrop, read_collection, side_for
 from zoo.experiments.probes import probe
 from zoo.experiments.stack import Answers, Stack
@@ -96,6 +96,7 @@ def prepare(config: PhiSExperiment) -> PhiSSetup:
             seed=config.teacher_seed,
             precision=config.precision,
             out=config.out / "training" / f"teacher-{label}",
+            scale=SCALES[label],
         )
     batch = min(config.batch, 256)
     moments = measure_teachers(teachers, collection, crop, batch=batch)

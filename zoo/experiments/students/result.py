@@ -32,7 +32,8 @@ def report(rows: Rows, about: dict[str, Any], out: Path) -> dict[str, Any]:
         f"{about.get('pictures')} pictures. The teachers were trained on them first. *distilled* "
         "learns from the three teachers and sees no label; *alone* is the same backbone, from the "
         "same start, trained on the labels with the same crops and steps. Per cent right, mean ± "
-        "deviation over seeds; differences are paired by seed, with 95 % bootstrap intervals.",
+        "deviation over seeds; differences are paired by seed, with 95 % "
+        "intervals by Student's t.",
     ]
     if about.get("steps") not in (planned, None):
         lines += ["", f"**Reduced: {about['steps']} steps instead of {planned}.**"]

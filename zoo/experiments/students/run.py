@@ -18,6 +18,7 @@ from torch import nn
 from zoo.data.plan import mix
 from zoo.eval.fidelity import fidelity
 from zoo.experiments.bookkeeping import affordable, append_row, device_name, step_ms
+from zoo.experiments.imposed import SCALES
 from zoo.experiments.pictures import Collection, PictureFeed, RandomCrop, read_collection, side_for
 from zoo.experiments.probes import probe
 from zoo.experiments.students.config import StudentsExperiment
@@ -107,6 +108,7 @@ def prepare(config: StudentsExperiment) -> StudentsSetup:
             seed=config.teacher_seed,
             precision=config.precision,
             out=config.out / "training" / f"teacher-{label}",
+            scale=SCALES[label],
         )
     measure = partial(measure_teachers, teachers, collection, crop, batch=config.batch)
     moments, normalizers = measure(), {}

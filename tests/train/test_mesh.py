@@ -1,0 +1,87 @@
+"""Collectives on two gloo processes; on one they are the identity."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from zoo.train import mesh
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_alone_every_collective_is_the_identity():
+    x = torch.rand(3)
+    assert mesh.sum_over_ranks(x) is x
+    assert mesh.gather("a") == ["a"]
+    assert mesh.from_first("a") == "a"
+    assert mesh.by_first(lambda: 3) == 3
+    assert (mesh.any_rank(True), mesh.any_rank(False)) == (True, False)
+    assert mesh.slices_of_rank(4) == (0, 1, 2, 3)
+    with mesh.first_goes_first():
+        pass
+
+
+def launch(script: str, tmp_path: Path, processes: int = 2) -> subprocess.CompletedProcess:
+    """Run a script on gloo processes under torchrun."""
+    path = tmp_path / "script.py"
+    path.write_text(script)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    command += ["--nproc-per-node", str(processes), str(path)]
+    return subprocess.run(
+        command, capture_output=True, text=True, timeout=120, cwd=ROOT, env=environment()
+    )
+
+
+def environment() -> dict[str, str]:
+    return dict(os.environ, OMP_NUM_THREADS="1", PYTHONPATH=str(ROOT))
+
+
+SCRIPT = """
+import torch
+from zoo.train import mesh
+
+with mesh.ranks(torch.device("cpu")):
+    r = mesh.rank()
+    assert mesh.world() == 2 and mesh.slices_of_rank(4) == ((0, 1), (2, 3))[r]
+    assert mesh.sum_over_ranks(torch.tensor([1.0 + r])).item() == 3
+    assert mesh.any_rank(r == 1) and not mesh.any_rank(False)
+    assert mesh.gather(f"rank {r}") == ["rank 0", "rank 1"]
+    assert mesh.from_first(r) == 0
+    assert mesh.by_first(lambda: r) == 0
+    assert mesh.same_on_all([torch.ones(3)]) and not mesh.same_on_all([torch.ones(3) * r])
+    with mesh.first_goes_first():
+        pass
+
+    def fails():
+        raise OSError("disk full")
+
+    def fails_alone():
+        with mesh.first_goes_first():
+            if r == 0:
+                fails()
+
+    for call in (lambda: mesh.by_first(fails), fails_alone):
+        try:
+            call()
+        except (ValueError, OSError) as error:
+            assert str(error) == "disk full", error
+        else:
+            raise AssertionError("no error")
+    try:
+        mesh.slices_of_rank(3)
+    except ValueError as error:
+        assert "nearest number that can is 1" in str(error) or "is 3" in str(error), error
+    print(f"rank {r} is done")
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_agree_on_what_one_of_them_knows(tmp_path):
+    done = launch(SCRIPT, tmp_path)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "rank 0 is done" in done.stdout
+    assert "rank 1 is done" in done.stdout

@@ -1,0 +1,128 @@
+"""`zoo distill` on two processes is `zoo distill` on one, with all that a rank could spoil."""
+
+import json
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).parents[2]
+RUN = shlex.split(
+    "distill --teachers rule:colour@64 rule:edges@64,summary=0 --student eradio_nano --size 64 "
+    "--batch 8 --slices 4 --normalise none --device cpu --precision float64 --calibration 2 "
+    "--eval-images 16 --probe-images 32 --every.log 1 --optim.drop-path 0.3 --optim.clip 0.5"
+)
+ALL = shlex.split(
+    "--losses.teacher-drop 0.5 --losses.mesa 1 --losses.shift 1 --losses.weighting uncertainty "
+    "--optim.damp 0.01"
+)
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("ZOO_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.chdir(tmp_path)
+
+
+def start(*words: str, processes: int = 1, more: tuple[str, ...] = ()) -> subprocess.Popen:
+    ranks = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", *more]
+    command = [sys.executable, *(ranks if processes > 1 else ()), "-m", "zoo", *words]
+    return subprocess.Popen(command, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+
+def run(*words: str, processes: int = 1) -> str:
+    started = start(*words, processes=processes)
+    out, err = started.communicate(timeout=300)
+    assert started.returncode == 0, err[-3000:]
+    return out
+
+
+def newest(folder: str) -> dict:
+    return torch.load(sorted(Path(folder).glob("checkpoints/*.pt"))[-1], weights_only=True)
+
+
+def tensors(tree, name: str = "") -> dict[str, torch.Tensor]:
+    if isinstance(tree, torch.Tensor):
+        return {name: tree.double()}
+    items = tree.items() if isinstance(tree, dict) else ()
+    return {k: v for key, value in items for k, v in tensors(value, f"{name}.{key}").items()}
+
+
+def largest_gap(ours: str, theirs: str) -> float:
+    first, second = (newest(folder) for folder in (ours, theirs))
+    gap = 0.0
+    for part in ("model", "ema", "parts"):
+        a, b = tensors(first[part]), tensors(second[part])
+        assert a.keys() == b.keys()
+        gap = max([gap, *((a[key] - b[key]).abs().max().item() for key in a)])
+    return gap
+
+
+@pytest.mark.slow
+def test_two_processes_learn_what_one_does(tmp_path):
+    names = ("one", "two")
+    run(*RUN, *ALL, "--steps", "4", "--out", "one")
+    spoken = run(*RUN, *ALL, "--steps", "4", "--out", "two", processes=2)
+    assert largest_gap("one", "two") < 1e-12
+    assert spoken.count("report ") == 1
+    one, two = (Path(name, "metrics.jsonl").read_text().splitlines() for name in names)
+    for mine, other in zip(map(json.loads, one), map(json.loads, two), strict=True):
+        assert mine.keys() == other.keys()
+        for key, value in mine.items():
+            assert other[key] == (value if isinstance(value, str) else pytest.approx(value))
+    assert files("one") == files("two")
+
+
+def files(folder: str) -> set[str]:
+    """Return what a run has written; TensorBoard's names have the time in them."""
+    return {p.name for p in Path(folder).rglob("*") if not p.name.startswith("events")}
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("weighting", ["uncertainty", "adaloss"])
+def test_four_processes_learn_what_one_does(weighting):
+    changes = (*ALL, "--losses.weighting", weighting, "--steps", "20")
+    run(*RUN, *changes, "--out", "one")
+    run(*RUN, *changes, "--out", "four", processes=4)
+    assert largest_gap("one", "four") < 1e-10
+
+
+@pytest.mark.slow
+def test_a_stop_of_one_rank_is_one_of_all_and_one_process_goes_on(tmp_path):
+    run(*RUN, "--steps", "6", "--out", "whole")
+    started = start(*RUN, "--steps", "6", "--out", "cut", processes=2)
+    metrics = Path("cut/metrics.jsonl")
+    while not (metrics.is_file() and metrics.read_text().count("\n") >= 2):
+        assert started.poll() is None, started.communicate()[1][-3000:]
+        time.sleep(0.05)
+    started.send_signal(signal.SIGTERM)
+    _, err = started.communicate(timeout=120)
+    assert started.returncode != 0
+    assert "which is saved" in err
+    assert 2 <= newest("cut")["step"] < 6
+    run("distill", "--resume", "cut")
+    assert largest_gap("whole", "cut") < 1e-12
+
+
+@pytest.mark.slow
+def test_processes_that_cannot_share_the_slices_are_refused_in_one_line():
+    started = start(*RUN, "--slices", "1", "--steps", "2", "--out", "odd", processes=2)
+    _, err = started.communicate(timeout=120)
+    assert started.returncode != 0
+    assert "2 processes cannot share 1 slices; the nearest number that can is 1" in err
+    assert not Path("odd").exists()
+
+
+@pytest.mark.slow
+def test_a_command_of_one_process_says_so_under_torchrun():
+    started = start("list", processes=2)
+    _, err = started.communicate(timeout=120)
+    assert started.returncode != 0
+    assert "zoo list runs on one process" in err

@@ -1,0 +1,179 @@
+"""The ranks of a run: where every collective stands. On one process each is the identity.
+
+`torchrun` starts the processes and says which is which; nothing else here knows how many there are.
+"""
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from zoo.train.config import Training
+
+T = TypeVar("T")
+C = TypeVar("C", bound=Training)
+PATIENCE = timedelta(minutes=30)
+"""How long ranks wait for what rank 0 does alone: measuring teachers, writing, exporting."""
+
+
+def world() -> int:
+    """Return the number of ranks."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def rank() -> int:
+    """Return the number of this rank, from 0."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def is_first() -> bool:
+    """Tell whether this is rank 0, which alone writes the run's folder and speaks."""
+    return rank() == 0
+
+
+def launched() -> int:
+    """Return how many processes torchrun has started, whether they have joined or not."""
+    return int(os.environ.get("WORLD_SIZE", 1))
+
+
+@contextmanager
+def ranks(device: torch.device) -> Iterator[None]:
+    """Join the ranks that torchrun has started, and leave them in the end; alone, do nothing.
+
+    What a GPU holds goes through NCCL, what the host decides through gloo, which waits for no GPU.
+    """
+    if launched() == 1 or dist.is_initialized():
+        yield
+        return
+    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    dist.init_process_group(backend, timeout=PATIENCE)
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+def with_slices(config: C) -> C:
+    """Return the config with `auto` slices settled: the number of ranks that a run starts with.
+
+    Raises:
+        ValueError: the ranks cannot share the slices out, or the slices the batch.
+    """
+    if config.slices == "auto" and world() > 1:
+        config = replace(config, slices=world())
+    slices_of_rank(config.num_slices)
+    return config
+
+
+def slices_of_rank(num_slices: int) -> tuple[int, ...]:
+    """Return the slices of each batch that this rank takes.
+
+    Raises:
+        ValueError: they do not share out evenly.
+    """
+    share, rest = divmod(num_slices, world())
+    if rest:
+        near = [n for n in range(1, num_slices + 1) if num_slices % n == 0]
+        best = min(near, key=lambda n: abs(n - world()))
+        raise ValueError(
+            f"{world()} processes cannot share {num_slices} slices; the nearest number that can is "
+            f"{best}, or start a new run with --slices {world()} (or a multiple)."
+        )
+    return tuple(range(rank() * share, (rank() + 1) * share))
+
+
+@torch.no_grad()
+def sum_over_ranks(x: Tensor) -> Tensor:
+    """Add a statistic up over the ranks; `x` itself when there is one."""
+    if not dist.is_initialized():
+        return x
+    x = x.clone()  # the caller's stays as it is
+    dist.all_reduce(x)
+    return x
+
+
+def any_rank(what: bool) -> bool:
+    """Tell whether something is so on any rank; asked through gloo, so no GPU is waited for."""
+    if not dist.is_initialized():
+        return what
+    flag = torch.tensor(int(what))
+    dist.all_reduce(flag, op=dist.ReduceOp.MAX)
+    return bool(flag)
+
+
+def gather(what: Any) -> list[Any]:
+    """Return every rank's object, in their order, on every rank."""
+    if not dist.is_initialized():
+        return [what]
+    found: list[Any] = [None] * world()
+    dist.all_gather_object(found, what)
+    return found
+
+
+def from_first(what: Any) -> Any:
+    """Return rank 0's object on every rank."""
+    if not dist.is_initialized():
+        return what
+    held = [what]
+    dist.broadcast_object_list(held, src=0)
+    return held[0]
+
+
+def by_first(call: Callable[[], T]) -> T:
+    """Let rank 0 do something alone, and return its result on every rank once it is done.
+
+    Raises:
+        ValueError: it failed there; the error is that of every rank.
+    """
+    if not dist.is_initialized():
+        return call()
+    result, error = None, None
+    if is_first():
+        try:
+            result = call()
+        except Exception as failure:  # the others must not wait for what will not come
+            from_first((None, str(failure) or type(failure).__name__))
+            raise
+    result, error = from_first((result, error))
+    if error is not None:
+        raise ValueError(error)
+    return result  # pyright: ignore[reportReturnType]
+
+
+@contextmanager
+def first_goes_first() -> Iterator[None]:
+    """Let rank 0 through alone; the others follow when it is done, and find what it has written.
+
+    Raises:
+        ValueError: it failed there; the error is that of every rank.
+    """
+    if is_first():
+        try:
+            yield
+        except Exception as failure:
+            from_first(str(failure) or type(failure).__name__)
+            raise
+        from_first(None)
+        return
+    if (error := from_first(None)) is not None:
+        raise ValueError(error)
+    yield
+
+
+def same_on_all(values: Sequence[Tensor]) -> bool:
+    """Tell whether tensors are equal on all ranks, by their sums in float64."""
+    if not dist.is_initialized():
+        return True
+    mine = torch.stack([value.detach().double().sum().cpu() for value in values])
+    low, high = mine.clone(), mine.clone()
+    dist.all_reduce(low, op=dist.ReduceOp.MIN)
+    dist.all_reduce(high, op=dist.ReduceOp.MAX)
+    return torch.equal(low, high)
