@@ -119,7 +119,8 @@ def fill(child: Parent, state: State) -> nn.Module:
         if wanted != made:
             raise NotExpressible(
                 f"{type(child.model).__name__} has {made} where {name} should be {wanted}: one of "
-                "its numbers sets several sizes. Cut them together, by the same share, or take --form zoo."
+                "its numbers sets several sizes. Cut them together, by the same share, or take "
+                "--form zoo."
             )
     dtype = next(t.dtype for t in state.values() if t.is_floating_point())
     # Built again, with values: a constructor also computes tables that no state dict holds.
