@@ -78,11 +78,11 @@ class Record:
         path = self.place / self.scores_file
         try:
             found: dict[str, dict[str, Any]] = {}
-            for key, value in read_arrays(path).items():
+            for key, array in read_arrays(path).items():
                 part, _, name = key.partition("/")
-                found.setdefault(name, {})[part] = value
+                found.setdefault(name, {})[part] = array
             return {
-                name: kind(**parts | {"keys": parts["keys"].tolist()})
+                name: kind(**parts | {"keys": parts["keys"].reshape(-1).tolist()})
                 for name, parts in found.items()
                 for mark, kind in KINDS.items()
                 if mark in parts

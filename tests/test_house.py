@@ -40,7 +40,7 @@ ROOT_ONLY = "zoo (itself)"
 ARROWS: dict[str, tuple[str, ...]] = {
     "zoo": (
         "zoo.rooms", "zoo.library", "zoo.moved", "zoo.registration", "zoo.compiled_blocks",
-        "zoo.safe_pickle", "zoo.wheels",
+        "zoo.safe_pickle", "zoo.wheels", "zoo.cut_format",
     ),
     "zoo.rooms": (),
     "zoo.library": ("zoo.train.run", "zoo.train.distill.config", "zoo.eval.results"),
@@ -52,6 +52,7 @@ ARROWS: dict[str, tuple[str, ...]] = {
     "zoo.features": (),
     "zoo.axes": ("zoo.shape_tables",),
     "zoo.shape_tables": (),
+    "zoo.cut_format": ("zoo.axes", "zoo.files"),
     "zoo.safe_pickle": (),
     "zoo.files": (),
     "zoo.weights": ("zoo.safe_pickle", "zoo.files"),
@@ -88,7 +89,8 @@ ARROWS: dict[str, tuple[str, ...]] = {
     "zoo.teachers.from_language": ("zoo.language",),
     "zoo.students": ("zoo.students", *MODELS),
     "zoo.students.prune": (
-        "zoo.students.prune", "zoo.axes", "zoo.features", "zoo.weights", "zoo.wheels",
+        "zoo.students.prune", "zoo.axes", "zoo.cut_format", "zoo.features", "zoo.weights",
+        "zoo.wheels",
     ),
     "zoo.train": (*CORE, "zoo.data", "zoo.files"),
     "zoo.train.average": ("zoo.layers",),

@@ -114,7 +114,9 @@ class Run:
         content = read_json(path)
         found = content.pop("kind", kind.kind)
         if found != kind.kind:
-            raise ValueError(f"The run in {self.path} is one of {found}, not of {kind.kind}.")
+            raise ValueError(
+                f"The run in {self.path} is one of {found}, not of {kind.kind}, says {path.name}."
+            )
         try:
             return built(kind, content)
         except ValueError as error:

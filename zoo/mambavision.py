@@ -126,12 +126,12 @@ SIZES: dict[str, dict[str, Any]] = {
 
 
 SHAPES = """
-[zoo.MambaVision] stage=stages.# C0>dim #stages.#.blocks>depths
+[zoo.MambaVision] stage=stages.# C0>dim C9=num_features #stages.#.blocks>depths
 norm.weight                 C9
 head.fc.weight              _, C9
 
 -- p: channels of the state-space half; z: of the other; l: rank of the step size; s: states
-[zoo.MambaMixer] l=widths.0 s=widths.1 C&p&z&l
+[zoo.MambaMixer] l=widths.0 s=widths.1 s=widths.2 C&p&z&l
 in_proj.weight              p | z, C
 conv_x.weight               p, 1, _
 conv_z.weight               z, 1, _

@@ -20,7 +20,8 @@ the first counts whose dims are as many as the tensor's, and whose numbers fit.
 
 Behind the class names may stand
 
-    d=head_dim           an attribute that holds this size: read where shapes leave it open
+    d=head_dim           an attribute that holds this size: read where shapes leave it open, and
+                         set where widths change (also of products and sums, g*p+2*s=width)
     k*q>num_heads        the constructor's field that follows; alternatives by commas
     !d:scale             `d` cannot have another size, and why
     !!d:rope             its units cannot even change places
@@ -66,9 +67,9 @@ class Line(NamedTuple):
 
 
 class Declared(NamedTuple):
-    """`over` is what a product is divided by; `names` are attributes or fields."""
+    """A sum of products, what it is divided by, and the attributes or fields that hold it."""
 
-    letters: tuple[str, ...]
+    terms: tuple[tuple[str, ...], ...]
     over: tuple[str, ...]
     names: tuple[str, ...]
 
@@ -110,9 +111,10 @@ class Block:
             product, found, names = word.partition(sign)
             if not found:
                 raise ValueError(f"A table's head has {word!r}, which means nothing there.")
-            letters, _, over = product.partition("/")
+            above, _, over = product.partition("/")
+            terms = tuple(_split(term) for term in above.split("+"))
             into = self.fields if sign == ">" else self.reads
-            into.append(Declared(_split(letters), _split(over), tuple(names.split(","))))
+            into.append(Declared(terms, _split(over), tuple(names.split(","))))
 
 
 def _split(product: str) -> tuple[str, ...]:

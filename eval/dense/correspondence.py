@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 from typing import NamedTuple, TypedDict
 
@@ -12,6 +13,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from zoo.eval.dense.square import squares
+from zoo.eval.detect.masks import is_coordinate
 from zoo.eval.registry import Found, Scores, Subject
 from zoo.eval.settings import CorrespondenceSettings
 from zoo.features import Batch, at_grid
@@ -174,6 +176,7 @@ def _read_pair(data: Path, file: Path) -> ImagePair:
     entry: SpairFile = checked(known, SpairFile, str(file))
     points = *entry["src_kps"], *entry["trg_kps"]
     fits = all(len(point) == 2 for point in points) and len(entry["trg_bndbox"]) == 4
+    fits = fits and all(map(is_coordinate, chain(entry["trg_bndbox"], *points)))
     if not fits or min(len(entry[key]) for key in ("src_imsize", "trg_imsize")) < 2:
         raise ValueError(f"{file} is not a pair of SPair-71k: points have 2 numbers, boxes 4.")
     folder = data / "JPEGImages" / entry["category"]

@@ -273,7 +273,7 @@ class Shot(NamedTuple):
 
 def _shots(models: Sequence[Model], gallery: Gallery, notes: list[str]) -> tuple[list[Shot], int]:
     """Read the images of all benchmarks, by turns of the models, and count those not shown."""
-    from PIL import Image
+    from zoo.data.images import UnreadableImage, read_rgb
 
     queues = [[(model, r, p) for r in model.records for p in r.pictures] for model in models]
     longest = max((len(queue) for queue in queues), default=0)
@@ -282,9 +282,8 @@ def _shots(models: Sequence[Model], gallery: Gallery, notes: list[str]) -> tuple
     for i, (model, record, picture) in enumerate(turns[:MOST_PICTURES]):
         path = (record.place or Path()) / picture["file"]
         try:
-            with Image.open(path) as image:
-                pixels = np.asarray(image.convert("RGB"))
-        except OSError as error:
+            pixels = np.asarray(read_rgb(path))
+        except (UnreadableImage, OSError) as error:
             notes.append(f"The image {path} could not be read: {error}.")
             continue
         words = [model.name, picture["name"], picture.get("caption") or ""]

@@ -78,13 +78,16 @@ def load_maps(path: str | Path) -> dict[str, np.ndarray]:
         maps = read_arrays(Path(path))
     except (OSError, ValueError) as error:
         raise ValueError(f"{path} is not a readable file of feature maps: {error}") from None
-    if "images" not in maps or maps["images"].ndim != 4:
+    images = maps.get("images", np.empty(0))
+    if images.ndim != 4:
         raise ValueError(f"{path} holds no images; it was not written by save_maps.")
     for key, value in maps.items():
         partner = maps.get(key.replace("theirs/", "ours/", 1), value)
-        if key != "keys" and (value.ndim != 4 or len(value) != len(maps["images"])):
+        if key == "keys":
+            continue
+        if value.ndim != 4 or len(value) != len(images) or value.dtype.kind not in "fu":
             raise ValueError(f"{path}: {key} has the shape {value.shape}, which does not fit.")
-        if partner.shape[-1] != value.shape[-1]:
+        if partner.shape[-1:] != value.shape[-1:]:
             raise ValueError(f"{path}: {key} has another width than the student's head for it.")
     return maps
 

@@ -90,6 +90,12 @@ def read_run(folder: str | Path) -> RunFolder:
         ValueError: the folder is missing, or has none of a run's files.
     """
     path = Path(folder)
+    if (path / STAGES).is_file():
+        names = (folder.name for folder in sorted(path.glob("[0-9]*-*/")))
+        raise ValueError(
+            f"The run in {path} has stages, each a run of its own; give one of its folders: "
+            f"{', '.join(names) or 'there is none yet'}."
+        )
     if not any((path / name).is_file() for name in RECORDS):
         raise ValueError(
             f"{path} is not the folder of a run: it has none of {', '.join(RECORDS)}. "

@@ -17,9 +17,10 @@ import timm
 import torch
 from timm.models._hub import save_for_hf
 from timm.models._pretrained import filter_pretrained_cfg
-from torch import nn
+from torch import Tensor, nn
 
-from zoo.axes import Field, Shapes, State, part_size
+from zoo import cut_format
+from zoo.axes import Field, Shapes, State, dim_size, part_size
 
 LAYER_LISTS = re.compile(r"(layer_types|layers_block_type|mlp_layer_types)")
 """Fields of configurations with an item for each layer."""
@@ -49,6 +50,40 @@ class Parent:
 
 Kept = Mapping[str, list[int]]
 """Layers that stay, for each list of layers that loses some."""
+
+
+@dataclass(frozen=True)
+class Reshaped(Parent):
+    """A model that its class cannot be built as: the recipe of its parent, and what was cut."""
+
+    sizes: Mapping[str, int] = field(default_factory=dict)
+    layers: "Kept" = field(default_factory=dict)
+
+
+def recipe_of(parent: Parent) -> dict[str, Any]:
+    """Describe how a parent is built, for `zoo.cut_format`."""
+    model: Any = parent.model
+    if parent.name:
+        arguments = {**getattr(model, "build_args", {}), **parent.arguments}
+        return dict(architecture=parent.name, arguments=arguments)
+    return {"class": type(model).__name__, "config": model.config.to_dict()}
+
+
+def reshaped(parent: Parent, before: Shapes, after: Shapes, layers: Kept, state: State) -> Parent:
+    """Give a parent's class other tensors than it can be built with.
+
+    Raises:
+        NotExpressible: a layer keeps something of its old width that the tables do not name.
+    """
+    sizes = {axis: n for axis, n in after.sizes.items() if n != before.sizes[axis]}
+    model = cut_format.build_parent(recipe_of(parent))
+    like = next(t for t in state.values() if t.is_floating_point())
+    copies: dict[int, Tensor] = {}  # what no cut has touched is still the parent's
+    own = {n: copies.setdefault(t.data_ptr(), t.clone()) for n, t in state.items()}
+    model = cut_format.reshape(model.to(like.dtype), own, sizes, layers)
+    if not parent.name:
+        _carry(parent.model.config, model.config)
+    return Reshaped(model, parent.name, parent.arguments, parent.folder, sizes, layers)
 
 
 def express(parent: Parent, before: Shapes, after: Shapes, layers: Kept | None = None) -> Parent:
@@ -84,7 +119,8 @@ def fill(child: Parent, state: State) -> nn.Module:
         if wanted != made:
             raise NotExpressible(
                 f"{type(child.model).__name__} has {made} where {name} should be {wanted}: one of "
-                "its numbers sets several sizes. Cut them together, by the same share."
+                "its numbers sets several sizes. Cut them together, by the same share, or take "
+                "--form zoo."
             )
     dtype = next(t.dtype for t in state.values() if t.is_floating_point())
     # Built again, with values: a constructor also computes tables that no state dict holds.
@@ -103,6 +139,9 @@ def rebuilt(child: Parent) -> nn.Module:
 def save(child: Parent, folder: Path) -> None:
     """Write a plain checkpoint: for `local-dir:FOLDER` in timm, or for `from_pretrained`."""
     model: Any = child.model
+    if isinstance(child, Reshaped):
+        cut_format.save(folder, recipe_of(child), model.state_dict(), child.sizes, child.layers)
+        return
     if not child.name:
         model.save_pretrained(folder)
         return
@@ -126,7 +165,7 @@ def save(child: Parent, folder: Path) -> None:
 
 def value_of(entry: Field, sizes: Mapping[str, int]) -> float | int:
     """Compute what a field is for these sizes."""
-    above = part_size(entry.axes, sizes)
+    above = dim_size(entry.terms, sizes)
     if not entry.over:
         return above
     # int(dim * ratio) must give the width again, for every dim that shares the ratio
@@ -175,7 +214,7 @@ def _single(group: Group, values: Iterable[float | int]) -> float | int:
     ):
         raise NotExpressible(
             f"{group[1][0]} is one number for all layers in this library, and layers would differ: "
-            f"{distinct[:4]}. Keep the same share everywhere."
+            f"{distinct[:4]}. Keep the same share everywhere, or take --form zoo."
         )
     return distinct[0]
 
@@ -244,6 +283,11 @@ def _transformers(parent: Parent, before: Shapes, changed: Mapping, layers: Kept
                 f"A router that gives each token to {top} experts cannot have {value:g}; keep at "
                 f"least {top}."
             )
+        groups = getattr(part, "n_group", None) or 1
+        if name == "n_routed_experts" and experts % groups:
+            raise NotExpressible(
+                f"{value:g} experts do not split into the router's {groups} groups."
+            )
     for entry in before.layers:
         if entry.path in layers:
             part = getattr(config, entry.config) if entry.config else config
@@ -289,5 +333,5 @@ def _refusal(parent: Parent, changed: Mapping, reason: str) -> NotExpressible:
     )
     return NotExpressible(
         f"{type(parent.model).__name__} cannot be built with {asked}: {reason}. Take sizes that "
-        "divide, or cut what depends on them too (a stream and its heads)."
+        "divide, or cut what depends on them too (a stream and its heads); --form zoo has any."
     )

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from zoo import wheels
+from zoo.cut_format import is_cut_format
 from zoo.students.prune.library import Parent
 
 
@@ -25,6 +26,8 @@ def open_parent(name: str, *, pretrained: bool = True, **arguments: Any) -> Pare
         folder = folder / "export"
     if (folder / "config.json").is_file():
         return _from_folder(folder, json.loads((folder / "config.json").read_text()))
+    if is_cut_format(folder):
+        raise ValueError(f"{folder} was cut already, to zoo's own form; cut its parent again.")
     if folder.is_dir():
         raise ValueError(
             f"{folder} holds no model: config.json of timm or transformers is missing."

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from zoo.axes import Axis, Shapes, State, named_shapes
 from zoo.students.prune.cut import keep_layers, keep_units
-from zoo.students.prune.library import Kept, Parent, express, fill
+from zoo.students.prune.library import Kept, NotExpressible, Parent, express, fill, reshaped
 from zoo.students.prune.plan import Plan
 from zoo.students.prune.proof import Cut, Proof, prove_child
 
@@ -55,6 +55,7 @@ def prune(
     *,
     rank_layers: Callable[[str, int], Tensor] | None = None,
     probe: Mapping[str, Any] | None = None,
+    form: str = "library",
 ) -> Child:
     """Cut a parent, which stays as it is, to a smaller model of its own class.
 
@@ -63,6 +64,8 @@ def prune(
             there are none.
         probe: Inputs of a few samples; the child must compute on them what the masked parent does
             (not where whole layers go).
+        form: "library": a class and numbers that its library can build. "zoo": any widths, also
+            others in each layer; `zoo.create_model` reads what is written then.
 
     Raises:
         ValueError: the plan names nothing that this model has.
@@ -76,16 +79,25 @@ def prune(
     layers = choose_layers(before, plan, rank_layers)
     if not cuts and not layers:
         raise ValueError("This plan cuts nothing: each list of layers and axis keeps its size.")
-    built = express(parent, before, shapes, layers)  # before the costly part
     for path, kept in layers.items():
         state = keep_layers(shapes, state, path, kept)
-    built = replace(built, model=fill(built, state), folder=parent.folder)
+    if form == "zoo":
+        built = reshaped(parent, before, shapes, layers, state)
+    else:
+        built = express(parent, before, shapes, layers)
+        built = replace(built, model=fill(built, state), folder=parent.folder)
     after = named_shapes(built.model)
     numbers = sum(t.numel() for n, t in state.items() if n not in before.tied)
     assert after.count() == numbers, f"{after.count()} numbers by letters, {numbers} in tensors"
     proof = None
     if probe is not None and not layers:
-        proof = prove_child(parent.model, built.model, before, cuts, probe)
+        try:
+            proof = prove_child(parent.model, built.model, before, cuts, probe)
+        except (RuntimeError, AssertionError) as error:
+            raise NotExpressible(
+                f"{type(parent.model).__name__} keeps something of its old width that the tables "
+                f"do not name, and does not run at the new one: {error}"
+            ) from error
     return Child(built, after, cuts, layers, proof)
 
 

@@ -10,11 +10,11 @@ import pytest
 from PIL import Image
 
 from zoo.cli import main
-from zoo.commands.evaluate import evaluate, read_data, records_of
+from zoo.commands.evaluate import evaluate, kept, read_data, records_of
 from zoo.eval.benchmarks import BENCHMARKS, Benchmark
 from zoo.eval.fewshot import FewshotSettings
 from zoo.eval.registry import Picture, Scores
-from zoo.eval.results import read
+from zoo.eval.results import Record, read
 from zoo.eval.subject import EvalRequest
 
 
@@ -168,3 +168,12 @@ def test_unreadable_images_are_in_no_number_and_recorded(images, tmp_path):
     (record,) = evaluate("test_vit", asked(data, "knn", out=out))
     assert len(record.kept["knn/top1"].keys) == 8
     assert record.unreadable == read(out)[0].unreadable == 4
+
+
+def test_a_result_that_cannot_be_written_any_more_is_shown(tmp_path, capsys):
+    (tmp_path / "full").write_text("a file where a folder should be")
+    request = EvalRequest(out=tmp_path / "full" / "results.jsonl")
+    record = Record(target="mine", benchmark="knn", values={"knn/top1": 12.3456})
+    with pytest.raises(OSError, match="The result above was not written to"):
+        kept(record, request, {}, {})
+    assert "12.3456" in capsys.readouterr().out

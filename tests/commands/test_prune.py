@@ -8,6 +8,7 @@ import timm
 import torch
 from PIL import Image
 
+import zoo
 from zoo.cli import main
 from zoo.students.prune.library import Parent, save
 
@@ -100,12 +101,22 @@ def test_prune_cuts_a_llama_folder_with_its_tokenizer_and_proves_it(tmp_path, ca
     assert transformers.AutoTokenizer.from_pretrained(out).encode("a c") == [0, 2]
 
 
+def test_the_zoo_form_has_any_widths(vit, tmp_path):
+    out = tmp_path / "small"
+    to = "heads=0.5,blocks.1.mlp.f=7"
+    main(["prune", str(vit), *f"--to {to} --score magnitude --form zoo --out {out}".split()])
+    model = zoo.create_model(f"local-dir:{out}")
+    assert model.blocks[0].attn.num_heads == 2
+    assert model.blocks[1].mlp.fc2.weight.shape == (24, 7)
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
         ("", "Say what stays"),
         ("--to ffn=0.5", "--out DIR; or --dry-run"),
         ("--to ffn=0.5 --dry-run", "look at data: give --data"),
+        ("--to ffn=0.5 --dry-run --form onnx", "There is no form 'onnx'"),
         ("--to ffn=0.5 --dry-run --score best", "There is no score 'best'"),
         ("--to nothing=0.5 --dry-run --score random", "has no 'nothing'; it has stream, ffn"),
         ("--to heads=0.5 --dry-run --score random", "Cut them together"),

@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 import zoo
 from zoo.commands.distill_args import read_args
 from zoo.commands.stages import distill_stages, print_plans, read_stages
+from zoo.eval.report.page import build_report
 from zoo.teachers.open import open_teacher
 from zoo.teachers.teacher import fingerprint
 from zoo.train.config import Every, Optim, to_json
@@ -175,6 +176,9 @@ def test_other_settings_of_a_stage_are_refused_when_it_goes_on(here):
     with pytest.raises(ValueError, match="no stage smal; there are proxy, small, heads"):
         zoo.distill(stages, stages=dict(smal=dict(steps=3)))
     assert [path.name for path in whole.iterdir()] == ["stages.json"]
+    (whole / "1-proxy").mkdir()
+    with pytest.raises(ValueError, match="give one of its folders: 1-proxy"):
+        build_report(whole)
 
 
 def test_what_a_later_stage_cannot_be_is_refused_before_the_first_begins(here):

@@ -38,13 +38,20 @@ from zoo.eval.dense.depth import DepthSet
 from zoo.eval.dense.segment_data import Place, own_classes, read_indices
 from zoo.eval.detect.coco import read_coco
 from zoo.eval.detect.coco_metric import read_results
+from zoo.eval.detect.detector import read_spec
+from zoo.eval.report.maps import load_maps
 from zoo.eval.report.run_folder import read_run
 from zoo.eval.results import Record, read, write
 from zoo.eval.retrieval import read_captions
 from zoo.eval.stored import StoredShard, about_features, read_shard, write_shard
 from zoo.features import Features
 from zoo.files import load_tensors, read_json, save_tensors
+from zoo.students.export import read_heads
 from zoo.teachers.cache import Cache, CacheManifest, _open_shard
+from zoo.train.config import to_json
+from zoo.train.distill.config import Distill
+from zoo.train.distill.recipes import quickstart
+from zoo.train.run import Run
 from zoo.weights import read_checkpoint
 
 INPUTS = int(os.environ.get("FUZZ_INPUTS", "500"))
@@ -286,6 +293,15 @@ MANIFEST = CacheManifest(
         spatial_dim=4,
     )),
 )  # fmt: skip
+HEADS = dict(
+    student="test_vit", size=96, teachers=dict(a=[24, None]), head=dict(kind="v2", hidden=8),
+    options=dict(depth=1), own_heads={}, tokens={}, about=dict(licenses=dict(a=None)),
+)  # fmt: skip
+DETECTOR = dict(
+    kind="retinanet", classes=["a", "b"], size=96, width=32, class_agnostic=False, score=0.05,
+    source=dict(name="resnet10t", options={}, levels=[2, 3], strides=[8, 16], mean=[0.5], std=[1.0],
+                getter=True, weights=None),
+)  # fmt: skip
 METRICS = [
     dict(kind="train", step=1, loss=0.5), dict(kind="eval", step=2, arm="student", knn=9.0),
 ]  # fmt: skip
@@ -379,6 +395,17 @@ READERS = {
     "depth, npy": Reader(
         depth, "x.npy", lambda: in_folder(lambda p: np.save(p / "x", np.ones((9, 8))), "x.npy")
     ),
+    "scores": Reader(
+        lambda p: Record(target="m", benchmark="b", values={}, scores_file=p.name, place=p.parent)
+        .scores(), "x.npz",
+        lambda: [packed(**{"keys/a": np.array(["x", "y"]), "top/a": np.array([1, 0])})],
+    ),
+    "maps": Reader(
+        load_maps, "maps.npz",
+        lambda: [packed(images=np.ones((2, 4, 4, 3), "u1"), **{
+            f"{side}/t": np.ones((2, 2, 2, 4), np.float16) for side in ("ours", "theirs")
+        })],
+    ),
     "cache": Reader(
         lambda p: Cache.open(p.parent), "cache.json", lambda: [text_of(MANIFEST.as_json())]
     ),
@@ -393,6 +420,12 @@ READERS = {
     "weights": Reader(read_checkpoint, "w.pth", lambda: in_folder(make_checkpoint, "w.pth")),
     "json": Reader(read_json, "x.json", lambda: [text_of(INDEX)]),
     "results": Reader(read, "r.jsonl", lambda: in_folder(make_results, "r.jsonl")),
+    "run config": Reader(
+        lambda p: Run(p.parent).config(Distill), "config.json",
+        lambda: [text_of(dict(kind="distill", **to_json(quickstart())))],
+    ),
+    "heads": Reader(lambda p: read_heads(p.parent), "heads.json", lambda: [text_of(HEADS)]),
+    "detector": Reader(read_spec, "config.json", lambda: [text_of(DETECTOR)]),
     "run": Reader(
         lambda p: read_run(p.parent), "metrics.jsonl",
         lambda: [b"".join(text_of(line) + b"\n" for line in METRICS)],

@@ -217,17 +217,23 @@ def earlier_student(config: Distill) -> Student | None:
 
 def adopt_heads(student: Student, earlier: Student, normalizers: Mapping[str, Normalizer]) -> None:
     """Let each head begin as that of an earlier student for the same teacher, if it is alike."""
+
+    def shapes(heads: nn.ModuleDict, label: str) -> dict[str, torch.Size]:
+        return {key: value.shape for key, value in heads[label].state_dict().items()}
+
+    alike = {
+        label
+        for label in student.heads.keys() & earlier.heads.keys()
+        if shapes(student.heads, label) == shapes(earlier.heads, label)
+    }
     folds = {
         label: partial(fold_inverse, normalizer=normalizer, forward=True)
         for label, normalizer in normalizers.items()
-        if label.partition("/")[0] in earlier.heads
+        if label.partition("/")[0] in alike
     }
     earlier = earlier.with_folded_heads(folds)
-    for label, head in student.heads.items():
-        state = earlier.heads[label].state_dict() if label in earlier.heads else {}
-        shapes = {key: value.shape for key, value in head.state_dict().items()}
-        if shapes == {key: value.shape for key, value in state.items()}:
-            head.load_state_dict(state)
+    for label in alike:
+        student.heads[label].load_state_dict(earlier.heads[label].state_dict())
 
 
 def prepare(config: Distill) -> Setup:

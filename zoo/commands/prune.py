@@ -143,7 +143,14 @@ def _best(
     tried = []
     for name in names:
         ranking = Chosen(name, shapes, state, columns, args.seed)
-        child = prune(parent, plan, ranking, rank_layers=rank if samples else None, probe=probe)
+        child = prune(
+            parent,
+            plan,
+            ranking,
+            rank_layers=rank if samples else None,
+            probe=probe,
+            form=args.form,
+        )
         far = distance(parent.model, child.built.model, batches_of(held, args.batch))
         tried.append((far, child, ranking))
         if len(names) > 1:

@@ -36,7 +36,7 @@ def read_samples(parent: Parent, path: Path, *, number: int, length: int, seed: 
 
 def batches_of(samples: Samples, size: int) -> Iterator[Samples]:
     """Cut samples into batches."""
-    for i in range(0, len(next(iter(samples.values()))), size):
+    for i in range(0, len(next(iter(samples.values()), ())), size):
         yield {key: value[i : i + size] for key, value in samples.items()}
 
 

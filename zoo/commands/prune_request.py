@@ -5,6 +5,7 @@ from pathlib import Path
 
 import tyro
 
+FORMS = ("library", "zoo")
 SCORES = ("auto", "activation", "contribution", "magnitude", "random")
 
 
@@ -27,6 +28,9 @@ class Prune:
     batch: int = 16
     length: int = 512
     """Tokens in a row of text."""
+    form: str = "library"
+    """library: what timm or transformers can build. zoo: any widths, also others in each layer;
+    what comes out loads with zoo.create_model("local-dir:DIR")."""
     seed: int = 0
     dry_run: bool = False
     """Choose, rebuild, prove and print; write nothing."""

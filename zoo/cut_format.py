@@ -1,0 +1,161 @@
+"""Models with other widths than their class can be built with: a parent, and what was cut.
+
+A folder holds `zoo.json`, which says how the parent is built, the sizes of its named axes that
+differ, and the layers that stay; and `model.safetensors`. Loading builds the parent, leaves layers
+out, puts the tensors in, and sets the numbers that modules keep beside them (heads, groups of
+depthwise convolutions, shapes of norms). `zoo.create_model("local-dir:FOLDER")` does it.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from zoo.axes import Axis, Shapes, State, dim_size, named_shapes
+from zoo.files import written_whole
+
+ABOUT = "zoo.json"
+Recipe = Mapping[str, Any]
+"""Of timm: `architecture`, `arguments`. Of transformers: `class`, `config`."""
+
+
+def is_cut_format(folder: Path) -> bool:
+    """Tell whether a folder holds a model in this format."""
+    return (folder / ABOUT).is_file()
+
+
+def save(
+    folder: Path,
+    recipe: Recipe,
+    state: State,
+    sizes: Mapping[Axis, int],
+    layers: Mapping[str, Sequence[int]],
+) -> None:
+    """Write what `load` reads.
+
+    Args:
+        state: The child's tensors; tied ones may stand twice.
+        sizes: Of the parent's axes, those that differ.
+        layers: Numbers of the parent's layers that stay, for each list that loses some.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    seen: dict[int, str] = {}
+    first = [n for n, t in state.items() if seen.setdefault(t.data_ptr(), n) == n or not t.numel()]
+    once = {name: state[name].detach().cpu().contiguous() for name in first}
+    save_file(once, folder / "model.safetensors")
+    about = dict(recipe=dict(recipe), sizes=dict(sizes), layers=dict(layers))
+    with written_whole(folder / ABOUT) as path:
+        path.write_text(json.dumps(about, indent=2) + "\n")
+
+
+def load(folder: Path) -> nn.Module:
+    """Build the model in a folder, in evaluation mode.
+
+    Raises:
+        ValueError: the tensors are not those that its `zoo.json` speaks of.
+    """
+    about = json.loads((folder / ABOUT).read_text())
+    model = build_parent(about["recipe"])
+    state = load_file(folder / "model.safetensors")
+    return reshape(model, state, about["sizes"], about["layers"])
+
+
+def build_parent(recipe: Recipe) -> nn.Module:
+    """Build the uncut model with random weights."""
+    if "architecture" in recipe:
+        import timm
+
+        return timm.create_model(recipe["architecture"], **recipe["arguments"])
+    import transformers
+
+    kind = getattr(transformers, recipe["class"])
+    return kind(kind.config_class.from_dict(recipe["config"]))
+
+
+def reshape(
+    model: nn.Module,
+    state: State,
+    sizes: Mapping[Axis, int],
+    layers: Mapping[str, Sequence[int]],
+) -> nn.Module:
+    """Give a model other tensors and the numbers that go with them, in place.
+
+    Raises:
+        ValueError: a tensor is missing, extra, or has another shape than the sizes say.
+    """
+    shapes = named_shapes(model)
+    _set_attributes(model, shapes, {**shapes.sizes, **sizes})
+    for path, kept in layers.items():
+        old: Any = model.get_submodule(path)
+        outer, _, name = path.rpartition(".")
+        setattr(model.get_submodule(outer), name, type(old)(*_as_given(old, kept)))
+    own = model.state_dict()
+    state = dict(state) | {n: state[first] for n, first in shapes.tied.items() if first in state}
+    if wrong := sorted(own.keys() ^ state.keys()):
+        raise ValueError(f"{len(wrong)} tensors are missing or extra, for one {wrong[0]}.")
+    done: dict[int, nn.Parameter] = {}
+    for name, tensor in state.items():
+        _put(model, name, tensor, done)
+    for module in model.modules():
+        _fit(module)
+    return model.eval()
+
+
+def _as_given(layers: nn.Module, kept: Sequence[int]) -> list[Any]:
+    parts = [list(layers.children())[i] for i in kept]
+    return [parts] if isinstance(layers, nn.ModuleList) else parts
+
+
+def _set_attributes(model: nn.Module, shapes: Shapes, sizes: Mapping[Axis, int]) -> None:
+    """Set what modules keep of their sizes: the `=` entries of the tables."""
+    for entry in shapes.attributes:
+        *path, name = entry.names[0].split(".")
+        owner: Any = model.get_submodule(entry.scope)
+        value = dim_size(entry.terms, sizes)
+        if name.isdigit():  # an item of a tuple
+            *path, word = path
+            owner = owner.get_submodule(".".join(path))
+            items = list(getattr(owner, word))
+            items[int(name)] = value
+            setattr(owner, word, tuple(items))
+            continue
+        owner = owner.get_submodule(".".join(path))
+        if hasattr(owner, name):
+            setattr(owner, name, value)
+
+
+def _put(model: nn.Module, name: str, tensor: Tensor, done: dict[int, nn.Parameter]) -> None:
+    path, _, leaf = name.rpartition(".")
+    module = model.get_submodule(path)
+    if leaf in module._buffers:
+        module._buffers[leaf] = tensor
+        return
+    if tensor.data_ptr() not in done:  # tied tensors stay one
+        done[tensor.data_ptr()] = nn.Parameter(tensor, requires_grad=tensor.is_floating_point())
+    module._parameters[leaf] = done[tensor.data_ptr()]
+
+
+def _fit(module: Any) -> None:
+    """Set what torch's own layers keep of the shapes of their weights."""
+    weight: Any = getattr(module, "weight", None)
+    if not isinstance(weight, Tensor):
+        return
+    if isinstance(module, nn.Linear):
+        module.out_features, module.in_features = weight.shape
+    elif isinstance(module, nn.modules.conv._ConvNd):
+        if module.groups > 1 and module.groups == module.out_channels:  # one group a channel
+            module.groups = module.in_channels = module.out_channels = weight.shape[0]
+        else:
+            first, second = weight.shape[:2]
+            module.out_channels, module.in_channels = (
+                (second, first) if module.transposed else (first, second * module.groups)
+            )
+    elif isinstance(module, nn.modules.batchnorm._BatchNorm):
+        module.num_features = weight.shape[0]
+    elif isinstance(module, nn.Embedding):
+        module.num_embeddings, module.embedding_dim = weight.shape
+    elif hasattr(module, "normalized_shape"):
+        module.normalized_shape = tuple(weight.shape)
