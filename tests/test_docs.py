@@ -111,11 +111,16 @@ def check_python(words: list[str], where: str) -> None:
         assert known, f"{where}: no {word}"
 
 
+def check_torchrun(words: list[str], where: str) -> None:
+    check_zoo(words[words.index("zoo") + 1 :], where)
+
+
 CHECKS: dict[str, Callable[[list[str], str], None]] = {
     "zoo": check_zoo,
     "make": check_make,
     "pip": check_pip,
     "python": check_python,
+    "torchrun": check_torchrun,
     ".venv/bin/python": check_python,
     ".venv/bin/pre-commit": lambda words, where: None,
 }
