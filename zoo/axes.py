@@ -129,6 +129,12 @@ class Shapes:
             if unit == axis
         ]
 
+    def num_layers(self, path: str) -> int:
+        """Count the layers of the list at `path`."""
+        prefix = f"{path}."
+        words = (n[len(prefix) :].split(".")[0] for n in self.tensors if n.startswith(prefix))
+        return len({word for word in words if word.isdigit()})
+
     def readers(self, axis: Axis) -> list[Slot]:
         """List the places where a weight multiplies by the units of an axis and sums over them."""
         return [slot for slot in self.slots(axis) if self.tensors[slot.param].read == slot.dim]

@@ -183,7 +183,7 @@ def _changed(
     gone = [
         f"{path}.{i}."
         for path, kept in layers.items()
-        for i in range(_length(before, path))
+        for i in range(before.num_layers(path))
         if i not in kept
     ]
     found: dict[Group, dict[int | None, float | int]] = {}
@@ -199,12 +199,6 @@ def _changed(
         if not math.isclose(stages.setdefault(entry.stage, value), value):
             stages[entry.stage] = math.nan  # more than one value: refused if it is asked for
     return {group: stages for group, stages in found.items() if group in differs}
-
-
-def _length(shapes: Shapes, path: str) -> int:
-    prefix = f"{path}."
-    words = (n[len(prefix) :].split(".")[0] for n in shapes.tensors if n.startswith(prefix))
-    return len(set(words))
 
 
 def _single(group: Group, values: Iterable[float | int]) -> float | int:
@@ -232,7 +226,7 @@ def _timm(parent: Parent, before: Shapes, changed: Mapping, layers: Kept) -> Par
             arguments[name] = _single(group, stages.values())
     for names in {entry.names for entry in before.layers if entry.path in layers}:
         counts = [
-            len(layers.get(entry.path, range(_length(before, entry.path))))
+            len(layers.get(entry.path, range(before.num_layers(entry.path))))
             for entry in before.layers
             if entry.names == names
         ]
@@ -291,7 +285,7 @@ def _transformers(parent: Parent, before: Shapes, changed: Mapping, layers: Kept
     for entry in before.layers:
         if entry.path in layers:
             part = getattr(config, entry.config) if entry.config else config
-            _shorten(part, entry.names, layers[entry.path], _length(before, entry.path))
+            _shorten(part, entry.names, layers[entry.path], before.num_layers(entry.path))
     # From its dictionary, so that the configuration checks the numbers as a new one does.
     fields = config.to_dict()
     if layers:  # names of layers that a backbone returns: the last one's, unless they are asked for

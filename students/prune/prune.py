@@ -51,7 +51,7 @@ def _of_kept(values: Tensor, dim: int, by: tuple[Axis, ...], cut: Cut) -> Tensor
 def prune(
     parent: Parent,
     plan: Plan,
-    score: ScoreUnits,
+    score: ScoreUnits | None,
     *,
     rank_layers: Callable[[str, int], Tensor] | None = None,
     probe: Mapping[str, Any] | None = None,
@@ -60,6 +60,7 @@ def prune(
     """Cut a parent, which stays as it is, to a smaller model of its own class.
 
     Args:
+        score: None if only layers go.
         rank_layers: Scores of the layers of a list, by its path and length; the last ones go if
             there are none.
         probe: Inputs of a few samples; the child must compute on them what the masked parent does
@@ -71,9 +72,11 @@ def prune(
         ValueError: the plan names nothing that this model has.
         NotExpressible: its library cannot build what the plan asks for.
     """
+    if plan.axes and score is None:
+        raise ValueError(f"{', '.join(plan.axes)} cannot be chosen without scores of the units.")
     shapes = before = named_shapes(parent.model)
     state: State = dict(parent.model.state_dict())
-    cuts = choose_units(shapes, plan.sizes(shapes), score)
+    cuts = choose_units(shapes, plan.sizes(shapes), score) if score else []
     for axis, kept, by in cuts:
         state, shapes = keep_units(shapes, state, axis, kept, by)
     layers = choose_layers(before, plan, rank_layers)
@@ -109,9 +112,7 @@ def choose_layers(
         return {}
     out = {}
     for entry in shapes.layers:
-        prefix = f"{entry.path}."
-        words = (n[len(prefix) :].split(".")[0] for n in shapes.tensors if n.startswith(prefix))
-        length = len({word for word in words if word.isdigit()})
+        length = shapes.num_layers(entry.path)
         number = plan.num_layers(length)
         if number < length:
             values = rank(entry.path, length) if rank else -torch.arange(float(length))

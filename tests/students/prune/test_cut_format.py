@@ -79,3 +79,20 @@ def test_a_child_shares_no_memory_with_its_parent(build, timm_names):
 def test_what_keeps_tables_of_its_old_width_is_refused(name, build, timm_names):
     with pytest.raises(NotExpressible, match="keeps something of its old width"):
         cut(build(name), timm_names, "heads=1")
+
+
+def test_a_mixer_block_may_go_whatever_kind_its_place_had(build, timm_names):
+    """MambaVision makes the first half of a stage's blocks state-space mixers, by their index."""
+    vision = build("mambavision")
+
+    def first_goes(path, length):
+        return torch.arange(float(length))
+
+    parent = Parent(vision.model, *timm_names["mambavision"])
+    child = prune(parent, Plan({}, 0.5), None, rank_layers=first_goes, form="zoo")
+    assert child.layers["stages.3.blocks"] == [1]
+    assert type(child.built.model.stages[3].blocks[0].mixer).__name__ == "Attention"
+    with torch.no_grad():
+        child.built.model(**vision.inputs)
+    with pytest.raises(NotExpressible, match="MambaVision"):
+        prune(parent, Plan({}, 0.5), None, rank_layers=first_goes)
