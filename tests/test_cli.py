@@ -172,7 +172,7 @@ def test_a_papers_recipe_runs_on_a_laptop(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     began = time.perf_counter()
     main(["distill", "am_radio", "--tiny", "--steps", "10", "--device", "cpu"])
-    assert time.perf_counter() - began < 90
+    assert time.perf_counter() - began < 120  # two stages
     assert "runs/am_radio_tiny/2-high/export" in capsys.readouterr().out
     for stage in ("1-low", "2-high"):
         run = json.loads((tmp_path / "runs" / "am_radio_tiny" / stage / "config.json").read_text())

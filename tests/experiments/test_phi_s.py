@@ -162,7 +162,7 @@ def test_the_dry_run_writes_nothing_and_counts_the_work(tmp_path, capsys):
         (["phy_s"], "There is no experiment"),
         (["phi_s", "--arms", "phi_s", "alpha_onli"], "Did you mean alpha_only"),
         (["phi_s", "--arms", "none"], "phi_s is what the others are compared with"),
-        (["phi_s", "--steps", "0"], "at least 1"),
+        (["phi_s", "--steps", "0"], "steps is 0"),
         (["phi_s", "--size", "90"], "multiple of the 16"),
         (["phi_s", "--tiny", "--data", "NOWHERE", "--out", "NEW"], "There is no data at NOWHERE"),
         (["students", "--families", "vitt"], "Did you mean vit"),

@@ -54,7 +54,7 @@ def test_a_teacher_on_the_command_line_carries_its_rate_and_whether_it_follows()
         (lambda: Losses(shift=-1), "shift is -1"),
         (lambda: Optim(damp=-0.1), "damp is -0.1"),
         (lambda: Distill(sizes=(64, 64)), "different numbers of pixels"),
-        (lambda: Distill(sizes=(64, 96), batches=(32,)), "give one for each size"),
+        (lambda: Distill(sizes=(64, 96), batches=(32,)), "one number for each of --sizes"),
         (lambda: Distill(sizes=(64, 96), batches=(32, 64)), "at most batch, which is 32"),
         (lambda: Distill(sizes=(64, 96), batches=(32, 6), slices=4), "splits into slices"),
         (lambda: Distill(losses=Losses(mesa=1.0), optim=Optim(ema=0.0)), "optim.ema is 0"),

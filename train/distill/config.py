@@ -272,7 +272,8 @@ class Distill(Training):
     def _check_batches(self) -> None:
         if len(self.batches) != len(self.sizes):
             raise ValueError(
-                f"batches are {self.batches} for the sizes {self.sizes}; give one for each size."
+                f"batches are {self.batches} for the sizes {self.sizes}; give --batches one number "
+                "for each of --sizes, or none."
             )
         if max(self.batches) > self.batch or any(n % self.num_slices for n in self.batches):
             raise ValueError(
