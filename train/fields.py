@@ -109,7 +109,10 @@ def _value(hint: Any, value: Any, now: Any, name: str) -> Any:
     if hint is str and isinstance(value, Path):
         return str(value)
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
+        try:
+            return float(value)
+        except OverflowError:
+            raise ValueError(f"{name} is larger than any number that a run works with.") from None
     if (
         isinstance(hint, type)
         and isinstance(value, hint)

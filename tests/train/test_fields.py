@@ -7,7 +7,7 @@ import pytest
 from zoo.eval.detect.config import Detect
 from zoo.train.config import Optim
 from zoo.train.distill.config import Distill, TeacherSpec
-from zoo.train.fields import changed, with_new_names
+from zoo.train.fields import built, changed, with_new_names
 
 
 def test_plain_values_become_what_the_fields_hold():
@@ -61,3 +61,8 @@ def test_what_a_field_cannot_take_is_refused_with_its_name(changes, message):
 def test_a_field_that_moved_into_a_part_is_read_from_an_older_run(old):
     found = with_new_names(Detect, dict(old, steps=3))
     assert found == dict(optim=dict(lr=1.0, layer_decay=0.8), steps=3)
+
+
+def test_an_integer_that_no_float_holds_is_refused_by_name():
+    with pytest.raises(ValueError, match=r"optim\.lr is larger than any number"):
+        built(Distill, {"optim": {"lr": 10**400}})
