@@ -15,13 +15,10 @@ import torch
 ROOT = Path(__file__).parents[2]
 RUN = shlex.split(
     "distill --teachers rule:colour@64 rule:edges@64,summary=0 --student eradio_nano --size 64 "
-    "--batch 8 --slices 4 --normalise none --device cpu --precision float64 --calibration 2 "
+    "--batch 8 --normalise none --device cpu --precision float64 --calibration 2 "
     "--eval-images 16 --probe-images 32 --every.log 1 --optim.drop-path 0.3 --optim.clip 0.5"
 )
-ALL = shlex.split(
-    "--losses.teacher-drop 0.5 --losses.mesa 1 --losses.shift 1 --losses.weighting uncertainty "
-    "--optim.damp 0.01"
-)
+ALL = shlex.split("--losses.teacher-drop 0.5 --losses.mesa 1 --losses.shift 1 --optim.damp 0.01")
 
 
 @pytest.fixture(autouse=True)
@@ -31,6 +28,10 @@ def own_cache(tmp_path, monkeypatch):
     paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(paths))
     monkeypatch.chdir(tmp_path)
+
+
+FOUR = ("--slices", "4")
+UNCERTAIN = ("--losses.weighting", "uncertainty")
 
 
 def start(*words: str, processes: int = 1, more: tuple[str, ...] = ()) -> subprocess.Popen:
@@ -70,8 +71,9 @@ def largest_gap(ours: str, theirs: str) -> float:
 @pytest.mark.slow
 def test_two_processes_learn_what_one_does(tmp_path):
     names = ("one", "two")
-    run(*RUN, *ALL, "--steps", "4", "--out", "one")
-    spoken = run(*RUN, *ALL, "--steps", "4", "--out", "two", processes=2)
+    run(*RUN, *FOUR, *ALL, *UNCERTAIN, "--steps", "4", "--out", "one")
+    changes = (*FOUR, *ALL, *UNCERTAIN, "--steps", "4")
+    spoken = run(*RUN, *changes, "--out", "two", processes=2)
     assert largest_gap("one", "two") < 1e-12
     assert spoken.count("report ") == 1
     one, two = (Path(name, "metrics.jsonl").read_text().splitlines() for name in names)
@@ -90,7 +92,7 @@ def files(folder: str) -> set[str]:
 @pytest.mark.long
 @pytest.mark.parametrize("weighting", ["uncertainty", "adaloss"])
 def test_four_processes_learn_what_one_does(weighting):
-    changes = (*ALL, "--losses.weighting", weighting, "--steps", "20")
+    changes = (*FOUR, *ALL, "--losses.weighting", weighting, "--steps", "20")
     run(*RUN, *changes, "--out", "one")
     run(*RUN, *changes, "--out", "four", processes=4)
     assert largest_gap("one", "four") < 1e-10
@@ -98,8 +100,8 @@ def test_four_processes_learn_what_one_does(weighting):
 
 @pytest.mark.slow
 def test_a_stop_of_one_rank_is_one_of_all_and_one_process_goes_on(tmp_path):
-    run(*RUN, "--steps", "6", "--out", "whole")
-    started = start(*RUN, "--steps", "6", "--out", "cut", processes=2)
+    run(*RUN, *FOUR, "--steps", "6", "--out", "whole")
+    started = start(*RUN, *FOUR, "--steps", "6", "--out", "cut", processes=2)
     metrics = Path("cut/metrics.jsonl")
     while not (metrics.is_file() and metrics.read_text().count("\n") >= 2):
         assert started.poll() is None, started.communicate()[1][-3000:]
