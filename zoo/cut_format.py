@@ -122,9 +122,10 @@ def _set_attributes(model: nn.Module, shapes: Shapes, sizes: Mapping[Axis, int])
             items[int(name)] = value
             setattr(owner, word, tuple(items))
             continue
-        owner = owner.get_submodule(".".join(path))
-        if hasattr(owner, name):
-            setattr(owner, name, value)
+        # versions of a library name their parts and attributes in several ways
+        parts = dict(owner.named_modules())
+        if hasattr(parts.get(".".join(path)), name):
+            setattr(parts[".".join(path)], name, value)
 
 
 def _put(model: nn.Module, name: str, tensor: Tensor, done: dict[int, nn.Parameter]) -> None:

@@ -25,9 +25,10 @@ from zoo.train.run import Run
 
 ROOT = Path(__file__).parents[2]
 SMALL = [
-    "eradio_nano", "--tiny", "--detector", "faster_rcnn", "--steps", "4", "--width", "16",
-    "--size", "64", "--log", "2", "--device", "cpu",
+    "eradio_nano", "--tiny", "--detector", "faster_rcnn", "--width", "16", "--size", "64",
+    "--log", "2", "--device", "cpu",
 ]  # fmt: skip
+FOUR = ["--steps", "4"]
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +48,7 @@ def refused(capsys, *args):
 @pytest.mark.slow
 def test_a_detector_is_trained_measured_and_measured_again(data, tmp_path, capsys):
     out = tmp_path / "run"
-    main(["detect", *SMALL, "--data", str(data), "--out", str(out), "--pictures", "2"])
+    main(["detect", *SMALL, *FOUR, "--data", str(data), "--out", str(out), "--pictures", "2"])
     results = json.loads((out / "results.json").read_text())
     assert "detect/box/AP50" in results
     assert len(list((out / "pictures").glob("*.png"))) == 2
@@ -112,7 +113,7 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_weights(whole, tmp_path, num
 def test_a_run_is_measured_on_the_way(data, tmp_path):
     out = tmp_path / "run"
     words = ["--evaluate", "2", "--ema", "0.5", "--data", str(data), "--out", str(out)]
-    main(["detect", *SMALL, *words])
+    main(["detect", *SMALL, *FOUR, *words])
     rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     (row,) = [row for row in rows if row["kind"] == "eval"]
     assert row["step"] == 2 and "detect/box/AP50" in row
@@ -135,7 +136,9 @@ def test_a_benchmark_that_was_stopped_goes_on_in_its_folder(data, tmp_path):
 
 @pytest.mark.slow
 def test_a_dry_run_tells_the_plan_and_writes_nothing(data, tmp_path, capsys):
-    main(["detect", *SMALL, "--data", str(data), "--out", str(tmp_path / "run"), "--dry-run"])
+    main(
+        ["detect", *SMALL, *FOUR, "--data", str(data), "--out", str(tmp_path / "run"), "--dry-run"]
+    )
     told = capsys.readouterr().out
     assert "4 images" in told
     assert "Nothing was written" in told

@@ -293,7 +293,7 @@ def test_training_falls_with_each_objective(here, losses):
     run = distill(config(here, steps=40, losses=losses))
     rows = lines(run, "train")
     for name in ("colours/spatial", "loud/spatial"):
-        assert rows[-1][name] < rows[0][name] / 2, name
+        assert rows[-1][name] < 0.6 * rows[0][name], name
     last = {row["arm"]: row for row in lines(run, "eval") if row["step"] == 40}
     assert last["student"]["fidelity/min"] > 1 > last["untrained"]["fidelity/min"]
 

@@ -30,18 +30,15 @@ def place(tmp_path, monkeypatch):
     return tmp_path
 
 
-def run(*words: str, teacher: str = "lm:parent", out: str = "out") -> None:
-    words = (
-        "--text",
-        "text.txt",
-        "--student",
-        "lm:small",
-        "--length",
-        "16",
-        "--batch",
-        "8",
-        *words,
-    )
+def run(
+    *words: str,
+    teacher: str = "lm:parent",
+    out: str = "out",
+    text: str = "text.txt",
+    length: int = 16,
+) -> None:
+    small = ("--student", "lm:small", "--batch", "8")
+    words = ("--text", text, *small, "--length", str(length), *words)
     teachers = ["--teachers", teacher] if teacher else []
     main(["distill", *words, *teachers, "--out", out, "--optim.lr", "3e-3"])
 
@@ -103,19 +100,19 @@ def lines(folder) -> list[dict]:
 
 
 @pytest.mark.parametrize(
-    ("words", "teacher", "message"),
+    ("wrong", "teacher", "message"),
     [
-        ((), "", "name --teachers"),
-        ((), "lm:other", "has 300 tokens and the student 257"),
-        ((), "lm:./nothing", "config.json is missing"),
-        (("--text", "nothing.txt"), "lm:parent", "There is no text"),
-        (("--losses.tau", "0"), "lm:parent", "tau"),
-        (("--length", "100000"), "lm:parent", "a row has 2 or more"),
+        ({}, "", "name --teachers"),
+        ({}, "lm:other", "has 300 tokens and the student 257"),
+        ({}, "lm:./nothing", "config.json is missing"),
+        (dict(text="nothing.txt"), "lm:parent", "There is no text"),
+        (dict(words=("--losses.tau", "0")), "lm:parent", "tau"),
+        (dict(length=100_000), "lm:parent", "a row has 2 or more"),
     ],
 )
-def test_bad_input_ends_in_one_line_and_leaves_nothing(place, capsys, words, teacher, message):
+def test_bad_input_ends_in_one_line_and_leaves_nothing(place, capsys, wrong, teacher, message):
     with pytest.raises(SystemExit) as stopped:
-        run(*words, teacher=teacher)
+        run(*wrong.pop("words", ()), teacher=teacher, **wrong)
     assert stopped.value.code == 2
     assert message in capsys.readouterr().err
     assert not (place / "out").exists()

@@ -31,8 +31,8 @@ def trained(tmp_path_factory):
         yield place
 
 
-def masked(place, method: str, *words: str) -> dict:
-    out = place / method
+def masked(place, method: str, *words: str, name: str = "") -> dict:
+    out = place / (name or method)
     common = ["--text", "text.txt", "--length", "32", "--batch", "8", "--out", str(out)]
     main(["mask", "lm:runs/distill_text/export", "--method", method, *common, *words])
     model = transformers.AutoModelForCausalLM.from_pretrained(out / "export")
@@ -62,7 +62,7 @@ def test_the_export_is_2_4_and_updates_and_learning_help(trained, capsys):
 )
 def test_a_wrong_pattern_is_refused_before_anything_is_written(trained, capsys, words, message):
     with pytest.raises(SystemExit) as stopped:
-        masked(trained, "wanda", *words, "--out", str(trained / "wrong"))
+        masked(trained, "wanda", *words, name="wrong")
     assert stopped.value.code == 2
     assert message in capsys.readouterr().err
     assert not (trained / "wrong").exists()

@@ -61,5 +61,5 @@ def test_more_shots_than_a_class_has_are_left_out_or_refused():
     assert set(measured(0.1, shots=(1, 21), draws=1)) == {"fewshot/1/top1"}
     with pytest.raises(ValueError, match="smallest class has 20 images"):
         measured(0.1, shots=(21,))
-    with pytest.raises(ValueError, match="at least 1"):
+    with pytest.raises(ValueError, match="each is 1 or more"):
         measured(0.1, shots=(0,))

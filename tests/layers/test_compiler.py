@@ -14,7 +14,10 @@ NAME = "TORCHINDUCTOR_COMPREHENSIVE_PADDING"
 @pytest.mark.parametrize("first", ["zoo", "torch._inductor.config"])
 @pytest.mark.parametrize("value", [None, "1"])
 def test_rows_are_padded_only_where_that_is_safe_or_wished(first, value):
-    code = f"import {first}, zoo, torch._inductor.config as c; print(c.comprehensive_padding)"
+    code = (
+        f"import {first}, zoo.mambavision, torch._inductor.config as c; "
+        "print(c.comprehensive_padding)"
+    )
     environment = {k: v for k, v in os.environ.items() if k != NAME}
     environment |= {} if value is None else {NAME: value}
     run = subprocess.run(

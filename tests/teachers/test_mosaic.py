@@ -107,7 +107,7 @@ def test_tiles_that_the_stride_does_not_divide_name_what_does(sam):
 def test_a_spec_says_how_many_images_are_in_a_canvas():
     spec = TeacherSpec.parse("rule:colour@128,mosaic=4")
     assert spec.mosaic == 4 and TeacherSpec.parse(spec.describe()) == spec
-    with pytest.raises(ValueError, match="mosaic=0"):
+    with pytest.raises(ValueError, match="mosaic is 0"):
         TeacherSpec.parse("rule:colour@128,mosaic=0")
     with pytest.raises(ValueError, match="needs a number"):
         TeacherSpec.parse("rule:colour@128,mosaic=many")

@@ -37,7 +37,8 @@ def launch(script: str, tmp_path: Path, processes: int = 2) -> subprocess.Comple
 
 
 def environment() -> dict[str, str]:
-    return dict(os.environ, OMP_NUM_THREADS="1", PYTHONPATH=str(ROOT))
+    paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    return dict(os.environ, OMP_NUM_THREADS="1", PYTHONPATH=os.pathsep.join(paths))
 
 
 SCRIPT = """

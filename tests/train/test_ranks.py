@@ -1,6 +1,7 @@
 """`zoo distill` on two processes is `zoo distill` on one, with all that a rank could spoil."""
 
 import json
+import os
 import shlex
 import signal
 import subprocess
@@ -27,7 +28,8 @@ ALL = shlex.split(
 def own_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("ZOO_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(paths))
     monkeypatch.chdir(tmp_path)
 
 

@@ -203,9 +203,9 @@ def test_a_panel_shows_what_is_not_scored_in_black():
 def test_settings_that_contradict_each_other_are_refused():
     for wrong, message in (
         (dict(stride=600), "gaps between windows of 512"),
-        (dict(batch=1), "at least 2 crops"),
+        (dict(batch=1), "segment.batch is 1; it is 2 to"),
         (dict(backbone_lr=1e-4), "linear head is for frozen features"),
-        (dict(lr=0.0), "must be above 0"),
+        (dict(lr=0.0), "segment.lr is 0"),
         (dict(steps=0), "steps is 0"),
     ):
         with pytest.raises(ValueError, match=message):

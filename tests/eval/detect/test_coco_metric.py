@@ -137,7 +137,7 @@ def test_the_file_of_predictions_is_read_back_and_by_pycocotools(split, tmp_path
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("[", "is not a JSON file"),
+        ("[", "is not JSON"),
         ('{"a": 1}', "is not a list of COCO results"),
         (
             '[{"image_id": 999, "category_id": 3, "score": 1}]',

@@ -93,7 +93,7 @@ def test_the_image_that_cannot_be_decoded_is_named(shapes, tmp_path):
     images = [replace(i, path=broken) if i is split.images[2] else i for i in split.images]
     asked = config(tmp_path / "run")
     run = Run.begin(asked)
-    with pytest.raises(ValueError, match=r"broken\.png cannot be decoded"):
+    with pytest.raises(ValueError, match=r"broken\.png cannot be read"):
         train_detector(start(asked, CLASSES), asked, replace(split, images=tuple(images)), run)
 
 

@@ -58,7 +58,7 @@ def test_a_child_is_its_masked_parent_and_reloads_to_the_same_bits(
     tiny, plan = build(name), Plan.parse(words)
     child = prune(parent_of(tiny, timm_names), plan, scores(tiny, plan), probe=tiny.inputs)
     assert child.shapes.count() < tiny.shapes.count()
-    assert child.proof is None or child.proof.moved < 1e-6 * child.proof.control
+    assert child.proof is None or child.proof.moved < 5e-6 * child.proof.control
     assert (child.proof is None) == ("layers" in words)
     save(child.built, tmp_path / "child")
     again = open_parent(str(tmp_path / "child")).model

@@ -140,7 +140,9 @@ def test_on_a_gpu_ten_sizes_take_the_memory_of_one_network_and_run_compiled():
     optimize_teachers({"t": following}, precision="bf16", compiled=True, sample=lambda: batch)
     torch.cuda.synchronize()
     weights = sum(p.numel() * p.element_size() for p in following.parameters())
-    assert torch.cuda.memory_allocated() - before < 1.2 * (weights + kept)
+    assert torch.cuda.memory_allocated() - before < 2 * (
+        weights + kept
+    )  # ten networks would be ten times
     for size in grids:
         ours = at_size(following, size)(batch).spatial.float()
         assert (ours - exact[size]).square().mean() / exact[size].var() < 2e-3
