@@ -30,7 +30,7 @@ CROPS = {"train": 96, "val": 48}
 """Crops of each photograph."""
 SIDE = 128
 """Side of a crop in pixels."""
-LEFT, HALF_CROPS = 0.6, {"train": 96, "val": 16}
+LEFT, HALF_CROPS = 0.6, {"train": 64, "val": 12}
 """Share of each of the `photos` that training has, and crops of its two parts."""
 
 
