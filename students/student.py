@@ -189,5 +189,6 @@ def _at_token(features: Features, place: int) -> Features:
 def _normalised(features: Features) -> Features:
     """Put the map through a layer norm without scale and shift (C-RADIOv4, 2.3)."""
     assert features.spatial is not None  # every backbone of `read_features` has a map
-    spatial = features.spatial.float()
+    wide = torch.promote_types(features.spatial.dtype, torch.float32)
+    spatial = features.spatial.to(wide)
     return Features(None, F.layer_norm(spatial, spatial.shape[-1:]))

@@ -145,7 +145,7 @@ def checked_fields(kind: type[T], values: Mapping[str, Any], what: str) -> T:
         what: Where the object stands, to start the message.
 
     Raises:
-        ValueError: a field is missing, unknown, or has another type.
+        ValueError: a field is missing, unknown, has another type, or a value that it cannot have.
     """
     hints = get_type_hints(kind)
     for name, value in values.items():
@@ -154,8 +154,8 @@ def checked_fields(kind: type[T], values: Mapping[str, Any], what: str) -> T:
         checked(value, hints[name], f"{what}, field {name},")
     try:
         return kind(**values)
-    except TypeError as error:  # a field is missing: Python's message names it
-        raise ValueError(f"{what} is no {kind.__name__}: {error}.") from None
+    except (TypeError, ValueError) as error:  # a field is missing: Python's message names it
+        raise ValueError(f"{what} is no {kind.__name__}: {str(error).rstrip('.')}.") from None
 
 
 def read_arrays(path: Path) -> dict[str, Any]:
