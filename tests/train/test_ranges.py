@@ -2,11 +2,17 @@
 
 import math
 from dataclasses import fields
-from typing import Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import pytest
 
-from zoo.commands import bench_distill_args, bench_models_args, embed_request, evaluate_args
+from zoo.commands import (
+    bench_distill_args,
+    bench_models_args,
+    embed_request,
+    evaluate_args,
+    openmmlab,
+)
 from zoo.eval import settings
 from zoo.eval.detect.config import Detect, DetectSettings
 from zoo.eval.subject import EvalRequest
@@ -25,6 +31,7 @@ CONFIGS = (
     Detect,
     DetectSettings, EvalRequest,
     PhiSExperiment, StudentsExperiment, embed_request.Embed, evaluate_args.EvalArgs,
+    openmmlab.DetectConfigArgs, openmmlab.SegmentConfigArgs,
     bench_models_args.ModelArgs, bench_distill_args.StepArgs,
     *(kind for name, kind in vars(settings).items() if name.endswith("Settings")),
 )  # fmt: skip
@@ -52,9 +59,12 @@ def test_every_number_that_can_be_set_has_a_range(kind):
     "wrong", [math.nan, math.inf, -1, -math.inf, 10**400], ids=lambda n: str(n)[:4]
 )
 def test_nan_infinity_minus_one_and_a_number_of_400_digits_are_in_no_config(kind, wrong):
-    needed = dict(name="timm:x") if kind is TeacherSpec else {}
+    needed: dict[str, Any] = dict(name="timm:x") if kind is TeacherSpec else {}
     if kind is embed_request.Embed:
         needed = dict(data="", out="", model="")
+    if kind.__module__ == openmmlab.__name__:
+        needed = dict(backbone="", data="", config="")
+        needed |= dict(detector="") if kind is openmmlab.DetectConfigArgs else {}
     for name, hint in get_type_hints(kind).items():
         if _numbers(hint):
             value = (wrong, wrong) if get_origin(hint) is tuple else wrong

@@ -4,11 +4,12 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 
 from zoo.commands.parse import parse
+from zoo.train.ranges import BATCH, COUNT, PIXELS, POSITIVE, SEED, WORKERS, check_ranges
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,19 +24,22 @@ class DetectConfigArgs:
     """The file to write; it ends in .py."""
     out: Path | None = None
     """The run's folder; beside the file, and named like it, if not given."""
-    size: tuple[int, int] = (1333, 800)
+    size: Annotated[tuple[int, int], PIXELS] = (1333, 800)
     """Longest and shorter side of the images."""
-    epochs: int = 12
-    batch: int = 2
+    epochs: Annotated[int, COUNT] = 12
+    batch: Annotated[int, BATCH] = 2
     """Images a step on each GPU."""
-    workers: int = 2
-    lr: float = 1e-4
-    seed: int = 0
+    workers: Annotated[int, WORKERS] = 2
+    lr: Annotated[float, POSITIVE] = 1e-4
+    seed: Annotated[int, SEED] = 0
     options: tuple[str, ...] = ()
     """Of the backbone, key=value: frozen_stages=2, norm_eval=True, img_size=(800,1344), or
     options={"mask_padding":True} for timm.create_model."""
     overrides: tuple[str, ...] = ()
     """Of the configuration, key=value: model.test_cfg.rcnn.score_thr=0.01."""
+
+    def __post_init__(self):
+        check_ranges(self)
 
 
 def detect_config(args: DetectConfigArgs) -> None:
@@ -115,22 +119,25 @@ class SegmentConfigArgs:
     """The run's folder; beside the file, and named like it, if not given."""
     layout: str = "auto"
     """auto, ade20k, voc, cityscapes, camvid or folder."""
-    crop: tuple[int, int] = (512, 512)
+    crop: Annotated[tuple[int, int], PIXELS] = (512, 512)
     """Rows and columns that are trained on, and of windows that slide."""
-    size: tuple[int, int] = (2048, 512)
+    size: Annotated[tuple[int, int], PIXELS] = (2048, 512)
     """Limit of the longer side and the shorter side of images; training varies them."""
     inference: Literal["whole", "slide"] = "whole"
     """On whole images, or on windows that overlap by a third."""
-    steps: int = 160_000
-    batch: int = 4
+    steps: Annotated[int, COUNT] = 160_000
+    batch: Annotated[int, BATCH] = 4
     """Images a step on each GPU."""
-    workers: int = 4
-    lr: float = 6e-5
-    seed: int = 0
+    workers: Annotated[int, WORKERS] = 4
+    lr: Annotated[float, POSITIVE] = 6e-5
+    seed: Annotated[int, SEED] = 0
     options: tuple[str, ...] = ()
     """Of the backbone, key=value: frozen_stages=2, drop_path_rate=0.3, out_indices=(2,5,8,11)."""
     overrides: tuple[str, ...] = ()
     """Of the configuration, key=value: model.decode_head.channels=256."""
+
+    def __post_init__(self):
+        check_ranges(self)
 
 
 def segment_config(args: SegmentConfigArgs) -> None:
