@@ -67,7 +67,7 @@ def test_nan_infinity_minus_one_and_a_number_of_400_digits_are_in_no_config(kind
         needed |= dict(detector="") if kind is openmmlab.DetectConfigArgs else {}
     for name, hint in get_type_hints(kind).items():
         if _numbers(hint):
-            value = (wrong, wrong) if get_origin(hint) is tuple else wrong
+            value: Any = (wrong, wrong) if get_origin(hint) is tuple else wrong
             with pytest.raises(ValueError, match=rf"{name} is .*(it|each) is"):
                 kind(**needed, **{name: value})
 
