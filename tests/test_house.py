@@ -89,8 +89,8 @@ ARROWS: dict[str, tuple[str, ...]] = {
     "zoo.teachers.from_language": ("zoo.language",),
     "zoo.students": ("zoo.students", *MODELS),
     "zoo.students.prune": (
-        "zoo.students.prune", "zoo.axes", "zoo.cut_format", "zoo.features", "zoo.weights",
-        "zoo.wheels",
+        "zoo.students.prune", "zoo.axes", "zoo.cut_format", "zoo.features", "zoo.files",
+        "zoo.weights", "zoo.wheels",
     ),
     "zoo.train": (*CORE, "zoo.data", "zoo.files"),
     "zoo.train.average": ("zoo.layers",),

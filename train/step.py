@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from zoo.train.mesh import world
+from zoo.train.mesh import same_on_all, world
 from zoo.train.state import TrainState
 from zoo.train.task import Loss, Task
 
@@ -39,6 +39,8 @@ class Ranks:
 
     def __init__(self, task: Task, state: TrainState):
         self.task, inner = task, Step(task, state)
+        # DDP would begin with rank 0's weights, and hide that the others drew their own
+        assert same_on_all(list(inner.parameters())), "the ranks begin with different weights"
         # buffers move by the mean over slices (`SliceBuffers`), not by rank 0's
         self.step: nn.Module = (
             DistributedDataParallel(inner, broadcast_buffers=False, gradient_as_bucket_view=True)

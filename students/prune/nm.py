@@ -5,7 +5,7 @@ their input (Wanda, 2306.11695), or those whose loss the others can make up for,
 updated (SparseGPT, 2301.00774). `zoo.train.masks` learns the choice (MaskLLM, 2409.17481).
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import combinations
@@ -235,24 +235,3 @@ def with_weights(layers: Layers, weights: Mapping[str, Tensor]) -> Iterator[None
         yield
     finally:
         load_weights(layers, own)
-
-
-def semi_structured(model: nn.Module, layers: Iterable[str]) -> nn.Module:
-    """Store 2:4 weights as torch's semi-structured tensors, for inference on CUDA.
-
-    Raises:
-        ValueError: there is no CUDA device, or a weight is not 2:4.
-    """
-    from torch.sparse import to_sparse_semi_structured
-
-    named = dict(model.named_modules())
-    for name in layers:
-        layer: Any = named[name]
-        if not layer.weight.is_cuda:
-            raise ValueError(
-                "Semi-structured weights are multiplied on CUDA alone; move the model."
-            )
-        if not Pattern(2, 4).holds(layer.weight):
-            raise ValueError(f"{name} is not 2:4; thin the model first (zoo mask).")
-        layer.weight = nn.Parameter(to_sparse_semi_structured(layer.weight.detach()), False)
-    return model

@@ -1,11 +1,11 @@
 """Open the model to cut: a name of timm's or ours, a folder of timm or transformers, a run."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 from zoo import wheels
 from zoo.cut_format import is_cut_format
+from zoo.files import read_json
 from zoo.students.prune.library import Parent
 
 
@@ -25,7 +25,7 @@ def open_parent(name: str, *, pretrained: bool = True, **arguments: Any) -> Pare
     if (folder / "export" / "config.json").is_file():
         folder = folder / "export"
     if (folder / "config.json").is_file():
-        return _from_folder(folder, json.loads((folder / "config.json").read_text()))
+        return _from_folder(folder, read_json(folder / "config.json"))
     if is_cut_format(folder):
         raise ValueError(f"{folder} was cut already, to zoo's own form; cut its parent again.")
     if folder.is_dir():

@@ -1,19 +1,19 @@
 """Text as rows of tokens: files, documents, a stream that is tokenised once, windows of it."""
 
 import hashlib
-import json
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
 from zoo.data.feed import PlanFeed
 from zoo.data.plan import Plan
-from zoo.files import cache_dir, save_whole
+from zoo.files import cache_dir, parse_json, save_whole
 from zoo.language.tokenizers import Tokenizer
 from zoo.language.tokens import Tokens
 
@@ -182,10 +182,7 @@ def _documents(file: Path) -> Iterator[str]:
 
 
 def _document(line: str, where: str) -> str:
-    try:
-        text = json.loads(line)["text"]
-    except (json.JSONDecodeError, RecursionError, KeyError, TypeError, IndexError):
-        text = None
+    text = parse_json(line, dict[str, Any], where).get("text")
     if not isinstance(text, str):
         raise ValueError(f'{where} is no document: give lines like {{"text": "..."}}.')
     return text
