@@ -28,7 +28,7 @@ from zoo.students.prune.prune import Child, prune
 
 def print_shapes(name: str) -> None:
     """Print a model's tensors with their named dims, and its axes with their sizes."""
-    model = open_parent(name).model
+    model = open_parent(name, dequantise=True).model
     shapes = named_shapes(model)
     console = Console()
     if not console.is_terminal:
@@ -84,7 +84,7 @@ def prune_model(args: Prune) -> None:
             "Scores of activations, and the choice of layers, look at data: give --data. Without, "
             "there are --score magnitude and --score random, for widths."
         )
-    parent = open_parent(args.model)
+    parent = open_parent(args.model, dequantise=args.dequantise)
     shapes = named_shapes(parent.model)
     plan.sizes(shapes)  # refuses before data are read
     samples = None
