@@ -5,6 +5,8 @@ from pathlib import Path
 
 import tyro
 
+from zoo.train.config import Device
+
 FORMS = ("library", "zoo")
 SCORES = ("auto", "activation", "contribution", "magnitude", "random")
 
@@ -34,6 +36,8 @@ class Prune:
     seed: int = 0
     dequantise: bool = False
     """Take the weights of a GGUF file as float; what is cut from them is saved as float."""
+    device: Device = "auto"
+    """Where parent and child run; on CUDA scores are taken in bfloat16, proofs in float32."""
     dry_run: bool = False
     """Choose, rebuild, prove and print; write nothing."""
     shapes: bool = False
