@@ -5,7 +5,8 @@ trained together (`zoo.train.elastic`).
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from zoo.students.prune.cut import keep_units
 from zoo.students.prune.library import Parent
 from zoo.students.prune.masked import Masked, Size, Widths, unsaved
 from zoo.students.prune.plan import Plan
-from zoo.students.prune.proof import LIMIT, tensors
+from zoo.students.prune.proof import LIMIT, Cut, full_precision, tensors
 from zoo.students.prune.prune import Child, ScoreUnits, choose_layers, choose_units, prune
 
 FULL = "full"
@@ -46,10 +47,16 @@ def parse_sizes(text: str) -> dict[str, Plan]:
     return plans
 
 
-def sort_units(shapes: Shapes, state: State, axes: Sequence[Axis], score: ScoreUnits) -> State:
-    """Permute the units of axes by their scores, the best first: the same function."""
-    whole = {axis: shapes.sizes[axis] for axis in axes}
-    for axis, order, by in choose_units(shapes, whole, score, by_rank=True):
+def rank_units(shapes: Shapes, plans: Iterable[Plan], score: ScoreUnits) -> list[Cut]:
+    """Order the units of every axis that a plan cuts, the best first."""
+    axes = {axis for plan in plans for axis in plan.sizes(shapes)}
+    whole = {axis: shapes.sizes[axis] for axis in shapes.sizes if axis in axes}
+    return choose_units(shapes, whole, score, by_rank=True)
+
+
+def sort_units(shapes: Shapes, state: State, orders: Iterable[Cut]) -> State:
+    """Permute the units of axes: the same function, whose prefixes are the sizes."""
+    for axis, order, by in orders:
         state, shapes = keep_units(shapes, state, axis, order, by)
     return state
 
@@ -62,7 +69,13 @@ def size_of(shapes: Shapes, plan: Plan, ranks: Ranks) -> Size:
 
 @torch.no_grad()
 def checked_size(
-    parent: Parent, masked: Masked, plan: Plan, ranks: Ranks, probe: Mapping[str, Any]
+    parent: Parent,
+    masked: Masked,
+    plan: Plan,
+    ranks: Ranks,
+    probe: Mapping[str, Any],
+    *,
+    form: str = "library",
 ) -> Size:
     """Say what counts at a size, after the child that will be cut there has given the same outputs.
 
@@ -71,16 +84,15 @@ def checked_size(
         ValueError: the masked model is not that child, so it cannot be trained for it.
     """
     shapes, size = masked.shapes, size_of(masked.shapes, plan, ranks)
-    child = cut_to(parent, shapes, plan, ranks).built.model.to(next(iter(probe.values())).device)
+    child = cut_to(parent, shapes, plan, ranks, form=form).built.model
     ours, theirs = unsaved(parent.model), unsaved(child)
     same = [n for n in ours if n in theirs and ours[n].shape == theirs[n].shape]
-    size = size._replace(
-        buffers={n: theirs[n] for n in same if not torch.equal(ours[n], theirs[n])}
-    )
-    whole = list(tensors(parent.model(**probe)))
-    with masked.at(size):
-        found = list(tensors(parent.model(**probe)))
-    expected = list(tensors(child(**probe)))
+    different = {n: theirs[n] for n in same if not torch.equal(ours[n], theirs[n])}
+    size = replace(size, buffers=different)
+    with full_precision(next(iter(probe.values())).device):
+        whole, expected = (list(tensors(model(**probe))) for model in (parent.model, child))
+        with masked.at(size):
+            found = list(tensors(parent.model(**probe)))
     pairs = [
         (a, b, w) for a, b, w in zip(found, expected, whole, strict=True) if a.shape == b.shape
     ]

@@ -9,6 +9,7 @@ with gradients, under autocast, and without copies of its weights.
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
@@ -35,12 +36,13 @@ Layers = Mapping[str, Sequence[int] | Float[Tensor, " layers"]]
 """Which layers of each list count: their numbers, or how much of each there is."""
 
 
-class Size(NamedTuple):
+@dataclass(frozen=True)
+class Size:
     """How much of a model counts; nothing is said of what is whole."""
 
-    widths: Mapping[Axis, Widths] = {}
-    layers: Layers = {}
-    buffers: State = {}
+    widths: Mapping[Axis, Widths] = field(default_factory=dict)
+    layers: Layers = field(default_factory=dict)
+    buffers: State = field(default_factory=dict)
     """What a model of this size has in place of what this one computed from its width."""
 
 
@@ -107,7 +109,7 @@ class Masked:
         return found
 
     def _mask(self, dim: tuple[Part, ...], widths: Mapping[Axis, Widths]) -> Tensor | None:
-        letters = [u for part in dim for u in part if u in widths]
+        letters = [u for part in dim for u in part if isinstance(u, str) and u in widths]
         if not letters:
             return None
         device = next(self.model.parameters()).device
@@ -181,7 +183,7 @@ def along(
         out = torch.ones(1, device=device)
         for unit in part:
             own = torch.ones(part_size((unit,), sizes), device=device)
-            if unit in widths:
+            if isinstance(unit, str) and unit in widths:
                 own = _prefix(widths[unit], len(own), device)
             out = (out[..., :, None] * own[..., None, :]).flatten(-2)
         parts.append(out)
