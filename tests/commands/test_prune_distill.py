@@ -1,9 +1,6 @@
 """A pruned model learns from its parent: in two commands and in one."""
 
 import json
-import os
-import shutil
-import signal
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +15,6 @@ from zoo.cli import main
 from zoo.students.prune.library import Parent, save
 from zoo.train.distill.config import Distill, TeacherSpec
 from zoo.train.distill.setup import new_student, prepare
-from zoo.train.interrupt import Interrupted
 
 ARGUMENTS = dict(embed_dim=24, depth=3, num_heads=4, img_size=32)
 
