@@ -29,7 +29,7 @@ from zoo.train.device import autocast, device_of
 
 def print_shapes(name: str) -> None:
     """Print a model's tensors with their named dims, and its axes with their sizes."""
-    model = open_parent(name).model
+    model = open_parent(name, dequantise=True).model
     shapes = named_shapes(model)
     console = Console()
     if not console.is_terminal:
@@ -88,7 +88,7 @@ def prune_model(args: Prune) -> None:
     device = device_of(args.device)
     if device.type == "mps":
         raise ValueError("Scores are summed in float64, which mps does not have; --device cpu.")
-    parent = open_parent(args.model)
+    parent = open_parent(args.model, dequantise=args.dequantise)
     shapes = named_shapes(parent.model)
     plan.sizes(shapes)  # refuses before data are read
     parent.model.to(device)
