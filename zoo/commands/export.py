@@ -1,10 +1,10 @@
 """`zoo export`: a size of an elastic model, as a plain checkpoint."""
 
 from collections.abc import Iterable
+from pathlib import Path
 
 from zoo.axes import Shapes, named_shapes
 from zoo.commands.elastic import ABOUT
-from zoo.commands.export_args import Export
 from zoo.commands.prune import write_child
 from zoo.files import read_json
 from zoo.students.prune.elastic import FULL, cut_to, parse_sizes
@@ -13,36 +13,36 @@ from zoo.students.prune.plan import Plan
 from zoo.students.prune.prune import Child
 
 
-def export(args: Export) -> None:
+def export(run: Path, size: str, out: Path) -> None:
     """Cut a size out of the model of a run, and write it.
 
     Raises:
         ValueError: the run is not elastic, has no such size, or was not trained for it.
         NotExpressible: the library cannot build it.
     """
-    folder = args.run / "export" if (args.run / "export").is_dir() else args.run
+    folder = run / "export" if (run / "export").is_dir() else run
     if not (folder / ABOUT).is_file():
         raise ValueError(
-            f"{args.run} holds no elastic model: {ABOUT} is missing. zoo elastic makes one; other "
+            f"{run} holds no elastic model: {ABOUT} is missing. zoo elastic makes one; other "
             "runs have one size, in their export folder."
         )
     about = read_json(folder / ABOUT)
     plans = parse_sizes(about["sizes"])
-    if args.size not in (FULL, *plans) and "=" not in args.size:
+    if size not in (FULL, *plans) and "=" not in size:
         raise ValueError(
-            f"{args.run} has no size {args.size!r}; it has {', '.join([*plans, FULL])}, and what "
+            f"{run} has no size {size!r}; it has {', '.join([*plans, FULL])}, and what "
             "lies between them in words, such as ffn=0.6."
         )
     parent = open_parent(str(folder))
     shapes = named_shapes(parent.model)
-    if args.size == FULL:
+    if size == FULL:
         child = Child(parent, shapes, [], {}, None)
     else:
-        plan = plans.get(args.size) or Plan.parse(args.size)
+        plan = plans.get(size) or Plan.parse(size)
         check_between(shapes, plan, plans.values())
         child = cut_to(parent, shapes, plan, about["ranks"], form=about["form"])
-    write_child(child, args.out, dict(model=str(args.run), size=args.size))
-    print(f"model  {args.out}  {child.shapes.count():,} of {shapes.count():,} numbers")
+    write_child(child, out, dict(model=str(run), size=size))
+    print(f"model  {out}  {child.shapes.count():,} of {shapes.count():,} numbers")
 
 
 def check_between(shapes: Shapes, plan: Plan, trained: Iterable[Plan]) -> None:

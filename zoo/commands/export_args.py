@@ -29,4 +29,4 @@ def main(argv: list[str]) -> None:
         raise ValueError(f"{args.out} is there already; choose another --out.")
     from zoo.commands.export import export
 
-    export(args)
+    export(args.run, args.size, args.out)
