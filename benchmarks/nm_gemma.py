@@ -203,7 +203,7 @@ class Bench:
                 drop()
                 losses.append(next(iter(found.values())).total.detach() / count)
         values = torch.stack(losses).tolist()
-        shown = {step: values[step] for step in sorted({0, steps // 4, steps // 2, steps - 1})}
+        shown = {str(step): values[step] for step in sorted({0, steps // 4, steps // 2, steps - 1})}
         return dict(
             train_seconds=time.perf_counter() - began, kl=shown, step_tflops=flops / 1e12,
             last_kl=statistics.fmean(values[-max(1, steps // 10) :]),

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -27,7 +28,7 @@ def place(tmp_path_factory):
         image = Image.fromarray(pixels).resize((64, 64), Image.Resampling.BICUBIC)
         image.save(place / "photos" / f"{i}.png")
     torch.manual_seed(0)
-    arguments = dict(num_classes=10, img_size=64)
+    arguments: dict[str, Any] = dict(num_classes=10, img_size=64)
     (place / "parent").mkdir()
     save(
         Parent(timm.create_model("test_vit", **arguments), "test_vit", arguments), place / "parent"

@@ -6,7 +6,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from zoo.commands.mask_images import ImageModel
 from zoo.commands.mask_text import TextModel
@@ -45,6 +45,7 @@ def mask(config: Mask | MaskImages, *, resume: bool = False) -> Run:
     with first_goes_first():  # tokenises
         subject = TextModel(config) if isinstance(config, Mask) else ImageModel(config)
     layers = sparse_layers(subject.model, pattern)
+    print_share(subject.model, layers, pattern)
     earlier = None
     if config.method == "learned" and config.prior not in (*ONE_SHOT, "none"):
         earlier = earlier_masks(subject, config.prior, layers, pattern)
@@ -124,6 +125,13 @@ def learned(
     results["learned"] = subject.measured()
     run.log("eval", config.steps, results["learned"])
     return results
+
+
+def print_share(model: nn.Module, layers: Layers, pattern: Pattern) -> None:
+    """Say how much of a model is thinned: what is no linear layer of a block stays dense."""
+    thinned = sum(layer.weight.numel() for layer in layers.values())
+    total = sum(p.numel() for p in model.parameters())
+    print(f"{pattern} in {len(layers)} linear layers: {thinned:,} of {total:,} weights.")
 
 
 def check_pattern(layers: Layers, pattern: Pattern) -> None:

@@ -53,6 +53,7 @@ class ImageModel:
     """
 
     def __init__(self, config: MaskImages):
+        torch.manual_seed(config.seed)
         self.config, self.parent = config, open_vision(config.student)
         self.model: Any = self.parent.model
         self.normalizers: Normalizers = {}
@@ -62,7 +63,6 @@ class ImageModel:
         others = {label: wide for label, wide in self.setup.widths.items() if label != PARENT}
         head = config.heads.options()
         head["hidden"] = head["hidden"] or head_hidden(others)
-        torch.manual_seed(config.seed)
         heads = build_heads(self.model, others, size=dense.size[0], **head) if others else {}
         self.student = Student(
             self.model,
