@@ -168,7 +168,7 @@ class Bench:
     def fit(
         self,
         task: Task,
-        learn: list[torch.nn.Parameter],
+        learn: list[Any],
         seed: int,
         lr: float,
         weight_decay: float,
