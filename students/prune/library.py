@@ -76,8 +76,9 @@ def reshaped(parent: Parent, before: Shapes, after: Shapes, layers: Kept, state:
         NotExpressible: a layer keeps something of its old width that the tables do not name.
     """
     sizes = {axis: n for axis, n in after.sizes.items() if n != before.sizes[axis]}
-    model = cut_format.build_parent(recipe_of(parent))
     like = next(t for t in state.values() if t.is_floating_point())
+    with like.device:
+        model = cut_format.build_parent(recipe_of(parent))
     copies: dict[int, Tensor] = {}  # what no cut has touched is still the parent's
     own = {n: copies.setdefault(t.data_ptr(), t.clone()) for n, t in state.items()}
     model = cut_format.reshape(model.to(like.dtype), own, sizes, layers)
@@ -122,9 +123,14 @@ def fill(child: Parent, state: State) -> nn.Module:
                 "its numbers sets several sizes. Cut them together, by the same share, or take "
                 "--form zoo."
             )
-    dtype = next(t.dtype for t in state.values() if t.is_floating_point())
+    like = next(t for t in state.values() if t.is_floating_point())
     # Built again, with values: a constructor also computes tables that no state dict holds.
-    model = rebuilt(child).to(dtype)
+    with like.device:
+        model = rebuilt(child)
+    if like.dtype not in (torch.float16, torch.bfloat16):
+        model.to(like.dtype)
+    for name, tensor in model.state_dict(keep_vars=True).items():  # those tables stay in float32
+        tensor.data = tensor.data.to(state[name].dtype)
     model.load_state_dict(state, strict=True)
     return model.eval()
 

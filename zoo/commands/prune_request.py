@@ -5,6 +5,8 @@ from pathlib import Path
 
 import tyro
 
+from zoo.train.config import Device
+
 FORMS = ("library", "zoo")
 SCORES = ("auto", "activation", "contribution", "magnitude", "random")
 
@@ -32,6 +34,8 @@ class Prune:
     """library: what timm or transformers can build. zoo: any widths, also others in each layer;
     what comes out loads with zoo.create_model("local-dir:DIR")."""
     seed: int = 0
+    device: Device = "auto"
+    """Where parent and child run; on CUDA scores are taken in bfloat16, proofs in float32."""
     dry_run: bool = False
     """Choose, rebuild, prove and print; write nothing."""
     shapes: bool = False
