@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from zoo.axes import Axis, Shapes, State
+from zoo.axes import Axis, Shapes
 from zoo.students.prune.proof import tensors
 from zoo.students.prune.score import letters_of, outer_axes
 from zoo.students.prune.taps import Inputs, Total, alone, seen_products
@@ -84,7 +84,7 @@ def without(tensor: Tensor, shapes: Shapes, name: str, unit: dict[Axis, int], ax
     tensor = tensor.clone()
     for _, dim, part, _ in (slot for slot in shapes.slots(axis) if slot.param == name):
         piece, letters = letters_of(tensor, shapes, name, dim, part)
-        piece[tuple(unit.get(letter, slice(None)) for letter in letters)] = 0
+        piece[tuple(unit.get(str(letter), slice(None)) for letter in letters)] = 0
     return tensor
 
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from zoo.axes import Axis, Shape, Shapes, State, part_size
+from zoo.students.prune.proof import is_experts
 from zoo.students.prune.taps import Inputs, OverSamples, OverTokens, Tap, Taps, Total, alone
 
 
@@ -84,12 +85,11 @@ def routing(
     Raises:
         ValueError: there are no batches, or an axis has no router.
     """
-    routers = {
-        axis: next((n for n, shape in shapes.tensors.items() if _routes(shape, axis)), "")
-        for axis in axes
-    }
-    if missing := [axis for axis, name in routers.items() if not name]:
-        raise ValueError(f"Axis {missing[0]} has no router; its units are no experts.")
+    routers = {}
+    for axis in axes:
+        if not is_experts(shapes, axis):
+            raise ValueError(f"Axis {axis} has no router; its units are no experts.")
+        routers[axis] = next(n for n, shape in shapes.tensors.items() if _routes(shape, axis))
     taps = [Tap(name, 0, lambda out: out.softmax(-1)) for name in routers.values()]
     seen = Taps(model, taps, "mean", "mean")
     seen.run(model, batches)

@@ -219,22 +219,31 @@ def _no_dispatch() -> Iterator[None]:
 
 @contextmanager
 def seen_products(model: nn.Module) -> Iterator[None]:
-    """Let a model compute by products that a tap sees, where it has fused or grouped ones too."""
+    """Let a model compute by products that a tap sees, where it has fused or grouped ones too.
+
+    And without a cache of keys and states, which nothing would read.
+    """
     fast = torch.backends.mha.get_fastpath_enabled()
-    padding = [m for m in model.modules() if getattr(m, "pads_rank", False)]
+    padding: list[Any] = [m for m in model.modules() if getattr(m, "pads_rank", False)]
     any_model: Any = model
     experts = None
     if getattr(getattr(model, "config", None), "_experts_implementation", "eager") != "eager":
         experts = any_model.get_experts_implementation()
         any_model.set_experts_implementation("eager")
     torch.backends.mha.set_fastpath_enabled(False)
+    configs: list[Any] = [getattr(m, "config", None) for m in model.modules()]
+    caching = {id(c): c for c in configs if getattr(c, "use_cache", False)}.values()
+    for config in caching:
+        config.use_cache = False
     for module in padding:
-        module.pads_rank = False  # pyright: ignore[reportAttributeAccessIssue]
+        module.pads_rank = False
     try:
         yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
+        for config in caching:
+            config.use_cache = True
         for module in padding:
-            module.pads_rank = True  # pyright: ignore[reportAttributeAccessIssue]
+            module.pads_rank = True
         if experts is not None:
             any_model.set_experts_implementation(experts)

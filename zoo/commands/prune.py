@@ -6,7 +6,7 @@ import shutil
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -14,16 +14,16 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
-from zoo.axes import Axis, Shapes, State, named_shapes
+from zoo.axes import Axis, Shapes, named_shapes
 from zoo.commands.prune_data import Samples, batches_of, read_samples, split
 from zoo.commands.prune_request import Prune
-from zoo.students.prune import score
 from zoo.students.prune.layers import block_influence
 from zoo.students.prune.library import Parent, save
 from zoo.students.prune.parent import open_parent
 from zoo.students.prune.plan import Plan
 from zoo.students.prune.proof import tensors
-from zoo.students.prune.prune import Child, prune
+from zoo.students.prune.prune import Child, ScoreUnits, prune
+from zoo.students.prune.ranking import BLIND, Measure
 from zoo.train.device import autocast, device_of
 
 
@@ -80,7 +80,7 @@ def _numbered(name: str) -> str:
 def prune_model(args: Prune) -> None:
     """Cut a model, print what became of it, and write it."""
     plan = Plan.parse(args.to)
-    if args.data is None and (args.score not in ("magnitude", "random") or plan.layers):
+    if args.data is None and (args.score not in BLIND or plan.layers):
         raise ValueError(
             "Scores of activations, and the choice of layers, look at data: give --data. Without, "
             "there are --score magnitude and --score random, for widths."
@@ -105,27 +105,11 @@ def prune_model(args: Prune) -> None:
     print(f"model  {args.out}")
 
 
-class Chosen:
-    """A score: what ranks the units, and which axes it could not see."""
+class Chosen(NamedTuple):
+    """The score that a child was cut by, and what it measured."""
 
-    def __init__(
-        self, name: str, shapes: Shapes, state: State, columns: dict[str, Tensor], seed: int
-    ):
-        self.name, self.shapes, self.state, self.seed = name, shapes, state, seed
-        self.columns = columns
-        if name == "contribution":
-            self.columns = score.contribution(columns, shapes, state)
-        self.unseen: list[Axis] = []
-
-    def __call__(self, axis: Axis) -> tuple[Tensor, tuple[Axis, ...]]:
-        if self.name == "random":
-            return score.random(self.shapes, axis, self.seed), ()
-        if self.name != "magnitude":
-            try:
-                return score.unit_scores(self.columns, self.shapes, axis)
-            except ValueError:
-                self.unseen.append(axis)
-        return score.magnitude(self.shapes, self.state, axis), ()
+    name: str
+    measure: Measure
 
 
 def _best(
@@ -133,14 +117,23 @@ def _best(
 ) -> tuple[Child, Chosen]:
     """Cut by the score asked for; `auto`: by the one whose child is nearest to its parent."""
     names = ("activation", "contribution") if args.score == "auto" else (args.score,)
-    state = parent.model.state_dict()
     device = next(parent.model.parameters()).device
     seen, held = split(samples, 0.25) if samples else ({}, {})
-    columns: dict[str, Tensor] = {}
-    if {"activation", "contribution"} & set(names) and plan.sizes(shapes):
-        batches = batches_of(seen, args.batch, device)
-        with autocast("auto", device):
-            columns = score.activation(parent.model, shapes, batches, plan.sizes(shapes))
+    measure = Measure(
+        model=parent.model,
+        shapes=shapes,
+        batches=lambda: batches_of(seen, args.batch, device),
+        axes=tuple(plan.sizes(shapes)),
+        seed=args.seed,
+        experts=args.expert_score,
+    )
+
+    def units(name: str) -> ScoreUnits:
+        def score(axis: Axis) -> tuple[Tensor, tuple[Axis, ...]]:
+            with autocast("auto", device):
+                return measure.rank(name)(axis)
+
+        return score
 
     def rank(path: str, length: int) -> Tensor:
         del length
@@ -150,11 +143,10 @@ def _best(
     probe = next(batches_of(held, 2, device), None)
     tried = []
     for name in names:
-        ranking = Chosen(name, shapes, state, columns, args.seed)
         child = prune(
             parent,
             plan,
-            ranking,
+            units(name),
             rank_layers=rank if samples else None,
             probe=probe,
             form=args.form,
@@ -162,11 +154,11 @@ def _best(
         with autocast("auto", device):
             batches = batches_of(held, args.batch, device)
             far = distance(parent.model, child.built.model, batches)
-        tried.append((far, child, ranking))
+        tried.append((far, child, name))
         if len(names) > 1:
             print(f"{name:12} distance to the parent on held-out data {far:.4f}")
-    _, child, ranking = min(tried, key=lambda item: item[0])
-    return child, ranking
+    _, child, name = min(tried, key=lambda item: item[0])
+    return child, Chosen(name, measure)
 
 
 @torch.no_grad()
@@ -205,8 +197,8 @@ def print_child(before: Shapes, child: Child, chosen: Chosen) -> None:
         table.add_row(f"layers of {path}", "", ", ".join(map(str, kept)))
     table.add_row("numbers", f"{before.count():,}", f"{child.shapes.count():,}")
     Console().print(table)
-    if chosen.unseen:
-        print(f"by magnitude, as no product reads them: {', '.join(chosen.unseen[:6])}")
+    if left := list(chosen.measure.left_out):
+        print(f"left out one by one, as no product reads them: {', '.join(left[:6])}")
     if child.proof:
         print(f"child = masked parent: {child.proof.moved:.1e} of {child.proof.control:.1e}")
 
