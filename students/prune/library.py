@@ -132,6 +132,7 @@ def fill(child: Parent, state: State) -> nn.Module:
     for name, tensor in model.state_dict(keep_vars=True).items():  # those tables stay in float32
         tensor.data = tensor.data.to(state[name].dtype)
     model.load_state_dict(state, strict=True)
+    _carry_images(child.model, model)
     return model.eval()
 
 
@@ -238,7 +239,15 @@ def _timm(parent: Parent, before: Shapes, changed: Mapping, layers: Kept) -> Par
         ]
         per_stage = _is_per_stage(parameters.get(names[0]))
         arguments[names[0]] = tuple(counts) if per_stage else counts[0]
-    return Parent(timm.create_model(parent.name, **arguments), parent.name, arguments)
+    model = timm.create_model(parent.name, **arguments)
+    _carry_images(parent.model, model)
+    return Parent(model, parent.name, arguments)
+
+
+def _carry_images(source: Any, target: Any) -> None:
+    """Keep what timm says of weights and images: the mean is that of a release, not of a class."""
+    if hasattr(source, "pretrained_cfg"):
+        target.pretrained_cfg = dict(source.pretrained_cfg)
 
 
 def _parameters(kind: type) -> dict[str, inspect.Parameter]:

@@ -38,6 +38,7 @@ class Measure:
     experts: str = "load"
     loss: LossOf | None = None
     total: Total = alone
+    known: dict[tuple[str, Axis], tuple[Tensor, tuple[Axis, ...]]] = field(default_factory=dict)
     left_out: dict[Axis, tuple[Tensor, tuple[Axis, ...]]] = field(default_factory=dict)
     """Axes that no product reads: their units were left out one by one."""
 
@@ -47,7 +48,13 @@ class Measure:
         Raises:
             ValueError: by the score, a weight that reads an axis was not seen.
         """
-        return lambda axis: self._score(name, axis)
+
+        def score(axis: Axis) -> tuple[Tensor, tuple[Axis, ...]]:
+            if (name, axis) not in self.known:
+                self.known[name, axis] = self._score(name, axis)
+            return self.known[name, axis]
+
+        return score
 
     @cached_property
     def _columns(self) -> dict[str, Tensor]:

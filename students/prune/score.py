@@ -35,16 +35,20 @@ def activation(
     Raises:
         ValueError: there are no batches.
     """
+    seen = Taps(model, taps_of(shapes, axes), tokens, samples)
+    seen.run(model, batches)
+    return seen.scores(total)
+
+
+def taps_of(shapes: Shapes, axes: Iterable[Axis]) -> list[Tap]:
+    """List the weights whose columns run along axes, and those that hold packed experts."""
     axes = list(axes)
     columns = {s.param: s.dim for axis in axes for s in shapes.readers(axis)}
     for name in {s.param for axis in axes for s in shapes.slots(axis)}:
         shape = shapes.tensors[name]
         if shape.read is not None and len(shape.dims) == 3 and shape.read == 2:
             columns[name] = 2  # packed experts: their tokens are counted where they are read
-    taps = [Tap(n, dim) for n, dim in columns.items() if shapes.tied.get(n) not in columns]
-    seen = Taps(model, taps, tokens, samples)
-    seen.run(model, batches)
-    return seen.scores(total)
+    return [Tap(n, dim) for n, dim in columns.items() if shapes.tied.get(n) not in columns]
 
 
 def contribution(
