@@ -26,7 +26,7 @@ from zoo.axes import Shapes, named_shapes
 from zoo.students.prune.score import taps_of
 from zoo.students.prune.taps import Taps, seen_products
 
-LLAMA = dict(
+LLAMA: dict[str, Any] = dict(
     hidden_size=2048,
     intermediate_size=8192,
     num_hidden_layers=16,
@@ -38,7 +38,7 @@ LLAMA = dict(
 )
 # The proportions of Nemotron-H 8B: 24 state-space, 24 FFN and 4 attention layers, narrower.
 PATTERN = "M-M-M-M*-M-M-M-M-M*-M-M-M-M-M*-M-M-M-M-M*-M-M-M-M-M-"
-HYBRID = dict(
+HYBRID: dict[str, Any] = dict(
     hidden_size=1536,
     intermediate_size=6144,
     num_attention_heads=12,
@@ -53,7 +53,7 @@ HYBRID = dict(
     tie_word_embeddings=False,
 )
 KINDS = {"M": "mamba", "-": "mlp", "*": "attention"}
-TINY = dict(
+TINY: dict[str, Any] = dict(
     hidden_size=64,
     intermediate_size=128,
     num_attention_heads=4,
@@ -73,7 +73,9 @@ def build(name: str, tiny: bool) -> nn.Module:
         )
         return transformers.LlamaForCausalLM(config).eval()
     pattern = "M-*-" if tiny else PATTERN
-    small = TINY | dict(mamba_num_heads=8, mamba_head_dim=16, ssm_state_size=16, n_groups=2)
+    small: dict[str, Any] = TINY | dict(
+        mamba_num_heads=8, mamba_head_dim=16, ssm_state_size=16, n_groups=2
+    )
     config = transformers.NemotronHConfig(
         layers_block_type=[KINDS[letter] for letter in pattern],
         **(HYBRID | (small if tiny else {})),
@@ -151,7 +153,7 @@ def measure(
 
 def main() -> None:
     """Measure both models, print, and write JSON."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(description="Plain and scoring passes.")
     parser.add_argument("--tiny", action="store_true")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--batch", type=int, default=8)
@@ -160,7 +162,7 @@ def main() -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     length = 64 if args.tiny else args.length
-    how = dict(steps=2 if args.tiny else 8, rounds=2 if args.tiny else 5)
+    how: dict[str, Any] = dict(steps=2 if args.tiny else 8, rounds=2 if args.tiny else 5)
     found: dict[str, Any] = dict(
         device=torch.cuda.get_device_name() if device.type == "cuda" else "cpu",
         torch=torch.__version__,

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,7 +17,7 @@ from zoo.students.prune.removal import removal
 from zoo.students.prune.score import activation, routing, unit_scores, x_score
 from zoo.students.prune.taylor import taylor
 
-ALIKE = dict(rtol=1e-12, atol=1e-12)
+ALIKE: dict[str, Any] = dict(rtol=1e-12, atol=1e-12)
 
 
 class Mlp(nn.Module):
@@ -242,7 +243,7 @@ def test_routing_is_the_mean_probability_of_an_expert(name, build):
     found = routing(tiny.model, tiny.shapes, [tiny.inputs], [axis])[axis]
     hook.remove()
     logits = seen[-1].flatten(0, -2).float() @ gate.weight.float().T
-    near = dict(rtol=1e-5, atol=1e-6)
+    near: dict[str, Any] = dict(rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(found.float(), logits.softmax(-1).mean(0), **near)
     with pytest.raises(ValueError, match="has no router"):
         routing(tiny.model, tiny.shapes, [tiny.inputs], ["C"])
