@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from zoo.axes import Axis, Shapes, named_shapes
 from zoo.commands.prune_data import Samples, batches_of, read_samples, split
-from zoo.commands.prune_distill import CUT, Distillation, plan_distillation
+from zoo.commands.prune_distill import CUT, Distillation, plan_distillation, print_training
 from zoo.commands.prune_request import Prune
 from zoo.commands.prune_write import before_of, scores_of, write_child
 from zoo.students.prune.layers import block_influence
@@ -34,7 +34,7 @@ def print_shapes(name: str) -> None:
         console = Console(width=140)  # a file has no width that names should be cut to
     console.print(_tensors(shapes, model.state_dict()))
     console.print(_axes(shapes))
-    console.print(f"{shapes.count():,} numbers in {len(shapes.tensors) - len(shapes.tied)} tensors")
+    console.print(f"{shapes.count():,} numbers in {_num_tensors(shapes)} tensors")
 
 
 def _tensors(shapes: Shapes, state: dict) -> Table:
@@ -106,6 +106,8 @@ def prune_model(args: Prune, words: list[str]) -> Distillation | None:
     child, chosen, distances = _best(args, plan, parent, shapes, samples)
     print_child(shapes, child, chosen)
     if args.dry_run or args.out is None:
+        if distillation:
+            print_training(distillation, child)
         return None
     about = dict(
         model=args.model, to=args.to, score=chosen.name, distances=distances,
@@ -203,6 +205,10 @@ def distance(parent: nn.Module, child: nn.Module, batches: Iterable[Samples]) ->
     return total / count if count else 0.0
 
 
+def _num_tensors(shapes: Shapes) -> int:
+    return len(shapes.tensors) - len(shapes.tied)
+
+
 def print_child(before: Shapes, child: Child, chosen: Chosen) -> None:
     """Print sizes before and after, and the proof."""
     table = Table("axis", "before", "after", title=f"by {chosen.name}")
@@ -214,7 +220,8 @@ def print_child(before: Shapes, child: Child, chosen: Chosen) -> None:
         table.add_row(axis + (f"  x{times}" if times > 1 else ""), old, new)
     for path, kept in child.layers.items():
         table.add_row(f"layers of {path}", "", ", ".join(map(str, kept)))
-    table.add_row("numbers", f"{before.count():,}", f"{child.shapes.count():,}")
+    for name, count in (("tensors", _num_tensors), ("numbers", Shapes.count)):
+        table.add_row(name, f"{count(before):,}", f"{count(child.shapes):,}")
     Console().print(table)
     if chosen.left_out:
         print(f"left out one by one, as no product reads them: {', '.join(chosen.left_out[:6])}")
