@@ -100,6 +100,15 @@ def test_other_teachers_teach_beside_the_dense_model_through_heads(place):
     assert terms <= first.keys()
 
 
+def test_a_dry_run_says_what_is_thinned_and_leaves_nothing(place, capsys):
+    main(["mask", "parent", "--data", "photos", "--method", "learned", "--out", "dry", "--dry-run"])
+    printed = capsys.readouterr().out
+    weights = sum(weight.numel() for weight in exported("parent").values())
+    assert f"{weights / 1e6:.2f} M weights" in printed
+    assert f"{weights * 6 / 4 / 1e6:.2f} M logits" in printed
+    assert not (place / "dry").exists()
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

@@ -19,6 +19,8 @@ class MaskTextArgs:
     run: Annotated[Mask, tyro.conf.arg(name="")]
     resume: Path | None = None
     """Continue the run in this folder; its own settings are the defaults."""
+    dry_run: bool = False
+    """Print the plan (models, what is trained, bytes, speed) and exit."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +30,8 @@ class MaskArgs:
     run: Annotated[MaskImages, tyro.conf.arg(name="")]
     resume: Path | None = None
     """Continue the run in this folder; its own settings are the defaults."""
+    dry_run: bool = False
+    """Print the plan (what is thinned, what is trained) and exit."""
 
 
 def main(argv: list[str]) -> None:
@@ -58,10 +62,13 @@ def main(argv: list[str]) -> None:
     registry.primitive_rule(teacher_rule)
     with registry:
         args = parse(kind, argv, "mask", main.__doc__ or "", default=default)
+    asked = replace(args.run, student=args.model)
+    if args.dry_run:
+        print_plan(asked)
+        return
     from zoo.commands.mask import mask
 
-    run = mask(replace(args.run, student=args.model), resume=args.resume is not None)
-    print_results(run)
+    print_results(mask(asked, resume=args.resume is not None))
 
 
 def is_text(argv: list[str]) -> bool:
@@ -74,6 +81,18 @@ def is_text(argv: list[str]) -> bool:
     from zoo.train.run import Run
 
     return Run(folder).read_json("config.json").get("kind") == Mask.kind
+
+
+def print_plan(config: Mask | MaskImages) -> None:
+    """Print what would be done."""
+    if isinstance(config, Mask):
+        from zoo.commands.plan_text import print_mask_plan
+
+        print_mask_plan(config)
+    else:
+        from zoo.commands.mask_images import print_image_plan
+
+        print_image_plan(config)
 
 
 def print_results(run: Any) -> None:

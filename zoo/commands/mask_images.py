@@ -19,6 +19,7 @@ from zoo.students.build import assign_tokens, build_heads
 from zoo.students.export import load_export
 from zoo.students.heads import OwnFeatures, head_hidden
 from zoo.students.prune.library import Parent, save
+from zoo.students.prune.nm import Pattern, sparse_layers
 from zoo.students.prune.parent import open_parent
 from zoo.students.start import HEADS
 from zoo.students.student import Student
@@ -200,3 +201,25 @@ def open_setup(config: MaskImages, dense: Teacher, device: torch.device) -> Setu
         check_calibration(inner, teachers, grids)
     view = view_of(inner, teachers, grids)
     return Setup(inner, device, train, val, labelled, teachers, view, grids, wide)
+
+
+def print_image_plan(config: MaskImages) -> None:
+    """Open and check everything, and print what would be thinned and trained."""
+    pattern = Pattern.parse(config.pattern)
+    Run.refuse_existing(config.out)
+    subject = ImageModel(config)
+    layers, setup = sparse_layers(subject.model, pattern), subject.setup
+    weights = sum(layer.weight.numel() for layer in layers.values())
+    seen = min(len(setup.train), setup.config.calibration * config.batch)
+    does = f"nothing; {config.method} looks at {0 if config.method == 'magnitude' else seen} images"
+    if config.method == "learned":
+        logits = weights // pattern.group * len(pattern.masks())
+        heads = sum(p.numel() for p in subject.student.heads.parameters())
+        does = (
+            f"{logits / 1e6:,.2f} M logits of masks and {heads / 1e6:,.2f} M weights of heads, "
+            f"{config.steps} steps of {config.batch} images"
+        )
+    print(f"thinned: {weights / 1e6:,.2f} M weights of {len(layers)} layers to {pattern}")
+    print(f"trained: {does}")
+    print(f"images: {len(setup.train):,}, and {len(setup.val):,} held out")
+    print(f"teachers: {', '.join(setup.teachers)}\nNothing was written.")
