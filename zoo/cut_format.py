@@ -1,9 +1,10 @@
 """Models with other widths than their class can be built with: a parent, and what was cut.
 
 A folder holds `zoo.json`, which says how the parent is built, the sizes of its named axes that
-differ, the layers that stay, and what stands in for parts that went; and `model.safetensors`. Loading builds the parent, leaves layers
-out, puts the tensors in, and sets the numbers that modules keep beside them (heads, groups of
-depthwise convolutions, shapes of norms). `zoo.create_model("local-dir:FOLDER")` does it.
+differ, the layers that stay, and what stands in for parts that went; and `model.safetensors`.
+Loading builds the parent, leaves layers out, puts the tensors in, and sets the numbers that modules
+keep beside them (heads, groups of depthwise convolutions, shapes of norms).
+`zoo.create_model("local-dir:FOLDER")` does it.
 """
 
 import json

@@ -113,7 +113,9 @@ def _measure(
             new = Moments(count, x.sum(0), f.sum(0), *products)
             outputs = len(output) if isinstance(output, tuple) else 0
             old = found.get(path)
-            sums = new if old is None else Moments(*(a + b for a, b in zip(old[0], new, strict=True)))
+            sums = (
+                new if old is None else Moments(*(a + b for a, b in zip(old[0], new, strict=True)))
+            )
             found[path] = (sums, outputs)
 
         return hook

@@ -95,7 +95,8 @@ class Without:
     def __call__(self, gone: Collection[int]) -> float:
         key = frozenset(gone)
         if key not in self.known:
-            with left_out(self.model, [self.parts[i] for i in key], adds=self.adds):
+            gone = [self.parts[i] for i in key]
+            with torch.no_grad(), left_out(self.model, gone, adds=self.adds):
                 self.known[key] = self.metric(self.model)
         return self.known[key]
 
@@ -138,16 +139,22 @@ def sublayers(model: nn.Module, shapes: Shapes, path: str) -> dict[str, list[str
         for name, child in layer.named_children():
             prefix = f"{path}.{i}.{name}"
             inside = {n: s for n, s in shapes.tensors.items() if n.startswith(f"{prefix}.")}
-            if not any(_reads_stream(shape) for shape in inside.values()):
+            if not {"reads", "writes"} <= {w for shape in inside.values() for w in _ends(shape)}:
                 continue
             norms = [n for n, m in child.named_modules() if "Norm" in type(m).__name__]
-            widths = [inside[f"{prefix}.{n}.weight"] for n in norms if f"{prefix}.{n}.weight" in inside]
+            widths = [
+                inside[f"{prefix}.{n}.weight"] for n in norms if f"{prefix}.{n}.weight" in inside
+            ]
             if any(_is_stream(part) for shape in widths for part in shape.dims[0]):
                 continue
             letters = {
                 re.split(r"[.:]", u)[-1]
-                for shape in inside.values() for dim in shape.dims for part in dim
-                if not _is_stream(part) for u in part if isinstance(u, str)
+                for shape in inside.values()
+                for dim in shape.dims
+                for part in dim
+                if not _is_stream(part)
+                for u in part
+                if isinstance(u, str)
             }
             kind = "ffn" if all(FFN.fullmatch(letter) for letter in letters) else "attention"
             found[kind].append(prefix)
@@ -158,8 +165,11 @@ def _is_stream(part: Part) -> bool:
     return len(part) == 1 and re.fullmatch(r"(.*[.:])?C\d*", str(part[0])) is not None
 
 
-def _reads_stream(shape: Shape) -> bool:
-    return shape.read is not None and any(_is_stream(part) for part in shape.dims[shape.read])
+def _ends(shape: Shape) -> Iterator[str]:
+    """Tell whether a weight reads the stream, and whether it writes to it."""
+    for i, dim in enumerate(shape.dims):
+        if shape.read is not None and any(_is_stream(part) for part in dim):
+            yield "reads" if i == shape.read else "writes"
 
 
 def own_metric(model: nn.Module, batches: Callable[[], Iterable[Inputs]]) -> Metric:
@@ -186,7 +196,9 @@ def own_metric(model: nn.Module, batches: Callable[[], Iterable[Inputs]]) -> Met
                 else:
                     if len(whole) == i:
                         whole.append(out.cpu())
-                    far = 1 - F.cosine_similarity(out.float(), whole[i].to(out.device).float(), dim=-1)
+                    far = 1 - F.cosine_similarity(
+                        out.float(), whole[i].to(out.device).float(), dim=-1
+                    )
                     far, count = far.sum(), far.numel()
                 total, number = total + float(far), number + count
         if not number:
@@ -259,9 +271,6 @@ def difference_of_means(
         raise ValueError(f"{draws} draws left out a part always or never; take more of them.")
     out = (values[:, None] * absent).sum(0) / absent.sum(0)
     return out - (values[:, None] * ~absent).sum(0) / (~absent).sum(0)
-
-
-METHODS = ("influence", "loss", "shapley", "means", "contiguous")
 
 
 def part_scores(method: str, value: SetFunction, length: int, gone: int, *, seed: int) -> Tensor:
