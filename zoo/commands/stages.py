@@ -12,9 +12,8 @@ from zoo.eval.report.run_folder import STAGES
 from zoo.files import read_json
 from zoo.train.config import differences, to_json
 from zoo.train.distill.config import Distill
-from zoo.train.distill.plan_cost import meta_models
 from zoo.train.distill.plan_step import grids_of
-from zoo.train.distill.setup import check_mosaics, open_data
+from zoo.train.distill.setup import check_mosaics, meta_models, open_data
 from zoo.train.distill.stages import Stages, folder_of, placed, plannable
 from zoo.train.fields import built
 from zoo.train.mesh import by_first
