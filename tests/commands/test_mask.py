@@ -57,12 +57,16 @@ def test_the_export_is_2_4_and_updates_and_learning_help(trained, capsys):
 
 
 @pytest.mark.parametrize(
-    ("words", "message"),
-    [(("--pattern", "4:2"), "keeps nothing or everything"), (("--pattern", "x"), "no pattern")],
+    ("method", "words", "message"),
+    [
+        ("wanda", ("--pattern", "4:2"), "keeps nothing or everything"),
+        ("wanda", ("--pattern", "x"), "no pattern"),
+        ("learned", ("--optim.lora", "4"), "this training has no adapters"),
+    ],
 )
-def test_a_wrong_pattern_is_refused_before_anything_is_written(trained, capsys, words, message):
+def test_what_is_refused_leaves_no_folder(trained, capsys, method, words, message):
     with pytest.raises(SystemExit) as stopped:
-        masked(trained, "wanda", *words, name="wrong")
+        masked(trained, method, *words, name="wrong")
     assert stopped.value.code == 2
     assert message in capsys.readouterr().err
     assert not (trained / "wrong").exists()

@@ -156,8 +156,9 @@ def peak_bytes(teacher: Teacher, config: Distill, device: torch.device) -> float
     if not isinstance(teacher, nn.Module):
         return 0.0
     images = teacher.k**2 if isinstance(teacher, Mosaic) else 1
+    teacher = copy.deepcopy(teacher)
     with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
-        teacher = copy.deepcopy(teacher).to_empty(device=device)
+        teacher = teacher.to_empty(device=device)
         batch = Batch(torch.zeros(images, 3, *teacher.size, device=device))
         with autocast(config.precision, device), _Largest(weight_addresses(teacher)) as largest:
             teacher(batch)

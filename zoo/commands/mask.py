@@ -38,12 +38,13 @@ def mask(config: Mask, *, resume: bool = False) -> Run:
     layers = sparse_layers(setup.student, pattern)
     run = Run.reopen(config.out, config) if resume else Run.create(config)
     began = time.perf_counter()
-    results = dict(dense=evaluated(setup, setup.student))
+    with run.discarded(unless=lambda: resume):
+        results = dict(dense=evaluated(setup, setup.student))
+        if config.method != "learned":
+            load_weights(layers, prune_nm(layers, pattern, config.method, shown(setup, config)))
+            results[config.method] = evaluated(setup, setup.student)
     if config.method == "learned":
-        results |= learned(setup, config, run, layers, pattern)
-    else:
-        load_weights(layers, prune_nm(layers, pattern, config.method, shown(setup, config)))
-        results[config.method] = evaluated(setup, setup.student)
+        results |= learned(setup, config, run, layers, pattern, resume=resume)
     check_pattern(layers, pattern)
     by_first(partial(export, run, setup, setup.student))
     about = dict(
@@ -55,20 +56,21 @@ def mask(config: Mask, *, resume: bool = False) -> Run:
 
 
 def learned(
-    setup: TextSetup, config: Mask, run: Run, layers: Layers, pattern: Pattern
+    setup: TextSetup, config: Mask, run: Run, layers: Layers, pattern: Pattern, *, resume: bool
 ) -> dict[str, dict[str, float]]:
     """Train masks from their prior, and multiply them in; return what was measured on the way."""
     results, prior = {}, None
     setup.student.requires_grad_(False)
-    if config.prior != "none":
-        prior = prune_nm(layers, pattern, config.prior, shown(setup, config))
-    torch.manual_seed(config.seed)
-    masks = learn_masks(layers, pattern, prior)
-    results["begins"] = evaluated(setup, setup.student)
-    logits = [found.logits for found in masks.values()]
-    groups = [dict(params=logits, weight_decay=config.optim.weight_decay)]
-    state = TrainState.of(setup.student.train(), config.optim, groups=groups)
-    state.resume(run)
+    with run.discarded(unless=lambda: resume):
+        if config.prior != "none":
+            prior = prune_nm(layers, pattern, config.prior, shown(setup, config))
+        torch.manual_seed(config.seed)
+        masks = learn_masks(layers, pattern, prior)
+        results["begins"] = evaluated(setup, setup.student)
+        logits = [found.logits for found in masks.values()]
+        groups = [dict(params=logits, weight_decay=config.optim.weight_decay)]
+        state = TrainState.of(setup.student.train(), config.optim, groups=groups)
+        state.resume(run)
     plan = Plan(len(setup.train), config.batch, config.seed)
     slices = slices_of_rank(config.num_slices)
     feed = TextFeed(setup.train, plan, setup.device, config.num_slices, slices)
