@@ -87,7 +87,7 @@ def test_a_dry_run_says_what_is_thinned_and_leaves_nothing(trained, capsys, meth
         (("--method", "learned", "--optim.lora", "4"), "this training has no adapters"),
     ],
 )
-def test_what_is_refused_leaves_no_folder(trained, capsys, method, words, message):
+def test_what_is_refused_leaves_no_folder(trained, capsys, words, message):
     with pytest.raises(SystemExit) as stopped:
         given = () if "--method" in words else ("--method", "wanda")
         common = ["--text", "text.txt", "--length", "32", "--out", str(trained / "wrong")]
