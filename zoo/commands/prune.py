@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
-from zoo.axes import Axis, Shapes, named_shapes
+from zoo.axes import Axis, Shapes, named_shapes, numbered
 from zoo.commands.prune_data import Samples, batches_of, read_samples, split
 from zoo.commands.prune_distill import CUT, Distillation, plan_distillation, print_training
 from zoo.commands.prune_request import Prune
@@ -42,7 +42,7 @@ def _tensors(shapes: Shapes, state: dict) -> Table:
     rows: dict[tuple[str, ...], int] = {}
     for name, shape in shapes.tensors.items():
         scope = _scope(str(shape))
-        row = (_numbered(name), " ".join(map(str, state[name].shape)), _numbered(scope))
+        row = (numbered(name), " ".join(map(str, state[name].shape)), numbered(scope))
         rows[row] = rows.get(row, 0) + 1
     for (name, lengths, shape), times in rows.items():
         table.add_row(name + (f"  x{times}" if times > 1 else ""), lengths, shape)
@@ -55,7 +55,7 @@ def _axes(shapes: Shapes) -> Table:
     for axis, size in shapes.sizes.items():
         slots = len({slot.param for slot in shapes.slots(axis)})
         reason = f"no: {shapes.fixed[axis]}" if axis in shapes.fixed else "yes"
-        row = (_numbered(axis), str(size), str(slots), reason)
+        row = (numbered(axis), str(size), str(slots), reason)
         rows[row] = rows.get(row, 0) + 1
     for (axis, size, slots, reason), times in rows.items():
         table.add_row(axis + (f"  x{times}" if times > 1 else ""), size, slots, reason)
@@ -65,11 +65,6 @@ def _axes(shapes: Shapes) -> Table:
 def _scope(shape: str) -> str:
     """Leave out of a shape the module that its letters belong to."""
     return re.sub(r"[\w.]+\.(?=[\w#]+)", "", shape)
-
-
-def _numbered(name: str) -> str:
-    """Write `#` for the numbers of layers, so that layers of one form take one row."""
-    return re.sub(r"(?<=\.)\d+(?=\.)", "#", name)
 
 
 # Cutting
@@ -214,7 +209,7 @@ def print_child(before: Shapes, child: Child, chosen: Chosen) -> None:
     table = Table("axis", "before", "after", title=f"by {chosen.name}")
     rows: dict[tuple[str, str, str], int] = {}
     for axis, kept, _ in child.cuts:
-        row = (_numbered(axis), str(before.sizes[axis]), str(kept.shape[-1]))
+        row = (numbered(axis), str(before.sizes[axis]), str(kept.shape[-1]))
         rows[row] = rows.get(row, 0) + 1
     for (axis, old, new), times in rows.items():
         table.add_row(axis + (f"  x{times}" if times > 1 else ""), old, new)
