@@ -146,6 +146,8 @@ def distill_text(config: DistillText, *, resume: bool = False) -> Run:
     run = Run.reopen(config.out, config) if resume else Run.create(config)
     began = time.perf_counter()
     before = by_first(partial(evaluated, setup, setup.student))
+    if not resume:
+        run.log("eval", 0, before)
     hidden = hidden_match(setup)
     parts = dict(hidden=hidden) if hidden else {}
     state = TrainState.of(setup.student.train(), config.optim, parts=parts)

@@ -1,12 +1,7 @@
 """Make a smaller model of a trained one: where words, a parent, scores and cuts meet."""
 
-import json
 import re
-import shutil
-import tempfile
 from collections.abc import Iterable
-from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -16,10 +11,12 @@ from torch import Tensor, nn
 
 from zoo.axes import Axis, Shapes, State, named_shapes
 from zoo.commands.prune_data import Samples, batches_of, read_samples, split
+from zoo.commands.prune_distill import CUT, Distillation, plan_distillation
 from zoo.commands.prune_request import Prune
+from zoo.commands.prune_write import before_of, scores_of, write_child
 from zoo.students.prune import score
 from zoo.students.prune.layers import block_influence
-from zoo.students.prune.library import Parent, save
+from zoo.students.prune.library import Parent
 from zoo.students.prune.parent import open_parent
 from zoo.students.prune.plan import Plan
 from zoo.students.prune.proof import tensors
@@ -77,8 +74,15 @@ def _numbered(name: str) -> str:
 # Cutting
 
 
-def prune_model(args: Prune) -> None:
-    """Cut a model, print what became of it, and write it."""
+def prune_model(args: Prune, words: list[str]) -> Distillation | None:
+    """Cut a model, print what became of it, and write it.
+
+    Args:
+        words: Options of `zoo distill`, with --distill.
+
+    Returns:
+        How the child is to be trained, if it is.
+    """
     plan = Plan.parse(args.to)
     if args.data is None and (args.score not in ("magnitude", "random") or plan.layers):
         raise ValueError(
@@ -91,18 +95,25 @@ def prune_model(args: Prune) -> None:
     parent = open_parent(args.model, dequantise=args.dequantise)
     shapes = named_shapes(parent.model)
     plan.sizes(shapes)  # refuses before data are read
+    distillation = plan_distillation(args, parent, words) if args.distill else None
     parent.model.to(device)
     samples = None
     if args.data is not None:
         samples = read_samples(
             parent, args.data, number=args.samples, length=args.length, seed=args.seed
         )
-    child, chosen = _best(args, plan, parent, shapes, samples)
+    child, chosen, distances = _best(args, plan, parent, shapes, samples)
     print_child(shapes, child, chosen)
     if args.dry_run or args.out is None:
-        return
-    write_child(child, args.out, dict(model=args.model, to=args.to, score=chosen.name))
-    print(f"model  {args.out}")
+        return None
+    about = dict(
+        model=args.model, to=args.to, score=chosen.name, distances=distances,
+        before=before_of(shapes, child), scores=scores_of(child, chosen),
+    )  # fmt: skip
+    write_child(child, args.out / CUT if distillation else args.out, about)
+    if distillation is None:
+        print(f"model  {args.out}")
+    return distillation
 
 
 class Chosen:
@@ -130,8 +141,12 @@ class Chosen:
 
 def _best(
     args: Prune, plan: Plan, parent: Parent, shapes: Shapes, samples: Samples | None
-) -> tuple[Child, Chosen]:
-    """Cut by the score asked for; `auto`: by the one whose child is nearest to its parent."""
+) -> tuple[Child, Chosen, dict[str, float]]:
+    """Cut by the score asked for; `auto`: by the one whose child is nearest to its parent.
+
+    Returns:
+        The child, its score, and the distance to the parent by each score that was tried.
+    """
     names = ("activation", "contribution") if args.score == "auto" else (args.score,)
     state = parent.model.state_dict()
     device = next(parent.model.parameters()).device
@@ -166,7 +181,7 @@ def _best(
         if len(names) > 1:
             print(f"{name:12} distance to the parent on held-out data {far:.4f}")
     _, child, ranking = min(tried, key=lambda item: item[0])
-    return child, ranking
+    return child, ranking, {ranking.name: far for far, _, ranking in tried if held}
 
 
 @torch.no_grad()
@@ -209,30 +224,3 @@ def print_child(before: Shapes, child: Child, chosen: Chosen) -> None:
         print(f"by magnitude, as no product reads them: {', '.join(chosen.unseen[:6])}")
     if child.proof:
         print(f"child = masked parent: {child.proof.moved:.1e} of {child.proof.control:.1e}")
-
-
-def write_child(child: Child, folder: Path, about: dict[str, Any]) -> None:
-    """Write checkpoint, tokenizer, and `prune.json` with what stayed; whole or not at all."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    making = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    try:
-        for file in _beside(child.built.folder):
-            shutil.copy(file, making)
-        child.built.model.cpu()
-        save(child.built, making)
-        kept = {cut.axis: dict(kept=cut.kept.tolist(), by=cut.by) for cut in child.cuts}
-        about |= dict(kept=kept, layers=child.layers, numbers=child.shapes.count())
-        (making / "prune.json").write_text(json.dumps(about) + "\n")
-        making.chmod(0o755)
-        for file in making.iterdir():
-            file.chmod(0o644)
-        making.rename(folder)
-    finally:
-        shutil.rmtree(making, ignore_errors=True)
-
-
-def _beside(folder: Path | None) -> list[Path]:
-    """List what a folder of transformers has for its inputs: tokenizer, processor."""
-    names = ("tokenizer*", "special_tokens_map.json", "vocab.*", "merges.txt", "*processor*.json")
-    found = [file for name in names for file in folder.glob(name)] if folder else []
-    return [*found, *(folder.glob("*.jinja") if folder else [])]

@@ -13,7 +13,7 @@ SCORES = ("auto", "activation", "contribution", "magnitude", "random")
 
 @dataclass(frozen=True, kw_only=True)
 class Prune:
-    model: tyro.conf.Positional[str]
+    model: tyro.conf.Positional[str] = ""
     """A registered model (vit_small_patch16_224; with /random, its random weights), a folder of
     timm or transformers, a run, or a GGUF file."""
     to: str = ""
@@ -38,6 +38,11 @@ class Prune:
     """Take the weights of a GGUF file as float; what is cut from them is saved as float."""
     device: Device = "auto"
     """Where parent and child run; on CUDA scores are taken in bfloat16, proofs in float32."""
+    distill: int = 0
+    """Steps in which the child learns from its parent, on the same data. Behind it stand options of
+    zoo distill: --distill 2000 --teachers timm:NAME --optim.lr 1e-4 names a teacher more."""
+    resume: Path | None = None
+    """Continue the training of --distill in this folder."""
     dry_run: bool = False
     """Choose, rebuild, prove and print; write nothing."""
     shapes: bool = False
