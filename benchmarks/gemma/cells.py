@@ -39,26 +39,37 @@ class Cell:
         return "-".join([*words, *(["more"] if self.equal_compute else []), f"s{self.seed}"])
 
 
+WAYS: tuple[tuple[Begin, Loss, bool], ...] = (
+    ("pruned", "kd", False),
+    ("pruned", "ce", False),
+    ("random", "kd", False),
+    ("pruned", "ce", True),
+    ("scratch", "ce", False),
+)
+"""How a student begins, what it learns from, and whether it gets more steps."""
+KINDS: tuple[tuple[Begin, Loss], ...] = (
+    ("pruned", "kd"), ("pruned", "ce"), ("scratch", "ce"), ("scratch", "kd"),
+)  # fmt: skip
+"""What a learning rate is chosen for."""
+SHAPES: tuple[tuple[float, Shape], ...] = (
+    (0.5, "width"), (0.5, "depth"), (0.75, "width"), (0.75, "depth"), (0.75, "both"),
+)  # fmt: skip
+"""Sizes of which one seed is trained."""
+
+
 def all_cells(seeds: int) -> list[Cell]:
     """List every cell, those that say most first; more than one seed only for half by both."""
-    main = Cell(0.5, "both", "pruned", "kd")
-    half = [
-        replace(main, begin=begin, loss=loss, seed=seed, equal_compute=more)
-        for seed in range(seeds)
-        for begin, loss, more in (
-            ("pruned", "kd", False), ("pruned", "ce", False), ("pruned", "ce", True),
-            ("random", "kd", False), ("scratch", "ce", False),
-        )
-    ]  # fmt: skip
-    half.insert(5, replace(main, begin="scratch"))
+
+    def half(seed: int) -> list[Cell]:
+        return [Cell(0.5, "both", begin, loss, seed, more) for begin, loss, more in WAYS]
+
+    first = [*half(0), Cell(0.5, "both", "scratch", "kd")]
     others = [
         Cell(share, shape, begin, loss)
-        for share, shape in (
-            (0.5, "width"), (0.5, "depth"), (0.75, "width"), (0.75, "depth"), (0.75, "both"),
-        )
-        for begin, loss in (("pruned", "kd"), ("pruned", "ce"), ("random", "kd"))
+        for share, shape in SHAPES
+        for begin, loss, _ in WAYS[:3]
     ]  # fmt: skip
-    return [*half[:6], *others, *half[6:]]
+    return [*first, *others, *(cell for seed in range(1, seeds) for cell in half(seed))]
 
 
 def plan_of(config: Any, share: float, shape: Shape) -> Plan:

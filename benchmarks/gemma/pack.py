@@ -11,6 +11,7 @@ import io
 import json
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from gguf import GGUFReader
@@ -45,7 +46,7 @@ def renamed(name: str) -> str:
     return f"{WHOLE[words[0]]}.{words[1]}"
 
 
-def tokens_of(text: Path, tokenizer) -> dict[str, np.ndarray]:
+def tokens_of(text: Path, tokenizer: Any) -> dict[str, Any]:
     """Tokenise one text, without special tokens."""
     content = text.read_text(encoding="utf-8")
     ids = tokenizer.encode(content, add_special_tokens=False, verbose=False)

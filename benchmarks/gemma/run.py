@@ -18,6 +18,7 @@ import numpy as np
 import torch
 
 from benchmarks.gemma.cells import (
+    KINDS,
     RATE,
     Cell,
     all_cells,
@@ -106,18 +107,13 @@ class Bench:
     def rates(self, text: TextSource) -> None:
         """Choose each kind of training's learning rate by short runs, on the held-out text."""
         settings, chosen = self.settings._replace(steps=self.args.rate_steps), {}
-        for begin, loss in (
-            ("pruned", "kd"),
-            ("pruned", "ce"),
-            ("scratch", "ce"),
-            ("scratch", "kd"),
-        ):
+        for begin, loss in KINDS:
             cell, tried = Cell(0.5, "both", begin, loss), {}
             for lr in RATES[cell.kind.partition("-")[0]]:
                 student, _ = self.cutter.student(cell, self.results["scores"]["auto"])
                 teacher = self.teacher if loss == "kd" else None
-                options = dict(lr=lr, seed=0, at=[settings.steps])
-                curve, _ = learn(student, teacher, text, self.texts.held, settings, **options)
+                held = self.texts.held
+                curve, _ = learn(student, teacher, text, held, settings, lr=lr, seed=0, at=())
                 tried[lr] = curve[settings.steps]
                 self.say(f"{cell.kind} at {lr:g}: {tried[lr]:.1f} after {settings.steps} steps")
             chosen[cell.kind] = dict(

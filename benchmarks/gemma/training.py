@@ -80,8 +80,8 @@ def learn(
     """Train a student on a text, from a teacher or from the text alone.
 
     Returns:
-        The perplexity on the held-out text after the steps `at`, and the seconds of the training
-        without those measurements.
+        The perplexity on the held-out text after the steps `at` and the last, and the seconds of
+        the training without those measurements.
     """
     config = DistillText(
         steps=settings.steps, batch=settings.batch, length=settings.length, seed=seed,
@@ -90,7 +90,7 @@ def learn(
         every=Every(log=max(1, settings.steps // 4), checkpoint=settings.steps, evaluate=1),
         losses=TokenLosses(kl=1.0 if teacher else 0.0, ce=0.0 if teacher else 1.0),
     )  # fmt: skip
-    at, curve, measuring = set(at), dict[int, float](), 0.0
+    at, curve, measuring = {*at, settings.steps}, dict[int, float](), 0.0
 
     def look(model: Any, step: int) -> None:
         nonlocal measuring
