@@ -15,6 +15,8 @@ from benchmarks.gemma.rows import Texts
 from benchmarks.gemma.students import LAYERS
 from benchmarks.gemma.training import Settings, perplexity
 from zoo.axes import named_shapes
+from zoo.students.prune.emulate import emulate
+from zoo.students.prune.layers import Without, block_influence, loss_without, shapley, sublayers
 from zoo.students.prune.library import Parent
 
 CHOOSING, FITTING, PERMUTATIONS = 16, 32, 8
@@ -26,13 +28,6 @@ Say = Callable[[str], object]
 
 def study_depth(parent: Any, texts: Texts, settings: Settings, results: Results, say: Say) -> None:
     """Measure what goes first by each score, and what its emulation gives back."""
-    from zoo.students.prune.layers import (
-        Without,
-        block_influence,
-        loss_without,
-        shapley,
-        sublayers,
-    )
 
     def chosen_by(model: Any) -> float:
         return math.log(perplexity(model, texts.seen, settings, rows=CHOOSING))
@@ -81,8 +76,6 @@ def emulated(
     parent: Any, paths: list[str], batches: list[dict[str, Tensor]], reported: Callable
 ) -> dict[str, float]:
     """Measure the parent with each kind of substitute for some of its parts."""
-    from zoo.students.prune.emulate import emulate
-
     return {
         name: reported(emulate(Parent(parent), paths, lambda: batches, rank=rank).model)
         for name, rank in RANKS.items()

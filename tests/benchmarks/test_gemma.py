@@ -73,7 +73,6 @@ def test_a_stopped_run_goes_on_and_fills_its_tables(unpacked, tmp_path, script, 
 
 @pytest.mark.slow
 def test_depth_starts_from_the_same_parent_for_every_score(unpacked, tmp_path, script, capsys):
-    pytest.importorskip("zoo.students.prune.emulate")
     script("run", unpacked, "--out", tmp_path / "out", "--tiny", "--parts", "depth")
     found = json.loads((tmp_path / "out" / "results.json").read_text())
     rows = found["depth"]["removed"]
