@@ -80,6 +80,7 @@ ARROWS: dict[str, tuple[str, ...]] = {
         "zoo.radio_weights", "zoo.licence",
     ),
     "zoo.language": ("zoo.language",),
+    "zoo.language.gguf": ("zoo.files",),
     "zoo.data": ("zoo.data", "zoo.features", "zoo.files"),
     "zoo.data.text": ("zoo.data", "zoo.files", "zoo.language"),
     "zoo.teachers": (
@@ -90,13 +91,14 @@ ARROWS: dict[str, tuple[str, ...]] = {
     "zoo.students": ("zoo.students", *MODELS),
     "zoo.students.prune": (
         "zoo.students.prune", "zoo.axes", "zoo.cut_format", "zoo.features", "zoo.files",
-        "zoo.weights", "zoo.wheels",
+        "zoo.language", "zoo.weights", "zoo.wheels",
     ),
     "zoo.train": (*CORE, "zoo.data", "zoo.files"),
     "zoo.train.average": ("zoo.layers",),
     "zoo.train.cost": (),
     "zoo.train.pretext": (*CORE, "zoo.data", "zoo.features", "zoo.files", "zoo.teachers"),
     "zoo.train.masks": (*CORE, "zoo.students.prune"),
+    "zoo.train.elastic": (*CORE, "zoo.students.prune", "zoo.data"),
     "zoo.train.distill": (
         "zoo.train.distill", *CORE, "zoo.data", "zoo.students", "zoo.teachers", "zoo.features",
         "zoo.files", "zoo.compiled_blocks", "zoo.train.pretext", "zoo.language", ROOT_ONLY,

@@ -57,6 +57,20 @@ def test_the_export_is_2_4_and_updates_and_learning_help(trained, capsys):
 
 
 @pytest.mark.parametrize(
+    ("method", "says"),
+    [("learned", "logits of masks"), ("wanda", "nothing; wanda looks at 80 rows")],
+)
+def test_a_dry_run_says_what_is_thinned_and_leaves_nothing(trained, capsys, method, says):
+    options = f"--method {method} --text text.txt --length 32 --out dry --dry-run"
+    main(["mask", "lm:runs/distill_text/export", *options.split()])
+    printed = " ".join(capsys.readouterr().out.split())
+    assert says in printed
+    weights = 2 * (4 * 32 * 32 + 3 * 32 * 48)
+    assert f"{weights / 1e6:.2f} M weights of 14 layers to 2:4" in printed
+    assert not (trained / "dry").exists()
+
+
+@pytest.mark.parametrize(
     ("words", "message"),
     [(("--pattern", "4:2"), "keeps nothing or everything"), (("--pattern", "x"), "no pattern")],
 )

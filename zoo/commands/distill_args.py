@@ -75,11 +75,15 @@ def main(argv: list[str]) -> None:
     if asked.args.dry_run:
         print_plans(asked.stages)
         return
+    print_run(distill_stages(asked.stages, resume=asked.args.resume is not None))
+
+
+def print_run(run: "Run") -> None:
+    """Print the tables of a finished run, and where its student is."""
     from zoo.eval.report.run_folder import read_run
     from zoo.eval.report.terminal import print_tables
     from zoo.eval.report.verdict import on_weights
 
-    run = distill_stages(asked.stages, resume=asked.args.resume is not None)
     report, export = run.path / "report.html", run.path / "export"
     print_tables(run.path)
     print(f"student  {export}  (timm.create_model('local-dir:{export}', pretrained=True))")

@@ -18,6 +18,8 @@ class MaskArgs:
     run: Annotated[Mask, tyro.conf.arg(name="")]
     resume: Path | None = None
     """Continue the run in this folder; its own settings are the defaults."""
+    dry_run: bool = False
+    """Print the plan (models, what is trained, bytes, speed) and exit."""
 
 
 def main(argv: list[str]) -> None:
@@ -38,9 +40,15 @@ def main(argv: list[str]) -> None:
         stored = Run(folder).config(Mask)
         default = MaskArgs(run=replace(stored, out=folder), model=stored.student)
     args = parse(MaskArgs, argv, "mask", main.__doc__ or "", default=default)
+    config = replace(args.run, student=args.model)
+    if args.dry_run:
+        from zoo.commands.plan_text import print_mask_plan
+
+        print_mask_plan(config)
+        return
     from zoo.commands.mask import mask
 
-    run = mask(replace(args.run, student=args.model), resume=args.resume is not None)
+    run = mask(config, resume=args.resume is not None)
     about = run.read_json("about.json")
     print(f"model    {run.path / 'export'}  (AutoModelForCausalLM.from_pretrained)")
     for name, values in about["results"].items():
