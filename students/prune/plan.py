@@ -19,6 +19,7 @@ KINDS = {
     "ssm_heads": "r",
     "ssm_channels": "p",
     "ssm_state": "s",
+    "ssm_rank": "l",
 }
 """A word for each kind of axis, and the letters that the tables have for it."""
 

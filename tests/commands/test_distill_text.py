@@ -122,6 +122,7 @@ def lines(folder) -> list[dict]:
         (dict(text="nothing.txt"), "lm:parent", "There is no text"),
         (dict(words=("--losses.tau", "0")), "lm:parent", "tau"),
         (dict(length=100_000), "lm:parent", "a row has 2 or more"),
+        (dict(words=("--optim.lora", "4")), "lm:parent", "this training has no adapters"),
     ],
 )
 def test_bad_input_ends_in_one_line_and_leaves_nothing(place, capsys, wrong, teacher, message):

@@ -20,6 +20,7 @@ from zoo.commands.plan_text import print_text_plan
 from zoo.commands.prune_request import Prune
 from zoo.commands.prune_write import ABOUT, write_about
 from zoo.commands.stages import distill_stages
+from zoo.eval.report.pruned import build_pruned
 from zoo.files import read_json
 from zoo.students.prune.library import Parent
 from zoo.students.prune.prune import Child
@@ -119,6 +120,7 @@ def distil_child(out: Path, config: Distillation, *, resume: bool = False) -> No
     trained = dict(steps=config.steps, teachers=list(config.labels))
     write_about(out, read_json(out / CUT / ABOUT) | dict(distilled=trained))
     print(f"model    {out}, trained; as it was cut, in {out / CUT}")
+    print(f"report   {build_pruned(out).resolve()}")
 
 
 def _distilled(config: Distillation, resume: bool) -> Run:
