@@ -19,7 +19,7 @@ from zoo.students.prune.layers import block_influence
 from zoo.students.prune.library import Parent
 from zoo.students.prune.parent import open_parent
 from zoo.students.prune.plan import Plan
-from zoo.students.prune.proof import tensors
+from zoo.students.prune.proof import forward_of, prove, tensors
 from zoo.students.prune.prune import Child, ScoreUnits, prune
 from zoo.students.prune.ranking import BLIND, Measure
 from zoo.train.device import autocast, device_of
@@ -98,6 +98,7 @@ def prune_model(args: Prune, words: list[str]) -> Distillation | None:
         samples = read_samples(
             parent, args.data, number=args.samples, length=args.length, seed=args.seed
         )
+        prove_axes(args, parent, shapes, list(plan.sizes(shapes)), samples)
     child, chosen, distances = _best(args, plan, parent, shapes, samples)
     print_child(shapes, child, chosen)
     if args.dry_run or args.out is None:
@@ -112,6 +113,23 @@ def prune_model(args: Prune, words: list[str]) -> Distillation | None:
     if distillation is None:
         print(f"model  {args.out}")
     return distillation
+
+
+def prove_axes(
+    args: Prune, parent: Parent, shapes: Shapes, axes: list[Axis], samples: Samples
+) -> None:
+    """Prove one axis of each form by permutation, with a control; random weights may be blind.
+
+    Raises:
+        ValueError: a table is wrong for this model, or these samples do not show an axis.
+    """
+    if args.model.endswith("/random"):
+        return
+    device = next(parent.model.parameters()).device
+    forward = forward_of(parent.model, next(batches_of(samples, 2, device)))
+    forms = {numbered(axis): axis for axis in axes}
+    if forms:
+        prove(shapes, dict(parent.model.state_dict()), forward, list(forms.values()))
 
 
 class Chosen(NamedTuple):

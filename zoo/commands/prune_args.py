@@ -40,6 +40,9 @@ def main(argv: list[str]) -> None:
     ):
         if given not in known:
             raise ValueError(f"There is no {what} {given!r}; there are {', '.join(known)}.")
+    for name, least in (("samples", 2), ("batch", 1), ("length", 2)):
+        if getattr(args, name) < least:
+            raise ValueError(f"--{name} is {getattr(args, name)}; it is {least} or more.")
     if not args.shapes and not args.to:
         raise ValueError("Say what stays, for example --to ffn=0.75,layers=0.5; or --shapes.")
     if not args.shapes and not args.out and not args.dry_run:
