@@ -129,6 +129,29 @@ def test_the_command_runs_on_the_gpu_and_writes_what_a_cpu_reads(vit, images, tm
     assert torch.equal(model.norm.weight, parent.norm.weight[kept])
 
 
+@pytest.mark.parametrize("how", ["loss", "shapley", "contiguous", "means"])
+def test_layers_go_by_what_their_absence_costs(how, vit, images, tmp_path):
+    out = tmp_path / "small"
+    words = f"--to layers=2 --data {images} --samples 8 --layer-score {how} --out {out}"
+    main(["prune", str(vit), *words.split()])
+    assert len(timm.create_model(f"local-dir:{out}", pretrained=True).blocks) == 2
+
+
+def test_attention_goes_without_its_ffn_and_something_small_stands_in(
+    vit, images, tmp_path, capsys
+):
+    out = tmp_path / "small"
+    words = f"--to attention_layers=2,ffn=0.5 --data {images} --samples 8 --out {out}"
+    with pytest.raises(SystemExit):
+        main(["prune", str(vit), *words.split()])
+    assert "give --form zoo" in capsys.readouterr().err
+    main(["prune", str(vit), *words.split(), "--form", "zoo", "--emulate", "2"])
+    assert "child = masked parent" in capsys.readouterr().out
+    (gone,) = json.loads((out / "prune.json").read_text())["without"]
+    part = zoo.create_model(f"local-dir:{out}").get_submodule(gone)
+    assert part.down.weight.shape == (2, 24)
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -137,6 +160,7 @@ def test_the_command_runs_on_the_gpu_and_writes_what_a_cpu_reads(vit, images, tm
         ("--to ffn=0.5 --dry-run", "look at data: give --data"),
         ("--to ffn=0.5 --dry-run --form onnx", "There is no form 'onnx'"),
         ("--to ffn=0.5 --dry-run --score best", "There is no score 'best'"),
+        ("--to ffn=0.5 --dry-run --layer-score best", "There is no score of layers 'best'"),
         ("--to nothing=0.5 --dry-run --score random", "has no 'nothing'; it has stream, ffn"),
         ("--to heads=0.5 --dry-run --score random", "Cut them together"),
         ("--to ffn=0.5 --dry-run --data IMAGES --samples 9", "has 8 images, not the 9"),

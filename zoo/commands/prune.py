@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 from zoo.axes import Axis, Shapes, named_shapes, numbered
 from zoo.commands.prune_data import Samples, batches_of, read_samples, split
+from zoo.commands.prune_depth import rank_layers, thin
 from zoo.commands.prune_distill import CUT, Distillation, plan_distillation, print_training
 from zoo.commands.prune_request import Prune
 from zoo.commands.prune_write import before_of, scores_of, write_child
-from zoo.students.prune.layers import block_influence
 from zoo.students.prune.library import Parent
 from zoo.students.prune.parent import open_parent
 from zoo.students.prune.plan import Plan
@@ -80,11 +80,13 @@ def prune_model(args: Prune, words: list[str]) -> Distillation | None:
         How the child is to be trained, if it is.
     """
     plan = Plan.parse(args.to)
-    if args.data is None and (args.score not in BLIND or plan.layers):
+    if args.data is None and (args.score not in BLIND or plan.layers or plan.sublayers):
         raise ValueError(
             "Scores of activations, and the choice of layers, look at data: give --data. Without, "
             "there are --score magnitude and --score random, for widths."
         )
+    if plan.sublayers and args.form != "zoo":
+        raise ValueError("No constructor leaves out branches of layers; give --form zoo.")
     device = device_of(args.device)
     if device.type == "mps":
         raise ValueError("Scores are summed in float64, which mps does not have; --device cpu.")
@@ -108,6 +110,7 @@ def prune_model(args: Prune, words: list[str]) -> Distillation | None:
     about = dict(
         model=args.model, to=args.to, score=chosen.name, distances=distances,
         before=before_of(shapes, child), scores=scores_of(child, chosen.units),
+        without=list(child.built.emulated),
     )  # fmt: skip
     write_child(child, args.out / CUT if distillation else args.out, about)
     if distillation is None:
@@ -149,13 +152,21 @@ def _best(
     Returns:
         The child, its score, and the distance to the parent by each score that was tried.
     """
-    names = ("activation", "contribution") if args.score == "auto" else (args.score,)
     device = next(parent.model.parameters()).device
     seen, held = split(samples, 0.25) if samples else ({}, {})
+
+    def batches() -> Iterable[Samples]:
+        return batches_of(seen, args.batch, device)
+
+    if plan.sublayers:
+        parent = thin(args, plan, parent, shapes, batches)
+        shapes = named_shapes(parent.model)
+    names = ("activation", "contribution") if args.score == "auto" else (args.score,)
+    names = names if plan.sizes(shapes) else names[:1]
     measure = Measure(
         model=parent.model,
         shapes=shapes,
-        batches=lambda: batches_of(seen, args.batch, device),
+        batches=batches,
         axes=tuple(plan.sizes(shapes)),
         seed=args.seed,
         experts=args.expert_score,
@@ -168,11 +179,6 @@ def _best(
 
         return score
 
-    def rank(path: str, length: int) -> Tensor:
-        del length
-        with autocast("auto", device):
-            return block_influence(parent.model, path, batches_of(seen, args.batch, device))
-
     probe = next(batches_of(held, 2, device), None)
     tried = []
     for name in names:
@@ -180,13 +186,13 @@ def _best(
             parent,
             plan,
             units(name),
-            rank_layers=rank if samples else None,
+            rank_layers=rank_layers(args, plan, parent, batches) if samples else None,
             probe=probe,
             form=args.form,
         )
         with autocast("auto", device):
-            batches = batches_of(held, args.batch, device)
-            far = distance(parent.model, child.built.model, batches)
+            unseen = batches_of(held, args.batch, device)
+            far = distance(parent.model, child.built.model, unseen)
         tried.append((far, child, name))
         if len(names) > 1:
             print(f"{name:12} distance to the parent on held-out data {far:.4f}")

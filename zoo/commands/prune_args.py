@@ -1,7 +1,7 @@
 """`zoo prune`: what its command line says, read without torch."""
 
 from zoo.commands.parse import parse
-from zoo.commands.prune_request import EXPERT_SCORES, FORMS, SCORES, Prune
+from zoo.commands.prune_request import EXPERT_SCORES, FORMS, LAYER_SCORES, SCORES, Prune
 
 BEFORE = (
     "--to", "--data", "--text", "--student", "--out", "--steps", "--resume", "--dry-run", "--score",
@@ -35,6 +35,7 @@ def main(argv: list[str]) -> None:
         raise ValueError("Name a model: of timm or zoo, a folder, or a run.")
     for what, given, known in (
         ("score", args.score, SCORES),
+        ("score of layers", args.layer_score, LAYER_SCORES),
         ("score of experts", args.expert_score, EXPERT_SCORES),
         ("form", args.form, FORMS),
     ):
