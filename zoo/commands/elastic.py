@@ -13,10 +13,8 @@ from rich.table import Table
 
 from zoo.axes import Shapes, named_shapes
 from zoo.commands.distill_text import Evaluation, TextSetup, evaluated, export, prepare
-from zoo.commands.prune import Chosen
 from zoo.data.plan import Plan as Stream
 from zoo.data.text import TextFeed
-from zoo.students.prune import score
 from zoo.students.prune.elastic import (
     FULL,
     Ranks,
@@ -32,6 +30,7 @@ from zoo.students.prune.masked import Masked, Size
 from zoo.students.prune.parent import open_parent
 from zoo.students.prune.plan import Plan
 from zoo.students.prune.proof import Cut, is_experts
+from zoo.students.prune.ranking import Measure
 from zoo.train.config import to_json
 from zoo.train.device import autocast, machine
 from zoo.train.distill.elastic_config import Elastic
@@ -154,19 +153,19 @@ def ranked(
             some = setup.train.rows(range(start, min(start + config.batch, rows)))
             yield dict(input_ids=some.ids.to(setup.device))
 
-    columns = {}
     axes = {axis: None for plan in plans.values() for axis in plan.sizes(shapes)}
+    measure = Measure(
+        model=parent.model, shapes=shapes, batches=batches, axes=tuple(axes), seed=config.seed
+    )
     with autocast(config.precision, setup.device):
-        if axes and config.score in ("activation", "contribution"):
-            columns = score.activation(parent.model, shapes, batches(), axes)
+        order = rank_units(shapes, plans.values(), measure.rank(config.score))
         influence = {
             entry.path: block_influence(parent.model, entry.path, batches())
             for entry in shapes.layers
             if any(plan.layers is not None for plan in plans.values())
         }
-    ranking = Chosen(config.score, shapes, parent.model.state_dict(), columns, config.seed)
     ranks = {path: x.argsort(descending=True).tolist() for path, x in influence.items()}
-    return rank_units(shapes, plans.values(), ranking), ranks
+    return order, ranks
 
 
 def learn(config: Elastic, setup: TextSetup, masked: Masked, sizes: Sizes, run: Run) -> Any:
