@@ -22,6 +22,7 @@ from zoo.students.prune.elastic import (
     Ranks,
     checked_size,
     cut_to,
+    numbers,
     parse_sizes,
     rank_units,
     sort_units,
@@ -205,23 +206,11 @@ def finish(
         "about.json",
         dict(
             before=run.read_json("before.json"), after=after,
-            numbers={n: count(sizes.shapes, size) for n, size in sizes.by_name.items()},
+            numbers={n: numbers(sizes.shapes, size) for n, size in sizes.by_name.items()},
             commit=commit(), machine=machine(setup.device),
             seconds=time.perf_counter() - began, config=to_json(config),
         ),
     )  # fmt: skip
-
-
-def count(shapes: Shapes, size: Size) -> int:
-    """Count the numbers of a size."""
-    gone = [
-        rf"{path}\.{i}\."
-        for path, kept in size.layers.items()
-        for i in range(shapes.num_layers(path))
-        if i not in kept
-    ]
-    widths = {axis: width.sizes[0] for axis, width in size.widths.items()}
-    return shapes.count(widths, without=f"^({'|'.join(gone)})" if gone else r"^$")
 
 
 def print_sizes(config: Elastic) -> None:
@@ -233,9 +222,9 @@ def print_sizes(config: Elastic) -> None:
     ranks = {entry.path: list(range(shapes.num_layers(entry.path))) for entry in shapes.layers}
     table = Table("size", "numbers", "share", "what stays")
     for name, plan in plans.items():
-        numbers = cut_to(parent, shapes, plan, ranks, form=config.form).shapes.count()
+        child = cut_to(parent, shapes, plan, ranks, form=config.form).shapes.count()
         stays = [*plan.axes.items(), *([("layers", plan.layers)] if plan.layers else [])]
         words = ", ".join(f"{what}={amount}" for what, amount in stays)
-        table.add_row(name, f"{numbers:,}", f"{numbers / shapes.count():.1%}", words)
+        table.add_row(name, f"{child:,}", f"{child / shapes.count():.1%}", words)
     table.add_row(FULL, f"{shapes.count():,}", "100%", "everything")
     Console().print(table)
