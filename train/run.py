@@ -5,7 +5,8 @@ import json
 import shutil
 import subprocess
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial, wraps
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -69,10 +70,24 @@ class Run:
         except OSError as error:
             raise ValueError(f"Cannot write to {config.out}: {error.strerror or error}.") from error
 
-    @by_first_alone
-    def discard(self) -> None:
-        """Remove the folder of a run that was refused before anything was learnt."""
-        shutil.rmtree(self.path, ignore_errors=True)
+    @contextmanager
+    def discarded(
+        self, *, unless: Callable[[], Any], on: tuple[type[Exception], ...] = (ValueError,)
+    ) -> Iterator[None]:
+        """Within this context, an error removes the folder: nothing has been learnt yet.
+
+        It would be in the way of the command that is right.
+
+        Args:
+            unless: Asked after an error: whether the folder is worth keeping.
+            on: The errors that refuse a run.
+        """
+        try:
+            yield
+        except on:
+            if is_first() and not unless():  # no collective: the error may be of one rank alone
+                shutil.rmtree(self.path, ignore_errors=True)
+            raise
 
     @classmethod
     def reopen(cls, path: Path, config: Training) -> "Run":

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from zoo.axes import Axis, Part, Shapes, State, part_size
-from zoo.students.prune.score import CONVS
+from zoo.students.prune.taps import CONVS
 
 Share = Float[Tensor, "*B choices"]
 

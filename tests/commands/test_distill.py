@@ -23,6 +23,7 @@ from zoo.eval.report.verdict import on_weights
 from zoo.students.export import load_export
 from zoo.train.config import Augment, Every, Optim
 from zoo.train.distill.config import Distill, Heads, Losses, TeacherSpec
+from zoo.train.distill.setup import prepare
 from zoo.train.interrupt import Interrupted
 from zoo.train.run import Run
 
@@ -353,6 +354,11 @@ def test_what_is_refused_leaves_no_folder_behind(here):
         with pytest.raises(ValueError, match=match):
             distill(config(here, **(dict(student="vit_tiny_patch16_224") | wrong)))
         assert not (here / "run").exists()
+
+
+def test_a_teacher_without_linear_layers_is_refused_in_8_bits_before_the_folder_is_made(here):
+    with pytest.raises(ValueError, match="no linear layers for int8; give --teacher-precision"):
+        prepare(config(here, "colours", teacher_precision="int8"))
 
 
 def test_a_teacher_whose_name_means_all_teachers_is_refused():

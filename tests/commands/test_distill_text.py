@@ -60,6 +60,20 @@ def test_the_divergence_from_the_parent_falls_and_the_export_is_transformers_own
     assert "perplexity" in capsys.readouterr().out
 
 
+def test_a_dry_run_says_what_is_trained_and_leaves_nothing(place, capsys):
+    before = sorted(place.glob("*"))
+    run("--dry-run", "--steps", "40", "--losses.hidden", "1")
+    printed = " ".join(capsys.readouterr().out.split())
+    model = transformers.AutoModelForCausalLM.from_pretrained(place / "small")
+    held = sum(p.numel() for p in model.parameters())
+    assert f"all {(held + 16 * 16) / 1e6:,.2f} M parameters" in printed  # a projection too
+    looked_up = model.get_input_embeddings().weight.numel()
+    flops = 2 * (held - looked_up - 3 * 16)  # norms multiply no matrix
+    assert f"{flops / 1e9:,.4g}" in printed
+    assert "40 steps: about" in printed
+    assert {*place.glob("*")} - {*before} <= {place / "cache"}
+
+
 def test_text_alone_is_learnt_without_a_teacher(place):
     run("--steps", "40", "--losses.kl", "0", "--losses.ce", "1", teacher="")
     about = json.loads((place / "out" / "about.json").read_text())
@@ -108,6 +122,7 @@ def lines(folder) -> list[dict]:
         (dict(text="nothing.txt"), "lm:parent", "There is no text"),
         (dict(words=("--losses.tau", "0")), "lm:parent", "tau"),
         (dict(length=100_000), "lm:parent", "a row has 2 or more"),
+        (dict(words=("--optim.lora", "4")), "lm:parent", "this training has no adapters"),
     ],
 )
 def test_bad_input_ends_in_one_line_and_leaves_nothing(place, capsys, wrong, teacher, message):

@@ -4,6 +4,7 @@ import json
 import os
 import signal
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ from zoo.students.prune.library import Parent, save
 from zoo.train.distill.config import Distill, TeacherSpec
 from zoo.train.distill.setup import new_student, prepare
 
-ARGUMENTS = dict(embed_dim=24, depth=3, num_heads=4, img_size=32)
+ARGUMENTS: dict[str, Any] = dict(embed_dim=24, depth=3, num_heads=4, img_size=32)
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +34,7 @@ def place(tmp_path_factory):
                 place / "images" / split / "all" / f"{i:02d}.png"
             )
     torch.manual_seed(0)
-    model = timm.create_model("vit_tiny_patch16_224", num_classes=5, **ARGUMENTS)
+    model: Any = timm.create_model("vit_tiny_patch16_224", num_classes=5, **ARGUMENTS)
     with torch.no_grad():
         for tensor in model.parameters():
             tensor.add_(torch.randn_like(tensor) * 0.1)
@@ -76,7 +77,7 @@ def test_a_pruned_student_starts_from_its_cut_weights_and_keeps_its_parent_and_o
     assert all(torch.allclose(export[name], weights[name], atol=1e-9) for name in export)
     last = json.loads((place / "two" / "metrics.jsonl").read_text().splitlines()[0])
     assert {"vit/summary", "vit/spatial", "edges/spatial"} <= last.keys()
-    model = timm.create_model(f"local-dir:{place}/two/export", pretrained=True)
+    model: Any = timm.create_model(f"local-dir:{place}/two/export", pretrained=True)
     assert (model.embed_dim, len(model.blocks)) == (12, 2)
 
 
@@ -105,7 +106,7 @@ def test_one_command_cuts_and_distils_and_a_stopped_one_goes_on(place, monkeypat
     assert about["before"]["numbers"] > about["numbers"]
     trained, as_cut = (load_file(f / "model.safetensors") for f in (out, out / "cut"))
     assert not torch.equal(trained["blocks.0.mlp.fc1.weight"], as_cut["blocks.0.mlp.fc1.weight"])
-    model = timm.create_model(f"local-dir:{out}", pretrained=True)
+    model: Any = timm.create_model(f"local-dir:{out}", pretrained=True)
     assert (model.embed_dim, len(model.blocks)) == (12, 2)
     assert [row["step"] for row in evaluations(out / "run") if row["arm"] == "student"] == [2, 4, 6]
     # the same again, stopped behind the third step
@@ -149,6 +150,20 @@ def test_a_wrong_training_ends_with_one_line_and_leaves_nothing(place, words, me
     assert {path for path in place.rglob("*") if "wrong" in path.name} == before
 
 
+@pytest.mark.parametrize("parent", ["vit", "llama"])
+def test_a_dry_run_shows_cut_and_training_and_writes_nothing(place, monkeypatch, capsys, parent):
+    monkeypatch.setenv("ZOO_CACHE", str(place / "cache"))
+    monkeypatch.chdir(place)
+    data = "images" if parent == "vit" else text_and_llama(place)
+    before = {*place.rglob("*")}
+    words = f"{parent} --to stream=0.5 --data {data} --samples 8 --length 16 --dry-run --distill 7"
+    main(["prune", *words.split()])
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "tensors" in printed
+    assert "7 steps" in printed
+    assert {p for p in place.rglob("*") if "cache" not in p.parts} <= before
+
+
 def test_a_random_parent_has_nothing_to_teach(place, capsys):
     words = f"test_vit/random --to ffn=0.5 --data {place}/images --out {place}/r --distill 2"
     with pytest.raises(SystemExit):
@@ -157,10 +172,9 @@ def test_a_random_parent_has_nothing_to_teach(place, capsys):
     assert not (place / "r").exists()
 
 
-def test_a_pruned_llama_recovers_towards_its_parent(place, monkeypatch, capsys):
+def text_and_llama(place: Path) -> str:
+    """A text, and a folder of transformers with a tiny Llama of bytes."""
     transformers = pytest.importorskip("transformers")
-    monkeypatch.setenv("ZOO_CACHE", str(place / "cache"))
-    monkeypatch.chdir(place)
     (place / "text.txt").write_text("the quick brown fox jumps over the lazy dog. " * 60)
     torch.manual_seed(0)
     config = transformers.LlamaConfig(
@@ -168,6 +182,14 @@ def test_a_pruned_llama_recovers_towards_its_parent(place, monkeypatch, capsys):
         num_attention_heads=2, num_key_value_heads=2, head_dim=16, initializer_range=0.2,
     )  # fmt: skip
     transformers.LlamaForCausalLM(config).save_pretrained(place / "llama")
+    return "text.txt"
+
+
+def test_a_pruned_llama_recovers_towards_its_parent(place, monkeypatch, capsys):
+    transformers = pytest.importorskip("transformers")
+    monkeypatch.setenv("ZOO_CACHE", str(place / "cache"))
+    monkeypatch.chdir(place)
+    text_and_llama(place)
     words = "--to ffn=0.5,stream=0.5 --data text.txt --samples 16 --length 16 --out small"
     behind = "--batch 8 --optim.lr 1e-2 --every.evaluate 15"
     main(["prune", "llama", *words.split(), "--distill", "30", *behind.split()])
@@ -175,6 +197,14 @@ def test_a_pruned_llama_recovers_towards_its_parent(place, monkeypatch, capsys):
     curve = [row["kl/llama"] for row in evaluations(place / "small" / "run")]
     assert len(curve) == 3
     assert curve[2] < curve[1] < curve[0]
+    # a teacher of another vocabulary is refused once the cut is there, and takes it along
+    other = transformers.LlamaConfig(vocab_size=300, hidden_size=32, num_attention_heads=2)
+    transformers.LlamaForCausalLM(other).save_pretrained(place / "other")
+    wrong = words.replace("small", "wrong").split()
+    with pytest.raises(SystemExit):
+        main(["prune", "llama", *wrong, "--distill", "30", "--teachers", "lm:other"])
+    assert "has 300 tokens and the student 257" in capsys.readouterr().err
+    assert not (place / "wrong").exists()
     child = transformers.AutoModelForCausalLM.from_pretrained(place / "small")
     assert child.config.hidden_size == 16
     about = json.loads((place / "small" / "prune.json").read_text())

@@ -118,7 +118,7 @@ def read_args(argv: list[str]) -> Asked:
     stages = _defaults(name, shared)
     _check_stages(stages, own, value_of(shared, "--start") is not None)
     registry = tyro.constructors.ConstructorRegistry()
-    registry.primitive_rule(_teacher_rule)
+    registry.primitive_rule(teacher_rule)
     with registry:
         read = {stage: _read(run, shared) for stage, run in stages.items()}
         stages = {stage: args.run for stage, args in read.items()}
@@ -266,7 +266,7 @@ def call(
     return distill_stages(stages, resume=resume is not None)
 
 
-def _teacher_rule(
+def teacher_rule(
     info: tyro.constructors.PrimitiveTypeInfo,
 ) -> tyro.constructors.PrimitiveConstructorSpec[TeacherSpec] | None:
     """Tell tyro how a teacher is written."""

@@ -18,6 +18,8 @@ class DistillTextArgs:
     run: Annotated[DistillText, tyro.conf.arg(name="")]
     resume: Path | None = None
     """Continue the run in this folder; its own settings are the defaults."""
+    dry_run: bool = False
+    """Print the plan (models, what is trained, bytes, speed) and exit."""
 
 
 def is_text(argv: list[str]) -> bool:
@@ -51,6 +53,11 @@ def main(argv: list[str]) -> None:
     """
     args = read_args(argv)
     refuse_other_folder(args.run.out, args.resume)
+    if args.dry_run:
+        from zoo.commands.plan_text import print_text_plan
+
+        print_text_plan(args.run)
+        return
     from zoo.commands.distill_text import distill_text
 
     print_run(distill_text(args.run, resume=args.resume is not None))

@@ -1,7 +1,7 @@
 """`zoo prune`: what its command line says, read without torch."""
 
 from zoo.commands.parse import parse
-from zoo.commands.prune_request import FORMS, SCORES, Prune
+from zoo.commands.prune_request import EXPERT_SCORES, FORMS, LAYER_SCORES, SCORES, Prune
 
 BEFORE = (
     "--to", "--data", "--text", "--student", "--out", "--steps", "--resume", "--dry-run", "--score",
@@ -33,10 +33,17 @@ def main(argv: list[str]) -> None:
         raise ValueError(f"--distill is {args.distill}; give the number of steps.")
     if not args.model:
         raise ValueError("Name a model: of timm or zoo, a folder, or a run.")
-    if args.score not in SCORES:
-        raise ValueError(f"There is no score {args.score!r}; there are {', '.join(SCORES)}.")
-    if args.form not in FORMS:
-        raise ValueError(f"There is no form {args.form!r}; there are {', '.join(FORMS)}.")
+    for what, given, known in (
+        ("score", args.score, SCORES),
+        ("score of layers", args.layer_score, LAYER_SCORES),
+        ("score of experts", args.expert_score, EXPERT_SCORES),
+        ("form", args.form, FORMS),
+    ):
+        if given not in known:
+            raise ValueError(f"There is no {what} {given!r}; there are {', '.join(known)}.")
+    for name, least in (("samples", 2), ("batch", 1), ("length", 2)):
+        if getattr(args, name) < least:
+            raise ValueError(f"--{name} is {getattr(args, name)}; it is {least} or more.")
     if not args.shapes and not args.to:
         raise ValueError("Say what stays, for example --to ffn=0.75,layers=0.5; or --shapes.")
     if not args.shapes and not args.out and not args.dry_run:

@@ -15,11 +15,16 @@ import torch
 from zoo.commands import distill_args, distill_text_args
 from zoo.commands.distill_text import distill_text
 from zoo.commands.parse import value_of
+from zoo.commands.plan import print_plan
+from zoo.commands.plan_text import print_text_plan
 from zoo.commands.prune_request import Prune
 from zoo.commands.prune_write import ABOUT, write_about
 from zoo.commands.stages import distill_stages
+from zoo.eval.report.pruned import build_pruned
 from zoo.files import read_json
 from zoo.students.prune.library import Parent
+from zoo.students.prune.prune import Child
+from zoo.students.start import undecided
 from zoo.train.distill.config import Distill, TeacherSpec
 from zoo.train.distill.token_config import DistillText
 from zoo.train.interrupt import Interrupted
@@ -36,16 +41,16 @@ def plan_distillation(args: Prune, parent: Parent, words: list[str]) -> Distilla
     Raises:
         ValueError: the parent cannot teach, or an option is wrong.
     """
-    assert args.out is not None
+    out = args.out or Path("pruned")  # of a dry run
     options = {
-        "--steps": args.distill, "--data": args.data, "--out": args.out / RUN,
+        "--steps": args.distill, "--data": args.data, "--out": out / RUN,
         "--device": args.device, "--seed": args.seed,
     }  # fmt: skip
     teacher, is_text = _teacher(args.model, parent)
     if is_text:
-        options |= {"--student": f"lm:{args.out / CUT}", "--length": args.length}
+        options |= {"--student": f"lm:{out / CUT}", "--length": args.length}
     else:
-        options |= {"--student": f"local-dir:{args.out / CUT}", "--size": image_size(parent)[0]}
+        options |= {"--student": f"local-dir:{out / CUT}", "--size": image_size(parent)[0]}
     given = [w for key, value in options.items() if value_of(words, key) is None
              for w in (key, str(value))]  # fmt: skip
     if is_text:
@@ -53,6 +58,16 @@ def plan_distillation(args: Prune, parent: Parent, words: list[str]) -> Distilla
         return replace(config, teachers=(teacher, *config.teachers))
     (config,) = distill_args.read_args([*given, *words]).stages.values()
     return replace(config, teachers=(TeacherSpec.parse(teacher), *config.teachers))
+
+
+def print_training(config: Distillation, child: Child) -> None:
+    """Print what the training of a child would be that is written nowhere."""
+    if isinstance(config, DistillText):
+        print_text_plan(replace(config, student=config.teachers[0]), student=child.built.model)
+        return
+    options = undecided(child.built.arguments).items()
+    words = tuple(f"{key}={value!r}" for key, value in options)
+    print_plan(replace(config, student=child.built.name, student_options=words))
 
 
 def image_size(parent: Parent) -> tuple[int, int]:
@@ -105,6 +120,7 @@ def distil_child(out: Path, config: Distillation, *, resume: bool = False) -> No
     trained = dict(steps=config.steps, teachers=list(config.labels))
     write_about(out, read_json(out / CUT / ABOUT) | dict(distilled=trained))
     print(f"model    {out}, trained; as it was cut, in {out / CUT}")
+    print(f"report   {build_pruned(out).resolve()}")
 
 
 def _distilled(config: Distillation, resume: bool) -> Run:
