@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from zoo.axes import Axis, Shapes
-from zoo.students.prune.elastic import Ranks
+from zoo.students.prune.elastic import FULL, Ranks
 from zoo.students.prune.masked import Share, Size, Widths
 from zoo.students.prune.plan import Plan
 
@@ -53,6 +53,31 @@ def parse_choices(text: str, shapes: Shapes) -> dict[str, Choice]:
     if not found:
         raise ValueError("A router needs choices, for example ffn=0.5|0.75|1.0,heads=0.5|1.0.")
     return found
+
+
+def parse_budgets(text: str) -> dict[str, float]:
+    """Read `small:params=0.5;medium:params=0.75`: a share of the parameters for each name.
+
+    Raises:
+        ValueError: a part is no budget, or a name is there twice.
+    """
+    budgets: dict[str, float] = {}
+    for part in filter(None, text.replace(" ", "").split(";")):
+        match = re.fullmatch(r"(\w[\w.-]*):params=(0?\.\d+)", part)
+        if match is None or match[1] in (FULL, *budgets) or not float(match[2]):
+            raise ValueError(
+                f"{part!r} is no budget for a router: write NAME:params=SHARE with a share below "
+                "1, for example small:params=0.5;medium:params=0.75."
+            )
+        budgets[match[1]] = float(match[2])
+    if not budgets:
+        raise ValueError("A router needs budgets: --sizes 'small:params=0.5;medium:params=0.75'.")
+    return budgets
+
+
+def least(choices: Mapping[str, Choice]) -> Plan:
+    """Return the first candidates of all choices together."""
+    return Plan.parse(",".join(choice.words[0] for choice in choices.values()))
 
 
 def in_layers(choices: Mapping[str, Choice], shapes: Shapes) -> dict[str, Choice]:

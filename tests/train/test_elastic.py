@@ -1,6 +1,7 @@
 """Nested training: which size a slice trains, and routers that choose widths for a budget."""
 
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -50,6 +51,11 @@ def slices(model, number):
         yield step, SimpleNamespace(ids=ids, logits=logits, positions=[4 * step])
 
 
+def holding(model) -> Any:
+    """What a task sees of a training state."""
+    return SimpleNamespace(model=model)
+
+
 def ranks_of(shapes):
     return {e.path: list(range(shapes.num_layers(e.path))) for e in shapes.layers}
 
@@ -71,7 +77,7 @@ def test_a_size_trains_its_own_units_and_gives_every_other_parameter_a_gradient_
     size = size_of(shapes, Plan.parse("ffn=0.5,layers=2"), {"model.layers": [2, 0, 1]})
     task = ElasticTask(Near(), Masked(model, shapes), {"small": size})
     step, batch = next(slices(model, 1))
-    found = task.losses(SimpleNamespace(model=model), batch, task.targets(batch, step), step)
+    found = task.losses(holding(model), batch, task.targets(batch, step), step)
     found["far"].total.backward()
     assert all(p.grad is not None for p in model.parameters())
     for i, layer in enumerate(model.model.layers):
@@ -87,7 +93,7 @@ def trained(task, model, steps):
     rows = []
     for step, batch in slices(model, steps):
         torch.manual_seed(step)
-        losses = task.losses(SimpleNamespace(model=model), batch, batch.logits, step)
+        losses = task.losses(holding(model), batch, batch.logits, step)
         shares = {name: loss.total / loss.count for name, loss in losses.items()}
         task.weigh(shares, step).backward()
         optimizer.step()
@@ -142,7 +148,7 @@ def test_a_static_router_hears_from_the_loss_which_units_matter_and_keeps_its_bu
     shares = {n: torch.tensor([1.0, 0.0], requires_grad=True) for n in choices}
     step, batch = next(slices(model, 1))
     size = chosen(shapes, choices, shares, {})  # all of them narrow
-    losses = task.at(size, SimpleNamespace(model=model), batch, batch.logits, step)
+    losses = task.at(size, holding(model), batch, batch.logits, step)
     losses["far"].total.backward()
     first, second, third = (share.grad for share in shares.values())
     assert first is not None and second is not None and third is not None
@@ -190,6 +196,7 @@ def test_the_numbers_of_a_size_are_those_of_its_child_and_of_a_mixture_their_mea
     half = numbers(shapes, Size({axis: Widths((16, 48), share)}))
     assert half.item() == shapes.count({axis: 32})
     half.backward()
+    assert share.grad is not None
     assert share.grad.tolist() == [16 * 3 * 32, 48 * 3 * 32]
 
 
@@ -202,7 +209,7 @@ def test_the_whole_model_leaves_the_router_a_gradient_of_zero():
     )
     assert task.drawn(0) == FULL
     trained_step, batch = next(slices(model, 1))
-    losses = task.losses(SimpleNamespace(model=model), batch, batch.logits, trained_step)
+    losses = task.losses(holding(model), batch, batch.logits, trained_step)
     task.weigh({n: x.total for n, x in losses.items()}, 0).backward()
     assert all(p.grad is not None and not p.grad.any() for p in router.parameters())
 
