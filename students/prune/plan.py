@@ -4,7 +4,7 @@ import difflib
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 
 from zoo.axes import Axis, Shapes
@@ -20,7 +20,8 @@ KINDS = {
     "ssm_channels": "p",
     "ssm_state": "s",
 }
-"""A word for each kind of axis, and the letters that the tables have for it."""
+"""A word for each kind of axis, and the letters that the tables have for it. `ffn@2`: those of
+stage 2 alone, or of layer 2 where there are no stages."""
 
 
 @dataclass(frozen=True)
@@ -30,10 +31,12 @@ class Plan:
     Args:
         axes: `ffn`, `heads`, ... or a shell pattern such as `model.layers.3.mlp.f`; later ones win.
         layers: Share or number of the layers of each list to keep.
+        stages: The same for the list of one stage, which then counts.
     """
 
     axes: Mapping[str, float | int]
     layers: float | int | None = None
+    stages: Mapping[int, float | int] = field(default_factory=dict)
 
     @classmethod
     def parse(cls, text: str) -> "Plan":
@@ -58,7 +61,10 @@ class Plan:
         if not axes:
             raise ValueError("Nothing is to be cut; give for example ffn=0.75,layers=0.5.")
         layers = axes.pop("layers", None)
-        return cls(axes, layers)
+        stages = {}
+        for word in [word for word in axes if re.fullmatch(r"layers@\d+", word)]:
+            stages[int(word.partition("@")[2])] = axes.pop(word)
+        return cls(axes, layers, stages)
 
     def sizes(self, shapes: Shapes) -> dict[Axis, int]:
         """Return the new size of each axis that is cut.
@@ -69,7 +75,7 @@ class Plan:
         """
         sizes = {}
         for what, amount in self.axes.items():
-            found = [axis for axis in shapes.sizes if _names(what, axis)]
+            found = [axis for axis in shapes.sizes if names(what, axis)]
             cuttable = [axis for axis in found if axis not in shapes.fixed]
             if not cuttable:
                 raise ValueError(_nothing(what, found, shapes))
@@ -80,15 +86,28 @@ class Plan:
                 sizes[axis] = max(1, round(shapes.sizes[axis] * share))
         return {axis: size for axis, size in sizes.items() if size != shapes.sizes[axis]}
 
-    def num_layers(self, length: int) -> int:
-        """Return how many of `length` layers stay."""
+    def num_layers(self, path: str, length: int) -> int:
+        """Return how many of the `length` layers of the list at `path` stay."""
+        stage = stage_of(path)
+        if stage in self.stages:
+            return _amount(f"layers@{stage}", self.stages[stage], length)
         return length if self.layers is None else _amount("layers", self.layers, length)
 
 
-def _names(what: str, axis: Axis) -> bool:
+def stage_of(name: Axis) -> int | None:
+    """Return the first number in the name of an axis or of a list of layers."""
+    match = re.search(r"\d+", name)
+    return int(match[0]) if match else None
+
+
+def names(what: str, axis: Axis) -> bool:
+    """Tell whether a word of a plan names an axis."""
     letter = re.split(r"[.:]", axis)[-1]
-    kind = KINDS.get(what)
-    return re.fullmatch(kind, letter) is not None if kind else fnmatchcase(axis, what)
+    kind, _, stage = what.partition("@")
+    if kind not in KINDS:
+        return fnmatchcase(axis, what)
+    here = not stage or stage == str(stage_of(axis))
+    return here and re.fullmatch(KINDS[kind], letter) is not None
 
 
 def _amount(what: str, amount: float | int, size: int) -> int:
@@ -101,7 +120,7 @@ def _nothing(what: str, found: list[Axis], shapes: Shapes) -> str:
     if found:
         return f"{found[0]} keeps its size: {shapes.fixed[found[0]]}."
     near = difflib.get_close_matches(what, [*KINDS, "layers", *shapes.sizes], n=1)
-    known = [k for k in KINDS if any(_names(k, axis) for axis in shapes.sizes)]
+    known = [k for k in KINDS if any(names(k, axis) for axis in shapes.sizes)]
     return f"This model has no {what!r}; it has {', '.join(known)}, layers." + (
         f" Did you mean {near[0]}?" if near else ""
     )
