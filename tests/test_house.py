@@ -80,6 +80,7 @@ ARROWS: dict[str, tuple[str, ...]] = {
         "zoo.radio_weights", "zoo.licence",
     ),
     "zoo.language": ("zoo.language",),
+    "zoo.language.gguf": ("zoo.files",),
     "zoo.data": ("zoo.data", "zoo.features", "zoo.files"),
     "zoo.data.text": ("zoo.data", "zoo.files", "zoo.language"),
     "zoo.teachers": (
@@ -90,7 +91,7 @@ ARROWS: dict[str, tuple[str, ...]] = {
     "zoo.students": ("zoo.students", *MODELS),
     "zoo.students.prune": (
         "zoo.students.prune", "zoo.axes", "zoo.cut_format", "zoo.features", "zoo.files",
-        "zoo.weights", "zoo.wheels",
+        "zoo.language", "zoo.weights", "zoo.wheels",
     ),
     "zoo.train": (*CORE, "zoo.data", "zoo.files"),
     "zoo.train.average": ("zoo.layers",),

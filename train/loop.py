@@ -202,7 +202,7 @@ class SkipList:
 
     def __init__(self, run: Run, progress: Progress):
         self.run, self.progress = run, progress
-        self.names: set[str] = set(run.read_json("skipped.json", list[str]) or ())
+        self.names: set[str] = set(run.skipped())
 
     def add(self, names: Iterable[str]) -> None:
         new = [name for name in dict.fromkeys(names) if name not in self.names]

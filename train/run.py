@@ -147,6 +147,10 @@ class Run:
         path = self.path / name
         return read_json(path, kind) if path.is_file() else None
 
+    def skipped(self) -> list[str]:
+        """Return the names of the samples that could not be read in training."""
+        return self.read_json("skipped.json", list[str]) or []
+
     @by_first_alone
     def log(self, kind: str, step: int, values: Mapping[str, Any]) -> None:
         """Append measured values to `metrics.jsonl`, and to TensorBoard where it is installed."""

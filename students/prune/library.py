@@ -76,8 +76,9 @@ def reshaped(parent: Parent, before: Shapes, after: Shapes, layers: Kept, state:
         NotExpressible: a layer keeps something of its old width that the tables do not name.
     """
     sizes = {axis: n for axis, n in after.sizes.items() if n != before.sizes[axis]}
-    model = cut_format.build_parent(recipe_of(parent))
     like = next(t for t in state.values() if t.is_floating_point())
+    with like.device:
+        model = cut_format.build_parent(recipe_of(parent))
     copies: dict[cut_format.Place, Tensor] = {}  # what no cut has touched is still the parent's
     own = {n: copies.setdefault(cut_format.place(t), t.clone()) for n, t in state.items()}
     model = cut_format.reshape(model.to(like.dtype), own, sizes, layers)
@@ -113,10 +114,16 @@ def fill(child: Parent, state: State) -> nn.Module:
         NotExpressible: a tensor has another shape than the library built.
     """
     check_tensors(child.model, state)
-    dtype = next(t.dtype for t in state.values() if t.is_floating_point())
+    like = next(t for t in state.values() if t.is_floating_point())
     # Built again, with values: a constructor also computes tables that no state dict holds.
-    model = rebuilt(child).to(dtype)
+    with like.device:
+        model = rebuilt(child)
+    if like.dtype not in (torch.float16, torch.bfloat16):
+        model.to(like.dtype)
+    for name, tensor in model.state_dict(keep_vars=True).items():  # those tables stay in float32
+        tensor.data = tensor.data.to(state[name].dtype)
     model.load_state_dict(state, strict=True)
+    _carry_images(child.model, model)
     return model.eval()
 
 
@@ -241,7 +248,15 @@ def _timm(parent: Parent, before: Shapes, changed: Mapping, layers: Kept) -> Par
         ]
         per_stage = _is_per_stage(parameters.get(names[0]))
         arguments[names[0]] = tuple(counts) if per_stage else counts[0]
-    return Parent(timm.create_model(parent.name, **arguments), parent.name, arguments)
+    model = timm.create_model(parent.name, **arguments)
+    _carry_images(parent.model, model)
+    return Parent(model, parent.name, arguments)
+
+
+def _carry_images(source: Any, target: Any) -> None:
+    """Keep what timm says of weights and images: the mean is that of a release, not of a class."""
+    if hasattr(source, "pretrained_cfg"):
+        target.pretrained_cfg = dict(source.pretrained_cfg)
 
 
 def _parameters(kind: type) -> dict[str, inspect.Parameter]:

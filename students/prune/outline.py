@@ -51,9 +51,8 @@ def outline(
         model = child.model if device == "meta" else rebuilt(child).to(device)
         return model.to(next(parent.model.parameters()).dtype).eval()
     try:
-        with torch.device(device):
-            state = tensors(parent, shapes, sizes, layers, device)
-            return reshaped(parent, shapes, after, layers, state).model
+        state = tensors(parent, shapes, sizes, layers, device)
+        return reshaped(parent, shapes, after, layers, state).model
     except ValueError as error:
         raise NotExpressible(str(error)) from error
 

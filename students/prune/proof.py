@@ -39,9 +39,30 @@ def forward_of(model: nn.Module, inputs: Mapping[str, Any]) -> Forward:
 
     @torch.no_grad()
     def forward(state: State) -> list[Tensor]:
-        return list(tensors(functional_call(model, state, (), dict(inputs), tie_weights=False)))
+        exact = {name: _exact(tensor) for name, tensor in state.items()}
+        with full_precision(next(model.parameters()).device):
+            return list(tensors(functional_call(model, exact, (), dict(inputs), tie_weights=False)))
 
     return forward
+
+
+def _exact(tensor: Tensor) -> Tensor:
+    """Return a tensor of 16 bits in float32: a proof compares small differences."""
+    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
+
+
+@contextmanager
+def full_precision(device: torch.device) -> Iterator[None]:
+    """Compute products in the precision of their inputs: no autocast, no TF32."""
+    convolutions, products = torch.backends.cudnn.allow_tf32, torch.get_float32_matmul_precision()
+    torch.backends.cudnn.allow_tf32 = False
+    torch.set_float32_matmul_precision("highest")
+    try:
+        with torch.autocast(device.type, enabled=False):
+            yield
+    finally:
+        torch.backends.cudnn.allow_tf32 = convolutions
+        torch.set_float32_matmul_precision(products)
 
 
 def tensors(value: Any) -> Iterator[Tensor]:
@@ -113,7 +134,7 @@ def _distance(before: list[Tensor], after: list[Tensor], order: Tensor) -> float
 
 def _either(x: Tensor, order: Tensor) -> list[Tensor]:
     permuted = [
-        x.index_select(dim, order)
+        x.index_select(dim, order.to(x.device))
         for dim in {1, x.ndim - 1}
         if x.ndim > dim and x.shape[dim] == len(order)
     ]
@@ -139,7 +160,9 @@ def positions(shapes: Shapes, cuts: Sequence[Cut], like: State) -> State:
     """
     cut_axes = {cut.axis for cut in cuts}
     names = {slot.param for axis in cut_axes for slot in shapes.slots(axis)} - shapes.tied.keys()
-    places: State = {n: torch.arange(like[n].numel()).view(like[n].shape) for n in names}
+    places: State = {
+        n: torch.arange(like[n].numel(), device=like[n].device).view(like[n].shape) for n in names
+    }
     left = replace(shapes, tensors={n: shapes.tensors[n] for n in names}, tied={})
     for axis, kept, by in cuts:
         places, left = keep_units(left, places, axis, kept, by)
@@ -150,8 +173,7 @@ def masked(shapes: Shapes, state: State, places: State) -> State:
     """Return the full tensors with zeros for all that was cut."""
     out = dict(state)
     for name, place in places.items():
-        flat = state[name].flatten()
-        kept = place.flatten().to(flat.device)
+        flat, kept = state[name].flatten(), place.flatten()
         out[name] = torch.zeros_like(flat).index_copy_(0, kept, flat[kept]).view_as(state[name])
     return out | {name: out[first] for name, first in shapes.tied.items()}
 
@@ -259,7 +281,8 @@ def prove_child(
         for name, shape in shapes.tensors.items():
             if shape.dims == (((axis,),),):
                 closed = torch.full_like(full[name], -torch.inf)
-                full[name] = closed.index_copy_(0, kept, full[name][kept])
+                here = kept.to(closed.device)
+                full[name] = closed.index_copy_(0, here, full[name][here])
     with gathering_norms(parent, places), ClosedExperts(shapes, full, experts):
         expected = forward(full)
     found = forward_of(child, inputs)(dict(child.state_dict()))

@@ -57,14 +57,14 @@ def prune(
     probe: Mapping[str, Any] | None = None,
     form: str = "library",
 ) -> Child:
-    """Cut a parent, which stays as it is, to a smaller model of its own class.
+    """Cut a parent, which stays as it is, to a smaller model of its own class on its own device.
 
     Args:
         score: None if only layers go.
         rank_layers: Scores of the layers of a list, by its path and length; the last ones go if
             there are none.
-        probe: Inputs of a few samples; the child must compute on them what the masked parent does
-            (not where whole layers go).
+        probe: Inputs of a few samples, on the parent's device; the child must compute on them what
+            the masked parent does (not where whole layers go).
         form: "library": a class and numbers that its library can build. "zoo": any widths, also
             others in each layer; `zoo.create_model` reads what is written then.
 

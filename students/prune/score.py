@@ -100,7 +100,7 @@ class Taps(TorchFunctionMode):
 def activation(
     model: nn.Module, shapes: Shapes, batches: Iterable[Inputs], axes: Iterable[Axis]
 ) -> dict[str, Tensor]:
-    """Run the model and score the columns of all weights that read these axes.
+    """Run the model and score the columns of all weights that read these axes, on its device.
 
     Minitron (2407.14679), its best aggregation: the L2 norm over samples of the mean over tokens
     of the absolute activation. Equal however the samples are cut into batches.

@@ -110,6 +110,20 @@ def test_the_zoo_form_has_any_widths(vit, tmp_path):
     assert model.blocks[1].mlp.fc2.weight.shape == (24, 7)
 
 
+@pytest.mark.gpu
+def test_the_command_runs_on_the_gpu_and_writes_what_a_cpu_reads(vit, images, tmp_path, capsys):
+    out = tmp_path / "small"
+    words = f"{vit} --to stream=0.5,ffn=0.5 --data {images} --samples 8 --out {out}"
+    torch.cuda.reset_peak_memory_stats()
+    main(["prune", *words.split()])
+    assert torch.cuda.max_memory_allocated() > 1e5  # auto is the GPU
+    assert "child = masked parent" in capsys.readouterr().out
+    model = timm.create_model(f"local-dir:{out}", pretrained=True)
+    kept = json.loads((out / "prune.json").read_text())["kept"]["C"]["kept"]
+    parent = timm.create_model(f"local-dir:{vit}", pretrained=True)
+    assert torch.equal(model.norm.weight, parent.norm.weight[kept])
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

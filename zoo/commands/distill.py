@@ -348,7 +348,7 @@ def describe(work: Work, *, seconds: float | None = None) -> None:
                 weights=work.best.get("student"),
             ),
             images=dict(train=len(setup.train), val=len(setup.val)),
-            skipped=work.run.read_json("skipped.json", list[str]) or [],
+            skipped=work.run.skipped(),
         ),
     )
 

@@ -12,6 +12,7 @@ import torch
 
 from zoo.data.plan import Plan
 from zoo.data.text import TextFeed, TextSource, open_text
+from zoo.language.gguf import find_gguf
 from zoo.language.open import open_language_model
 from zoo.language.tokenizers import Tokenizer, has_tokenizer, open_tokenizer
 from zoo.language.tokens import separates_documents
@@ -82,11 +83,17 @@ def check_complete(config: DistillText) -> None:
     """Refuse a run that lacks a part.
 
     Raises:
-        ValueError: it has no text, no student, or teachers without a weight (or the reverse).
+        ValueError: it has no text, no student, a quantised one, or teachers without a weight (or
+            the reverse).
     """
     for option, given in dict(text=config.data, student=config.student).items():
         if not given:
             raise ValueError(f"--{option} is missing; see zoo distill --text --help.")
+    if find_gguf(config.student.removeprefix("lm:")):
+        raise ValueError(
+            f"{config.student} is quantised, and a student is trained and saved as float: cut one "
+            "from it (zoo prune ... --dequantise). As a teacher it can stay as it is."
+        )
     if bool(config.teachers) != bool(config.losses.kl):
         raise ValueError(
             f"There are {len(config.teachers)} teachers and losses.kl is {config.losses.kl:g}: "

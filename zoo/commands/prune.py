@@ -24,11 +24,12 @@ from zoo.students.prune.parent import open_parent
 from zoo.students.prune.plan import Plan
 from zoo.students.prune.proof import tensors
 from zoo.students.prune.prune import Child, prune
+from zoo.train.device import autocast, device_of
 
 
 def print_shapes(name: str) -> None:
     """Print a model's tensors with their named dims, and its axes with their sizes."""
-    model = open_parent(name).model
+    model = open_parent(name, dequantise=True).model
     shapes = named_shapes(model)
     console = Console()
     if not console.is_terminal:
@@ -84,9 +85,13 @@ def prune_model(args: Prune) -> None:
             "Scores of activations, and the choice of layers, look at data: give --data. Without, "
             "there are --score magnitude and --score random, for widths."
         )
-    parent = open_parent(args.model)
+    device = device_of(args.device)
+    if device.type == "mps":
+        raise ValueError("Scores are summed in float64, which mps does not have; --device cpu.")
+    parent = open_parent(args.model, dequantise=args.dequantise)
     shapes = named_shapes(parent.model)
     plan.sizes(shapes)  # refuses before data are read
+    parent.model.to(device)
     samples = None
     if args.data is not None:
         samples = read_samples(
@@ -129,17 +134,20 @@ def _best(
     """Cut by the score asked for; `auto`: by the one whose child is nearest to its parent."""
     names = ("activation", "contribution") if args.score == "auto" else (args.score,)
     state = parent.model.state_dict()
+    device = next(parent.model.parameters()).device
     seen, held = split(samples, 0.25) if samples else ({}, {})
     columns: dict[str, Tensor] = {}
     if {"activation", "contribution"} & set(names) and plan.sizes(shapes):
-        batches = batches_of(seen, args.batch)
-        columns = score.activation(parent.model, shapes, batches, plan.sizes(shapes))
+        batches = batches_of(seen, args.batch, device)
+        with autocast("auto", device):
+            columns = score.activation(parent.model, shapes, batches, plan.sizes(shapes))
 
     def rank(path: str, length: int) -> Tensor:
         del length
-        return block_influence(parent.model, path, batches_of(seen, args.batch))
+        with autocast("auto", device):
+            return block_influence(parent.model, path, batches_of(seen, args.batch, device))
 
-    probe = {key: value[:2] for key, value in held.items()} or None
+    probe = next(batches_of(held, 2, device), None)
     tried = []
     for name in names:
         ranking = Chosen(name, shapes, state, columns, args.seed)
@@ -151,7 +159,9 @@ def _best(
             probe=probe,
             form=args.form,
         )
-        far = distance(parent.model, child.built.model, batches_of(held, args.batch))
+        with autocast("auto", device):
+            batches = batches_of(held, args.batch, device)
+            far = distance(parent.model, child.built.model, batches)
         tried.append((far, child, ranking))
         if len(names) > 1:
             print(f"{name:12} distance to the parent on held-out data {far:.4f}")
@@ -167,15 +177,18 @@ def distance(parent: nn.Module, child: nn.Module, batches: Iterable[Samples]) ->
     """
     total = count = 0.0
     for batch in batches:
-        theirs, ours = (next(tensors(model(**batch))).float() for model in (parent, child))
+        theirs, ours = (next(tensors(model(**batch))) for model in (parent, child))
         if theirs.shape != ours.shape:
             return 0.0
-        if "input_ids" in batch and theirs.shape[:2] == batch["input_ids"].shape:
-            logs = ours.log_softmax(-1), theirs.log_softmax(-1)
-            far = F.kl_div(*logs, reduction="none", log_target=True).sum(-1)
-        else:
-            far = 1 - F.cosine_similarity(ours, theirs, dim=-1)
-        total, count = total + far.sum().item(), count + far.numel()
+        logits = "input_ids" in batch and theirs.shape[:2] == batch["input_ids"].shape
+        for pair in zip(ours, theirs, strict=True):  # one sample's logits in float32 at a time
+            x, y = (output.float() for output in pair)
+            if logits:
+                logs = x.log_softmax(-1), y.log_softmax(-1)
+                far = F.kl_div(*logs, reduction="none", log_target=True).sum(-1)
+            else:
+                far = 1 - F.cosine_similarity(x, y, dim=-1)
+            total, count = total + far.sum().item(), count + far.numel()
     return total / count if count else 0.0
 
 
@@ -205,6 +218,7 @@ def write_child(child: Child, folder: Path, about: dict[str, Any]) -> None:
     try:
         for file in _beside(child.built.folder):
             shutil.copy(file, making)
+        child.built.model.cpu()
         save(child.built, making)
         kept = {cut.axis: dict(kept=cut.kept.tolist(), by=cut.by) for cut in child.cuts}
         about |= dict(kept=kept, layers=child.layers, numbers=child.shapes.count())

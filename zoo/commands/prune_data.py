@@ -34,10 +34,10 @@ def read_samples(parent: Parent, path: Path, *, number: int, length: int, seed: 
     raise ValueError(f"{type(model).__name__} takes {key}; give --score magnitude instead of data.")
 
 
-def batches_of(samples: Samples, size: int) -> Iterator[Samples]:
-    """Cut samples into batches."""
+def batches_of(samples: Samples, size: int, device: torch.device) -> Iterator[Samples]:
+    """Cut samples into batches on a device."""
     for i in range(0, len(next(iter(samples.values()), ())), size):
-        yield {key: value[i : i + size] for key, value in samples.items()}
+        yield {key: value[i : i + size].to(device) for key, value in samples.items()}
 
 
 def split(samples: Samples, share: float) -> tuple[Samples, Samples]:

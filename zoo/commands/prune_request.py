@@ -5,6 +5,8 @@ from pathlib import Path
 
 import tyro
 
+from zoo.train.config import Device
+
 FORMS = ("library", "zoo")
 SCORES = ("auto", "activation", "contribution", "magnitude", "random")
 
@@ -13,7 +15,7 @@ SCORES = ("auto", "activation", "contribution", "magnitude", "random")
 class Prune:
     model: tyro.conf.Positional[str]
     """A registered model (vit_small_patch16_224; with /random, its random weights), a folder of
-    timm or transformers, or a run."""
+    timm or transformers, a run, or a GGUF file."""
     to: str = ""
     """What stays: shares (ffn=0.75) or numbers (heads=4) of ffn, heads, groups, stream, experts,
     ssm_heads, ssm_channels, ssm_state, layers, or of an axis that --shapes names (also with *)."""
@@ -32,6 +34,10 @@ class Prune:
     """library: what timm or transformers can build. zoo: any widths, also others in each layer;
     what comes out loads with zoo.create_model("local-dir:DIR")."""
     seed: int = 0
+    dequantise: bool = False
+    """Take the weights of a GGUF file as float; what is cut from them is saved as float."""
+    device: Device = "auto"
+    """Where parent and child run; on CUDA scores are taken in bfloat16, proofs in float32."""
     dry_run: bool = False
     """Choose, rebuild, prove and print; write nothing."""
     shapes: bool = False
