@@ -18,7 +18,7 @@ class Budget(NamedTuple):
     amount: float
     is_share: bool
 
-    def limit(self, parent: Mapping[str, float]) -> float:
+    def limit(self, parent: Mapping[str, float | int]) -> float | int:
         """Return the number that must not be passed.
 
         Raises:

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.func import functional_call
 from torch.utils.flop_counter import FlopCounterMode
 
 from zoo.axes import Axis, Shapes, dim_size
@@ -37,10 +38,10 @@ class Cost:
         """Bytes of weights, cache and states."""
         return self.weights + self.cache + self.state
 
-    def as_dict(self) -> dict[str, float]:
+    def as_dict(self) -> dict[str, float | int]:
         """Return the numbers that a budget may speak of."""
-        known = dict(params=self.params, active=self.active, memory=self.memory)
-        return known if self.flops is None else {**known, "flops": self.flops}
+        known = dict(params=self.params, active=self.active, memory=self.memory, flops=self.flops)
+        return {what: number for what, number in known.items() if number is not None}
 
 
 class CostModel:
@@ -144,7 +145,7 @@ class CostModel:
         if self.by_module:
             return round(
                 sum(
-                    flops * sum(active[n] for n in names) / sum(names.values())
+                    flops * sum(active.get(n, 0) for n in names) / sum(names.values())
                     for path, flops, names in self.by_module
                     if not layers or self._stays(f"{path}.", layers)
                 )
@@ -167,8 +168,9 @@ def count_flops(model: nn.Module, inputs: Mapping[str, Any]) -> dict[str, int]:
     Returns:
         By the path of the module; that of the model itself is empty.
     """
+    state = {name: t.detach() for name, t in model.state_dict().items()}  # no gradients to follow
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        model(**inputs)
+        functional_call(model, state, (), dict(inputs))
     totals = {
         path.partition(".")[2]: sum(counts.values())
         for path, counts in counter.get_flop_counts().items()

@@ -186,8 +186,12 @@ def settle(
     """
 
     def at(t: float) -> Setting:
-        shares = (1 - t * give * (1 - knob.levels[0]) for knob, give in zip(knobs, direction, strict=True))
-        return tuple(_nearest(knob.levels, share) for knob, share in zip(knobs, shares, strict=True))
+        shares = (
+            1 - t * give * (1 - knob.levels[0]) for knob, give in zip(knobs, direction, strict=True)
+        )
+        return tuple(
+            _nearest(knob.levels, share) for knob, share in zip(knobs, shares, strict=True)
+        )
 
     within, over = 1.0, 0.0
     if use(at(within)) > 1:
@@ -198,12 +202,25 @@ def settle(
     found = at(within)
     free = [i for i, give in enumerate(direction) if give]
     finest = max(free, key=lambda i: len(knobs[i].levels))
-    low, high = found[finest], len(knobs[finest].levels)
-    while high - low > 1:  # the largest level within the budget
+    found = _filled(knobs, found, finest, use)
+    for i in free:  # a coarse knob may take a step back, if the finest one can pay for it
+        if i != finest and found[i] + 2 < len(knobs[i].levels):
+            tried = (*found[:i], found[i] + 1, *found[i + 1 :])
+            tried = _filled(knobs, (*tried[:finest], 0, *tried[finest + 1 :]), finest, use)
+            found = max(found, tried, key=lambda s: use(s) if use(s) <= 1 else 0.0)
+    return found
+
+
+def _filled(
+    knobs: Sequence[Knob], setting: Setting, knob: int, use: Callable[[Setting], float]
+) -> Setting:
+    """Turn one knob up as far as the budget allows."""
+    low, high = setting[knob], len(knobs[knob].levels)
+    while high - low > 1:
         middle = (low + high) // 2
-        tried = (*found[:finest], middle, *found[finest + 1 :])
+        tried = (*setting[:knob], middle, *setting[knob + 1 :])
         low, high = (middle, high) if use(tried) <= 1 else (low, middle)
-    return (*found[:finest], low, *found[finest + 1 :])
+    return (*setting[:knob], low, *setting[knob + 1 :])
 
 
 def _nearest(levels: Sequence[float], share: float) -> int:
@@ -211,7 +228,7 @@ def _nearest(levels: Sequence[float], share: float) -> int:
 
 
 def apart(knobs: Sequence[Knob], one: Setting, other: Setting) -> float:
-    """Return how far two settings are apart: the largest ratio of a knob's shares, as a logarithm."""
+    """Return the largest ratio of a knob's shares in two settings, as a logarithm."""
     return max(
         abs(math.log(knob.levels[a] / knob.levels[b]))
         for knob, a, b in zip(knobs, one, other, strict=True)

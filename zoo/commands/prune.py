@@ -4,7 +4,7 @@ import json
 import re
 import shutil
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,9 @@ from torch import Tensor, nn
 from zoo.axes import Axis, Shapes, State, named_shapes
 from zoo.commands.prune_data import Samples, batches_of, read_samples, split
 from zoo.commands.prune_request import Prune
+from zoo.commands.prune_search import search
 from zoo.students.prune import score
+from zoo.students.prune.budget import split_budgets
 from zoo.students.prune.layers import block_influence
 from zoo.students.prune.library import Parent, save
 from zoo.students.prune.parent import open_parent
@@ -79,8 +81,10 @@ def _numbered(name: str) -> str:
 
 def prune_model(args: Prune) -> None:
     """Cut a model, print what became of it, and write it."""
-    plan = Plan.parse(args.to)
-    if args.data is None and (args.score not in ("magnitude", "random") or plan.layers):
+    budgets, words = split_budgets(args.to)
+    plan = Plan.parse(words) if words or not budgets else Plan({})
+    looks = args.score not in ("magnitude", "random") or plan.layers or plan.stages
+    if args.data is None and (not args.dry_run if budgets else looks):
         raise ValueError(
             "Scores of activations, and the choice of layers, look at data: give --data. Without, "
             "there are --score magnitude and --score random, for widths."
@@ -97,11 +101,31 @@ def prune_model(args: Prune) -> None:
         samples = read_samples(
             parent, args.data, number=args.samples, length=args.length, seed=args.seed
         )
-    child, chosen = _best(args, plan, parent, shapes, samples)
+    calibration = Calibration(args, parent, shapes, samples)
+    found = None
+    if budgets:
+
+        def attempt(plan: Plan) -> float:
+            return cut(args, plan, parent, calibration, calibration.names[0])[0]
+
+        rank = calibration.rank if samples else None
+        found = search(args, budgets, plan, parent, shapes, rank, attempt)
+        if args.dry_run:
+            return
+        plan = found.best
+    child, chosen = _best(args, plan, parent, calibration)
     print_child(shapes, child, chosen)
+    if found:
+        found.print_latency(child.built.model)
     if args.dry_run or args.out is None:
         return
-    write_child(child, args.out, dict(model=args.model, to=args.to, score=chosen.name))
+    about: dict[str, Any] = dict(model=args.model, to=args.to, score=chosen.name)
+    files = {}
+    if found:
+        about["search"], files = found.as_json(), found.files()
+    write_child(child, args.out, about, files)
+    if found:
+        found.forget()
     print(f"model  {args.out}")
 
 
@@ -128,43 +152,67 @@ class Chosen:
         return score.magnitude(self.shapes, self.state, axis), ()
 
 
+class Calibration:
+    """What a parent shows on samples: scores of its units and layers, each computed once."""
+
+    def __init__(self, args: Prune, parent: Parent, shapes: Shapes, samples: Samples | None):
+        self.names = ("activation", "contribution") if args.score == "auto" else (args.score,)
+        self.model, self.shapes, self.batch, self.seed = parent.model, shapes, args.batch, args.seed
+        self.device = next(parent.model.parameters()).device
+        self.seen, self.held = split(samples, 0.25) if samples else ({}, {})
+        self.state = parent.model.state_dict()
+        self.columns: dict[str, Tensor] = {}
+        self.axes: set[Axis] = set()
+        self.ranks: dict[str, Tensor] = {}
+
+    def chosen(self, name: str, axes: Iterable[Axis]) -> "Chosen":
+        """Score the units of axes by one of the scores."""
+        more = set(axes) - self.axes
+        if more and {"activation", "contribution"} & set(self.names):
+            self.axes |= more
+            with autocast("auto", self.device):
+                batches = batches_of(self.seen, self.batch, self.device)
+                self.columns |= score.activation(self.model, self.shapes, batches, more)
+        return Chosen(name, self.shapes, self.state, self.columns, self.seed)
+
+    def rank(self, path: str, length: int) -> Tensor:
+        """Rank the layers of a list."""
+        del length
+        if path not in self.ranks:
+            with autocast("auto", self.device):
+                batches = batches_of(self.seen, self.batch, self.device)
+                self.ranks[path] = block_influence(self.model, path, batches)
+        return self.ranks[path]
+
+
+def cut(
+    args: Prune, plan: Plan, parent: Parent, calibration: Calibration, name: str
+) -> tuple[float, Child, Chosen]:
+    """Cut by one score; return how far the child is from its parent on held-out data, too."""
+    device, held = calibration.device, calibration.held
+    ranking = calibration.chosen(name, plan.sizes(calibration.shapes))
+    child = prune(
+        parent,
+        plan,
+        ranking,
+        rank_layers=calibration.rank if held else None,
+        probe=next(batches_of(held, 2, device), None),
+        form=args.form,
+    )
+    with autocast("auto", device):
+        far = distance(parent.model, child.built.model, batches_of(held, args.batch, device))
+    return far, child, ranking
+
+
 def _best(
-    args: Prune, plan: Plan, parent: Parent, shapes: Shapes, samples: Samples | None
+    args: Prune, plan: Plan, parent: Parent, calibration: Calibration
 ) -> tuple[Child, Chosen]:
     """Cut by the score asked for; `auto`: by the one whose child is nearest to its parent."""
-    names = ("activation", "contribution") if args.score == "auto" else (args.score,)
-    state = parent.model.state_dict()
-    device = next(parent.model.parameters()).device
-    seen, held = split(samples, 0.25) if samples else ({}, {})
-    columns: dict[str, Tensor] = {}
-    if {"activation", "contribution"} & set(names) and plan.sizes(shapes):
-        batches = batches_of(seen, args.batch, device)
-        with autocast("auto", device):
-            columns = score.activation(parent.model, shapes, batches, plan.sizes(shapes))
-
-    def rank(path: str, length: int) -> Tensor:
-        del length
-        with autocast("auto", device):
-            return block_influence(parent.model, path, batches_of(seen, args.batch, device))
-
-    probe = next(batches_of(held, 2, device), None)
     tried = []
-    for name in names:
-        ranking = Chosen(name, shapes, state, columns, args.seed)
-        child = prune(
-            parent,
-            plan,
-            ranking,
-            rank_layers=rank if samples else None,
-            probe=probe,
-            form=args.form,
-        )
-        with autocast("auto", device):
-            batches = batches_of(held, args.batch, device)
-            far = distance(parent.model, child.built.model, batches)
-        tried.append((far, child, ranking))
-        if len(names) > 1:
-            print(f"{name:12} distance to the parent on held-out data {far:.4f}")
+    for name in calibration.names:
+        tried.append(cut(args, plan, parent, calibration, name))
+        if len(calibration.names) > 1:
+            print(f"{name:12} distance to the parent on held-out data {tried[-1][0]:.4f}")
     _, child, ranking = min(tried, key=lambda item: item[0])
     return child, ranking
 
@@ -211,8 +259,14 @@ def print_child(before: Shapes, child: Child, chosen: Chosen) -> None:
         print(f"child = masked parent: {child.proof.moved:.1e} of {child.proof.control:.1e}")
 
 
-def write_child(child: Child, folder: Path, about: dict[str, Any]) -> None:
-    """Write checkpoint, tokenizer, and `prune.json` with what stayed; whole or not at all."""
+def write_child(
+    child: Child, folder: Path, about: dict[str, Any], files: Mapping[str, bytes] = {}
+) -> None:
+    """Write checkpoint, tokenizer, and `prune.json` with what stayed; whole or not at all.
+
+    Args:
+        files: What else lies in the folder.
+    """
     folder.parent.mkdir(parents=True, exist_ok=True)
     making = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
@@ -223,6 +277,8 @@ def write_child(child: Child, folder: Path, about: dict[str, Any]) -> None:
         kept = {cut.axis: dict(kept=cut.kept.tolist(), by=cut.by) for cut in child.cuts}
         about |= dict(kept=kept, layers=child.layers, numbers=child.shapes.count())
         (making / "prune.json").write_text(json.dumps(about) + "\n")
+        for name, content in files.items():
+            (making / name).write_bytes(content)
         making.chmod(0o755)
         for file in making.iterdir():
             file.chmod(0o644)

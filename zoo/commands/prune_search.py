@@ -1,0 +1,231 @@
+"""The part of `zoo prune` that meets a budget: candidates, and the one nearest to its parent."""
+
+import copy
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import nn
+
+from zoo.axes import Shapes
+from zoo.commands.prune_request import Prune
+from zoo.eval.speed.models import timed
+from zoo.students.prune.budget import Budget
+from zoo.students.prune.candidates import Candidate, Search
+from zoo.students.prune.cost import CostModel
+from zoo.students.prune.journal import Journal
+from zoo.students.prune.library import Parent
+from zoo.students.prune.outline import RankLayers, outline, sample_of
+from zoo.students.prune.plan import Plan
+from zoo.train.device import autocast
+
+ROUNDS = 7
+"""Forward passes that a latency is the least of, after two that warm up."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a search has found."""
+
+    parent: Candidate
+    rows: list[tuple[Candidate, float | None]]
+    """Candidates, and how far each is from its parent."""
+    budgets: tuple[Budget, ...]
+    stopwatch: "Stopwatch"
+    folder: Path | None = None
+
+    @property
+    def winner(self) -> Candidate:
+        """The candidate nearest to its parent."""
+        return min(self.rows, key=lambda row: row[1] if row[1] is not None else float("inf"))[0]
+
+    @property
+    def best(self) -> Plan:
+        """How the winner is made."""
+        return Plan.parse(self.winner.words)
+
+    def print_latency(self, child: nn.Module) -> None:
+        """Time the child, beside what was expected of it."""
+        if self.winner.latency_ms is not None:
+            found = self.stopwatch.time(child)
+            print(f"latency  expected {self.winner.latency_ms:.3g} ms, measured {found:.3g} ms")
+
+    def as_json(self) -> dict[str, Any]:
+        """Return what `prune.json` keeps."""
+        rows = [{**candidate.as_json(), "distance": far} for candidate, far in self.rows]
+        budgets = {budget.what: budget.amount for budget in self.budgets}
+        return dict(
+            budgets=budgets,
+            chosen=self.winner.words,
+            parent=asdict(self.parent.cost),
+            candidates=rows,
+        )
+
+    def files(self) -> dict[str, bytes]:
+        """Return the plot, if matplotlib is there."""
+        if find_spec("matplotlib") is None:
+            print(
+                "No plot of the search: matplotlib is missing (pip install 'backbone-zoo[train]')."
+            )
+            return {}
+        from zoo.eval.report.search_plot import draw_search
+
+        return {"search.png": draw_search(self.as_json())}
+
+    def forget(self) -> None:
+        """Delete what a resumed search would need."""
+        if self.folder:
+            shutil.rmtree(self.folder)
+
+
+@dataclass(frozen=True)
+class Stopwatch:
+    """Time models on the device at hand."""
+
+    args: Prune
+    parent: Parent
+    shapes: Shapes
+    rank_layers: RankLayers | None
+
+    def __call__(self, plan: Plan) -> float:
+        """Time a plan's model, whose numbers mean nothing."""
+        device = str(self._device)
+        child = outline(
+            self.parent, self.shapes, plan, self.rank_layers, self.args.form, device=device
+        )
+        return self.time(child)
+
+    @torch.inference_mode()
+    def time(self, model: nn.Module) -> float:
+        """Return the milliseconds of a forward pass."""
+        device, inputs = self._device, self._inputs()
+
+        def step() -> None:
+            with autocast("auto", device):
+                model(**inputs)
+
+        timed(step, str(device), 2)
+        return 1000 * min(timed(step, str(device), ROUNDS))
+
+    @property
+    def _device(self) -> torch.device:
+        return next(self.parent.model.parameters()).device
+
+    def _inputs(self) -> dict[str, Any]:
+        sample, batch = sample_of(self.parent), self.args.search.batch
+        if sample is None:
+            ids = torch.zeros(batch, self.args.length, dtype=torch.long, device=self._device)
+            return {"input_ids": ids}
+        return {
+            key: torch.zeros(batch, *x.shape[1:], dtype=x.dtype, device=self._device)
+            for key, x in sample.items()
+        }
+
+
+def search(
+    args: Prune,
+    budgets: tuple[Budget, ...],
+    fixed: Plan,
+    parent: Parent,
+    shapes: Shapes,
+    rank_layers: RankLayers | None,
+    attempt: Callable[[Plan], float],
+) -> Found:
+    """Find the plan whose child is nearest to its parent within the budgets.
+
+    With `--dry-run` candidates are counted and printed, and no child is made.
+
+    Args:
+        fixed: What the user has said beside the budgets.
+        attempt: Cuts by a plan, and returns the child's distance on held-out data.
+
+    Raises:
+        ValueError: the budget is impossible, nothing may vary, or the folder of the search is that
+            of another one.
+    """
+    folder = None if args.dry_run else args.search.dir or _beside(args.out)
+    journal = Journal(folder, _request(args))
+    stopwatch = Stopwatch(args, parent, shapes, rank_layers)
+    times = args.dry_run or "latency_ms" in (budget.what for budget in budgets)
+    costs = CostModel(
+        copy.deepcopy(parent.model).to("meta"),
+        shapes,
+        inputs=sample_of(parent),
+        tokens=args.search.tokens,
+        batch=args.search.batch,
+    )
+    finder = Search(
+        parent, shapes, budgets, fixed, costs, rank_layers, args.form, args.seed,
+        stopwatch if times else None,
+    )  # fmt: skip
+    known = journal.candidates()
+    if known is None:
+        print("looking for models within the budget", flush=True)
+        found = finder.candidates(args.search.candidates)
+        known = finder.estimate(Plan({}), "the parent"), found
+        journal.choose(*known)
+    whole, found = known
+    far = {} if args.dry_run else compare(found, journal, attempt)
+    table = [(candidate, far.get(candidate.words)) for candidate in found]
+    print_candidates(whole, table)
+    kept = folder if args.search.dir is None else None
+    return Found(whole, table, budgets, stopwatch, kept)
+
+
+def compare(
+    candidates: list[Candidate], journal: Journal, attempt: Callable[[Plan], float]
+) -> dict[str, float]:
+    """Cut by each candidate's plan; return how far the children are from their parent."""
+    far: dict[str, float] = {}
+    began, done = time.perf_counter(), 0
+    for i, candidate in enumerate(candidates, 1):
+        known = journal.distance(candidate.words, 0)
+        if known is None:
+            known = attempt(Plan.parse(candidate.words))
+            journal.note(candidate.words, 0, known)
+            done += 1
+        far[candidate.words] = known
+        left = (time.perf_counter() - began) / max(1, done) * (len(candidates) - i)
+        text = f"{i}/{len(candidates)}  distance {known:.4f}  {candidate.words}  ETA {left:.0f} s"
+        print(text, flush=True)
+    return far
+
+
+def print_candidates(parent: Candidate, rows: list[tuple[Candidate, float | None]]) -> None:
+    """Print what each candidate costs, and how far it is from its parent if that is known."""
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=140)  # a file has no width that plans should be cut to
+    shown = [parent, *(candidate for candidate, _ in rows)]
+    has = {key for candidate in shown for key in candidate.values()}
+    active = any(c.cost.active != c.cost.params for c in shown)
+    columns = {"params": "M parameters", "active": "M active", "flops": "GFLOPs", "memory": "MB"}
+    columns = {k: v for k, v in columns.items() if k in has and (k != "active" or active)}
+    times = "latency_ms" in has
+    table = Table("keeps", *columns.values(), *(["ms"] * times), "distance")
+    for candidate, far in [(parent, None), *rows]:
+        values = candidate.values()
+        scale = {"flops": 1e9}
+        cells = [f"{values[key] / scale.get(key, 1e6):.4g}" for key in columns]
+        cells += [f"{values['latency_ms']:.3g}" if "latency_ms" in values else ""] * times
+        table.add_row(candidate.words, *cells, "" if far is None else f"{far:.4f}")
+    console.print(table)
+
+
+def _request(args: Prune) -> dict[str, Any]:
+    """Return what decides about the results of a search."""
+    names = ("model", "to", "data", "score", "samples", "length", "form", "seed")
+    options = {name: getattr(args, name) for name in names}
+    options |= {f"search.{k}": v for k, v in asdict(replace(args.search, dir=None)).items()}
+    return {key: str(value) for key, value in options.items()}
+
+
+def _beside(out: Path | None) -> Path | None:
+    return out.with_name(f"{out.name}.search") if out else None
