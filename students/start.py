@@ -1,5 +1,6 @@
 """Start a student from weights of one's own: of a folder of timm, an earlier student, or a file."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,9 +31,13 @@ def read_folder(name: str) -> tuple[str, dict[str, Any], Path | None]:
             f"{folder} holds no model of timm: config.json with an architecture is missing. What "
             "was cut with --form zoo cannot be a student; --form library can."
         )
-    decided = ("num_classes", "img_size", "drop_path_rate")  # by the run
-    options = {k: v for k, v in (config.get("model_args") or {}).items() if k not in decided}
-    return config["architecture"], options, folder
+    return config["architecture"], undecided(config.get("model_args") or {}), folder
+
+
+def undecided(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the arguments of timm's constructor without those that a run decides itself."""
+    decided = ("num_classes", "img_size", "drop_path_rate")
+    return {key: value for key, value in arguments.items() if key not in decided}
 
 
 def find_start(place: Path) -> Path:

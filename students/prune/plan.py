@@ -19,6 +19,7 @@ KINDS = {
     "ssm_heads": "r",
     "ssm_channels": "p",
     "ssm_state": "s",
+    "ssm_rank": "l",
 }
 """A word for each kind of axis, and the letters that the tables have for it. `ffn@2`: those of
 stage 2 alone, or of layer 2 where there are no stages."""
@@ -74,6 +75,12 @@ class Plan:
                 more units are asked for than there are.
         """
         sizes = {}
+        lists = {stage_of(entry.path) for entry in shapes.layers}
+        if unknown := self.stages.keys() - lists:
+            known = ", ".join(f"layers@{n}" for n in sorted(n for n in lists if n is not None))
+            raise ValueError(
+                f"There is no list of layers in stage {min(unknown)}; there are {known or 'layers'}."
+            )
         for what, amount in self.axes.items():
             found = [axis for axis in shapes.sizes if names(what, axis)]
             cuttable = [axis for axis in found if axis not in shapes.fixed]

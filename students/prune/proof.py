@@ -4,7 +4,6 @@ Permuting the units of an axis in every tensor leaves a network's outputs alone.
 table only if leaving one tensor out would have been seen, so each proof has a control.
 """
 
-import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -18,6 +17,7 @@ from torch.overrides import TorchFunctionMode
 
 from zoo.axes import Axis, Shapes, State
 from zoo.students.prune.cut import keep_units
+from zoo.students.prune.masked import is_norm, narrow, unsaved
 
 LIMIT = 1e-3
 """A permutation may move outputs by this much of what its control moves them by."""
@@ -184,38 +184,14 @@ def gathering_norms(model: nn.Module, places: State) -> Iterator[None]:
     patched = []
     for path, module in model.named_modules():
         place = places.get(f"{path}.weight")
-        norm = "Norm" in type(module).__name__ and not isinstance(
-            module, nn.modules.batchnorm._BatchNorm
-        )
-        if norm and place is not None and place.ndim == 1:
-            module.forward = _narrow(module, place)
+        if is_norm(module) and place is not None and place.ndim == 1:
+            module.forward = narrow(module, place)
             patched.append(module)
     try:
         yield
     finally:
         for module in patched:
             del module.forward
-
-
-def _narrow(norm: Any, kept: Tensor) -> Callable[..., Tensor]:
-    small = copy.copy(norm)
-    small._parameters = dict(norm._parameters)
-    full = norm.weight.shape[0]
-    if hasattr(norm, "normalized_shape"):
-        small.normalized_shape = (len(kept),)
-    if hasattr(norm, "group_size"):
-        small.group_size = norm.group_size * len(kept) // full
-    dim = 1 if "2d" in type(norm).__name__ else -1
-
-    def forward(*inputs: Tensor | None) -> Tensor:
-        for name, value in norm._parameters.items():  # those of the call, which may be replaced
-            small._parameters[name] = None if value is None else value[kept]
-        cut = [x if x is None else x.index_select(dim, kept) for x in inputs]
-        y = type(norm).forward(small, *cut)
-        shape = [full if i == dim % y.ndim else n for i, n in enumerate(y.shape)]
-        return y.new_zeros(shape).index_copy_(dim, kept, y)
-
-    return forward
 
 
 class ClosedExperts(TorchFunctionMode):
@@ -270,8 +246,8 @@ def prove_child(
     state = dict(parent.state_dict())
     places = positions(shapes, cuts, state)
     # What follows from the width alone, as the scale of an embedding, is as in the child.
-    own, forward = _unsaved(child), forward_of(parent, inputs)
-    for name, table in _unsaved(parent).items():
+    own, forward = unsaved(child), forward_of(parent, inputs)
+    for name, table in unsaved(parent).items():
         if name in own and own[name].shape == table.shape:
             state[name] = own[name]
     before = forward(dict(parent.state_dict()))
@@ -300,11 +276,6 @@ def prove_child(
             f"moved the outputs by {control:.1e}. Please report this with the model and the plan."
         )
     return Proof("child", moved, control)
-
-
-def _unsaved(model: nn.Module) -> State:
-    saved = model.state_dict().keys()
-    return {name: buffer for name, buffer in model.named_buffers() if name not in saved}
 
 
 def _without_zeros(mask: Tensor, small: Tensor) -> Tensor:

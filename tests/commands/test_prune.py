@@ -63,6 +63,8 @@ def test_prune_writes_a_plain_timm_checkpoint_and_what_stayed(vit, images, tmp_p
     printed = capsys.readouterr().out
     assert "activation   distance" in printed
     assert "contribution distance" in printed
+    rows = [" ".join(line.split()) for line in printed.splitlines()]
+    assert any("│ tensors │ 44 │ 32 │" in row for row in rows)
     model = timm.create_model(f"local-dir:{out}", pretrained=True)
     assert model.embed_dim == 12
     assert len(model.blocks) == 2

@@ -43,14 +43,17 @@ class TextSetup:
     val: TextSource
 
 
-def prepare(config: DistillText) -> TextSetup:
+def prepare(config: DistillText, *, meta: bool = False) -> TextSetup:
     """Open everything that a run needs, and hold it against each other.
+
+    Args:
+        meta: Leave the models' weights out: they are on the device `meta`, for a plan.
 
     Raises:
         ValueError: something is not there, or the vocabularies differ.
     """
     check_complete(config)
-    device = device_of(config.device)
+    device = torch.device("meta") if meta else device_of(config.device)
     place = Path(config.student.removeprefix("lm:").removesuffix("/random"))
     own = str(place) if has_tokenizer(place) else "bytes"
     tokenizer = open_tokenizer(config.tokenizer or own)
@@ -71,7 +74,7 @@ def prepare(config: DistillText) -> TextSetup:
         check_vocabulary(teacher, tokenizer, rows)
         teachers[label] = in_precision(teacher, config.precision)
     models = (student, *(teacher.model for teacher in teachers.values()))
-    text = with_documents(text, mixed=all(separates_documents(model) for model in models))
+    text = with_documents(text, mixed=meta or all(separates_documents(m) for m in models))
     if val is None:
         text, val = text.split(config.held_out)
     else:
@@ -146,6 +149,8 @@ def distill_text(config: DistillText, *, resume: bool = False) -> Run:
     run = Run.reopen(config.out, config) if resume else Run.create(config)
     began = time.perf_counter()
     before = by_first(partial(evaluated, setup, setup.student))
+    if not resume:
+        run.log("eval", 0, before)
     hidden = hidden_match(setup)
     parts = dict(hidden=hidden) if hidden else {}
     state = TrainState.of(setup.student.train(), config.optim, parts=parts)

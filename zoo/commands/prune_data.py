@@ -12,7 +12,7 @@ from torch import Tensor
 from zoo.data.sources import open_source
 from zoo.data.text import open_text
 from zoo.data.views import View
-from zoo.language.tokenizers import open_tokenizer
+from zoo.language.tokenizers import has_tokenizer, open_tokenizer
 from zoo.students.prune.library import Parent
 
 Samples = dict[str, Tensor]
@@ -56,7 +56,13 @@ def _choose(there: int, number: int, what: str, path: Path, seed: int) -> np.nda
 
 
 def _rows(parent: Parent, path: Path, number: int, length: int, seed: int) -> Tensor:
-    tokenizer = open_tokenizer(str(parent.folder or ""))
+    model: Any = parent.model
+    own = has_tokenizer(parent.folder) if parent.folder else False
+    tokenizer = open_tokenizer(str(parent.folder) if own else "bytes")
+    if not own and model.get_input_embeddings().weight.shape[0] != tokenizer.size:
+        raise ValueError(
+            f"There is no tokenizer in {parent.folder}, and its vocabulary is not that of bytes."
+        )
     source = open_text(path, tokenizer, length)
     chosen = _choose(len(source), number, f"rows of {length} tokens", path, seed)
     return source.rows(chosen).ids

@@ -8,7 +8,8 @@ import tyro
 from zoo.train.config import Device
 
 FORMS = ("library", "zoo")
-SCORES = ("auto", "activation", "contribution", "magnitude", "random")
+SCORES = ("auto", "activation", "contribution", "wanda", "taylor", "x", "magnitude", "random")
+EXPERT_SCORES = ("load", "routing")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,20 +26,23 @@ class SearchOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class Prune:
-    model: tyro.conf.Positional[str]
+    model: tyro.conf.Positional[str] = ""
     """A registered model (vit_small_patch16_224; with /random, its random weights), a folder of
     timm or transformers, a run, or a GGUF file."""
     to: str = ""
     """What stays: shares (ffn=0.75) or numbers (heads=4) of ffn, heads, groups, stream, experts,
-    ssm_heads, ssm_channels, ssm_state, layers (ffn@2: of stage 2), or of an axis that --shapes
-    names (also with *). Or a budget, which a search meets: params, active (parameters that a token
-    meets), memory (bytes), flops, as a share or a number (0.5, 20M), latency_ms."""
+    ssm_heads, ssm_channels, ssm_state, ssm_rank, layers (ffn@2: of stage 2), or of an axis that
+    --shapes names (also with *). Or a budget, which a search meets: params, active (parameters that
+    a token meets), memory (bytes), flops, as a share or a number (0.5, 20M), latency_ms."""
     data: Path | None = None
     """Images (a folder, .tar shards, .npz), or for a language model a text (.txt, .jsonl)."""
     out: Path | None = None
     """The folder to write: a plain checkpoint of the model's library."""
     score: str = "auto"
-    """activation, contribution, magnitude, random; auto tries the first two on held-out data."""
+    """activation, contribution, wanda, taylor, x (Mamba's heads and channels by what goes into the
+    scan), magnitude, random; auto tries the first two on held-out data."""
+    expert_score: str = "load"
+    """What ranks experts: load, the tokens that they get; routing, the mean probability of them."""
     samples: int = 256
     """Images, or rows of text, to look at."""
     batch: int = 16
@@ -53,6 +57,11 @@ class Prune:
     """Take the weights of a GGUF file as float; what is cut from them is saved as float."""
     device: Device = "auto"
     """Where parent and child run; on CUDA scores are taken in bfloat16, proofs in float32."""
+    distill: int = 0
+    """Steps in which the child learns from its parent, on the same data. Behind it stand options of
+    zoo distill: --distill 2000 --teachers timm:NAME --optim.lr 1e-4 names a teacher more."""
+    resume: Path | None = None
+    """Continue the training of --distill in this folder."""
     dry_run: bool = False
     """Choose, rebuild, prove and print; write nothing."""
     shapes: bool = False

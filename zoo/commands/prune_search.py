@@ -3,11 +3,10 @@
 import copy
 import shutil
 import time
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from rich.console import Console
@@ -24,10 +23,27 @@ from zoo.students.prune.journal import Journal
 from zoo.students.prune.library import Parent
 from zoo.students.prune.outline import RankLayers, outline, sample_of
 from zoo.students.prune.plan import Plan
+from zoo.students.prune.prune import Child
 from zoo.train.device import autocast
 
 ROUNDS = 7
 """Forward passes that a latency is the least of, after two that warm up."""
+
+
+class Cutter(Protocol):
+    """What a search asks of the part of `zoo prune` that cuts."""
+
+    names: tuple[str, ...]
+    """Scores; the first one ranks the candidates."""
+
+    @property
+    def rank_layers(self) -> RankLayers | None:
+        """What ranks the layers of a list, if there are samples."""
+        ...
+
+    def cut(self, plan: Plan, name: str) -> tuple[Child, float]:
+        """Cut by a plan and a score; return the child and its distance from the parent."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -58,26 +74,35 @@ class Found:
             print(f"latency  expected {self.winner.latency_ms:.3g} ms, measured {found:.3g} ms")
 
     def as_json(self) -> dict[str, Any]:
-        """Return what `prune.json` keeps."""
-        rows = [{**candidate.as_json(), "distance": far} for candidate, far in self.rows]
-        budgets = {budget.what: budget.amount for budget in self.budgets}
-        return dict(
-            budgets=budgets,
-            chosen=self.winner.words,
-            parent=asdict(self.parent.cost),
-            candidates=rows,
-        )
+        """Return what `prune.json` keeps, and the report draws."""
+        winner = self.winner.words
+        rows = [
+            dict(to=c.words, cost=c.values(), distance=far, chosen=c.words == winner)
+            for c, far in self.rows
+        ]
+        return dict(parent=self.parent.values(), candidates=rows)
 
     def files(self) -> dict[str, bytes]:
-        """Return the plot, if matplotlib is there."""
+        """Return the plot, if matplotlib is there: FLOPs and distance, or another cost."""
         if find_spec("matplotlib") is None:
-            print(
-                "No plot of the search: matplotlib is missing (pip install 'backbone-zoo[train]')."
-            )
+            print("No plot: matplotlib is missing (pip install 'backbone-zoo[train]').")
             return {}
-        from zoo.eval.report.search_plot import draw_search
+        from zoo.eval.report.figures import FAINT, STUDENT_COLOUR
+        from zoo.eval.report.plots import quality
 
-        return {"search.png": draw_search(self.as_json())}
+        asked = {budget.what for budget in self.budgets}
+        known = [what for what in self.winner.values() if what != "active"]
+        cost = next((what for what in reversed(known) if what not in asked), known[0])
+        points = [
+            (candidate.values()[cost], far, "chosen" * won, STUDENT_COLOUR if won else FAINT)
+            for candidate, far in self.rows
+            if far is not None
+            for won in (candidate == self.winner,)
+        ]
+        png = quality(
+            "candidates", cost, "distance to the parent", points, more_is_better=False, lower=True
+        )
+        return {"search.png": png}
 
     def forget(self) -> None:
         """Delete what a resumed search would need."""
@@ -135,8 +160,7 @@ def search(
     fixed: Plan,
     parent: Parent,
     shapes: Shapes,
-    rank_layers: RankLayers | None,
-    attempt: Callable[[Plan], float],
+    cutter: Cutter,
 ) -> Found:
     """Find the plan whose child is nearest to its parent within the budgets.
 
@@ -144,7 +168,7 @@ def search(
 
     Args:
         fixed: What the user has said beside the budgets.
-        attempt: Cuts by a plan, and returns the child's distance on held-out data.
+        cutter: Cuts by plans, and tells how far a child is from its parent.
 
     Raises:
         ValueError: the budget is impossible, nothing may vary, or the folder of the search is that
@@ -152,7 +176,7 @@ def search(
     """
     folder = None if args.dry_run else args.search.dir or _beside(args.out)
     journal = Journal(folder, _request(args))
-    stopwatch = Stopwatch(args, parent, shapes, rank_layers)
+    stopwatch = Stopwatch(args, parent, shapes, cutter.rank_layers)
     times = args.dry_run or "latency_ms" in (budget.what for budget in budgets)
     costs = CostModel(
         copy.deepcopy(parent.model).to("meta"),
@@ -162,7 +186,7 @@ def search(
         batch=args.search.batch,
     )
     finder = Search(
-        parent, shapes, budgets, fixed, costs, rank_layers, args.form, args.seed,
+        parent, shapes, budgets, fixed, costs, cutter.rank_layers, args.form, args.seed,
         stopwatch if times else None,
     )  # fmt: skip
     known = journal.candidates()
@@ -172,23 +196,21 @@ def search(
         known = finder.estimate(Plan({}), "the parent"), found
         journal.choose(*known)
     whole, found = known
-    far = {} if args.dry_run else compare(found, journal, attempt)
+    far = {} if args.dry_run else compare(found, journal, cutter)
     table = [(candidate, far.get(candidate.words)) for candidate in found]
     print_candidates(whole, table)
     kept = folder if args.search.dir is None else None
     return Found(whole, table, budgets, stopwatch, kept)
 
 
-def compare(
-    candidates: list[Candidate], journal: Journal, attempt: Callable[[Plan], float]
-) -> dict[str, float]:
+def compare(candidates: list[Candidate], journal: Journal, cutter: Cutter) -> dict[str, float]:
     """Cut by each candidate's plan; return how far the children are from their parent."""
     far: dict[str, float] = {}
     began, done = time.perf_counter(), 0
     for i, candidate in enumerate(candidates, 1):
         known = journal.distance(candidate.words, 0)
         if known is None:
-            known = attempt(Plan.parse(candidate.words))
+            _, known = cutter.cut(Plan.parse(candidate.words), cutter.names[0])
             journal.note(candidate.words, 0, known)
             done += 1
         far[candidate.words] = known

@@ -15,6 +15,7 @@ def open_language_model(name: str, *, device: torch.device | str = "cpu") -> Any
     Args:
         name: A folder with a `config.json`, a GGUF file, or a name on the Hub; `/random` at its end
             leaves the weights out. `lm:` before it is allowed.
+        device: On `meta` only shapes are known, and nothing is checked that needs weights.
 
     Raises:
         ValueError: transformers is missing, there is no such model, it is no causal language
@@ -32,14 +33,17 @@ def open_language_model(name: str, *, device: torch.device | str = "cpu") -> Any
     if place.startswith((".", "/", "~")) and not (Path(place) / "config.json").is_file():
         raise ValueError(f"There is no language model in {place}: config.json is missing.")
     model: Any
+    is_meta = torch.device(device).type == "meta"
     try:
-        if name.endswith("/random"):
-            model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(place))
+        if name.endswith("/random") or is_meta:
+            with torch.device(device if is_meta else "cpu"):
+                model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(place))
         else:
             model = AutoModelForCausalLM.from_pretrained(place, dtype=torch.float32)
     except (OSError, ValueError, KeyError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ValueError(f"{place} cannot be opened as a language model: {reason}") from error
     model = model.float().to(device).eval()
-    check_features(model, place)
+    if not is_meta:
+        check_features(model, place)
     return model
