@@ -77,9 +77,9 @@ class Plan:
         sizes = {}
         lists = {stage_of(entry.path) for entry in shapes.layers}
         if unknown := self.stages.keys() - lists:
-            known = ", ".join(f"layers@{n}" for n in sorted(n for n in lists if n is not None))
+            known = [f"layers@{n}" for n in sorted(n for n in lists if n is not None)] or ["layers"]
             raise ValueError(
-                f"There is no list of layers in stage {min(unknown)}; there are {known or 'layers'}."
+                f"No list of layers is in a stage {min(unknown)}; there are {', '.join(known)}."
             )
         for what, amount in self.axes.items():
             found = [axis for axis in shapes.sizes if names(what, axis)]

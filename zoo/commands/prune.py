@@ -24,6 +24,7 @@ from zoo.students.prune.plan import Plan
 from zoo.students.prune.proof import tensors
 from zoo.students.prune.prune import Child, ScoreUnits, prune
 from zoo.students.prune.ranking import BLIND, Measure
+from zoo.students.prune.similarity import linear_cka
 from zoo.train.device import autocast, device_of
 
 
@@ -104,7 +105,7 @@ def prune_model(args: Prune, words: list[str]) -> Distillation | None:
         )
     cutter, found = Cutter(args, parent, shapes, plan, samples), None
     if budgets:
-        found = search(args, budgets, plan, parent, shapes, cutter)
+        found = search(args, budgets, plan, parent, shapes, cutter, distillation)
         if args.dry_run:
             return None
         plan = found.best
@@ -226,13 +227,17 @@ def _best(cutter: Cutter, plan: Plan) -> tuple[Child, Chosen, dict[str, float]]:
 def distance(parent: nn.Module, child: nn.Module, batches: Iterable[Samples]) -> float:
     """Compare the first outputs: KL divergence of logits over a vocabulary, else cosine distance.
 
-    It is 0 where nothing can be compared: there are no samples, or the output is what was cut.
+    Where the output is what was cut, it is one minus the linear CKA of both; without samples 0.
     """
     total = count = 0.0
+    narrower: list[tuple[Tensor, Tensor]] = []
     for batch in batches:
         theirs, ours = (next(tensors(model(**batch))) for model in (parent, child))
         if theirs.shape != ours.shape:
-            return 0.0
+            rows = (x.float().movedim(1 if x.ndim == 4 else -1, -1) for x in (theirs, ours))
+            x, y = (x.flatten(0, -2) for x in rows)
+            narrower.append((x, y))
+            continue
         logits = "input_ids" in batch and theirs.shape[:2] == batch["input_ids"].shape
         for pair in zip(ours, theirs, strict=True):  # one sample's logits in float32 at a time
             x, y = (output.float() for output in pair)
@@ -242,6 +247,9 @@ def distance(parent: nn.Module, child: nn.Module, batches: Iterable[Samples]) ->
             else:
                 far = 1 - F.cosine_similarity(x, y, dim=-1)
             total, count = total + far.sum().item(), count + far.numel()
+    if narrower:
+        x, y = (torch.cat(parts) for parts in zip(*narrower, strict=True))
+        return 1 - linear_cka(x, y)
     return total / count if count else 0.0
 
 

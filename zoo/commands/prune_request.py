@@ -16,6 +16,9 @@ EXPERT_SCORES = ("load", "routing")
 class SearchOptions:
     candidates: int = 8
     """Models that are compared with their parent."""
+    steps: int = 0
+    """With --distill: all candidates learn from their parent for so many steps, the better half for
+    twice as many, and so on to one. 0 compares them as they are cut."""
     tokens: int = 4096
     """Tokens of a text for which keys and values are held, in budgets of memory and FLOPs."""
     batch: int = 1

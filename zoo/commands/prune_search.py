@@ -1,12 +1,13 @@
 """The part of `zoo prune` that meets a budget: candidates, and the one nearest to its parent."""
 
 import copy
+import re
 import shutil
 import time
 from dataclasses import asdict, dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from rich.console import Console
@@ -14,7 +15,10 @@ from rich.table import Table
 from torch import nn
 
 from zoo.axes import Shapes
+from zoo.commands.prune_distill import CUT, Distillation, train_briefly
+from zoo.commands.prune_halving import halve
 from zoo.commands.prune_request import Prune
+from zoo.commands.prune_write import write_child
 from zoo.eval.speed.models import timed
 from zoo.students.prune.budget import Budget
 from zoo.students.prune.candidates import Candidate, Search
@@ -36,9 +40,15 @@ class Cutter(Protocol):
     names: tuple[str, ...]
     """Scores; the first one ranks the candidates."""
 
+    device: torch.device
+
     @property
     def rank_layers(self) -> RankLayers | None:
         """What ranks the layers of a list, if there are samples."""
+        ...
+
+    def far(self, child: nn.Module) -> float:
+        """Return how far a model is from the parent on held-out data."""
         ...
 
     def cut(self, plan: Plan, name: str) -> tuple[Child, float]:
@@ -46,21 +56,31 @@ class Cutter(Protocol):
         ...
 
 
+class Row(NamedTuple):
+    """A candidate, and how far it is from its parent after so many steps of training."""
+
+    candidate: Candidate
+    distance: float | None = None
+    steps: int = 0
+
+
+Rows = list[Row]
+
+
 @dataclass(frozen=True)
 class Found:
     """What a search has found."""
 
     parent: Candidate
-    rows: list[tuple[Candidate, float | None]]
-    """Candidates, and how far each is from its parent."""
+    rows: "Rows"
     budgets: tuple[Budget, ...]
     stopwatch: "Stopwatch"
     folder: Path | None = None
 
     @property
     def winner(self) -> Candidate:
-        """The candidate nearest to its parent."""
-        return min(self.rows, key=lambda row: row[1] if row[1] is not None else float("inf"))[0]
+        """The candidate nearest to its parent, of those that learnt longest."""
+        return min(self.rows, key=lambda row: (-row.steps, row.distance or 0.0)).candidate
 
     @property
     def best(self) -> Plan:
@@ -77,8 +97,8 @@ class Found:
         """Return what `prune.json` keeps, and the report draws."""
         winner = self.winner.words
         rows = [
-            dict(to=c.words, cost=c.values(), distance=far, chosen=c.words == winner)
-            for c, far in self.rows
+            dict(to=c.words, cost=c.values(), distance=far, steps=steps, chosen=c.words == winner)
+            for c, far, steps in self.rows
         ]
         return dict(parent=self.parent.values(), candidates=rows)
 
@@ -95,7 +115,7 @@ class Found:
         cost = next((what for what in reversed(known) if what not in asked), known[0])
         points = [
             (candidate.values()[cost], far, "chosen" * won, STUDENT_COLOUR if won else FAINT)
-            for candidate, far in self.rows
+            for candidate, far, _ in self.rows
             if far is not None
             for won in (candidate == self.winner,)
         ]
@@ -161,6 +181,7 @@ def search(
     parent: Parent,
     shapes: Shapes,
     cutter: Cutter,
+    distillation: Distillation | None = None,
 ) -> Found:
     """Find the plan whose child is nearest to its parent within the budgets.
 
@@ -169,13 +190,14 @@ def search(
     Args:
         fixed: What the user has said beside the budgets.
         cutter: Cuts by plans, and tells how far a child is from its parent.
+        distillation: How candidates learn, with `--search.steps`.
 
     Raises:
         ValueError: the budget is impossible, nothing may vary, or the folder of the search is that
             of another one.
     """
     folder = None if args.dry_run else args.search.dir or _beside(args.out)
-    journal = Journal(folder, _request(args))
+    journal = Journal(folder, {**_request(args), "training": repr(distillation)})
     stopwatch = Stopwatch(args, parent, shapes, cutter.rank_layers)
     times = args.dry_run or "latency_ms" in (budget.what for budget in budgets)
     costs = CostModel(
@@ -196,11 +218,17 @@ def search(
         known = finder.estimate(Plan({}), "the parent"), found
         journal.choose(*known)
     whole, found = known
-    far = {} if args.dry_run else compare(found, journal, cutter)
-    table = [(candidate, far.get(candidate.words)) for candidate in found]
-    print_candidates(whole, table)
+    rows = [Row(candidate) for candidate in found]
+    if not args.dry_run:
+        far = compare(found, journal, cutter)
+        last = {words: (0, distance) for words, distance in far.items()}
+        if distillation and args.search.steps:
+            train = Trainer(cutter, distillation, folder or Path())
+            last = halve(far, journal, args.search.steps, train)
+        rows = [Row(c, last[c.words][1], last[c.words][0]) for c in found]
+    print_candidates(whole, rows)
     kept = folder if args.search.dir is None else None
-    return Found(whole, table, budgets, stopwatch, kept)
+    return Found(whole, rows, budgets, stopwatch, kept)
 
 
 def compare(candidates: list[Candidate], journal: Journal, cutter: Cutter) -> dict[str, float]:
@@ -220,24 +248,44 @@ def compare(candidates: list[Candidate], journal: Journal, cutter: Cutter) -> di
     return far
 
 
-def print_candidates(parent: Candidate, rows: list[tuple[Candidate, float | None]]) -> None:
+@dataclass(frozen=True)
+class Trainer:
+    """Trains candidates briefly, each in a folder of its own, and measures them."""
+
+    cutter: Cutter
+    distillation: Distillation
+    folder: Path
+
+    def __call__(self, words: str, steps: int) -> float:
+        folder = self.folder / re.sub(r"[^\w.@]+", "-", words)
+        if not (folder / CUT).is_dir():
+            child, _ = self.cutter.cut(Plan.parse(words), self.cutter.names[0])
+            write_child(child, folder / CUT, {})
+        run = folder / f"after_{steps}"
+        model = train_briefly(self.distillation, folder / CUT, run, steps)
+        return self.cutter.far(model.to(self.cutter.device))
+
+
+def print_candidates(parent: Candidate, rows: Rows) -> None:
     """Print what each candidate costs, and how far it is from its parent if that is known."""
     console = Console()
     if not console.is_terminal:
         console = Console(width=140)  # a file has no width that plans should be cut to
-    shown = [parent, *(candidate for candidate, _ in rows)]
+    shown = [parent, *(row.candidate for row in rows)]
     has = {key for candidate in shown for key in candidate.values()}
     active = any(c.cost.active != c.cost.params for c in shown)
     columns = {"params": "M parameters", "active": "M active", "flops": "GFLOPs", "memory": "MB"}
     columns = {k: v for k, v in columns.items() if k in has and (k != "active" or active)}
     times = "latency_ms" in has
-    table = Table("keeps", *columns.values(), *(["ms"] * times), "distance")
-    for candidate, far in [(parent, None), *rows]:
+    learn = any(row.steps for row in rows)
+    table = Table("keeps", *columns.values(), *(["ms"] * times), "distance", *(["steps"] * learn))
+    for candidate, far, steps in [Row(parent), *rows]:
         values = candidate.values()
         scale = {"flops": 1e9}
         cells = [f"{values[key] / scale.get(key, 1e6):.4g}" for key in columns]
         cells += [f"{values['latency_ms']:.3g}" if "latency_ms" in values else ""] * times
-        table.add_row(candidate.words, *cells, "" if far is None else f"{far:.4f}")
+        cells += ["" if far is None else f"{far:.4f}", *([str(steps or "")] * learn)]
+        table.add_row(candidate.words, *cells)
     console.print(table)
 
 

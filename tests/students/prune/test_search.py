@@ -22,6 +22,7 @@ from zoo.students.prune.plan import Plan
 from zoo.students.prune.prune import prune
 from zoo.students.prune.score import magnitude
 from zoo.students.prune.search import apart, find_knobs, plan_of, spread
+from zoo.students.prune.similarity import linear_cka
 
 VIT = dict(embed_dim=96, depth=4, num_heads=6, img_size=32, num_classes=5)
 SWIN = dict(embed_dim=32, depths=(2, 2, 2), num_heads=(2, 4, 8), img_size=32, window_size=2)
@@ -180,3 +181,13 @@ def test_a_journal_goes_on_and_refuses_another_request(tmp_path):
     assert [json.loads(line) for line in (tmp_path / NAME).read_text().splitlines()]
     with pytest.raises(ValueError, match=r"another search \(to params=0.5, now params=0.4\)"):
         Journal(tmp_path, dict(model="vit", to="params=0.4"))
+
+
+def test_cka_is_one_under_rotation_and_scale_and_small_for_noise():
+    torch.manual_seed(0)
+    x = torch.randn(200, 6)
+    rotation = torch.linalg.qr(torch.randn(6, 6)).Q
+    assert linear_cka(x, 3 * x @ rotation + 1) == pytest.approx(1)
+    assert linear_cka(x, torch.randn(200, 4)) < 0.1
+    assert 0.5 < linear_cka(x, x[:, :4]) < 1  # 4 of 6 equal variances: sqrt(4 / 6)
+    assert linear_cka(x, x[:, :4]) == pytest.approx((4 / 6) ** 0.5, abs=0.05)
