@@ -40,12 +40,14 @@ class Parent:
             configuration.
         arguments: What timm's constructor was given.
         folder: Where it was read, for the files beside the weights.
+        emulated: Parts that something else stands in for: see `zoo.cut_format.Emulated`.
     """
 
     model: nn.Module
     name: str = ""
     arguments: Mapping[str, Any] = field(default_factory=dict)
     folder: Path | None = None
+    emulated: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
 
 Kept = Mapping[str, list[int]]
@@ -63,10 +65,11 @@ class Reshaped(Parent):
 def recipe_of(parent: Parent) -> dict[str, Any]:
     """Describe how a parent is built, for `zoo.cut_format`."""
     model: Any = parent.model
+    emulated = {"emulated": dict(parent.emulated)} if parent.emulated else {}
     if parent.name:
         arguments = {**getattr(model, "build_args", {}), **parent.arguments}
-        return dict(architecture=parent.name, arguments=arguments)
-    return {"class": type(model).__name__, "config": model.config.to_dict()}
+        return dict(architecture=parent.name, arguments=arguments) | emulated
+    return {"class": type(model).__name__, "config": model.config.to_dict()} | emulated
 
 
 def reshaped(parent: Parent, before: Shapes, after: Shapes, layers: Kept, state: State) -> Parent:
@@ -84,7 +87,8 @@ def reshaped(parent: Parent, before: Shapes, after: Shapes, layers: Kept, state:
     model = cut_format.reshape(model.to(like.dtype), own, sizes, layers)
     if not parent.name:
         _carry(parent.model.config, model.config)
-    return Reshaped(model, parent.name, parent.arguments, parent.folder, sizes, layers)
+    own = (parent.name, parent.arguments, parent.folder, parent.emulated)
+    return Reshaped(model, *own, sizes, layers)
 
 
 def express(parent: Parent, before: Shapes, after: Shapes, layers: Kept | None = None) -> Parent:
@@ -95,6 +99,11 @@ def express(parent: Parent, before: Shapes, after: Shapes, layers: Kept | None =
             number for several.
     """
     layers = layers or {}
+    if parent.emulated:
+        raise NotExpressible(
+            f"{type(parent.model).__name__} has no place for what stands in for "
+            f"{next(iter(parent.emulated))}; take --form zoo."
+        )
     changed = _changed(before, after, layers)
     # What is not cut keeps the library's own numbers, even where no field of a table gives them.
     try:

@@ -25,6 +25,9 @@ KINDS = {
 stage 2 alone, or of layer 2 where there are no stages."""
 
 
+BRANCHES = {"attention_layers": "attention", "ffn_layers": "ffn"}
+
+
 @dataclass(frozen=True)
 class Plan:
     """Shares (at most 1.0) or numbers of units to keep, by kind or by a pattern of axes.
@@ -32,11 +35,13 @@ class Plan:
     Args:
         axes: `ffn`, `heads`, ... or a shell pattern such as `model.layers.3.mlp.f`; later ones win.
         layers: Share or number of the layers of each list to keep.
-        stages: The same for the list of one stage, which then counts.
+        sublayers: Share or number of `attention` and `ffn` branches to keep, of all layers.
+        stages: Share or number of the layers to keep of the list in one stage, which then counts.
     """
 
     axes: Mapping[str, float | int]
     layers: float | int | None = None
+    sublayers: Mapping[str, float | int] = field(default_factory=dict)
     stages: Mapping[int, float | int] = field(default_factory=dict)
 
     @classmethod
@@ -54,18 +59,19 @@ class Plan:
             except ValueError:
                 value = 0
             if value <= 0 or (isinstance(value, float) and value > 1):
+                known = ", ".join([*KINDS, "layers", *BRANCHES])
                 raise ValueError(
                     f"{word!r} says nothing to keep; write what=share, 0 to 1 (ffn=0.75), or "
-                    f"what=number (heads=4). What: {', '.join(KINDS)}, layers or an axis."
+                    f"what=number (heads=4). What: {known} or an axis."
                 )
             axes[what] = value
         if not axes:
             raise ValueError("Nothing is to be cut; give for example ffn=0.75,layers=0.5.")
         layers = axes.pop("layers", None)
-        stages = {}
-        for word in [word for word in axes if re.fullmatch(r"layers@\d+", word)]:
-            stages[int(word.partition("@")[2])] = axes.pop(word)
-        return cls(axes, layers, stages)
+        branches = {kind: axes.pop(word) for word, kind in BRANCHES.items() if word in axes}
+        staged = [word for word in axes if re.fullmatch(r"layers@\d+", word)]
+        stages = {int(word.partition("@")[2]): axes.pop(word) for word in staged}
+        return cls(axes, layers, branches, stages)
 
     def sizes(self, shapes: Shapes) -> dict[Axis, int]:
         """Return the new size of each axis that is cut.
@@ -99,6 +105,10 @@ class Plan:
         if stage in self.stages:
             return _amount(f"layers@{stage}", self.stages[stage], length)
         return length if self.layers is None else _amount("layers", self.layers, length)
+
+    def num_sublayers(self, kind: str, length: int) -> int:
+        """Return how many of `length` branches of a kind stay."""
+        return _amount(f"{kind}_layers", self.sublayers[kind], length)
 
 
 def stage_of(name: Axis) -> int | None:

@@ -97,7 +97,10 @@ def prove(
         proofs.append(prove_axis(shapes, state, forward, before, axis))
         _, moved, control = proofs[-1]
         if control == 0:
-            raise ValueError(f"Axis {axis} is blind: nothing that reads it moves these outputs.")
+            raise ValueError(
+                f"Axis {axis} is blind: nothing that reads it moves these outputs, so no cut of it "
+                "can be proven. Give samples that reach it, or leave it whole."
+            )
         if not moved < LIMIT * control:
             raise ValueError(
                 f"Axis {axis} is none: permuting it moves the outputs by {moved:.1e}, and by "

@@ -141,7 +141,7 @@ def plan_of(knobs: Sequence[Knob], setting: Setting, fixed: Plan) -> Plan:
                 stages[int(stage)] = share
             else:
                 layers = share
-    return Plan({**axes, **fixed.axes}, layers, stages)
+    return Plan({**axes, **fixed.axes}, layers, stages=stages)
 
 
 def words_of(plan: Plan) -> str:

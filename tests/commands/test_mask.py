@@ -84,9 +84,10 @@ def test_a_dry_run_says_what_is_thinned_and_leaves_nothing(trained, capsys, meth
         (("--pattern", "x"), "no pattern"),
         (("--method", "learned", "--prior", "runs/distill_text"), "is not 2:4"),
         (("--method", "learned", "--prior", "nowhere"), "no run of zoo mask"),
+        (("--method", "learned", "--optim.lora", "4"), "this training has no adapters"),
     ],
 )
-def test_a_wrong_pattern_is_refused_before_anything_is_written(trained, capsys, words, message):
+def test_what_is_refused_leaves_no_folder(trained, capsys, words, message):
     with pytest.raises(SystemExit) as stopped:
         given = () if "--method" in words else ("--method", "wanda")
         common = ["--text", "text.txt", "--length", "32", "--out", str(trained / "wrong")]

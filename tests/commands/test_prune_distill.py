@@ -197,6 +197,14 @@ def test_a_pruned_llama_recovers_towards_its_parent(place, monkeypatch, capsys):
     curve = [row["kl/llama"] for row in evaluations(place / "small" / "run")]
     assert len(curve) == 3
     assert curve[2] < curve[1] < curve[0]
+    # a teacher of another vocabulary is refused once the cut is there, and takes it along
+    other = transformers.LlamaConfig(vocab_size=300, hidden_size=32, num_attention_heads=2)
+    transformers.LlamaForCausalLM(other).save_pretrained(place / "other")
+    wrong = words.replace("small", "wrong").split()
+    with pytest.raises(SystemExit):
+        main(["prune", "llama", *wrong, "--distill", "30", "--teachers", "lm:other"])
+    assert "has 300 tokens and the student 257" in capsys.readouterr().err
+    assert not (place / "wrong").exists()
     child = transformers.AutoModelForCausalLM.from_pretrained(place / "small")
     assert child.config.hidden_size == 16
     about = json.loads((place / "small" / "prune.json").read_text())

@@ -85,7 +85,7 @@ class Stopping:
 
     names = ("activation",)
     device = torch.device("cpu")
-    rank_layers = None
+    influence = None
 
     def __init__(self, cuts: int):
         self.left = cuts

@@ -44,14 +44,10 @@ def detect(config: Detect, *, resume: bool = False) -> dict[str, float]:
     """
     config = with_slices(config)
     run = Run.reopen(config.out, config) if resume else Run.create(config)
-    try:
+    with run.discarded(unless=lambda: resume, on=(ValueError, OSError)):
         with first_goes_first():  # draws the shapes
             train, val = open_splits(config, config.out / "data")
         state = start(config, train.classes, run)
-    except (ValueError, OSError):
-        if not resume:
-            run.discard()
-        raise
     evaluate = partial(log_evaluation, run, val)
     detector = train_detector(state, config, train, run, evaluate=evaluate)
     return by_first(partial(finish, run, config, detector, train, val))

@@ -148,13 +148,15 @@ def distill_text(config: DistillText, *, resume: bool = False) -> Run:
         setup = prepare(config)
     run = Run.reopen(config.out, config) if resume else Run.create(config)
     began = time.perf_counter()
-    before = by_first(partial(evaluated, setup, setup.student))
+    with run.discarded(unless=lambda: resume):
+        before = by_first(partial(evaluated, setup, setup.student))
+        hidden = hidden_match(setup)
+        parts = dict(hidden=hidden) if hidden else {}
+        student = setup.student.train()
+        state = TrainState.of(student, config.optim, parts=parts, ranks=config.ranks)
+        state.resume(run)
     if not resume:
         run.log("eval", 0, before)
-    hidden = hidden_match(setup)
-    parts = dict(hidden=hidden) if hidden else {}
-    state = TrainState.of(setup.student.train(), config.optim, parts=parts)
-    state.resume(run)
     plan = Plan(len(setup.train), config.batch, config.seed)
     slices = slices_of_rank(config.num_slices)
     feed = TextFeed(setup.train, plan, setup.device, config.num_slices, slices)

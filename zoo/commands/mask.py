@@ -51,12 +51,13 @@ def mask(config: Mask | MaskImages, *, resume: bool = False) -> Run:
         earlier = earlier_masks(subject, config.prior, layers, pattern)
     run = Run.reopen(config.out, config) if resume else Run.create(config)
     began = time.perf_counter()
-    results: Results = dict(dense=subject.measured())
+    with run.discarded(unless=lambda: resume):
+        results: Results = dict(dense=subject.measured())
+        if config.method != "learned":
+            load_weights(layers, prune_nm(layers, pattern, config.method, subject.show))
+            results[config.method] = subject.measured()
     if config.method == "learned":
-        results |= learned(subject, run, layers, pattern, earlier)
-    else:
-        load_weights(layers, prune_nm(layers, pattern, config.method, subject.show))
-        results[config.method] = subject.measured()
+        results |= learned(subject, run, layers, pattern, earlier, resume=resume)
     check_pattern(layers, pattern)
     by_first(partial(subject.export, run))
     about = dict(
@@ -92,21 +93,24 @@ def learned(
     layers: Layers,
     pattern: Pattern,
     prior: Mapping[str, Tensor] | None,
+    *,
+    resume: bool,
 ) -> Results:
     """Train masks from their prior, and multiply them in; return what was measured on the way."""
     config: Any = subject.config
     subject.model.requires_grad_(False)
-    with first_goes_first():  # measures teachers
-        lesson = subject.lesson(run)
-    if prior is None and config.prior != "none":
-        prior = prune_nm(layers, pattern, config.prior, subject.show)
-    torch.manual_seed(config.seed)
-    masks = learn_masks(layers, pattern, prior)
-    results = dict(begins=subject.measured())
-    trained = [p for p in lesson.model.parameters() if p.requires_grad]
-    groups = [dict(params=trained, weight_decay=config.optim.weight_decay)]
-    state = TrainState.of(lesson.model, config.optim, groups=groups, parts=lesson.parts)
-    state.resume(run)
+    with run.discarded(unless=lambda: resume):
+        with first_goes_first():  # measures teachers
+            lesson = subject.lesson(run)
+        if prior is None and config.prior != "none":
+            prior = prune_nm(layers, pattern, config.prior, subject.show)
+        torch.manual_seed(config.seed)
+        masks = learn_masks(layers, pattern, prior)
+        results = dict(begins=subject.measured())
+        trained = [p for p in lesson.model.parameters() if p.requires_grad]
+        groups = [dict(params=trained, weight_decay=config.optim.weight_decay)]
+        state = TrainState.of(lesson.model, config.optim, groups=groups, parts=lesson.parts)
+        state.resume(run)
 
     def soften() -> None:
         """Let the masks draw, and leave the frozen rest (dropout, batch statistics) as it is."""

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from zoo.axes import Axis, Shapes, named_shapes, numbered
 from zoo.commands.prune_data import Samples, batches_of, read_samples, split
+from zoo.commands.prune_depth import rank_layers, thin
 from zoo.commands.prune_distill import CUT, Distillation, plan_distillation, print_training
 from zoo.commands.prune_request import Prune
 from zoo.commands.prune_search import search
@@ -21,7 +22,7 @@ from zoo.students.prune.layers import block_influence
 from zoo.students.prune.library import Parent
 from zoo.students.prune.parent import open_parent
 from zoo.students.prune.plan import Plan
-from zoo.students.prune.proof import tensors
+from zoo.students.prune.proof import forward_of, prove, tensors
 from zoo.students.prune.prune import Child, ScoreUnits, prune
 from zoo.students.prune.ranking import BLIND, Measure
 from zoo.students.prune.similarity import linear_cka
@@ -84,12 +85,16 @@ def prune_model(args: Prune, words: list[str]) -> Distillation | None:
     """
     budgets, rest = split_budgets(args.to)
     plan = Plan.parse(rest) if rest or not budgets else Plan({})
-    looks = args.score not in BLIND or plan.layers or plan.stages
+    looks = args.score not in BLIND or plan.layers or plan.stages or plan.sublayers
     if args.data is None and (not args.dry_run if budgets else looks):
         raise ValueError(
             "Scores of activations, and the choice of layers, look at data: give --data. Without, "
             "there are --score magnitude and --score random, for widths."
         )
+    if plan.sublayers and budgets:
+        raise ValueError("A budget counts whole layers: cut attention_layers or ffn_layers alone.")
+    if plan.sublayers and args.form != "zoo":
+        raise ValueError("No constructor leaves out branches of layers; give --form zoo.")
     device = device_of(args.device)
     if device.type == "mps":
         raise ValueError("Scores are summed in float64, which mps does not have; --device cpu.")
@@ -103,12 +108,14 @@ def prune_model(args: Prune, words: list[str]) -> Distillation | None:
         samples = read_samples(
             parent, args.data, number=args.samples, length=args.length, seed=args.seed
         )
-    cutter, found = Cutter(args, parent, shapes, plan, samples), None
+    cutter, found = Cutter(args, parent, plan, samples), None
     if budgets:
         found = search(args, budgets, plan, parent, shapes, cutter, distillation)
         if args.dry_run:
             return None
         plan = found.best
+    if samples is not None:
+        prove_axes(args, parent, shapes, list(plan.sizes(shapes)), samples)
     child, chosen, distances = _best(cutter, plan)
     print_child(shapes, child, chosen)
     if found:
@@ -120,6 +127,7 @@ def prune_model(args: Prune, words: list[str]) -> Distillation | None:
     about = dict(
         model=args.model, to=args.to, score=chosen.name, distances=distances,
         before=before_of(shapes, child), scores=scores_of(child, chosen.units),
+        without=list(child.built.emulated),
     )  # fmt: skip
     files = found.files() if found else {}
     about |= dict(search=found.as_json()) if found else {}
@@ -129,6 +137,23 @@ def prune_model(args: Prune, words: list[str]) -> Distillation | None:
     if distillation is None:
         print(f"model  {args.out}")
     return distillation
+
+
+def prove_axes(
+    args: Prune, parent: Parent, shapes: Shapes, axes: list[Axis], samples: Samples
+) -> None:
+    """Prove one axis of each form by permutation, with a control; random weights may be blind.
+
+    Raises:
+        ValueError: a table is wrong for this model, or these samples do not show an axis.
+    """
+    if args.model.endswith("/random"):
+        return
+    device = next(parent.model.parameters()).device
+    forward = forward_of(parent.model, next(batches_of(samples, 2, device)))
+    forms = {numbered(axis): axis for axis in axes}
+    if forms:
+        prove(shapes, dict(parent.model.state_dict()), forward, list(forms.values()))
 
 
 class Chosen(NamedTuple):
@@ -144,34 +169,42 @@ class Cutter:
     """Cuts a parent by plans and scores; what its samples show of it is measured once.
 
     Args:
-        plan: Its axes are scored; all that may be cut, if it names none.
+        plan: Its axes are scored; for a budget all that may be cut.
     """
 
-    def __init__(
-        self, args: Prune, parent: Parent, shapes: Shapes, plan: Plan, samples: Samples | None
-    ):
-        self.args, self.parent, self.shapes = args, parent, shapes
-        self.names = ("activation", "contribution") if args.score == "auto" else (args.score,)
+    def __init__(self, args: Prune, parent: Parent, plan: Plan, samples: Samples | None):
+        self.args, self.parent, self.samples = args, parent, samples
+        self.shapes = named_shapes(parent.model)
         self.device = next(parent.model.parameters()).device
         self.seen, self.held = split(samples, 0.25) if samples else ({}, {})
-        every = tuple(axis for axis in shapes.sizes if axis not in shapes.fixed)
+        budgets, _ = split_budgets(args.to)
+        every = [axis for axis in self.shapes.sizes if axis not in self.shapes.fixed]
+        axes = tuple(every if budgets else plan.sizes(self.shapes))
+        both = args.score == "auto"
+        self.names = ("activation", "contribution")[: 2 if axes else 1] if both else (args.score,)
         self.measure = Measure(
             model=parent.model,
-            shapes=shapes,
-            batches=lambda: batches_of(self.seen, args.batch, self.device),
-            axes=every if split_budgets(args.to)[0] else tuple(plan.sizes(shapes)),
+            shapes=self.shapes,
+            batches=self.batches,
+            axes=axes,
             seed=args.seed,
             experts=args.expert_score,
         )
-        self.ranks: dict[str, Tensor] = {}
+        self.influences: dict[str, Tensor] = {}
 
-    def cut(self, plan: Plan, name: str) -> tuple[Child, float]:
+    def batches(self) -> Iterable[Samples]:
+        """Return the samples that scores look at."""
+        return batches_of(self.seen, self.args.batch, self.device)
+
+    def cut(
+        self, plan: Plan, name: str, rank: Callable[[str, int], Tensor] | None = None
+    ) -> tuple[Child, float]:
         """Cut by one score; return the child and its distance from the parent on held-out data."""
         child = prune(
             self.parent,
             plan,
             self.units(name),
-            rank_layers=self.rank_layers,
+            rank_layers=rank or self.influence,
             probe=next(batches_of(self.held, 2, self.device), None),
             form=self.args.form,
         )
@@ -193,17 +226,17 @@ class Cutter:
         return score
 
     @property
-    def rank_layers(self) -> Callable[[str, int], Tensor] | None:
-        """What ranks the layers of a list, if there are samples."""
-        return self._rank if self.seen else None
+    def influence(self) -> Callable[[str, int], Tensor] | None:
+        """What ranks the layers of a list for any number of them, if there are samples."""
+        return self._influence if self.seen else None
 
-    def _rank(self, path: str, length: int) -> Tensor:
+    def _influence(self, path: str, length: int) -> Tensor:
         del length
-        if path not in self.ranks:
+        if path not in self.influences:
             with autocast("auto", self.device):
-                batches = batches_of(self.seen, self.args.batch, self.device)
-                self.ranks[path] = block_influence(self.parent.model, path, batches)
-        return self.ranks[path]
+                found = block_influence(self.parent.model, path, self.batches())
+            self.influences[path] = found
+        return self.influences[path]
 
 
 def _best(cutter: Cutter, plan: Plan) -> tuple[Child, Chosen, dict[str, float]]:
@@ -212,9 +245,14 @@ def _best(cutter: Cutter, plan: Plan) -> tuple[Child, Chosen, dict[str, float]]:
     Returns:
         The child, its score, and the distance to the parent by each score that was tried.
     """
+    args, parent = cutter.args, cutter.parent
+    if plan.sublayers:
+        parent = thin(args, plan, parent, cutter.shapes, cutter.batches)
+        cutter = Cutter(args, parent, plan, cutter.samples)
+    rank = rank_layers(args, plan, parent, cutter.batches) if cutter.seen else None
     tried = []
     for name in cutter.names:
-        child, far = cutter.cut(plan, name)
+        child, far = cutter.cut(plan, name, rank)
         tried.append((far, child, name))
         if len(cutter.names) > 1:
             print(f"{name:12} distance to the parent on held-out data {far:.4f}")

@@ -1,7 +1,7 @@
 """`zoo prune`: what its command line says, read without torch."""
 
 from zoo.commands.parse import parse
-from zoo.commands.prune_request import EXPERT_SCORES, FORMS, SCORES, Prune
+from zoo.commands.prune_request import EXPERT_SCORES, FORMS, LAYER_SCORES, SCORES, Prune
 
 BEFORE = (
     "--to", "--data", "--text", "--student", "--out", "--steps", "--resume", "--dry-run", "--score",
@@ -39,11 +39,15 @@ def main(argv: list[str]) -> None:
         raise ValueError("Name a model: of timm or zoo, a folder, or a run.")
     for what, given, known in (
         ("score", args.score, SCORES),
+        ("score of layers", args.layer_score, LAYER_SCORES),
         ("score of experts", args.expert_score, EXPERT_SCORES),
         ("form", args.form, FORMS),
     ):
         if given not in known:
             raise ValueError(f"There is no {what} {given!r}; there are {', '.join(known)}.")
+    for name, least in (("samples", 2), ("batch", 1), ("length", 2)):
+        if getattr(args, name) < least:
+            raise ValueError(f"--{name} is {getattr(args, name)}; it is {least} or more.")
     if not args.shapes and not args.to:
         raise ValueError("Say what stays, for example --to ffn=0.75,layers=0.5; or --shapes.")
     if not args.shapes and not args.out and not args.dry_run:

@@ -9,6 +9,7 @@ from zoo.train.config import Device
 
 FORMS = ("library", "zoo")
 SCORES = ("auto", "activation", "contribution", "wanda", "taylor", "x", "magnitude", "random")
+LAYER_SCORES = ("influence", "loss", "shapley", "means", "contiguous")
 EXPERT_SCORES = ("load", "routing")
 
 
@@ -34,9 +35,10 @@ class Prune:
     timm or transformers, a run, or a GGUF file."""
     to: str = ""
     """What stays: shares (ffn=0.75) or numbers (heads=4) of ffn, heads, groups, stream, experts,
-    ssm_heads, ssm_channels, ssm_state, ssm_rank, layers (ffn@2: of stage 2), or of an axis that
-    --shapes names (also with *). Or a budget, which a search meets: params, active (parameters that
-    a token meets), memory (bytes), flops, as a share or a number (0.5, 20M), latency_ms."""
+    ssm_heads, ssm_channels, ssm_state, ssm_rank, layers (ffn@2: of stage 2), attention_layers and
+    ffn_layers (branches inside the layers, with --form zoo), or of an axis that --shapes names (also
+    with *). Or a budget, which a search meets: params, active (parameters that a token meets),
+    memory (bytes), flops, as a share or a number (0.5, 20M), latency_ms."""
     data: Path | None = None
     """Images (a folder, .tar shards, .npz), or for a language model a text (.txt, .jsonl)."""
     out: Path | None = None
@@ -46,6 +48,13 @@ class Prune:
     scan), magnitude, random; auto tries the first two on held-out data."""
     expert_score: str = "load"
     """What ranks experts: load, the tokens that they get; routing, the mean probability of them."""
+    layer_score: str = "influence"
+    """What ranks layers: influence, how much each turns what passes (branches: loss); loss, the
+    cost of leaving it out; shapley, its mean cost over orders of leaving out; means, without it
+    against with it; contiguous, the run of neighbours that costs least. Cost is the loss of the
+    next token, or the cosine distance to the parent's output."""
+    emulate: int | None = None
+    """What stands in for branches that go: a constant (0) or a linear map of this rank."""
     samples: int = 256
     """Images, or rows of text, to look at."""
     batch: int = 16

@@ -38,12 +38,12 @@ class Cutter(Protocol):
     """What a search asks of the part of `zoo prune` that cuts."""
 
     names: tuple[str, ...]
-    """Scores; the first one ranks the candidates."""
+    """Scores; candidates are cut by the first."""
 
     device: torch.device
 
     @property
-    def rank_layers(self) -> RankLayers | None:
+    def influence(self) -> RankLayers | None:
         """What ranks the layers of a list, if there are samples."""
         ...
 
@@ -198,7 +198,7 @@ def search(
     """
     folder = None if args.dry_run else args.search.dir or _beside(args.out)
     journal = Journal(folder, {**_request(args), "training": repr(distillation)})
-    stopwatch = Stopwatch(args, parent, shapes, cutter.rank_layers)
+    stopwatch = Stopwatch(args, parent, shapes, cutter.influence)
     times = args.dry_run or "latency_ms" in (budget.what for budget in budgets)
     costs = CostModel(
         copy.deepcopy(parent.model).to("meta"),
@@ -208,7 +208,7 @@ def search(
         batch=args.search.batch,
     )
     finder = Search(
-        parent, shapes, budgets, fixed, costs, cutter.rank_layers, args.form, args.seed,
+        parent, shapes, budgets, fixed, costs, cutter.influence, args.form, args.seed,
         stopwatch if times else None,
     )  # fmt: skip
     known = journal.candidates()
