@@ -102,7 +102,7 @@ class Plan:
     def num_layers(self, path: str, length: int) -> int:
         """Return how many of the `length` layers of the list at `path` stay."""
         stage = stage_of(path)
-        if stage in self.stages:
+        if stage is not None and stage in self.stages:
             return _amount(f"layers@{stage}", self.stages[stage], length)
         return length if self.layers is None else _amount("layers", self.layers, length)
 

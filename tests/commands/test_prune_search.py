@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -44,7 +45,7 @@ def images(tmp_path):
 def vit(tmp_path):
     """A folder of timm with a small ViT whose output is its stream."""
     torch.manual_seed(0)
-    arguments = dict(embed_dim=48, depth=3, num_heads=6, img_size=32)
+    arguments: dict[str, Any] = dict(embed_dim=48, depth=3, num_heads=6, img_size=32)
     model = timm.create_model("vit_tiny_patch16_224", num_classes=0, **arguments)
     save(Parent(model, "vit_tiny_patch16_224", arguments), tmp_path / "vit")
     return tmp_path / "vit"
@@ -83,14 +84,14 @@ def test_a_latency_is_predicted_and_then_measured(vit, images, tmp_path, capsys)
 class Stopping:
     """Cuts whose distances are known, until it is stopped."""
 
-    names = ("activation",)
+    names: tuple[str, ...] = ("activation",)
     device = torch.device("cpu")
     influence = None
 
     def __init__(self, cuts: int):
         self.left = cuts
 
-    def cut(self, plan: Plan, name: str):
+    def cut(self, plan: Plan, name: str) -> tuple[Any, float]:
         if not self.left:
             raise KeyboardInterrupt
         self.left -= 1

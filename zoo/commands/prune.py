@@ -181,7 +181,9 @@ class Cutter:
         every = [axis for axis in self.shapes.sizes if axis not in self.shapes.fixed]
         axes = tuple(every if budgets else plan.sizes(self.shapes))
         both = args.score == "auto"
-        self.names = ("activation", "contribution")[: 2 if axes else 1] if both else (args.score,)
+        self.names: tuple[str, ...] = (
+            ("activation", "contribution")[: 2 if axes else 1] if both else (args.score,)
+        )
         self.measure = Measure(
             model=parent.model,
             shapes=self.shapes,

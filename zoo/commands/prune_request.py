@@ -36,9 +36,9 @@ class Prune:
     to: str = ""
     """What stays: shares (ffn=0.75) or numbers (heads=4) of ffn, heads, groups, stream, experts,
     ssm_heads, ssm_channels, ssm_state, ssm_rank, layers (ffn@2: of stage 2), attention_layers and
-    ffn_layers (branches inside the layers, with --form zoo), or of an axis that --shapes names (also
-    with *). Or a budget, which a search meets: params, active (parameters that a token meets),
-    memory (bytes), flops, as a share or a number (0.5, 20M), latency_ms."""
+    ffn_layers (branches inside the layers, with --form zoo), or of an axis that --shapes names
+    (also with *). Or a budget, which a search meets: params, active (parameters that a token
+    meets), memory (bytes), flops, as a share or a number (0.5, 20M), latency_ms."""
     data: Path | None = None
     """Images (a folder, .tar shards, .npz), or for a language model a text (.txt, .jsonl)."""
     out: Path | None = None

@@ -19,7 +19,7 @@ from zoo.students.prune.prune import choose_layers
 
 def on_meta(name: str, **arguments: Any) -> tuple[CostModel, Any]:
     with torch.device("meta"):
-        model = timm.create_model(name, **arguments)
+        model: Any = timm.create_model(name, **arguments)
     side = model.pretrained_cfg["input_size"]
     return CostModel(
         model, named_shapes(model), inputs={"x": torch.empty(1, *side, device="meta")}

@@ -24,8 +24,10 @@ from zoo.students.prune.score import magnitude
 from zoo.students.prune.search import apart, find_knobs, plan_of, spread
 from zoo.students.prune.similarity import linear_cka
 
-VIT = dict(embed_dim=96, depth=4, num_heads=6, img_size=32, num_classes=5)
-SWIN = dict(embed_dim=32, depths=(2, 2, 2), num_heads=(2, 4, 8), img_size=32, window_size=2)
+VIT: dict[str, Any] = dict(embed_dim=96, depth=4, num_heads=6, img_size=32, num_classes=5)
+SWIN: dict[str, Any] = dict(
+    embed_dim=32, depths=(2, 2, 2), num_heads=(2, 4, 8), img_size=32, window_size=2
+)
 
 
 def search_of(parent: Parent, to: str, **options: Any) -> Search:
