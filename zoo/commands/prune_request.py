@@ -40,7 +40,8 @@ class Prune:
     (also with *). Or a budget, which a search meets: params, active (parameters that a token
     meets), memory (bytes), flops, as a share or a number (0.5, 20M), latency_ms."""
     data: Path | None = None
-    """Images (a folder, .tar shards, .npz), or for a language model a text (.txt, .jsonl)."""
+    """Images (a folder, .tar shards, .npz, embedded/photos), or for a language model a text (.txt,
+    .jsonl)."""
     out: Path | None = None
     """The folder to write: a plain checkpoint of the model's library."""
     score: str = "auto"
