@@ -294,7 +294,7 @@ class Bench:
 
     def _run_masks(self, cell: Cell) -> dict[str, Any]:
         pattern = Pattern()
-        model = copy.deepcopy(self.subject(cell.seed).parent.model).to(self.device)
+        model: Any = copy.deepcopy(self.subject(cell.seed).parent.model).to(self.device)
         layers = sparse_layers(model, pattern)
 
         def show() -> None:

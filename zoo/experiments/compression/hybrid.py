@@ -115,8 +115,8 @@ def attention_layer(
 ) -> Tensor:
     """Add causal attention, whose query heads share keys, to the stream; it knows no positions."""
     y = F.rms_norm(x, x.shape[-1:], norm, eps)
-    heads = [F.linear(y, w).unflatten(-1, (-1, head_dim)).transpose(1, 2) for w in (q, k, v)]
-    y = F.scaled_dot_product_attention(*heads, is_causal=True, enable_gqa=True)
+    q, k, v = [F.linear(y, w).unflatten(-1, (-1, head_dim)).transpose(1, 2) for w in (q, k, v)]
+    y = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
     return x + F.linear(y.transpose(1, 2).flatten(2), o)
 
 

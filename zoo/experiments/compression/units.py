@@ -119,7 +119,7 @@ def cut_channels(parent: Parent, way: str, number: int, scores: Scores, seed: in
 
     def choose(axis: Axis) -> tuple[Tensor, tuple[Axis, ...]]:
         name = axis.rpartition(".")[0]
-        mixer = parent.model.get_submodule(name)
+        mixer: Any = parent.model.get_submodule(name)
         if kind == "random":
             values = _draw((mixer.num_heads, mixer.head_dim), name, seed, int(scope))
         else:
@@ -160,7 +160,7 @@ def keep_heads(model: Any, kept: Mapping[str, Tensor]) -> Any:
     """
     state = dict(model.state_dict())
     for name, heads in kept.items():
-        mixer = model.get_submodule(name)
+        mixer: Any = model.get_submodule(name)
         inner, width = mixer.intermediate_size, mixer.head_dim
         rows = (heads[:, None] * width + torch.arange(width)).flatten()
         shared = torch.arange(mixer.conv_dim - inner)
