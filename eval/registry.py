@@ -112,8 +112,8 @@ class Subject:
     """Read the stored features of both parts, in place of extracting them from images."""
     known: dict[Path, tuple[Extracted, Extracted]] = field(default_factory=dict, repr=False)
     """What `extracted` has returned, by data set."""
-    unreadable: dict[Path, set[str]] = field(default_factory=dict, repr=False)
-    """Names of the images that could not be read and were left out, by data set."""
+    unreadable: set[str] = field(default_factory=set, repr=False)
+    """Names of the images that could not be read and that the benchmark at work has left out."""
     work: Path | None = None
     """Folder for the runs of benchmarks that train; a run that was stopped there is resumed."""
 
@@ -157,8 +157,8 @@ class Subject:
         """
         if data not in self.known:
             self.known[data] = self.read(data) if self.read else self._extract(data)
-            for part in self.known[data]:
-                self.unreadable.setdefault(data, set()).update(part.unreadable)
+        for part in self.known[data]:
+            self.unreadable.update(part.unreadable)
         return self.known[data]
 
     def _extract(self, data: Path) -> tuple[Extracted, Extracted]:
@@ -171,4 +171,4 @@ class Subject:
                 "same names in train and val."
             )
         bank, queries = (extract(self.features, part) for part in parts)
-        return bank, queries
+        return bank, queries._replace(unreadable=tuple(sorted(self.unreadable)))

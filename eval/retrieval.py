@@ -10,11 +10,12 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from zoo.eval.dense.square import squares
+from zoo.eval.dense.square import Squares
 from zoo.eval.extract import extract
 from zoo.eval.registry import Found, Scores, Subject
 from zoo.eval.settings import RetrievalSettings
 from zoo.eval.zeroshot import check_width, head_for, through_head
+from zoo.features import Batch
 from zoo.files import ANNOTATION_BYTES, read_json
 from zoo.teachers.name import TeacherName
 from zoo.teachers.text import BATCH, open_text
@@ -41,10 +42,18 @@ def retrieval(subject: Subject, data: Path, settings: RetrievalSettings) -> Iter
     embedded = torch.cat(parts)
     check_width(subject, label, embedded.shape[1], settings.teacher)
     side = max(subject.student.size)
-    found = extract(
-        through_head(subject, label), squares(files, side, subject.batch, subject.device)
-    )
-    yield from recall(found.summaries, embedded, owners, found.keys)
+    images = Squares(files, side, subject.batch, subject.device, unreadable=subject.unreadable)
+    seen: list[int] = []
+
+    def noted() -> Iterator[Batch]:
+        for batch in images:
+            seen.extend(batch.positions)
+            yield batch
+
+    found = extract(through_head(subject, label), noted())
+    kept = torch.isin(owners, torch.tensor(seen))
+    owners = torch.searchsorted(torch.tensor(seen), owners[kept])
+    yield from recall(found.summaries, embedded[kept], owners, found.keys)
 
 
 def recall(

@@ -91,11 +91,11 @@ def open_subject(target: str | None, request: EvalRequest) -> Subject:
     student = student.to(request.device)
 
     splits = cache(partial(open_labelled, held_out=0.2))  # per call: the files may have changed
-    unreadable: dict[Path, set[str]] = {}
+    unreadable: set[str] = set()
 
     def open_part(data: Path, split: Split) -> "_Images":
         source = splits(data)[0 if split == "train" else 1]
-        return _Images(source, student, request, unreadable.setdefault(data, set()))
+        return _Images(source, student, request, unreadable)
 
     return Subject(name=target, made=student, open=open_part, unreadable=unreadable, **shared)
 

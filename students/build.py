@@ -20,7 +20,7 @@ from zoo.features import (
 )
 from zoo.layers import spectral
 from zoo.students.heads import HeadKind, TeacherHead, head_hidden
-from zoo.students.start import load_earlier
+from zoo.students.start import load_earlier, read_folder
 from zoo.students.student import Student
 from zoo.wheels import create_model, without_tag
 
@@ -46,7 +46,7 @@ def build_student(
     """Build a registered backbone with heads for `teachers`.
 
     Args:
-        name: A name that `timm.create_model` knows.
+        name: A name that `timm.create_model` knows; of `local-dir:FOLDER` the weights too.
         teachers: Summary and spatial width of each teacher by label; `None` for no such target.
         size: Side of the images in pixels.
         kind: Kind of the heads, see `zoo.students.heads`.
@@ -68,12 +68,15 @@ def build_student(
             blocks to reparametrise.
     """
     training: dict[str, Any] = dict(drop_path_rate=drop_path_rate) if drop_path_rate else {}
+    name, own, folder = read_folder(name)
+    if folder and torch.device(device).type != "meta":
+        pretrained, start = False, start or folder
     file = start is not None and start.is_file()
     if file:
         training["pretrained_cfg_overlay"] = dict(file=str(start))
     with torch.device(device):
         backbone, kwargs = _build_backbone(
-            name, size, pretrained or file, training, dict(options or {}), dynamic=dynamic
+            name, size, pretrained or file, training, own | dict(options or {}), dynamic=dynamic
         )
         license = backbone.pretrained_cfg.get("license") if pretrained or file else None
         if start and not file:
@@ -291,9 +294,10 @@ def student_grids(
     Raises:
         ValueError: the backbone cannot take images of one of the sizes.
     """
+    name, own, _ = read_folder(name)
     with torch.device("meta"):
         backbone, _ = _build_backbone(
-            name, size, False, {}, read_options(options), dynamic=len(sizes) > 1
+            name, size, False, {}, own | read_options(options), dynamic=len(sizes) > 1
         )
         backbone.eval()
         grids = {}

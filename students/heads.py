@@ -147,6 +147,27 @@ class TeacherHead(nn.Module):
             adaptor.replace_last(change(adaptor.last, blocks=blocks))
 
 
+class OwnFeatures(nn.Module):
+    """In a head's place: the backbone's own features, for a teacher that is the same network.
+
+    `summary` and `spatial` bring them to the space in which they are compared.
+    """
+
+    kind = "own"
+
+    def __init__(self):
+        super().__init__()
+        self.summary: nn.Module = nn.Identity()
+        self.spatial: nn.Module = nn.Identity()
+
+    def forward(self, features: Features, intermediates: Sequence[Features] = ()) -> Features:
+        return Features(self.summary(features.summary), self.spatial(features.spatial))
+
+    def fold(self, change: Callable[..., nn.Linear], part: str = "spatial") -> None:
+        """Answer in the backbone's own space again, whatever the normalisation was."""
+        setattr(self, part, nn.Identity())
+
+
 def head_hidden(widths: Mapping[str, tuple[int | None, int | None]]) -> int:
     """Choose the hidden width of all heads: the widest teacher's (2312.06709, 3.2)."""
     return max((w for pair in widths.values() for w in pair if w), default=1)

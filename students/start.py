@@ -1,15 +1,43 @@
-"""Start a student from weights of one's own: those of an earlier student, or of a file."""
+"""Start a student from weights of one's own: of a folder of timm, an earlier student, or a file."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import timm
 from torch import nn
 
+from zoo.files import read_json
 from zoo.weights import check_keys
 
+FOLDER = "local-dir:"
+"""Before the name of a folder of timm's, such as one of a pruned model."""
 HEADS = "heads.json"
 """What an export has beside a timm checkpoint."""
+
+
+def read_folder(name: str) -> tuple[str, dict[str, Any], Path | None]:
+    """Return architecture, options and folder of `local-dir:FOLDER`; another name as it is.
+
+    Raises:
+        ValueError: the folder holds no model that timm can build.
+    """
+    if not name.startswith(FOLDER):
+        return name, {}, None
+    folder = Path(name.removeprefix(FOLDER))
+    config = read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
+    if "architecture" not in config:
+        raise ValueError(
+            f"{folder} holds no model of timm: config.json with an architecture is missing. What "
+            "was cut with --form zoo cannot be a student; --form library can."
+        )
+    return config["architecture"], undecided(config.get("model_args") or {}), folder
+
+
+def undecided(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the arguments of timm's constructor without those that a run decides itself."""
+    decided = ("num_classes", "img_size", "drop_path_rate")
+    return {key: value for key, value in arguments.items() if key not in decided}
 
 
 def find_start(place: Path) -> Path:
@@ -31,8 +59,9 @@ def find_start(place: Path) -> Path:
 
 
 def load_earlier(backbone: nn.Module, name: str, folder: Path, size: int) -> str | None:
-    """Copy the weights of an exported student into a backbone of the same kind.
+    """Copy the weights of a folder of timm into a backbone of the same kind.
 
+    What it says of images, their mean and deviation, goes along.
     Where the images have another side now, tables of positions are brought to it as timm does.
 
     Args:
@@ -53,4 +82,7 @@ def load_earlier(backbone: nn.Module, name: str, folder: Path, size: int) -> str
     hint = f"The student {name} cannot start from {folder}, which holds {what} of another form."
     check_keys(state, backbone.state_dict(), hint=hint)
     backbone.load_state_dict(state)
+    ours: Any = backbone.pretrained_cfg
+    shown = {key: earlier.pretrained_cfg.get(key) for key in ("mean", "std", "interpolation")}
+    ours |= {key: value for key, value in shown.items() if value is not None}
     return earlier.pretrained_cfg.get("license")

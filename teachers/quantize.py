@@ -156,8 +156,6 @@ def quantize_linears(
     check_products(kind, batch.images.device)
     reference = _tokens(teacher(batch))
     found = _candidates(teacher, batch, kind)
-    if not found:
-        raise ValueError(f"The teacher {teacher.name} has no linear layers for {kind}.")
     measure = partial(_measure, teacher, batch, reference)
     complete = measure(found)
     kept, fidelity = found, complete
@@ -201,6 +199,17 @@ def check_products(kind: QuantKind, device: torch.device) -> None:
         )
 
 
+@torch.no_grad()
+def require_linears(teacher: Frozen, kind: QuantKind) -> None:
+    """Refuse a teacher without linear layers that 8 bits would serve; one black image tells.
+
+    Raises:
+        ValueError: it has none.
+    """
+    black = torch.zeros(1, 3, *teacher.size, device=teacher.mean.device)
+    _candidates(teacher, Batch(black), kind)
+
+
 def _tokens(features: Features) -> Tensor:
     summary, spatial = features
     rows = summary if spatial is None else spatial.flatten(0, -2)
@@ -209,7 +218,11 @@ def _tokens(features: Features) -> Tensor:
 
 
 def _candidates(teacher: Frozen, batch: Batch, kind: QuantKind) -> list[_Candidate]:
-    """Find the linear layers that get many rows, by one forward pass on `batch`."""
+    """Find the linear layers that get many rows, by one forward pass on `batch`.
+
+    Raises:
+        ValueError: there are none.
+    """
     found: list[_Candidate] = []
     num_rows: dict[str, int] = {}
 
@@ -227,6 +240,11 @@ def _candidates(teacher: Frozen, batch: Batch, kind: QuantKind) -> list[_Candida
         if fits and rows >= MULTIPLE * len(batch.images):  # not those of summaries alone
             work = rows * layer.weight.numel()
             found.append(_Candidate(name, layer, QuantizedLinear(layer, kind), work))
+    if not found:
+        raise ValueError(
+            f"The teacher {teacher.name} has no linear layers for {kind}; give "
+            "--teacher-precision bf16."
+        )
     return found
 
 

@@ -52,6 +52,20 @@ def golden():
     return module
 
 
+@pytest.fixture
+def tiny_gguf(tmp_path, monkeypatch):
+    """A tiny Gemma 3 in a GGUF file; what is made of it is kept beside it."""
+    pytest.importorskip("gguf")
+    path = Path(__file__).parent / "tiny_gguf.py"
+    spec = importlib.util.spec_from_file_location("tiny_gguf", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    monkeypatch.setenv("ZOO_CACHE", str(tmp_path / "cache"))
+    file = tmp_path / "tiny.gguf"
+    module.write(file)
+    return file
+
+
 @pytest.fixture(scope="session")
 def interpret():
     """Run Python with Triton's interpreter, which takes kernels on a CPU: `interpret(FILE)`."""

@@ -28,7 +28,7 @@ CORE = tuple(
     for part in (
         "config", "device", "interrupt", "loop", "optim", "progress", "run", "state", "task",
         "damp", "slices", "prefetch", "fields", "freeze",
-        "average", "ranges", "mesh", "step",
+        "average", "ranges", "mesh", "step", "shard", "checkpoint",
     )
 )  # fmt: skip
 """The training loop and what every task shares: no images, no teachers, no method."""
@@ -80,6 +80,7 @@ ARROWS: dict[str, tuple[str, ...]] = {
         "zoo.radio_weights", "zoo.licence",
     ),
     "zoo.language": ("zoo.language",),
+    "zoo.language.gguf": ("zoo.files",),
     "zoo.data": ("zoo.data", "zoo.features", "zoo.files"),
     "zoo.data.text": ("zoo.data", "zoo.files", "zoo.language"),
     "zoo.teachers": (
@@ -90,13 +91,16 @@ ARROWS: dict[str, tuple[str, ...]] = {
     "zoo.students": ("zoo.students", *MODELS),
     "zoo.students.prune": (
         "zoo.students.prune", "zoo.axes", "zoo.cut_format", "zoo.features", "zoo.files",
-        "zoo.weights", "zoo.wheels",
+        "zoo.language", "zoo.weights", "zoo.wheels",
     ),
     "zoo.train": (*CORE, "zoo.data", "zoo.files"),
-    "zoo.train.average": ("zoo.layers",),
+    "zoo.train.average": ("zoo.layers", "zoo.train.shard"),
+    "zoo.train.shard": ("zoo.layers", "zoo.compiled_blocks", "zoo.train.mesh"),
     "zoo.train.cost": (),
     "zoo.train.pretext": (*CORE, "zoo.data", "zoo.features", "zoo.files", "zoo.teachers"),
     "zoo.train.masks": (*CORE, "zoo.students.prune"),
+    "zoo.train.elastic": (*CORE, "zoo.students.prune", "zoo.data"),
+    "zoo.train.elastic_router": (*CORE, "zoo.students.prune", "zoo.train.elastic"),
     "zoo.train.distill": (
         "zoo.train.distill", *CORE, "zoo.data", "zoo.students", "zoo.teachers", "zoo.features",
         "zoo.files", "zoo.compiled_blocks", "zoo.train.pretext", "zoo.language", ROOT_ONLY,

@@ -1,7 +1,7 @@
 """MaskLLM (2409.17481): learn which N of each M weights stay, the weights themselves frozen."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -11,7 +11,7 @@ from torch.nn.utils import parametrize
 from zoo.students.prune.nm import Layers, Pattern
 from zoo.train.config import Training
 from zoo.train.state import TrainState
-from zoo.train.task import Loss, Task
+from zoo.train.task import Feed, Loss, Task
 
 KAPPA, TAU = (1e2, 5e2), (4.0, 0.05)
 """First and last value of the logits' scale and of the temperature (section 4.1); linear."""
@@ -80,6 +80,16 @@ def bake(layers: Layers) -> None:
     for layer in layers.values():
         layer.eval()
         parametrize.remove_parametrizations(layer, "weight")
+
+
+class Lesson(NamedTuple):
+    """What masks are learnt by: a task of the loop, and what it trains on."""
+
+    task: Task
+    feed: Feed
+    model: Any
+    """With the masked layers in it; what else of it needs a gradient learns too."""
+    parts: Mapping[str, nn.Module]
 
 
 class MaskTask(Task):

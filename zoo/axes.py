@@ -30,6 +30,7 @@ __all__ = [
     "State",
     "dim_size",
     "named_shapes",
+    "numbered",
     "parse_tables",
     "part_size",
     "register",
@@ -148,6 +149,11 @@ def dim_size(dim: tuple[Part, ...], sizes: Mapping[Axis, int]) -> int:
 def part_size(part: Part, sizes: Mapping[Axis, int]) -> int:
     """Compute the length of one stacked part."""
     return math.prod(unit if isinstance(unit, int) else sizes[unit] for unit in part)
+
+
+def numbered(name: str) -> str:
+    """Write `#` for the numbers of layers in the name of a tensor or an axis."""
+    return re.sub(r"(?<=\.)\d+(?=\.)", "#", name)
 
 
 # From tables and a model to named shapes

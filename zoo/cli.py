@@ -16,6 +16,8 @@ COMMANDS = {
     "convert": "zoo.commands.convert:main",
     "distill": "zoo.commands.distill_args:main",
     "mask": "zoo.commands.mask_args:main",
+    "elastic": "zoo.commands.elastic_args:main",
+    "export": "zoo.commands.export_args:main",
     "eval": "zoo.commands.evaluate_args:main",
     "prune": "zoo.commands.prune_args:main",
     "embed": "zoo.commands.embed_args:main",
@@ -28,7 +30,7 @@ COMMANDS = {
 }
 """Name -> module:function; a module is imported when its command is called."""
 
-ON_RANKS = ("distill", "mask", "detect")
+ON_RANKS = ("distill", "mask", "elastic", "detect")
 """Commands that run on several processes: torchrun --nproc-per-node 8 -m zoo distill ..."""
 
 USAGE = """zoo: vision backbones, and the distillation of many frozen teachers into one student.
@@ -38,6 +40,8 @@ USAGE = """zoo: vision backbones, and the distillation of many frozen teachers i
   zoo distill [RECIPE] ...  train a student from teachers, to an export and a report
   zoo prune MODEL ...       a smaller model of the same class, cut along its named axes
   zoo mask lm:FOLDER ...    N of each M weights of a language model stay, chosen or learnt
+  zoo elastic lm:FOLDER ... train one model whose first units are smaller ones
+  zoo export RUN --size ... one size of an elastic model, as a plain checkpoint
   zoo eval TARGET ...       measure a run, an export or a model: --on knn,linear,detect,...
   zoo embed DATA OUT ...    write features of many images, in shards that kNN and probes read
   zoo report RUN ...        write RUN/report.html again, or join many into one page

@@ -1,9 +1,10 @@
 """Models with other widths than their class can be built with: a parent, and what was cut.
 
 A folder holds `zoo.json`, which says how the parent is built, the sizes of its named axes that
-differ, and the layers that stay; and `model.safetensors`. Loading builds the parent, leaves layers
-out, puts the tensors in, and sets the numbers that modules keep beside them (heads, groups of
-depthwise convolutions, shapes of norms). `zoo.create_model("local-dir:FOLDER")` does it.
+differ, the layers that stay, and what stands in for parts that went; and `model.safetensors`.
+Loading builds the parent, leaves layers out, puts the tensors in, and sets the numbers that modules
+keep beside them (heads, groups of depthwise convolutions, shapes of norms).
+`zoo.create_model("local-dir:FOLDER")` does it.
 """
 
 import json
@@ -11,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -19,7 +21,37 @@ from zoo.files import written_whole
 
 ABOUT = "zoo.json"
 Recipe = Mapping[str, Any]
-"""Of timm: `architecture`, `arguments`. Of transformers: `class`, `config`."""
+"""Of timm: `architecture`, `arguments`. Of transformers: `class`, `config`. And `emulated`: the
+arguments of `Emulated` for each part that it stands in for."""
+
+
+class Emulated(nn.Module):
+    """What stands in for a part that went: a constant, or a linear map of low rank as well.
+
+    2407.16286: the mean of what a part added, y = b + x D U, fitted in closed form
+    (`zoo.students.prune.emulate`).
+
+    Args:
+        rank: 0 for the constant alone.
+        passes: The part was a whole layer, which adds to what it is given; not a branch.
+        outputs: How many values the part returned in a tuple; 0 if it returned a tensor.
+    """
+
+    def __init__(self, dim: int, *, rank: int = 0, passes: bool = False, outputs: int = 0):
+        super().__init__()
+        self.passes, self.outputs = passes, outputs
+        self.bias = nn.Parameter(torch.zeros(dim))
+        self.down = nn.Linear(dim, rank, bias=False) if rank else None
+        self.up = nn.Linear(rank, dim, bias=False) if rank else None
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Take what the part took, of which only the first is looked at."""
+        x = args[0] if args else kwargs["hidden_states"]
+        y = self.bias.expand_as(x)
+        if self.down is not None and self.up is not None:
+            y = y + self.up(self.down(x))
+        y = x + y if self.passes else y
+        return (y, *[None] * (self.outputs - 1)) if self.outputs else y
 
 
 def is_cut_format(folder: Path) -> bool:
@@ -68,11 +100,21 @@ def build_parent(recipe: Recipe) -> nn.Module:
     if "architecture" in recipe:
         import timm
 
-        return timm.create_model(recipe["architecture"], **recipe["arguments"])
-    import transformers
+        model = timm.create_model(recipe["architecture"], **recipe["arguments"])
+    else:
+        import transformers
 
-    kind = getattr(transformers, recipe["class"])
-    return kind(kind.config_class.from_dict(recipe["config"]))
+        kind = getattr(transformers, recipe["class"])
+        model = kind(kind.config_class.from_dict(recipe["config"]))
+    put_emulated(model, {k: Emulated(**v) for k, v in recipe.get("emulated", {}).items()})
+    return model
+
+
+def put_emulated(model: nn.Module, parts: Mapping[str, Emulated]) -> None:
+    """Put modules where others of a model stand, by path."""
+    for path, part in parts.items():
+        outer, _, name = path.rpartition(".")
+        setattr(model.get_submodule(outer), name, part)
 
 
 def reshape(

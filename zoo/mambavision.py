@@ -156,6 +156,9 @@ class MambaMixer(nn.Module):
             starts as Mamba's (2312.00752): step sizes are spread over [0.001, 0.1].
     """
 
+    pads_rank = True
+    """Pad the rank of the step size on a GPU; what looks for products by their weights does not."""
+
     def __init__(self, dim: int, *, state_dim: int = 8, double_dt_bias: bool = False):
         super().__init__()
         half, rank = dim // 2, math.ceil(dim / 16)
@@ -204,7 +207,8 @@ class MambaMixer(nn.Module):
         taps = torch.cat([self.conv_x.weight, self.conv_z.weight])[:, 0]
         x, z = short_conv_silu(self.in_proj(x), taps)
         plain = type(self.x_proj) is nn.Linear  # what others put in its place runs as it is
-        delta, B, C = self._steps(x, -self.widths[0] % UNIT if x.is_cuda and plain else 0)
+        pads = x.is_cuda and plain and self.pads_rank
+        delta, B, C = self._steps(x, -self.widths[0] % UNIT if pads else 0)
         if padding is not None:
             delta = delta + padding  # a step of 0: the token leaves the state as it is
         bias = 2 * self.dt_proj.bias if self.double_dt_bias else self.dt_proj.bias

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from zoo.eval.dense.square import squares
+from zoo.eval.dense.square import Squares
 from zoo.eval.detect.masks import is_coordinate
 from zoo.eval.registry import Found, Scores, Subject
 from zoo.eval.settings import CorrespondenceSettings
@@ -55,7 +55,8 @@ def correspondence(
         keys.append(key)
         errors.append(error)
     if not keys:
-        raise ValueError(f"There are no points to match in {data}.")
+        lost = f" ({len(subject.unreadable)} images cannot be read)" if subject.unreadable else ""
+        raise ValueError(f"There are no points to match in {data}{lost}.")
     count = np.array([len(error) for error in errors], np.float64)
     for threshold in settings.thresholds:
         hits = np.array([(error <= threshold).sum() for error in errors], np.float64)
@@ -145,10 +146,16 @@ def _spair(
     files = list(dict.fromkeys(file for pair in pairs for file in (pair.source, pair.target)))
     side = max(subject.student.size)
     maps: dict[Path, Tensor] = {}  # 16 bits and on the CPU: there are thousands
-    for batch in squares(files, side, subject.batch, subject.device, whole=True):
-        for spatial in _map(subject, batch).half().cpu():
-            maps[files[len(maps)]] = spatial
+    for batch in Squares(
+        files, side, subject.batch, subject.device, whole=True, unreadable=subject.unreadable
+    ):
+        for position, spatial in zip(
+            batch.positions, _map(subject, batch).half().cpu(), strict=True
+        ):
+            maps[files[position]] = spatial
     for pair in pairs:
+        if pair.source not in maps or pair.target not in maps:
+            continue
         source, target = (maps[f][None].to(subject.device) for f in (pair.source, pair.target))
         shares = torch.from_numpy(pair.source_points / np.array(pair.source_size)).float()
         guess = match(source, shares[None].to(subject.device), target, finer=settings.finer)

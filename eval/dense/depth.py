@@ -1,6 +1,5 @@
 """Depth estimation by a linear layer on frozen features."""
 
-import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -13,7 +12,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from zoo.data import crops
-from zoo.data.images import EncodedImage, read_rgb
+from zoo.data.images import EncodedImage, UnreadableImage, read_rgb
 from zoo.data.sources import SPLITS
 from zoo.data.walk import is_image
 from zoo.eval.dense.segment import LinearHead, Segmenter, frozen_features
@@ -27,6 +26,8 @@ from zoo.train.state import TrainState
 from zoo.train.task import Loss, Task
 
 BINS = 256
+LOOKED_AT = 20
+"""Number of depths that are checked before any work, evenly spread over a larger set."""
 UNKNOWN = 0.0
 """The depth of pixels that are not scored."""
 
@@ -51,7 +52,10 @@ class DepthSet:
     def target(self, index: int) -> Float[np.ndarray, "H W"]:
         file = self.pairs[index][1]
         if file.suffix == ".npy":
-            raw = read_arrays(file).get("", np.empty(0))
+            try:
+                raw = read_arrays(file).get("", np.empty(0))
+            except ValueError as error:
+                raise UnreadableImage(str(error)) from error
             if raw.ndim != 2 or raw.dtype.kind not in "fiu":
                 raise ValueError(f"The depth {file} is {raw.dtype} {raw.shape}, not [H W] numbers.")
             metres = raw.astype(np.float32)
@@ -64,10 +68,15 @@ class DepthSet:
         return np.where(good, metres, UNKNOWN).astype(np.float32)
 
 
-def open_depths(path: Path, settings: DepthSettings) -> tuple[DepthSet, DepthSet]:
+def open_depths(
+    path: Path, settings: DepthSettings, unreadable: set[str] | None = None
+) -> tuple[DepthSet, DepthSet]:
     """Open the training and the validation part: `images/train` and `depth/train`, and so for val.
 
     Depths are images of 16 bits, or `.npy` files in metres.
+
+    Args:
+        unreadable: Takes the names of the images that could not be checked; see `readable`.
 
     Raises:
         ValueError: a folder is missing, an image has no depth, a depth has another size than its
@@ -92,8 +101,7 @@ def open_depths(path: Path, settings: DepthSettings) -> tuple[DepthSet, DepthSet
         part = DepthSet(
             tuple((f, known[f.stem]) for f in files), settings.scale, settings.max_depth
         )
-        for index in np.unique(np.linspace(0, len(part) - 1, 20).astype(int)).tolist():
-            depth, size = part.target(index), part.image(index).size
+        for index, depth, size in crops.some_pairs(part, LOOKED_AT, unreadable):
             if depth.shape[::-1] != size or not depth.any():
                 raise ValueError(
                     f"The depth of {part.key(index)} has {depth.shape[::-1]} pixels (the image "
@@ -119,7 +127,7 @@ def depth(subject: Subject, data: Path, settings: DepthSettings) -> Iterator[Fou
         ValueError: the data does not fit (see `open_depths`), or the model cannot process crops of
             that size.
     """
-    train, val = open_depths(data, settings)
+    train, val = open_depths(data, settings, subject.unreadable)
     student = at_size(subject.student, settings.crop, "--depth.crop")
     feature_maps = frozen_features(student.features, subject)
     black = Batch(torch.zeros(1, 3, settings.crop, settings.crop, device=subject.device))
@@ -193,8 +201,8 @@ def _measured(
     answer: Callable[[Batch], Tensor], val: DepthSet, subject: Subject, settings: DepthSettings
 ) -> Iterator[Found]:
     keys, rows, shown = [], [], []
-    images = crops.whole_images(val, **crops.loading(subject.device, settings.workers))
-    for index, (pixels, target) in zip(itertools.count(), images, strict=False):
+    loading = crops.loading(subject.device, settings.workers)
+    for index, pixels, target in crops.whole_images(val, unreadable=subject.unreadable, **loading):
         if not (target > UNKNOWN).any():
             continue
         image = pixels.to(subject.device).float() / 255

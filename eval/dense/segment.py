@@ -1,7 +1,6 @@
 """Semantic segmentation: a linear layer on the last map, or UPerNet on four of them."""
 
 import copy
-import itertools
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -68,7 +67,7 @@ def segment(subject: Subject, data: Path, settings: SegmentSettings) -> Iterator
         ValueError: the data does not fit (see `open_segments`), or the model cannot process crops
             of that size.
     """
-    train, val = open_segments(data, settings.layout)
+    train, val = open_segments(data, settings.layout, subject.unreadable)
     segmenter = build_segmenter(subject, len(train.classes), settings)
     fit_segmenter(segmenter, train, subject, settings)
     yield from measure_segmenter(segmenter, val, subject, settings)
@@ -172,9 +171,9 @@ def measure_segmenter(
         logits = segmenter(batch).float()
         return at_grid(logits, (settings.crop, settings.crop)).permute(0, 3, 1, 2)
 
-    images = crops.whole_images(val, **crops.loading(subject.device, settings.workers))
-    watched = track(images, "measure", total=len(val), transient=True)
-    for index, (pixels, target) in zip(itertools.count(), watched, strict=False):
+    loading = crops.loading(subject.device, settings.workers)
+    images = crops.whole_images(val, unreadable=subject.unreadable, **loading)
+    for index, pixels, target in track(images, "measure", total=len(val), transient=True):
         image = pixels.to(subject.device, non_blocking=True).float() / 255
         how = dict(side=settings.crop, stride=settings.stride, batch=settings.batch)
         guess = sliding(answer, image, **how).argmax(dim=1)

@@ -21,6 +21,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
+from zoo.data.crops import some_pairs
 from zoo.data.images import IMAGE_SUFFIXES, EncodedImage, printable
 from zoo.data.shards import entries, shards_in
 from zoo.data.sources import SPLITS
@@ -122,11 +123,14 @@ def read_indices(place: Place) -> np.ndarray:
     return raw.astype(np.uint16 if raw.dtype != np.uint8 else np.uint8)
 
 
-def open_segments(path: Path, layout: str = "auto") -> tuple[SegmentSet, SegmentSet]:
+def open_segments(
+    path: Path, layout: str = "auto", unreadable: set[str] | None = None
+) -> tuple[SegmentSet, SegmentSet]:
     """Open the training and the validation part of `path`, and check their files.
 
     Args:
         layout: One of the table above, or `auto`: the first whose folders exist.
+        unreadable: Takes the names of the images that could not be checked; see `readable`.
 
     Raises:
         ValueError: the layout is unknown or not found, an image has no mask or a mask of another
@@ -147,7 +151,7 @@ def open_segments(path: Path, layout: str = "auto") -> tuple[SegmentSet, Segment
             continue
         train, val = opener(path)
         for split, part in (("train", train), ("val", val)):
-            check_segments(part, f"{split} part of {path}")
+            check_segments(part, f"{split} part of {path}", unreadable)
         if train.classes != val.classes:
             raise ValueError(
                 f"The parts of {path} do not have the same classes: train has "
@@ -159,18 +163,19 @@ def open_segments(path: Path, layout: str = "auto") -> tuple[SegmentSet, Segment
     raise ValueError(f"{path} holds no images with masks in a known layout ({looked}).")
 
 
-def check_segments(part: SegmentSet, what: str) -> None:
+def check_segments(part: SegmentSet, what: str, unreadable: set[str] | None = None) -> None:
     """Check a set before any work; of a large one, only `LOOKED_AT` masks.
 
+    A pair of which the image or the mask cannot be read is left out.
+
     Raises:
-        ValueError: it is empty, a mask does not fit its image or has unknown values, or no pixel
-            is scored.
+        ValueError: it is empty, nothing in it can be read, a mask does not fit its image or has
+            unknown values, or no pixel is scored.
     """
     if not len(part):
         raise ValueError(f"The {what} is empty: no image has a mask.")
     scored = False
-    for index in np.unique(np.linspace(0, len(part) - 1, LOOKED_AT).astype(int)).tolist():
-        mask, size = part.target(index), part.image(index).size
+    for index, mask, size in some_pairs(part, LOOKED_AT, unreadable):
         if mask.shape[::-1] != size:
             raise ValueError(
                 f"The image {part.key(index)} has {size[0]}x{size[1]} pixels and its mask "

@@ -1,6 +1,8 @@
 """Image files as batches of squares, for benchmarks with their own lists of images."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -8,30 +10,49 @@ import torch
 from jaxtyping import UInt8
 from PIL import Image
 
-from zoo.data.images import read_rgb
+from zoo.data.images import printable, read_rgb
+from zoo.data.unreadable import readable, try_read
 from zoo.features import Batch
 
 
-def squares(
-    files: Sequence[Path], side: int, batch: int, device: torch.device, *, whole: bool = False
-) -> Iterator[Batch]:
-    """Yield the images in order as squares of `side` pixels, with the file names as keys.
+@dataclass(frozen=True)
+class Squares:
+    """Image files as batches of squares of `side` pixels, in order.
+
+    A batch's `keys` are the names of its files, and `positions` their indices in `files`.
 
     Args:
         whole: Resize the whole image, as it is stored, to a square: points in it are shares of its
             sides. Otherwise its largest centred square is taken, upright.
-
-    Raises:
-        UnreadableImage: a file cannot be decoded.
+        unreadable: Takes the names of the files that are left out; see `readable`.
     """
-    for first in range(0, len(files), batch):
-        some = files[first : first + batch]
-        pixels = np.stack([square(file, side, whole=whole) for file in some])
-        yield Batch(torch.from_numpy(pixels).to(device), [file.name for file in some])
+
+    files: Sequence[Path]
+    side: int
+    batch: int
+    device: torch.device
+    whole: bool = False
+    unreadable: set[str] = field(default_factory=set)
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def key(self, index: int) -> str:
+        return printable(str(self.files[index]))
+
+    def __iter__(self) -> Iterator[Batch]:
+        read = readable((try_read(self, i, self._read) for i in range(len(self))), self.unreadable)
+        while some := list(islice(read, self.batch)):
+            positions, pixels = zip(*some, strict=True)
+            images = torch.from_numpy(np.stack(pixels)).to(self.device)
+            yield Batch(images, [self.files[i].name for i in positions], positions=positions)
+
+    def _read(self, index: int) -> tuple[int, UInt8[np.ndarray, "3 side side"]]:
+        return index, square(self.files[index], self.side, whole=self.whole)
 
 
 def square(file: Path, side: int, *, whole: bool = False) -> UInt8[np.ndarray, "3 side side"]:
-    """Read one image as `squares` does."""
+    """Read one image as `Squares` does."""
     image = read_rgb(file, upright=not whole)
     width, height = image.size
     edge = min(width, height)

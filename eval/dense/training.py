@@ -85,4 +85,5 @@ def train_head(
         model.train()
         with torch.enable_grad(), torch.random.fork_rng(devices=[]):
             train(task, state, feed, config, run, title=f"{subject.name} head")
+        subject.unreadable.update(run.skipped())
         model.eval()

@@ -1,13 +1,14 @@
 """The benchmark `detect`: score a trained detector, or train one on a backbone first."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from zoo.eval.detect.coco import CocoSplit, open_coco
+from zoo.eval.detect.coco import CocoImage, CocoSplit, open_coco
 from zoo.eval.detect.coco_metric import coco_results, coco_scores, write_results
 from zoo.eval.detect.config import DetectSettings
 from zoo.eval.detect.detector import is_detector, load_detector
@@ -39,7 +40,12 @@ def detect(subject: Subject, data: Path, settings: DetectSettings) -> Iterator[F
         with work_folder(subject.work) as work:
             detector = _train(subject, data, val, settings, work)
     yield from measure(
-        detector, val, subject.device, pictures=settings.pictures, out=settings.predictions
+        detector,
+        val,
+        subject.device,
+        pictures=settings.pictures,
+        out=settings.predictions,
+        unreadable=subject.unreadable,
     )
 
 
@@ -59,7 +65,9 @@ def _train(
     for split in (train, val) if config.has_masks else ():
         split.require_masks()
     run = Run.begin(config)
-    return train_detector(start(config, train.classes, run), config, train, run)
+    detector = train_detector(start(config, train.classes, run), config, train, run)
+    subject.unreadable.update(train.unreadable, run.skipped())
+    return detector
 
 
 def measure(
@@ -69,22 +77,29 @@ def measure(
     *,
     pictures: int = 0,
     out: Path | None = None,
+    unreadable: set[str] | None = None,
 ) -> Iterator[Found]:
     """Detect the objects of a split; yield pictures, then COCO's numbers in per cent.
 
     Args:
         pictures: Number of images that are drawn with their predictions.
         out: File for the predictions, in COCO's format.
+        unreadable: Takes the names of the images that are in no number, as they cannot be read.
 
     Raises:
-        ValueError: the split's classes are not the detector's.
+        ValueError: the split's classes are not the detector's, or no image can be read.
     """
+    unreadable = set() if unreadable is None else unreadable
+    unreadable.update(split.unreadable)
     split = fitting(detector, split)
     masks = detector.spec.has_masks
     if masks:
         split.require_masks()
     results: list[dict[str, Any]] = []
-    for number, (image, found) in enumerate(find_objects(detector, split, device=device)):
+    images: list[CocoImage] = []
+    pairs = find_objects(detector, split, device=device, unreadable=unreadable)
+    for number, (image, found) in enumerate(pairs):
+        images.append(image)
         results += coco_results(found, image, split)
         if number < pictures:
             drawn = np.asarray(side_by_side(image, found, split))
@@ -92,5 +107,6 @@ def measure(
             yield f"detect/{image.path.stem}", Picture(drawn, caption)
     if out is not None:
         write_results(results, out)
+    split = replace(split, images=tuple(images))
     for name, value in coco_scores(split, results, masks=masks):
         yield f"detect/{name}", value

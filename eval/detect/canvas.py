@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from zoo.data.images import read_rgb, to_rgb
+from zoo.data.unreadable import Lost, read_next, try_read
 from zoo.eval.detect.coco import CocoImage, CocoSplit
 from zoo.eval.detect.masks import decode
 
@@ -51,6 +52,8 @@ class Canvas:
     truths: tuple[Truth, ...] = ()
     indices: tuple[int, ...] = ()
     """Indices of the images in the split."""
+    lost: tuple[Lost, ...] = ()
+    """Those that could not be read."""
 
     def __len__(self) -> int:
         return len(self.images)
@@ -98,6 +101,8 @@ def on_canvas(images: Sequence[Image.Image], side: int) -> Canvas:
 class Samples(Dataset):
     """The images of a split on canvases, each with its objects, by (index, mirrored).
 
+    An unreadable one is replaced by the next that can be read.
+
     Args:
         keep: Keep decoded images in memory, for sets of a few hundred images.
     """
@@ -112,12 +117,16 @@ class Samples(Dataset):
     def __getitem__(self, item: tuple[int, bool]) -> Canvas:
         index, mirrored = item
         if self.kept is None:
-            sample = self._read(index)
+            sample = self._sample(index)
         else:
             if index not in self.kept:
-                self.kept[index] = self._read(index)
+                self.kept[index] = self._sample(index)
             sample = self.kept[index]
         return _mirrored(sample) if mirrored else sample
+
+    def _sample(self, index: int) -> Canvas:
+        sample, lost = read_next(self.split, index, self._read)
+        return replace(sample, lost=tuple(lost))
 
     def _read(self, index: int) -> Canvas:
         image = self.split.images[index]
@@ -147,6 +156,17 @@ class Samples(Dataset):
         return Truth(boxes[big], labels[big], masks)
 
 
+class LeftOut(Samples):
+    """The same for an evaluation: an unreadable image is left out, and its canvas is empty."""
+
+    def _sample(self, index: int) -> Canvas:
+        found = try_read(self.split, index, self._read)
+        if isinstance(found, Canvas):
+            return found
+        nothing = torch.zeros(0, 3, self.side, self.side, dtype=torch.uint8)
+        return Canvas(nothing, (), (), lost=(found,))
+
+
 def _mirrored(sample: Canvas) -> Canvas:
     """Mirror one image inside the part of the canvas that it covers."""
     (truth,), cols = sample.truths, sample.sizes[0][1]
@@ -169,6 +189,7 @@ def joined(samples: Sequence[Canvas]) -> Canvas:
         tuple(size for sample in samples for size in sample.originals),
         tuple(truth for sample in samples for truth in sample.truths),
         tuple(index for sample in samples for index in sample.indices),
+        tuple(one for sample in samples for one in sample.lost),
     )
 
 

@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from zoo.data.images import UnreadableImage, stored_size
+from zoo.data.images import printable, stored_size
+from zoo.data.unreadable import Lost, readable, try_read
 from zoo.eval.detect.masks import is_coordinate, problem_of
 from zoo.files import ANNOTATION_BYTES, read_json
 
@@ -52,9 +53,15 @@ class CocoSplit:
     """The annotations by image id; an empty list for images without objects."""
     class_agnostic: bool = False
     """Treat all classes as one, in training and in the metric."""
+    unreadable: tuple[str, ...] = ()
+    """Images of the file that are none, by their headers: they are not among `images`."""
 
     def __len__(self) -> int:
         return len(self.images)
+
+    def key(self, index: int) -> str:
+        """Return the name of an image."""
+        return printable(str(self.images[index].path))
 
     def objects(self, image: CocoImage) -> list[Mapping[str, Any]]:
         """Return the annotations for training: without crowds and boxes of no area."""
@@ -144,7 +151,7 @@ def read_coco(file: Path, images: Path, *, class_agnostic: bool = False) -> Coco
 
     Raises:
         ValueError: it is not a COCO file, ids are duplicate or unknown, a box or a mask is
-            malformed, or images are missing, unreadable or of another size.
+            malformed, or images are missing or of another size, or all unreadable.
     """
     content = _read(file)
     categories = content["categories"]
@@ -155,11 +162,15 @@ def read_coco(file: Path, images: Path, *, class_agnostic: bool = False) -> Coco
         raise ValueError(f"{file}: classes need different names; see {_listed(double or names)}")
     known = set(_ids(content["images"], file, "image"))
     _ids(content["annotations"], file, "annotation")
-    found = _images(content["images"], file, images)
+    unreadable: set[str] = set()
+    found = _images(content["images"], file, images, unreadable)
     sizes = {image.id: (image.rows, image.cols) for image in found}
-    by_image: dict[int, list[Mapping[str, Any]]] = {i: [] for i in known}
+    by_image: dict[int, list[Mapping[str, Any]]] = {i: [] for i in sizes}
     wrong = []
     for annotation in content["annotations"]:
+        number = annotation.get("image_id")
+        if isinstance(number, int) and number in known - sizes.keys():
+            continue  # of an image that cannot be read
         problem = _problem_of(annotation, sizes, set(ids))
         if problem:
             wrong.append(f"annotation {annotation['id']}: {problem}")
@@ -177,6 +188,7 @@ def read_coco(file: Path, images: Path, *, class_agnostic: bool = False) -> Coco
         (min(ids),) if class_agnostic else tuple(ids),
         by_image,
         class_agnostic,
+        tuple(sorted(unreadable)),
     )
 
 
@@ -205,8 +217,27 @@ def _ids(entries: Sequence[Mapping[str, Any]], file: Path, what: str) -> list[in
     return [int(i) for i in ids if i is not None]
 
 
-def _images(entries: Sequence[Mapping[str, Any]], file: Path, folder: Path) -> list[CocoImage]:
-    """Find the images and read the sizes in their headers."""
+@dataclass(frozen=True)
+class _Headers:
+    """The sizes in the images' headers: annotations ignore the EXIF orientation."""
+
+    paths: Sequence[Path]
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def key(self, index: int) -> str:
+        return printable(str(self.paths[index]))
+
+    def read(self, index: int) -> tuple[int, int, int] | Lost:
+        """Return the index with width and height as stored."""
+        return try_read(self, index, lambda i: (i, *stored_size(self.paths[i])))
+
+
+def _images(
+    entries: Sequence[Mapping[str, Any]], file: Path, folder: Path, unreadable: set[str]
+) -> list[CocoImage]:
+    """Find the images and read the sizes in their headers; leave out those that are unreadable."""
     nameless = [e["id"] for e in entries if not isinstance(e.get("file_name"), str)]
     if nameless:
         raise ValueError(f"{file}: images without a file_name: {_listed(nameless)}.")
@@ -217,31 +248,17 @@ def _images(entries: Sequence[Mapping[str, Any]], file: Path, folder: Path) -> l
             f"{len(missing)} of {len(paths)} images of {file} are missing in {folder}: "
             f"{_listed(missing)}. Add them, or remove them from the file."
         )
+    headers, found, wrong = _Headers(paths), [], []
     with ThreadPoolExecutor(8) as pool:
-        sizes = list(pool.map(_size, paths))
-    wrong = []
-    for entry, path, size in zip(entries, paths, sizes, strict=True):
-        stated = (entry.get("height", size and size[0]), entry.get("width", size and size[1]))
-        if size is None:
-            wrong.append(f"{path.name} is not a readable image")
-        elif stated != size:
-            wrong.append(f"{path.name} has {size[0]}x{size[1]} pixels, not {stated[0]}x{stated[1]}")
+        for index, cols, rows in readable(pool.map(headers.read, range(len(paths))), unreadable):
+            entry, path = entries[index], paths[index]
+            stated = (entry.get("height", rows), entry.get("width", cols))
+            if stated != (rows, cols):
+                wrong.append(f"{path.name} has {rows}x{cols} pixels, not {stated[0]}x{stated[1]}")
+            found.append(CocoImage(entry["id"], path, rows, cols))
     if wrong:
         raise ValueError(f"{len(wrong)} images do not fit {file}: {_listed(wrong)}.")
-    return [
-        CocoImage(entry["id"], path, *size)
-        for entry, path, size in zip(entries, paths, sizes, strict=True)
-        if size
-    ]
-
-
-def _size(path: Path) -> tuple[int, int] | None:
-    """Return rows and columns as stored: annotations ignore the EXIF orientation."""
-    try:
-        width, height = stored_size(path)
-    except (UnreadableImage, OSError):
-        return None
-    return height, width
+    return found
 
 
 def _problem_of(

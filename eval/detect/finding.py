@@ -4,7 +4,8 @@ from collections.abc import Iterator
 
 import torch
 
-from zoo.eval.detect.canvas import Samples, batches
+from zoo.data.unreadable import Lost, readable
+from zoo.eval.detect.canvas import LeftOut, batches
 from zoo.eval.detect.coco import CocoImage, CocoSplit
 from zoo.eval.detect.coco_metric import Prediction
 from zoo.eval.detect.spec import Detector
@@ -33,13 +34,23 @@ def find_objects(
     device: torch.device,
     batch: int = 8,
     workers: int = 0,
+    unreadable: set[str] | None = None,
 ) -> Iterator[tuple[CocoImage, Prediction]]:
-    """Yield each image of a split with the detector's prediction, in pixels of the image."""
-    samples = Samples(split, detector.spec.size, masks=False)
+    """Yield each image of a split with the detector's prediction, in pixels of the image.
+
+    Args:
+        unreadable: Takes the names of the images that are left out; see `readable`.
+    """
+    samples = LeftOut(split, detector.spec.size, masks=False)
     indices = range(len(split))
     order = [[(i, False) for i in indices[k : k + batch]] for k in indices[::batch]]
     detector.eval()
-    for canvas in batches(samples, order, workers=workers):
-        found = detector.predict(canvas.to(device))
-        for index, prediction in zip(canvas.indices, found, strict=True):
-            yield split.images[index], prediction
+
+    def predicted() -> Iterator[tuple[CocoImage, Prediction] | Lost]:
+        for canvas in batches(samples, order, workers=workers):
+            yield from canvas.lost
+            found = detector.predict(canvas.to(device)) if len(canvas) else []
+            for index, prediction in zip(canvas.indices, found, strict=True):
+                yield split.images[index], prediction
+
+    yield from readable(predicted(), unreadable)

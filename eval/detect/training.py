@@ -1,7 +1,6 @@
 """Detection as a task of the training loop: a detector's losses, and its feed of images."""
 
-from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,6 +8,7 @@ import torch
 from timm.layers.norm_act import FrozenBatchNormAct2d
 from torch import nn
 
+from zoo.data.feed import PlanFeed
 from zoo.data.loader import PlanSampler
 from zoo.data.plan import Plan
 from zoo.eval.detect.canvas import Canvas, Samples, batches
@@ -78,7 +78,7 @@ def train_detector(
     """Train to the last step; return the detector in float32, for the measurement.
 
     Raises:
-        Interrupted, ValueError: see `zoo.train.loop.train`; an image cannot be decoded.
+        Interrupted, ValueError: see `zoo.train.loop.train`; no image can be read.
     """
 
     def between(detector: Detector, step: int) -> None:
@@ -113,7 +113,7 @@ class DetectTask(Task):
 
 
 @dataclass
-class DetectFeed:
+class DetectFeed(PlanFeed):
     """A split's images on canvases in the order of a plan, which also decides on mirroring."""
 
     samples: Samples
@@ -122,6 +122,10 @@ class DetectFeed:
     slices: Sequence[int] = (0,)
     num_slices: int = 1
     workers: int = 0
+
+    @property
+    def source(self) -> CocoSplit:
+        return self.samples.split
 
     @classmethod
     def of(cls, config: Detect, split: CocoSplit, state: TrainState) -> "DetectFeed":
@@ -141,19 +145,8 @@ class DetectFeed:
     def batches(self, start: int, steps: int) -> Iterator[Canvas]:
         """Yield the slices of each step from `start` to before `steps`."""
         for batch in batches(self.samples, self.order(start, steps), workers=self.workers):
+            self._skipped = (*self._skipped, *(lost.key for lost in batch.lost))
             yield batch.to(self.device)
-
-    def counts(self, step: int) -> Mapping[str, int]:
-        """Return the number of images of a batch, for every loss."""
-        return defaultdict(lambda: self.plan.batch)
-
-    def keys(self, step: int) -> list[str]:
-        """Return the paths of a step's images."""
-        return [str(self.samples.split.images[i].path) for i in self.plan.indices(step)]
-
-    def skipped(self) -> Sequence[str]:
-        """Return nothing: an image that cannot be decoded is an error."""
-        return ()
 
 
 def training_mode(detector: Detector, config: Detect) -> None:

@@ -13,7 +13,12 @@ import torch
 from zoo.eval.detect.backbone import STRIDES, Backbone
 from zoo.eval.detect.coco import CocoSplit, open_coco
 from zoo.eval.openmmlab.mmcv_ops import supply_ops
-from zoo.eval.openmmlab.mmengine_config import backbone_fields, build_model, finish_config
+from zoo.eval.openmmlab.mmengine_config import (
+    backbone_fields,
+    build_model,
+    finish_config,
+    refuse_unreadable,
+)
 
 __all__ = ["DETECTORS", "build_detector", "mmdet_config"]
 
@@ -103,6 +108,7 @@ def _check_splits(splits: Sequence[CocoSplit], masks: bool) -> None:
             f"({', '.join(train.classes)}; {', '.join(val.classes)}). Give both the same list."
         )
     for split in splits:
+        refuse_unreadable(split.unreadable, "mmdet")
         split.require_objects()
         if masks:
             split.require_masks()

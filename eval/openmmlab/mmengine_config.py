@@ -1,7 +1,7 @@
 """What the configurations for mmdet and mmseg have in common."""
 
 import importlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,15 @@ def finish_config(
         )
     )
     config.merge_from_dict(dict(overrides or {}))
+
+
+def refuse_unreadable(names: Iterable[str], package: str) -> None:
+    """Raise a ValueError if images cannot be read: the packages' own readers would stop at them."""
+    if names := sorted(names):
+        raise ValueError(
+            f"{len(names)} images cannot be read, {names[0]} first, and {package} stops at such; "
+            "remove them."
+        )
 
 
 def build_model(config: Any, package: str) -> nn.Module:

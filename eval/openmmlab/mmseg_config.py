@@ -15,7 +15,12 @@ import torch
 from zoo.eval.dense.segment_data import SegmentSet, open_segments
 from zoo.eval.detect.backbone import Backbone
 from zoo.eval.openmmlab.mmcv_ops import supply_ops
-from zoo.eval.openmmlab.mmengine_config import backbone_fields, build_model, finish_config
+from zoo.eval.openmmlab.mmengine_config import (
+    backbone_fields,
+    build_model,
+    finish_config,
+    refuse_unreadable,
+)
 
 __all__ = ["build_segmenter", "mmseg_config"]
 
@@ -68,7 +73,9 @@ def mmseg_config(
         ValueError: mmseg is not installed, or the backbone, the data or a number cannot be used.
     """
     _check_numbers(crop, size, inference, steps, batch)
-    splits = open_segments(Path(data), layout)
+    unreadable: set[str] = set()
+    splits = open_segments(Path(data), layout, unreadable)
+    refuse_unreadable(unreadable, "mmseg")
     _check_splits(splits, data)
     plan, fields = _planned(backbone_fields(backbone))
     config = _shipped()

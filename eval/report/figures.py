@@ -40,7 +40,7 @@ Curve = tuple[str, Sequence[float], Sequence[float], str]
 
 
 @contextmanager
-def _canvas(
+def canvas(
     title: str, height: float, *, left: float, below: float = 0.32
 ) -> Iterator[tuple[Any, list[bytes]]]:
     """Yield the axes of a new figure and a list; afterwards the list holds the figure as a PNG.
@@ -75,7 +75,7 @@ def curves(title: str, lines: Sequence[Curve], *, log: bool = True, ylabel: str 
     Args:
         log: Use a log axis for the values, without those that are not positive.
     """
-    with _canvas(title, 2.7, left=0.78 if ylabel else 0.6, below=0.52) as (axes, done):
+    with canvas(title, 2.7, left=0.78 if ylabel else 0.6, below=0.52) as (axes, done):
         for label, steps, values, colour in lines:
             x, y = np.asarray(steps, float), np.asarray(values, float)
             if log:
@@ -147,7 +147,7 @@ def fidelity_bars(
     low, high = limits
     names = [shorten(name, 24) for name, _, _ in bars]
     left = 0.2 + 0.088 * max(map(len, names))  # 0.088 inches are about the width of a letter
-    with _canvas(title, 0.76 + 0.36 * len(bars), left=left) as (axes, done):
+    with canvas(title, 0.76 + 0.36 * len(bars), left=left) as (axes, done):
         axes.set_xscale("log")
         axes.set_xlim(low, high)
         for row, (_, value, colour) in enumerate(bars):

@@ -58,7 +58,13 @@ def radar(axes: Sequence[str], lines: Sequence[tuple[str, Sequence[float | None]
 
 
 def quality(
-    title: str, cost: str, measure: str, points: Sequence[Point], *, more_is_better: bool
+    title: str,
+    cost: str,
+    measure: str,
+    points: Sequence[Point],
+    *,
+    more_is_better: bool,
+    lower: bool = False,
 ) -> bytes:
     """Draw quality over a cost on a log axis, with the Pareto frontier as a line, as a PNG.
 
@@ -66,13 +72,15 @@ def quality(
         cost: Label of the axis of the cost.
         measure: Label of the axis of the quality.
         more_is_better: The cost is a speed, so the best models are on the right.
+        lower: The quality is an error, so the best models are at the bottom.
     """
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    sign = 1 if more_is_better else -1
-    line = [(sign * x, y) for x, y in frontier([(sign * x, y) for x, y, _, _ in points])]
+    sign, way = 1 if more_is_better else -1, -1 if lower else 1
+    best = frontier([(sign * x, way * y) for x, y, _, _ in points])
+    line = [(sign * x, way * y) for x, y in best]
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(4.3, 3.6), dpi=DPI)
         FigureCanvasAgg(figure)

@@ -102,16 +102,16 @@ def read_run(folder: str | Path) -> RunFolder:
             "Give the folder that was --out of zoo distill."
         )
     notes: list[str] = []
-    lines = _read_lines(path / "metrics.jsonl", notes)
+    lines = read_lines(path / "metrics.jsonl", notes)
     return RunFolder(
         path=path,
         config=_read_object(path / "config.json", notes),
         about=_read_object(path / "about.json", notes),
         train=_training(lines),
         arms=_newest(lines),
-        timing=_by_step(_read_lines(path / "timing.jsonl", notes)),
+        timing=_by_step(read_lines(path / "timing.jsonl", notes)),
         compare={
-            file.parent.name: _training(_read_lines(file, notes))
+            file.parent.name: _training(read_lines(file, notes))
             for file in sorted(path.glob("compare/*/metrics.jsonl"))
         },
         maps=_read_maps(path / "maps.npz", notes),
@@ -162,7 +162,8 @@ def _read_object(path: Path, notes: list[str]) -> dict[str, Any]:
         return {}
 
 
-def _read_lines(path: Path, notes: list[str]) -> list[dict[str, Any]]:
+def read_lines(path: Path, notes: list[str]) -> list[dict[str, Any]]:
+    """Read a file of JSON lines; add to `notes` what could not be read."""
     if not path.is_file():
         notes.append(f"{path.name} is missing.")
         return []

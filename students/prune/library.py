@@ -40,12 +40,14 @@ class Parent:
             configuration.
         arguments: What timm's constructor was given.
         folder: Where it was read, for the files beside the weights.
+        emulated: Parts that something else stands in for: see `zoo.cut_format.Emulated`.
     """
 
     model: nn.Module
     name: str = ""
     arguments: Mapping[str, Any] = field(default_factory=dict)
     folder: Path | None = None
+    emulated: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
 
 Kept = Mapping[str, list[int]]
@@ -63,10 +65,11 @@ class Reshaped(Parent):
 def recipe_of(parent: Parent) -> dict[str, Any]:
     """Describe how a parent is built, for `zoo.cut_format`."""
     model: Any = parent.model
+    emulated = {"emulated": dict(parent.emulated)} if parent.emulated else {}
     if parent.name:
         arguments = {**getattr(model, "build_args", {}), **parent.arguments}
-        return dict(architecture=parent.name, arguments=arguments)
-    return {"class": type(model).__name__, "config": model.config.to_dict()}
+        return dict(architecture=parent.name, arguments=arguments) | emulated
+    return {"class": type(model).__name__, "config": model.config.to_dict()} | emulated
 
 
 def reshaped(parent: Parent, before: Shapes, after: Shapes, layers: Kept, state: State) -> Parent:
@@ -76,14 +79,16 @@ def reshaped(parent: Parent, before: Shapes, after: Shapes, layers: Kept, state:
         NotExpressible: a layer keeps something of its old width that the tables do not name.
     """
     sizes = {axis: n for axis, n in after.sizes.items() if n != before.sizes[axis]}
-    model = cut_format.build_parent(recipe_of(parent))
     like = next(t for t in state.values() if t.is_floating_point())
+    with like.device:
+        model = cut_format.build_parent(recipe_of(parent))
     copies: dict[int, Tensor] = {}  # what no cut has touched is still the parent's
     own = {n: copies.setdefault(t.data_ptr(), t.clone()) for n, t in state.items()}
     model = cut_format.reshape(model.to(like.dtype), own, sizes, layers)
     if not parent.name:
         _carry(parent.model.config, model.config)
-    return Reshaped(model, parent.name, parent.arguments, parent.folder, sizes, layers)
+    own = (parent.name, parent.arguments, parent.folder, parent.emulated)
+    return Reshaped(model, *own, sizes, layers)
 
 
 def express(parent: Parent, before: Shapes, after: Shapes, layers: Kept | None = None) -> Parent:
@@ -94,6 +99,11 @@ def express(parent: Parent, before: Shapes, after: Shapes, layers: Kept | None =
             number for several.
     """
     layers = layers or {}
+    if parent.emulated:
+        raise NotExpressible(
+            f"{type(parent.model).__name__} has no place for what stands in for "
+            f"{next(iter(parent.emulated))}; take --form zoo."
+        )
     changed = _changed(before, after, layers)
     # What is not cut keeps the library's own numbers, even where no field of a table gives them.
     try:
@@ -122,10 +132,16 @@ def fill(child: Parent, state: State) -> nn.Module:
                 "its numbers sets several sizes. Cut them together, by the same share, or take "
                 "--form zoo."
             )
-    dtype = next(t.dtype for t in state.values() if t.is_floating_point())
+    like = next(t for t in state.values() if t.is_floating_point())
     # Built again, with values: a constructor also computes tables that no state dict holds.
-    model = rebuilt(child).to(dtype)
+    with like.device:
+        model = rebuilt(child)
+    if like.dtype not in (torch.float16, torch.bfloat16):
+        model.to(like.dtype)
+    for name, tensor in model.state_dict(keep_vars=True).items():  # those tables stay in float32
+        tensor.data = tensor.data.to(state[name].dtype)
     model.load_state_dict(state, strict=True)
+    _carry_images(child.model, model)
     return model.eval()
 
 
@@ -232,7 +248,15 @@ def _timm(parent: Parent, before: Shapes, changed: Mapping, layers: Kept) -> Par
         ]
         per_stage = _is_per_stage(parameters.get(names[0]))
         arguments[names[0]] = tuple(counts) if per_stage else counts[0]
-    return Parent(timm.create_model(parent.name, **arguments), parent.name, arguments)
+    model = timm.create_model(parent.name, **arguments)
+    _carry_images(parent.model, model)
+    return Parent(model, parent.name, arguments)
+
+
+def _carry_images(source: Any, target: Any) -> None:
+    """Keep what timm says of weights and images: the mean is that of a release, not of a class."""
+    if hasattr(source, "pretrained_cfg"):
+        target.pretrained_cfg = dict(source.pretrained_cfg)
 
 
 def _parameters(kind: type) -> dict[str, inspect.Parameter]:

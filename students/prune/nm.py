@@ -92,6 +92,27 @@ def sparse_layers(model: nn.Module, pattern: Pattern) -> dict[str, nn.Linear]:
     return layers
 
 
+def same_layers(model: nn.Module, layers: Layers, name: str) -> dict[str, Float[Tensor, "D C"]]:
+    """Return the weights that another model has for the same layers.
+
+    Args:
+        name: Of the other model, for messages.
+
+    Raises:
+        ValueError: one is missing, or has another size.
+    """
+    theirs = {n: m.weight for n, m in model.named_modules() if isinstance(m, nn.Linear)}
+    other = [
+        n for n, layer in layers.items() if n not in theirs or theirs[n].shape != layer.weight.shape
+    ]
+    if other:
+        raise ValueError(
+            f"{name} is another model: {len(other)} layers ({', '.join(other[:3])}) are not there, "
+            "or have another size."
+        )
+    return {n: theirs[n].detach() for n in layers}
+
+
 def _repeats(blocks: nn.Module) -> bool:
     children = list(blocks.children())
     return len(children) > 0 and len({type(child) for child in children}) == 1

@@ -6,22 +6,34 @@ from typing import Any
 from zoo import wheels
 from zoo.cut_format import is_cut_format
 from zoo.files import read_json
+from zoo.language.gguf import dequantised, find_gguf
 from zoo.students.prune.library import Parent
 
 
-def open_parent(name: str, *, pretrained: bool = True, **arguments: Any) -> Parent:
+def open_parent(
+    name: str, *, pretrained: bool = True, dequantise: bool = False, **arguments: Any
+) -> Parent:
     """Open a model together with how its library builds it.
 
     Args:
         name: A registered model (`vit_small_patch16_224.augreg_in1k`); with `/random` its random
-            weights. Or a folder: of timm, of transformers, or a run's.
+            weights. Or a folder: of timm, of transformers, or a run's. Or a GGUF file.
         pretrained: Read the weights of a registered model.
+        dequantise: Take quantised weights as float, in which a child of theirs is saved.
         arguments: Of timm's constructor.
 
     Raises:
-        ValueError: there is no such model, or the folder holds none that can be built here.
+        ValueError: there is no such model, the folder holds none that can be built here, or its
+            weights are quantised and `dequantise` is false.
     """
     folder = Path(name)
+    if file := find_gguf(folder):
+        if not dequantise:
+            raise ValueError(
+                f"{file} is quantised, and what is cut from it will be saved as float; pass "
+                "--dequantise."
+            )
+        folder = dequantised(file)
     if (folder / "export" / "config.json").is_file():
         folder = folder / "export"
     if (folder / "config.json").is_file():

@@ -4,7 +4,7 @@ import difflib
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 
 from zoo.axes import Axis, Shapes
@@ -19,8 +19,12 @@ KINDS = {
     "ssm_heads": "r",
     "ssm_channels": "p",
     "ssm_state": "s",
+    "ssm_rank": "l",
 }
 """A word for each kind of axis, and the letters that the tables have for it."""
+
+
+BRANCHES = {"attention_layers": "attention", "ffn_layers": "ffn"}
 
 
 @dataclass(frozen=True)
@@ -30,10 +34,12 @@ class Plan:
     Args:
         axes: `ffn`, `heads`, ... or a shell pattern such as `model.layers.3.mlp.f`; later ones win.
         layers: Share or number of the layers of each list to keep.
+        sublayers: Share or number of `attention` and `ffn` branches to keep, of all layers.
     """
 
     axes: Mapping[str, float | int]
     layers: float | int | None = None
+    sublayers: Mapping[str, float | int] = field(default_factory=dict)
 
     @classmethod
     def parse(cls, text: str) -> "Plan":
@@ -50,15 +56,17 @@ class Plan:
             except ValueError:
                 value = 0
             if value <= 0 or (isinstance(value, float) and value > 1):
+                known = ", ".join([*KINDS, "layers", *BRANCHES])
                 raise ValueError(
                     f"{word!r} says nothing to keep; write what=share, 0 to 1 (ffn=0.75), or "
-                    f"what=number (heads=4). What: {', '.join(KINDS)}, layers or an axis."
+                    f"what=number (heads=4). What: {known} or an axis."
                 )
             axes[what] = value
         if not axes:
             raise ValueError("Nothing is to be cut; give for example ffn=0.75,layers=0.5.")
         layers = axes.pop("layers", None)
-        return cls(axes, layers)
+        branches = {kind: axes.pop(word) for word, kind in BRANCHES.items() if word in axes}
+        return cls(axes, layers, branches)
 
     def sizes(self, shapes: Shapes) -> dict[Axis, int]:
         """Return the new size of each axis that is cut.
@@ -83,6 +91,10 @@ class Plan:
     def num_layers(self, length: int) -> int:
         """Return how many of `length` layers stay."""
         return length if self.layers is None else _amount("layers", self.layers, length)
+
+    def num_sublayers(self, kind: str, length: int) -> int:
+        """Return how many of `length` branches of a kind stay."""
+        return _amount(f"{kind}_layers", self.sublayers[kind], length)
 
 
 def _names(what: str, axis: Axis) -> bool:

@@ -4,7 +4,6 @@ Permuting the units of an axis in every tensor leaves a network's outputs alone.
 table only if leaving one tensor out would have been seen, so each proof has a control.
 """
 
-import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -18,6 +17,7 @@ from torch.overrides import TorchFunctionMode
 
 from zoo.axes import Axis, Shapes, State
 from zoo.students.prune.cut import keep_units
+from zoo.students.prune.masked import is_norm, narrow, unsaved
 
 LIMIT = 1e-3
 """A permutation may move outputs by this much of what its control moves them by."""
@@ -39,9 +39,30 @@ def forward_of(model: nn.Module, inputs: Mapping[str, Any]) -> Forward:
 
     @torch.no_grad()
     def forward(state: State) -> list[Tensor]:
-        return list(tensors(functional_call(model, state, (), dict(inputs), tie_weights=False)))
+        exact = {name: _exact(tensor) for name, tensor in state.items()}
+        with full_precision(next(model.parameters()).device):
+            return list(tensors(functional_call(model, exact, (), dict(inputs), tie_weights=False)))
 
     return forward
+
+
+def _exact(tensor: Tensor) -> Tensor:
+    """Return a tensor of 16 bits in float32: a proof compares small differences."""
+    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
+
+
+@contextmanager
+def full_precision(device: torch.device) -> Iterator[None]:
+    """Compute products in the precision of their inputs: no autocast, no TF32."""
+    convolutions, products = torch.backends.cudnn.allow_tf32, torch.get_float32_matmul_precision()
+    torch.backends.cudnn.allow_tf32 = False
+    torch.set_float32_matmul_precision("highest")
+    try:
+        with torch.autocast(device.type, enabled=False):
+            yield
+    finally:
+        torch.backends.cudnn.allow_tf32 = convolutions
+        torch.set_float32_matmul_precision(products)
 
 
 def tensors(value: Any) -> Iterator[Tensor]:
@@ -76,7 +97,10 @@ def prove(
         proofs.append(prove_axis(shapes, state, forward, before, axis))
         _, moved, control = proofs[-1]
         if control == 0:
-            raise ValueError(f"Axis {axis} is blind: nothing that reads it moves these outputs.")
+            raise ValueError(
+                f"Axis {axis} is blind: nothing that reads it moves these outputs, so no cut of it "
+                "can be proven. Give samples that reach it, or leave it whole."
+            )
         if not moved < LIMIT * control:
             raise ValueError(
                 f"Axis {axis} is none: permuting it moves the outputs by {moved:.1e}, and by "
@@ -113,7 +137,7 @@ def _distance(before: list[Tensor], after: list[Tensor], order: Tensor) -> float
 
 def _either(x: Tensor, order: Tensor) -> list[Tensor]:
     permuted = [
-        x.index_select(dim, order)
+        x.index_select(dim, order.to(x.device))
         for dim in {1, x.ndim - 1}
         if x.ndim > dim and x.shape[dim] == len(order)
     ]
@@ -139,7 +163,9 @@ def positions(shapes: Shapes, cuts: Sequence[Cut], like: State) -> State:
     """
     cut_axes = {cut.axis for cut in cuts}
     names = {slot.param for axis in cut_axes for slot in shapes.slots(axis)} - shapes.tied.keys()
-    places: State = {n: torch.arange(like[n].numel()).view(like[n].shape) for n in names}
+    places: State = {
+        n: torch.arange(like[n].numel(), device=like[n].device).view(like[n].shape) for n in names
+    }
     left = replace(shapes, tensors={n: shapes.tensors[n] for n in names}, tied={})
     for axis, kept, by in cuts:
         places, left = keep_units(left, places, axis, kept, by)
@@ -150,8 +176,7 @@ def masked(shapes: Shapes, state: State, places: State) -> State:
     """Return the full tensors with zeros for all that was cut."""
     out = dict(state)
     for name, place in places.items():
-        flat = state[name].flatten()
-        kept = place.flatten().to(flat.device)
+        flat, kept = state[name].flatten(), place.flatten()
         out[name] = torch.zeros_like(flat).index_copy_(0, kept, flat[kept]).view_as(state[name])
     return out | {name: out[first] for name, first in shapes.tied.items()}
 
@@ -162,38 +187,14 @@ def gathering_norms(model: nn.Module, places: State) -> Iterator[None]:
     patched = []
     for path, module in model.named_modules():
         place = places.get(f"{path}.weight")
-        norm = "Norm" in type(module).__name__ and not isinstance(
-            module, nn.modules.batchnorm._BatchNorm
-        )
-        if norm and place is not None and place.ndim == 1:
-            module.forward = _narrow(module, place)
+        if is_norm(module) and place is not None and place.ndim == 1:
+            module.forward = narrow(module, place)
             patched.append(module)
     try:
         yield
     finally:
         for module in patched:
             del module.forward
-
-
-def _narrow(norm: Any, kept: Tensor) -> Callable[..., Tensor]:
-    small = copy.copy(norm)
-    small._parameters = dict(norm._parameters)
-    full = norm.weight.shape[0]
-    if hasattr(norm, "normalized_shape"):
-        small.normalized_shape = (len(kept),)
-    if hasattr(norm, "group_size"):
-        small.group_size = norm.group_size * len(kept) // full
-    dim = 1 if "2d" in type(norm).__name__ else -1
-
-    def forward(*inputs: Tensor | None) -> Tensor:
-        for name, value in norm._parameters.items():  # those of the call, which may be replaced
-            small._parameters[name] = None if value is None else value[kept]
-        cut = [x if x is None else x.index_select(dim, kept) for x in inputs]
-        y = type(norm).forward(small, *cut)
-        shape = [full if i == dim % y.ndim else n for i, n in enumerate(y.shape)]
-        return y.new_zeros(shape).index_copy_(dim, kept, y)
-
-    return forward
 
 
 class ClosedExperts(TorchFunctionMode):
@@ -248,8 +249,8 @@ def prove_child(
     state = dict(parent.state_dict())
     places = positions(shapes, cuts, state)
     # What follows from the width alone, as the scale of an embedding, is as in the child.
-    own, forward = _unsaved(child), forward_of(parent, inputs)
-    for name, table in _unsaved(parent).items():
+    own, forward = unsaved(child), forward_of(parent, inputs)
+    for name, table in unsaved(parent).items():
         if name in own and own[name].shape == table.shape:
             state[name] = own[name]
     before = forward(dict(parent.state_dict()))
@@ -259,7 +260,8 @@ def prove_child(
         for name, shape in shapes.tensors.items():
             if shape.dims == (((axis,),),):
                 closed = torch.full_like(full[name], -torch.inf)
-                full[name] = closed.index_copy_(0, kept, full[name][kept])
+                here = kept.to(closed.device)
+                full[name] = closed.index_copy_(0, here, full[name][here])
     with gathering_norms(parent, places), ClosedExperts(shapes, full, experts):
         expected = forward(full)
     found = forward_of(child, inputs)(dict(child.state_dict()))
@@ -277,11 +279,6 @@ def prove_child(
             f"moved the outputs by {control:.1e}. Please report this with the model and the plan."
         )
     return Proof("child", moved, control)
-
-
-def _unsaved(model: nn.Module) -> State:
-    saved = model.state_dict().keys()
-    return {name: buffer for name, buffer in model.named_buffers() if name not in saved}
 
 
 def _without_zeros(mask: Tensor, small: Tensor) -> Tensor:

@@ -27,8 +27,14 @@ class Child(NamedTuple):
     proof: Proof | None
 
 
-def choose_units(shapes: Shapes, sizes: Mapping[Axis, int], score: ScoreUnits) -> list[Cut]:
-    """Choose the best units of each axis, outer axes first: heads before the channels in them."""
+def choose_units(
+    shapes: Shapes, sizes: Mapping[Axis, int], score: ScoreUnits, *, by_rank: bool = False
+) -> list[Cut]:
+    """Choose the best units of each axis, outer axes first: heads before the channels in them.
+
+    Args:
+        by_rank: The best unit comes first; otherwise each keeps its place among the others.
+    """
     scored = {axis: score(axis) for axis in sizes}
     cuts: dict[Axis, Cut] = {}
     for axis in sorted(scored, key=lambda axis: len(scored[axis][1])):
@@ -36,8 +42,8 @@ def choose_units(shapes: Shapes, sizes: Mapping[Axis, int], score: ScoreUnits) -
         for i, outer in enumerate(by):
             if outer in cuts:
                 values = _of_kept(values, i, by, cuts[outer])
-        kept = values.topk(sizes[axis]).indices.sort(-1).values
-        cuts[axis] = Cut(axis, kept, by)
+        best = values.topk(sizes[axis]).indices
+        cuts[axis] = Cut(axis, best if by_rank else best.sort(-1).values, by)
     return list(cuts.values())
 
 
@@ -57,14 +63,14 @@ def prune(
     probe: Mapping[str, Any] | None = None,
     form: str = "library",
 ) -> Child:
-    """Cut a parent, which stays as it is, to a smaller model of its own class.
+    """Cut a parent, which stays as it is, to a smaller model of its own class on its own device.
 
     Args:
         score: None if only layers go.
         rank_layers: Scores of the layers of a list, by its path and length; the last ones go if
             there are none.
-        probe: Inputs of a few samples; the child must compute on them what the masked parent does
-            (not where whole layers go).
+        probe: Inputs of a few samples, on the parent's device; the child must compute on them what
+            the masked parent does (not where whole layers go).
         form: "library": a class and numbers that its library can build. "zoo": any widths, also
             others in each layer; `zoo.create_model` reads what is written then.
 

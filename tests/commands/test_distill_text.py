@@ -52,12 +52,26 @@ def test_the_divergence_from_the_parent_falls_and_the_export_is_transformers_own
     run("--steps", "40", "--every.evaluate", "20")
     about = json.loads((place / "out" / "about.json").read_text())
     assert about["after"]["kl/parent"] < about["before"]["kl/parent"] / 2
-    assert [row["step"] for row in evaluations(place / "out")] == [20, 40]
+    assert [row["step"] for row in evaluations(place / "out")] == [0, 20, 40]
     model = transformers.AutoModelForCausalLM.from_pretrained(place / "out" / "export").eval()
     ids = torch.tensor([list(TEXT[:64].encode())])
     loss = model(input_ids=ids, labels=ids).loss.item()
     assert loss == pytest.approx(about["after"]["loss"], abs=0.3)
     assert "perplexity" in capsys.readouterr().out
+
+
+def test_a_dry_run_says_what_is_trained_and_leaves_nothing(place, capsys):
+    before = sorted(place.glob("*"))
+    run("--dry-run", "--steps", "40", "--losses.hidden", "1")
+    printed = " ".join(capsys.readouterr().out.split())
+    model = transformers.AutoModelForCausalLM.from_pretrained(place / "small")
+    held = sum(p.numel() for p in model.parameters())
+    assert f"all {(held + 16 * 16) / 1e6:,.2f} M parameters" in printed  # a projection too
+    looked_up = model.get_input_embeddings().weight.numel()
+    flops = 2 * (held - looked_up - 3 * 16)  # norms multiply no matrix
+    assert f"{flops / 1e9:,.4g}" in printed
+    assert "40 steps: about" in printed
+    assert {*place.glob("*")} - {*before} <= {place / "cache"}
 
 
 def test_text_alone_is_learnt_without_a_teacher(place):
@@ -72,7 +86,7 @@ def test_four_slices_are_one_batch_and_a_run_resumes_to_the_bit(place):
     for one, four in zip(*(lines(place / name) for name in ("out", "sliced")), strict=True):
         assert one["loss"] == pytest.approx(four["loss"], rel=1e-10)
     before = (place / "out" / "export" / "model.safetensors").read_bytes()
-    (place / "out" / "checkpoints" / "step_00000006.pt").unlink()
+    shutil.rmtree(place / "out" / "checkpoints" / "step_00000006")
     shutil.rmtree(place / "out" / "export")
     main(["distill", "--resume", "out"])
     assert (place / "out" / "export" / "model.safetensors").read_bytes() == before
@@ -89,7 +103,7 @@ def test_hidden_states_are_matched_through_a_projection_and_resume_with_it(place
     expected = second["parent/kl"] + alpha * second["parent/hidden"]
     assert second["loss"] == pytest.approx(expected, rel=1e-4)
     before = (place / "out" / "export" / "model.safetensors").read_bytes()
-    (place / "out" / "checkpoints" / "step_00000020.pt").unlink()
+    shutil.rmtree(place / "out" / "checkpoints" / "step_00000020")
     main(["distill", "--resume", "out"])
     assert (place / "out" / "export" / "model.safetensors").read_bytes() == before
 
@@ -108,6 +122,7 @@ def lines(folder) -> list[dict]:
         (dict(text="nothing.txt"), "lm:parent", "There is no text"),
         (dict(words=("--losses.tau", "0")), "lm:parent", "tau"),
         (dict(length=100_000), "lm:parent", "a row has 2 or more"),
+        (dict(words=("--optim.lora", "4")), "lm:parent", "this training has no adapters"),
     ],
 )
 def test_bad_input_ends_in_one_line_and_leaves_nothing(place, capsys, wrong, teacher, message):

@@ -56,13 +56,42 @@ def test_the_export_is_2_4_and_updates_and_learning_help(trained, capsys):
     assert "perplexity" in capsys.readouterr().out
 
 
+def test_masks_are_learnt_on_from_those_of_another_run(trained):
+    one = ("--steps", "1", "--prior")
+    found = masked(trained, "learned", *one, "sparsegpt", name="general")
+    moved = masked(trained, "learned", *one, str(trained / "general"), name="task")
+    assert moved["begins"]["loss"] == pytest.approx(found["learned"]["loss"], rel=0.1)
+
+
+@pytest.mark.parametrize(
+    ("method", "says"),
+    [("learned", "logits of masks"), ("wanda", "nothing; wanda looks at 80 rows")],
+)
+def test_a_dry_run_says_what_is_thinned_and_leaves_nothing(trained, capsys, method, says):
+    options = f"--method {method} --text text.txt --length 32 --out dry --dry-run"
+    main(["mask", "lm:runs/distill_text/export", *options.split()])
+    printed = " ".join(capsys.readouterr().out.split())
+    assert says in printed
+    weights = 2 * (4 * 32 * 32 + 3 * 32 * 48)
+    assert f"{weights / 1e6:.2f} M weights of 14 layers to 2:4" in printed
+    assert not (trained / "dry").exists()
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
-    [(("--pattern", "4:2"), "keeps nothing or everything"), (("--pattern", "x"), "no pattern")],
+    [
+        (("--pattern", "4:2"), "keeps nothing or everything"),
+        (("--pattern", "x"), "no pattern"),
+        (("--method", "learned", "--prior", "runs/distill_text"), "is not 2:4"),
+        (("--method", "learned", "--prior", "nowhere"), "no run of zoo mask"),
+        (("--method", "learned", "--optim.lora", "4"), "this training has no adapters"),
+    ],
 )
-def test_a_wrong_pattern_is_refused_before_anything_is_written(trained, capsys, words, message):
+def test_what_is_refused_leaves_no_folder(trained, capsys, words, message):
     with pytest.raises(SystemExit) as stopped:
-        masked(trained, "wanda", *words, name="wrong")
+        given = () if "--method" in words else ("--method", "wanda")
+        common = ["--text", "text.txt", "--length", "32", "--out", str(trained / "wrong")]
+        main(["mask", "lm:runs/distill_text/export", *given, *common, *words])
     assert stopped.value.code == 2
     assert message in capsys.readouterr().err
     assert not (trained / "wrong").exists()

@@ -38,7 +38,7 @@ class Coded:
 def test_pixels_and_masks_are_cut_mirrored_and_enlarged_alike():
     coded = Coded()
     for position in range(20):
-        pixels, mask = Crops(coded, CropSpec(side=48), PLAN)[position, position % 5]
+        pixels, mask, _ = Crops(coded, CropSpec(side=48), PLAN)[position, position % 5]
         assert pixels.shape == (3, 48, 48) and mask.shape == (48, 48)
         known = mask != 255
         red = pixels[0].astype(int)
@@ -48,7 +48,7 @@ def test_pixels_and_masks_are_cut_mirrored_and_enlarged_alike():
 
 
 def test_small_images_are_padded_with_pixels_that_are_not_scored():
-    pixels, mask = Crops(Coded(), CropSpec(side=64, scale=(0.5, 0.5), fill=1.0), PLAN)[0, 0]
+    pixels, mask, _ = Crops(Coded(), CropSpec(side=64, scale=(0.5, 0.5), fill=1.0), PLAN)[0, 0]
     # the short side of 60 becomes 32, the long one of 80 becomes 43; one end is empty
     assert (mask != 255).sum() == 32 * 43
     assert (pixels[:, mask == 255] == 124).all()
@@ -93,7 +93,7 @@ def test_workers_change_nothing():
 
 def test_whole_images_come_as_they_are():
     coded = Coded(count=2)
-    for i, (pixels, mask) in enumerate(whole_images(coded)):
+    for i, pixels, mask in whole_images(coded):
         assert torch.equal(mask[0], torch.from_numpy(coded.masks[i]))
         assert torch.equal(pixels[0, 0], mask[0] * 60)
 

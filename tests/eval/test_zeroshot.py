@@ -188,6 +188,19 @@ def test_captions_of_coco_are_found_through_a_students_head(words, planted, answ
     assert got["retrieval/text_to_image/recall5"] == 100
 
 
+def test_captions_of_an_unreadable_image_are_left_out_with_it(words, planted, answering, tmp_path):
+    texts = ["a cat", "a red car", "a dog", "the dog "]
+    captions(tmp_path, zip([0, 10, 20, 20], texts, strict=True))
+    torn = tmp_path / "val2017" / "a.png"
+    torn.write_bytes(torn.read_bytes()[:60])
+    tower = open_text(TeacherName.parse(TEACHER))
+    who = planted(heads={"tiny-words": answering(tower(texts[:3]))})
+    found = dict(retrieval(who, tmp_path, RetrievalSettings(teacher=TEACHER)))
+    both = (found[f"retrieval/{way}/recall1"] for way in ("image_to_text", "text_to_image"))
+    assert [len(one.keys) for one in both] == [2, 3] and who.unreadable == {str(torn)}
+    assert found["retrieval/image_to_text/recall1"].value == 100
+
+
 def test_captions_without_their_images_are_refused(tmp_path):
     with pytest.raises(ValueError, match=r"no annotations/captions_val\*\.json"):
         read_captions(tmp_path)

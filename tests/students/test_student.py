@@ -251,14 +251,14 @@ def test_a_folder_without_an_export_says_so(tmp_path):
         load_export(tmp_path)
 
 
-@pytest.mark.parametrize(("pretrained", "stated"), [(False, None), (True, "apache-2.0")])
+@pytest.mark.parametrize(("published", "stated"), [(False, None), (True, "apache-2.0")])
 def test_an_export_states_a_licence_only_if_it_started_from_published_weights(
-    pretrained, stated, tmp_path
+    published, stated, tmp_path
 ):
-    published = timm.create_model("test_vit", num_classes=0)
-    timm.models.save_for_hf(published, tmp_path / "published", safe_serialization=True)
-    name = f"local-dir:{tmp_path / 'published'}"
-    student = build_student(name, WIDTHS, size=160, pretrained=pretrained)
+    model = timm.create_model("test_vit", num_classes=0)
+    timm.models.save_for_hf(model, tmp_path / "published", safe_serialization=True)
+    name = f"local-dir:{tmp_path / 'published'}" if published else "test_vit"
+    student = build_student(name, WIDTHS, size=160)
     export_student(student, tmp_path / "export", Batch(torch.rand(1, 3, 160, 160)))
     config = json.loads((tmp_path / "export" / "config.json").read_text())
     assert config["pretrained_cfg"].get("license") == stated

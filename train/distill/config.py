@@ -159,7 +159,8 @@ class Distill(Training):
     teachers: tuple[TeacherSpec, ...] = ()
     """Teachers by name, e.g. timm:vit_small_patch14_dinov2.lvd142m@224"""
     student: str = "eradio_nano"
-    """Any model that timm.create_model knows."""
+    """Any model that timm.create_model knows; local-dir:FOLDER, such as a pruned one, begins with
+    the weights there."""
     student_options: tuple[str, ...] = ()
     """Keywords for timm.create_model, e.g. crop_positions=True, as Python writes their values."""
     spectral: bool = False

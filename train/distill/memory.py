@@ -1,15 +1,27 @@
-"""What a step and the calibration hold at least, against the memory that there is."""
+"""What a step and the calibration hold, against the memory that there is."""
 
+import copy
 from collections.abc import Mapping
+from typing import Any
 
 import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
+from zoo.features import Batch
+from zoo.students.student import Student
+from zoo.teachers.mosaic import Mosaic
 from zoo.teachers.teacher import Teacher
-from zoo.train.device import memory_of
+from zoo.train.device import autocast, in_precision, memory_of
 from zoo.train.distill.config import Distill
+from zoo.train.distill.sizes import every_size
 
 COPIES = 4
 """Of the weights in training: themselves, their gradient, and AdamW's two moments."""
+MOST_PER_PIXEL = 2**17
+"""Bytes that no network here holds for a pixel of an image in training: ViT-g/14 holds 4e4."""
 
 
 def check_memory(
@@ -18,8 +30,8 @@ def check_memory(
     """Refuse what cannot fit: a lower bound is held against all the memory of the machine.
 
     Counted are a slice's images and targets, the summaries of the calibration, and the hidden
-    layers of the heads; not counted is what networks hold between their layers. Before the teachers
-    are open, their shares are left out.
+    layers of the heads; `check_step` counts what networks hold. Before the teachers are open, their
+    shares are left out.
 
     Raises:
         ValueError: the bound is above the memory; both are said.
@@ -57,3 +69,117 @@ def check_memory(
                 f"{what}: at least {needed / 1e9:,.1f} GB, and this {where.type} has "
                 f"{there / 1e9:,.1f} GB. {way}"
             )
+
+
+def may_not_fit(config: Distill, device: torch.device) -> bool:
+    """Return whether a step is so large that `check_step` is worth its seconds."""
+    side, count = _largest(config)
+    return count * side**2 * MOST_PER_PIXEL > memory_of(device)
+
+
+def check_step(
+    config: Distill, device: torch.device, teachers: Mapping[str, Teacher], student: Student
+) -> None:
+    """Refuse a slice whose networks hold more than the memory of the machine.
+
+    Teachers answer one after another before the student trains, so the larger of the two counts.
+
+    Args:
+        teachers: On the meta device, as is `student`: nothing is computed.
+
+    Raises:
+        ValueError: the estimate is above the memory; both are said.
+    """
+    side, count = _largest(config)
+    saved, peak = saved_bytes(student, side, config, device), 0.0
+    if config.compile:
+        saved /= 2  # compiled code computes the cheap half again
+    for teacher in teachers.values():
+        peak = max(peak, *(peak_bytes(one, config, device) for one in every_size(teacher)))
+    networks = [teacher for teacher in teachers.values() if isinstance(teacher, nn.Module)]
+    weights = COPIES * weight_bytes(student) + sum(map(weight_bytes, networks))
+    needed = weights + count * max(saved, peak)
+    if needed > (there := memory_of(device)):
+        raise ValueError(
+            f"A slice of {count:,} images at {side} px takes about {needed / 1e9:,.1f} GB: "
+            f"{weights / 1e9:,.1f} GB of weights, gradients and moments, and for each image "
+            f"{saved / 1e6:,.1f} MB between the student's layers ({peak / 1e6:,.1f} MB in a "
+            f"teacher). This {device.type} has {there / 1e9:,.1f} GB. Give a smaller --batch or "
+            "--size, or more --slices."
+        )
+
+
+def _largest(config: Distill) -> tuple[int, int]:
+    """Return the side and the images of the slice that has the most pixels."""
+    sizes = config.sizes or (config.size,)
+    counts = config.batches or (config.batch,) * len(sizes)
+    side, count = max(zip(sizes, counts, strict=True), key=lambda pair: pair[0] ** 2 * pair[1])
+    return side, count // config.num_slices
+
+
+def weight_bytes(model: nn.Module) -> int:
+    """Count the bytes of a model's weights and buffers; what is shared counts once."""
+    return sum(t.numel() * t.element_size() for t in (*model.parameters(), *model.buffers()))
+
+
+def saved_bytes(student: Student, side: int, config: Distill, device: torch.device) -> float:
+    """Count what a student in training holds for the backward pass, in bytes an image.
+
+    It grows with the images, so two of them tell; nothing is computed (`FakeTensorMode`), but the
+    kernels are those of `device`: plain attention holds its whole matrix, fused attention does not.
+    """
+    held: dict[int, int] = {}
+    kept: list[Tensor] = []  # an address means one storage as long as that lives
+
+    def note(x: Tensor) -> Tensor:
+        kept.append(x)
+        held[x.untyped_storage()._cdata] = x.untyped_storage().nbytes()
+        return x
+
+    student = in_precision(copy.deepcopy(student), config.precision)
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        student = student.to_empty(device=device).train()
+        batch = Batch(torch.zeros(2, 3, side, side, device=device))
+        hooks = torch.autograd.graph.saved_tensors_hooks(note, lambda x: x)
+        with hooks, autocast(config.precision, device):
+            answers = student(batch, size=(side, side), mesa=bool(config.losses.mesa))
+        own = weight_addresses(student)
+        del answers
+    return sum(n for at, n in held.items() if at not in own) / 2
+
+
+def peak_bytes(teacher: Teacher, config: Distill, device: torch.device) -> float:
+    """Return what a teacher's largest operation reads and writes, in bytes an image.
+
+    A lower bound of its peak: without gradients nothing else lives long.
+    """
+    if not isinstance(teacher, nn.Module):
+        return 0.0
+    images = teacher.k**2 if isinstance(teacher, Mosaic) else 1
+    teacher = copy.deepcopy(teacher)
+    with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
+        teacher = teacher.to_empty(device=device)
+        batch = Batch(torch.zeros(images, 3, *teacher.size, device=device))
+        with autocast(config.precision, device), _Largest(weight_addresses(teacher)) as largest:
+            teacher(batch)
+    return largest.bytes / images
+
+
+def weight_addresses(model: nn.Module) -> set[int]:
+    """Return the addresses of a model's weights and buffers."""
+    return {t.untyped_storage()._cdata for t in (*model.parameters(), *model.buffers())}
+
+
+class _Largest(TorchDispatchMode):
+    """Notes the bytes that the largest operation reads and writes, without those of weights."""
+
+    def __init__(self, weights: set[int]):
+        super().__init__()
+        self.weights, self.bytes = weights, 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        tensors = [x for x in tree_leaves((args, kwargs, out)) if isinstance(x, Tensor)]
+        storages = {x.untyped_storage()._cdata: x.untyped_storage().nbytes() for x in tensors}
+        self.bytes = max(self.bytes, sum(n for at, n in storages.items() if at not in self.weights))
+        return out

@@ -3,22 +3,20 @@
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from zoo.features import Batch
-from zoo.students.build import build_student
 from zoo.students.student import Student
 from zoo.teachers.mosaic import Mosaic
 from zoo.teachers.teacher import Teacher
 from zoo.train.distill.config import Distill
-from zoo.train.distill.plan_step import grids_of
-from zoo.train.distill.setup import backbone_options, check_names, open_spec, widths
-from zoo.train.distill.sizes import every_size
-from zoo.train.distill.teachers import Precision, frozen, teacher_precision
+from zoo.train.distill.memory import weight_bytes
+from zoo.train.distill.setup import meta_models
+from zoo.train.distill.sizes import every_size, frozen
+from zoo.train.distill.teachers import Precision, teacher_precision
 
 EFFICIENCY = 0.4
 """Share of a plain matrix product's rate that a training step is assumed to reach."""
@@ -41,26 +39,6 @@ class Cost:
     spatial_dim: int | None
     flops: float
     """Of the forward pass of one image."""
-
-
-def meta_models(config: Distill) -> tuple[dict[str, Teacher], Student]:
-    """Build teachers and student on the meta device: the same code as in the run, but no memory.
-
-    Raises:
-        ValueError: as the run itself would, about its models.
-    """
-    check_names(config)
-    meta, grids = torch.device("meta"), grids_of(config)
-    teachers = {
-        label: open_spec(spec, config, meta, grids)
-        for label, spec in zip(config.labels, config.teachers, strict=True)
-    }
-    options: dict[str, Any] = {**config.heads.options(), **backbone_options(config)}
-    options["spectral_norms"] = False  # their FLOPs are negligible
-    student = build_student(
-        config.student, widths(config, teachers), size=config.size, **options, device="meta"
-    )
-    return teachers, student.eval()
 
 
 def model_costs(
@@ -88,7 +66,7 @@ def model_costs(
     ours = Cost(
         config.student,
         count_parameters(student),
-        _bytes(student),
+        weight_bytes(student),
         student.size,
         (rows, cols),
         features.summary.shape[-1],
@@ -106,16 +84,11 @@ def _teacher_cost(label: str, teacher: Teacher, precision: Precision) -> Cost:
     if isinstance(teacher, nn.Module):
         for network in frozen(teacher) if precision != "auto" else []:
             network.to_bf16()
-        params, held = count_parameters(teacher), _bytes(teacher)
+        params, held = count_parameters(teacher), weight_bytes(teacher)
     return Cost(
         label, params, held, teacher.size, teacher.grid, teacher.summary_dim, teacher.spatial_dim,
         flops,
     )  # fmt: skip
-
-
-def _bytes(model: nn.Module) -> int:
-    """Count the bytes of a model's weights and buffers; what is shared counts once."""
-    return sum(t.numel() * t.element_size() for t in (*model.parameters(), *model.buffers()))
 
 
 def count_parameters(model: nn.Module) -> int:

@@ -19,19 +19,19 @@ from zoo.data.views import View
 from zoo.students.build import assign_tokens, build_student, read_options
 from zoo.students.export import load_export, read_heads
 from zoo.students.lora import add_adapters
-from zoo.students.start import find_start
+from zoo.students.start import find_start, read_folder
 from zoo.students.student import Student
 from zoo.teachers.cache import Cache
 from zoo.teachers.name import FOLDER, TeacherName, unknown_name
 from zoo.teachers.open import open_teacher
-from zoo.teachers.quantize import check_products
+from zoo.teachers.quantize import check_products, require_linears
 from zoo.teachers.teacher import Teacher, fingerprint
 from zoo.train.device import autocast, device_of, in_precision
 from zoo.train.distill.config import Distill, TeacherSpec
-from zoo.train.distill.memory import check_memory
+from zoo.train.distill.memory import check_memory, check_step, may_not_fit
 from zoo.train.distill.phi_s import Normalizer, check_rows, fold_inverse
 from zoo.train.distill.plan_step import Grids, check_step_plans, grids_of, view_of
-from zoo.train.distill.sizes import at_size, match_student_size
+from zoo.train.distill.sizes import at_size, frozen, match_student_size
 from zoo.train.freeze import freeze
 from zoo.train.run import Run
 
@@ -64,7 +64,8 @@ def check_names(config: Distill) -> None:
     """Refuse unknown models before anything is read or built."""
     if not config.teachers:
         raise ValueError("There is no teacher; name at least one, e.g. --teachers timm:resnet18.")
-    if not timm.is_model(config.student.partition(".")[0]):
+    architecture, *_ = read_folder(config.student)
+    if not timm.is_model(architecture.partition(".")[0]):
         raise unknown_name(config.student, timm.list_models(), "registered model")
     for spec in config.teachers:
         name = TeacherName.parse(spec.name)
@@ -236,6 +237,26 @@ def adopt_heads(student: Student, earlier: Student, normalizers: Mapping[str, No
         student.heads[label].load_state_dict(earlier.heads[label].state_dict())
 
 
+def meta_models(config: Distill) -> tuple[dict[str, Teacher], Student]:
+    """Build teachers and student on the meta device: the same code as in the run, but no memory.
+
+    Raises:
+        ValueError: as the run itself would, about its models.
+    """
+    check_names(config)
+    meta, grids = torch.device("meta"), grids_of(config)
+    teachers = {
+        label: open_spec(spec, config, meta, grids)
+        for label, spec in zip(config.labels, config.teachers, strict=True)
+    }
+    options: dict[str, Any] = {**config.heads.options(), **backbone_options(config)}
+    options["spectral_norms"] = False  # their FLOPs are negligible
+    student = build_student(
+        config.student, widths(config, teachers), size=config.size, **options, device="meta"
+    )
+    return teachers, student.eval()
+
+
 def prepare(config: Distill) -> Setup:
     """Check and open everything that a run needs, before it writes anything."""
     check_names(config)
@@ -249,14 +270,32 @@ def prepare(config: Distill) -> Setup:
     if config.teacher_precision in ("int8", "fp8"):
         check_products(config.teacher_precision, device)
     grids = grids_of(config)  # refuses what the student cannot take
+    check_memory_of_step(config, device)
     train, val, labelled = open_data(config)
     teachers = open_teachers(config, train, device, grids)
     wide = widths(config, teachers)  # refuses a loss that a teacher has nothing for
+    if config.teacher_precision in ("int8", "fp8"):
+        for network in (n for teacher in teachers.values() for n in frozen(teacher)[:1]):
+            require_linears(network, config.teacher_precision)
     check_memory(config, device, teachers)
     check_step_plans(config, teachers, grids)
     check_calibration(config, teachers, grids)
     view = view_of(config, teachers, grids)
     return Setup(config, device, train, val, labelled, teachers, view, grids, wide)
+
+
+def check_memory_of_step(config: Distill, device: torch.device) -> None:
+    """Refuse a step that does not fit into the memory, before any weights are read.
+
+    A teacher of somebody's own (`torch:`) has no shape before its function is called: a run with
+    one is not estimated.
+
+    Raises:
+        ValueError: as `zoo.train.distill.memory.check_step`.
+    """
+    own = any(TeacherName.parse(spec.name).kind == "torch" for spec in config.teachers)
+    if not own and may_not_fit(config, device):
+        check_step(config, device, *meta_models(config))
 
 
 def check_calibration(config: Distill, teachers: Mapping[str, Teacher], grids: Grids) -> None:

@@ -53,6 +53,15 @@ def every_size(teacher: Teacher) -> list[Teacher]:
     return [own, *(other for other in teacher.by_size.values() if other is not own)]
 
 
+def frozen(teacher: Teacher) -> list[Frozen]:
+    """Return the networks behind a teacher, one a size, that of evaluations first.
+
+    Their weights are shared. A cache, or a rule of somebody's own, has none.
+    """
+    inner = (t.teacher if isinstance(t, Mosaic) else t for t in every_size(teacher))
+    return [network for network in inner if isinstance(network, Frozen)]
+
+
 def match_student_size(
     text: str,
     open_one: Callable[[str], Teacher],

@@ -21,7 +21,7 @@ from zoo.teachers.quantize import QuantKind, QuantReport, quantize_linears, shar
 from zoo.teachers.teacher import Frozen, Teacher
 from zoo.train.distill.config import Distill
 from zoo.train.distill.setup import Setup
-from zoo.train.distill.sizes import every_size
+from zoo.train.distill.sizes import every_size, frozen
 from zoo.train.run import Run
 
 Model = Callable[[Batch], Features]
@@ -67,15 +67,6 @@ def optimize_teachers(
             for network in networks:
                 compile_teacher(network)
     return found
-
-
-def frozen(teacher: Teacher) -> list[Frozen]:
-    """Return the networks behind a teacher, one a size, that of evaluations first.
-
-    Their weights are shared. A cache, or a rule of somebody's own, has none.
-    """
-    inner = (t.teacher if isinstance(t, Mosaic) else t for t in every_size(teacher))
-    return [network for network in inner if isinstance(network, Frozen)]
 
 
 def _eight(network: Frozen, teacher: Teacher, batch: Batch, kind: QuantKind) -> QuantReport:

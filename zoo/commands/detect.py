@@ -44,26 +44,29 @@ def detect(config: Detect, *, resume: bool = False) -> dict[str, float]:
     """
     config = with_slices(config)
     run = Run.reopen(config.out, config) if resume else Run.create(config)
-    try:
+    with run.discarded(unless=lambda: resume, on=(ValueError, OSError)):
         with first_goes_first():  # draws the shapes
             train, val = open_splits(config, config.out / "data")
         state = start(config, train.classes, run)
-    except (ValueError, OSError):
-        if not resume:
-            run.discard()
-        raise
     evaluate = partial(log_evaluation, run, val)
     detector = train_detector(state, config, train, run, evaluate=evaluate)
-    return by_first(partial(finish, run, config, detector, val))
+    return by_first(partial(finish, run, config, detector, train, val))
 
 
-def finish(run: Run, config: Detect, detector: Detector, val: CocoSplit) -> dict[str, float]:
+def finish(
+    run: Run, config: Detect, detector: Detector, train: CocoSplit, val: CocoSplit
+) -> dict[str, float]:
     """Write a trained detector, measure and draw it; return the numbers."""
     save_detector(detector, config.out / "detector")
     predictions, pictures = config.out / "predictions.json", config.out / "pictures"
     device = next(detector.parameters()).device
-    found = measure(detector, val, device, pictures=config.pictures, out=predictions)
+    unreadable = {*train.unreadable, *run.skipped()}
+    found = measure(
+        detector, val, device, pictures=config.pictures, out=predictions, unreadable=unreadable
+    )
     numbers = numbers_of(found, pictures)
+    if unreadable:
+        numbers["unreadable"] = float(len(unreadable))
     run.write_json("results.json", numbers)
     print_numbers(numbers, str(config.out))
     return numbers

@@ -107,13 +107,11 @@ def distill(config: Distill, *, resume: bool = False) -> Run:
         setup = prepare(config)
         run = Run.create(config)
     work = Work(run, setup)
-    for phase in PHASES:
-        try:
+    with run.discarded(unless=lambda: resume):
+        for phase in BEFORE_TRAINING:
             carry_out(phase, work)
-        except ValueError:
-            if phase in BEFORE_TRAINING and not resume:
-                run.discard()  # it would be in the way of the command that is right
-            raise
+    for phase in (train_arms, compare, export):
+        carry_out(phase, work)
     return run
 
 
@@ -185,7 +183,8 @@ def train_arm(work: Work, run: Run, config: Distill, title: str) -> Forms:
         config.workers,
     )
     task = DistillTask.of(config, student, plan, teachers, calibration, setup.grids)
-    state = TrainState.of(student, config.optim, parts=dict(weighting=task.weighting))
+    parts = dict(weighting=task.weighting)
+    state = TrainState.of(student, config.optim, parts=parts, ranks=config.ranks)
     state.resume(run)
     if config.compile:
         # static shapes for each size and window: one graph each, not one that suits them all
@@ -348,7 +347,7 @@ def describe(work: Work, *, seconds: float | None = None) -> None:
                 weights=work.best.get("student"),
             ),
             images=dict(train=len(setup.train), val=len(setup.val)),
-            skipped=work.run.read_json("skipped.json", list[str]) or [],
+            skipped=work.run.skipped(),
         ),
     )
 
@@ -374,5 +373,4 @@ def about_teacher(teacher: Teacher) -> dict[str, Any]:
 
 
 BEFORE_TRAINING = (ready_teachers, calibrate, fill_cache, begin)
-PHASES = (*BEFORE_TRAINING, train_arms, compare, export)
-"""Of a run, in their order; each finds in the run's folder what an earlier try has left."""
+"""Phases of a run, in their order; each finds in its folder what an earlier try has left."""

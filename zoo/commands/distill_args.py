@@ -75,11 +75,15 @@ def main(argv: list[str]) -> None:
     if asked.args.dry_run:
         print_plans(asked.stages)
         return
+    print_run(distill_stages(asked.stages, resume=asked.args.resume is not None))
+
+
+def print_run(run: "Run") -> None:
+    """Print the tables of a finished run, and where its student is."""
     from zoo.eval.report.run_folder import read_run
     from zoo.eval.report.terminal import print_tables
     from zoo.eval.report.verdict import on_weights
 
-    run = distill_stages(asked.stages, resume=asked.args.resume is not None)
     report, export = run.path / "report.html", run.path / "export"
     print_tables(run.path)
     print(f"student  {export}  (timm.create_model('local-dir:{export}', pretrained=True))")
@@ -114,7 +118,7 @@ def read_args(argv: list[str]) -> Asked:
     stages = _defaults(name, shared)
     _check_stages(stages, own, value_of(shared, "--start") is not None)
     registry = tyro.constructors.ConstructorRegistry()
-    registry.primitive_rule(_teacher_rule)
+    registry.primitive_rule(teacher_rule)
     with registry:
         read = {stage: _read(run, shared) for stage, run in stages.items()}
         stages = {stage: args.run for stage, args in read.items()}
@@ -262,7 +266,7 @@ def call(
     return distill_stages(stages, resume=resume is not None)
 
 
-def _teacher_rule(
+def teacher_rule(
     info: tyro.constructors.PrimitiveTypeInfo,
 ) -> tyro.constructors.PrimitiveConstructorSpec[TeacherSpec] | None:
     """Tell tyro how a teacher is written."""

@@ -12,6 +12,7 @@ import torch
 
 from zoo.data.plan import Plan
 from zoo.data.text import TextFeed, TextSource, open_text
+from zoo.language.gguf import find_gguf
 from zoo.language.open import open_language_model
 from zoo.language.tokenizers import Tokenizer, has_tokenizer, open_tokenizer
 from zoo.language.tokens import separates_documents
@@ -42,14 +43,17 @@ class TextSetup:
     val: TextSource
 
 
-def prepare(config: DistillText) -> TextSetup:
+def prepare(config: DistillText, *, meta: bool = False) -> TextSetup:
     """Open everything that a run needs, and hold it against each other.
+
+    Args:
+        meta: Leave the models' weights out: they are on the device `meta`, for a plan.
 
     Raises:
         ValueError: something is not there, or the vocabularies differ.
     """
     check_complete(config)
-    device = device_of(config.device)
+    device = torch.device("meta") if meta else device_of(config.device)
     place = Path(config.student.removeprefix("lm:").removesuffix("/random"))
     own = str(place) if has_tokenizer(place) else "bytes"
     tokenizer = open_tokenizer(config.tokenizer or own)
@@ -70,7 +74,7 @@ def prepare(config: DistillText) -> TextSetup:
         check_vocabulary(teacher, tokenizer, rows)
         teachers[label] = in_precision(teacher, config.precision)
     models = (student, *(teacher.model for teacher in teachers.values()))
-    text = with_documents(text, mixed=all(separates_documents(model) for model in models))
+    text = with_documents(text, mixed=meta or all(separates_documents(m) for m in models))
     if val is None:
         text, val = text.split(config.held_out)
     else:
@@ -82,11 +86,17 @@ def check_complete(config: DistillText) -> None:
     """Refuse a run that lacks a part.
 
     Raises:
-        ValueError: it has no text, no student, or teachers without a weight (or the reverse).
+        ValueError: it has no text, no student, a quantised one, or teachers without a weight (or
+            the reverse).
     """
     for option, given in dict(text=config.data, student=config.student).items():
         if not given:
             raise ValueError(f"--{option} is missing; see zoo distill --text --help.")
+    if find_gguf(config.student.removeprefix("lm:")):
+        raise ValueError(
+            f"{config.student} is quantised, and a student is trained and saved as float: cut one "
+            "from it (zoo prune ... --dequantise). As a teacher it can stay as it is."
+        )
     if bool(config.teachers) != bool(config.losses.kl):
         raise ValueError(
             f"There are {len(config.teachers)} teachers and losses.kl is {config.losses.kl:g}: "
@@ -138,11 +148,15 @@ def distill_text(config: DistillText, *, resume: bool = False) -> Run:
         setup = prepare(config)
     run = Run.reopen(config.out, config) if resume else Run.create(config)
     began = time.perf_counter()
-    before = by_first(partial(evaluated, setup, setup.student))
-    hidden = hidden_match(setup)
-    parts = dict(hidden=hidden) if hidden else {}
-    state = TrainState.of(setup.student.train(), config.optim, parts=parts)
-    state.resume(run)
+    with run.discarded(unless=lambda: resume):
+        before = by_first(partial(evaluated, setup, setup.student))
+        hidden = hidden_match(setup)
+        parts = dict(hidden=hidden) if hidden else {}
+        student = setup.student.train()
+        state = TrainState.of(student, config.optim, parts=parts, ranks=config.ranks)
+        state.resume(run)
+    if not resume:
+        run.log("eval", 0, before)
     plan = Plan(len(setup.train), config.batch, config.seed)
     slices = slices_of_rank(config.num_slices)
     feed = TextFeed(setup.train, plan, setup.device, config.num_slices, slices)

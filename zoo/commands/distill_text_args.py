@@ -2,12 +2,15 @@
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
 from zoo.commands.parse import parse, refuse_other_folder, value_of
 from zoo.train.distill.token_config import DistillText
+
+if TYPE_CHECKING:
+    from zoo.train.run import Run
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -15,6 +18,8 @@ class DistillTextArgs:
     run: Annotated[DistillText, tyro.conf.arg(name="")]
     resume: Path | None = None
     """Continue the run in this folder; its own settings are the defaults."""
+    dry_run: bool = False
+    """Print the plan (models, what is trained, bytes, speed) and exit."""
 
 
 def is_text(argv: list[str]) -> bool:
@@ -46,6 +51,20 @@ def main(argv: list[str]) -> None:
     --text is a .txt file, a .jsonl file or a folder of them. The student is a folder of
     transformers' files; what comes out, in OUT/export, is one again.
     """
+    args = read_args(argv)
+    refuse_other_folder(args.run.out, args.resume)
+    if args.dry_run:
+        from zoo.commands.plan_text import print_text_plan
+
+        print_text_plan(args.run)
+        return
+    from zoo.commands.distill_text import distill_text
+
+    print_run(distill_text(args.run, resume=args.resume is not None))
+
+
+def read_args(argv: list[str]) -> DistillTextArgs:
+    """Read the changes to the defaults, or to a run that is resumed."""
     argv = [
         "--data" + word[len("--text") :] if word.startswith("--text") else word for word in argv
     ]
@@ -54,11 +73,11 @@ def main(argv: list[str]) -> None:
         from zoo.train.run import Run
 
         default = DistillTextArgs(run=replace(Run(folder).config(DistillText), out=folder))
-    args = parse(DistillTextArgs, argv, "distill --text", main.__doc__ or "", default=default)
-    refuse_other_folder(args.run.out, args.resume)
-    from zoo.commands.distill_text import distill_text
+    return parse(DistillTextArgs, argv, "distill --text", main.__doc__ or "", default=default)
 
-    run = distill_text(args.run, resume=args.resume is not None)
+
+def print_run(run: "Run") -> None:
+    """Print where the student is, and how good."""
     about = run.read_json("about.json")
     print(f"student  {run.path / 'export'}  (AutoModelForCausalLM.from_pretrained)")
     for name in ("before", "after"):

@@ -24,8 +24,9 @@ from rich.progress import Progress
 from torch import Tensor
 
 from zoo.commands.embed_request import Embed
-from zoo.data.loader import centre_crops, note_lost
+from zoo.data.loader import centre_crops
 from zoo.data.sources import Source, open_labelled
+from zoo.data.unreadable import note_lost
 from zoo.eval.registry import Subject
 from zoo.eval.results import hash_data, hash_weights
 from zoo.eval.speed.models import Case, measure

@@ -197,6 +197,7 @@ def _measure_one(
             return found
         subject.work = _free_work(work_of(request.out, record), resume=request.resume)
     torch.manual_seed(request.seed)
+    subject.unreadable.clear()
     values: dict[str, float] = {}
     scores: dict[str, Parts] = {}
     pictures: dict[str, Picture] = {}
@@ -208,7 +209,7 @@ def _measure_one(
         else:
             values[key] = float(found)
     seconds = round(time.perf_counter() - began, 3)
-    lost = len(subject.unreadable.get(path, ())) if path else 0
+    lost = len(subject.unreadable)
     record = replace(record, values=values, seconds=seconds, kept=scores, unreadable=lost)
     written = kept(record, request, scores, pictures)
     if subject.work and subject.work.exists():
@@ -276,7 +277,11 @@ def _measure_run(target: str, folder: Path, request: EvalRequest) -> Record:
     data = setting.config.data  # a folder, or the word for the images that ship in wheels
     about |= _about_data(Path(data), request) if Path(data).exists() else dict(data=data)
     record = Record(
-        benchmark="run", values=values, seconds=round(time.perf_counter() - began, 3), **about
+        benchmark="run",
+        values=values,
+        unreadable=len(setting.unreadable),
+        seconds=round(time.perf_counter() - began, 3),
+        **about,
     )
     return kept(record, request, {}, {})
 
@@ -316,6 +321,8 @@ def table_of(records: Sequence[Record]) -> Table:
         for number, (name, value) in enumerate(record.values.items()):
             first = (record.benchmark, place) if not number else ("", "")
             table.add_row(*first, name, "-" if value is None else f"{value:,.4f}")
+        if record.unreadable:
+            table.add_row("", "", "unreadable images, left out", str(record.unreadable))
         table.add_section()
     return table
 

@@ -1,28 +1,37 @@
-"""`zoo mask`: N of each M weights of a language model stay."""
+"""`zoo mask`: N of each M weights of a model stay."""
 
 import time
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 
-from zoo.commands.distill_text import TextSetup, evaluated, export, prepare
-from zoo.data.plan import Plan
-from zoo.data.text import TextFeed
-from zoo.language.tokens import read_tokens
-from zoo.students.prune.nm import Layers, Pattern, load_weights, prune_nm, sparse_layers
+from zoo.commands.mask_images import ImageModel
+from zoo.commands.mask_text import TextModel
+from zoo.students.prune.nm import (
+    Layers,
+    Pattern,
+    load_weights,
+    prune_nm,
+    same_layers,
+    sparse_layers,
+)
 from zoo.train.config import to_json
-from zoo.train.device import autocast, machine
-from zoo.train.distill.mask_config import Mask
-from zoo.train.distill.token_task import TokenTask
+from zoo.train.device import device_of, machine
+from zoo.train.distill.mask_config import ONE_SHOT, Mask, MaskImages
 from zoo.train.loop import train
 from zoo.train.masks import MaskTask, bake, learn_masks
-from zoo.train.mesh import by_first, first_goes_first, slices_of_rank, with_slices
+from zoo.train.mesh import by_first, first_goes_first, with_slices
 from zoo.train.run import Run, commit
 from zoo.train.state import TrainState
 
+Results = dict[str, dict[str, float]]
+Subject = TextModel | ImageModel
 
-def mask(config: Mask, *, resume: bool = False) -> Run:
+
+def mask(config: Mask | MaskImages, *, resume: bool = False) -> Run:
     """Thin a model, measure it before and after, and write it.
 
     Raises:
@@ -34,69 +43,99 @@ def mask(config: Mask, *, resume: bool = False) -> Run:
     if not resume:
         Run.refuse_existing(config.out)
     with first_goes_first():  # tokenises
-        setup = prepare(config)
-    layers = sparse_layers(setup.student, pattern)
+        subject = TextModel(config) if isinstance(config, Mask) else ImageModel(config)
+    layers = sparse_layers(subject.model, pattern)
+    print_share(subject.model, layers, pattern)
+    earlier = None
+    if config.method == "learned" and config.prior not in (*ONE_SHOT, "none"):
+        earlier = earlier_masks(subject, config.prior, layers, pattern)
     run = Run.reopen(config.out, config) if resume else Run.create(config)
     began = time.perf_counter()
-    results = dict(dense=evaluated(setup, setup.student))
+    with run.discarded(unless=lambda: resume):
+        results: Results = dict(dense=subject.measured())
+        if config.method != "learned":
+            load_weights(layers, prune_nm(layers, pattern, config.method, subject.show))
+            results[config.method] = subject.measured()
     if config.method == "learned":
-        results |= learned(setup, config, run, layers, pattern)
-    else:
-        load_weights(layers, prune_nm(layers, pattern, config.method, shown(setup, config)))
-        results[config.method] = evaluated(setup, setup.student)
+        results |= learned(subject, run, layers, pattern, earlier, resume=resume)
     check_pattern(layers, pattern)
-    by_first(partial(export, run, setup, setup.student))
+    by_first(partial(subject.export, run))
     about = dict(
-        results=results, layers=len(layers), commit=commit(), machine=machine(setup.device),
+        results=results, layers=len(layers), commit=commit(),
+        machine=machine(device_of(config.device)),
         seconds=time.perf_counter() - began, config=to_json(config),
     )  # fmt: skip
     run.write_json("about.json", about)
     return run
 
 
+def earlier_masks(
+    subject: Subject, place: str, layers: Layers, pattern: Pattern
+) -> dict[str, Tensor]:
+    """Return the thinned weights of an earlier run, whose zeros are its masks.
+
+    Raises:
+        ValueError: there is no such run, it is of another model, or of another pattern.
+    """
+    weights = same_layers(subject.opened(place), layers, place)
+    dense = [name for name, weight in weights.items() if not pattern.holds(weight)]
+    if dense:
+        raise ValueError(
+            f"{place} is not {pattern}: {len(dense)} of its layers ({', '.join(dense[:3])}) have "
+            f"more weights; give a run of zoo mask --pattern {pattern} as --prior."
+        )
+    return weights
+
+
 def learned(
-    setup: TextSetup, config: Mask, run: Run, layers: Layers, pattern: Pattern
-) -> dict[str, dict[str, float]]:
+    subject: Subject,
+    run: Run,
+    layers: Layers,
+    pattern: Pattern,
+    prior: Mapping[str, Tensor] | None,
+    *,
+    resume: bool,
+) -> Results:
     """Train masks from their prior, and multiply them in; return what was measured on the way."""
-    results, prior = {}, None
-    setup.student.requires_grad_(False)
-    if config.prior != "none":
-        prior = prune_nm(layers, pattern, config.prior, shown(setup, config))
-    torch.manual_seed(config.seed)
-    masks = learn_masks(layers, pattern, prior)
-    results["begins"] = evaluated(setup, setup.student)
-    logits = [found.logits for found in masks.values()]
-    groups = [dict(params=logits, weight_decay=config.optim.weight_decay)]
-    state = TrainState.of(setup.student.train(), config.optim, groups=groups)
-    state.resume(run)
-    plan = Plan(len(setup.train), config.batch, config.seed)
-    slices = slices_of_rank(config.num_slices)
-    feed = TextFeed(setup.train, plan, setup.device, config.num_slices, slices)
+    config: Any = subject.config
+    subject.model.requires_grad_(False)
+    with run.discarded(unless=lambda: resume):
+        with first_goes_first():  # measures teachers
+            lesson = subject.lesson(run)
+        if prior is None and config.prior != "none":
+            prior = prune_nm(layers, pattern, config.prior, subject.show)
+        torch.manual_seed(config.seed)
+        masks = learn_masks(layers, pattern, prior)
+        results = dict(begins=subject.measured())
+        trained = [p for p in lesson.model.parameters() if p.requires_grad]
+        groups = [dict(params=trained, weight_decay=config.optim.weight_decay)]
+        state = TrainState.of(lesson.model, config.optim, groups=groups, parts=lesson.parts)
+        state.resume(run)
+
+    def soften() -> None:
+        """Let the masks draw, and leave the frozen rest (dropout, batch statistics) as it is."""
+        lesson.model.eval()
+        for found in masks.values():
+            found.train()
 
     def evaluate(model: Any, step: int) -> None:
-        run.log("eval", step, evaluated(setup, model))
+        run.log("eval", step, subject.measured())
+        soften()
 
-    inner = TokenTask(config.losses, setup.teachers)
-    task = MaskTask(inner, layers, config, weight_reg=config.weight_reg)
-    train(task, state, feed, config, run, evaluate=evaluate, title="learn masks")
+    soften()
+    task = MaskTask(lesson.task, layers, config, weight_reg=config.weight_reg)
+    train(task, state, lesson.feed, config, run, evaluate=evaluate, title="learn masks")
     bake(layers)
-    results["learned"] = evaluated(setup, setup.student)
+    results["learned"] = subject.measured()
     run.log("eval", config.steps, results["learned"])
     return results
 
 
-def shown(setup: TextSetup, config: Mask):
-    """Return what shows the model its calibration rows."""
-
-    def run() -> None:
-        rows = min(config.calibration, len(setup.train))
-        setup.student.eval()
-        with autocast(config.precision, setup.device):
-            for start in range(0, rows, config.batch):
-                tokens = setup.train.rows(range(start, min(start + config.batch, rows)))
-                read_tokens(setup.student, tokens.to(setup.device))
-
-    return run
+def print_share(model: nn.Module, layers: Layers, pattern: Pattern) -> None:
+    """Say how much of a model is thinned: what is no linear layer of a block stays dense."""
+    thinned = sum(layer.weight.numel() for layer in layers.values())
+    total = sum(p.numel() for p in model.parameters())
+    print(f"{pattern} in {len(layers)} linear layers: {thinned:,} of {total:,} weights.")
 
 
 def check_pattern(layers: Layers, pattern: Pattern) -> None:

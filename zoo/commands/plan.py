@@ -65,8 +65,9 @@ def _estimates(
     return [
         f"student: backbone {backbone / 1e6:,.2f} M, heads "
         f"{(student.params - backbone) / 1e6:,.2f} M parameters",
-        f"memory: teachers {_size(weights)}, student with optimizer {_size(trained)}, "
-        f"targets of a slice {_size(4 * images * tokens)}; a checkpoint {_size(checkpoint)}",
+        f"memory: teachers {size_text(weights)}, student with optimizer {size_text(trained)}, "
+        f"targets of a slice {size_text(4 * images * tokens)}; "
+        f"a checkpoint {size_text(checkpoint)}",
         f"work: {work / 1e12:,.2f} TFLOP a step of {batch:g} images; about {speed:.2g} "
         f"steps/s = {speed * batch:.2g} img/s on this {device.type} (estimated at "
         f"{EFFICIENCY:.0%} of its matrix product)",
@@ -98,7 +99,8 @@ def _cache_estimate(config: Distill, teachers: list[Cost], rate: float) -> list[
     return break_even(held, config.cache_folder, live).describe()
 
 
-def _size(count: float) -> str:
+def size_text(count: float) -> str:
+    """Return a number of bytes as text."""
     for unit in ("B", "KiB", "MiB", "GiB"):
         if count < 1024:
             return f"{count:,.1f} {unit}"

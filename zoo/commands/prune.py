@@ -1,12 +1,8 @@
 """Make a smaller model of a trained one: where words, a parent, scores and cuts meet."""
 
-import json
 import re
-import shutil
-import tempfile
 from collections.abc import Iterable
-from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -14,28 +10,31 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
-from zoo.axes import Axis, Shapes, State, named_shapes
+from zoo.axes import Axis, Shapes, named_shapes, numbered
 from zoo.commands.prune_data import Samples, batches_of, read_samples, split
+from zoo.commands.prune_depth import rank_layers, thin
+from zoo.commands.prune_distill import CUT, Distillation, plan_distillation, print_training
 from zoo.commands.prune_request import Prune
-from zoo.students.prune import score
-from zoo.students.prune.layers import block_influence
-from zoo.students.prune.library import Parent, save
+from zoo.commands.prune_write import before_of, scores_of, write_child
+from zoo.students.prune.library import Parent
 from zoo.students.prune.parent import open_parent
 from zoo.students.prune.plan import Plan
-from zoo.students.prune.proof import tensors
-from zoo.students.prune.prune import Child, prune
+from zoo.students.prune.proof import forward_of, prove, tensors
+from zoo.students.prune.prune import Child, ScoreUnits, prune
+from zoo.students.prune.ranking import BLIND, Measure
+from zoo.train.device import autocast, device_of
 
 
 def print_shapes(name: str) -> None:
     """Print a model's tensors with their named dims, and its axes with their sizes."""
-    model = open_parent(name).model
+    model = open_parent(name, dequantise=True).model
     shapes = named_shapes(model)
     console = Console()
     if not console.is_terminal:
         console = Console(width=140)  # a file has no width that names should be cut to
     console.print(_tensors(shapes, model.state_dict()))
     console.print(_axes(shapes))
-    console.print(f"{shapes.count():,} numbers in {len(shapes.tensors) - len(shapes.tied)} tensors")
+    console.print(f"{shapes.count():,} numbers in {_num_tensors(shapes)} tensors")
 
 
 def _tensors(shapes: Shapes, state: dict) -> Table:
@@ -43,7 +42,7 @@ def _tensors(shapes: Shapes, state: dict) -> Table:
     rows: dict[tuple[str, ...], int] = {}
     for name, shape in shapes.tensors.items():
         scope = _scope(str(shape))
-        row = (_numbered(name), " ".join(map(str, state[name].shape)), _numbered(scope))
+        row = (numbered(name), " ".join(map(str, state[name].shape)), numbered(scope))
         rows[row] = rows.get(row, 0) + 1
     for (name, lengths, shape), times in rows.items():
         table.add_row(name + (f"  x{times}" if times > 1 else ""), lengths, shape)
@@ -56,7 +55,7 @@ def _axes(shapes: Shapes) -> Table:
     for axis, size in shapes.sizes.items():
         slots = len({slot.param for slot in shapes.slots(axis)})
         reason = f"no: {shapes.fixed[axis]}" if axis in shapes.fixed else "yes"
-        row = (_numbered(axis), str(size), str(slots), reason)
+        row = (numbered(axis), str(size), str(slots), reason)
         rows[row] = rows.get(row, 0) + 1
     for (axis, size, slots, reason), times in rows.items():
         table.add_row(axis + (f"  x{times}" if times > 1 else ""), size, slots, reason)
@@ -68,95 +67,138 @@ def _scope(shape: str) -> str:
     return re.sub(r"[\w.]+\.(?=[\w#]+)", "", shape)
 
 
-def _numbered(name: str) -> str:
-    """Write `#` for the numbers of layers, so that layers of one form take one row."""
-    return re.sub(r"(?<=\.)\d+(?=\.)", "#", name)
-
-
 # Cutting
 
 
-def prune_model(args: Prune) -> None:
-    """Cut a model, print what became of it, and write it."""
+def prune_model(args: Prune, words: list[str]) -> Distillation | None:
+    """Cut a model, print what became of it, and write it.
+
+    Args:
+        words: Options of `zoo distill`, with --distill.
+
+    Returns:
+        How the child is to be trained, if it is.
+    """
     plan = Plan.parse(args.to)
-    if args.data is None and (args.score not in ("magnitude", "random") or plan.layers):
+    if args.data is None and (args.score not in BLIND or plan.layers or plan.sublayers):
         raise ValueError(
             "Scores of activations, and the choice of layers, look at data: give --data. Without, "
             "there are --score magnitude and --score random, for widths."
         )
-    parent = open_parent(args.model)
+    if plan.sublayers and args.form != "zoo":
+        raise ValueError("No constructor leaves out branches of layers; give --form zoo.")
+    device = device_of(args.device)
+    if device.type == "mps":
+        raise ValueError("Scores are summed in float64, which mps does not have; --device cpu.")
+    parent = open_parent(args.model, dequantise=args.dequantise)
     shapes = named_shapes(parent.model)
     plan.sizes(shapes)  # refuses before data are read
+    distillation = plan_distillation(args, parent, words) if args.distill else None
+    parent.model.to(device)
     samples = None
     if args.data is not None:
         samples = read_samples(
             parent, args.data, number=args.samples, length=args.length, seed=args.seed
         )
-    child, chosen = _best(args, plan, parent, shapes, samples)
+        prove_axes(args, parent, shapes, list(plan.sizes(shapes)), samples)
+    child, chosen, distances = _best(args, plan, parent, shapes, samples)
     print_child(shapes, child, chosen)
     if args.dry_run or args.out is None:
+        if distillation:
+            print_training(distillation, child)
+        return None
+    about = dict(
+        model=args.model, to=args.to, score=chosen.name, distances=distances,
+        before=before_of(shapes, child), scores=scores_of(child, chosen.units),
+        without=list(child.built.emulated),
+    )  # fmt: skip
+    write_child(child, args.out / CUT if distillation else args.out, about)
+    if distillation is None:
+        print(f"model  {args.out}")
+    return distillation
+
+
+def prove_axes(
+    args: Prune, parent: Parent, shapes: Shapes, axes: list[Axis], samples: Samples
+) -> None:
+    """Prove one axis of each form by permutation, with a control; random weights may be blind.
+
+    Raises:
+        ValueError: a table is wrong for this model, or these samples do not show an axis.
+    """
+    if args.model.endswith("/random"):
         return
-    write_child(child, args.out, dict(model=args.model, to=args.to, score=chosen.name))
-    print(f"model  {args.out}")
+    device = next(parent.model.parameters()).device
+    forward = forward_of(parent.model, next(batches_of(samples, 2, device)))
+    forms = {numbered(axis): axis for axis in axes}
+    if forms:
+        prove(shapes, dict(parent.model.state_dict()), forward, list(forms.values()))
 
 
-class Chosen:
-    """A score: what ranks the units, and which axes it could not see."""
+class Chosen(NamedTuple):
+    """The score that a child was cut by."""
 
-    def __init__(
-        self, name: str, shapes: Shapes, state: State, columns: dict[str, Tensor], seed: int
-    ):
-        self.name, self.shapes, self.state, self.seed = name, shapes, state, seed
-        self.columns = columns
-        if name == "contribution":
-            self.columns = score.contribution(columns, shapes, state)
-        self.unseen: list[Axis] = []
-
-    def __call__(self, axis: Axis) -> tuple[Tensor, tuple[Axis, ...]]:
-        if self.name == "random":
-            return score.random(self.shapes, axis, self.seed), ()
-        if self.name != "magnitude":
-            try:
-                return score.unit_scores(self.columns, self.shapes, axis)
-            except ValueError:
-                self.unseen.append(axis)
-        return score.magnitude(self.shapes, self.state, axis), ()
+    name: str
+    units: ScoreUnits
+    left_out: list[Axis]
+    """Axes whose units were left out one by one, as no product reads them."""
 
 
 def _best(
     args: Prune, plan: Plan, parent: Parent, shapes: Shapes, samples: Samples | None
-) -> tuple[Child, Chosen]:
-    """Cut by the score asked for; `auto`: by the one whose child is nearest to its parent."""
-    names = ("activation", "contribution") if args.score == "auto" else (args.score,)
-    state = parent.model.state_dict()
+) -> tuple[Child, Chosen, dict[str, float]]:
+    """Cut by the score asked for; `auto`: by the one whose child is nearest to its parent.
+
+    Returns:
+        The child, its score, and the distance to the parent by each score that was tried.
+    """
+    device = next(parent.model.parameters()).device
     seen, held = split(samples, 0.25) if samples else ({}, {})
-    columns: dict[str, Tensor] = {}
-    if {"activation", "contribution"} & set(names) and plan.sizes(shapes):
-        batches = batches_of(seen, args.batch)
-        columns = score.activation(parent.model, shapes, batches, plan.sizes(shapes))
 
-    def rank(path: str, length: int) -> Tensor:
-        del length
-        return block_influence(parent.model, path, batches_of(seen, args.batch))
+    def batches() -> Iterable[Samples]:
+        return batches_of(seen, args.batch, device)
 
-    probe = {key: value[:2] for key, value in held.items()} or None
+    if plan.sublayers:
+        parent = thin(args, plan, parent, shapes, batches)
+        shapes = named_shapes(parent.model)
+    names = ("activation", "contribution") if args.score == "auto" else (args.score,)
+    names = names if plan.sizes(shapes) else names[:1]
+    measure = Measure(
+        model=parent.model,
+        shapes=shapes,
+        batches=batches,
+        axes=tuple(plan.sizes(shapes)),
+        seed=args.seed,
+        experts=args.expert_score,
+    )
+
+    def units(name: str) -> ScoreUnits:
+        def score(axis: Axis) -> tuple[Tensor, tuple[Axis, ...]]:
+            with autocast("auto", device):
+                return measure.rank(name)(axis)
+
+        return score
+
+    probe = next(batches_of(held, 2, device), None)
     tried = []
     for name in names:
-        ranking = Chosen(name, shapes, state, columns, args.seed)
         child = prune(
             parent,
             plan,
-            ranking,
-            rank_layers=rank if samples else None,
+            units(name),
+            rank_layers=rank_layers(args, plan, parent, batches) if samples else None,
             probe=probe,
             form=args.form,
         )
-        far = distance(parent.model, child.built.model, batches_of(held, args.batch))
-        tried.append((far, child, ranking))
+        with autocast("auto", device):
+            unseen = batches_of(held, args.batch, device)
+            far = distance(parent.model, child.built.model, unseen)
+        tried.append((far, child, name))
         if len(names) > 1:
             print(f"{name:12} distance to the parent on held-out data {far:.4f}")
-    _, child, ranking = min(tried, key=lambda item: item[0])
-    return child, ranking
+    _, child, name = min(tried, key=lambda item: item[0])
+    distances = {name: far for far, _, name in tried if held}
+    return child, Chosen(name, units(name), list(measure.left_out)), distances
 
 
 @torch.no_grad()
@@ -167,16 +209,23 @@ def distance(parent: nn.Module, child: nn.Module, batches: Iterable[Samples]) ->
     """
     total = count = 0.0
     for batch in batches:
-        theirs, ours = (next(tensors(model(**batch))).float() for model in (parent, child))
+        theirs, ours = (next(tensors(model(**batch))) for model in (parent, child))
         if theirs.shape != ours.shape:
             return 0.0
-        if "input_ids" in batch and theirs.shape[:2] == batch["input_ids"].shape:
-            logs = ours.log_softmax(-1), theirs.log_softmax(-1)
-            far = F.kl_div(*logs, reduction="none", log_target=True).sum(-1)
-        else:
-            far = 1 - F.cosine_similarity(ours, theirs, dim=-1)
-        total, count = total + far.sum().item(), count + far.numel()
+        logits = "input_ids" in batch and theirs.shape[:2] == batch["input_ids"].shape
+        for pair in zip(ours, theirs, strict=True):  # one sample's logits in float32 at a time
+            x, y = (output.float() for output in pair)
+            if logits:
+                logs = x.log_softmax(-1), y.log_softmax(-1)
+                far = F.kl_div(*logs, reduction="none", log_target=True).sum(-1)
+            else:
+                far = 1 - F.cosine_similarity(x, y, dim=-1)
+            total, count = total + far.sum().item(), count + far.numel()
     return total / count if count else 0.0
+
+
+def _num_tensors(shapes: Shapes) -> int:
+    return len(shapes.tensors) - len(shapes.tied)
 
 
 def print_child(before: Shapes, child: Child, chosen: Chosen) -> None:
@@ -184,41 +233,16 @@ def print_child(before: Shapes, child: Child, chosen: Chosen) -> None:
     table = Table("axis", "before", "after", title=f"by {chosen.name}")
     rows: dict[tuple[str, str, str], int] = {}
     for axis, kept, _ in child.cuts:
-        row = (_numbered(axis), str(before.sizes[axis]), str(kept.shape[-1]))
+        row = (numbered(axis), str(before.sizes[axis]), str(kept.shape[-1]))
         rows[row] = rows.get(row, 0) + 1
     for (axis, old, new), times in rows.items():
         table.add_row(axis + (f"  x{times}" if times > 1 else ""), old, new)
     for path, kept in child.layers.items():
         table.add_row(f"layers of {path}", "", ", ".join(map(str, kept)))
-    table.add_row("numbers", f"{before.count():,}", f"{child.shapes.count():,}")
+    for name, count in (("tensors", _num_tensors), ("numbers", Shapes.count)):
+        table.add_row(name, f"{count(before):,}", f"{count(child.shapes):,}")
     Console().print(table)
-    if chosen.unseen:
-        print(f"by magnitude, as no product reads them: {', '.join(chosen.unseen[:6])}")
+    if chosen.left_out:
+        print(f"left out one by one, as no product reads them: {', '.join(chosen.left_out[:6])}")
     if child.proof:
         print(f"child = masked parent: {child.proof.moved:.1e} of {child.proof.control:.1e}")
-
-
-def write_child(child: Child, folder: Path, about: dict[str, Any]) -> None:
-    """Write checkpoint, tokenizer, and `prune.json` with what stayed; whole or not at all."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    making = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    try:
-        for file in _beside(child.built.folder):
-            shutil.copy(file, making)
-        save(child.built, making)
-        kept = {cut.axis: dict(kept=cut.kept.tolist(), by=cut.by) for cut in child.cuts}
-        about |= dict(kept=kept, layers=child.layers, numbers=child.shapes.count())
-        (making / "prune.json").write_text(json.dumps(about) + "\n")
-        making.chmod(0o755)
-        for file in making.iterdir():
-            file.chmod(0o644)
-        making.rename(folder)
-    finally:
-        shutil.rmtree(making, ignore_errors=True)
-
-
-def _beside(folder: Path | None) -> list[Path]:
-    """List what a folder of transformers has for its inputs: tokenizer, processor."""
-    names = ("tokenizer*", "special_tokens_map.json", "vocab.*", "merges.txt", "*processor*.json")
-    found = [file for name in names for file in folder.glob(name)] if folder else []
-    return [*found, *(folder.glob("*.jinja") if folder else [])]

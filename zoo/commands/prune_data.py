@@ -9,10 +9,11 @@ import timm.data
 import torch
 from torch import Tensor
 
+from zoo.data.embedded import EMBEDDED
 from zoo.data.sources import open_source
 from zoo.data.text import open_text
 from zoo.data.views import View
-from zoo.language.tokenizers import open_tokenizer
+from zoo.language.tokenizers import has_tokenizer, open_tokenizer
 from zoo.students.prune.library import Parent
 
 Samples = dict[str, Tensor]
@@ -34,10 +35,10 @@ def read_samples(parent: Parent, path: Path, *, number: int, length: int, seed: 
     raise ValueError(f"{type(model).__name__} takes {key}; give --score magnitude instead of data.")
 
 
-def batches_of(samples: Samples, size: int) -> Iterator[Samples]:
-    """Cut samples into batches."""
+def batches_of(samples: Samples, size: int, device: torch.device) -> Iterator[Samples]:
+    """Cut samples into batches on a device."""
     for i in range(0, len(next(iter(samples.values()), ())), size):
-        yield {key: value[i : i + size] for key, value in samples.items()}
+        yield {key: value[i : i + size].to(device) for key, value in samples.items()}
 
 
 def split(samples: Samples, share: float) -> tuple[Samples, Samples]:
@@ -56,13 +57,21 @@ def _choose(there: int, number: int, what: str, path: Path, seed: int) -> np.nda
 
 
 def _rows(parent: Parent, path: Path, number: int, length: int, seed: int) -> Tensor:
-    tokenizer = open_tokenizer(str(parent.folder or ""))
+    model: Any = parent.model
+    own = has_tokenizer(parent.folder) if parent.folder else False
+    tokenizer = open_tokenizer(str(parent.folder) if own else "bytes")
+    if not own and model.get_input_embeddings().weight.shape[0] != tokenizer.size:
+        raise ValueError(
+            f"There is no tokenizer in {parent.folder}, and its vocabulary is not that of bytes."
+        )
     source = open_text(path, tokenizer, length)
     chosen = _choose(len(source), number, f"rows of {length} tokens", path, seed)
     return source.rows(chosen).ids
 
 
 def _images(parent: Parent, path: Path, number: int, seed: int) -> Tensor:
+    if str(path) in EMBEDDED:
+        path = EMBEDDED[str(path)]()
     source = open_source(path)
     model: Any = parent.model
     if parent.name:

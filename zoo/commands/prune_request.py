@@ -5,24 +5,40 @@ from pathlib import Path
 
 import tyro
 
+from zoo.train.config import Device
+
 FORMS = ("library", "zoo")
-SCORES = ("auto", "activation", "contribution", "magnitude", "random")
+SCORES = ("auto", "activation", "contribution", "wanda", "taylor", "x", "magnitude", "random")
+LAYER_SCORES = ("influence", "loss", "shapley", "means", "contiguous")
+EXPERT_SCORES = ("load", "routing")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Prune:
-    model: tyro.conf.Positional[str]
+    model: tyro.conf.Positional[str] = ""
     """A registered model (vit_small_patch16_224; with /random, its random weights), a folder of
-    timm or transformers, or a run."""
+    timm or transformers, a run, or a GGUF file."""
     to: str = ""
     """What stays: shares (ffn=0.75) or numbers (heads=4) of ffn, heads, groups, stream, experts,
-    ssm_heads, ssm_channels, ssm_state, layers, or of an axis that --shapes names (also with *)."""
+    ssm_heads, ssm_channels, ssm_state, ssm_rank, layers, attention_layers and ffn_layers (branches
+    inside the layers, with --form zoo), or of an axis that --shapes names (also with *)."""
     data: Path | None = None
-    """Images (a folder, .tar shards, .npz), or for a language model a text (.txt, .jsonl)."""
+    """Images (a folder, .tar shards, .npz, embedded/photos), or for a language model a text (.txt,
+    .jsonl)."""
     out: Path | None = None
     """The folder to write: a plain checkpoint of the model's library."""
     score: str = "auto"
-    """activation, contribution, magnitude, random; auto tries the first two on held-out data."""
+    """activation, contribution, wanda, taylor, x (Mamba's heads and channels by what goes into the
+    scan), magnitude, random; auto tries the first two on held-out data."""
+    expert_score: str = "load"
+    """What ranks experts: load, the tokens that they get; routing, the mean probability of them."""
+    layer_score: str = "influence"
+    """What ranks layers: influence, how much each turns what passes (branches: loss); loss, the
+    cost of leaving it out; shapley, its mean cost over orders of leaving out; means, without it
+    against with it; contiguous, the run of neighbours that costs least. Cost is the loss of the
+    next token, or the cosine distance to the parent's output."""
+    emulate: int | None = None
+    """What stands in for branches that go: a constant (0) or a linear map of this rank."""
     samples: int = 256
     """Images, or rows of text, to look at."""
     batch: int = 16
@@ -32,6 +48,15 @@ class Prune:
     """library: what timm or transformers can build. zoo: any widths, also others in each layer;
     what comes out loads with zoo.create_model("local-dir:DIR")."""
     seed: int = 0
+    dequantise: bool = False
+    """Take the weights of a GGUF file as float; what is cut from them is saved as float."""
+    device: Device = "auto"
+    """Where parent and child run; on CUDA scores are taken in bfloat16, proofs in float32."""
+    distill: int = 0
+    """Steps in which the child learns from its parent, on the same data. Behind it stand options of
+    zoo distill: --distill 2000 --teachers timm:NAME --optim.lr 1e-4 names a teacher more."""
+    resume: Path | None = None
+    """Continue the training of --distill in this folder."""
     dry_run: bool = False
     """Choose, rebuild, prove and print; write nothing."""
     shapes: bool = False

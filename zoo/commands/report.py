@@ -19,15 +19,19 @@ class ReportArgs:
 def main(argv: list[str]) -> None:
     """Write RUN/report.html of one run, or join runs and result files into one page.
 
-    Examples: zoo report runs/mine      zoo report runs/a runs/b results.jsonl --out all.html
+    Of a folder of zoo prune, it shows what stayed. Examples:
+    zoo report runs/mine      zoo report runs/a runs/b results.jsonl --out all.html
     """
     args = parse(ReportArgs, argv, "report", main.__doc__ or "")
     if not args.runs:
         raise ValueError("Name at least one run's folder or result file of zoo eval.")
     from zoo.eval.report.joined import build_joined
     from zoo.eval.report.page import build_report
+    from zoo.eval.report.pruned import build_pruned, is_pruned
 
-    if len(args.runs) == 1 and args.runs[0].suffix != ".jsonl" and args.out is None:
+    if len(args.runs) == 1 and is_pruned(args.runs[0]):
+        print(build_pruned(args.runs[0]).resolve())
+    elif len(args.runs) == 1 and args.runs[0].suffix != ".jsonl" and args.out is None:
         print(build_report(args.runs[0]).resolve())
     else:
         print(build_joined(args.runs, args.out or Path("report.html")).resolve())

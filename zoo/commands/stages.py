@@ -12,9 +12,8 @@ from zoo.eval.report.run_folder import STAGES
 from zoo.files import read_json
 from zoo.train.config import differences, to_json
 from zoo.train.distill.config import Distill
-from zoo.train.distill.plan_cost import meta_models
 from zoo.train.distill.plan_step import grids_of
-from zoo.train.distill.setup import check_mosaics, open_data
+from zoo.train.distill.setup import check_mosaics, meta_models, open_data
 from zoo.train.distill.stages import Stages, folder_of, placed, plannable
 from zoo.train.fields import built
 from zoo.train.mesh import by_first
@@ -41,15 +40,11 @@ def distill_stages(stages: Stages, *, resume: bool = False) -> Run:
         check(stages)
         whole.path.mkdir(parents=True, exist_ok=True)
         whole.write_json(STAGES, {name: to_json(config) for name, config in stages.items()})
-    try:
+    with whole.discarded(unless=lambda: resume or any(whole.path.glob("*/"))):
         for number, (name, config) in enumerate(placed(stages).items(), 1):
             print(f"stage {number} of {len(stages)}: {name}, in {config.out}", flush=True)
             run = finish_stage(config)
             gc.collect()  # a compiled student refers to itself
-    except ValueError:
-        if not (resume or any(whole.path.glob("*/"))):
-            whole.discard()  # it would be in the way of the command that is right
-        raise
     return run
 
 

@@ -39,8 +39,9 @@ from zoo.train.distill.config import Distill, TeacherSpec
 from zoo.train.distill.phi_s import Moments, Normalizer, fit
 from zoo.train.distill.plan_cost import Cost, matmul_rate, model_costs
 from zoo.train.distill.setup import widths
+from zoo.train.distill.sizes import frozen
 from zoo.train.distill.task import DistillTask
-from zoo.train.distill.teachers import compile_teacher, frozen
+from zoo.train.distill.teachers import compile_teacher
 from zoo.train.loop import take_step, update
 from zoo.train.prefetch import Slice, prefetch
 from zoo.train.state import TrainState

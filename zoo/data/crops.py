@@ -1,6 +1,6 @@
 """Training crops for dense tasks: an image with a target for each of its pixels."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 from zoo.data.feed import PlanFeed
 from zoo.data.loader import PlanSampler
 from zoo.data.plan import Plan
+from zoo.data.unreadable import Lost, read_next, readable, try_read
 from zoo.features import Batch
 
 GREY = 124
@@ -87,19 +88,34 @@ def _widest(values: np.ndarray) -> float:
 
 
 class Crops(Dataset):
-    """Samples by (position, index); randomness depends only on the plan and the position."""
+    """Samples by (position, index); randomness depends only on the plan and the position.
+
+    Each comes with the unreadable ones whose place it takes.
+    """
 
     def __init__(self, source: DenseSource, crop: CropSpec, plan: Plan):
         self.source, self.crop, self.plan = source, crop, plan
 
-    def __getitem__(self, item: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+    def __getitem__(self, item: tuple[int, int]) -> tuple[np.ndarray, np.ndarray, list[Lost]]:
         position, index = item
-        draws = self.plan.draws(position)
-        return self.crop.draw(self.source.image(index), self.source.target(index), draws)
+
+        def cut(index: int) -> tuple[np.ndarray, np.ndarray]:
+            draws = self.plan.draws(position)
+            return self.crop.draw(self.source.image(index), self.source.target(index), draws)
+
+        (pixels, target), lost = read_next(self.source, index, cut)
+        return pixels, target, lost
+
+
+def _stacked(
+    items: Sequence[tuple[np.ndarray, np.ndarray, list[Lost]]],
+) -> tuple[Tensor, Tensor, list[str]]:
+    pixels, targets = (torch.from_numpy(np.stack([item[i] for item in items])) for i in (0, 1))
+    return pixels, targets, [lost.key for item in items for lost in item[2]]
 
 
 class Whole(Dataset):
-    """Whole images and targets, for an evaluation."""
+    """Indices, whole images and targets for an evaluation; an unreadable pair is `Lost`."""
 
     def __init__(self, source: DenseSource):
         self.source = source
@@ -107,9 +123,17 @@ class Whole(Dataset):
     def __len__(self) -> int:
         return len(self.source)
 
-    def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
-        pixels = np.asarray(self.source.image(index)).transpose(2, 0, 1)
-        return pixels.copy(), self.source.target(index)
+    def __getitem__(self, index: int) -> tuple[int, Tensor, Tensor] | Lost:
+        return try_read(self.source, index, self._read)
+
+    def _read(self, index: int) -> tuple[int, Tensor, Tensor]:
+        pixels = np.asarray(self.source.image(index)).transpose(2, 0, 1).copy()
+        target = self.source.target(index)
+        return index, torch.from_numpy(pixels)[None], torch.from_numpy(target)[None]
+
+
+def _alone(items: Sequence[Any]) -> Any:
+    return items[0]
 
 
 class CropBatch(NamedTuple):
@@ -134,19 +158,38 @@ class CropFeed(PlanFeed):
         loader = DataLoader(
             Crops(self.source, self.crop, self.plan),
             batch_sampler=PlanSampler(self.plan, start, steps),
+            collate_fn=_stacked,
             **loading(self.device, self.workers),
         )
-        for pixels, target in loader:
+        for pixels, target, skipped in loader:
+            self._skipped = (*self._skipped, *skipped)
             yield CropBatch(
                 Batch(pixels).to(self.device), target.to(self.device, non_blocking=True)
             )
 
 
 def whole_images(
-    source: DenseSource, **loading: Any
-) -> Iterator[tuple[UInt8[Tensor, "1 3 H W"], Shaped[Tensor, "1 H W"]]]:
-    """Return an iterator over the whole images with their targets, one at a time."""
-    return iter(DataLoader(Whole(source), batch_size=1, **loading))
+    source: DenseSource, *, unreadable: set[str] | None = None, **loading: Any
+) -> Iterator[tuple[int, UInt8[Tensor, "1 3 H W"], Shaped[Tensor, "1 H W"]]]:
+    """Yield the index, the image and the target of each pair that can be read.
+
+    Args:
+        unreadable: Takes the names of the others, as in `zoo.data.unreadable.readable`.
+    """
+    loader = DataLoader(Whole(source), batch_size=1, collate_fn=_alone, **loading)
+    return readable(loader, unreadable)
+
+
+def some_pairs(
+    source: DenseSource, most: int, unreadable: set[str] | None
+) -> Iterator[tuple[int, np.ndarray, tuple[int, int]]]:
+    """Yield index, target and the image's size of `most` pairs at even distances, for a check."""
+
+    def read(index: int) -> tuple[int, np.ndarray, tuple[int, int]]:
+        return index, source.target(index), source.image(index).size
+
+    indices = np.unique(np.linspace(0, len(source) - 1, most).astype(int)).tolist()
+    return readable((try_read(source, index, read) for index in indices), unreadable)
 
 
 def loading(device: torch.device, workers: int) -> dict[str, Any]:

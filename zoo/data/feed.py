@@ -2,7 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -21,6 +21,7 @@ class PlanFeed:
     """Knows the samples by `key(index)`."""
     plan: Plan
     slices: Sequence[int] = (0,)
+    _skipped: Sequence[str] = ()
 
     def counts(self, step: int) -> Mapping[str, int]:
         """Return the samples of a batch, whatever the loss is called."""
@@ -32,7 +33,8 @@ class PlanFeed:
 
     def skipped(self) -> Sequence[str]:
         """Name the samples that could not be read since this was last asked."""
-        return ()
+        names, self._skipped = self._skipped, ()
+        return names
 
 
 @dataclass
@@ -50,7 +52,6 @@ class ImageFeed(PlanFeed):
     num_slices: int = 1
     slices: Sequence[int] = ()
     workers: int = 0
-    _skipped: list[str] = field(default_factory=list, repr=False)
 
     def __post_init__(self):
         self.slices = tuple(self.slices) or tuple(range(self.num_slices))
@@ -68,11 +69,7 @@ class ImageFeed(PlanFeed):
             slices=self.slices,
         )
         for part in parts:
-            self._skipped += part["skipped"]
+            self._skipped = (*self._skipped, *part["skipped"])
             labels = part["labels"]
             batch = Batch(part["images"], part["keys"], labels, positions=part["positions"])
             yield batch.to(self.device)
-
-    def skipped(self) -> list[str]:
-        names, self._skipped = self._skipped, []
-        return names

@@ -6,8 +6,9 @@ import torch
 from torch.utils.data import DataLoader
 
 from zoo.data.plan import Plan
-from zoo.data.sources import Source, _log
-from zoo.data.views import TRIES, Centres, Lost, View, Views, collate, wrong_folder
+from zoo.data.sources import Source
+from zoo.data.unreadable import TRIES, Lost, note_lost, wrong_folder
+from zoo.data.views import Centres, View, Views, collate
 from zoo.features import Batch
 
 
@@ -90,14 +91,6 @@ def eval_batches(
             yield Batch(part["images"], part["keys"], part["labels"])
 
 
-def note_lost(lost: Sequence[Lost], known: set[str]) -> None:
-    """Add the names of unreadable images to `known`, and log each new one."""
-    for _, name, reason in lost:
-        if name not in known:
-            _log.warning("%s is left out of the evaluation: %s", name, reason)
-        known.add(name)
-
-
 def centre_crops(
     source: Source,
     size: int,
@@ -129,5 +122,5 @@ def centre_crops(
         some = some or bool(part["keys"])
         lost += [] if some else part["lost"]
         if not some and (len(lost) >= TRIES or block.stop == count):
-            raise wrong_folder([one.key for one in lost], lost[0].reason)
+            raise wrong_folder(lost)
         yield part

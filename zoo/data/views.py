@@ -2,22 +2,16 @@
 
 import math
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 import torch
 from PIL import Image
 from torch.utils.data import Dataset
 
-from zoo.data.images import EncodedImage, UnreadableImage
+from zoo.data.images import EncodedImage
 from zoo.data.plan import Plan
 from zoo.data.sources import Source
-
-UNREADABLE = (UnreadableImage, OSError)
-"""Errors that are the image's fault: it cannot be decoded, or its file cannot be read."""
-
-TRIES = 16
-"""Fewest files in a row that must be unreadable before a folder is taken for a wrong one."""
+from zoo.data.unreadable import Lost, read_next, try_read
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,8 +78,7 @@ class View:
 class Views(Dataset):
     """Training views by (position, index); the plan decides the crop of each position.
 
-    An unreadable image is replaced by the next that can be read. The replacement depends on the
-    files alone, so a resumed run makes the same one.
+    An unreadable image is replaced by the next that can be read; see `read_next`.
     """
 
     source: Source
@@ -97,25 +90,12 @@ class Views(Dataset):
 
     def __getitem__(self, item: tuple[int, int]) -> dict:
         position, index = item
-        skipped, reason = [], None
-        for number in range(min(TRIES, len(self.source))):
-            chosen = (index + number) % len(self.source)
-            try:
-                pixels = self.view.train(self.source.read(chosen), self.plan.draws(position))
-            except UNREADABLE as error:
-                skipped.append(self.source.key(chosen))
-                reason = reason or error
-                continue
-            return _sample(self.source, chosen, pixels, position, skipped)
-        raise wrong_folder(skipped, str(reason))
 
+        def read(chosen: int) -> tuple[int, np.ndarray]:
+            return chosen, self.view.train(self.source.read(chosen), self.plan.draws(position))
 
-class Lost(NamedTuple):
-    """An image of an evaluation that could not be read."""
-
-    position: int
-    key: str
-    reason: str
+        (chosen, pixels), lost = read_next(self.source, index, read)
+        return _sample(self.source, chosen, pixels, position, [one.key for one in lost])
 
 
 @dataclass(frozen=True)
@@ -129,11 +109,9 @@ class Centres(Dataset):
         return len(self.source)
 
     def __getitem__(self, index: int) -> dict:
-        try:
-            pixels = self.view.evaluate(self.source.read(index))
-        except UNREADABLE as error:
-            lost = Lost(index, self.source.key(index), str(error))
-            return dict(image=None, lost=lost, skipped=[])
+        pixels = try_read(self.source, index, lambda i: self.view.evaluate(self.source.read(i)))
+        if isinstance(pixels, Lost):
+            return dict(image=None, lost=pixels, skipped=[])
         return _sample(self.source, index, pixels, index, [])
 
 
@@ -147,14 +125,6 @@ def _sample(
         position=position,
         label=-1 if label is None else label,
         skipped=skipped,
-    )
-
-
-def wrong_folder(names: list[str], reason: str) -> ValueError:
-    """Return the error for a folder in which one image after another is unreadable."""
-    return ValueError(
-        f"{len(names)} images in a row are unreadable, from {names[0]} on ({reason}); is this the "
-        "right folder?"
     )
 
 

@@ -16,7 +16,8 @@ from torch import Tensor
 from zoo.data.feed import PlanFeed
 from zoo.data.plan import Plan, mix
 from zoo.data.sources import Source, open_labelled, open_splits
-from zoo.data.views import UNREADABLE, View
+from zoo.data.unreadable import UNREADABLE
+from zoo.data.views import View
 from zoo.features import Batch
 
 HELD_OUT = 0.2

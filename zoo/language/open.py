@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 
+from zoo.language.gguf import dequantised, find_gguf
 from zoo.language.tokens import check_features
 
 
@@ -12,8 +13,9 @@ def open_language_model(name: str, *, device: torch.device | str = "cpu") -> Any
     """Return the plain object of transformers, in float32, whose features can be read.
 
     Args:
-        name: A folder with a `config.json`, or a name on the Hub; `/random` at its end leaves the
-            weights out. `lm:` before it is allowed.
+        name: A folder with a `config.json`, a GGUF file, or a name on the Hub; `/random` at its end
+            leaves the weights out. `lm:` before it is allowed.
+        device: On `meta` only shapes are known, and nothing is checked that needs weights.
 
     Raises:
         ValueError: transformers is missing, there is no such model, it is no causal language
@@ -26,17 +28,22 @@ def open_language_model(name: str, *, device: torch.device | str = "cpu") -> Any
             "Language models need transformers: pip install 'backbone-zoo[llm]'."
         ) from error
     place = name.removeprefix("lm:").removesuffix("/random")
+    if file := find_gguf(place):
+        place = str(dequantised(file))
     if place.startswith((".", "/", "~")) and not (Path(place) / "config.json").is_file():
         raise ValueError(f"There is no language model in {place}: config.json is missing.")
     model: Any
+    is_meta = torch.device(device).type == "meta"
     try:
-        if name.endswith("/random"):
-            model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(place))
+        if name.endswith("/random") or is_meta:
+            with torch.device(device if is_meta else "cpu"):
+                model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(place))
         else:
             model = AutoModelForCausalLM.from_pretrained(place, dtype=torch.float32)
     except (OSError, ValueError, KeyError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ValueError(f"{place} cannot be opened as a language model: {reason}") from error
     model = model.float().to(device).eval()
-    check_features(model, place)
+    if not is_meta:
+        check_features(model, place)
     return model

@@ -180,8 +180,9 @@ def test_what_does_not_fit_is_refused_with_what_came(tmp_path):
     picture(root / "masks" / "val" / "a.png")
     with pytest.raises(ValueError, match=r"is a colour image .mode RGB."):
         open_segments(root)
-    (root / "masks" / "val" / "a.png").write_bytes(b"no image")
-    with pytest.raises(ValueError, match=r"mask .*a\.png cannot be read"):
+    for name in ("a", "b"):
+        (root / "masks" / "val" / f"{name}.png").write_bytes(b"no image")
+    with pytest.raises(ValueError, match=r"2 images in a row .*mask .*a\.png cannot be read"):
         open_segments(root)
     (root / "masks" / "val" / "a.png").unlink()
     with pytest.raises(ValueError, match=r"1 of 2 images have no mask in .*masks/val"):

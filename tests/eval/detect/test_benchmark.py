@@ -1,6 +1,7 @@
 """The benchmark `detect`: known answers, class lists, pictures, the file of predictions."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -86,6 +87,23 @@ def test_two_detectors_are_compared_with_intervals_from_their_result_file(val, t
     main(["eval", "--compare", f"{out}:guesses", f"{out}:knows"])
     (line,) = [x for x in capsys.readouterr().out.splitlines() if "detect/box/AP50" in x]
     assert "100.00" in line and "[+" in line
+
+
+def test_torn_images_are_in_no_number_and_counted(shapes, tmp_path):
+    """One is no image at all, which its header says; of another only half is there."""
+    shutil.copytree(shapes, tmp_path / "torn")
+    files = sorted((tmp_path / "torn" / "val").glob("*.png"))
+    files[0].write_bytes(b"no image")
+    files[1].write_bytes(files[1].read_bytes()[:-200])
+    split, lost = open_coco(tmp_path / "torn", "val"), set()
+    found = numbers(measure(Planted(split, guesses=True), split, CPU, unreadable=lost))
+    assert lost == {str(file) for file in files[:2]}
+    knows = numbers(measure(Planted(split), split, CPU))
+    assert knows["detect/box/AP"] == pytest.approx(100) and found["detect/box/AP"] < 50
+    for file in files[2:]:
+        file.write_bytes(file.read_bytes()[:-200])
+    with pytest.raises(ValueError, match="3 images in a row are unreadable"):
+        numbers(measure(Planted(split), split, CPU))
 
 
 def test_classes_in_another_order_are_brought_to_the_detectors(val):

@@ -99,13 +99,14 @@ def _wrong_size(content, folder):
 
 
 def _no_image(content, folder):
-    (folder / "train" / content["images"][0]["file_name"]).write_text("no image")
+    for image in content["images"]:
+        (folder / "train" / image["file_name"]).write_text("no image")
 
 
 BAD = {
     "is missing": (_missing_image, "1 of 4 images .* are missing"),
     "has another size": (_wrong_size, "has 6x5 pixels"),
-    "cannot be read": (_no_image, "is not a readable image"),
+    "all unreadable": (_no_image, "4 images in a row are unreadable"),
     "unknown image": (
         lambda c, _: c["annotations"][0].update(image_id=999), "image 999 is not in the file",
     ),

@@ -10,7 +10,8 @@ from zoo.features import Batch
 from zoo.teachers.mosaic import Mosaic
 from zoo.teachers.open import open_teacher
 from zoo.teachers.teacher import Frozen
-from zoo.train.distill.teachers import frozen, optimize_teachers
+from zoo.train.distill.sizes import frozen
+from zoo.train.distill.teachers import optimize_teachers
 
 
 def batches(count: int) -> list[Batch]:

@@ -1,0 +1,81 @@
+"""What a step is estimated to hold, against what it holds and against the memory that there is."""
+
+import pytest
+import torch
+
+from zoo.features import Batch
+from zoo.students.build import build_student
+from zoo.teachers.open import open_teacher
+from zoo.train.distill import memory
+from zoo.train.distill.config import Distill, TeacherSpec
+from zoo.train.distill.memory import check_step, may_not_fit, peak_bytes, saved_bytes
+from zoo.train.distill.setup import prepare
+
+CPU = torch.device("cpu")
+WIDTHS = {"one": (64, 96)}
+
+
+def held(student, images, side):
+    """The bytes of all tensors that autograd keeps for a backward pass, but for the weights."""
+    own = {t.data_ptr() for t in (*student.parameters(), *student.buffers())}
+    found, alive = {}, []
+
+    def note(x):
+        alive.append(x)
+        found[x.untyped_storage().data_ptr()] = x.untyped_storage().nbytes()
+        return x
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda x: x):
+        student(Batch(torch.rand(images, 3, side, side)), size=(side, side))
+    return sum(n for at, n in found.items() if at not in own)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "vit_tiny_patch16_224"])
+def test_the_estimate_is_what_autograd_keeps_for_any_number_of_images(name):
+    size, images = 64, 5
+    meta = build_student(name, WIDTHS, size=size, device="meta")
+    estimate = saved_bytes(meta, size, Distill(), CPU)
+    real = held(build_student(name, WIDTHS, size=size).train(), images, size) / images
+    assert 0.8 * real < estimate < 1.25 * real
+
+
+def test_plain_attention_would_hold_a_matrix_that_fused_attention_does_not():
+    """Four times the tokens: about four times the bytes, not sixteen."""
+    meta = build_student("vit_tiny_patch16_224", WIDTHS, size=64, dynamic=True, device="meta")
+    small, large = (saved_bytes(meta, side, Distill(), CPU) for side in (128, 256))
+    assert 3.5 < large / small < 5
+
+
+def test_a_teachers_peak_is_within_a_factor_of_two_of_what_is_alive_at_once():
+    teacher = open_teacher("timm:vit_tiny_patch16_224/random@64", device="meta")
+    width, tokens = 192, 17
+    # the hidden layer of a block before and after its GELU, beside the residual
+    alive = 4 * tokens * (2 * 4 * width + width)
+    assert alive / 2 < peak_bytes(teacher, Distill(), CPU) < 2 * alive
+
+
+def test_a_batch_that_cannot_fit_is_refused_with_its_figures_before_any_data_is_opened(tmp_path):
+    teacher = TeacherSpec(name="timm:resnet18/random@32")
+    shared = dict(student="resnet18", teachers=(teacher,), device="cpu", out=tmp_path / "o")
+    config = Distill(data=str(tmp_path / "nowhere"), batch=2**18, size=64, **shared)
+    said = r"slice of 262,144 images at 64 px takes about [\d,]+\.\d GB: .* MB between .* has .* GB"
+    with pytest.raises(ValueError, match=said):
+        prepare(config)
+    assert not (tmp_path / "o").exists()
+
+
+def test_sizes_and_slices_decide_what_is_estimated(monkeypatch):
+    meta = build_student("resnet18", {}, size=64, device="meta")
+    needed = saved_bytes(meta, 64, Distill(), CPU)
+    monkeypatch.setattr(memory, "memory_of", lambda _: 16 * needed + 4 * memory.weight_bytes(meta))
+    fits = Distill(batch=15, size=64, precision="float32")
+    check_step(fits, CPU, {}, meta)
+    with pytest.raises(ValueError, match="slice of 17 images at 64 px"):
+        check_step(Distill(batch=17, size=64), CPU, {}, meta)
+    check_step(Distill(batch=28, size=64, slices=2), CPU, {}, meta)
+    with pytest.raises(ValueError, match="slice of 10 images at 96 px"):
+        check_step(Distill(batch=15, sizes=(64, 96), batches=(15, 10)), CPU, {}, meta)
+
+
+def test_small_runs_are_not_estimated():
+    assert not may_not_fit(Distill(batch=16, size=64), CPU)

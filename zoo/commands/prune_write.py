@@ -1,0 +1,70 @@
+"""What `zoo prune` writes: a plain checkpoint, and `prune.json` with what became of the parent."""
+
+import json
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from zoo.axes import Shapes
+from zoo.files import written_whole
+from zoo.students.prune.library import save
+from zoo.students.prune.prune import Child, ScoreUnits
+
+ABOUT = "prune.json"
+QUANTILES = 33
+"""Numbers that a report keeps of the scores of an axis: its units in falling order, thinned."""
+
+
+def write_child(child: Child, folder: Path, about: dict[str, Any]) -> None:
+    """Write checkpoint, tokenizer, and `prune.json` with what stayed; whole or not at all."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    making = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    try:
+        for file in _beside(child.built.folder):
+            shutil.copy(file, making)
+        child.built.model.cpu()
+        save(child.built, making)
+        kept = {cut.axis: dict(kept=cut.kept.tolist(), by=cut.by) for cut in child.cuts}
+        about |= dict(kept=kept, layers=child.layers, numbers=child.shapes.count())
+        write_about(making, about)
+        making.chmod(0o755)
+        for file in making.iterdir():
+            file.chmod(0o644)
+        making.rename(folder)
+    finally:
+        shutil.rmtree(making, ignore_errors=True)
+
+
+def write_about(folder: Path, about: dict[str, Any]) -> None:
+    """Write `prune.json`."""
+    with written_whole(folder / ABOUT) as path:
+        path.write_text(json.dumps(about) + "\n")
+
+
+def before_of(shapes: Shapes, child: Child) -> dict[str, Any]:
+    """Describe the parent as far as the child differs from it: numbers, sizes, lengths of lists."""
+    return dict(
+        numbers=shapes.count(),
+        sizes={cut.axis: shapes.sizes[cut.axis] for cut in child.cuts},
+        layers={path: shapes.num_layers(path) for path in child.layers},
+    )
+
+
+def scores_of(child: Child, score: ScoreUnits) -> dict[str, list[float]]:
+    """Return the scores of the units of each axis that was cut, in falling order, thinned."""
+    found = {}
+    for axis in (cut.axis for cut in child.cuts):
+        values = score(axis)[0].double().flatten().sort(descending=True).values
+        places = torch.linspace(0, len(values) - 1, min(QUANTILES, len(values))).round().long()
+        found[axis] = values[places].tolist()
+    return found
+
+
+def _beside(folder: Path | None) -> list[Path]:
+    """List what a folder of transformers has for its inputs: tokenizer, processor."""
+    names = ("tokenizer*", "special_tokens_map.json", "vocab.*", "merges.txt", "*processor*.json")
+    found = [file for name in names for file in folder.glob(name)] if folder else []
+    return [*found, *(folder.glob("*.jinja") if folder else [])]
