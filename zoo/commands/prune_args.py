@@ -31,6 +31,8 @@ def main(argv: list[str]) -> None:
         return
     if args.distill < 0:
         raise ValueError(f"--distill is {args.distill}; give the number of steps.")
+    if args.distill and args.form == "zoo":
+        raise ValueError("What is cut with --form zoo cannot be trained by --distill yet.")
     if not args.model:
         raise ValueError("Name a model: of timm or zoo, a folder, or a run.")
     for what, given, known in (
