@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 from pathlib import Path
 from typing import Any
@@ -161,6 +162,7 @@ def test_a_dry_run_shows_cut_and_training_and_writes_nothing(place, monkeypatch,
     main(["prune", *words.split()])
     printed = " ".join(capsys.readouterr().out.split())
     assert "tensors" in printed
+    assert re.search(r"params [\d,]+ -> [\d,]+ .*flops [\d,]+ -> [\d,]+", printed)
     assert "7 steps" in printed
     assert {p for p in place.rglob("*") if "cache" not in p.parts} <= before
 

@@ -1,5 +1,6 @@
 """Make a smaller model of a trained one: where words, a parent, scores and cuts meet."""
 
+import copy
 import re
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
@@ -18,8 +19,10 @@ from zoo.commands.prune_request import Prune
 from zoo.commands.prune_search import search
 from zoo.commands.prune_write import before_of, scores_of, write_child
 from zoo.students.prune.budget import split_budgets
+from zoo.students.prune.cost import CostModel
 from zoo.students.prune.layers import block_influence
 from zoo.students.prune.library import Parent
+from zoo.students.prune.outline import sample_of
 from zoo.students.prune.parent import open_parent
 from zoo.students.prune.plan import Plan
 from zoo.students.prune.proof import forward_of, prove, tensors
@@ -121,6 +124,7 @@ def prune_model(args: Prune, words: list[str]) -> Distillation | None:
     if found:
         found.print_latency(child.built.model)
     if args.dry_run or args.out is None:
+        print_costs(args, parent, shapes, child)
         if distillation:
             print_training(distillation, child)
         return None
@@ -291,6 +295,21 @@ def distance(parent: nn.Module, child: nn.Module, batches: Iterable[Samples]) ->
         x, y = (torch.cat(parts) for parts in zip(*narrower, strict=True))
         return 1 - linear_cka(x, y)
     return total / count if count else 0.0
+
+
+def print_costs(args: Prune, parent: Parent, shapes: Shapes, child: Child) -> None:
+    """Print what parent and child cost, as far as their shapes tell."""
+    costs = CostModel(
+        copy.deepcopy(parent.model).to("meta"),
+        shapes,
+        inputs=sample_of(parent),
+        tokens=args.search.tokens,
+        batch=args.search.batch,
+    )
+    sizes = {axis: kept.shape[-1] for axis, kept, _ in child.cuts}
+    before, after = costs.cost().as_dict(), costs.cost(sizes, child.layers).as_dict()
+    for what, number in before.items():
+        print(f"{what:8} {number:,} -> {after[what]:,}")
 
 
 def _num_tensors(shapes: Shapes) -> int:
