@@ -22,6 +22,7 @@ from zoo.students.prune.plan import Plan
 from zoo.students.prune.proof import forward_of, prove, tensors
 from zoo.students.prune.prune import Child, ScoreUnits, prune
 from zoo.students.prune.ranking import BLIND, Measure
+from zoo.students.prune.taylor import gives_logits
 from zoo.train.device import autocast, device_of
 
 
@@ -212,7 +213,7 @@ def distance(parent: nn.Module, child: nn.Module, batches: Iterable[Samples]) ->
         theirs, ours = (next(tensors(model(**batch))) for model in (parent, child))
         if theirs.shape != ours.shape:
             return 0.0
-        logits = "input_ids" in batch and theirs.shape[:2] == batch["input_ids"].shape
+        logits = gives_logits(parent, batch, theirs)
         for pair in zip(ours, theirs, strict=True):  # one sample's logits in float32 at a time
             x, y = (output.float() for output in pair)
             if logits:
