@@ -28,7 +28,7 @@ CORE = tuple(
     for part in (
         "config", "device", "interrupt", "loop", "optim", "progress", "run", "state", "task",
         "damp", "slices", "prefetch", "fields", "freeze",
-        "average", "ranges", "mesh", "step",
+        "average", "ranges", "mesh", "step", "shard", "checkpoint",
     )
 )  # fmt: skip
 """The training loop and what every task shares: no images, no teachers, no method."""
@@ -94,7 +94,8 @@ ARROWS: dict[str, tuple[str, ...]] = {
         "zoo.language", "zoo.weights", "zoo.wheels",
     ),
     "zoo.train": (*CORE, "zoo.data", "zoo.files"),
-    "zoo.train.average": ("zoo.layers",),
+    "zoo.train.average": ("zoo.layers", "zoo.train.shard"),
+    "zoo.train.shard": ("zoo.layers", "zoo.compiled_blocks", "zoo.train.mesh"),
     "zoo.train.cost": (),
     "zoo.train.pretext": (*CORE, "zoo.data", "zoo.features", "zoo.files", "zoo.teachers"),
     "zoo.train.masks": (*CORE, "zoo.students.prune"),

@@ -7,6 +7,7 @@ from timm.utils import ModelEmaV3
 from torch import nn
 
 from zoo.layers import spectral
+from zoo.train.shard import is_sharded, local
 
 AGE = 1 / 20
 """Mean age of the averaged weights, as a share of the steps so far."""
@@ -46,6 +47,18 @@ class Average(ModelEmaV3):
     def update(self, model: nn.Module, step: int | None = None) -> None:
         super().update(model, step)
         spectral.follow(self.module)
+
+    def apply_update_(self, model: nn.Module, decay: float) -> None:
+        """Move all values towards the model's; each rank the share it has, if they are cut."""
+        if not is_sharded(model):
+            super().apply_update_(model, decay)
+            return
+        values = self.module.state_dict().values(), model.state_dict().values()
+        for mine, theirs in zip(*(map(local, side) for side in values), strict=True):
+            if mine.is_floating_point():
+                mine.lerp_(theirs, 1 - decay)
+            else:
+                mine.copy_(theirs)
 
     def load(self, state: dict[str, torch.Tensor]) -> None:
         """Go on from a checkpoint, also from one whose singular vectors were averaged."""

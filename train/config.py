@@ -114,7 +114,7 @@ class Training:
     unit: ClassVar[str] = "img"
     """What speed is counted in."""
     resumable: ClassVar[frozenset[str]] = frozenset(
-        ("out", "device", "workers", "every", "compile")
+        ("out", "device", "workers", "every", "compile", "ranks")
     )
     """Fields that a resumed run may change: they do not touch what is learnt."""
 
@@ -128,6 +128,9 @@ class Training:
     out: Path = Path("runs/train")
     """Folder of the run; it must not exist yet."""
     seed: Annotated[int, SEED] = 0
+    ranks: Literal["auto", "ddp", "fsdp", "hsdp"] = "auto"
+    """What each process of several keeps: ddp a copy of the student, fsdp its share of the weights,
+    hsdp its share of those of its node. auto is ddp below 10^9 parameters, hsdp from there on."""
     device: Device = "auto"
     precision: Precision = "auto"
     """Autocast; auto is bf16 on CUDA and float32 elsewhere. float64, weights too, is for tests on

@@ -6,6 +6,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from zoo.train.shard import cut_like, local
+
 
 @contextmanager
 def damped(model: nn.Module, sigma: float) -> Iterator[None]:
@@ -29,14 +31,16 @@ def damped(model: nn.Module, sigma: float) -> Iterator[None]:
         yield
         return
     with torch.no_grad():
-        plain = [w.clone() for w in weights]
-        noise = [torch.randn_like(w).mul_(sigma).add_(1) for w in weights]
-        torch._foreach_mul_(weights, noise)
+        plain = [w.clone() for w in map(local, weights)]
+        # drawn whole where weights are cut, so that the noise is that of one process
+        drawn = (torch.randn(w.shape, dtype=w.dtype, device=w.device) for w in weights)
+        noise = [cut_like(x.mul_(sigma).add_(1), w) for x, w in zip(drawn, weights, strict=True)]
+        torch._foreach_mul_(list(map(local, weights)), list(map(local, noise)))
     try:
         yield
     finally:
         with torch.no_grad():
-            torch._foreach_copy_(weights, plain)
+            torch._foreach_copy_(list(map(local, weights)), plain)
             pairs = [(w.grad, n) for w, n in zip(weights, noise, strict=True) if w.grad is not None]
             for gradient, factor in pairs:
                 gradient.mul_(factor)

@@ -20,6 +20,7 @@ from zoo.train.optim import learning_rate
 from zoo.train.prefetch import Slice, numbered, prefetch
 from zoo.train.progress import Progress
 from zoo.train.run import Run
+from zoo.train.shard import whole
 from zoo.train.slices import SliceBuffers, SliceSeeds
 from zoo.train.state import TrainState
 from zoo.train.step import Ranks
@@ -59,14 +60,14 @@ def train(
         title, total=config.steps, start=state.step, samples=config.samples, unit=config.unit
     )
     skipped = SkipList(run, progress)
-    with Interrupt() as interrupt, progress, tensor_cores(device):
+    with Interrupt() as interrupt, progress, tensor_cores(device), run.settled():
         while state.step < config.steps:
             parts = islice(coming, len(feed.slices))
             counts = feed.counts(state.step)
             losses = take_step(wrapped, state, parts, counts, config, precision, buffers)
             update(state, losses, config)
 
-            step, stops = state.step, any_rank(interrupt.signal is not None)
+            step, stops = state.step, any_rank(interrupt.signal is not None or run.lost())
             ends = step == config.steps
             saves = ends or stops or step % every.checkpoint == 0
             logs = ends or step % every.log == 0
@@ -80,7 +81,7 @@ def train(
                 if evaluate and step % every.evaluate == 0 and not ends:
                     by_first(partial(evaluate, state.averaged, step))
                 if saves:
-                    by_first(partial(run.save, state.state()))
+                    run.save(state.state(), wait=ends or stops)
             if stops and not ends:
                 signum = interrupt.signal or signal.SIGTERM  # another rank's
                 raise Interrupted(signum, f"Stopped after step {step}, which is saved.")
@@ -151,7 +152,7 @@ def update(state: TrainState, losses: Mapping[str, Tensor], config: Training) ->
     rate = learning_rate(state.step, config.steps, config.optim)
     for group in state.optimizer.param_groups:
         group["lr"] = rate * group.get("scale", 1.0)
-    norm = clip_grad_norm_(state.parameters(), config.optim.clip or math.inf)
+    norm = whole(clip_grad_norm_(state.parameters(), config.optim.clip or math.inf))
     state.optimizer.step()
     state.optimizer.zero_grad(set_to_none=True)
     state.step += 1

@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import timedelta
-from typing import Any, TypeVar
+from functools import cache
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -42,13 +43,18 @@ def launched() -> int:
     return int(os.environ.get("WORLD_SIZE", 1))
 
 
+def under_torchrun() -> bool:
+    """Tell whether torchrun has started this process, be it the only one."""
+    return launched() > 1 or "TORCHELASTIC_RUN_ID" in os.environ
+
+
 @contextmanager
 def ranks(device: torch.device) -> Iterator[None]:
     """Join the ranks that torchrun has started, and leave them in the end; alone, do nothing.
 
     What a GPU holds goes through NCCL, what the host decides through gloo, which waits for no GPU.
     """
-    if launched() == 1 or dist.is_initialized():
+    if not under_torchrun() or dist.is_initialized():
         yield
         return
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
@@ -58,7 +64,19 @@ def ranks(device: torch.device) -> Iterator[None]:
     try:
         yield
     finally:
+        saving_group.cache_clear()
         dist.destroy_process_group()
+
+
+@cache
+def saving_group() -> dist.ProcessGroup | None:
+    """Return a gloo group of its own for what is saved beside training; None alone.
+
+    On the default group a collective of the writing thread could meet one of a backward pass.
+    """
+    if not dist.is_initialized():
+        return None
+    return cast(dist.ProcessGroup, dist.new_group(backend="gloo", timeout=PATIENCE))
 
 
 def with_slices(config: C) -> C:

@@ -4,16 +4,23 @@ import importlib.util
 import json
 import shutil
 import subprocess
-import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial, wraps
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
-import torch
-
-from zoo.files import read_json, save_whole, try_writing, written_whole
+from zoo.files import read_json, try_writing, written_whole
+from zoo.train.checkpoint import (
+    Like,
+    Saver,
+    State,
+    checkpoints,
+    damage,
+    of_file,
+    read_checkpoint,
+    remove,
+)
 from zoo.train.config import C, Training, differences, to_json
 from zoo.train.fields import built
 from zoo.train.mesh import by_first, is_first
@@ -44,6 +51,7 @@ class Run:
     def __init__(self, path: Path):
         self.path = path
         self._board: Any = None  # False where there is no TensorBoard
+        self._saver = Saver(path / "checkpoints", kept=KEPT)
 
     @staticmethod
     def refuse_existing(path: Path) -> None:
@@ -201,64 +209,67 @@ class Run:
 
     def checkpoints(self) -> list[Path]:
         """List the checkpoints, oldest first."""
-        return sorted((self.path / "checkpoints").glob("step_*.pt"))
+        return checkpoints(self.path / "checkpoints")
 
-    def save(self, state: dict[str, Any]) -> Path:
-        """Write a checkpoint whole, then remove the ones that are no longer needed.
+    def save(self, state: State, *, wait: bool = True) -> None:
+        """Write a checkpoint whole, then remove those that are no longer needed.
+
+        Every rank calls this.
+
+        Args:
+            wait: Else the state is copied, and written while training goes on.
 
         Raises:
-            OSError: it could not be written; the checkpoints before it are still there.
+            OSError: it could not be written, or the one before it; earlier ones are still there.
         """
-        folder = self.path / "checkpoints"
-        path = folder / f"step_{state['step']:08d}.pt"
-        try:
-            folder.mkdir(exist_ok=True)
-            save_whole(state, path)
-        except OSError as error:
-            before = self.checkpoints()
-            kept = f"{before[-1]} survives" if before else "there is no earlier one"
-            raise OSError(
-                f"The checkpoint of step {state['step']} was not saved ({error}); {kept}. "
-                f"Make room, then continue with --resume {self.path}."
-            ) from error
-        for old in self.checkpoints()[:-KEPT]:
-            old.unlink()
-        return path
+        self._saver.begin(state)
+        if wait:
+            self._saver.wait()
 
-    def load(self) -> dict[str, Any] | None:
+    @contextmanager
+    def settled(self) -> Iterator[None]:
+        """Wait in the end for the checkpoint that is being written; raises as `save`."""
+        try:
+            yield
+        finally:
+            self._saver.wait()
+
+    def lost(self) -> bool:
+        """Tell whether the checkpoint that was being written is known to be lost."""
+        return self._saver.failed()
+
+    def load(self, like: Like | None = None) -> State | None:
         """Read the newest checkpoint that is whole; `None` if there is none yet.
 
-        What a save left behind that was killed is removed.
+        What a save left behind that was killed is removed. Every rank calls this.
+
+        Args:
+            like: Gives the tensors that are sharded, by name.
 
         Raises:
             ValueError: there are checkpoints and all of them are damaged.
         """
-        state: dict[str, Any] | None = None
-
-        def newest() -> Path | None:
-            nonlocal state
-            path, state = self._newest()
-            return path
-
-        path = by_first(newest)
-        return _read_checkpoint(path) if path and state is None else state
-
-    def _newest(self) -> tuple[Path | None, dict[str, Any] | None]:
-        for torn in (self.path / "checkpoints").glob(".step_*.tmp"):
-            torn.unlink()
-        found = self.checkpoints()
+        found = by_first(self._swept)
         for path in reversed(found):
-            try:
-                return path, _read_checkpoint(path)
-            except Exception as error:  # what is damaged may raise anything
-                reason = (str(error).splitlines() or [type(error).__name__])[0]
-                print(f"{path} is damaged ({reason}); trying the one before it.")
+            wrong = damage(path) if path.suffix != ".pt" else ""
+            if not wrong:
+                try:
+                    return of_file(path) if path.suffix == ".pt" else read_checkpoint(path, like)
+                except Exception as error:  # what is damaged may raise anything
+                    wrong = (str(error).splitlines() or [type(error).__name__])[0]
+            if is_first():
+                print(f"{path} is damaged ({wrong}); trying the one before it.")
         if found:
             raise ValueError(
                 f"No checkpoint in {found[0].parent} can be read. Bring one of them back, or start "
                 "a new run with another --out."
             )
-        return None, None
+        return None
+
+    def _swept(self) -> list[Path]:
+        for torn in (self.path / "checkpoints").glob(".step_*.tmp"):
+            remove(torn)
+        return self.checkpoints()
 
 
 def _refuse_existing(path: Path) -> None:
@@ -268,14 +279,6 @@ def _refuse_existing(path: Path) -> None:
             f"--resume {path}, or remove it."
         )
     try_writing(path)
-
-
-def _read_checkpoint(path: Path) -> dict[str, Any]:
-    """Read a checkpoint after its checksums: torch writes one for each tensor and checks none."""
-    with zipfile.ZipFile(path) as file:
-        if (bad := file.testzip()) is not None:
-            raise ValueError(f"the checksum of {bad} is another")
-    return torch.load(path, map_location="cpu", weights_only=True)
 
 
 def _row(line: str) -> dict[str, Any] | None:

@@ -1,17 +1,39 @@
 """What training changes, and a checkpoint therefore holds."""
 
-from collections.abc import Iterable, Mapping
+import copy
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from zoo.train.average import Average
+from zoo.train.checkpoint import Like, joined, split
 from zoo.train.config import Optim
 from zoo.train.freeze import freeze
+from zoo.train.mesh import is_first, same_on_all
 from zoo.train.optim import build_optimizer
 from zoo.train.run import Run
+from zoo.train.shard import cut_like, filled, is_sharded, mesh_of, method_of, shard
+
+T = TypeVar("T")
+
+
+class Learned(nn.Module):
+    """Everything that learns, as one module that runs what it is given.
+
+    Learned weights of losses are in it too: outside of the wrapped module DDP would leave each rank
+    its own.
+    """
+
+    def __init__(self, model: nn.Module, parts: Mapping[str, nn.Module]):
+        super().__init__()
+        self.model, self.parts = model, nn.ModuleList(parts.values())
+
+    def forward(self, run: Callable[[], T]) -> T:
+        return run()
 
 
 @dataclass
@@ -28,6 +50,17 @@ class TrainState:
     """Losses of the steps since the last log line; on the device, so that no step waits."""
     names: tuple[str, ...] = ()
     """Of the losses, in the order of those rows."""
+    skeleton: Any = None
+    """Where the weights are cut over ranks: on rank 0 a plain model on the host, for evaluation."""
+
+    gathered: tuple[int, dict[str, Any]] | None = None
+    """The forms of a step."""
+    learned: Any = None
+    """Model and parts as one module: a `Learned`."""
+
+    def __post_init__(self):
+        if self.learned is None:
+            self.learned = Learned(self.model, self.parts)
 
     @classmethod
     def of(
@@ -37,6 +70,7 @@ class TrainState:
         *,
         groups: Iterable[dict[str, Any]] | None = None,
         parts: Mapping[str, nn.Module] | None = None,
+        ranks: str = "ddp",
     ) -> "TrainState":
         """Put an optimizer and an average beside a model that is to be trained.
 
@@ -44,17 +78,27 @@ class TrainState:
             groups: Parameter groups; `scale` in one multiplies its learning rate. By default
                 norms, biases and what the model's backbone exempts are not decayed.
             parts: Their parameters are trained as well, without weight decay.
+            ranks: Of `Training`; with groups it must be ddp.
         """
         if optim.lora and not any(".lora_A." in name for name, _ in model.named_parameters()):
             raise ValueError("optim.lora is for students; this training has no adapters.")
         if optim.freeze:
             freeze(model, optim.freeze)
         ema = Average(model, optim.ema) if optim.ema else None
+        parts, skeleton = parts or {}, None
+        learned, method = Learned(model, parts), method_of(ranks, model)
+        if method != "ddp":
+            assert groups is None, "groups name parameters that are about to be cut"
+            assert same_on_all(list(learned.parameters())), "the ranks begin differently"
+            skeleton = copy.deepcopy(model).cpu() if is_first() else None
+            mesh = mesh_of(method, next(model.parameters()).device)
+            for whole in (learned, ema.module) if ema else (learned,):
+                shard(whole, mesh)
         optimizer = build_optimizer(model, optim, groups)
-        for part in (parts or {}).values():
-            if learned := list(part.parameters()):
-                optimizer.add_param_group(dict(params=learned, weight_decay=0.0))
-        return cls(model, optimizer, ema, parts or {})
+        for part in parts.values():
+            if own := list(part.parameters()):
+                optimizer.add_param_group(dict(params=own, weight_decay=0.0))
+        return cls(model, optimizer, ema, parts, skeleton=skeleton, learned=learned)
 
     @property
     def device(self) -> torch.device:
@@ -73,12 +117,13 @@ class TrainState:
             optimizer=self.optimizer.state_dict(),
             ema=self.ema.module.state_dict() if self.ema else None,
             parts={name: part.state_dict() for name, part in self.parts.items()},
-            unread=list(self.unread),
+            # a few numbers, whose number changes: not among the tensors
+            unread=[(str(row.dtype).removeprefix("torch."), row.tolist()) for row in self.unread],
         )
 
     def load(self, state: dict[str, Any]) -> None:
         """Go on from what `state` returned."""
-        state = _upgraded(state)
+        state = self._cut(_upgraded(state))
         self.step = state["step"]
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
@@ -86,23 +131,69 @@ class TrainState:
             self.ema.load(state["ema"])
         for name, part in self.parts.items():
             part.load_state_dict(state["parts"][name])
-        self.unread = [row.to(self.device) for row in state["unread"]]
+        self.unread = [
+            row.to(self.device)
+            if isinstance(row, Tensor)
+            else torch.tensor(row[1], dtype=getattr(torch, row[0]), device=self.device)
+            for row in state["unread"]
+        ]
 
     def resume(self, run: Run) -> None:
         """Go on from the newest checkpoint of a run, if there is one; forget later log lines."""
-        if saved := run.load():
+        if saved := run.load(self.like()):
             self.load(saved)
         run.keep(lambda row: row["step"] <= self.step)
 
-    @property
-    def averaged(self) -> Any:
-        """The averaged model where there is one, otherwise the model itself."""
-        return self.ema.module if self.ema else self.model
+    def like(self) -> Like:
+        """Return what says of a checkpoint's tensor which one here, cut over ranks, it is of."""
+        modules = dict(model=self.model) | (dict(ema=self.ema.module) if self.ema else {})
+        modules |= {f"parts.{name}": part for name, part in self.parts.items()}
+        named = {f"{of}.{n}": t for of, m in modules.items() for n, t in m.state_dict().items()}
+        learned = [p for group in self.optimizer.param_groups for p in group["params"]]
+
+        def like(name: str, size: torch.Size) -> Tensor | None:
+            if name.startswith("optimizer.state."):  # optimizer.state.INDEX.exp_avg
+                found = learned[int(name.split(".")[2])]
+            else:
+                found = named.get(name)
+            return found if isinstance(found, DTensor) and found.shape == size else None
+
+        return like
+
+    def _cut(self, state: dict[str, Any]) -> dict[str, Any]:
+        """Cut the tensors that are whole as those here are."""
+        if not is_sharded(self.learned):
+            return state
+        tensors, rest = split(state)
+        like = self.like()
+        for name, value in tensors.items():
+            if not isinstance(value, DTensor) and (shard := like(name, value.shape)) is not None:
+                tensors[name] = cut_like(value.to(shard.device), shard)
+        return joined(rest, tensors)
 
     @property
     def forms(self) -> dict[str, Any]:
-        """What may be evaluated and exported: `average`, if there is one, and `raw`."""
-        return (dict(average=self.ema.module) if self.ema else {}) | dict(raw=self.model)
+        """What may be evaluated and exported: `average`, if there is one, and `raw`.
+
+        Weights that are cut over ranks are gathered for it, once a step: every rank asks, and rank
+        0 gets models.
+        """
+        found = (dict(average=self.ema.module) if self.ema else {}) | dict(raw=self.model)
+        if not is_sharded(self.learned):
+            return found
+        if self.gathered is None or self.gathered[0] != self.step:
+            forms = {name: self._gathered(model) for name, model in found.items()}
+            self.gathered = self.step, forms
+        return self.gathered[1]
+
+    @property
+    def averaged(self) -> Any:
+        """The averaged model where there is one, otherwise the model itself; as `forms`."""
+        return next(iter(self.forms.values()))
+
+    def _gathered(self, model: nn.Module) -> Any:
+        plain = copy.deepcopy(self.skeleton)
+        return filled(plain and plain.to(self.device), model)
 
 
 def _upgraded(state: dict[str, Any]) -> dict[str, Any]:

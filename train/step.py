@@ -1,10 +1,11 @@
-"""One module around everything that a step trains, so that DDP sees one forward pass."""
+"""One module around everything that a step trains, so that DDP and FSDP see one forward pass."""
 
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from torch.nn.parallel import DistributedDataParallel
 
 from zoo.train.mesh import same_on_all, world
@@ -12,48 +13,41 @@ from zoo.train.state import TrainState
 from zoo.train.task import Loss, Task
 
 
-class Step(nn.Module):
-    """A slice's losses and their weighted sum, as a function of everything that learns.
-
-    Learned weights of losses are in it too: outside of the wrapped module DDP would leave each rank
-    its own.
-    """
+class Ranks:
+    """A slice's losses and their weighted sum, with gradients that are summed over the ranks."""
 
     def __init__(self, task: Task, state: TrainState):
-        super().__init__()
-        self.model, self.parts = state.model, nn.ModuleList(state.parts.values())
-        self._held = (task, state)  # in a tuple: `state` is no module, and a task need not be
+        self.task, self.state = task, state
+        self.learned: nn.Module = state.learned
+        if world() > 1 and not isinstance(state.learned, FSDPModule):
+            # DDP would begin with rank 0's weights, and hide that the others drew their own
+            assert same_on_all(list(state.learned.parameters())), "the ranks begin differently"
+            # buffers move by the mean over slices (`SliceBuffers`), not by rank 0's
+            self.learned = DistributedDataParallel(
+                state.learned, broadcast_buffers=False, gradient_as_bucket_view=True
+            )
 
-    def forward(
+    def step(
         self, batch: Any, targets: Any, step: int, counts: Mapping[str, int]
     ) -> tuple[Tensor, dict[str, Loss], dict[str, Tensor]]:
         """Return the number to minimise, each loss, and each over the count of the whole batch."""
-        task, state = self._held
-        losses = task.losses(state, batch, targets, step)
-        shares = {name: loss.total / counts[name] for name, loss in losses.items()}
-        return task.weigh(shares, step), losses, shares
 
+        def run() -> tuple[Tensor, dict[str, Loss], dict[str, Tensor]]:
+            losses = self.task.losses(self.state, batch, targets, step)
+            shares = {name: loss.total / counts[name] for name, loss in losses.items()}
+            return self.task.weigh(shares, step), losses, shares
 
-class Ranks:
-    """`Step` on the ranks of a run: gradients are summed over them with each step's last slice."""
-
-    def __init__(self, task: Task, state: TrainState):
-        self.task, inner = task, Step(task, state)
-        # DDP would begin with rank 0's weights, and hide that the others drew their own
-        assert same_on_all(list(inner.parameters())), "the ranks begin with different weights"
-        # buffers move by the mean over slices (`SliceBuffers`), not by rank 0's
-        self.step: nn.Module = (
-            DistributedDataParallel(inner, broadcast_buffers=False, gradient_as_bucket_view=True)
-            if world() > 1
-            else inner
-        )
+        return self.learned(run)
 
     def backward(self, total: Tensor) -> None:
-        """Add a slice's gradients. DDP takes the mean over the ranks, and a loss is a sum."""
+        """Add a slice's gradients. DDP and FSDP take the mean over the ranks; a loss is a sum."""
         (total * world() if world() > 1 else total).backward()
 
     def accumulating(self, *, last: bool) -> AbstractContextManager:
-        """Return the context of a slice; only behind the last one gradients are summed."""
-        if last or not isinstance(self.step, DistributedDataParallel):
+        """Return the context of a slice; with DDP only behind the last one gradients are summed.
+
+        FSDP sums behind each: the whole gradients would need the memory that it is to save.
+        """
+        if last or not isinstance(self.learned, DistributedDataParallel):
             return nullcontext()
-        return self.step.no_sync()
+        return self.learned.no_sync()

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -127,7 +128,7 @@ def test_a_benchmark_that_was_stopped_goes_on_in_its_folder(data, tmp_path):
     )
     subject = Subject(name="eradio_nano", made=None, seed=3, work=tmp_path / "work")
     first = {n: v.value for n, v in detect(subject, data, settings) if "AP" in n}
-    (subject.work / "checkpoints" / "step_00000004.pt").unlink()
+    shutil.rmtree(subject.work / "checkpoints" / "step_00000004")
     again = {n: v.value for n, v in detect(subject, data, settings) if "AP" in n}
     assert first == again
     with pytest.raises(ValueError, match="cannot go on with other settings"):

@@ -21,6 +21,7 @@ from zoo.commands.distill_args import main
 from zoo.eval.report.run_folder import read_run
 from zoo.eval.report.verdict import on_weights
 from zoo.students.export import load_export
+from zoo.train.checkpoint import read_checkpoint
 from zoo.train.config import Augment, Every, Optim
 from zoo.train.distill.config import Distill, Heads, Losses, TeacherSpec
 from zoo.train.distill.setup import prepare
@@ -130,7 +131,7 @@ def lines(run: Run, kind: str) -> list[dict]:
 
 
 def final_weights(run: Run) -> dict:
-    return torch.load(run.checkpoints()[-1], weights_only=True)
+    return read_checkpoint(run.checkpoints()[-1])
 
 
 def assert_same_end(run: Run, other: Run):
@@ -195,7 +196,7 @@ def test_a_run_repeats_exactly_and_resumes_to_the_bit_after_a_kill(here):
     # a kill -9 leaves the checkpoint of step 8 and a half-written line
     killed = here / "killed"
     shutil.copytree(whole.path, killed)
-    (killed / "checkpoints" / "step_00000012.pt").unlink()
+    shutil.rmtree(killed / "checkpoints" / "step_00000012")
     with (killed / "metrics.jsonl").open("a") as file:
         file.write('{"kind": "train", "st')
     asked = replace(config(here), out=killed)
@@ -229,7 +230,7 @@ def test_a_run_with_every_ingredient_repeats_and_resumes_to_the_bit(here, weight
     whole = distill(asked)
     killed = here / "killed"
     shutil.copytree(whole.path, killed)
-    (killed / "checkpoints" / "step_00000012.pt").unlink()
+    shutil.rmtree(killed / "checkpoints" / "step_00000012")
     assert_same_end(whole, distill(replace(asked, out=killed), resume=True))
     if weighting == "uncertainty":
         learned = final_weights(whole)["parts"]["weighting"]["learned"]
@@ -268,7 +269,7 @@ def test_a_run_that_is_killed_between_two_slices_resumes_to_the_bit(here):
     environment = {**os.environ, "STOP_AT": str(1 + 4 * 4 + 5 * 4 + 2), "STOP_WITH": "9"}
     done = subprocess.run([sys.executable, "-c", KILLED, str(here)], env=environment, check=False)
     assert done.returncode == -9
-    assert torch.load(killed.checkpoints()[-1], weights_only=True)["step"] == 4
+    assert read_checkpoint(killed.checkpoints()[-1])["step"] == 4
     assert_same_end(whole, distill(replace(sliced, out=killed.path), resume=True))
 
 
@@ -329,7 +330,7 @@ def test_a_signal_saves_the_step_and_the_resumed_run_ends_the_same(here, monkeyp
         distill(asked)
     assert stop.value.exit_code == 128 + number
     saved = Run(here / "stopped").checkpoints()[-1]
-    assert 0 < torch.load(saved, weights_only=True)["step"] < 12
+    assert 0 < read_checkpoint(saved)["step"] < 12
     monkeypatch.delenv("STOP_AT")
     assert_same_end(whole, distill(asked, resume=True))
 
@@ -375,7 +376,7 @@ def test_a_resumed_run_has_its_own_folder(here):
 
 
 def test_a_loss_that_turns_to_nan_stops_the_run_and_names_the_images(here):
-    with pytest.raises(ValueError, match=r"not finite.*nan_batch\.json.*step_00000004\.pt"):
+    with pytest.raises(ValueError, match=r"not finite.*nan_batch\.json.*step_00000004"):
         distill(replace(config(here, "late"), every=Every(log=2, checkpoint=4, evaluate=100)))
     told = json.loads((here / "run" / "nan_batch.json").read_text())
     assert len(told["keys"]) == 8 and all(key.endswith(".png") for key in told["keys"])
@@ -436,18 +437,9 @@ def test_a_full_disk_leaves_the_checkpoint_before(here):
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
     try:
-        with pytest.raises(OSError, match=r"step 8 was not saved.*step_00000004\.pt survives"):
+        with pytest.raises(OSError, match=r"step 8 was not saved.*step_00000004 survives"):
             run.save(dict(step=8, weights=torch.ones(1_000_000)))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert run.load()["step"] == 4
-    assert [p.name for p in (run.path / "checkpoints").iterdir()] == ["step_00000004.pt"]
-
-
-def test_a_damaged_checkpoint_gives_way_to_the_one_before(here, capsys):
-    run = Run.create(config(here))
-    run.save(dict(step=4))
-    path = run.save(dict(step=8))
-    path.write_bytes(path.read_bytes()[:100])
-    assert run.load()["step"] == 4
-    assert "step_00000008.pt is damaged" in capsys.readouterr().out
+    assert [p.name for p in (run.path / "checkpoints").iterdir()] == ["step_00000004"]

@@ -86,7 +86,7 @@ def test_four_slices_are_one_batch_and_a_run_resumes_to_the_bit(place):
     for one, four in zip(*(lines(place / name) for name in ("out", "sliced")), strict=True):
         assert one["loss"] == pytest.approx(four["loss"], rel=1e-10)
     before = (place / "out" / "export" / "model.safetensors").read_bytes()
-    (place / "out" / "checkpoints" / "step_00000006.pt").unlink()
+    shutil.rmtree(place / "out" / "checkpoints" / "step_00000006")
     shutil.rmtree(place / "out" / "export")
     main(["distill", "--resume", "out"])
     assert (place / "out" / "export" / "model.safetensors").read_bytes() == before
@@ -103,7 +103,7 @@ def test_hidden_states_are_matched_through_a_projection_and_resume_with_it(place
     expected = second["parent/kl"] + alpha * second["parent/hidden"]
     assert second["loss"] == pytest.approx(expected, rel=1e-4)
     before = (place / "out" / "export" / "model.safetensors").read_bytes()
-    (place / "out" / "checkpoints" / "step_00000020.pt").unlink()
+    shutil.rmtree(place / "out" / "checkpoints" / "step_00000020")
     main(["distill", "--resume", "out"])
     assert (place / "out" / "export" / "model.safetensors").read_bytes() == before
 

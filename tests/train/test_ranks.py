@@ -3,6 +3,7 @@
 import json
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,6 +12,8 @@ from pathlib import Path
 
 import pytest
 import torch
+
+from zoo.train.checkpoint import checkpoints, read_checkpoint
 
 ROOT = Path(__file__).parents[2]
 RUN = shlex.split(
@@ -35,9 +38,25 @@ UNCERTAIN = ("--losses.weighting", "uncertainty")
 
 
 def start(*words: str, processes: int = 1, more: tuple[str, ...] = ()) -> subprocess.Popen:
-    ranks = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", *more]
+    alone = () if more else ("--standalone",)
+    ranks = ["-m", "torch.distributed.run", *alone, f"--nproc-per-node={processes}", *more]
     command = [sys.executable, *(ranks if processes > 1 else ()), "-m", "zoo", *words]
     return subprocess.Popen(command, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+
+PORT = "29411"
+
+
+def start_node(number: int, *words: str, processes: int = 2) -> subprocess.Popen:
+    """Start one agent of two, which find each other as those of two machines do."""
+    where = ("--nnodes=2", f"--node-rank={number}", "--master-addr=localhost")
+    return start(*words, processes=processes, more=(*where, f"--master-port={PORT}"))
+
+
+def finish(*started: subprocess.Popen) -> None:
+    for process in started:
+        _, err = process.communicate(timeout=300)
+        assert process.returncode == 0, err[-3000:]
 
 
 def run(*words: str, processes: int = 1) -> str:
@@ -48,7 +67,7 @@ def run(*words: str, processes: int = 1) -> str:
 
 
 def newest(folder: str) -> dict:
-    return torch.load(sorted(Path(folder).glob("checkpoints/*.pt"))[-1], weights_only=True)
+    return read_checkpoint(checkpoints(Path(folder, "checkpoints"))[-1])
 
 
 def tensors(tree, name: str = "") -> dict[str, torch.Tensor]:
@@ -130,3 +149,27 @@ def test_a_command_of_one_process_says_so_under_torchrun():
     _, err = started.communicate(timeout=120)
     assert started.returncode != 0
     assert "zoo list runs on one process" in err
+
+
+@pytest.mark.slow
+def test_weights_cut_over_two_processes_learn_what_whole_ones_do(tmp_path):
+    """FSDP2, and a checkpoint of two shards that one process goes on from, and back."""
+    changes = (*FOUR, *ALL, *UNCERTAIN, "--steps", "4", "--every.checkpoint", "2")
+    run(*RUN, *changes, "--out", "one")
+    run(*RUN, *changes, "--out", "cut", "--ranks", "fsdp", processes=2)
+    assert largest_gap("one", "cut") < 1e-12
+    assert files("cut") - files("one") == {"__1_0.distcp", "__1_0.distcp.crc32"}
+    for processes, ranks in ((1, "ddp"), (2, "fsdp")):
+        shutil.rmtree(checkpoints(Path("cut/checkpoints"))[-1])  # goes on from step 2
+        run("distill", "--resume", "cut", "--ranks", ranks, processes=processes)
+        assert largest_gap("one", "cut") < 1e-12
+
+
+@pytest.mark.long
+def test_weights_cut_within_nodes_and_copied_between_them_learn_the_same(tmp_path):
+    """HSDP on two agents with two processes each, as two nodes are."""
+    changes = (*FOUR, *ALL, *UNCERTAIN, "--steps", "20")
+    run(*RUN, *changes, "--out", "one")
+    command = [*RUN, *changes, "--out", "four", "--ranks", "hsdp"]
+    finish(*(start_node(i, *command) for i in range(2)))
+    assert largest_gap("one", "four") < 1e-10

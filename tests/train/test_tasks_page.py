@@ -12,6 +12,8 @@ import pytest
 import torch
 from PIL import Image
 
+from zoo.train.checkpoint import read_checkpoint
+
 PAGE = Path(__file__).parents[2] / "docs" / "tasks.md"
 
 CALL = """
@@ -65,8 +67,8 @@ def test_the_example_trains_evaluates_and_resumes_to_the_same_bits_after_a_kill(
     killed = run(tmp_path, "again", KILL_AT="9")
     assert killed.returncode == -9
     assert run(tmp_path, "again").returncode == 0
-    ends = [tmp_path / name / "checkpoints" / "step_00000012.pt" for name in ("whole", "again")]
-    ours, theirs = (torch.load(end, weights_only=True)["model"] for end in ends)
+    ends = [tmp_path / name / "checkpoints" / "step_00000012" for name in ("whole", "again")]
+    ours, theirs = (read_checkpoint(end)["model"] for end in ends)
     assert all(torch.equal(value, theirs[name]) for name, value in ours.items())
     rows = [(tmp_path / name / "metrics.jsonl").read_text() for name in ("whole", "again")]
     assert rows[0] == rows[1]

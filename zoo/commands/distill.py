@@ -183,7 +183,8 @@ def train_arm(work: Work, run: Run, config: Distill, title: str) -> Forms:
         config.workers,
     )
     task = DistillTask.of(config, student, plan, teachers, calibration, setup.grids)
-    state = TrainState.of(student, config.optim, parts=dict(weighting=task.weighting))
+    parts = dict(weighting=task.weighting)
+    state = TrainState.of(student, config.optim, parts=parts, ranks=config.ranks)
     state.resume(run)
     if config.compile:
         # static shapes for each size and window: one graph each, not one that suits them all

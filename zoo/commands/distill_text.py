@@ -152,7 +152,8 @@ def distill_text(config: DistillText, *, resume: bool = False) -> Run:
         before = by_first(partial(evaluated, setup, setup.student))
         hidden = hidden_match(setup)
         parts = dict(hidden=hidden) if hidden else {}
-        state = TrainState.of(setup.student.train(), config.optim, parts=parts)
+        student = setup.student.train()
+        state = TrainState.of(student, config.optim, parts=parts, ranks=config.ranks)
         state.resume(run)
     if not resume:
         run.log("eval", 0, before)

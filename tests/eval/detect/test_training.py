@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -61,7 +62,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(shapes, tmp_path, workers):
     whole, expected = trained(config(tmp_path / "whole", workers=workers), shapes)
     begun = config(tmp_path / "parts", workers=workers)
     trained(begun, shapes)
-    (tmp_path / "parts" / "checkpoints" / "step_00000004.pt").unlink()
+    shutil.rmtree(tmp_path / "parts" / "checkpoints" / "step_00000004")
     resumed, losses = trained(begun, shapes)
     assert losses == expected
     assert_same_weights(resumed, whole)
@@ -110,7 +111,7 @@ def test_a_loss_that_is_no_number_stops_the_run_and_names_the_images(shapes, tmp
     asked = config(tmp_path / "run")
     run, state = Run.begin(asked), start(asked, CLASSES)
     feed = DetectFeed.of(asked, open_coco(shapes, "train"), state)
-    with pytest.raises(ValueError, match=r"step 2 is not finite.*step_00000002\.pt"):
+    with pytest.raises(ValueError, match=r"step 2 is not finite.*step_00000002"):
         train(Sick(), state, feed, asked, run)
     keys = run.read_json("nan_batch.json")["keys"]
     assert len(keys) == 2 and all(key.endswith(".png") for key in keys)

@@ -1,0 +1,300 @@
+"""Checkpoints: a folder a step, which all ranks write together while training goes on.
+
+Tensors go through torch's distributed checkpoints (DCP), each rank its own; numbers and names stand
+in `state.json`. Beside each file lies its checksum. The folder gets its name when everything in it
+is written, so a checkpoint is whole or is none. Another number of ranks, or none, reads it too.
+"""
+
+import json
+import pickle
+import shutil
+import warnings
+import zipfile
+import zlib
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed.checkpoint as dcp
+from torch import Tensor
+from torch.distributed.checkpoint import metadata as dcp_metadata
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.filesystem import _StorageInfo, _StoragePrefix
+
+from zoo.files import read_json
+from zoo.train.mesh import any_rank, rank, saving_group, world
+
+State = dict[str, Any]
+"""Nested dicts and lists of tensors, numbers and names."""
+Like = Callable[[str, torch.Size], Tensor | None]
+"""The sharded tensor that a name of a checkpoint belongs to; None for an ordinary one."""
+STATE = "state.json"
+SUM = ".crc32"
+
+
+class Writer(dcp.FileSystemWriter):
+    """DCP's writer, with checksums, whose folder appears under its name when it is whole."""
+
+    def __init__(self, folder: Path, *, pinned: bool, kept: int):
+        super().__init__(folder, cache_staged_state_dict=pinned)
+        self.folder, self.kept = folder, kept
+        self.rest: Any = None
+        self.step = 0
+
+    def making(self) -> Path:
+        """Return the folder that is written to."""
+        return self.folder / f".step_{self.step:08d}.tmp"
+
+    def storage_meta(self) -> None:
+        """Leave this machine's path out of the metadata."""
+
+    def write_data(self, plan: Any, planner: Any) -> Any:
+        done = super().write_data(plan, planner)
+        for name in {result.storage_data.relative_path for result in done.wait()}:
+            write_sum(self.making() / name)
+        return done
+
+    def finish(self, metadata: Any, results: Any) -> None:
+        """Rank 0, behind all ranks: write the rest, and give the folder its name."""
+        making, path = self.making(), self.folder / f"step_{self.step:08d}"
+        super().finish(metadata, results)
+        (making / STATE).write_text(json.dumps(self.rest))
+        for name in (".metadata", STATE):
+            write_sum(making / name)
+        shutil.rmtree(path, ignore_errors=True)
+        making.rename(path)
+        for old in checkpoints(self.folder)[: -self.kept]:
+            remove(old)
+
+
+class Saver:
+    """Write one checkpoint after another, at most one at a time, beside training."""
+
+    def __init__(self, folder: Path, *, kept: int):
+        self.folder, self.kept = folder, kept
+        self._writer: Writer | None = None
+        self._going: Future | None = None
+
+    def begin(self, state: State) -> None:
+        """Copy a state and write it in the background; every rank calls this.
+
+        Raises:
+            OSError: the checkpoint before it could not be written; nor is this one.
+        """
+        self.wait()
+        self.folder.mkdir(parents=True, exist_ok=True)
+        tensors, rest = split(state)
+        if self._writer is None:
+            pinned = any(value.is_cuda for value in tensors.values())
+            self._writer = Writer(self.folder, pinned=pinned, kept=self.kept)
+        self._writer.step, self._writer.rest = state["step"], rest
+        group = saving_group()
+        without_warning()
+        self._going = dcp.async_save(  # pyright: ignore[reportAttributeAccessIssue]
+            tensors,
+            checkpoint_id=self._writer.making(),
+            storage_writer=self._writer,
+            process_group=group,
+            no_dist=group is None,
+        )
+
+    def wait(self) -> None:
+        """Wait for the checkpoint that is being written; every rank calls this.
+
+        Raises:
+            OSError: it could not be written; the checkpoints before it are still there.
+        """
+        going, self._going = self._going, None
+        if going is None:
+            return
+        try:
+            going.result()
+        except (OSError, CheckpointException) as error:
+            assert self._writer is not None
+            shutil.rmtree(self._writer.making(), ignore_errors=True)
+            raise OSError(self._failure(error)) from None
+
+    def failed(self) -> bool:
+        """Tell whether the checkpoint that was being written is known to be lost."""
+        going = self._going
+        return going is not None and going.done() and going.exception() is not None
+
+    def _failure(self, error: BaseException) -> str:
+        assert self._writer is not None
+        before = checkpoints(self.folder)
+        kept = f"{before[-1]} survives" if before else "there is no earlier one"
+        return (
+            f"The checkpoint of step {self._writer.step} was not saved ({cause_of(error)}); "
+            f"{kept}. Make room, then continue with --resume {self.folder.parent}."
+        )
+
+
+def cause_of(error: BaseException) -> BaseException:
+    """Return what went wrong on the first rank on which it did."""
+    if not isinstance(error, CheckpointException):
+        return error
+    cause, _ = next(iter(error.failures.values()))
+    return cause
+
+
+def without_warning() -> None:
+    """Keep DCP from telling a single process that it is one."""
+    warnings.filterwarnings("ignore", "torch.distributed is disabled, unavailable or uninit")
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """List the checkpoints of a folder, oldest first; earlier versions wrote files, `.pt`."""
+    return sorted(folder.glob("step_*"), key=lambda path: path.name.removesuffix(".pt"))
+
+
+def remove(path: Path) -> None:
+    """Remove a checkpoint."""
+    shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink()
+
+
+def read_checkpoint(path: Path, like: Like | None = None) -> State:
+    """Read a checkpoint; every rank calls this.
+
+    Args:
+        like: Gives the sharded tensors; all others are read whole.
+
+    Raises:
+        ValueError, OSError: it is not a checkpoint.
+    """
+    reader = Reader(path)
+    entries = reader.read_metadata().state_dict_metadata
+    tensors = {}
+    for name, entry in entries.items():
+        assert isinstance(entry, dcp_metadata.TensorStorageMetadata)
+        kind = entry.properties.dtype
+        shard = like(name, entry.size) if like else None
+        tensors[name] = (
+            torch.empty(entry.size, dtype=kind)
+            if shard is None
+            else torch.empty_like(shard, dtype=kind)
+        )
+    group = saving_group()
+    without_warning()
+    try:
+        dcp.load(tensors, storage_reader=reader, process_group=group, no_dist=group is None)
+    except CheckpointException as error:  # a BaseException
+        raise ValueError(str(cause_of(error))) from None
+    return joined(read_json(path / STATE, Any, most=2**30), tensors)
+
+
+class Reader(dcp.FileSystemReader):
+    """DCP's reader, which does not run what a file says."""
+
+    def read_metadata(self, *args: Any, **kwargs: Any) -> dcp_metadata.Metadata:
+        with (Path(self.path) / ".metadata").open("rb") as file:
+            metadata = PlainUnpickler(file).load()
+        if not isinstance(metadata, dcp_metadata.Metadata):
+            raise ValueError(f"{self.path} holds a {type(metadata).__name__} for its metadata")
+        return metadata
+
+
+class PlainUnpickler(pickle.Unpickler):
+    """Read the pickle that DCP writes: dataclasses of its own, sizes and types of tensors."""
+
+    KINDS = (
+        dcp_metadata.Metadata,
+        dcp_metadata.MetadataIndex,
+        dcp_metadata.TensorStorageMetadata,
+        dcp_metadata.TensorProperties,
+        dcp_metadata.ChunkStorageMetadata,
+        dcp_metadata._MEM_FORMAT_ENCODING,
+        _StorageInfo,
+        _StoragePrefix,
+        torch.Size,
+    )
+    ALLOWED = {(kind.__module__, kind.__qualname__): kind for kind in KINDS} | {
+        ("torch.serialization", "_get_layout"): lambda name: {"torch.strided": torch.strided}[name]
+    }
+
+    def find_class(self, module: str, name: str) -> Any:
+        if module == "torch" and isinstance(kind := getattr(torch, name, None), torch.dtype):
+            return kind
+        if (found := self.ALLOWED.get((module, name))) is None:
+            raise ValueError(f"it names {module}.{name}, which no checkpoint needs")
+        return found
+
+
+def damage(path: Path) -> str:
+    """Say what is wrong with a checkpoint by its checksums; "" if nothing is.
+
+    The files are shared out over the ranks; every rank calls this, and gets the same verdict.
+    """
+    files = sorted(path.iterdir()) if path.is_dir() else []
+    named = [file for file in files if file.suffix != SUM]
+    wrong = "" if {".metadata", STATE} <= {file.name for file in named} else "files are missing"
+    for file in named[rank() :: world()]:
+        beside = file.with_name(file.name + SUM)
+        if not beside.is_file() or beside.read_text() != checksum(file):
+            wrong = f"the checksum of {file.name} is another"
+    if any_rank(bool(wrong)):
+        return wrong or "a checksum is another"
+    return ""
+
+
+def checksum(path: Path) -> str:
+    """Return the CRC-32 of a file, in hex."""
+    total = 0
+    with path.open("rb") as file:
+        while block := file.read(2**24):
+            total = zlib.crc32(block, total)
+    return f"{total:08x}"
+
+
+def write_sum(path: Path) -> None:
+    """Write a file's checksum beside it."""
+    path.with_name(path.name + SUM).write_text(checksum(path))
+
+
+# A state as tensors, and JSON for the rest
+
+
+def split(state: State) -> tuple[dict[str, Tensor], Any]:
+    """Take the tensors out of a state; what is left can be written as JSON, to the bit."""
+    tensors: dict[str, Tensor] = {}
+
+    def walk(value: Any, name: str) -> Any:
+        if isinstance(value, Tensor):
+            tensors[name] = value.detach()
+            return {"tensor": name}
+        if isinstance(value, Mapping):
+            return {"dict": [[key, walk(inner, f"{name}.{key}")] for key, inner in value.items()]}
+        if isinstance(value, (list, tuple)):
+            kind = "tuple" if isinstance(value, tuple) else "list"
+            return {kind: [walk(inner, f"{name}.{i}") for i, inner in enumerate(value)]}
+        if value is None or isinstance(value, (bool, int, float, str)):
+            return value
+        raise TypeError(f"{name} of a state is a {type(value).__name__}")
+
+    rest = {key: walk(value, key) for key, value in state.items()}
+    return tensors, rest
+
+
+def joined(rest: Any, tensors: Mapping[str, Tensor]) -> Any:
+    """Put the tensors back."""
+
+    def walk(value: Any) -> Any:
+        if not isinstance(value, dict):
+            return value
+        ((kind, content),) = value.items()
+        if kind == "tensor":
+            return tensors[content]
+        if kind == "dict":
+            return {key: walk(inner) for key, inner in content}
+        return (tuple if kind == "tuple" else list)(walk(inner) for inner in content)
+
+    return {key: walk(value) for key, value in rest.items()}
+
+
+def of_file(path: Path) -> State:
+    """Read a checkpoint of an earlier version: one file, whose checksums torch does not check."""
+    with zipfile.ZipFile(path) as file:
+        if (bad := file.testzip()) is not None:
+            raise ValueError(f"the checksum of {bad} is another")
+    return torch.load(path, map_location="cpu", weights_only=True)

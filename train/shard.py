@@ -1,0 +1,113 @@
+"""Weights cut over the ranks (FSDP2): each keeps its share, and gathers a block's when it runs.
+
+Which method: `ddp`, a whole copy on each rank; `fsdp`, cut over all ranks; `hsdp`, cut over the
+ranks of a node and copied from node to node, so that the large transfers stay within a node.
+"""
+
+import os
+from typing import Any, Literal
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+from zoo.compiled_blocks import repeated_blocks
+from zoo.layers.stage import Stage
+from zoo.train.mesh import world
+
+Method = Literal["ddp", "fsdp", "hsdp"]
+LARGE = 10**9
+"""Parameters from which `auto` cuts a model up."""
+ENTRIES = ("answer", "look", "own_map")
+"""Methods of a student that run its blocks without `__call__`."""
+
+
+def method_of(ranks: str, model: nn.Module) -> Method:
+    """Settle `auto`: DDP below 10⁹ parameters, HSDP from there on.
+
+    Raises:
+        ValueError: weights are to be cut, and torchrun has not started this process.
+    """
+    if ranks == "auto":
+        large = sum(p.numel() for p in model.parameters()) >= LARGE
+        return "hsdp" if large and world() > 1 else "ddp"
+    if ranks != "ddp" and not dist.is_initialized():
+        raise ValueError(
+            f"--ranks {ranks} cuts the weights over processes; start them with torchrun "
+            "--nproc-per-node N -m zoo ..."
+        )
+    return ranks  # pyright: ignore[reportReturnType]
+
+
+def mesh_of(method: Method, device: torch.device) -> DeviceMesh:
+    """Return the ranks in a row, or for HSDP nodes by ranks of a node."""
+    local = int(os.environ.get("LOCAL_WORLD_SIZE", world()))
+    if method == "hsdp" and 1 < local < world():
+        shape, names = (world() // local, local), ("replicate", "shard")
+    else:
+        shape, names = (world(),), ("shard",)
+    return init_device_mesh(device.type, shape, mesh_dim_names=names)
+
+
+def shard(model: nn.Module, mesh: DeviceMesh) -> None:
+    """Cut a model's parameters over a mesh in place, one group for each repeated block."""
+    for block in [*_units(model), model]:
+        fully_shard(block, mesh=mesh, reshard_after_forward=True)
+    for name in ENTRIES:
+        if hasattr(model, name):
+            register_fsdp_forward_method(model, name)
+
+
+def _units(model: nn.Module) -> list[nn.Module]:
+    """Return what is gathered at once: blocks, or a stage that reads its blocks' weights itself.
+
+    The step to the next stage lies in a `Stage`, and is not run by it.
+    """
+    stages = [
+        part
+        for part in model.modules()
+        if isinstance(part, Stage) and type(part).extra_inputs is not Stage.extra_inputs
+    ]
+    inside = {part for stage in stages for part in stage.modules()}
+    steps = [stage.downsample for stage in stages if list(stage.downsample.parameters())]
+    return [*steps, *stages, *(block for block in repeated_blocks(model) if block not in inside)]
+
+
+def is_sharded(model: nn.Module) -> bool:
+    """Tell whether a model's parameters are cut over ranks."""
+    return any(isinstance(p, DTensor) for p in model.parameters())
+
+
+def local(x: Tensor) -> Tensor:
+    """Return what this rank holds of a tensor."""
+    return x.to_local() if isinstance(x, DTensor) else x
+
+
+def whole(x: Tensor) -> Tensor:
+    """Return a tensor whole; every rank calls this."""
+    return x.full_tensor() if isinstance(x, DTensor) else x
+
+
+def cut_like(x: Tensor, like: Tensor) -> Tensor:
+    """Cut a tensor that is whole and equal on all ranks as another one is."""
+    if not isinstance(like, DTensor):
+        return x
+    return distribute_tensor(x, like.device_mesh, like.placements, src_data_rank=None)
+
+
+@torch.no_grad()
+def filled(skeleton: Any, model: nn.Module) -> Any:
+    """Write the whole weights of a model that is cut into a plain one; every rank calls this.
+
+    Args:
+        skeleton: Has the same parameters, uncut; None on a rank that only lends its share.
+    """
+    target = skeleton.state_dict() if skeleton is not None else {}
+    for name, value in model.state_dict().items():
+        value = whole(value)
+        if name in target:
+            target[name].copy_(value)
+    return skeleton
