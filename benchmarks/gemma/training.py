@@ -29,9 +29,8 @@ class Unwritten(Run):
     def log_speed(self, *_: Any, **__: Any) -> None:
         """Leave it out; the cell is timed as a whole."""
 
-    def save(self, state: Any) -> Path:
+    def save(self, *_: Any, **__: Any) -> None:
         """Save nothing."""
-        return self.path
 
 
 class Settings(NamedTuple):

@@ -23,7 +23,8 @@ class Prune:
     ssm_heads, ssm_channels, ssm_state, ssm_rank, layers, attention_layers and ffn_layers (branches
     inside the layers, with --form zoo), or of an axis that --shapes names (also with *)."""
     data: Path | None = None
-    """Images (a folder, .tar shards, .npz), or for a language model a text (.txt, .jsonl)."""
+    """Images (a folder, .tar shards, .npz, embedded/photos), or for a language model a text (.txt,
+    .jsonl)."""
     out: Path | None = None
     """The folder to write: a plain checkpoint of the model's library."""
     score: str = "auto"
