@@ -137,6 +137,7 @@ def test_one_command_cuts_and_distils_and_a_stopped_one_goes_on(place, monkeypat
         ("--to ffn=0.5 --distill 2 --teachers timm:nothing", "There is no timm model 'nothing'"),
         ("--to ffn=0.5 --distill 2 --optim.lr x", "optim.lr"),
         ("--to ffn=0.5 --distill -1", "--distill is -1"),
+        ("--to ffn=0.5 --form zoo --distill 2", "--form zoo cannot be trained"),
         ("--resume IMAGES", "There is no run of zoo prune --distill"),
     ],
 )
