@@ -29,6 +29,7 @@ from zoo.students.prune.proof import forward_of, prove, tensors
 from zoo.students.prune.prune import Child, ScoreUnits, prune
 from zoo.students.prune.ranking import BLIND, Measure
 from zoo.students.prune.similarity import linear_cka
+from zoo.students.prune.taylor import gives_logits
 from zoo.train.device import autocast, device_of
 
 
@@ -282,7 +283,7 @@ def distance(parent: nn.Module, child: nn.Module, batches: Iterable[Samples]) ->
             x, y = (x.flatten(0, -2) for x in rows)
             narrower.append((x, y))
             continue
-        logits = "input_ids" in batch and theirs.shape[:2] == batch["input_ids"].shape
+        logits = gives_logits(parent, batch, theirs)
         for pair in zip(ours, theirs, strict=True):  # one sample's logits in float32 at a time
             x, y = (output.float() for output in pair)
             if logits:
