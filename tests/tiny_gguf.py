@@ -5,7 +5,7 @@ from pathlib import Path
 import gguf
 import numpy as np
 
-WIDTH, FFN, HEADS, HEAD = 32, 64, 2, 32
+WIDTH, FFN, HEADS, HEAD = 32, 192, 2, 32
 LETTERS = ["\u2581", *"abcdefghijklmnopqrstuvwxyz", "\n"]
 WORDS = ["<pad>", "<eos>", "<bos>", "<unk>", *(f"<0x{i:02X}>" for i in range(256)), *LETTERS]
 TYPES = [3] * 4 + [6] * 256 + [1] * len(LETTERS)

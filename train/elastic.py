@@ -52,7 +52,12 @@ class ElasticTask(Task):
         return self.inner.targets(batch, step)
 
     def losses(self, state: TrainState, batch: Any, targets: Any, step: int) -> dict[str, Loss]:
-        size = self.sizes[self.drawn(batch.positions[0])]
+        return self.at(self.sizes[self.drawn(batch.positions[0])], state, batch, targets, step)
+
+    def at(
+        self, size: Size, state: TrainState, batch: Any, targets: Any, step: int
+    ) -> dict[str, Loss]:
+        """Return the losses of one size."""
         with self.masked.at(size):
             losses = self.inner.losses(state, batch, targets, step)
         # Layers that were left out get a gradient of 0, so that every slice has the same graph.

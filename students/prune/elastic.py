@@ -4,6 +4,7 @@ Flextron (2406.10260) and Nemotron Elastic (2511.16664): sizes are nested in one
 trained together (`zoo.train.elastic`).
 """
 
+import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -12,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from zoo.axes import Axis, Shapes, State
+from zoo.axes import Axis, Shapes, State, dim_size
 from zoo.students.prune.cut import keep_units
 from zoo.students.prune.library import Parent
 from zoo.students.prune.masked import Masked, Size, Widths, unsaved
@@ -85,25 +86,52 @@ def checked_size(
     """
     shapes, size = masked.shapes, size_of(masked.shapes, plan, ranks)
     child = cut_to(parent, shapes, plan, ranks, form=form).built.model
-    ours, theirs = unsaved(parent.model), unsaved(child)
-    same = [n for n in ours if n in theirs and ours[n].shape == theirs[n].shape]
-    different = {n: theirs[n] for n in same if not torch.equal(ours[n], theirs[n])}
+    own = unsaved(child)
+    different = {
+        name: own[name]
+        for name, buffer in unsaved(parent.model).items()
+        if name in own and own[name].shape == buffer.shape and not torch.equal(own[name], buffer)
+    }
     size = replace(size, buffers=different)
     with full_precision(next(iter(probe.values())).device):
         whole, expected = (list(tensors(model(**probe))) for model in (parent.model, child))
         with masked.at(size):
             found = list(tensors(parent.model(**probe)))
-    pairs = [
-        (a, b, w) for a, b, w in zip(found, expected, whole, strict=True) if a.shape == b.shape
-    ]
-    wrong = max(float((a - b).abs().max()) for a, b, _ in pairs)
-    cut = max(float((a - w).abs().max()) for a, _, w in pairs)
+    wrong = cut = 0.0
+    for ours, theirs, before in zip(found, expected, whole, strict=True):
+        first = tuple(map(slice, theirs.shape))  # an output may be what was cut
+        wrong = max(wrong, float((ours[first] - theirs).abs().max()))
+        cut = max(cut, float((ours[first] - before[first]).abs().max()))
     if not wrong < LIMIT * cut:
         raise ValueError(
             f"Masked to a size, {type(parent.model).__name__} differs from the model cut to it by "
             f"{wrong:.1e}, and the cut moved outputs by {cut:.1e}: it cannot be trained as one."
         )
     return size
+
+
+def numbers(shapes: Shapes, size: Size) -> Any:
+    """Count the numbers of a size; of a choice of widths, with its gradient, for their mean."""
+    sizes: dict[Axis, Any] = dict(shapes.sizes)
+    for axis, width in size.widths.items():
+        share = width.mixture().double()
+        each = share.new_tensor(width.sizes)
+        sizes[axis] = (share @ each).mean() if width.share is not None else width.sizes[0]
+    total = 0
+    for name, shape in shapes.tensors.items():
+        if name not in shapes.tied:
+            length = math.prod(dim_size(dim, sizes) for dim in shape.dims)
+            total = total + length * _present(name, size)
+    return total
+
+
+def _present(name: str, size: Size) -> Any:
+    """Return how much of a tensor's layer there is."""
+    for path, kept in size.layers.items():
+        if name.startswith(f"{path}."):
+            layer = int(name[len(path) + 1 :].partition(".")[0])
+            return kept[layer] if isinstance(kept, Tensor) else layer in kept
+    return 1
 
 
 def cut_to(

@@ -10,6 +10,7 @@ import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -21,15 +22,23 @@ from torch.overrides import TorchFunctionMode
 from zoo.axes import Axis, Part, Shapes, State, part_size
 from zoo.students.prune.taps import CONVS
 
+Share = Float[Tensor, "*B choices"]
+
 
 class Widths(NamedTuple):
     """How many units of an axis count: the first ones, of each candidate's number."""
 
     sizes: tuple[int, ...]
-    share: Float[Tensor, "*B choices"] | None = None
-    """How much of each candidate there is, for all samples or for each; None for the only one. One
-    of them is 1 and the others 0, or nothing that is said of a child holds; gradients may differ.
-    """
+    share: Share | Callable[[], Share] | None = None
+    """How much of each candidate there is, for all samples or for each token, or what says so when
+    it is needed; None for the only one. One of them is 1 and the others 0, or nothing that is said
+    of a child holds; gradients may differ."""
+
+    def mixture(self) -> Share:
+        """Return how much of each candidate there is, now."""
+        if self.share is None:
+            return torch.ones(1)
+        return self.share if isinstance(self.share, Tensor) else self.share()
 
 
 Layers = Mapping[str, Sequence[int] | Float[Tensor, " layers"]]
@@ -87,7 +96,7 @@ class Masked:
         normed = {axis for name in self.norms for axis in self._letters(name, widths)}
         # The gradient of a choice comes from the norms where there are some, and not twice.
         widths = {
-            axis: width._replace(share=width.share.detach())
+            axis: width._replace(share=width.mixture().detach())
             if axis in normed and width.share is not None
             else width
             for axis, width in widths.items()
@@ -108,13 +117,14 @@ class Masked:
                 found[storage] = entry
         return found
 
-    def _mask(self, dim: tuple[Part, ...], widths: Mapping[Axis, Widths]) -> Tensor | None:
+    def _mask(self, dim: tuple[Part, ...], widths: Mapping[Axis, Widths]) -> Any:
+        """Return the mask of a dim; what returns it, if it depends on what is chosen."""
         letters = [u for part in dim for u in part if isinstance(u, str) and u in widths]
         if not letters:
             return None
         device = next(self.model.parameters()).device
         if any(widths[letter].share is not None for letter in letters):
-            return along(dim, self.shapes.sizes, widths, device)
+            return partial(along, dim, self.shapes.sizes, widths, device)
         key = (dim, *(widths[letter].sizes for letter in letters))
         if key not in self._fixed or self._fixed[key].device != device:
             self._fixed[key] = along(dim, self.shapes.sizes, widths, device)
@@ -137,17 +147,13 @@ class Masked:
         narrowed = []
         for i in choices:
             one = {a: Widths((w.sizes[i if a in mixed else 0],)) for a, w in widths.items()}
-            mask = self._mask(dim, one)
-            assert mask is not None
-            narrowed.append(narrow(norm, mask.nonzero()[:, 0]))
+            narrowed.append(narrow(norm, self._mask(dim, one).nonzero()[:, 0]))
         if not mixed:
             return narrowed[0]
-        share = widths[mixed[0]].share
-        assert share is not None
 
         def forward(*inputs: Tensor | None) -> Tensor:
             found = torch.stack([one(*inputs) for one in narrowed], -1)
-            return (found * share.to(found.dtype)[..., None, :]).sum(-1)
+            return (found * widths[mixed[0]].mixture().to(found.dtype)[..., None, :]).sum(-1)
 
         return forward
 
@@ -196,12 +202,15 @@ def along(
 def _prefix(width: Widths, units: int, device: torch.device) -> Float[Tensor, "*B units"]:
     ends = torch.tensor(width.sizes, device=device)
     table = (torch.arange(units, device=device) < ends[:, None]).float()
-    return table[0] if width.share is None else width.share @ table.to(width.share.dtype)
+    if width.share is None:
+        return table[0]
+    share = width.mixture()
+    return share @ table.to(share)
 
 
 class _Product(NamedTuple):
-    columns: Tensor | None
-    rows: Tensor | None
+    columns: Tensor | Callable[[], Tensor] | None
+    rows: Tensor | Callable[[], Tensor] | None
 
 
 class _Masks(TorchFunctionMode):
@@ -228,9 +237,9 @@ class _Masks(TorchFunctionMode):
         return out if found.rows is None else _times(out, found.rows, spatial)
 
 
-def _times(x: Tensor, mask: Tensor, spatial: int) -> Tensor:
+def _times(x: Tensor, mask: Tensor | Callable[[], Tensor], spatial: int) -> Tensor:
     """Multiply along the channels, which stand before `spatial` other dims; or the last ones."""
-    mask = mask.to(x.dtype)
+    mask = (mask if isinstance(mask, Tensor) else mask()).to(x.dtype)
     if spatial and mask.ndim > 1:
         raise ValueError("A convolution's channels cannot be chosen for each token.")
     return x * mask.view(*mask.shape, *[1] * spatial)

@@ -86,7 +86,7 @@ def prune(
     for axis, kept, by in cuts:
         state, shapes = keep_units(shapes, state, axis, kept, by)
     layers = choose_layers(before, plan, rank_layers)
-    if not cuts and not layers:
+    if not cuts and not layers and not parent.emulated:
         raise ValueError("This plan cuts nothing: each list of layers and axis keeps its size.")
     for path, kept in layers.items():
         state = keep_layers(shapes, state, path, kept)
@@ -114,12 +114,10 @@ def choose_layers(
     shapes: Shapes, plan: Plan, rank: Callable[[str, int], Tensor] | None
 ) -> dict[str, list[int]]:
     """Choose which layers of each list stay; the paths of lists that lose none are left out."""
-    if plan.layers is None:
-        return {}
     out = {}
     for entry in shapes.layers:
         length = shapes.num_layers(entry.path)
-        number = plan.num_layers(length)
+        number = plan.num_layers(entry.path, length)
         if number < length:
             values = rank(entry.path, length) if rank else -torch.arange(float(length))
             out[entry.path] = values.topk(number).indices.sort().values.tolist()

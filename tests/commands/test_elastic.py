@@ -91,6 +91,18 @@ def test_a_run_resumes_to_the_bit_and_slices_draw_sizes_of_their_own(trained):
     assert json.loads((export / "elastic.json").read_text())["sizes"] == SIZES
 
 
+def test_a_router_chooses_sizes_that_export(trained, capsys):
+    choices = "ffn=0.25|0.5|1.0,layers=1|2|3"
+    words = ("--router", "static", "--choices", choices, "--steps", "40", "--out", "routed")
+    elastic(*words, "--router-lr", "3e-3", sizes="half:params=0.5;most:params=0.75")
+    assert "chosen   half:ffn=" in capsys.readouterr().out
+    about = json.loads((trained / "routed/about.json").read_text())
+    shares = {name: n / about["numbers"]["full"] for name, n in about["numbers"].items()}
+    assert shares["half"] < shares["most"] <= 1
+    main(["export", "routed", "--size", "half", "--out", "out-half"])
+    assert loss("out-half") == pytest.approx(about["after"]["half"]["loss"], rel=1e-4)
+
+
 def test_a_dry_run_prints_what_each_size_has_and_writes_nothing(trained, capsys):
     elastic("--dry-run", "--out", "dry")
     said = capsys.readouterr().out
@@ -107,6 +119,10 @@ def test_a_dry_run_prints_what_each_size_has_and_writes_nothing(trained, capsys)
         ((), "small:heads=2", "is the whole model"),
         ((), "small:stream=0.5;big:blub=1", "has no 'blub'"),
         ((), "small:model.layers.0.mlp.f=0.5", "--form zoo"),
+        ((), "small:attention_layers=2", "leaves out sub-layers"),
+        (("--router", "static"), "small:params=0.5", "give both"),
+        (("--router", "static", "--choices", "ffn=0.5|1.0"), SIZES, "is no budget"),
+        (("--router", "static", "--choices", "ffn=0.5"), "a:params=0.5", "leaves no choice"),
         (("--shares", "1", "2"), SIZES, "shares are 2 numbers"),
         (("--shares", "0", "0", "0"), SIZES, "not all 0"),
         (("--shares", "-1", "0", "0"), SIZES, "0 or more"),

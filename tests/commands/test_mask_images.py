@@ -1,6 +1,7 @@
 """`zoo mask` on a vision model."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from PIL import Image
 from zoo.cli import main
 from zoo.students.prune.library import Parent, save
 from zoo.students.prune.nm import Pattern, sparse_layers
+from zoo.train.run import Run
 
 TWO = Pattern(2, 4)
 
@@ -88,6 +90,18 @@ def test_masks_are_learnt_on_from_those_of_another_run(place, learned):
     assert torch.stack(agreement).mean() > 0.85  # logits are drawn around the prior
     measure = "cosine/parent/summary"
     assert found["begins"][measure] > learned["begins"][measure] + 0.1
+
+
+def test_a_stopped_run_goes_on_to_the_same_masks(place):
+    masked("learned", "--steps", "6", "--every.checkpoint", "3", name="stopped")
+    expected, folder = exported("stopped/export"), place / "stopped"
+    last = Run(folder).checkpoints()[-1]
+    shutil.rmtree(last) if last.is_dir() else last.unlink()
+    (folder / "about.json").unlink()
+    shutil.rmtree(folder / "export")
+    main(["mask", "--resume", "stopped"])
+    for name, weight in exported("stopped/export").items():
+        assert torch.equal(weight, expected[name])
 
 
 def test_other_teachers_teach_beside_the_dense_model_through_heads(place):

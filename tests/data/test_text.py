@@ -35,6 +35,22 @@ def test_every_token_of_every_document_is_in_exactly_one_row(tmp_path):
     assert rows.segments.max() == 0  # one document a row
 
 
+def test_rows_begin_as_the_tokenizer_does_and_nothing_else_changes_its_place(tmp_path):
+    path = write(tmp_path / "t.jsonl", ["abc", "defghij"])
+    tokenizer = ByteTokenizer()
+    plain = open_text(path, tokenizer, 4)
+    tokenizer.begin = 300
+    source = open_text(path, tokenizer, 4)
+    assert source.rows(range(3)).ids.tolist() == [
+        [300, *b"abc"],
+        [300, 300, *b"de"],  # 256, which ended the first document, gave way
+        [300, *b"ghi"],
+    ]
+    assert source.rows([1]).segments.tolist() == [[0, 1, 1, 1]]
+    assert source.rows([1]).counted.tolist() == [[False, True, True, False]]
+    assert source.bytes_a_token == plain.bytes_a_token
+
+
 def test_segments_change_where_a_document_ends(tmp_path):
     source = open_text(write(tmp_path / "t.jsonl", ["abc", "d", "efghi"]), ByteTokenizer(), 6)
     ids, segments = source.row(0)

@@ -7,8 +7,10 @@ import pytest
 import torch
 
 from zoo.cli import main
+from zoo.data.text import open_text
 from zoo.language.gguf import dequantised, find_gguf
 from zoo.language.open import open_language_model
+from zoo.language.tokenizers import open_tokenizer
 
 transformers = pytest.importorskip("transformers")
 
@@ -38,7 +40,7 @@ def test_prune_saves_a_quantised_parent_as_float_only_when_told_so(tiny_gguf, tm
     assert not out.exists()
     main([*words, "--dequantise"])
     child = transformers.AutoModelForCausalLM.from_pretrained(out)
-    assert (child.config.intermediate_size, child.dtype) == (32, torch.float32)
+    assert (child.config.intermediate_size, child.dtype) == (96, torch.float32)
     assert transformers.AutoTokenizer.from_pretrained(out).bos_token_id == 2
 
 
@@ -53,3 +55,10 @@ def test_a_missing_package_a_missing_file_and_two_files_are_named(tmp_path, monk
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: name != "gguf" and find(name))
     with pytest.raises(ValueError, match="needs gguf"):
         dequantised(tmp_path / "a.gguf")
+
+
+def test_its_rows_begin_with_its_token_for_a_beginning(tiny_gguf, tmp_path):
+    text = tmp_path / "text.txt"
+    text.write_text("abcdef" * 9)
+    source = open_text(text, open_tokenizer(str(dequantised(tiny_gguf))), 8)
+    assert set(source.rows(range(len(source))).ids[:, 0].tolist()) == {2}

@@ -6,7 +6,7 @@ from typing import Annotated, ClassVar, Literal
 
 from zoo.train.config import Optim
 from zoo.train.distill.token_config import DistillText
-from zoo.train.ranges import COUNT, NOT_NEGATIVE
+from zoo.train.ranges import COUNT, NOT_NEGATIVE, POSITIVE
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,7 +17,16 @@ class Elastic(DistillText):
 
     sizes: str = ""
     """NAME:WORDS with ; between: small:ffn=0.5,stream=0.5;medium:ffn=0.75. The words are those of
-    zoo prune --to."""
+    zoo prune --to; with a router, NAME:params=SHARE."""
+    router: Literal["none", "static"] = "none"
+    """static: a router learns which of the --choices each size gets, under its share of the
+    parameters (Nemotron Elastic)."""
+    choices: str = ""
+    """Candidates of a router, the smallest first: ffn=0.5|0.75|1.0,heads=0.5|1.0,layers=8|12."""
+    router_lr: Annotated[float, POSITIVE] = 1e-3
+    """Rate of a router, on the schedule of the others."""
+    router_cost: Annotated[float, NOT_NEGATIVE] = 30.0
+    """Weight of |parameters - budget|, both as shares of the whole model's."""
     shares: Annotated[tuple[float, ...], NOT_NEGATIVE] = ()
     """How often each size is trained, in their order and the whole model last; equally often by
     default. Nemotron Elastic ends with 0.2, 0.3 and 0.5, which spares the whole model."""

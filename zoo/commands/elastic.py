@@ -13,17 +13,18 @@ from rich.table import Table
 
 from zoo.axes import Shapes, named_shapes
 from zoo.commands.distill_text import Evaluation, TextSetup, evaluated, export, prepare
-from zoo.commands.prune import Chosen
 from zoo.data.plan import Plan as Stream
 from zoo.data.text import TextFeed
-from zoo.students.prune import score
+from zoo.students.prune.choices import least, parse_budgets, parse_choices, words_of
 from zoo.students.prune.elastic import (
     FULL,
     Ranks,
     checked_size,
     cut_to,
+    numbers,
     parse_sizes,
     rank_units,
+    size_of,
     sort_units,
 )
 from zoo.students.prune.layers import block_influence
@@ -32,11 +33,13 @@ from zoo.students.prune.masked import Masked, Size
 from zoo.students.prune.parent import open_parent
 from zoo.students.prune.plan import Plan
 from zoo.students.prune.proof import Cut, is_experts
+from zoo.students.prune.ranking import Measure
 from zoo.train.config import to_json
 from zoo.train.device import autocast, machine
 from zoo.train.distill.elastic_config import Elastic
 from zoo.train.distill.token_task import TokenTask
 from zoo.train.elastic import ElasticTask
+from zoo.train.elastic_router import RoutedTask, Router
 from zoo.train.loop import train
 from zoo.train.mesh import by_first, first_goes_first, slices_of_rank, with_slices
 from zoo.train.run import Run, commit
@@ -70,14 +73,15 @@ def elastic(config: Elastic, *, resume: bool = False) -> Run:
             has been written unless training had begun.
         Interrupted: a signal came; the run can be resumed.
     """
-    plans, config = checked_plans(config), with_slices(config)
+    config = with_slices(config)
+    check_names(config)
     if not resume:
         Run.refuse_existing(config.out)
     with first_goes_first():  # tokenises
         setup = prepare(config)
     parent = Parent(setup.student, folder=Path(config.student.removeprefix("lm:")))
     shapes = named_shapes(parent.model)
-    check_axes(shapes, plans)
+    plans = plans_of(config, shapes)
     begun = resume and bool(Run(config.out).checkpoints())
     ranks = (
         Run(config.out).read_json(ABOUT)["ranks"]
@@ -90,6 +94,8 @@ def elastic(config: Elastic, *, resume: bool = False) -> Run:
         name: checked_size(parent, masked, plan, ranks, probe, form=config.form)
         for name, plan in plans.items()
     }
+    if config.router != "none":  # those were its candidates; it chooses the sizes
+        named = {}
     sizes = Sizes(shapes, {**named, FULL: Size()})
     run = Run.reopen(config.out, config) if resume else Run.create(config)
     about = dict(sizes=config.sizes, ranks=ranks, form=config.form)
@@ -97,23 +103,45 @@ def elastic(config: Elastic, *, resume: bool = False) -> Run:
     began = time.perf_counter()
     if not begun:
         run.write_json("before.json", by_first(partial(sizes.measured, setup, setup.student)))
-    model = learn(config, setup, masked, sizes, run)
+    if config.router != "none":
+        model, about["sizes"] = route(config, setup, masked, ranks, run)
+        plans = parse_sizes(about["sizes"])
+        sizes = Sizes(shapes, {n: size_of(shapes, plan, ranks) for n, plan in plans.items()})
+        sizes.by_name = {**sizes.by_name, FULL: Size()}
+    else:
+        model = learn(config, setup, masked, sizes, run)
     by_first(partial(finish, run, setup, sizes, model, about, began))
     return run
 
 
-def checked_plans(config: Elastic) -> dict[str, Plan]:
-    """Read the sizes, and hold their shares against them.
+def check_names(config: Elastic) -> None:
+    """Hold the shares against the sizes, and the router against its choices.
 
     Raises:
         ValueError: a size says nothing, or there is another number of shares.
     """
-    plans = parse_sizes(config.sizes)
-    if config.shares and (len(config.shares) != len(plans) + 1 or not sum(config.shares)):
+    read = parse_sizes if config.router == "none" else parse_budgets
+    names = [*read(config.sizes), FULL]
+    if config.shares and (len(config.shares) != len(names) or not sum(config.shares)):
         raise ValueError(
-            f"shares are {len(config.shares)} numbers and the sizes {', '.join([*plans, FULL])}: "
-            "give one for each, not all 0."
+            f"shares are {len(config.shares)} numbers and the sizes {', '.join(names)}: give one "
+            "for each, not all 0."
         )
+    if bool(config.choices) != (config.router != "none"):
+        raise ValueError("--choices are those of a --router, and it needs some; give both.")
+
+
+def plans_of(config: Elastic, shapes: Shapes) -> dict[str, Plan]:
+    """Return the sizes that are trained; of a router, all that it may choose, at its least.
+
+    Raises:
+        ValueError: a plan names what this model has not.
+    """
+    if config.router == "none":
+        plans = parse_sizes(config.sizes)
+    else:
+        plans = dict(least=least(parse_choices(config.choices, shapes)))
+    check_axes(shapes, plans)
     return plans
 
 
@@ -125,6 +153,8 @@ def check_axes(shapes: Shapes, plans: Mapping[str, Plan]) -> None:
     """
     for name, plan in plans.items():
         widths = plan.sizes(shapes)
+        if plan.sublayers:
+            raise ValueError(f"The size {name} leaves out sub-layers; layers go as wholes here.")
         if not widths and plan.layers is None:
             raise ValueError(f"The size {name} is the whole model, which is there as {FULL!r}.")
         if experts := [axis for axis in widths if is_experts(shapes, axis)]:
@@ -154,36 +184,72 @@ def ranked(
             some = setup.train.rows(range(start, min(start + config.batch, rows)))
             yield dict(input_ids=some.ids.to(setup.device))
 
-    columns = {}
     axes = {axis: None for plan in plans.values() for axis in plan.sizes(shapes)}
+    measure = Measure(
+        model=parent.model, shapes=shapes, batches=batches, axes=tuple(axes), seed=config.seed
+    )
     with autocast(config.precision, setup.device):
-        if axes and config.score in ("activation", "contribution"):
-            columns = score.activation(parent.model, shapes, batches(), axes)
+        orders = rank_units(shapes, plans.values(), measure.rank(config.score))
         influence = {
             entry.path: block_influence(parent.model, entry.path, batches())
             for entry in shapes.layers
             if any(plan.layers is not None for plan in plans.values())
         }
-    ranking = Chosen(config.score, shapes, parent.model.state_dict(), columns, config.seed)
-    ranks = {path: x.argsort(descending=True).tolist() for path, x in influence.items()}
-    return rank_units(shapes, plans.values(), ranking), ranks
+    return orders, {path: x.argsort(descending=True).tolist() for path, x in influence.items()}
 
 
 def learn(config: Elastic, setup: TextSetup, masked: Masked, sizes: Sizes, run: Run) -> Any:
     """Train a size of the model with each slice."""
     state = TrainState.of(setup.student.train(), config.optim)
     state.resume(run)
-    stream = Stream(len(setup.train), config.batch, config.seed)
-    slices = slices_of_rank(config.num_slices)
-    feed = TextFeed(setup.train, stream, setup.device, config.num_slices, slices)
 
     def evaluate(model: Any, step: int) -> None:
         log(run, step, sizes.measured(setup, model))
 
     inner = TokenTask(config.losses, setup.teachers)
     task = ElasticTask(inner, masked, sizes.by_name, shares=config.shares, seed=config.seed)
-    train(task, state, feed, config, run, evaluate=evaluate, title="train sizes")
+    train(task, state, feed_of(config, setup), config, run, evaluate=evaluate, title="train sizes")
     return state.averaged
+
+
+def route(
+    config: Elastic, setup: TextSetup, masked: Masked, ranks: Ranks, run: Run
+) -> tuple[Any, str]:
+    """Train a size of the model with each slice, and the router that chooses it.
+
+    Returns:
+        The model, and what the router chose in the end, as `parse_sizes` reads it.
+    """
+    shapes, budgets = masked.shapes, parse_budgets(config.sizes)
+    choices = parse_choices(config.choices, shapes)
+    router = Router(choices, len(budgets)).to(setup.device)
+    state = TrainState.of(setup.student.train(), config.optim, parts=dict(router=router))
+    state.optimizer.param_groups[-1]["scale"] = config.router_lr / config.optim.lr
+    state.resume(run)
+    task = RoutedTask(
+        TokenTask(config.losses, setup.teachers), masked, router, choices, budgets, ranks,
+        steps=config.steps, strength=config.router_cost, shares=config.shares, seed=config.seed,
+    )  # fmt: skip
+
+    @torch.no_grad()
+    def chosen() -> dict[str, str]:
+        logits = ({n: router(n, i) for n in choices} for i in range(len(budgets)))
+        return dict(zip(budgets, (words_of(choices, one) for one in logits), strict=True))
+
+    def evaluate(model: Any, step: int) -> None:
+        plans = {name: Plan.parse(words) for name, words in chosen().items()}
+        sizes = Sizes(shapes, {n: size_of(shapes, plan, ranks) for n, plan in plans.items()})
+        log(run, step, sizes.measured(setup, model))
+
+    train(task, state, feed_of(config, setup), config, run, evaluate=evaluate, title="train sizes")
+    return state.averaged, ";".join(f"{name}:{words}" for name, words in chosen().items())
+
+
+def feed_of(config: Elastic, setup: TextSetup) -> TextFeed:
+    """Return the rows of the text in the order of the run."""
+    stream = Stream(len(setup.train), config.batch, config.seed)
+    slices = slices_of_rank(config.num_slices)
+    return TextFeed(setup.train, stream, setup.device, config.num_slices, slices)
 
 
 def log(run: Run, step: int, found: Mapping[str, Evaluation]) -> None:
@@ -205,37 +271,25 @@ def finish(
         "about.json",
         dict(
             before=run.read_json("before.json"), after=after,
-            numbers={n: count(sizes.shapes, size) for n, size in sizes.by_name.items()},
+            numbers={n: numbers(sizes.shapes, size) for n, size in sizes.by_name.items()},
             commit=commit(), machine=machine(setup.device),
             seconds=time.perf_counter() - began, config=to_json(config),
         ),
     )  # fmt: skip
 
 
-def count(shapes: Shapes, size: Size) -> int:
-    """Count the numbers of a size."""
-    gone = [
-        rf"{path}\.{i}\."
-        for path, kept in size.layers.items()
-        for i in range(shapes.num_layers(path))
-        if i not in kept
-    ]
-    widths = {axis: width.sizes[0] for axis, width in size.widths.items()}
-    return shapes.count(widths, without=f"^({'|'.join(gone)})" if gone else r"^$")
-
-
 def print_sizes(config: Elastic) -> None:
     """Build every size of a model once, and print what they are: a dry run, without its data."""
-    plans = checked_plans(config)
+    check_names(config)
     parent = open_parent(config.student.removeprefix("lm:"))
     shapes = named_shapes(parent.model)
-    check_axes(shapes, plans)
+    plans = plans_of(config, shapes)
     ranks = {entry.path: list(range(shapes.num_layers(entry.path))) for entry in shapes.layers}
     table = Table("size", "numbers", "share", "what stays")
     for name, plan in plans.items():
-        numbers = cut_to(parent, shapes, plan, ranks, form=config.form).shapes.count()
+        child = cut_to(parent, shapes, plan, ranks, form=config.form).shapes.count()
         stays = [*plan.axes.items(), *([("layers", plan.layers)] if plan.layers else [])]
         words = ", ".join(f"{what}={amount}" for what, amount in stays)
-        table.add_row(name, f"{numbers:,}", f"{numbers / shapes.count():.1%}", words)
+        table.add_row(name, f"{child:,}", f"{child / shapes.count():.1%}", words)
     table.add_row(FULL, f"{shapes.count():,}", "100%", "everything")
     Console().print(table)

@@ -56,8 +56,11 @@ def main(argv: list[str]) -> None:
     about = run.read_json("about.json")
     print(f"model    {run.path / 'export'}  (zoo export {run.path} --size NAME --out DIR)")
     for name, values in about["after"].items():
-        before = about["before"][name]
+        before = about["before"].get(name)  # what a router chose, it had not chosen before
+        began = f"{before['perplexity']:.4g} -> " if before else ""
         print(
-            f"{name:8} {about['numbers'][name]:,} numbers  perplexity "
-            f"{before['perplexity']:.4g} -> {values['perplexity']:.4g}  bpb {values['bpb']:.4f}"
+            f"{name:8} {about['numbers'][name]:,} numbers  perplexity {began}"
+            f"{values['perplexity']:.4g}  bpb {values['bpb']:.4f}"
         )
+    if config.router != "none":
+        print(f"chosen   {run.read_json('export/elastic.json')['sizes']}")

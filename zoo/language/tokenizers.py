@@ -13,6 +13,8 @@ class Tokenizer(Protocol):
 
     size: int
     """Number of ids."""
+    begin: int | None
+    """The id that a document begins with, if the tokenizer sets one."""
     end: int
     """The id that ends a document."""
     digest: str
@@ -31,6 +33,7 @@ class ByteTokenizer:
     """The 256 bytes of UTF-8, and one id that ends a document."""
 
     size, end, digest = 257, 256, "bytes"
+    begin: int | None = None
 
     def encode(self, text: str) -> list[int]:
         return list(text.encode())
@@ -47,9 +50,16 @@ class FolderTokenizer:
 
         self.inner: Any = AutoTokenizer.from_pretrained(folder)
         self.size = len(self.inner)
-        if self.inner.eos_token_id is None:
+        # An encoder's (BERT's) are called otherwise: [SEP] and [CLS].
+        ends = (self.inner.eos_token_id, self.inner.sep_token_id)
+        end = next((e for e in ends if e is not None), None)
+        if end is None:
             raise ValueError(f"The tokenizer in {folder} has no token that ends a text (eos).")
-        self.end = int(self.inner.eos_token_id)
+        self.end = int(end)
+        bos: Any = self.inner.bos_token_id
+        bos = self.inner.cls_token_id if bos is None else bos
+        sets = bos is not None and self.inner.encode("a", verbose=False)[:1] == [bos]
+        self.begin: int | None = bos if sets else None
         vocabulary = sorted(self.inner.get_vocab().items(), key=lambda item: item[1])
         self.digest = hashlib.sha256(repr(vocabulary).encode()).hexdigest()[:16]
 
