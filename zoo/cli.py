@@ -38,7 +38,9 @@ USAGE = """zoo: vision backbones, and the distillation of many frozen teachers i
 
   zoo list [PATTERN]        the models of zoo's own families; `zoo list recipes`: the recipes
   zoo convert SRC NAME OUT  an official checkpoint as safetensors and timm's config
-  zoo data index PATH       one file with the places of all images in a folder of shards
+  zoo data pack DIR SHARDS  a folder of images as webdataset's shards, with their index
+  zoo data index PATH       where each image of many shards lies: a million open at once
+  zoo data check PATH       what is wrong with shards and images, listed
   zoo distill [RECIPE] ...  train a student from teachers, to an export and a report
   zoo prune MODEL ...       a smaller model of the same class, cut along its named axes
   zoo mask lm:FOLDER ...    N of each M weights of a language model stay, chosen or learnt

@@ -111,7 +111,7 @@ class TarSource:
                 "used.", len(without), len(index), index.entry(int(without[0])),
             )  # fmt: skip
         numbers = np.unique(column[:0] if len(without) else column)
-        return cls(index, numbers, _named(numbers, index.folder / CLASSES))
+        return cls(index, numbers, class_names(numbers, index.folder))
 
     def __len__(self) -> int:
         return len(self.index)
@@ -129,8 +129,13 @@ class TarSource:
         return self.index.entry(index).read()
 
 
-def _named(numbers: np.ndarray, file: Path) -> tuple[str, ...]:
-    """Return the names of classes: those that `file` lists, or the numbers themselves."""
+def class_names(numbers: np.ndarray, folder: Path) -> tuple[str, ...]:
+    """Return the names of classes, from `CLASSES` or as the sorted numbers that they have.
+
+    Raises:
+        ValueError: there is such a file in `folder`, and it is damaged or too short.
+    """
+    file = folder / CLASSES
     if not len(numbers) or not file.is_file():
         return tuple(map(str, numbers.tolist()))
     names = read_json(file, list[str])
@@ -270,11 +275,10 @@ def open_splits(path: Path, held_out: float) -> tuple[Source, Source]:
     Raises:
         ValueError: as `open_source`, or there is but one image.
     """
-    parts = [part for names in SPLITS.values() if (part := _part(path, names))]
+    parts = open_parts(path)
     if len(parts) == 2:
-        return parts[0], parts[1]
-    alone = parts and not shards_in(path) and len(_folders(path)) < 2
-    source = parts[0] if alone else open_source(path)
+        return parts["train"], parts["val"]
+    (source,) = parts.values()
     order = _by_hash([source.key(i).encode() for i in range(len(source))])
     count = max(1, round(held_out * len(source)))
     if count >= len(source):
@@ -293,6 +297,17 @@ def _by_hash(names: Sequence[bytes]) -> np.ndarray:
         )
         hashes[here] = mix(*table.T)
     return np.argsort(hashes, kind="stable")
+
+
+def open_parts(path: Path) -> dict[str, Source]:
+    """Open the parts of `path` called train and val, or all of it as one part without a name.
+
+    Raises:
+        ValueError: as `open_source`.
+    """
+    parts = {name: part for name, words in SPLITS.items() if (part := _part(path, words))}
+    alone = parts and not shards_in(path) and len(_folders(path)) < 2
+    return parts if len(parts) == 2 or alone else {"": open_source(path)}
 
 
 def _part(path: Path, names: Sequence[str]) -> Source | None:
