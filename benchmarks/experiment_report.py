@@ -10,6 +10,7 @@ import json
 import sys
 from pathlib import Path
 
+from zoo.experiments.compression import result as compression
 from zoo.experiments.phi_s import result as phi_s
 from zoo.experiments.students import result as students
 
@@ -18,7 +19,8 @@ def main(folder: Path) -> None:
     """Replace `result.md` and the figure in `folder`."""
     rows = [json.loads(line) for line in (folder / "rows.jsonl").read_text().splitlines()]
     about = json.loads((folder / "about.json").read_text())
-    module = students if "families" in about["config"] else phi_s
+    kinds = {"families": students, "scale": compression}
+    module = next((kinds[key] for key in kinds if key in about["config"]), phi_s)
     module.report(rows, about, folder)
     (folder / "result.json").unlink()  # the rows and the config stand beside it
     for drawing in folder.glob("*.svg"):

@@ -98,7 +98,7 @@ class TeacherName:
     def label(self) -> str:
         """A short form of the name for metrics, files and modules: letters, digits, `_` and `-`."""
         separator = "." if self.kind == "torch" else "/"
-        name = self.name.rpartition(separator)[2]
+        name = self.name.removeprefix(FOLDER).rpartition(separator)[2]
         return re.sub(r"[^A-Za-z0-9_-]", "_", name)
 
 

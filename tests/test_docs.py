@@ -193,6 +193,10 @@ HOW = {
         prints=("'edges': (1, 4, 4, 8)",),
         writes=tuple(f"runs/{name}/report.html" for name in ("mine", "own", "unic_angle")),
     ),
+    "docs/compression.md": Page(
+        extra="transformers",
+        writes=("small/model.safetensors", "small/report.html", "smaller/report.html"),
+    ),
     "docs/detectors.md": Page(extra="transformers"),
     "docs/detection.md": Page(extra="faster_coco_eval", writes=("runs/shapes/predictions.json",)),
     "docs/evaluation.md": Page(

@@ -115,7 +115,7 @@ ARROWS: dict[str, tuple[str, ...]] = {
     ),
     "zoo.experiments": (
         "zoo.experiments", "zoo.eval", "zoo.train", "zoo.data", "zoo.students", "zoo.teachers",
-        *MODELS,
+        *MODELS, "zoo.language",
     ),
 }  # fmt: skip
 

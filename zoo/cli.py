@@ -104,7 +104,8 @@ def _on_ranks(command: str) -> Iterator[None]:
         ValueError: the command runs on one process.
     """
     processes = int(os.environ.get("WORLD_SIZE", 1))
-    if processes == 1:
+    alone = processes == 1 and (command not in ON_RANKS or "TORCHELASTIC_RUN_ID" not in os.environ)
+    if alone:
         yield
         return
     if command not in ON_RANKS:

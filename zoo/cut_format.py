@@ -20,6 +20,7 @@ from zoo.axes import Axis, Shapes, State, dim_size, named_shapes
 from zoo.files import written_whole
 
 ABOUT = "zoo.json"
+Place = tuple[int, int]
 Recipe = Mapping[str, Any]
 """Of timm: `architecture`, `arguments`. Of transformers: `class`, `config`. And `emulated`: the
 arguments of `Emulated` for each part that it stands in for."""
@@ -138,12 +139,17 @@ def reshape(
     state = dict(state) | {n: state[first] for n, first in shapes.tied.items() if first in state}
     if wrong := sorted(own.keys() ^ state.keys()):
         raise ValueError(f"{len(wrong)} tensors are missing or extra, for one {wrong[0]}.")
-    done: dict[int, nn.Parameter] = {}
+    done: dict[Place, nn.Parameter] = {}
     for name, tensor in state.items():
         _put(model, name, tensor, done)
     for module in model.modules():
         _fit(module)
     return model.eval()
+
+
+def place(tensor: Tensor) -> Place:
+    """Return where a tensor's numbers lie, which tied ones share; on the meta device too."""
+    return tensor.untyped_storage()._cdata, tensor.storage_offset() * tensor.element_size()
 
 
 def _as_given(layers: nn.Module, kept: Sequence[int]) -> list[Any]:
@@ -170,15 +176,16 @@ def _set_attributes(model: nn.Module, shapes: Shapes, sizes: Mapping[Axis, int])
             setattr(parts[".".join(path)], name, value)
 
 
-def _put(model: nn.Module, name: str, tensor: Tensor, done: dict[int, nn.Parameter]) -> None:
+def _put(model: nn.Module, name: str, tensor: Tensor, done: dict[Place, nn.Parameter]) -> None:
     path, _, leaf = name.rpartition(".")
     module = model.get_submodule(path)
     if leaf in module._buffers:
         module._buffers[leaf] = tensor
         return
-    if tensor.data_ptr() not in done:  # tied tensors stay one
-        done[tensor.data_ptr()] = nn.Parameter(tensor, requires_grad=tensor.is_floating_point())
-    module._parameters[leaf] = done[tensor.data_ptr()]
+    where = place(tensor)
+    if where not in done:  # tied tensors stay one
+        done[where] = nn.Parameter(tensor, requires_grad=tensor.is_floating_point())
+    module._parameters[leaf] = done[where]
 
 
 def _fit(module: Any) -> None:

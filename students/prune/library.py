@@ -82,8 +82,8 @@ def reshaped(parent: Parent, before: Shapes, after: Shapes, layers: Kept, state:
     like = next(t for t in state.values() if t.is_floating_point())
     with like.device:
         model = cut_format.build_parent(recipe_of(parent))
-    copies: dict[int, Tensor] = {}  # what no cut has touched is still the parent's
-    own = {n: copies.setdefault(t.data_ptr(), t.clone()) for n, t in state.items()}
+    copies: dict[cut_format.Place, Tensor] = {}  # what no cut has touched is still the parent's
+    own = {n: copies.setdefault(cut_format.place(t), t.clone()) for n, t in state.items()}
     model = cut_format.reshape(model.to(like.dtype), own, sizes, layers)
     if not parent.name:
         _carry(parent.model.config, model.config)
@@ -122,16 +122,7 @@ def fill(child: Parent, state: State) -> nn.Module:
     Raises:
         NotExpressible: a tensor has another shape than the library built.
     """
-    built = child.model.state_dict()
-    for name in [*built, *state]:
-        wanted = tuple(state[name].shape) if name in state else "no tensor"
-        made = tuple(built[name].shape) if name in built else "no tensor"
-        if wanted != made:
-            raise NotExpressible(
-                f"{type(child.model).__name__} has {made} where {name} should be {wanted}: one of "
-                "its numbers sets several sizes. Cut them together, by the same share, or take "
-                "--form zoo."
-            )
+    check_tensors(child.model, state)
     like = next(t for t in state.values() if t.is_floating_point())
     # Built again, with values: a constructor also computes tables that no state dict holds.
     with like.device:
@@ -143,6 +134,24 @@ def fill(child: Parent, state: State) -> nn.Module:
     model.load_state_dict(state, strict=True)
     _carry_images(child.model, model)
     return model.eval()
+
+
+def check_tensors(model: nn.Module, state: State) -> None:
+    """Hold what a library built against the tensors that it should have.
+
+    Raises:
+        NotExpressible: one has another shape, is missing, or is extra.
+    """
+    built = model.state_dict()
+    for name in [*built, *state]:
+        wanted = tuple(state[name].shape) if name in state else "no tensor"
+        made = tuple(built[name].shape) if name in built else "no tensor"
+        if wanted != made:
+            raise NotExpressible(
+                f"{type(model).__name__} has {made} where {name} should be {wanted}: one of "
+                "its numbers sets several sizes. Cut them together, by the same share, or take "
+                "--form zoo."
+            )
 
 
 def rebuilt(child: Parent) -> nn.Module:

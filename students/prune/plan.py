@@ -21,7 +21,8 @@ KINDS = {
     "ssm_state": "s",
     "ssm_rank": "l",
 }
-"""A word for each kind of axis, and the letters that the tables have for it."""
+"""A word for each kind of axis, and the letters that the tables have for it. `ffn@2`: those of
+stage 2 alone, or of layer 2 where there are no stages."""
 
 
 BRANCHES = {"attention_layers": "attention", "ffn_layers": "ffn"}
@@ -35,11 +36,13 @@ class Plan:
         axes: `ffn`, `heads`, ... or a shell pattern such as `model.layers.3.mlp.f`; later ones win.
         layers: Share or number of the layers of each list to keep.
         sublayers: Share or number of `attention` and `ffn` branches to keep, of all layers.
+        stages: Share or number of the layers to keep of the list in one stage, which then counts.
     """
 
     axes: Mapping[str, float | int]
     layers: float | int | None = None
     sublayers: Mapping[str, float | int] = field(default_factory=dict)
+    stages: Mapping[int, float | int] = field(default_factory=dict)
 
     @classmethod
     def parse(cls, text: str) -> "Plan":
@@ -66,7 +69,9 @@ class Plan:
             raise ValueError("Nothing is to be cut; give for example ffn=0.75,layers=0.5.")
         layers = axes.pop("layers", None)
         branches = {kind: axes.pop(word) for word, kind in BRANCHES.items() if word in axes}
-        return cls(axes, layers, branches)
+        staged = [word for word in axes if re.fullmatch(r"layers@\d+", word)]
+        stages = {int(word.partition("@")[2]): axes.pop(word) for word in staged}
+        return cls(axes, layers, branches, stages)
 
     def sizes(self, shapes: Shapes) -> dict[Axis, int]:
         """Return the new size of each axis that is cut.
@@ -76,8 +81,14 @@ class Plan:
                 more units are asked for than there are.
         """
         sizes = {}
+        lists = {stage_of(entry.path) for entry in shapes.layers}
+        if unknown := self.stages.keys() - lists:
+            known = [f"layers@{n}" for n in sorted(n for n in lists if n is not None)] or ["layers"]
+            raise ValueError(
+                f"No list of layers is in a stage {min(unknown)}; there are {', '.join(known)}."
+            )
         for what, amount in self.axes.items():
-            found = [axis for axis in shapes.sizes if _names(what, axis)]
+            found = [axis for axis in shapes.sizes if names(what, axis)]
             cuttable = [axis for axis in found if axis not in shapes.fixed]
             if not cuttable:
                 raise ValueError(_nothing(what, found, shapes))
@@ -88,8 +99,11 @@ class Plan:
                 sizes[axis] = max(1, round(shapes.sizes[axis] * share))
         return {axis: size for axis, size in sizes.items() if size != shapes.sizes[axis]}
 
-    def num_layers(self, length: int) -> int:
-        """Return how many of `length` layers stay."""
+    def num_layers(self, path: str, length: int) -> int:
+        """Return how many of the `length` layers of the list at `path` stay."""
+        stage = stage_of(path)
+        if stage is not None and stage in self.stages:
+            return _amount(f"layers@{stage}", self.stages[stage], length)
         return length if self.layers is None else _amount("layers", self.layers, length)
 
     def num_sublayers(self, kind: str, length: int) -> int:
@@ -97,10 +111,20 @@ class Plan:
         return _amount(f"{kind}_layers", self.sublayers[kind], length)
 
 
-def _names(what: str, axis: Axis) -> bool:
+def stage_of(name: Axis) -> int | None:
+    """Return the first number in the name of an axis or of a list of layers."""
+    match = re.search(r"\d+", name)
+    return int(match[0]) if match else None
+
+
+def names(what: str, axis: Axis) -> bool:
+    """Tell whether a word of a plan names an axis."""
     letter = re.split(r"[.:]", axis)[-1]
-    kind = KINDS.get(what)
-    return re.fullmatch(kind, letter) is not None if kind else fnmatchcase(axis, what)
+    kind, _, stage = what.partition("@")
+    if kind not in KINDS:
+        return fnmatchcase(axis, what)
+    here = not stage or stage == str(stage_of(axis))
+    return here and re.fullmatch(KINDS[kind], letter) is not None
 
 
 def _amount(what: str, amount: float | int, size: int) -> int:
@@ -113,7 +137,7 @@ def _nothing(what: str, found: list[Axis], shapes: Shapes) -> str:
     if found:
         return f"{found[0]} keeps its size: {shapes.fixed[found[0]]}."
     near = difflib.get_close_matches(what, [*KINDS, "layers", *shapes.sizes], n=1)
-    known = [k for k in KINDS if any(_names(k, axis) for axis in shapes.sizes)]
+    known = [k for k in KINDS if any(names(k, axis) for axis in shapes.sizes)]
     return f"This model has no {what!r}; it has {', '.join(known)}, layers." + (
         f" Did you mean {near[0]}?" if near else ""
     )

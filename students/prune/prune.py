@@ -114,12 +114,10 @@ def choose_layers(
     shapes: Shapes, plan: Plan, rank: Callable[[str, int], Tensor] | None
 ) -> dict[str, list[int]]:
     """Choose which layers of each list stay; the paths of lists that lose none are left out."""
-    if plan.layers is None:
-        return {}
     out = {}
     for entry in shapes.layers:
         length = shapes.num_layers(entry.path)
-        number = plan.num_layers(length)
+        number = plan.num_layers(entry.path, length)
         if number < length:
             values = rank(entry.path, length) if rank else -torch.arange(float(length))
             out[entry.path] = values.topk(number).indices.sort().values.tolist()

@@ -22,12 +22,13 @@ from zoo.teachers.name import MOST_PIXELS, TeacherName
 from zoo.train import ranges
 from zoo.train.config import Augment, Every, Optim
 from zoo.train.distill.config import Distill, Heads, Losses, TeacherSpec
-from zoo.train.distill.mask_config import Mask
+from zoo.train.distill.mask_config import Mask, MaskImages
 from zoo.train.distill.token_config import DistillText, TokenLosses
 from zoo.train.ranges import ranges_of
 
 CONFIGS = (
     Optim, Every, Augment, Heads, Losses, TeacherSpec, Distill, TokenLosses, DistillText, Mask,
+    MaskImages,
     Detect,
     DetectSettings, EvalRequest,
     PhiSExperiment, StudentsExperiment, embed_request.Embed, evaluate_args.EvalArgs,

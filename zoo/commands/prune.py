@@ -1,7 +1,7 @@
 """Make a smaller model of a trained one: where words, a parent, scores and cuts meet."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import torch
@@ -15,13 +15,17 @@ from zoo.commands.prune_data import Samples, batches_of, read_samples, split
 from zoo.commands.prune_depth import rank_layers, thin
 from zoo.commands.prune_distill import CUT, Distillation, plan_distillation, print_training
 from zoo.commands.prune_request import Prune
+from zoo.commands.prune_search import search
 from zoo.commands.prune_write import before_of, scores_of, write_child
+from zoo.students.prune.budget import split_budgets
+from zoo.students.prune.layers import block_influence
 from zoo.students.prune.library import Parent
 from zoo.students.prune.parent import open_parent
 from zoo.students.prune.plan import Plan
 from zoo.students.prune.proof import forward_of, prove, tensors
 from zoo.students.prune.prune import Child, ScoreUnits, prune
 from zoo.students.prune.ranking import BLIND, Measure
+from zoo.students.prune.similarity import linear_cka
 from zoo.train.device import autocast, device_of
 
 
@@ -79,12 +83,16 @@ def prune_model(args: Prune, words: list[str]) -> Distillation | None:
     Returns:
         How the child is to be trained, if it is.
     """
-    plan = Plan.parse(args.to)
-    if args.data is None and (args.score not in BLIND or plan.layers or plan.sublayers):
+    budgets, rest = split_budgets(args.to)
+    plan = Plan.parse(rest) if rest or not budgets else Plan({})
+    looks = args.score not in BLIND or plan.layers or plan.stages or plan.sublayers
+    if args.data is None and (not args.dry_run if budgets else looks):
         raise ValueError(
             "Scores of activations, and the choice of layers, look at data: give --data. Without, "
             "there are --score magnitude and --score random, for widths."
         )
+    if plan.sublayers and budgets:
+        raise ValueError("A budget counts whole layers: cut attention_layers or ffn_layers alone.")
     if plan.sublayers and args.form != "zoo":
         raise ValueError("No constructor leaves out branches of layers; give --form zoo.")
     device = device_of(args.device)
@@ -100,9 +108,18 @@ def prune_model(args: Prune, words: list[str]) -> Distillation | None:
         samples = read_samples(
             parent, args.data, number=args.samples, length=args.length, seed=args.seed
         )
+    cutter, found = Cutter(args, parent, plan, samples), None
+    if budgets:
+        found = search(args, budgets, plan, parent, shapes, cutter, distillation)
+        if args.dry_run:
+            return None
+        plan = found.best
+    if samples is not None:
         prove_axes(args, parent, shapes, list(plan.sizes(shapes)), samples)
-    child, chosen, distances = _best(args, plan, parent, shapes, samples)
+    child, chosen, distances = _best(cutter, plan)
     print_child(shapes, child, chosen)
+    if found:
+        found.print_latency(child.built.model)
     if args.dry_run or args.out is None:
         if distillation:
             print_training(distillation, child)
@@ -112,7 +129,11 @@ def prune_model(args: Prune, words: list[str]) -> Distillation | None:
         before=before_of(shapes, child), scores=scores_of(child, chosen.units),
         without=list(child.built.emulated),
     )  # fmt: skip
-    write_child(child, args.out / CUT if distillation else args.out, about)
+    files = found.files() if found else {}
+    about |= dict(search=found.as_json()) if found else {}
+    write_child(child, args.out / CUT if distillation else args.out, about, files)
+    if found:
+        found.forget()
     if distillation is None:
         print(f"model  {args.out}")
     return distillation
@@ -144,74 +165,119 @@ class Chosen(NamedTuple):
     """Axes whose units were left out one by one, as no product reads them."""
 
 
-def _best(
-    args: Prune, plan: Plan, parent: Parent, shapes: Shapes, samples: Samples | None
-) -> tuple[Child, Chosen, dict[str, float]]:
+class Cutter:
+    """Cuts a parent by plans and scores; what its samples show of it is measured once.
+
+    Args:
+        plan: Its axes are scored; for a budget all that may be cut.
+    """
+
+    def __init__(self, args: Prune, parent: Parent, plan: Plan, samples: Samples | None):
+        self.args, self.parent, self.samples = args, parent, samples
+        self.shapes = named_shapes(parent.model)
+        self.device = next(parent.model.parameters()).device
+        self.seen, self.held = split(samples, 0.25) if samples else ({}, {})
+        budgets, _ = split_budgets(args.to)
+        every = [axis for axis in self.shapes.sizes if axis not in self.shapes.fixed]
+        axes = tuple(every if budgets else plan.sizes(self.shapes))
+        both = args.score == "auto"
+        self.names: tuple[str, ...] = (
+            ("activation", "contribution")[: 2 if axes else 1] if both else (args.score,)
+        )
+        self.measure = Measure(
+            model=parent.model,
+            shapes=self.shapes,
+            batches=self.batches,
+            axes=axes,
+            seed=args.seed,
+            experts=args.expert_score,
+        )
+        self.influences: dict[str, Tensor] = {}
+
+    def batches(self) -> Iterable[Samples]:
+        """Return the samples that scores look at."""
+        return batches_of(self.seen, self.args.batch, self.device)
+
+    def cut(
+        self, plan: Plan, name: str, rank: Callable[[str, int], Tensor] | None = None
+    ) -> tuple[Child, float]:
+        """Cut by one score; return the child and its distance from the parent on held-out data."""
+        child = prune(
+            self.parent,
+            plan,
+            self.units(name),
+            rank_layers=rank or self.influence,
+            probe=next(batches_of(self.held, 2, self.device), None),
+            form=self.args.form,
+        )
+        return child, self.far(child.built.model)
+
+    def far(self, child: nn.Module) -> float:
+        """Return how far a model is from the parent on held-out data."""
+        with autocast("auto", self.device):
+            batches = batches_of(self.held, self.args.batch, self.device)
+            return distance(self.parent.model, child, batches)
+
+    def units(self, name: str) -> ScoreUnits:
+        """Return a score of the units of each axis."""
+
+        def score(axis: Axis) -> tuple[Tensor, tuple[Axis, ...]]:
+            with autocast("auto", self.device):
+                return self.measure.rank(name)(axis)
+
+        return score
+
+    @property
+    def influence(self) -> Callable[[str, int], Tensor] | None:
+        """What ranks the layers of a list for any number of them, if there are samples."""
+        return self._influence if self.seen else None
+
+    def _influence(self, path: str, length: int) -> Tensor:
+        del length
+        if path not in self.influences:
+            with autocast("auto", self.device):
+                found = block_influence(self.parent.model, path, self.batches())
+            self.influences[path] = found
+        return self.influences[path]
+
+
+def _best(cutter: Cutter, plan: Plan) -> tuple[Child, Chosen, dict[str, float]]:
     """Cut by the score asked for; `auto`: by the one whose child is nearest to its parent.
 
     Returns:
         The child, its score, and the distance to the parent by each score that was tried.
     """
-    device = next(parent.model.parameters()).device
-    seen, held = split(samples, 0.25) if samples else ({}, {})
-
-    def batches() -> Iterable[Samples]:
-        return batches_of(seen, args.batch, device)
-
+    args, parent = cutter.args, cutter.parent
     if plan.sublayers:
-        parent = thin(args, plan, parent, shapes, batches)
-        shapes = named_shapes(parent.model)
-    names = ("activation", "contribution") if args.score == "auto" else (args.score,)
-    names = names if plan.sizes(shapes) else names[:1]
-    measure = Measure(
-        model=parent.model,
-        shapes=shapes,
-        batches=batches,
-        axes=tuple(plan.sizes(shapes)),
-        seed=args.seed,
-        experts=args.expert_score,
-    )
-
-    def units(name: str) -> ScoreUnits:
-        def score(axis: Axis) -> tuple[Tensor, tuple[Axis, ...]]:
-            with autocast("auto", device):
-                return measure.rank(name)(axis)
-
-        return score
-
-    probe = next(batches_of(held, 2, device), None)
+        parent = thin(args, plan, parent, cutter.shapes, cutter.batches)
+        cutter = Cutter(args, parent, plan, cutter.samples)
+    rank = rank_layers(args, plan, parent, cutter.batches) if cutter.seen else None
     tried = []
-    for name in names:
-        child = prune(
-            parent,
-            plan,
-            units(name),
-            rank_layers=rank_layers(args, plan, parent, batches) if samples else None,
-            probe=probe,
-            form=args.form,
-        )
-        with autocast("auto", device):
-            unseen = batches_of(held, args.batch, device)
-            far = distance(parent.model, child.built.model, unseen)
+    for name in cutter.names:
+        child, far = cutter.cut(plan, name, rank)
         tried.append((far, child, name))
-        if len(names) > 1:
+        if len(cutter.names) > 1:
             print(f"{name:12} distance to the parent on held-out data {far:.4f}")
     _, child, name = min(tried, key=lambda item: item[0])
-    distances = {name: far for far, _, name in tried if held}
-    return child, Chosen(name, units(name), list(measure.left_out)), distances
+    distances = {name: far for far, _, name in tried if cutter.held}
+    return child, Chosen(name, cutter.units(name), list(cutter.measure.left_out)), distances
 
 
 @torch.no_grad()
 def distance(parent: nn.Module, child: nn.Module, batches: Iterable[Samples]) -> float:
     """Compare the first outputs: KL divergence of logits over a vocabulary, else cosine distance.
 
-    It is 0 where nothing can be compared: there are no samples, or the output is what was cut.
+    Where the output is what was cut, it is one minus the linear CKA of both; without samples 0.
     """
     total = count = 0.0
+    narrower: list[tuple[Tensor, Tensor]] = []
     for batch in batches:
         theirs, ours = (next(tensors(model(**batch))) for model in (parent, child))
         if theirs.shape != ours.shape:
-            return 0.0
+            rows = (x.float().movedim(1 if x.ndim == 4 else -1, -1) for x in (theirs, ours))
+            x, y = (x.flatten(0, -2) for x in rows)
+            narrower.append((x, y))
+            continue
         logits = "input_ids" in batch and theirs.shape[:2] == batch["input_ids"].shape
         for pair in zip(ours, theirs, strict=True):  # one sample's logits in float32 at a time
             x, y = (output.float() for output in pair)
@@ -221,6 +287,9 @@ def distance(parent: nn.Module, child: nn.Module, batches: Iterable[Samples]) ->
             else:
                 far = 1 - F.cosine_similarity(x, y, dim=-1)
             total, count = total + far.sum().item(), count + far.numel()
+    if narrower:
+        x, y = (torch.cat(parts) for parts in zip(*narrower, strict=True))
+        return 1 - linear_cka(x, y)
     return total / count if count else 0.0
 
 

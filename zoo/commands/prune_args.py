@@ -31,6 +31,10 @@ def main(argv: list[str]) -> None:
         return
     if args.distill < 0:
         raise ValueError(f"--distill is {args.distill}; give the number of steps.")
+    if min(args.search.candidates, args.search.tokens, args.search.batch) < 1:
+        raise ValueError("--search.candidates, --search.tokens and --search.batch are at least 1.")
+    if args.search.steps < 0 or (args.search.steps and not args.distill):
+        raise ValueError("--search.steps trains candidates as --distill STEPS says; give it too.")
     if not args.model:
         raise ValueError("Name a model: of timm or zoo, a folder, or a run.")
     for what, given, known in (

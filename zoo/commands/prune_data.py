@@ -9,6 +9,7 @@ import timm.data
 import torch
 from torch import Tensor
 
+from zoo.data.embedded import EMBEDDED
 from zoo.data.sources import open_source
 from zoo.data.text import open_text
 from zoo.data.views import View
@@ -69,6 +70,8 @@ def _rows(parent: Parent, path: Path, number: int, length: int, seed: int) -> Te
 
 
 def _images(parent: Parent, path: Path, number: int, seed: int) -> Tensor:
+    if str(path) in EMBEDDED:
+        path = EMBEDDED[str(path)]()
     source = open_source(path)
     model: Any = parent.model
     if parent.name:

@@ -39,7 +39,7 @@ def rank_layers(
                 return influence
             able = influence.isfinite().nonzero().flatten()  # the others change the width
             parts = [f"{path}.{int(i)}" for i in able]
-            gone = min(length - plan.num_layers(length), len(parts))
+            gone = min(length - plan.num_layers(path, length), len(parts))
             value = Without(model, parts, own_metric(model, batches))
             scores = part_scores(args.layer_score, value, len(parts), gone, seed=args.seed)
         return torch.full_like(influence, torch.inf).index_copy_(0, able, scores)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from zoo.commands import distill_args, distill_text_args
 from zoo.commands.distill_text import distill_text
@@ -23,6 +24,7 @@ from zoo.commands.stages import distill_stages
 from zoo.eval.report.pruned import build_pruned
 from zoo.files import read_json
 from zoo.students.prune.library import Parent
+from zoo.students.prune.parent import open_parent
 from zoo.students.prune.prune import Child
 from zoo.students.start import undecided
 from zoo.train.distill.config import Distill, TeacherSpec
@@ -131,6 +133,17 @@ def _distilled(config: Distillation, resume: bool) -> Run:
         run = distill_stages({"": config}, resume=resume)
         distill_args.print_run(run)
     return run
+
+
+def train_briefly(config: Distillation, cut: Path, out: Path, steps: int) -> nn.Module:
+    """Train the child in the folder `cut` for some steps, in a run in `out`; return the result.
+
+    A run that stopped goes on.
+    """
+    prefix = config.student.partition(":")[0]
+    config = replace(config, student=f"{prefix}:{cut}", steps=steps, out=out)
+    run = _distilled(config, resume=(out / "config.json").is_file())
+    return open_parent(str(run.path)).model
 
 
 def resume_child(out: Path) -> None:

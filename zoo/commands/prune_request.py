@@ -1,6 +1,6 @@
 """What `zoo prune` can be asked for."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import tyro
@@ -14,16 +14,34 @@ EXPERT_SCORES = ("load", "routing")
 
 
 @dataclass(frozen=True, kw_only=True)
+class SearchOptions:
+    candidates: int = 8
+    """Models that are compared with their parent."""
+    steps: int = 0
+    """With --distill: all candidates learn from their parent for so many steps, the better half for
+    twice as many, and so on to one. 0 compares them as they are cut."""
+    tokens: int = 4096
+    """Tokens of a text for which keys and values are held, in budgets of memory and FLOPs."""
+    batch: int = 1
+    """Texts, or images, at once, in budgets of memory and latency."""
+    dir: Path | None = None
+    """Where a search is kept that may have to be resumed; OUT.search if not given."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Prune:
     model: tyro.conf.Positional[str] = ""
     """A registered model (vit_small_patch16_224; with /random, its random weights), a folder of
     timm or transformers, a run, or a GGUF file."""
     to: str = ""
     """What stays: shares (ffn=0.75) or numbers (heads=4) of ffn, heads, groups, stream, experts,
-    ssm_heads, ssm_channels, ssm_state, ssm_rank, layers, attention_layers and ffn_layers (branches
-    inside the layers, with --form zoo), or of an axis that --shapes names (also with *)."""
+    ssm_heads, ssm_channels, ssm_state, ssm_rank, layers (ffn@2: of stage 2), attention_layers and
+    ffn_layers (branches inside the layers, with --form zoo), or of an axis that --shapes names
+    (also with *). Or a budget, which a search meets: params, active (parameters that a token
+    meets), memory (bytes), flops, as a share or a number (0.5, 20M), latency_ms."""
     data: Path | None = None
-    """Images (a folder, .tar shards, .npz), or for a language model a text (.txt, .jsonl)."""
+    """Images (a folder, .tar shards, .npz, embedded/photos), or for a language model a text (.txt,
+    .jsonl)."""
     out: Path | None = None
     """The folder to write: a plain checkpoint of the model's library."""
     score: str = "auto"
@@ -46,6 +64,7 @@ class Prune:
     form: str = "library"
     """library: what timm or transformers can build. zoo: any widths, also others in each layer;
     what comes out loads with zoo.create_model("local-dir:DIR")."""
+    search: SearchOptions = field(default_factory=SearchOptions)
     seed: int = 0
     dequantise: bool = False
     """Take the weights of a GGUF file as float; what is cut from them is saved as float."""

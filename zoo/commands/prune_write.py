@@ -3,6 +3,7 @@
 import json
 import shutil
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,14 @@ QUANTILES = 33
 """Numbers that a report keeps of the scores of an axis: its units in falling order, thinned."""
 
 
-def write_child(child: Child, folder: Path, about: dict[str, Any]) -> None:
-    """Write checkpoint, tokenizer, and `prune.json` with what stayed; whole or not at all."""
+def write_child(
+    child: Child, folder: Path, about: dict[str, Any], files: Mapping[str, bytes] = {}
+) -> None:
+    """Write checkpoint, tokenizer, and `prune.json` with what stayed; whole or not at all.
+
+    Args:
+        files: What else lies in the folder, by name.
+    """
     folder.parent.mkdir(parents=True, exist_ok=True)
     making = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
@@ -30,6 +37,8 @@ def write_child(child: Child, folder: Path, about: dict[str, Any]) -> None:
         kept = {cut.axis: dict(kept=cut.kept.tolist(), by=cut.by) for cut in child.cuts}
         about |= dict(kept=kept, layers=child.layers, numbers=child.shapes.count())
         write_about(making, about)
+        for name, content in files.items():
+            (making / name).write_bytes(content)
         making.chmod(0o755)
         for file in making.iterdir():
             file.chmod(0o644)
