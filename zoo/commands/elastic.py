@@ -156,7 +156,7 @@ def check_axes(shapes: Shapes, plans: Mapping[str, Plan]) -> None:
         widths = plan.sizes(shapes)
         if plan.sublayers:
             raise ValueError(f"The size {name} leaves out sub-layers; layers go as wholes here.")
-        if not widths and plan.layers is None:
+        if not widths and plan.layers is None and not plan.stages:
             raise ValueError(f"The size {name} is the whole model, which is there as {FULL!r}.")
         if experts := [axis for axis in widths if is_experts(shapes, axis)]:
             raise ValueError(
@@ -198,7 +198,7 @@ def ranked(
         influence = {
             entry.path: block_influence(model, entry.path, batches())
             for entry in shapes.layers
-            if any(plan.layers is not None for plan in plans.values())
+            if any(plan.layers is not None or plan.stages for plan in plans.values())
         }
     return orders, {path: x.argsort(descending=True).tolist() for path, x in influence.items()}
 
@@ -294,6 +294,7 @@ def print_sizes(config: Elastic) -> None:
     for name, plan in plans.items():
         child = cut_to(parent, shapes, plan, ranks, form=config.form).shapes.count()
         stays = [*plan.axes.items(), *([("layers", plan.layers)] if plan.layers else [])]
+        stays += [(f"layers@{stage}", number) for stage, number in plan.stages.items()]
         words = ", ".join(f"{what}={amount}" for what, amount in stays)
         table.add_row(name, f"{child:,}", f"{child / shapes.count():.1%}", words)
     table.add_row(FULL, f"{shapes.count():,}", "100%", "everything")
