@@ -44,7 +44,7 @@ def launched() -> int:
 
 
 def under_torchrun() -> bool:
-    """Tell whether torchrun has started this process, be it the only one."""
+    """Tell whether torchrun has started this process, which then may cut weights even alone."""
     return launched() > 1 or "TORCHELASTIC_RUN_ID" in os.environ
 
 
@@ -83,8 +83,14 @@ def with_slices(config: C) -> C:
     """Return the config with `auto` slices settled: the number of ranks that a run starts with.
 
     Raises:
-        ValueError: the ranks cannot share the slices out, or the slices the batch.
+        ValueError: the ranks cannot share the slices out, or the slices the batch; or there are no
+            ranks to cut weights over.
     """
+    if config.ranks in ("fsdp", "hsdp") and not dist.is_initialized():
+        raise ValueError(
+            f"--ranks {config.ranks} cuts the weights over processes; start them with torchrun "
+            "--nproc-per-node N -m zoo ..."
+        )
     if config.slices == "auto" and world() > 1:
         config = replace(config, slices=world())
     slices_of_rank(config.num_slices)

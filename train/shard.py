@@ -8,7 +8,6 @@ import os
 from typing import Any, Literal
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
@@ -26,19 +25,10 @@ ENTRIES = ("answer", "look", "own_map")
 
 
 def method_of(ranks: str, model: nn.Module) -> Method:
-    """Settle `auto`: DDP below 10⁹ parameters, HSDP from there on.
-
-    Raises:
-        ValueError: weights are to be cut, and torchrun has not started this process.
-    """
+    """Settle `auto`: DDP below 10⁹ parameters, HSDP from there on."""
     if ranks == "auto":
         large = sum(p.numel() for p in model.parameters()) >= LARGE
         return "hsdp" if large and world() > 1 else "ddp"
-    if ranks != "ddp" and not dist.is_initialized():
-        raise ValueError(
-            f"--ranks {ranks} cuts the weights over processes; start them with torchrun "
-            "--nproc-per-node N -m zoo ..."
-        )
     return ranks  # pyright: ignore[reportReturnType]
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 COMMANDS = {
     "list": "zoo.commands.list:main",
     "convert": "zoo.commands.convert:main",
+    "data": "zoo.commands.data:main",
     "distill": "zoo.commands.distill_args:main",
     "mask": "zoo.commands.mask_args:main",
     "elastic": "zoo.commands.elastic_args:main",
@@ -37,6 +38,7 @@ USAGE = """zoo: vision backbones, and the distillation of many frozen teachers i
 
   zoo list [PATTERN]        the models of zoo's own families; `zoo list recipes`: the recipes
   zoo convert SRC NAME OUT  an official checkpoint as safetensors and timm's config
+  zoo data index PATH       one file with the places of all images in a folder of shards
   zoo distill [RECIPE] ...  train a student from teachers, to an export and a report
   zoo prune MODEL ...       a smaller model of the same class, cut along its named axes
   zoo mask lm:FOLDER ...    N of each M weights of a language model stay, chosen or learnt
@@ -104,7 +106,8 @@ def _on_ranks(command: str) -> Iterator[None]:
         ValueError: the command runs on one process.
     """
     processes = int(os.environ.get("WORLD_SIZE", 1))
-    if processes == 1:
+    alone = processes == 1 and (command not in ON_RANKS or "TORCHELASTIC_RUN_ID" not in os.environ)
+    if alone:
         yield
         return
     if command not in ON_RANKS:

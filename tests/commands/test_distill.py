@@ -269,7 +269,8 @@ def test_a_run_that_is_killed_between_two_slices_resumes_to_the_bit(here):
     environment = {**os.environ, "STOP_AT": str(1 + 4 * 4 + 5 * 4 + 2), "STOP_WITH": "9"}
     done = subprocess.run([sys.executable, "-c", KILLED, str(here)], env=environment, check=False)
     assert done.returncode == -9
-    assert read_checkpoint(killed.checkpoints()[-1])["step"] == 4
+    # written while training went on: the kill may have come before it was whole
+    assert [path.name for path in killed.checkpoints()] in ([], ["step_00000004"])
     assert_same_end(whole, distill(replace(sliced, out=killed.path), resume=True))
 
 

@@ -11,8 +11,8 @@ from zoo.data.images import printable
 
 HEADER_BYTES = 2**20
 """Most bytes of one extended header; a name and some numbers take a few hundred."""
-LABEL_BYTES = 32
-"""Most bytes of a `.cls` file."""
+LABEL_BYTES = 18
+"""Most bytes of a `.cls` file: a number of so many digits fits 64 bits."""
 PACKED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
 """First bytes of a compressed file -> by what."""
 
@@ -53,7 +53,9 @@ class Entry(NamedTuple):
         Raises:
             ValueError: it holds no number of a class.
         """
-        text = self.read() if self.size <= LABEL_BYTES else b"more than 32 bytes"
+        text = (
+            self.read() if self.size <= LABEL_BYTES else f"more than {LABEL_BYTES} bytes".encode()
+        )
         if not text.strip().isdigit():
             raise ValueError(
                 f"{self.shard}/{printable(self.name)} holds {text.decode(errors='replace')!r}; a "
@@ -78,6 +80,20 @@ def shards_in(folder: Path, names: Sequence[str] = ()) -> list[Path]:
     """List the shards in a folder, those alone whose name begins with one of `names` if any."""
     begin = re.compile(rf"(?!\.)({'|'.join(names)})\b" if names else r"(?!\.)")
     return [s for s in sorted(folder.glob("*.tar")) if begin.match(s.name) and s.is_file()]
+
+
+def folders_of_shards(path: Path) -> list[Path]:
+    """List `path` and its sub-folders, as far as shards are in them.
+
+    Raises:
+        ValueError: there are none, or `path` is no folder.
+    """
+    if not path.is_dir():
+        raise ValueError(f"{path} is no folder; give the one in which the .tar shards are.")
+    folders = [path, *sorted(p for p in path.iterdir() if p.is_dir())]
+    if not (found := [folder for folder in folders if shards_in(folder)]):
+        raise ValueError(f"There is no .tar shard in {path}, nor in its sub-folders.")
+    return found
 
 
 def entries(shard: Path) -> Iterator[Entry]:

@@ -123,7 +123,7 @@ def test_an_evaluation_that_was_killed_resumes_to_the_same_weights_and_numbers(
     saved = {}
     save = Run.save
     monkeypatch.setattr(
-        Run, "save", lambda run, state: saved.update(state) or save(run, dict(state))
+        Run, "save", lambda run, state, **how: saved.update(state) or save(run, dict(state))
     )
 
     def command(out, *names):
