@@ -7,7 +7,7 @@ named are cut out afterwards too.
 
     python benchmarks/elastic_twins.py --out /tmp/twins
     python benchmarks/elastic_twins.py --out /tmp/twins --hidden 512 --layers 8 --length 512 \
-        --batch 32 --parent-steps 2000 --steps 3000 --megabytes 30
+        --batch 32 --parent-steps 1000 --steps 1200 --megabytes 12
 """
 
 import argparse

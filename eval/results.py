@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 from torch import nn
 
+from zoo.data.index import INDEX
 from zoo.eval.average_precision import AveragePrecision
 from zoo.eval.registry import Parts, Picture, Scores
 from zoo.files import checked_fields, parse_json, read_arrays, try_writing, written_whole
@@ -262,6 +263,8 @@ def hash_data(path: Path) -> str:
     root = path if path.is_dir() else path.parent
     files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
     for file in files:
+        if file.name == INDEX:  # holds the times of the shards, which another copy has not
+            continue
         size = file.stat().st_size
         digest.update(f"{file.relative_to(root).as_posix()} {size}\n".encode())
         with file.open("rb") as handle:

@@ -14,6 +14,7 @@ from pathlib import Path
 COMMANDS = {
     "list": "zoo.commands.list:main",
     "convert": "zoo.commands.convert:main",
+    "data": "zoo.commands.data:main",
     "distill": "zoo.commands.distill_args:main",
     "plan": "zoo.commands.cluster_plan_args:main",
     "launch": "zoo.commands.launch:main",
@@ -39,6 +40,9 @@ USAGE = """zoo: vision backbones, and the distillation of many frozen teachers i
 
   zoo list [PATTERN]        the models of zoo's own families; `zoo list recipes`: the recipes
   zoo convert SRC NAME OUT  an official checkpoint as safetensors and timm's config
+  zoo data pack DIR SHARDS  a folder of images as webdataset's shards, with their index
+  zoo data index PATH       where each image of many shards lies: a million open at once
+  zoo data check PATH       what is wrong with shards and images, listed
   zoo distill [RECIPE] ...  train a student from teachers, to an export and a report
   zoo plan RECIPE ...       its speed, memory, traffic and cost on 8 to 2,048 GPUs
   zoo launch RECIPE ...     the torchrun line or SLURM script that starts it on many GPUs

@@ -146,8 +146,7 @@ class Search:
         """Compute the cost of a plan's model from the named shapes."""
         layers = self.layers(plan)
         cost = self.costs.cost(plan.sizes(self.shapes), layers)
-        features = self._features(cost, layers)
-        latency = self.predict(features) if self.predict else None
+        latency = self.predict(self._features(cost, layers)) if self.predict else None
         return Candidate(words_of(plan) if words is None else words, cost, latency)
 
     def _features(self, cost: Cost, layers: Kept) -> list[float]:

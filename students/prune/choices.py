@@ -42,7 +42,7 @@ def parse_choices(text: str, shapes: Shapes) -> dict[str, Choice]:
         layers = {}
         if what == "layers":
             lengths = {entry.path: shapes.num_layers(entry.path) for entry in shapes.layers}
-            layers = {p: tuple(plan.num_layers(n) for plan in plans) for p, n in lengths.items()}
+            layers = {p: tuple(plan.num_layers(p, n) for plan in plans) for p, n in lengths.items()}
         if len(words) < 2 or not (axes or layers) or what in found:
             raise ValueError(
                 f"{word!r} leaves no choice; write what=share|share, once for each what, for "

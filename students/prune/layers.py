@@ -18,6 +18,7 @@ from zoo.axes import Part, Shape, Shapes
 from zoo.students.prune.plan import KINDS
 from zoo.students.prune.proof import tensors
 from zoo.students.prune.taps import Inputs, seen_products
+from zoo.students.prune.taylor import gives_logits
 
 Metric = Callable[[nn.Module], float]
 """A loss, a perplexity, one minus an accuracy: the lower, the better."""
@@ -186,8 +187,9 @@ def own_metric(model: nn.Module, batches: Callable[[], Iterable[Inputs]]) -> Met
         total = number = 0.0
         with seen_products(model):
             for i, batch in enumerate(batches()):
-                out, ids = next(tensors(model(**batch))), batch.get("input_ids")
-                if ids is not None and out.ndim == 3 and out.shape[:2] == ids.shape:
+                out = next(tensors(model(**batch)))
+                if gives_logits(model, batch, out):
+                    ids = batch["input_ids"]
                     each = F.cross_entropy(
                         out[:, :-1].flatten(0, 1).float(), ids[:, 1:].flatten(), reduction="none"
                     )

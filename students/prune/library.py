@@ -84,7 +84,7 @@ def reshaped(parent: Parent, before: Shapes, after: Shapes, layers: Kept, state:
         model = cut_format.build_parent(recipe_of(parent))
     copies: dict[cut_format.Place, Tensor] = {}  # what no cut has touched is still the parent's
     own = {n: copies.setdefault(cut_format.place(t), t.clone()) for n, t in state.items()}
-    model = cut_format.reshape(model.to(like.dtype), own, sizes, layers)
+    model = cut_format.reshape(model.to(like), own, sizes, layers)
     if not parent.name:
         _carry(parent.model.config, model.config)
     own = (parent.name, parent.arguments, parent.folder, parent.emulated)
@@ -126,7 +126,7 @@ def fill(child: Parent, state: State) -> nn.Module:
     like = next(t for t in state.values() if t.is_floating_point())
     # Built again, with values: a constructor also computes tables that no state dict holds.
     with like.device:
-        model = rebuilt(child)
+        model = rebuilt(child).to(like.device)  # tables made by NumPy are elsewhere
     if like.dtype not in (torch.float16, torch.bfloat16):
         model.to(like.dtype)
     for name, tensor in model.state_dict(keep_vars=True).items():  # those tables stay in float32

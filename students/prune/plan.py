@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
+from functools import cache
 
 from zoo.axes import Axis, Shapes
 
@@ -117,6 +118,7 @@ def stage_of(name: Axis) -> int | None:
     return int(match[0]) if match else None
 
 
+@cache
 def names(what: str, axis: Axis) -> bool:
     """Tell whether a word of a plan names an axis."""
     letter = re.split(r"[.:]", axis)[-1]

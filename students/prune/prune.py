@@ -86,7 +86,7 @@ def prune(
     for axis, kept, by in cuts:
         state, shapes = keep_units(shapes, state, axis, kept, by)
     layers = choose_layers(before, plan, rank_layers)
-    if not cuts and not layers:
+    if not cuts and not layers and not parent.emulated:
         raise ValueError("This plan cuts nothing: each list of layers and axis keeps its size.")
     for path, kept in layers.items():
         state = keep_layers(shapes, state, path, kept)

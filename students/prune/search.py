@@ -17,7 +17,7 @@ from zoo.students.prune.plan import KINDS, Plan, names, stage_of
 LOWEST = 1 / 8
 """No width, and no number of layers, falls below this share."""
 MOST_LEVELS = 128
-DIRECTIONS = 96
+DIRECTIONS = 64
 """Directions that are tried, half of them drawn."""
 CLOSE = 0.9
 """A candidate that uses less of the budget than this share of what the best one does is dropped."""

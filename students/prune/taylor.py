@@ -74,13 +74,22 @@ def own_loss(model: nn.Module, batch: Inputs) -> Tensor:
     """
     out = next(tensors(model(**batch)))
     ids = batch.get("input_ids")
-    if ids is not None and out.ndim == 3 and out.shape[:2] == ids.shape:
-        mask = batch.get("attention_mask", torch.ones_like(ids))[:, 1:]
+    mask = torch.ones_like(ids) if ids is not None else None
+    mask = batch.get("attention_mask", mask)
+    if ids is not None and mask is not None and gives_logits(model, batch, out):
         each = F.cross_entropy(out[:, :-1].transpose(1, 2), ids[:, 1:], reduction="none")
-        return ((each * mask).sum(1) / mask.sum(1).clamp(min=1)).sum()
+        kept = mask[:, 1:]
+        return ((each * kept).sum(1) / kept.sum(1).clamp(min=1)).sum()
+    rows = mask is not None and out.shape[:2] == mask.shape  # of text, that differ in length
     draws = torch.Generator().manual_seed(0)
-    shape = (out.shape[-1],) if ids is not None else out.shape[1:]  # rows of text differ in length
-    direction = torch.randint(0, 2, shape, generator=draws).to(out) * 2 - 1
-    if ids is not None and out.ndim == 3:
-        return (out * direction).mean(1).sum()
-    return (out * direction).sum() / direction.numel() ** 0.5
+    shape = out.shape[2:] if rows else out.shape[1:]
+    direction = (torch.randint(0, 2, shape, generator=draws) * 2 - 1).to(out)
+    along = (out * direction).flatten(2 if rows else 1).sum(-1) / direction.numel() ** 0.5
+    return ((along * mask).sum(1) / mask.sum(1)).sum() if rows and mask is not None else along.sum()
+
+
+def gives_logits(model: nn.Module, batch: Inputs, out: Tensor) -> bool:
+    """Tell whether an output holds the logits of a token for each token that went in."""
+    head = getattr(model, "get_output_embeddings", lambda: None)()
+    ids = batch.get("input_ids")
+    return head is not None and ids is not None and out.ndim == 3 and out.shape[:2] == ids.shape

@@ -64,8 +64,8 @@ def test_a_stopped_run_goes_on_and_fills_its_tables(unpacked, tmp_path, script, 
     distilled = found["cells"]["0.5-both-pruned-kd-s0"]
     assert more["operations"] == pytest.approx(distilled["operations"], rel=0.1)
     assert plain["operations"] < 0.9 * distilled["operations"]
-    assert all(cell["body"] <= cell["share"] * found["dense"]["body"] for cell in
-               found["cells"].values())  # fmt: skip
+    for cell in found["cells"].values():  # norms are not counted in the budget
+        assert cell["body"] <= 1.01 * cell["share"] * found["dense"]["body"]
     printed = capsys.readouterr().out
     assert "| 50% | both |" in printed
     assert (tmp_path / "out" / "recovery.png").is_file()

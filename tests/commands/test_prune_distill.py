@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 from pathlib import Path
 from typing import Any
@@ -137,6 +138,7 @@ def test_one_command_cuts_and_distils_and_a_stopped_one_goes_on(place, monkeypat
         ("--to ffn=0.5 --distill 2 --teachers timm:nothing", "There is no timm model 'nothing'"),
         ("--to ffn=0.5 --distill 2 --optim.lr x", "optim.lr"),
         ("--to ffn=0.5 --distill -1", "--distill is -1"),
+        ("--to ffn=0.5 --form zoo --distill 2", "--form zoo cannot be trained"),
         ("--resume IMAGES", "There is no run of zoo prune --distill"),
     ],
 )
@@ -160,6 +162,7 @@ def test_a_dry_run_shows_cut_and_training_and_writes_nothing(place, monkeypatch,
     main(["prune", *words.split()])
     printed = " ".join(capsys.readouterr().out.split())
     assert "tensors" in printed
+    assert re.search(r"params [\d,]+ -> [\d,]+ .*flops [\d,]+ -> [\d,]+", printed)
     assert "7 steps" in printed
     assert {p for p in place.rglob("*") if "cache" not in p.parts} <= before
 

@@ -75,6 +75,8 @@ def test_a_changed_weight_name_file_size_or_byte_changes_the_hash(tmp_path):
     hashes.add(hash_data(tmp_path))
     (tmp_path / "a" / "y").write_bytes(b"1" * 10_000)
     hashes.add(hash_data(tmp_path))
+    (tmp_path / "a" / "index.safetensors").write_bytes(b"places and times of shards: no data")
+    hashes.add(hash_data(tmp_path))
     assert len(hashes) == 4
 
 

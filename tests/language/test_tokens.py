@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from zoo.language.open import open_language_model
+from zoo.language.tokenizers import open_tokenizer
 from zoo.language.tokens import Tokens, check_features, read_tokens, separates_documents
 
 transformers = pytest.importorskip("transformers")
@@ -61,3 +62,17 @@ def test_a_model_that_caps_its_logits_is_refused():
 def test_a_folder_without_a_model_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"config\.json is missing"):
         open_language_model(f"lm:{tmp_path}")
+
+
+def test_an_encoders_tokenizer_ends_texts_with_its_separator(tmp_path):
+    tokenizers = pytest.importorskip("tokenizers")
+    vocabulary = {"a": 0, "[CLS]": 1, "[SEP]": 2, "?": 3}
+    inner = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary, unk_token="?"))
+    inner.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    pair = [("[CLS]", 1), ("[SEP]", 2)]
+    inner.post_processor = tokenizers.processors.TemplateProcessing("[CLS] $A [SEP]", None, pair)
+    marks = dict(cls_token="[CLS]", sep_token="[SEP]")
+    fast = transformers.PreTrainedTokenizerFast(tokenizer_object=inner, **marks)
+    fast.save_pretrained(tmp_path)
+    found = open_tokenizer(str(tmp_path))
+    assert (found.begin, found.end, found.encode("a a")) == (1, 2, [0, 0])

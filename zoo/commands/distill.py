@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 import zoo
+from zoo.commands.elastic_images import nested, sizes_beside, write_about
 from zoo.data.feed import ImageFeed
 from zoo.data.loader import eval_batches
 from zoo.data.plan import Plan
@@ -193,7 +194,7 @@ def train_arm(work: Work, run: Run, config: Distill, title: str) -> Forms:
         torch._dynamo.config.recompile_limit = max(limit, 2 * graphs)
         student.answer = torch.compile(student.answer, dynamic=False if config.sizes else None)
     train(
-        task,
+        nested(config, student, task),
         state,
         feed,
         config,
@@ -311,6 +312,8 @@ def export(work: Work) -> None:
     licenses = {n: t.license for n, t in setup.teachers.items()}
     values = export_student(student, run.path / "export", batch, about=dict(licenses=licenses))
     run.log("export", setup.config.steps, values)
+    if about := sizes_beside(setup.config.student):
+        write_about(run.path / "export", about)
     describe(work, seconds=time.perf_counter() - work.began)
 
 

@@ -1,7 +1,7 @@
 """`zoo elastic`: one language model whose first units are smaller ones, trained together."""
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.table import Table
+from torch import nn
 
 from zoo.axes import Shapes, named_shapes
 from zoo.commands.distill_text import Evaluation, TextSetup, evaluated, export, prepare
@@ -155,7 +156,7 @@ def check_axes(shapes: Shapes, plans: Mapping[str, Plan]) -> None:
         widths = plan.sizes(shapes)
         if plan.sublayers:
             raise ValueError(f"The size {name} leaves out sub-layers; layers go as wholes here.")
-        if not widths and plan.layers is None:
+        if not widths and plan.layers is None and not plan.stages:
             raise ValueError(f"The size {name} is the whole model, which is there as {FULL!r}.")
         if experts := [axis for axis in widths if is_experts(shapes, axis)]:
             raise ValueError(
@@ -168,15 +169,6 @@ def sort(
     parent: Parent, shapes: Shapes, plans: Mapping[str, Plan], setup: TextSetup, config: Elastic
 ) -> Ranks:
     """Sort the units of a model in place, the best first, and rank its layers."""
-    orders, ranks = by_first(partial(ranked, parent, shapes, plans, setup, config))
-    parent.model.load_state_dict(sort_units(shapes, parent.model.state_dict(), orders))
-    return ranks
-
-
-def ranked(
-    parent: Parent, shapes: Shapes, plans: Mapping[str, Plan], setup: TextSetup, config: Elastic
-) -> tuple[list[Cut], dict[str, list[int]]]:
-    """Score units and layers on the first rows of the text."""
 
     def batches() -> Iterator[dict[str, torch.Tensor]]:
         rows = min(config.calibration, len(setup.train))
@@ -184,16 +176,29 @@ def ranked(
             some = setup.train.rows(range(start, min(start + config.batch, rows)))
             yield dict(input_ids=some.ids.to(setup.device))
 
+    orders, ranks = by_first(partial(ranked, parent.model, shapes, plans, batches, config))
+    parent.model.load_state_dict(sort_units(shapes, parent.model.state_dict(), orders))
+    return ranks
+
+
+def ranked(
+    model: nn.Module,
+    shapes: Shapes,
+    plans: Mapping[str, Plan],
+    batches: Callable[[], Iterable[Mapping[str, Any]]],
+    config: Elastic,
+) -> tuple[list[Cut], dict[str, list[int]]]:
+    """Score the units that a size cuts, and the layers if one has fewer."""
     axes = {axis: None for plan in plans.values() for axis in plan.sizes(shapes)}
     measure = Measure(
-        model=parent.model, shapes=shapes, batches=batches, axes=tuple(axes), seed=config.seed
+        model=model, shapes=shapes, batches=batches, axes=tuple(axes), seed=config.seed
     )
-    with autocast(config.precision, setup.device):
+    with autocast(config.precision, next(model.parameters()).device):
         orders = rank_units(shapes, plans.values(), measure.rank(config.score))
         influence = {
-            entry.path: block_influence(parent.model, entry.path, batches())
+            entry.path: block_influence(model, entry.path, batches())
             for entry in shapes.layers
-            if any(plan.layers is not None for plan in plans.values())
+            if any(plan.layers is not None or plan.stages for plan in plans.values())
         }
     return orders, {path: x.argsort(descending=True).tolist() for path, x in influence.items()}
 
@@ -289,6 +294,7 @@ def print_sizes(config: Elastic) -> None:
     for name, plan in plans.items():
         child = cut_to(parent, shapes, plan, ranks, form=config.form).shapes.count()
         stays = [*plan.axes.items(), *([("layers", plan.layers)] if plan.layers else [])]
+        stays += [(f"layers@{stage}", number) for stage, number in plan.stages.items()]
         words = ", ".join(f"{what}={amount}" for what, amount in stays)
         table.add_row(name, f"{child:,}", f"{child / shapes.count():.1%}", words)
     table.add_row(FULL, f"{shapes.count():,}", "100%", "everything")

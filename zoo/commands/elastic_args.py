@@ -14,7 +14,7 @@ from zoo.train.distill.elastic_config import Elastic
 @dataclass(frozen=True, kw_only=True)
 class ElasticArgs:
     model: tyro.conf.Positional[str] = ""
-    """lm:FOLDER of transformers' files."""
+    """lm:FOLDER of transformers' files; or a vision model of timm or zoo, which is only sorted."""
     run: Annotated[Elastic, tyro.conf.arg(name="")]
     resume: Path | None = None
     """Continue the run in this folder; its own settings are the defaults."""
@@ -34,6 +34,10 @@ def main(argv: list[str]) -> None:
     a batch trains one size, the whole model among them; all learn the next tokens of the whole
     model as it was (--teachers for another one). OUT/export is an ordinary folder of transformers
     with the whole model.
+
+    A vision model is sorted and written, and zoo distill trains its sizes:
+    zoo elastic vit_small_patch16_224.augreg_in1k --sizes "small:ffn=0.5" --data PHOTOS --out sorted
+    zoo distill --student local-dir:sorted --teachers timm:vit_small_patch16_224 --data PHOTOS
     """
     argv = ["--data" + w[len("--text") :] if w.startswith("--text") else w for w in argv]
     default = ElasticArgs(run=Elastic())
@@ -51,6 +55,11 @@ def main(argv: list[str]) -> None:
 
     if args.dry_run:
         print_sizes(config)
+        return
+    if not config.student.startswith("lm:"):
+        from zoo.commands.elastic_images import sort_model
+
+        print(f"sorted   {sort_model(config)}  (zoo distill --student local-dir:{config.out})")
         return
     run = elastic(config, resume=args.resume is not None)
     about = run.read_json("about.json")

@@ -57,9 +57,9 @@ def check_between(shapes: Shapes, plan: Plan, trained: Iterable[Plan]) -> None:
         for axis, size in known.sizes(shapes).items():
             least[axis] = min(least[axis], size)
         for path in layers:
-            layers[path] = min(layers[path], known.num_layers(shapes.num_layers(path)))
+            layers[path] = min(layers[path], known.num_layers(path, shapes.num_layers(path)))
     wanted = plan.sizes(shapes) | {
-        path: plan.num_layers(shapes.num_layers(path)) for path in layers
+        path: plan.num_layers(path, shapes.num_layers(path)) for path in layers
     }
     for what, size in wanted.items():
         lowest = (least | layers)[what]

@@ -1,5 +1,6 @@
 """Make a smaller model of a trained one: where words, a parent, scores and cuts meet."""
 
+import copy
 import re
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
@@ -18,14 +19,17 @@ from zoo.commands.prune_request import Prune
 from zoo.commands.prune_search import search
 from zoo.commands.prune_write import before_of, scores_of, write_child
 from zoo.students.prune.budget import split_budgets
+from zoo.students.prune.cost import CostModel
 from zoo.students.prune.layers import block_influence
 from zoo.students.prune.library import Parent
+from zoo.students.prune.outline import sample_of
 from zoo.students.prune.parent import open_parent
 from zoo.students.prune.plan import Plan
 from zoo.students.prune.proof import forward_of, prove, tensors
 from zoo.students.prune.prune import Child, ScoreUnits, prune
 from zoo.students.prune.ranking import BLIND, Measure
 from zoo.students.prune.similarity import linear_cka
+from zoo.students.prune.taylor import gives_logits
 from zoo.train.device import autocast, device_of
 
 
@@ -121,6 +125,7 @@ def prune_model(args: Prune, words: list[str]) -> Distillation | None:
     if found:
         found.print_latency(child.built.model)
     if args.dry_run or args.out is None:
+        print_costs(args, parent, shapes, child)
         if distillation:
             print_training(distillation, child)
         return None
@@ -278,7 +283,7 @@ def distance(parent: nn.Module, child: nn.Module, batches: Iterable[Samples]) ->
             x, y = (x.flatten(0, -2) for x in rows)
             narrower.append((x, y))
             continue
-        logits = "input_ids" in batch and theirs.shape[:2] == batch["input_ids"].shape
+        logits = gives_logits(parent, batch, theirs)
         for pair in zip(ours, theirs, strict=True):  # one sample's logits in float32 at a time
             x, y = (output.float() for output in pair)
             if logits:
@@ -291,6 +296,21 @@ def distance(parent: nn.Module, child: nn.Module, batches: Iterable[Samples]) ->
         x, y = (torch.cat(parts) for parts in zip(*narrower, strict=True))
         return 1 - linear_cka(x, y)
     return total / count if count else 0.0
+
+
+def print_costs(args: Prune, parent: Parent, shapes: Shapes, child: Child) -> None:
+    """Print what parent and child cost, as far as their shapes tell."""
+    costs = CostModel(
+        copy.deepcopy(parent.model).to("meta"),
+        shapes,
+        inputs=sample_of(parent),
+        tokens=args.search.tokens,
+        batch=args.search.batch,
+    )
+    sizes = {axis: kept.shape[-1] for axis, kept, _ in child.cuts}
+    before, after = costs.cost().as_dict(), costs.cost(sizes, child.layers).as_dict()
+    for what, number in before.items():
+        print(f"{what:8} {number:,} -> {after[what]:,}")
 
 
 def _num_tensors(shapes: Shapes) -> int:

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, Protocol
 
 import torch
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 from torch import nn
 
 from zoo.axes import Shapes
@@ -278,7 +278,13 @@ def print_candidates(parent: Candidate, rows: Rows) -> None:
     columns = {k: v for k, v in columns.items() if k in has and (k != "active" or active)}
     times = "latency_ms" in has
     learn = any(row.steps for row in rows)
-    table = Table("keeps", *columns.values(), *(["ms"] * times), "distance", *(["steps"] * learn))
+    table = Table(
+        Column("keeps", overflow="fold"),
+        *columns.values(),
+        *(["ms"] * times),
+        "distance",
+        *(["steps"] * learn),
+    )
     for candidate, far, steps in [Row(parent), *rows]:
         values = candidate.values()
         scale = {"flops": 1e9}

@@ -11,8 +11,8 @@ from zoo.data.images import printable
 
 HEADER_BYTES = 2**20
 """Most bytes of one extended header; a name and some numbers take a few hundred."""
-LABEL_BYTES = 32
-"""Most bytes of a `.cls` file."""
+LABEL_BYTES = 18
+"""Most bytes of a `.cls` file: a number of so many digits fits 64 bits."""
 PACKED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
 """First bytes of a compressed file -> by what."""
 
@@ -53,7 +53,9 @@ class Entry(NamedTuple):
         Raises:
             ValueError: it holds no number of a class.
         """
-        text = self.read() if self.size <= LABEL_BYTES else b"more than 32 bytes"
+        text = (
+            self.read() if self.size <= LABEL_BYTES else f"more than {LABEL_BYTES} bytes".encode()
+        )
         if not text.strip().isdigit():
             raise ValueError(
                 f"{self.shard}/{printable(self.name)} holds {text.decode(errors='replace')!r}; a "
@@ -80,8 +82,31 @@ def shards_in(folder: Path, names: Sequence[str] = ()) -> list[Path]:
     return [s for s in sorted(folder.glob("*.tar")) if begin.match(s.name) and s.is_file()]
 
 
+def folders_of_shards(path: Path) -> list[Path]:
+    """List `path` and its sub-folders, as far as shards are in them."""
+    inside = sorted(p for p in path.iterdir() if p.is_dir()) if path.is_dir() else []
+    return [folder for folder in (path, *inside) if shards_in(folder)]
+
+
 def entries(shard: Path) -> Iterator[Entry]:
     """Yield the files of a shard in their order.
+
+    Raises:
+        ValueError: as `members`.
+        OSError: it cannot be read.
+    """
+    for member in members(shard):
+        if is_file(member):
+            yield Entry(shard, member.name, member.offset_data, member.size)
+
+
+def is_file(member: tarfile.TarInfo) -> bool:
+    """Return whether a member is a file that stands in the shard as it is, and so is read."""
+    return member.isreg() and not member.issparse()
+
+
+def members(shard: Path) -> Iterator[tarfile.TarInfo]:
+    """Yield everything that has a header in a shard, links and folders too.
 
     Raises:
         ValueError: it is no tar file, is compressed, was cut, or goes on behind its end.
@@ -99,16 +124,15 @@ def entries(shard: Path) -> Iterator[Entry]:
         length, count = shard.stat().st_size, 0
         try:
             with tarfile.open(fileobj=file, mode="r:") as tar:
-                while (entry := tar.next()) is not None:
+                while (member := tar.next()) is not None:
                     tar.members.clear()  # pyright: ignore  # they would fill the memory
-                    if not 0 <= entry.size <= length - entry.offset_data:
+                    if not 0 <= member.size <= length - member.offset_data:
                         raise ValueError(
-                            f"{printable(entry.name)} declares {entry.size} bytes, more than "
+                            f"{printable(member.name)} declares {member.size} bytes, more than "
                             "there are"
                         )
-                    if entry.isreg() and not entry.issparse():
-                        count += 1
-                        yield Entry(shard, entry.name, entry.offset_data, entry.size)
+                    count += is_file(member)
+                    yield member
         except Exception as error:  # tarfile raises whatever it stumbles over
             raise ValueError(f"{shard} is not a readable tar file: {error}.") from error
         file.seek(min(tar.offset, length))

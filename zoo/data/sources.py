@@ -11,12 +11,15 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 
 from zoo.data.images import IMAGE_SUFFIXES, printable
+from zoo.data.index import NUMBER, ShardIndex, index_of
 from zoo.data.plan import mix
-from zoo.data.shards import Entry, entries, shards_in
+from zoo.data.shards import shards_in
 from zoo.data.walk import image_files
-from zoo.files import read_arrays
+from zoo.files import read_arrays, read_json
 
 SPLITS = {"train": ("train", "training"), "val": ("val", "valid", "validation", "test")}
+CLASSES = "classes.json"
+"""A file beside shards: the names of the classes that their `.cls` files count."""
 
 _log = logging.getLogger(__name__)
 
@@ -80,64 +83,65 @@ class FolderSource:
         return (self.root / self.files[index]).read_bytes()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class TarSource:
     """Shards in webdataset's format. Only the format is theirs: the plan decides the order.
 
-    The headers are read once; images are then read from their offsets, in any order.
+    Images are read from their offsets, in any order.
     """
 
-    entries: tuple[Entry, ...]
-    labels: tuple[int, ...] = ()
+    index: ShardIndex
+    numbers: np.ndarray
+    """The numbers that the `.cls` files hold, each once and sorted; empty without labels."""
     classes: tuple[str, ...] = ()
 
     @classmethod
     def scan(cls, shards: Sequence[Path]) -> "TarSource":
-        """Index the images of `shards`, and their `.cls` labels.
+        """Find the images of `shards` and their `.cls` labels: in their folder's index, or in them.
 
         Raises:
-            ValueError: a shard is no whole tar file, or a label is no number.
+            ValueError: a shard is no whole tar file, a label is no number, or `CLASSES` lacks it.
         """
-        images: list[Entry] = []
-        numbers: list[int | None] = []
-        for shard in shards:
-            found, labels = _index_shard(shard)
-            images += found
-            numbers += labels
-        without = [str(e) for e, number in zip(images, numbers, strict=True) if number is None]
-        if without and len(without) < len(images):
+        index = index_of(shards)
+        column = index.rows[:, NUMBER]
+        without = np.flatnonzero(column < 0)
+        if 0 < len(without) < len(index):
             _log.warning(
                 "%d of %d images have no .cls (%s first), so the classes of the others are not "
-                "used.", len(without), len(images), without[0],
+                "used.", len(without), len(index), index.entry(int(without[0])),
             )  # fmt: skip
-        known = [] if without else [number for number in numbers if number is not None]
-        return cls(tuple(images), *_numbered(known))
+        numbers = np.unique(column[:0] if len(without) else column)
+        return cls(index, numbers, class_names(numbers, index.folder))
 
     def __len__(self) -> int:
-        return len(self.entries)
+        return len(self.index)
 
     def key(self, index: int) -> str:
-        entry = self.entries[index]
+        entry = self.index.entry(index)
         return f"{printable(entry.shard.name)}/{printable(entry.name)}"
 
     def label(self, index: int) -> int | None:
-        return self.labels[index] if self.labels else None
+        if not self.classes:
+            return None
+        return int(np.searchsorted(self.numbers, self.index.rows[index, NUMBER]))
 
     def read(self, index: int) -> bytes:
-        return self.entries[index].read()
+        return self.index.entry(index).read()
 
 
-def _index_shard(shard: Path) -> tuple[list[Entry], list[int | None]]:
-    """Return the images of a shard and their labels."""
-    # a segmentation sample has two images under one key; the first is the picture
-    images: dict[str, Entry] = {}
-    labels: dict[str, int] = {}
-    for entry in entries(shard):
-        if entry.extension == "cls":
-            labels[entry.key] = entry.label()
-        elif f".{entry.extension}" in IMAGE_SUFFIXES:
-            images.setdefault(entry.key, entry)
-    return list(images.values()), [labels.get(key) for key in images]
+def class_names(numbers: np.ndarray, folder: Path) -> tuple[str, ...]:
+    """Return the names of classes, from `CLASSES` or as the sorted numbers that they have.
+
+    Raises:
+        ValueError: there is such a file in `folder`, and it is damaged or too short.
+    """
+    file = folder / CLASSES
+    if not len(numbers) or not file.is_file():
+        return tuple(map(str, numbers.tolist()))
+    names = read_json(file, list[str])
+    if numbers[-1] >= len(names):
+        raise ValueError(f"{file} names {len(names)} classes, and a .cls file holds {numbers[-1]}.")
+    return tuple(names[number] for number in numbers.tolist())
 
 
 def _numbered(numbers: Sequence[int]) -> tuple[tuple[int, ...], tuple[str, ...]]:
@@ -200,12 +204,12 @@ class NpzSource:
         return self.data[self.offsets[index] : self.offsets[index + 1]].tobytes()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Subset:
     """Some samples of a source, with its classes or in another list of classes."""
 
     source: Source
-    chosen: Sequence[int]
+    chosen: Sequence[int] | np.ndarray
     """Their indices in `source`."""
     names: tuple[str, ...] | None = None
     """Classes in place of the source's, matched by name; a sample whose class it lacks has none."""
@@ -271,18 +275,39 @@ def open_splits(path: Path, held_out: float) -> tuple[Source, Source]:
     Raises:
         ValueError: as `open_source`, or there is but one image.
     """
-    parts = [part for names in SPLITS.values() if (part := _part(path, names))]
+    parts = open_parts(path)
     if len(parts) == 2:
-        return parts[0], parts[1]
-    alone = parts and not shards_in(path) and len(_folders(path)) < 2
-    source = parts[0] if alone else open_source(path)
-    order = sorted(range(len(source)), key=lambda i: mix(*source.key(i).encode()))
+        return parts["train"], parts["val"]
+    (source,) = parts.values()
+    order = _by_hash([source.key(i).encode() for i in range(len(source))])
     count = max(1, round(held_out * len(source)))
     if count >= len(source):
         raise ValueError(f"{path} has {len(source)} image; there is none left to hold out.")
-    return Subset(source, tuple(sorted(order[count:]))), Subset(
-        source, tuple(sorted(order[:count]))
-    )
+    return Subset(source, np.sort(order[count:])), Subset(source, np.sort(order[:count]))
+
+
+def _by_hash(names: Sequence[bytes]) -> np.ndarray:
+    """Return the order of names by their hash; those of one length are hashed at once."""
+    lengths = np.array(list(map(len, names)))
+    hashes = np.empty(len(names), np.int64)
+    for length in np.unique(lengths):
+        here = np.flatnonzero(lengths == length)
+        table = np.frombuffer(b"".join(names[i] for i in here.tolist()), np.uint8).reshape(
+            -1, length
+        )
+        hashes[here] = mix(*table.T)
+    return np.argsort(hashes, kind="stable")
+
+
+def open_parts(path: Path) -> dict[str, Source]:
+    """Open the parts of `path` called train and val, or all of it as one part without a name.
+
+    Raises:
+        ValueError: as `open_source`.
+    """
+    parts = {name: part for name, words in SPLITS.items() if (part := _part(path, words))}
+    alone = parts and not shards_in(path) and len(_folders(path)) < 2
+    return parts if len(parts) == 2 or alone else {"": open_source(path)}
 
 
 def _part(path: Path, names: Sequence[str]) -> Source | None:

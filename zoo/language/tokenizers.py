@@ -50,10 +50,14 @@ class FolderTokenizer:
 
         self.inner: Any = AutoTokenizer.from_pretrained(folder)
         self.size = len(self.inner)
-        if self.inner.eos_token_id is None:
+        # An encoder's (BERT's) are called otherwise: [SEP] and [CLS].
+        ends = (self.inner.eos_token_id, self.inner.sep_token_id)
+        end = next((e for e in ends if e is not None), None)
+        if end is None:
             raise ValueError(f"The tokenizer in {folder} has no token that ends a text (eos).")
-        self.end = int(self.inner.eos_token_id)
+        self.end = int(end)
         bos: Any = self.inner.bos_token_id
+        bos = self.inner.cls_token_id if bos is None else bos
         sets = bos is not None and self.inner.encode("a", verbose=False)[:1] == [bos]
         self.begin: int | None = bos if sets else None
         vocabulary = sorted(self.inner.get_vocab().items(), key=lambda item: item[1])

@@ -15,7 +15,7 @@ from zoo.axes import Shape, Shapes
 from zoo.students.prune.ranking import Measure
 from zoo.students.prune.removal import removal
 from zoo.students.prune.score import activation, routing, unit_scores, x_score
-from zoo.students.prune.taylor import taylor
+from zoo.students.prune.taylor import own_loss, taylor
 
 ALIKE: dict[str, Any] = dict(rtol=1e-12, atol=1e-12)
 
@@ -162,6 +162,19 @@ def test_taylor_sums_weight_times_gradient_over_all_weights_of_a_unit(mlp):
         found = taylor(mlp, MLP, batches, ["f"], loss)["f"]
         torch.testing.assert_close(found, expected.detach(), **ALIKE)
     assert all(p.grad is None for p in mlp.parameters())
+
+
+def test_the_own_loss_is_that_of_the_next_token_where_there_is_a_head(build):
+    llama, bert = build("llama"), build("bert")
+    ids = llama.inputs["input_ids"]
+    with torch.no_grad():
+        expected = llama.model(input_ids=ids, labels=ids).loss * len(ids)
+        found = own_loss(llama.model, llama.inputs)
+        torch.testing.assert_close(found.float(), expected)  # theirs is float32
+        rows = [torch.randint(3, 38, (n,)) for n in (6, 3)]
+        together = own_loss(bert.model, padded(rows, pad=1))
+        alone = sum(own_loss(bert.model, {"input_ids": row[None]}) for row in rows)
+    torch.testing.assert_close(together, alone, **ALIKE)
 
 
 @pytest.mark.parametrize(

@@ -58,10 +58,10 @@ def built(search: Search, words: str) -> nn.Module:
     return prune(search.parent, Plan.parse(words), score).built.model
 
 
-@pytest.mark.parametrize("to", ["params=0.5", "flops=0.6", "params=200K", "memory=0.5,flops=0.5"])
+@pytest.mark.parametrize("to", ["params=200K", "flops=0.6", "memory=0.5,flops=0.5"])
 def test_a_vit_meets_its_budget_within_two_percent(to):
     search = search_of(vit(), to)
-    limits, found = search.limits(), search.candidates(4)
+    limits, found = search.limits(), search.candidates(3)
     for candidate in found:
         child = built(search, candidate.words)
         assert candidate.cost.params == sum(p.numel() for p in child.parameters())
@@ -70,12 +70,12 @@ def test_a_vit_meets_its_budget_within_two_percent(to):
     assert max(max(c.values()[w] / n for w, n in limits.items()) for c in found) > 0.98
 
 
-@pytest.mark.parametrize("name", ["llama", "mixtral", "mamba2", "nemotron_h", "swin", "convnext"])
+@pytest.mark.parametrize("name", ["llama", "mixtral", "mamba2", "nemotron_h", "swin"])
 def test_no_candidate_is_one_that_cannot_be_built(name, build, timm_names):
     tiny = build(name)
     parent = Parent(tiny.model, *timm_names.get(name, ()))
     search = search_of(parent, "params=0.7")
-    for candidate in search.candidates(3):
+    for candidate in search.candidates(2):
         child = built(search, candidate.words)
         assert candidate.cost.params == sum(p.numel() for p in child.parameters())
         assert candidate.cost.params <= 0.7 * search.costs.cost().params
@@ -87,7 +87,7 @@ def test_active_parameters_and_memory_of_a_mixture_are_budgets(build):
     for to in ("active=0.7", "memory=0.7"):
         search = search_of(Parent(build("mixtral").model), to)
         what = to.partition("=")[0]
-        best = max(c.values()[what] for c in search.candidates(4))
+        best = max(c.values()[what] for c in search.candidates(3))
         assert 0.65 < best / search.parent_values()[what] <= 0.7
 
 

@@ -42,6 +42,9 @@ MASKS = (
 """2:4 by one shot, by learned masks with a prior, and the control: the weights are trained under
 the magnitude's mask."""
 MASK_RATE = 1e-3
+PLAIN_BATCH = 4
+"""Rows at a time through transformers' own pass, whose plain scan in older versions (5.17) makes
+tensors of 0.5 GB a row."""
 
 
 @dataclass(frozen=True)
@@ -126,8 +129,8 @@ class CellRun(Run):
         super().__init__(path)
         self._board = False
 
-    def save(self, state: dict[str, Any]) -> Path:
-        return self.path
+    def save(self, state: dict[str, Any], *, wait: bool = True) -> None:
+        del state, wait
 
 
 @dataclass
@@ -174,9 +177,9 @@ class Bench:
         """Let a model on the device run through the experiment's own functions."""
         return fast(model.to(self.device), compiled=self.compiled)
 
-    def rows(self, seed: int, number: int) -> list[Tensor]:
+    def rows(self, seed: int, number: int, *, batch: int = PLAIN_BATCH) -> list[Tensor]:
         """Return rows of the training text, drawn by a seed, in batches of ids on the device."""
-        plan = Plan(len(self.corpus.train), min(number, self.scale.batch), mix(seed, 31))
+        plan = Plan(len(self.corpus.train), min(number, batch), mix(seed, 31))
         feed = ByteFeed(self.corpus.train, plan, self.device)
         return [tokens.ids for tokens in feed.batches(0, math.ceil(number / plan.batch))]
 
@@ -253,8 +256,9 @@ class Bench:
         task = self.task(cell, taught=False)
         curve = self.learn(model, cell, task, scale.teacher_bytes, points)
         model.eval()
+        rows = self.rows(cell.seed, scale.removed, batch=scale.removed)
         with autocast(self.config.precision, self.device):
-            without = units.leave_one_out(model, self.rows(cell.seed, scale.removed)[0])
+            without = units.leave_one_out(model, rows[0])
         del model.base_model.forward  # hooks and taps look at modules
         scores, columns = units.score_units(model, self.rows(cell.seed, scale.calibration))
         scores["leave_one_out"] = without

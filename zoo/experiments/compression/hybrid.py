@@ -40,6 +40,7 @@ def build_hybrid(shape: HybridShape) -> Any:
         num_attention_heads=queries,
         num_key_value_heads=keys,
         head_dim=head_dim,
+        use_cache=False,
     )
     return NemotronHForCausalLM(config)
 

@@ -1,7 +1,7 @@
 """Which heads and channels of the SSM stay: scores, choices inside groups and across, the cuts."""
 
 import copy
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from zoo.students.prune import score
 from zoo.students.prune.library import Parent
 from zoo.students.prune.plan import Plan
 from zoo.students.prune.prune import prune
+from zoo.students.prune.taps import Tap, Taps, alone
 from zoo.train.distill.token_losses import cross_entropy
 from zoo.train.distill.token_task import flat
 
@@ -44,28 +45,17 @@ def score_units(model: Any, batches: Sequence[Tensor]) -> tuple[Scores, dict[str
         The scores, and those of all columns that a width can be cut by (`score.activation`).
     """
     shapes, mixers = named_shapes(model), mamba_mixers(model)
-    squares = {name: torch.zeros((), dtype=torch.float64) for name in mixers}
-
-    def listen(name: str, mixer: Any) -> Callable[..., None]:
-        inner = mixer.intermediate_size
-
-        def hook(layer: Any, args: Any, out: Tensor) -> None:
-            means = out[..., inner : 2 * inner].abs().double().mean(1)
-            squares[name] = squares[name] + means.square().sum(0).cpu()
-
-        return hook
-
-    hooks = [m.in_proj.register_forward_hook(listen(name, m)) for name, m in mixers.items()]
-    try:
-        inputs = (dict(input_ids=ids, use_cache=False) for ids in batches)
-        columns = score.activation(model, shapes, inputs, shapes.sizes)
-    finally:
-        for hook in hooks:
-            hook.remove()
+    inputs = [dict(input_ids=ids) for ids in batches]
+    seen = Taps(model, [Tap(f"{name}.in_proj.weight", 0, lambda out: out) for name in mixers])
+    seen.run(model, inputs)
+    rows = seen.scores(alone)
+    columns = score.activation(model, shapes, inputs, shapes.sizes)
     columns = score.contribution(columns, shapes, model.state_dict())
     found: Scores = {"x": {}, "contribution": {}}
     for name, mixer in mixers.items():
-        found["x"][name] = squares[name].sqrt().view(mixer.num_heads, -1)
+        inner = mixer.intermediate_size  # z | x | B | C | dt
+        x = rows[f"{name}.in_proj.weight"][inner : 2 * inner]
+        found["x"][name] = x.view(mixer.num_heads, -1)
         found["contribution"][name] = columns[f"{name}.out_proj.weight"].view(mixer.num_heads, -1)
     return found, columns
 
