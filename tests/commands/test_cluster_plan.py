@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 from zoo.cli import main
-from zoo.commands.cluster_plan import Models, column, notes
+from zoo.commands.cluster_plan import Models, column, notes, student_seconds
 from zoo.train.cluster import GPUS
 from zoo.train.config import Optim
 from zoo.train.distill.config import Distill, TeacherSpec
@@ -49,6 +49,13 @@ def test_a_step_and_its_gpu_hours_by_hand(models):
     assert found.step == pytest.approx(32 * image + found.waits)
     hours = 16 * 1000 * found.step / 3600
     assert found.gpu_hours == pytest.approx(hours * (1 + found.failures.lost))
+
+
+def test_small_images_hide_less_of_the_communication(models):
+    sizes = replace(RUN, sizes=(32, 64), batches=(512, 128))
+    small, large = student_seconds(sizes, 1e-3, 16)
+    assert large == small  # a quarter of the images, with four times the pixels
+    assert small + large == pytest.approx((512 + 128) / 16 * 1e-3)
 
 
 def test_more_slices_hold_less_and_send_more(models):

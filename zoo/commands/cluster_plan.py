@@ -89,17 +89,28 @@ def column(config: Distill, models: Models, gpus: int, gpu: Gpu) -> Column:
     slices = config.num_slices // gpus
     size = FLOAT32 * sum(models.units)
     sent = traffic(method, size, layout, gpu, units=len(models.units), slices=slices)
-    student = config.samples / gpus * compute.student
+    waits = [
+        exposed(sent, seconds, slices=slices)
+        for seconds in student_seconds(config, compute.student, gpus)
+    ]
     shares = {"ddp": 1, "fsdp": gpus, "hsdp": layout.local}[method]
     copies = dict(weights=1, gradients=1, moments=2, average=bool(config.optim.ema))
     held = {name: count * size / shares for name, count in copies.items()}
     # a part that is gathered, and the next one
     held["gathered"] = 0.0 if method == "ddp" else 2 * FLOAT32 * max(models.units)
     return Column(
-        config, layout, method, compute, sent, exposed(sent, student, slices=slices),
+        config, layout, method, compute, sent, sum(waits) / len(waits),
         sum(cost.bytes for cost in models.teachers.values()), held,
         models.saved * largest_slice(config)[1], failures(gpus),
     )  # fmt: skip
+
+
+def student_seconds(config: Distill, mean: float, gpus: int) -> list[float]:
+    """Return the student's time of a step at each size, from that of an image on average."""
+    sizes = config.sizes or (config.size,)
+    counts = config.batches or (config.batch,) * len(sizes)
+    pixels = [n * size**2 for n, size in zip(counts, sizes, strict=True)]
+    return [mean * sum(counts) / gpus * part / sum(pixels) for part in pixels]
 
 
 ROWS = (
