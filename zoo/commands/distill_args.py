@@ -79,7 +79,7 @@ def main(argv: list[str]) -> None:
     asked = read_args(argv)
     refuse_other_folder(folder_of(asked.stages), asked.args.resume)
     if asked.args.processes > 1 and not asked.args.dry_run:
-        from zoo.commands.launch import start
+        from zoo.commands.processes import start
 
         start(["distill", *without(argv, "--processes")], asked.args.processes)
     if asked.args.resume is None and begun_before(folder := folder_of(asked.stages)):

@@ -1,20 +1,17 @@
 """`zoo launch`: the line or the script that starts a distillation on many GPUs."""
 
-import os
 import shlex
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
 from zoo.commands.cluster_words import on_gpus, read_stages, read_words
+from zoo.commands.processes import FRESH_STORE, start
 from zoo.train.distill.scaling import changes
 from zoo.train.ranges import COUNT, NOT_NEGATIVE, check_ranges
 
 PORT = 29500
-FRESH_STORE = "TORCH_DISABLE_SHARE_RDZV_TCP_STORE"
-"""With 1 torchrun opens a new store when processes begin again; in the one they had, gloo finds the
-addresses of the dead (torch 2.15)."""
+
 
 SCRIPT = """#!/bin/bash
 #SBATCH --job-name={name}
@@ -129,14 +126,3 @@ def torchrun(args: LaunchArgs, run: str, words: Sequence[str]) -> str:
         else:
             line += f" {word}"
     return " \\\n    ".join(["torchrun " + " ".join(meet), *lines, line])
-
-
-def start(words: Sequence[str], processes: int, *, restarts: int = 0) -> None:
-    """Become torchrun, with so many processes of `zoo` on this machine."""
-    if "TORCHELASTIC_RUN_ID" in os.environ:
-        raise ValueError("torchrun has started this process already; leave out --processes.")
-    sys.stdout.flush()
-    run = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    run += [f"--nproc-per-node={processes}", f"--max-restarts={restarts}"]
-    os.environ[FRESH_STORE] = "1"
-    os.execv(sys.executable, [*run, "-m", "zoo", *words])
