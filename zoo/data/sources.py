@@ -96,13 +96,27 @@ class TarSource:
     classes: tuple[str, ...] = ()
 
     @classmethod
-    def scan(cls, shards: Sequence[Path]) -> "TarSource":
+    def scan(
+        cls,
+        shards: Sequence[Path],
+        names: Sequence[str] | None = None,
+        lost: dict[str, str] | None = None,
+    ) -> "TarSource":
         """Find the images of `shards` and their `.cls` labels: in their folder's index, or in them.
 
+        Args:
+            names: As in `index_of`.
+            lost: Takes missing and damaged shards, which then are left out, with the reason.
+
         Raises:
-            ValueError: a shard is no whole tar file, a label is no number, or `CLASSES` lacks it.
+            ValueError: a shard is missing or no whole tar file, a label is no number, or `CLASSES`
+                lacks it.
         """
-        index = index_of(shards)
+        known = set(lost or ())
+        index = index_of(shards, names, lost)
+        for shard, reason in (lost or {}).items():
+            if shard not in known:
+                _log.warning("A shard is left out: %s", reason)
         column = index.rows[:, NUMBER]
         without = np.flatnonzero(column < 0)
         if 0 < len(without) < len(index):
@@ -244,8 +258,12 @@ def spread(source: Source, limit: int) -> Source:
     return Subset(source, tuple(np.linspace(0, len(source) - 1, limit).astype(int).tolist()))
 
 
-def open_source(path: Path) -> Source:
+def open_source(path: Path, lost: dict[str, str] | None = None) -> Source:
     """Open a folder of images, a `.tar` shard, a folder of shards, or a `.npz` of images.
+
+    Args:
+        lost: Takes the paths of shards that are missing or damaged, which then are left out and
+            named in a warning, and what is wrong with each; without, they are refused.
 
     Raises:
         ValueError: there is nothing at `path`, it has another format, or there is no image in it.
@@ -256,7 +274,7 @@ def open_source(path: Path) -> Source:
         source: Source = NpzSource.scan(path) if path.suffix == ".npz" else TarSource.scan([path])
     elif path.is_dir():
         shards = shards_in(path)
-        source = TarSource.scan(shards) if shards else FolderSource.scan(path)
+        source = TarSource.scan(shards, (), lost) if shards else FolderSource.scan(path)
     else:
         raise ValueError(f"{path} is neither a folder nor a .tar shard nor a .npz file.")
     if not len(source):
@@ -265,17 +283,22 @@ def open_source(path: Path) -> Source:
     return source
 
 
-def open_splits(path: Path, held_out: float) -> tuple[Source, Source]:
+def open_splits(
+    path: Path, held_out: float, lost: dict[str, str] | None = None
+) -> tuple[Source, Source]:
     """Open the training and the validation part of `path`, each with its own list of classes.
 
     They are the folders, `.npz` files or shards called train and val, if there are both. Otherwise
     the share `held_out` of the samples is set aside by a hash of their names, so that the choice
     stays the same when files are added.
 
+    Args:
+        lost: As in `open_source`.
+
     Raises:
         ValueError: as `open_source`, or there is but one image.
     """
-    parts = open_parts(path)
+    parts = open_parts(path, lost)
     if len(parts) == 2:
         return parts["train"], parts["val"]
     (source,) = parts.values()
@@ -299,40 +322,45 @@ def _by_hash(names: Sequence[bytes]) -> np.ndarray:
     return np.argsort(hashes, kind="stable")
 
 
-def open_parts(path: Path) -> dict[str, Source]:
+def open_parts(path: Path, lost: dict[str, str] | None = None) -> dict[str, Source]:
     """Open the parts of `path` called train and val, or all of it as one part without a name.
 
     Raises:
         ValueError: as `open_source`.
     """
-    parts = {name: part for name, words in SPLITS.items() if (part := _part(path, words))}
+    parts = {name: part for name, words in SPLITS.items() if (part := _part(path, words, lost))}
     alone = parts and not shards_in(path) and len(_folders(path)) < 2
-    return parts if len(parts) == 2 or alone else {"": open_source(path)}
+    return parts if len(parts) == 2 or alone else {"": open_source(path, lost)}
 
 
-def _part(path: Path, names: Sequence[str]) -> Source | None:
+def _part(path: Path, names: Sequence[str], lost: dict[str, str] | None) -> Source | None:
     if not path.is_dir():
         return None
     for name in names:
         if (path / name).is_dir():
-            return open_source(path / name)
+            return open_source(path / name, lost)
         if (path / f"{name}.npz").is_file():
             return open_source(path / f"{name}.npz")
     shards = shards_in(path, names)
-    return TarSource.scan(shards) if shards else None
+    return TarSource.scan(shards, names, lost) if shards else None
 
 
 def _folders(path: Path) -> list[Path]:
     return [p for p in path.iterdir() if p.is_dir() and not p.name.startswith(".")]
 
 
-def open_labelled(path: Path, held_out: float) -> tuple[Source, Source]:
+def open_labelled(
+    path: Path, held_out: float, lost: dict[str, str] | None = None
+) -> tuple[Source, Source]:
     """Open both parts as `open_splits` does, with their labels in one list of classes.
+
+    Args:
+        lost: As in `open_source`.
 
     Raises:
         ValueError: as `open_splits`.
     """
-    return in_one_list(*open_splits(path, held_out), path)
+    return in_one_list(*open_splits(path, held_out, lost), path)
 
 
 def in_one_list(train: Source, val: Source, path: Path) -> tuple[Source, Source]:
