@@ -131,19 +131,20 @@ def open_data(
         lost: Takes the shards that are left out, if the config says that they may be.
     """
     skipped = (lost if lost is not None else {}) if config.damaged_shards == "skip" else None
-    data, labelled = Path(config.data), config.labelled and Path(config.labelled)
+    data: Path | str = config.data
+    labelled: Path | str | None = config.labelled
     if config.data.startswith("embedded"):
         from zoo.data.embedded import EMBEDDED
 
         if config.data not in EMBEDDED:
             raise unknown_name(config.data, list(EMBEDDED), "embedded data")
-        data = EMBEDDED[config.data]()
+        data = made = EMBEDDED[config.data]()
         if config.data == "embedded":
-            data, labelled = data / "images", labelled or data / "digits"
+            data, labelled = made / "images", labelled or made / "digits"
     train, val = open_splits(data, config.held_out, skipped)
     if not labelled:
         probe = in_one_list(train, val, data)
-    elif not (probe := open_labelled(Path(labelled), config.held_out, skipped))[0].classes:
+    elif not (probe := open_labelled(labelled, config.held_out, skipped))[0].classes:
         raise ValueError(f"{labelled} has no classes: one sub-folder a class, or .cls files.")
     return train, val, probe if probe[0].classes else None
 
