@@ -10,20 +10,22 @@ images has 1/k² of its canvas's FLOPs in each. Heads are part of the student. T
 are taken to hide behind this.
 """
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
-TEACHER = {"": 0.58, "samvit": 0.42, "vit_": 0.58}
+CONSTANTS = json.loads(Path(__file__).with_name("constants.json").read_text())
+"""What was measured or is assumed, on which machine and when."""
+_SHARES = CONSTANTS["shares"]
+TEACHER: Mapping[str, float] = _SHARES["teacher"]
 """Share of P that a compiled teacher reaches, by how its name begins; the longest that fits."""
-STUDENT = {
-    "": 0.30, "vit_": 0.42, "eradio": 0.15, "eradio_l": 0.46, "fastervit": 0.17,
-    "mambavision": 0.12,
-}  # fmt: skip
+STUDENT: Mapping[str, float] = _SHARES["student"]
 """The same for forward and backward of a student; ViTs' are between 0.37 and 0.46 on an H200."""
-EAGER = {"": 0.88, "samvit": 0.32}
+EAGER: Mapping[str, float] = _SHARES["eager"]
 """What is left of these shares without a compiler; SAM's relative positions then stand in memory as
 whole matrices."""
-EIGHT_BITS = {"bf16": 1.0, "int8": 1.08, "fp8": 1.35}
+EIGHT_BITS: Mapping[str, float] = _SHARES["eight_bits"]
 """What a compiled teacher gains with all of its linear layers in 8 bits."""
 
 

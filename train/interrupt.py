@@ -1,6 +1,7 @@
 """Ctrl-C and SIGTERM: finish the step, save, leave."""
 
 import signal
+import threading
 from types import FrameType
 
 
@@ -13,13 +14,18 @@ class Interrupted(Exception):
 
 
 class Interrupt:
-    """While this context lasts, the first signal is noted and the second one kills."""
+    """While this context lasts, the first signal is noted and the second one kills.
+
+    In another thread than the main one, such as Ray's, Python lets nobody note signals.
+    """
 
     def __init__(self):
         self.signal: int | None = None
         self._before = {}
 
     def __enter__(self) -> "Interrupt":
+        if threading.current_thread() is not threading.main_thread():
+            return self
         for number in (signal.SIGINT, signal.SIGTERM):
             self._before[number] = signal.signal(number, self._note)
         return self

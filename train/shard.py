@@ -24,11 +24,11 @@ ENTRIES = ("answer", "look", "own_map")
 """Methods of a student that run its blocks without `__call__`."""
 
 
-def method_of(ranks: str, model: nn.Module) -> Method:
-    """Settle `auto`: DDP below 10⁹ parameters, HSDP from there on."""
+def method_of(ranks: str, model: nn.Module, processes: int | None = None) -> Method:
+    """Settle `auto`: DDP below 10⁹ parameters, HSDP from there on; over the ranks there are."""
     if ranks == "auto":
         large = sum(p.numel() for p in model.parameters()) >= LARGE
-        return "hsdp" if large and world() > 1 else "ddp"
+        return "hsdp" if large and (processes or world()) > 1 else "ddp"
     return ranks  # pyright: ignore[reportReturnType]
 
 
@@ -64,6 +64,17 @@ def _units(model: nn.Module) -> list[nn.Module]:
     inside = {part for stage in stages for part in stage.modules()}
     steps = [stage.downsample for stage in stages if list(stage.downsample.parameters())]
     return [*steps, *stages, *(block for block in repeated_blocks(model) if block not in inside)]
+
+
+def unit_sizes(model: nn.Module) -> list[int]:
+    """Return how many parameters each group has that `shard` makes; what is left is the last."""
+    seen: set[nn.Parameter] = set()
+    sizes = []
+    for unit in [*_units(model), model]:
+        own = set(unit.parameters()) - seen
+        seen |= own
+        sizes += [sum(p.numel() for p in own)] if own else []
+    return sizes
 
 
 def is_sharded(model: nn.Module) -> bool:

@@ -16,6 +16,8 @@ COMMANDS = {
     "convert": "zoo.commands.convert:main",
     "data": "zoo.commands.data:main",
     "distill": "zoo.commands.distill_args:main",
+    "plan": "zoo.commands.cluster_plan_args:main",
+    "launch": "zoo.commands.launch:main",
     "mask": "zoo.commands.mask_args:main",
     "elastic": "zoo.commands.elastic_args:main",
     "export": "zoo.commands.export_args:main",
@@ -42,6 +44,8 @@ USAGE = """zoo: vision backbones, and the distillation of many frozen teachers i
   zoo data index PATH       where each image of many shards lies: a million open at once
   zoo data check PATH       what is wrong with shards and images, listed
   zoo distill [RECIPE] ...  train a student from teachers, to an export and a report
+  zoo plan RECIPE ...       its speed, memory, traffic and cost on 8 to 2,048 GPUs
+  zoo launch RECIPE ...     the torchrun line or SLURM script that starts it on many GPUs
   zoo prune MODEL ...       a smaller model of the same class, cut along its named axes
   zoo mask lm:FOLDER ...    N of each M weights of a language model stay, chosen or learnt
   zoo elastic lm:FOLDER ... train one model whose first units are smaller ones

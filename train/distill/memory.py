@@ -73,7 +73,7 @@ def check_memory(
 
 def may_not_fit(config: Distill, device: torch.device) -> bool:
     """Return whether a step is so large that `check_step` is worth its seconds."""
-    side, count = _largest(config)
+    side, count = largest_slice(config)
     return count * side**2 * MOST_PER_PIXEL > memory_of(device)
 
 
@@ -90,7 +90,7 @@ def check_step(
     Raises:
         ValueError: the estimate is above the memory; both are said.
     """
-    side, count = _largest(config)
+    side, count = largest_slice(config)
     saved, peak = saved_bytes(student, side, config, device), 0.0
     if config.compile:
         saved /= 2  # compiled code computes the cheap half again
@@ -109,7 +109,7 @@ def check_step(
         )
 
 
-def _largest(config: Distill) -> tuple[int, int]:
+def largest_slice(config: Distill) -> tuple[int, int]:
     """Return the side and the images of the slice that has the most pixels."""
     sizes = config.sizes or (config.size,)
     counts = config.batches or (config.batch,) * len(sizes)

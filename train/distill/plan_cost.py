@@ -123,21 +123,34 @@ def matmul_rate(device: torch.device) -> float:
 def image_flops(config: Distill, teachers: Sequence[Cost], student: Cost) -> float:
     """Count the FLOPs of training on one image, on average over the steps.
 
-    A teacher counts by its rate, in the steps of its size. Where the size differs from step to
-    step, the student's work and that of teachers that follow it grow with the number of pixels. A
-    backward pass counts as two forward passes.
-
     Args:
         teachers: In the order of `config.teachers`.
+    """
+    *teaching, learning = forward_flops(config, teachers, student)
+    return sum(teaching) + passes(config) * learning
+
+
+def passes(config: Distill) -> int:
+    """Count a step's forward passes of the student; a backward pass is two, MESA's average one."""
+    return 3 + bool(config.losses.mesa)
+
+
+def forward_flops(config: Distill, teachers: Sequence[Cost], student: Cost) -> list[float]:
+    """Count the FLOPs of forward passes of one image, on average: of each teacher, of the student.
+
+    A teacher counts by its rate, in the steps of its size. Where the size differs from step to
+    step, the student's work and that of teachers that follow it grow with the number of pixels.
     """
     sizes = config.sizes or (config.size,)
     counts = config.batches or (config.batch,) * len(sizes)
     pixels = {size: (size / config.size) ** 2 for size in sizes}
     shares = {size: n / sum(counts) for size, n in zip(sizes, counts, strict=True)}
-    teaching = sum(
-        cost.flops * spec.rate * shares[size] * (pixels[size] if spec.follow else 1.0)
+    teaching = [
+        sum(
+            cost.flops * spec.rate * shares[size] * (pixels[size] if spec.follow else 1.0)
+            for size in sizes
+            if spec.at in (0, size)
+        )
         for cost, spec in zip(teachers, config.teachers, strict=True)
-        for size in sizes
-        if spec.at in (0, size)
-    )
-    return teaching + 3 * student.flops * sum(shares[size] * pixels[size] for size in sizes)
+    ]
+    return [*teaching, student.flops * sum(shares[size] * pixels[size] for size in sizes)]

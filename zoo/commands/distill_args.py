@@ -1,6 +1,7 @@
 """`zoo distill`: what its command line says, read without torch."""
 
 import difflib
+import os
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -12,12 +13,13 @@ import tyro
 
 from zoo.commands import distill_text_args
 from zoo.commands.distill_text_args import is_text
-from zoo.commands.parse import parse, refuse_other_folder, value_of
+from zoo.commands.parse import parse, refuse_other_folder, value_of, without
 from zoo.teachers.name import TeacherName
 from zoo.train.distill.config import Distill, Heads, TeacherSpec
 from zoo.train.distill.recipes import RECIPES, summary_of
 from zoo.train.distill.stages import Stages, folder_of, stages_of
 from zoo.train.fields import RENAMED, changed
+from zoo.train.ranges import between, check_ranges
 from zoo.wheels import TAG, is_installed
 
 if TYPE_CHECKING:
@@ -28,7 +30,7 @@ RENAMED_FLAGS = {
     "--heads.inner": f"--heads.{RENAMED['Heads', 'inner']}".replace("_", "-"),
 }
 """Former option -> option."""
-WHOLE = {"--resume": 1, "--out": 1, "--dry-run": 0, "--tiny": 0}
+WHOLE = {"--resume": 1, "--out": 1, "--dry-run": 0, "--tiny": 0, "--processes": 1}
 """Options that no stage has for itself, and how many values they take."""
 
 
@@ -42,6 +44,12 @@ class DistillArgs:
     tiny: bool = False
     """Shrink the recipe to a laptop: small random teachers of the same kinds, embedded images,
     twenty steps. Other options still count."""
+    processes: Annotated[int, between(1, 64)] = 1
+    """Share the work out over processes of this machine, as torchrun does: to try on a laptop what
+    runs on many GPUs."""
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
 
 
 def main(argv: list[str]) -> None:
@@ -70,12 +78,30 @@ def main(argv: list[str]) -> None:
         return
     asked = read_args(argv)
     refuse_other_folder(folder_of(asked.stages), asked.args.resume)
+    if asked.args.processes > 1 and not asked.args.dry_run:
+        from zoo.commands.processes import start
+
+        start(["distill", *without(argv, "--processes")], asked.args.processes)
+    if asked.args.resume is None and begun_before(folder := folder_of(asked.stages)):
+        print(f"zoo: started again, so the run in {folder} goes on.", file=sys.stderr)
+        asked = read_args(["--resume", str(folder)])
     from zoo.commands.stages import distill_stages, print_plans
 
     if asked.args.dry_run:
         print_plans(asked.stages)
         return
     print_run(distill_stages(asked.stages, resume=asked.args.resume is not None))
+
+
+def begun_before(folder: Path) -> bool:
+    """Tell whether torchrun or SLURM starts this command again, and where it had got is there."""
+    counts = (os.environ.get(f"{who}_RESTART_COUNT", "0") for who in ("TORCHELASTIC", "SLURM"))
+    if all(count == "0" for count in counts):
+        return False
+    from zoo.commands.stages import has_begun
+    from zoo.train.mesh import by_first
+
+    return by_first(lambda: has_begun(folder))
 
 
 def print_run(run: "Run") -> None:

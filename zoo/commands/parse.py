@@ -50,6 +50,17 @@ def value_of(argv: list[str], option: str) -> str | None:
     return None
 
 
+def without(argv: list[str], option: str) -> list[str]:
+    """Leave an option of one value out."""
+    found, words = [], iter(argv)
+    for word in words:
+        if word == option:
+            next(words, None)
+        elif not word.startswith(f"{option}="):
+            found.append(word)
+    return found
+
+
 def refuse_other_folder(out: Any, resume: Any) -> None:
     """Refuse an --out that is not the folder of the run that --resume goes on with.
 

@@ -70,6 +70,11 @@ def finished(run: Run) -> bool:
     return bool(about) and about["seconds"] is not None
 
 
+def has_begun(folder: Path) -> bool:
+    """Tell whether a folder holds a run, in stages or not, that `--resume` can go on with."""
+    return (folder / STAGES).is_file() or (folder / "config.json").is_file()
+
+
 def check(stages: Stages) -> None:
     """Refuse what a stage cannot be, with models that have no weights yet.
 

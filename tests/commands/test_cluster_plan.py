@@ -1,0 +1,87 @@
+"""`zoo plan`: a run on many GPUs, counted by hand for a tiny student."""
+
+import shlex
+from dataclasses import replace
+
+import pytest
+
+from zoo.cli import main
+from zoo.commands.cluster_plan import Models, column, notes, student_seconds
+from zoo.train.cluster import GPUS
+from zoo.train.config import Optim
+from zoo.train.distill.config import Distill, TeacherSpec
+
+RUN = Distill(
+    teachers=(TeacherSpec(name="timm:test_vit/random@64"),),
+    student="test_vit",
+    size=64,
+    batch=512,
+    slices=16,
+    steps=1000,
+    optim=Optim(ema=0.0),
+)
+H200 = GPUS["h200"]
+
+
+@pytest.fixture(scope="module")
+def models() -> Models:
+    return Models.of(RUN)
+
+
+@pytest.mark.parametrize(("ranks", "share"), [("auto", 1), ("fsdp", 16), ("hsdp", 8)])
+def test_a_rank_holds_its_share_of_weights_gradients_and_moments(ranks, share, models):
+    found = column(replace(RUN, ranks=ranks), models, 16, H200)
+    whole = 4 * sum(p.numel() for p in models.module.parameters())
+    assert found.method == ("ddp" if ranks == "auto" else ranks)
+    gathered = found.held["gathered"]
+    assert (gathered > 0) == (share > 1)
+    assert sum(found.held.values()) - gathered == pytest.approx(4 * whole / share)
+    averaged = column(replace(RUN, ranks=ranks, optim=Optim(ema=0.9)), models, 16, H200)
+    assert averaged.held["average"] == pytest.approx(whole / share)
+
+
+def test_a_step_and_its_gpu_hours_by_hand(models):
+    found = column(RUN, models, 16, H200)
+    (teacher,), student = models.teachers.values(), models.student
+    rate = 790e12 * 0.88  # not compiled
+    image = teacher.flops / (0.58 * rate) + 3 * student.flops / (0.30 * rate)
+    assert found.compute.total == pytest.approx(image)
+    assert found.step == pytest.approx(32 * image + found.waits)
+    hours = 16 * 1000 * found.step / 3600
+    assert found.gpu_hours == pytest.approx(hours * (1 + found.failures.lost))
+
+
+def test_small_images_hide_less_of_the_communication(models):
+    sizes = replace(RUN, sizes=(32, 64), batches=(512, 128))
+    small, large = student_seconds(sizes, 1e-3, 16)
+    assert large == small  # a quarter of the images, with four times the pixels
+    assert small + large == pytest.approx((512 + 128) / 16 * 1e-3)
+
+
+def test_more_slices_hold_less_and_send_more(models):
+    few = column(replace(RUN, ranks="fsdp"), models, 8, H200)
+    many = column(replace(RUN, ranks="fsdp", slices=64), models, 8, H200)
+    assert many.activations == few.activations / 4
+    assert many.sent.within == pytest.approx(4 * few.sent.within)
+
+
+def test_a_recipe_is_planned_without_a_gpu_and_without_its_weights(capsys):
+    main(shlex.split(
+        "plan custom --gpus 8 64 --gpu a100 --teachers timm:test_vit.r160_in1k@64 "
+        "--student test_vit --size 64 --steps 800"
+    ))  # fmt: skip
+    out = " ".join(capsys.readouterr().out.split())
+    assert "on A100" in out and "256 (256)" in out and "2,048 (2,048)" in out
+    assert "Without --batch it grows with the GPUs (32 images each)" in out
+    main(shlex.split(
+        "plan custom --gpus 64 --teachers timm:test_vit/random@64 --student test_vit --size 64 "
+        "--batch 128"
+    ))  # fmt: skip
+    out = " ".join(capsys.readouterr().out.split())
+    assert "128 (128)" in out and "Without --batch" not in out
+
+
+def test_what_does_not_fit_is_said(models):
+    for one, said in ((models, False), (replace(models, saved=1e12), True)):
+        lines = notes(RUN, [column(RUN, one, 16, H200)], "h200")
+        assert any("does not fit" in line for line in lines) == said

@@ -1,0 +1,140 @@
+"""Bytes and collectives of a step on many ranks: by hand, and seen on torch's fake ranks."""
+
+from dataclasses import replace
+
+import pytest
+import timm
+import torch
+import torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
+from torch.testing._internal.distributed.fake_pg import FakeStore
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from zoo.train.cluster import GPUS, Layout, exposed, failures, traffic
+from zoo.train.shard import mesh_of, shard, unit_sizes
+
+H200 = GPUS["h200"]
+
+
+class Sent(TorchDispatchMode):
+    """Notes the bytes of the larger side of each collective."""
+
+    def __init__(self):
+        super().__init__()
+        self.bytes: dict[str, list[int]] = {}
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        namespace, name, _ = str(func).split(".")
+        if namespace == "c10d":
+            sides = [x.nbytes for x in tree_leaves(args) if isinstance(x, torch.Tensor)]
+            self.bytes.setdefault(name, []).append(max(sides))
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.fixture
+def join(monkeypatch):
+    """Become rank 0 of n nodes of g ranks, of which the others are not there."""
+
+    def begin(nodes: int, local: int) -> Layout:
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", str(local))
+        dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=nodes * local)
+        return Layout(nodes, local)
+
+    yield begin
+    dist.destroy_process_group()
+
+
+def student() -> torch.nn.Module:
+    return timm.create_model("test_vit", img_size=32, num_classes=8)
+
+
+def bytes_of(model: torch.nn.Module) -> int:
+    return 4 * sum(p.numel() for p in model.parameters())
+
+
+@pytest.mark.parametrize(("method", "nodes", "local"), [("fsdp", 4, 8), ("hsdp", 512, 8)])
+def test_a_cut_student_sends_what_the_plan_counts(method, nodes, local, join):
+    layout, model = join(nodes, local), student()
+    planned = traffic(method, bytes_of(model), layout, H200, units=len(unit_sizes(model)))
+    shard(model, mesh_of(method, torch.device("cpu")))
+    with Sent() as sent:
+        model(torch.zeros(2, 3, 32, 32)).sum().backward()
+    gathers, scatters = sent.bytes["_allgather_base_"], sent.bytes["_reduce_scatter_base_"]
+    assert (len(gathers), len(scatters)) == (planned.gathers, planned.reductions)
+    ring = local if method == "hsdp" else nodes * local
+    seen = (sum(gathers) + sum(scatters)) * (ring - 1) / ring
+    # shares are padded to equal rows, which in so small a student is a few percent
+    if method == "fsdp":
+        assert "allreduce_" not in sent.bytes
+        assert planned.within + planned.between == pytest.approx(seen, rel=0.05)
+        return
+    assert planned.within == pytest.approx(seen, rel=0.05)
+    reduced = sent.bytes["allreduce_"]
+    assert len(reduced) == planned.reductions
+    assert planned.between == pytest.approx(2 * sum(reduced) * (nodes - 1) / nodes, rel=0.05)
+
+
+def test_whole_copies_reduce_each_gradient_once(join):
+    layout, model = join(1, 4), student()
+    reduced = []
+
+    def hook(_, bucket):
+        reduced.append(bucket.buffer().nbytes)
+        future = torch.futures.Future()
+        future.set_result(bucket.buffer())
+        return future
+
+    wrapped = DistributedDataParallel(model)
+    wrapped.register_comm_hook(None, hook)
+    wrapped(torch.zeros(2, 3, 32, 32)).sum().backward()
+    planned = traffic("ddp", bytes_of(model), layout, H200)
+    assert planned.within == pytest.approx(2 * sum(reduced) * 3 / 4)
+    assert planned.between == 0
+
+
+def test_bytes_of_a_step_by_hand():
+    two = Layout(2, 4)
+    ddp, fsdp, hsdp = (traffic(m, 800e6, two, H200) for m in ("ddp", "fsdp", "hsdp"))
+    # a node's GPUs add 800 MB up in a ring (6/4 of it); each then swaps its 200 MB with its like
+    assert (ddp.within, ddp.between) == (1200e6, 200e6)
+    # 7/8 of 800 MB, three times; one rank in four sends to the other node
+    assert (fsdp.within, fsdp.between) == pytest.approx((1575e6, 525e6))
+    assert (hsdp.within, hsdp.between) == (1800e6, 200e6)
+    assert traffic("hsdp", 800e6, two, H200, slices=3).within == 3 * hsdp.within
+    assert traffic("ddp", 800e6, two, H200, slices=3) == ddp
+    assert traffic("ddp", 800e6, Layout(1, 1), H200) == (0, 0, 0, 0, 0)
+
+
+def test_links_and_hops_take_their_time():
+    slow = replace(H200, within=1, between=0.1)
+    sent = traffic("ddp", 800e6, Layout(2, 4), slow)
+    buckets, hops = 31, 6 * 5e-6 + 2 * 1e-5  # 25 MiB each; a ring of four, a tree of two
+    assert sent.seconds == pytest.approx(1.2 + 2.0 + buckets * hops)
+
+
+def test_communication_hides_behind_the_backward_pass_but_for_its_end():
+    sent = traffic("ddp", 800e6, Layout(2, 8), H200)
+    assert exposed(sent, 100.0) == pytest.approx(sent.seconds / sent.reductions)
+    assert exposed(sent, 0.0) == sent.seconds
+    assert exposed(traffic("fsdp", 8e6, Layout(2, 8), H200), 0.0) == pytest.approx(
+        traffic("fsdp", 8e6, Layout(2, 8), H200).seconds
+    )
+
+
+def test_failures_and_the_interval_that_loses_least():
+    found = failures(1024)
+    assert found.between / 3600 == pytest.approx(48.8, abs=0.1)  # 50,000 / 1,024
+    assert found.interval / 60 == pytest.approx(44, abs=1)
+
+    def lost(interval: float) -> float:
+        return 20 / interval + (interval / 2 + 300) / found.between
+
+    assert found.lost == pytest.approx(lost(found.interval))
+    assert found.lost < min(lost(found.interval * 1.1), lost(found.interval / 1.1))
+
+
+def test_gpus_that_do_not_fill_their_nodes_are_refused():
+    assert Layout.of(4, 8) == (1, 4)
+    with pytest.raises(ValueError, match="20 GPUs do not fill nodes of 8; 16 do"):
+        Layout.of(20, 8)

@@ -1,0 +1,206 @@
+"""What a recipe would be on many GPUs: models without weights, and the cost model of a cluster."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from zoo.commands.cluster_words import on_gpus
+from zoo.students.student import Student
+from zoo.teachers.name import TeacherName
+from zoo.train.cluster import GPUS, Failures, Gpu, Layout, Traffic, exposed, failures, traffic
+from zoo.train.cost import CONSTANTS, Estimate, estimate
+from zoo.train.distill.config import Distill
+from zoo.train.distill.memory import largest_slice, saved_bytes
+from zoo.train.distill.plan_cost import Cost, forward_flops, model_costs, passes
+from zoo.train.distill.scaling import changes
+from zoo.train.distill.stages import Stages, plannable
+from zoo.train.shard import Method, method_of, unit_sizes
+
+FLOAT32 = 4
+
+
+@dataclass(frozen=True)
+class Models:
+    """What is counted once for all numbers of GPUs."""
+
+    teachers: Mapping[str, Cost]
+    student: Cost
+    units: list[int]
+    """Parameters of each part that fsdp gathers at once."""
+    saved: float
+    """Bytes that the student keeps for the backward pass, for an image of the largest slice."""
+    module: Student
+
+    @classmethod
+    def of(cls, config: Distill) -> "Models":
+        teachers, student, module = model_costs(config, "cuda")
+        side, _ = largest_slice(config)
+        saved = saved_bytes(module, side, replace(config, precision="bf16"), torch.device("cpu"))
+        named = dict(zip(config.labels, teachers, strict=True))
+        return cls(named, student, unit_sizes(module), saved, module)
+
+
+@dataclass(frozen=True)
+class Column:
+    """A run on one number of GPUs; bytes and seconds are those of a rank and a step."""
+
+    config: Distill
+    layout: Layout
+    method: Method
+    compute: Estimate
+    sent: Traffic
+    waits: float
+    teachers: float
+    held: Mapping[str, float]
+    """Bytes of what is trained, by kind."""
+    activations: float
+    failures: Failures
+
+    @property
+    def step(self) -> float:
+        return self.images * self.compute.total + self.waits
+
+    @property
+    def images(self) -> float:
+        """Images of a rank, on average over the steps."""
+        return self.config.samples / self.layout.ranks
+
+    @property
+    def gpu_hours(self) -> float:
+        run = self.config.steps * self.step * (1 + self.failures.lost)
+        return self.layout.ranks * run / 3600
+
+
+def column(config: Distill, models: Models, gpus: int, gpu: Gpu) -> Column:
+    """Estimate a run that is already cut for so many GPUs."""
+    layout = Layout.of(gpus, gpu.of_node)
+    method = method_of(config.ranks, models.module, gpus)
+    *teaching, learning = forward_flops(config, list(models.teachers.values()), models.student)
+    names = [TeacherName.parse(spec.name).name for spec in config.teachers]
+    compute = estimate(
+        dict(zip(models.teachers, zip(names, teaching, strict=True), strict=True)),
+        (config.student, passes(config) / 3 * learning),
+        gpu.tflops * 1e12,
+        compiled=config.compile_teachers,
+    )
+    slices = config.num_slices // gpus
+    size = FLOAT32 * sum(models.units)
+    sent = traffic(method, size, layout, gpu, units=len(models.units), slices=slices)
+    waits = [
+        exposed(sent, seconds, slices=slices)
+        for seconds in student_seconds(config, compute.student, gpus)
+    ]
+    shares = {"ddp": 1, "fsdp": gpus, "hsdp": layout.local}[method]
+    copies = dict(weights=1, gradients=1, moments=2, average=bool(config.optim.ema))
+    held = {name: count * size / shares for name, count in copies.items()}
+    # a part that is gathered, and the next one
+    held["gathered"] = 0.0 if method == "ddp" else 2 * FLOAT32 * max(models.units)
+    return Column(
+        config, layout, method, compute, sent, sum(waits) / len(waits),
+        sum(cost.bytes for cost in models.teachers.values()), held,
+        models.saved * largest_slice(config)[1], failures(gpus),
+    )  # fmt: skip
+
+
+def student_seconds(config: Distill, mean: float, gpus: int) -> list[float]:
+    """Return the student's time of a step at each size, from that of an image on average."""
+    sizes = config.sizes or (config.size,)
+    counts = config.batches or (config.batch,) * len(sizes)
+    pixels = [n * size**2 for n, size in zip(counts, sizes, strict=True)]
+    return [mean * sum(counts) / gpus * part / sum(pixels) for part in pixels]
+
+
+ROWS = (
+    ("nodes x GPUs", "", lambda c: f"{c.layout.nodes:,} x {c.layout.local}"),
+    ("batch (mean)", "recipe", lambda c: f"{c.config.batch:,} ({c.config.samples:,.0f})"),
+    ("steps", "recipe", lambda c: f"{c.config.steps:,}"),
+    ("rate", "recipe", lambda c: f"{c.config.optim.lr:.2g}"),
+    ("ranks", "", lambda c: c.method),
+    ("sent within a node, GB", "counted", lambda c: f"{c.sent.within / 1e9:,.2f}"),
+    ("sent between nodes, GB", "counted", lambda c: f"{c.sent.between / 1e9:,.2f}"),
+    ("collectives", "counted", lambda c: f"{c.sent.gathers + c.sent.reductions:,}"),
+    ("communication, ms", "modelled", lambda c: f"{1e3 * c.sent.seconds:,.1f}"),
+    ("  of it exposed, ms", "modelled", lambda c: f"{1e3 * c.waits:,.1f}"),
+    ("step, ms", "modelled", lambda c: f"{1e3 * c.step:,.0f}"),
+    ("img/s", "modelled", lambda c: f"{c.config.samples / c.step:,.0f}"),
+    ("teachers' weights, GB", "counted", lambda c: f"{c.teachers / 1e9:,.1f}"),
+    ("student's weights, GB", "counted", lambda c: f"{c.held['weights'] / 1e9:,.1f}"),
+    ("  gradients", "counted", lambda c: f"{c.held['gradients'] / 1e9:,.1f}"),
+    ("  moments of AdamW", "counted", lambda c: f"{c.held['moments'] / 1e9:,.1f}"),
+    ("  average", "counted", lambda c: f"{c.held['average'] / 1e9:,.1f}"),
+    ("  gathered weights", "modelled", lambda c: f"{c.held['gathered'] / 1e9:,.1f}"),
+    ("activations, GB", "modelled", lambda c: f"{c.activations / 1e9:,.1f}"),
+    ("a failure every, h", "modelled", lambda c: f"{c.failures.between / 3600:,.0f}"),
+    ("checkpoint every, min", "modelled", lambda c: f"{c.failures.interval / 60:,.0f}"),
+    ("  in steps", "modelled", lambda c: f"{c.failures.interval / c.step:,.0f}"),
+    ("lost to failures", "modelled", lambda c: f"{c.failures.lost:.1%}"),
+    ("time, h", "modelled", lambda c: f"{c.gpu_hours / c.layout.ranks:,.1f}"),
+    ("GPU-hours", "modelled", lambda c: f"{c.gpu_hours:,.0f}"),
+)
+"""What is said of a rank and a step; where it comes from; how it is written."""
+
+
+def print_cluster_plan(stages: Stages, words: list[str], counts: tuple[int, ...], gpu: str) -> None:
+    """Print each stage of a recipe on each number of GPUs."""
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=120)
+    for name, config in plannable(stages).items():
+        runs = {count: on_gpus(config, words, count) for count in counts}
+        models = Models.of(config)
+        columns = [column(run, models, count, GPUS[gpu]) for count, run in runs.items()]
+        console.print(parts(config, models, columns[0], title=name))
+        table = Table(title=f"A rank and a step, on {gpu.upper()}")
+        for head in ("", "figure is", *(f"{count:,}" for count in counts)):
+            table.add_column(head, justify="left" if head in ("", "figure is") else "right")
+        for what, how, text in ROWS:
+            table.add_row(what, how, *map(text, columns))
+        console.print(table)
+        for line in notes(config, columns, gpu):
+            console.print(line, highlight=False)
+
+
+def parts(config: Distill, models: Models, first: Column, *, title: str) -> Table:
+    """List the models: what they are, and the seconds that a GPU is taken to need."""
+    table = Table(title=f"Models {title}".strip())
+    for head in ("model", "parameters", "GFLOP/image (counted)", "ms/image (modelled)"):
+        table.add_column(head, justify="left" if head == "model" else "right")
+    *teaching, learning = forward_flops(config, list(models.teachers.values()), models.student)
+    rows = [
+        (f"teacher {label}", cost.params, work, first.compute.teachers[label])
+        for (label, cost), work in zip(models.teachers.items(), teaching, strict=True)
+    ]
+    rows += [(f"student {config.student}", models.student.params, passes(config) * learning,
+              first.compute.student)]  # fmt: skip
+    for name, params, work, seconds in rows:
+        table.add_row(name, f"{params / 1e6:,.0f} M", f"{work / 1e9:,.0f}", f"{1e3 * seconds:,.2f}")
+    return table
+
+
+def notes(config: Distill, columns: list[Column], gpu: str) -> list[str]:
+    """Say what the figures rest on, and what was changed or does not fit."""
+    shares, last = CONSTANTS["shares"], columns[-1]
+    lines = [
+        f"Rates of {gpu.upper()}: {GPUS[gpu].how}. Networks' shares of it: {shares['how']} on "
+        f"{shares['machine']}, {shares['date']}. Nothing here was run on several GPUs.",
+        f"Teachers are {'compiled' if config.compile_teachers else 'not compiled'}; reading data, "
+        "the optimizer and DAMP are taken to take no time.",
+    ]
+    if last.config.batch != config.batch:
+        lines.append(
+            f"Without --batch it grows with the GPUs ({config.batch // config.num_slices} images "
+            "each), the rate with its square root (for AdamW: 2205.10287; an assumption far from "
+            "the recipe's own batch), and the steps shrink."
+        )
+        lines.append(f"On {last.layout.ranks:,}: {' '.join(changes(config, last.config))}")
+    for one in columns:
+        held = (one.teachers + sum(one.held.values()) + one.activations) / 1e9
+        if held > GPUS[gpu].memory_gb:
+            lines.append(
+                f"On {one.layout.ranks:,} GPUs a rank holds {held:,.0f} GB, and a {gpu.upper()} "
+                f"has {GPUS[gpu].memory_gb:g}: it does not fit. Give --ranks fsdp or more slices."
+            )
+    return lines
