@@ -87,8 +87,8 @@ def _write_part(
 
     pattern = str(folder / name).replace("%", "%%") + "-%06d.tar"
     taken: set[str] = set()
-    how = dict(maxsize=shard_bytes, maxcount=2**62, verbose=0, post=_to_disk)
-    with ShardWriter(pattern, encoder=False, mtime=0, **how) as writer:
+    shards = ShardWriter(pattern, 2**62, shard_bytes, _to_disk, verbose=0, encoder=False, mtime=0)
+    with shards as writer:
         for index, file in enumerate(part.files):
             sample: dict[str, str | bytes] = {"__key__": sample_key(file, taken)}
             sample[file.rpartition(".")[2].lower()] = part.read(index)
