@@ -81,14 +81,17 @@ def read(url: str, name: str, offset: int, size: int) -> bytes:
     files, folder = _files(url)
     for pause in (*PAUSES, None):
         try:
-            data = files.cat_file(f"{folder}/{name}", start=offset, end=offset + size)
-            break
+            return _exactly(size, files.cat_file(f"{folder}/{name}", offset, offset + size))
         except Exception as error:  # each of fsspec's places has errors of its own
             if pause is None or isinstance(error, FileNotFoundError):
                 raise OSError(f"{url}/{name} cannot be read: {error!r}") from error
             time.sleep(pause)
+    raise AssertionError("the last failure is raised")
+
+
+def _exactly(size: int, data: bytes) -> bytes:
     if len(data) != size:
-        raise OSError(f"{url}/{name} gave {len(data)} bytes for {size}.")
+        raise OSError(f"{len(data)} bytes came for {size}; does the server give parts of files?")
     return data
 
 
