@@ -39,8 +39,7 @@ class Reads(Dataset):
         return len(self.source)
 
     def __getitem__(self, index: int) -> int:
-        self.source.key(index), self.source.label(index)
-        return len(self.source.read(index))
+        return len(self.source.key(index)) + len(self.source.read(index))
 
 
 def write_shards(folder: Path, images: int) -> None:

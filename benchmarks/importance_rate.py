@@ -162,7 +162,7 @@ def main() -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     length = 64 if args.tiny else args.length
-    how: dict[str, Any] = dict(steps=2 if args.tiny else 8, rounds=2 if args.tiny else 5)
+    how: dict[str, Any] = dict(steps=2 if args.tiny else 32, rounds=2 if args.tiny else 3)
     found: dict[str, Any] = dict(
         device=torch.cuda.get_device_name() if device.type == "cuda" else "cpu",
         torch=torch.__version__,

@@ -47,9 +47,9 @@ USAGE = """zoo: vision backbones, and the distillation of many frozen teachers i
   zoo plan RECIPE ...       its speed, memory, traffic and cost on 8 to 2,048 GPUs
   zoo launch RECIPE ...     the torchrun line or SLURM script that starts it on many GPUs
   zoo prune MODEL ...       a smaller model of the same class, cut along its named axes
-  zoo mask lm:FOLDER ...    N of each M weights of a language model stay, chosen or learnt
-  zoo elastic lm:FOLDER ... train one model whose first units are smaller ones
-  zoo export RUN --size ... one size of an elastic model, as a plain checkpoint
+  zoo mask MODEL ...        N of each M weights of a model stay, chosen or learnt
+  zoo elastic MODEL ...     train one model whose first units are smaller ones
+  zoo export RUN ...        a run's newest checkpoint, or one size of an elastic model
   zoo eval TARGET ...       measure a run, an export or a model: --on knn,linear,detect,...
   zoo embed DATA OUT ...    write features of many images, in shards that kNN and probes read
   zoo report RUN ...        write RUN/report.html again, or join many into one page
@@ -60,6 +60,7 @@ USAGE = """zoo: vision backbones, and the distillation of many frozen teachers i
   zoo bench distill ...     a distillation step, part by part, beside the cost model
   zoo experiment phi_s      nine normalisations of three teachers, with paired intervals
   zoo experiment students   one student of each family against its teachers and itself alone
+  zoo experiment compression  a small hybrid, cut: by width, heads, channels and to 2:4
 
 Examples:
   zoo distill                                   the embedded run: no data, no download

@@ -26,7 +26,12 @@ def write(path, files):
 
 
 def content(source):
-    return [(source.key(i), source.label(i), source.read(i)) for i in range(len(source))]
+    """Return the name, the class and the bytes of each image."""
+    names = source.classes
+    return [
+        (source.key(i), names and names[source.label(i)], source.read(i))
+        for i in range(len(source))
+    ]
 
 
 @pytest.fixture
@@ -133,3 +138,44 @@ def test_names_of_classes_beside_shards_take_the_place_of_numbers(tmp_path):
 def test_held_out_names_are_those_with_the_least_hash():
     names = [f"{'x' * (i % 5)}{i}".encode() for i in range(300)] + [b"same", b"same"]
     assert _by_hash(names).tolist() == sorted(range(302), key=lambda i: mix(*names[i]))
+
+
+@pytest.mark.parametrize("indexed", [False, True])
+def test_damaged_shards_are_refused_or_left_out_by_name_and_the_rest_is_as_before(
+    indexed, shards, caplog
+):
+    if indexed:
+        main(["data", "index", str(shards)])
+    train, val = (content(part) for part in open_splits(shards, 0.5))
+    cut = shards / "train-1.tar"
+    cut.write_bytes(cut.read_bytes()[:3000])
+    with pytest.raises(ValueError, match=r"train-1\.tar (is not a readable|ends without)"):
+        open_splits(shards, 0.5)
+    lost: dict[str, str] = {}
+    parts = open_splits(shards, 0.5, lost)
+    assert content(parts[0]) == [one for one in train if one[0].startswith("train-0.tar")]
+    assert content(parts[1]) == val
+    assert list(lost) == [str(cut)] and "train-1.tar" in lost[str(cut)]
+    assert caplog.text.count("A shard is left out: ") == 1
+    (shards / "train-0.tar").write_bytes(b"nothing")
+    with pytest.raises(ValueError, match="No shard can be read: "):
+        open_splits(shards, 0.5, {})
+
+
+def test_a_shard_that_the_index_lists_and_that_is_gone_is_refused_or_left_out(shards, caplog):
+    main(["data", "index", str(shards)])
+    train, val = (content(part) for part in open_splits(shards, 0.5))
+    (shards / "train-0.tar").unlink()
+    for opened in (open_source, lambda path: open_splits(path, 0.5)):
+        with pytest.raises(
+            ValueError, match=r"1 shards are missing in .*train-0\.tar first.* lists"
+        ):
+            opened(shards)
+    assert len(open_source(shards / "train-1.tar")) == 5  # named, so the others do not matter
+    lost: dict[str, str] = {}
+    parts = open_splits(shards, 0.5, lost)
+    assert content(parts[0]) == [one for one in train if one[0].startswith("train-1.tar")]
+    assert content(parts[1]) == val and parts[0].index.mapped
+    assert list(lost) == [str(shards / "train-0.tar")] and "train-0.tar is missing" in caplog.text
+    main(["data", "index", str(shards)])
+    assert content(open_splits(shards, 0.5)[0]) == content(parts[0])

@@ -52,6 +52,7 @@ def test_packed_images_are_those_of_the_folder_with_their_classes(folder, tmp_pa
     names = {path.name for path in shards.iterdir()}
     assert names == {"train-000000.tar", "val-000000.tar", "classes.json", "index.safetensors"}
     assert not [path for path in shards.parent.iterdir() if path != shards]
+    assert shards.stat().st_mode == shards.parent.stat().st_mode  # that of any new folder
     main(["data", "check", str(shards)])
     assert "30 images can be read; 0 problems" in capsys.readouterr().out
 

@@ -1,17 +1,95 @@
+import io
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from zoo.data.feed import PlanFeed
-from zoo.data.loader import PlanSampler
+from zoo.data.loader import PlanSampler, train_batches
 from zoo.data.plan import Plan, mix, shuffled
+from zoo.data.views import View
 
 
 @settings(deadline=None, max_examples=50)
 @given(st.integers(1, 2000), st.integers(0, 2**62))
 def test_an_epoch_shows_every_sample_once(total, key):
     assert sorted(shuffled(np.arange(total), total, key)) == list(range(total))
+
+
+SHARES = st.tuples(st.sampled_from([1, 2, 3, 4, 6]), st.integers(1, 5), st.integers(0, 4)).flatmap(
+    lambda drawn: st.fixed_dictionaries(
+        dict(
+            num_slices=st.just(drawn[0]),
+            batch=st.just(drawn[0] * drawn[1]),
+            # ranks from one stop to the next, each a number that shares the slices out
+            worlds=st.lists(
+                st.sampled_from([w for w in range(1, 7) if drawn[0] % w == 0]),
+                min_size=drawn[2] + 1,
+                max_size=drawn[2] + 1,
+            ),
+        )
+    )
+)
+
+
+@settings(deadline=None, max_examples=60)
+@given(SHARES, st.integers(1, 120), st.integers(0, 99), st.data())
+def test_all_ranks_and_workers_together_see_each_epoch_once_whatever_stops_between(
+    shares, samples, seed, data
+):
+    batch, num_slices, worlds = shares["batch"], shares["num_slices"], shares["worlds"]
+    plan = Plan(samples, batch, seed)
+    epochs = 2
+    steps = -(-epochs * samples // batch)
+    stops = sorted(data.draw(st.lists(st.integers(0, steps), min_size=len(worlds) - 1,
+                                      max_size=len(worlds) - 1)))  # fmt: skip
+    seen: list[tuple[int, int]] = []
+    for world, start, end in zip(worlds, [0, *stops], [*stops, steps], strict=True):
+        share = num_slices // world
+        for rank in range(world):
+            slices = range(rank * share, (rank + 1) * share)
+            seen += [s for part in PlanSampler(plan, start, end, num_slices, slices) for s in part]
+    seen.sort()
+    assert [position for position, _ in seen] == list(range(steps * batch))
+    for epoch in range(epochs):
+        indices = [index for _, index in seen[epoch * samples : (epoch + 1) * samples]]
+        assert sorted(indices) == list(range(samples))
+
+
+class Numbers:
+    """A source whose image is its index."""
+
+    def __len__(self):
+        return 24
+
+    def key(self, index):
+        return str(index)
+
+    def label(self, index):
+        return None
+
+    def read(self, index):
+        buffer = io.BytesIO()
+        Image.fromarray(np.full((2, 2, 3), index, np.uint8)).save(buffer, "PNG")
+        return buffer.getvalue()
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_workers_of_two_ranks_load_what_the_plan_says_and_one_rank_goes_on(workers):
+    plan, source, view = Plan(24, 8, 3), Numbers(), View(size=2)
+
+    def pixels(slices, start, steps):
+        parts = train_batches(
+            source, view, plan, start=start, steps=steps, workers=workers, num_slices=2,
+            slices=slices,
+        )  # fmt: skip
+        return [(p, int(i[0, 0, 0])) for b in parts
+                for p, i in zip(b["positions"], b["images"], strict=True)]  # fmt: skip
+
+    seen = pixels([0], 0, 2) + pixels([1], 0, 2) + pixels([0, 1], 2, 3)
+    assert sorted(seen) == list(enumerate(plan.indices_at(np.arange(24)).tolist()))
 
 
 def test_epochs_and_seeds_have_their_own_orders():

@@ -152,8 +152,11 @@ class Distill(Training):
     }
 
     data: str = "embedded"
-    """An image folder, webdataset shards (.tar or a folder of them), `embedded` or
-    `embedded/photos`."""
+    """An image folder, webdataset shards (.tar or a folder of them), the URL of a folder of indexed
+    shards, `embedded` or `embedded/photos`."""
+    damaged_shards: Literal["error", "skip"] = "error"
+    """Refuse shards that were cut or damaged, or that an index lists and that are missing; or leave
+    them out."""
     labelled: str | None = None
     """Data with classes for kNN and the linear probe; `data` itself if it has classes."""
     teachers: tuple[TeacherSpec, ...] = ()

@@ -33,7 +33,11 @@ from zoo.train.distill.phi_s import Normalizer, check_rows, fold_inverse
 from zoo.train.distill.plan_step import Grids, check_step_plans, grids_of, view_of
 from zoo.train.distill.sizes import at_size, frozen, match_student_size
 from zoo.train.freeze import freeze
+from zoo.train.mesh import gather
 from zoo.train.run import Run
+
+IMAGES = "images.json"
+"""In a run's folder: how many images it has, and the shards that were left out."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +59,8 @@ class Setup:
     """What the teachers answer for the held-out images, if a cache has it."""
     unreadable: set[str] = field(default_factory=set)
     """Names of held-out images that could not be read; they are in no number."""
+    lost: Mapping[str, str] = field(default_factory=dict)
+    """Shards that are left out, and why."""
 
     def autocast(self) -> contextlib.AbstractContextManager:
         return autocast(self.config.precision, self.device)
@@ -116,21 +122,29 @@ def check_start(config: Distill, folder: Path) -> None:
         )
 
 
-def open_data(config: Distill) -> tuple[Source, Source, tuple[Source, Source] | None]:
-    """Open training images, held-out images, and labelled ones for the probes."""
-    data, labelled = Path(config.data), config.labelled and Path(config.labelled)
+def open_data(
+    config: Distill, lost: dict[str, str] | None = None
+) -> tuple[Source, Source, tuple[Source, Source] | None]:
+    """Open training images, held-out images, and labelled ones for the probes.
+
+    Args:
+        lost: Takes the shards that are left out, if the config says that they may be.
+    """
+    skipped = (lost if lost is not None else {}) if config.damaged_shards == "skip" else None
+    data: Path | str = config.data
+    labelled: Path | str | None = config.labelled
     if config.data.startswith("embedded"):
         from zoo.data.embedded import EMBEDDED
 
         if config.data not in EMBEDDED:
             raise unknown_name(config.data, list(EMBEDDED), "embedded data")
-        data = EMBEDDED[config.data]()
+        data = made = EMBEDDED[config.data]()
         if config.data == "embedded":
-            data, labelled = data / "images", labelled or data / "digits"
-    train, val = open_splits(data, config.held_out)
+            data, labelled = made / "images", labelled or made / "digits"
+    train, val = open_splits(data, config.held_out, skipped)
     if not labelled:
         probe = in_one_list(train, val, data)
-    elif not (probe := open_labelled(Path(labelled), config.held_out))[0].classes:
+    elif not (probe := open_labelled(labelled, config.held_out, skipped))[0].classes:
         raise ValueError(f"{labelled} has no classes: one sub-folder a class, or .cls files.")
     return train, val, probe if probe[0].classes else None
 
@@ -271,7 +285,8 @@ def prepare(config: Distill) -> Setup:
         check_products(config.teacher_precision, device)
     grids = grids_of(config)  # refuses what the student cannot take
     check_memory_of_step(config, device)
-    train, val, labelled = open_data(config)
+    lost: dict[str, str] = {}
+    train, val, labelled = open_data(config, lost)
     teachers = open_teachers(config, train, device, grids)
     wide = widths(config, teachers)  # refuses a loss that a teacher has nothing for
     if config.teacher_precision in ("int8", "fp8"):
@@ -281,7 +296,7 @@ def prepare(config: Distill) -> Setup:
     check_step_plans(config, teachers, grids)
     check_calibration(config, teachers, grids)
     view = view_of(config, teachers, grids)
-    return Setup(config, device, train, val, labelled, teachers, view, grids, wide)
+    return Setup(config, device, train, val, labelled, teachers, view, grids, wide, lost=lost)
 
 
 def check_memory_of_step(config: Distill, device: torch.device) -> None:
@@ -343,6 +358,33 @@ def check_same_teachers(run: Run, setup: Setup) -> None:
                 "bring those back, or start a new run with another --out."
             )
     run.write_json("teachers.json", now)
+
+
+def check_same_images(run: Run, setup: Setup) -> None:
+    """Remember the images of a new run; refuse others in a resumed one, or on another rank.
+
+    Which image stands at which step depends on how many there are.
+
+    Raises:
+        ValueError: there are others; what differs is named.
+    """
+    lost = sorted(Path(shard).name for shard in setup.lost)
+    now: dict[str, Any] = dict(train=len(setup.train), val=len(setup.val), lost_shards=lost)
+    for number, other in enumerate(gather(now)):
+        refuse_other_images(now, other, f"those of rank {number}")
+    if before := run.read_json(IMAGES):
+        refuse_other_images(now, before, f"those with which the run in {run.path} began")
+    run.write_json(IMAGES, now)
+
+
+def refuse_other_images(now: Mapping[str, Any], other: Mapping[str, Any], whose: str) -> None:
+    """Raise a ValueError that says how two records of `check_same_images` differ, if they do."""
+    text = [f"{k}: {other.get(k)} there, {v} here" for k, v in now.items() if v != other.get(k)]
+    if text:
+        raise ValueError(
+            f"The images are not {whose} ({'; '.join(text)}). Bring those back (zoo data check "
+            "finds damaged shards), or start a new run with another --out."
+        )
 
 
 def check_losses(name: str, teacher: Teacher, *, summary: float, spatial: float) -> None:

@@ -48,6 +48,7 @@ from zoo.train.distill.config import Distill
 from zoo.train.distill.fold import folded
 from zoo.train.distill.setup import (
     Setup,
+    check_same_images,
     check_same_teachers,
     earlier_student,
     new_student,
@@ -129,6 +130,7 @@ def carry_out(phase: Callable[[Work], None], work: Work) -> None:
 
 def ready_teachers(work: Work) -> None:
     """Hold the teachers against those that a resumed run began with, and make them fast."""
+    check_same_images(work.run, work.setup)
     check_same_teachers(work.run, work.setup)
     optimize_run_teachers(work.run, work.setup)
 

@@ -6,14 +6,14 @@ of one, and all ranks and workers of a machine share its memory.
 
 import logging
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import numpy as np
 
 from zoo.data.images import IMAGE_SUFFIXES
-from zoo.data.shards import Entry, entries
+from zoo.data.shards import Entry, entries, is_shard
 from zoo.files import load_tensors, save_tensors
 
 INDEX = "index.safetensors"
@@ -42,8 +42,11 @@ class ShardIndex:
     """The shards whose rows these are, if the arrays are the map of a file."""
 
     @classmethod
-    def scan(cls, shards: Iterable[Path]) -> "ShardIndex":
+    def scan(cls, shards: Iterable[Path], lost: dict[str, str] | None = None) -> "ShardIndex":
         """Read the headers of shards, which lie in one folder.
+
+        Args:
+            lost: Takes the paths of damaged shards, which then are left out, and what is wrong.
 
         Raises:
             ValueError: a shard is no whole tar file, or a label is no number.
@@ -51,15 +54,25 @@ class ShardIndex:
         """
         seen: list[Path] = []
         stamps, parts, names = [], [np.empty((0, 6), np.int64)], bytearray()
-        for number, shard in enumerate(shards):
-            seen.append(shard)
-            stamps.append(stamp(shard))  # first: a change while it is read shows
+        for shard in shards:
+            try:
+                now = stamp(shard)  # first: a change while it is read shows
+                images = images_in(shard)
+            except (ValueError, OSError) as error:
+                if lost is None:
+                    raise
+                lost[str(shard)] = str(error)
+                continue
             rows = []
-            for entry, label in images_in(shard):
+            for entry, label in images:
                 begin = len(names)
                 names += os.fsencode(entry.name)
-                rows.append((number, entry.offset, entry.size, label, begin, len(names)))
+                rows.append((len(seen), entry.offset, entry.size, label, begin, len(names)))
+            seen.append(shard)
+            stamps.append(now)
             parts.append(np.array(rows, np.int64).reshape(-1, 6))
+        if not seen:
+            raise ValueError(f"No shard can be read: {'; '.join((lost or {}).values())}")
         return cls(
             seen[0].parent,
             tuple(shard.name for shard in seen),
@@ -128,36 +141,59 @@ class ShardIndex:
         return Entry(self.folder / self.shards[shard], name, offset, size)
 
 
-def index_of(shards: Sequence[Path]) -> ShardIndex:
+def index_of(
+    shards: Sequence[Path],
+    names: Sequence[str] | None = None,
+    lost: dict[str, str] | None = None,
+) -> ShardIndex:
     """Return the index of shards of one folder: its file's, or their headers' if there is none.
 
     A file that does not fit the shards is not used, and a warning says so.
 
+    Args:
+        names: The shards are all of the folder that begin with one of these, as `shards_in` found
+            them: others that the file lists are missing. `None` for shards that were named.
+        lost: As in `ShardIndex.scan`; missing shards too.
+
     Raises:
-        ValueError: as `ShardIndex.scan`.
+        ValueError: as `ShardIndex.scan`, or a shard is missing.
     """
     folder = shards[0].parent
     if not (folder / INDEX).is_file():
-        return ShardIndex.scan(shards)
+        return ShardIndex.scan(shards, lost)
     try:
         index = ShardIndex.load(folder)
+    except ValueError as error:
+        reason = str(error)
+    else:
+        missing = [] if names is None else _missing(index, names)
+        if lost is not None:
+            lost |= {str(folder / n): f"{folder / n} is missing" for n in missing}
+        elif missing:
+            raise ValueError(
+                f"{len(missing)} shards are missing in {folder} ({missing[0]} first), which "
+                f"{INDEX} lists. Copy them again; or zoo data index {folder} writes it anew."
+            )
         changed = index.changed(shards)
         if not changed:
             return index.part([shard.name for shard in shards])
         reason = (
             f"{len(changed)} of {len(shards)} shards changed or came since ({changed[0]} first)"
         )
-    except ValueError as error:
-        reason = str(error)
     _log.warning(
         "%s is not used, and every header is read instead: %s. zoo data index %s writes it anew.",
         folder / INDEX, reason, folder,
     )  # fmt: skip
-    return ShardIndex.scan(shards)
+    return ShardIndex.scan(shards, lost)
 
 
-def images_in(shard: Path) -> Iterator[tuple[Entry, int]]:
-    """Yield the images of a shard, one a sample, with the number in its `.cls` file or -1.
+def _missing(index: ShardIndex, names: Sequence[str]) -> list[str]:
+    listed = [name for name in index.shards if is_shard(name, names)]
+    return [name for name in listed if not (index.folder / name).is_file()]
+
+
+def images_in(shard: Path) -> list[tuple[Entry, int]]:
+    """Return the images of a shard, one a sample, with the number in its `.cls` file or -1.
 
     Raises:
         ValueError: it is no whole tar file, or a label is no number.
@@ -170,8 +206,7 @@ def images_in(shard: Path) -> Iterator[tuple[Entry, int]]:
             labels[entry.key] = entry.label()
         elif f".{entry.extension}" in IMAGE_SUFFIXES:
             images.setdefault(entry.key, entry)
-    for key, entry in images.items():
-        yield entry, labels.get(key, -1)
+    return [(entry, labels.get(key, -1)) for key, entry in images.items()]
 
 
 def stamp(shard: Path) -> tuple[int, int]:

@@ -59,19 +59,21 @@ def write_shards(
         raise ValueError("Shards are written by webdataset: pip install 'backbone-zoo[train]'.")
     refuse_existing(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    making = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    place = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
+        making = place / "shards"  # with the rights of any new folder, which mkdtemp's has not
+        making.mkdir()
         classes = sorted({name for part in parts.values() for name in part.classes})
+        numbers = {name: str(number).encode() for number, name in enumerate(classes)}
         for name, part in parts.items():
-            _write_part(part, making, name, classes, shard_bytes, written)
+            _write_part(part, making, name, numbers, shard_bytes, written)
         if classes:
             (making / CLASSES).write_text(json.dumps(classes, indent=0))
         index = ShardIndex.scan(shards_in(making))
         index.save()
-        making.chmod(folder.parent.stat().st_mode & 0o777)  # mkdtemp's own is for the owner alone
         making.rename(folder)
     finally:
-        shutil.rmtree(making, ignore_errors=True)
+        shutil.rmtree(place, ignore_errors=True)
     return index
 
 
@@ -79,7 +81,7 @@ def _write_part(
     part: FolderSource,
     folder: Path,
     name: str,
-    classes: list[str],
+    numbers: Mapping[str, bytes],
     shard_bytes: int,
     written: Callable[[], object],
 ) -> None:
@@ -87,13 +89,13 @@ def _write_part(
 
     pattern = str(folder / name).replace("%", "%%") + "-%06d.tar"
     taken: set[str] = set()
-    how = dict(maxsize=shard_bytes, maxcount=2**62, verbose=0, post=_to_disk)
-    with ShardWriter(pattern, encoder=False, mtime=0, **how) as writer:
+    shards = ShardWriter(pattern, 2**62, shard_bytes, _to_disk, verbose=0, encoder=False, mtime=0)
+    with shards as writer:
         for index, file in enumerate(part.files):
             sample: dict[str, str | bytes] = {"__key__": sample_key(file, taken)}
             sample[file.rpartition(".")[2].lower()] = part.read(index)
             if (label := part.label(index)) is not None:
-                sample["cls"] = str(classes.index(part.classes[label])).encode()
+                sample["cls"] = numbers[part.classes[label]]
             writer.write(sample)
             written()
 

@@ -78,8 +78,12 @@ class _Headers(io.BufferedReader):
 
 def shards_in(folder: Path, names: Sequence[str] = ()) -> list[Path]:
     """List the shards in a folder, those alone whose name begins with one of `names` if any."""
-    begin = re.compile(rf"(?!\.)({'|'.join(names)})\b" if names else r"(?!\.)")
-    return [s for s in sorted(folder.glob("*.tar")) if begin.match(s.name) and s.is_file()]
+    return [s for s in sorted(folder.glob("*.tar")) if is_shard(s.name, names) and s.is_file()]
+
+
+def is_shard(name: str, names: Sequence[str]) -> bool:
+    """Return whether a file is not hidden, and its name begins with one of `names` if any."""
+    return bool(re.match(rf"(?!\.)({'|'.join(names)})\b" if names else r"(?!\.)", name))
 
 
 def folders_of_shards(path: Path) -> list[Path]:

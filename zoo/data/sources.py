@@ -10,10 +10,12 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 
+from zoo.data import remote
 from zoo.data.images import IMAGE_SUFFIXES, printable
 from zoo.data.index import NUMBER, ShardIndex, index_of
 from zoo.data.plan import mix
-from zoo.data.shards import shards_in
+from zoo.data.remote import is_remote
+from zoo.data.shards import is_shard, shards_in
 from zoo.data.walk import image_files
 from zoo.files import read_arrays, read_json
 
@@ -96,13 +98,36 @@ class TarSource:
     classes: tuple[str, ...] = ()
 
     @classmethod
-    def scan(cls, shards: Sequence[Path]) -> "TarSource":
+    def scan(
+        cls,
+        shards: Sequence[Path],
+        names: Sequence[str] | None = None,
+        lost: dict[str, str] | None = None,
+    ) -> "TarSource":
         """Find the images of `shards` and their `.cls` labels: in their folder's index, or in them.
 
+        Args:
+            names: As in `index_of`.
+            lost: Takes missing and damaged shards, which then are left out, with the reason.
+
         Raises:
-            ValueError: a shard is no whole tar file, a label is no number, or `CLASSES` lacks it.
+            ValueError: a shard is missing or no whole tar file, a label is no number, or `CLASSES`
+                lacks it.
         """
-        index = index_of(shards)
+        known = set(lost or ())
+        index = index_of(shards, names, lost)
+        for shard, reason in (lost or {}).items():
+            if shard not in known:
+                _log.warning("A shard is left out: %s", reason)
+        return cls.of(index)
+
+    @classmethod
+    def of(cls, index: ShardIndex) -> "TarSource":
+        """Return the images of an index, with their classes.
+
+        Raises:
+            ValueError: `CLASSES` lacks a label.
+        """
         column = index.rows[:, NUMBER]
         without = np.flatnonzero(column < 0)
         if 0 < len(without) < len(index):
@@ -127,6 +152,66 @@ class TarSource:
 
     def read(self, index: int) -> bytes:
         return self.index.entry(index).read()
+
+
+@dataclass(frozen=True, eq=False)
+class RemoteSource:
+    """Shards behind a URL, which their index describes; each image is a request of its own."""
+
+    url: str
+    indexed: TarSource
+    """What the index, fetched to here, knows of them; its shards are elsewhere."""
+
+    @classmethod
+    def open(
+        cls, url: str, names: Sequence[str] = (), lost: dict[str, str] | None = None
+    ) -> "RemoteSource | None":
+        """Open the shards at `url`, those alone whose name begins with one of `names` if any.
+
+        Returns `None` if there are no such.
+
+        Args:
+            lost: Takes shards that are missing or have another size, which then are left out.
+
+        Raises:
+            ValueError: there is no index, or a shard is missing or has another size.
+        """
+        index = ShardIndex.load(remote.fetch(url, (CLASSES,)))
+        listed = [shard for shard in index.shards if is_shard(shard, names)]
+        if not listed:
+            return None
+        known = dict(zip(index.shards, index.stamps[:, 0].tolist(), strict=True))
+        wrong = {
+            f"{url}/{shard}": f"{url}/{shard} " + ("is missing" if size is None else
+            f"has {size:,} bytes, {known[shard]:,} when it was indexed")
+            for shard, size in zip(listed, remote.sizes(url, listed), strict=True)
+            if size != known[shard]
+        }  # fmt: skip
+        if wrong and (lost is None or len(wrong) == len(listed)):
+            raise ValueError(f"{len(wrong)} of {len(listed)} shards: {next(iter(wrong.values()))}.")
+        for reason in wrong.values():
+            _log.warning("A shard is left out: %s", reason)
+        if lost is not None:
+            lost |= wrong
+        left = [shard for shard in listed if f"{url}/{shard}" not in wrong]
+        return cls(url, TarSource.of(index.part(left)))
+
+    @property
+    def classes(self) -> Sequence[str]:
+        return self.indexed.classes
+
+    def __len__(self) -> int:
+        return len(self.indexed)
+
+    def key(self, index: int) -> str:
+        return self.indexed.key(index)
+
+    def label(self, index: int) -> int | None:
+        return self.indexed.label(index)
+
+    def read(self, index: int) -> bytes:
+        entry = self.indexed.index.entry(index)
+        return remote.read(self.url, entry.shard.name, entry.offset, entry.size)
 
 
 def class_names(numbers: np.ndarray, folder: Path) -> tuple[str, ...]:
@@ -244,38 +329,56 @@ def spread(source: Source, limit: int) -> Source:
     return Subset(source, tuple(np.linspace(0, len(source) - 1, limit).astype(int).tolist()))
 
 
-def open_source(path: Path) -> Source:
+def open_source(path: Path | str, lost: dict[str, str] | None = None) -> Source:
     """Open a folder of images, a `.tar` shard, a folder of shards, or a `.npz` of images.
+
+    A URL (text with ://) is a folder of shards with their index, which fsspec reads.
+
+    Args:
+        lost: Takes the paths of shards that are missing or damaged, which then are left out and
+            named in a warning, and what is wrong with each; without, they are refused.
 
     Raises:
         ValueError: there is nothing at `path`, it has another format, or there is no image in it.
     """
+    if is_remote(path):
+        return _not_empty(RemoteSource.open(str(path), lost=lost), path)
+    path = Path(path)
     if not path.exists():
         raise ValueError(f"There is no data at {path}; give an image folder or tar shards.")
     if path.is_file() and path.suffix in (".tar", ".npz"):
         source: Source = NpzSource.scan(path) if path.suffix == ".npz" else TarSource.scan([path])
     elif path.is_dir():
         shards = shards_in(path)
-        source = TarSource.scan(shards) if shards else FolderSource.scan(path)
+        source = TarSource.scan(shards, (), lost) if shards else FolderSource.scan(path)
     else:
         raise ValueError(f"{path} is neither a folder nor a .tar shard nor a .npz file.")
-    if not len(source):
+    return _not_empty(source, path)
+
+
+def _not_empty(source: Source | None, path: Path | str) -> Source:
+    if not source or not len(source):
         known = " ".join(sorted(IMAGE_SUFFIXES))
         raise ValueError(f"There is no image in {path}; images end in {known}, shards in .tar.")
     return source
 
 
-def open_splits(path: Path, held_out: float) -> tuple[Source, Source]:
+def open_splits(
+    path: Path | str, held_out: float, lost: dict[str, str] | None = None
+) -> tuple[Source, Source]:
     """Open the training and the validation part of `path`, each with its own list of classes.
 
     They are the folders, `.npz` files or shards called train and val, if there are both. Otherwise
     the share `held_out` of the samples is set aside by a hash of their names, so that the choice
     stays the same when files are added.
 
+    Args:
+        lost: As in `open_source`.
+
     Raises:
         ValueError: as `open_source`, or there is but one image.
     """
-    parts = open_parts(path)
+    parts = open_parts(path, lost)
     if len(parts) == 2:
         return parts["train"], parts["val"]
     (source,) = parts.values()
@@ -299,43 +402,57 @@ def _by_hash(names: Sequence[bytes]) -> np.ndarray:
     return np.argsort(hashes, kind="stable")
 
 
-def open_parts(path: Path) -> dict[str, Source]:
+def open_parts(path: Path | str, lost: dict[str, str] | None = None) -> dict[str, Source]:
     """Open the parts of `path` called train and val, or all of it as one part without a name.
 
     Raises:
         ValueError: as `open_source`.
     """
-    parts = {name: part for name, words in SPLITS.items() if (part := _part(path, words))}
+    parts = {name: part for name, words in SPLITS.items() if (part := _part(path, words, lost))}
+    if is_remote(path):
+        return parts if len(parts) == 2 else {"": open_source(path, lost)}
+    path = Path(path)
     alone = parts and not shards_in(path) and len(_folders(path)) < 2
-    return parts if len(parts) == 2 or alone else {"": open_source(path)}
+    return parts if len(parts) == 2 or alone else {"": open_source(path, lost)}
 
 
-def _part(path: Path, names: Sequence[str]) -> Source | None:
+def _part(path: Path | str, names: Sequence[str], lost: dict[str, str] | None) -> Source | None:
+    if is_remote(path):
+        inside = [f"{path}/{name}" for name in names if remote.has_index(f"{path}/{name}")]
+        if inside:
+            return RemoteSource.open(inside[0], lost=lost)
+        return RemoteSource.open(str(path), names, lost) if remote.has_index(str(path)) else None
+    path = Path(path)
     if not path.is_dir():
         return None
     for name in names:
         if (path / name).is_dir():
-            return open_source(path / name)
+            return open_source(path / name, lost)
         if (path / f"{name}.npz").is_file():
             return open_source(path / f"{name}.npz")
     shards = shards_in(path, names)
-    return TarSource.scan(shards) if shards else None
+    return TarSource.scan(shards, names, lost) if shards else None
 
 
 def _folders(path: Path) -> list[Path]:
     return [p for p in path.iterdir() if p.is_dir() and not p.name.startswith(".")]
 
 
-def open_labelled(path: Path, held_out: float) -> tuple[Source, Source]:
+def open_labelled(
+    path: Path | str, held_out: float, lost: dict[str, str] | None = None
+) -> tuple[Source, Source]:
     """Open both parts as `open_splits` does, with their labels in one list of classes.
+
+    Args:
+        lost: As in `open_source`.
 
     Raises:
         ValueError: as `open_splits`.
     """
-    return in_one_list(*open_splits(path, held_out), path)
+    return in_one_list(*open_splits(path, held_out, lost), path)
 
 
-def in_one_list(train: Source, val: Source, path: Path) -> tuple[Source, Source]:
+def in_one_list(train: Source, val: Source, path: Path | str) -> tuple[Source, Source]:
     """Let both parts of `path` count their labels in one list of classes, matched by name.
 
     A warning names the classes that one part lacks. If they have none in common, both parts are

@@ -41,7 +41,7 @@ def test_a_parent_on_the_gpu_has_the_scores_and_the_child_that_it_has_on_the_cpu
     finally:
         tiny.model.cpu()
     for key, score in expected.items():
-        torch.testing.assert_close(found[key], score, rtol=1e-6, atol=1e-9)
+        torch.testing.assert_close(found[key], score, rtol=2e-5, atol=1e-9)  # float32 sums
     state = other.built.model.state_dict()
     for key, tensor in child.built.model.state_dict().items():
         assert state[key].is_cuda

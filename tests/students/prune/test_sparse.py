@@ -68,9 +68,8 @@ def test_a_compressed_model_equals_the_dense_one_with_zeros():
     with torch.no_grad():
         expected = model(x).float()
         before = torch.cuda.memory_allocated()
-        names = compress(model, tokens=4096)
+        names = compress(model, form="cusparselt")
         found = model(x).float()
-    assert set(names) <= {"0.0", "1.0"}
-    assert names, "2:4 should be faster at this size"
+    assert set(names) == {"0.0", "1.0"}
     assert torch.cuda.memory_allocated() < before
     assert (found - expected).norm() < 0.01 * expected.norm()
