@@ -101,7 +101,8 @@ def train_elastic(args: argparse.Namespace, common: dict[str, Any], seed: int) -
 def loss_of(folder: Path, args: argparse.Namespace, text: Path) -> float:
     """Measure a plain checkpoint on the held-out rows."""
     device = device_of("auto")
-    model = AutoModelForCausalLM.from_pretrained(folder).to(device).eval()
+    model: Any = AutoModelForCausalLM.from_pretrained(folder)
+    model = model.to(device).eval()
     _, held = open_text(text, open_tokenizer("bytes"), args.length).split(0.05)
     return dict(evaluate_text(model, {}, held, device, rows=256, batch=args.batch))["loss"]
 
@@ -134,7 +135,7 @@ def report(args: argparse.Namespace, text: Path, seeds: list[int]) -> dict:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--out", type=Path, required=True)
     for name, default in dict(
         hidden=96, layers=4, length=128, batch=8, parent_steps=500, steps=600, seeds=1, slices=1
@@ -154,7 +155,8 @@ def main() -> None:
         if not (args.out / f"elastic-{seed}" / "about.json").exists():
             train_elastic(args, common, seed)
             train_twins(args, text, common, seed)
-    found = report(args, text, seeds) | dict(seconds=time.perf_counter() - began)
+    found: dict[str, Any] = report(args, text, seeds)
+    found["seconds"] = time.perf_counter() - began
     (args.out / "twins.json").write_text(json.dumps(found, indent=2) + "\n")
     for name, row in found["sizes"].items():
         pairs = zip(row["elastic"], row["twin"], row["apart"], strict=True)

@@ -68,9 +68,8 @@ def build(name: str, tiny: bool) -> nn.Module:
     import transformers
 
     if name == "llama":
-        config: Any = transformers.LlamaConfig(
-            **(LLAMA | (TINY | dict(num_hidden_layers=2) if tiny else {}))
-        )
+        sizes: dict[str, Any] = LLAMA | (TINY | dict(num_hidden_layers=2) if tiny else {})
+        config: Any = transformers.LlamaConfig(**sizes)
         return transformers.LlamaForCausalLM(config).eval()
     pattern = "M-*-" if tiny else PATTERN
     small: dict[str, Any] = TINY | dict(

@@ -149,7 +149,7 @@ def reshape(
 
 def place(tensor: Tensor) -> Place:
     """Return where a tensor's numbers lie, which tied ones share; on the meta device too."""
-    return tensor.untyped_storage()._cdata, tensor.storage_offset() * tensor.element_size()
+    return tensor.untyped_storage()._cdata, int(tensor.storage_offset()) * tensor.element_size()
 
 
 def _as_given(layers: nn.Module, kept: Sequence[int]) -> list[Any]:

@@ -96,8 +96,8 @@ class Without:
     def __call__(self, gone: Collection[int]) -> float:
         key = frozenset(gone)
         if key not in self.known:
-            gone = [self.parts[i] for i in key]
-            with torch.no_grad(), left_out(self.model, gone, adds=self.adds):
+            paths = [self.parts[i] for i in key]
+            with torch.no_grad(), left_out(self.model, paths, adds=self.adds):
                 self.known[key] = self.metric(self.model)
         return self.known[key]
 
