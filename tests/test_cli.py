@@ -1,6 +1,7 @@
 """The command line: what it shows, and what it says to wrong input."""
 
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -236,7 +237,8 @@ def test_a_run_from_the_command_line_ends_with_a_report_and_can_be_evaluated(
     command = (
         f"distill --data {images} --teachers timm:test_vit/random@64,summary=0.5 "
         "timm:test_convnext/random@64 --student test_efficientnet --size 64 --batch 4 --steps 6 "
-        f"--calibration 2 --out {run} --optim.lr 1e-3 --every.log 2 --device cpu"
+        f"--calibration 2 --out {run} --optim.lr 1e-3 --every.log 2 --every.checkpoint 4 "
+        "--device cpu"
     )
     main(command.split())
     told = capsys.readouterr().out
@@ -250,3 +252,13 @@ def test_a_run_from_the_command_line_ends_with_a_report_and_can_be_evaluated(
     (last,) = [row for row in logged if row.get("arm") == "student" and row["step"] == 6]
     for name in ("fidelity/test_vit", "fidelity/min", "knn/top1"):
         assert numbers[name] == pytest.approx(last[name], rel=1e-5)
+    # from the last checkpoint the same files come, and from an earlier one others
+    form = json.loads((run / "about.json").read_text())["student"]["weights"]
+    assert exported(run, "again", form) == (run / "export" / "model.safetensors").read_bytes()
+    shutil.rmtree(max((run / "checkpoints").iterdir()))
+    assert exported(run, "earlier", form) != (run / "export" / "model.safetensors").read_bytes()
+
+
+def exported(run, name: str, form: str) -> bytes:
+    main(["export", str(run), "--out", str(run.parent / name), "--form", form])
+    return (run.parent / name / "model.safetensors").read_bytes()

@@ -66,14 +66,19 @@ def _units(model: nn.Module) -> list[nn.Module]:
     return [*steps, *stages, *(block for block in repeated_blocks(model) if block not in inside)]
 
 
-def unit_sizes(model: nn.Module) -> list[int]:
-    """Return how many parameters each group has that `shard` makes; what is left is the last."""
+def unit_sizes(model: nn.Module, shares: int) -> list[int]:
+    """Return how many numbers travel of each group that `shard` makes; what is left is the last.
+
+    FSDP2 pads the first dim of each parameter to a multiple of the shares it is cut into, which a
+    position table of shape (1, N, C) makes large.
+    """
     seen: set[nn.Parameter] = set()
     sizes = []
     for unit in [*_units(model), model]:
         own = set(unit.parameters()) - seen
         seen |= own
-        sizes += [sum(p.numel() for p in own)] if own else []
+        rows = [(len(p), p.numel() // len(p)) if p.ndim else (1, 1) for p in own]
+        sizes += [sum(-(-n // shares) * shares * width for n, width in rows)] if own else []
     return sizes
 
 

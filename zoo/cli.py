@@ -49,7 +49,7 @@ USAGE = """zoo: vision backbones, and the distillation of many frozen teachers i
   zoo prune MODEL ...       a smaller model of the same class, cut along its named axes
   zoo mask MODEL ...        N of each M weights of a model stay, chosen or learnt
   zoo elastic MODEL ...     train one model whose first units are smaller ones
-  zoo export RUN --size ... one size of an elastic model, as a plain checkpoint
+  zoo export RUN ...        a run's newest checkpoint, or one size of an elastic model
   zoo eval TARGET ...       measure a run, an export or a model: --on knn,linear,detect,...
   zoo embed DATA OUT ...    write features of many images, in shards that kNN and probes read
   zoo report RUN ...        write RUN/report.html again, or join many into one page

@@ -28,8 +28,6 @@ class Models:
 
     teachers: Mapping[str, Cost]
     student: Cost
-    units: list[int]
-    """Parameters of each part that fsdp gathers at once."""
     saved: float
     """Bytes that the student keeps for the backward pass, for an image of the largest slice."""
     module: Student
@@ -40,7 +38,7 @@ class Models:
         side, _ = largest_slice(config)
         saved = saved_bytes(module, side, replace(config, precision="bf16"), torch.device("cpu"))
         named = dict(zip(config.labels, teachers, strict=True))
-        return cls(named, student, unit_sizes(module), saved, module)
+        return cls(named, student, saved, module)
 
 
 @dataclass(frozen=True)
@@ -87,17 +85,17 @@ def column(config: Distill, models: Models, gpus: int, gpu: Gpu) -> Column:
         compiled=config.compile_teachers,
     )
     slices = config.num_slices // gpus
-    size = FLOAT32 * sum(models.units)
-    sent = traffic(method, size, layout, gpu, units=len(models.units), slices=slices)
+    shares = {"ddp": 1, "fsdp": gpus, "hsdp": layout.local}[method]
+    units = [FLOAT32 * size for size in unit_sizes(models.module, shares)]
+    sent = traffic(method, sum(units), layout, gpu, units=len(units), slices=slices)
     waits = [
         exposed(sent, seconds, slices=slices)
         for seconds in student_seconds(config, compute.student, gpus)
     ]
-    shares = {"ddp": 1, "fsdp": gpus, "hsdp": layout.local}[method]
     copies = dict(weights=1, gradients=1, moments=2, average=bool(config.optim.ema))
-    held = {name: count * size / shares for name, count in copies.items()}
+    held = {name: count * sum(units) / shares for name, count in copies.items()}
     # a part that is gathered, and the next one
-    held["gathered"] = 0.0 if method == "ddp" else 2 * FLOAT32 * max(models.units)
+    held["gathered"] = 0.0 if method == "ddp" else 2 * max(units)
     return Column(
         config, layout, method, compute, sent, sum(waits) / len(waits),
         sum(cost.bytes for cost in models.teachers.values()), held,

@@ -2,31 +2,47 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import tyro
 
 from zoo.commands.parse import parse
+from zoo.files import read_json
 
 
 @dataclass(frozen=True, kw_only=True)
 class Export:
     run: tyro.conf.Positional[Path]
-    """A run of zoo elastic, or its export."""
+    """A run of zoo elastic, or its export; or a run of zoo distill, also before its end."""
     size: str = "full"
-    """A name of the run, or words between its sizes: ffn=0.6,stream=0.75."""
+    """Of an elastic model: a name of the run, or words between its sizes: ffn=0.6,stream=0.75."""
+    form: Literal["average", "raw"] = "average"
+    """Of a run of zoo distill: the average of its weights, or those of the last step."""
     out: Path
     """Folder for the model; it must not exist yet."""
 
 
 def main(argv: list[str]) -> None:
-    """Write one size of an elastic model as a plain checkpoint of timm or transformers.
+    """Write a run's newest checkpoint, or one size of an elastic model, as a plain checkpoint.
 
-    Example:
+    Examples:
+    zoo export runs/mine --out so-far
     zoo export runs/elastic --size small --out llama-small
     """
     args = parse(Export, argv, "export", main.__doc__ or "")
     if args.out.exists():
         raise ValueError(f"{args.out} is there already; choose another --out.")
+    if args.size == "full" and is_distillation(args.run):
+        from zoo.commands.export_checkpoint import export_checkpoint
+
+        export_checkpoint(args.run, args.form, args.out)
+        return
     from zoo.commands.export import export
 
     export(args.run, args.size, args.out)
+
+
+def is_distillation(run: Path) -> bool:
+    """Tell whether a folder is one of a distillation of images, of a model with one size."""
+    config, sizes = run / "config.json", run / "export" / "elastic.json"
+    return config.is_file() and not sizes.is_file() and read_json(config).get("kind") == "distill"

@@ -1,0 +1,47 @@
+"""`zoo export` of a run that has not ended, or of its other form: its newest checkpoint."""
+
+from pathlib import Path
+
+from zoo.commands.distill import keep_heads
+from zoo.data.loader import eval_batches
+from zoo.data.sources import spread
+from zoo.students.export import export_student
+from zoo.students.lora import add_adapters
+from zoo.train.distill.calibrate import fit_normalizers
+from zoo.train.distill.config import Distill
+from zoo.train.distill.fold import folded
+from zoo.train.distill.setup import new_student, prepare
+from zoo.train.run import Run
+
+
+def export_checkpoint(path: Path, form: str, out: Path) -> None:
+    """Write the student of a distillation's newest checkpoint, as the run's own export is written.
+
+    Args:
+        form: `average` of the weights, or `raw`.
+
+    Raises:
+        ValueError: there is no checkpoint yet, or the run keeps no average.
+    """
+    run = Run(path)
+    config = run.config(Distill)
+    saved = run.load()
+    if saved is None:
+        raise ValueError(
+            f"{path} has no checkpoint yet; one comes every {config.every.checkpoint}."
+        )
+    weights = saved["ema"] if form == "average" else saved["model"]
+    if weights is None:
+        raise ValueError(f"{path} keeps no average of its weights; give --form raw.")
+    setup = prepare(config)
+    normalizers = fit_normalizers(run, setup)[config.normalise].normalizers
+    student = new_student(setup, normalizers)
+    if config.optim.lora:
+        add_adapters(student, config.optim.lora, config.optim.lora_layers)
+    student.load_state_dict(weights)
+    released = folded(student, normalizers).eval().as_released()
+    keep_heads(released, config)
+    batch = next(eval_batches(spread(setup.val, 1), setup.view.size, 1)).to(setup.device)
+    licenses = {name: teacher.license for name, teacher in setup.teachers.items()}
+    export_student(released, out, batch, about=dict(licenses=licenses))
+    print(f"model  {out}  {form} weights after step {saved['step']}")
