@@ -67,6 +67,11 @@ class Column:
         return self.config.samples / self.layout.ranks
 
     @property
+    def collectives(self) -> int:
+        twice = self.method == "hsdp" and self.layout.nodes > 1  # in a node, then between them
+        return self.sent.gathers + self.sent.reductions * (1 + twice)
+
+    @property
     def gpu_hours(self) -> float:
         run = self.config.steps * self.step * (1 + self.failures.lost)
         return self.layout.ranks * run / 3600
@@ -119,7 +124,7 @@ ROWS = (
     ("ranks", "", lambda c: c.method),
     ("sent within a node, GB", "counted", lambda c: f"{c.sent.within / 1e9:,.2f}"),
     ("sent between nodes, GB", "counted", lambda c: f"{c.sent.between / 1e9:,.2f}"),
-    ("collectives", "counted", lambda c: f"{c.sent.gathers + c.sent.reductions:,}"),
+    ("collectives", "counted", lambda c: f"{c.collectives:,}"),
     ("communication, ms", "modelled", lambda c: f"{1e3 * c.sent.seconds:,.1f}"),
     ("  of it exposed, ms", "modelled", lambda c: f"{1e3 * c.waits:,.1f}"),
     ("step, ms", "modelled", lambda c: f"{1e3 * c.step:,.0f}"),
@@ -187,6 +192,8 @@ def notes(config: Distill, columns: list[Column], gpu: str) -> list[str]:
         f"Teachers are {'compiled' if config.compile_teachers else 'not compiled'}; reading data, "
         "the optimizer and DAMP are taken to take no time.",
     ]
+    if config.losses.mesa and any(one.sent.gathers for one in columns):
+        lines.append("What is sent leaves out the gathers of MESA's average.")
     if last.config.batch != config.batch:
         lines.append(
             f"Without --batch it grows with the GPUs ({config.batch // config.num_slices} images "
