@@ -18,7 +18,7 @@ from zoo.commands.prune_distill import CUT, Distillation, plan_distillation, pri
 from zoo.commands.prune_request import Prune
 from zoo.commands.prune_search import search
 from zoo.commands.prune_write import before_of, scores_of, write_child
-from zoo.students.prune.budget import split_budgets
+from zoo.students.prune.budget import Budget, split_budgets
 from zoo.students.prune.cost import CostModel
 from zoo.students.prune.layers import block_influence
 from zoo.students.prune.library import Parent
@@ -87,21 +87,7 @@ def prune_model(args: Prune, words: list[str]) -> Distillation | None:
     Returns:
         How the child is to be trained, if it is.
     """
-    budgets, rest = split_budgets(args.to)
-    plan = Plan.parse(rest) if rest or not budgets else Plan({})
-    looks = args.score not in BLIND or plan.layers or plan.stages or plan.sublayers
-    if args.data is None and (not args.dry_run if budgets else looks):
-        raise ValueError(
-            "Scores of activations, and the choice of layers, look at data: give --data. Without, "
-            "there are --score magnitude and --score random, for widths."
-        )
-    if plan.sublayers and budgets:
-        raise ValueError("A budget counts whole layers: cut attention_layers or ffn_layers alone.")
-    if plan.sublayers and args.form != "zoo":
-        raise ValueError("No constructor leaves out branches of layers; give --form zoo.")
-    device = device_of(args.device)
-    if device.type == "mps":
-        raise ValueError("Scores are summed in float64, which mps does not have; --device cpu.")
+    budgets, plan, device = read_request(args)
     parent = open_parent(args.model, dequantise=args.dequantise)
     shapes = named_shapes(parent.model)
     plan.sizes(shapes)  # refuses before data are read
@@ -142,6 +128,30 @@ def prune_model(args: Prune, words: list[str]) -> Distillation | None:
     if distillation is None:
         print(f"model  {args.out}")
     return distillation
+
+
+def read_request(args: Prune) -> tuple[tuple[Budget, ...], Plan, torch.device]:
+    """Read what stays, and where to work; what cannot be is refused before anything is opened.
+
+    Raises:
+        ValueError: words exclude each other, or ask for data that are not given.
+    """
+    budgets, rest = split_budgets(args.to)
+    plan = Plan.parse(rest) if rest or not budgets else Plan({})
+    looks = args.score not in BLIND or plan.layers or plan.stages or plan.sublayers
+    if args.data is None and (not args.dry_run if budgets else looks):
+        raise ValueError(
+            "Scores of activations, and the choice of layers, look at data: give --data. Without, "
+            "there are --score magnitude and --score random, for widths."
+        )
+    if plan.sublayers and budgets:
+        raise ValueError("A budget counts whole layers: cut attention_layers or ffn_layers alone.")
+    if plan.sublayers and args.form != "zoo":
+        raise ValueError("No constructor leaves out branches of layers; give --form zoo.")
+    device = device_of(args.device)
+    if device.type == "mps":
+        raise ValueError("Scores are summed in float64, which mps does not have; --device cpu.")
+    return budgets, plan, device
 
 
 def prove_axes(
