@@ -175,6 +175,7 @@ def check_finite(state: TrainState, feed: Feed, run: Run) -> None:
         return
     step = state.step - len(finite) + finite.index(False)
     run.write_json("nan_batch.json", dict(step=step, keys=feed.keys(step)))
+    run.wait()  # for the good one that is being written
     before = run.checkpoints()
     kept = f"The last good checkpoint is {before[-1].name}." if before else "None was saved yet."
     raise ValueError(

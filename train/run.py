@@ -224,7 +224,11 @@ class Run:
         """
         self._saver.begin(state)
         if wait:
-            self._saver.wait()
+            self.wait()
+
+    def wait(self) -> None:
+        """Wait for the checkpoint that is being written; raises as `save`. Every rank calls."""
+        self._saver.wait()
 
     @contextmanager
     def settled(self) -> Iterator[None]:
@@ -232,7 +236,7 @@ class Run:
         try:
             yield
         finally:
-            self._saver.wait()
+            self.wait()
 
     def lost(self) -> bool:
         """Tell whether the checkpoint that was being written is known to be lost."""

@@ -49,7 +49,7 @@ def test_what_was_packed_and_unpacked_is_what_transformers_reads_from_gguf(unpac
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_stopped_run_goes_on_and_fills_its_tables(unpacked, tmp_path, script, capsys):
     words = (unpacked, "--out", tmp_path / "out", "--tiny")
     script("run", *words, "--parts", "grid", "--seconds", "0")

@@ -110,7 +110,7 @@ def test_what_the_words_say_stays(capsys):
     assert (stage.steps, stage.optim.lr, stage.batch) == (100, 0.002, 256)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_processes_that_die_begin_again_where_they_were(tmp_path, monkeypatch):
     monkeypatch.setenv("ZOO_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")

@@ -149,7 +149,7 @@ def test_wrong_budgets_end_with_one_line_and_write_nothing(words, message, vit, 
     assert sorted(tmp_path.rglob("*")) == before
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_search_killed_at_a_random_second_gives_the_same_table(vit, images, tmp_path, capsys):
     main(words_of(vit, images, tmp_path / "whole"))
     out = tmp_path / "again"

@@ -306,7 +306,7 @@ with ranks(torch.device("cpu")):
 """
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_scores_of_two_ranks_are_those_of_one(tmp_path):
     pytest.importorskip("transformers")
     (tmp_path / "ranks.py").write_text(RANKS)
