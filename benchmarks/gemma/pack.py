@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from gguf import GGUFReader
+from gguf import GGUFReader  # pyright: ignore[reportMissingImports]
 from transformers import AutoTokenizer
 
 from zoo.language.gguf import dequantised

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from gguf import GGMLQuantizationType
-from gguf.quants import dequantize
+from gguf import GGMLQuantizationType  # pyright: ignore[reportMissingImports]
+from gguf.quants import dequantize  # pyright: ignore[reportMissingImports]
 from transformers import Gemma3ForCausalLM, Gemma3TextConfig
 
 PIECE = 4096
