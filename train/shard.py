@@ -5,17 +5,17 @@ ranks of a node and copied from node to node, so that the large transfers stay w
 """
 
 import os
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
-from torch.distributed.tensor import DTensor, distribute_tensor
 
 from zoo.compiled_blocks import repeated_blocks
 from zoo.layers.stage import Stage
 from zoo.train.mesh import world
+
+if TYPE_CHECKING:  # seconds to import, which no other run needs
+    from torch.distributed.device_mesh import DeviceMesh
 
 Method = Literal["ddp", "fsdp", "hsdp"]
 LARGE = 10**9
@@ -32,8 +32,10 @@ def method_of(ranks: str, model: nn.Module, processes: int | None = None) -> Met
     return ranks  # pyright: ignore[reportReturnType]
 
 
-def mesh_of(method: Method, device: torch.device) -> DeviceMesh:
+def mesh_of(method: Method, device: torch.device) -> "DeviceMesh":
     """Return the ranks in a row, or for HSDP nodes by ranks of a node."""
+    from torch.distributed.device_mesh import init_device_mesh
+
     local = int(os.environ.get("LOCAL_WORLD_SIZE", world()))
     if method == "hsdp" and 1 < local < world():
         shape, names = (world() // local, local), ("replicate", "shard")
@@ -42,8 +44,10 @@ def mesh_of(method: Method, device: torch.device) -> DeviceMesh:
     return init_device_mesh(device.type, shape, mesh_dim_names=names)
 
 
-def shard(model: nn.Module, mesh: DeviceMesh) -> None:
+def shard(model: nn.Module, mesh: "DeviceMesh") -> None:
     """Cut a model's parameters over a mesh in place, one group for each repeated block."""
+    from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+
     for block in [*_units(model), model]:
         fully_shard(block, mesh=mesh, reshard_after_forward=True)
     for name in ENTRIES:
@@ -84,23 +88,30 @@ def unit_sizes(model: nn.Module, shares: int) -> list[int]:
 
 def is_sharded(model: nn.Module) -> bool:
     """Tell whether a model's parameters are cut over ranks."""
-    return any(isinstance(p, DTensor) for p in model.parameters())
+    return any(is_cut(p) for p in model.parameters())
 
 
-def local(x: Tensor) -> Tensor:
+def is_cut(x: Tensor) -> bool:
+    """Tell whether a tensor is cut over ranks: a DTensor."""
+    return hasattr(x, "to_local")
+
+
+def local(x: Any) -> Tensor:
     """Return what this rank holds of a tensor."""
-    return x.to_local() if isinstance(x, DTensor) else x
+    return x.to_local() if is_cut(x) else x
 
 
-def whole(x: Tensor) -> Tensor:
+def whole(x: Any) -> Tensor:
     """Return a tensor whole; every rank calls this."""
-    return x.full_tensor() if isinstance(x, DTensor) else x
+    return x.full_tensor() if is_cut(x) else x
 
 
-def cut_like(x: Tensor, like: Tensor) -> Tensor:
+def cut_like(x: Tensor, like: Any) -> Tensor:
     """Cut a tensor that is whole and equal on all ranks as another one is."""
-    if not isinstance(like, DTensor):
+    if not is_cut(like):
         return x
+    from torch.distributed.tensor import distribute_tensor
+
     return distribute_tensor(x, like.device_mesh, like.placements, src_data_rank=None)
 
 

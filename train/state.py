@@ -7,7 +7,6 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 
 from zoo.train.average import Average
 from zoo.train.checkpoint import Like, joined, split
@@ -16,7 +15,7 @@ from zoo.train.freeze import freeze
 from zoo.train.mesh import is_first, same_on_all
 from zoo.train.optim import build_optimizer
 from zoo.train.run import Run
-from zoo.train.shard import cut_like, filled, is_sharded, mesh_of, method_of, shard
+from zoo.train.shard import cut_like, filled, is_cut, is_sharded, mesh_of, method_of, shard
 
 T = TypeVar("T")
 
@@ -156,7 +155,7 @@ class TrainState:
                 found = learned[int(name.split(".")[2])]
             else:
                 found = named.get(name)
-            return found if isinstance(found, DTensor) and found.shape == size else None
+            return found if found is not None and is_cut(found) and found.shape == size else None
 
         return like
 
@@ -167,7 +166,7 @@ class TrainState:
         tensors, rest = split(state)
         like = self.like()
         for name, value in tensors.items():
-            if not isinstance(value, DTensor) and (shard := like(name, value.shape)) is not None:
+            if not is_cut(value) and (shard := like(name, value.shape)) is not None:
                 tensors[name] = cut_like(value.to(shard.device), shard)
         return joined(rest, tensors)
 

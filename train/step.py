@@ -5,10 +5,10 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule
 from torch.nn.parallel import DistributedDataParallel
 
 from zoo.train.mesh import same_on_all, world
+from zoo.train.shard import is_sharded
 from zoo.train.state import TrainState
 from zoo.train.task import Loss, Task
 
@@ -19,7 +19,7 @@ class Ranks:
     def __init__(self, task: Task, state: TrainState):
         self.task, self.state = task, state
         self.learned: nn.Module = state.learned
-        if world() > 1 and not isinstance(state.learned, FSDPModule):
+        if world() > 1 and not is_sharded(state.learned):
             # DDP would begin with rank 0's weights, and hide that the others drew their own
             assert same_on_all(list(state.learned.parameters())), "the ranks begin differently"
             # buffers move by the mean over slices (`SliceBuffers`), not by rank 0's

@@ -117,7 +117,7 @@ def test_four_processes_learn_what_one_does(weighting):
     assert largest_gap("one", "four") < 1e-10
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_stop_of_one_rank_is_one_of_all_and_one_process_goes_on(tmp_path):
     run(*RUN, *FOUR, "--steps", "6", "--out", "whole")
     started = start(*RUN, *FOUR, "--steps", "6", "--out", "cut", processes=2)

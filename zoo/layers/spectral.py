@@ -15,7 +15,6 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 from torch.nn.utils import parametrize
 
 EPS = 1e-6
@@ -162,7 +161,7 @@ def follow(model: nn.Module, steps: int = 1) -> None:
     for part, scale in _reparametrised(model):
         weights = cast(nn.ModuleDict, part.parametrizations)["weight"]
         weight: Any = cast(Tensor, weights.original).detach()
-        scale.follow(weight.full_tensor() if isinstance(weight, DTensor) else weight, steps)
+        scale.follow(weight.full_tensor() if hasattr(weight, "full_tensor") else weight, steps)
 
 
 def has_unit_vectors(model: nn.Module) -> bool:
