@@ -32,6 +32,7 @@ Like = Callable[[str, torch.Size], Tensor | None]
 """The sharded tensor that a name of a checkpoint belongs to; None for an ordinary one."""
 STATE = "state.json"
 SUM = ".crc32"
+TENSORS = "tensors"
 
 
 class Writer(dcp.FileSystemWriter):
@@ -93,7 +94,7 @@ class Saver:
         group = saving_group()
         without_warning()
         self._going = dcp.async_save(  # pyright: ignore[reportAttributeAccessIssue]
-            tensors,
+            {TENSORS: tensors},  # DCP logs each entry of the top level
             checkpoint_id=self._writer.making(),
             storage_writer=self._writer,
             process_group=group,
@@ -168,7 +169,7 @@ def read_checkpoint(path: Path, like: Like | None = None) -> State:
     tensors = {}
     for name, entry in entries.items():
         assert isinstance(entry, dcp_metadata.TensorStorageMetadata)
-        kind = entry.properties.dtype
+        kind, name = entry.properties.dtype, name.removeprefix(f"{TENSORS}.")
         shard = like(name, entry.size) if like else None
         tensors[name] = (
             torch.empty(entry.size, dtype=kind)
@@ -178,7 +179,9 @@ def read_checkpoint(path: Path, like: Like | None = None) -> State:
     group = saving_group()
     without_warning()
     try:
-        dcp.load(tensors, storage_reader=reader, process_group=group, no_dist=group is None)
+        dcp.load(
+            {TENSORS: tensors}, storage_reader=reader, process_group=group, no_dist=group is None
+        )
     except CheckpointException as error:  # a BaseException
         raise ValueError(str(cause_of(error))) from None
     return joined(read_json(path / STATE, Any, most=2**30), tensors)
