@@ -113,6 +113,8 @@ class Training:
     """The task's name, in the config.json of its runs."""
     unit: ClassVar[str] = "img"
     """What speed is counted in."""
+    may_cut: ClassVar[bool] = False
+    """Whether its weights may be cut over ranks (`--ranks fsdp`)."""
     resumable: ClassVar[frozenset[str]] = frozenset(
         ("out", "device", "workers", "every", "compile", "ranks")
     )

@@ -83,10 +83,16 @@ def with_slices(config: C) -> C:
     """Return the config with `auto` slices settled: the number of ranks that a run starts with.
 
     Raises:
-        ValueError: the ranks cannot share the slices out, or the slices the batch; or there are no
-            ranks to cut weights over.
+        ValueError: the ranks cannot share the slices out, or the slices the batch; weights are to
+            be cut, and there are no ranks, or this training keeps them whole.
     """
-    if config.ranks in ("fsdp", "hsdp") and not dist.is_initialized():
+    cuts = config.ranks in ("fsdp", "hsdp")
+    if cuts and not config.may_cut:
+        raise ValueError(
+            f"--ranks {config.ranks} is for zoo distill; this training keeps whole weights on each "
+            "process: --ranks ddp."
+        )
+    if cuts and not dist.is_initialized():
         raise ValueError(
             f"--ranks {config.ranks} cuts the weights over processes; start them with torchrun "
             "--nproc-per-node N -m zoo ..."

@@ -20,8 +20,8 @@ if TYPE_CHECKING:  # seconds to import, which no other run needs
 Method = Literal["ddp", "fsdp", "hsdp"]
 LARGE = 10**9
 """Parameters from which `auto` cuts a model up."""
-ENTRIES = ("answer", "look", "own_map")
-"""Methods of a student that run its blocks without `__call__`."""
+ENTRY = "own_map"
+"""The method of a student that MESA's average runs without `__call__`."""
 
 
 def method_of(ranks: str, model: nn.Module, processes: int | None = None) -> Method:
@@ -30,6 +30,14 @@ def method_of(ranks: str, model: nn.Module, processes: int | None = None) -> Met
         large = sum(p.numel() for p in model.parameters()) >= LARGE
         return "hsdp" if large and (processes or world()) > 1 else "ddp"
     return ranks  # pyright: ignore[reportReturnType]
+
+
+def shares(ranks: str, model: nn.Module) -> int:
+    """Return into how many shares the weights are cut."""
+    method = method_of(ranks, model)
+    if method == "ddp":
+        return 1
+    return world() if method == "fsdp" else int(os.environ.get("LOCAL_WORLD_SIZE", world()))
 
 
 def mesh_of(method: Method, device: torch.device) -> "DeviceMesh":
@@ -50,9 +58,8 @@ def shard(model: nn.Module, mesh: "DeviceMesh") -> None:
 
     for block in [*_units(model), model]:
         fully_shard(block, mesh=mesh, reshard_after_forward=True)
-    for name in ENTRIES:
-        if hasattr(model, name):
-            register_fsdp_forward_method(model, name)
+    if hasattr(model, ENTRY):
+        register_fsdp_forward_method(model, ENTRY)
 
 
 def _units(model: nn.Module) -> list[nn.Module]:

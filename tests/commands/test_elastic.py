@@ -18,22 +18,15 @@ COMMON = ["--text", "text.txt", "--length", "32", "--batch", "8", "--optim.lr", 
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory):
+def trained(tmp_path_factory, learn_llama):
     """A tiny Llama that has learnt its text, and an elastic run from it."""
     place = tmp_path_factory.mktemp("elastic")
-    (place / "text.txt").write_text(TEXT)
-    torch.manual_seed(0)
-    config = transformers.LlamaConfig(
-        vocab_size=257, hidden_size=32, intermediate_size=48, num_hidden_layers=3,
-        num_attention_heads=2, num_key_value_heads=1, head_dim=16, max_position_embeddings=64,
-    )  # fmt: skip
-    transformers.LlamaForCausalLM(config).save_pretrained(place / "random")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ZOO_CACHE", str(place / "cache"))
         patch.chdir(place)
-        words = "--losses.kl 0 --losses.ce 1 --length 32 --batch 8 --optim.lr 1e-2 --steps 60"
-        main(["distill", "--text", "text.txt", "--student", "lm:random", *words.split()])
-        (place / "runs/distill_text/export").rename(place / "parent")
+        learn_llama(place, TEXT, num_hidden_layers=3, num_key_value_heads=1).rename(
+            place / "parent"
+        )
         elastic("--steps", "60", "--out", "run")
         yield place
 

@@ -3,7 +3,6 @@
 import json
 
 import pytest
-import torch
 
 from zoo.cli import main
 from zoo.students.prune.nm import Pattern
@@ -13,21 +12,13 @@ TEXT = "the quick brown fox jumps over the lazy dog. " * 60
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory):
+def trained(tmp_path_factory, learn_llama):
     """A tiny Llama that has learnt its text, so that zeros hurt it."""
     place = tmp_path_factory.mktemp("mask")
-    (place / "text.txt").write_text(TEXT)
-    torch.manual_seed(0)
-    config = transformers.LlamaConfig(
-        vocab_size=257, hidden_size=32, intermediate_size=48, num_hidden_layers=2,
-        num_attention_heads=2, num_key_value_heads=2, head_dim=16, max_position_embeddings=64,
-    )  # fmt: skip
-    transformers.LlamaForCausalLM(config).save_pretrained(place / "random")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ZOO_CACHE", str(place / "cache"))
         patch.chdir(place)
-        words = "--losses.kl 0 --losses.ce 1 --length 32 --batch 8 --optim.lr 1e-2 --steps 60"
-        main(["distill", "--text", "text.txt", "--student", "lm:random", *words.split()])
+        learn_llama(place, TEXT, num_hidden_layers=2, num_key_value_heads=2)
         yield place
 
 

@@ -7,11 +7,9 @@ import signal
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import timm
 import torch
-from PIL import Image
 from safetensors.torch import load_file
 
 import zoo
@@ -24,16 +22,10 @@ ARGUMENTS: dict[str, Any] = dict(embed_dim=24, depth=3, num_heads=4, img_size=32
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory):
+def place(tmp_path_factory, paint_squares):
     """Coloured squares, and a folder of timm with a tiny ViT of another mean than its name's."""
     place = tmp_path_factory.mktemp("heal")
-    for split, count in (("train", 24), ("val", 8)):
-        (place / "images" / split / "all").mkdir(parents=True)
-        for i in range(count):
-            few = np.random.default_rng([i, count]).integers(0, 255, (3, 3, 3), dtype=np.uint8)
-            Image.fromarray(few.repeat(16, 0).repeat(16, 1)).save(
-                place / "images" / split / "all" / f"{i:02d}.png"
-            )
+    paint_squares(place / "images")
     torch.manual_seed(0)
     model: Any = timm.create_model("vit_tiny_patch16_224", num_classes=5, **ARGUMENTS)
     with torch.no_grad():

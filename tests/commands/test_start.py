@@ -3,10 +3,8 @@
 import json
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 from safetensors.torch import load_file
 
 import zoo
@@ -15,16 +13,10 @@ from zoo.students.export import load_export
 
 
 @pytest.fixture(scope="module")
-def first(tmp_path_factory):
+def first(tmp_path_factory, paint_squares):
     """A run with one teacher, on a few images of coloured squares."""
     place = tmp_path_factory.mktemp("start")
-    for split, count in (("train", 24), ("val", 8)):
-        (place / "images" / split / "all").mkdir(parents=True)
-        for i in range(count):
-            few = np.random.default_rng([i, count]).integers(0, 255, (3, 3, 3), dtype=np.uint8)
-            Image.fromarray(few.repeat(16, 0).repeat(16, 1)).save(
-                place / "images" / split / "all" / f"{i:02d}.png"
-            )
+    paint_squares(place / "images")
     return run(place, "first", teachers=["rule:edges@32"], student="test_vit", size=64)
 
 

@@ -9,6 +9,8 @@ import pytest
 import torch
 
 from zoo.train import mesh
+from zoo.train.distill.elastic_config import Elastic
+from zoo.train.distill.token_config import DistillText
 
 ROOT = Path(__file__).parents[2]
 
@@ -44,6 +46,8 @@ def environment() -> dict[str, str]:
 SCRIPT = """
 import torch
 from zoo.train import mesh
+from zoo.train.distill.elastic_config import Elastic
+from zoo.train.distill.token_config import DistillText
 
 with mesh.ranks(torch.device("cpu")):
     r = mesh.rank()
@@ -86,3 +90,10 @@ def test_two_processes_agree_on_what_one_of_them_knows(tmp_path):
     assert done.returncode == 0, done.stderr[-2000:]
     assert "rank 0 is done" in done.stdout
     assert "rank 1 is done" in done.stdout
+
+
+def test_a_training_that_keeps_whole_weights_refuses_to_cut_them():
+    with pytest.raises(ValueError, match="--ranks fsdp is for zoo distill"):
+        mesh.with_slices(Elastic(ranks="fsdp"))
+    with pytest.raises(ValueError, match="start them with torchrun"):
+        mesh.with_slices(DistillText(ranks="hsdp"))

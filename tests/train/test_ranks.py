@@ -177,6 +177,29 @@ def test_shards_are_read_by_as_many_processes_or_by_one(tmp_path):
 
 
 @pytest.mark.long
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_language_model_that_is_cut_learns_what_a_whole_one_does(tied):
+    """The head is read as a parameter, outside of any layer's forward pass."""
+    transformers = pytest.importorskip("transformers")
+    Path("text.txt").write_text("The quick brown fox jumps over the lazy dog. " * 200)
+    sizes = dict(hidden_size=32, intermediate_size=64, num_hidden_layers=3, num_attention_heads=4)
+    for name in ("student", "teacher"):
+        config = transformers.LlamaConfig(vocab_size=257, tie_word_embeddings=tied, **sizes)
+        transformers.LlamaForCausalLM(config).save_pretrained(name)
+    words = shlex.split(
+        "distill --text text.txt --student lm:student --teachers lm:teacher --losses.ce 1 "
+        "--losses.hidden 0.5 --length 32 --batch 8 --slices 2 --steps 4 --device cpu --every.log 1"
+    )
+    run(*words, "--out", "one")
+    run(*words, "--ranks", "fsdp", "--out", "two", processes=2)
+    one, two = (
+        [json.loads(line) for line in Path(name, "metrics.jsonl").read_text().splitlines()]
+        for name in ("one", "two")
+    )
+    assert [row["loss"] for row in one] == pytest.approx([row["loss"] for row in two], rel=1e-5)
+
+
+@pytest.mark.long
 def test_weights_cut_within_nodes_and_copied_between_them_learn_the_same(tmp_path):
     """HSDP on two agents with two processes each, as two nodes are."""
     changes = (*FOUR, *ALL, *UNCERTAIN, "--steps", "20")

@@ -144,6 +144,7 @@ class Distill(Training):
     """One distillation: many frozen teachers into one student."""
 
     kind: ClassVar[str] = "distill"
+    may_cut: ClassVar[bool] = True
     resumable: ClassVar[frozenset[str]] = Training.resumable | {
         "compile_teachers",
         "overlap",

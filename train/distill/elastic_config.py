@@ -14,6 +14,7 @@ class Elastic(DistillText):
     """One language model, of which smaller ones are the first units."""
 
     kind: ClassVar[str] = "elastic"
+    may_cut: ClassVar[bool] = False
 
     sizes: str = ""
     """NAME:WORDS with ; between: small:ffn=0.5,stream=0.5;medium:ffn=0.75. The words are those of

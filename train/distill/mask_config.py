@@ -40,6 +40,7 @@ class Mask(MaskChoice, DistillText):
     """One language model, of which N of each M weights stay."""
 
     kind: ClassVar[str] = "mask"
+    may_cut: ClassVar[bool] = False
 
     calibration: Annotated[int, COUNT] = 128
     """Rows of text that wanda and sparsegpt look at."""

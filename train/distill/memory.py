@@ -17,6 +17,7 @@ from zoo.teachers.teacher import Teacher
 from zoo.train.device import autocast, in_precision, memory_of
 from zoo.train.distill.config import Distill
 from zoo.train.distill.sizes import every_size
+from zoo.train.shard import shares
 
 COPIES = 4
 """Of the weights in training: themselves, their gradient, and AdamW's two moments."""
@@ -97,7 +98,8 @@ def check_step(
     for teacher in teachers.values():
         peak = max(peak, *(peak_bytes(one, config, device) for one in every_size(teacher)))
     networks = [teacher for teacher in teachers.values() if isinstance(teacher, nn.Module)]
-    weights = COPIES * weight_bytes(student) + sum(map(weight_bytes, networks))
+    weights = COPIES * weight_bytes(student) / shares(config.ranks, student)
+    weights += sum(map(weight_bytes, networks))
     needed = weights + count * max(saved, peak)
     if needed > (there := memory_of(device)):
         raise ValueError(

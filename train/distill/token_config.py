@@ -39,6 +39,7 @@ class DistillText(Training):
     """One distillation of language models: frozen teachers into one student."""
 
     kind: ClassVar[str] = "distill_text"
+    may_cut: ClassVar[bool] = True
     unit: ClassVar[str] = "tok"
 
     data: str = ""

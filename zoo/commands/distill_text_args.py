@@ -42,6 +42,11 @@ def resumed(argv: list[str]) -> Path | None:
     return None if folder is None else Path(folder)
 
 
+def text_as_data(argv: list[str]) -> list[str]:
+    """Call the option --text by the name of its field, data."""
+    return ["--data" + w[len("--text") :] if w.startswith("--text") else w for w in argv]
+
+
 def main(argv: list[str]) -> None:
     """Train one language model from frozen ones, token by token.
 
@@ -65,9 +70,7 @@ def main(argv: list[str]) -> None:
 
 def read_args(argv: list[str]) -> DistillTextArgs:
     """Read the changes to the defaults, or to a run that is resumed."""
-    argv = [
-        "--data" + word[len("--text") :] if word.startswith("--text") else word for word in argv
-    ]
+    argv = text_as_data(argv)
     default = DistillTextArgs(run=DistillText())
     if folder := resumed(argv):
         from zoo.train.run import Run

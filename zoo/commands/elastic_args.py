@@ -6,7 +6,7 @@ from typing import Annotated
 
 import tyro
 
-from zoo.commands.distill_text_args import resumed
+from zoo.commands.distill_text_args import resumed, text_as_data
 from zoo.commands.parse import parse, refuse_other_folder
 from zoo.train.distill.elastic_config import Elastic
 
@@ -39,7 +39,7 @@ def main(argv: list[str]) -> None:
     zoo elastic vit_small_patch16_224.augreg_in1k --sizes "small:ffn=0.5" --data PHOTOS --out sorted
     zoo distill --student local-dir:sorted --teachers timm:vit_small_patch16_224 --data PHOTOS
     """
-    argv = ["--data" + w[len("--text") :] if w.startswith("--text") else w for w in argv]
+    argv = text_as_data(argv)
     default = ElasticArgs(run=Elastic())
     if folder := resumed(argv):
         from zoo.train.run import Run

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import tyro
 
 from zoo.commands.distill_args import teacher_rule
-from zoo.commands.distill_text_args import resumed
+from zoo.commands.distill_text_args import resumed, text_as_data
 from zoo.commands.parse import parse
 from zoo.train.distill.mask_config import Mask, MaskImages
 
@@ -50,7 +50,7 @@ def main(argv: list[str]) -> None:
     --teachers lm:FOLDER --losses.kl 1 --losses.ce 0.
     """
     kind = MaskTextArgs if is_text(argv) else MaskArgs
-    argv = ["--data" + w[len("--text") :] if w.startswith("--text") else w for w in argv]
+    argv = text_as_data(argv)
     config: type[Any] = Mask if kind is MaskTextArgs else MaskImages
     default = kind(run=config())
     if folder := resumed(argv):

@@ -1,6 +1,5 @@
 """Make a smaller model of a trained one: where words, a parent, scores and cuts meet."""
 
-import copy
 import re
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
@@ -16,13 +15,11 @@ from zoo.commands.prune_data import Samples, batches_of, read_samples, split
 from zoo.commands.prune_depth import rank_layers, thin
 from zoo.commands.prune_distill import CUT, Distillation, plan_distillation, print_training
 from zoo.commands.prune_request import Prune
-from zoo.commands.prune_search import search
+from zoo.commands.prune_search import cost_model, search
 from zoo.commands.prune_write import before_of, scores_of, write_child
 from zoo.students.prune.budget import Budget, split_budgets
-from zoo.students.prune.cost import CostModel
 from zoo.students.prune.layers import block_influence
 from zoo.students.prune.library import Parent
-from zoo.students.prune.outline import sample_of
 from zoo.students.prune.parent import open_parent
 from zoo.students.prune.plan import Plan
 from zoo.students.prune.proof import forward_of, prove, tensors
@@ -310,13 +307,7 @@ def distance(parent: nn.Module, child: nn.Module, batches: Iterable[Samples]) ->
 
 def print_costs(args: Prune, parent: Parent, shapes: Shapes, child: Child) -> None:
     """Print what parent and child cost, as far as their shapes tell."""
-    costs = CostModel(
-        copy.deepcopy(parent.model).to("meta"),
-        shapes,
-        inputs=sample_of(parent),
-        tokens=args.search.tokens,
-        batch=args.search.batch,
-    )
+    costs = cost_model(args, parent, shapes)
     sizes = {axis: kept.shape[-1] for axis, kept, _ in child.cuts}
     before, after = costs.cost().as_dict(), costs.cost(sizes, child.layers).as_dict()
     for what, number in before.items():

@@ -174,6 +174,17 @@ class Stopwatch:
         }
 
 
+def cost_model(args: Prune, parent: Parent, shapes: Shapes) -> CostModel:
+    """Return what tells the cost of a parent and of each smaller one, without computing."""
+    return CostModel(
+        copy.deepcopy(parent.model).to("meta"),
+        shapes,
+        inputs=sample_of(parent),
+        tokens=args.search.tokens,
+        batch=args.search.batch,
+    )
+
+
 def search(
     args: Prune,
     budgets: tuple[Budget, ...],
@@ -200,13 +211,7 @@ def search(
     journal = Journal(folder, {**_request(args), "training": repr(distillation)})
     stopwatch = Stopwatch(args, parent, shapes, cutter.influence)
     times = args.dry_run or "latency_ms" in (budget.what for budget in budgets)
-    costs = CostModel(
-        copy.deepcopy(parent.model).to("meta"),
-        shapes,
-        inputs=sample_of(parent),
-        tokens=args.search.tokens,
-        batch=args.search.batch,
-    )
+    costs = cost_model(args, parent, shapes)
     finder = Search(
         parent, shapes, budgets, fixed, costs, cutter.influence, args.form, args.seed,
         stopwatch if times else None,
