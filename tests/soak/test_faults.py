@@ -81,10 +81,10 @@ def test_a_loss_that_is_nan_on_rank_1_alone_stops_both_and_names_the_batch(soak,
 
 @pytest.fixture
 def small_disk(tmp_path):
-    """A file system of 3 MB."""
+    """A file system with room for one checkpoint of 3 MB, and not for two."""
     folder = tmp_path / "disk"
     folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", str(folder)]
+    mount = ["mount", "-t", "tmpfs", "-o", "size=5m", "tmpfs", str(folder)]
     if subprocess.run(mount, capture_output=True, check=False).returncode:
         pytest.skip("mounting a file system needs root")
     yield folder
@@ -98,12 +98,12 @@ def test_a_full_disk_ends_in_one_line_and_the_checkpoint_before_goes_on(soak, tw
     (line,) = stopped.own_lines()
     (kept,) = checkpoints(out / "checkpoints")
     assert "No space left on device" in line and f"{kept} survives" in line
-    assert "exitcode  : 2" in stopped.said()
-    assert "Traceback" not in stopped.said()
+    assert stopped.said().count("exitcode  : 2") == 2
+    assert stopped.said().count("Traceback") == 1  # torchrun's, of its own
     subprocess.run(["mount", "-o", "remount,size=100m", str(small_disk)], check=True)
     soak.resume(out)
     twin.assert_same_end(out)
-    soak.close(f"3 MB: {kept.name} survived; with more room the same sha256")
+    soak.close(f"{kept.name} survived; with more room the same sha256")
 
 
 @pytest.fixture

@@ -44,7 +44,8 @@ def children(pid: int) -> list[int]:
 
 
 def test_two_nodes_learn_what_one_process_does(soak, twin, meet, gap):
-    words = [*twin.words, "--slices", "2", "--precision", "float64", "--steps", "6"]
+    words = [*twin.words, "--slices", "2", "--precision", "float64"]
+    words[words.index("--steps") + 1] = "6"
     one, two = soak.place / "one", soak.place / "two"
     soak.run(*words, out=one, processes=1)
     for node in start_nodes(soak, words, two, meet):

@@ -85,7 +85,7 @@ def test_a_run_that_goes_on_remembers_the_best(tmp_path):
 
 def test_a_run_without_a_best_checkpoint_says_how_to_get_one(tmp_path):
     run = fit(tmp_path / "run")
-    with pytest.raises(ValueError, match="keeps no best checkpoint.*--keep-best"):
+    with pytest.raises(ValueError, match=r"keeps no best checkpoint.*--keep-best"):
         best_of(run, run.load())
     with pytest.raises(ValueError, match="keep_best is for zoo distill and zoo detect"):
         Training(keep_best=True)
