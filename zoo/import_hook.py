@@ -58,7 +58,9 @@ class _Wrapped(Loader):
             self._loader.exec_module(module)
 
 
-def once_imported(name: str, action: Callable[[], object], *, outside: str | tuple[str, ...]) -> None:
+def once_imported(
+    name: str, action: Callable[[], object], *, outside: str | tuple[str, ...]
+) -> None:
     """Run an action now if a module is imported already, otherwise right after it is, once.
 
     Args:

@@ -21,7 +21,6 @@ many tokens at once. Tokens that `attention_mask` hides are as if they had never
 may be padded on the left. A row is one document: convolutions do not stop where another begins.
 """
 
-import math
 from typing import Any, cast
 
 import torch
@@ -33,8 +32,8 @@ from transformers import initialization as init
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 
+import zoo.language.hyena_filters as filters
 from zoo import axes
-from zoo.language import hyena_filters as filters
 from zoo.language.hyena_cache import HyenaCache, LayerState
 from zoo.language.hyena_config import HyenaConfig
 
@@ -225,7 +224,8 @@ class LongHyena(Hyena):
     ) -> Float[Tensor, "B T W"]:
         exact = torch.promote_types(u.dtype, torch.float32)
         poles, residues = self.log_poles[..., 0].to(exact), self.residues.to(exact)
-        return torch.addcmul(self._sum(u.to(exact), poles, residues, state).to(u.dtype), self.skip, u)
+        y = self._sum(u.to(exact), poles, residues, state).to(u.dtype)
+        return torch.addcmul(y, self.skip, u)
 
     def _sum(
         self, u: Tensor, poles: Tensor, residues: Tensor, state: LayerState | None
@@ -382,7 +382,7 @@ class HyenaModel(HyenaPreTrainedModel):
         """Read tokens, all at once or behind those that a cache has seen.
 
         Args:
-            attention_mask: [B, tokens so far]; 0 hides a token, which must stand left of all others.
+            attention_mask: [B, tokens so far]; 0 hides a token, and those stand before all others.
 
         Raises:
             ValueError: there are more tokens than positions, or neither or both kinds of input.

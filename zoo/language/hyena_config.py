@@ -110,10 +110,11 @@ class HyenaConfig(PreTrainedConfig):
         ):  # fmt: skip
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} {getattr(self, name)} must be greater than 0.")
-        if "a" in self.pattern and self.head_dim % 2:
+        dim = self.head_dim or 0
+        if "a" in self.pattern and dim % 2:
             raise ValueError(
-                f"head_dim {self.head_dim} is odd, and rotary positions turn channels in pairs; "
-                f"take {self.head_dim + 1}."
+                f"head_dim {dim} is odd, and rotary positions turn channels in pairs; "
+                f"take {dim + 1}."
             )
         for letter, kind in (("s", "se"), ("m", "mr")):
             width, groups = getattr(self, f"{kind}_width"), getattr(self, f"{kind}_groups")

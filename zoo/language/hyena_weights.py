@@ -1,4 +1,4 @@
-"""Read published weights of StripedHyena 2: another naming, and rows of attention in another order."""
+"""Read published weights of StripedHyena 2: other names, attention's rows in another order."""
 
 from collections.abc import Mapping
 from pathlib import Path
