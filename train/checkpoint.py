@@ -1,8 +1,9 @@
 """Checkpoints: a folder a step, which all ranks write together while training goes on.
 
 Tensors go through torch's distributed checkpoints (DCP), each rank its own, small ones joined into
-one; numbers and names stand in `state.json`. Beside each file lies its checksum. The folder gets its name when everything in it
-is written, so a checkpoint is whole or is none. Another number of ranks, or none, reads it too.
+one; numbers and names stand in `state.json`. Beside each file lies its checksum. The folder gets
+its name when everything in it is written, so a checkpoint is whole or is none. Another number of
+ranks, or none, reads it too.
 """
 
 import json
