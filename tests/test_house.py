@@ -52,7 +52,7 @@ ARROWS: dict[str, tuple[str, ...]] = {
     "zoo.features": (),
     "zoo.axes": ("zoo.shape_tables",),
     "zoo.shape_tables": (),
-    "zoo.cut_format": ("zoo.axes", "zoo.files"),
+    "zoo.cut_format": ("zoo.axes", "zoo.files", "zoo.language"),
     "zoo.safe_pickle": (),
     "zoo.files": (),
     "zoo.weights": ("zoo.safe_pickle", "zoo.files"),

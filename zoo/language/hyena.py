@@ -51,27 +51,27 @@ lm_head.weight              _, C
 operator_norm.weight        C
 mlp_norm.weight             C
 
--- g filters for r channels each; a channel's x2, x1 and v stand together
-[zoo.ShortHyena] g>se_groups g*r>se_width
-in_proj.weight              g r 3, C
-feature_filter              g r 3, 1, _
+-- g filters for p channels each; a channel's x2, x1 and v stand together. s: exponentials
+[zoo.ShortHyena] g>se_groups g*p>se_width
+in_proj.weight              g p 3, C
+feature_filter              g p 3, 1, _
 filter                      g, 1, _
-out_proj.weight             C, g r
+out_proj.weight             C, g p
 
-[zoo.MediumHyena] g>mr_groups g*r>mr_width
-in_proj.weight              g r 3, C
-feature_filter              g r 3, 1, _
+[zoo.MediumHyena] g>mr_groups g*p>mr_width
+in_proj.weight              g p 3, C
+feature_filter              g p 3, 1, _
 filter                      g, 1, _
-skip                        g r
-out_proj.weight             C, g r
+skip                        g p
+out_proj.weight             C, g p
 
-[zoo.LongHyena] r>li_width n>li_order
-in_proj.weight              r 3, C
-feature_filter              r 3, 1, _
-log_poles                   r, n, 1
-residues                    r, n
-skip                        r
-out_proj.weight             C, r
+[zoo.LongHyena] p>li_width s>li_order
+in_proj.weight              p 3, C
+feature_filter              p 3, 1, _
+log_poles                   p, s, 1
+residues                    p, s
+skip                        p
+out_proj.weight             C, p
 
 [zoo.HyenaAttention] d=head_dim h>num_attention_heads d>head_dim !!d:rope
 qkv.weight                  3 h d, C
