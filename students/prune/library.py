@@ -22,9 +22,7 @@ from torch import Tensor, nn
 from zoo import cut_format
 from zoo.axes import Field, Shapes, State, dim_size, part_size
 
-LAYER_LISTS = re.compile(
-    r"(layer_types|layers_block_type|mlp_layer_types|mlp_activations|pattern)"
-)
+LAYER_LISTS = re.compile(r"(layer_types|layers_block_type|mlp_layer_types|mlp_activations|pattern)")
 """Fields of configurations with an item, or a letter, for each layer."""
 ATTENTION = ("attention", "full_attention")
 

@@ -29,8 +29,10 @@ PLANS = {
     **dict.fromkeys(("llama", "qwen2", "qwen3", "mistral", "gemma3", "nemotron"), LANGUAGE),
     **dict.fromkeys(("mixtral", "qwen3_moe"), (*LANGUAGE, "experts=0.5")),
     "mamba2": MAMBA,
-    "hyena": ("ffn=0.75", "heads=0.5", "ssm_channels=0.5", "ssm_state=0.5", "layers=2")
-    + ("*.operator.g=0.5", "stream=0.5,ffn=0.5,heads=0.5,ssm_channels=0.75"),
+    "hyena": (
+        *("ffn=0.75", "heads=0.5", "ssm_channels=0.5", "ssm_state=0.5", "*.operator.g=0.5"),
+        *("stream=0.5,ffn=0.5,heads=0.5,ssm_channels=0.75", "layers=2"),
+    ),
     "nemotron_h": (*LANGUAGE, *MAMBA, "experts=0.5", "shared=0.5", "layers=3"),
 }
 
