@@ -2,6 +2,7 @@
 
 import copy
 import warnings
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -87,7 +88,7 @@ def cut_by_torch_pruning(parent: nn.Module, size: int) -> tuple[nn.Module, dict[
         The child, and how it was made: with the first error, where it does not run as the library
         leaves it.
     """
-    goal, low, high = SHARE * costs(parent, size)["flops"], 0.0, 0.9
+    goal, low, high = SHARE * costs(parent, size)["flops"], 0.2, 0.5
     best: tuple[nn.Module, float] | None = None
     about: dict[str, Any] = {}
     for _ in range(9):
@@ -101,10 +102,8 @@ def cut_by_torch_pruning(parent: nn.Module, size: int) -> tuple[nn.Module, dict[
         if goal - flops < CLOSE * goal / SHARE:
             break
     if best is None:
-        raise ValueError("Torch-Pruning reaches no half of the FLOPs with a ratio of up to 0.9.")
-    import torch_pruning  # pyright: ignore[reportMissingImports]
-
-    return best[0], dict(about, ratio=best[1], version=torch_pruning.__version__)
+        raise ValueError("Torch-Pruning reaches no half of the FLOPs with a ratio of up to 0.5.")
+    return best[0], dict(about, ratio=best[1], version=version("torch-pruning"))
 
 
 def _pruned(parent: nn.Module, size: int, ratio: float) -> tuple[nn.Module, str | None]:
