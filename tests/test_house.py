@@ -12,7 +12,15 @@ import pytest
 ROOT = Path(__file__).parent.parent
 ROOMS = ("teachers", "students", "train", "eval")
 FAMILIES = ("zoo.eradio", "zoo.fastervit", "zoo.mambavision", "zoo.radio")
-FOUNDATION = ("zoo.features", "zoo.axes", "zoo.files", "zoo.weights", "zoo.wheels", "zoo.licence")
+FOUNDATION = (
+    "zoo.features",
+    "zoo.axes",
+    "zoo.files",
+    "zoo.weights",
+    "zoo.wheels",
+    "zoo.licence",
+    "zoo.cut_format",
+)
 MODELS = (
     *FAMILIES,
     *FOUNDATION,
@@ -79,7 +87,7 @@ ARROWS: dict[str, tuple[str, ...]] = {
         "zoo.layers", "zoo.features", "zoo.axes", "zoo.weights", "zoo.build", "zoo.adaptors",
         "zoo.radio_weights", "zoo.licence",
     ),
-    "zoo.language": ("zoo.language",),
+    "zoo.language": ("zoo.language", "zoo.axes", "zoo.weights", "zoo.import_hook"),
     "zoo.language.gguf": ("zoo.files",),
     "zoo.data": ("zoo.data", "zoo.features", "zoo.files"),
     "zoo.data.text": ("zoo.data", "zoo.files", "zoo.language"),
