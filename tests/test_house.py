@@ -79,7 +79,7 @@ ARROWS: dict[str, tuple[str, ...]] = {
         "zoo.layers", "zoo.features", "zoo.axes", "zoo.weights", "zoo.build", "zoo.adaptors",
         "zoo.radio_weights", "zoo.licence",
     ),
-    "zoo.language": ("zoo.language",),
+    "zoo.language": ("zoo.language", "zoo.axes", "zoo.weights", "zoo.import_hook"),
     "zoo.language.towers": ("zoo.language", "zoo.licence"),
     "zoo.language.gguf": ("zoo.files",),
     "zoo.data": ("zoo.data", "zoo.features", "zoo.files"),

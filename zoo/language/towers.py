@@ -141,10 +141,10 @@ def build_config(name: str, **fields: Any) -> Any:
     for word in fields:
         _check_field(name, family, kind, word)
     asked = base | fields
-    pattern = asked.pop("pattern", None)
-    if family.letters and pattern is not None and family.kinds not in fields:
-        asked[family.kinds] = kinds_of(family, pattern)
     if family.letters:
+        pattern = asked.pop("pattern")
+        if family.kinds not in fields:
+            asked[family.kinds] = kinds_of(family, pattern)
         asked["num_hidden_layers"] = len(asked[family.kinds])
     try:
         config = kind(**asked)
