@@ -17,7 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from zoo.data.feed import ImageFeed
-from zoo.data.plan import Plan, mix
+from zoo.data.mixture import plan_of
+from zoo.data.plan import mix
 from zoo.features import Features
 from zoo.files import load_tensors, save_tensors
 from zoo.students.student import summary_key
@@ -178,7 +179,7 @@ def calibrate(setup: Setup) -> Statistics:
         ValueError: a teacher gives a value that is not finite.
     """
     config = setup.config
-    plan = Plan(len(setup.train), config.batch, mix(config.seed, 3))
+    plan = plan_of(setup.train, config.batch, mix(config.seed, 3))
     feed = ImageFeed(
         setup.train, setup.view, plan, setup.device, config.num_slices, (), config.workers
     )

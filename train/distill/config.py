@@ -154,7 +154,8 @@ class Distill(Training):
 
     data: str = "embedded"
     """An image folder, webdataset shards (.tar or a folder of them), the URL of a folder of indexed
-    shards, `embedded` or `embedded/photos`."""
+    shards, tables of Hugging Face's datasets (.arrow, .parquet or a folder of them), `embedded` or
+    `embedded/photos`. Several with weights: PATH=0.7,PATH=0.3."""
     damaged_shards: Literal["error", "skip"] = "error"
     """Refuse shards that were cut or damaged, or that an index lists and that are missing; or leave
     them out."""

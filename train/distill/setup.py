@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 import zoo
+from zoo.data.mixture import Mixture, Weighted
 from zoo.data.sources import Source, in_one_list, open_labelled, open_splits
 from zoo.data.views import View
 from zoo.students.build import assign_tokens, build_student, read_options
@@ -131,22 +132,35 @@ def open_data(
         lost: Takes the shards that are left out, if the config says that they may be.
     """
     skipped = (lost if lost is not None else {}) if config.damaged_shards == "skip" else None
-    data: Path | str = config.data
     labelled: Path | str | None = config.labelled
-    if config.data.startswith("embedded"):
-        from zoo.data.embedded import EMBEDDED
-
-        if config.data not in EMBEDDED:
-            raise unknown_name(config.data, list(EMBEDDED), "embedded data")
-        data = made = EMBEDDED[config.data]()
+    if weighted := Weighted.parse(config.data):
+        parts = [open_splits(place_of(name), config.held_out, skipped) for name in weighted.names]
+        train, val = (Mixture(part, weighted) for part in zip(*parts, strict=True))
+    else:
+        train, val = open_splits(place_of(config.data), config.held_out, skipped)
         if config.data == "embedded":
-            data, labelled = made / "images", labelled or made / "digits"
-    train, val = open_splits(data, config.held_out, skipped)
+            labelled = labelled or Path(place_of(config.data)).parent / "digits"
     if not labelled:
-        probe = in_one_list(train, val, data)
+        probe = in_one_list(train, val, config.data)
     elif not (probe := open_labelled(labelled, config.held_out, skipped))[0].classes:
         raise ValueError(f"{labelled} has no classes: one sub-folder a class, or .cls files.")
     return train, val, probe if probe[0].classes else None
+
+
+def place_of(data: str) -> Path | str:
+    """Return where data lie; data that ship in wheels are written there first.
+
+    Raises:
+        ValueError: there are no embedded data of that name.
+    """
+    if not data.startswith("embedded"):
+        return data
+    from zoo.data.embedded import EMBEDDED
+
+    if data not in EMBEDDED:
+        raise unknown_name(data, list(EMBEDDED), "embedded data")
+    made = EMBEDDED[data]()
+    return made / "images" if data == "embedded" else made
 
 
 def open_teachers(
@@ -370,6 +384,8 @@ def check_same_images(run: Run, setup: Setup) -> None:
     """
     lost = sorted(Path(shard).name for shard in setup.lost)
     now: dict[str, Any] = dict(train=len(setup.train), val=len(setup.val), lost_shards=lost)
+    if isinstance(setup.train, Mixture):
+        now["sources"] = list(setup.train.lengths)
     for number, other in enumerate(gather(now)):
         refuse_other_images(now, other, f"those of rank {number}")
     if before := run.read_json(IMAGES):

@@ -13,7 +13,7 @@ from torch import nn
 
 from zoo.compiled_blocks import allow_variants, repeated_blocks
 from zoo.data.loader import train_batches
-from zoo.data.plan import Plan
+from zoo.data.mixture import plan_of
 from zoo.features import Batch, Features
 from zoo.teachers.folded_attention import fold_relative_positions
 from zoo.teachers.mosaic import Mosaic, pack
@@ -125,6 +125,6 @@ def teacher_precision(config: Distill, device: torch.device) -> Precision:
 def first_batch(setup: Setup) -> Batch:
     """Return the training images of step 0, no more than a precision needs to be measured."""
     config = setup.config
-    few = Plan(len(setup.train), min(config.batch, SAMPLE), config.seed)
+    few = plan_of(setup.train, min(config.batch, SAMPLE), config.seed)
     part = next(train_batches(setup.train, setup.view, few, steps=1))
     return Batch(part["images"], part["keys"]).to(setup.device)

@@ -19,6 +19,7 @@ import zoo
 from zoo.commands.elastic_images import nested, sizes_beside, write_about
 from zoo.data.feed import ImageFeed
 from zoo.data.loader import eval_batches
+from zoo.data.mixture import plan_of
 from zoo.data.plan import Plan
 from zoo.data.sources import Source, Subset, spread
 from zoo.eval.extract import extract
@@ -175,7 +176,7 @@ def train_arm(work: Work, run: Run, config: Distill, title: str) -> Forms:
     student = new_student(setup, normalizers)
     if config.optim.lora:
         add_adapters(student, config.optim.lora, config.optim.lora_layers)
-    plan = Plan(len(setup.train), config.batch, config.seed, config.view_epochs, config.batches)
+    plan = plan_of(setup.train, config.batch, config.seed, config.view_epochs, config.batches)
     feed = ImageFeed(
         setup.train,
         setup.view,
