@@ -54,7 +54,7 @@ def create_model(
     in a package (`zoo.wheels`). `local-dir:FOLDER` may hold a model of other widths than its class
     can be built with (`zoo.cut_format`).
     """
-    from zoo.language import towers
+    import zoo.language.towers as towers
 
     if towers.is_language_model(model_name):
         return towers.create_language_model(model_name, pretrained, **kwargs)

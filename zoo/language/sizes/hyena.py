@@ -15,9 +15,14 @@ def _hyena(dim: int) -> dict[str, Any]:
 
 
 PARAMETERS = dict(
-    hyena_1b=1_107_989_760, hyena_7b=6_481_059_584, hyena_7b_262k=6_481_059_584, hyena_7b_1m=6_581_722_880, hyena_20b=19_738_780_160, hyena_40b=40_331_142_144,
+    hyena_1b=1_107_989_760,
+    hyena_7b=6_481_059_584,
+    hyena_7b_262k=6_481_059_584,
+    hyena_7b_1m=6_581_722_880,
+    hyena_20b=19_738_780_160,
+    hyena_40b=40_331_142_144,
     hyena_40b_1m=41_117_574_144,
-)  # fmt: skip
+)
 
 HYENA = Family(
     name="hyena",
