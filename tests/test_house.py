@@ -12,7 +12,15 @@ import pytest
 ROOT = Path(__file__).parent.parent
 ROOMS = ("teachers", "students", "train", "eval")
 FAMILIES = ("zoo.eradio", "zoo.fastervit", "zoo.mambavision", "zoo.radio")
-FOUNDATION = ("zoo.features", "zoo.axes", "zoo.files", "zoo.weights", "zoo.wheels", "zoo.licence")
+FOUNDATION = (
+    "zoo.features",
+    "zoo.axes",
+    "zoo.files",
+    "zoo.weights",
+    "zoo.wheels",
+    "zoo.licence",
+    "zoo.cut_format",
+)
 MODELS = (
     *FAMILIES,
     *FOUNDATION,

@@ -72,7 +72,7 @@ def create_model(
         )
     folder = Path(model_name.removeprefix("local-dir:"))
     if model_name.startswith("local-dir:") and cut_format.is_cut_format(folder):
-        return cut_format.load(folder)
+        return cut_format.load(folder, **kwargs)
     with torch.serialization.safe_globals(PLAIN):
         return wheels.create_model(model_name, pretrained, **kwargs)
 

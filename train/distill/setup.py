@@ -20,7 +20,7 @@ from zoo.data.views import View
 from zoo.students.build import assign_tokens, build_student, read_options
 from zoo.students.export import load_export, read_heads
 from zoo.students.lora import add_adapters
-from zoo.students.start import find_start, read_folder
+from zoo.students.start import cut_folder, find_start, read_folder
 from zoo.students.student import Student
 from zoo.teachers.cache import Cache
 from zoo.teachers.name import FOLDER, TeacherName, unknown_name
@@ -72,7 +72,7 @@ def check_names(config: Distill) -> None:
     if not config.teachers:
         raise ValueError("There is no teacher; name at least one, e.g. --teachers timm:resnet18.")
     architecture, *_ = read_folder(config.student)
-    if not timm.is_model(architecture.partition(".")[0]):
+    if not cut_folder(config.student) and not timm.is_model(architecture.partition(".")[0]):
         raise unknown_name(config.student, timm.list_models(), "registered model")
     for spec in config.teachers:
         name = TeacherName.parse(spec.name)

@@ -112,7 +112,8 @@ def print_run(run: "Run") -> None:
 
     report, export = run.path / "report.html", run.path / "export"
     print_tables(run.path)
-    print(f"student  {export}  (timm.create_model('local-dir:{export}', pretrained=True))")
+    by = "timm" if (export / "config.json").is_file() else "zoo"  # the form that --form zoo cuts to
+    print(f"student  {export}  ({by}.create_model('local-dir:{export}', pretrained=True))")
     if verdict := on_weights(read_run(run.path)):
         print(f"weights  {verdict.text}")
     print(f"metrics  {run.path / 'metrics.jsonl'}\nreport   {report.resolve()}")
