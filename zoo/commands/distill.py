@@ -47,6 +47,7 @@ from zoo.train.distill.calibrate import (
 )
 from zoo.train.distill.config import Distill
 from zoo.train.distill.fold import folded
+from zoo.train.distill.placement import gathered, sharded
 from zoo.train.distill.setup import (
     Setup,
     check_same_images,
@@ -121,8 +122,9 @@ def distill(config: Distill, *, resume: bool = False) -> Run:
 def carry_out(phase: Callable[[Work], None], work: Work) -> None:
     """Carry out a phase, on the ranks that it is for."""
     if phase in (compare, export):
-        by_first(partial(phase, work))
-    elif phase in (calibrate, fill_cache):
+        with gathered(work.setup.teachers):
+            by_first(partial(phase, work))
+    elif phase in (calibrate, fill_cache) and not sharded(work.setup.config):
         with first_goes_first():
             phase(work)
     else:
@@ -138,7 +140,8 @@ def ready_teachers(work: Work) -> None:
 
 def calibrate(work: Work) -> None:
     """Measure the teachers, or read what was measured."""
-    work.calibration = fit_normalizers(work.run, work.setup)
+    together = bool(sharded(work.setup.config))
+    work.calibration = fit_normalizers(work.run, work.setup, together=together)
 
 
 def fill_cache(work: Work) -> None:
@@ -205,6 +208,7 @@ def train_arm(work: Work, run: Run, config: Distill, title: str) -> Forms:
         evaluate=lambda _, step: log_evaluation(
             run, setup, state.forms, normalizers, "student", step
         ),
+        gathered=partial(gathered, setup.teachers),
         title=title,
         ahead=config.overlap,
     )
