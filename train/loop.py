@@ -3,6 +3,7 @@
 import math
 import signal
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from itertools import chain, islice
 from typing import Any
@@ -35,6 +36,7 @@ def train(
     run: Run,
     *,
     evaluate: Callable[[Any, int], float | None] | None = None,
+    gathered: Callable[[], AbstractContextManager] = nullcontext,
     title: str = "train",
     ahead: bool = False,
 ) -> None:
@@ -42,8 +44,9 @@ def train(
 
     Args:
         evaluate: Gets the model (averaged, if it is) and the step, every `config.every.evaluate`
-            steps but the last; with `config.keep_best` at the last too. What it returns is the
-            measure of the best checkpoint.
+            steps but the last, on rank 0 alone; with `config.keep_best` at the last too. What it
+            returns is the measure of the best checkpoint.
+        gathered: What every rank enters around an evaluation: it makes whole what is cut over them.
         ahead: Compute the task's targets a slice early, on a CUDA stream of their own.
 
     Raises:
@@ -81,7 +84,9 @@ def train(
             evaluates = config.keep_best if ends else step % every.evaluate == 0
             with progress.paused():
                 if evaluate and evaluates:
-                    measure = by_first(partial(evaluate, state.averaged, step))
+                    model = state.averaged
+                    with gathered():
+                        measure = by_first(partial(evaluate, model, step))
                     saves |= config.keep_best and state.improves(measure)
                 if saves:
                     run.save(state.state(), wait=ends or stops, kept=config.keep)

@@ -81,10 +81,10 @@ def test_a_loss_that_is_nan_on_rank_1_alone_stops_both_and_names_the_batch(soak,
 
 @pytest.fixture
 def small_disk(tmp_path):
-    """A file system with room for one checkpoint of 3 MB, and not for two."""
+    """A file system of 3 MB, with room for one checkpoint and not for two."""
     folder = tmp_path / "disk"
     folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=5m", "tmpfs", str(folder)]
+    mount = ["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", str(folder)]
     if subprocess.run(mount, capture_output=True, check=False).returncode:
         pytest.skip("mounting a file system needs root")
     yield folder

@@ -81,7 +81,7 @@ def test_a_node_that_is_lost_and_replaced_costs_the_steps_since_the_checkpoint(
 
 SHAPES = shlex.split(
     "detect eradio_nano --tiny --detector faster_rcnn --width 16 --size 64 --batch 4 --slices 2 "
-    "--steps 6 --log 2 --device cpu"
+    "--steps 6 --device cpu"
 )
 
 

@@ -43,7 +43,8 @@ class DistillText(Training):
     unit: ClassVar[str] = "tok"
 
     data: str = ""
-    """The text: a .txt file (one document), a .jsonl file (one a line, `text`), or a folder."""
+    """The text: a .txt file (one document), a .jsonl file (one a line, `text`), an .arrow or
+    .parquet table (one a row, `text`), or a folder."""
     val: str | None = None
     """Text to evaluate on; the last rows of the text by default."""
     held_out: Annotated[float, PROPER_SHARE] = 0.05
