@@ -3,6 +3,7 @@
 import math
 import signal
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from itertools import chain, islice
 from typing import Any
@@ -35,6 +36,7 @@ def train(
     run: Run,
     *,
     evaluate: Callable[[Any, int], object] | None = None,
+    gathered: Callable[[], AbstractContextManager] = nullcontext,
     title: str = "train",
     ahead: bool = False,
 ) -> None:
@@ -42,7 +44,8 @@ def train(
 
     Args:
         evaluate: Gets the model (averaged, if it is) and the step, every `config.every.evaluate`
-            steps but the last.
+            steps but the last; on rank 0 alone.
+        gathered: What every rank enters around an evaluation: it makes whole what is cut over them.
         ahead: Compute the task's targets a slice early, on a CUDA stream of their own.
 
     Raises:
@@ -79,7 +82,9 @@ def train(
                 write_log(state, config, run, progress)
             with progress.paused():
                 if evaluate and step % every.evaluate == 0 and not ends:
-                    by_first(partial(evaluate, state.averaged, step))
+                    model = state.averaged
+                    with gathered():
+                        by_first(partial(evaluate, model, step))
                 if saves:
                     run.save(state.state(), wait=ends or stops)
             if stops and not ends:

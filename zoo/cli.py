@@ -39,7 +39,8 @@ ON_RANKS = ("distill", "mask", "elastic", "detect")
 
 USAGE = """zoo: vision backbones, and the distillation of many frozen teachers into one student.
 
-  zoo list [PATTERN]        the models of zoo's own families; `zoo list recipes`: the recipes
+  zoo list [PATTERN]        the models of zoo's own families; `zoo list recipes`: the recipes;
+                            `zoo list --kind language`: language models
   zoo convert SRC NAME OUT  an official checkpoint as safetensors and timm's config
   zoo data pack DIR SHARDS  a folder of images as webdataset's shards, with their index
   zoo data index PATH       where each image of many shards lies: a million open at once

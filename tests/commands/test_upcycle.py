@@ -37,7 +37,7 @@ def models(tmp_path_factory):
             if "norm" in key:
                 torch.nn.init.uniform_(parameter, 0.5, 1.5)
         model.save_pretrained(place / name)
-        (place / name / "tokenizer_config.json").write_text("{}")
+        (place / name / "tokenizer.json").write_text("{}")
     return place
 
 
@@ -64,7 +64,7 @@ def test_a_mixture_computes_the_same_and_gives_its_dense_model_back(
     dense, mixture = opened(models / name), opened(tmp_path / "moe")
     assert type(mixture).__name__ == f"{becomes}ForCausalLM"
     assert error(dense, mixture) < 1e-6
-    assert (tmp_path / "moe" / "tokenizer_config.json").is_file()
+    assert (tmp_path / "moe" / "tokenizer.json").is_file()
     words = ["--dense", "--copy", "3", "--out", str(tmp_path / "again")]
     main(["upcycle", f"lm:{tmp_path / 'moe'}", *words])
     assert "to the bit" in capsys.readouterr().out

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from zoo.cli import main
 from zoo.train.checkpoint import checkpoints, read_checkpoint
 
 ROOT = Path(__file__).parents[2]
@@ -95,12 +96,16 @@ def test_two_processes_learn_what_one_does(tmp_path):
     spoken = run(*RUN, *changes, "--out", "two", processes=2)
     assert largest_gap("one", "two") < 1e-12
     assert spoken.count("report ") == 1
-    one, two = (Path(name, "metrics.jsonl").read_text().splitlines() for name in names)
+    assert_same_metrics(*names)
+    assert files("one") == files("two")
+
+
+def assert_same_metrics(*folders: str) -> None:
+    one, two = (Path(name, "metrics.jsonl").read_text().splitlines() for name in folders)
     for mine, other in zip(map(json.loads, one), map(json.loads, two), strict=True):
         assert mine.keys() == other.keys()
         for key, value in mine.items():
             assert other[key] == (value if isinstance(value, str) else pytest.approx(value))
-    assert files("one") == files("two")
 
 
 def files(folder: str) -> set[str]:
@@ -207,3 +212,15 @@ def test_weights_cut_within_nodes_and_copied_between_them_learn_the_same(tmp_pat
     command = [*RUN, *changes, "--out", "four", "--ranks", "hsdp"]
     finish(*(start_node(i, *command) for i in range(2)))
     assert largest_gap("one", "four") < 1e-10
+
+
+@pytest.mark.long
+def test_a_teacher_that_is_cut_over_two_processes_says_what_a_whole_one_does(capfd):
+    """At both sizes, in calibration, in training, and where rank 0 evaluates alone."""
+    words = [*RUN, "--sizes", "64", "96", "--slices", "2", "--steps", "4", "--every.evaluate", "2"]
+    words[words.index("rule:colour@64")] = "timm:test_vit/random@64,follow=1,place=shard"
+    main([*words, "--out", "one"])
+    assert "there is one process, so place=shard leaves it whole" in capfd.readouterr().err
+    run(*words, "--out", "two", processes=2)
+    assert largest_gap("one", "two") < 1e-12
+    assert_same_metrics("one", "two")

@@ -19,6 +19,7 @@ import zoo
 from zoo.commands.elastic_images import nested, sizes_beside, write_about
 from zoo.data.feed import ImageFeed
 from zoo.data.loader import eval_batches
+from zoo.data.mixture import plan_of
 from zoo.data.plan import Plan
 from zoo.data.sources import Source, Subset, spread
 from zoo.eval.extract import extract
@@ -46,6 +47,7 @@ from zoo.train.distill.calibrate import (
 )
 from zoo.train.distill.config import Distill
 from zoo.train.distill.fold import folded
+from zoo.train.distill.placement import gathered, sharded
 from zoo.train.distill.setup import (
     Setup,
     check_same_images,
@@ -120,8 +122,9 @@ def distill(config: Distill, *, resume: bool = False) -> Run:
 def carry_out(phase: Callable[[Work], None], work: Work) -> None:
     """Carry out a phase, on the ranks that it is for."""
     if phase in (compare, export):
-        by_first(partial(phase, work))
-    elif phase in (calibrate, fill_cache):
+        with gathered(work.setup.teachers):
+            by_first(partial(phase, work))
+    elif phase in (calibrate, fill_cache) and not sharded(work.setup.config):
         with first_goes_first():
             phase(work)
     else:
@@ -137,7 +140,8 @@ def ready_teachers(work: Work) -> None:
 
 def calibrate(work: Work) -> None:
     """Measure the teachers, or read what was measured."""
-    work.calibration = fit_normalizers(work.run, work.setup)
+    together = bool(sharded(work.setup.config))
+    work.calibration = fit_normalizers(work.run, work.setup, together=together)
 
 
 def fill_cache(work: Work) -> None:
@@ -175,7 +179,7 @@ def train_arm(work: Work, run: Run, config: Distill, title: str) -> Forms:
     student = new_student(setup, normalizers)
     if config.optim.lora:
         add_adapters(student, config.optim.lora, config.optim.lora_layers)
-    plan = Plan(len(setup.train), config.batch, config.seed, config.view_epochs, config.batches)
+    plan = plan_of(setup.train, config.batch, config.seed, config.view_epochs, config.batches)
     feed = ImageFeed(
         setup.train,
         setup.view,
@@ -204,6 +208,7 @@ def train_arm(work: Work, run: Run, config: Distill, title: str) -> Forms:
         evaluate=lambda _, step: log_evaluation(
             run, setup, state.forms, normalizers, "student", step
         ),
+        gathered=partial(gathered, setup.teachers),
         title=title,
         ahead=config.overlap,
     )

@@ -66,7 +66,8 @@ def main(argv: list[str]) -> None:
     A teacher is kind:name[/weights][@resolution]. Options follow after commas: summary=W and
     spatial=W weigh its losses, rate=R samples it in that share of the steps, follow=1 shows it
     images at the student's size, mosaic=K packs K x K images into one of its own, at=S samples it
-    where the student's images have S pixels alone. Kinds are timm, open_clip, hf, zoo, torch
+    where the student's images have S pixels alone, place=shard cuts its weights over the processes
+    of a node. Kinds are timm, open_clip, hf, zoo, torch
     (package.function), rule and pretext (classifier, autoencoder, gradients: trained on your data).
 
     Some recipes have stages, of which each is a run in a folder of its own, OUT/1-NAME, OUT/2-NAME.
@@ -112,7 +113,8 @@ def print_run(run: "Run") -> None:
 
     report, export = run.path / "report.html", run.path / "export"
     print_tables(run.path)
-    print(f"student  {export}  (timm.create_model('local-dir:{export}', pretrained=True))")
+    by = "timm" if (export / "config.json").is_file() else "zoo"  # the form that --form zoo cuts to
+    print(f"student  {export}  ({by}.create_model('local-dir:{export}', pretrained=True))")
     if verdict := on_weights(read_run(run.path)):
         print(f"weights  {verdict.text}")
     print(f"metrics  {run.path / 'metrics.jsonl'}\nreport   {report.resolve()}")

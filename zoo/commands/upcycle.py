@@ -8,9 +8,10 @@ import torch
 
 from zoo.commands.plan import size_text
 from zoo.commands.prune_write import copy_tokenizer
-from zoo.commands.upcycle_args import Upcycle
+from zoo.commands.upcycle_request import Upcycle
 from zoo.files import folder_written_whole
-from zoo.language.open import open_language_model
+from zoo.language.open import open_language_model, own_tokenizer
+from zoo.language.tokenizers import BYTES
 from zoo.language.upcycle import (
     State,
     dense_config,
@@ -133,8 +134,8 @@ def write(
 
 def tokenizer_folder(name: str) -> Path | None:
     """Return the folder whose tokenizer goes along, if there is one."""
-    folder = Path(name.removeprefix("lm:").removesuffix("/random"))
-    return folder if folder.is_dir() else None
+    found = own_tokenizer(name)
+    return None if found == BYTES else Path(found)
 
 
 @torch.no_grad()

@@ -76,9 +76,8 @@ class Chosen(NamedTuple):
 
 
 @contextmanager
-def watched_routers(model: nn.Module) -> Iterator[list[Chosen]]:
-    """Collect what every router of a model does while the block runs, in the order of layers."""
-    found: list[Chosen] = []
+def watched_routers(model: nn.Module, found: list[Chosen]) -> Iterator[None]:
+    """Add to a list what every router of a model does while the block runs."""
 
     def note(module: nn.Module, args: Any, out: Any) -> None:
         logits, _, experts = out
@@ -86,7 +85,7 @@ def watched_routers(model: nn.Module) -> Iterator[list[Chosen]]:
 
     hooks = [layer.router.register_forward_hook(note) for layer in moe_layers(model).values()]
     try:
-        yield found
+        yield
     finally:
         for hook in hooks:
             hook.remove()
