@@ -31,6 +31,7 @@ from zoo.train.device import autocast, device_of, in_precision
 from zoo.train.distill.config import Distill, TeacherSpec
 from zoo.train.distill.memory import check_memory, check_step, may_not_fit
 from zoo.train.distill.phi_s import Normalizer, check_rows, fold_inverse
+from zoo.train.distill.placement import check_blocks
 from zoo.train.distill.plan_step import Grids, check_step_plans, grids_of, view_of
 from zoo.train.distill.sizes import at_size, frozen, match_student_size
 from zoo.train.freeze import freeze
@@ -306,6 +307,9 @@ def prepare(config: Distill) -> Setup:
     if config.teacher_precision in ("int8", "fp8"):
         for network in (n for teacher in teachers.values() for n in frozen(teacher)[:1]):
             require_linears(network, config.teacher_precision)
+    for spec, teacher in zip(config.teachers, teachers.values(), strict=True):
+        if spec.place == "shard":
+            check_blocks(spec.name, teacher)
     check_memory(config, device, teachers)
     check_step_plans(config, teachers, grids)
     check_calibration(config, teachers, grids)

@@ -97,12 +97,12 @@ def _teacher(name: str, parent: Parent) -> tuple[str, bool]:
             f"{kind} is no model of timm and no causal language model, which are those that "
             "--distill trains; cut it without."
         )
+    if name.endswith("/random"):
+        raise ValueError("A parent with random weights has nothing to teach; leave out --distill.")
     if not parent.name:
         return f"lm:{parent.folder}", True
     if parent.folder:
         return f"timm:local-dir:{parent.folder}", False
-    if name.endswith("/random"):
-        raise ValueError("A parent with random weights has nothing to teach; leave out --distill.")
     base = name.removesuffix(f".{TAG}")
     return f"timm:{name}" if base == name else f"timm:{base}/{TAG}", False
 
