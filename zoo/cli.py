@@ -126,14 +126,20 @@ def _on_ranks(command: str) -> Iterator[None]:
             f"run on several are {', '.join(ON_RANKS)}."
         )
     from zoo.train.device import device_of
-    from zoo.train.mesh import is_first, ranks
+    from zoo.train.interrupt import Interrupted
+    from zoo.train.mesh import is_first, ranks, says
 
     with ExitStack() as stack:
         stack.enter_context(ranks(device_of("auto")))
         if not is_first():
             nowhere = stack.enter_context(Path(os.devnull).open("w"))
             stack.enter_context(redirect_stdout(nowhere))
-        yield
+        try:
+            yield
+        except (ValueError, OSError, Interrupted) as error:
+            if says(str(error)):
+                raise
+            raise SystemExit(getattr(error, "exit_code", 2)) from None
 
 
 def _command(name: str) -> Callable[[list[str]], None]:

@@ -54,7 +54,12 @@ def error(ours, theirs) -> float:
 
 @pytest.mark.parametrize(
     ("name", "becomes"),
-    [("Llama", "Mixtral"), ("Mistral", "Mixtral"), ("Qwen3", "Qwen3Moe"), ("NemotronH",) * 2],
+    [
+        ("Llama", "Mixtral"),
+        pytest.param("Mistral", "Mixtral", marks=pytest.mark.long),
+        ("Qwen3", "Qwen3Moe"),
+        ("NemotronH", "NemotronH"),
+    ],
 )
 def test_a_mixture_computes_the_same_and_gives_its_dense_model_back(
     models, tmp_path, capsys, name, becomes
@@ -79,10 +84,7 @@ def test_a_mixture_computes_the_same_and_gives_its_dense_model_back(
     ("name", "words", "least", "most"),
     [
         ("Qwen3", "--router softmax-topk", 1e-6, 0.02),
-        ("Qwen3", "--router softmax-topk --scale square-root", 1e-6, 0.02),
-        ("Llama", "--scale square-root", 0, 1e-6),
         ("NemotronH", "--scale cube-root", 0, 1e-6),
-        ("Llama", "--scale cube-root", 1e-3, 1),
     ],
 )
 def test_other_routers_and_scales_are_as_exact_as_they_can_be(

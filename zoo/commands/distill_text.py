@@ -167,8 +167,10 @@ def distill_text(config: DistillText, *, resume: bool = False) -> Run:
     slices = slices_of_rank(config.num_slices)
     feed = TextFeed(setup.train, plan, setup.device, config.num_slices, slices)
 
-    def evaluate(model: Any, step: int) -> None:
-        run.log("eval", step, evaluated(setup, model))
+    def evaluate(model: Any, step: int) -> float:
+        found = evaluated(setup, model)
+        run.log("eval", step, found)
+        return -found["bpb"]
 
     task = TokenTask(config.losses, setup.teachers, hidden)
     train(task, state, feed, config, run, evaluate=evaluate, title="distil text")
