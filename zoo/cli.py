@@ -38,7 +38,8 @@ ON_RANKS = ("distill", "mask", "elastic", "detect")
 
 USAGE = """zoo: vision backbones, and the distillation of many frozen teachers into one student.
 
-  zoo list [PATTERN]        the models of zoo's own families; `zoo list recipes`: the recipes
+  zoo list [PATTERN]        the models of zoo's own families; `zoo list recipes`: the recipes;
+                            `zoo list --kind language`: language models
   zoo convert SRC NAME OUT  an official checkpoint as safetensors and timm's config
   zoo data pack DIR SHARDS  a folder of images as webdataset's shards, with their index
   zoo data index PATH       where each image of many shards lies: a million open at once
@@ -123,14 +124,20 @@ def _on_ranks(command: str) -> Iterator[None]:
             f"run on several are {', '.join(ON_RANKS)}."
         )
     from zoo.train.device import device_of
-    from zoo.train.mesh import is_first, ranks
+    from zoo.train.interrupt import Interrupted
+    from zoo.train.mesh import is_first, ranks, says
 
     with ExitStack() as stack:
         stack.enter_context(ranks(device_of("auto")))
         if not is_first():
             nowhere = stack.enter_context(Path(os.devnull).open("w"))
             stack.enter_context(redirect_stdout(nowhere))
-        yield
+        try:
+            yield
+        except (ValueError, OSError, Interrupted) as error:
+            if says(str(error)):
+                raise
+            raise SystemExit(getattr(error, "exit_code", 2)) from None
 
 
 def _command(name: str) -> Callable[[list[str]], None]:

@@ -22,7 +22,7 @@ from zoo.data.views import View
 from zoo.students.build import assign_tokens, build_student, read_options
 from zoo.students.export import load_export, read_heads
 from zoo.students.lora import add_adapters
-from zoo.students.start import find_start, read_folder
+from zoo.students.start import cut_folder, find_start, read_folder
 from zoo.students.student import Student
 from zoo.teachers.cache import Cache
 from zoo.teachers.name import FOLDER, TeacherName, unknown_name
@@ -33,6 +33,7 @@ from zoo.train.device import autocast, device_of, in_precision
 from zoo.train.distill.config import Distill, TeacherSpec
 from zoo.train.distill.memory import check_memory, check_step, may_not_fit
 from zoo.train.distill.phi_s import Normalizer, check_rows, fold_inverse
+from zoo.train.distill.placement import check_blocks
 from zoo.train.distill.plan_step import Grids, check_step_plans, grids_of, view_of
 from zoo.train.distill.sizes import at_size, frozen, match_student_size
 from zoo.train.freeze import freeze
@@ -74,7 +75,7 @@ def check_names(config: Distill) -> None:
     if not config.teachers:
         raise ValueError("There is no teacher; name at least one, e.g. --teachers timm:resnet18.")
     architecture, *_ = read_folder(config.student)
-    if not timm.is_model(architecture.partition(".")[0]):
+    if not cut_folder(config.student) and not timm.is_model(architecture.partition(".")[0]):
         raise unknown_name(config.student, timm.list_models(), "registered model")
     for spec in config.teachers:
         name = TeacherName.parse(spec.name)
@@ -312,6 +313,9 @@ def prepare(config: Distill) -> Setup:
     if config.teacher_precision in ("int8", "fp8"):
         for network in (n for teacher in teachers.values() for n in frozen(teacher)[:1]):
             require_linears(network, config.teacher_precision)
+    for spec, teacher in zip(config.teachers, teachers.values(), strict=True):
+        if spec.place == "shard":
+            check_blocks(spec.name, teacher)
     check_memory(config, device, teachers)
     check_step_plans(config, teachers, grids)
     check_calibration(config, teachers, grids)
