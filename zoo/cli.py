@@ -23,6 +23,7 @@ COMMANDS = {
     "export": "zoo.commands.export_args:main",
     "eval": "zoo.commands.evaluate_args:main",
     "prune": "zoo.commands.prune_args:main",
+    "upcycle": "zoo.commands.upcycle_args:main",
     "embed": "zoo.commands.embed_args:main",
     "report": "zoo.commands.report:main",
     "detect": "zoo.commands.detect_args:main",
@@ -48,6 +49,7 @@ USAGE = """zoo: vision backbones, and the distillation of many frozen teachers i
   zoo plan RECIPE ...       its speed, memory, traffic and cost on 8 to 2,048 GPUs
   zoo launch RECIPE ...     the torchrun line or SLURM script that starts it on many GPUs
   zoo prune MODEL ...       a smaller model of the same class, cut along its named axes
+  zoo upcycle MODEL ...     a dense language model as a mixture of experts, and back
   zoo mask MODEL ...        N of each M weights of a model stay, chosen or learnt
   zoo elastic MODEL ...     train one model whose first units are smaller ones
   zoo export RUN ...        a run's newest checkpoint, or one size of an elastic model

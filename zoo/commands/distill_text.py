@@ -12,6 +12,7 @@ import torch
 from zoo.data.plan import Plan
 from zoo.data.text import TextFeed, TextSource, open_text
 from zoo.language.gguf import find_gguf
+from zoo.language.moe import moe_layers
 from zoo.language.open import (
     check_length,
     check_tokenizer,
@@ -66,6 +67,11 @@ def prepare(config: DistillText, *, meta: bool = False) -> TextSetup:
     student = in_precision(student, config.precision)
     check_tokenizer(student, tokenizer, config.student)
     check_length(student, config.length, config.student)
+    if config.losses.routers and not moe_layers(student):
+        raise ValueError(
+            f"{config.student} is no mixture of experts, which --losses.balance and "
+            "--losses.router-z are for; leave them out."
+        )
     rows = student.get_output_embeddings().weight.shape[0]
     teachers = {}
     for label, name in zip(config.labels, config.teachers, strict=True):
