@@ -17,8 +17,16 @@ from rich.console import Console
 from rich.table import Table
 
 from zoo.commands.distill import held_out, probe
-from zoo.eval.benchmarks import BENCHMARKS, DEFAULT, find, load, settings_of
+from zoo.eval.benchmarks import (
+    BENCHMARKS,
+    DEFAULT,
+    find,
+    load,
+    measures_language,
+    settings_of,
+)
 from zoo.eval.fidelity import fidelity
+from zoo.eval.language.subject import TextSubject, about_text_model, open_text_subject
 from zoo.eval.registry import Parts, Picture, Subject
 from zoo.eval.results import (
     SUFFIX,
@@ -33,6 +41,7 @@ from zoo.eval.results import (
 )
 from zoo.eval.speed.environment import environment
 from zoo.eval.subject import EvalRequest, about_model, is_run_folder, open_subject
+from zoo.language.open import open_language_model, split_name
 from zoo.students.export import load_export
 from zoo.teachers.name import unknown_name
 from zoo.train.distill.config import Distill
@@ -72,6 +81,10 @@ def check(request: EvalRequest) -> None:
         raise ValueError("--resume needs the --out of the evaluation that was stopped.")
     if request.out is not None:
         check_out(request.out)
+    language = measures_language(find(request.on))
+    if request.on and ((language and request.size) or (not language and request.tokenizer)):
+        option, kind = ("--size", "images") if language else ("--tokenizer", "text")
+        raise ValueError(f"{option} is of {kind}, which {', '.join(request.on)} do not read.")
     for name in find(request.on):
         load(name)
         reads = BENCHMARKS[name].reads
@@ -83,13 +96,26 @@ def check(request: EvalRequest) -> None:
             continue
         paths = request.data.get(name, ())
         if reads != "nothing" and not paths:
+            what = "labelled images with --data PATH (one sub-folder a class, or shards)"
+            what = "a text (.txt, .jsonl) or tasks with --data PATH" if language else what
             raise ValueError(
-                f"{name} needs data. Name labelled images with --data PATH (one sub-folder a "
-                f"class, or shards), or --data {name}=PATH for this benchmark alone."
+                f"{name} needs data. Name {what}, or --data {name}=PATH for this benchmark alone."
             )
         for path in paths:
             if not path.exists():
                 raise ValueError(f"There is no data at {path}, which {name} should read.")
+
+
+def _refuse_language(target: str | None, request: EvalRequest) -> None:
+    """Refuse to measure a language model by images.
+
+    Raises:
+        ValueError: that is asked for; or language and vision models are both.
+    """
+    named = target is not None and (target.startswith("lm:") or split_name(target)[0])
+    if named and not measures_language(request.on):
+        known = ", ".join(n for n, b in BENCHMARKS.items() if b.model == "language")
+        raise ValueError(f"{target} is a language model; measure it with --on {known}.")
 
 
 def evaluate(target: str | None, request: EvalRequest, *, show: bool = True) -> list[Record]:
@@ -98,6 +124,7 @@ def evaluate(target: str | None, request: EvalRequest, *, show: bool = True) -> 
     Raises:
         ValueError: the target is unknown, data is missing, or a benchmark refuses it.
     """
+    _refuse_language(target, request)
     check(request)
     folder = Path(target or "")
     is_run = target is not None and is_run_folder(folder)
@@ -109,14 +136,26 @@ def evaluate(target: str | None, request: EvalRequest, *, show: bool = True) -> 
             on = request.on or DEFAULT
             request = replace(request, on=on, data=request.data or dict.fromkeys(on, ()))
             check(request)
-            subject = open_subject(str(folder / "export") if is_run else target, request)
-            subject.name = str(target or subject.name)
+            subject = _opened(target, request)
             records.extend(_measure_all(subject, request))
     finally:  # what was measured before a benchmark refused is worth seeing
         if show and records:
             Console().print(table_of(records))
             _show_published(records[0])
     return records
+
+
+def _opened(target: str | None, request: EvalRequest) -> Subject | TextSubject:
+    """Open what is measured: a language model if the benchmarks are of these."""
+    if measures_language(request.on):
+        return open_text_subject(
+            target, tokenizer=request.tokenizer, device=request.device,
+            precision=request.precision, batch=request.batch, seed=request.seed,
+        )  # fmt: skip
+    is_run = target is not None and is_run_folder(Path(target))
+    subject = open_subject(str(Path(target or "") / "export") if is_run else target, request)
+    subject.name = str(target or subject.name)
+    return subject
 
 
 def call(
@@ -163,7 +202,7 @@ def _paths(
 # ---------------------------------------------------------------- measuring
 
 
-def _measure_all(subject: Subject, request: EvalRequest) -> Iterator[Record]:
+def _measure_all(subject: Subject | TextSubject, request: EvalRequest) -> Iterator[Record]:
     """Run benchmark after benchmark; each result is written before the next one starts."""
     about, about_data = _about(subject, request), cache(partial(_about_data, request=request))
     for name in request.on:
@@ -183,7 +222,7 @@ def _measure_all(subject: Subject, request: EvalRequest) -> Iterator[Record]:
 def _measure_one(
     name: str,
     run: Any,
-    subject: Subject,
+    subject: Subject | TextSubject,
     path: Path | None,
     settings: Any,
     about: dict,
@@ -245,7 +284,7 @@ def _about_data(path: Path | None, request: EvalRequest) -> dict[str, Any]:
     return dict(data=str(path), data_hash=hash_data(path))
 
 
-def _about(subject: Subject, request: EvalRequest) -> dict[str, Any]:
+def _about(subject: Subject | TextSubject, request: EvalRequest) -> dict[str, Any]:
     """Say what a rerun needs to know besides the benchmark."""
     around = environment(request.command)
     keys = ("date", "command", "versions", "machine", "threads")
@@ -253,6 +292,9 @@ def _about(subject: Subject, request: EvalRequest) -> dict[str, Any]:
     about |= dict(
         target=subject.name, precision=request.precision, batch=request.batch, seed=request.seed
     )
+    if isinstance(subject, TextSubject):
+        hashed = hash_weights(subject.model)
+        return about | dict(weights_hash=hashed, model=about_text_model(subject))
     if request.features is not None:
         from zoo.eval.stored import about_features
 
@@ -346,9 +388,13 @@ def show_plan(targets: Sequence[str | None], request: EvalRequest) -> None:
     Raises:
         ValueError: what an evaluation would be refused for.
     """
+    for target in targets:
+        _refuse_language(target, request)
     check(request)
     for target in targets:
-        if target is not None and not _is_known(target):
+        if target is not None and measures_language(request.on):
+            open_language_model(target, device="meta")
+        elif target is not None and not _is_known(target):
             raise unknown_name(target, timm.list_models(), "run, export or registered model")
     table = Table("target", "benchmark", "data", "settings", title="would measure")
     for target in targets:
@@ -381,8 +427,9 @@ def records_of(side: str, request: EvalRequest) -> list[Record]:
     Raises:
         ValueError: the file holds several targets and none was named.
     """
-    file, _, wanted = (side, "", "") if Path(side).is_file() else side.rpartition(":")
-    if not file or not Path(file).is_file() or Path(file).suffix != SUFFIX:
+    head, found, wanted = side.partition(f"{SUFFIX}:")  # a target may have a colon of its own
+    file = f"{head}{SUFFIX}" if found else side
+    if not Path(file).is_file() or Path(file).suffix != SUFFIX:
         return evaluate(side, request, show=False)
     records = read(Path(file))
     targets = sorted({record.target for record in records})
