@@ -3,6 +3,7 @@
 import math
 import signal
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from itertools import chain, islice
 from typing import Any
@@ -34,7 +35,8 @@ def train(
     config: Training,
     run: Run,
     *,
-    evaluate: Callable[[Any, int], object] | None = None,
+    evaluate: Callable[[Any, int], float | None] | None = None,
+    gathered: Callable[[], AbstractContextManager] = nullcontext,
     title: str = "train",
     ahead: bool = False,
 ) -> None:
@@ -42,7 +44,9 @@ def train(
 
     Args:
         evaluate: Gets the model (averaged, if it is) and the step, every `config.every.evaluate`
-            steps but the last.
+            steps but the last, on rank 0 alone; with `config.keep_best` at the last too. What it
+            returns is the measure of the best checkpoint.
+        gathered: What every rank enters around an evaluation: it makes whole what is cut over them.
         ahead: Compute the task's targets a slice early, on a CUDA stream of their own.
 
     Raises:
@@ -77,11 +81,15 @@ def train(
                 check_finite(state, feed, run)
             if logs:
                 write_log(state, config, run, progress)
+            evaluates = config.keep_best if ends else step % every.evaluate == 0
             with progress.paused():
-                if evaluate and step % every.evaluate == 0 and not ends:
-                    by_first(partial(evaluate, state.averaged, step))
+                if evaluate and evaluates:
+                    model = state.averaged
+                    with gathered():
+                        measure = by_first(partial(evaluate, model, step))
+                    saves |= config.keep_best and state.improves(measure)
                 if saves:
-                    run.save(state.state(), wait=ends or stops)
+                    run.save(state.state(), wait=ends or stops, kept=config.keep)
             if stops and not ends:
                 signum = interrupt.signal or signal.SIGTERM  # another rank's
                 raise Interrupted(signum, f"Stopped after step {step}, which is saved.")

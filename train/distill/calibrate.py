@@ -9,6 +9,7 @@ with which a target varies as much as at the run's own size.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -16,8 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from zoo.data.feed import ImageFeed
-from zoo.data.mixture import plan_of
+from zoo.data.feed import ImageFeed, plan_of
 from zoo.data.plan import mix
 from zoo.features import Features
 from zoo.files import load_tensors, save_tensors
@@ -29,6 +29,7 @@ from zoo.train.distill.phi_s import Moments, Normalizer, fit
 from zoo.train.distill.plan_step import StepPlan, plan_step
 from zoo.train.distill.setup import Setup
 from zoo.train.distill.step import full_precision
+from zoo.train.mesh import by_first, from_first
 from zoo.train.progress import Progress
 from zoo.train.run import Run
 
@@ -240,17 +241,23 @@ class Calibration(NamedTuple):
 FILE = "normalizers.safetensors"
 
 
-def fit_normalizers(run: Run, setup: Setup) -> dict[str, Calibration]:
+def fit_normalizers(run: Run, setup: Setup, *, together: bool = False) -> dict[str, Calibration]:
     """Return what calibration fixed for each kind of the run, from its folder or by the pass.
+
+    Args:
+        together: All ranks are here, and measure the same images, since teachers are cut over them;
+            rank 0 writes.
 
     Raises:
         ValueError: as `calibrate`; or the folder is of a version that measured on other grids.
     """
     kinds, path = (setup.config.normalise, *setup.config.compare), run.path / FILE
     former = run.path / "balances.safetensors"
-    if not path.is_file() and not former.is_file():
+    missing = not path.is_file() and not former.is_file()
+    if from_first(missing) if together else missing:
         tensors = _fitted(calibrate(setup), kinds, setup)
-        save_tensors(tensors, path)
+        save = partial(save_tensors, tensors, path)
+        by_first(save) if together else save()
     try:
         tensors = load_tensors(path) if path.is_file() else {}
     except ValueError as error:

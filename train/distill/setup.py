@@ -14,8 +14,10 @@ import torch
 from torch import nn
 
 import zoo
-from zoo.data.mixture import Mixture, Weighted
+from zoo.data.mixture import Mixture
+from zoo.data.names import Weighted, is_stream
 from zoo.data.sources import Source, in_one_list, open_labelled, open_splits
+from zoo.data.stream import StreamSource, open_stream
 from zoo.data.views import View
 from zoo.students.build import assign_tokens, build_student, read_options
 from zoo.students.export import load_export, read_heads
@@ -31,6 +33,7 @@ from zoo.train.device import autocast, device_of, in_precision
 from zoo.train.distill.config import Distill, TeacherSpec
 from zoo.train.distill.memory import check_memory, check_step, may_not_fit
 from zoo.train.distill.phi_s import Normalizer, check_rows, fold_inverse
+from zoo.train.distill.placement import check_blocks
 from zoo.train.distill.plan_step import Grids, check_step_plans, grids_of, view_of
 from zoo.train.distill.sizes import at_size, frozen, match_student_size
 from zoo.train.freeze import freeze
@@ -133,13 +136,17 @@ def open_data(
     """
     skipped = (lost if lost is not None else {}) if config.damaged_shards == "skip" else None
     labelled: Path | str | None = config.labelled
-    if weighted := Weighted.parse(config.data):
+    if is_stream(config.data):
+        train, val = open_stream(config.data)
+    elif weighted := Weighted.parse(config.data):
         parts = [open_splits(place_of(name), config.held_out, skipped) for name in weighted.names]
         train, val = (Mixture(part, weighted) for part in zip(*parts, strict=True))
     else:
         train, val = open_splits(place_of(config.data), config.held_out, skipped)
         if config.data == "embedded":
             labelled = labelled or Path(place_of(config.data)).parent / "digits"
+    if is_stream(config.data) and not labelled:
+        return train, val, None
     if not labelled:
         probe = in_one_list(train, val, config.data)
     elif not (probe := open_labelled(labelled, config.held_out, skipped))[0].classes:
@@ -306,6 +313,9 @@ def prepare(config: Distill) -> Setup:
     if config.teacher_precision in ("int8", "fp8"):
         for network in (n for teacher in teachers.values() for n in frozen(teacher)[:1]):
             require_linears(network, config.teacher_precision)
+    for spec, teacher in zip(config.teachers, teachers.values(), strict=True):
+        if spec.place == "shard":
+            check_blocks(spec.name, teacher)
     check_memory(config, device, teachers)
     check_step_plans(config, teachers, grids)
     check_calibration(config, teachers, grids)
@@ -383,7 +393,7 @@ def check_same_images(run: Run, setup: Setup) -> None:
         ValueError: there are others; what differs is named.
     """
     lost = sorted(Path(shard).name for shard in setup.lost)
-    now: dict[str, Any] = dict(train=len(setup.train), val=len(setup.val), lost_shards=lost)
+    now: dict[str, Any] = dict(count_images(setup), lost_shards=lost)
     if isinstance(setup.train, Mixture):
         now["sources"] = list(setup.train.lengths)
     for number, other in enumerate(gather(now)):
@@ -391,6 +401,12 @@ def check_same_images(run: Run, setup: Setup) -> None:
     if before := run.read_json(IMAGES):
         refuse_other_images(now, before, f"those with which the run in {run.path} began")
     run.write_json(IMAGES, now)
+
+
+def count_images(setup: Setup) -> dict[str, int | None]:
+    """Return how many images a run has; nobody knows how many a stream has."""
+    train = None if isinstance(setup.train, StreamSource) else len(setup.train)
+    return dict(train=train, val=len(setup.val))
 
 
 def refuse_other_images(now: Mapping[str, Any], other: Mapping[str, Any], whose: str) -> None:

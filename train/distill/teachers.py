@@ -5,24 +5,31 @@ Nothing here changes what a step computes, but for 8-bit teachers, whose fidelit
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Literal
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from rich.console import Console
 from torch import nn
 
 from zoo.compiled_blocks import allow_variants, repeated_blocks
+from zoo.data.feed import plan_of
 from zoo.data.loader import train_batches
-from zoo.data.mixture import plan_of
 from zoo.features import Batch, Features
 from zoo.teachers.folded_attention import fold_relative_positions
 from zoo.teachers.mosaic import Mosaic, pack
 from zoo.teachers.quantize import QuantKind, QuantReport, quantize_linears, share_quantized
 from zoo.teachers.teacher import Frozen, Teacher
 from zoo.train.distill.config import Distill
+from zoo.train.distill.placement import shard_teacher, sharded
 from zoo.train.distill.setup import Setup
 from zoo.train.distill.sizes import every_size, frozen
+from zoo.train.mesh import is_first
 from zoo.train.run import Run
+from zoo.train.shard import mesh_of
+
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
 
 Model = Callable[[Batch], Features]
 Precision = Literal["auto", "bf16", "int8", "fp8"]
@@ -37,6 +44,7 @@ def optimize_teachers(
     precision: Precision,
     compiled: bool,
     sample: Callable[[], Batch],
+    meshes: Mapping[str, "DeviceMesh"] = MappingProxyType({}),
 ) -> dict[str, QuantReport]:
     """Bring the teachers into the form in which they run fastest; in place.
 
@@ -45,6 +53,7 @@ def optimize_teachers(
             float32 norms; `int8` and `fp8` then put linear layers into 8 bits (`quantize_linears`).
         compiled: Compile their blocks (`compile_teacher`).
         sample: Gives images on which 8-bit teachers are measured.
+        meshes: Ranks over which a teacher is cut (`shard_teacher`), by its label.
 
     Returns:
         What became of the teachers that went into 8 bits.
@@ -63,6 +72,10 @@ def optimize_teachers(
             found[label] = _eight(first, every_size(teacher)[0], sample(), precision)
             for other in others:
                 share_quantized(first, other)
+        if label in meshes:
+            for network in networks if compiled else ():
+                fold_relative_positions(network.network)  # reads weights
+            shard_teacher(teacher, meshes[label])
         if compiled:
             for network in networks:
                 compile_teacher(network)
@@ -103,17 +116,23 @@ SAMPLE = 16
 
 def optimize_run_teachers(run: Run, setup: Setup) -> None:
     """Bring the teachers into the precision and the form that the config asks for."""
-    config = setup.config
+    config, console = setup.config, Console(stderr=True, highlight=False)
+    labels = sharded(config)
+    mesh = mesh_of("hsdp", setup.device) if labels else None
+    if not labels and is_first():
+        for spec in (spec for spec in config.teachers if spec.place == "shard"):
+            console.print(f"{spec.name}: there is one process, so place=shard leaves it whole.")
     reports = optimize_teachers(
         setup.teachers,
         precision=teacher_precision(config, setup.device),
         compiled=config.compile_teachers,
         sample=lambda: first_batch(setup),
+        meshes={label: mesh for label in labels if mesh},
     )
     if reports:
         run.write_json("quantized.json", {n: dataclasses.asdict(t) for n, t in reports.items()})
     for label, one in reports.items():
-        Console(stderr=True, highlight=False).print(f"{label}: {one.describe()}")
+        console.print(f"{label}: {one.describe()}")
 
 
 def teacher_precision(config: Distill, device: torch.device) -> Precision:
