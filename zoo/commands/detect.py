@@ -96,9 +96,13 @@ def open_splits(config: Detect, place: Path) -> tuple[CocoSplit, CocoSplit]:
 
 
 def log_evaluation(run: Run, split: CocoSplit, detector: Detector, step: int) -> None:
-    """Measure a detector on the way, and log the numbers."""
+    """Measure a detector on the way, and log the numbers; rank 0 does, the others wait."""
     device = next(detector.parameters()).device
-    run.log("eval", step, numbers_of(measure(detector, split, device), run.path))
+
+    def measured() -> dict[str, float]:
+        return numbers_of(measure(detector, split, device), run.path)
+
+    run.log("eval", step, by_first(measured))
 
 
 def numbers_of(found: Iterable[Found], pictures: Path) -> dict[str, float]:
