@@ -26,7 +26,7 @@ from zoo.data.text import open_text
 from zoo.eval.subject import EvalRequest
 from zoo.language.tokenizers import open_tokenizer
 from zoo.teachers.open import open_teacher
-from zoo.train import mesh
+from zoo.train import mesh, pretext
 from zoo.train.distill.calibrate import _fitted, calibrate
 from zoo.train.distill.config import Distill, Losses, TeacherSpec
 from zoo.train.distill.setup import _same_on_ranks, prepare
@@ -142,6 +142,13 @@ def check_teachers():
     assert not _same_on_ranks(teacher)
 
 
+def check_a_training_of_rank_0():
+    """A pretext teacher: rank 0 trains and saves, and the other finds what it has written."""
+    pretext.STEPS, pretext.BATCH = 3, 4
+    asked = replace(config, teachers=(TeacherSpec(name="pretext:gradients"),))
+    assert _same_on_ranks(prepare(asked).teachers["gradients"])
+
+
 def check_mesh():
     r = mesh.rank()
     assert mesh.share() == (r, 2) and alone(mesh.share) in ((0, 1), None)
@@ -163,9 +170,13 @@ with mesh.ranks(CPU):
         losses=Losses(spatial="smooth_l1"), eval_images=13, probe_images=40, device="cpu",
         precision="float64",
     ))
-    for check in (check_mesh, check_teachers, check_text, check_calibration,
-                  check_evaluation_in_a_run, check_the_command):
-        check()
+    check_mesh()
+    check_a_training_of_rank_0()
+    check_teachers()
+    check_text()
+    check_calibration()
+    check_evaluation_in_a_run()
+    check_the_command()
     print(f"rank {mesh.rank()} is done")
 '''
 

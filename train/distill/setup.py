@@ -34,7 +34,7 @@ from zoo.train.distill.phi_s import Normalizer, check_rows, fold_inverse
 from zoo.train.distill.plan_step import Grids, check_step_plans, grids_of, view_of
 from zoo.train.distill.sizes import at_size, frozen, match_student_size
 from zoo.train.freeze import freeze
-from zoo.train.mesh import by_first, gather, same_on_all
+from zoo.train.mesh import by_first, first_goes_first, gather, same_on_all
 from zoo.train.run import Run
 
 IMAGES = "images.json"
@@ -161,9 +161,9 @@ def open_teachers(
         if name.kind == "pretext" and name.weights is None:
             from zoo.train.pretext import pretext_weights
 
-            text = (
-                f"{spec.name}/{pretext_weights(name.name, train, seed=config.seed, device=device)}"
-            )
+            with first_goes_first():  # trains it; the others find the file
+                path = pretext_weights(name.name, train, seed=config.seed, device=device)
+            text = f"{spec.name}/{path}"
         teachers[label] = open_spec(replace(spec, name=text), config, device, grids)
         if isinstance(teachers[label], nn.Module):
             in_precision(teachers[label], config.precision)
