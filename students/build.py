@@ -20,9 +20,9 @@ from zoo.features import (
 )
 from zoo.layers import spectral
 from zoo.students.heads import HeadKind, TeacherHead, head_hidden
-from zoo.students.start import load_earlier, read_folder
+from zoo.students.start import create_backbone, load_earlier, read_folder
 from zoo.students.student import Student
-from zoo.wheels import create_model, without_tag
+from zoo.wheels import without_tag
 
 
 def build_student(
@@ -46,7 +46,8 @@ def build_student(
     """Build a registered backbone with heads for `teachers`.
 
     Args:
-        name: A name that `timm.create_model` knows; of `local-dir:FOLDER` the weights too.
+        name: A name that `timm.create_model` knows; of `local-dir:FOLDER`, also in zoo's own form,
+            the weights too.
         teachers: Summary and spatial width of each teacher by label; `None` for no such target.
         size: Side of the images in pixels.
         kind: Kind of the heads, see `zoo.students.heads`.
@@ -202,7 +203,7 @@ def _build_backbone(
 
 def _create(name: str, pretrained: bool, kwargs: dict[str, Any]) -> Any:
     try:
-        return create_model(name, pretrained, **kwargs)
+        return create_backbone(name, pretrained, **kwargs)
     except (ValueError, OSError):
         raise
     except Exception as error:  # a class may raise anything about an option's value

@@ -11,10 +11,11 @@ import torch
 from timm.models._hub import save_for_hf
 from timm.models._pretrained import filter_pretrained_cfg
 
+from zoo import cut_format
 from zoo.features import Batch
 from zoo.files import checked, load_tensors, read_json, save_tensors
 from zoo.students.build import build_heads, build_student
-from zoo.students.start import HEADS
+from zoo.students.start import FOLDER, HEADS, cut_folder
 from zoo.students.student import Student
 
 FIELDS: Mapping[str, Any] = dict(
@@ -40,7 +41,8 @@ def export_student(
     """Write a student to `folder`, whole or not at all.
 
     timm reads `model.safetensors` and `config.json`: `timm.create_model("local-dir:DIR",
-    pretrained=True)`. `heads.*` have the teachers' heads, in the teachers' own spaces.
+    pretrained=True)`. What began in zoo's own form (`zoo.cut_format`) stays in it, which
+    `zoo.create_model` reads. `heads.*` have the teachers' heads, in the teachers' own spaces.
     `check.safetensors` has the first image of `batch`, normalised, and the features that the loaded
     backbone must have for it.
 
@@ -65,13 +67,16 @@ def export_student(
         # `build_args` has what a family reads out of its weights' file about the architecture
         arguments = dict(getattr(student.backbone, "build_args", {})) | kwargs
         arguments.pop("num_classes", None)
-        save_for_hf(
-            student.backbone,
-            str(making),
-            model_config=dict(pretrained_cfg=_pretrained_cfg(student)),
-            model_args=arguments,
-            safe_serialization=True,
-        )
+        if source := cut_folder(name):
+            cut_format.save_trained(student.backbone, source, making, **kwargs)
+        else:
+            save_for_hf(
+                student.backbone,
+                str(making),
+                model_config=dict(pretrained_cfg=_pretrained_cfg(student)),
+                model_args=arguments,
+                safe_serialization=True,
+            )
         save_tensors(_contiguous(student.heads.state_dict()), making / "heads.safetensors")
         heads = dict(
             student=name,
@@ -138,6 +143,8 @@ def load_export(folder: Path, *, device: torch.device | str = "cpu") -> Student:
         ValueError: there is no export in the folder, or it is damaged.
     """
     heads = read_heads(folder)
+    if cut_format.is_cut_format(folder):
+        heads["student"] = f"{FOLDER}{folder}"
     model, weights = (load_tensors(folder / f"{name}.safetensors") for name in ("model", "heads"))
     try:
         student = _built(heads)

@@ -4,9 +4,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import timm
 from torch import nn
 
+from zoo import cut_format, wheels
 from zoo.files import read_json
 from zoo.weights import check_keys
 
@@ -19,19 +19,34 @@ HEADS = "heads.json"
 def read_folder(name: str) -> tuple[str, dict[str, Any], Path | None]:
     """Return architecture, options and folder of `local-dir:FOLDER`; another name as it is.
 
+    So is the folder of a model in zoo's own form (`zoo.cut_format`), which no architecture's name
+    and options build: `create_backbone` reads it, weights and all.
+
     Raises:
-        ValueError: the folder holds no model that timm can build.
+        ValueError: the folder holds no model that timm can build, nor one in that form.
     """
-    if not name.startswith(FOLDER):
+    if not name.startswith(FOLDER) or cut_folder(name):
         return name, {}, None
     folder = Path(name.removeprefix(FOLDER))
     config = read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
     if "architecture" not in config:
         raise ValueError(
-            f"{folder} holds no model of timm: config.json with an architecture is missing. What "
-            "was cut with --form zoo cannot be a student; --form library can."
+            f"{folder} holds no model of timm: config.json with an architecture is missing."
         )
     return config["architecture"], undecided(config.get("model_args") or {}), folder
+
+
+def cut_folder(name: str) -> Path | None:
+    """Return the folder of a `local-dir:FOLDER` whose model is in zoo's own form; else None."""
+    folder = Path(name.removeprefix(FOLDER))
+    return folder if name.startswith(FOLDER) and cut_format.is_cut_format(folder) else None
+
+
+def create_backbone(name: str, pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    """Build a backbone as `timm.create_model` does, or one in zoo's own form, with its weights."""
+    if folder := cut_folder(name):
+        return cut_format.load(folder, **kwargs)
+    return wheels.create_model(name, pretrained, **kwargs)
 
 
 def undecided(arguments: Mapping[str, Any]) -> dict[str, Any]:
@@ -74,7 +89,7 @@ def load_earlier(backbone: nn.Module, name: str, folder: Path, size: int) -> str
     Raises:
         ValueError: the exported student is another network.
     """
-    earlier: Any = timm.create_model(f"local-dir:{folder}", pretrained=True, num_classes=0)
+    earlier: Any = create_backbone(f"{FOLDER}{folder}", True, num_classes=0)
     if hasattr(earlier, "set_input_size"):
         earlier.set_input_size(img_size=(size, size))
     state = earlier.state_dict()

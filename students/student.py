@@ -5,7 +5,6 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, cast
 
-import timm
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
@@ -15,6 +14,7 @@ from zoo.features import Batch, Features, gives_class_tokens, read_features, rea
 from zoo.layers import spectral
 from zoo.layers.vitdet import VitDet
 from zoo.students.heads import TeacherHead
+from zoo.students.start import create_backbone
 
 MESA = "mesa.ema"
 """The key of a student's own map among its answers, for MESA; labels of teachers have no dot."""
@@ -35,7 +35,7 @@ class Student(nn.Module):
     Args:
         heads: One head a teacher, by the teacher's label.
         size: Rows and columns of the images that the backbone gets.
-        recipe: Name and keywords with which `timm.create_model` builds the backbone again.
+        recipe: Name and keywords with which `zoo.create_model` builds the backbone again.
         head: Keywords with which `build_student` builds the heads again.
         tokens: The prefix token that each teacher's summary head reads, of a backbone with several
             summary tokens; without an entry a head reads the backbone's own summary.
@@ -161,7 +161,7 @@ class Student(nn.Module):
         plain._modules = dict(self._modules)
         name, kwargs = self.recipe
         with torch.device(self.mean.device):
-            plain.backbone = timm.create_model(name, **kwargs)
+            plain.backbone = create_backbone(name, **kwargs)
         plain.backbone.load_state_dict(released)
         plain.backbone.train(self.backbone.training)
         return plain

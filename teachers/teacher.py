@@ -220,8 +220,8 @@ class Frozen(nn.Module):
         Raises:
             ValueError: the network cannot take images of that size; or an error of its library.
         """
-        other = copy.copy(self)
-        other._modules, other._buffers = dict(self._modules), dict(self._buffers)
+        other = copy.copy(self)  # and modules, buffers, hooks in dicts of its own
+        vars(other).update((k, copy.copy(v)) for k, v in vars(self).items() if isinstance(v, dict))
         other.network = self.network_at(size).requires_grad_(False).eval()
         other.size = size
         other._measure()

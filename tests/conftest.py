@@ -2,6 +2,7 @@
 
 import importlib.util
 import inspect
+import json
 import os
 import subprocess
 import sys
@@ -75,6 +76,35 @@ def interpret():
         pytest.skip("this Triton's interpreter needs a NumPy before 2.4")
     environment = {**os.environ, "TRITON_INTERPRET": "1"}
     return lambda *given: subprocess.run([sys.executable, *given], check=True, env=environment)
+
+
+@pytest.fixture(scope="session")
+def on_ranks(tmp_path_factory):
+    """Run a file of cases on some gloo processes: `on_ranks(FILE, WORLD)` is {case: difference}."""
+
+    def run(cases: Path, world: int) -> dict[str, float]:
+        folder = tmp_path_factory.mktemp("ranks")
+        paths = [str(Path(__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]
+        environment = dict(os.environ, OMP_NUM_THREADS="1", PYTHONPATH=os.pathsep.join(paths))
+        script = Path(__file__).parent / "on_ranks.py"
+        ranks = [
+            subprocess.Popen(
+                [sys.executable, script, cases, str(rank), str(world), folder],
+                env=environment, stderr=subprocess.PIPE, text=True,
+            )
+            for rank in range(world)
+        ]  # fmt: skip
+        try:
+            errors = [process.communicate(timeout=120)[1] for process in ranks]
+        finally:
+            for process in ranks:
+                process.kill()
+        assert not any(process.returncode for process in ranks), "\n".join(
+            error[-1500:] for error in errors
+        )
+        return json.loads((folder / "found.json").read_text())
+
+    return run
 
 
 @pytest.fixture(autouse=True)

@@ -12,7 +12,15 @@ import pytest
 ROOT = Path(__file__).parent.parent
 ROOMS = ("teachers", "students", "train", "eval")
 FAMILIES = ("zoo.eradio", "zoo.fastervit", "zoo.mambavision", "zoo.radio")
-FOUNDATION = ("zoo.features", "zoo.axes", "zoo.files", "zoo.weights", "zoo.wheels", "zoo.licence")
+FOUNDATION = (
+    "zoo.features",
+    "zoo.axes",
+    "zoo.files",
+    "zoo.weights",
+    "zoo.wheels",
+    "zoo.licence",
+    "zoo.cut_format",
+)
 MODELS = (
     *FAMILIES,
     *FOUNDATION,
@@ -40,7 +48,7 @@ ROOT_ONLY = "zoo (itself)"
 ARROWS: dict[str, tuple[str, ...]] = {
     "zoo": (
         "zoo.rooms", "zoo.library", "zoo.moved", "zoo.registration", "zoo.compiled_blocks",
-        "zoo.safe_pickle", "zoo.wheels", "zoo.cut_format",
+        "zoo.safe_pickle", "zoo.wheels", "zoo.cut_format", "zoo.language.towers",
     ),
     "zoo.rooms": (),
     "zoo.library": ("zoo.train.run", "zoo.train.distill.config", "zoo.eval.results"),
@@ -52,7 +60,7 @@ ARROWS: dict[str, tuple[str, ...]] = {
     "zoo.features": (),
     "zoo.axes": ("zoo.shape_tables",),
     "zoo.shape_tables": (),
-    "zoo.cut_format": ("zoo.axes", "zoo.files"),
+    "zoo.cut_format": ("zoo.axes", "zoo.files", "zoo.language"),
     "zoo.safe_pickle": (),
     "zoo.files": (),
     "zoo.weights": ("zoo.safe_pickle", "zoo.files"),
@@ -79,7 +87,10 @@ ARROWS: dict[str, tuple[str, ...]] = {
         "zoo.layers", "zoo.features", "zoo.axes", "zoo.weights", "zoo.build", "zoo.adaptors",
         "zoo.radio_weights", "zoo.licence",
     ),
-    "zoo.language": ("zoo.language",),
+    "zoo.language": (
+        "zoo.language", "zoo.axes", "zoo.weights", "zoo.kernels", "zoo.import_hook",
+    ),
+    "zoo.language.towers": ("zoo.language", "zoo.licence"),
     "zoo.language.gguf": ("zoo.files",),
     "zoo.data": ("zoo.data", "zoo.features", "zoo.files"),
     "zoo.data.text": ("zoo.data", "zoo.files", "zoo.language"),
@@ -253,11 +264,12 @@ def test_no_file_has_a_name_that_says_nothing():
     assert not [name for name in modules() if name.rpartition(".")[2] in empty]
 
 
-def test_importing_the_package_imports_neither_torch_nor_timm():
-    code = "import sys, zoo; print(*sys.modules)"
+def test_importing_the_package_and_listing_language_models_import_no_library():
+    code = "import sys, zoo; zoo.list_models(kind='language'); print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     outside = {name.partition(".")[0] for name in done.stdout.split()}
-    assert not outside & {"torch", "timm", "numpy", "PIL", "rich", "tyro", "jaxtyping"}
+    heavy = {"torch", "timm", "transformers", "numpy", "PIL", "rich", "tyro", "jaxtyping"}
+    assert not outside & heavy
 
 
 def test_the_version_stands_in_one_place():

@@ -10,9 +10,13 @@ of one slice a rank sends (rings within a node, one network card for each GPU be
 On one node fsdp is hsdp. fsdp gathers the weights before forward and before backward, and scatters
 the gradients; hsdp does so within a node, and then adds up its shares of the gradients between
 nodes.
+
+Teachers whose F bytes of blocks are cut over a node (place=shard) add F (g - 1) / g within it for
+each of their passes, and nothing between nodes.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -112,6 +116,22 @@ def traffic(
     return Traffic(within, between, gathers, reductions, seconds)
 
 
+def gathered(blocks: Sequence[int], passes: float, layout: Layout, gpu: Gpu) -> Traffic:
+    """Count what a rank sends of frozen weights that are cut over the ranks of its node.
+
+    Args:
+        blocks: Bytes of the parts that are gathered at once.
+        passes: Forward passes of a rank and a step, on average.
+    """
+    g = layout.local
+    if g == 1 or not blocks:
+        return Traffic(0.0, 0.0, 0, 0, 0.0)
+    within = passes * sum(blocks) * (g - 1) / g
+    hops = passes * len(blocks) * (g - 1)
+    seconds = within / gpu.within / 1e9 + hops * CLUSTER["hop_within"]
+    return Traffic(within, 0.0, round(passes * len(blocks)), 0, seconds)
+
+
 def exposed(sent: Traffic, student: float, *, slices: int = 1) -> float:
     """Return the seconds of a step in which ranks wait for the links.
 
@@ -129,6 +149,18 @@ def exposed(sent: Traffic, student: float, *, slices: int = 1) -> float:
     forward, backward = sent.seconds / 3, sent.seconds * 2 / 3
     ends = sent.seconds / sent.reductions
     return max(ends, max(0.0, forward - student / 3) + max(0.0, backward - student * 2 / 3))
+
+
+def exposed_gathers(sent: Traffic, teacher: float, *, blocks: int) -> float:
+    """Return the seconds of a step in which a cut teacher waits for its weights.
+
+    The first block of each pass is waited for; the next one travels while a block runs.
+
+    Args:
+        teacher: Seconds of its passes.
+        blocks: What it has.
+    """
+    return max(sent.seconds / blocks, sent.seconds - teacher) if sent.gathers else 0.0
 
 
 class Failures(NamedTuple):

@@ -3,6 +3,7 @@
 import math
 import signal
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from itertools import chain, islice
 from typing import Any
@@ -15,7 +16,7 @@ from zoo.train.config import Training
 from zoo.train.damp import damped
 from zoo.train.device import autocast, tensor_cores
 from zoo.train.interrupt import Interrupt, Interrupted
-from zoo.train.mesh import any_rank, gather, sum_over_ranks, world
+from zoo.train.mesh import any_rank, from_first, gather, sum_over_ranks, world
 from zoo.train.optim import learning_rate
 from zoo.train.prefetch import Slice, numbered, prefetch
 from zoo.train.progress import Progress
@@ -35,7 +36,8 @@ def train(
     config: Training,
     run: Run,
     *,
-    evaluate: Callable[[Any, int], object] | None = None,
+    evaluate: Callable[[Any, int], float | None] | None = None,
+    gathered: Callable[[], AbstractContextManager] = nullcontext,
     title: str = "train",
     ahead: bool = False,
 ) -> None:
@@ -43,8 +45,10 @@ def train(
 
     Args:
         evaluate: Gets the model (averaged, if it is) and the step, every `config.every.evaluate`
-            steps but the last. Every rank calls it; where weights are cut, rank 0 alone gets a
-            model.
+            steps but the last; with `config.keep_best` at the last too. What it returns is the
+            measure of the best checkpoint. Every rank calls it; where weights are cut, rank 0
+            alone gets a model.
+        gathered: What every rank enters around an evaluation: it makes whole what is cut over them.
         ahead: Compute the task's targets a slice early, on a CUDA stream of their own.
 
     Raises:
@@ -80,11 +84,15 @@ def train(
             if logs:
                 late = stragglers.report(wrapped.clock.read()) if wrapped.clock else {}
                 write_log(state, config, run, progress, late)
+            evaluates = config.keep_best if ends else step % every.evaluate == 0
             with progress.paused():
-                if evaluate and step % every.evaluate == 0 and not ends:
-                    evaluate(state.averaged, step)
+                if evaluate and evaluates:
+                    model = state.averaged
+                    with gathered():
+                        measure = from_first(evaluate(model, step))
+                    saves |= config.keep_best and state.improves(measure)
                 if saves:
-                    run.save(state.state(), wait=ends or stops)
+                    run.save(state.state(), wait=ends or stops, kept=config.keep)
             if stops and not ends:
                 signum = interrupt.signal or signal.SIGTERM  # another rank's
                 raise Interrupted(signum, f"Stopped after step {step}, which is saved.")

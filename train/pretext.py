@@ -14,7 +14,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from zoo.data.feed import ImageFeed
-from zoo.data.plan import Plan, mix
+from zoo.data.mixture import plan_of, weights_of
+from zoo.data.plan import mix
 from zoo.data.sources import Source
 from zoo.data.views import View
 from zoo.features import Batch
@@ -67,6 +68,7 @@ def pretext_weights(name: str, source: Source, *, seed: int, device: torch.devic
     digest = hashlib.sha256(known.encode())
     for i in range(len(source)):
         digest.update(source.key(i).encode())
+    digest.update(weights_of(source))
     path = cache_dir() / "pretext" / f"{name}-{digest.hexdigest()[:16]}.safetensors"
     if path.is_file():
         return path
@@ -83,7 +85,7 @@ def pretext_weights(name: str, source: Source, *, seed: int, device: torch.devic
 def _train(name: str, source: Source, seed: int, device: torch.device, work: Path) -> nn.Module:
     torch.manual_seed(mix(seed, 4))
     model = TASKS[name](build_network(name), len(source.classes)).to(device)
-    plan = Plan(len(source), BATCH, mix(seed, 5))
+    plan = plan_of(source, BATCH, mix(seed, 5))
     feed = ImageFeed(source, View(size=SIZE), plan, device)
     config = Pretext(
         teacher=name, batch=BATCH, steps=STEPS, seed=plan.seed, out=work, precision="float32"

@@ -37,14 +37,19 @@ def shares(ranks: str, model: nn.Module) -> int:
     method = method_of(ranks, model)
     if method == "ddp":
         return 1
-    return world() if method == "fsdp" else int(os.environ.get("LOCAL_WORLD_SIZE", world()))
+    return world() if method == "fsdp" else of_node()
+
+
+def of_node() -> int:
+    """Return how many ranks stand on a node."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", world()))
 
 
 def mesh_of(method: Method, device: torch.device) -> "DeviceMesh":
     """Return the ranks in a row, or for HSDP nodes by ranks of a node."""
     from torch.distributed.device_mesh import init_device_mesh
 
-    local = int(os.environ.get("LOCAL_WORLD_SIZE", world()))
+    local = of_node()
     if method == "hsdp" and 1 < local < world():
         shape, names = (world() // local, local), ("replicate", "shard")
     else:
@@ -56,13 +61,13 @@ def shard(model: nn.Module, mesh: "DeviceMesh") -> None:
     """Cut a model's parameters over a mesh in place, one group for each repeated block."""
     from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 
-    for block in [*_units(model), model]:
+    for block in [*units(model), model]:
         fully_shard(block, mesh=mesh, reshard_after_forward=True)
     if hasattr(model, ENTRY):
         register_fsdp_forward_method(model, ENTRY)
 
 
-def _units(model: nn.Module) -> list[nn.Module]:
+def units(model: nn.Module) -> list[nn.Module]:
     """Return what is gathered at once: blocks, or a stage that reads its blocks' weights itself.
 
     The step to the next stage lies in a `Stage`, and is not run by it.
@@ -85,7 +90,7 @@ def unit_sizes(model: nn.Module, shares: int) -> list[int]:
     """
     seen: set[nn.Parameter] = set()
     sizes = []
-    for unit in [*_units(model), model]:
+    for unit in [*units(model), model]:
         own = set(unit.parameters()) - seen
         seen |= own
         rows = [(len(p), p.numel() // len(p)) if p.ndim else (1, 1) for p in own]

@@ -38,8 +38,14 @@ __all__ = [
 ]
 
 
-def create_model(model_name: str, pretrained: bool = False, **kwargs: Any) -> "nn.Module":
-    """Build any model that timm knows, ours among them: `timm.create_model`, and more.
+def create_model(
+    model_name: str, pretrained: "bool | str | Path" = False, **kwargs: Any
+) -> "nn.Module":
+    """Build any model that timm knows, ours among them, or a language model of transformers.
+
+    A name of `list_models(kind="language")` gives the plain object of transformers, `pretrained`
+    may be a folder, a GGUF file or a repository, and `kwargs` are fields of its configuration
+    (`zoo.language.towers`). All others are `timm.create_model`, and more.
 
     A file of weights (`checkpoint_path`, or `file` in `pretrained_cfg_overlay`) may hold plain data
     beside its tensors, as the arguments of the run that wrote it: paths, numpy's numbers,
@@ -48,24 +54,45 @@ def create_model(model_name: str, pretrained: bool = False, **kwargs: Any) -> "n
     in a package (`zoo.wheels`). `local-dir:FOLDER` may hold a model of other widths than its class
     can be built with (`zoo.cut_format`).
     """
+    import zoo.language.towers as towers
+
+    if towers.is_language_model(model_name):
+        return towers.create_language_model(model_name, pretrained, **kwargs)
+    if towers.resembles_language_model(model_name):
+        raise towers.unknown_name(model_name)
     import torch
 
     from zoo import cut_format, wheels
     from zoo.safe_pickle import PLAIN
 
+    if not isinstance(pretrained, bool):
+        raise ValueError(
+            f"pretrained={str(pretrained)!r} is for language models, and {model_name} is none "
+            "(`zoo list --kind language`); timm takes True or False."
+        )
     folder = Path(model_name.removeprefix("local-dir:"))
     if model_name.startswith("local-dir:") and cut_format.is_cut_format(folder):
-        return cut_format.load(folder)
+        return cut_format.load(folder, **kwargs)
     with torch.serialization.safe_globals(PLAIN):
         return wheels.create_model(model_name, pretrained, **kwargs)
 
 
-def list_models(filter: str = "") -> list[str]:
+def list_models(filter: str = "", *, kind: str = "vision") -> list[str]:
     """List the models of zoo's own families, as `timm.list_models` does for all.
 
     Args:
         filter: A shell pattern such as `"eradio*"`.
+        kind: `vision`, or `language` for the names that transformers' classes are built by.
+
+    Raises:
+        ValueError: there is no such kind.
     """
+    if kind == "language":
+        from zoo.language.towers import list_language_models
+
+        return list_language_models(filter)
+    if kind != "vision":
+        raise ValueError(f"There are no models of the kind {kind!r}; give vision or language.")
     import timm
 
     return sorted(name for module in _FAMILIES for name in timm.list_models(filter, module=module))

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from zoo.axes import Axis, Shapes, State, dim_size, named_shapes
 from zoo.files import written_whole
+from zoo.language.classes import find_class
 
 ABOUT = "zoo.json"
 Place = tuple[int, int]
@@ -84,16 +85,38 @@ def save(
         path.write_text(json.dumps(about, indent=2) + "\n")
 
 
-def load(folder: Path) -> nn.Module:
-    """Build the model in a folder, in evaluation mode.
+def load(folder: Path, **arguments: Any) -> nn.Module:
+    """Build the model in a folder, in evaluation mode, on torch's default device.
+
+    Args:
+        arguments: Of timm's constructor, in place of the parent's own; with `num_classes=0` the
+            classifier is left out.
 
     Raises:
         ValueError: the tensors are not those that its `zoo.json` speaks of.
     """
     about = json.loads((folder / ABOUT).read_text())
-    model = build_parent(about["recipe"])
+    recipe = about["recipe"]
+    if arguments:
+        recipe = recipe | dict(arguments=recipe["arguments"] | arguments)
+    model = build_parent(recipe)
     state = load_file(folder / "model.safetensors")
+    if arguments.get("num_classes") == 0:
+        state = {name: state[name] for name in model.state_dict() if name in state}
+    device = torch.get_default_device()
+    state = {name: tensor.to(device) for name, tensor in state.items()}
     return reshape(model, state, about["sizes"], about["layers"])
+
+
+def save_trained(model: nn.Module, source: Path, folder: Path, **arguments: Any) -> None:
+    """Write a model that `load` has read from `source`, with the weights that it has now.
+
+    Args:
+        arguments: That it was loaded with.
+    """
+    about = json.loads((source / ABOUT).read_text())
+    recipe = about["recipe"] | dict(arguments=about["recipe"]["arguments"] | arguments)
+    save(folder, recipe, model.state_dict(), about["sizes"], about["layers"])
 
 
 def build_parent(recipe: Recipe) -> nn.Module:
@@ -103,9 +126,7 @@ def build_parent(recipe: Recipe) -> nn.Module:
 
         model = timm.create_model(recipe["architecture"], **recipe["arguments"])
     else:
-        import transformers
-
-        kind = getattr(transformers, recipe["class"])
+        kind = find_class(recipe["class"])
         model = kind(kind.config_class.from_dict(recipe["config"]))
     put_emulated(model, {k: Emulated(**v) for k, v in recipe.get("emulated", {}).items()})
     return model

@@ -1,8 +1,9 @@
-"""Run something around the import of chosen modules, without importing them."""
+"""Run something around or after the import of chosen modules, without importing them."""
 
 import sys
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
@@ -55,3 +56,41 @@ class _Wrapped(Loader):
         module.__loader__ = module.__spec__.loader = self._loader  # no trace of us is left
         with self._around(module):
             self._loader.exec_module(module)
+
+
+def once_imported(
+    name: str, action: Callable[[], object], *, outside: str | tuple[str, ...]
+) -> None:
+    """Run an action now if a module is imported already, otherwise right after it is, once.
+
+    Args:
+        outside: Prefixes of modules that may be half imported when that happens, and that the
+            action needs whole: it waits until this thread is in none of them.
+    """
+    if name in sys.modules:
+        action()
+    else:
+        wanted = _Waiting(name, action)
+        ImportHook(lambda found: found == name or found.startswith(outside), wanted).install()
+
+
+class _Waiting:
+    """Around each import of a module and of those to be outside of, until the action has run."""
+
+    def __init__(self, name: str, action: Callable[[], object]):
+        self._name, self._action = name, action
+        self._is_imported = self._is_done = False
+        self._thread = threading.local()
+
+    @contextmanager
+    def __call__(self, module: ModuleType) -> Iterator[None]:
+        depth = getattr(self._thread, "depth", 0)
+        self._thread.depth = depth + 1
+        try:
+            yield
+            self._is_imported |= module.__name__ == self._name
+        finally:
+            self._thread.depth = depth
+            if self._is_imported and not depth and not self._is_done:
+                self._is_done = True
+                self._action()

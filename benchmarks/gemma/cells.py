@@ -27,6 +27,8 @@ class Cell:
     seed: int = 0
     equal_compute: bool = False
     """More steps, for the operations that distillation spends on its teacher."""
+    tuned: bool = False
+    """Cut from, and taught by, the parent after as many steps on the text itself."""
 
     @property
     def kind(self) -> str:
@@ -36,7 +38,8 @@ class Cell:
     @property
     def name(self) -> str:
         words = [f"{self.share:g}", self.shape, self.begin, self.loss]
-        return "-".join([*words, *(["more"] if self.equal_compute else []), f"s{self.seed}"])
+        words += [*(["more"] * self.equal_compute), *(["tuned"] * self.tuned)]
+        return "-".join([*words, f"s{self.seed}"])
 
 
 WAYS: tuple[tuple[Begin, Loss, bool], ...] = (
@@ -61,7 +64,8 @@ def all_cells(seeds: int) -> list[Cell]:
     """List every cell, those that say most first; more than one seed only for half by both."""
 
     def half(seed: int) -> list[Cell]:
-        return [Cell(0.5, "both", begin, loss, seed, more) for begin, loss, more in WAYS]
+        ways = [Cell(0.5, "both", begin, loss, seed, more) for begin, loss, more in WAYS]
+        return [*ways, Cell(0.5, "both", "pruned", "kd", seed, tuned=True)]
 
     first = [*half(0), Cell(0.5, "both", "scratch", "kd")]
     others = [

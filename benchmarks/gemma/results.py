@@ -9,6 +9,7 @@ from zoo.files import read_json, written_whole
 
 WAYS = {
     "pruned-kd": "pruned, KD",
+    "pruned-kd-tuned": "pruned, KD from a parent tuned on the text",
     "pruned-ce": "pruned, CE",
     "pruned-ce-more": "pruned, CE, equal compute",
     "random-kd": "random, KD",
@@ -55,7 +56,8 @@ class Results:
 
 def way_of(cell: dict[str, Any]) -> str:
     """Return which column a cell is in."""
-    return f"{cell['begin']}-{cell['loss']}" + ("-more" if cell["equal_compute"] else "")
+    words = [cell["begin"], cell["loss"]]
+    return "-".join([*words, *["more"] * cell["equal_compute"], *["tuned"] * cell.get("tuned", 0)])
 
 
 def grouped(cells: dict[str, dict[str, Any]]) -> dict[tuple[float, str, str], list[dict[str, Any]]]:

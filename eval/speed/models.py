@@ -16,11 +16,11 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
 
-import timm
 import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+import zoo
 from zoo.compiled_blocks import compile_blocks
 from zoo.deploy import deploy
 from zoo.eval.speed.kernels import Kernel, profile
@@ -200,7 +200,7 @@ def build(model: str, size: int, device: str | torch.device) -> nn.Module:
     name, options = name_and_options(model)
     with torch.random.fork_rng(devices=[]), torch.device(device):
         torch.manual_seed(0)
-        made = timm.create_model(name, **options)
+        made: Any = zoo.create_model(name, **options)
     default = (getattr(made, "pretrained_cfg", None) or {}).get("input_size", (0,))[-1]
     fitted = size == default or not {"img_size", "window_size"}.isdisjoint(options)
     if not fitted and hasattr(made, "set_input_size"):

@@ -6,7 +6,10 @@ from typing import Any
 from zoo import wheels
 from zoo.cut_format import is_cut_format
 from zoo.files import read_json
+from zoo.language.classes import find_class
 from zoo.language.gguf import dequantised, find_gguf
+from zoo.language.open import RANDOM, split_name
+from zoo.language.towers import create_language_model, released_weights, weights_folder
 from zoo.students.prune.library import Parent
 
 
@@ -17,7 +20,8 @@ def open_parent(
 
     Args:
         name: A registered model (`vit_small_patch16_224.augreg_in1k`); with `/random` its random
-            weights. Or a folder: of timm, of transformers, or a run's. Or a GGUF file.
+            weights. Or a folder: of timm, of transformers, or a run's. Or a GGUF file. Or a name of
+            the language table: `llama_tiny/random`, `llama/FOLDER`, `llama3_8b`.
         pretrained: Read the weights of a registered model.
         dequantise: Take quantised weights as float, in which a child of theirs is saved.
         arguments: Of timm's constructor.
@@ -26,7 +30,10 @@ def open_parent(
         ValueError: there is no such model, the folder holds none that can be built here, or its
             weights are quantised and `dequantise` is false.
     """
-    folder = Path(name)
+    base, weights = split_name(name)
+    if base and weights == RANDOM:
+        return Parent(create_language_model(base).eval())
+    folder = Path((weights or released_weights(base)) if base else name)
     if file := find_gguf(folder):
         if not dequantise:
             raise ValueError(
@@ -34,6 +41,9 @@ def open_parent(
                 "--dequantise."
             )
         folder = dequantised(file)
+    if base:
+        folder = weights_folder(folder)
+        return Parent(create_language_model(base, folder).eval(), folder=folder)
     if (folder / "export" / "config.json").is_file():
         folder = folder / "export"
     if (folder / "config.json").is_file():
@@ -67,9 +77,8 @@ def _from_folder(folder: Path, config: dict[str, Any]) -> Parent:
             f"{folder}/config.json names no architecture; a folder of timm has `architecture`, one "
             "of transformers `architectures`."
         )
-    import transformers
-
-    kind = config["architectures"][0]
-    if not hasattr(transformers, kind):
-        raise ValueError(f"{folder} holds a {kind}, a class that transformers does not have.")
-    return Parent(getattr(transformers, kind).from_pretrained(folder).eval(), folder=folder)
+    name = config["architectures"][0]
+    kind = find_class(name)
+    if kind is None:
+        raise ValueError(f"{folder} holds a {name}, a class that transformers does not have.")
+    return Parent(kind.from_pretrained(folder).eval(), folder=folder)

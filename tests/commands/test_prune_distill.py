@@ -14,6 +14,9 @@ from safetensors.torch import load_file
 
 import zoo
 from zoo.cli import main
+from zoo.eval.speed.models import cost
+from zoo.features import read_features
+from zoo.students.export import load_export
 from zoo.students.prune.library import Parent, save
 from zoo.train.distill.config import Distill, TeacherSpec
 from zoo.train.distill.setup import new_student, prepare
@@ -123,6 +126,30 @@ def test_one_command_cuts_and_distils_and_a_stopped_one_goes_on(place, monkeypat
     assert all(torch.equal(trained[name], again[name]) for name in trained)
 
 
+def test_what_no_constructor_builds_learns_too(place, capsys):
+    torch.manual_seed(0)
+    model: Any = timm.create_model("test_efficientnet", num_classes=5)
+    save(Parent(model, "test_efficientnet", dict(num_classes=5)), place / "efficient")
+    out, parent = place / "any_width", str(place / "efficient")
+    options = f"--to ffn=0.5,C1=9 --form zoo --data {place}/images --samples 8 --out {out}"
+    behind = f"--distill 2 --size 32 {FEW} --optim.lr 1e-3".split()
+    main(["prune", parent, *options.split(), *behind])
+    assert f"zoo.create_model('local-dir:{out}/run/export'" in capsys.readouterr().out
+    # the trained model stands in both folders; in the export with heads that tell what it learnt
+    own: Any = zoo.create_model(f"local-dir:{out}", pretrained=True)
+    assert own.blocks[1][0].conv_exp.in_channels == 9
+    student = load_export(out / "run" / "export")
+    check = load_file(out / "run" / "export" / "check.safetensors")
+    for backbone in (own, student.backbone):
+        torch.testing.assert_close(read_features(backbone, check["images"])[0], check["summary"])
+    as_cut: Any = zoo.create_model(f"local-dir:{out}/cut", num_classes=0)
+    assert not torch.equal(as_cut.conv_stem.weight, own.conv_stem.weight)
+    with torch.device("meta"):
+        assert zoo.create_model(f"local-dir:{out}").conv_stem.weight.is_meta
+    _, macs = cost(f"local-dir:{out}/run/export,num_classes=0", 32)  # as `zoo eval` counts them
+    assert 0 < macs < cost("test_efficientnet,num_classes=0", 32)[1]
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -130,7 +157,6 @@ def test_one_command_cuts_and_distils_and_a_stopped_one_goes_on(place, monkeypat
         ("--to ffn=0.5 --distill 2 --teachers timm:nothing", "There is no timm model 'nothing'"),
         ("--to ffn=0.5 --distill 2 --optim.lr x", "optim.lr"),
         ("--to ffn=0.5 --distill -1", "--distill is -1"),
-        ("--to ffn=0.5 --form zoo --distill 2", "--form zoo cannot be trained"),
         ("--resume IMAGES", "There is no run of zoo prune --distill"),
     ],
 )

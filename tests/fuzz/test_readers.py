@@ -12,6 +12,7 @@ import resource
 import signal
 import struct
 import tarfile
+import tempfile
 import time
 import warnings
 import zlib
@@ -21,6 +22,7 @@ from dataclasses import dataclass, field
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import hypothesis
 import hypothesis.strategies as st
@@ -256,8 +258,6 @@ ROWS = StoredShard(["a", "b"], np.array([0, 1]), np.ones((2, 4), np.float16), ["
 
 
 def stored(form: str, folder: Path | None = None) -> list[bytes]:
-    import tempfile
-
     with tempfile.TemporaryDirectory() as place:
         path = Path(place) / "shard"
         write_shard(path, ROWS, form)  # type: ignore[arg-type]
@@ -319,8 +319,6 @@ with_image = partial(beside, a_png=image("PNG"))
 
 
 def in_folder(make: Callable[[Path], Any], name: str) -> list[bytes]:
-    import tempfile
-
     with tempfile.TemporaryDirectory() as place:
         make(Path(place))
         return [(Path(place) / name).read_bytes()]
@@ -346,6 +344,32 @@ def read_shards(path: Path) -> None:
         source.key(i), source.label(i), source.read(i)
 
 
+def tables(suffix: str) -> list[bytes]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    features = dict(i={"_type": "Image"}, n={"_type": "ClassLabel", "names": ["a", "b"]})
+    content = pa.table(
+        dict(i=[dict(bytes=image("PNG"), path=None), dict(bytes=b"", path="x")] * 2, n=[0, 1] * 2),
+        metadata=dict(huggingface=json.dumps(dict(info=dict(features=features)))),
+    )
+    if suffix == "parquet":
+        return in_folder(lambda p: pq.write_table(content, p / "x"), "x")
+    found = []
+    for kind in (pa.ipc.new_stream, pa.ipc.new_file):
+        sink = pa.BufferOutputStream()
+        with kind(sink, content.schema) as writer:
+            writer.write_table(content, max_chunksize=3)
+        found.append(sink.getvalue().to_pybytes())
+    return found
+
+
+def read_table(path: Path) -> None:
+    # the cache is for what is written of Parquet
+    with tempfile.TemporaryDirectory() as cache, mock.patch.dict(os.environ, ZOO_CACHE=cache):
+        read_shards(path)
+
+
 def read_image(path: Path) -> None:
     EncodedImage(path).rgb()
     View(size=8).evaluate(path.read_bytes())
@@ -368,6 +392,8 @@ def depth(path: Path) -> None:
 READERS = {
     "image": Reader(read_image, "x.jpg", images, mend=mend_png),
     "shard": Reader(read_shards, "x.tar", shards, mend=mend_tar),
+    "images, arrow": Reader(read_table, "x.arrow", partial(tables, "arrow")),
+    "images, parquet": Reader(read_table, "x.parquet", partial(tables, "parquet")),
     "npz of images": Reader(read_shards, "x.npz", encoded_set),
     "features, npz": Reader(read_shard, "x.npz", partial(stored, "npz")),
     "features, parquet": Reader(read_shard, "x.parquet", partial(stored, "parquet")),
@@ -514,7 +540,7 @@ def _summary():
 @pytest.mark.parametrize("name", READERS)
 def test_a_damaged_file_is_read_or_refused_by_its_name(name, tmp_path):
     reader, tally = READERS[name], TALLIES.setdefault(name, Tally())
-    if name == "features, parquet":
+    if reader.name.endswith((".arrow", ".parquet")):
         pytest.importorskip("pyarrow", reason="pyarrow is in the extra [parquet]")
     if name.startswith("coco"):
         pytest.importorskip("faster_coco_eval", reason="faster-coco-eval is in the extra [det]")

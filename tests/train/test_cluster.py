@@ -13,10 +13,20 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from zoo.features import Batch
-from zoo.train.cluster import GPUS, Layout, exposed, failures, traffic
+from zoo.teachers.open import open_teacher
+from zoo.train.cluster import (
+    GPUS,
+    Layout,
+    exposed,
+    exposed_gathers,
+    failures,
+    gathered,
+    traffic,
+)
+from zoo.train.distill.placement import shard_teacher, teacher_blocks
 from zoo.train.distill.recipes import RECIPES
 from zoo.train.distill.setup import meta_models
-from zoo.train.shard import mesh_of, shard, unit_sizes
+from zoo.train.shard import local, mesh_of, shard, unit_sizes
 
 H200 = GPUS["h200"]
 
@@ -95,6 +105,32 @@ def test_the_student_of_c_radio_v4_sends_on_4096_ranks_what_the_plan_counts(join
             parts = [x for a in answers for x in (a.summary, a.spatial) if x is not None]
             torch.stack([x.sum() for x in parts]).sum().backward()
     check(sent, sizes, "hsdp", layout)
+
+
+def test_a_cut_teacher_sends_within_its_node_what_the_plan_counts(join):
+    layout, teacher = join(4, 8), open_teacher("timm:test_vit/random@64")
+    teacher.to_bf16()  # but for its norms: a block has two types
+    blocks = teacher_blocks(teacher)
+    shard_teacher(teacher, mesh_of("hsdp", torch.device("cpu")))
+    with Sent() as sent:
+        for _ in range(3):
+            teacher(Batch(torch.zeros(1, 3, 64, 64)))
+    assert set(sent.bytes) == {"_allgather_base_"}
+    gathers, planned = sent.bytes["_allgather_base_"], gathered(blocks, 3, layout, H200)
+    assert len(gathers) == planned.gathers == 3 * len(blocks)
+    assert planned.within == pytest.approx(sum(gathers) * 7 / 8)
+    assert planned.between == 0
+    kept = sum(local(p).nbytes for p in teacher.parameters())
+    whole = sum(p.nbytes for p in teacher.parameters())
+    assert kept == whole - sum(blocks) * 7 / 8
+
+
+def test_a_cut_teacher_waits_for_its_first_block_or_for_its_links():
+    sent = gathered([10**9] * 4, 2, Layout(1, 8), H200)
+    assert sent.seconds == pytest.approx(2 * 4 * (7 / 8 / 300 + 7 * 5e-6))
+    assert exposed_gathers(sent, 100.0, blocks=4) == pytest.approx(sent.seconds / 4)
+    assert exposed_gathers(sent, 0.0, blocks=4) == sent.seconds
+    assert gathered([10**9], 1, Layout(1, 1), H200) == (0, 0, 0, 0, 0)
 
 
 def test_whole_copies_reduce_each_gradient_once(join):

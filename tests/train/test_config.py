@@ -1,5 +1,6 @@
 import re
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -39,8 +40,11 @@ def test_a_teacher_on_the_command_line_carries_its_rate_and_whether_it_follows()
         TeacherSpec.parse(spec.describe()) == spec
         and spec.describe() == "timm:x,rate=0.25,follow=1"
     )
+    cut = TeacherSpec.parse("timm:x,place=shard")
+    assert cut.place == "shard" and cut.describe() == "timm:x,place=shard"
     for wrong, match in (
         ("rate=0", "rate is 0; it is a share above 0"),
+        ("place=remote", "place=remote; it is replicate (a whole copy on each process) or shard"),
         ("follow=2", "1 (yes) or 0 (no)"),
     ):
         with pytest.raises(ValueError, match=re.escape(match)):
@@ -97,3 +101,15 @@ def test_a_device_that_is_not_there_or_lacks_what_a_run_needs_is_refused_by_name
     if not torch.backends.mps.is_available():
         with pytest.raises(ValueError, match=r"no Apple GPU \(mps\) here"):
             device_of("mps")
+
+
+@pytest.mark.parametrize(
+    ("changes", "match"),
+    [
+        (dict(teacher_precision="int8"), "the weights of timm:x are to be cut as they are"),
+        (dict(cache=Path("features"), view_epochs=1), "nothing to gain by cutting timm:x"),
+    ],
+)
+def test_a_teacher_is_cut_neither_in_8_bits_nor_behind_a_cache(changes, match):
+    with pytest.raises(ValueError, match=match):
+        Distill(teachers=(TeacherSpec(name="timm:x", place="shard"),), **changes)

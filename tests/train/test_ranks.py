@@ -8,12 +8,14 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from zoo.cli import main
 from zoo.train.checkpoint import checkpoints, read_checkpoint
 
 ROOT = Path(__file__).parents[2]
@@ -38,10 +40,15 @@ FOUR = ("--slices", "4")
 UNCERTAIN = ("--losses.weighting", "uncertainty")
 
 
-def start(*words: str, processes: int = 1, more: tuple[str, ...] = ()) -> subprocess.Popen:
+def start(
+    *words: str,
+    processes: int = 1,
+    more: tuple[str, ...] = (),
+    module: Sequence[str] = ("-m", "zoo"),
+) -> subprocess.Popen:
     alone = () if more else ("--standalone",)
     ranks = ["-m", "torch.distributed.run", *alone, f"--nproc-per-node={processes}", *more]
-    command = [sys.executable, *(ranks if processes > 1 else ()), "-m", "zoo", *words]
+    command = [sys.executable, *(ranks if processes > 1 else ()), *module, *words]
     return subprocess.Popen(command, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
 
@@ -96,18 +103,22 @@ def test_two_processes_learn_what_one_does(tmp_path):
     spoken = run(*RUN, *changes, "--out", "two", processes=2)
     assert largest_gap("one", "two") < 1e-12
     assert spoken.count("report ") == 1
-    one, two = (Path(name, "metrics.jsonl").read_text().splitlines() for name in names)
+    assert_same_metrics(*names)
+    assert files("one") == files("two")
+    timing = [json.loads(line) for line in Path("two", "timing.jsonl").read_text().splitlines()]
+    assert [len(row["skew"]) for row in timing] == [2] * 4
+    alone, shared = (load_file(Path(name, "normalizers.safetensors")) for name in names)
+    assert alone.keys() == shared.keys()
+    for key, value in alone.items():
+        assert (shared[key] - value).abs().max() <= 1e-12 * value.abs().max()
+
+
+def assert_same_metrics(*folders: str) -> None:
+    one, two = (Path(name, "metrics.jsonl").read_text().splitlines() for name in folders)
     for mine, other in zip(map(json.loads, one), map(json.loads, two), strict=True):
         assert mine.keys() == other.keys()
         for key, value in mine.items():
             assert other[key] == (value if isinstance(value, str) else pytest.approx(value))
-    assert files("one") == files("two")
-    timing = [json.loads(line) for line in Path("two", "timing.jsonl").read_text().splitlines()]
-    assert [len(row["skew"]) for row in timing] == [2] * 4
-    one, two = (load_file(Path(name, "normalizers.safetensors")) for name in names)
-    assert one.keys() == two.keys()
-    for key, value in one.items():
-        assert (two[key] - value).abs().max() <= 1e-12 * value.abs().max()
 
 
 def files(folder: str) -> set[str]:
@@ -122,6 +133,57 @@ def test_four_processes_learn_what_one_does(weighting):
     run(*RUN, *changes, "--out", "one")
     run(*RUN, *changes, "--out", "four", processes=4)
     assert largest_gap("one", "four") < 1e-10
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("weighting", ["uncertainty", "adaloss"])
+def test_mosaics_and_spectral_norms_are_those_of_one_process(weighting):
+    """The power iterations of a ViT's norms move once a step, mosaics are packed within a slice."""
+    words = [
+        {"rule:edges@64,summary=0": "rule:edges@64,summary=0,mosaic=2", "8": "16"}.get(w, w)
+        for w in RUN
+    ]
+    words[words.index("eradio_nano")] = "test_vit"
+    words += ["--student-options", "init_values=0.5", "--spectral"]
+    changes = shlex.split("--losses.teacher-drop 0.5 --losses.mesa 1 --optim.damp 0.01 --steps 20")
+    words += [*FOUR, *changes, "--losses.weighting", weighting]
+    for name, processes in (("one", 1), ("two", 2), ("four", 4)):
+        run(*words, "--out", name, processes=processes)
+    for name in ("two", "four"):
+        assert largest_gap("one", name) < 1e-10
+
+
+@pytest.mark.long
+def test_a_run_goes_from_two_processes_to_four_to_one(tmp_path):
+    changes = (*FOUR, *ALL, *UNCERTAIN, "--steps", "6", "--every.checkpoint", "2", "--keep", "3")
+    run(*RUN, *changes, "--out", "one")
+    run(*RUN, *changes, "--out", "moved", processes=2)
+    for step, processes in ((2, 4), (4, 1)):
+        for later in checkpoints(Path("moved/checkpoints"))[step // 2 :]:
+            shutil.rmtree(later)
+        assert newest("moved")["step"] == step
+        run("distill", "--resume", "moved", processes=processes)
+    assert largest_gap("one", "moved") < 1e-12
+
+
+BROKEN = {
+    "all slices draw from one stream": "uncertainty",
+    "the noise of DAMP is a rank's own": "uncertainty",
+    "batch statistics are a rank's own": "uncertainty",
+    "learned weights are outside of what is reduced": "uncertainty",
+    "losses are not reduced": "adaloss",
+    "gradients are means": "adaloss",
+}
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("fix", BROKEN)
+def test_a_fix_that_is_taken_out_shows(fix):
+    changes = (*FOUR, *ALL, "--losses.weighting", BROKEN[fix], "--steps", "3")
+    run(*RUN, *changes, "--out", "one")
+    broken = [str(Path(__file__).with_name("unfixed.py")), fix]
+    finish(start(*RUN, *changes, "--out", "two", processes=2, module=broken))
+    assert largest_gap("one", "two") > 1e-6
 
 
 @pytest.mark.long
@@ -214,3 +276,15 @@ def test_weights_cut_within_nodes_and_copied_between_them_learn_the_same(tmp_pat
     command = [*RUN, *changes, "--out", "four", "--ranks", "hsdp"]
     finish(*(start_node(i, *command) for i in range(2)))
     assert largest_gap("one", "four") < 1e-10
+
+
+@pytest.mark.long
+def test_a_teacher_that_is_cut_over_two_processes_says_what_a_whole_one_does(capfd):
+    """At both sizes, in calibration, in training, and where rank 0 evaluates alone."""
+    words = [*RUN, "--sizes", "64", "96", "--slices", "2", "--steps", "4", "--every.evaluate", "2"]
+    words[words.index("rule:colour@64")] = "timm:test_vit/random@64,follow=1,place=shard"
+    main([*words, "--out", "one"])
+    assert "there is one process, so place=shard leaves it whole" in capfd.readouterr().err
+    run(*words, "--out", "two", processes=2)
+    assert largest_gap("one", "two") < 1e-12
+    assert_same_metrics("one", "two")

@@ -20,7 +20,7 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from zoo.data.loader import eval_batches
-from zoo.data.plan import Plan
+from zoo.data.mixture import plan_of, weights_of
 from zoo.data.sources import Source, Subset, spread
 from zoo.data.views import View, Views, collate
 from zoo.features import Batch, Features
@@ -53,6 +53,7 @@ def holds(
     names = hashlib.sha256()
     for index in range(len(source)):
         names.update(source.key(index).encode() + b"\0")
+    names.update(weights_of(source))
     about = {
         label: dict(
             name=teacher.name, fingerprint=fingerprints[label], precision=precision,
@@ -185,7 +186,7 @@ def stream(setup: Setup, positions: range) -> Iterator[Batch]:
     from torch.utils.data import DataLoader
 
     config = setup.config
-    plan = Plan(len(setup.train), config.batch, config.seed, config.view_epochs)
+    plan = plan_of(setup.train, config.batch, config.seed, config.view_epochs)
     places = np.array(positions, dtype=np.int64)
     items = list(zip(places.tolist(), plan.indices_at(places).tolist(), strict=True))
     blocks = [items[i : i + plan.batch] for i in range(0, len(items), plan.batch)]

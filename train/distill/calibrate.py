@@ -20,7 +20,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from zoo.data.feed import ImageFeed
-from zoo.data.plan import Plan, mix
+from zoo.data.mixture import plan_of
+from zoo.data.plan import mix
 from zoo.features import Features
 from zoo.files import load_tensors, save_tensors
 from zoo.students.student import summary_key
@@ -219,7 +220,7 @@ def calibrate(setup: Setup) -> Statistics:
         ValueError: a teacher gives a value that is not finite.
     """
     config = setup.config
-    plan = Plan(len(setup.train), config.batch, mix(config.seed, 3))
+    plan = plan_of(setup.train, config.batch, mix(config.seed, 3))
     mine = slices_of_rank(config.num_slices)
     feed = ImageFeed(
         setup.train, setup.view, plan, setup.device, config.num_slices, mine, config.workers
@@ -286,6 +287,7 @@ def fit_normalizers(run: Run, setup: Setup) -> dict[str, Calibration]:
     """Return what calibration fixed for each kind of the run, from its folder or by the pass.
 
     Every rank measures its share; rank 0 fits, writes, and tells the others.
+
 
     Raises:
         ValueError: as `calibrate`; or the folder is of a version that measured on other grids.

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, get_args
 
 from zoo.teachers.name import TeacherName
 from zoo.train.config import Augment, Training
@@ -24,6 +24,7 @@ from zoo.train.ranges import (
 Normalise = Literal[
     "phi_s", "none", "global", "standardize", "alpha_only", "pca", "zca", "hadamard_whitening"
 ]
+Place = Literal["replicate", "shard"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,10 +45,18 @@ class TeacherSpec:
     """Images along a side of the teacher's canvas, each in a tile of it; 1 for the whole canvas."""
     at: Annotated[int, between(0, MOST_PIXELS, "any")] = 0
     """Side of the student's images in the steps that the teacher is sampled in."""
+    place: Place = "replicate"
+    """Of its weights on several processes: replicate is a whole copy on each; shard cuts its blocks
+    over those of a node, and gathers each when it runs."""
 
     def __post_init__(self):
         TeacherName.parse(self.name)
         check_ranges(self, f"The teacher {self.name}: ")
+        if self.place not in get_args(Place):
+            raise ValueError(
+                f"The teacher {self.name} has place={self.place}; it is replicate (a whole copy on "
+                "each process) or shard (its blocks cut over those of a node)."
+            )
         if not self.summary + self.spatial:
             raise ValueError(
                 f"The teacher {self.name} has the loss weights 0 and 0; one must be above 0."
@@ -55,15 +64,19 @@ class TeacherSpec:
 
     @classmethod
     def parse(cls, text: str) -> "TeacherSpec":
-        """Read `name[,summary=0.5][,spatial=2][,rate=0.5][,follow=1][,mosaic=4][,at=432]`."""
+        """Read a name and options: `name,summary=0.5,rate=0.5,follow=1,mosaic=4,place=shard`."""
         name, *options = text.split(",")
         numbers: dict[str, Any] = {}
+        place: Any = "replicate"
         for option in options:
             key, _, value = option.partition("=")
+            if key == "place":
+                place = value
+                continue
             if key not in ("summary", "spatial", "rate", "follow", "mosaic", "at"):
                 raise ValueError(
                     f"{option!r} in {text!r}: a teacher's options are summary=, spatial=, rate=, "
-                    "follow=, mosaic=, at=."
+                    "follow=, mosaic=, at=, place=."
                 )
             try:
                 numbers[key] = int(value) if key in ("mosaic", "at") else float(value)
@@ -72,7 +85,7 @@ class TeacherSpec:
         follow = numbers.pop("follow", 0.0)
         if follow not in (0, 1):
             raise ValueError(f"follow={follow:g} in {text!r}: it is 1 (yes) or 0 (no).")
-        return cls(name=name, **numbers, follow=bool(follow))
+        return cls(name=name, **numbers, follow=bool(follow), place=place)
 
     def describe(self) -> str:
         """Write it as `parse` reads it."""
@@ -81,6 +94,7 @@ class TeacherSpec:
             if getattr(self, key) != 1:
                 text += f",{key}={getattr(self, key):g}"
         text += f",at={self.at}" if self.at else ""
+        text += f",place={self.place}" if self.place != "replicate" else ""
         return f"{text},follow=1" if self.follow else text
 
 
@@ -145,6 +159,7 @@ class Distill(Training):
 
     kind: ClassVar[str] = "distill"
     may_cut: ClassVar[bool] = True
+    one_measure: ClassVar[bool] = True
     resumable: ClassVar[frozenset[str]] = Training.resumable | {
         "compile_teachers",
         "overlap",
@@ -154,7 +169,8 @@ class Distill(Training):
 
     data: str = "embedded"
     """An image folder, webdataset shards (.tar or a folder of them), the URL of a folder of indexed
-    shards, `embedded` or `embedded/photos`."""
+    shards, tables of Hugging Face's datasets (.arrow, .parquet or a folder of them), `embedded` or
+    `embedded/photos`. Several with weights: PATH=0.7,PATH=0.3."""
     damaged_shards: Literal["error", "skip"] = "error"
     """Refuse shards that were cut or damaged, or that an index lists and that are missing; or leave
     them out."""
@@ -270,6 +286,7 @@ class Distill(Training):
                 "losses.mesa compares the trunk with its average, and optim.freeze trunk leaves it "
                 "as it is; leave one of them out."
             )
+        self._check_places()
         self._check_labels()
         if self.normalise in self.compare:
             raise ValueError(f"compare repeats the run's own normalisation {self.normalise!r}.")
@@ -284,6 +301,20 @@ class Distill(Training):
             raise ValueError(
                 f"batches are {self.batches}; each is at most batch, which is {self.batch}, and "
                 f"splits into slices, which are {self.num_slices}."
+            )
+
+    def _check_places(self) -> None:
+        cut = [spec.name for spec in self.teachers if spec.place == "shard"]
+        if cut and self.teacher_precision in ("int8", "fp8"):
+            raise ValueError(
+                f"teacher_precision is {self.teacher_precision}, and the weights of {cut[0]} are "
+                "to be cut as they are (place=shard); give --teacher-precision bf16, or leave out "
+                "place=shard."
+            )
+        if cut and self.cache:
+            raise ValueError(
+                f"A cache answers for the teachers in training, so there is nothing to gain by "
+                f"cutting {cut[0]}; leave out place=shard, or cache."
             )
 
     @property

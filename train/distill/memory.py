@@ -16,8 +16,9 @@ from zoo.teachers.mosaic import Mosaic
 from zoo.teachers.teacher import Teacher
 from zoo.train.device import autocast, in_precision, memory_of
 from zoo.train.distill.config import Distill
+from zoo.train.distill.placement import away, teacher_blocks
 from zoo.train.distill.sizes import every_size
-from zoo.train.shard import shares
+from zoo.train.shard import of_node, shares
 
 COPIES = 4
 """Of the weights in training: themselves, their gradient, and AdamW's two moments."""
@@ -86,7 +87,7 @@ def check_step(
     Teachers answer one after another before the student trains, so the larger of the two counts.
 
     Args:
-        teachers: On the meta device, as is `student`: nothing is computed.
+        teachers: In the config's order, on the meta device, as is `student`: nothing is computed.
 
     Raises:
         ValueError: the estimate is above the memory; both are said.
@@ -97,9 +98,11 @@ def check_step(
         saved /= 2  # compiled code computes the cheap half again
     for teacher in teachers.values():
         peak = max(peak, *(peak_bytes(one, config, device) for one in every_size(teacher)))
-    networks = [teacher for teacher in teachers.values() if isinstance(teacher, nn.Module)]
     weights = COPIES * weight_bytes(student) / shares(config.ranks, student)
-    weights += sum(map(weight_bytes, networks))
+    for spec, teacher in zip(config.teachers, teachers.values(), strict=True):
+        if isinstance(teacher, nn.Module):
+            blocks = teacher_blocks(teacher) if spec.place == "shard" else []
+            weights += weight_bytes(teacher) - away(blocks, of_node())
     needed = weights + count * max(saved, peak)
     if needed > (there := memory_of(device)):
         raise ValueError(

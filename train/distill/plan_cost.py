@@ -12,8 +12,9 @@ from zoo.features import Batch
 from zoo.students.student import Student
 from zoo.teachers.mosaic import Mosaic
 from zoo.teachers.teacher import Teacher
-from zoo.train.distill.config import Distill
+from zoo.train.distill.config import Distill, TeacherSpec
 from zoo.train.distill.memory import weight_bytes
+from zoo.train.distill.placement import teacher_blocks
 from zoo.train.distill.setup import meta_models
 from zoo.train.distill.sizes import every_size, frozen
 from zoo.train.distill.teachers import Precision, teacher_precision
@@ -39,6 +40,8 @@ class Cost:
     spatial_dim: int | None
     flops: float
     """Of the forward pass of one image."""
+    blocks: tuple[int, ...] = ()
+    """Bytes of those blocks that are cut over the ranks of a node (place=shard)."""
 
 
 def model_costs(
@@ -58,7 +61,10 @@ def model_costs(
     """
     teachers, student = meta_models(config)
     precision = teacher_precision(config, torch.device(device))
-    costs = [_teacher_cost(label, teacher, precision) for label, teacher in teachers.items()]
+    costs = [
+        _teacher_cost(label, teacher, precision, cut=spec.place == "shard")
+        for (label, teacher), spec in zip(teachers.items(), config.teachers, strict=True)
+    ]
     batch = Batch(torch.zeros(1, 3, *student.size, device="meta"))
     features = student.features(batch)
     assert features.summary is not None and features.spatial is not None
@@ -76,7 +82,7 @@ def model_costs(
     return costs, ours, student
 
 
-def _teacher_cost(label: str, teacher: Teacher, precision: Precision) -> Cost:
+def _teacher_cost(label: str, teacher: Teacher, precision: Precision, *, cut: bool) -> Cost:
     own = every_size(teacher)[0]
     images = own.k**2 if isinstance(own, Mosaic) else 1
     batch = Batch(torch.zeros(images, 3, *teacher.size, device="meta"))
@@ -87,7 +93,7 @@ def _teacher_cost(label: str, teacher: Teacher, precision: Precision) -> Cost:
         params, held = count_parameters(teacher), weight_bytes(teacher)
     return Cost(
         label, params, held, teacher.size, teacher.grid, teacher.summary_dim, teacher.spatial_dim,
-        flops,
+        flops, tuple(teacher_blocks(teacher)) if cut else (),
     )  # fmt: skip
 
 
@@ -128,6 +134,11 @@ def image_flops(config: Distill, teachers: Sequence[Cost], student: Cost) -> flo
     """
     *teaching, learning = forward_flops(config, teachers, student)
     return sum(teaching) + passes(config) * learning
+
+
+def sampled(config: Distill, spec: TeacherSpec) -> float:
+    """Return the share of the steps in which a teacher runs."""
+    return spec.rate / (len(config.sizes) if spec.at and config.sizes else 1)
 
 
 def passes(config: Distill) -> int:

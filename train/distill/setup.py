@@ -14,12 +14,13 @@ import torch
 from torch import nn
 
 import zoo
+from zoo.data.mixture import Mixture, Weighted
 from zoo.data.sources import Source, in_one_list, open_labelled, open_splits
 from zoo.data.views import View
 from zoo.students.build import assign_tokens, build_student, read_options
 from zoo.students.export import load_export, read_heads
 from zoo.students.lora import add_adapters
-from zoo.students.start import find_start, read_folder
+from zoo.students.start import cut_folder, find_start, read_folder
 from zoo.students.student import Student
 from zoo.teachers.cache import Cache
 from zoo.teachers.fingerprint import remembered_fingerprint
@@ -31,6 +32,7 @@ from zoo.train.device import autocast, device_of, in_precision
 from zoo.train.distill.config import Distill, TeacherSpec
 from zoo.train.distill.memory import check_memory, check_step, may_not_fit
 from zoo.train.distill.phi_s import Normalizer, check_rows, fold_inverse
+from zoo.train.distill.placement import check_blocks
 from zoo.train.distill.plan_step import Grids, check_step_plans, grids_of, view_of
 from zoo.train.distill.sizes import at_size, frozen, match_student_size
 from zoo.train.freeze import freeze
@@ -72,7 +74,7 @@ def check_names(config: Distill) -> None:
     if not config.teachers:
         raise ValueError("There is no teacher; name at least one, e.g. --teachers timm:resnet18.")
     architecture, *_ = read_folder(config.student)
-    if not timm.is_model(architecture.partition(".")[0]):
+    if not cut_folder(config.student) and not timm.is_model(architecture.partition(".")[0]):
         raise unknown_name(config.student, timm.list_models(), "registered model")
     for spec in config.teachers:
         name = TeacherName.parse(spec.name)
@@ -132,22 +134,35 @@ def open_data(
         lost: Takes the shards that are left out, if the config says that they may be.
     """
     skipped = (lost if lost is not None else {}) if config.damaged_shards == "skip" else None
-    data: Path | str = config.data
     labelled: Path | str | None = config.labelled
-    if config.data.startswith("embedded"):
-        from zoo.data.embedded import EMBEDDED
-
-        if config.data not in EMBEDDED:
-            raise unknown_name(config.data, list(EMBEDDED), "embedded data")
-        data = made = EMBEDDED[config.data]()
+    if weighted := Weighted.parse(config.data):
+        parts = [open_splits(place_of(name), config.held_out, skipped) for name in weighted.names]
+        train, val = (Mixture(part, weighted) for part in zip(*parts, strict=True))
+    else:
+        train, val = open_splits(place_of(config.data), config.held_out, skipped)
         if config.data == "embedded":
-            data, labelled = made / "images", labelled or made / "digits"
-    train, val = open_splits(data, config.held_out, skipped)
+            labelled = labelled or Path(place_of(config.data)).parent / "digits"
     if not labelled:
-        probe = in_one_list(train, val, data)
+        probe = in_one_list(train, val, config.data)
     elif not (probe := open_labelled(labelled, config.held_out, skipped))[0].classes:
         raise ValueError(f"{labelled} has no classes: one sub-folder a class, or .cls files.")
     return train, val, probe if probe[0].classes else None
+
+
+def place_of(data: str) -> Path | str:
+    """Return where data lie; data that ship in wheels are written there first.
+
+    Raises:
+        ValueError: there are no embedded data of that name.
+    """
+    if not data.startswith("embedded"):
+        return data
+    from zoo.data.embedded import EMBEDDED
+
+    if data not in EMBEDDED:
+        raise unknown_name(data, list(EMBEDDED), "embedded data")
+    made = EMBEDDED[data]()
+    return made / "images" if data == "embedded" else made
 
 
 def open_teachers(
@@ -293,6 +308,9 @@ def prepare(config: Distill) -> Setup:
     if config.teacher_precision in ("int8", "fp8"):
         for network in (n for teacher in teachers.values() for n in frozen(teacher)[:1]):
             require_linears(network, config.teacher_precision)
+    for spec, teacher in zip(config.teachers, teachers.values(), strict=True):
+        if spec.place == "shard":
+            check_blocks(spec.name, teacher)
     check_memory(config, device, teachers)
     check_step_plans(config, teachers, grids)
     check_calibration(config, teachers, grids)
@@ -398,6 +416,8 @@ def check_same_images(run: Run, setup: Setup) -> None:
     """
     lost = sorted(Path(shard).name for shard in setup.lost)
     now: dict[str, Any] = dict(train=len(setup.train), val=len(setup.val), lost_shards=lost)
+    if isinstance(setup.train, Mixture):
+        now["sources"] = list(setup.train.lengths)
     for number, other in enumerate(gather(now)):
         refuse_other_images(now, other, f"those of rank {number}")
     if before := run.read_json(IMAGES):

@@ -6,7 +6,8 @@ Nothing here changes what a step computes, but for 8-bit teachers, whose fidelit
 import dataclasses
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any, Literal
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from rich.console import Console
@@ -14,7 +15,7 @@ from torch import nn
 
 from zoo.compiled_blocks import allow_variants, repeated_blocks
 from zoo.data.loader import train_batches
-from zoo.data.plan import Plan
+from zoo.data.mixture import plan_of
 from zoo.features import Batch, Features
 from zoo.files import checked_fields
 from zoo.teachers.folded_attention import fold_relative_positions
@@ -28,10 +29,15 @@ from zoo.teachers.quantize import (
 )
 from zoo.teachers.teacher import Frozen, Teacher
 from zoo.train.distill.config import Distill
+from zoo.train.distill.placement import shard_teacher, sharded
 from zoo.train.distill.setup import Setup
 from zoo.train.distill.sizes import every_size, frozen
 from zoo.train.mesh import by_first, is_first
 from zoo.train.run import Run
+from zoo.train.shard import mesh_of
+
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
 
 Model = Callable[[Batch], Features]
 Precision = Literal["auto", "bf16", "int8", "fp8"]
@@ -47,6 +53,7 @@ def optimize_teachers(
     compiled: bool,
     sample: Callable[[], Batch],
     decided: Mapping[str, QuantReport] | None = None,
+    meshes: Mapping[str, "DeviceMesh"] = MappingProxyType({}),
 ) -> dict[str, QuantReport]:
     """Bring the teachers into the form in which they run fastest; in place.
 
@@ -58,6 +65,7 @@ def optimize_teachers(
         compiled: Compile their blocks (`compile_teacher`).
         sample: Gives images on which 8-bit teachers are measured.
         decided: What was measured before, by label; those are not measured again.
+        meshes: Ranks over which a teacher is cut (`shard_teacher`), by its label.
 
     Returns:
         What became of the teachers that went into 8 bits.
@@ -81,6 +89,10 @@ def optimize_teachers(
                 found[label] = _eight(first, every_size(teacher)[0], sample(), precision)
             for other in others:
                 share_quantized(first, other)
+        if label in meshes:
+            for network in networks if compiled else ():
+                fold_relative_positions(network.network)  # reads weights
+            shard_teacher(teacher, meshes[label])
         if compiled:
             for network in networks:
                 compile_teacher(network)
@@ -127,23 +139,29 @@ SAMPLE = 16
 
 def optimize_run_teachers(run: Run, setup: Setup) -> None:
     """Bring the teachers into the precision and the form that the config asks for."""
-    config = setup.config
+    config, console = setup.config, Console(stderr=True, highlight=False)
     decided = by_first(lambda: run.read_json(QUANTIZED, dict[str, dict[str, Any]])) or {}
     known = {
         label: checked_fields(QuantReport, one | {"layers": tuple(one["layers"])}, QUANTIZED)
         for label, one in decided.items()
     }
+    labels = sharded(config)
+    mesh = mesh_of("hsdp", setup.device) if labels else None
+    if not labels and is_first():
+        for spec in (spec for spec in config.teachers if spec.place == "shard"):
+            console.print(f"{spec.name}: there is one process, so place=shard leaves it whole.")
     reports = optimize_teachers(
         setup.teachers,
         precision=teacher_precision(config, setup.device),
         compiled=config.compile_teachers,
         sample=lambda: first_batch(setup),
         decided=known,
+        meshes={label: mesh for label in labels if mesh},
     )
     if reports:
         run.write_json(QUANTIZED, {n: dataclasses.asdict(t) for n, t in reports.items()})
     for label, one in reports.items() if is_first() else ():
-        Console(stderr=True, highlight=False).print(f"{label}: {one.describe()}")
+        console.print(f"{label}: {one.describe()}")
 
 
 def teacher_precision(config: Distill, device: torch.device) -> Precision:
@@ -155,6 +173,6 @@ def teacher_precision(config: Distill, device: torch.device) -> Precision:
 def first_batch(setup: Setup) -> Batch:
     """Return the training images of step 0, no more than a precision needs to be measured."""
     config = setup.config
-    few = Plan(len(setup.train), min(config.batch, SAMPLE), config.seed)
+    few = plan_of(setup.train, min(config.batch, SAMPLE), config.seed)
     part = next(train_batches(setup.train, setup.view, few, steps=1))
     return Batch(part["images"], part["keys"]).to(setup.device)

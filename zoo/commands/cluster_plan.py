@@ -10,11 +10,23 @@ from rich.table import Table
 from zoo.commands.on_gpus import on_gpus
 from zoo.students.student import Student
 from zoo.teachers.name import TeacherName
-from zoo.train.cluster import GPUS, Failures, Gpu, Layout, Traffic, exposed, failures, traffic
+from zoo.train.cluster import (
+    GPUS,
+    Failures,
+    Gpu,
+    Layout,
+    Traffic,
+    exposed,
+    exposed_gathers,
+    failures,
+    gathered,
+    traffic,
+)
 from zoo.train.cost import CONSTANTS, Estimate, estimate
 from zoo.train.distill.config import Distill
 from zoo.train.distill.memory import largest_slice, saved_bytes
-from zoo.train.distill.plan_cost import Cost, forward_flops, model_costs, passes
+from zoo.train.distill.placement import away
+from zoo.train.distill.plan_cost import Cost, forward_flops, model_costs, passes, sampled
 from zoo.train.distill.scaling import changes
 from zoo.train.distill.stages import Stages, plannable
 from zoo.train.shard import Method, method_of, unit_sizes
@@ -50,6 +62,9 @@ class Column:
     method: Method
     compute: Estimate
     sent: Traffic
+    """Of what is trained."""
+    gathered: Traffic
+    """Of teachers whose blocks are cut (place=shard)."""
     waits: float
     teachers: float
     held: Mapping[str, float]
@@ -69,7 +84,7 @@ class Column:
     @property
     def collectives(self) -> int:
         twice = self.method == "hsdp" and self.layout.nodes > 1  # in a node, then between them
-        return self.sent.gathers + self.sent.reductions * (1 + twice)
+        return self.gathered.gathers + self.sent.gathers + self.sent.reductions * (1 + twice)
 
     @property
     def gpu_hours(self) -> float:
@@ -97,13 +112,24 @@ def column(config: Distill, models: Models, gpus: int, gpu: Gpu) -> Column:
         exposed(sent, seconds, slices=slices)
         for seconds in student_seconds(config, compute.student, gpus)
     ]
+    costs = list(models.teachers.values())
+    gathers = [
+        gathered(cost.blocks, slices * sampled(config, spec), layout, gpu)
+        for cost, spec in zip(costs, config.teachers, strict=True)
+    ]
+    images = config.samples / gpus
+    behind = [
+        exposed_gathers(one, images * seconds, blocks=len(cost.blocks))
+        for one, cost, seconds in zip(gathers, costs, compute.teachers.values(), strict=True)
+    ]
     copies = dict(weights=1, gradients=1, moments=2, average=bool(config.optim.ema))
     held = {name: count * sum(units) / shares for name, count in copies.items()}
     # a part that is gathered, and the next one
     held["gathered"] = 0.0 if method == "ddp" else 2 * max(units)
     return Column(
-        config, layout, method, compute, sent, sum(waits) / len(waits),
-        sum(cost.bytes for cost in models.teachers.values()), held,
+        config, layout, method, compute, sent, Traffic(*map(sum, zip(*gathers, strict=True))),
+        sum(waits) / len(waits) + sum(behind),
+        sum(cost.bytes - away(cost.blocks, layout.local) for cost in costs), held,
         models.saved * largest_slice(config)[1], failures(gpus),
     )  # fmt: skip
 
@@ -122,10 +148,17 @@ ROWS = (
     ("steps", "recipe", lambda c: f"{c.config.steps:,}"),
     ("rate", "recipe", lambda c: f"{c.config.optim.lr:.2g}"),
     ("ranks", "", lambda c: c.method),
-    ("sent within a node, GB", "counted", lambda c: f"{c.sent.within / 1e9:,.2f}"),
+    (
+        "sent within a node, GB", "counted",
+        lambda c: f"{(c.sent.within + c.gathered.within) / 1e9:,.2f}",
+    ),
+    ("  of it teachers' blocks", "counted", lambda c: f"{c.gathered.within / 1e9:,.2f}"),
     ("sent between nodes, GB", "counted", lambda c: f"{c.sent.between / 1e9:,.2f}"),
     ("collectives", "counted", lambda c: f"{c.collectives:,}"),
-    ("communication, ms", "modelled", lambda c: f"{1e3 * c.sent.seconds:,.1f}"),
+    (
+        "communication, ms", "modelled",
+        lambda c: f"{1e3 * (c.sent.seconds + c.gathered.seconds):,.1f}",
+    ),
     ("  of it exposed, ms", "modelled", lambda c: f"{1e3 * c.waits:,.1f}"),
     ("step, ms", "modelled", lambda c: f"{1e3 * c.step:,.0f}"),
     ("img/s", "modelled", lambda c: f"{c.config.samples / c.step:,.0f}"),
@@ -142,7 +175,7 @@ ROWS = (
     ("lost to failures", "modelled", lambda c: f"{c.failures.lost:.1%}"),
     ("time, h", "modelled", lambda c: f"{c.gpu_hours / c.layout.ranks:,.1f}"),
     ("GPU-hours", "modelled", lambda c: f"{c.gpu_hours:,.0f}"),
-)
+)  # fmt: skip
 """What is said of a rank and a step; where it comes from; how it is written."""
 
 

@@ -95,14 +95,15 @@ def open_splits(config: Detect, place: Path) -> tuple[CocoSplit, CocoSplit]:
     return train, val.with_classes(train.classes)
 
 
-def log_evaluation(run: Run, split: CocoSplit, detector: Detector, step: int) -> None:
-    """Measure a detector on the way, and log the numbers; rank 0 does, the others wait."""
+def log_evaluation(run: Run, split: CocoSplit, detector: Detector, step: int) -> float:
+    """Measure a detector on the way, and log the numbers; return the AP of its boxes.
+
+    Rank 0 does, and the others wait.
+    """
     device = next(detector.parameters()).device
-
-    def measured() -> dict[str, float]:
-        return numbers_of(measure(detector, split, device), run.path)
-
-    run.log("eval", step, by_first(measured))
+    found = by_first(lambda: numbers_of(measure(detector, split, device), run.path))
+    run.log("eval", step, found)
+    return found["detect/box/AP"]
 
 
 def numbers_of(found: Iterable[Found], pictures: Path) -> dict[str, float]:

@@ -19,6 +19,7 @@ import zoo
 from zoo.commands.elastic_images import nested, sizes_beside, write_about
 from zoo.data.feed import ImageFeed
 from zoo.data.loader import eval_batches
+from zoo.data.mixture import plan_of
 from zoo.data.plan import Plan
 from zoo.data.sources import Source, Subset, spread
 from zoo.eval.extract import extract_share
@@ -46,6 +47,7 @@ from zoo.train.distill.calibrate import (
 )
 from zoo.train.distill.config import Distill
 from zoo.train.distill.fold import folded
+from zoo.train.distill.placement import gathered, sharded
 from zoo.train.distill.setup import (
     Setup,
     check_same_images,
@@ -129,8 +131,12 @@ def distill(config: Distill, *, resume: bool = False) -> Run:
 def carry_out(phase: Callable[[Work], None], work: Work) -> None:
     """Carry out a phase, on the ranks that it is for."""
     if phase is export:
-        by_first(partial(phase, work))
-    elif phase is fill_cache:
+        with gathered(work.setup.teachers):
+            by_first(partial(phase, work))
+    elif phase is compare:
+        with gathered(work.setup.teachers):
+            phase(work)
+    elif phase is fill_cache and not sharded(work.setup.config):
         with first_goes_first():
             phase(work)
     else:
@@ -184,7 +190,7 @@ def train_arm(work: Work, run: Run, config: Distill, title: str) -> Forms:
     student = new_student(setup, normalizers)
     if config.optim.lora:
         add_adapters(student, config.optim.lora, config.optim.lora_layers)
-    plan = Plan(len(setup.train), config.batch, config.seed, config.view_epochs, config.batches)
+    plan = plan_of(setup.train, config.batch, config.seed, config.view_epochs, config.batches)
     feed = ImageFeed(
         setup.train,
         setup.view,
@@ -212,7 +218,8 @@ def train_arm(work: Work, run: Run, config: Distill, title: str) -> Forms:
         run,
         evaluate=lambda _, step: evaluate_forms(
             run, setup, state.forms, normalizers, "student", step
-        ),
+        )[1],
+        gathered=partial(gathered, setup.teachers),
         title=title,
         ahead=config.overlap,
     )
@@ -224,7 +231,7 @@ def compare(work: Work) -> None:
     run, setup, steps = work.run, work.setup, work.setup.config.steps
     run.keep(lambda row: row.get("kind") == "train" or row["step"] < steps)
     for name, forms in work.arms.items():
-        work.best[name] = evaluate_forms(run, setup, forms, work.of(name), name, steps)
+        work.best[name], _ = evaluate_forms(run, setup, forms, work.of(name), name, steps)
     for label, teacher in setup.teachers.items():
         if values := dict(probe(teacher, setup)):
             run.log("eval", steps, dict(arm=f"teacher:{label}", **values))
@@ -232,7 +239,7 @@ def compare(work: Work) -> None:
 
 def evaluate_forms(
     run: Run, setup: Setup, forms: Forms, normalizers: Normalizers, arm: str, step: int
-) -> str:
+) -> tuple[str, float]:
     """Measure a student (`log_evaluation`), on every rank; rank 0 alone where weights are cut."""
     call = partial(log_evaluation, run, setup, forms, normalizers, arm, step)
     return together(call, here=None not in forms.values())
@@ -240,14 +247,14 @@ def evaluate_forms(
 
 def log_evaluation(
     run: Run, setup: Setup, forms: Forms, normalizers: Normalizers, arm: str, step: int
-) -> str:
+) -> tuple[str, float]:
     """Compare a student with its teachers on held-out images, probe it, and log the numbers.
 
     Each form is compared, and the better one probed; the numbers of the other are those of the arm
     `ARM:other`. Every rank looks at its share of the images; rank 0 probes, and logs.
 
     Returns:
-        The better form.
+        The better form, and how close it is to the teachers.
     """
     found = {}
     for form, student in forms.items():
@@ -264,7 +271,7 @@ def log_evaluation(
         told = dict(weights=form) if len(forms) > 1 else {}
         name = arm if form == best else f"{arm}:other"
         run.log("eval", step, dict(arm=name, **told, **found[form]))
-    return best
+    return best, closeness(found[best])
 
 
 @contextmanager
@@ -276,18 +283,15 @@ def evaluated(student: Student) -> Iterator[Student]:
 
 
 def better_form(found: Mapping[str, Mapping[str, float]]) -> str:
-    """Return the form of the higher geometric-mean fidelity; the first in a tie.
+    """Return the form that is closer to the teachers; the first in a tie."""
+    return max(found, key=lambda form: closeness(found[form]))
 
-    Where no teacher has a map, the mean cosine of the summaries decides.
-    """
 
-    def closeness(form: str) -> float:
-        values = found[form]
-        cosines = [value for key, value in values.items() if key.endswith("/summary")]
-        close = values.get("fidelity/geomean", sum(cosines) / max(1, len(cosines)))
-        return -math.inf if math.isnan(close) else close
-
-    return max(found, key=closeness)
+def closeness(found: Mapping[str, float]) -> float:
+    """Return the geometric-mean fidelity, or the mean cosine of summaries if there are no maps."""
+    cosines = [value for key, value in found.items() if key.endswith("/summary")]
+    close = found.get("fidelity/geomean", sum(cosines) / max(1, len(cosines)))
+    return -math.inf if math.isnan(close) else close
 
 
 def held_out(setup: Setup) -> Iterator[Batch]:

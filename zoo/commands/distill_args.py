@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 import tyro
 
 from zoo.commands import distill_text_args
+from zoo.commands.again import started_again
 from zoo.commands.distill_text_args import is_text
 from zoo.commands.on_gpus import stages_on_gpus
 from zoo.commands.parse import parse, refuse_other_folder, value_of, without
@@ -68,7 +69,8 @@ def main(argv: list[str]) -> None:
     A teacher is kind:name[/weights][@resolution]. Options follow after commas: summary=W and
     spatial=W weigh its losses, rate=R samples it in that share of the steps, follow=1 shows it
     images at the student's size, mosaic=K packs K x K images into one of its own, at=S samples it
-    where the student's images have S pixels alone. Kinds are timm, open_clip, hf, zoo, torch
+    where the student's images have S pixels alone, place=shard cuts its weights over the processes
+    of a node. Kinds are timm, open_clip, hf, zoo, torch
     (package.function), rule and pretext (classifier, autoencoder, gradients: trained on your data).
 
     Some recipes have stages, of which each is a run in a folder of its own, OUT/1-NAME, OUT/2-NAME.
@@ -84,8 +86,7 @@ def main(argv: list[str]) -> None:
         from zoo.commands.processes import start
 
         start(["distill", *without(argv, "--processes")], asked.args.processes)
-    if asked.args.resume is None and begun_before(folder := folder_of(asked.stages)):
-        print(f"zoo: started again, so the run in {folder} goes on.", file=sys.stderr)
+    if started_again(asked.args.resume, folder := folder_of(asked.stages)):
         asked = read_args(["--resume", str(folder)])
     if (processes := int(os.environ.get("WORLD_SIZE", 1))) > 1 and asked.args.resume is None:
         asked = on_processes(asked, argv, processes)
@@ -113,17 +114,6 @@ def on_processes(asked: "Asked", argv: list[str], processes: int) -> "Asked":
     return asked._replace(stages=stages)
 
 
-def begun_before(folder: Path) -> bool:
-    """Tell whether torchrun or SLURM starts this command again, and where it had got is there."""
-    counts = (os.environ.get(f"{who}_RESTART_COUNT", "0") for who in ("TORCHELASTIC", "SLURM"))
-    if all(count == "0" for count in counts):
-        return False
-    from zoo.commands.stages import has_begun
-    from zoo.train.mesh import by_first
-
-    return by_first(lambda: has_begun(folder))
-
-
 def print_run(run: "Run") -> None:
     """Print the tables of a finished run, and where its student is."""
     from zoo.eval.report.run_folder import read_run
@@ -132,7 +122,8 @@ def print_run(run: "Run") -> None:
 
     report, export = run.path / "report.html", run.path / "export"
     print_tables(run.path)
-    print(f"student  {export}  (timm.create_model('local-dir:{export}', pretrained=True))")
+    by = "timm" if (export / "config.json").is_file() else "zoo"  # the form that --form zoo cuts to
+    print(f"student  {export}  ({by}.create_model('local-dir:{export}', pretrained=True))")
     if verdict := on_weights(read_run(run.path)):
         print(f"weights  {verdict.text}")
     print(f"metrics  {run.path / 'metrics.jsonl'}\nreport   {report.resolve()}")

@@ -5,7 +5,6 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,8 +12,14 @@ import torch
 from zoo.data.plan import Plan
 from zoo.data.text import TextFeed, TextSource, open_text
 from zoo.language.gguf import find_gguf
-from zoo.language.open import open_language_model
-from zoo.language.tokenizers import Tokenizer, has_tokenizer, open_tokenizer
+from zoo.language.moe import moe_layers
+from zoo.language.open import (
+    check_length,
+    check_tokenizer,
+    open_language_model,
+    own_tokenizer,
+)
+from zoo.language.tokenizers import BYTES, Tokenizer, open_tokenizer
 from zoo.language.tokens import separates_documents
 from zoo.teachers.from_language import LanguageTeacher, open_language
 from zoo.train.config import to_json
@@ -54,24 +59,25 @@ def prepare(config: DistillText, *, meta: bool = False) -> TextSetup:
     """
     check_complete(config)
     device = torch.device("meta") if meta else device_of(config.device)
-    place = Path(config.student.removeprefix("lm:").removesuffix("/random"))
-    own = str(place) if has_tokenizer(place) else "bytes"
-    tokenizer = open_tokenizer(config.tokenizer or own)
+    tokenizer = open_tokenizer(config.tokenizer or own_tokenizer(config.student))
     text = open_text(config.data, tokenizer, config.length)
     val = open_text(config.val, tokenizer, config.length) if config.val else None
     torch.manual_seed(config.seed)
     student = open_language_model(config.student, device=device)
     student = in_precision(student, config.precision)
-    rows = student.get_output_embeddings().weight.shape[0]
-    if rows < tokenizer.size:
+    check_tokenizer(student, tokenizer, config.student)
+    check_length(student, config.length, config.student)
+    if config.losses.routers and not moe_layers(student):
         raise ValueError(
-            f"The student has {rows} tokens and the tokenizer {tokenizer.size}; give --tokenizer "
-            "with the folder of its own."
+            f"{config.student} is no mixture of experts, which --losses.balance and "
+            "--losses.router-z are for; leave them out."
         )
+    rows = student.get_output_embeddings().weight.shape[0]
     teachers = {}
     for label, name in zip(config.labels, config.teachers, strict=True):
         teacher = open_language(name, device=device)
         check_vocabulary(teacher, tokenizer, rows)
+        check_length(teacher.model, config.length, name)
         teachers[label] = in_precision(teacher, config.precision)
     models = (student, *(teacher.model for teacher in teachers.values()))
     text = with_documents(text, mixed=meta or all(separates_documents(m) for m in models))
@@ -116,10 +122,10 @@ def check_vocabulary(teacher: LanguageTeacher, tokenizer: Tokenizer, rows: int) 
             f"{teacher.name} has {theirs} tokens and the student {rows}; only models of one "
             "vocabulary can be compared token by token."
         )
-    folder = Path(teacher.name.removeprefix("lm:").removesuffix("/random"))
-    if has_tokenizer(folder) and open_tokenizer(str(folder)).digest != tokenizer.digest:
+    own = own_tokenizer(teacher.name)
+    if own != BYTES and open_tokenizer(own).digest != tokenizer.digest:
         raise ValueError(
-            f"{teacher.name} has another tokenizer than the run; give --tokenizer {folder} if the "
+            f"{teacher.name} has another tokenizer than the run; give --tokenizer {own} if the "
             "student learns from that one, or another teacher."
         )
 
@@ -161,8 +167,10 @@ def distill_text(config: DistillText, *, resume: bool = False) -> Run:
     slices = slices_of_rank(config.num_slices)
     feed = TextFeed(setup.train, plan, setup.device, config.num_slices, slices)
 
-    def evaluate(model: Any, step: int) -> None:
-        run.log("eval", step, evaluated(setup, model))
+    def evaluate(model: Any, step: int) -> float:
+        found = evaluated(setup, model)
+        run.log("eval", step, found)
+        return -found["bpb"]
 
     task = TokenTask(config.losses, setup.teachers, hidden)
     train(task, state, feed, config, run, evaluate=evaluate, title="distil text")

@@ -2,12 +2,13 @@
 
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import tyro
 
 from zoo.commands.model_table import ModelFacts, read_table
 from zoo.commands.parse import parse
+from zoo.language.towers import facts_of, list_language_models
 
 if TYPE_CHECKING:
     from zoo.train.distill.config import Distill
@@ -17,16 +18,22 @@ if TYPE_CHECKING:
 class ListArgs:
     pattern: tyro.conf.Positional[str] = ""
     """A shell pattern, e.g. "eradio*"; or `recipes`, for what `zoo distill` can run."""
+    kind: Literal["vision", "language"] = "vision"
+    """vision: backbones for timm; language: names of transformers' causal language models."""
 
 
 def main(argv: list[str]) -> None:
     """Show the models of zoo's own families: parameters, image size, weights and licence.
 
-    Examples: zoo list "eradio*"      zoo list recipes
+    Of language models: parameters, layers, context (positions) and licence.
+
+    Examples: zoo list "eradio*"      zoo list recipes      zoo list --kind language "nemotron*"
     """
     args = parse(ListArgs, argv, "list", main.__doc__ or "")
     if args.pattern == "recipes":
         list_recipes()
+    elif args.kind == "language":
+        print_language_models(args.pattern)
     else:
         print_models(args.pattern)
 
@@ -42,7 +49,9 @@ def print_models(pattern: str) -> None:
 
     models = {n: facts for n, facts in read_table().items() if _fits(n, facts, pattern)}
     if not models:
-        raise ValueError(f"No model matches {pattern!r}; `zoo list` shows all.")
+        others = len(list_language_models(pattern))
+        hint = f" Of language models {others} do: --kind language." if others else ""
+        raise ValueError(f"No model matches {pattern!r}; `zoo list` shows all.{hint}")
     table = Table()
     for column in ("model", "parameters", "size", "weights", "licence"):
         table.add_column(column, justify="right" if column == "parameters" else "left")
@@ -56,6 +65,39 @@ def print_models(pattern: str) -> None:
             "\n".join(facts.weights.values()) or "-",
         )
     Console().print(table)
+
+
+def print_language_models(pattern: str) -> None:
+    """Print the names of language models that fit a shell pattern.
+
+    Raises:
+        ValueError: there is none.
+    """
+    from rich.console import Console
+    from rich.table import Table
+
+    names = list_language_models(pattern)
+    if not names:
+        raise ValueError(
+            f"No language model matches {pattern!r}; `zoo list --kind language` shows all."
+        )
+    table = Table("model", "parameters", "layers", "context", "licence", "weights")
+    for name in names:
+        facts = facts_of(name)
+        table.add_row(
+            name,
+            f"{facts.parameters / 1e6:,.2f} M",
+            str(facts.layers),
+            f"{facts.context:,}" if facts.context else "no limit",
+            facts.licence,
+            facts.weights or "-",
+        )
+    for column in table.columns[1:4]:
+        column.justify = "right"
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=160)  # a file has no width that names should be cut to
+    console.print(table)
 
 
 def _fits(name: str, facts: ModelFacts, pattern: str) -> bool:

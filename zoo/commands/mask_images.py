@@ -12,7 +12,7 @@ from timm.data import resolve_model_data_config
 from zoo.commands.distill import evaluated, held_out, probe
 from zoo.data.feed import ImageFeed
 from zoo.data.loader import eval_batches
-from zoo.data.plan import Plan
+from zoo.data.mixture import plan_of
 from zoo.data.sources import spread
 from zoo.eval.fidelity import fidelity
 from zoo.students.build import assign_tokens, build_heads
@@ -132,7 +132,7 @@ class ImageModel:
         if self.parent.folder and (self.parent.folder / HEADS).is_file():
             earlier = load_export(self.parent.folder, device=setup.device)
             adopt_heads(student, in_precision(earlier, config.precision), self.normalizers)
-        plan, slices = Plan(len(setup.train), config.batch, config.seed), config.num_slices
+        plan, slices = plan_of(setup.train, config.batch, config.seed), config.num_slices
         feed = ImageFeed(
             setup.train, setup.view, plan, setup.device, slices, slices_of_rank(slices),
             config.workers,

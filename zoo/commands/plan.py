@@ -9,6 +9,7 @@ from zoo.teachers.cache import CacheManifest
 from zoo.train.device import device_of
 from zoo.train.distill.caching import break_even
 from zoo.train.distill.config import Distill
+from zoo.train.distill.placement import away
 from zoo.train.distill.plan_cost import (
     EFFICIENCY,
     Cost,
@@ -19,6 +20,9 @@ from zoo.train.distill.plan_cost import (
 )
 from zoo.train.distill.setup import open_data
 from zoo.train.run import Run
+
+NODE = 8
+"""Processes of a node for which is said what place=shard would leave on each."""
 
 
 def print_plan(config: Distill) -> None:
@@ -32,7 +36,8 @@ def print_plan(config: Distill) -> None:
     table = Table(title="Models")
     for column in ("model", "parameters", "image", "grid", "summary", "spatial", "GFLOP/image"):
         table.add_column(column, justify="left" if column == "model" else "right")
-    for cost, role in [*((t, "teacher") for t in teachers), (student, "student")]:
+    parts = [(t, "teacher, cut" if t.blocks else "teacher") for t in teachers]
+    for cost, role in [*parts, (student, "student")]:
         table.add_row(
             f"{role} {cost.label}",
             f"{cost.params / 1e6:,.2f} M",
@@ -61,6 +66,9 @@ def _estimates(
     arms = 1 + len(config.compare)
     cached = _cache_estimate(config, teachers, matmul_rate(device)) if config.cache_folder else []
     hours = arms * config.steps / speed / 3600
+    cut = sum(away(t.blocks, NODE) for t in teachers)
+    shard = [f"place=shard: on {NODE} processes of a node each holds {size_text(weights - cut)} of "
+             "the teachers"] if cut else []  # fmt: skip
     backbone = count_parameters(model.backbone)
     return [
         f"student: backbone {backbone / 1e6:,.2f} M, heads "
@@ -68,6 +76,7 @@ def _estimates(
         f"memory: teachers {size_text(weights)}, student with optimizer {size_text(trained)}, "
         f"targets of a slice {size_text(4 * images * tokens)}; "
         f"a checkpoint {size_text(checkpoint)}",
+        *shard,
         f"work: {work / 1e12:,.2f} TFLOP a step of {batch:g} images; about {speed:.2g} "
         f"steps/s = {speed * batch:.2g} img/s on this {device.type} (estimated at "
         f"{EFFICIENCY:.0%} of its matrix product)",

@@ -31,8 +31,6 @@ def main(argv: list[str]) -> None:
         return
     if args.distill < 0:
         raise ValueError(f"--distill is {args.distill}; give the number of steps.")
-    if args.distill and args.form == "zoo":
-        raise ValueError("What is cut with --form zoo cannot be trained by --distill yet.")
     if min(args.search.candidates, args.search.tokens, args.search.batch) < 1:
         raise ValueError("--search.candidates, --search.tokens and --search.batch are at least 1.")
     if args.search.steps < 0 or (args.search.steps and not args.distill):

@@ -13,6 +13,7 @@ from zoo.data.embedded import EMBEDDED
 from zoo.data.sources import open_source
 from zoo.data.text import open_text
 from zoo.data.views import View
+from zoo.language.open import check_length
 from zoo.language.tokenizers import has_tokenizer, open_tokenizer
 from zoo.students.prune.library import Parent
 
@@ -64,6 +65,7 @@ def _rows(parent: Parent, path: Path, number: int, length: int, seed: int) -> Te
         raise ValueError(
             f"There is no tokenizer in {parent.folder}, and its vocabulary is not that of bytes."
         )
+    check_length(model, length, str(parent.folder or type(model).__name__))
     source = open_text(path, tokenizer, length)
     chosen = _choose(len(source), number, f"rows of {length} tokens", path, seed)
     return source.rows(chosen).ids

@@ -23,7 +23,8 @@ from zoo.commands.prune_write import ABOUT, write_about
 from zoo.commands.stages import distill_stages
 from zoo.eval.report.pruned import build_pruned
 from zoo.files import read_json
-from zoo.students.prune.library import Parent
+from zoo.students.export import load_export
+from zoo.students.prune.library import Parent, Reshaped
 from zoo.students.prune.parent import open_parent
 from zoo.students.prune.prune import Child
 from zoo.students.start import undecided
@@ -49,6 +50,10 @@ def plan_distillation(args: Prune, parent: Parent, words: list[str]) -> Distilla
         "--device": args.device, "--seed": args.seed,
     }  # fmt: skip
     teacher, is_text = _teacher(args.model, parent)
+    if is_text and args.form == "zoo":
+        raise ValueError(
+            "A language model that is cut with --form zoo cannot be trained by --distill yet."
+        )
     if is_text:
         options |= {"--student": f"lm:{out / CUT}", "--length": args.length}
     else:
@@ -66,6 +71,9 @@ def print_training(config: Distillation, child: Child) -> None:
     """Print what the training of a child would be that is written nowhere."""
     if isinstance(config, DistillText):
         print_text_plan(replace(config, student=config.teachers[0]), student=child.built.model)
+        return
+    if isinstance(child.built, Reshaped):
+        print("No plan of the training: it reads a child in zoo's form, which is not written here.")
         return
     options = undecided(child.built.arguments).items()
     words = tuple(f"{key}={value!r}" for key, value in options)
@@ -89,12 +97,12 @@ def _teacher(name: str, parent: Parent) -> tuple[str, bool]:
             f"{kind} is no model of timm and no causal language model, which are those that "
             "--distill trains; cut it without."
         )
+    if name.endswith("/random"):
+        raise ValueError("A parent with random weights has nothing to teach; leave out --distill.")
     if not parent.name:
         return f"lm:{parent.folder}", True
     if parent.folder:
         return f"timm:local-dir:{parent.folder}", False
-    if name.endswith("/random"):
-        raise ValueError("A parent with random weights has nothing to teach; leave out --distill.")
     base = name.removesuffix(f".{TAG}")
     return f"timm:{name}" if base == name else f"timm:{base}/{TAG}", False
 
@@ -143,7 +151,9 @@ def train_briefly(config: Distillation, cut: Path, out: Path, steps: int) -> nn.
     prefix = config.student.partition(":")[0]
     config = replace(config, student=f"{prefix}:{cut}", steps=steps, out=out)
     run = _distilled(config, resume=(out / "config.json").is_file())
-    return open_parent(str(run.path)).model
+    if isinstance(config, DistillText):
+        return open_parent(str(run.path)).model
+    return load_export(run.path / "export").backbone
 
 
 def resume_child(out: Path) -> None:

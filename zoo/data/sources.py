@@ -1,8 +1,8 @@
-"""Where images come from: folders, webdataset's tar shards, `.npz` files."""
+"""Where images come from: folders, webdataset's tar shards, tables, `.npz` files."""
 
 import logging
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -11,13 +11,15 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 
 from zoo.data import remote
+from zoo.data.arrow import ArrowSource, parts_in, tables_in
 from zoo.data.images import IMAGE_SUFFIXES, printable
 from zoo.data.index import NUMBER, ShardIndex, index_of
+from zoo.data.npz import NpzSource
 from zoo.data.plan import mix
 from zoo.data.remote import is_remote
 from zoo.data.shards import is_shard, shards_in
 from zoo.data.walk import image_files
-from zoo.files import read_arrays, read_json
+from zoo.files import read_json
 
 SPLITS = {"train": ("train", "training"), "val": ("val", "valid", "validation", "test")}
 CLASSES = "classes.json"
@@ -229,66 +231,6 @@ def class_names(numbers: np.ndarray, folder: Path) -> tuple[str, ...]:
     return tuple(names[number] for number in numbers.tolist())
 
 
-def _numbered(numbers: Sequence[int]) -> tuple[tuple[int, ...], tuple[str, ...]]:
-    """Return labels, and the names of the classes that they count: the numbers that occur."""
-    known = sorted(set(numbers))
-    index = {number: label for label, number in enumerate(known)}
-    return tuple(index[number] for number in numbers), tuple(map(str, known))
-
-
-@dataclass(frozen=True, eq=False)
-class NpzSource:
-    """Many small encoded images in one file: the bytes of all, their offsets and their labels."""
-
-    file: Path
-    data: np.ndarray
-    """All encoded images, one after the other, as bytes."""
-    offsets: np.ndarray
-    """Where each image begins in `data`, and where the last ends: one more than the images."""
-    labels: tuple[int, ...]
-    classes: tuple[str, ...]
-
-    @classmethod
-    def scan(cls, file: Path) -> "NpzSource":
-        """Read `data` (bytes), `offsets` and `labels` from a file that `numpy.savez` wrote.
-
-        Raises:
-            ValueError: they are not in the file, or do not fit together.
-        """
-        arrays = read_arrays(file)
-        try:
-            data, offsets, labels = (arrays[name] for name in ("data", "offsets", "labels"))
-        except KeyError as error:
-            raise ValueError(
-                f"{file} has no data, offsets and labels: {error} is not there."
-            ) from error
-        whole = all(a.ndim == 1 and a.dtype.kind in "iu" for a in (offsets, labels))
-        if not whole or data.ndim != 1 or data.dtype != np.uint8:
-            raise ValueError(
-                f"{file}: data must be [bytes] uint8, offsets [n + 1] and labels [n] integers."
-            )
-        if len(offsets) != len(labels) + 1:
-            raise ValueError(f"{file} has {len(labels)} labels and {len(offsets)} offsets.")
-        ends = offsets.astype(np.int64)
-        if ends[0] < 0 or ends[-1] > len(data) or (np.diff(ends) < 0).any():
-            raise ValueError(f"{file}: its offsets do not grow from 0 to the {len(data)} bytes.")
-        if len(labels) and labels.min() < 0:
-            raise ValueError(f"{file} has the label {labels.min()}; labels count from 0.")
-        return cls(file, data, ends, *_numbered(labels.tolist()))
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def key(self, index: int) -> str:
-        return f"{printable(self.file.name)}/{index}"
-
-    def label(self, index: int) -> int | None:
-        return self.labels[index]
-
-    def read(self, index: int) -> bytes:
-        return self.data[self.offsets[index] : self.offsets[index + 1]].tobytes()
-
-
 @dataclass(frozen=True, eq=False)
 class Subset:
     """Some samples of a source, with its classes or in another list of classes."""
@@ -330,7 +272,7 @@ def spread(source: Source, limit: int) -> Source:
 
 
 def open_source(path: Path | str, lost: dict[str, str] | None = None) -> Source:
-    """Open a folder of images, a `.tar` shard, a folder of shards, or a `.npz` of images.
+    """Open a folder of images, of shards or of tables, a `.tar` shard, or a table or `.npz`.
 
     A URL (text with ://) is a folder of shards with their index, which fsspec reads.
 
@@ -346,20 +288,46 @@ def open_source(path: Path | str, lost: dict[str, str] | None = None) -> Source:
     path = Path(path)
     if not path.exists():
         raise ValueError(f"There is no data at {path}; give an image folder or tar shards.")
-    if path.is_file() and path.suffix in (".tar", ".npz"):
-        source: Source = NpzSource.scan(path) if path.suffix == ".npz" else TarSource.scan([path])
+    if path.is_file() and path.suffix in FILES:
+        source = FILES[path.suffix](path)
     elif path.is_dir():
-        shards = shards_in(path)
-        source = TarSource.scan(shards, (), lost) if shards else FolderSource.scan(path)
+        source = _open_folder(path, lost)
     else:
-        raise ValueError(f"{path} is neither a folder nor a .tar shard nor a .npz file.")
+        known = ", ".join(FILES)
+        raise ValueError(f"{path} is neither a folder nor a file that ends in {known}.")
     return _not_empty(source, path)
+
+
+FILES: dict[str, Callable[[Path], Source | None]] = {
+    ".tar": lambda path: TarSource.scan([path]),
+    ".npz": NpzSource.scan,
+    ".arrow": lambda path: ArrowSource.open([path]),
+    ".parquet": lambda path: ArrowSource.open([path]),
+}
+"""What reads a file alone, by its ending."""
+
+
+def _open_folder(path: Path, lost: dict[str, str] | None) -> Source:
+    if shards := shards_in(path):
+        return TarSource.scan(shards, (), lost)
+    if parts := parts_in(path):
+        raise ValueError(
+            f"{path} has the parts {', '.join(parts)}, which are not called train and val; give "
+            f"one of them ({path / parts[0]})."
+        )
+    tables = tables_in(path)
+    # a folder of images may hold a table of something else
+    found = ArrowSource.open(tables) if tables else None
+    return found or FolderSource.scan(path)
 
 
 def _not_empty(source: Source | None, path: Path | str) -> Source:
     if not source or not len(source):
         known = " ".join(sorted(IMAGE_SUFFIXES))
-        raise ValueError(f"There is no image in {path}; images end in {known}, shards in .tar.")
+        raise ValueError(
+            f"There is no image in {path}; images end in {known}, shards in .tar, tables with a "
+            "column of images in .arrow or .parquet."
+        )
     return source
 
 
@@ -412,7 +380,7 @@ def open_parts(path: Path | str, lost: dict[str, str] | None = None) -> dict[str
     if is_remote(path):
         return parts if len(parts) == 2 else {"": open_source(path, lost)}
     path = Path(path)
-    alone = parts and not shards_in(path) and len(_folders(path)) < 2
+    alone = parts and not shards_in(path) and not tables_in(path) and len(_folders(path)) < 2
     return parts if len(parts) == 2 or alone else {"": open_source(path, lost)}
 
 
@@ -430,8 +398,10 @@ def _part(path: Path | str, names: Sequence[str], lost: dict[str, str] | None) -
             return open_source(path / name, lost)
         if (path / f"{name}.npz").is_file():
             return open_source(path / f"{name}.npz")
-    shards = shards_in(path, names)
-    return TarSource.scan(shards, names, lost) if shards else None
+    if shards := shards_in(path, names):
+        return TarSource.scan(shards, names, lost)
+    tables = () if shards_in(path) else tables_in(path, names)
+    return ArrowSource.open(tables) if tables else None
 
 
 def _folders(path: Path) -> list[Path]:

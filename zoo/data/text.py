@@ -11,13 +11,17 @@ from typing import Any
 import numpy as np
 import torch
 
+from zoo.data.arrow import STATE, parts_in, tables_in, texts
+from zoo.data.arrow import SUFFIXES as TABLES
 from zoo.data.feed import PlanFeed
 from zoo.data.plan import Plan
 from zoo.files import cache_dir, parse_json, save_whole
 from zoo.language.tokenizers import Tokenizer
 from zoo.language.tokens import Tokens
 
-SUFFIXES = (".txt", ".jsonl")
+SUFFIXES = (".txt", ".jsonl", *TABLES)
+HASHED = 2**24
+"""Bytes of a text in memory at a time while it is hashed."""
 VERSION = 2
 """Part of the cache's key: raise it when what is tokenised changes."""
 
@@ -139,8 +143,8 @@ def open_text(path: str | Path, tokenizer: Tokenizer, length: int) -> TextSource
     """Tokenise a text, or read what an earlier call has kept in the cache.
 
     Args:
-        path: A .txt file (one document), a .jsonl file (one a line, in its field `text`), or a
-            folder of them.
+        path: A .txt file (one document), a .jsonl file (one a line, in its field `text`), an
+            .arrow or .parquet table (one a row, in its column `text`), or a folder of them.
         length: Tokens in a row.
 
     Raises:
@@ -149,7 +153,9 @@ def open_text(path: str | Path, tokenizer: Tokenizer, length: int) -> TextSource
     files = _files(Path(path))
     digest = hashlib.sha256(f"{VERSION} {tokenizer.digest} {tokenizer.begin}".encode())
     for file in files:
-        digest.update(file.read_bytes())
+        with file.open("rb") as content:
+            while block := content.read(HASHED):
+                digest.update(block)
     place = cache_dir() / "text" / digest.hexdigest()[:24]
     if not (place / "starts.npy").is_file():
         place.mkdir(parents=True, exist_ok=True)
@@ -169,17 +175,26 @@ def open_text(path: str | Path, tokenizer: Tokenizer, length: int) -> TextSource
 
 
 def _files(path: Path) -> list[Path]:
+    if path.is_dir() and (parts := parts_in(path)):
+        raise ValueError(
+            f"{path} has the parts {', '.join(parts)}; give one of them ({path / parts[0]})."
+        )
+    if (path / STATE).is_file():
+        return tables_in(path)
     found = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
     found = [file for file in found if file.suffix in SUFFIXES]
     if not found:
         raise ValueError(
-            f"There is no text in {path}: give a {' or '.join(SUFFIXES)} file, or a folder of them."
+            f"There is no text in {path}: give a {', '.join(SUFFIXES)} file, or a folder of them."
         )
     return found
 
 
 def _documents(file: Path) -> Iterator[str]:
     try:
+        if file.suffix in TABLES:
+            yield from texts(file)
+            return
         if file.suffix == ".txt":
             yield file.read_text(encoding="utf-8")
             return

@@ -4,8 +4,13 @@ import hashlib
 from pathlib import Path
 from typing import Any, Protocol
 
+from zoo.language.towers import fetch, is_language_model, is_repository, released_weights
+
 FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 """One of them tells that a folder has a tokenizer."""
+FETCHED = ("config.json", "tokenizer*", "vocab*", "merges*", "special_tokens*", "*.jinja")
+"""Files of a repository that a tokenizer is made of."""
+BYTES = "bytes"
 
 
 class Tokenizer(Protocol):
@@ -32,7 +37,7 @@ class Tokenizer(Protocol):
 class ByteTokenizer:
     """The 256 bytes of UTF-8, and one id that ends a document."""
 
-    size, end, digest = 257, 256, "bytes"
+    size, end, digest = 257, 256, BYTES
     begin: int | None = None
 
     def encode(self, text: str) -> list[int]:
@@ -71,19 +76,25 @@ class FolderTokenizer:
 
 
 def open_tokenizer(name: str) -> Tokenizer:
-    """Open `bytes`, or the tokenizer in a folder.
+    """Open `bytes`, the tokenizer in a folder, or that of a repository on the Hub (`owner/name`) or
+    of a released model of zoo's table (`qwen3_8b`).
 
     Raises:
-        ValueError: there is none.
+        ValueError: there is none, or it cannot be fetched.
     """
-    if name == "bytes":
+    if name == BYTES:
         return ByteTokenizer()
-    if not has_tokenizer(Path(name)):
+    folder = Path(name)
+    if is_language_model(name) and not folder.exists():
+        folder = fetch(released_weights(name), FETCHED)
+    elif is_repository(name) and "/" in name:
+        folder = fetch(name, FETCHED)
+    if not has_tokenizer(folder):
         raise ValueError(
             f"There is no tokenizer in {name} (none of {', '.join(FILES)}); give the folder of "
-            "one, or bytes."
+            "one, a repository on the Hub (owner/name), or bytes."
         )
-    return FolderTokenizer(Path(name))
+    return FolderTokenizer(folder)
 
 
 def has_tokenizer(folder: Path) -> bool:

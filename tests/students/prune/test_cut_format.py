@@ -1,5 +1,7 @@
 """The zoo form: widths that no class can be built with, other ones in each layer."""
 
+import copy
+
 import pytest
 import torch
 
@@ -25,6 +27,7 @@ PLANS = [
     ("llama", "model.layers.0.mlp.f=10,model.layers.1.self_attn.q=1"),
     ("gemma3", "model.layers.0.mlp.f=10,model.layers.1.self_attn.k=1"),
     ("mixtral", "model.layers.0.mlp.e=3,stream=0.5"),
+    ("hyena", "*0.operator.p=3,*1.operator.g=1,*2.operator.p=9,*3.operator.h=3,*0.mlp.f=10"),
     ("mamba2", "*0.mixer.r=3,*1.mixer.p=3,*0.mixer.s=2,stream=0.75"),
     ("nemotron_h", "*.s=3,*.e=3"),
     ("siglip_vision", "encoder.layers.0.self_attn.h=0.5,encoder.layers.1.mlp.f=9"),
@@ -96,3 +99,21 @@ def test_a_mixer_block_may_go_whatever_kind_its_place_had(build, timm_names):
         child.built.model(**vision.inputs)
     with pytest.raises(NotExpressible, match="MambaVision"):
         prune(parent, Plan({}, 0.5), None, rank_layers=first_goes)
+
+
+def test_blocks_of_an_efficientnet_that_add_nothing_may_go(build, timm_names, tmp_path):
+    tiny = build("efficientnet_lite")
+    model = copy.deepcopy(tiny.model)
+    parent = Parent(model, *timm_names["efficientnet_lite"])
+    for stage in (3, 5):  # behind the first block of each, which changes the width
+        for block in model.blocks[stage][1:]:
+            torch.nn.init.zeros_(block.bn3.weight)
+            torch.nn.init.zeros_(block.bn3.bias)
+    child = prune(parent, Plan.parse("layers@3=1,layers@5=1"), None, form="zoo").built
+    theirs, ours = (list(network.blocks) for network in (model, child.model))
+    assert [len(a) - len(b) for a, b in zip(theirs, ours, strict=True)] == [0, 0, 0, 2, 0, 3, 0]
+    save(child, tmp_path)
+    again = zoo.create_model(f"local-dir:{tmp_path}")
+    torch.testing.assert_close(again(**tiny.inputs), model(**tiny.inputs))
+    with pytest.raises(NotExpressible, match="--form zoo has any"):
+        prune(parent, Plan.parse("layers@3=1"), None)

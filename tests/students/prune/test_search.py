@@ -134,9 +134,10 @@ def test_a_budget_that_cannot_be_met_says_what_can(to, message):
 
 def test_a_library_that_builds_nothing_smaller_has_the_zoo_form(build, timm_names):
     parent = Parent(build("efficientnet_lite").model, *timm_names["efficientnet_lite"])
-    plan = Plan.parse("ffn@3=0.5,stream@2=0.5")
-    assert not search_of(parent, "flops=0.5").fits(plan)
-    assert search_of(parent, "flops=0.5", form="zoo").fits(plan)
+    for words in ("ffn@3=0.5,stream@2=0.5", "layers@5=0.25"):
+        plan = Plan.parse(words)
+        assert not search_of(parent, "flops=0.5").fits(plan)
+        assert search_of(parent, "flops=0.5", form="zoo").fits(plan)
 
 
 def test_candidates_differ_and_near_equal_ones_are_left_out():
