@@ -229,7 +229,7 @@ def train_arm(work: Work, run: Run, config: Distill, title: str) -> Forms:
 def compare(work: Work) -> None:
     """Measure every student at the end, and the teachers beside them."""
     run, setup, steps = work.run, work.setup, work.setup.config.steps
-    run.keep(lambda row: row.get("kind") == "train" or row["step"] < steps)
+    run.keep(lambda row: row.get("kind", "train") == "train" or row["step"] < steps)
     for name, forms in work.arms.items():
         work.best[name], _ = evaluate_forms(run, setup, forms, work.of(name), name, steps)
     for label, teacher in setup.teachers.items():

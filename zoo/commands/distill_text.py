@@ -175,7 +175,7 @@ def distill_text(config: DistillText, *, resume: bool = False) -> Run:
     task = TokenTask(config.losses, setup.teachers, hidden)
     train(task, state, feed, config, run, evaluate=evaluate, title="distil text")
     model = state.averaged
-    run.keep(lambda row: row.get("kind") == "train" or row["step"] < config.steps)
+    run.keep(lambda row: row.get("kind", "train") == "train" or row["step"] < config.steps)
     measured = dict(before=before, after=evaluated(setup, model), teachers=of_teachers(setup))
     by_first(partial(finish, run, setup, model, measured, began))
     return run

@@ -267,7 +267,7 @@ def finish(
 ) -> None:
     """Measure every size, write the whole model, and beside it what its sizes are."""
     config: Any = setup.config
-    run.keep(lambda row: row.get("kind") == "train" or row["step"] < config.steps)
+    run.keep(lambda row: row.get("kind", "train") == "train" or row["step"] < config.steps)
     after = sizes.measured(setup, model)
     log(run, config.steps, after)
     export(run, setup, model)
