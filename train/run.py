@@ -50,6 +50,7 @@ class Run:
         self.path = path
         self._board: Any = None  # False where there is no TensorBoard
         self._saver = Saver(path / "checkpoints")
+        self._damaged: list[Path] = []
 
     @staticmethod
     def refuse_existing(path: Path) -> None:
@@ -280,7 +281,9 @@ class Run:
             found = [path for path in found if path.name == name_of(step)]
         for path in reversed(found):
             wrong = damage(path) if path.suffix != ".pt" else ""
-            if not wrong:
+            if wrong:
+                self._damaged.append(path)
+            else:
                 try:
                     return of_file(path) if path.suffix == ".pt" else read_checkpoint(path, like)
                 except Exception as error:  # what is damaged may raise anything
@@ -296,9 +299,13 @@ class Run:
 
     @by_first_alone
     def sweep(self) -> None:
-        """Remove what a save left behind that was killed; only who trains on may do that."""
-        for torn in (self.path / "checkpoints").glob(".step_*.tmp"):
+        """Remove what a killed save left behind, and what `load` found to have another checksum.
+
+        That would count as one of the newest. Only who trains on may do this.
+        """
+        for torn in (*self._damaged, *(self.path / "checkpoints").glob(".step_*.tmp")):
             remove(torn)
+        self._damaged.clear()
 
 
 def _refuse_existing(path: Path) -> None:

@@ -17,9 +17,8 @@ from torch import nn
 
 import zoo
 from zoo.commands.elastic_images import nested, sizes_beside, write_about
-from zoo.data.feed import ImageFeed
+from zoo.data.feed import ImageFeed, plan_of
 from zoo.data.loader import eval_batches
-from zoo.data.mixture import plan_of
 from zoo.data.plan import Plan
 from zoo.data.sources import Source, Subset, spread
 from zoo.eval.extract import extract_share
@@ -52,6 +51,7 @@ from zoo.train.distill.setup import (
     Setup,
     check_same_images,
     check_same_teachers,
+    count_images,
     earlier_student,
     new_student,
     prepare,
@@ -379,7 +379,7 @@ def describe(work: Work, *, seconds: float | None = None) -> None:
                 head_params=sum(p.numel() for p in student.heads.parameters()),
                 weights=work.best.get("student"),
             ),
-            images=dict(train=len(setup.train), val=len(setup.val)),
+            images=count_images(setup),
             skipped=work.run.skipped(),
         ),
     )

@@ -208,12 +208,15 @@ def _check_stages(stages: Stages, own: Mapping[str, Any], starts: bool) -> None:
 
 
 def _defaults(name: str | None, argv: list[str]) -> dict[str, Distill]:
-    """Return the stages whose fields the command line changes."""
-    if (folder := value_of(argv, "--resume")) is not None:
+    """Return the stages whose fields the command line changes: a recipe's, or a run's own."""
+    if (folder := value_of(argv, "--resume")) is not None and name is None:
         return _stored(Path(folder))
     has_own = any(word.split("=")[0] in ("--data", "--teachers") for word in argv)
     stages = _recipe(name or ("custom" if has_own else "quickstart"))
-    return _shrunk(stages) if "--tiny" in argv else stages
+    stages = _shrunk(stages) if "--tiny" in argv else stages
+    if folder is not None:  # what differs from the run there is told when it is opened
+        return {stage: replace(run, out=Path(folder)) for stage, run in stages.items()}
+    return stages
 
 
 def _stored(folder: Path) -> dict[str, Distill]:
