@@ -327,6 +327,19 @@ def test_gradients_are_those_of_checkpointed_layers():
         assert one.abs().max() > 0
 
 
+def test_training_in_half_precision_is_near_that_in_float32():
+    model, ids = tiny().float().train(), tokens(2, 70)
+    losses, grads = [], []
+    for halved in (False, True):
+        model.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16, enabled=halved):
+            losses.append(model(ids, labels=ids).loss)
+        losses[-1].backward()
+        grads.append(model.model.layers[2].operator.residues.grad.clone())
+    assert losses[1].item() == pytest.approx(losses[0].item(), rel=2e-2)
+    assert F.cosine_similarity(*(g.flatten() for g in grads), dim=0) > 0.95
+
+
 # A model of transformers
 
 
@@ -441,6 +454,11 @@ def test_wrong_numbers_are_refused_in_one_line(changes, message):
     with pytest.raises(ValueError, match=message) as caught:
         tiny(**changes)
     assert "\n" not in str(caught.value)
+
+
+def test_another_cache_is_refused():
+    with pytest.raises(ValueError, match="past_key_values is a DynamicCache"):
+        tiny()(tokens(1, 3), past_key_values=transformers.DynamicCache())
 
 
 def test_a_sequence_beyond_the_positions_is_refused():
