@@ -115,8 +115,10 @@ class Training:
     """What speed is counted in."""
     may_cut: ClassVar[bool] = False
     """Whether its weights may be cut over ranks (`--ranks fsdp`)."""
+    one_measure: ClassVar[bool] = False
+    """Whether its evaluation ends in one number, the higher the better (`keep_best`)."""
     resumable: ClassVar[frozenset[str]] = frozenset(
-        ("out", "device", "workers", "every", "compile", "ranks")
+        ("out", "device", "workers", "every", "compile", "ranks", "keep", "keep_best")
     )
     """Fields that a resumed run may change: they do not touch what is learnt."""
 
@@ -140,6 +142,10 @@ class Training:
     compile: bool = False
     workers: Annotated[int, WORKERS] = 0
     """Processes that read samples."""
+    keep: Annotated[int, COUNT] = 2
+    """The newest checkpoints that stay; with 1 a damaged one has none before it."""
+    keep_best: bool = False
+    """Keep the checkpoint of the best evaluation as well, for zoo export --best."""
     optim: Optim = field(default_factory=Optim)
     every: Every = field(default_factory=Every)
 
@@ -155,6 +161,11 @@ class Training:
             )
         if self.precision == "float64" and self.device in ("cuda", "mps"):
             raise ValueError("precision float64 is for tests on a CPU; give --device cpu with it.")
+        if self.keep_best and not self.one_measure:
+            raise ValueError(
+                "keep_best is for zoo distill and zoo detect, whose evaluation ends in one number; "
+                "leave it out."
+            )
 
     @property
     def samples(self) -> float:

@@ -151,7 +151,7 @@ def _sums(
     def listen(name: str) -> Callable[..., None]:
         def hook(layer: nn.Module, args: tuple[Tensor, ...]) -> None:
             x = args[0].flatten(0, -2)
-            # under autocast a product would be rounded to 8 bits, and x xᵀ have negative eigenvalues
+            # under autocast the product would have 8 bits, and x xᵀ negative eigenvalues
             with torch.autocast(x.device.type, enabled=False):
                 value = of(x.to(torch.promote_types(x.dtype, torch.float32)))
                 sums[name] = sums[name] + value.double() if name in sums else value.double()

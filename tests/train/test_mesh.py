@@ -60,6 +60,9 @@ with mesh.ranks(torch.device("cpu")):
     assert mesh.same_on_all([torch.ones(3)]) and not mesh.same_on_all([torch.ones(3) * r])
     with mesh.first_goes_first():
         pass
+    said = mesh.gather((mesh.says("all"), mesh.says(f"rank {r} alone")))
+    assert [alone for _, alone in said] == [True, True]
+    assert sorted(once for once, _ in said) == [False, True]
 
     def fails():
         raise OSError("disk full")

@@ -159,6 +159,7 @@ class Distill(Training):
 
     kind: ClassVar[str] = "distill"
     may_cut: ClassVar[bool] = True
+    one_measure: ClassVar[bool] = True
     resumable: ClassVar[frozenset[str]] = Training.resumable | {
         "compile_teachers",
         "overlap",
