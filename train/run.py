@@ -50,6 +50,7 @@ class Run:
         self.path = path
         self._board: Any = None  # False where there is no TensorBoard
         self._saver = Saver(path / "checkpoints")
+        self._damaged: list[Path] = []
 
     @staticmethod
     def refuse_existing(path: Path) -> None:
@@ -191,10 +192,22 @@ class Run:
                     self._board.add_scalar(f"{prefix}/{name}", value, step)
 
     @by_first_alone
-    def log_speed(self, step: int, rate: float, seconds: float, *, unit: str = "img") -> None:
-        """Append a speed to `timing.jsonl`."""
+    def log_speed(
+        self,
+        step: int,
+        rate: float,
+        seconds: float,
+        *,
+        unit: str = "img",
+        late: Mapping[str, object] | None = None,
+    ) -> None:
+        """Append a speed to `timing.jsonl`.
+
+        Args:
+            late: What is known of ranks that keep others waiting; see `zoo.train.skew`.
+        """
         values = {"step": step, f"{unit}_s": round(rate, 1), "seconds": round(seconds, 3)}
-        self._append("timing.jsonl", values)
+        self._append("timing.jsonl", values | dict(late or {}))
 
     def _append(self, name: str, values: Mapping[str, Any]) -> None:
         try:
@@ -268,7 +281,9 @@ class Run:
             found = [path for path in found if path.name == name_of(step)]
         for path in reversed(found):
             wrong = damage(path) if path.suffix != ".pt" else ""
-            if not wrong:
+            if wrong:
+                self._damaged.append(path)
+            else:
                 try:
                     return of_file(path) if path.suffix == ".pt" else read_checkpoint(path, like)
                 except Exception as error:  # what is damaged may raise anything
@@ -284,9 +299,13 @@ class Run:
 
     @by_first_alone
     def sweep(self) -> None:
-        """Remove what a save left behind that was killed; only who trains on may do that."""
-        for torn in (self.path / "checkpoints").glob(".step_*.tmp"):
+        """Remove what a killed save left behind, and what `load` found to have another checksum.
+
+        That would count as one of the newest. Only who trains on may do this.
+        """
+        for torn in (*self._damaged, *(self.path / "checkpoints").glob(".step_*.tmp")):
             remove(torn)
+        self._damaged.clear()
 
 
 def _refuse_existing(path: Path) -> None:

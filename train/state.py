@@ -143,9 +143,9 @@ class TrainState:
 
     def resume(self, run: Run) -> None:
         """Go on from the newest checkpoint of a run, if there is one; forget later log lines."""
-        run.sweep()
         if saved := run.load(self.like()):
             self.load(saved)
+        run.sweep()
         run.keep(lambda row: row["step"] <= self.step)
 
     def improves(self, measure: float | None) -> bool:

@@ -57,9 +57,9 @@ def start(config: Detect, classes: tuple[str, ...], run: Run | None = None) -> T
         ValueError: the backbone is unknown or suits no detector; there is no such device.
     """
     device, spec = device_of(config.device), spec_of(config, classes)
+    saved = run.load() if run else None
     if run:
         run.sweep()
-    saved = run.load() if run else None
     torch.manual_seed(config.seed)
     detector = build_detector(spec, pretrained=saved is None).to(device)
     groups = parameter_groups(detector, config.optim, backbone_lr=config.backbone_lr)

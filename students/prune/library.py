@@ -176,6 +176,11 @@ def save(child: Parent, folder: Path) -> None:
     arguments = {k: v for k, v in child.arguments.items() if k != "num_classes"}
     # A release's tag would change how RADIO is built.
     cfg |= dict(num_classes=model.num_classes, custom_load=False, tag=None)
+    if size := arguments.get("img_size"):  # timm writes it down from 1.0.30 on
+        cfg["input_size"] = (
+            cfg["input_size"][0],
+            *(size if isinstance(size, (list, tuple)) else (size, size)),
+        )
     save_for_hf(
         model,
         str(folder),

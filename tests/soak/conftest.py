@@ -118,7 +118,7 @@ class Soak:
         place.mkdir()
         (place / "faults.json").write_text(json.dumps(faults))
         launch = ["-m", "torch.distributed.run", f"--nproc-per-node={processes}"]
-        launch += [f"--max-restarts={restarts}", *(agent or ("--standalone",))]
+        launch += [f"--max-restarts={restarts}", *(agent or ("--standalone",)), "--"]
         faulty = [str(Path(__file__).with_name("faulty.py")), str(place)]
         command = [sys.executable, *(launch if processes > 1 or agent else ()), *faulty, *words]
         paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
@@ -150,8 +150,11 @@ class Soak:
         return started
 
     def steps(self, count: int) -> list[int]:
-        """Draw steps at which something happens, none before the first checkpoint."""
-        return sorted(self.draw.sample(range(SAVES + 1, STEPS - 1), count))
+        """Draw steps at which something happens, behind the first checkpoint.
+
+        And before the last but one: what is saved at a stop would stay beside the last.
+        """
+        return sorted(self.draw.sample(range(SAVES + 1, STEPS - SAVES), count))
 
     def written_elsewhere(self, out: Path) -> list[str]:
         """Return what ranks above 0 wrote that is not a shard of a checkpoint of their own.

@@ -81,17 +81,19 @@ def test_a_node_that_is_lost_and_replaced_costs_the_steps_since_the_checkpoint(
 
 SHAPES = shlex.split(
     "detect eradio_nano --tiny --detector faster_rcnn --width 16 --size 64 --batch 4 --slices 2 "
-    "--steps 6 --device cpu"
+    "--steps 6 --log 2 --checkpoint 2 --device cpu"
 )
 
 
 def test_a_detector_learns_on_two_ranks_what_it_learns_on_one(soak, gap):
+    """One of the two is killed, and both go on from the checkpoint."""
     pytest.importorskip(
         "faster_coco_eval", reason="faster-coco-eval is not installed; it is in [det]"
     )
     one, two = soak.place / "one", soak.place / "two"
-    for out, processes in ((one, 1), (two, 2)):
-        soak.run(*SHAPES, out=out, processes=processes)
+    soak.run(*SHAPES, out=one, processes=1)
+    run = soak.run(*SHAPES, out=two, faults=[("kill", 1, 4)], restarts=1)
+    assert "started again" in run.said()
     assert gap(one, two) < 1e-5
     a, b = ((out / "results.json").read_text() for out in (one, two))
     assert a == b

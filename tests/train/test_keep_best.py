@@ -99,3 +99,10 @@ def test_reading_a_run_leaves_what_it_is_writing_alone(tmp_path):
     assert run.load()["step"] == 10 and writing.is_dir()
     run.sweep()
     assert not writing.exists()
+
+
+def test_a_damaged_checkpoint_is_not_one_of_those_that_stay(tmp_path):
+    run = fit(tmp_path / "run", steps=6)
+    assert steps_of(run) == [4, 6]
+    (run.path / "checkpoints" / "step_00000006" / "state.json").write_bytes(b"")
+    assert steps_of(fit(run.path, run=run, steps=8, checkpoint=4)) == [4, 8]

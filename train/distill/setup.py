@@ -14,8 +14,10 @@ import torch
 from torch import nn
 
 import zoo
-from zoo.data.mixture import Mixture, Weighted
+from zoo.data.mixture import Mixture
+from zoo.data.names import Weighted, is_stream
 from zoo.data.sources import Source, in_one_list, open_labelled, open_splits
+from zoo.data.stream import StreamSource, open_stream
 from zoo.data.views import View
 from zoo.students.build import assign_tokens, build_student, read_options
 from zoo.students.export import load_export, read_heads
@@ -23,6 +25,7 @@ from zoo.students.lora import add_adapters
 from zoo.students.start import cut_folder, find_start, read_folder
 from zoo.students.student import Student
 from zoo.teachers.cache import Cache
+from zoo.teachers.fingerprint import remembered_fingerprint
 from zoo.teachers.name import FOLDER, TeacherName, unknown_name
 from zoo.teachers.open import open_teacher
 from zoo.teachers.quantize import check_products, require_linears
@@ -35,7 +38,7 @@ from zoo.train.distill.placement import check_blocks
 from zoo.train.distill.plan_step import Grids, check_step_plans, grids_of, view_of
 from zoo.train.distill.sizes import at_size, frozen, match_student_size
 from zoo.train.freeze import freeze
-from zoo.train.mesh import gather
+from zoo.train.mesh import by_first, first_goes_first, gather, same_on_all
 from zoo.train.run import Run
 
 IMAGES = "images.json"
@@ -134,13 +137,17 @@ def open_data(
     """
     skipped = (lost if lost is not None else {}) if config.damaged_shards == "skip" else None
     labelled: Path | str | None = config.labelled
-    if weighted := Weighted.parse(config.data):
+    if is_stream(config.data):
+        train, val = open_stream(config.data)
+    elif weighted := Weighted.parse(config.data):
         parts = [open_splits(place_of(name), config.held_out, skipped) for name in weighted.names]
         train, val = (Mixture(part, weighted) for part in zip(*parts, strict=True))
     else:
         train, val = open_splits(place_of(config.data), config.held_out, skipped)
         if config.data == "embedded":
             labelled = labelled or Path(place_of(config.data)).parent / "digits"
+    if is_stream(config.data) and not labelled:
+        return train, val, None
     if not labelled:
         probe = in_one_list(train, val, config.data)
     elif not (probe := open_labelled(labelled, config.held_out, skipped))[0].classes:
@@ -175,9 +182,9 @@ def open_teachers(
         if name.kind == "pretext" and name.weights is None:
             from zoo.train.pretext import pretext_weights
 
-            text = (
-                f"{spec.name}/{pretext_weights(name.name, train, seed=config.seed, device=device)}"
-            )
+            with first_goes_first():  # trains it; the others find the file
+                path = pretext_weights(name.name, train, seed=config.seed, device=device)
+            text = f"{spec.name}/{path}"
         teachers[label] = open_spec(replace(spec, name=text), config, device, grids)
         if isinstance(teachers[label], nn.Module):
             in_precision(teachers[label], config.precision)
@@ -365,9 +372,20 @@ def check_mosaics(config: Distill) -> None:
 
 
 def check_same_teachers(run: Run, setup: Setup) -> None:
-    """Remember the teachers' weights in a new run; refuse others in a resumed one."""
-    size = setup.config.size  # all sizes of a teacher share its weights
-    now = {label: fingerprint(at_size(teacher, size)) for label, teacher in setup.teachers.items()}
+    """Remember the teachers' weights in a new run; refuse others in a resumed one, or on a rank.
+
+    Rank 0 alone hashes them; that the others have the same is told by sums.
+
+    Raises:
+        ValueError: there are others; they are named.
+    """
+    now = by_first(partial(_fingerprints, setup))
+    other = [label for label, teacher in setup.teachers.items() if not _same_on_ranks(teacher)]
+    if other:
+        raise ValueError(
+            f"The weights of {', '.join(other)} are not the same on all ranks; see that every node "
+            "has the same files."
+        )
     if before := run.read_json("teachers.json", dict[str, str]):
         changed = [label for label in now if before.get(label) != now[label]]
         if changed:
@@ -376,6 +394,22 @@ def check_same_teachers(run: Run, setup: Setup) -> None:
                 "bring those back, or start a new run with another --out."
             )
     run.write_json("teachers.json", now)
+
+
+def _fingerprints(setup: Setup) -> dict[str, str]:
+    size, config = setup.config.size, setup.config  # all sizes of a teacher share its weights
+    names = dict(zip(config.labels, (spec.name for spec in config.teachers), strict=True))
+    found = {}
+    for label, teacher in setup.teachers.items():
+        own = at_size(teacher, size)
+        known = label in names
+        found[label] = remembered_fingerprint(names[label], own) if known else fingerprint(own)
+    return found
+
+
+def _same_on_ranks(teacher: Teacher) -> bool:
+    weights = teacher.state_dict().values() if isinstance(teacher, nn.Module) else ()
+    return not weights or same_on_all([weight.nan_to_num() for weight in weights])
 
 
 def check_same_images(run: Run, setup: Setup) -> None:
@@ -387,7 +421,7 @@ def check_same_images(run: Run, setup: Setup) -> None:
         ValueError: there are others; what differs is named.
     """
     lost = sorted(Path(shard).name for shard in setup.lost)
-    now: dict[str, Any] = dict(train=len(setup.train), val=len(setup.val), lost_shards=lost)
+    now: dict[str, Any] = dict(count_images(setup), lost_shards=lost)
     if isinstance(setup.train, Mixture):
         now["sources"] = list(setup.train.lengths)
     for number, other in enumerate(gather(now)):
@@ -395,6 +429,12 @@ def check_same_images(run: Run, setup: Setup) -> None:
     if before := run.read_json(IMAGES):
         refuse_other_images(now, before, f"those with which the run in {run.path} began")
     run.write_json(IMAGES, now)
+
+
+def count_images(setup: Setup) -> dict[str, int | None]:
+    """Return how many images a run has; nobody knows how many a stream has."""
+    train = None if isinstance(setup.train, StreamSource) else len(setup.train)
+    return dict(train=train, val=len(setup.val))
 
 
 def refuse_other_images(now: Mapping[str, Any], other: Mapping[str, Any], whose: str) -> None:

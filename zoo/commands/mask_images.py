@@ -10,9 +10,8 @@ import torch
 from timm.data import resolve_model_data_config
 
 from zoo.commands.distill import evaluated, held_out, probe
-from zoo.data.feed import ImageFeed
+from zoo.data.feed import ImageFeed, plan_of
 from zoo.data.loader import eval_batches
-from zoo.data.mixture import plan_of
 from zoo.data.sources import spread
 from zoo.eval.fidelity import fidelity
 from zoo.students.build import assign_tokens, build_heads
@@ -42,7 +41,7 @@ from zoo.train.distill.setup import (
 )
 from zoo.train.distill.task import DistillTask
 from zoo.train.masks import Lesson
-from zoo.train.mesh import slices_of_rank
+from zoo.train.mesh import gather, slices_of_rank
 from zoo.train.run import Run
 
 
@@ -108,6 +107,7 @@ class ImageModel:
             x = (batch.at(self.student.size) - self.student.mean) / self.student.std
             ours, theirs = self.model(x).argmax(-1), dense.network(x).argmax(-1)
             same, images = same + (ours == theirs).sum().item(), images + len(x)
+        same, images = (sum(counts) for counts in zip(*gather((same, images)), strict=True))
         return same / images
 
     def show(self) -> None:
