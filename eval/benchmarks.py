@@ -51,6 +51,10 @@ class Benchmark(NamedTuple):
     """What is measured: a backbone by images, or a language model by text (`TextSubject`)."""
     settings: str = ""
     """`module:class`; by default the annotation of the function's third parameter."""
+    spread: bool = False
+    """On several ranks each carries the benchmark out: it gathers what they found, and rank 0 alone
+    yields. Otherwise rank 0 carries it out while the others wait, but that summaries (`reads` is
+    `features`) are extracted by all."""
 
 
 BENCHMARKS: dict[str, Benchmark] = {
@@ -80,6 +84,7 @@ BENCHMARKS: dict[str, Benchmark] = {
         "zero-shot",
         "zeroshot/top1",
         settings="zoo.eval.settings:ZeroShotSettings",
+        spread=True,
     ),
     "segment": Benchmark(
         "zoo.eval.dense.segment:segment",
@@ -92,6 +97,7 @@ BENCHMARKS: dict[str, Benchmark] = {
         "retrieval",
         "retrieval/image_to_text/recall5",
         settings="zoo.eval.settings:RetrievalSettings",
+        spread=True,
     ),
     "correspondence": Benchmark(
         "zoo.eval.dense.correspondence:correspondence",
@@ -110,6 +116,7 @@ BENCHMARKS: dict[str, Benchmark] = {
         "masks",
         "masks/miou",
         settings="zoo.eval.settings:SamMasksSettings",
+        spread=True,
     ),
     "detect": Benchmark(
         "zoo.eval.detect.benchmark:detect",

@@ -5,7 +5,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 from zoo.commands.distill import held_out, probe
+from zoo.commands.evaluate_subject import Measured, open_measured, refuse_language
 from zoo.data.names import is_stream
 from zoo.eval.benchmarks import (
     BENCHMARKS,
@@ -27,8 +28,8 @@ from zoo.eval.benchmarks import (
     settings_of,
 )
 from zoo.eval.fidelity import fidelity
-from zoo.eval.language.subject import TextSubject, about_text_model, open_text_subject
-from zoo.eval.registry import Parts, Picture, Subject
+from zoo.eval.language.subject import TextSubject, about_text_model
+from zoo.eval.registry import Found, Parts, Picture, Subject
 from zoo.eval.results import (
     SUFFIX,
     Record,
@@ -41,13 +42,14 @@ from zoo.eval.results import (
     write,
 )
 from zoo.eval.speed.environment import environment
-from zoo.eval.subject import EvalRequest, about_model, is_run_folder, open_subject
-from zoo.language.open import open_language_model, split_name
+from zoo.eval.subject import EvalRequest, about_model, is_run_folder
+from zoo.language.open import open_language_model
 from zoo.students.export import load_export
 from zoo.teachers.name import unknown_name
 from zoo.train.distill.config import Distill
 from zoo.train.distill.setup import prepare
 from zoo.train.fields import changed
+from zoo.train.mesh import MORE_PATIENCE, by_first, is_first, union
 from zoo.train.run import Run
 
 
@@ -107,56 +109,33 @@ def check(request: EvalRequest) -> None:
                 raise ValueError(f"There is no data at {path}, which {name} should read.")
 
 
-def _refuse_language(target: str | None, request: EvalRequest) -> None:
-    """Refuse to measure a language model by images.
-
-    Raises:
-        ValueError: that is asked for; or language and vision models are both.
-    """
-    named = target is not None and (target.startswith("lm:") or split_name(target)[0])
-    if named and not measures_language(request.on):
-        known = ", ".join(n for n, b in BENCHMARKS.items() if b.model == "language")
-        raise ValueError(f"{target} is a language model; measure it with --on {known}.")
-
-
 def evaluate(target: str | None, request: EvalRequest, *, show: bool = True) -> list[Record]:
     """Measure `target` on every benchmark, print a table, and append each result to `request.out`.
+
+    On several ranks rank 0 computes, writes and returns the results; the others lend a hand.
 
     Raises:
         ValueError: the target is unknown, data is missing, or a benchmark refuses it.
     """
-    _refuse_language(target, request)
+    refuse_language(target, request)
     check(request)
     folder = Path(target or "")
     is_run = target is not None and is_run_folder(folder)
     records: list[Record] = []
     try:
         if is_run and not request.on:
-            records.append(_measure_run(str(target), folder, request))
+            records.extend(_measure_run(str(target), folder, request))
         else:
             on = request.on or DEFAULT
             request = replace(request, on=on, data=request.data or dict.fromkeys(on, ()))
             check(request)
-            subject = _opened(target, request)
+            subject = open_measured(target, request)
             records.extend(_measure_all(subject, request))
     finally:  # what was measured before a benchmark refused is worth seeing
         if show and records:
             Console().print(table_of(records))
             _show_published(records[0])
     return records
-
-
-def _opened(target: str | None, request: EvalRequest) -> Subject | TextSubject:
-    """Open what is measured: a language model if the benchmarks are of these."""
-    if measures_language(request.on):
-        return open_text_subject(
-            target, tokenizer=request.tokenizer, device=request.device,
-            precision=request.precision, batch=request.batch, seed=request.seed,
-        )  # fmt: skip
-    is_run = target is not None and is_run_folder(Path(target))
-    subject = open_subject(str(Path(target or "") / "export") if is_run else target, request)
-    subject.name = str(target or subject.name)
-    return subject
 
 
 def call(
@@ -203,9 +182,10 @@ def _paths(
 # ---------------------------------------------------------------- measuring
 
 
-def _measure_all(subject: Subject | TextSubject, request: EvalRequest) -> Iterator[Record]:
+def _measure_all(subject: Measured, request: EvalRequest) -> Iterator[Record]:
     """Run benchmark after benchmark; each result is written before the next one starts."""
-    about, about_data = _about(subject, request), cache(partial(_about_data, request=request))
+    about = by_first(partial(_about, subject, request))
+    about_data = cache(lambda path: by_first(partial(_about_data, path, request)))
     for name in request.on:
         run, settings_class = load(name)
         settings = request.settings.get(name) or settings_class()
@@ -217,37 +197,66 @@ def _measure_all(subject: Subject | TextSubject, request: EvalRequest) -> Iterat
             paths = (request.features,)
         for path in paths:
             known = about | about_data(path)  # a folder is hashed once for all that read it
-            yield _measure_one(name, run, subject, path, settings, known, request)
+            record = Record(benchmark=name, values={}, settings=_plain(settings), **known)
+            found = by_first(partial(_known, record, subject, request)) or _measure_one(
+                record, subject, path, partial(run, subject, path, settings), request
+            )
+            if is_first():
+                yield found
+
+
+def _known(record: Record, subject: Measured, request: EvalRequest) -> Record | None:
+    """Return what an evaluation that was stopped has left of a measurement, if it may be taken.
+
+    Raises:
+        ValueError: it has left a training, and is not to be resumed.
+    """
+    if not request.out:
+        return None
+    if request.resume and (found := finished(request.out, record)):
+        print(f"{record.benchmark} of {record.target}: {request.out} has it already.")
+        return found
+    subject.work = _free_work(work_of(request.out, record), resume=request.resume)
+    return None
 
 
 def _measure_one(
-    name: str,
-    run: Any,
-    subject: Subject | TextSubject,
+    record: Record,
+    subject: Measured,
     path: Path | None,
-    settings: Any,
-    about: dict,
+    run: Callable[[], Iterator[Found]],
     request: EvalRequest,
 ) -> Record:
-    began = time.perf_counter()
-    record = Record(benchmark=name, values={}, settings=_plain(settings), **about)
-    if request.out:
-        if request.resume and (found := finished(request.out, record)):
-            print(f"{name} of {record.target}: {request.out} has it already.")
-            return found
-        subject.work = _free_work(work_of(request.out, record), resume=request.resume)
+    """Carry out one benchmark and keep its result; every rank calls this, and rank 0 has it."""
+    began, benchmark = time.perf_counter(), BENCHMARKS[record.benchmark]
     torch.manual_seed(request.seed)
     subject.unreadable.clear()
+    found: list[Found] = []
+    if benchmark.spread:
+        found.extend(run())
+    else:
+        if benchmark.reads == "features" and path is not None and isinstance(subject, Subject):
+            subject.share(path)
+        by_first(lambda: found.extend(run()), patience=MORE_PATIENCE)
+    results: list[Record] = [record]
+    by_first(lambda: results.append(_kept(record, subject, found, began, request)))
+    return results[-1]
+
+
+def _kept(
+    record: Record, subject: Measured, found: Sequence[Found], began: float, request: EvalRequest
+) -> Record:
+    """Write the result of a benchmark, and remove what its training has left."""
     values: dict[str, float] = {}
     scores: dict[str, Parts] = {}
     pictures: dict[str, Picture] = {}
-    for key, found in run(subject, path, settings):
-        if isinstance(found, Picture):
-            pictures[key] = found
-        elif isinstance(found, Parts):
-            values[key], scores[key] = found.value, found
+    for key, value in found:
+        if isinstance(value, Picture):
+            pictures[key] = value
+        elif isinstance(value, Parts):
+            values[key], scores[key] = value.value, value
         else:
-            values[key] = float(found)
+            values[key] = float(value)
     seconds = round(time.perf_counter() - began, 3)
     lost = len(subject.unreadable)
     record = replace(record, values=values, seconds=seconds, kept=scores, unreadable=lost)
@@ -285,7 +294,7 @@ def _about_data(path: Path | None, request: EvalRequest) -> dict[str, Any]:
     return dict(data=str(path), data_hash=hash_data(path))
 
 
-def _about(subject: Subject | TextSubject, request: EvalRequest) -> dict[str, Any]:
+def _about(subject: Measured, request: EvalRequest) -> dict[str, Any]:
     """Say what a rerun needs to know besides the benchmark."""
     around = environment(request.command)
     keys = ("date", "command", "versions", "machine", "threads")
@@ -307,8 +316,11 @@ def _about(subject: Subject | TextSubject, request: EvalRequest) -> dict[str, An
     )
 
 
-def _measure_run(target: str, folder: Path, request: EvalRequest) -> Record:
-    """Measure a run's student on the run's own held-out images, against its teachers."""
+def _measure_run(target: str, folder: Path, request: EvalRequest) -> list[Record]:
+    """Measure a run's student on the run's own held-out images, against its teachers.
+
+    Every rank calls this; rank 0 returns the result.
+    """
     began, run = time.perf_counter(), Run(folder)
     config = run.config(Distill)
     if is_stream(config.data):  # another's run would choose a command that is run here
@@ -321,6 +333,9 @@ def _measure_run(target: str, folder: Path, request: EvalRequest) -> Record:
     with setting.autocast():
         values = dict(fidelity(student, setting.teachers, held_out(setting)))
     values |= dict(probe(student.features, setting))
+    union(setting.unreadable)
+    if not is_first():
+        return []
     about = _about(Subject(name=target, made=student), request)
     about["precision"] = setting.config.precision
     data = setting.config.data  # a folder, or the word for the images that ship in wheels
@@ -332,7 +347,7 @@ def _measure_run(target: str, folder: Path, request: EvalRequest) -> Record:
         seconds=round(time.perf_counter() - began, 3),
         **about,
     )
-    return kept(record, request, {}, {})
+    return [kept(record, request, {}, {})]
 
 
 def kept(
@@ -396,7 +411,7 @@ def show_plan(targets: Sequence[str | None], request: EvalRequest) -> None:
         ValueError: what an evaluation would be refused for.
     """
     for target in targets:
-        _refuse_language(target, request)
+        refuse_language(target, request)
     check(request)
     for target in targets:
         if target is not None and measures_language(request.on):
@@ -457,7 +472,10 @@ def compare_targets(first: str, second: str, request: EvalRequest) -> None:
     """
     from zoo.eval.paired import compare
 
-    rows = compare(records_of(first, request), records_of(second, request))
+    sides = records_of(first, request), records_of(second, request)
+    if not is_first():
+        return
+    rows = compare(*sides)
     table = Table(title=f"{second} against {first}")
     for column in ("measure", "first", "second", "difference", "95 % interval"):
         table.add_column(column, justify="left" if column == "measure" else "right")
