@@ -2,6 +2,8 @@
 # make test         set up, then run the tests that CI waits for
 # make test-fast    those of them that take under a few seconds each
 # make test-long    the tests that take longer than CI may wait for
+# make test-oldest  what CI waits for, with the oldest torch, timm and transformers that we promise
+# make soak         300 steps on two processes that are killed, stopped, cut, filled up; prints its seed
 # make fuzz         100,000 damaged files for the readers, a quarter of an hour; prints its seed
 # make check        formatting, lint, types, and that the web site builds
 # make docs         the pages and the API as a web site in site/; a broken link is an error
@@ -17,9 +19,13 @@ QUICKSTART := runs/quickstart
 # Not --quiet, which also keeps warnings from being counted, and strict passes. (mkdocs-material
 # would speak of mkdocs 2; ruff, found beside it, lays out the signatures.)
 MKDOCS := PATH=$(abspath $(BIN)):$$PATH NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+# In an environment of their own; the rest is what constraints.txt says, but for what torch brings.
+OLDEST := .venv-oldest
+OLDEST_PINS := torch==2.11.0 timm==1.0.29 transformers==5.17.0
+NEWER := ^(torch|timm|transformers|triton|nvidia|cuda|tokenizers|huggingface|setuptools)
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
 
-.PHONY: quickstart test test-fast test-long fuzz check docs dist models.json clean
+.PHONY: quickstart test test-fast test-long test-oldest soak fuzz check docs dist models.json clean
 .DEFAULT_GOAL := help
 
 help:
@@ -56,6 +62,21 @@ test: $(READY)
 test-fast: $(READY)
 	@$(PYTEST) -m "not slow and not long"
 
+$(OLDEST)/.ready: pyproject.toml constraints.txt
+	@echo "Setting up $(OLDEST): $(OLDEST_PINS), and what the tests need, about 6 GB, once."
+	@test -x $(OLDEST)/bin/python || $(PYTHON) -m venv $(OLDEST)
+	@grep -vE '$(NEWER)' constraints.txt > $(OLDEST)/constraints.txt
+	@printf '%s\n' $(OLDEST_PINS) >> $(OLDEST)/constraints.txt
+	@$(OLDEST)/bin/python -m pip install --quiet --disable-pip-version-check uv
+	@$(OLDEST)/bin/uv pip install --quiet --compile-bytecode --python $(OLDEST)/bin/python -c $(OLDEST)/constraints.txt -e ".[train,teachers,det,seg,dev,demo]"
+	@touch $@
+
+test-oldest: $(OLDEST)/.ready
+	@$(subst $(VENV),$(OLDEST),$(PYTEST)) -m "not long" $(TESTS)
+
+soak: $(READY)
+	@SOAK_STEPS=$${SOAK_STEPS:-300} SOAK_SEED=$${SOAK_SEED:-$$(date +%s)} OMP_NUM_THREADS=1 $(BIN)/python -m pytest -s -q --show-capture=no tests/soak -k "$(ONLY)"
+
 fuzz: $(READY)
 	@FUZZ_INPUTS=$${FUZZ_INPUTS:-100000} FUZZ_SEED=$${FUZZ_SEED:-$$(date +%s)} OMP_NUM_THREADS=1 $(BIN)/python -m pytest -s -q tests/fuzz
 
@@ -80,4 +101,4 @@ models.json: $(READY)
 	$(BIN)/python -m zoo.commands.model_table
 
 clean:
-	rm -rf $(VENV) site dist
+	rm -rf $(VENV) $(OLDEST) site dist

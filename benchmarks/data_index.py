@@ -71,6 +71,9 @@ def opened(folder: Path) -> None:
     start = time.perf_counter()
     size = len(pickle.dumps(source))
     print(f"pickle: {size:,} bytes, {time.perf_counter() - start:.2f} s", flush=True)
+    start = time.perf_counter()
+    subprocess.run([sys.executable, "-c", "import torch.utils.data"], check=True)
+    print(f"python -c 'import torch.utils.data': {time.perf_counter() - start:.2f} s", flush=True)
     for method in ("fork", "spawn"):
         start = time.perf_counter()
         loader = DataLoader(

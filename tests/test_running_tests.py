@@ -57,6 +57,7 @@ def test_make_test_leaves_out_what_is_long_and_ci_runs_make():
         "test": "not long",
         "test-fast": "not slow and not long",
         "test-long": "long",
+        "test-oldest": "not long",
     }
     commands = (ROOT / ".ci" / "run").read_text()
     assert re.findall(r"make [\w-]+", commands) == ["make check", "make test"]

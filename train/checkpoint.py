@@ -6,7 +6,9 @@ its name when everything in it is written, so a checkpoint is whole or is none. 
 ranks, or none, reads it too.
 """
 
+import errno
 import json
+import os
 import pickle
 import shutil
 import warnings
@@ -45,11 +47,11 @@ SMALL = 2**16
 class Writer(dcp.FileSystemWriter):
     """DCP's writer, with checksums, whose folder appears under its name when it is whole."""
 
-    def __init__(self, folder: Path, *, pinned: bool, kept: int):
+    def __init__(self, folder: Path, *, pinned: bool):
         super().__init__(folder, cache_staged_state_dict=pinned)
-        self.folder, self.kept = folder, kept
+        self.folder = folder
         self.rest: Any = None
-        self.step = 0
+        self.step, self.kept, self.best = 0, 1, -1
 
     def making(self) -> Path:
         """Return the folder that is written to."""
@@ -66,7 +68,7 @@ class Writer(dcp.FileSystemWriter):
 
     def finish(self, metadata: Any, results: Any) -> None:
         """Rank 0, behind all ranks: write the rest, and give the folder its name."""
-        making, path = self.making(), self.folder / f"step_{self.step:08d}"
+        making, path = self.making(), self.folder / name_of(self.step)
         super().finish(metadata, results)
         (making / STATE).write_text(json.dumps(self.rest))
         for name in (".metadata", STATE):
@@ -74,19 +76,23 @@ class Writer(dcp.FileSystemWriter):
         shutil.rmtree(path, ignore_errors=True)
         making.rename(path)
         for old in checkpoints(self.folder)[: -self.kept]:
-            remove(old)
+            if old.name != name_of(self.best):
+                remove(old)
 
 
 class Saver:
     """Write one checkpoint after another, at most one at a time, beside training."""
 
-    def __init__(self, folder: Path, *, kept: int):
-        self.folder, self.kept = folder, kept
+    def __init__(self, folder: Path):
+        self.folder = folder
         self._writer: Writer | None = None
         self._going: Future | None = None
 
-    def begin(self, state: State) -> None:
+    def begin(self, state: State, *, kept: int) -> None:
         """Copy a state and write it in the background; every rank calls this.
+
+        Args:
+            kept: How many of the newest stay when it is written. So does the state's `best`.
 
         Raises:
             OSError: the checkpoint before it could not be written; nor is this one.
@@ -97,8 +103,10 @@ class Saver:
         tensors, places = packed(tensors)
         if self._writer is None:
             pinned = any(value.is_cuda for value in tensors.values())
-            self._writer = Writer(self.folder, pinned=pinned, kept=self.kept)
-        self._writer.step, self._writer.rest = state["step"], {PACKED: places, **rest}
+            self._writer = Writer(self.folder, pinned=pinned)
+        self._writer.step, self._writer.kept = state["step"], kept
+        self._writer.rest = {PACKED: places, **rest}
+        self._writer.best, _ = state.get("best") or (-1, None)
         group = saving_group()
         without_warning()
         self._going = dcp.async_save(  # pyright: ignore[reportAttributeAccessIssue]
@@ -122,22 +130,28 @@ class Saver:
             going.result()
         except (OSError, CheckpointException) as error:
             assert self._writer is not None
+            full = any_rank(is_full(self.folder))  # asked before its place is free again
             shutil.rmtree(self._writer.making(), ignore_errors=True)
-            raise OSError(self._failure(error)) from None
+            cause = os.strerror(errno.ENOSPC) if full else cause_of(error)
+            what = f"The checkpoint of step {self._writer.step} was not saved ({cause})"
+            raise OSError(f"{what}; {after_failure(self.folder)}") from None
 
     def failed(self) -> bool:
         """Tell whether the checkpoint that was being written is known to be lost."""
         going = self._going
         return going is not None and going.done() and going.exception() is not None
 
-    def _failure(self, error: BaseException) -> str:
-        assert self._writer is not None
-        before = checkpoints(self.folder)
-        kept = f"{before[-1]} survives" if before else "there is no earlier one"
-        return (
-            f"The checkpoint of step {self._writer.step} was not saved ({cause_of(error)}); "
-            f"{kept}. Make room, then continue with --resume {self.folder.parent}."
-        )
+
+def is_full(folder: Path) -> bool:
+    """Tell whether a disk is full; torch's writer of tensors does not say so."""
+    return shutil.disk_usage(folder).free < 2**20
+
+
+def after_failure(folder: Path) -> str:
+    """Say what is left of a run that could not write, and what to do."""
+    before = checkpoints(folder)
+    kept = f"{before[-1]} survives" if before else "there is no earlier one"
+    return f"{kept}. Make room, then continue with --resume {folder.parent}."
 
 
 def cause_of(error: BaseException) -> BaseException:
@@ -151,6 +165,11 @@ def cause_of(error: BaseException) -> BaseException:
 def without_warning() -> None:
     """Keep DCP from telling a single process that it is one."""
     warnings.filterwarnings("ignore", "torch.distributed is disabled, unavailable or uninit")
+
+
+def name_of(step: int) -> str:
+    """Return the name of a step's checkpoint."""
+    return f"step_{step:08d}"
 
 
 def checkpoints(folder: Path) -> list[Path]:

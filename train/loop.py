@@ -35,7 +35,7 @@ def train(
     config: Training,
     run: Run,
     *,
-    evaluate: Callable[[Any, int], object] | None = None,
+    evaluate: Callable[[Any, int], float | None] | None = None,
     gathered: Callable[[], AbstractContextManager] = nullcontext,
     title: str = "train",
     ahead: bool = False,
@@ -44,7 +44,8 @@ def train(
 
     Args:
         evaluate: Gets the model (averaged, if it is) and the step, every `config.every.evaluate`
-            steps but the last; on rank 0 alone.
+            steps but the last, on rank 0 alone; with `config.keep_best` at the last too. What it
+            returns is the measure of the best checkpoint.
         gathered: What every rank enters around an evaluation: it makes whole what is cut over them.
         ahead: Compute the task's targets a slice early, on a CUDA stream of their own.
 
@@ -80,13 +81,15 @@ def train(
                 check_finite(state, feed, run)
             if logs:
                 write_log(state, config, run, progress)
+            evaluates = config.keep_best if ends else step % every.evaluate == 0
             with progress.paused():
-                if evaluate and step % every.evaluate == 0 and not ends:
+                if evaluate and evaluates:
                     model = state.averaged
                     with gathered():
-                        by_first(partial(evaluate, model, step))
+                        measure = by_first(partial(evaluate, model, step))
+                    saves |= config.keep_best and state.improves(measure)
                 if saves:
-                    run.save(state.state(), wait=ends or stops)
+                    run.save(state.state(), wait=ends or stops, kept=config.keep)
             if stops and not ends:
                 signum = interrupt.signal or signal.SIGTERM  # another rank's
                 raise Interrupted(signum, f"Stopped after step {step}, which is saved.")

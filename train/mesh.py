@@ -4,6 +4,7 @@
 """
 
 import os
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -21,6 +22,8 @@ T = TypeVar("T")
 C = TypeVar("C", bound=Training)
 PATIENCE = timedelta(minutes=30)
 """How long ranks wait for what rank 0 does alone: measuring teachers, writing, exporting."""
+LINGER = 2.0
+"""Seconds that rank 0 gives others to stop with the same words, so that one of them says it."""
 
 
 def world() -> int:
@@ -48,6 +51,12 @@ def under_torchrun() -> bool:
     return launched() > 1 or "TORCHELASTIC_RUN_ID" in os.environ
 
 
+def launch() -> str | None:
+    """Return the name that torchrun has for all processes that it starts at once and again."""
+    name = os.environ.get("TORCHELASTIC_RUN_ID", "none")
+    return None if name == "none" else name
+
+
 @contextmanager
 def ranks(device: torch.device) -> Iterator[None]:
     """Join the ranks that torchrun has started, and leave them in the end; alone, do nothing.
@@ -66,6 +75,24 @@ def ranks(device: torch.device) -> Iterator[None]:
     finally:
         saving_group.cache_clear()
         dist.destroy_process_group()
+
+
+def says(text: str) -> bool:
+    """Tell whether this rank is the first to say something, such as what stops all of them.
+
+    No collective: an error may be of one rank alone, and ranks may be gone.
+    """
+    if not dist.is_initialized():
+        return True
+    try:
+        store = dist.PrefixStore("said", dist.distributed_c10d._get_default_store())
+        first = store.add(text, 1) == 1
+        end = time.monotonic() + LINGER
+        while is_first() and store.add(text, 0) < world() and time.monotonic() < end:
+            time.sleep(0.05)  # the store ends with this process
+        return first
+    except dist.DistError:
+        return True
 
 
 @cache

@@ -13,8 +13,8 @@ from filelock import FileLock
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from zoo.data.feed import ImageFeed
-from zoo.data.mixture import plan_of, weights_of
+from zoo.data.feed import ImageFeed, plan_of
+from zoo.data.mixture import weights_of
 from zoo.data.plan import mix
 from zoo.data.sources import Source
 from zoo.data.views import View

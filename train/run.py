@@ -15,19 +15,17 @@ from zoo.train.checkpoint import (
     Like,
     Saver,
     State,
+    after_failure,
     checkpoints,
     damage,
+    name_of,
     of_file,
     read_checkpoint,
     remove,
 )
 from zoo.train.config import C, Training, differences, to_json
 from zoo.train.fields import built
-from zoo.train.mesh import by_first, is_first
-
-KEPT = 2
-"""Checkpoints that stay: the newest, and the one before it in case that one is damaged."""
-
+from zoo.train.mesh import by_first, is_first, launch
 
 M = TypeVar("M", bound=Callable[..., Any])
 
@@ -51,7 +49,8 @@ class Run:
     def __init__(self, path: Path):
         self.path = path
         self._board: Any = None  # False where there is no TensorBoard
-        self._saver = Saver(path / "checkpoints", kept=KEPT)
+        self._saver = Saver(path / "checkpoints")
+        self._damaged: list[Path] = []
 
     @staticmethod
     def refuse_existing(path: Path) -> None:
@@ -135,6 +134,7 @@ class Run:
         if not path.is_file():
             raise ValueError(f"There is no run in {self.path}: {path.name} is missing.")
         content = read_json(path)
+        content.pop("launch", None)
         found = content.pop("kind", kind.kind)
         if found != kind.kind:
             raise ValueError(
@@ -152,8 +152,13 @@ class Run:
         return Run(path)
 
     def write_config(self, config: Training) -> None:
-        """Write what the run is started with."""
-        self.write_json("config.json", dict(kind=config.kind, **to_json(config)))
+        """Write what the run is started with, and which launch of torchrun starts it."""
+        began = {} if launch() is None else dict(launch=launch())
+        self.write_json("config.json", dict(kind=config.kind, **began, **to_json(config)))
+
+    def launch(self) -> str:
+        """Return which launch of torchrun began the run; "" if none did."""
+        return (self.read_json("config.json") or {}).get("launch", "")
 
     @by_first_alone
     def write_json(self, name: str, content: Any) -> None:
@@ -193,8 +198,12 @@ class Run:
         self._append("timing.jsonl", values)
 
     def _append(self, name: str, values: Mapping[str, Any]) -> None:
-        with (self.path / name).open("a") as file:
-            file.write(json.dumps(values) + "\n")
+        try:
+            with (self.path / name).open("a") as file:
+                file.write(json.dumps(values) + "\n")
+        except OSError as error:
+            left = after_failure(self.path / "checkpoints")
+            raise OSError(f"{name} was not written ({error}); {left}") from None
 
     @by_first_alone
     def keep(self, wanted: Callable[[dict[str, Any]], bool]) -> None:
@@ -211,18 +220,19 @@ class Run:
         """List the checkpoints, oldest first."""
         return checkpoints(self.path / "checkpoints")
 
-    def save(self, state: State, *, wait: bool = True) -> None:
+    def save(self, state: State, *, wait: bool = True, kept: int = 2) -> None:
         """Write a checkpoint whole, then remove those that are no longer needed.
 
         Every rank calls this.
 
         Args:
+            kept: The newest that stay, beside the state's `best`.
             wait: Else the state is copied, and written while training goes on.
 
         Raises:
             OSError: it could not be written, or the one before it; earlier ones are still there.
         """
-        self._saver.begin(state)
+        self._saver.begin(state, kept=kept)
         if wait:
             self.wait()
 
@@ -242,21 +252,26 @@ class Run:
         """Tell whether the checkpoint that was being written is known to be lost."""
         return self._saver.failed()
 
-    def load(self, like: Like | None = None) -> State | None:
+    def load(self, like: Like | None = None, *, step: int | None = None) -> State | None:
         """Read the newest checkpoint that is whole; `None` if there is none yet.
 
-        What a save left behind that was killed is removed. Every rank calls this.
+        Every rank calls this.
 
         Args:
             like: Gives the tensors that are sharded, by name.
+            step: The only one that is asked for; by default any.
 
         Raises:
             ValueError: there are checkpoints and all of them are damaged.
         """
-        found = by_first(self._swept)
+        found = by_first(self.checkpoints)
+        if step is not None:
+            found = [path for path in found if path.name == name_of(step)]
         for path in reversed(found):
             wrong = damage(path) if path.suffix != ".pt" else ""
-            if not wrong:
+            if wrong:
+                self._damaged.append(path)
+            else:
                 try:
                     return of_file(path) if path.suffix == ".pt" else read_checkpoint(path, like)
                 except Exception as error:  # what is damaged may raise anything
@@ -270,10 +285,15 @@ class Run:
             )
         return None
 
-    def _swept(self) -> list[Path]:
-        for torn in (self.path / "checkpoints").glob(".step_*.tmp"):
+    @by_first_alone
+    def sweep(self) -> None:
+        """Remove what a killed save left behind, and what `load` found to have another checksum.
+
+        That would count as one of the newest. Only who trains on may do this.
+        """
+        for torn in (*self._damaged, *(self.path / "checkpoints").glob(".step_*.tmp")):
             remove(torn)
-        return self.checkpoints()
+        self._damaged.clear()
 
 
 def _refuse_existing(path: Path) -> None:

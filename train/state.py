@@ -1,6 +1,7 @@
 """What training changes, and a checkpoint therefore holds."""
 
 import copy
+import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -52,6 +53,8 @@ class TrainState:
     skeleton: Any = None
     """Where the weights are cut over ranks: on rank 0 a plain model on the host, for evaluation."""
 
+    best: tuple[int, float] | None = None
+    """The step whose evaluation was the best so far, and its measure."""
     gathered: tuple[int, dict[str, Any]] | None = None
     """The forms of a step."""
     learned: Any = None
@@ -116,6 +119,7 @@ class TrainState:
             optimizer=self.optimizer.state_dict(),
             ema=self.ema.module.state_dict() if self.ema else None,
             parts={name: part.state_dict() for name, part in self.parts.items()},
+            best=self.best,
             # a few numbers, whose number changes: not among the tensors
             unread=[(str(row.dtype).removeprefix("torch."), row.tolist()) for row in self.unread],
         )
@@ -123,7 +127,7 @@ class TrainState:
     def load(self, state: dict[str, Any]) -> None:
         """Go on from what `state` returned."""
         state = self._cut(_upgraded(state))
-        self.step = state["step"]
+        self.step, self.best = state["step"], state.get("best")
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         if self.ema:
@@ -141,7 +145,15 @@ class TrainState:
         """Go on from the newest checkpoint of a run, if there is one; forget later log lines."""
         if saved := run.load(self.like()):
             self.load(saved)
+        run.sweep()
         run.keep(lambda row: row["step"] <= self.step)
+
+    def improves(self, measure: float | None) -> bool:
+        """Tell whether an evaluation of this step is the best so far, and remember it."""
+        if measure is None or math.isnan(measure) or (self.best and measure <= self.best[1]):
+            return False
+        self.best = self.step, measure
+        return True
 
     def like(self) -> Like:
         """Return what says of a checkpoint's tensor which one here, cut over ranks, it is of."""

@@ -23,6 +23,7 @@ COMMANDS = {
     "export": "zoo.commands.export_args:main",
     "eval": "zoo.commands.evaluate_args:main",
     "prune": "zoo.commands.prune_args:main",
+    "upcycle": "zoo.commands.upcycle_args:main",
     "embed": "zoo.commands.embed_args:main",
     "report": "zoo.commands.report:main",
     "detect": "zoo.commands.detect_args:main",
@@ -48,6 +49,7 @@ USAGE = """zoo: vision backbones, and the distillation of many frozen teachers i
   zoo plan RECIPE ...       its speed, memory, traffic and cost on 8 to 2,048 GPUs
   zoo launch RECIPE ...     the torchrun line or SLURM script that starts it on many GPUs
   zoo prune MODEL ...       a smaller model of the same class, cut along its named axes
+  zoo upcycle MODEL ...     a dense language model as a mixture of experts, and back
   zoo mask MODEL ...        N of each M weights of a model stay, chosen or learnt
   zoo elastic MODEL ...     train one model whose first units are smaller ones
   zoo export RUN ...        a run's newest checkpoint, or one size of an elastic model
@@ -124,14 +126,20 @@ def _on_ranks(command: str) -> Iterator[None]:
             f"run on several are {', '.join(ON_RANKS)}."
         )
     from zoo.train.device import device_of
-    from zoo.train.mesh import is_first, ranks
+    from zoo.train.interrupt import Interrupted
+    from zoo.train.mesh import is_first, ranks, says
 
     with ExitStack() as stack:
         stack.enter_context(ranks(device_of("auto")))
         if not is_first():
             nowhere = stack.enter_context(Path(os.devnull).open("w"))
             stack.enter_context(redirect_stdout(nowhere))
-        yield
+        try:
+            yield
+        except (ValueError, OSError, Interrupted) as error:
+            if says(str(error)):
+                raise
+            raise SystemExit(getattr(error, "exit_code", 2)) from None
 
 
 def _command(name: str) -> Callable[[list[str]], None]:

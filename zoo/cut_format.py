@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from zoo.axes import Axis, Shapes, State, dim_size, named_shapes
 from zoo.files import written_whole
+from zoo.language.classes import find_class
 
 ABOUT = "zoo.json"
 Place = tuple[int, int]
@@ -125,9 +126,7 @@ def build_parent(recipe: Recipe) -> nn.Module:
 
         model = timm.create_model(recipe["architecture"], **recipe["arguments"])
     else:
-        import transformers
-
-        kind = getattr(transformers, recipe["class"])
+        kind = find_class(recipe["class"])
         model = kind(kind.config_class.from_dict(recipe["config"]))
     put_emulated(model, {k: Emulated(**v) for k, v in recipe.get("emulated", {}).items()})
     return model

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import shutil
 import tempfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping
@@ -36,6 +37,25 @@ def written_whole(path: str | Path) -> Iterator[Path]:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+@contextlib.contextmanager
+def folder_written_whole(folder: Path) -> Iterator[Path]:
+    """Yield a temporary folder beside `folder`, which gets its name only if the block succeeds.
+
+    Raises:
+        OSError: the disk is full or not writable, or `folder` is there and not empty.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    making = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    try:
+        yield making
+        making.chmod(0o777 & ~_umask())  # mkdtemp's own mode is for the owner alone
+        for file in making.iterdir():
+            file.chmod(0o666 & ~_umask())
+        making.rename(folder)
+    finally:
+        shutil.rmtree(making, ignore_errors=True)
 
 
 def _umask() -> int:

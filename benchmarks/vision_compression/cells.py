@@ -27,11 +27,11 @@ class ParentSpec(NamedTuple):
 NO_WIDTHS = "stream=1.0,ffn=1.0"
 PARENTS = {
     "lite2": ParentSpec(
-        LITE2, (LITE0,), "zoo", dict(width="layers=1.0", depth=NO_WIDTHS, both="")
+        LITE2, (LITE0,), "zoo", dict(width="layers=1.0", depth=NO_WIDTHS, both="layers=0.75")
     ),
     "vit": ParentSpec(
         VIT, (LITE0, LITE2), "library",
-        dict(width="layers=1.0", depth=f"{NO_WIDTHS},heads=1.0", both=""),
+        dict(width="layers=1.0", depth=f"{NO_WIDTHS},heads=1.0", both="layers=0.75"),
     ),
 }  # fmt: skip
 

@@ -25,6 +25,7 @@ class DetectTraining(Training):
     """How a detector is trained, for any backbone."""
 
     kind: ClassVar[str] = "detect"
+    one_measure: ClassVar[bool] = True
 
     batch: Annotated[int, BATCH] = 16
     optim: Optim = field(

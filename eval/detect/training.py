@@ -58,6 +58,8 @@ def start(config: Detect, classes: tuple[str, ...], run: Run | None = None) -> T
     """
     device, spec = device_of(config.device), spec_of(config, classes)
     saved = run.load() if run else None
+    if run:
+        run.sweep()
     torch.manual_seed(config.seed)
     detector = build_detector(spec, pretrained=saved is None).to(device)
     groups = parameter_groups(detector, config.optim, backbone_lr=config.backbone_lr)
@@ -73,7 +75,7 @@ def train_detector(
     split: CocoSplit,
     run: Run,
     *,
-    evaluate: Callable[[Detector, int], None] | None = None,
+    evaluate: Callable[[Detector, int], float] | None = None,
 ) -> Detector:
     """Train to the last step; return the detector in float32, for the measurement.
 
@@ -81,11 +83,12 @@ def train_detector(
         Interrupted, ValueError: see `zoo.train.loop.train`; no image can be read.
     """
 
-    def between(detector: Detector, step: int) -> None:
+    def between(detector: Detector, step: int) -> float:
         assert evaluate is not None
         detector.precision = torch.float32
-        evaluate(detector, step)
+        found = evaluate(detector, step)
         training_mode(state.model, config)
+        return found
 
     run.keep(lambda row: row["step"] <= state.step)
     training_mode(state.model, config)

@@ -22,8 +22,8 @@ from torch import Tensor, nn
 from zoo import cut_format
 from zoo.axes import Field, Shapes, State, dim_size, part_size
 
-LAYER_LISTS = re.compile(r"(layer_types|layers_block_type|mlp_layer_types)")
-"""Fields of configurations with an item for each layer."""
+LAYER_LISTS = re.compile(r"(layer_types|layers_block_type|mlp_layer_types|mlp_activations|pattern)")
+"""Fields of configurations with an item, or a letter, for each layer."""
 ATTENTION = ("attention", "full_attention")
 
 
@@ -176,6 +176,11 @@ def save(child: Parent, folder: Path) -> None:
     arguments = {k: v for k, v in child.arguments.items() if k != "num_classes"}
     # A release's tag would change how RADIO is built.
     cfg |= dict(num_classes=model.num_classes, custom_load=False, tag=None)
+    if size := arguments.get("img_size"):  # timm writes it down from 1.0.30 on
+        cfg["input_size"] = (
+            cfg["input_size"][0],
+            *(size if isinstance(size, (list, tuple)) else (size, size)),
+        )
     save_for_hf(
         model,
         str(folder),
@@ -331,9 +336,9 @@ def _transformers(parent: Parent, before: Shapes, changed: Mapping, layers: Kept
 def _shorten(config: Any, names: tuple[str, ...], kept: list[int], length: int) -> None:
     """Set the number of layers, and leave the others out of every list with an item for each."""
     for key, value in list(vars(config).items()):
-        if LAYER_LISTS.fullmatch(key) and isinstance(value, list) and len(value) == length:
+        if LAYER_LISTS.fullmatch(key) and isinstance(value, list | str) and len(value) == length:
             left = [value[i] for i in kept]
-            setattr(config, key, left)
+            setattr(config, key, "".join(left) if isinstance(value, str) else left)
             # transformers' cache asks a layer of attention how long the text is
             attention = [i for i, kind in enumerate(value) if kind in ATTENTION]
             if key == "layers_block_type" and attention and not set(attention) & set(kept):
@@ -342,7 +347,7 @@ def _shorten(config: Any, names: tuple[str, ...], kept: list[int], length: int) 
                     f"run without; keep one of {attention}."
                 )
     for name in names:
-        if not isinstance(getattr(config, name), list):
+        if not isinstance(getattr(config, name), list | str):
             setattr(config, name, len(kept))
 
 

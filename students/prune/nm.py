@@ -151,8 +151,10 @@ def _sums(
     def listen(name: str) -> Callable[..., None]:
         def hook(layer: nn.Module, args: tuple[Tensor, ...]) -> None:
             x = args[0].flatten(0, -2)
-            value = of(x.to(torch.promote_types(x.dtype, torch.float32)))
-            sums[name] = sums[name] + value if name in sums else value
+            # under autocast the product would have 8 bits, and x xᵀ negative eigenvalues
+            with torch.autocast(x.device.type, enabled=False):
+                value = of(x.to(torch.promote_types(x.dtype, torch.float32)))
+                sums[name] = sums[name] + value.double() if name in sums else value.double()
 
         return hook
 
@@ -185,15 +187,14 @@ def sparsegpt(
     Args:
         products: x xᵀ, summed over calibration tokens.
         block: Columns whose updates reach the rest at once; a multiple of M.
-        damp: Share of the mean diagonal that is added to it.
+        damp: Share of the mean diagonal that is added to it; ten times as much, and again, where
+            the sum is not positive definite for rounding.
     """
-    w, inverse = weight.double().clone(), products.double().clone()
-    dead = inverse.diagonal() == 0
-    inverse.diagonal()[dead] = 1
+    w, products = weight.double().clone(), products.double().clone()
+    dead = products.diagonal() == 0
+    products.diagonal()[dead] = 1
     w[:, dead] = 0
-    inverse.diagonal().add_(damp * inverse.diagonal().mean())
-    inverse = torch.cholesky_inverse(torch.linalg.cholesky(inverse))
-    upper = torch.linalg.cholesky(inverse, upper=True)
+    upper = _inverse_factor(products, damp)
     mask = torch.empty(0)
     for start in range(0, w.shape[1], block):
         stop = min(start + block, w.shape[1])
@@ -209,6 +210,20 @@ def sparsegpt(
             errors[:, i - start] = error
         w[:, stop:] -= errors @ upper[start:stop, stop:]
     return w.to(weight.dtype)
+
+
+def _inverse_factor(products: Float[Tensor, "C C"], damp: float) -> Float[Tensor, "C C"]:
+    """Return the upper Cholesky factor of the inverse of the damped products."""
+    damped = products.clone()
+    damped.diagonal().add_(damp * products.diagonal().mean())
+    lower, failed = torch.linalg.cholesky_ex(damped)
+    if not failed:
+        upper, failed = torch.linalg.cholesky_ex(torch.cholesky_inverse(lower), upper=True)
+        if not failed:
+            return upper
+    if not products.isfinite().all():
+        raise ValueError("The calibration data give a layer inputs that are not finite.")
+    return _inverse_factor(products, 10 * damp)
 
 
 @torch.no_grad()

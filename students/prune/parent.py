@@ -6,6 +6,7 @@ from typing import Any
 from zoo import wheels
 from zoo.cut_format import is_cut_format
 from zoo.files import read_json
+from zoo.language.classes import find_class
 from zoo.language.gguf import dequantised, find_gguf
 from zoo.language.open import RANDOM, split_name
 from zoo.language.towers import create_language_model, released_weights, weights_folder
@@ -76,9 +77,8 @@ def _from_folder(folder: Path, config: dict[str, Any]) -> Parent:
             f"{folder}/config.json names no architecture; a folder of timm has `architecture`, one "
             "of transformers `architectures`."
         )
-    import transformers
-
-    kind = config["architectures"][0]
-    if not hasattr(transformers, kind):
-        raise ValueError(f"{folder} holds a {kind}, a class that transformers does not have.")
-    return Parent(getattr(transformers, kind).from_pretrained(folder).eval(), folder=folder)
+    name = config["architectures"][0]
+    kind = find_class(name)
+    if kind is None:
+        raise ValueError(f"{folder} holds a {name}, a class that transformers does not have.")
+    return Parent(kind.from_pretrained(folder).eval(), folder=folder)

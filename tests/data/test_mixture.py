@@ -8,8 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from zoo.data.feed import plan_of
 from zoo.data.loader import PlanSampler, train_batches
-from zoo.data.mixture import MOST_PLACES, MixedPlan, Mixture, Weighted, plan_of
+from zoo.data.mixture import MixedPlan, Mixture
+from zoo.data.names import MOST_PLACES, Weighted
 from zoo.data.plan import Plan
 from zoo.data.sources import FolderSource, open_source
 from zoo.data.views import View

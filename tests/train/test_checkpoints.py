@@ -124,6 +124,7 @@ def test_what_a_kill_left_of_a_save_is_swept_at_the_next_start(tmp_path):
     run = run_of(tmp_path)
     (run.path / "checkpoints" / ".step_00000012.pt.abc123.tmp").write_bytes(b"half")
     (run.path / "checkpoints" / ".step_00000012.tmp").mkdir()
+    run.sweep()
     assert run.load()["step"] == 8
     names = sorted(p.name for p in (run.path / "checkpoints").iterdir())
     assert names == ["step_00000004", "step_00000008"]

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -40,10 +41,15 @@ FOUR = ("--slices", "4")
 UNCERTAIN = ("--losses.weighting", "uncertainty")
 
 
-def start(*words: str, processes: int = 1, more: tuple[str, ...] = ()) -> subprocess.Popen:
+def start(
+    *words: str,
+    processes: int = 1,
+    more: tuple[str, ...] = (),
+    module: Sequence[str] = ("-m", "zoo"),
+) -> subprocess.Popen:
     alone = () if more else ("--standalone",)
     ranks = ["-m", "torch.distributed.run", *alone, f"--nproc-per-node={processes}", *more]
-    command = [sys.executable, *(ranks if processes > 1 else ()), "-m", "zoo", *words]
+    command = [sys.executable, *(ranks if processes > 1 else ()), *module, *words]
     return subprocess.Popen(command, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
 
@@ -122,6 +128,57 @@ def test_four_processes_learn_what_one_does(weighting):
     run(*RUN, *changes, "--out", "one")
     run(*RUN, *changes, "--out", "four", processes=4)
     assert largest_gap("one", "four") < 1e-10
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("weighting", ["uncertainty", "adaloss"])
+def test_mosaics_and_spectral_norms_are_those_of_one_process(weighting):
+    """The power iterations of a ViT's norms move once a step, mosaics are packed within a slice."""
+    words = [
+        {"rule:edges@64,summary=0": "rule:edges@64,summary=0,mosaic=2", "8": "16"}.get(w, w)
+        for w in RUN
+    ]
+    words[words.index("eradio_nano")] = "test_vit"
+    words += ["--student-options", "init_values=0.5", "--spectral"]
+    changes = shlex.split("--losses.teacher-drop 0.5 --losses.mesa 1 --optim.damp 0.01 --steps 20")
+    words += [*FOUR, *changes, "--losses.weighting", weighting]
+    for name, processes in (("one", 1), ("two", 2), ("four", 4)):
+        run(*words, "--out", name, processes=processes)
+    for name in ("two", "four"):
+        assert largest_gap("one", name) < 1e-10
+
+
+@pytest.mark.long
+def test_a_run_goes_from_two_processes_to_four_to_one(tmp_path):
+    changes = (*FOUR, *ALL, *UNCERTAIN, "--steps", "6", "--every.checkpoint", "2", "--keep", "3")
+    run(*RUN, *changes, "--out", "one")
+    run(*RUN, *changes, "--out", "moved", processes=2)
+    for step, processes in ((2, 4), (4, 1)):
+        for later in checkpoints(Path("moved/checkpoints"))[step // 2 :]:
+            shutil.rmtree(later)
+        assert newest("moved")["step"] == step
+        run("distill", "--resume", "moved", processes=processes)
+    assert largest_gap("one", "moved") < 1e-12
+
+
+BROKEN = {
+    "all slices draw from one stream": "uncertainty",
+    "the noise of DAMP is a rank's own": "uncertainty",
+    "batch statistics are a rank's own": "uncertainty",
+    "learned weights are outside of what is reduced": "uncertainty",
+    "losses are not reduced": "adaloss",
+    "gradients are means": "adaloss",
+}
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("fix", BROKEN)
+def test_a_fix_that_is_taken_out_shows(fix):
+    changes = (*FOUR, *ALL, "--losses.weighting", BROKEN[fix], "--steps", "3")
+    run(*RUN, *changes, "--out", "one")
+    broken = [str(Path(__file__).with_name("unfixed.py")), fix]
+    finish(start(*RUN, *changes, "--out", "two", processes=2, module=broken))
+    assert largest_gap("one", "two") > 1e-6
 
 
 @pytest.mark.long

@@ -19,8 +19,9 @@ from jaxtyping import Float
 from rich.console import Console
 from torch import Tensor, nn
 
+from zoo.data.feed import plan_of
 from zoo.data.loader import eval_batches
-from zoo.data.mixture import plan_of, weights_of
+from zoo.data.mixture import weights_of
 from zoo.data.sources import Source, Subset, spread
 from zoo.data.views import View, Views, collate
 from zoo.features import Batch, Features

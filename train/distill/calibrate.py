@@ -17,8 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from zoo.data.feed import ImageFeed
-from zoo.data.mixture import plan_of
+from zoo.data.feed import ImageFeed, plan_of
 from zoo.data.plan import mix
 from zoo.features import Features
 from zoo.files import load_tensors, save_tensors

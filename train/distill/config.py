@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple, get_args
 
+from zoo.data.names import Weighted, is_stream
 from zoo.teachers.name import TeacherName
 from zoo.train.config import Augment, Training
 from zoo.train.ranges import (
@@ -168,6 +169,7 @@ class Distill(Training):
 
     kind: ClassVar[str] = "distill"
     may_cut: ClassVar[bool] = True
+    one_measure: ClassVar[bool] = True
     resumable: ClassVar[frozenset[str]] = Training.resumable | {
         "compile_teachers",
         "overlap",
@@ -178,7 +180,8 @@ class Distill(Training):
     data: str = "embedded"
     """An image folder, webdataset shards (.tar or a folder of them), the URL of a folder of indexed
     shards, tables of Hugging Face's datasets (.arrow, .parquet or a folder of them), `embedded` or
-    `embedded/photos`. Several with weights: PATH=0.7,PATH=0.3."""
+    `embedded/photos`. Several with weights: PATH=0.7,PATH=0.3. What can only be read from front to
+    back: stream:URL, as webdataset has it."""
     damaged_shards: Literal["error", "skip"] = "error"
     """Refuse shards that were cut or damaged, or that an index lists and that are missing; or leave
     them out."""
@@ -302,6 +305,10 @@ class Distill(Training):
             )
         self._check_places()
         self._check_labels()
+        if is_stream(self.data):
+            self._check_stream()
+        else:
+            Weighted.parse(self.data)  # refuses weights that mean nothing
         if self.normalise in self.compare:
             raise ValueError(f"compare repeats the run's own normalisation {self.normalise!r}.")
 
@@ -315,6 +322,19 @@ class Distill(Training):
             raise ValueError(
                 f"batches are {self.batches}; each is at most batch, which is {self.batch}, and "
                 f"splits into slices, which are {self.num_slices}."
+            )
+
+    def _check_stream(self) -> None:
+        if self.cache or self.view_epochs:
+            raise ValueError(
+                f"{self.data} has no end, so its views do not repeat; leave out --cache and "
+                "--view-epochs, or give shards that can be indexed."
+            )
+        names = map(TeacherName.parse, (spec.name for spec in self.teachers))
+        if drawn := [name for name in names if name.kind == "pretext" and not name.weights]:
+            raise ValueError(
+                f"pretext:{drawn[0].name} is trained on the images first, and a stream shows them "
+                "in its own order alone; give other --teachers, or shards that can be indexed."
             )
 
     def _check_places(self) -> None:

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
+from zoo.data.names import is_stream
 from zoo.train.config import Augment, Optim, Training
 from zoo.train.distill.config import Distill, Heads, Losses, Normalise, TeacherSpec
 from zoo.train.distill.token_config import DistillText, TokenLosses
@@ -91,6 +92,11 @@ class MaskImages(MaskChoice, Training):
             raise ValueError(
                 f"The method {self.method} has no teachers; leave out --teachers, or give "
                 "--method learned."
+            )
+        if is_stream(self.data):
+            raise ValueError(
+                f"{self.data} is a stream, and masks are found on images of all the data; give a "
+                "folder, or shards that can be indexed."
             )
         if self.optim.ema or self.losses.mesa:
             raise ValueError(

@@ -14,8 +14,10 @@ import torch
 from torch import nn
 
 import zoo
-from zoo.data.mixture import Mixture, Weighted
+from zoo.data.mixture import Mixture
+from zoo.data.names import Weighted, is_stream
 from zoo.data.sources import Source, in_one_list, open_labelled, open_splits
+from zoo.data.stream import StreamSource, open_stream
 from zoo.data.views import View
 from zoo.students.build import assign_tokens, build_student, read_options
 from zoo.students.export import load_export, read_heads
@@ -134,13 +136,17 @@ def open_data(
     """
     skipped = (lost if lost is not None else {}) if config.damaged_shards == "skip" else None
     labelled: Path | str | None = config.labelled
-    if weighted := Weighted.parse(config.data):
+    if is_stream(config.data):
+        train, val = open_stream(config.data)
+    elif weighted := Weighted.parse(config.data):
         parts = [open_splits(place_of(name), config.held_out, skipped) for name in weighted.names]
         train, val = (Mixture(part, weighted) for part in zip(*parts, strict=True))
     else:
         train, val = open_splits(place_of(config.data), config.held_out, skipped)
         if config.data == "embedded":
             labelled = labelled or Path(place_of(config.data)).parent / "digits"
+    if is_stream(config.data) and not labelled:
+        return train, val, None
     if not labelled:
         probe = in_one_list(train, val, config.data)
     elif not (probe := open_labelled(labelled, config.held_out, skipped))[0].classes:
@@ -389,7 +395,7 @@ def check_same_images(run: Run, setup: Setup) -> None:
         ValueError: there are others; what differs is named.
     """
     lost = sorted(Path(shard).name for shard in setup.lost)
-    now: dict[str, Any] = dict(train=len(setup.train), val=len(setup.val), lost_shards=lost)
+    now: dict[str, Any] = dict(count_images(setup), lost_shards=lost)
     if isinstance(setup.train, Mixture):
         now["sources"] = list(setup.train.lengths)
     for number, other in enumerate(gather(now)):
@@ -397,6 +403,12 @@ def check_same_images(run: Run, setup: Setup) -> None:
     if before := run.read_json(IMAGES):
         refuse_other_images(now, before, f"those with which the run in {run.path} began")
     run.write_json(IMAGES, now)
+
+
+def count_images(setup: Setup) -> dict[str, int | None]:
+    """Return how many images a run has; nobody knows how many a stream has."""
+    train = None if isinstance(setup.train, StreamSource) else len(setup.train)
+    return dict(train=train, val=len(setup.val))
 
 
 def refuse_other_images(now: Mapping[str, Any], other: Mapping[str, Any], whose: str) -> None:

@@ -13,8 +13,8 @@ from rich.console import Console
 from torch import nn
 
 from zoo.compiled_blocks import allow_variants, repeated_blocks
+from zoo.data.feed import plan_of
 from zoo.data.loader import train_batches
-from zoo.data.mixture import plan_of
 from zoo.features import Batch, Features
 from zoo.teachers.folded_attention import fold_relative_positions
 from zoo.teachers.mosaic import Mosaic, pack

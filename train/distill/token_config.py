@@ -25,8 +25,18 @@ class TokenLosses:
     """Layers whose states are compared, as shares of each tower's depth; 1 is the last."""
     ce: Annotated[float, at_least(0, "off")] = 0.0
     """Weight of the cross-entropy of the text itself; 1, with no teachers, is plain training."""
+    balance: Annotated[float, at_least(0, "off")] = 0.0
+    """Weight of the auxiliary loss that keeps a mixture's experts evenly used (2101.03961); 0.01 is
+    usual."""
+    router_z: Annotated[float, at_least(0, "off")] = 0.0
+    """Weight of the loss that keeps its routers' logits small (2202.08906); 0.001 is usual."""
     chunk: Annotated[int, COUNT] = 1024
     """Tokens whose logits exist at a time."""
+
+    @property
+    def routers(self) -> bool:
+        """Whether the routers of a mixture of experts have losses."""
+        return bool(self.balance or self.router_z)
 
     def __post_init__(self):
         check_ranges(self, "losses.")

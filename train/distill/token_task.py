@@ -1,12 +1,14 @@
 """Distillation of language models as a task of the training loop."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from zoo.data.text import TextSource
+from zoo.language.moe import Chosen, balance_loss, watched_routers, z_loss
 from zoo.language.tokens import TokenFeatures, Tokens, read_tokens
 from zoo.teachers.from_language import LanguageTeacher
 from zoo.train.distill.hidden import HiddenMatch
@@ -44,10 +46,12 @@ class TokenTask(Task):
     def losses(
         self, state: TrainState, batch: Tokens, targets: dict[str, TokenFeatures], step: int
     ) -> dict[str, Loss]:
-        features, config = read_tokens(state.model, batch, at=self.at), self.config
+        config, routers = self.config, []
+        with watched_routers(state.model, routers) if config.routers else nullcontext():
+            features = read_tokens(state.model, batch, at=self.at)
         ours = flat(features)
         counted, count = batch.counted.flatten(), batch.ids.numel()
-        found = {}
+        found = router_losses(routers, batch.segments.flatten() >= 0) if routers else {}
         for label, theirs in targets.items():
             options: Any = dict(tau=config.tau, chunk=config.chunk, kind=config.kind)
             found[f"{label}/kl"] = kl(*ours, *flat(theirs), counted, **options)
@@ -66,11 +70,23 @@ class TokenTask(Task):
         label, _, part = name.rpartition("/")
         if part == "hidden" and self.hidden:
             return self.config.hidden * self.hidden.weight(label)
-        return self.config.kl if part == "kl" else self.config.ce
+        return getattr(self.config, part)
 
     def observe(self, means: Mapping[str, Tensor], step: int) -> None:
         if self.hidden:
             self.hidden.observe(means)
+
+
+def router_losses(routers: Sequence[Chosen], real: Tensor) -> dict[str, Tensor]:
+    """Return the sums over tokens of the losses of a mixture's routers, means over its layers.
+
+    Args:
+        real: Tokens that are no padding.
+    """
+    layers = [Chosen(logits[real], experts[real]) for logits, experts in routers]
+    balance = torch.stack([balance_loss(*layer) for layer in layers]).mean()
+    z = torch.stack([z_loss(layer.logits) for layer in layers]).mean()
+    return dict(balance=balance * len(real), router_z=z * len(real))
 
 
 def flat(features: TokenFeatures) -> Flat:

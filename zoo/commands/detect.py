@@ -95,10 +95,12 @@ def open_splits(config: Detect, place: Path) -> tuple[CocoSplit, CocoSplit]:
     return train, val.with_classes(train.classes)
 
 
-def log_evaluation(run: Run, split: CocoSplit, detector: Detector, step: int) -> None:
-    """Measure a detector on the way, and log the numbers."""
+def log_evaluation(run: Run, split: CocoSplit, detector: Detector, step: int) -> float:
+    """Measure a detector on the way, and log the numbers; return the AP of its boxes."""
     device = next(detector.parameters()).device
-    run.log("eval", step, numbers_of(measure(detector, split, device), run.path))
+    found = numbers_of(measure(detector, split, device), run.path)
+    run.log("eval", step, found)
+    return found["detect/box/AP"]
 
 
 def numbers_of(found: Iterable[Found], pictures: Path) -> dict[str, float]:

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import tyro
 
+from zoo.commands.again import started_again
 from zoo.commands.parse import parse, refuse_other_folder, value_of
 from zoo.eval.detect.config import Detect, tiny
 
@@ -42,6 +43,8 @@ def main(argv: list[str]) -> None:
     if args.dry_run:
         print_plan(args.run)
         return
+    if started_again(args.resume, args.run.out):
+        args = read_args(["--resume", str(args.run.out)])
     detect(args.run, resume=args.resume is not None)
     out = args.run.out
     print(f"detector     {out / 'detector'}\npredictions  {out / 'predictions.json'}")

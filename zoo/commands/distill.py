@@ -17,9 +17,8 @@ from torch import nn
 
 import zoo
 from zoo.commands.elastic_images import nested, sizes_beside, write_about
-from zoo.data.feed import ImageFeed
+from zoo.data.feed import ImageFeed, plan_of
 from zoo.data.loader import eval_batches
-from zoo.data.mixture import plan_of
 from zoo.data.plan import Plan
 from zoo.data.sources import Source, Subset, spread
 from zoo.eval.extract import extract
@@ -53,6 +52,7 @@ from zoo.train.distill.setup import (
     Setup,
     check_same_images,
     check_same_teachers,
+    count_images,
     earlier_student,
     new_student,
     prepare,
@@ -211,7 +211,7 @@ def train_arm(work: Work, run: Run, config: Distill, title: str) -> Forms:
         run,
         evaluate=lambda _, step: log_evaluation(
             run, setup, state.forms, normalizers, "student", step
-        ),
+        )[1],
         gathered=partial(gathered, setup.teachers),
         title=title,
         ahead=config.overlap,
@@ -224,7 +224,7 @@ def compare(work: Work) -> None:
     run, setup, steps = work.run, work.setup, work.setup.config.steps
     run.keep(lambda row: row.get("kind") == "train" or row["step"] < steps)
     for name, forms in work.arms.items():
-        work.best[name] = log_evaluation(run, setup, forms, work.of(name), name, steps)
+        work.best[name], _ = log_evaluation(run, setup, forms, work.of(name), name, steps)
     for label, teacher in setup.teachers.items():
         if values := dict(probe(teacher, setup)):
             run.log("eval", steps, dict(arm=f"teacher:{label}", **values))
@@ -232,14 +232,14 @@ def compare(work: Work) -> None:
 
 def log_evaluation(
     run: Run, setup: Setup, forms: Forms, normalizers: Normalizers, arm: str, step: int
-) -> str:
+) -> tuple[str, float]:
     """Compare a student with its teachers on held-out images, probe it, and log the numbers.
 
     Each form is compared, and the better one probed; the numbers of the other are those of the arm
     `ARM:other`.
 
     Returns:
-        The better form.
+        The better form, and how close it is to the teachers.
     """
     found = {}
     for form, student in forms.items():
@@ -255,7 +255,7 @@ def log_evaluation(
         told = dict(weights=form) if len(forms) > 1 else {}
         name = arm if form == best else f"{arm}:other"
         run.log("eval", step, dict(arm=name, **told, **found[form]))
-    return best
+    return best, closeness(found[best])
 
 
 @contextmanager
@@ -267,18 +267,15 @@ def evaluated(student: Student) -> Iterator[Student]:
 
 
 def better_form(found: Mapping[str, Mapping[str, float]]) -> str:
-    """Return the form of the higher geometric-mean fidelity; the first in a tie.
+    """Return the form that is closer to the teachers; the first in a tie."""
+    return max(found, key=lambda form: closeness(found[form]))
 
-    Where no teacher has a map, the mean cosine of the summaries decides.
-    """
 
-    def closeness(form: str) -> float:
-        values = found[form]
-        cosines = [value for key, value in values.items() if key.endswith("/summary")]
-        close = values.get("fidelity/geomean", sum(cosines) / max(1, len(cosines)))
-        return -math.inf if math.isnan(close) else close
-
-    return max(found, key=closeness)
+def closeness(found: Mapping[str, float]) -> float:
+    """Return the geometric-mean fidelity, or the mean cosine of summaries if there are no maps."""
+    cosines = [value for key, value in found.items() if key.endswith("/summary")]
+    close = found.get("fidelity/geomean", sum(cosines) / max(1, len(cosines)))
+    return -math.inf if math.isnan(close) else close
 
 
 def held_out(setup: Setup) -> Iterator[Batch]:
@@ -360,7 +357,7 @@ def describe(work: Work, *, seconds: float | None = None) -> None:
                 head_params=sum(p.numel() for p in student.heads.parameters()),
                 weights=work.best.get("student"),
             ),
-            images=dict(train=len(setup.train), val=len(setup.val)),
+            images=count_images(setup),
             skipped=work.run.skipped(),
         ),
     )

@@ -1,7 +1,6 @@
 """`zoo distill`: what its command line says, read without torch."""
 
 import difflib
-import os
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 import tyro
 
 from zoo.commands import distill_text_args
+from zoo.commands.again import started_again
 from zoo.commands.distill_text_args import is_text
 from zoo.commands.parse import parse, refuse_other_folder, value_of, without
 from zoo.teachers.name import TeacherName
@@ -83,8 +83,7 @@ def main(argv: list[str]) -> None:
         from zoo.commands.processes import start
 
         start(["distill", *without(argv, "--processes")], asked.args.processes)
-    if asked.args.resume is None and begun_before(folder := folder_of(asked.stages)):
-        print(f"zoo: started again, so the run in {folder} goes on.", file=sys.stderr)
+    if started_again(asked.args.resume, folder := folder_of(asked.stages)):
         asked = read_args(["--resume", str(folder)])
     from zoo.commands.stages import distill_stages, print_plans
 
@@ -92,17 +91,6 @@ def main(argv: list[str]) -> None:
         print_plans(asked.stages)
         return
     print_run(distill_stages(asked.stages, resume=asked.args.resume is not None))
-
-
-def begun_before(folder: Path) -> bool:
-    """Tell whether torchrun or SLURM starts this command again, and where it had got is there."""
-    counts = (os.environ.get(f"{who}_RESTART_COUNT", "0") for who in ("TORCHELASTIC", "SLURM"))
-    if all(count == "0" for count in counts):
-        return False
-    from zoo.commands.stages import has_begun
-    from zoo.train.mesh import by_first
-
-    return by_first(lambda: has_begun(folder))
 
 
 def print_run(run: "Run") -> None:
@@ -199,12 +187,15 @@ def _check_stages(stages: Stages, own: Mapping[str, Any], starts: bool) -> None:
 
 
 def _defaults(name: str | None, argv: list[str]) -> dict[str, Distill]:
-    """Return the stages whose fields the command line changes."""
-    if (folder := value_of(argv, "--resume")) is not None:
+    """Return the stages whose fields the command line changes: a recipe's, or a run's own."""
+    if (folder := value_of(argv, "--resume")) is not None and name is None:
         return _stored(Path(folder))
     has_own = any(word.split("=")[0] in ("--data", "--teachers") for word in argv)
     stages = _recipe(name or ("custom" if has_own else "quickstart"))
-    return _shrunk(stages) if "--tiny" in argv else stages
+    stages = _shrunk(stages) if "--tiny" in argv else stages
+    if folder is not None:  # what differs from the run there is told when it is opened
+        return {stage: replace(run, out=Path(folder)) for stage, run in stages.items()}
+    return stages
 
 
 def _stored(folder: Path) -> dict[str, Distill]:

@@ -12,6 +12,7 @@ import torch
 from zoo.data.plan import Plan
 from zoo.data.text import TextFeed, TextSource, open_text
 from zoo.language.gguf import find_gguf
+from zoo.language.moe import moe_layers
 from zoo.language.open import (
     check_length,
     check_tokenizer,
@@ -66,6 +67,11 @@ def prepare(config: DistillText, *, meta: bool = False) -> TextSetup:
     student = in_precision(student, config.precision)
     check_tokenizer(student, tokenizer, config.student)
     check_length(student, config.length, config.student)
+    if config.losses.routers and not moe_layers(student):
+        raise ValueError(
+            f"{config.student} is no mixture of experts, which --losses.balance and "
+            "--losses.router-z are for; leave them out."
+        )
     rows = student.get_output_embeddings().weight.shape[0]
     teachers = {}
     for label, name in zip(config.labels, config.teachers, strict=True):
@@ -161,8 +167,10 @@ def distill_text(config: DistillText, *, resume: bool = False) -> Run:
     slices = slices_of_rank(config.num_slices)
     feed = TextFeed(setup.train, plan, setup.device, config.num_slices, slices)
 
-    def evaluate(model: Any, step: int) -> None:
-        run.log("eval", step, evaluated(setup, model))
+    def evaluate(model: Any, step: int) -> float:
+        found = evaluated(setup, model)
+        run.log("eval", step, found)
+        return -found["bpb"]
 
     task = TokenTask(config.losses, setup.teachers, hidden)
     train(task, state, feed, config, run, evaluate=evaluate, title="distil text")

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
+from zoo.commands.again import started_again
 from zoo.commands.parse import parse, refuse_other_folder, value_of
 from zoo.train.distill.token_config import DistillText
 
@@ -65,6 +66,8 @@ def main(argv: list[str]) -> None:
         return
     from zoo.commands.distill_text import distill_text
 
+    if started_again(args.resume, args.run.out):
+        args = read_args(["--resume", str(args.run.out)])
     print_run(distill_text(args.run, resume=args.resume is not None))
 
 

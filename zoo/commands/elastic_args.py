@@ -6,6 +6,7 @@ from typing import Annotated
 
 import tyro
 
+from zoo.commands.again import started_again
 from zoo.commands.distill_text_args import resumed, text_as_data
 from zoo.commands.parse import parse, refuse_other_folder
 from zoo.train.distill.elastic_config import Elastic
@@ -39,18 +40,7 @@ def main(argv: list[str]) -> None:
     zoo elastic vit_small_patch16_224.augreg_in1k --sizes "small:ffn=0.5" --data PHOTOS --out sorted
     zoo distill --student local-dir:sorted --teachers timm:vit_small_patch16_224 --data PHOTOS
     """
-    argv = text_as_data(argv)
-    default = ElasticArgs(run=Elastic())
-    if folder := resumed(argv):
-        from zoo.train.run import Run
-
-        stored = Run(folder).config(Elastic)
-        default = ElasticArgs(run=replace(stored, out=folder), model=stored.student)
-    args = parse(ElasticArgs, argv, "elastic", main.__doc__ or "", default=default)
-    refuse_other_folder(args.run.out, args.resume)
-    config = replace(args.run, student=args.model)
-    if args.model and config.losses.kl and not config.teachers:
-        config = replace(config, teachers=(args.model,))
+    config, args = read_args(argv)
     from zoo.commands.elastic import elastic, print_sizes
 
     if args.dry_run:
@@ -61,6 +51,8 @@ def main(argv: list[str]) -> None:
 
         print(f"sorted   {sort_model(config)}  (zoo distill --student local-dir:{config.out})")
         return
+    if started_again(args.resume, config.out):
+        config, args = read_args(["--resume", str(config.out)])
     run = elastic(config, resume=args.resume is not None)
     about = run.read_json("about.json")
     print(f"model    {run.path / 'export'}  (zoo export {run.path} --size NAME --out DIR)")
@@ -73,3 +65,20 @@ def main(argv: list[str]) -> None:
         )
     if config.router != "none":
         print(f"chosen   {run.read_json('export/elastic.json')['sizes']}")
+
+
+def read_args(argv: list[str]) -> tuple[Elastic, ElasticArgs]:
+    """Read the changes to the defaults, or to a run that is resumed: its config, and the rest."""
+    argv = text_as_data(argv)
+    default = ElasticArgs(run=Elastic())
+    if folder := resumed(argv):
+        from zoo.train.run import Run
+
+        stored = Run(folder).config(Elastic)
+        default = ElasticArgs(run=replace(stored, out=folder), model=stored.student)
+    args = parse(ElasticArgs, argv, "elastic", main.__doc__ or "", default=default)
+    refuse_other_folder(args.run.out, args.resume)
+    config = replace(args.run, student=args.model)
+    if args.model and config.losses.kl and not config.teachers:
+        config = replace(config, teachers=(args.model,))
+    return config, args

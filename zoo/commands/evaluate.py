@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 from zoo.commands.distill import held_out, probe
+from zoo.data.names import is_stream
 from zoo.eval.benchmarks import BENCHMARKS, DEFAULT, find, load, settings_of
 from zoo.eval.fidelity import fidelity
 from zoo.eval.registry import Parts, Picture, Subject
@@ -267,7 +268,13 @@ def _about(subject: Subject, request: EvalRequest) -> dict[str, Any]:
 def _measure_run(target: str, folder: Path, request: EvalRequest) -> Record:
     """Measure a run's student on the run's own held-out images, against its teachers."""
     began, run = time.perf_counter(), Run(folder)
-    setting = prepare(run.config(Distill))
+    config = run.config(Distill)
+    if is_stream(config.data):  # another's run would choose a command that is run here
+        raise ValueError(
+            f"The run in {folder} has learnt from {config.data}, which is not opened again. "
+            f"Evaluate its export: zoo eval {folder / 'export'} --data PATH."
+        )
+    setting = prepare(config)
     student = load_export(run.path / "export", device=setting.device)
     with setting.autocast():
         values = dict(fidelity(student, setting.teachers, held_out(setting)))

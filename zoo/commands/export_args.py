@@ -18,6 +18,9 @@ class Export:
     """Of an elastic model: a name of the run, or words between its sizes: ffn=0.6,stream=0.75."""
     form: Literal["average", "raw"] = "average"
     """Of a run of zoo distill: the average of its weights, or those of the last step."""
+    best: bool = False
+    """Of a run of zoo distill with --keep-best: the checkpoint of the best evaluation, not the
+    newest."""
     out: Path
     """Folder for the model; it must not exist yet."""
 
@@ -35,8 +38,10 @@ def main(argv: list[str]) -> None:
     if args.size == "full" and is_distillation(args.run):
         from zoo.commands.export_checkpoint import export_checkpoint
 
-        export_checkpoint(args.run, args.form, args.out)
+        export_checkpoint(args.run, args.form, args.out, best=args.best)
         return
+    if args.best:
+        raise ValueError(f"--best is for a run of zoo distill, of images; {args.run} is none.")
     from zoo.commands.export import export
 
     export(args.run, args.size, args.out)

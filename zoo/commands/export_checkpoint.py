@@ -7,6 +7,7 @@ from zoo.data.loader import eval_batches
 from zoo.data.sources import spread
 from zoo.students.export import export_student
 from zoo.students.lora import add_adapters
+from zoo.train.checkpoint import State
 from zoo.train.distill.calibrate import fit_normalizers
 from zoo.train.distill.config import Distill
 from zoo.train.distill.fold import folded
@@ -14,14 +15,15 @@ from zoo.train.distill.setup import new_student, prepare
 from zoo.train.run import Run
 
 
-def export_checkpoint(path: Path, form: str, out: Path) -> None:
+def export_checkpoint(path: Path, form: str, out: Path, *, best: bool = False) -> None:
     """Write the student of a distillation's newest checkpoint, as the run's own export is written.
 
     Args:
         form: `average` of the weights, or `raw`.
+        best: That of the best evaluation so far, in place of the newest.
 
     Raises:
-        ValueError: there is no checkpoint yet, or the run keeps no average.
+        ValueError: there is no checkpoint yet, or the run keeps no average, or no best one.
     """
     run = Run(path)
     config = run.config(Distill)
@@ -30,6 +32,8 @@ def export_checkpoint(path: Path, form: str, out: Path) -> None:
         raise ValueError(
             f"{path} has no checkpoint yet; one comes every {config.every.checkpoint}."
         )
+    if best:
+        saved = best_of(run, saved)
     weights = saved["ema"] if form == "average" else saved["model"]
     if weights is None:
         raise ValueError(f"{path} keeps no average of its weights; give --form raw.")
@@ -45,3 +49,19 @@ def export_checkpoint(path: Path, form: str, out: Path) -> None:
     licenses = {name: teacher.license for name, teacher in setup.teachers.items()}
     export_student(released, out, batch, about=dict(licenses=licenses))
     print(f"model  {out}  {form} weights after step {saved['step']}")
+
+
+def best_of(run: Run, newest: State) -> State:
+    """Return the checkpoint that the newest one calls the best so far."""
+    step, measure = newest.get("best") or (None, None)
+    if step is None:
+        raise ValueError(
+            f"{run.path} keeps no best checkpoint; that is for a run with --keep-best, from its "
+            "first evaluation on (--every.evaluate)."
+        )
+    if (found := run.load(step=step)) is None:
+        raise ValueError(
+            f"The best checkpoint of {run.path}, of step {step} ({measure:.4g}), is not there: the "
+            "run keeps it with --keep-best."
+        )
+    return found

@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 import tyro
 
+from zoo.commands.again import started_again
 from zoo.commands.distill_args import teacher_rule
 from zoo.commands.distill_text_args import resumed, text_as_data
 from zoo.commands.parse import parse
@@ -49,6 +50,21 @@ def main(argv: list[str]) -> None:
     and with --teachers to others' too; those of a language model by the text, or by a teacher:
     --teachers lm:FOLDER --losses.kl 1 --losses.ce 0.
     """
+    args = read_args(argv)
+    asked = replace(args.run, student=args.model)
+    if args.dry_run:
+        print_plan(asked)
+        return
+    if started_again(args.resume, asked.out):
+        args = read_args(["--resume", str(asked.out)])
+        asked = replace(args.run, student=args.model)
+    from zoo.commands.mask import mask
+
+    print_results(mask(asked, resume=args.resume is not None))
+
+
+def read_args(argv: list[str]) -> MaskTextArgs | MaskArgs:
+    """Read the changes to the defaults, or to a run that is resumed."""
     kind = MaskTextArgs if is_text(argv) else MaskArgs
     argv = text_as_data(argv)
     config: type[Any] = Mask if kind is MaskTextArgs else MaskImages
@@ -61,14 +77,7 @@ def main(argv: list[str]) -> None:
     registry = tyro.constructors.ConstructorRegistry()
     registry.primitive_rule(teacher_rule)
     with registry:
-        args = parse(kind, argv, "mask", main.__doc__ or "", default=default)
-    asked = replace(args.run, student=args.model)
-    if args.dry_run:
-        print_plan(asked)
-        return
-    from zoo.commands.mask import mask
-
-    print_results(mask(asked, resume=args.resume is not None))
+        return parse(kind, argv, "mask", main.__doc__ or "", default=default)
 
 
 def is_text(argv: list[str]) -> bool:

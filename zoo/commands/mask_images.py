@@ -10,9 +10,8 @@ import torch
 from timm.data import resolve_model_data_config
 
 from zoo.commands.distill import evaluated, held_out, probe
-from zoo.data.feed import ImageFeed
+from zoo.data.feed import ImageFeed, plan_of
 from zoo.data.loader import eval_batches
-from zoo.data.mixture import plan_of
 from zoo.data.sources import spread
 from zoo.eval.fidelity import fidelity
 from zoo.students.build import assign_tokens, build_heads

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 import torch
 
 from zoo.axes import Shapes
-from zoo.files import written_whole
+from zoo.files import folder_written_whole, written_whole
 from zoo.students.prune.library import save
 from zoo.students.prune.prune import Child, ScoreUnits
 
@@ -27,11 +26,8 @@ def write_child(
     Args:
         files: What else lies in the folder, by name.
     """
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    making = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    try:
-        for file in _beside(child.built.folder):
-            shutil.copy(file, making)
+    with folder_written_whole(folder) as making:
+        copy_tokenizer(child.built.folder, making)
         child.built.model.cpu()
         save(child.built, making)
         kept = {cut.axis: dict(kept=cut.kept.tolist(), by=cut.by) for cut in child.cuts}
@@ -39,12 +35,6 @@ def write_child(
         write_about(making, about)
         for name, content in files.items():
             (making / name).write_bytes(content)
-        making.chmod(0o755)
-        for file in making.iterdir():
-            file.chmod(0o644)
-        making.rename(folder)
-    finally:
-        shutil.rmtree(making, ignore_errors=True)
 
 
 def write_about(folder: Path, about: dict[str, Any]) -> None:
@@ -72,8 +62,9 @@ def scores_of(child: Child, score: ScoreUnits) -> dict[str, list[float]]:
     return found
 
 
-def _beside(folder: Path | None) -> list[Path]:
-    """List what a folder of transformers has for its inputs: tokenizer, processor."""
+def copy_tokenizer(source: Path | None, target: Path) -> None:
+    """Copy what a folder of transformers has for its inputs: tokenizer, processor."""
     names = ("tokenizer*", "special_tokens_map.json", "vocab.*", "merges.txt", "*processor*.json")
-    found = [file for name in names for file in folder.glob(name)] if folder else []
-    return [*found, *(folder.glob("*.jinja") if folder else [])]
+    found = [file for name in (*names, "*.jinja") for file in source.glob(name)] if source else []
+    for file in found:
+        shutil.copy(file, target)

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from filelock import FileLock
 
 from zoo.data.images import UnreadableImage, printable
 from zoo.data.shards import is_shard
@@ -321,6 +320,7 @@ def mapped(file: Path, columns: Columns) -> Path:
         return file
     import pyarrow as pa
     import pyarrow.parquet as pq
+    from filelock import FileLock  # brings asyncio along, which no worker needs
 
     wanted = [name for name in (columns.image, columns.label) if name]
     about = file.stat()

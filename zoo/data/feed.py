@@ -9,10 +9,24 @@ from typing import Any
 import torch
 
 from zoo.data.loader import train_batches
+from zoo.data.mixture import MixedPlan, Mixture
 from zoo.data.plan import Plan
 from zoo.data.sources import Source
+from zoo.data.stream import StreamPlan, StreamSource
 from zoo.data.views import View
 from zoo.features import Batch
+
+
+def plan_of(
+    source: Source, batch: int, seed: int, views: int = 0, batches: tuple[int, ...] = ()
+) -> Plan:
+    """Return the plan of a run over a source; see `Plan` for the arguments."""
+    if isinstance(source, StreamSource):
+        return StreamPlan(len(source), batch, seed, batches=batches, block=source.block)
+    if isinstance(source, Mixture):
+        shares = source.weighted.shares
+        return MixedPlan(len(source), batch, seed, views, batches, source.lengths, shares)
+    return Plan(len(source), batch, seed, views, batches)
 
 
 class PlanFeed:

@@ -7,76 +7,18 @@ any rank, knows its images without a look at the others. Each source goes throug
 passes of its own, each image once a pass, whatever the other sources' lengths are.
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from fractions import Fraction
 from functools import cached_property
-from pathlib import Path
 
 import numpy as np
 
+from zoo.data.names import Weighted
 from zoo.data.plan import Plan, mix, shuffled
 from zoo.data.sources import Source
 
 BLOCK, PASS = 8, 9
 """Salts of `mix` for the order of a block, and of a source's images in a pass."""
-MOST_PLACES = 10_000
-"""Most positions of a block."""
-
-
-@dataclass(frozen=True)
-class Weighted:
-    """Sources by what `--data` calls them, and how many positions of a block each has."""
-
-    names: tuple[str, ...]
-    shares: tuple[int, ...]
-
-    @classmethod
-    def parse(cls, text: str) -> "Weighted | None":
-        """Read `PATH=WEIGHT,PATH=WEIGHT`; `None` for what names one source.
-
-        Weights are relative: 0.7 and 0.3 are as 7 and 3.
-
-        Raises:
-            ValueError: a weight is missing or not above 0, a path comes twice, or the weights have
-                no common measure (see `MOST_PLACES`).
-        """
-        pairs = [part.rpartition("=") for part in text.split(",")]
-        weights = [_number(weight) for _, _, weight in pairs]
-        if len(pairs) < 2 or not any(weights) or Path(text).exists():
-            return None
-        for (name, _, _), weight, part in zip(pairs, weights, text.split(","), strict=True):
-            if weight is None or weight <= 0 or not name:
-                raise ValueError(
-                    f"{part!r} of {text} is no source with a weight above 0; several are given as "
-                    "PATH=0.7,PATH=0.3."
-                )
-        names = tuple(name for name, _, _ in pairs)
-        if twice := [name for name in names if names.count(name) > 1]:
-            raise ValueError(f"{text} names {twice[0]} twice; add its weights up.")
-        return cls(names, _shares([weight for weight in weights if weight]))
-
-
-def _number(text: str) -> Fraction | None:
-    try:
-        return Fraction(text)
-    except (ValueError, ZeroDivisionError):
-        return None
-
-
-def _shares(weights: Sequence[Fraction]) -> tuple[int, ...]:
-    """Return the smallest whole numbers that stand to each other as weights do."""
-    scale = math.lcm(*(w.denominator for w in weights))
-    whole = [int(w * scale) for w in weights]
-    whole = [w // math.gcd(*whole) for w in whole]
-    if sum(whole) > MOST_PLACES:
-        near = [max(1, round(1000 * w / sum(whole))) for w in whole]
-        raise ValueError(
-            f"The weights stand to each other as {', '.join(map(str, whole))}, whose sum is above "
-            f"{MOST_PLACES:,}; {', '.join(map(str, near))} are near."
-        )
-    return tuple(whole)
 
 
 @dataclass(frozen=True, eq=False)
@@ -167,13 +109,3 @@ class MixedPlan(Plan):
 def weights_of(source: Source) -> bytes:
     """Name the weights of a mixture, which its images' names do not tell; empty for one source."""
     return repr(source.weighted).encode() if isinstance(source, Mixture) else b""
-
-
-def plan_of(
-    source: Source, batch: int, seed: int, views: int = 0, batches: tuple[int, ...] = ()
-) -> Plan:
-    """Return the plan of a run over a source; see `Plan` for the arguments."""
-    if isinstance(source, Mixture):
-        shares = source.weighted.shares
-        return MixedPlan(len(source), batch, seed, views, batches, source.lengths, shares)
-    return Plan(len(source), batch, seed, views, batches)

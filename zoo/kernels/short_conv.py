@@ -1,8 +1,9 @@
-"""The convolution over three tokens with its SiLU, on a GPU as one operator.
+"""Convolutions over three tokens with what follows them, on a GPU as one operator.
 
-Its backward is another, for which only the inputs are kept: compiled code would take five times as
-long as moving the tokens does (H200). The kernels (zoo.kernels.short_conv_triton) are imported when
-the operator first runs; nothing here needs Triton.
+MambaVision's, with its SiLU: its backward is another operator, for which only the inputs are kept:
+compiled code would take five times as long as moving the tokens does (H200). StripedHyena 2's, with
+its gates: forward alone. The kernels (zoo.kernels.short_conv_triton, zoo.kernels.gated_conv_triton)
+are imported when an operator first runs; nothing here needs Triton.
 """
 
 import torch
@@ -57,4 +58,42 @@ register(
     " -> (Tensor, Tensor)",
     cuda=_cuda_backward,
     fake=_fake_backward,
+)
+
+
+def short_conv_gates(p: Tensor, taps: Tensor) -> tuple[Tensor, Tensor]:
+    """Convolve [B T 3W], channels x2 x1 v side by side, by [3W 3]; return x2 and x1 v."""
+    return torch.ops.zoo.short_conv_gates(p, taps)
+
+
+def short_conv_filtered(p: Tensor, taps: Tensor, g: Tensor) -> Tensor:
+    """Return x2 (g * (x1 v)) too, for filters [groups K] of a few taps, the present first."""
+    return torch.ops.zoo.short_conv_filtered(p, taps, g)
+
+
+def _cuda_gates(p, taps):
+    from zoo.kernels import gated_conv_triton
+
+    return gated_conv_triton.gates(p.contiguous(), taps.contiguous())
+
+
+def _cuda_filtered(p, taps, g):
+    from zoo.kernels import gated_conv_triton
+
+    return gated_conv_triton.filtered(p.contiguous(), taps.contiguous(), g.contiguous())
+
+
+def _empty(p):
+    return p.new_empty(*p.shape[:2], p.shape[2] // 3)
+
+
+register(
+    "short_conv_gates(Tensor p, Tensor taps) -> (Tensor, Tensor)",
+    cuda=_cuda_gates,
+    fake=lambda p, taps: (_empty(p), _empty(p)),
+)
+register(
+    "short_conv_filtered(Tensor p, Tensor taps, Tensor g) -> Tensor",
+    cuda=_cuda_filtered,
+    fake=lambda p, taps, g: _empty(p),
 )

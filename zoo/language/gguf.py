@@ -59,6 +59,18 @@ def dequantised(file: Path) -> Path:
     return place
 
 
+def begins(file: Path) -> bool:
+    """Tell whether texts begin with a token of their own: said by the file, else by its kind of
+    tokenizer, as llama.cpp has it (yes for SentencePiece, which it calls llama)."""
+    from gguf import GGUFReader  # pyright: ignore[reportMissingImports]
+
+    fields = GGUFReader(file).fields
+    if (said := fields.get("tokenizer.ggml.add_bos_token")) is not None:
+        return bool(said.contents())
+    kind = fields.get("tokenizer.ggml.model")
+    return kind is not None and kind.contents() == "llama"
+
+
 def _write(file: Path, folder: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -75,4 +87,8 @@ def _write(file: Path, folder: Path) -> None:
     model.load_state_dict(read.state_dict(), strict=True, assign=True)
     model.tie_weights()
     model.save_pretrained(folder)
-    AutoTokenizer.from_pretrained(file.parent, **where).save_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(file.parent, **where)
+    if begins(file) and not tokenizer.add_bos_token:  # transformers 5.17 forgets it
+        tokenizer.add_bos_token = True
+        tokenizer.update_post_processor()
+    tokenizer.save_pretrained(folder)

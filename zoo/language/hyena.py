@@ -34,6 +34,8 @@ from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutpu
 
 import zoo.language.hyena_filters as filters
 from zoo import axes
+from zoo.kernels import short_conv
+from zoo.kernels.available import runs_kernels
 from zoo.language.hyena_cache import HyenaCache, LayerState
 from zoo.language.hyena_config import HyenaConfig
 
@@ -51,27 +53,27 @@ lm_head.weight              _, C
 operator_norm.weight        C
 mlp_norm.weight             C
 
--- g filters for r channels each; a channel's x2, x1 and v stand together
-[zoo.ShortHyena] g>se_groups g*r>se_width
-in_proj.weight              g r 3, C
-feature_filter              g r 3, 1, _
+-- g filters for p channels each; a channel's x2, x1 and v stand together. s: exponentials
+[zoo.ShortHyena] g>se_groups g*p>se_width
+in_proj.weight              g p 3, C
+feature_filter              g p 3, 1, _
 filter                      g, 1, _
-out_proj.weight             C, g r
+out_proj.weight             C, g p
 
-[zoo.MediumHyena] g>mr_groups g*r>mr_width
-in_proj.weight              g r 3, C
-feature_filter              g r 3, 1, _
+[zoo.MediumHyena] g>mr_groups g*p>mr_width
+in_proj.weight              g p 3, C
+feature_filter              g p 3, 1, _
 filter                      g, 1, _
-skip                        g r
-out_proj.weight             C, g r
+skip                        g p
+out_proj.weight             C, g p
 
-[zoo.LongHyena] r>li_width n>li_order
-in_proj.weight              r 3, C
-feature_filter              r 3, 1, _
-log_poles                   r, n, 1
-residues                    r, n
-skip                        r
-out_proj.weight             C, r
+[zoo.LongHyena] p>li_width s>li_order
+in_proj.weight              p 3, C
+feature_filter              p 3, 1, _
+log_poles                   p, s, 1
+residues                    p, s
+skip                        p
+out_proj.weight             C, p
 
 [zoo.HyenaAttention] d=head_dim h>num_attention_heads d>head_dim !!d:rope
 qkv.weight                  3 h d, C
@@ -120,6 +122,9 @@ class HyenaMlp(nn.Module):
 class Hyena(nn.Module):
     """What SE, MR and LI share: projections, short convolutions, gates."""
 
+    uses_kernels = True
+    """Read whole texts by kernels where there are some; otherwise in torch."""
+
     def __init__(self, config: HyenaConfig, width: int):
         super().__init__()
         self.in_proj = nn.Linear(config.hidden_size, 3 * width, bias=False)
@@ -135,8 +140,14 @@ class Hyena(nn.Module):
         self, p: Float[Tensor, "B T W3"], state: LayerState | None = None
     ) -> Float[Tensor, "B T W"]:
         """Mix the projected tokens: all of the operator but its two linear layers."""
-        x2, x1, v = self.features(p, state)
-        return x2 * self.convolve(x1 * v, state)
+        if self._runs_kernels(p, state):
+            x2, u = short_conv.short_conv_gates(p, self.feature_filter[:, 0])
+            if state is not None:
+                state.before("features", p, self.feature_filter.shape[2] - 1)
+        else:
+            x2, x1, v = self.features(p, state)
+            u = x1 * v
+        return x2 * self.convolve(u, state)
 
     def features(
         self, p: Float[Tensor, "B T W3"], state: LayerState | None = None
@@ -145,6 +156,14 @@ class Hyena(nn.Module):
         g = self.feature_filter[:, 0].flip(1)
         before = None if state is None else state.before("features", p, g.shape[1] - 1)
         return filters.convolve(p, g, before).unflatten(2, (-1, 3)).unbind(-1)
+
+    def _runs_kernels(self, p: Tensor, state: LayerState | None) -> bool:
+        """Say whether a kernel reads these tokens: the first ones of a text, without gradients."""
+        taps = self.feature_filter
+        learns = torch.is_grad_enabled() and (p.requires_grad or taps.requires_grad)
+        begins = state is None or not state.tensors
+        fits = taps.shape[2] == 3 and p.shape[1] > 1
+        return self.uses_kernels and begins and fits and not learns and runs_kernels(p, taps)
 
     def convolve(
         self, u: Float[Tensor, "B T W"], state: LayerState | None = None
@@ -163,6 +182,20 @@ class ShortHyena(Hyena):
     def __init__(self, config: HyenaConfig):
         super().__init__(config, cast(int, config.se_width))
         self.filter = nn.Parameter(torch.empty(config.se_groups, 1, config.se_length))
+
+    def mix(
+        self, p: Float[Tensor, "B T W3"], state: LayerState | None = None
+    ) -> Float[Tensor, "B T W"]:
+        if self.filter.shape[2] > filters.DIRECT or not self._runs_kernels(p, state):
+            return super().mix(p, state)
+        g = self.filter[:, 0].flip(1)
+        y = short_conv.short_conv_filtered(p, self.feature_filter[:, 0], g)
+        if state is not None:  # what the kernel kept to itself, of the last tokens
+            tail = p[:, -(self.feature_filter.shape[2] + g.shape[1]) :]
+            _, x1, v = self.features(tail)
+            state.before("features", p, self.feature_filter.shape[2] - 1)
+            state.before("filter", x1 * v, g.shape[1] - 1)
+        return y
 
     def convolve(
         self, u: Float[Tensor, "B T W"], state: LayerState | None = None

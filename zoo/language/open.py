@@ -34,14 +34,17 @@ def split_name(name: str) -> tuple[str, str]:
     return "", place
 
 
-def open_language_model(name: str, *, device: torch.device | str = "cpu") -> Any:
-    """Return the plain object of transformers, in float32, whose features can be read.
+def open_language_model(
+    name: str, *, device: torch.device | str = "cpu", dtype: torch.dtype | None = torch.float32
+) -> Any:
+    """Return the plain object of transformers whose features can be read.
 
     Args:
         name: A folder with a `config.json`, a GGUF file, or a name on the Hub; `/random` at its end
             leaves the weights out. Or a name of zoo's table: `llama_tiny/random`, `llama/FOLDER`,
             `llama3_8b` for its released weights. `lm:` before it is allowed.
         device: On `meta` only shapes are known, and nothing is checked that needs weights.
+        dtype: None for that of the file.
 
     Raises:
         ValueError: transformers is missing, there is no such model, it is no causal language
@@ -49,25 +52,27 @@ def open_language_model(name: str, *, device: torch.device | str = "cpu") -> Any
     """
     is_meta = torch.device(device).type == "meta"
     base, weights = split_name(name)
-    model = _from_table(base, weights, is_meta) if base else _from_place(weights, is_meta)
-    model = model.float().to(device).eval()
+    model = (
+        _from_table(base, weights, is_meta, dtype) if base else _from_place(weights, is_meta, dtype)
+    )
+    model = model.to(device=device, dtype=dtype).eval()
     if not is_meta:
         check_features(model, name.removeprefix("lm:"))
     return model
 
 
-def _from_table(base: str, weights: str, is_meta: bool) -> Any:
+def _from_table(base: str, weights: str, is_meta: bool, dtype: torch.dtype | None) -> Any:
     if is_meta and weights in ("", RANDOM):  # a released shape is known without its weights
         with torch.device("meta"):
             return create_language_model(base)
     if weights == RANDOM:
         return create_language_model(base)
     if is_meta:
-        return _from_place(f"{weights}/{RANDOM}", is_meta)
-    return create_language_model(base, pretrained=weights or True, dtype=torch.float32)
+        return _from_place(f"{weights}/{RANDOM}", is_meta, dtype)
+    return create_language_model(base, pretrained=weights or True, dtype=dtype or "auto")
 
 
-def _from_place(place: str, is_meta: bool) -> Any:
+def _from_place(place: str, is_meta: bool, dtype: torch.dtype | None) -> Any:
     try:
         from transformers import AutoConfig, AutoModelForCausalLM
     except ModuleNotFoundError as error:
@@ -83,7 +88,7 @@ def _from_place(place: str, is_meta: bool) -> Any:
         if is_shape:
             with torch.device("meta" if is_meta else "cpu"):
                 return AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder))
-        return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+        return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype or "auto")
     except (OSError, ValueError, KeyError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ValueError(f"{plain} cannot be opened as a language model: {reason}") from error

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 import zoo  # noqa: F401  registers zoo's families with timm
 from zoo.axes import Shapes, State, named_shapes
+from zoo.language.classes import find_class
 from zoo.students.prune.proof import Forward, forward_of
 
 ERADIO = dict(
@@ -176,6 +177,22 @@ TRANSFORMERS: dict[str, tuple[str, str, dict[str, Any]]] = {
             topk_group=1,
         ),
     ),
+    "hyena": (
+        "HyenaConfig",
+        "HyenaForCausalLM",
+        dict(
+            hidden_size=32,
+            intermediate_size=48,
+            pattern="smla",
+            se_groups=4,
+            mr_groups=2,
+            mr_length=16,
+            li_order=4,
+            num_attention_heads=4,
+            vocab_size=40,
+            max_position_embeddings=64,
+        ),
+    ),
     "siglip": (
         "SiglipConfig",
         "SiglipModel",
@@ -221,10 +238,10 @@ def from_transformers(name: str) -> nn.Module:
             text_config=transformers.LlamaConfig(**llama_like()),
             vision_feature_select_strategy="full",
         )
-    config = getattr(transformers, config_class)(**fields)
+    config = find_class(config_class)(**fields)
     config._attn_implementation = "eager"
     config._experts_implementation = "eager"  # the grouped product has no float64
-    return getattr(transformers, model_class)(config)
+    return find_class(model_class)(config)
 
 
 def inputs_of(name: str) -> dict[str, Tensor]:
@@ -264,7 +281,7 @@ def awaken(model: nn.Module) -> nn.Module:
     """Give every weight a size at which it shows in the outputs: norms, biases and scales too."""
     torch.manual_seed(2)
     for name, tensor in model.named_parameters():
-        if tensor.ndim < 2 or "table" in name or "embed" in name:
+        if tensor.ndim < 2 or any(word in name for word in ("table", "embed", "poles")):
             tensor.add_(torch.randn_like(tensor) * 0.3)
         else:
             tensor.normal_(std=2 / tensor[0].numel() ** 0.5)

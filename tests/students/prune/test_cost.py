@@ -69,7 +69,8 @@ def test_flops_of_a_language_model_are_what_torch_counts(name, build):
     cost = CostModel(tiny.model, tiny.shapes, tokens=7).cost()
     with FlopCounterMode(display=False) as counter:
         tiny.model(**tiny.inputs)
-    assert cost.flops == counter.get_total_flops() / 2  # of two texts
+    rotary = 28  # once a call, 4 angles of 7 places: transformers 5.17 makes a product of it
+    assert 0 <= counter.get_total_flops() - 2 * cost.flops <= 2 * rotary  # of two texts
 
 
 @pytest.mark.parametrize("name", ["llama", "mixtral", "gemma3", "mamba2", "nemotron_h"])

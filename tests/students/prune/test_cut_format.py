@@ -27,6 +27,7 @@ PLANS = [
     ("llama", "model.layers.0.mlp.f=10,model.layers.1.self_attn.q=1"),
     ("gemma3", "model.layers.0.mlp.f=10,model.layers.1.self_attn.k=1"),
     ("mixtral", "model.layers.0.mlp.e=3,stream=0.5"),
+    ("hyena", "*0.operator.p=3,*1.operator.g=1,*2.operator.p=9,*3.operator.h=3,*0.mlp.f=10"),
     ("mamba2", "*0.mixer.r=3,*1.mixer.p=3,*0.mixer.s=2,stream=0.75"),
     ("nemotron_h", "*.s=3,*.e=3"),
     ("siglip_vision", "encoder.layers.0.self_attn.h=0.5,encoder.layers.1.mlp.f=9"),

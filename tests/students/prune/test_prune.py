@@ -29,6 +29,10 @@ PLANS = {
     **dict.fromkeys(("llama", "qwen2", "qwen3", "mistral", "gemma3", "nemotron"), LANGUAGE),
     **dict.fromkeys(("mixtral", "qwen3_moe"), (*LANGUAGE, "experts=0.5")),
     "mamba2": MAMBA,
+    "hyena": (
+        *("ffn=0.75", "heads=0.5", "ssm_channels=0.5", "ssm_state=0.5", "*.operator.g=0.5"),
+        *("stream=0.5,ffn=0.5,heads=0.5,ssm_channels=0.75", "layers=2"),
+    ),
     "nemotron_h": (*LANGUAGE, *MAMBA, "experts=0.5", "shared=0.5", "layers=3"),
 }
 
@@ -229,7 +233,9 @@ def test_a_choice_that_a_tensor_cannot_follow_is_refused(build):
         keep_layers(llama.shapes, llama.state, "model.layers", [7])
 
 
-@pytest.mark.parametrize("name", ["vit", "llama", "convnext", "mambavision", "bert", "nemotron_h"])
+@pytest.mark.parametrize(
+    "name", ["vit", "llama", "convnext", "mambavision", "bert", "nemotron_h", "hyena"]
+)
 def test_layers_go_and_the_rest_keeps_its_weights(name, build, timm_names):
     tiny = build(name)
     path = tiny.shapes.layers[-2 if name == "convnext" else -1].path

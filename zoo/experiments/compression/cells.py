@@ -129,8 +129,8 @@ class CellRun(Run):
         super().__init__(path)
         self._board = False
 
-    def save(self, state: dict[str, Any], *, wait: bool = True) -> None:
-        del state, wait
+    def save(self, state: dict[str, Any], *, wait: bool = True, kept: int = 2) -> None:
+        del state, wait, kept
 
 
 @dataclass
