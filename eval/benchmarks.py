@@ -49,6 +49,10 @@ class Benchmark(NamedTuple):
     itself; `nothing`: no data."""
     settings: str = ""
     """`module:class`; by default the annotation of the function's third parameter."""
+    spread: bool = False
+    """On several ranks each carries the benchmark out: it gathers what they found, and rank 0 alone
+    yields. Otherwise rank 0 carries it out while the others wait, but that summaries (`reads` is
+    `features`) are extracted by all."""
 
 
 BENCHMARKS: dict[str, Benchmark] = {
@@ -78,6 +82,7 @@ BENCHMARKS: dict[str, Benchmark] = {
         "zero-shot",
         "zeroshot/top1",
         settings="zoo.eval.settings:ZeroShotSettings",
+        spread=True,
     ),
     "segment": Benchmark(
         "zoo.eval.dense.segment:segment",
@@ -90,6 +95,7 @@ BENCHMARKS: dict[str, Benchmark] = {
         "retrieval",
         "retrieval/image_to_text/recall5",
         settings="zoo.eval.settings:RetrievalSettings",
+        spread=True,
     ),
     "correspondence": Benchmark(
         "zoo.eval.dense.correspondence:correspondence",
@@ -108,6 +114,7 @@ BENCHMARKS: dict[str, Benchmark] = {
         "masks",
         "masks/miou",
         settings="zoo.eval.settings:SamMasksSettings",
+        spread=True,
     ),
     "detect": Benchmark(
         "zoo.eval.detect.benchmark:detect",

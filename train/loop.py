@@ -16,12 +16,13 @@ from zoo.train.config import Training
 from zoo.train.damp import damped
 from zoo.train.device import autocast, tensor_cores
 from zoo.train.interrupt import Interrupt, Interrupted
-from zoo.train.mesh import any_rank, by_first, gather, sum_over_ranks, world
+from zoo.train.mesh import any_rank, from_first, gather, sum_over_ranks, world
 from zoo.train.optim import learning_rate
 from zoo.train.prefetch import Slice, numbered, prefetch
 from zoo.train.progress import Progress
 from zoo.train.run import Run
 from zoo.train.shard import whole
+from zoo.train.skew import Stragglers
 from zoo.train.slices import SliceBuffers, SliceSeeds
 from zoo.train.state import TrainState
 from zoo.train.step import Ranks
@@ -44,8 +45,9 @@ def train(
 
     Args:
         evaluate: Gets the model (averaged, if it is) and the step, every `config.every.evaluate`
-            steps but the last, on rank 0 alone; with `config.keep_best` at the last too. What it
-            returns is the measure of the best checkpoint.
+            steps but the last; with `config.keep_best` at the last too. What it returns is the
+            measure of the best checkpoint. Every rank calls it; where weights are cut, rank 0
+            alone gets a model.
         gathered: What every rank enters around an evaluation: it makes whole what is cut over them.
         ahead: Compute the task's targets a slice early, on a CUDA stream of their own.
 
@@ -63,7 +65,7 @@ def train(
     progress = Progress(
         title, total=config.steps, start=state.step, samples=config.samples, unit=config.unit
     )
-    skipped = SkipList(run, progress)
+    skipped, stragglers = SkipList(run, progress), Stragglers(progress)
     with Interrupt() as interrupt, progress, tensor_cores(device), run.settled():
         while state.step < config.steps:
             parts = islice(coming, len(feed.slices))
@@ -80,13 +82,14 @@ def train(
             if saves or logs:
                 check_finite(state, feed, run)
             if logs:
-                write_log(state, config, run, progress)
+                late = stragglers.report(wrapped.clock.read()) if wrapped.clock else {}
+                write_log(state, config, run, progress, late)
             evaluates = config.keep_best if ends else step % every.evaluate == 0
             with progress.paused():
                 if evaluate and evaluates:
                     model = state.averaged
                     with gathered():
-                        measure = by_first(partial(evaluate, model, step))
+                        measure = from_first(evaluate(model, step))
                     saves |= config.keep_best and state.improves(measure)
                 if saves:
                     run.save(state.state(), wait=ends or stops, kept=config.keep)
@@ -112,6 +115,8 @@ def take_step(
     step, sums, seen = state.step, dict[str, Tensor](), dict[str, Tensor]()
     here = config.num_slices // world()
     parts = iter(parts)
+    if wrapped.clock:
+        wrapped.clock.begin()
     first = next(parts)  # before the seed: what loads a batch may draw too
     seeds = SliceSeeds(config.seed, step, state.device)
     with damped(state.model, config.optim.damp):
@@ -188,8 +193,14 @@ def check_finite(state: TrainState, feed: Feed, run: Run) -> None:
     )
 
 
-def write_log(state: TrainState, config: Training, run: Run, progress: Progress) -> None:
-    """Write the means since the last log line; the one place where a step waits for the device."""
+def write_log(
+    state: TrainState, config: Training, run: Run, progress: Progress, late: Mapping[str, object]
+) -> None:
+    """Write the means since the last log line; the one place where a step waits for the device.
+
+    Args:
+        late: What is known of stragglers.
+    """
     rows = torch.stack(state.unread)
     mean = rows.nanmean(dim=0).tolist()
     state.unread.clear()
@@ -199,7 +210,7 @@ def write_log(state: TrainState, config: Training, run: Run, progress: Progress)
     rate = learning_rate(state.step - 1, config.steps, config.optim)
     run.log("train", state.step, dict(values, lr=rate))
     shown = {name: value for name, value in values.items() if name != "grad_norm"}
-    run.log_speed(state.step, *progress.report(state.step, shown), unit=config.unit)
+    run.log_speed(state.step, *progress.report(state.step, shown), unit=config.unit, late=late)
 
 
 class SkipList:

@@ -9,6 +9,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from zoo.train.mesh import same_on_all, world
 from zoo.train.shard import is_sharded
+from zoo.train.skew import StepClock
 from zoo.train.state import TrainState
 from zoo.train.task import Loss, Task
 
@@ -19,6 +20,8 @@ class Ranks:
     def __init__(self, task: Task, state: TrainState):
         self.task, self.state = task, state
         self.learned: nn.Module = state.learned
+        self.clock = StepClock(state.device) if world() > 1 else None
+        self.clock = StepClock(state.device) if world() > 1 else None
         if world() > 1 and not is_sharded(state.learned):
             # DDP would begin with rank 0's weights, and hide that the others drew their own
             assert same_on_all(list(state.learned.parameters())), "the ranks begin differently"
@@ -41,6 +44,10 @@ class Ranks:
 
     def backward(self, total: Tensor) -> None:
         """Add a slice's gradients. DDP and FSDP take the mean over the ranks; a loss is a sum."""
+        if self.clock:
+            self.clock.end()  # from here on a rank may wait for the others
+        if self.clock:
+            self.clock.end()  # from here on a rank may wait for the others
         (total * world() if world() > 1 else total).backward()
 
     def accumulating(self, *, last: bool) -> AbstractContextManager:

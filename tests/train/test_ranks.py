@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 
 from zoo.cli import main
 from zoo.train.checkpoint import checkpoints, read_checkpoint
@@ -22,7 +23,7 @@ from zoo.train.checkpoint import checkpoints, read_checkpoint
 ROOT = Path(__file__).parents[2]
 RUN = shlex.split(
     "distill --teachers rule:colour@64 rule:edges@64,summary=0 --student eradio_nano --size 64 "
-    "--batch 8 --normalise none --device cpu --precision float64 --calibration 2 "
+    "--batch 8 --normalise alpha_only --device cpu --precision float64 --calibration 2 "
     "--eval-images 16 --probe-images 32 --every.log 1 --optim.drop-path 0.3 --optim.clip 0.5"
 )
 ALL = shlex.split("--losses.teacher-drop 0.5 --losses.mesa 1 --losses.shift 1 --optim.damp 0.01")
@@ -99,13 +100,19 @@ def largest_gap(ours: str, theirs: str) -> float:
 @pytest.mark.slow
 def test_two_processes_learn_what_one_does(tmp_path):
     names = ("one", "two")
-    run(*RUN, *FOUR, *ALL, *UNCERTAIN, "--steps", "4", "--out", "one")
-    changes = (*FOUR, *ALL, *UNCERTAIN, "--steps", "4")
+    changes = (*FOUR, *ALL, *UNCERTAIN, "--steps", "4", "--losses.summary", "angle")
+    run(*RUN, *changes, "--out", "one")
     spoken = run(*RUN, *changes, "--out", "two", processes=2)
     assert largest_gap("one", "two") < 1e-12
     assert spoken.count("report ") == 1
     assert_same_metrics(*names)
     assert files("one") == files("two")
+    timing = [json.loads(line) for line in Path("two", "timing.jsonl").read_text().splitlines()]
+    assert [len(row["skew"]) for row in timing] == [2] * 4
+    alone, shared = (load_file(Path(name, "normalizers.safetensors")) for name in names)
+    assert alone.keys() == shared.keys()
+    for key, value in alone.items():
+        assert (shared[key] - value).abs().max() <= 1e-12 * value.abs().max()
 
 
 def assert_same_metrics(*folders: str) -> None:

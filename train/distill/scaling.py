@@ -24,10 +24,15 @@ def scaled_to(config: Distill, gpus: int) -> Distill:
         every=replace(every, evaluate=max(1, round(every.evaluate / factor))),
         optim=replace(
             config.optim,
-            lr=config.optim.lr * math.sqrt(factor),
-            min_lr=config.optim.min_lr * math.sqrt(factor),
+            lr=_short(config.optim.lr * math.sqrt(factor)),
+            min_lr=_short(config.optim.min_lr * math.sqrt(factor)),
         ),
     )
+
+
+def _short(rate: float) -> float:
+    """Return a rate as it is spelled out in a command line."""
+    return float(f"{rate:.6g}")
 
 
 def shared_out(config: Distill, gpus: int) -> Distill:

@@ -7,7 +7,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from zoo.commands.cluster_words import on_gpus
+from zoo.commands.on_gpus import on_gpus
 from zoo.students.student import Student
 from zoo.teachers.name import TeacherName
 from zoo.train.cluster import (

@@ -5,7 +5,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
@@ -20,7 +20,7 @@ from zoo.commands.distill import held_out, probe
 from zoo.data.names import is_stream
 from zoo.eval.benchmarks import BENCHMARKS, DEFAULT, find, load, settings_of
 from zoo.eval.fidelity import fidelity
-from zoo.eval.registry import Parts, Picture, Subject
+from zoo.eval.registry import Found, Parts, Picture, Subject
 from zoo.eval.results import (
     SUFFIX,
     Record,
@@ -39,6 +39,7 @@ from zoo.teachers.name import unknown_name
 from zoo.train.distill.config import Distill
 from zoo.train.distill.setup import prepare
 from zoo.train.fields import changed
+from zoo.train.mesh import MORE_PATIENCE, by_first, is_first, union
 from zoo.train.run import Run
 
 
@@ -96,6 +97,8 @@ def check(request: EvalRequest) -> None:
 def evaluate(target: str | None, request: EvalRequest, *, show: bool = True) -> list[Record]:
     """Measure `target` on every benchmark, print a table, and append each result to `request.out`.
 
+    On several ranks rank 0 computes, writes and returns the results; the others lend a hand.
+
     Raises:
         ValueError: the target is unknown, data is missing, or a benchmark refuses it.
     """
@@ -105,7 +108,7 @@ def evaluate(target: str | None, request: EvalRequest, *, show: bool = True) -> 
     records: list[Record] = []
     try:
         if is_run and not request.on:
-            records.append(_measure_run(str(target), folder, request))
+            records.extend(_measure_run(str(target), folder, request))
         else:
             on = request.on or DEFAULT
             request = replace(request, on=on, data=request.data or dict.fromkeys(on, ()))
@@ -166,7 +169,8 @@ def _paths(
 
 def _measure_all(subject: Subject, request: EvalRequest) -> Iterator[Record]:
     """Run benchmark after benchmark; each result is written before the next one starts."""
-    about, about_data = _about(subject, request), cache(partial(_about_data, request=request))
+    about = by_first(partial(_about, subject, request))
+    about_data = cache(lambda path: by_first(partial(_about_data, path, request)))
     for name in request.on:
         run, settings_class = load(name)
         settings = request.settings.get(name) or settings_class()
@@ -178,37 +182,66 @@ def _measure_all(subject: Subject, request: EvalRequest) -> Iterator[Record]:
             paths = (request.features,)
         for path in paths:
             known = about | about_data(path)  # a folder is hashed once for all that read it
-            yield _measure_one(name, run, subject, path, settings, known, request)
+            record = Record(benchmark=name, values={}, settings=_plain(settings), **known)
+            found = by_first(partial(_known, record, subject, request)) or _measure_one(
+                record, subject, path, partial(run, subject, path, settings), request
+            )
+            if is_first():
+                yield found
+
+
+def _known(record: Record, subject: Subject, request: EvalRequest) -> Record | None:
+    """Return what an evaluation that was stopped has left of a measurement, if it may be taken.
+
+    Raises:
+        ValueError: it has left a training, and is not to be resumed.
+    """
+    if not request.out:
+        return None
+    if request.resume and (found := finished(request.out, record)):
+        print(f"{record.benchmark} of {record.target}: {request.out} has it already.")
+        return found
+    subject.work = _free_work(work_of(request.out, record), resume=request.resume)
+    return None
 
 
 def _measure_one(
-    name: str,
-    run: Any,
+    record: Record,
     subject: Subject,
     path: Path | None,
-    settings: Any,
-    about: dict,
+    run: Callable[[], Iterator[Found]],
     request: EvalRequest,
 ) -> Record:
-    began = time.perf_counter()
-    record = Record(benchmark=name, values={}, settings=_plain(settings), **about)
-    if request.out:
-        if request.resume and (found := finished(request.out, record)):
-            print(f"{name} of {record.target}: {request.out} has it already.")
-            return found
-        subject.work = _free_work(work_of(request.out, record), resume=request.resume)
+    """Carry out one benchmark and keep its result; every rank calls this, and rank 0 has it."""
+    began, benchmark = time.perf_counter(), BENCHMARKS[record.benchmark]
     torch.manual_seed(request.seed)
     subject.unreadable.clear()
+    found: list[Found] = []
+    if benchmark.spread:
+        found.extend(run())
+    else:
+        if benchmark.reads == "features" and path is not None:
+            subject.share(path)
+        by_first(lambda: found.extend(run()), patience=MORE_PATIENCE)
+    results: list[Record] = [record]
+    by_first(lambda: results.append(_kept(record, subject, found, began, request)))
+    return results[-1]
+
+
+def _kept(
+    record: Record, subject: Subject, found: Sequence[Found], began: float, request: EvalRequest
+) -> Record:
+    """Write the result of a benchmark, and remove what its training has left."""
     values: dict[str, float] = {}
     scores: dict[str, Parts] = {}
     pictures: dict[str, Picture] = {}
-    for key, found in run(subject, path, settings):
-        if isinstance(found, Picture):
-            pictures[key] = found
-        elif isinstance(found, Parts):
-            values[key], scores[key] = found.value, found
+    for key, value in found:
+        if isinstance(value, Picture):
+            pictures[key] = value
+        elif isinstance(value, Parts):
+            values[key], scores[key] = value.value, value
         else:
-            values[key] = float(found)
+            values[key] = float(value)
     seconds = round(time.perf_counter() - began, 3)
     lost = len(subject.unreadable)
     record = replace(record, values=values, seconds=seconds, kept=scores, unreadable=lost)
@@ -265,8 +298,11 @@ def _about(subject: Subject, request: EvalRequest) -> dict[str, Any]:
     )
 
 
-def _measure_run(target: str, folder: Path, request: EvalRequest) -> Record:
-    """Measure a run's student on the run's own held-out images, against its teachers."""
+def _measure_run(target: str, folder: Path, request: EvalRequest) -> list[Record]:
+    """Measure a run's student on the run's own held-out images, against its teachers.
+
+    Every rank calls this; rank 0 returns the result.
+    """
     began, run = time.perf_counter(), Run(folder)
     config = run.config(Distill)
     if is_stream(config.data):  # another's run would choose a command that is run here
@@ -279,6 +315,9 @@ def _measure_run(target: str, folder: Path, request: EvalRequest) -> Record:
     with setting.autocast():
         values = dict(fidelity(student, setting.teachers, held_out(setting)))
     values |= dict(probe(student.features, setting))
+    union(setting.unreadable)
+    if not is_first():
+        return []
     about = _about(Subject(name=target, made=student), request)
     about["precision"] = setting.config.precision
     data = setting.config.data  # a folder, or the word for the images that ship in wheels
@@ -290,7 +329,7 @@ def _measure_run(target: str, folder: Path, request: EvalRequest) -> Record:
         seconds=round(time.perf_counter() - began, 3),
         **about,
     )
-    return kept(record, request, {}, {})
+    return [kept(record, request, {}, {})]
 
 
 def kept(
@@ -410,7 +449,10 @@ def compare_targets(first: str, second: str, request: EvalRequest) -> None:
     """
     from zoo.eval.paired import compare
 
-    rows = compare(records_of(first, request), records_of(second, request))
+    sides = records_of(first, request), records_of(second, request)
+    if not is_first():
+        return
+    rows = compare(*sides)
     table = Table(title=f"{second} against {first}")
     for column in ("measure", "first", "second", "difference", "95 % interval"):
         table.add_column(column, justify="left" if column == "measure" else "right")

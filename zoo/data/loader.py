@@ -81,6 +81,7 @@ def eval_batches(
     workers: int = 0,
     pin: bool = False,
     unreadable: set[str] | None = None,
+    share: tuple[int, int] = (0, 1),
 ) -> Iterator[Batch]:
     """Yield the samples up to `limit` in order, as batches of centre crops.
 
@@ -90,15 +91,19 @@ def eval_batches(
         size: Side of the crops in pixels.
         pin: Use pinned memory, which a GPU can copy from while it computes.
         unreadable: Takes the names of the images that are left out; each new one is logged.
+        share: Which of how many shares; of the batches that all of them have, every so many-th.
 
     Raises:
-        ValueError: no image can be read.
+        ValueError: no image can be read; of one share among several nothing follows.
     """
     known = set() if unreadable is None else unreadable
-    for part in centre_crops(source, size, batch, limit=limit, workers=workers, pin=pin):
+    first, every = share
+    crops = centre_crops(source, size, batch, limit=limit, workers=workers, pin=pin, share=share)
+    for number, part in enumerate(crops):
         note_lost(part["lost"], known)
         if part["keys"]:
-            yield Batch(part["images"], part["keys"], part["labels"])
+            at = first + number * every
+            yield Batch(part["images"], part["keys"], part["labels"], number=at)
 
 
 def centre_crops(
@@ -110,14 +115,16 @@ def centre_crops(
     limit: int | None = None,
     workers: int = 0,
     pin: bool = False,
+    share: tuple[int, int] = (0, 1),
 ) -> Iterator[dict]:
     """Yield the samples from `start` up to `limit` in order, as the dicts of `collate`.
 
     Raises:
-        ValueError: no image can be read.
+        ValueError: no image can be read; of one share among several nothing follows.
     """
     count = len(source) if limit is None else min(limit, len(source))
     blocks = [range(first, min(first + batch, count)) for first in range(start, count, batch)]
+    blocks = blocks[share[0] :: share[1]]
     loader = DataLoader(
         Centres(source, View(size=size)),
         batch_sampler=[list(block) for block in blocks],
@@ -127,7 +134,7 @@ def centre_crops(
         prefetch_factor=4 if workers else None,
     )
     lost: list[Lost] = []
-    some = False
+    some = share[1] > 1
     for part, block in zip(loader, blocks, strict=True):
         some = some or bool(part["keys"])
         lost += [] if some else part["lost"]
