@@ -88,7 +88,7 @@ ARROWS: dict[str, tuple[str, ...]] = {
         "zoo.radio_weights", "zoo.licence",
     ),
     "zoo.language": (
-        "zoo.language", "zoo.axes", "zoo.weights", "zoo.kernels", "zoo.import_hook",
+        "zoo.language", "zoo.layers", "zoo.axes", "zoo.weights", "zoo.kernels", "zoo.import_hook",
     ),
     "zoo.language.towers": ("zoo.language", "zoo.licence"),
     "zoo.language.gguf": ("zoo.files",),
