@@ -5,9 +5,9 @@ torchrun --nproc-per-node 1 benchmarks/checkpoint_stall.py --model test_vit --si
     --steps 12 --every 4 --device cpu                        # a rehearsal
 
 Each step's time is that between two events of the device. The stall of a checkpoint is what the
-steps up to the next one take beyond their number times the median step, as a share; the first
-checkpoint also allocates pinned memory. In the end the last one is compared with the model bit by
-bit.
+steps up to the next one take beyond their number times the median step, as a share of that; the
+first checkpoint also allocates pinned memory. In the end the last one is compared with the model
+bit by bit.
 """
 
 import argparse

@@ -6,7 +6,9 @@ its name when everything in it is written, so a checkpoint is whole or is none. 
 ranks, or none, reads it too.
 """
 
+import errno
 import json
+import os
 import pickle
 import shutil
 import warnings
@@ -128,18 +130,21 @@ class Saver:
             going.result()
         except (OSError, CheckpointException) as error:
             assert self._writer is not None
+            full = any_rank(is_full(self.folder))  # asked before its place is free again
             shutil.rmtree(self._writer.making(), ignore_errors=True)
-            raise OSError(self._failure(error)) from None
+            cause = os.strerror(errno.ENOSPC) if full else cause_of(error)
+            what = f"The checkpoint of step {self._writer.step} was not saved ({cause})"
+            raise OSError(f"{what}; {after_failure(self.folder)}") from None
 
     def failed(self) -> bool:
         """Tell whether the checkpoint that was being written is known to be lost."""
         going = self._going
         return going is not None and going.done() and going.exception() is not None
 
-    def _failure(self, error: BaseException) -> str:
-        assert self._writer is not None
-        what = f"The checkpoint of step {self._writer.step} was not saved ({cause_of(error)})"
-        return f"{what}; {after_failure(self.folder)}"
+
+def is_full(folder: Path) -> bool:
+    """Tell whether a disk is full; torch's writer of tensors does not say so."""
+    return shutil.disk_usage(folder).free < 2**20
 
 
 def after_failure(folder: Path) -> str:
