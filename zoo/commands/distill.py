@@ -47,6 +47,7 @@ from zoo.train.distill.calibrate import (
 from zoo.train.distill.config import Distill
 from zoo.train.distill.fold import folded
 from zoo.train.distill.placement import gathered, sharded
+from zoo.train.distill.plan_step import shared_counts
 from zoo.train.distill.setup import (
     Setup,
     check_same_images,
@@ -190,7 +191,8 @@ def train_arm(work: Work, run: Run, config: Distill, title: str) -> Forms:
     student = new_student(setup, normalizers)
     if config.optim.lora:
         add_adapters(student, config.optim.lora, config.optim.lora_layers)
-    plan = plan_of(setup.train, config.batch, config.seed, config.view_epochs, config.batches)
+    by_step = () if config.partition else config.batches
+    plan = plan_of(setup.train, config.batch, config.seed, config.view_epochs, by_step)
     feed = ImageFeed(
         setup.train,
         setup.view,
@@ -199,6 +201,8 @@ def train_arm(work: Work, run: Run, config: Distill, title: str) -> Forms:
         config.num_slices,
         slices_of_rank(config.num_slices),
         config.workers,
+        cuts=[g.images // g.slices for g in config.groups for _ in range(g.slices)],
+        counted=shared_counts(config),
     )
     task = DistillTask.of(config, student, plan, teachers, calibration, setup.grids)
     parts = dict(weighting=task.weighting)
