@@ -33,6 +33,7 @@ from zoo.kernels.available import runs_kernels
 from zoo.language import hyena_filters as filters
 from zoo.language.hyena import OPERATORS, Hyena, HyenaConfig, HyenaForCausalLM
 from zoo.language.hyena_cache import HyenaCache
+from zoo.layers.ssd import ssd
 
 NAMES = {"s": "Hyena SE", "m": "Hyena MR", "l": "Hyena LI", "a": "attention"}
 GB = 1e9
@@ -130,35 +131,10 @@ class Mamba2(nn.Module):
         taps = m.conv1d.weight[:, 0].flip(1)
         xbc = F.silu(filters.direct(xbc, taps) + m.conv1d.bias)
         u, b, c = xbc.split([inner, state, state], dim=-1)
-        dt = F.softplus(dt.float() + m.dt_bias.float())
         u = u.unflatten(-1, (m.num_heads, m.head_dim))
-        y = self._ssd(u, dt, -m.A_log.float().exp(), b, c) + u * m.D[:, None].to(u.dtype)
-        return m.out_proj(m.norm(y.flatten(2), z))
-
-    def _ssd(self, u: Tensor, dt: Tensor, a: Tensor, b: Tensor, c: Tensor) -> Tensor:
-        """Scan [B T H P] with steps [B T H], decays [H], and one group of B, C [B T N]."""
-        length = u.shape[1]
-        pad = -length % self.chunk
-        u, b, c, dt = (
-            F.pad(t, (0, 0) * (t.ndim - 2) + (0, pad)).unflatten(1, (-1, self.chunk))
-            for t in (u, b, c, dt)
-        )
-        steps = (dt * a).cumsum(2)  # [B chunks Q H]
-        fed = u * dt[..., None].to(u.dtype)
-        within = torch.tril(torch.ones(self.chunk, self.chunk, device=u.device)).bool()
-        weights = steps[:, :, :, None] - steps[:, :, None]
-        weights = weights.masked_fill(~within[..., None], -torch.inf).exp().to(u.dtype)
-        weights = weights * torch.einsum("bkin,bkjn->bkij", c, b)[..., None]
-        y = torch.einsum("bkijh,bkjhp->bkihp", weights, fed)
-        left = (steps[:, :, -1:] - steps).exp().to(u.dtype)
-        new = torch.einsum("bkjn,bkjhp->bkhnp", b, fed * left[..., None])
-        fall = steps[:, :, -1].exp()[..., None, None]
-        state, before = torch.zeros_like(new[:, 0], dtype=torch.float32), torch.empty_like(new)
-        for k in range(new.shape[1]):
-            before[:, k] = state
-            state = torch.addcmul(new[:, k].float(), state, fall[:, k])
-        seen = torch.einsum("bkin,bkhnp->bkihp", c, before)
-        return (y + seen * steps.exp()[..., None].to(u.dtype)).flatten(1, 2)[:, :length]
+        steps, falls = F.softplus(dt + m.dt_bias), -m.A_log.exp()
+        y = ssd(u, steps, falls, b[:, :, None], c[:, :, None], chunk=self.chunk).out
+        return m.out_proj(m.norm((y + u * m.D[:, None]).flatten(2), z))
 
 
 def lengths_table(width: int, lengths: list[int], options: dict[str, Any]) -> Iterator[Row]:
@@ -198,7 +174,9 @@ def forms_of(letter: str, operator: Any) -> dict[str, Callable[[Tensor], Tensor]
         return lambda p: form(p[..., : p.shape[-1] // 3], g, **how)
 
     forms = {"in torch": whole(False)}
-    if letter != "l":
+    if letter == "l":
+        forms["filter, FFT"] = lambda p: operator.convolve(p[..., : p.shape[-1] // 3])
+    else:
         forms["filter, blocked"] = filter_alone(filters.blocked)
         forms["filter, blocks of 128"] = filter_alone(filters.blocked, block=128)
         forms["filter, FFT"] = filter_alone(filters.fft)

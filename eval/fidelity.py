@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -9,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from zoo.features import Batch, Features, at_grid, match_grid
+from zoo.train.mesh import gathered, world
 
 RESERVED = ("min", "geomean")
 IMAGES = 16
@@ -35,6 +37,9 @@ def fidelity(
     The smaller grid is that of the loss, and depends on the student: a coarse one is asked for
     averages, which are easier. Students of several strides compare on the teacher's own grid, to
     which a coarser map is interpolated (bilinear) and a finer one averaged.
+
+    On several ranks each compares its share of the batches, and every one yields the numbers of
+    all: sums are added up in the order of the batches, so one process has the same to the bit.
 
     Args:
         student: Returns features in the teachers' original space: fold the normalisers into the
@@ -72,19 +77,77 @@ def _tally(
     batches: Iterable[Batch],
 ) -> dict[str, "_Tally"]:
     tallies = {name: _Tally() for name in teachers}
-    is_empty = True
+    found: list[tuple[int, str, _Part]] = []
+    device = torch.device("cpu")
     for batch in batches:
-        is_empty = False
-        ours = student(batch)
+        ours, device = student(batch), batch.images.device
         for name, teacher in teachers.items():
             if name not in ours:
                 raise ValueError(
                     f"The student has no head for {name!r}; it has {', '.join(map(repr, ours))}."
                 )
-            tallies[name].add(ours[name], teacher(batch), name)
-    if is_empty:
+            part = _compared(ours[name], teacher(batch), name)
+            found.append((batch.number, name, part))
+    if world() > 1:
+        found = [(number, name, part.to(torch.device("cpu"))) for number, name, part in found]
+        found = sorted(gathered(found), key=lambda one: one[0])
+    for _, name, part in found:
+        tallies[name].add(part.to(device))
+    if not found:
         raise ValueError("There are no held-out images to compare on: there was no batch.")
     return tallies
+
+
+class _Sums(NamedTuple):
+    """What a few images' tokens add to `_Tokens`."""
+
+    num_tokens: int
+    channels: int
+    error: Tensor
+    cosine: Tensor
+    mean: Tensor
+    spread: Tensor
+
+    @classmethod
+    def of(cls, guess: Float[Tensor, "B H W C"], truth: Float[Tensor, "B H W C"]) -> "_Sums":
+        guess, truth = guess.flatten(0, 2), truth.flatten(0, 2)
+        error = (guess - truth).square().sum(dtype=torch.float64)
+        cosine, truth = _sum_cosine(guess, truth), truth.double()
+        mean = truth.mean(dim=0)
+        count, channels = truth.shape
+        return cls(count, channels, error, cosine, mean, (truth - mean).square().sum())
+
+    def to(self, device: torch.device) -> "_Sums":
+        moved = {name: getattr(self, name).to(device) for name in self._fields[2:]}
+        return self._replace(**moved)
+
+
+class _Part(NamedTuple):
+    """What a batch adds to a teacher's tally."""
+
+    images: int
+    summary: Tensor
+    maps: tuple[tuple[_Sums, _Sums], ...]
+    """On the smaller grid and on the teacher's own, `IMAGES` at a time."""
+
+    def to(self, device: torch.device) -> "_Part":
+        maps = tuple((matched.to(device), own.to(device)) for matched, own in self.maps)
+        return _Part(self.images, self.summary.to(device), maps)
+
+
+def _compared(ours: Features, theirs: Features, name: str) -> _Part:
+    images, summary, found = 0, torch.zeros((), dtype=torch.float64), []
+    if ours.summary is not None and theirs.summary is not None:
+        _same_width(ours.summary, theirs.summary, name, "summary")
+        images, summary = len(theirs.summary), _sum_cosine(ours.summary, theirs.summary)
+    if ours.spatial is not None and theirs.spatial is not None:
+        _same_width(ours.spatial, theirs.spatial, name, "spatial")
+        maps = (ours.spatial.split(IMAGES), theirs.spatial.split(IMAGES))
+        for guess, truth in zip(*maps, strict=True):
+            guess, truth = guess.float(), truth.float()
+            own = at_grid(guess, (truth.shape[1], truth.shape[2]))
+            found.append((_Sums.of(*match_grid(guess, truth)), _Sums.of(own, truth)))
+    return _Part(images, summary, tuple(found))
 
 
 class _Tally:
@@ -94,18 +157,13 @@ class _Tally:
         self.matched, self.own, self.images = _Tokens(), _Tokens(), 0
         self.summary = torch.zeros((), dtype=torch.float64)
 
-    def add(self, ours: Features, theirs: Features, name: str) -> None:
-        if ours.summary is not None and theirs.summary is not None:
-            _same_width(ours.summary, theirs.summary, name, "summary")
-            self.images += len(theirs.summary)
-            self.summary = self.summary + _sum_cosine(ours.summary, theirs.summary)
-        if ours.spatial is not None and theirs.spatial is not None:
-            _same_width(ours.spatial, theirs.spatial, name, "spatial")
-            maps = (ours.spatial.split(IMAGES), theirs.spatial.split(IMAGES))
-            for guess, truth in zip(*maps, strict=True):
-                guess, truth = guess.float(), truth.float()
-                self.matched.add(*match_grid(guess, truth))
-                self.own.add(at_grid(guess, (truth.shape[1], truth.shape[2])), truth)
+    def add(self, part: _Part) -> None:
+        if part.images:
+            self.images += part.images
+            self.summary = self.summary + part.summary
+        for matched, own in part.maps:
+            self.matched.add(matched)
+            self.own.add(own)
 
     def measures(self) -> Iterator[tuple[str, float]]:
         """Yield values, each with a name in which `{}` stands for the teacher's."""
@@ -125,19 +183,15 @@ class _Tokens:
         self.count = self.channels = 0
         self.error = self.spread = self.cosine = self.mean = torch.zeros((), dtype=torch.float64)
 
-    def add(self, guess: Float[Tensor, "B H W C"], truth: Float[Tensor, "B H W C"]) -> None:
-        guess, truth = guess.flatten(0, 2), truth.flatten(0, 2)
-        self.error = self.error + (guess - truth).square().sum(dtype=torch.float64)
-        self.cosine = self.cosine + _sum_cosine(guess, truth)
+    def add(self, part: _Sums) -> None:
+        self.error, self.cosine = self.error + part.error, self.cosine + part.cosine
         # Chan's merge of (count, mean, squared deviations): raw sums of squares would lose all
         # digits for a teacher whose mean is far from zero.
-        truth = truth.double()
-        n, (self.count, self.channels) = self.count, (self.count + len(truth), truth.shape[1])
-        mean = truth.mean(dim=0)
-        step = mean - self.mean
-        self.mean = self.mean + step * len(truth) / self.count
-        self.spread = self.spread + (truth - mean).square().sum()
-        self.spread = self.spread + step.square().sum() * n * len(truth) / self.count
+        n, (self.count, self.channels) = self.count, (self.count + part.num_tokens, part.channels)
+        step = part.mean - self.mean
+        self.mean = self.mean + step * part.num_tokens / self.count
+        self.spread = self.spread + part.spread
+        self.spread = self.spread + step.square().sum() * n * part.num_tokens / self.count
 
     def fidelity(self) -> float:
         error, spread = self.error.item(), self.spread.item()

@@ -11,9 +11,10 @@ import torch
 
 from zoo.eval.average_precision import AveragePrecision
 from zoo.eval.benchmarks import BENCHMARKS
-from zoo.eval.extract import Extracted
+from zoo.eval.extract import Extracted, extract_share
 from zoo.features import Batch, Features
 from zoo.students.student import Student
+from zoo.train.mesh import from_first, union
 
 
 class Picture(NamedTuple):
@@ -107,7 +108,8 @@ class Subject:
     seed: int = 0
     open: Callable[[Path, Split], Images] = _no_images
     """Open the training or the validation part of a folder of images: centre crops of the subject's
-    size, in batches on the device, in the order of the files."""
+    size, in batches on the device, in the order of the files. On several ranks each gets every
+    so many-th of the batches, which have numbers."""
     read: Callable[[Path], tuple[Extracted, Extracted]] | None = None
     """Read the stored features of both parts, in place of extracting them from images."""
     known: dict[Path, tuple[Extracted, Extracted]] = field(default_factory=dict, repr=False)
@@ -147,6 +149,19 @@ class Subject:
         with torch.no_grad(), self.autocast():
             return self.student.features(batch, size)
 
+    def share(self, data: Path) -> None:
+        """Extract this rank's share of the summaries, so that rank 0 knows all (`extracted`).
+
+        Every rank calls this.
+
+        Raises:
+            ValueError: as `extracted`.
+        """
+        if self.read is None and from_first(data not in self.known):
+            found = self._extract(data)
+            if found is not None:
+                self.known[data] = found
+
     def extracted(self, data: Path) -> tuple[Extracted, Extracted]:
         """Return the summaries of the training and the validation part of labelled images.
 
@@ -156,19 +171,23 @@ class Subject:
             ValueError: the images have no classes.
         """
         if data not in self.known:
-            self.known[data] = self.read(data) if self.read else self._extract(data)
+            found = self.read(data) if self.read else self._extract(data)
+            assert found is not None  # one process has all of them
+            self.known[data] = found
         for part in self.known[data]:
             self.unreadable.update(part.unreadable)
         return self.known[data]
 
-    def _extract(self, data: Path) -> tuple[Extracted, Extracted]:
-        from zoo.eval.extract import extract
-
+    def _extract(self, data: Path) -> tuple[Extracted, Extracted] | None:
+        """Return the summaries of both parts, on rank 0."""
         parts = self.open(data, "train"), self.open(data, "val")
         if not parts[0].classes:
             raise ValueError(
                 f"{data} has no classes: one sub-folder a class, or .cls in the shards, with the "
                 "same names in train and val."
             )
-        bank, queries = (extract(self.features, part) for part in parts)
+        bank, queries = (extract_share(self.features, part) for part in parts)
+        union(self.unreadable)
+        if bank is None or queries is None:
+            return None
         return bank, queries._replace(unreadable=tuple(sorted(self.unreadable)))

@@ -1,6 +1,7 @@
 """Retrieval of images by their captions, and of captions by their images."""
 
 from collections.abc import Callable, Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any, TypeGuard
 
@@ -11,7 +12,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from zoo.eval.dense.square import Squares
-from zoo.eval.extract import extract
+from zoo.eval.extract import extract_share
 from zoo.eval.registry import Found, Scores, Subject
 from zoo.eval.settings import RetrievalSettings
 from zoo.eval.zeroshot import check_width, head_for, through_head
@@ -19,6 +20,7 @@ from zoo.features import Batch
 from zoo.files import ANNOTATION_BYTES, read_json
 from zoo.teachers.name import TeacherName
 from zoo.teachers.text import BATCH, open_text
+from zoo.train.mesh import gather, share, union
 
 RANKS = (1, 5, 10)
 ROWS = 1024
@@ -42,7 +44,8 @@ def retrieval(subject: Subject, data: Path, settings: RetrievalSettings) -> Iter
     embedded = torch.cat(parts)
     check_width(subject, label, embedded.shape[1], settings.teacher)
     side = max(subject.student.size)
-    images = Squares(files, side, subject.batch, subject.device, unreadable=subject.unreadable)
+    how: Any = dict(unreadable=subject.unreadable, share=share())
+    images = Squares(files, side, subject.batch, subject.device, **how)
     seen: list[int] = []
 
     def noted() -> Iterator[Batch]:
@@ -50,7 +53,11 @@ def retrieval(subject: Subject, data: Path, settings: RetrievalSettings) -> Iter
             seen.extend(batch.positions)
             yield batch
 
-    found = extract(through_head(subject, label), noted())
+    found = extract_share(through_head(subject, label), noted())
+    seen = sorted(chain.from_iterable(gather(seen)))
+    union(subject.unreadable)
+    if found is None:
+        return
     kept = torch.isin(owners, torch.tensor(seen))
     owners = torch.searchsorted(torch.tensor(seen), owners[kept])
     yield from recall(found.summaries, embedded[kept], owners, found.keys)

@@ -21,6 +21,8 @@ from zoo.students.build import build_student
 from zoo.students.export import load_export
 from zoo.students.student import Student
 from zoo.teachers.name import unknown_name
+from zoo.train.device import device_of
+from zoo.train.mesh import is_first, share, world
 from zoo.train.ranges import BATCH, PIXELS, SEED, WORKERS, check_ranges
 from zoo.wheels import without_tag
 
@@ -46,6 +48,8 @@ class EvalRequest:
     """Processes that decode images."""
     out: Path | None = None
     """The result file, to which records are appended."""
+    tokenizer: str = ""
+    """Of a language model: `bytes`, a folder, a name; its own by default."""
     resume: bool = False
     """Resume the results and the trainings at `out` that were stopped."""
     command: str | None = None
@@ -55,8 +59,8 @@ class EvalRequest:
 
     @property
     def device(self) -> torch.device:
-        """A GPU if there is one, otherwise the CPU."""
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        """A GPU if there is one, under torchrun this process's own; otherwise the CPU."""
+        return device_of("auto")
 
 
 def is_run_folder(folder: Path) -> bool:
@@ -148,9 +152,11 @@ class _Images:
             workers=request.workers,
             pin=request.device.type == "cuda",
             unreadable=self.unreadable,
+            share=share(),
         )
-        total = -(-len(self.source) // request.batch)
-        for some in track(images, "extract", total=total, transient=True):
+        total = -(-len(self.source) // (request.batch * world()))
+        quiet = not is_first()
+        for some in track(images, "extract", total=total, transient=True, disable=quiet):
             yield some.to(request.device)
 
 

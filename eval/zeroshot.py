@@ -11,13 +11,14 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from zoo.eval.extract import extract
+from zoo.eval.extract import extract_share
 from zoo.eval.registry import Found, Scores, Subject
 from zoo.eval.settings import ZeroShotSettings
 from zoo.features import Batch, Features
 from zoo.files import read_json
 from zoo.teachers.name import TeacherName
 from zoo.teachers.text import text_classifier
+from zoo.train.mesh import union
 
 WNID = re.compile(r"n\d{8}")
 """A WordNet id, as in the folders of ImageNet."""
@@ -43,7 +44,10 @@ def zeroshot(subject: Subject, data: Path, settings: ZeroShotSettings) -> Iterat
     sentences = prompts(settings.templates)
     classifier = text_classifier(settings.teacher, names, sentences, device=subject.device)
     check_width(subject, label, classifier.shape[1], settings.teacher)
-    found = extract(through_head(subject, label), images)
+    found = extract_share(through_head(subject, label), images)
+    union(subject.unreadable)
+    if found is None:
+        return
     assert found.labels is not None  # the images have classes
     labels = found.labels
     if all(name.isdigit() for name in images.classes):  # numbers count in the list of all names

@@ -7,7 +7,7 @@ are outliers. Which of the two loses less, and how many layers of a network can 
 measured (`quantize_linears`).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
@@ -176,6 +176,19 @@ def quantize_linears(
         _replace(teacher.network, one.name, one.quantized)
     names = tuple(one.name for one in kept)
     return QuantReport(kind, fidelity, share, names, len(found), complete)
+
+
+def quantize_layers(teacher: Frozen, kind: QuantKind, layers: Sequence[str]) -> None:
+    """Quantize the layers that `quantize_linears` has chosen elsewhere; in place.
+
+    Raises:
+        ValueError: the network has no such linear layer.
+    """
+    found = dict(teacher.network.named_modules())
+    if lost := [name for name in layers if type(found.get(name)) is not nn.Linear]:
+        raise ValueError(f"The teacher {teacher.name} has no linear layer {lost[0]} to quantize.")
+    for name in layers:
+        _replace(teacher.network, name, QuantizedLinear(found[name], kind))
 
 
 def share_quantized(first: Frozen, other: Frozen) -> None:

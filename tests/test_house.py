@@ -36,7 +36,7 @@ CORE = tuple(
     for part in (
         "config", "device", "interrupt", "loop", "optim", "progress", "run", "state", "task",
         "damp", "slices", "prefetch", "fields", "freeze",
-        "average", "ranges", "mesh", "step", "shard", "checkpoint",
+        "average", "ranges", "mesh", "step", "shard", "checkpoint", "skew",
     )
 )  # fmt: skip
 """The training loop and what every task shares: no images, no teachers, no method."""
@@ -88,7 +88,7 @@ ARROWS: dict[str, tuple[str, ...]] = {
         "zoo.radio_weights", "zoo.licence",
     ),
     "zoo.language": (
-        "zoo.language", "zoo.axes", "zoo.weights", "zoo.kernels", "zoo.import_hook",
+        "zoo.language", "zoo.layers", "zoo.axes", "zoo.weights", "zoo.kernels", "zoo.import_hook",
     ),
     "zoo.language.towers": ("zoo.language", "zoo.licence"),
     "zoo.language.gguf": ("zoo.files",),
@@ -119,7 +119,7 @@ ARROWS: dict[str, tuple[str, ...]] = {
     ),
     "zoo.eval": (
         "zoo.eval", *CORE, "zoo.data", "zoo.students", "zoo.teachers", *MODELS,
-        "zoo.detector_backbone", ROOT_ONLY,
+        "zoo.detector_backbone", "zoo.language", ROOT_ONLY,
     ),
     "zoo.commands": (
         "zoo.commands", "zoo.experiments", "zoo.eval", "zoo.train", "zoo.data", "zoo.students",

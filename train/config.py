@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
@@ -187,10 +188,33 @@ def to_json(config: Training) -> dict[str, Any]:
 
 
 def differences(old: Training, new: Training) -> dict[str, tuple[Any, Any]]:
-    """Return the fields in which two runs differ and that a resumed run may not change."""
+    """Return the fields in which two runs differ and that a resumed run may not change.
+
+    A field inside another is called as on the command line (`optim.lr`), one of a teacher as
+    `teachers[NAME].rate`.
+    """
     before, after = to_json(old), to_json(new)
-    return {
-        name: (before[name], after[name])
-        for name in before
-        if name not in new.resumable and before[name] != after[name]
-    }
+    kept = [name for name in before if name not in new.resumable]
+    return {key: both for name in kept for key, both in _differ(before[name], after[name], name)}
+
+
+def _differ(before: Any, after: Any, name: str) -> Iterator[tuple[str, tuple[Any, Any]]]:
+    """Yield where two values differ, and both of them there."""
+    if before == after:
+        return
+    if isinstance(before, dict) and isinstance(after, dict):
+        for key in before | after:
+            yield from _differ(before.get(key), after.get(key), f"{name}.{key}")
+        return
+    ours, theirs = _names(before), _names(after)
+    if ours and ours == theirs:
+        for one, other in zip(before, after, strict=True):
+            yield from _differ(one, other, f"{name}[{one['name']}]")
+    else:
+        yield name, (ours, theirs) if ours or theirs else (before, after)
+
+
+def _names(items: Any) -> list[str]:
+    """Return the names of a list of teachers; empty for anything else."""
+    named = isinstance(items, list) and all(isinstance(i, dict) and "name" in i for i in items)
+    return [item["name"] for item in items] if named else []

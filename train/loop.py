@@ -2,7 +2,7 @@
 
 import math
 import signal
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from itertools import chain, islice
@@ -16,16 +16,17 @@ from zoo.train.config import Training
 from zoo.train.damp import damped
 from zoo.train.device import autocast, tensor_cores
 from zoo.train.interrupt import Interrupt, Interrupted
-from zoo.train.mesh import any_rank, by_first, gather, sum_over_ranks, world
+from zoo.train.mesh import any_rank, from_first, gather, sum_over_ranks, world
 from zoo.train.optim import learning_rate
 from zoo.train.prefetch import Slice, numbered, prefetch
 from zoo.train.progress import Progress
 from zoo.train.run import Run
 from zoo.train.shard import whole
+from zoo.train.skew import Stragglers
 from zoo.train.slices import SliceBuffers, SliceSeeds
 from zoo.train.state import TrainState
 from zoo.train.step import Ranks
-from zoo.train.task import Feed, Loss, Task
+from zoo.train.task import Feed, Task
 
 
 def train(
@@ -44,8 +45,9 @@ def train(
 
     Args:
         evaluate: Gets the model (averaged, if it is) and the step, every `config.every.evaluate`
-            steps but the last, on rank 0 alone; with `config.keep_best` at the last too. What it
-            returns is the measure of the best checkpoint.
+            steps but the last; with `config.keep_best` at the last too. What it returns is the
+            measure of the best checkpoint. Every rank calls it; where weights are cut, rank 0
+            alone gets a model.
         gathered: What every rank enters around an evaluation: it makes whole what is cut over them.
         ahead: Compute the task's targets a slice early, on a CUDA stream of their own.
 
@@ -63,7 +65,7 @@ def train(
     progress = Progress(
         title, total=config.steps, start=state.step, samples=config.samples, unit=config.unit
     )
-    skipped = SkipList(run, progress)
+    skipped, stragglers = SkipList(run, progress), Stragglers(progress)
     with Interrupt() as interrupt, progress, tensor_cores(device), run.settled():
         while state.step < config.steps:
             parts = islice(coming, len(feed.slices))
@@ -80,13 +82,14 @@ def train(
             if saves or logs:
                 check_finite(state, feed, run)
             if logs:
-                write_log(state, config, run, progress)
+                late = stragglers.report(wrapped.clock.read()) if wrapped.clock else {}
+                write_log(state, config, run, progress, late)
             evaluates = config.keep_best if ends else step % every.evaluate == 0
             with progress.paused():
                 if evaluate and evaluates:
                     model = state.averaged
                     with gathered():
-                        measure = by_first(partial(evaluate, model, step))
+                        measure = from_first(evaluate(model, step))
                     saves |= config.keep_best and state.improves(measure)
                 if saves:
                     run.save(state.state(), wait=ends or stops, kept=config.keep)
@@ -109,9 +112,11 @@ def take_step(
     Returns:
         `loss`, the weighted sum, and every loss over the whole batch; NaN for one left out.
     """
-    step, sums = state.step, dict[str, Tensor]()
+    step, sums, seen = state.step, dict[str, Tensor](), dict[str, Tensor]()
     here = config.num_slices // world()
     parts = iter(parts)
+    if wrapped.clock:
+        wrapped.clock.begin()
     first = next(parts)  # before the seed: what loads a batch may draw too
     seeds = SliceSeeds(config.seed, step, state.device)
     with damped(state.model, config.optim.damp):
@@ -124,35 +129,32 @@ def take_step(
             with wrapped.accumulating(last=number == here):
                 with precision():
                     total, losses, shares = wrapped.step(part.batch, targets, step, counts)
+                if wrapped.clock:
+                    wrapped.clock.end()  # from here on a rank may wait for the others
                 wrapped.backward(total)
             if buffers:
                 buffers.end_slice()
-            for name, value in logged(total, losses, shares).items():
-                sums[name] = sums[name] + value if name in sums else value
+            add(sums, {"loss": total.detach()})
+            add(sums, {name: share.detach().sum() for name, share in shares.items()})
+            add(seen, {n: torch.full_like(sums[n], loss.count) for n, loss in losses.items()})
         if buffers:
             buffers.end_step(config.num_slices)
-    sums = over_ranks(sums)
-    wrapped.task.observe({name: value for name, value in sums.items() if name != "loss"}, step)
-    return sums
+    total, *rest = over_ranks([*sums.values(), *seen.values()])
+    both = zip(seen, rest[: len(seen)], rest[len(seen) :], strict=True)
+    means = {name: torch.where(count > 0, value, torch.nan) for name, value, count in both}
+    wrapped.task.observe(means, step)
+    return {"loss": total, **means}
 
 
-def over_ranks(sums: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Add the losses of the ranks up, in one small collective."""
-    if world() == 1:
-        return sums
-    total = sum_over_ranks(torch.stack(list(sums.values())))
-    return dict(zip(sums, total.unbind(), strict=True))
+def over_ranks(sums: Sequence[Tensor]) -> Sequence[Tensor]:
+    """Add numbers of the ranks up, in one small collective."""
+    return sums if world() == 1 else sum_over_ranks(torch.stack(list(sums))).unbind()
 
 
-def logged(
-    total: Tensor, losses: Mapping[str, Loss], shares: Mapping[str, Tensor]
-) -> dict[str, Tensor]:
-    """Return what a log says of a slice; NaN for a loss that was left out of the step."""
-    values = {"loss": total.detach()}
-    for name, share in shares.items():
-        value = share.detach().sum()
-        values[name] = value if losses[name].count else torch.full_like(value, torch.nan)
-    return values
+def add(sums: dict[str, Tensor], values: Mapping[str, Tensor]) -> None:
+    """Add what a slice has to the sums of a step."""
+    for name, value in values.items():
+        sums[name] = sums[name] + value if name in sums else value
 
 
 def update(state: TrainState, losses: Mapping[str, Tensor], config: Training) -> None:
@@ -193,8 +195,14 @@ def check_finite(state: TrainState, feed: Feed, run: Run) -> None:
     )
 
 
-def write_log(state: TrainState, config: Training, run: Run, progress: Progress) -> None:
-    """Write the means since the last log line; the one place where a step waits for the device."""
+def write_log(
+    state: TrainState, config: Training, run: Run, progress: Progress, late: Mapping[str, object]
+) -> None:
+    """Write the means since the last log line; the one place where a step waits for the device.
+
+    Args:
+        late: What is known of stragglers.
+    """
     rows = torch.stack(state.unread)
     mean = rows.nanmean(dim=0).tolist()
     state.unread.clear()
@@ -204,7 +212,7 @@ def write_log(state: TrainState, config: Training, run: Run, progress: Progress)
     rate = learning_rate(state.step - 1, config.steps, config.optim)
     run.log("train", state.step, dict(values, lr=rate))
     shown = {name: value for name, value in values.items() if name != "grad_norm"}
-    run.log_speed(state.step, *progress.report(state.step, shown), unit=config.unit)
+    run.log_speed(state.step, *progress.report(state.step, shown), unit=config.unit, late=late)
 
 
 class SkipList:

@@ -192,10 +192,22 @@ class Run:
                     self._board.add_scalar(f"{prefix}/{name}", value, step)
 
     @by_first_alone
-    def log_speed(self, step: int, rate: float, seconds: float, *, unit: str = "img") -> None:
-        """Append a speed to `timing.jsonl`."""
+    def log_speed(
+        self,
+        step: int,
+        rate: float,
+        seconds: float,
+        *,
+        unit: str = "img",
+        late: Mapping[str, object] | None = None,
+    ) -> None:
+        """Append a speed to `timing.jsonl`.
+
+        Args:
+            late: What is known of ranks that keep others waiting; see `zoo.train.skew`.
+        """
         values = {"step": step, f"{unit}_s": round(rate, 1), "seconds": round(seconds, 3)}
-        self._append("timing.jsonl", values)
+        self._append("timing.jsonl", values | dict(late or {}))
 
     def _append(self, name: str, values: Mapping[str, Any]) -> None:
         try:

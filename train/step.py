@@ -9,6 +9,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from zoo.train.mesh import same_on_all, world
 from zoo.train.shard import is_sharded
+from zoo.train.skew import StepClock
 from zoo.train.state import TrainState
 from zoo.train.task import Loss, Task
 
@@ -19,6 +20,7 @@ class Ranks:
     def __init__(self, task: Task, state: TrainState):
         self.task, self.state = task, state
         self.learned: nn.Module = state.learned
+        self.clock = StepClock(state.device) if world() > 1 else None
         if world() > 1 and not is_sharded(state.learned):
             # DDP would begin with rank 0's weights, and hide that the others drew their own
             assert same_on_all(list(state.learned.parameters())), "the ranks begin differently"

@@ -35,7 +35,7 @@ COMMANDS = {
 }
 """Name -> module:function; a module is imported when its command is called."""
 
-ON_RANKS = ("distill", "mask", "elastic", "detect")
+ON_RANKS = ("distill", "mask", "elastic", "detect", "eval")
 """Commands that run on several processes: torchrun --nproc-per-node 8 -m zoo distill ..."""
 
 USAGE = """zoo: vision backbones, and the distillation of many frozen teachers into one student.

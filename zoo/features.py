@@ -40,6 +40,9 @@ class Batch:
     labels: Tensor | None = None
     positions: Sequence[int] = ()
     """Positions in the stream of training views, by which caches find them."""
+    number: int = 0
+    """Of the batch among those of an evaluation, by which the shares of several ranks are put in
+    order again."""
     _resized: dict[tuple[tuple[int, int], str], Tensor] = field(
         default_factory=dict, repr=False, compare=False
     )
@@ -65,7 +68,7 @@ class Batch:
         """Move the images (and labels) to `device`."""
         labels = None if self.labels is None else self.labels.to(device, non_blocking=non_blocking)
         images = self.images.to(device, non_blocking=non_blocking)
-        return Batch(images, self.keys, labels, self.positions)
+        return Batch(images, self.keys, labels, self.positions, self.number)
 
 
 def read_features(

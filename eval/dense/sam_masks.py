@@ -1,7 +1,8 @@
 """Masks by SAM's decoder from a student's features, compared with those from SAM's own encoder."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -15,6 +16,7 @@ from zoo.features import Batch
 from zoo.teachers.name import TeacherName
 from zoo.teachers.open import open_teacher
 from zoo.teachers.sam import MaskDecoder
+from zoo.train.mesh import gathered_on_first, union
 
 
 def masks(subject: Subject, data: Path, settings: SamMasksSettings) -> Iterator[Found]:
@@ -33,9 +35,7 @@ def masks(subject: Subject, data: Path, settings: SamMasksSettings) -> Iterator[
     teacher = open_teacher(settings.teacher, device=subject.device)
     decoder = MaskDecoder(TeacherName.parse(settings.teacher), subject.device)
     points = grid_points(settings.points).to(subject.device)
-    keys: list[str] = []
-    found: list[np.ndarray] = []
-    shown: list[Found] = []
+    seen: list[_Image] = []
     for batch in images:
         theirs = teacher(batch).spatial
         with torch.no_grad(), subject.autocast():
@@ -44,18 +44,32 @@ def masks(subject: Subject, data: Path, settings: SamMasksSettings) -> Iterator[
             raise ValueError(f"The head {label!r} of {subject.name} returns no map for a decoder.")
         prompts = points.expand(len(batch.images), -1, -1)
         pair = [decoder(spatial, prompts) > 0 for spatial in (ours, theirs)]
-        found += list(agreement(pair[0], pair[1]).cpu().numpy())
-        keys += [str(key) for key in batch.keys] or [
-            f"{len(keys) + i}" for i in range(len(prompts))
-        ]
-        for i in range(min(len(prompts), settings.pictures - len(shown))):
-            shown.append((f"masks/{len(shown):03d}", _drawn(batch, i, pair[0][i], pair[1][i])))
-    if not found:
+        for i, iou in enumerate(agreement(pair[0], pair[1]).cpu().numpy()):
+            shows = len(seen) < settings.pictures
+            drawn = _drawn(batch, i, pair[0][i], pair[1][i]) if shows else None
+            seen.append(_Image(batch.number, str(batch.keys[i]) if batch.keys else "", iou, drawn))
+    union(subject.unreadable)
+    if (everything := gathered_on_first(seen)) is not None:
+        yield from _values(sorted(everything, key=lambda image: image.batch), settings, data)
+
+
+class _Image(NamedTuple):
+    batch: int
+    key: str
+    iou: np.ndarray
+    picture: Picture | None
+
+
+def _values(seen: Sequence[_Image], settings: SamMasksSettings, data: Path) -> Iterator[Found]:
+    if not seen:
         raise ValueError(f"There are no images in {data}.")
-    iou = np.stack(found).astype(np.float64)
+    keys = [image.key or str(number) for number, image in enumerate(seen)]
+    iou = np.stack([image.iou for image in seen]).astype(np.float64)
     yield "masks/miou", Scores(keys, iou.mean(axis=1))
     yield "masks/iou_over_half", Scores(keys, (iou > 0.5).mean(axis=1))
-    yield from shown
+    for number, image in enumerate(seen[: settings.pictures]):
+        if image.picture is not None:
+            yield f"masks/{number:03d}", image.picture
 
 
 def grid_points(count: int) -> Float[Tensor, "1 p 2"]:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import groupby
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +25,7 @@ class Squares:
         whole: Resize the whole image, as it is stored, to a square: points in it are shares of its
             sides. Otherwise its largest centred square is taken, upright.
         unreadable: Takes the names of the files that are left out; see `readable`.
+        share: Which of how many shares: of the batches, were all files readable, every so many-th.
     """
 
     files: Sequence[Path]
@@ -33,6 +34,7 @@ class Squares:
     device: torch.device
     whole: bool = False
     unreadable: set[str] = field(default_factory=set)
+    share: tuple[int, int] = (0, 1)
 
     def __len__(self) -> int:
         return len(self.files)
@@ -41,11 +43,15 @@ class Squares:
         return printable(str(self.files[index]))
 
     def __iter__(self) -> Iterator[Batch]:
-        read = readable((try_read(self, i, self._read) for i in range(len(self))), self.unreadable)
-        while some := list(islice(read, self.batch)):
+        first, every = self.share
+        chosen = (i for i in range(len(self)) if i // self.batch % every == first)
+        found = (try_read(self, i, self._read) for i in chosen)
+        read = readable(found, self.unreadable, all_of_them=every == 1)
+        for number, some in groupby(read, key=lambda one: one[0] // self.batch):
             positions, pixels = zip(*some, strict=True)
             images = torch.from_numpy(np.stack(pixels)).to(self.device)
-            yield Batch(images, [self.files[i].name for i in positions], positions=positions)
+            keys = [self.files[i].name for i in positions]
+            yield Batch(images, keys, positions=positions, number=number)
 
     def _read(self, index: int) -> tuple[int, UInt8[np.ndarray, "3 side side"]]:
         return index, square(self.files[index], self.side, whole=self.whole)

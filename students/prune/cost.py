@@ -50,7 +50,8 @@ class CostModel:
     FLOPs of a vision model are counted once by torch, for each module, and follow the numbers in
     its tensors; that is exact for linear layers and convolutions, and near for attention. Those of
     a language model follow from its shapes: two for each weight and token, 4 T² for each channel of
-    a query head (no causal half is taken off), 4 for each number of a state and token.
+    a query head (no causal half is taken off), 4 for each number of a state and token, two for each
+    tap of a filter and token.
 
     Args:
         inputs: A sample on the meta device, for vision; counted as tokens if it has `input_ids`.
@@ -123,17 +124,36 @@ class CostModel:
         return 1.0
 
     def _cache(self, scope: str, letters: frozenset[str], sizes: Mapping[Axis, int]) -> int:
-        if not {"k", "d"} <= letters:
+        fused = self.is_language and f"{scope}.qkv.weight" in self.shapes.tensors
+        heads = "kd" if {"k", "d"} <= letters else "hd" if fused else ""
+        if not heads:
             return 0
         held = min(self.tokens, self.windows.get(scope, self.tokens))
-        return 2 * BYTES * self.batch * held * _product(scope, "kd", sizes)
+        return 2 * BYTES * self.batch * held * _product(scope, heads, sizes)
 
     def _state(self, scope: str, letters: frozenset[str], sizes: Mapping[Axis, int]) -> int:
+        if f"{scope}.feature_filter" in self.shapes.tensors:
+            return BYTES * self.batch * sum(held for held, _ in self._filters(scope, sizes))
         if not set("grps") <= letters:
             return 0
         convolved = self.shapes.tensors[f"{scope}.conv1d.weight"].dims
         numbers = _product(scope, "grps", sizes) + math.prod(dim_size(d, sizes) for d in convolved)
         return BYTES * self.batch * numbers
+
+    def _filters(self, scope: str, sizes: Mapping[Axis, int]) -> list[tuple[int, int]]:
+        """Return what StripedHyena 2's filters hold from token to token, and multiply at each."""
+        dims = {
+            name: [dim_size(dim, sizes) for dim in self.shapes.tensors[f"{scope}.{name}"].dims]
+            for name in ("feature_filter", "filter", "residues")
+            if f"{scope}.{name}" in self.shapes.tensors
+        }
+        rows, _, taps = dims["feature_filter"]
+        found = [(rows * (taps - 1), rows * taps)]
+        if "filter" in dims:
+            length = dims["filter"][-1]
+            return [*found, (rows // 3 * (length - 1), rows // 3 * length)]
+        states = math.prod(dims["residues"])
+        return [*found, (states, 2 * states)]
 
     def _flops(
         self,
@@ -159,6 +179,8 @@ class CostModel:
             seen = min(self.tokens, self.windows.get(scope, self.tokens))
             each += 4 * seen * _product(scope, heads, sizes) if heads else 0
             each += 4 * _product(scope, "grps", sizes) if set("grps") <= letters else 0
+            if f"{scope}.feature_filter" in tensors:
+                each += sum(2 * products for _, products in self._filters(scope, sizes))
         return round(each * self.tokens)
 
 

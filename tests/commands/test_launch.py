@@ -12,7 +12,7 @@ import pytest
 from torch.distributed.run import get_args_parser
 
 from zoo.cli import main
-from zoo.commands.distill_args import read_args
+from zoo.commands.distill_args import on_processes, read_args
 
 ROOT = Path(__file__).parents[2]
 SMALL = shlex.split(
@@ -48,6 +48,18 @@ def test_a_shell_and_torchrun_take_what_is_written(where, what, capsys):
     assert command == "distill"
     for stage in read_args(words).stages.values():
         assert stage.num_slices == nodes * gpus == stage.batch // 32
+
+
+@pytest.mark.parametrize("what", ["am_radio", "c_radio_v4 --steps 100", "quickstart --batch 64"])
+def test_plain_torchrun_takes_what_launch_would_have_written_and_says_so(what, capsys):
+    words = shlex.split(what)
+    *_, written = printed(capsys, "--gpus", "16", *words).partition(" distill ")
+    launched = read_args(shlex.split(written.replace("\\\n", " ")))
+    plain = on_processes(read_args(words), words, 16)
+    assert plain.stages == launched.stages
+    said = capsys.readouterr().err
+    told = "on 16 processes" in said and "--slices 16" in said and "--optim.lr" in said
+    assert told == ("--batch" not in what)
 
 
 def test_a_job_that_is_stopped_saves_and_is_queued_again(tmp_path):
@@ -94,7 +106,7 @@ def test_what_this_machine_cannot_start_is_refused(capsys):
     ("words", "said"),
     [
         ("--gpus 8 c_radio_v4 --batch 1001", "does not split"),
-        ("--gpus 64 c_radio_v4 --slices 32", "64 GPUs cannot share 32 slices"),
+        ("--gpus 64 c_radio_v4 --slices 32", "64 processes cannot share 32 slices"),
         ("--gpus 8 c_radio_v4 --resume runs/x", "leave out --resume"),
     ],
 )

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from zoo.data.check import units
 from zoo.data.loader import train_batches
 from zoo.data.plan import Plan
 from zoo.data.sources import open_source, open_splits
@@ -205,6 +206,15 @@ def test_a_table_that_is_none_of_images_is_refused_and_says_what_it_has(tmp_path
             open_source(place)
     with pytest.raises(ValueError, match="has the parts en, fr"):
         open_text(tmp_path / "dict", open_tokenizer("bytes"), 4)
+
+
+def test_a_check_lists_the_rows_that_cannot_be_decoded_and_no_others(tmp_path):
+    images = pa.array([png(0), b"nothing", png(2)[:-40]], pa.binary())
+    write_stream(tmp_path / "a.arrow", table(0, 3, image=images))
+    found = [unit() for unit in units(tmp_path / "a.arrow")]
+    problems = [problem for one in found for problem in one.problems]
+    assert [problem.place for problem in problems] == ["a.arrow/1", "a.arrow/2"]
+    assert sum(one.images for one in found) == 1
 
 
 def test_a_table_of_texts_has_the_tokens_of_its_lines(tmp_path):

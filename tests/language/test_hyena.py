@@ -2,6 +2,7 @@
 
 import importlib.util
 import re
+import subprocess
 import sys
 from functools import cache
 from pathlib import Path
@@ -13,6 +14,7 @@ import torch.nn.functional as F
 transformers = pytest.importorskip("transformers")
 
 from zoo.axes import named_shapes  # noqa: E402
+from zoo.commands.convert import main as convert_command  # noqa: E402
 from zoo.language import hyena_filters as filters  # noqa: E402
 from zoo.language.hyena import (  # noqa: E402
     HyenaConfig,
@@ -112,12 +114,13 @@ def check(rows, gold):
     assert all(row["ok"] for row in rows.values()), {k: r for k, r in rows.items() if not r["ok"]}
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
 @pytest.mark.parametrize("name", MODELS)
-def test_models_equal_the_golden_cards_at_every_tap(cards, name):
+def test_models_equal_the_golden_cards_at_every_tap(cards, name, dtype):
     for case, info in cards.load_card(name)["cases"].items():
         if info["kind"] == "gradient":
             continue
-        model = from_card(cards, name, published=info["kind"] == "published_layout")
+        model = from_card(cards, name, published=info["kind"] == "published_layout").to(dtype)
         gold, extra = cards.load_case(name, case)
         ids = cards.case_input(cards.load_card(name), case)
         with torch.no_grad():
@@ -327,6 +330,19 @@ def test_gradients_are_those_of_checkpointed_layers():
         assert one.abs().max() > 0
 
 
+def test_training_in_half_precision_is_near_that_in_float32():
+    model, ids = tiny().float().train(), tokens(2, 70)
+    losses, grads = [], []
+    for halved in (False, True):
+        model.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16, enabled=halved):
+            losses.append(model(ids, labels=ids).loss)
+        losses[-1].backward()
+        grads.append(model.model.layers[2].operator.residues.grad.clone())
+    assert losses[1].item() == pytest.approx(losses[0].item(), rel=2e-2)
+    assert F.cosine_similarity(*(g.flatten() for g in grads), dim=0) > 0.95
+
+
 # A model of transformers
 
 
@@ -353,6 +369,23 @@ def test_what_is_saved_is_what_is_opened(tmp_path):
     with torch.no_grad():
         far = (half(ids).logits.float() - model(ids).logits).abs().max()
     assert far < 0.1 * model(ids).logits.abs().max()
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(
+    "first, then",
+    [("zoo.language", "transformers"), ("transformers.models.auto", "zoo.language")],
+)
+def test_transformers_knows_the_class_in_either_order_of_imports(first, then):
+    code = (
+        f"import sys, importlib; importlib.import_module({first!r})\n"
+        f"assert {then!r} not in sys.modules; importlib.import_module({then!r})\n"
+        "from transformers import AutoConfig, AutoModelForCausalLM\n"
+        "config = AutoConfig.for_model('zoo_hyena', hidden_size=32, pattern='s', se_groups=4)\n"
+        "model = AutoModelForCausalLM.from_config(config)\n"
+        "assert type(model).__name__ == 'HyenaForCausalLM'"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_the_features_are_read_as_of_any_language_model(tmp_path):
@@ -402,13 +435,16 @@ def test_published_shapes_have_their_number_of_parameters(name):
     assert named_shapes(model).count() == int(count.replace(",", ""))
 
 
-def test_a_published_file_becomes_a_folder(cards, tmp_path):
+def test_a_published_file_becomes_a_folder(cards, tmp_path, monkeypatch):
     card = cards.load_card("hyena_tiny")
     reference = cards.make_state_dict("hyena_tiny", dtype=torch.float32)
     reference["blocks.0.projections._extra_state"] = torch.zeros(4, dtype=torch.uint8)
     torch.save(reference, tmp_path / "published.pt")
     config = config_from_published(card["reference_config"])
-    folder = convert_published(tmp_path / "published.pt", config, tmp_path / "folder")
+    fields = {k: v for k, v in config.to_dict().items() if hasattr(HyenaConfig, k)}
+    monkeypatch.setitem(SIZES, "hyena_7b", fields)
+    folder = tmp_path / "folder"
+    convert_command([str(tmp_path / "published.pt"), "hyena_7b", str(folder)])
     model = transformers.AutoModelForCausalLM.from_pretrained(folder).double().eval()
     gold, _ = cards.load_case("hyena_tiny", "published_L64")
     with torch.no_grad():
@@ -441,6 +477,11 @@ def test_wrong_numbers_are_refused_in_one_line(changes, message):
     with pytest.raises(ValueError, match=message) as caught:
         tiny(**changes)
     assert "\n" not in str(caught.value)
+
+
+def test_another_cache_is_refused():
+    with pytest.raises(ValueError, match="past_key_values is a DynamicCache"):
+        tiny()(tokens(1, 3), past_key_values=transformers.DynamicCache())
 
 
 def test_a_sequence_beyond_the_positions_is_refused():

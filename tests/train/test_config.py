@@ -5,12 +5,14 @@ from pathlib import Path
 import pytest
 import torch
 
+from zoo.commands.distill_args import read_args
 from zoo.train.config import Optim, differences, to_json
 from zoo.train.device import device_of
 from zoo.train.distill.config import Distill, Heads, Losses, TeacherSpec
-from zoo.train.distill.recipes import RECIPES
+from zoo.train.distill.recipes import RECIPES, unic
 from zoo.train.distill.stages import stages_of
 from zoo.train.fields import built
+from zoo.train.run import Run
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -78,7 +80,48 @@ def test_only_what_is_learnt_counts_as_a_difference():
     run = Distill()
     assert differences(run, replace(run, workers=4, device="cpu")) == {}
     changed = replace(run, steps=3, heads=Heads(kind="v1"))
-    assert set(differences(run, changed)) == {"steps", "heads"}
+    assert differences(run, changed) == {"steps": (1000, 3), "heads.kind": ("v2", "v1")}
+
+
+TWO = (TeacherSpec(name="rule:colour"), TeacherSpec(name="rule:edges"))
+
+
+@pytest.mark.parametrize(
+    ("fields", "text"),
+    [
+        (dict(slices=2), "slices: 4 there, 2 here"),
+        (dict(batch=16), "batch: 32 there, 16 here"),
+        (dict(seed=1), "seed: 0 there, 1 here"),
+        (dict(data="a=0.5,b=0.5"), "data: a=0.7,b=0.3 there, a=0.5,b=0.5 here"),
+        (dict(optim=Optim(lr=2e-3)), "optim.lr: 0.001 there, 0.002 here"),
+        (dict(teachers=(TWO[0], replace(TWO[1], rate=0.5))),
+         "teachers[rule:edges].rate: 1.0 there, 0.5 here"),
+        (dict(teachers=TWO[:1]),
+         "teachers: ['rule:colour', 'rule:edges'] there, ['rule:colour'] here"),
+        (dict(teachers=TWO[::-1]),
+         "teachers: ['rule:colour', 'rule:edges'] there, ['rule:edges', 'rule:colour'] here"),
+    ],
+)  # fmt: skip
+def test_a_run_that_is_resumed_with_other_settings_is_told_in_a_line_what_differs(
+    fields, text, tmp_path
+):
+    config = Distill(out=tmp_path / "run", slices=4, teachers=TWO, data="a=0.7,b=0.3")
+    Run.create(config)
+    with pytest.raises(ValueError) as error:
+        Run.reopen(config.out, replace(config, **fields))
+    assert f"cannot go on with other settings ({text})." in str(error.value)
+    assert "\n" not in str(error.value)
+    assert Run.reopen(config.out, replace(config, workers=2)).path == config.out
+
+
+def test_a_recipe_that_is_not_the_runs_own_is_told_what_differs_before_anything_is_opened(tmp_path):
+    run = replace(unic(), out=tmp_path / "run")
+    Run.create(run)
+    own = read_args(["unic", "--resume", str(run.out)]).stages[""]
+    assert Run.reopen(run.out, own).path == run.out
+    other = read_args(["theia", "--resume", str(run.out)]).stages[""]
+    with pytest.raises(ValueError, match=r"other settings \(.*teachers: \["):
+        Run.reopen(run.out, other)
 
 
 @pytest.mark.parametrize("field", ["size", "batch", "steps"])

@@ -1,6 +1,7 @@
 """Collectives on two gloo processes; on one they are the identity."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -25,6 +26,27 @@ def test_alone_every_collective_is_the_identity():
     assert mesh.slices_of_rank(4) == (0, 1, 2, 3)
     with mesh.first_goes_first():
         pass
+
+
+@pytest.mark.parametrize("slices", [1, 2, 6, 8, 12])
+def test_a_number_of_ranks_that_cannot_share_the_slices_is_told_the_nearest_that_can(
+    slices, monkeypatch
+):
+    can = [ranks for ranks in range(1, 13) if slices % ranks == 0]
+    for ranks in range(1, 13):
+        monkeypatch.setattr(mesh, "world", lambda ranks=ranks: ranks)
+        if ranks in can:
+            assert len(mesh.slices_of_rank(slices)) == slices // ranks
+            continue
+        with pytest.raises(ValueError) as error:
+            mesh.slices_of_rank(slices)
+        told = re.fullmatch(
+            rf"{ranks} processes cannot share {slices} slices; the nearest number that can is "
+            rf"(\d+), or start a new run with --slices {ranks} \(or a multiple\)\.",
+            str(error.value),
+        )
+        assert told and int(told[1]) in can
+        assert all(abs(int(told[1]) - ranks) <= abs(near - ranks) for near in can)
 
 
 def launch(script: str, tmp_path: Path, processes: int = 2) -> subprocess.CompletedProcess:

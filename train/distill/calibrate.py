@@ -10,6 +10,8 @@ with which a target varies as much as at the run's own size.
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import chain
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -29,7 +31,16 @@ from zoo.train.distill.phi_s import Moments, Normalizer, fit
 from zoo.train.distill.plan_step import StepPlan, plan_step
 from zoo.train.distill.setup import Setup
 from zoo.train.distill.step import full_precision
-from zoo.train.mesh import by_first, from_first
+from zoo.train.mesh import (
+    by_first,
+    gather,
+    gathered_on_first,
+    rank,
+    slices_of_rank,
+    sum_over_ranks,
+    tensor_from_first,
+    world,
+)
 from zoo.train.progress import Progress
 from zoo.train.run import Run
 
@@ -60,6 +71,8 @@ class Statistics:
     tokens: dict[str, list[Tensor]] = field(default_factory=dict)
     """Some of the maps' tokens at the run's own size."""
     finite: dict[str, Tensor] = field(default_factory=dict)
+    slices: int = 1
+    """That this rank takes of each step: what it keeps comes so many a step."""
 
     def add(self, label: str, size: int, features: Features, *, keep: int = KEPT) -> None:
         """Take in what a teacher answered to one batch.
@@ -84,17 +97,33 @@ class Statistics:
             self.summaries.setdefault(label, []).append(features.summary.cpu())
 
     def refuse_nan(self, step: int) -> None:
-        """Refuse teachers that gave a value that is not finite.
+        """Refuse teachers that gave a value that is not finite, on any rank; every rank asks.
 
         Raises:
             ValueError: there is such a teacher.
         """
-        broken = [label for label, good in self.finite.items() if not good]
-        if broken:
+        broken = gather([label for label, good in self.finite.items() if not good])
+        if any(broken):
+            labels = ", ".join(dict.fromkeys(label for labels in broken for label in labels))
             raise ValueError(
-                f"The teacher {', '.join(broken)} gave NaN or infinite features within {step} "
+                f"The teacher {labels} gave NaN or infinite features within {step} "
                 "batches of calibration. Check its weights, or run it with --precision float32."
             )
+
+    def over_ranks(self) -> "Statistics":
+        """Return what all ranks have measured; of what was kept all but rank 0 have none.
+
+        Moments are added up in float64 about one pivot; what was kept is put in the order in which
+        one process would have kept it.
+        """
+        if world() == 1:
+            return self
+        moments = {}
+        for key, mine in self.moments.items():
+            pivot = tensor_from_first(mine.mean)
+            moments[key] = Moments.from_sums(sum_over_ranks(mine.sums(pivot)), pivot)
+        summaries, tokens = (_in_order(x, self.slices) for x in (self.summaries, self.tokens))
+        return Statistics(moments, summaries, tokens, self.finite)
 
     def summary_normalizers(self, kind: str) -> dict[str, Normalizer]:
         """Fit the transforms of the summaries, by `summary_key`; none if they stay as they are."""
@@ -158,6 +187,16 @@ class Statistics:
         return found
 
 
+def _in_order(parts: dict[str, list[Tensor]], slices: int) -> dict[str, list[Tensor]]:
+    """Bring what each rank kept of its slices to rank 0: step by step, and in it slice by slice."""
+    found = {}
+    for label, mine in parts.items():
+        numbered = [(i // slices, rank(), i % slices, part) for i, part in enumerate(mine)]
+        everything = gathered_on_first(numbered) or []
+        found[label] = [part for *_, part in sorted(everything, key=lambda one: one[:3])]
+    return found
+
+
 def _variance(moments: Moments, normalizer: Normalizer) -> Tensor:
     """Return the mean variance of the channels in the space of a normalizer."""
     covariance = moments.covariance()
@@ -169,31 +208,33 @@ def _variance(moments: Moments, normalizer: Normalizer) -> Tensor:
 
 @torch.no_grad()
 def calibrate(setup: Setup) -> Statistics:
-    """Measure the teachers over `config.calibration` batches.
+    """Measure the teachers over `config.calibration` batches, each rank over its slices of them.
 
     The batches are drawn from the training views, by a plan of their own. Each is measured as a
     step of the run would compare it, shifts included: at the run's own size, and at one of its
     other sizes in turn. Summaries are kept until the end, because the mean direction that they
-    are held against is known only then.
+    are held against is known only then. On several ranks rank 0 alone has them: it fits.
 
     Raises:
         ValueError: a teacher gives a value that is not finite.
     """
     config = setup.config
     plan = plan_of(setup.train, config.batch, mix(config.seed, 3))
+    mine = slices_of_rank(config.num_slices)
     feed = ImageFeed(
-        setup.train, setup.view, plan, setup.device, config.num_slices, (), config.workers
+        setup.train, setup.view, plan, setup.device, config.num_slices, mine, config.workers
     )
-    measured, steps, slices = Statistics(), config.calibration, len(feed.slices)
+    steps, slices = config.calibration, len(mine)
+    measured = Statistics(slices=slices)
     always = tuple(replace(spec, rate=1.0, at=0) for spec in config.teachers)
     others = [size for size in setup.grids if size != config.size]
-    share = 0 if config.losses.spatial == "mse" else -(-KEPT // (steps * slices))
+    share = 0 if config.losses.spatial == "mse" else -(-KEPT // (steps * config.num_slices))
     with Progress("calibrate", total=steps, samples=config.batch) as progress:
         for number, batch in enumerate(feed.batches(0, steps)):
             step, rest = 1 + number // slices, (number + 1) % slices
             in_turn = others and [others[(step - 1) % len(others)]]
             for size in (config.size, *in_turn):
-                asked = replace(config, sizes=(size,), batches=(), teachers=always)
+                asked = replace(config, sizes=(size,), batches=(), partition=(), teachers=always)
                 here = np.array(batch.positions)
                 planned = plan_step(plan, step, here, asked, setup.teachers, setup.grids)
                 for label, teacher in planned.teachers(setup.teachers).items():
@@ -201,15 +242,15 @@ def calibrate(setup: Setup) -> Statistics:
                         features = teacher(batch)
                     compared = _compared(features, label, planned, setup)
                     measured.add(label, size, compared, keep=share * (size == config.size))
-            for name in feed.skipped():
-                progress.print(f"skipped an unreadable image: {name}")
             if rest:
                 continue
+            for name in chain.from_iterable(gather(list(feed.skipped()))):
+                progress.print(f"skipped an unreadable image: {name}")
             if step == 1 or step == steps:
                 measured.refuse_nan(step)
             if step % config.every.log == 0 or step == steps:
                 progress.report(step, {})
-    return measured
+    return measured.over_ranks()
 
 
 def _compared(features: Features, label: str, planned: StepPlan, setup: Setup) -> Features:
@@ -241,27 +282,21 @@ class Calibration(NamedTuple):
 FILE = "normalizers.safetensors"
 
 
-def fit_normalizers(run: Run, setup: Setup, *, together: bool = False) -> dict[str, Calibration]:
+def fit_normalizers(run: Run, setup: Setup) -> dict[str, Calibration]:
     """Return what calibration fixed for each kind of the run, from its folder or by the pass.
 
-    Args:
-        together: All ranks are here, and measure the same images, since teachers are cut over them;
-            rank 0 writes.
+    Every rank measures its share; rank 0 fits, writes, and tells the others.
+
 
     Raises:
         ValueError: as `calibrate`; or the folder is of a version that measured on other grids.
     """
     kinds, path = (setup.config.normalise, *setup.config.compare), run.path / FILE
     former = run.path / "balances.safetensors"
-    missing = not path.is_file() and not former.is_file()
-    if from_first(missing) if together else missing:
-        tensors = _fitted(calibrate(setup), kinds, setup)
-        save = partial(save_tensors, tensors, path)
-        by_first(save) if together else save()
-    try:
-        tensors = load_tensors(path) if path.is_file() else {}
-    except ValueError as error:
-        raise ValueError(f"{error} Remove it, and the teachers are measured again.") from None
+    if by_first(lambda: not path.is_file() and not former.is_file()):
+        found = calibrate(setup)
+        by_first(lambda: save_tensors(_fitted(found, kinds, setup), path))
+    tensors = by_first(partial(_written, path))
     if not any(key.startswith("grid/") for key in tensors):
         raise ValueError(
             f"The run in {run.path} was calibrated by an earlier version, on the teachers' own "
@@ -269,6 +304,13 @@ def fit_normalizers(run: Run, setup: Setup, *, together: bool = False) -> dict[s
             "new run with another --out, or finish this one with the version that began it."
         )
     return {kind: _read(tensors, kind, setup) for kind in kinds}
+
+
+def _written(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_tensors(path) if path.is_file() else {}
+    except ValueError as error:
+        raise ValueError(f"{error} Remove it, and the teachers are measured again.") from None
 
 
 def _fitted(found: Statistics, kinds: tuple[str, ...], setup: Setup) -> dict[str, Tensor]:

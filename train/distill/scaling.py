@@ -18,16 +18,21 @@ def scaled_to(config: Distill, gpus: int) -> Distill:
     return replace(
         config,
         batch=config.batch // config.num_slices * gpus,
-        batches=tuple(n // config.num_slices * gpus for n in config.batches),
+        batches=tuple(n * gpus // config.num_slices for n in config.batches),
         slices=gpus,
         steps=steps,
         every=replace(every, evaluate=max(1, round(every.evaluate / factor))),
         optim=replace(
             config.optim,
-            lr=config.optim.lr * math.sqrt(factor),
-            min_lr=config.optim.min_lr * math.sqrt(factor),
+            lr=_short(config.optim.lr * math.sqrt(factor)),
+            min_lr=_short(config.optim.min_lr * math.sqrt(factor)),
         ),
     )
+
+
+def _short(rate: float) -> float:
+    """Return a rate as it is spelled out in a command line."""
+    return float(f"{rate:.6g}")
 
 
 def shared_out(config: Distill, gpus: int) -> Distill:

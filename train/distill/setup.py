@@ -25,6 +25,7 @@ from zoo.students.lora import add_adapters
 from zoo.students.start import cut_folder, find_start, read_folder
 from zoo.students.student import Student
 from zoo.teachers.cache import Cache
+from zoo.teachers.fingerprint import remembered_fingerprint
 from zoo.teachers.name import FOLDER, TeacherName, unknown_name
 from zoo.teachers.open import open_teacher
 from zoo.teachers.quantize import check_products, require_linears
@@ -37,7 +38,7 @@ from zoo.train.distill.placement import check_blocks
 from zoo.train.distill.plan_step import Grids, check_step_plans, grids_of, view_of
 from zoo.train.distill.sizes import at_size, frozen, match_student_size
 from zoo.train.freeze import freeze
-from zoo.train.mesh import gather
+from zoo.train.mesh import by_first, first_goes_first, gather, same_on_all
 from zoo.train.run import Run
 
 IMAGES = "images.json"
@@ -181,9 +182,9 @@ def open_teachers(
         if name.kind == "pretext" and name.weights is None:
             from zoo.train.pretext import pretext_weights
 
-            text = (
-                f"{spec.name}/{pretext_weights(name.name, train, seed=config.seed, device=device)}"
-            )
+            with first_goes_first():  # trains it; the others find the file
+                path = pretext_weights(name.name, train, seed=config.seed, device=device)
+            text = f"{spec.name}/{path}"
         teachers[label] = open_spec(replace(spec, name=text), config, device, grids)
         if isinstance(teachers[label], nn.Module):
             in_precision(teachers[label], config.precision)
@@ -360,7 +361,9 @@ def check_mosaics(config: Distill) -> None:
         ValueError: a canvas would stay part empty. One slice alone may: its last canvas is
             filled with images again.
     """
-    sizes = {(n // config.num_slices, n) for n in config.batches or (config.batch,)}
+    sizes = {(n, config.images_by_size[side]) for side, n in config.slice_images.items()}
+    if config.partition:  # the calibration has slices of equal size
+        sizes.add((config.batch // config.num_slices, config.batch))
     for (size, batch), spec in product(sorted(sizes), config.teachers):
         if config.num_slices > 1 and size % spec.mosaic**2:
             raise ValueError(
@@ -371,9 +374,20 @@ def check_mosaics(config: Distill) -> None:
 
 
 def check_same_teachers(run: Run, setup: Setup) -> None:
-    """Remember the teachers' weights in a new run; refuse others in a resumed one."""
-    size = setup.config.size  # all sizes of a teacher share its weights
-    now = {label: fingerprint(at_size(teacher, size)) for label, teacher in setup.teachers.items()}
+    """Remember the teachers' weights in a new run; refuse others in a resumed one, or on a rank.
+
+    Rank 0 alone hashes them; that the others have the same is told by sums.
+
+    Raises:
+        ValueError: there are others; they are named.
+    """
+    now = by_first(partial(_fingerprints, setup))
+    other = [label for label, teacher in setup.teachers.items() if not _same_on_ranks(teacher)]
+    if other:
+        raise ValueError(
+            f"The weights of {', '.join(other)} are not the same on all ranks; see that every node "
+            "has the same files."
+        )
     if before := run.read_json("teachers.json", dict[str, str]):
         changed = [label for label in now if before.get(label) != now[label]]
         if changed:
@@ -382,6 +396,22 @@ def check_same_teachers(run: Run, setup: Setup) -> None:
                 "bring those back, or start a new run with another --out."
             )
     run.write_json("teachers.json", now)
+
+
+def _fingerprints(setup: Setup) -> dict[str, str]:
+    size, config = setup.config.size, setup.config  # all sizes of a teacher share its weights
+    names = dict(zip(config.labels, (spec.name for spec in config.teachers), strict=True))
+    found = {}
+    for label, teacher in setup.teachers.items():
+        own = at_size(teacher, size)
+        known = label in names
+        found[label] = remembered_fingerprint(names[label], own) if known else fingerprint(own)
+    return found
+
+
+def _same_on_ranks(teacher: Teacher) -> bool:
+    weights = teacher.state_dict().values() if isinstance(teacher, nn.Module) else ()
+    return not weights or same_on_all([weight.nan_to_num() for weight in weights])
 
 
 def check_same_images(run: Run, setup: Setup) -> None:

@@ -5,8 +5,9 @@ Nothing here changes what a step computes, but for 8-bit teachers, whose fidelit
 
 import dataclasses
 from collections.abc import Callable, Mapping
+from functools import partial
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from rich.console import Console
@@ -16,15 +17,22 @@ from zoo.compiled_blocks import allow_variants, repeated_blocks
 from zoo.data.feed import plan_of
 from zoo.data.loader import train_batches
 from zoo.features import Batch, Features
+from zoo.files import checked_fields
 from zoo.teachers.folded_attention import fold_relative_positions
 from zoo.teachers.mosaic import Mosaic, pack
-from zoo.teachers.quantize import QuantKind, QuantReport, quantize_linears, share_quantized
+from zoo.teachers.quantize import (
+    QuantKind,
+    QuantReport,
+    quantize_layers,
+    quantize_linears,
+    share_quantized,
+)
 from zoo.teachers.teacher import Frozen, Teacher
 from zoo.train.distill.config import Distill
 from zoo.train.distill.placement import shard_teacher, sharded
 from zoo.train.distill.setup import Setup
 from zoo.train.distill.sizes import every_size, frozen
-from zoo.train.mesh import is_first
+from zoo.train.mesh import by_first, is_first
 from zoo.train.run import Run
 from zoo.train.shard import mesh_of
 
@@ -44,15 +52,19 @@ def optimize_teachers(
     precision: Precision,
     compiled: bool,
     sample: Callable[[], Batch],
+    decided: Mapping[str, QuantReport] | None = None,
     meshes: Mapping[str, "DeviceMesh"] = MappingProxyType({}),
 ) -> dict[str, QuantReport]:
     """Bring the teachers into the form in which they run fastest; in place.
+
+    Which layers go into 8 bits is measured once: by rank 0, whose choice all take.
 
     Args:
         precision: `auto` leaves the weights as they are; `bf16` keeps them in bfloat16 with
             float32 norms; `int8` and `fp8` then put linear layers into 8 bits (`quantize_linears`).
         compiled: Compile their blocks (`compile_teacher`).
         sample: Gives images on which 8-bit teachers are measured.
+        decided: What was measured before, by label; those are not measured again.
         meshes: Ranks over which a teacher is cut (`shard_teacher`), by its label.
 
     Returns:
@@ -69,7 +81,12 @@ def optimize_teachers(
                 network.to_bf16()
         if networks and precision in ("int8", "fp8"):
             first, *others = networks
-            found[label] = _eight(first, every_size(teacher)[0], sample(), precision)
+            before = (decided or {}).get(label)
+            if before and before.kind == precision:
+                quantize_layers(first, precision, before.layers)
+                found[label] = before
+            else:
+                found[label] = _eight(first, every_size(teacher)[0], sample(), precision)
             for other in others:
                 share_quantized(first, other)
         if label in meshes:
@@ -85,7 +102,10 @@ def optimize_teachers(
 def _eight(network: Frozen, teacher: Teacher, batch: Batch, kind: QuantKind) -> QuantReport:
     if isinstance(teacher, Mosaic):
         batch = Batch(pack(batch.at(teacher.size, network.interpolation), teacher.k))
-    return quantize_linears(network, batch, kind)
+    report = by_first(partial(quantize_linears, network, batch, kind))
+    if not is_first():
+        quantize_layers(network, kind, report.layers)
+    return report
 
 
 def compile_teacher(teacher: Frozen) -> None:
@@ -110,6 +130,9 @@ def _size(network: nn.Module) -> int:
     return sum(p.numel() for p in network.parameters())
 
 
+QUANTIZED = "quantized.json"
+"""In a run's folder: what was measured, and which layers are in 8 bits."""
+
 SAMPLE = 16
 """Images on which the fidelity of 8-bit teachers is measured."""
 
@@ -117,6 +140,11 @@ SAMPLE = 16
 def optimize_run_teachers(run: Run, setup: Setup) -> None:
     """Bring the teachers into the precision and the form that the config asks for."""
     config, console = setup.config, Console(stderr=True, highlight=False)
+    decided = by_first(lambda: run.read_json(QUANTIZED, dict[str, dict[str, Any]])) or {}
+    known = {
+        label: checked_fields(QuantReport, one | {"layers": tuple(one["layers"])}, QUANTIZED)
+        for label, one in decided.items()
+    }
     labels = sharded(config)
     mesh = mesh_of("hsdp", setup.device) if labels else None
     if not labels and is_first():
@@ -127,11 +155,12 @@ def optimize_run_teachers(run: Run, setup: Setup) -> None:
         precision=teacher_precision(config, setup.device),
         compiled=config.compile_teachers,
         sample=lambda: first_batch(setup),
+        decided=known,
         meshes={label: mesh for label in labels if mesh},
     )
     if reports:
-        run.write_json("quantized.json", {n: dataclasses.asdict(t) for n, t in reports.items()})
-    for label, one in reports.items():
+        run.write_json(QUANTIZED, {n: dataclasses.asdict(t) for n, t in reports.items()})
+    for label, one in reports.items() if is_first() else ():
         console.print(f"{label}: {one.describe()}")
 
 

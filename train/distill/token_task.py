@@ -14,6 +14,7 @@ from zoo.teachers.from_language import LanguageTeacher
 from zoo.train.distill.hidden import HiddenMatch
 from zoo.train.distill.token_config import TokenLosses
 from zoo.train.distill.token_losses import cross_entropy, kl
+from zoo.train.mesh import gathered, share
 from zoo.train.state import TrainState
 from zoo.train.task import Loss, Task
 
@@ -110,19 +111,26 @@ def evaluate_text(
 ) -> Iterator[tuple[str, float]]:
     """Yield `loss` (nats a token), `perplexity`, `bpb` (bits a byte) and each teacher's `kl`.
 
-    A byte's bits are a token's, over the bytes that a token of the whole text has on average.
+    A byte's bits are a token's, over the bytes that a token of the whole text has on average. On
+    several ranks each takes its share of the batches, and every one yields the numbers of all.
     """
-    sums, count = dict[str, Tensor](), torch.zeros((), device=device)
-    for start in range(0, min(rows, len(source)), batch):
+    found: list[tuple[int, dict[str, Tensor]]] = []
+    first, every = share()
+    for start in range(first * batch, min(rows, len(source)), every * batch):
         tokens = source.rows(range(start, min(start + batch, rows, len(source)))).to(device)
         counted = tokens.counted.flatten()
         ours = flat(read_tokens(model, tokens))
-        found = {"loss": cross_entropy(*ours, tokens.following.flatten(), counted)}
+        part = {"loss": cross_entropy(*ours, tokens.following.flatten(), counted)}
         for label, teacher in teachers.items():
-            found[f"kl/{label}"] = kl(*ours, *flat(teacher(tokens)), counted)
-        for name, value in found.items():
+            part[f"kl/{label}"] = kl(*ours, *flat(teacher(tokens)), counted)
+        found.append((start, dict(part, count=counted.sum())))
+    if every > 1:
+        found = gathered([(at, {n: x.cpu() for n, x in part.items()}) for at, part in found])
+    sums = dict[str, Tensor]()  # in the order of the batches: the same to the bit as on one rank
+    for _, part in sorted(found, key=lambda one: one[0]):
+        for name, value in part.items():
             sums[name] = sums.get(name, 0) + value
-        count += counted.sum()
+    count = sums.pop("count").float()
     means = {name: (value / count).item() for name, value in sums.items()}
     loss = torch.tensor(means["loss"], dtype=torch.float64)
     yield "loss", means.pop("loss")

@@ -1,13 +1,11 @@
 """What `zoo plan` and `zoo launch` share: options of their own among those of `zoo distill`."""
 
 from collections.abc import Collection
-from dataclasses import replace
 from typing import Any
 
 from zoo.commands.distill_args import is_text, read_args
 from zoo.commands.parse import parse
 from zoo.train.distill.config import Distill
-from zoo.train.distill.scaling import scaled_to, shared_out
 
 
 def read_words(
@@ -44,30 +42,3 @@ def read_stages(words: list[str], command: str) -> dict[str, Distill]:
             raise ValueError(f"zoo {command} takes a recipe of images; leave out {option}.")
     assert not is_text(words)
     return read_args(words).stages
-
-
-def on_gpus(config: Distill, words: list[str], gpus: int) -> Distill:
-    """Return the run on so many GPUs: with its own --batch, or with one that grows with them.
-
-    What the words say themselves stays.
-
-    Raises:
-        ValueError: the GPUs cannot share the batch, or the --slices.
-    """
-    given = {word.partition("=")[0] for word in words}
-    if "--slices" in given and config.slices != "auto" and config.num_slices % gpus:
-        near = max(1, round(config.num_slices / gpus)) * gpus
-        raise ValueError(
-            f"{gpus} GPUs cannot share {config.num_slices} slices; {near} would do, or leave out "
-            "--slices."
-        )
-    if given & {"--batch", "--batches", "--slices"}:
-        return shared_out(config, gpus)
-    run = scaled_to(config, gpus)
-    if "--steps" in given:
-        run = replace(run, steps=config.steps)
-    if "--every.evaluate" in given:
-        run = replace(run, every=config.every)
-    if given & {"--optim.lr", "--optim.min-lr"}:
-        run = replace(run, optim=config.optim)
-    return run

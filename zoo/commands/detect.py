@@ -96,9 +96,12 @@ def open_splits(config: Detect, place: Path) -> tuple[CocoSplit, CocoSplit]:
 
 
 def log_evaluation(run: Run, split: CocoSplit, detector: Detector, step: int) -> float:
-    """Measure a detector on the way, and log the numbers; return the AP of its boxes."""
+    """Measure a detector on the way, and log the numbers; return the AP of its boxes.
+
+    Rank 0 does, and the others wait.
+    """
     device = next(detector.parameters()).device
-    found = numbers_of(measure(detector, split, device), run.path)
+    found = by_first(lambda: numbers_of(measure(detector, split, device), run.path))
     run.log("eval", step, found)
     return found["detect/box/AP"]
 

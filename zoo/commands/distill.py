@@ -21,7 +21,7 @@ from zoo.data.feed import ImageFeed, plan_of
 from zoo.data.loader import eval_batches
 from zoo.data.plan import Plan
 from zoo.data.sources import Source, Subset, spread
-from zoo.eval.extract import extract
+from zoo.eval.extract import extract_share
 from zoo.eval.fidelity import fidelity
 from zoo.eval.knn import knn
 from zoo.eval.linear import linear_probe
@@ -47,6 +47,7 @@ from zoo.train.distill.calibrate import (
 from zoo.train.distill.config import Distill
 from zoo.train.distill.fold import folded
 from zoo.train.distill.placement import gathered, sharded
+from zoo.train.distill.plan_step import shared_counts
 from zoo.train.distill.setup import (
     Setup,
     check_same_images,
@@ -59,7 +60,16 @@ from zoo.train.distill.setup import (
 from zoo.train.distill.task import DistillTask
 from zoo.train.distill.teachers import optimize_run_teachers
 from zoo.train.loop import train
-from zoo.train.mesh import by_first, first_goes_first, slices_of_rank, with_slices
+from zoo.train.mesh import (
+    by_first,
+    first_goes_first,
+    from_first,
+    share,
+    slices_of_rank,
+    together,
+    union,
+    with_slices,
+)
 from zoo.train.run import Run, commit
 from zoo.train.state import TrainState
 
@@ -121,10 +131,13 @@ def distill(config: Distill, *, resume: bool = False) -> Run:
 
 def carry_out(phase: Callable[[Work], None], work: Work) -> None:
     """Carry out a phase, on the ranks that it is for."""
-    if phase in (compare, export):
+    if phase is export:
         with gathered(work.setup.teachers):
             by_first(partial(phase, work))
-    elif phase in (calibrate, fill_cache) and not sharded(work.setup.config):
+    elif phase is compare:
+        with gathered(work.setup.teachers):
+            phase(work)
+    elif phase is fill_cache and not sharded(work.setup.config):
         with first_goes_first():
             phase(work)
     else:
@@ -139,9 +152,8 @@ def ready_teachers(work: Work) -> None:
 
 
 def calibrate(work: Work) -> None:
-    """Measure the teachers, or read what was measured."""
-    together = bool(sharded(work.setup.config))
-    work.calibration = fit_normalizers(work.run, work.setup, together=together)
+    """Measure the teachers, or read what was measured; every rank has its share."""
+    work.calibration = fit_normalizers(work.run, work.setup)
 
 
 def fill_cache(work: Work) -> None:
@@ -179,7 +191,8 @@ def train_arm(work: Work, run: Run, config: Distill, title: str) -> Forms:
     student = new_student(setup, normalizers)
     if config.optim.lora:
         add_adapters(student, config.optim.lora, config.optim.lora_layers)
-    plan = plan_of(setup.train, config.batch, config.seed, config.view_epochs, config.batches)
+    by_step = () if config.partition else config.batches
+    plan = plan_of(setup.train, config.batch, config.seed, config.view_epochs, by_step)
     feed = ImageFeed(
         setup.train,
         setup.view,
@@ -188,6 +201,8 @@ def train_arm(work: Work, run: Run, config: Distill, title: str) -> Forms:
         config.num_slices,
         slices_of_rank(config.num_slices),
         config.workers,
+        cuts=[g.images // g.slices for g in config.groups for _ in range(g.slices)],
+        counted=shared_counts(config),
     )
     task = DistillTask.of(config, student, plan, teachers, calibration, setup.grids)
     parts = dict(weighting=task.weighting)
@@ -205,7 +220,7 @@ def train_arm(work: Work, run: Run, config: Distill, title: str) -> Forms:
         feed,
         config,
         run,
-        evaluate=lambda _, step: log_evaluation(
+        evaluate=lambda _, step: evaluate_forms(
             run, setup, state.forms, normalizers, "student", step
         )[1],
         gathered=partial(gathered, setup.teachers),
@@ -218,12 +233,20 @@ def train_arm(work: Work, run: Run, config: Distill, title: str) -> Forms:
 def compare(work: Work) -> None:
     """Measure every student at the end, and the teachers beside them."""
     run, setup, steps = work.run, work.setup, work.setup.config.steps
-    run.keep(lambda row: row.get("kind") == "train" or row["step"] < steps)
+    run.keep(lambda row: row.get("kind", "train") == "train" or row["step"] < steps)
     for name, forms in work.arms.items():
-        work.best[name], _ = log_evaluation(run, setup, forms, work.of(name), name, steps)
+        work.best[name], _ = evaluate_forms(run, setup, forms, work.of(name), name, steps)
     for label, teacher in setup.teachers.items():
         if values := dict(probe(teacher, setup)):
             run.log("eval", steps, dict(arm=f"teacher:{label}", **values))
+
+
+def evaluate_forms(
+    run: Run, setup: Setup, forms: Forms, normalizers: Normalizers, arm: str, step: int
+) -> tuple[str, float]:
+    """Measure a student (`log_evaluation`), on every rank; rank 0 alone where weights are cut."""
+    call = partial(log_evaluation, run, setup, forms, normalizers, arm, step)
+    return together(call, here=None not in forms.values())
 
 
 def log_evaluation(
@@ -232,7 +255,7 @@ def log_evaluation(
     """Compare a student with its teachers on held-out images, probe it, and log the numbers.
 
     Each form is compared, and the better one probed; the numbers of the other are those of the arm
-    `ARM:other`.
+    `ARM:other`. Every rank looks at its share of the images; rank 0 probes, and logs.
 
     Returns:
         The better form, and how close it is to the teachers.
@@ -242,9 +265,10 @@ def log_evaluation(
         with evaluated(student), setup.autocast():
             shown = folded(student, normalizers)
             found[form] = dict(fidelity(shown, setup.stored or setup.teachers, held_out(setup)))
-    best = better_form(found)
+    best = from_first(better_form(found))
     with evaluated(forms[best]) as student:
         found[best] |= dict(probe(student.features, setup))
+    union(setup.unreadable)
     if setup.unreadable:
         found[best]["unreadable"] = len(setup.unreadable)
     for form in sorted(found, key=lambda form: form != best):
@@ -275,25 +299,31 @@ def closeness(found: Mapping[str, float]) -> float:
 
 
 def held_out(setup: Setup) -> Iterator[Batch]:
-    """Return the held-out images that teachers and students are compared on."""
+    """Return this rank's held-out images that teachers and students are compared on."""
     config, size = setup.config, setup.view.size
-    few = spread(setup.val, config.eval_images)
-    for batch in eval_batches(few, size, config.batch, unreadable=setup.unreadable):
-        yield batch.to(setup.device)
+    few, batch = spread(setup.val, config.eval_images), config.batch // config.num_slices
+    for some in eval_batches(few, size, batch, unreadable=setup.unreadable, share=share()):
+        yield some.to(setup.device)
 
 
 def probe(features: Callable[[Batch], Features], setup: Setup) -> Iterator[tuple[str, float]]:
-    """Yield kNN and linear-probe accuracy of a model's summaries, where there are labels."""
+    """Yield kNN and linear-probe accuracy of a model's summaries, where there are labels.
+
+    Every rank extracts its share of the summaries; rank 0 has all of them, and yields.
+    """
     if setup.labelled is None:
         return
 
     def batches(source: Source) -> Iterator[Batch]:
         few = spread(source, setup.config.probe_images)
-        for batch in eval_batches(few, setup.view.size, 64, unreadable=setup.unreadable):
+        size, unreadable = setup.view.size, setup.unreadable
+        for batch in eval_batches(few, size, 64, unreadable=unreadable, share=share()):
             yield batch.to(setup.device)
 
     with setup.autocast():
-        bank, queries = (extract(features, batches(source)) for source in setup.labelled)
+        bank, queries = (extract_share(features, batches(source)) for source in setup.labelled)
+    if bank is None or queries is None:
+        return
     assert bank.labels is not None and queries.labels is not None
     sets = (bank.summaries, bank.labels, queries.summaries, queries.labels)
     yield from knn(*sets)

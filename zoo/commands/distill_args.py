@@ -1,6 +1,8 @@
 """`zoo distill`: what its command line says, read without torch."""
 
 import difflib
+import os
+import shlex
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -13,6 +15,7 @@ import tyro
 from zoo.commands import distill_text_args
 from zoo.commands.again import started_again
 from zoo.commands.distill_text_args import is_text
+from zoo.commands.on_gpus import stages_on_gpus
 from zoo.commands.parse import parse, refuse_other_folder, value_of, without
 from zoo.teachers.name import TeacherName
 from zoo.train.distill.config import Distill, Heads, TeacherSpec
@@ -85,12 +88,30 @@ def main(argv: list[str]) -> None:
         start(["distill", *without(argv, "--processes")], asked.args.processes)
     if started_again(asked.args.resume, folder := folder_of(asked.stages)):
         asked = read_args(["--resume", str(folder)])
+    if (processes := int(os.environ.get("WORLD_SIZE", 1))) > 1 and asked.args.resume is None:
+        asked = on_processes(asked, argv, processes)
     from zoo.commands.stages import distill_stages, print_plans
 
     if asked.args.dry_run:
         print_plans(asked.stages)
         return
     print_run(distill_stages(asked.stages, resume=asked.args.resume is not None))
+
+
+def on_processes(asked: "Asked", argv: list[str], processes: int) -> "Asked":
+    """Keep a recipe's images for each GPU, unless the words say otherwise, and say what changes.
+
+    Raises:
+        ValueError: the processes cannot share the batch.
+    """
+    stages, options = stages_on_gpus(asked.stages, argv, processes)
+    if "--batch" in options and os.environ.get("RANK", "0") == "0":
+        print(
+            f"zoo: on {processes} processes each keeps the images that the recipe has for a GPU: "
+            f"{shlex.join(options)}",
+            file=sys.stderr,
+        )
+    return asked._replace(stages=stages)
 
 
 def print_run(run: "Run") -> None:
@@ -187,12 +208,15 @@ def _check_stages(stages: Stages, own: Mapping[str, Any], starts: bool) -> None:
 
 
 def _defaults(name: str | None, argv: list[str]) -> dict[str, Distill]:
-    """Return the stages whose fields the command line changes."""
-    if (folder := value_of(argv, "--resume")) is not None:
+    """Return the stages whose fields the command line changes: a recipe's, or a run's own."""
+    if (folder := value_of(argv, "--resume")) is not None and name is None:
         return _stored(Path(folder))
     has_own = any(word.split("=")[0] in ("--data", "--teachers") for word in argv)
     stages = _recipe(name or ("custom" if has_own else "quickstart"))
-    return _shrunk(stages) if "--tiny" in argv else stages
+    stages = _shrunk(stages) if "--tiny" in argv else stages
+    if folder is not None:  # what differs from the run there is told when it is opened
+        return {stage: replace(run, out=Path(folder)) for stage, run in stages.items()}
+    return stages
 
 
 def _stored(folder: Path) -> dict[str, Distill]:

@@ -28,7 +28,7 @@ from zoo.train.distill.hidden import HiddenMatch
 from zoo.train.distill.token_config import DistillText
 from zoo.train.distill.token_task import TokenTask, evaluate_text
 from zoo.train.loop import train
-from zoo.train.mesh import by_first, first_goes_first, slices_of_rank, with_slices
+from zoo.train.mesh import by_first, first_goes_first, slices_of_rank, together, with_slices
 from zoo.train.run import Run, commit
 from zoo.train.state import TrainState
 
@@ -155,7 +155,7 @@ def distill_text(config: DistillText, *, resume: bool = False) -> Run:
     run = Run.reopen(config.out, config) if resume else Run.create(config)
     began = time.perf_counter()
     with run.discarded(unless=lambda: resume):
-        before = by_first(partial(evaluated, setup, setup.student))
+        before = evaluated(setup, setup.student)
         hidden = hidden_match(setup)
         parts = dict(hidden=hidden) if hidden else {}
         student = setup.student.train()
@@ -174,20 +174,23 @@ def distill_text(config: DistillText, *, resume: bool = False) -> Run:
 
     task = TokenTask(config.losses, setup.teachers, hidden)
     train(task, state, feed, config, run, evaluate=evaluate, title="distil text")
-    by_first(partial(finish, run, setup, state.averaged, before, began))
+    model = state.averaged
+    run.keep(lambda row: row.get("kind", "train") == "train" or row["step"] < config.steps)
+    measured = dict(before=before, after=evaluated(setup, model), teachers=of_teachers(setup))
+    by_first(partial(finish, run, setup, model, measured, began))
     return run
 
 
-def finish(run: Run, setup: TextSetup, model: Any, before: Evaluation, began: float) -> None:
-    """Measure what was learnt, write it, and say in `about.json` what came of it."""
-    config = setup.config
-    run.keep(lambda row: row.get("kind") == "train" or row["step"] < config.steps)
-    after = evaluated(setup, model)
+def finish(
+    run: Run, setup: TextSetup, model: Any, measured: Mapping[str, Any], began: float
+) -> None:
+    """Write what was learnt, and say in `about.json` what was measured of it and its teachers."""
+    config, after = setup.config, measured["after"]
     run.log("eval", config.steps, after)
     export(run, setup, model)
     about = dict(
-        before=before, after=after, teachers=of_teachers(setup), commit=commit(),
-        machine=machine(setup.device), seconds=time.perf_counter() - began, config=to_json(config),
+        **measured, commit=commit(), machine=machine(setup.device),
+        seconds=time.perf_counter() - began, config=to_json(config),
     )  # fmt: skip
     run.write_json("about.json", about)
 
@@ -207,7 +210,15 @@ def _width(model: Any) -> int:
 
 
 def evaluated(setup: TextSetup, model: Any) -> Evaluation:
-    """Measure a model on the held-out rows."""
+    """Measure a model on the held-out rows; every rank calls this.
+
+    Args:
+        model: `None` on a rank that lacks it, since weights are cut: then rank 0 measures alone.
+    """
+    return together(partial(_evaluated, setup, model), here=model is not None)
+
+
+def _evaluated(setup: TextSetup, model: Any) -> Evaluation:
     config, training = setup.config, model.training
     model.eval()
     with autocast(config.precision, setup.device):

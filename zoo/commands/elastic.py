@@ -103,7 +103,7 @@ def elastic(config: Elastic, *, resume: bool = False) -> Run:
     run.write_json(ABOUT, about)
     began = time.perf_counter()
     if not begun:
-        run.write_json("before.json", by_first(partial(sizes.measured, setup, setup.student)))
+        run.write_json("before.json", sizes.measured(setup, setup.student))
     if config.router != "none":
         model, about["sizes"] = route(config, setup, masked, ranks, run)
         plans = parse_sizes(about["sizes"])
@@ -267,7 +267,7 @@ def finish(
 ) -> None:
     """Measure every size, write the whole model, and beside it what its sizes are."""
     config: Any = setup.config
-    run.keep(lambda row: row.get("kind") == "train" or row["step"] < config.steps)
+    run.keep(lambda row: row.get("kind", "train") == "train" or row["step"] < config.steps)
     after = sizes.measured(setup, model)
     log(run, config.steps, after)
     export(run, setup, model)

@@ -5,7 +5,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
@@ -17,10 +17,19 @@ from rich.console import Console
 from rich.table import Table
 
 from zoo.commands.distill import held_out, probe
+from zoo.commands.evaluate_subject import Measured, open_measured, refuse_language
 from zoo.data.names import is_stream
-from zoo.eval.benchmarks import BENCHMARKS, DEFAULT, find, load, settings_of
+from zoo.eval.benchmarks import (
+    BENCHMARKS,
+    DEFAULT,
+    find,
+    load,
+    measures_language,
+    settings_of,
+)
 from zoo.eval.fidelity import fidelity
-from zoo.eval.registry import Parts, Picture, Subject
+from zoo.eval.language.subject import TextSubject, about_text_model
+from zoo.eval.registry import Found, Parts, Picture, Subject
 from zoo.eval.results import (
     SUFFIX,
     Record,
@@ -33,12 +42,14 @@ from zoo.eval.results import (
     write,
 )
 from zoo.eval.speed.environment import environment
-from zoo.eval.subject import EvalRequest, about_model, is_run_folder, open_subject
+from zoo.eval.subject import EvalRequest, about_model, is_run_folder
+from zoo.language.open import open_language_model
 from zoo.students.export import load_export
 from zoo.teachers.name import unknown_name
 from zoo.train.distill.config import Distill
 from zoo.train.distill.setup import prepare
 from zoo.train.fields import changed
+from zoo.train.mesh import MORE_PATIENCE, by_first, is_first, union
 from zoo.train.run import Run
 
 
@@ -73,6 +84,10 @@ def check(request: EvalRequest) -> None:
         raise ValueError("--resume needs the --out of the evaluation that was stopped.")
     if request.out is not None:
         check_out(request.out)
+    language = measures_language(find(request.on))
+    if request.on and ((language and request.size) or (not language and request.tokenizer)):
+        option, kind = ("--size", "images") if language else ("--tokenizer", "text")
+        raise ValueError(f"{option} is of {kind}, which {', '.join(request.on)} do not read.")
     for name in find(request.on):
         load(name)
         reads = BENCHMARKS[name].reads
@@ -84,9 +99,10 @@ def check(request: EvalRequest) -> None:
             continue
         paths = request.data.get(name, ())
         if reads != "nothing" and not paths:
+            what = "labelled images with --data PATH (one sub-folder a class, or shards)"
+            what = "a text (.txt, .jsonl) or tasks with --data PATH" if language else what
             raise ValueError(
-                f"{name} needs data. Name labelled images with --data PATH (one sub-folder a "
-                f"class, or shards), or --data {name}=PATH for this benchmark alone."
+                f"{name} needs data. Name {what}, or --data {name}=PATH for this benchmark alone."
             )
         for path in paths:
             if not path.exists():
@@ -96,22 +112,24 @@ def check(request: EvalRequest) -> None:
 def evaluate(target: str | None, request: EvalRequest, *, show: bool = True) -> list[Record]:
     """Measure `target` on every benchmark, print a table, and append each result to `request.out`.
 
+    On several ranks rank 0 computes, writes and returns the results; the others lend a hand.
+
     Raises:
         ValueError: the target is unknown, data is missing, or a benchmark refuses it.
     """
+    refuse_language(target, request)
     check(request)
     folder = Path(target or "")
     is_run = target is not None and is_run_folder(folder)
     records: list[Record] = []
     try:
         if is_run and not request.on:
-            records.append(_measure_run(str(target), folder, request))
+            records.extend(_measure_run(str(target), folder, request))
         else:
             on = request.on or DEFAULT
             request = replace(request, on=on, data=request.data or dict.fromkeys(on, ()))
             check(request)
-            subject = open_subject(str(folder / "export") if is_run else target, request)
-            subject.name = str(target or subject.name)
+            subject = open_measured(target, request)
             records.extend(_measure_all(subject, request))
     finally:  # what was measured before a benchmark refused is worth seeing
         if show and records:
@@ -164,9 +182,10 @@ def _paths(
 # ---------------------------------------------------------------- measuring
 
 
-def _measure_all(subject: Subject, request: EvalRequest) -> Iterator[Record]:
+def _measure_all(subject: Measured, request: EvalRequest) -> Iterator[Record]:
     """Run benchmark after benchmark; each result is written before the next one starts."""
-    about, about_data = _about(subject, request), cache(partial(_about_data, request=request))
+    about = by_first(partial(_about, subject, request))
+    about_data = cache(lambda path: by_first(partial(_about_data, path, request)))
     for name in request.on:
         run, settings_class = load(name)
         settings = request.settings.get(name) or settings_class()
@@ -178,37 +197,66 @@ def _measure_all(subject: Subject, request: EvalRequest) -> Iterator[Record]:
             paths = (request.features,)
         for path in paths:
             known = about | about_data(path)  # a folder is hashed once for all that read it
-            yield _measure_one(name, run, subject, path, settings, known, request)
+            record = Record(benchmark=name, values={}, settings=_plain(settings), **known)
+            found = by_first(partial(_known, record, subject, request)) or _measure_one(
+                record, subject, path, partial(run, subject, path, settings), request
+            )
+            if is_first():
+                yield found
+
+
+def _known(record: Record, subject: Measured, request: EvalRequest) -> Record | None:
+    """Return what an evaluation that was stopped has left of a measurement, if it may be taken.
+
+    Raises:
+        ValueError: it has left a training, and is not to be resumed.
+    """
+    if not request.out:
+        return None
+    if request.resume and (found := finished(request.out, record)):
+        print(f"{record.benchmark} of {record.target}: {request.out} has it already.")
+        return found
+    subject.work = _free_work(work_of(request.out, record), resume=request.resume)
+    return None
 
 
 def _measure_one(
-    name: str,
-    run: Any,
-    subject: Subject,
+    record: Record,
+    subject: Measured,
     path: Path | None,
-    settings: Any,
-    about: dict,
+    run: Callable[[], Iterator[Found]],
     request: EvalRequest,
 ) -> Record:
-    began = time.perf_counter()
-    record = Record(benchmark=name, values={}, settings=_plain(settings), **about)
-    if request.out:
-        if request.resume and (found := finished(request.out, record)):
-            print(f"{name} of {record.target}: {request.out} has it already.")
-            return found
-        subject.work = _free_work(work_of(request.out, record), resume=request.resume)
+    """Carry out one benchmark and keep its result; every rank calls this, and rank 0 has it."""
+    began, benchmark = time.perf_counter(), BENCHMARKS[record.benchmark]
     torch.manual_seed(request.seed)
     subject.unreadable.clear()
+    found: list[Found] = []
+    if benchmark.spread:
+        found.extend(run())
+    else:
+        if benchmark.reads == "features" and path is not None and isinstance(subject, Subject):
+            subject.share(path)
+        by_first(lambda: found.extend(run()), patience=MORE_PATIENCE)
+    results: list[Record] = [record]
+    by_first(lambda: results.append(_kept(record, subject, found, began, request)))
+    return results[-1]
+
+
+def _kept(
+    record: Record, subject: Measured, found: Sequence[Found], began: float, request: EvalRequest
+) -> Record:
+    """Write the result of a benchmark, and remove what its training has left."""
     values: dict[str, float] = {}
     scores: dict[str, Parts] = {}
     pictures: dict[str, Picture] = {}
-    for key, found in run(subject, path, settings):
-        if isinstance(found, Picture):
-            pictures[key] = found
-        elif isinstance(found, Parts):
-            values[key], scores[key] = found.value, found
+    for key, value in found:
+        if isinstance(value, Picture):
+            pictures[key] = value
+        elif isinstance(value, Parts):
+            values[key], scores[key] = value.value, value
         else:
-            values[key] = float(found)
+            values[key] = float(value)
     seconds = round(time.perf_counter() - began, 3)
     lost = len(subject.unreadable)
     record = replace(record, values=values, seconds=seconds, kept=scores, unreadable=lost)
@@ -246,7 +294,7 @@ def _about_data(path: Path | None, request: EvalRequest) -> dict[str, Any]:
     return dict(data=str(path), data_hash=hash_data(path))
 
 
-def _about(subject: Subject, request: EvalRequest) -> dict[str, Any]:
+def _about(subject: Measured, request: EvalRequest) -> dict[str, Any]:
     """Say what a rerun needs to know besides the benchmark."""
     around = environment(request.command)
     keys = ("date", "command", "versions", "machine", "threads")
@@ -254,6 +302,9 @@ def _about(subject: Subject, request: EvalRequest) -> dict[str, Any]:
     about |= dict(
         target=subject.name, precision=request.precision, batch=request.batch, seed=request.seed
     )
+    if isinstance(subject, TextSubject):
+        hashed = hash_weights(subject.model)
+        return about | dict(weights_hash=hashed, model=about_text_model(subject))
     if request.features is not None:
         from zoo.eval.stored import about_features
 
@@ -265,8 +316,11 @@ def _about(subject: Subject, request: EvalRequest) -> dict[str, Any]:
     )
 
 
-def _measure_run(target: str, folder: Path, request: EvalRequest) -> Record:
-    """Measure a run's student on the run's own held-out images, against its teachers."""
+def _measure_run(target: str, folder: Path, request: EvalRequest) -> list[Record]:
+    """Measure a run's student on the run's own held-out images, against its teachers.
+
+    Every rank calls this; rank 0 returns the result.
+    """
     began, run = time.perf_counter(), Run(folder)
     config = run.config(Distill)
     if is_stream(config.data):  # another's run would choose a command that is run here
@@ -279,6 +333,9 @@ def _measure_run(target: str, folder: Path, request: EvalRequest) -> Record:
     with setting.autocast():
         values = dict(fidelity(student, setting.teachers, held_out(setting)))
     values |= dict(probe(student.features, setting))
+    union(setting.unreadable)
+    if not is_first():
+        return []
     about = _about(Subject(name=target, made=student), request)
     about["precision"] = setting.config.precision
     data = setting.config.data  # a folder, or the word for the images that ship in wheels
@@ -290,7 +347,7 @@ def _measure_run(target: str, folder: Path, request: EvalRequest) -> Record:
         seconds=round(time.perf_counter() - began, 3),
         **about,
     )
-    return kept(record, request, {}, {})
+    return [kept(record, request, {}, {})]
 
 
 def kept(
@@ -353,9 +410,13 @@ def show_plan(targets: Sequence[str | None], request: EvalRequest) -> None:
     Raises:
         ValueError: what an evaluation would be refused for.
     """
+    for target in targets:
+        refuse_language(target, request)
     check(request)
     for target in targets:
-        if target is not None and not _is_known(target):
+        if target is not None and measures_language(request.on):
+            open_language_model(target, device="meta")
+        elif target is not None and not _is_known(target):
             raise unknown_name(target, timm.list_models(), "run, export or registered model")
     table = Table("target", "benchmark", "data", "settings", title="would measure")
     for target in targets:
@@ -388,8 +449,9 @@ def records_of(side: str, request: EvalRequest) -> list[Record]:
     Raises:
         ValueError: the file holds several targets and none was named.
     """
-    file, _, wanted = (side, "", "") if Path(side).is_file() else side.rpartition(":")
-    if not file or not Path(file).is_file() or Path(file).suffix != SUFFIX:
+    head, found, wanted = side.partition(f"{SUFFIX}:")  # a target may have a colon of its own
+    file = f"{head}{SUFFIX}" if found else side
+    if not Path(file).is_file() or Path(file).suffix != SUFFIX:
         return evaluate(side, request, show=False)
     records = read(Path(file))
     targets = sorted({record.target for record in records})
@@ -410,7 +472,10 @@ def compare_targets(first: str, second: str, request: EvalRequest) -> None:
     """
     from zoo.eval.paired import compare
 
-    rows = compare(records_of(first, request), records_of(second, request))
+    sides = records_of(first, request), records_of(second, request)
+    if not is_first():
+        return
+    rows = compare(*sides)
     table = Table(title=f"{second} against {first}")
     for column in ("measure", "first", "second", "difference", "95 % interval"):
         table.add_column(column, justify="left" if column == "measure" else "right")

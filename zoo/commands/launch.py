@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
-from zoo.commands.cluster_words import on_gpus, read_stages, read_words
+from zoo.commands.cluster_words import read_stages, read_words
+from zoo.commands.on_gpus import stages_on_gpus
 from zoo.commands.processes import FRESH_STORE, start
-from zoo.train.distill.scaling import changes
 from zoo.train.ranges import COUNT, NOT_NEGATIVE, check_ranges
 
 PORT = 29500
@@ -89,11 +89,8 @@ def scaled_words(words: list[str], gpus: int) -> list[str]:
     Raises:
         ValueError: as `zoo distill`; or the GPUs cannot share the batch.
     """
-    found = ["distill", *words]
-    for name, config in read_stages(words, "launch").items():
-        if more := changes(config, on_gpus(config, words, gpus)):
-            found += [*(["--stage", name] if name else []), *more]
-    return found
+    _, options = stages_on_gpus(read_stages(words, "launch"), words, gpus)
+    return ["distill", *words, *options]
 
 
 def written(args: LaunchArgs, words: Sequence[str]) -> str:

@@ -100,8 +100,7 @@ def learned(
     config: Any = subject.config
     subject.model.requires_grad_(False)
     with run.discarded(unless=lambda: resume):
-        with first_goes_first():  # measures teachers
-            lesson = subject.lesson(run)
+        lesson = subject.lesson(run)
         if prior is None and config.prior != "none":
             prior = prune_nm(layers, pattern, config.prior, subject.show)
         torch.manual_seed(config.seed)

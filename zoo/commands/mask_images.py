@@ -41,7 +41,7 @@ from zoo.train.distill.setup import (
 )
 from zoo.train.distill.task import DistillTask
 from zoo.train.masks import Lesson
-from zoo.train.mesh import slices_of_rank
+from zoo.train.mesh import gather, slices_of_rank
 from zoo.train.run import Run
 
 
@@ -107,6 +107,7 @@ class ImageModel:
             x = (batch.at(self.student.size) - self.student.mean) / self.student.std
             ours, theirs = self.model(x).argmax(-1), dense.network(x).argmax(-1)
             same, images = same + (ours == theirs).sum().item(), images + len(x)
+        same, images = (sum(counts) for counts in zip(*gather((same, images)), strict=True))
         return same / images
 
     def show(self) -> None:

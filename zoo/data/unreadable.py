@@ -56,18 +56,21 @@ def read_next(samples: Named, index: int, read: Callable[[int], T]) -> tuple[T, 
     raise wrong_folder(lost)
 
 
-def readable(found: Iterable[T | Lost], known: set[str] | None = None) -> Iterator[T]:
+def readable(
+    found: Iterable[T | Lost], known: set[str] | None = None, *, all_of_them: bool = True
+) -> Iterator[T]:
     """Yield what an evaluation could read; note the rest.
 
     Args:
         known: Takes the names of those that are left out; each new one is logged.
+        all_of_them: Of a share alone nothing follows from its being unreadable.
 
     Raises:
         ValueError: none can be read, or not one of the first `TRIES`.
     """
     known = set() if known is None else known
     lost: list[Lost] = []
-    some = False
+    some = not all_of_them
     for one in found:
         if not isinstance(one, Lost):
             some = True

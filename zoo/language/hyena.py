@@ -257,7 +257,8 @@ class LongHyena(Hyena):
     ) -> Float[Tensor, "B T W"]:
         exact = torch.promote_types(u.dtype, torch.float32)
         poles, residues = self.log_poles[..., 0].to(exact), self.residues.to(exact)
-        y = self._sum(u.to(exact), poles, residues, state).to(u.dtype)
+        with torch.autocast(u.device.type, enabled=False):  # its products are of exponentials
+            y = self._sum(u.to(exact), poles, residues, state).to(u.dtype)
         return torch.addcmul(y, self.skip, u)
 
     def _sum(
@@ -425,9 +426,14 @@ class HyenaModel(HyenaPreTrainedModel):
         x = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
         if use_cache is None:
             use_cache = self.config.use_cache and not self.training
-        if use_cache and past_key_values is None:
-            past_key_values = HyenaCache(len(self.layers))
-        cache = past_key_values if use_cache or past_key_values is not None else None
+        cache = past_key_values
+        if use_cache and cache is None:
+            cache = HyenaCache(len(self.layers))
+        if cache is not None and not isinstance(cache, HyenaCache):
+            raise ValueError(
+                f"past_key_values is a {type(cache).__name__}; StripedHyena 2 keeps other things: "
+                "give a HyenaCache, or none at first."
+            )
         past, length = 0 if cache is None else cache.length, x.shape[1]
         self._check_length(past + length)
         if attention_mask is not None and _hides_nothing(attention_mask):
@@ -510,18 +516,31 @@ class HyenaForCausalLM(HyenaPreTrainedModel, GenerationMixin):
     def forward(
         self,
         input_ids: Int[Tensor, "B T"] | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Int[Tensor, "B T"] | None = None,
+        past_key_values: HyenaCache | None = None,
+        inputs_embeds: Float[Tensor, "B T C"] | None = None,
         labels: Int[Tensor, "B T"] | None = None,
+        use_cache: bool | None = None,
+        output_hidden_states: bool | None = None,
         logits_to_keep: int | Tensor = 0,
-        **options: Any,
+        **_: Any,
     ) -> CausalLMOutputWithPast:
         """Compute logits, and the mean loss of the next token where `labels` are given.
 
         Args:
             labels: The tokens themselves; -100 counts nothing.
             logits_to_keep: Of how many of the last tokens logits are wanted; 0 for all.
-            options: Of `HyenaModel`.
         """
-        out = self.model(input_ids=input_ids, **options)
+        out = self.model(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            use_cache=use_cache,
+            output_hidden_states=output_hidden_states,
+        )
         keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         logits = self.lm_head(out.last_hidden_state[:, keep])
         loss = None

@@ -113,14 +113,14 @@ def fft(u: Float[Tensor, "B T C"], g: Float[Tensor, "G K"]) -> Float[Tensor, "B 
     exact = torch.promote_types(u.dtype, torch.float32)
     g = per_channel(g[:, :length].to(exact), channels)
     size = fast_length(length + g.shape[1] - 1)
-    parts = []
-    for some in torch.arange(channels).split(max(1, CHUNK // (len(u) * size))):
-        piece = slice(int(some[0]), int(some[-1]) + 1)
+    parts, some = [], max(1, CHUNK // (len(u) * size))
+    for first in range(0, channels, some):
+        piece = slice(first, first + some)
         spectrum = torch.fft.rfft(u[..., piece].transpose(1, 2).to(exact).contiguous(), n=size)
         spectrum = spectrum * torch.fft.rfft(g[piece], n=size)
         y = torch.fft.irfft(spectrum, n=size)[..., :length]
         parts.append(y.transpose(1, 2).to(u.dtype))
-    return torch.cat(parts, dim=2)
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
 
 
 def fast_length(length: int) -> int:

@@ -39,8 +39,14 @@ def ssd(
         delta: Step sizes, positive.
         A: Negative decay rates.
         chunk: Tokens whose products with each other are written out.
+
+    Returns:
+        The output in the dtype of `x`, state and decay in float32, or in float64 if that is `x`'s.
     """
-    length, groups = x.shape[1], B.shape[2]
+    dtype, length, groups = x.dtype, x.shape[1], B.shape[2]
+    x, delta, A, B, C = (
+        t.to(torch.promote_types(dtype, torch.float32)) for t in (x, delta, A, B, C)
+    )
     decay = (delta * A).cumsum(1).exp()
     pad = max(1, math.ceil(length / chunk)) * chunk - length  # Δ = 0 leaves the state as it is
     x, B, C = (_chunks(t, chunk, pad) for t in (x * delta[..., None], B, C))
@@ -61,7 +67,8 @@ def ssd(
         state = torch.addcmul(entry, factor[..., None, None], state)
     carried = torch.einsum("bctgs,bcghds->bctghd", C, torch.stack(states, 1))
     out = out + carried * log_decay.exp()[..., None]
-    return Ssd(out.flatten(3, 4).flatten(1, 2)[:, :length], state.flatten(1, 2), decay)
+    out = out.flatten(3, 4).flatten(1, 2)[:, :length].to(dtype)
+    return Ssd(out, state.flatten(1, 2), decay)
 
 
 def _chunks(x: Tensor, chunk: int, pad: int) -> Tensor:
@@ -84,6 +91,7 @@ def ssd_over_ranks(
     since the recurrence is linear. What is sent is one state for each rank before another.
     """
     out, state, decay = ssd(x, delta, A, B, C, chunk=chunk)
-    before = states_before(state, (delta * A).sum(1).exp()[..., None, None], group)
-    read = torch.einsum("btgs,bghds->btghd", C, before.unflatten(1, (C.shape[2], -1)))
-    return out + read.flatten(2, 3) * decay[..., None]
+    left = (delta * A).to(state).sum(1).exp()
+    before = states_before(state, left[..., None, None], group)
+    read = torch.einsum("btgs,bghds->btghd", C.to(state), before.unflatten(1, (C.shape[2], -1)))
+    return out + (read.flatten(2, 3) * decay[..., None]).to(x.dtype)

@@ -73,7 +73,7 @@ def test_flops_of_a_language_model_are_what_torch_counts(name, build):
     assert 0 <= counter.get_total_flops() - 2 * cost.flops <= 2 * rotary  # of two texts
 
 
-@pytest.mark.parametrize("name", ["llama", "mixtral", "gemma3", "mamba2", "nemotron_h"])
+@pytest.mark.parametrize("name", ["llama", "mixtral", "gemma3", "mamba2", "nemotron_h", "hyena"])
 def test_caches_and_states_are_what_a_model_holds_after_seven_tokens(name, build):
     tiny = build(name)
     cost = CostModel(tiny.model, tiny.shapes, tokens=7, batch=2).cost()

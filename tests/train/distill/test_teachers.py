@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+from typing import Any
 
 import pytest
 import torch
@@ -39,6 +40,24 @@ def test_bf16_and_int8_teachers_say_nearly_the_same_and_their_fidelity_is_told()
         assert error < lost
         assert set(told) == ({"t"} if precision == "int8" else set())
     assert told["t"].fidelity > 1000
+
+
+def test_layers_that_were_decided_before_are_taken_without_measuring_again():
+    """By a run that is resumed; on other ranks by what rank 0 has measured."""
+    (batch,) = batches(1)
+    how: Any = dict(precision="int8", compiled=False)
+    first, second = (open_teacher("timm:test_vit/random@64") for _ in range(2))
+    told = optimize_teachers({"t": first}, sample=lambda: batch, **how)
+
+    def never() -> Batch:
+        raise AssertionError("measured again")
+
+    again = optimize_teachers({"t": second}, sample=never, decided=told, **how)
+    assert again == told
+    torch.testing.assert_close(second(batch).spatial, first(batch).spatial, rtol=0, atol=0)
+    other = dataclasses.replace(told["t"], layers=("nothing",))
+    with pytest.raises(ValueError, match="no linear layer nothing"):
+        optimize_teachers({"t": first}, sample=never, decided={"t": other}, **how)
 
 
 def test_a_teacher_in_a_mosaic_is_measured_on_canvases():
