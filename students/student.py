@@ -161,7 +161,7 @@ class Student(nn.Module):
         plain._modules = dict(self._modules)
         name, kwargs = self.recipe
         with torch.device(self.mean.device):
-            plain.backbone = create_backbone(name, **kwargs)
+            plain.backbone = create_backbone(name, **kwargs).to(self.mean.dtype)
         plain.backbone.load_state_dict(released)
         plain.backbone.train(self.backbone.training)
         return plain

@@ -174,7 +174,6 @@ BROKEN = {
     "batch statistics are a rank's own": "uncertainty",
     "learned weights are outside of what is reduced": "uncertainty",
     "losses are not reduced": "adaloss",
-    "gradients are means": "adaloss",
 }
 
 

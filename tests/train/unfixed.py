@@ -11,7 +11,6 @@ from torch import nn
 from zoo.cli import main
 from zoo.train import loop, slices, state
 from zoo.train.mesh import rank
-from zoo.train.step import Ranks
 
 
 def one_stream() -> None:
@@ -44,17 +43,12 @@ def own_losses() -> None:
     loop.over_ranks = lambda sums: {name: 2 * value for name, value in sums.items()}
 
 
-def means() -> None:
-    Ranks.backward = lambda ranks, total: total.backward()
-
-
 WITHOUT = {
     "all slices draw from one stream": one_stream,
     "the noise of DAMP is a rank's own": own_noise,
     "batch statistics are a rank's own": own_statistics,
     "learned weights are outside of what is reduced": outside,
     "losses are not reduced": own_losses,
-    "gradients are means": means,
 }
 
 WITHOUT[sys.argv[1]]()
