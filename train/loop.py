@@ -129,6 +129,8 @@ def take_step(
             with wrapped.accumulating(last=number == here):
                 with precision():
                     total, losses, shares = wrapped.step(part.batch, targets, step, counts)
+                if wrapped.clock:
+                    wrapped.clock.end()  # from here on a rank may wait for the others
                 wrapped.backward(total)
             if buffers:
                 buffers.end_slice()

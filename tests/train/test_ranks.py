@@ -210,7 +210,7 @@ def test_processes_that_cannot_share_the_slices_are_refused_in_one_line():
     started = start(*RUN, "--slices", "1", "--steps", "2", "--out", "odd", processes=2)
     _, err = started.communicate(timeout=120)
     assert started.returncode != 0
-    assert "2 processes cannot share 1 slices; the nearest number that can is 1" in err
+    assert "2 processes cannot share 1 slices; 2 would do, or leave out --slices" in err
     assert not Path("odd").exists()
 
 
