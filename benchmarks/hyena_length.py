@@ -174,7 +174,9 @@ def forms_of(letter: str, operator: Any) -> dict[str, Callable[[Tensor], Tensor]
         return lambda p: form(p[..., : p.shape[-1] // 3], g, **how)
 
     forms = {"in torch": whole(False)}
-    if letter != "l":
+    if letter == "l":
+        forms["filter, FFT"] = lambda p: operator.convolve(p[..., : p.shape[-1] // 3])
+    else:
         forms["filter, blocked"] = filter_alone(filters.blocked)
         forms["filter, blocks of 128"] = filter_alone(filters.blocked, block=128)
         forms["filter, FFT"] = filter_alone(filters.fft)

@@ -47,6 +47,8 @@ class Benchmark(NamedTuple):
     reads: Literal["features", "data", "nothing"] = "data"
     """`features`: summaries of labelled images, possibly stored by `zoo embed`; `data`: the folder
     itself; `nothing`: no data."""
+    model: Literal["vision", "language"] = "vision"
+    """What is measured: a backbone by images, or a language model by text (`TextSubject`)."""
     settings: str = ""
     """`module:class`; by default the annotation of the function's third parameter."""
     spread: bool = False
@@ -130,10 +132,64 @@ BENCHMARKS: dict[str, Benchmark] = {
         reads="nothing",
         settings="zoo.eval.settings:SpeedSettings",
     ),
+    "perplexity": Benchmark(
+        "zoo.eval.language.perplexity:perplexity",
+        "bits a byte",
+        "perplexity/bpb",
+        best=0.0,
+        model="language",
+        settings="zoo.eval.settings:PerplexitySettings",
+    ),
+    "copying": Benchmark(
+        "zoo.eval.language.recall:copying",
+        "copying",
+        "copying/exact",
+        reads="nothing",
+        model="language",
+        settings="zoo.eval.settings:CopyingSettings",
+    ),
+    "phonebook": Benchmark(
+        "zoo.eval.language.recall:phonebook",
+        "phone book",
+        "phonebook/exact",
+        reads="nothing",
+        model="language",
+        settings="zoo.eval.settings:PhonebookSettings",
+    ),
+    "needle": Benchmark(
+        "zoo.eval.language.recall:needle",
+        "needle",
+        "needle/exact",
+        reads="nothing",
+        model="language",
+        settings="zoo.eval.settings:NeedleSettings",
+    ),
+    "lmeval": Benchmark(
+        "zoo.eval.language.harness:lmeval",
+        "lm-eval",
+        "lmeval/mean",
+        model="language",
+        settings="zoo.eval.settings:LmEvalSettings",
+    ),
 }
 """Name on the command line -> benchmark."""
 DEFAULT = ("knn", "linear")
 """The benchmarks of a model on labelled images, unless --on names others."""
+
+
+def measures_language(names: Sequence[str]) -> bool:
+    """Tell whether benchmarks measure a language model.
+
+    Raises:
+        ValueError: some do, and others measure a vision model.
+    """
+    kinds = {BENCHMARKS[name].model: name for name in names}
+    if len(kinds) > 1:
+        raise ValueError(
+            f"{kinds['language']} measures language models and {kinds['vision']} vision models; "
+            "name them in two commands."
+        )
+    return "language" in kinds
 
 
 def find(names: Sequence[str]) -> list[str]:

@@ -1,5 +1,6 @@
 """The settings of the benchmarks, which the command line shows. They are read without torch."""
 
+from collections.abc import Sized
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
@@ -190,8 +191,7 @@ class CorrespondenceSettings:
 
     def __post_init__(self) -> None:
         check_ranges(self, "correspondence.")
-        if not self.thresholds:
-            raise ValueError("correspondence.thresholds is empty; give one at least.")
+        check_any("correspondence.thresholds", self.thresholds)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -225,3 +225,96 @@ class SpeedSettings:
 
     def __post_init__(self) -> None:
         check_ranges(self, "speed.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PerplexitySettings:
+    """Of how much text a language model's perplexity is taken, and with how much context."""
+
+    length: Annotated[int, at_least(2)] = 512
+    """Tokens in a row: a token sees those before it in its row."""
+    rows: Annotated[int, COUNT] = 256
+    """Rows from the beginning of the text; all if it has fewer."""
+
+    def __post_init__(self) -> None:
+        check_ranges(self, "perplexity.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CopyingSettings:
+    """Strings of random letters that are to be written again."""
+
+    lengths: Annotated[tuple[int, ...], COUNT] = (8, 16, 32, 64)
+    """Letters in a string."""
+    samples: Annotated[int, COUNT] = 64
+    """Strings of each length."""
+    shots: Annotated[int, NOT_NEGATIVE] = 1
+    """Other strings that are written twice before, so that a model sees what is asked of it."""
+
+    def __post_init__(self) -> None:
+        check_ranges(self, "copying.")
+        check_any("copying.lengths", self.lengths)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PhonebookSettings:
+    """Phone books, and a name whose number is asked for."""
+
+    entries: Annotated[tuple[int, ...], COUNT] = (5, 10, 20)
+    """Names in a book."""
+    samples: Annotated[int, COUNT] = 64
+    """Books of each size."""
+    shots: Annotated[int, NOT_NEGATIVE] = 2
+    """Names that are asked and answered before."""
+    reversed: bool = False
+    """Say in front of the book whose number will be asked for."""
+
+    def __post_init__(self) -> None:
+        check_ranges(self, "phonebook.")
+        check_any("phonebook.entries", self.entries)
+        if self.shots >= min(self.entries):
+            raise ValueError(
+                f"phonebook.shots is {self.shots}; of {min(self.entries)} entries at most "
+                f"{min(self.entries) - 1} can be shown before another is asked for."
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class NeedleSettings:
+    """A sentence with a number, hidden in a text of others."""
+
+    lengths: Annotated[tuple[int, ...], COUNT] = (256, 512)
+    """Tokens in all."""
+    depths: Annotated[int, COUNT] = 5
+    """Places where it is hidden, evenly from the beginning to the end."""
+    samples: Annotated[int, COUNT] = 8
+    """Texts of each length and place."""
+
+    def __post_init__(self) -> None:
+        check_ranges(self, "needle.")
+        check_any("needle.lengths", self.lengths)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LmEvalSettings:
+    """Tasks of lm-eval, whose files lie in the folder of --data."""
+
+    tasks: tuple[str, ...] = ()
+    """Names of tasks or groups; all tasks in the folder by default."""
+    shots: Annotated[int | None, NOT_NEGATIVE] = None
+    """Examples before each question; the task's own number by default."""
+    limit: Annotated[int | None, COUNT] = None
+    """Questions of each task, from the first on; all by default."""
+
+    def __post_init__(self) -> None:
+        check_ranges(self, "lmeval.")
+
+
+def check_any(name: str, values: Sized) -> None:
+    """Refuse an empty list.
+
+    Raises:
+        ValueError: it is empty.
+    """
+    if not values:
+        raise ValueError(f"{name} is empty; give one at least.")

@@ -48,6 +48,8 @@ class EvalRequest:
     """Processes that decode images."""
     out: Path | None = None
     """The result file, to which records are appended."""
+    tokenizer: str = ""
+    """Of a language model: `bytes`, a folder, a name; its own by default."""
     resume: bool = False
     """Resume the results and the trainings at `out` that were stopped."""
     command: str | None = None

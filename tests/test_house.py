@@ -119,7 +119,7 @@ ARROWS: dict[str, tuple[str, ...]] = {
     ),
     "zoo.eval": (
         "zoo.eval", *CORE, "zoo.data", "zoo.students", "zoo.teachers", *MODELS,
-        "zoo.detector_backbone", ROOT_ONLY,
+        "zoo.detector_backbone", "zoo.language", ROOT_ONLY,
     ),
     "zoo.commands": (
         "zoo.commands", "zoo.experiments", "zoo.eval", "zoo.train", "zoo.data", "zoo.students",

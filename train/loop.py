@@ -2,7 +2,7 @@
 
 import math
 import signal
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from itertools import chain, islice
@@ -26,7 +26,7 @@ from zoo.train.skew import Stragglers
 from zoo.train.slices import SliceBuffers, SliceSeeds
 from zoo.train.state import TrainState
 from zoo.train.step import Ranks
-from zoo.train.task import Feed, Loss, Task
+from zoo.train.task import Feed, Task
 
 
 def train(
@@ -112,7 +112,7 @@ def take_step(
     Returns:
         `loss`, the weighted sum, and every loss over the whole batch; NaN for one left out.
     """
-    step, sums = state.step, dict[str, Tensor]()
+    step, sums, seen = state.step, dict[str, Tensor](), dict[str, Tensor]()
     here = config.num_slices // world()
     parts = iter(parts)
     if wrapped.clock:
@@ -129,35 +129,32 @@ def take_step(
             with wrapped.accumulating(last=number == here):
                 with precision():
                     total, losses, shares = wrapped.step(part.batch, targets, step, counts)
+                if wrapped.clock:
+                    wrapped.clock.end()  # from here on a rank may wait for the others
                 wrapped.backward(total)
             if buffers:
                 buffers.end_slice()
-            for name, value in logged(total, losses, shares).items():
-                sums[name] = sums[name] + value if name in sums else value
+            add(sums, {"loss": total.detach()})
+            add(sums, {name: share.detach().sum() for name, share in shares.items()})
+            add(seen, {n: torch.full_like(sums[n], loss.count) for n, loss in losses.items()})
         if buffers:
             buffers.end_step(config.num_slices)
-    sums = over_ranks(sums)
-    wrapped.task.observe({name: value for name, value in sums.items() if name != "loss"}, step)
-    return sums
+    total, *rest = over_ranks([*sums.values(), *seen.values()])
+    both = zip(seen, rest[: len(seen)], rest[len(seen) :], strict=True)
+    means = {name: torch.where(count > 0, value, torch.nan) for name, value, count in both}
+    wrapped.task.observe(means, step)
+    return {"loss": total, **means}
 
 
-def over_ranks(sums: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Add the losses of the ranks up, in one small collective."""
-    if world() == 1:
-        return sums
-    total = sum_over_ranks(torch.stack(list(sums.values())))
-    return dict(zip(sums, total.unbind(), strict=True))
+def over_ranks(sums: Sequence[Tensor]) -> Sequence[Tensor]:
+    """Add numbers of the ranks up, in one small collective."""
+    return sums if world() == 1 else sum_over_ranks(torch.stack(list(sums))).unbind()
 
 
-def logged(
-    total: Tensor, losses: Mapping[str, Loss], shares: Mapping[str, Tensor]
-) -> dict[str, Tensor]:
-    """Return what a log says of a slice; NaN for a loss that was left out of the step."""
-    values = {"loss": total.detach()}
-    for name, share in shares.items():
-        value = share.detach().sum()
-        values[name] = value if losses[name].count else torch.full_like(value, torch.nan)
-    return values
+def add(sums: dict[str, Tensor], values: Mapping[str, Tensor]) -> None:
+    """Add what a slice has to the sums of a step."""
+    for name, value in values.items():
+        sums[name] = sums[name] + value if name in sums else value
 
 
 def update(state: TrainState, losses: Mapping[str, Tensor], config: Training) -> None:

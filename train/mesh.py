@@ -6,7 +6,7 @@
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from datetime import timedelta
 from functools import cache
@@ -98,22 +98,25 @@ def ranks(device: torch.device) -> Iterator[None]:
         dist.destroy_process_group()
 
 
-def says(text: str) -> bool:
-    """Tell whether this rank is the first to say something, such as what stops all of them.
+def say_once(text: str, say: Callable[[], object]) -> None:
+    """Say something, such as what stops all ranks, on the first rank that comes to it.
 
     No collective: an error may be of one rank alone, and ranks may be gone.
     """
     if not dist.is_initialized():
-        return True
+        say()
+        return
     try:
         store = dist.PrefixStore("said", dist.distributed_c10d._get_default_store())
         first = store.add(text, 1) == 1
-        end = time.monotonic() + LINGER
-        while is_first() and store.add(text, 0) < world() and time.monotonic() < end:
-            time.sleep(0.05)  # the store ends with this process
-        return first
     except dist.DistError:
-        return True
+        first, store = True, None
+    if first:
+        say()
+    end = time.monotonic() + LINGER
+    with suppress(dist.DistError):  # the store may end with rank 0, so that one is the last to go
+        while store and is_first() and store.add(text, 0) < world() and time.monotonic() < end:
+            time.sleep(0.05)
 
 
 def saving_group() -> dist.ProcessGroup | None:

@@ -21,7 +21,6 @@ class Ranks:
         self.task, self.state = task, state
         self.learned: nn.Module = state.learned
         self.clock = StepClock(state.device) if world() > 1 else None
-        self.clock = StepClock(state.device) if world() > 1 else None
         if world() > 1 and not is_sharded(state.learned):
             # DDP would begin with rank 0's weights, and hide that the others drew their own
             assert same_on_all(list(state.learned.parameters())), "the ranks begin differently"
@@ -44,10 +43,6 @@ class Ranks:
 
     def backward(self, total: Tensor) -> None:
         """Add a slice's gradients. DDP and FSDP take the mean over the ranks; a loss is a sum."""
-        if self.clock:
-            self.clock.end()  # from here on a rank may wait for the others
-        if self.clock:
-            self.clock.end()  # from here on a rank may wait for the others
         (total * world() if world() > 1 else total).backward()
 
     def accumulating(self, *, last: bool) -> AbstractContextManager:

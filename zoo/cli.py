@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, redirect_stdout
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 
@@ -97,15 +98,21 @@ def main(argv: Sequence[str] | None = None) -> None:
     except (ValueError, OSError) as error:
         if os.environ.get("ZOO_TRACEBACK"):
             raise
-        message = " ".join(str(error).split())
-        print(f"zoo: {message} (ZOO_TRACEBACK=1 shows where)", file=sys.stderr)
+        _tell(error)
         raise SystemExit(2) from None
     except Interrupted as stop:
-        print(f"zoo: {stop}", file=sys.stderr)
+        _tell(stop)
         raise SystemExit(stop.exit_code) from None
     except KeyboardInterrupt:
         print("zoo: stopped.", file=sys.stderr)
         raise SystemExit(130) from None
+
+
+def _tell(error: Exception) -> None:
+    """Say in one line what stops a command."""
+    message = " ".join(str(error).split())
+    where = " (ZOO_TRACEBACK=1 shows where)" if isinstance(error, (ValueError, OSError)) else ""
+    print(f"zoo: {message}{where}", file=sys.stderr, flush=True)
 
 
 @contextmanager
@@ -127,7 +134,7 @@ def _on_ranks(command: str) -> Iterator[None]:
         )
     from zoo.train.device import device_of
     from zoo.train.interrupt import Interrupted
-    from zoo.train.mesh import is_first, ranks, says
+    from zoo.train.mesh import is_first, ranks, say_once
 
     with ExitStack() as stack:
         stack.enter_context(ranks(device_of("auto")))
@@ -137,8 +144,9 @@ def _on_ranks(command: str) -> Iterator[None]:
         try:
             yield
         except (ValueError, OSError, Interrupted) as error:
-            if says(str(error)):
+            if os.environ.get("ZOO_TRACEBACK"):
                 raise
+            say_once(str(error), partial(_tell, error))
             raise SystemExit(getattr(error, "exit_code", 2)) from None
 
 

@@ -27,7 +27,9 @@ from zoo.files import written_whole
 
 MOST_IMAGES = 8
 LOSSES = {"spatial": figures.STUDENT_COLOUR, "summary": figures.ARM_COLOURS[1]}
-LESS_IS_BETTER = re.compile(r"^mse/|/(?:rmse|abs_?rel|error|loss|gmacs|mparams|peak_gib)$")
+LESS_IS_BETTER = re.compile(
+    r"^mse/|/(?:rmse|abs_?rel|error|loss|\w*perplexity|bpb|gmacs|mparams|peak_gib)$"
+)
 
 
 def build_report(run_dir: str | Path) -> Path:

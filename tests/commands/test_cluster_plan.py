@@ -5,12 +5,15 @@ import shlex
 from dataclasses import replace
 
 import pytest
+import torch
 
 from zoo.cli import main
 from zoo.commands.cluster_plan import Models, column, notes, student_seconds
+from zoo.teachers.open import open_teacher
 from zoo.train.cluster import GPUS
 from zoo.train.config import Optim
 from zoo.train.distill.config import Distill, TeacherSpec
+from zoo.train.distill.placement import teacher_blocks
 
 RUN = Distill(
     teachers=(TeacherSpec(name="timm:test_vit/random@64"),),
@@ -60,6 +63,24 @@ def test_small_images_hide_less_of_the_communication(models):
     small, large = student_seconds(sizes, 1e-3, 16)
     assert large == small  # a quarter of the images, with four times the pixels
     assert small + large == pytest.approx((512 + 128) / 16 * 1e-3)
+
+
+def test_a_partition_waits_for_its_slower_group(models):
+    found = column(replace(RUN, sizes=(32, 64), partition=(3, 1)), models, 16, H200)
+    (teacher,), student = models.teachers.values(), models.student
+    rate = 790e12 * 0.88
+    large = teacher.flops / (0.58 * rate) + 3 * student.flops / (0.30 * rate)
+    assert found.images * found.compute.total < found.slowest == pytest.approx(32 * large)
+
+
+def test_a_cut_teacher_is_gathered_once_for_each_slice_and_held_in_shares(models):
+    (spec,) = RUN.teachers
+    cut = replace(RUN, teachers=(replace(spec, place="shard", rate=0.5),), slices=64)
+    found = column(cut, Models.of(cut), 16, H200)
+    (whole,) = models.teachers.values()
+    blocks = teacher_blocks(open_teacher(spec.name, device=torch.device("meta")).to_bf16())
+    assert found.gathered.within == pytest.approx(0.5 * 64 / 16 * sum(blocks) * 7 / 8)
+    assert found.teachers == pytest.approx(whole.bytes - sum(blocks) * 7 / 8 + 2 * max(blocks))
 
 
 def test_more_slices_hold_less_and_send_more(models):

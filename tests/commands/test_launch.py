@@ -106,7 +106,7 @@ def test_what_this_machine_cannot_start_is_refused(capsys):
     ("words", "said"),
     [
         ("--gpus 8 c_radio_v4 --batch 1001", "does not split"),
-        ("--gpus 64 c_radio_v4 --slices 32", "64 GPUs cannot share 32 slices"),
+        ("--gpus 64 c_radio_v4 --slices 32", "64 processes cannot share 32 slices"),
         ("--gpus 8 c_radio_v4 --resume runs/x", "leave out --resume"),
     ],
 )

@@ -109,7 +109,7 @@ def test_a_source_alone_keeps_its_plan_and_stored_views_repeat():
     [
         ("a=0.7,b=0.3", (7, 3)),
         ("a=2,b=1,c=1", (2, 1, 1)),
-        ("s3://x/a=1e-1,b=3", (1, 30)),
+        ("s3://x/a=.1,b=3.", (1, 30)),
         ("a", None),
         ("a,b", None),
         ("https://host/x?v=1", None),
@@ -127,6 +127,8 @@ def test_weights_are_read_as_the_smallest_whole_numbers(text, shares):
         ("a=1,b=0", "'b=0' of"),
         ("a=1,=2", "'=2' of"),
         ("a=1,b=-1", "'b=-1' of"),
+        ("a=1,b=1e9", "'b=1e9' of"),  # which nobody computes as a whole number
+        ("a=0,b=0", "'a=0' of"),
         ("a=1,b=2,a=1", "names a twice"),
         (f"a=1,b={MOST_PLACES}", "1, 1000 are near"),
         ("a=0.33333,b=0.66667", "333, 667 are near"),

@@ -15,7 +15,7 @@ def test_an_unknown_benchmark_is_refused_with_the_nearest_name():
         find(["knn", "fewshoot"])
 
 
-@pytest.mark.parametrize("name", sorted(BENCHMARKS.keys() - {"detect"}))
+@pytest.mark.parametrize("name", sorted(BENCHMARKS.keys() - {"detect", "lmeval"}))
 def test_a_line_of_the_table_leads_to_a_function_and_the_class_of_its_settings(name):
     run, settings = load(name)
     assert callable(run) and settings is settings_of(name)

@@ -114,12 +114,13 @@ def check(rows, gold):
     assert all(row["ok"] for row in rows.values()), {k: r for k, r in rows.items() if not r["ok"]}
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
 @pytest.mark.parametrize("name", MODELS)
-def test_models_equal_the_golden_cards_at_every_tap(cards, name):
+def test_models_equal_the_golden_cards_at_every_tap(cards, name, dtype):
     for case, info in cards.load_card(name)["cases"].items():
         if info["kind"] == "gradient":
             continue
-        model = from_card(cards, name, published=info["kind"] == "published_layout")
+        model = from_card(cards, name, published=info["kind"] == "published_layout").to(dtype)
         gold, extra = cards.load_case(name, case)
         ids = cards.case_input(cards.load_card(name), case)
         with torch.no_grad():

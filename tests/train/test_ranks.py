@@ -11,8 +11,10 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 
 from zoo.cli import main
@@ -208,7 +210,7 @@ def test_processes_that_cannot_share_the_slices_are_refused_in_one_line():
     started = start(*RUN, "--slices", "1", "--steps", "2", "--out", "odd", processes=2)
     _, err = started.communicate(timeout=120)
     assert started.returncode != 0
-    assert "2 processes cannot share 1 slices; the nearest number that can is 1" in err
+    assert "2 processes cannot share 1 slices; 2 would do, or leave out --slices" in err
     assert not Path("odd").exists()
 
 
@@ -278,13 +280,41 @@ def test_weights_cut_within_nodes_and_copied_between_them_learn_the_same(tmp_pat
     assert largest_gap("one", "four") < 1e-10
 
 
-@pytest.mark.long
-def test_a_teacher_that_is_cut_over_two_processes_says_what_a_whole_one_does(capfd):
-    """At both sizes, in calibration, in training, and where rank 0 evaluates alone."""
-    words = [*RUN, "--sizes", "64", "96", "--slices", "2", "--steps", "4", "--every.evaluate", "2"]
-    words[words.index("rule:colour@64")] = "timm:test_vit/random@64,follow=1,place=shard"
-    main([*words, "--out", "one"])
+PLACED = shlex.split(
+    "distill --data images --teachers timm:test_vit/random@64,follow=1,place=shard "
+    "rule:edges@96,summary=0,at=96 timm:test_vit/random@64,rate=0.5,at=64 --student eradio_nano "
+    "--size 64 --sizes 64 96 --partition 1 1 --batch 12 --batches 8 4 --normalise none "
+    "--device cpu --precision float64 --calibration 2 --eval-images 4 --every.log 1 "
+    "--every.evaluate 1 --optim.drop-path 0.3"
+)
+"""A teacher that is cut over the ranks, and two that one of two groups of slices has."""
+
+
+@pytest.fixture
+def images():
+    Path("images").mkdir()
+    for i in range(16):
+        pixels = np.random.default_rng(i).integers(0, 255, (100, 100, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(f"images/{i:02d}.png")
+
+
+@pytest.mark.slow
+def test_cut_teachers_and_groups_of_two_processes_teach_what_they_do_on_one(images, capfd):
+    """In calibration, in training at both sizes, and where rank 0 evaluates alone."""
+    two = ("--slices", "2", "--steps", "2")
+    main([*PLACED, *ALL, *two, "--out", "one"])
     assert "there is one process, so place=shard leaves it whole" in capfd.readouterr().err
-    run(*words, "--out", "two", processes=2)
+    run(*PLACED, *ALL, *two, "--out", "two", processes=2)
     assert largest_gap("one", "two") < 1e-12
     assert_same_metrics("one", "two")
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("weighting", ["uncertainty", "adaloss"])
+def test_cut_weights_learn_the_same_from_cut_teachers_in_groups(images, weighting):
+    more = ("--slices", "4", "--steps", "6", "--losses.weighting", weighting)
+    run(*PLACED, *ALL, *more, "--out", "one")
+    run(*PLACED, *ALL, *more, "--out", "cut", "--ranks", "fsdp", processes=2)
+    run(*PLACED, *ALL, *more, "--out", "four", processes=4)
+    assert largest_gap("one", "cut") < 1e-12
+    assert largest_gap("one", "four") < 1e-12

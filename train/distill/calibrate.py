@@ -234,7 +234,7 @@ def calibrate(setup: Setup) -> Statistics:
             step, rest = 1 + number // slices, (number + 1) % slices
             in_turn = others and [others[(step - 1) % len(others)]]
             for size in (config.size, *in_turn):
-                asked = replace(config, sizes=(size,), batches=(), teachers=always)
+                asked = replace(config, sizes=(size,), batches=(), partition=(), teachers=always)
                 here = np.array(batch.positions)
                 planned = plan_step(plan, step, here, asked, setup.teachers, setup.grids)
                 for label, teacher in planned.teachers(setup.teachers).items():

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, get_args
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, get_args
 
 from zoo.data.names import Weighted, is_stream
 from zoo.teachers.name import TeacherName
@@ -154,6 +154,15 @@ class Losses:
             )
 
 
+class Group(NamedTuple):
+    """The slices of a partition whose images have one size, in every step."""
+
+    size: int
+    slices: int
+    images: int
+    """Of a batch, in all of these slices."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Distill(Training):
     """One distillation: many frozen teachers into one student."""
@@ -199,6 +208,10 @@ class Distill(Training):
     """Sides of which each training step draws one; `size` alone by default."""
     batches: Annotated[tuple[int, ...], BATCH] = ()
     """Images a step for each of `sizes`, `batch` at most; by default `batch` for all of them."""
+    partition: Annotated[tuple[int, ...], COUNT] = ()
+    """Shares of the slices, and so of the processes, that each of `sizes` has in every step (3 1 is
+    three quarters and a quarter), in place of drawing a size; `batches`, if given, are then the
+    images of each, which add up to `batch`."""
     attention_windows: Annotated[tuple[int, ...], at_least(0, "the whole image")] = ()
     """Sides, in patches, of windows in which most blocks of a RADIO student attend (ViTDet): each
     step draws one of those that tile its images. 0 is the whole image, and may be repeated."""
@@ -240,7 +253,9 @@ class Distill(Training):
         super().__post_init__()
         if len(set(self.sizes)) < len(self.sizes):
             raise ValueError(f"sizes are {self.sizes}; give different numbers of pixels.")
-        if self.batches:
+        if self.partition:
+            self._check_partition()
+        elif self.batches:
             self._check_batches()
         for spec in self.teachers:
             if spec.at and spec.at not in (self.sizes or (self.size,)):
@@ -336,8 +351,70 @@ class Distill(Training):
                 f"cutting {cut[0]}; leave out place=shard, or cache."
             )
 
+    def _check_partition(self) -> None:
+        if not len(self.sizes) == len(self.partition) > 1:
+            raise ValueError(
+                f"partition is {self.partition} for the sizes {self.sizes}; give --partition one "
+                "number for each of two or more --sizes."
+            )
+        for spec in self.teachers:
+            if spec.at and spec.place == "shard":
+                raise ValueError(
+                    f"The teacher {spec.name} is cut over all processes (place=shard), and with a "
+                    f"partition only some run it (at={spec.at}); leave out one of the two."
+                )
+        if self.slices != "auto":
+            assert self.groups  # which looks whether the slices and images can be shared out
+
+    @property
+    def groups(self) -> tuple[Group, ...]:
+        """The groups of a partition, in the order of their slices; none without one.
+
+        Raises:
+            ValueError: the slices do not share out as the partition says, or the images over them.
+        """
+        whole, slices = sum(self.partition), self.num_slices
+        if not whole:
+            return ()
+        words = " ".join(map(str, self.partition))
+        if slices % whole:
+            near = max(1, round(slices / whole)) * whole
+            raise ValueError(
+                f"partition {words} shares out slices by {whole}, and a batch has {slices} "
+                f"(--slices auto is the number of processes): start {near} processes, or give "
+                f"--slices {near}, which fewer processes take in turn."
+            )
+        counts = [slices // whole * share for share in self.partition]
+        images = self.batches or tuple(self.batch // slices * count for count in counts)
+        uneven = any(n % count for n, count in zip(images, counts, strict=False))
+        if len(images) != len(counts) or sum(images) != self.batch or uneven:
+            raise ValueError(
+                f"batches are {self.batches} for the partition {words}; they are one number for "
+                f"each size, add up to batch, which is {self.batch}, and split into the slices of "
+                f"the sizes, which are {', '.join(map(str, counts))}."
+            )
+        return tuple(map(Group, self.sizes, counts, images))
+
+    @property
+    def images_by_size(self) -> dict[int, int]:
+        """The images of a batch that the student sees at each size; without a partition, those of
+        a step of that size."""
+        if groups := self.groups:
+            return {group.size: group.images for group in groups}
+        sizes = self.sizes or (self.size,)
+        return dict(zip(sizes, self.batches or (self.batch,) * len(sizes), strict=True))
+
+    @property
+    def slice_images(self) -> dict[int, int]:
+        """The images of a slice at each size of the student."""
+        if groups := self.groups:
+            return {group.size: group.images // group.slices for group in groups}
+        return {size: n // self.num_slices for size, n in self.images_by_size.items()}
+
     @property
     def samples(self) -> float:
+        if self.partition:
+            return self.batch
         return sum(self.batches) / len(self.batches) if self.batches else self.batch
 
     def _check_labels(self) -> None:

@@ -39,7 +39,7 @@ def check_memory(
         ValueError: the bound is above the memory; both are said.
     """
     opened = (teachers or {}).values()
-    slice_size = config.batch // config.num_slices
+    slice_size = max(config.slice_images.values())
     grids = [(t.grid or (0, 0), t.spatial_dim or 0, t.summary_dim or 0) for t in opened]
     targets = sum(4 * (rows * cols * width + summary) for (rows, cols), width, summary in grids)
     side = max((config.size, *config.sizes))
@@ -116,10 +116,7 @@ def check_step(
 
 def largest_slice(config: Distill) -> tuple[int, int]:
     """Return the side and the images of the slice that has the most pixels."""
-    sizes = config.sizes or (config.size,)
-    counts = config.batches or (config.batch,) * len(sizes)
-    side, count = max(zip(sizes, counts, strict=True), key=lambda pair: pair[0] ** 2 * pair[1])
-    return side, count // config.num_slices
+    return max(config.slice_images.items(), key=lambda pair: pair[0] ** 2 * pair[1])
 
 
 def weight_bytes(model: nn.Module) -> int:

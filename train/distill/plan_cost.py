@@ -138,7 +138,8 @@ def image_flops(config: Distill, teachers: Sequence[Cost], student: Cost) -> flo
 
 def sampled(config: Distill, spec: TeacherSpec) -> float:
     """Return the share of the steps in which a teacher runs."""
-    return spec.rate / (len(config.sizes) if spec.at and config.sizes else 1)
+    drawn = config.sizes and not config.partition
+    return spec.rate / (len(config.sizes) if spec.at and drawn else 1)
 
 
 def passes(config: Distill) -> int:
@@ -152,16 +153,19 @@ def forward_flops(config: Distill, teachers: Sequence[Cost], student: Cost) -> l
     A teacher counts by its rate, in the steps of its size. Where the size differs from step to
     step, the student's work and that of teachers that follow it grow with the number of pixels.
     """
-    sizes = config.sizes or (config.size,)
-    counts = config.batches or (config.batch,) * len(sizes)
-    pixels = {size: (size / config.size) ** 2 for size in sizes}
-    shares = {size: n / sum(counts) for size, n in zip(sizes, counts, strict=True)}
+    counts = config.images_by_size
+    by_size = [flops_at(size, config, teachers, student) for size in counts]
+    return [
+        sum(n * work for n, work in zip(counts.values(), each, strict=True)) / sum(counts.values())
+        for each in zip(*by_size, strict=True)
+    ]
+
+
+def flops_at(size: int, config: Distill, teachers: Sequence[Cost], student: Cost) -> list[float]:
+    """Count the FLOPs of an image at a size of the student, as `forward_flops`."""
+    pixels = (size / config.size) ** 2
     teaching = [
-        sum(
-            cost.flops * spec.rate * shares[size] * (pixels[size] if spec.follow else 1.0)
-            for size in sizes
-            if spec.at in (0, size)
-        )
+        cost.flops * spec.rate * (pixels if spec.follow else 1.0) * (spec.at in (0, size))
         for cost, spec in zip(teachers, config.teachers, strict=True)
     ]
-    return [*teaching, student.flops * sum(shares[size] * pixels[size] for size in sizes)]
+    return [*teaching, student.flops * pixels]

@@ -5,10 +5,12 @@ decides the same and no step waits for the device.
 """
 
 import math
+from bisect import bisect_right
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
 from functools import partial
+from itertools import accumulate
 
 import numpy as np
 from torch import Tensor
@@ -91,20 +93,52 @@ def drawn_size(plan: Plan, step: int, config: Distill) -> int:
     return sizes[plan.kind(step, len(sizes))] if sizes else config.size
 
 
+def slice_size(plan: Plan, step: int, position: int, config: Distill) -> int:
+    """Return the side of the student's images in the slice whose first one is at `position`.
+
+    A step has one size, or with a partition one for each group of its slices.
+    """
+    groups = config.groups
+    if not groups:
+        return drawn_size(plan, step, config)
+    ends = list(accumulate(group.images for group in groups))
+    return groups[bisect_right(ends, position % plan.batch)].size
+
+
+def shared_counts(config: Distill) -> dict[str, int]:
+    """Count the images of a batch that a teacher of a partition sees, by the names of its losses.
+
+    So a loss is the mean over those: of W slices of equal size R have the teacher, and each of them
+    counts W / R times as much as if all had it (TAO; AM-RADIO, 2312.06709, 3.4).
+    """
+    seen = {
+        label: sum(group.images for group in config.groups if spec.at in (0, group.size))
+        for label, spec in zip(config.labels, config.teachers, strict=True)
+    }
+    parts = ("summary", "spatial")
+    return {f"{label}/{part}": n for label, n in seen.items() for part in parts if config.partition}
+
+
 def drawn_window(plan: Plan, step: int, config: Distill, grid: tuple[int, int]) -> int:
     """Draw the windows of the student's attention in `step`, among those that tile its grid.
 
-    All slices of a step, and all ranks, have the same: they take equally long.
+    All slices of one size, and so their ranks, have the same: they take equally long.
     """
     fit = [w for w in config.attention_windows if not w or not (grid[0] % w or grid[1] % w)]
     return fit[mix(plan.seed, ATTENTION, step) % len(fit)] if fit else 0
 
 
-def drawn_teachers(plan: Plan, step: int, config: Distill) -> frozenset[str] | None:
-    """Draw the teachers of `step`: those of its size, each with the chance of its rate."""
+def drawn_teachers(
+    plan: Plan, step: int, config: Distill, size: int | None = None
+) -> frozenset[str] | None:
+    """Draw the teachers of `step`: those of its size, each with the chance of its rate.
+
+    Args:
+        size: Of the slice, if slices have different ones.
+    """
     if all(spec.rate == 1 and not spec.at for spec in config.teachers):
         return None
-    size = drawn_size(plan, step, config)
+    size = size or drawn_size(plan, step, config)
     return frozenset(
         label
         for i, (label, spec) in enumerate(zip(config.labels, config.teachers, strict=True))
@@ -127,8 +161,8 @@ def plan_step(
         positions: In the stream of the slice's images. Windows follow from them alone, so that
             views that come again are seen through the same ones, however a batch is sliced.
     """
-    size, sampled = drawn_size(plan, step, config), drawn_teachers(plan, step, config)
-    attention = 0
+    size = slice_size(plan, step, int(positions[0]), config)
+    sampled, attention = drawn_teachers(plan, step, config, size), 0
     if config.attention_windows:
         attention = drawn_window(plan, step, config, grids[size])
     if not config.losses.shift:

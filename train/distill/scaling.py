@@ -18,7 +18,7 @@ def scaled_to(config: Distill, gpus: int) -> Distill:
     return replace(
         config,
         batch=config.batch // config.num_slices * gpus,
-        batches=tuple(n // config.num_slices * gpus for n in config.batches),
+        batches=tuple(n * gpus // config.num_slices for n in config.batches),
         slices=gpus,
         steps=steps,
         every=replace(every, evaluate=max(1, round(every.evaluate / factor))),

@@ -361,7 +361,9 @@ def check_mosaics(config: Distill) -> None:
         ValueError: a canvas would stay part empty. One slice alone may: its last canvas is
             filled with images again.
     """
-    sizes = {(n // config.num_slices, n) for n in config.batches or (config.batch,)}
+    sizes = {(n, config.images_by_size[side]) for side, n in config.slice_images.items()}
+    if config.partition:  # the calibration has slices of equal size
+        sizes.add((config.batch // config.num_slices, config.batch))
     for (size, batch), spec in product(sorted(sizes), config.teachers):
         if config.num_slices > 1 and size % spec.mosaic**2:
             raise ValueError(

@@ -44,6 +44,8 @@ class DistillTask(Task):
         self.config = config
         self.plan, self.teachers, self.grids, self.gains = plan, teachers, grids, gains
         self.terms, self.weighting = terms, weighting
+        self.size = config.size
+        """Of the student in the slice whose losses were asked for last."""
 
     @classmethod
     def of(
@@ -83,6 +85,7 @@ class DistillTask(Task):
     ) -> dict[str, Loss]:
         """Compare the student with the teachers, and with its own average (MESA)."""
         planned, mesa = self.planned(batch, step), bool(self.config.losses.mesa)
+        self.size = planned.size
         if mesa and state.ema:
             with torch.no_grad():
                 targets = {**targets, MESA: planned.average(state.ema.module)(batch)}
@@ -95,7 +98,8 @@ class DistillTask(Task):
         return align if gain is None else partial(_scaled, align, gain)
 
     def weigh(self, losses: Mapping[str, Tensor], step: int) -> Tensor:
-        sampled = drawn_teachers(self.plan, step, self.config)
+        size = self.size if self.config.partition else None
+        sampled = drawn_teachers(self.plan, step, self.config, size)
         return self.weighting(torch.stack(list(losses.values())), sampled)
 
     def observe(self, means: Mapping[str, Tensor], step: int) -> None:

@@ -26,7 +26,14 @@ from zoo.train.cost import CONSTANTS, Estimate, estimate
 from zoo.train.distill.config import Distill
 from zoo.train.distill.memory import largest_slice, saved_bytes
 from zoo.train.distill.placement import away
-from zoo.train.distill.plan_cost import Cost, forward_flops, model_costs, passes, sampled
+from zoo.train.distill.plan_cost import (
+    Cost,
+    flops_at,
+    forward_flops,
+    model_costs,
+    passes,
+    sampled,
+)
 from zoo.train.distill.scaling import changes
 from zoo.train.distill.stages import Stages, plannable
 from zoo.train.shard import Method, method_of, unit_sizes
@@ -61,6 +68,9 @@ class Column:
     layout: Layout
     method: Method
     compute: Estimate
+    """Of an image, on average."""
+    slowest: float
+    """Of the rank that computes longest, as those of one group of a partition do."""
     sent: Traffic
     """Of what is trained."""
     gathered: Traffic
@@ -74,7 +84,7 @@ class Column:
 
     @property
     def step(self) -> float:
-        return self.images * self.compute.total + self.waits
+        return self.slowest + self.waits
 
     @property
     def images(self) -> float:
@@ -96,14 +106,13 @@ def column(config: Distill, models: Models, gpus: int, gpu: Gpu) -> Column:
     """Estimate a run that is already cut for so many GPUs."""
     layout = Layout.of(gpus, gpu.of_node)
     method = method_of(config.ranks, models.module, gpus)
-    *teaching, learning = forward_flops(config, list(models.teachers.values()), models.student)
-    names = [TeacherName.parse(spec.name).name for spec in config.teachers]
-    compute = estimate(
-        dict(zip(models.teachers, zip(names, teaching, strict=True), strict=True)),
-        (config.student, passes(config) / 3 * learning),
-        gpu.tflops * 1e12,
-        compiled=config.compile_teachers,
-    )
+    costs = list(models.teachers.values())
+    compute = seconds_of(config, forward_flops(config, costs, models.student), gpu)
+    slowest = config.samples / gpus * compute.total
+    for group in config.groups:
+        work = flops_at(group.size, config, costs, models.student)
+        of_rank = group.images / group.slices * config.num_slices / gpus
+        slowest = max(slowest, of_rank * seconds_of(config, work, gpu).total)
     slices = config.num_slices // gpus
     shares = {"ddp": 1, "fsdp": gpus, "hsdp": layout.local}[method]
     units = [FLOAT32 * size for size in unit_sizes(models.module, shares)]
@@ -112,7 +121,6 @@ def column(config: Distill, models: Models, gpus: int, gpu: Gpu) -> Column:
         exposed(sent, seconds, slices=slices)
         for seconds in student_seconds(config, compute.student, gpus)
     ]
-    costs = list(models.teachers.values())
     gathers = [
         gathered(cost.blocks, slices * sampled(config, spec), layout, gpu)
         for cost, spec in zip(costs, config.teachers, strict=True)
@@ -127,19 +135,31 @@ def column(config: Distill, models: Models, gpus: int, gpu: Gpu) -> Column:
     # a part that is gathered, and the next one
     held["gathered"] = 0.0 if method == "ddp" else 2 * max(units)
     return Column(
-        config, layout, method, compute, sent, Traffic(*map(sum, zip(*gathers, strict=True))),
+        config, layout, method, compute, slowest, sent,
+        Traffic(*map(sum, zip(*gathers, strict=True))),
         sum(waits) / len(waits) + sum(behind),
         sum(cost.bytes - away(cost.blocks, layout.local) for cost in costs), held,
         models.saved * largest_slice(config)[1], failures(gpus),
     )  # fmt: skip
 
 
+def seconds_of(config: Distill, flops: list[float], gpu: Gpu) -> Estimate:
+    """Return what an image takes, from the FLOPs of each teacher and of the student."""
+    *teaching, learning = flops
+    names = [TeacherName.parse(spec.name).name for spec in config.teachers]
+    return estimate(
+        dict(zip(config.labels, zip(names, teaching, strict=True), strict=True)),
+        (config.student, passes(config) / 3 * learning),
+        gpu.tflops * 1e12,
+        compiled=config.compile_teachers,
+    )
+
+
 def student_seconds(config: Distill, mean: float, gpus: int) -> list[float]:
     """Return the student's time of a step at each size, from that of an image on average."""
-    sizes = config.sizes or (config.size,)
-    counts = config.batches or (config.batch,) * len(sizes)
-    pixels = [n * size**2 for n, size in zip(counts, sizes, strict=True)]
-    return [mean * sum(counts) / gpus * part / sum(pixels) for part in pixels]
+    counts = config.images_by_size
+    pixels = [n * size**2 for size, n in counts.items()]
+    return [mean * sum(counts.values()) / gpus * part / sum(pixels) for part in pixels]
 
 
 ROWS = (

@@ -17,9 +17,18 @@ from rich.console import Console
 from rich.table import Table
 
 from zoo.commands.distill import held_out, probe
+from zoo.commands.evaluate_subject import Measured, open_measured, refuse_language
 from zoo.data.names import is_stream
-from zoo.eval.benchmarks import BENCHMARKS, DEFAULT, find, load, settings_of
+from zoo.eval.benchmarks import (
+    BENCHMARKS,
+    DEFAULT,
+    find,
+    load,
+    measures_language,
+    settings_of,
+)
 from zoo.eval.fidelity import fidelity
+from zoo.eval.language.subject import TextSubject, about_text_model
 from zoo.eval.registry import Found, Parts, Picture, Subject
 from zoo.eval.results import (
     SUFFIX,
@@ -33,7 +42,8 @@ from zoo.eval.results import (
     write,
 )
 from zoo.eval.speed.environment import environment
-from zoo.eval.subject import EvalRequest, about_model, is_run_folder, open_subject
+from zoo.eval.subject import EvalRequest, about_model, is_run_folder
+from zoo.language.open import open_language_model
 from zoo.students.export import load_export
 from zoo.teachers.name import unknown_name
 from zoo.train.distill.config import Distill
@@ -74,6 +84,10 @@ def check(request: EvalRequest) -> None:
         raise ValueError("--resume needs the --out of the evaluation that was stopped.")
     if request.out is not None:
         check_out(request.out)
+    language = measures_language(find(request.on))
+    if request.on and ((language and request.size) or (not language and request.tokenizer)):
+        option, kind = ("--size", "images") if language else ("--tokenizer", "text")
+        raise ValueError(f"{option} is of {kind}, which {', '.join(request.on)} do not read.")
     for name in find(request.on):
         load(name)
         reads = BENCHMARKS[name].reads
@@ -85,9 +99,10 @@ def check(request: EvalRequest) -> None:
             continue
         paths = request.data.get(name, ())
         if reads != "nothing" and not paths:
+            what = "labelled images with --data PATH (one sub-folder a class, or shards)"
+            what = "a text (.txt, .jsonl) or tasks with --data PATH" if language else what
             raise ValueError(
-                f"{name} needs data. Name labelled images with --data PATH (one sub-folder a "
-                f"class, or shards), or --data {name}=PATH for this benchmark alone."
+                f"{name} needs data. Name {what}, or --data {name}=PATH for this benchmark alone."
             )
         for path in paths:
             if not path.exists():
@@ -102,6 +117,7 @@ def evaluate(target: str | None, request: EvalRequest, *, show: bool = True) -> 
     Raises:
         ValueError: the target is unknown, data is missing, or a benchmark refuses it.
     """
+    refuse_language(target, request)
     check(request)
     folder = Path(target or "")
     is_run = target is not None and is_run_folder(folder)
@@ -113,8 +129,7 @@ def evaluate(target: str | None, request: EvalRequest, *, show: bool = True) -> 
             on = request.on or DEFAULT
             request = replace(request, on=on, data=request.data or dict.fromkeys(on, ()))
             check(request)
-            subject = open_subject(str(folder / "export") if is_run else target, request)
-            subject.name = str(target or subject.name)
+            subject = open_measured(target, request)
             records.extend(_measure_all(subject, request))
     finally:  # what was measured before a benchmark refused is worth seeing
         if show and records:
@@ -167,7 +182,7 @@ def _paths(
 # ---------------------------------------------------------------- measuring
 
 
-def _measure_all(subject: Subject, request: EvalRequest) -> Iterator[Record]:
+def _measure_all(subject: Measured, request: EvalRequest) -> Iterator[Record]:
     """Run benchmark after benchmark; each result is written before the next one starts."""
     about = by_first(partial(_about, subject, request))
     about_data = cache(lambda path: by_first(partial(_about_data, path, request)))
@@ -190,7 +205,7 @@ def _measure_all(subject: Subject, request: EvalRequest) -> Iterator[Record]:
                 yield found
 
 
-def _known(record: Record, subject: Subject, request: EvalRequest) -> Record | None:
+def _known(record: Record, subject: Measured, request: EvalRequest) -> Record | None:
     """Return what an evaluation that was stopped has left of a measurement, if it may be taken.
 
     Raises:
@@ -207,7 +222,7 @@ def _known(record: Record, subject: Subject, request: EvalRequest) -> Record | N
 
 def _measure_one(
     record: Record,
-    subject: Subject,
+    subject: Measured,
     path: Path | None,
     run: Callable[[], Iterator[Found]],
     request: EvalRequest,
@@ -220,7 +235,7 @@ def _measure_one(
     if benchmark.spread:
         found.extend(run())
     else:
-        if benchmark.reads == "features" and path is not None:
+        if benchmark.reads == "features" and path is not None and isinstance(subject, Subject):
             subject.share(path)
         by_first(lambda: found.extend(run()), patience=MORE_PATIENCE)
     results: list[Record] = [record]
@@ -229,7 +244,7 @@ def _measure_one(
 
 
 def _kept(
-    record: Record, subject: Subject, found: Sequence[Found], began: float, request: EvalRequest
+    record: Record, subject: Measured, found: Sequence[Found], began: float, request: EvalRequest
 ) -> Record:
     """Write the result of a benchmark, and remove what its training has left."""
     values: dict[str, float] = {}
@@ -279,7 +294,7 @@ def _about_data(path: Path | None, request: EvalRequest) -> dict[str, Any]:
     return dict(data=str(path), data_hash=hash_data(path))
 
 
-def _about(subject: Subject, request: EvalRequest) -> dict[str, Any]:
+def _about(subject: Measured, request: EvalRequest) -> dict[str, Any]:
     """Say what a rerun needs to know besides the benchmark."""
     around = environment(request.command)
     keys = ("date", "command", "versions", "machine", "threads")
@@ -287,6 +302,9 @@ def _about(subject: Subject, request: EvalRequest) -> dict[str, Any]:
     about |= dict(
         target=subject.name, precision=request.precision, batch=request.batch, seed=request.seed
     )
+    if isinstance(subject, TextSubject):
+        hashed = hash_weights(subject.model)
+        return about | dict(weights_hash=hashed, model=about_text_model(subject))
     if request.features is not None:
         from zoo.eval.stored import about_features
 
@@ -392,9 +410,13 @@ def show_plan(targets: Sequence[str | None], request: EvalRequest) -> None:
     Raises:
         ValueError: what an evaluation would be refused for.
     """
+    for target in targets:
+        refuse_language(target, request)
     check(request)
     for target in targets:
-        if target is not None and not _is_known(target):
+        if target is not None and measures_language(request.on):
+            open_language_model(target, device="meta")
+        elif target is not None and not _is_known(target):
             raise unknown_name(target, timm.list_models(), "run, export or registered model")
     table = Table("target", "benchmark", "data", "settings", title="would measure")
     for target in targets:
@@ -427,8 +449,9 @@ def records_of(side: str, request: EvalRequest) -> list[Record]:
     Raises:
         ValueError: the file holds several targets and none was named.
     """
-    file, _, wanted = (side, "", "") if Path(side).is_file() else side.rpartition(":")
-    if not file or not Path(file).is_file() or Path(file).suffix != SUFFIX:
+    head, found, wanted = side.partition(f"{SUFFIX}:")  # a target may have a colon of its own
+    file = f"{head}{SUFFIX}" if found else side
+    if not Path(file).is_file() or Path(file).suffix != SUFFIX:
         return evaluate(side, request, show=False)
     records = read(Path(file))
     targets = sorted({record.target for record in records})

@@ -15,19 +15,25 @@ from zoo.train.ranges import BATCH, PIXELS, SEED, WORKERS, check_ranges
 @dataclass(frozen=True, kw_only=True)
 class EvalArgs:
     target: tyro.conf.Positional[str | None] = None
-    """A run's folder, an exported student's folder, or a registered model."""
+    """A run's folder, an exported student's folder, or a registered model. Of language models
+    lm:FOLDER, a folder, a run, a GGUF file, or a name such as llama_tiny/random."""
     on: str = ""
     """Benchmarks, separated by commas: knn, linear, fewshot, zeroshot, retrieval, segment, depth,
-    correspondence, masks, detect, speed. Each has settings of its own: --on knn --help. Without
+    correspondence, masks, detect, speed; of language models perplexity, copying, phonebook,
+    needle, lmeval. Each has settings of its own: --on knn --help. Without
     this, a run is compared with its teachers, and any other target measured by knn and linear."""
     data: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
-    """Images for every benchmark; NAME=PATH for one of them alone. May be given several times."""
+    """Images for every benchmark (perplexity: a text; lmeval: a folder of tasks); NAME=PATH for one
+    of them alone. May be given several times."""
     features: Path | None = None
     """A folder of zoo embed, read instead of images."""
     compare: tuple[str, str] | None = None
     """Two models, or two result files (FILE.jsonl or FILE.jsonl:TARGET): differences with paired
     bootstrap intervals over images."""
     size: Annotated[int | None, PIXELS] = None
+    """Side of the images in pixels; the model's own by default."""
+    tokenizer: str = ""
+    """Of a language model: bytes, a folder, a repository, or a name; its own by default."""
     batch: Annotated[int, BATCH] = 64
     precision: Literal["float32", "amp"] = "float32"
     """amp is autocast to bfloat16."""
@@ -52,6 +58,7 @@ def main(argv: list[str]) -> None:
 
     Examples: zoo eval runs/mine      zoo eval resnet18 --data PHOTOS
     zoo eval runs/mine/export --on knn,fewshot,speed --data PHOTOS --out results.jsonl
+    zoo eval lm:FOLDER --on perplexity,needle --data wiki.txt
     zoo eval --compare results.jsonl:runs/a results.jsonl:runs/b
     """
     on = find([name for name in (value_of(argv, "--on") or "").replace(" ", "").split(",") if name])
@@ -71,6 +78,7 @@ def main(argv: list[str]) -> None:
         settings={name: getattr(args, name) for name in kinds},
         features=args.features,
         size=args.size,
+        tokenizer=args.tokenizer,
         batch=args.batch,
         precision=args.precision,
         seed=args.seed,

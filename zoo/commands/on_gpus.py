@@ -35,8 +35,8 @@ def on_gpus(config: Distill, words: list[str], gpus: int) -> Distill:
     if "--slices" in given and config.slices != "auto" and config.num_slices % gpus:
         near = max(1, round(config.num_slices / gpus)) * gpus
         raise ValueError(
-            f"{gpus} GPUs cannot share {config.num_slices} slices; {near} would do, or leave out "
-            "--slices."
+            f"{gpus} processes cannot share {config.num_slices} slices; {near} would do, or leave "
+            "out --slices."
         )
     if given & {"--batch", "--batches", "--slices"}:
         return shared_out(config, gpus)

@@ -2,7 +2,8 @@
 
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -35,11 +36,13 @@ class PlanFeed:
     """Knows the samples by `key(index)`."""
     plan: Plan
     slices: Sequence[int] = (0,)
+    counted: Mapping[str, int] = MappingProxyType({})
+    """Samples of a batch by the name of a loss, for losses that count some of them alone."""
     _skipped: Sequence[str] = ()
 
     def counts(self, step: int) -> Mapping[str, int]:
-        """Return the samples of a batch, whatever the loss is called."""
-        return defaultdict(lambda: self.plan.count(step))
+        """Return the samples of a batch that a loss counts: all, or as `counted` says."""
+        return defaultdict(lambda: self.plan.count(step), self.counted)
 
     def keys(self, step: int) -> list[str]:
         """Name the samples of a step."""
@@ -57,6 +60,8 @@ class ImageFeed(PlanFeed):
 
     Args:
         slices: The slices of each batch that are taken, in this order; by default all of them.
+        cuts: Images of each slice; by default slices are equal.
+        counted: Images of a batch by the name of a loss, for losses that count some of them alone.
     """
 
     source: Source
@@ -66,6 +71,8 @@ class ImageFeed(PlanFeed):
     num_slices: int = 1
     slices: Sequence[int] = ()
     workers: int = 0
+    cuts: Sequence[int] = ()
+    counted: Mapping[str, int] = field(default_factory=dict)
 
     def __post_init__(self):
         self.slices = tuple(self.slices) or tuple(range(self.num_slices))
@@ -81,6 +88,7 @@ class ImageFeed(PlanFeed):
             workers=self.workers,
             num_slices=self.num_slices,
             slices=self.slices,
+            cuts=self.cuts,
         )
         for part in parts:
             self._skipped = (*self._skipped, *part["skipped"])

@@ -1,6 +1,7 @@
 """Batches of views, in the plan's order in training and in the files' order in evaluation."""
 
 from collections.abc import Iterator, Sequence
+from itertools import accumulate
 
 import torch
 from torch.utils.data import DataLoader
@@ -16,10 +17,16 @@ class PlanSampler:
     """Slices of (position, index) of the steps `start`..`steps`, in the plan's order."""
 
     def __init__(
-        self, plan: Plan, start: int, steps: int, num_slices: int = 1, slices: Sequence[int] = (0,)
+        self,
+        plan: Plan,
+        start: int,
+        steps: int,
+        num_slices: int = 1,
+        slices: Sequence[int] = (0,),
+        cuts: Sequence[int] = (),
     ):
         self.plan, self.start, self.steps = plan, start, steps
-        self.num_slices, self.slices = num_slices, slices
+        self.num_slices, self.slices, self.cuts = num_slices, slices, cuts
 
     def __len__(self) -> int:
         return (self.steps - self.start) * len(self.slices)
@@ -28,9 +35,10 @@ class PlanSampler:
         for step in range(self.start, self.steps):
             positions = self.plan.positions(step).tolist()
             batch = list(zip(positions, self.plan.indices(step).tolist(), strict=True))
-            size = len(batch) // self.num_slices
+            cuts = self.cuts or [len(batch) // self.num_slices] * self.num_slices
+            ends = [0, *accumulate(cuts)]
             for index in self.slices:
-                yield batch[index * size : (index + 1) * size]
+                yield batch[ends[index] : ends[index + 1]]
 
 
 def train_batches(
@@ -43,18 +51,20 @@ def train_batches(
     workers: int = 0,
     num_slices: int = 1,
     slices: Sequence[int] = (0,),
+    cuts: Sequence[int] = (),
 ) -> Iterator[dict]:
     """Yield the batches of the steps from `start` up to `steps`, as the dicts of `collate`.
 
     The plan can be asked about any step, so a resumed run simply starts at a later one.
 
     Args:
-        num_slices: Equal parts that each batch is cut into.
+        num_slices: Parts that each batch is cut into.
         slices: Indices of the parts that are loaded, in this order; each is yielded by itself.
+        cuts: Samples of each part; by default they are equal.
     """
     yield from DataLoader(
         Views(source, view, plan),
-        batch_sampler=PlanSampler(plan, start, steps, num_slices, slices),
+        batch_sampler=PlanSampler(plan, start, steps, num_slices, slices, cuts),
         num_workers=workers,
         collate_fn=collate,
         pin_memory=torch.cuda.is_available(),

@@ -111,8 +111,11 @@ def own_tokenizer(name: str) -> str:
     return str(folder) if has_tokenizer(folder) else BYTES
 
 
-def check_length(model: Any, length: int, name: str) -> None:
+def check_length(model: Any, length: int, name: str, *, option: str = "--length") -> None:
     """Refuse rows that are longer than a model has positions.
+
+    Args:
+        option: What sets the length, for the message.
 
     Raises:
         ValueError: they are.
@@ -121,7 +124,7 @@ def check_length(model: Any, length: int, name: str) -> None:
     if positions and length > positions:
         raise ValueError(
             f"Rows of {length:,} tokens are longer than the {positions:,} positions of {name}; "
-            f"give --length {positions} or less."
+            f"give {option} {positions} or less."
         )
 
 

@@ -1,0 +1,1 @@
+"""Language models, measured: text, recall from the context, tasks of lm-eval."""
