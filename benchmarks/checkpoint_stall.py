@@ -28,6 +28,7 @@ from torch import Tensor
 
 from zoo.train.checkpoint import checkpoints, read_checkpoint
 from zoo.train.config import Every, Optim, Training
+from zoo.train.device import device_of
 from zoo.train.loop import train
 from zoo.train.mesh import ranks
 from zoo.train.run import Run
@@ -114,7 +115,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="a folder on the disk that is meant")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
-    device = torch.device(args.device)
+    device = device_of(args.device)  # that of LOCAL_RANK
     torch.manual_seed(0)
     with ranks(device), tempfile.TemporaryDirectory(dir=args.out) as folder:
         model = timm.create_model(args.model, img_size=args.size).to(device)

@@ -248,6 +248,8 @@ class CopyingSettings:
     """Letters in a string."""
     samples: Annotated[int, COUNT] = 64
     """Strings of each length."""
+    shots: Annotated[int, NOT_NEGATIVE] = 1
+    """Other strings that are written twice before, so that a model sees what is asked of it."""
 
     def __post_init__(self) -> None:
         check_ranges(self, "copying.")

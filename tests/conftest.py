@@ -95,10 +95,11 @@ def on_ranks(tmp_path_factory):
             for rank in range(world)
         ]  # fmt: skip
         try:
-            errors = [process.communicate(timeout=120)[1] for process in ranks]
+            errors = [process.communicate(timeout=300)[1] for process in ranks]
         finally:
             for process in ranks:
                 process.kill()
+                process.communicate()  # closes its pipe, also after a time-out
         assert not any(process.returncode for process in ranks), "\n".join(
             error[-1500:] for error in errors
         )

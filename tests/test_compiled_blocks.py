@@ -39,7 +39,10 @@ DEPTHS = {
 }
 
 
-@pytest.mark.parametrize("name", DEPTHS)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=pytest.mark.long if n == "fastervit_2" else ()) for n in DEPTHS],
+)
 def test_more_blocks_need_no_more_code_though_drop_path_rises(name):
     few, many = (graphs_of(name, depths=depths) for depths in DEPTHS[name])
     assert len(few) == len(many)

@@ -207,7 +207,7 @@ HOW = {
     "docs/dense.md": Page(streets, prints=("segment/class/road", "correspondence/pck0.1")),
 }
 
-LONG = ("docs/experiments.md",)
+LONG = ("docs/experiments.md", "CONTRIBUTING.md")
 """Pages that take longer than CI may wait for."""
 
 RUN_BY = {

@@ -619,7 +619,7 @@ def test_a_deployed_model_follows_a_new_window(lively):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("pad_input", [False, True])
+@pytest.mark.parametrize("pad_input", [pytest.param(False, marks=pytest.mark.long), True])
 def test_one_graph_holds_the_whole_model(lively, pad_input):
     model = lively(num_classes=2, return_full_features=True, pad_input=pad_input)
     x = torch.randn(2, 3, 64, 96)
@@ -627,7 +627,7 @@ def test_one_graph_holds_the_whole_model(lively, pad_input):
     torch.testing.assert_close(compiled(x), model(x))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_checkpointed_model_compiles_and_gives_the_same_gradients(golden):
     gradients = []
     for compiled in (False, True):

@@ -35,7 +35,7 @@ for order in sys.argv[1:]:
 """
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_families_are_registered_whatever_is_imported_first():
     command = [sys.executable, "-W", "error", "-c", FORKS, *ORDERS]
     done = subprocess.run(command, capture_output=True, text=True, check=True)

@@ -457,7 +457,7 @@ def test_a_checkpoint_may_hold_plain_data_which_timm_alone_refuses(family, tmp_p
 # -- compile and export --------------------------------------------------------------------------
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_model_compiles_as_one_graph(family):
     model, x = family.build(), family.images()
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")

@@ -4,7 +4,7 @@
 where other benchmarks do not; copying and phone books are those of Repeat After Me (2402.01032).
 Every prompt is a plain text to be continued, so models need no instructions, and bytes are enough.
 
-    copying      \\nqzkt...\\nqzkt...         a string of letters, again
+    copying      abxo...\\nabxo...\\n\\nqzkt...\\nqzkt...
     phonebook    Kabodu: 123-4567\\n ... \\n\\nKabodu: 123-4567
     needle       ... The secret number of Kabodu is 48213. ... The secret number of Kabodu is 48213
 """
@@ -50,10 +50,11 @@ class Sample(NamedTuple):
 # ---------------------------------------------------------------- samples
 
 
-def copying_sample(rng: np.random.Generator, length: int, key: str) -> Sample:
-    """Return a string of `length` letters, to be written again."""
-    letters = "".join(rng.choice(list(LETTERS), length))
-    return Sample(key, f"\n{letters}\n", letters)
+def copying_sample(rng: np.random.Generator, length: int, key: str, *, shots: int) -> Sample:
+    """Return `shots` strings of `length` letters, each written twice, and one that is to be."""
+    *shown, asked = ("".join(rng.choice(list(LETTERS), length)) for _ in range(shots + 1))
+    twice = "".join(f"{letters}\n{letters}\n\n" for letters in shown)
+    return Sample(key, f"\n{twice}{asked}\n", asked)
 
 
 def phonebook_sample(
@@ -127,7 +128,10 @@ def copying(subject: TextSubject, data: Path | None, settings: CopyingSettings) 
     """Yield `copying/N/exact` and `copying/N/token` for strings of N letters, and over all."""
     rng = np.random.default_rng([subject.seed, 1])
     cells = {
-        str(n): [copying_sample(rng, n, f"{n}/{i}") for i in range(settings.samples)]
+        str(n): [
+            copying_sample(rng, n, f"{n}/{i}", shots=settings.shots)
+            for i in range(settings.samples)
+        ]
         for n in settings.lengths
     }
     yield from _measured(subject, "copying", cells)

@@ -11,7 +11,7 @@ from zoo.train.average import AGE
 SCRIPT = Path(__file__).parent.parent.parent / "benchmarks" / "average.py"
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_every_average_of_one_training_is_measured(tmp_path, capsys):
     spec = importlib.util.spec_from_file_location("average", SCRIPT)
     script = importlib.util.module_from_spec(spec)

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+import zoo
 from zoo.language.open import open_language_model
 from zoo.language.tokenizers import open_tokenizer
 from zoo.language.tokens import Tokens, check_features, read_tokens, separates_documents
@@ -51,6 +52,13 @@ def test_hidden_states_times_the_head_are_the_logits():
     ids = torch.randint(61, (2, 9))
     last, head, _ = read_tokens(model, Tokens(ids, torch.zeros_like(ids)))
     torch.testing.assert_close(last @ head.T, model(input_ids=ids).logits)
+
+
+@pytest.mark.parametrize(
+    "name, scale", [("falcon_h1", "lm_head_multiplier"), ("granitemoehybrid", "logits_scaling")]
+)
+def test_a_constant_on_the_logits_is_one_on_the_head(name, scale):
+    check_features(zoo.create_model(f"{name}_tiny", **{scale: 7.0}).eval(), name)
 
 
 def test_a_model_that_caps_its_logits_is_refused():

@@ -12,7 +12,7 @@ NAME = "TORCHINDUCTOR_COMPREHENSIVE_PADDING"
 
 
 @pytest.mark.parametrize("first", ["zoo", "torch._inductor.config"])
-@pytest.mark.parametrize("value", [None, "1"])
+@pytest.mark.parametrize("value", [None, pytest.param("1", marks=pytest.mark.long)])
 def test_rows_are_padded_only_where_that_is_safe_or_wished(first, value):
     code = (
         f"import {first}, zoo.mambavision, torch._inductor.config as c; "

@@ -214,7 +214,7 @@ print("whole")
 """
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_every_kind_of_head_is_captured_as_one_graph():
     """In a process of its own: the shape checks of the tests would break the graphs."""
     done = subprocess.run([sys.executable, "-c", GRAPH], capture_output=True, text=True)

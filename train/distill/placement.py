@@ -4,6 +4,8 @@
 share and gathers a block's weights when it runs, so that of a large teacher a rank holds little
 more than 1 / ranks. Nothing is trained, so nothing else travels; nodes hold copies of each other.
 What is no block (patch embedding, position tables, last norm) stays whole.
+
+With a partition the teachers of other slices than a rank's wait on the host.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -116,12 +118,36 @@ def _places(network: nn.Module) -> list[tuple[nn.Module, str, nn.Parameter]]:
     ]
 
 
+def idle(config: Distill, slices: Sequence[int]) -> list[str]:
+    """Return the labels of the teachers that no slice of a rank has; none without a partition."""
+    sizes = [group.size for group in config.groups for _ in range(group.slices)]
+    here = {sizes[index] for index in slices} if sizes else set()
+    specs = zip(config.labels, config.teachers, strict=True)
+    return [label for label, spec in specs if sizes and spec.at and spec.at not in here]
+
+
+def put_away(teachers: Mapping[str, Teacher], labels: Sequence[str]) -> None:
+    """Move the teachers that a rank does not run in training to the host, in place."""
+    for label in labels:
+        if isinstance(teacher := teachers[label], nn.Module):
+            teacher.cpu()
+
+
 @contextmanager
-def gathered(teachers: Mapping[str, Teacher]) -> Iterator[None]:
+def gathered(
+    teachers: Mapping[str, Teacher], away: Sequence[str], device: torch.device
+) -> Iterator[None]:
     """Within this context the teachers are whole at their own size, and a rank may run them alone.
 
     Every rank enters and leaves it.
+
+    Args:
+        away: Labels of those that were `put_away` on this rank.
+        device: Where they run.
     """
+    for teacher in (teachers[label] for label in away):
+        if isinstance(teacher, nn.Module):
+            teacher.to(device)
     blocks: list[Any] = [
         block
         for teacher in teachers.values()
@@ -138,3 +164,4 @@ def gathered(teachers: Mapping[str, Teacher]) -> Iterator[None]:
         for block in blocks:
             block.reshard()
             block.set_reshard_after_forward(True)
+        put_away(teachers, away)

@@ -4,7 +4,7 @@ import math
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
@@ -46,7 +46,7 @@ from zoo.train.distill.calibrate import (
 )
 from zoo.train.distill.config import Distill
 from zoo.train.distill.fold import folded
-from zoo.train.distill.placement import gathered, sharded
+from zoo.train.distill.placement import gathered, idle, put_away, sharded
 from zoo.train.distill.plan_step import shared_counts
 from zoo.train.distill.setup import (
     Setup,
@@ -97,6 +97,16 @@ class Work:
     """The form of each that was closer to the teachers at the end."""
     began: float = field(default_factory=time.perf_counter)
 
+    @property
+    def away(self) -> list[str]:
+        """The labels of the teachers that this rank does not run in training."""
+        config = self.setup.config
+        return idle(config, slices_of_rank(config.num_slices))
+
+    def gathered(self) -> AbstractContextManager[None]:
+        """Return the context in which a rank may run all teachers alone; every rank enters it."""
+        return gathered(self.setup.teachers, self.away, self.setup.device)
+
     def of(self, arm: str) -> Normalizers:
         """Return the normalizers that a student learns, or learnt, with."""
         config = self.setup.config
@@ -132,10 +142,10 @@ def distill(config: Distill, *, resume: bool = False) -> Run:
 def carry_out(phase: Callable[[Work], None], work: Work) -> None:
     """Carry out a phase, on the ranks that it is for."""
     if phase is export:
-        with gathered(work.setup.teachers):
+        with work.gathered():
             by_first(partial(phase, work))
     elif phase is compare:
-        with gathered(work.setup.teachers):
+        with work.gathered():
             phase(work)
     elif phase is fill_cache and not sharded(work.setup.config):
         with first_goes_first():
@@ -167,6 +177,7 @@ def fill_cache(work: Work) -> None:
 
 def begin(work: Work) -> None:
     """Build the student, and say in the run's folder what it is about."""
+    put_away(work.setup.teachers, work.away)
     work.arms["untrained"] = dict(raw=new_student(work.setup, work.of("untrained")))
     describe(work)
 
@@ -223,7 +234,7 @@ def train_arm(work: Work, run: Run, config: Distill, title: str) -> Forms:
         evaluate=lambda _, step: evaluate_forms(
             run, setup, state.forms, normalizers, "student", step
         )[1],
-        gathered=partial(gathered, setup.teachers),
+        gathered=work.gathered,
         title=title,
         ahead=config.overlap,
     )

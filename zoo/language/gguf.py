@@ -62,7 +62,7 @@ def dequantised(file: Path) -> Path:
 def begins(file: Path) -> bool:
     """Tell whether texts begin with a token of their own: said by the file, else by its kind of
     tokenizer, as llama.cpp has it (yes for SentencePiece, which it calls llama)."""
-    from gguf import GGUFReader  # pyright: ignore[reportMissingImports]
+    from gguf import GGUFReader  # pyright: ignore[reportMissingImports, reportAttributeAccessIssue]
 
     fields = GGUFReader(file).fields
     if (said := fields.get("tokenizer.ggml.add_bos_token")) is not None:

@@ -69,7 +69,18 @@ def read_tokens(model: Any, tokens: Tokens, *, at: Sequence[float] = ()) -> Toke
         options["position_ids"] = tokens.places
     out = tower(input_ids=tokens.ids, output_hidden_states=bool(at), **options)
     states = [out.hidden_states[round(share * (len(out.hidden_states) - 1))] for share in at]
-    return TokenFeatures(out.last_hidden_state, model.get_output_embeddings().weight, tuple(states))
+    return TokenFeatures(out.last_hidden_state, head_of(model), tuple(states))
+
+
+def head_of(model: Any) -> Float[Tensor, "V D"]:
+    """Return the matrix that hidden states times make the logits.
+
+    Falcon-H1 multiplies its logits by a constant and Granite divides them by one: here the head is.
+    """
+    weight, config = model.get_output_embeddings().weight, model.config
+    times, over = (getattr(config, key, 1.0) for key in ("lm_head_multiplier", "logits_scaling"))
+    scale = (1.0 if times is None else times) / (over or 1.0)
+    return weight if scale == 1 else weight * scale
 
 
 @torch.no_grad()

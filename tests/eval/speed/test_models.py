@@ -235,7 +235,7 @@ def test_blocks_are_compiled_one_by_one_or_the_whole():
         assert (block._compiled_call_impl is not None) == apart
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_compiled_case_compiles_in_its_first_call_and_agrees_with_the_plain_one():
     case = Case(model="bench_probe_a", size=64, batch=2, mode="deploy+compiled")
     (found,) = measure([case], rounds=3, warmup=1, accuracy=True)
