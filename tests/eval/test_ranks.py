@@ -106,7 +106,7 @@ class Tower(torch.nn.Module):
         super().__init__()
         torch.manual_seed(0)
         self.inner, self.head = torch.nn.Embedding(300, 8), torch.nn.Linear(8, 300, bias=False)
-        self.base_model = self
+        self.base_model, self.config = self, SimpleNamespace()
 
     def forward(self, input_ids, use_cache, output_hidden_states):
         return SimpleNamespace(last_hidden_state=self.inner(input_ids))
