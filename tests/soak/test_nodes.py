@@ -4,6 +4,7 @@ import os
 import shlex
 import signal
 import socket
+import time
 from pathlib import Path
 
 import pytest
@@ -29,14 +30,28 @@ def meet():
 
 
 def start_nodes(soak, words, out, meet, restarts=0):
-    """Start both, each with a cache of its own."""
-    return [
-        soak.start(
-            *words, "--out", str(out), out=out, processes=1, agent=meet, restarts=restarts,
-            cache=soak.place / f"cache-{node}",
-        )
-        for node in range(2)
-    ]  # fmt: skip
+    """Start both, each with a cache of its own; the first one keeps the store where they meet."""
+    nodes = []
+    for node in range(2):
+        nodes.append(
+            soak.start(
+                *words, "--out", str(out), out=out, processes=1, agent=meet, restarts=restarts,
+                cache=soak.place / f"cache-{node}",
+            )
+        )  # fmt: skip
+        wait_for_store(meet)
+    return nodes
+
+
+def wait_for_store(meet):
+    """Whoever listens first keeps the store, and the others are lost with it."""
+    (endpoint,) = (word.rpartition(":")[2] for word in meet if "endpoint" in word)
+    for _ in range(600):
+        with socket.socket() as store:
+            if store.connect_ex(("localhost", int(endpoint))) == 0:
+                return
+        time.sleep(0.1)
+    raise AssertionError(f"no store at port {endpoint} within a minute")
 
 
 def children(pid: int) -> list[int]:
