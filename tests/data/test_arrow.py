@@ -232,3 +232,18 @@ def test_a_table_of_texts_has_the_tokens_of_its_lines(tmp_path):
     write_stream(tmp_path / "b.arrow", pa.table(dict(words=documents)))
     with pytest.raises(ValueError, match="no column of texts called text; it has words"):
         open_text(tmp_path / "b.arrow", open_tokenizer("bytes"), 4)
+
+
+@pytest.mark.parametrize("suffix", [".parquet", ".arrow"])
+def test_a_column_whose_name_is_no_text_is_refused_by_the_file(suffix, tmp_path):
+    """pyarrow decodes names when they are asked for, with an error of Python's."""
+    path = tmp_path / f"x{suffix}"
+    table = pa.table({"imagename": [b"x"]})
+    if suffix == ".parquet":
+        pq.write_table(table, path, store_schema=False)
+    else:
+        with path.open("wb") as file, pa.ipc.new_stream(file, table.schema) as writer:
+            writer.write_table(table)
+    path.write_bytes(path.read_bytes().replace(b"imagename", b"\x80magename"))
+    with pytest.raises(ValueError, match=rf"x{suffix} is not a readable table: .* codec"):
+        open_source(path)

@@ -213,11 +213,12 @@ def columns_of(file: Path) -> Columns | None:
             schema = pq.read_schema(file)
         else:
             schema = _reader(file).schema
-    if len(set(schema.names)) < len(schema.names):
+        names = schema.names
+    if len(set(names)) < len(names):
         raise ValueError(f"{file} has two columns of one name.")
     features = _features(schema, file)
     images = [name for name, f in features.items() if f.get("_type") == "Image"]
-    images = [name for name in images if name in schema.names] or [
+    images = [name for name in images if name in names] or [
         field.name for field in schema if _holds_bytes(pa, field.type)
     ]
     if not images:
@@ -237,8 +238,8 @@ def columns_of(file: Path) -> Columns | None:
     labels = [name for name in whole if name in named] or [n for n in whole if n == "label"]
     if len(labels) != 1:
         return Columns(images[0], None, ())
-    names = named.get(labels[0], {}).get("names") or ()
-    return Columns(images[0], labels[0], tuple(map(str, names)))
+    classes = named.get(labels[0], {}).get("names") or ()
+    return Columns(images[0], labels[0], tuple(map(str, classes)))
 
 
 def _features(schema: Any, file: Path) -> dict[str, dict[str, Any]]:
@@ -268,13 +269,14 @@ def texts(file: Path) -> Iterator[str]:
     pa = _pyarrow(file)
     number = 0
     for batch in _batches_of_any(file, ["text"]):
-        if "text" not in batch.schema.names or not (
+        with _named(file):
+            names = batch.schema.names
+        if "text" not in names or not (
             pa.types.is_string(kind := batch.schema.field("text").type)
             or pa.types.is_large_string(kind)
         ):
             raise ValueError(
-                f"{file} has no column of texts called text; it has "
-                f"{', '.join(batch.schema.names)}."
+                f"{file} has no column of texts called text; it has {', '.join(names)}."
             )
         column = batch.column("text")
         with _named(file):
@@ -386,7 +388,7 @@ def _named(file: Path) -> Iterator[None]:
 
     try:
         yield
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:  # of a name, too
         if isinstance(error, FileNotFoundError):
             raise
         reason = " ".join(str(error).split())
