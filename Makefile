@@ -52,7 +52,7 @@ $(DOCS_READY): $(READY)
 
 quickstart: $(READY)
 	@rm -rf $(QUICKSTART)
-	@echo "Distilling three teachers into eradio_nano, with a second student for comparison; about four minutes on two cores."
+	@echo "Distilling three teachers into eradio_nano, with a second student for comparison; four to six minutes on two cores."
 	@$(BIN)/zoo distill quickstart --out $(QUICKSTART)
 
 test: $(READY)

@@ -15,6 +15,17 @@ import torch
 import torch.distributed as dist
 
 
+def refused(calls) -> None:
+    """Hold that each call of `(call, words)` is refused with these words."""
+    for call, words in calls:
+        try:
+            call()
+        except ValueError as error:
+            assert words in str(error), error
+        else:
+            raise AssertionError(words)
+
+
 def main(cases: str, rank: int, world: int, folder: Path) -> None:
     torch.set_num_threads(1)
     store = dist.FileStore(str(folder / "store"), world)

@@ -3,7 +3,6 @@
 import math
 import signal
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from itertools import chain, islice
 from typing import Any
@@ -37,7 +36,6 @@ def train(
     run: Run,
     *,
     evaluate: Callable[[Any, int], float | None] | None = None,
-    gathered: Callable[[], AbstractContextManager] = nullcontext,
     title: str = "train",
     ahead: bool = False,
 ) -> None:
@@ -48,7 +46,6 @@ def train(
             steps but the last; with `config.keep_best` at the last too. What it returns is the
             measure of the best checkpoint. Every rank calls it; where weights are cut, rank 0
             alone gets a model.
-        gathered: What every rank enters around an evaluation: it makes whole what is cut over them.
         ahead: Compute the task's targets a slice early, on a CUDA stream of their own.
 
     Raises:
@@ -87,9 +84,7 @@ def train(
             evaluates = config.keep_best if ends else step % every.evaluate == 0
             with progress.paused():
                 if evaluate and evaluates:
-                    model = state.averaged
-                    with gathered():
-                        measure = from_first(evaluate(model, step))
+                    measure = from_first(evaluate(state.averaged, step))
                     saves |= config.keep_best and state.improves(measure)
                 if saves:
                     run.save(state.state(), wait=ends or stops, kept=config.keep)

@@ -278,16 +278,8 @@ class Distill(Training):
                 "losses.mesa compares the student with its averaged weights, and optim.ema is 0; "
                 "give it a decay such as 0.999."
             )
-        if self.cache and not self.view_epochs:
-            raise ValueError(
-                f"view_epochs is {self.view_epochs}; a cache holds the views of 1 epoch or more "
-                "(--view-epochs 1)."
-            )
-        if self.cache and (self.losses.shift or any(spec.follow for spec in self.teachers)):
-            raise ValueError(
-                "A cache holds one map for each view, so it cannot serve shifted crops or teachers "
-                "that follow the student's size; leave out cache, or losses.shift and follow=1."
-            )
+        if self.cache:
+            self._check_cache()
         if self.device == "mps":
             raise ValueError(
                 "A distillation measures its teachers in float64, which device mps does not have; "
@@ -311,6 +303,18 @@ class Distill(Training):
             Weighted.parse(self.data)  # refuses weights that mean nothing
         if self.normalise in self.compare:
             raise ValueError(f"compare repeats the run's own normalisation {self.normalise!r}.")
+
+    def _check_cache(self) -> None:
+        if not self.view_epochs:
+            raise ValueError(
+                f"view_epochs is {self.view_epochs}; a cache holds the views of 1 epoch or more "
+                "(--view-epochs 1)."
+            )
+        if self.losses.shift or any(spec.follow for spec in self.teachers):
+            raise ValueError(
+                "A cache holds one map for each view, so it cannot serve shifted crops or teachers "
+                "that follow the student's size; leave out cache, or losses.shift and follow=1."
+            )
 
     def _check_batches(self) -> None:
         if len(self.batches) != len(self.sizes):

@@ -225,16 +225,18 @@ def train_arm(work: Work, run: Run, config: Distill, title: str) -> Forms:
         limit = torch._dynamo.config.recompile_limit
         torch._dynamo.config.recompile_limit = max(limit, 2 * graphs)
         student.answer = torch.compile(student.answer, dynamic=False if config.sizes else None)
+
+    def evaluate(_: Any, step: int) -> float:
+        with work.gathered():
+            return evaluate_forms(run, setup, state.forms, normalizers, "student", step)[1]
+
     train(
         nested(config, student, task),
         state,
         feed,
         config,
         run,
-        evaluate=lambda _, step: evaluate_forms(
-            run, setup, state.forms, normalizers, "student", step
-        )[1],
-        gathered=work.gathered,
+        evaluate=evaluate,
         title=title,
         ahead=config.overlap,
     )

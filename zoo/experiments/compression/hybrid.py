@@ -1,11 +1,11 @@
 """The hybrid: transformers' Nemotron-H, and a forward pass of its weights that trains fast.
 
 transformers' plain scan, which runs where mamba-ssm is not installed, expands every group's B and C
-to its heads and sums segments in float32. Here chunks are products of matrices, a group's scores
-are made once, and each layer is one function of tensors, which `torch.compile` takes whole.
+to its heads and sums segments in float32. Here chunks are products of matrices (`zoo.layers.ssd`),
+a group's scores are made once, and each layer is one function of tensors, which `torch.compile`
+takes whole.
 """
 
-import math
 from collections.abc import Callable
 from functools import cache, partial
 from types import MethodType
@@ -13,13 +13,11 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
 from torch import Tensor, nn
 
 from zoo.experiments.compression.config import HybridShape
+from zoo.layers.ssd import ssd
 
-CHUNK = 64
-"""Most tokens in a chunk of the scan."""
 KINDS = {"M": "mamba", "*": "attention", "-": "mlp"}
 
 
@@ -152,48 +150,7 @@ def mamba_layer(
     wide = torch.promote_types(dt.dtype, torch.float32)
     dt = F.softplus(dt.to(wide) + dt_bias).clamp(min=least)
     y, b, c = (part.unflatten(-1, (n, -1)) for part, n in ((y, heads), (b, groups), (c, groups)))
-    y = scan(y, dt, -a_log.to(wide).exp(), b, c) + skip[:, None] * y
+    y = ssd(y, dt, -a_log.to(wide).exp(), b, c).out + skip[:, None] * y
     y = (y.flatten(2).to(wide) * F.silu(gate.to(wide))).unflatten(-1, (groups, -1))
     y = F.rms_norm(y, y.shape[-1:], None, eps).flatten(2) * gate_norm
     return x + F.linear(y, out_proj)
-
-
-def scan(
-    x: Float[Tensor, "B T H P"],
-    dt: Float[Tensor, "B T H"],
-    a: Float[Tensor, " H"],
-    b: Float[Tensor, "B T G S"],
-    c: Float[Tensor, "B T G S"],
-) -> Float[Tensor, "B T H P"]:
-    """Run the recurrence of Mamba-2 in chunks (2405.21060, section 6).
-
-        s_t = exp(a dt_t) s_{t-1} + dt_t b_t x_tᵀ,    y_t = c_tᵀ s_t
-
-    Inside a chunk it is a masked product as in attention; states pass from chunk to chunk.
-
-    Args:
-        a: Below 0.
-        b: One for each group of heads, as `c`.
-    """
-    size, groups = math.gcd(x.shape[1], CHUNK), b.shape[2]
-    decay = (dt * a).unflatten(1, (-1, size)).unflatten(-1, (groups, -1))
-    log = decay.cumsum(2).permute(0, 1, 3, 4, 2)  # [B chunks G heads-in-group size]
-    x = (x * dt[..., None]).unflatten(1, (-1, size)).unflatten(3, (groups, -1))
-    x = x.permute(0, 1, 3, 4, 2, 5)  # [B chunks G heads-in-group size P]
-    b, c = (part.unflatten(1, (-1, size)).transpose(2, 3) for part in (b, c))
-    inside = torch.ones(size, size, dtype=torch.bool, device=x.device).tril()
-    mask = (log[..., None] - log[..., None, :]).masked_fill(~inside, -torch.inf).exp()
-    y = ((c @ b.mT)[:, :, :, None] * mask) @ x
-    left = (log[..., -1:] - log).exp()[..., None] * x
-    states = b.mT @ left.permute(0, 1, 2, 4, 3, 5).flatten(-2)  # [B chunks G S heads · P]
-    ends = log[..., -1]
-    total = ends.cumsum(1)
-    chunks = torch.ones(len(total[0]), len(total[0]), dtype=torch.bool, device=x.device)
-    between = ((total - ends)[:, :, None] - total[:, None]).masked_fill(
-        ~chunks.tril(-1)[..., None, None], -torch.inf
-    )
-    states = states.unflatten(-1, (x.shape[3], -1))
-    start = torch.einsum("bkzgr,bzgsrp->bkgsrp", between.exp(), states)
-    carried = (c @ start.flatten(-2)).unflatten(-1, (x.shape[3], -1)).transpose(3, 4)
-    y = y + carried * log.exp()[..., None]
-    return y.permute(0, 1, 4, 2, 3, 5).flatten(3, 4).flatten(1, 2)
