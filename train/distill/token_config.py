@@ -69,12 +69,50 @@ class DistillText(Training):
     """bytes, or a folder; the student's own by default."""
     length: Annotated[int, COUNT] = 512
     """Tokens in a row."""
+    sequence: Annotated[int, COUNT] = 1
+    """Processes of torchrun that hold each row together, a stretch of its tokens each (Ulysses)."""
+    experts: Annotated[int, COUNT] = 1
+    """Processes of torchrun over which the experts of each layer are spread; tokens travel to
+    them."""
+    capacity: Annotated[float, at_least(0, "off")] = 0.0
+    """Room of each expert, in even shares of the tokens; what finds none is dropped, and counted in
+    `dropped`. 1.25 is usual. 0: nothing is dropped."""
     batch: Annotated[int, BATCH] = 16
     out: Path = Path("runs/distill_text")
     """Folder of the run; it must not exist yet."""
     optim: Optim = field(default_factory=lambda: Optim(lr=1e-4, weight_decay=0.1, ema=0.0))
     every: Every = field(default_factory=Every)
     losses: TokenLosses = field(default_factory=TokenLosses)
+
+    resumable: ClassVar[frozenset[str]] = Training.resumable | {"sequence", "experts"}
+
+    def __post_init__(self):
+        super().__post_init__()
+        if not (spreads := self.spreads):
+            return
+        if not self.may_cut:
+            raise ValueError(f"{spreads} is for zoo distill --text; leave it out.")
+        if self.ranks in ("fsdp", "hsdp"):
+            raise ValueError(
+                f"{spreads} keeps all weights but experts on each process, and --ranks "
+                f"{self.ranks} would cut them; give one of both."
+            )
+        if self.sequence > self.length:
+            raise ValueError(
+                f"Rows of {self.length} tokens have none for some of {self.sequence} processes; "
+                f"give --sequence {self.length} or less."
+            )
+
+    @property
+    def spreads(self) -> str:
+        """The options that spread a model over processes, or let its experts drop tokens."""
+        found = [f"--{name} {getattr(self, name)}" for name in ("sequence", "experts")]
+        found = [words for words in found if not words.endswith(" 1")]
+        return " ".join(found + [f"--capacity {self.capacity:g}"] * bool(self.capacity))
+
+    @property
+    def ranks_a_slice(self) -> int:
+        return self.sequence
 
     @property
     def samples(self) -> int:

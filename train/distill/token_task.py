@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -9,7 +10,9 @@ from torch import Tensor
 
 from zoo.data.text import TextSource
 from zoo.language.moe import Chosen, balance_loss, watched_routers, z_loss
-from zoo.language.tokens import TokenFeatures, Tokens, read_tokens
+from zoo.language.spread import Spread
+from zoo.language.tokens import ALL, TokenFeatures, Tokens, read_tokens
+from zoo.layers.sequence import Group
 from zoo.teachers.from_language import LanguageTeacher
 from zoo.train.distill.hidden import HiddenMatch
 from zoo.train.distill.token_config import TokenLosses
@@ -34,7 +37,9 @@ class TokenTask(Task):
         losses: TokenLosses,
         teachers: Mapping[str, LanguageTeacher],
         hidden: HiddenMatch | None = None,
+        spread: Spread | None = None,
     ):
+        self.spread = spread
         self.config, self.teachers, self.hidden = losses, teachers, hidden
         self.at = losses.hidden_at if hidden else ()
         for teacher in teachers.values():
@@ -52,7 +57,7 @@ class TokenTask(Task):
             features = read_tokens(state.model, batch, at=self.at)
         ours = flat(features)
         counted, count = batch.counted.flatten(), batch.ids.numel()
-        found = router_losses(routers, batch.segments.flatten() >= 0) if routers else {}
+        found = router_losses(routers, batch, self.spread and self.spread.sequence)
         for label, theirs in targets.items():
             options: Any = dict(tau=config.tau, chunk=config.chunk, kind=config.kind)
             found[f"{label}/kl"] = kl(*ours, *flat(theirs), counted, **options)
@@ -62,6 +67,10 @@ class TokenTask(Task):
         if config.ce:
             following = batch.following.flatten()
             found["ce"] = cross_entropy(*ours, following, counted, chunk=config.chunk)
+        if self.spread and self.spread.sizes.capacity:
+            wide = torch.promote_types(ours.last.dtype, torch.float32)
+            dropped = self.spread.dropped(counted.numel())
+            found["dropped"] = ours.last.new_tensor(dropped, dtype=wide)
         return {name: Loss(total, count) for name, total in found.items()}
 
     def weigh(self, losses: Mapping[str, Tensor], step: int) -> Tensor:
@@ -69,6 +78,8 @@ class TokenTask(Task):
 
     def _weight(self, name: str) -> float | Tensor:
         label, _, part = name.rpartition("/")
+        if part == "dropped":
+            return 0.0  # a count
         if part == "hidden" and self.hidden:
             return self.config.hidden * self.hidden.weight(label)
         return getattr(self.config, part)
@@ -78,16 +89,22 @@ class TokenTask(Task):
             self.hidden.observe(means)
 
 
-def router_losses(routers: Sequence[Chosen], real: Tensor) -> dict[str, Tensor]:
+def router_losses(
+    routers: Sequence[Chosen], batch: Tokens, group: Group = None
+) -> dict[str, Tensor]:
     """Return the sums over tokens of the losses of a mixture's routers, means over its layers.
 
     Args:
-        real: Tokens that are no padding.
+        group: Ranks that hold the batch's rows together: their results add up.
     """
-    layers = [Chosen(logits[real], experts[real]) for logits, experts in routers]
-    balance = torch.stack([balance_loss(*layer) for layer in layers]).mean()
-    z = torch.stack([z_loss(layer.logits) for layer in layers]).mean()
-    return dict(balance=balance * len(real), router_z=z * len(real))
+    if not routers:
+        return {}
+    real, count = batch.segments >= 0, batch.ids.numel()  # padding is not
+    total, own = int(real.sum()), real[:, batch.own].flatten()
+    layers = [Chosen(logits[own], experts[own]) for logits, experts in routers]
+    balance = torch.stack([balance_loss(*layer, group) for layer in layers]).mean()
+    z = torch.stack([z_loss(layer.logits, total) for layer in layers]).mean()
+    return dict(balance=balance * count, router_z=z * count)
 
 
 def flat(features: TokenFeatures) -> Flat:
@@ -108,23 +125,36 @@ def evaluate_text(
     *,
     rows: int,
     batch: int,
+    spread: Spread | None = None,
 ) -> Iterator[tuple[str, float]]:
     """Yield `loss` (nats a token), `perplexity`, `bpb` (bits a byte) and each teacher's `kl`.
 
     A byte's bits are a token's, over the bytes that a token of the whole text has on average. On
     several ranks each takes its share of the batches, and every one yields the numbers of all.
+
+    Args:
+        spread: How the models lie over the ranks, if they do: ranks that hold rows together take a
+            batch together, and all of them read equally many, for tokens travel between them.
     """
     found: list[tuple[int, dict[str, Tensor]]] = []
-    first, every = share()
-    for start in range(first * batch, min(rows, len(source)), every * batch):
+    together = spread.sizes.sequence if spread else 1
+    own = spread.own(source.length) if spread else ALL
+    first, every = (n // together for n in share())
+    starts = range(0, min(rows, len(source)), batch)
+    for number in range(first, len(starts) + -len(starts) % every, every):
+        idle, start = number >= len(starts), starts[min(number, len(starts) - 1)]
+        if idle and not spread:
+            break
         tokens = source.rows(range(start, min(start + batch, rows, len(source)))).to(device)
+        tokens = replace(tokens, own=own)
         counted = tokens.counted.flatten()
         ours = flat(read_tokens(model, tokens))
         part = {"loss": cross_entropy(*ours, tokens.following.flatten(), counted)}
         for label, teacher in teachers.items():
             part[f"kl/{label}"] = kl(*ours, *flat(teacher(tokens)), counted)
-        found.append((start, dict(part, count=counted.sum())))
-    if every > 1:
+        if not idle:
+            found.append((start, dict(part, count=counted.sum())))
+    if share()[1] > 1:
         found = gathered([(at, {n: x.cpu() for n, x in part.items()}) for at, part in found])
     sums = dict[str, Tensor]()  # in the order of the batches: the same to the bit as on one rank
     for _, part in sorted(found, key=lambda one: one[0]):

@@ -2,7 +2,7 @@
 
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -11,6 +11,7 @@ import torch
 
 from zoo.data.plan import Plan
 from zoo.data.text import TextFeed, TextSource, open_text
+from zoo.language.expert_parallel import expert_parameters
 from zoo.language.gguf import find_gguf
 from zoo.language.moe import moe_layers
 from zoo.language.open import (
@@ -19,8 +20,9 @@ from zoo.language.open import (
     open_language_model,
     own_tokenizer,
 )
+from zoo.language.spread import Sizes, Spread
 from zoo.language.tokenizers import BYTES, Tokenizer, open_tokenizer
-from zoo.language.tokens import separates_documents
+from zoo.language.tokens import ALL, separates_documents
 from zoo.teachers.from_language import LanguageTeacher, open_language
 from zoo.train.config import to_json
 from zoo.train.device import autocast, device_of, in_precision, machine
@@ -28,7 +30,15 @@ from zoo.train.distill.hidden import HiddenMatch
 from zoo.train.distill.token_config import DistillText
 from zoo.train.distill.token_task import TokenTask, evaluate_text
 from zoo.train.loop import train
-from zoo.train.mesh import by_first, first_goes_first, slices_of_rank, together, with_slices
+from zoo.train.mesh import (
+    by_first,
+    first_goes_first,
+    is_first,
+    slices_of_rank,
+    together,
+    with_slices,
+    world,
+)
 from zoo.train.run import Run, commit
 from zoo.train.state import TrainState
 
@@ -46,6 +56,8 @@ class TextSetup:
     teachers: Mapping[str, LanguageTeacher]
     train: TextSource
     val: TextSource
+    spread: Spread | None = None
+    """How the models lie over the ranks, once they do."""
 
 
 def prepare(config: DistillText, *, meta: bool = False) -> TextSetup:
@@ -72,6 +84,9 @@ def prepare(config: DistillText, *, meta: bool = False) -> TextSetup:
             f"{config.student} is no mixture of experts, which --losses.balance and "
             "--losses.router-z are for; leave them out."
         )
+    sizes_of(config).check_student(student, config.student)
+    if config.precision == "float64":
+        in_float64(student)
     rows = student.get_output_embeddings().weight.shape[0]
     teachers = {}
     for label, name in zip(config.labels, config.teachers, strict=True):
@@ -79,6 +94,8 @@ def prepare(config: DistillText, *, meta: bool = False) -> TextSetup:
         check_vocabulary(teacher, tokenizer, rows)
         check_length(teacher.model, config.length, name)
         teachers[label] = in_precision(teacher, config.precision)
+        if config.precision == "float64":
+            in_float64(teacher.model)
     models = (student, *(teacher.model for teacher in teachers.values()))
     text = with_documents(text, mixed=meta or all(separates_documents(m) for m in models))
     if val is None:
@@ -86,6 +103,18 @@ def prepare(config: DistillText, *, meta: bool = False) -> TextSetup:
     else:
         val = with_documents(val, mixed=text.mixed)
     return TextSetup(config, device, tokenizer, student, teachers, text, val)
+
+
+def sizes_of(config: DistillText) -> Sizes:
+    """Return what is spread over how many ranks."""
+    capacity = config.capacity or None
+    return Sizes(sequence=config.sequence, experts=config.experts, capacity=capacity)
+
+
+def in_float64(model: Any) -> None:
+    """Let experts run one after another: torch's grouped product knows no float64."""
+    if moe_layers(model):
+        model.set_experts_implementation("eager")
 
 
 def check_complete(config: DistillText) -> None:
@@ -147,8 +176,11 @@ def distill_text(config: DistillText, *, resume: bool = False) -> Run:
             stopped being finite. Nothing has been written unless training had begun.
         Interrupted: a signal came; the run can be resumed.
     """
+    sizes_of(config).check_ranks(world())
     config = with_slices(config)
-    if not resume:
+    if resume:
+        check_room(Run(config.out).config(DistillText), config)
+    else:
         Run.refuse_existing(config.out)
     with first_goes_first():  # tokenises
         setup = prepare(config)
@@ -159,26 +191,59 @@ def distill_text(config: DistillText, *, resume: bool = False) -> Run:
         hidden = hidden_match(setup)
         parts = dict(hidden=hidden) if hidden else {}
         student = setup.student.train()
-        state = TrainState.of(student, config.optim, parts=parts, ranks=config.ranks)
+        apart = [name for name, _ in expert_parameters(student)]
+        place = place_over_ranks(setup)
+        state = TrainState.of(
+            student, config.optim, parts=parts, ranks=config.ranks, place=place, apart=apart
+        )
         state.resume(run)
     if not resume:
         run.log("eval", 0, before)
     plan = Plan(len(setup.train), config.batch, config.seed)
-    slices = slices_of_rank(config.num_slices)
-    feed = TextFeed(setup.train, plan, setup.device, config.num_slices, slices)
+    slices = slices_of_rank(config.num_slices, config.sequence)
+    own = setup.spread.own(config.length) if setup.spread else ALL
+    feed = TextFeed(setup.train, plan, setup.device, config.num_slices, slices, own)
 
     def evaluate(model: Any, step: int) -> float:
         found = evaluated(setup, model)
         run.log("eval", step, found)
         return -found["bpb"]
 
-    task = TokenTask(config.losses, setup.teachers, hidden)
+    task = TokenTask(config.losses, setup.teachers, hidden, setup.spread)
     train(task, state, feed, config, run, evaluate=evaluate, title="distil text")
-    model = state.averaged
     run.keep(lambda row: row.get("kind", "train") == "train" or row["step"] < config.steps)
-    measured = dict(before=before, after=evaluated(setup, model), teachers=of_teachers(setup))
+    after = evaluated(setup, state.averaged)
+    measured = dict(before=before, after=after, teachers=of_teachers(setup))
+    model = next(iter(state.forms.values()))  # whole on rank 0
     by_first(partial(finish, run, setup, model, measured, began))
     return run
+
+
+def place_over_ranks(setup: TextSetup) -> Callable[[torch.nn.Module], None] | None:
+    """Spread the teachers as the config says; return what spreads the student, if it is to be."""
+    if not (sizes := sizes_of(setup.config)):
+        return None
+    setup.spread = Spread.over_ranks(sizes, setup.device.type)
+    for label, teacher in setup.teachers.items():
+        whole = setup.spread.place_teacher(teacher.model)
+        if whole and is_first():
+            print(f"Of the teacher {label}, {whole}")
+    return setup.spread.place
+
+
+def check_room(begun: DistillText, config: DistillText) -> None:
+    """Refuse to spread a run with a capacity otherwise: other tokens would find no room.
+
+    Raises:
+        ValueError: it is.
+    """
+    for name in ("sequence", "experts") if config.capacity else ():
+        before, now = getattr(begun, name), getattr(config, name)
+        if before != now:
+            raise ValueError(
+                f"With --capacity experts drop tokens by the processes that share them, so a run "
+                f"keeps its --{name} ({before} there, {now} here)."
+            )
 
 
 def finish(
@@ -230,6 +295,7 @@ def _evaluated(setup: TextSetup, model: Any) -> Evaluation:
                 setup.device,
                 rows=config.eval_rows,
                 batch=max(1, config.batch // config.num_slices),
+                spread=setup.spread,
             )
         )
     model.train(training)
