@@ -43,10 +43,6 @@ def build_report(run_dir: str | Path) -> Path:
         OSError: the folder cannot be written to; an earlier report then stays complete.
     """
     run = read_run(run_dir)
-    if run.config.get("kind", "distill") != "distill":
-        from zoo.eval.report.training import build_training
-
-        return build_training(run)
     gallery = Gallery(run.path / "figures")
     page = template_of("page.html.j2").render(
         title=_title(run),

@@ -11,13 +11,14 @@ from zoo.eval.report.page import (
     PageImage,
     Row,
     Table,
+    build_report,
     compared,
     course,
     run_facts,
     status_of,
     template_of,
 )
-from zoo.eval.report.run_folder import RunFolder, series
+from zoo.eval.report.run_folder import RunFolder, read_run, series
 from zoo.files import written_whole
 
 MOST_PICTURES = 24
@@ -30,6 +31,19 @@ WORDS = {
     "pretext": "teacher",
 }
 """What a run of a kind makes."""
+
+
+def build_page(run_dir: Path) -> Path:
+    """Write `report.html` into the folder of a run of any kind; return the page's path.
+
+    Raises:
+        ValueError: as `build_report`.
+        OSError: the folder cannot be written to.
+    """
+    run = read_run(run_dir)
+    if run.config.get("kind", "distill") == "distill":
+        return build_report(run_dir)
+    return build_training(run)
 
 
 def build_training(run: RunFolder) -> Path:
