@@ -4,10 +4,10 @@ from typing import Any
 
 import torch
 
-import zoo
 from zoo.compiled_blocks import allow_variants
 from zoo.experiments.fast_mamba import fast
 from zoo.experiments.mixers.config import Scale
+from zoo.language.towers import create_language_model
 
 STEP = 16
 """Widths of feed-forward layers are multiples of it."""
@@ -27,7 +27,7 @@ def build(tower: str, scale: Scale, *, positions: int | None = None) -> Any:
     fields = _fields(tower, scale, positions or scale.length)
     if tower != "mamba2":
         fields["intermediate_size"] = _width(tower, fields, _count("mamba2", scale))
-    return zoo.create_model(FAMILIES[tower], **fields)
+    return create_language_model(FAMILIES[tower], **fields)
 
 
 def count(model: Any) -> int:
@@ -44,7 +44,7 @@ def _width(tower: str, fields: dict[str, Any], wanted: int) -> int:
     """Return the width with which a tower's parameters, linear in it, are nearest to a number."""
     with torch.device("meta"):
         first, second = (
-            count(zoo.create_model(FAMILIES[tower], **fields, intermediate_size=n * STEP))
+            count(create_language_model(FAMILIES[tower], **fields, intermediate_size=n * STEP))
             for n in (1, 2)
         )
     return STEP * max(1, 1 + round((wanted - first) / (second - first)))
