@@ -160,14 +160,18 @@ class _Images:
             yield some.to(request.device)
 
 
-def about_model(student: Student) -> dict[str, Any]:
+def about_model(student: Student, side: int | None = None) -> dict[str, Any]:
     """Return `name`, `size`, `parameters` and `macs` of a backbone, for a record of results.
 
     `macs` are the multiply-adds of one image; `None` where they cannot be counted.
+
+    Args:
+        side: Side of the image in pixels; the student's own by default.
     """
+    side = side or student.size[0]
     try:
-        _, macs = cost(case_name(student), student.size[0])
-    except (RuntimeError, NotImplementedError):  # an operator that has no meta form
-        macs = None
+        _, macs = cost(case_name(student), side)
+    except (RuntimeError, NotImplementedError, ValueError, AssertionError):
+        macs = None  # an operator that has no meta form, or a backbone that refuses such images
     parameters = sum(p.numel() for p in student.backbone.parameters())
-    return dict(name=student.recipe[0], size=student.size[0], parameters=parameters, macs=macs)
+    return dict(name=student.recipe[0], size=side, parameters=parameters, macs=macs)

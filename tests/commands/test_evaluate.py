@@ -71,6 +71,37 @@ def test_planted_classes_score_one_hundred_and_the_line_holds_what_a_rerun_needs
     assert knn.scores()["knn/top1"].value == 100 and len(knn.scores()["knn/top1"].keys) == 12
 
 
+def test_multiply_adds_are_those_of_the_size_that_a_benchmark_uses(images, tmp_path):
+    from zoo.eval.settings import SegmentSettings
+    from zoo.eval.speed.models import cost
+
+    streets, out = tmp_path / "streets", tmp_path / "results.jsonl"
+    for part in ("train", "val"):
+        for kind in ("images", "masks"):
+            (streets / kind / part).mkdir(parents=True)
+        for i in range(2):
+            Image.new("RGB", (96, 96), (i, 0, 0)).save(streets / "images" / part / f"{i}.png")
+            mask = Image.fromarray(np.arange(96 * 96, dtype=np.uint8).reshape(96, 96) % 2)
+            mask.save(streets / "masks" / part / f"{i}.png")
+    (streets / "classes.json").write_text('["a", "b"]')
+    short = SegmentSettings(crop=96, stride=96, steps=1, batch=2, warmup=0, pictures=0)
+    evaluate(
+        "test_vit",
+        EvalRequest(
+            on=("knn", "segment"),
+            data={"knn": (images,), "segment": (streets,)},
+            settings={"segment": short},
+            size=64,
+            out=out,
+        ),
+        show=False,
+    )
+    knn, segment = read(out)
+    assert (knn.size, segment.size) == (64, 96)
+    for record in (knn, segment):
+        assert record.model["macs"] == cost("test_vit,num_classes=0", record.size)[1]
+
+
 def test_a_model_without_weights_is_drawn_by_the_seed(images):
     hashes = [
         evaluate("test_vit", asked(images, "knn", seed=seed), show=False)[0].weights_hash

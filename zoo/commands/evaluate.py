@@ -22,16 +22,19 @@ from zoo.data.names import is_stream
 from zoo.eval.benchmarks import (
     BENCHMARKS,
     DEFAULT,
+    checked_settings,
     find,
     load,
     measures_language,
     settings_of,
 )
+from zoo.eval.detect.detector import is_detector, load_detector
 from zoo.eval.fidelity import fidelity
 from zoo.eval.language.subject import TextSubject, about_text_model
 from zoo.eval.registry import Found, Parts, Picture, Subject
 from zoo.eval.results import (
     SUFFIX,
+    TRAINED,
     Record,
     check_out,
     finished,
@@ -184,25 +187,38 @@ def _paths(
 
 def _measure_all(subject: Measured, request: EvalRequest) -> Iterator[Record]:
     """Run benchmark after benchmark; each result is written before the next one starts."""
+    settings = {name: request.settings.get(name) or settings_of(name)() for name in request.on}
+    used = {  # every check comes before any work
+        name: plain(checked_settings(name, subject, request.data.get(name, ()), settings[name]))
+        for name in request.on
+    }
     about = by_first(partial(_about, subject, request))
     about_data = cache(lambda path: by_first(partial(_about_data, path, request)))
+    about_size = cache(lambda side: by_first(partial(_about_size, subject, about, side)))
     for name in request.on:
-        run, settings_class = load(name)
-        settings = request.settings.get(name) or settings_class()
-        reads = BENCHMARKS[name].reads
+        run, benchmark = load(name)[0], BENCHMARKS[name]
         paths: Sequence[Path | None] = request.data.get(name, ())
-        if reads == "nothing":
+        if benchmark.reads == "nothing":
             paths = (None,)
         elif request.features is not None:
             paths = (request.features,)
+        side = (used[name] | used[name].get(TRAINED, {})).get(benchmark.side)
         for path in paths:
             known = about | about_data(path)  # a folder is hashed once for all that read it
-            record = Record(benchmark=name, values={}, settings=_plain(settings), **known)
+            known |= about_size(side)
+            record = Record(benchmark=name, values={}, settings=used[name], **known)
             found = by_first(partial(_known, record, subject, request)) or _measure_one(
-                record, subject, path, partial(run, subject, path, settings), request
+                record, subject, path, partial(run, subject, path, settings[name]), request
             )
             if is_first():
                 yield found
+
+
+def _about_size(subject: Measured, about: Mapping[str, Any], side: int | None) -> dict[str, Any]:
+    """Describe the model at the size at which a benchmark sees the images."""
+    if side is None or not isinstance(subject, Subject) or subject.made is None:
+        return {}
+    return dict(model=about["model"] | about_model(subject.student, side))
 
 
 def _known(record: Record, subject: Measured, request: EvalRequest) -> Record | None:
@@ -277,9 +293,10 @@ def _free_work(work: Path, *, resume: bool) -> Path:
     return work
 
 
-def _plain(settings: Any) -> dict[str, Any]:
+def plain(settings: Any) -> dict[str, Any]:
     """Return settings as JSON gives them back: tuples as lists, paths as text."""
-    return json.loads(json.dumps(dataclasses.asdict(settings), default=str))
+    own = settings if isinstance(settings, Mapping) else dataclasses.asdict(settings)
+    return json.loads(json.dumps(own, default=str))
 
 
 def _about_data(path: Path | None, request: EvalRequest) -> dict[str, Any]:
@@ -311,9 +328,9 @@ def _about(subject: Measured, request: EvalRequest) -> dict[str, Any]:
         stored = about_features(request.features)
         about |= dict(weights_hash=stored["weights_hash"], model=stored["model"])
         return about | dict(precision=stored["precision"])
-    return about | dict(
-        weights_hash=hash_weights(subject.student), model=about_model(subject.student)
-    )
+    trained = is_detector(Path(subject.name))
+    whole = load_detector(trained) if trained else subject.student  # a detector has heads too
+    return about | dict(weights_hash=hash_weights(whole), model=about_model(subject.student))
 
 
 def _measure_run(target: str, folder: Path, request: EvalRequest) -> list[Record]:
@@ -425,7 +442,7 @@ def show_plan(targets: Sequence[str | None], request: EvalRequest) -> None:
             shown = ""
             if name in BENCHMARKS:
                 settings = request.settings.get(name) or settings_of(name)()
-                shown = ", ".join(f"{k}={v}" for k, v in _plain(settings).items())
+                shown = ", ".join(f"{k}={v}" for k, v in plain(settings).items())
             table.add_row(
                 str(target or request.features), name, str(request.features or paths), shown
             )
@@ -470,7 +487,7 @@ def compare_targets(first: str, second: str, request: EvalRequest) -> None:
     Raises:
         ValueError: the two share no benchmark with the same data and settings.
     """
-    from zoo.eval.paired import compare
+    from zoo.eval.paired import compare, pair
 
     sides = records_of(first, request), records_of(second, request)
     if not is_first():
@@ -483,3 +500,5 @@ def compare_targets(first: str, second: str, request: EvalRequest) -> None:
         table.add_row(*row.describe(), style="bold" if row.separated else None)
     table.caption = "Paired bootstrap over images; what the interval separates from 0 is bold."
     Console().print(table)
+    for line in pair(*sides).left_out(first, second):
+        print(f"not compared: {line}")
