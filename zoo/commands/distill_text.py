@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -197,11 +198,11 @@ def distill_text(config: DistillText, *, resume: bool = False) -> Run:
             stopped being finite. Nothing has been written unless training had begun.
         Interrupted: a signal came; the run can be resumed.
     """
-    sizes_of(config).check_ranks(world())
-    config = with_slices(config)
     if resume:
         check_room(Run(config.out).config(DistillText), config)
-    else:
+    sizes_of(config).check_ranks(world())
+    config = with_slices(config)
+    if not resume:
         Run.refuse_existing(config.out)
     with first_goes_first():  # tokenises
         setup = prepare(config)
@@ -333,12 +334,16 @@ def of_teachers(setup: TextSetup) -> dict[str, Evaluation]:
 
 
 def export(run: Run, setup: TextSetup, model: Any) -> None:
+    """Write the student into a run's folder."""
+    write_model(run.path / "export", model, setup.tokenizer)
+
+
+def write_model(folder: Path, model: Any, tokenizer: Tokenizer) -> None:
     """Write an ordinary folder of transformers, with the tokenizer where there is one."""
-    folder = run.path / "export"
-    temporary = run.path / ".export.tmp"
+    temporary = folder.with_name(f".{folder.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     model.save_pretrained(temporary)
-    if inner := getattr(setup.tokenizer, "inner", None):
+    if inner := getattr(tokenizer, "inner", None):
         inner.save_pretrained(temporary)
     shutil.rmtree(folder, ignore_errors=True)
     temporary.rename(folder)
