@@ -45,6 +45,7 @@ from zoo.train.masks import MaskTask, bake, learn_masks
 from zoo.train.optim import build_optimizer, learning_rate
 from zoo.train.task import Task
 
+COUNTS = False
 LEARNED = ("learned", "weights")
 """MaskLLM, and the control: magnitude's mask, its weights trained."""
 
@@ -184,7 +185,7 @@ class Bench:
         with tensor_cores(self.device):
             for step, batch in enumerate(self.batches(seed)):
                 counter = FlopCounterMode(display=False)
-                with counter if step == 0 else nullcontext():
+                with counter if step == 0 and COUNTS else nullcontext():
                     with autocast("auto", self.device):
                         targets = task.targets(batch, step)
                         found = task.losses(state, batch, targets, step)
