@@ -71,6 +71,7 @@ BENCHMARKS: dict[str, Benchmark] = {
         "knn/top1",
         reads="features",
         settings="zoo.eval.settings:KnnSettings",
+        check="zoo.eval.knn:used",
     ),
     "linear": Benchmark(
         "zoo.eval.linear:measure",
@@ -78,6 +79,7 @@ BENCHMARKS: dict[str, Benchmark] = {
         "linear/top1",
         reads="features",
         settings="zoo.eval.settings:LinearSettings",
+        check="zoo.eval.knn:used",
     ),
     "fewshot": Benchmark(
         "zoo.eval.fewshot:fewshot",
@@ -85,12 +87,14 @@ BENCHMARKS: dict[str, Benchmark] = {
         "fewshot/5/top1",
         reads="features",
         settings="zoo.eval.settings:FewshotSettings",
+        check="zoo.eval.knn:used",
     ),
     "zeroshot": Benchmark(
         "zoo.eval.zeroshot:zeroshot",
         "zero-shot",
         "zeroshot/top1",
         settings="zoo.eval.settings:ZeroShotSettings",
+        check="zoo.eval.zeroshot:used",
         spread=True,
     ),
     "segment": Benchmark(
@@ -98,6 +102,7 @@ BENCHMARKS: dict[str, Benchmark] = {
         "segmentation",
         "segment/miou",
         settings="zoo.eval.settings:SegmentSettings",
+        check="zoo.eval.dense.segment:used",
         side="crop",
     ),
     "retrieval": Benchmark(
@@ -105,6 +110,7 @@ BENCHMARKS: dict[str, Benchmark] = {
         "retrieval",
         "retrieval/image_to_text/recall5",
         settings="zoo.eval.settings:RetrievalSettings",
+        check="zoo.eval.retrieval:used",
         spread=True,
     ),
     "correspondence": Benchmark(
@@ -118,6 +124,7 @@ BENCHMARKS: dict[str, Benchmark] = {
         "depth",
         "depth/delta1",
         settings="zoo.eval.settings:DepthSettings",
+        check="zoo.eval.dense.depth:used",
         side="crop",
     ),
     "masks": Benchmark(
@@ -125,6 +132,7 @@ BENCHMARKS: dict[str, Benchmark] = {
         "masks",
         "masks/miou",
         settings="zoo.eval.settings:SamMasksSettings",
+        check="zoo.eval.dense.sam_masks:used",
         spread=True,
     ),
     "detect": Benchmark(

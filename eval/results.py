@@ -59,6 +59,8 @@ class Record:
     versions: Mapping[str, str] = field(default_factory=dict)
     machine: Mapping[str, Any] = field(default_factory=dict)
     threads: int | None = None
+    load: float | None = None
+    """Processes that ran or waited on the machine in the minute before."""
     scores_file: str | None = None
     """File of the scores of single images, relative to the result file."""
     pictures: Sequence[Mapping[str, str]] = ()

@@ -155,6 +155,65 @@ def test_a_dry_run_reads_no_image_and_writes_nothing(images, tmp_path, capsys):
     assert not out.exists()
 
 
+def test_a_dry_run_counts_the_images_and_refuses_data_that_does_not_fit(images, tmp_path, capsys):
+    main(["eval", "test_vit", "--on", "knn", "--size", "64", "--data", str(images), "--dry-run"])
+    told = capsys.readouterr().out
+    assert "20 + 12, 2 classes" in told and "s for the network" in told
+    Image.new("RGB", (32, 32)).save(tmp_path / "alone.png")
+    Image.new("RGB", (32, 32)).save(tmp_path / "other.png")
+    with pytest.raises(SystemExit):
+        main(["eval", "test_vit", "--on", "knn", "--data", str(tmp_path), "--dry-run"])
+    assert "has no classes" in capsys.readouterr().err
+
+
+def test_every_benchmark_stands_in_the_help_of_on(capsys):
+    from zoo.commands.evaluate_args import EvalArgs
+
+    with pytest.raises(SystemExit):
+        main(["eval", "--help"])
+    told = capsys.readouterr().out
+    assert all(name in told for name in BENCHMARKS) and "--device" in told and EvalArgs
+
+
+def test_checks_of_all_benchmarks_come_before_the_first_number(images, tmp_path, capsys):
+    out = tmp_path / "results.jsonl"
+    words = ["eval", "test_vit", "--on", "knn,zeroshot", "--size", "64", "--data", str(images)]
+    with pytest.raises(SystemExit):
+        main([*words, "--zeroshot.teacher", "open_clip:ViT-B-32", "--out", str(out)])
+    assert "has no head 'ViT-B-32'" in capsys.readouterr().err
+    assert not out.exists()
+
+
+def test_windows_step_by_two_thirds_of_a_crop_of_any_size(images, tmp_path):
+    from zoo.eval.dense.windows import stride_of
+    from zoo.eval.settings import DepthSettings, SegmentSettings
+
+    assert stride_of(SegmentSettings()) == 341 and stride_of(DepthSettings()) == 320
+    assert stride_of(SegmentSettings(crop=96)) == 64
+    assert stride_of(SegmentSettings(crop=96, stride=90)) == 90
+
+
+def test_options_of_zoo_detect_are_those_of_its_training(capsys):
+    from zoo.commands.evaluate_args import _spelt_out
+
+    given = ["--detect.steps", "5", "--detect.optim.lr=1e-3", "--detect.size", "64"]
+    assert _spelt_out([*given, "--detect.training.batch", "2"]) == [
+        "--detect.training.steps", "5", "--detect.training.optim.lr=1e-3", "--detect.size", "64",
+        "--detect.training.batch", "2",
+    ]  # fmt: skip
+
+
+def test_speed_is_recorded_with_its_spread_and_the_load_of_the_machine(tmp_path):
+    from zoo.eval.settings import SpeedSettings
+
+    out, settings = tmp_path / "r.jsonl", {"speed": SpeedSettings(rounds=4)}
+    evaluate("test_vit", EvalRequest(on=("speed",), size=64, batch=2, settings=settings, out=out))
+    (record,) = read(out)
+    rates = [record.values[f"speed/{name}"] for name in ("img_s_low", "img_s", "img_s_high")]
+    assert 0 < rates[0] <= rates[1] <= rates[2]
+    assert record.load is not None and record.load >= 0
+
+
 def test_what_was_measured_before_a_benchmark_refused_is_shown_and_kept(images, tmp_path, capsys):
     out = tmp_path / "results.jsonl"
     settings = {"fewshot": FewshotSettings(shots=(99,))}

@@ -11,7 +11,6 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
-import timm
 import torch
 from rich.console import Console
 from rich.table import Table
@@ -37,6 +36,7 @@ from zoo.eval.results import (
     TRAINED,
     Record,
     check_out,
+    files_of,
     finished,
     hash_data,
     hash_weights,
@@ -46,14 +46,15 @@ from zoo.eval.results import (
 )
 from zoo.eval.speed.environment import environment
 from zoo.eval.subject import EvalRequest, about_model, is_run_folder
-from zoo.language.open import open_language_model
 from zoo.students.export import load_export
-from zoo.teachers.name import unknown_name
 from zoo.train.distill.config import Distill
 from zoo.train.distill.setup import prepare
 from zoo.train.fields import changed
 from zoo.train.mesh import MORE_PATIENCE, by_first, is_first, union
 from zoo.train.run import Run
+
+LOSSES = "metrics.jsonl"
+"""What a training has logged; it stays beside the result."""
 
 
 def read_data(words: Sequence[str], on: Sequence[str]) -> dict[str, tuple[Path, ...]]:
@@ -188,10 +189,11 @@ def _paths(
 def _measure_all(subject: Measured, request: EvalRequest) -> Iterator[Record]:
     """Run benchmark after benchmark; each result is written before the next one starts."""
     settings = {name: request.settings.get(name) or settings_of(name)() for name in request.on}
-    used = {  # every check comes before any work
-        name: plain(checked_settings(name, subject, request.data.get(name, ()), settings[name]))
-        for name in request.on
-    }
+    used: dict[str, dict[str, Any]] = {}
+    for name in request.on:  # every check comes before any work
+        found = checked_settings(name, subject, request.data.get(name, ()), settings[name])
+        used[name] = plain(found)
+        settings[name] = settings[name] if isinstance(found, Mapping) else found
     about = by_first(partial(_about, subject, request))
     about_data = cache(lambda path: by_first(partial(_about_data, path, request)))
     about_size = cache(lambda side: by_first(partial(_about_size, subject, about, side)))
@@ -278,6 +280,9 @@ def _kept(
     record = replace(record, values=values, seconds=seconds, kept=scores, unreadable=lost)
     written = kept(record, request, scores, pictures)
     if subject.work and subject.work.exists():
+        if request.out and (losses := subject.work / LOSSES).is_file():
+            files_of(request.out).mkdir(exist_ok=True)
+            shutil.copyfile(losses, files_of(request.out) / f"{subject.work.name}-losses.jsonl")
         shutil.rmtree(subject.work)
         if not any(subject.work.parent.iterdir()):
             subject.work.parent.rmdir()
@@ -314,7 +319,7 @@ def _about_data(path: Path | None, request: EvalRequest) -> dict[str, Any]:
 def _about(subject: Measured, request: EvalRequest) -> dict[str, Any]:
     """Say what a rerun needs to know besides the benchmark."""
     around = environment(request.command)
-    keys = ("date", "command", "versions", "machine", "threads")
+    keys = ("date", "command", "versions", "machine", "threads", "load")
     about = {key: around[key] for key in keys}
     about |= dict(
         target=subject.name, precision=request.precision, batch=request.batch, seed=request.seed
@@ -419,41 +424,6 @@ def _show_published(record: Record) -> None:
             f"({figure.source})",
             highlight=False,
         )
-
-
-def show_plan(targets: Sequence[str | None], request: EvalRequest) -> None:
-    """Print what would be measured: no weights are loaded and no image is read.
-
-    Raises:
-        ValueError: what an evaluation would be refused for.
-    """
-    for target in targets:
-        refuse_language(target, request)
-    check(request)
-    for target in targets:
-        if target is not None and measures_language(request.on):
-            open_language_model(target, device="meta")
-        elif target is not None and not _is_known(target):
-            raise unknown_name(target, timm.list_models(), "run, export or registered model")
-    table = Table("target", "benchmark", "data", "settings", title="would measure")
-    for target in targets:
-        for name in request.on or (DEFAULT if not is_run_folder(Path(target or "")) else ("run",)):
-            paths = ", ".join(map(str, request.data.get(name, ())))
-            shown = ""
-            if name in BENCHMARKS:
-                settings = request.settings.get(name) or settings_of(name)()
-                shown = ", ".join(f"{k}={v}" for k, v in plain(settings).items())
-            table.add_row(
-                str(target or request.features), name, str(request.features or paths), shown
-            )
-    Console().print(table)
-    out = request.out or "the screen only (--out FILE.jsonl keeps them)"
-    print(f"on {request.device}, {request.precision}, batches of {request.batch}, ", end="")
-    print(f"seed {request.seed}; results to {out}")
-
-
-def _is_known(target: str) -> bool:
-    return Path(target).exists() or timm.is_model(target.partition(".")[0])
 
 
 # ---------------------------------------------------------------- comparing

@@ -17,7 +17,7 @@ from zoo.language.expert_parallel import (
 from zoo.language.moe import moe_layers
 from zoo.language.token_parallel import TokenParallel, check_model
 from zoo.language.tokens import ALL
-from zoo.layers.sequence import Group, even_lengths, world
+from zoo.layers.sequence import Group, world
 
 if TYPE_CHECKING:  # seconds to import, which no other run needs
     from torch.distributed.device_mesh import DeviceMesh
@@ -70,6 +70,15 @@ class Sizes:
             check_model(model, self.sequence)
 
 
+def stretch(length: int, num_ranks: int, rank: int) -> slice:
+    """Return the columns of one of the ranks that hold a row; see `even_lengths`."""
+    if num_ranks == 1:
+        return ALL
+    share, rest = divmod(length, num_ranks)
+    begin = rank * share + min(rank, rest)
+    return slice(begin, begin + share + (rank < rest))
+
+
 @dataclass
 class Spread:
     """Models over the ranks of a run."""
@@ -102,10 +111,8 @@ class Spread:
 
     def own(self, length: int) -> slice:
         """Return the columns of this rank, of rows of `length` tokens."""
-        if self.sequence is None:
-            return ALL
-        lengths, rank = even_lengths(length, self.sequence), self.sequence.rank()
-        return slice(sum(lengths[:rank]), sum(lengths[: rank + 1]))
+        rank = 0 if self.sequence is None else self.sequence.rank()
+        return stretch(length, world(self.sequence), rank)
 
     def place(self, model: Any) -> None:
         """Spread a student, or its average, in place.
