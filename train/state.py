@@ -200,11 +200,11 @@ class TrainState:
     def forms(self) -> dict[str, Any]:
         """What may be evaluated and exported: `average`, if there is one, and `raw`.
 
-        Weights that are cut over ranks are gathered for it, once a step: every rank asks, and rank
-        0 gets models.
+        Weights that are cut over ranks, and models that ranks run together, are gathered for it,
+        once a step: every rank asks, and rank 0 gets models.
         """
         found = (dict(average=self.ema.module) if self.ema else {}) | dict(raw=self.model)
-        if not is_sharded(self.learned):
+        if not (self.spread or is_sharded(self.learned)):
             return found
         if self.gathered is None or self.gathered[0] != self.step:
             forms = {name: self._gathered(model) for name, model in found.items()}

@@ -15,6 +15,7 @@ from zoo.language.tokens import ALL, TokenFeatures, Tokens, read_tokens
 from zoo.layers.sequence import Group
 from zoo.teachers.from_language import LanguageTeacher
 from zoo.train.distill.hidden import HiddenMatch
+from zoo.train.distill.on_policy import OwnText
 from zoo.train.distill.token_config import TokenLosses
 from zoo.train.distill.token_losses import cross_entropy, kl
 from zoo.train.distill.token_teachers import TokenTeacher
@@ -36,6 +37,7 @@ class TokenTask(Task):
     Args:
         hidden: Compares the hidden states of those teachers whose labels it has.
         specs: What each teacher counts, by label; 1 by default.
+        own: Rows that the student writes itself.
         spread: How the models lie over the ranks, if they do.
     """
 
@@ -45,9 +47,10 @@ class TokenTask(Task):
         teachers: Mapping[str, LanguageTeacher],
         hidden: HiddenMatch | None = None,
         specs: Mapping[str, TokenTeacher] | None = None,
+        own: OwnText | None = None,
         spread: Spread | None = None,
     ):
-        self.spread = spread
+        self.own, self.spread = own, spread
         self.config, self.teachers, self.hidden = losses, teachers, hidden
         every = TokenTeacher(name="")
         self.specs = {label: (specs or {}).get(label, every) for label in teachers}
@@ -57,16 +60,26 @@ class TokenTask(Task):
 
     def targets(self, batch: Tokens, step: int) -> dict[str, TokenFeatures]:
         """Ask the teachers; a head is a parameter, so only hidden states are made."""
+        if self.own and self.own.number(step, len(batch.ids)):
+            return {}  # the student has still to write
+        return self.asked(batch)
+
+    def asked(self, batch: Tokens) -> dict[str, TokenFeatures]:
+        """Return what each teacher makes of a batch."""
         return {label: teacher(batch) for label, teacher in self.teachers.items()}
 
     def losses(
         self, state: TrainState, batch: Tokens, targets: dict[str, TokenFeatures], step: int
     ) -> dict[str, Loss]:
         config, routers = self.config, []
+        counted = texts = batch.counted
+        if self.own and self.own.number(step, len(batch.ids)):
+            batch, counted, texts = self.own.mixed(state.model, batch, step)
+            targets = self.asked(batch)
         with watched_routers(state.model, routers) if config.routers else nullcontext():
             features = read_tokens(state.model, batch, at=self.at)
         ours = flat(features)
-        counted, count = batch.counted.flatten(), batch.ids.numel()
+        counted, count = counted.flatten(), batch.ids.numel()
         found = router_losses(routers, batch, self.spread and self.spread.sequence)
         for label, theirs in targets.items():
             options: Any = dict(tau=config.tau, chunk=config.chunk, kind=config.kind)
@@ -77,7 +90,7 @@ class TokenTask(Task):
                 found[f"{label}/hidden"] = self.hidden(label, *both, counted)
         if config.ce:
             following = batch.following.flatten()
-            found["ce"] = cross_entropy(*ours, following, counted, chunk=config.chunk)
+            found["ce"] = cross_entropy(*ours, following, texts.flatten(), chunk=config.chunk)
         if self.spread and self.spread.sizes.capacity:
             wide = torch.promote_types(ours.last.dtype, torch.float32)
             dropped = self.spread.dropped(counted.numel())
