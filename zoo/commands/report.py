@@ -28,9 +28,12 @@ def main(argv: list[str]) -> None:
     from zoo.eval.report.joined import build_joined
     from zoo.eval.report.page import build_report
     from zoo.eval.report.pruned import build_pruned, is_pruned
+    from zoo.eval.report.questions import build_questions, is_image_text
 
     if len(args.runs) == 1 and is_pruned(args.runs[0]):
         print(build_pruned(args.runs[0]).resolve())
+    elif len(args.runs) == 1 and is_image_text(args.runs[0]):
+        print(build_questions(args.runs[0]).resolve())
     elif len(args.runs) == 1 and args.runs[0].suffix != ".jsonl" and args.out is None:
         print(build_report(args.runs[0]).resolve())
     else:
