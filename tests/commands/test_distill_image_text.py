@@ -36,6 +36,7 @@ def test_a_run_ends_with_a_llava_its_controls_and_a_page_of_answers(run):
     assert page.count("data:image/png") >= len(shown)
 
 
+@pytest.mark.long
 def test_a_run_that_goes_on_ends_where_one_that_was_not_stopped_does(run, tmp_path):
     words = f"distill --image-text generated:48 {WORDS} --every.checkpoint 2 --every.log 1"
     zoo(f"{words} --steps 3 --out {tmp_path}/whole")
