@@ -52,7 +52,7 @@ def train(
         Interrupted: a signal came; the state is saved.
         ValueError: a loss is not finite; the batch's keys stand in `nan_batch.json`.
     """
-    device, every = state.device, config.every
+    device, every, first = state.device, config.every, state.step
     precision = partial(autocast, config.precision, device)
     coming = prefetch(
         numbered(feed, state.step, config.steps), task.targets, device, precision, ahead=ahead
@@ -69,6 +69,8 @@ def train(
             counts = feed.counts(state.step)
             losses = take_step(wrapped, state, parts, counts, config, precision, buffers)
             update(state, losses, config)
+            if device.type == "cuda" and state.step == first + 1:  # the optimizer's state is there
+                run.prepare(state.state())
 
             step, stops = state.step, any_rank(interrupt.signal is not None or run.lost())
             ends = step == config.steps

@@ -5,7 +5,18 @@ from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
 from zoo.train.config import Every, Optim, Training
-from zoo.train.ranges import BATCH, COUNT, FRACTION, POSITIVE, PROPER_SHARE, at_least, check_ranges
+from zoo.train.distill.config import Normalise
+from zoo.train.distill.token_teachers import TokenTeacher
+from zoo.train.ranges import (
+    BATCH,
+    COUNT,
+    FRACTION,
+    POSITIVE,
+    PROPER_SHARE,
+    at_least,
+    between,
+    check_ranges,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,8 +51,8 @@ class TokenLosses:
 
     def __post_init__(self):
         check_ranges(self, "losses.")
-        if not self.kl + self.ce:
-            raise ValueError("losses.kl is 0 and losses.ce 0; one must be above 0.")
+        if not self.kl + self.ce + self.hidden:
+            raise ValueError("losses.kl, losses.hidden and losses.ce are 0; one must be above 0.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,13 +73,23 @@ class DistillText(Training):
     eval_rows: Annotated[int, COUNT] = 256
     """Most rows that are evaluated on."""
     teachers: tuple[str, ...] = ()
-    """lm:FOLDER or lm:NAME, frozen; none with losses.kl 0."""
+    """lm:FOLDER or lm:NAME, frozen. NAME,kl=0.5,hidden=2: what each counts of losses.kl and
+    losses.hidden; kl=0 for one whose hidden states alone are learnt."""
+    normalise: Normalise = "none"
+    """Scale on which teachers' hidden states are matched, as of images; none compares each token's
+    error with its target's square."""
+    calibration: Annotated[int, between(1, 1_000_000)] = 16
+    """Batches from which the statistics of hidden states are taken before step 0."""
     student: str = ""
     """lm:FOLDER of transformers' files, such as a pruned one; /random leaves its weights out."""
     tokenizer: str | None = None
     """bytes, or a folder; the student's own by default."""
     length: Annotated[int, COUNT] = 512
     """Tokens in a row."""
+    attention: Literal["auto", "sdpa", "split", "flex", "varlen", "xformers"] = "auto"
+    """How the documents of a row are kept apart: sdpa under a mask, split (sdpa once a document),
+    FlexAttention, torch's variable-length kernels, or xformers' block-diagonal masks. auto takes
+    the fastest that runs here and answers as the model does; on a CPU nothing is changed."""
     batch: Annotated[int, BATCH] = 16
     out: Path = Path("runs/distill_text")
     """Folder of the run; it must not exist yet."""
@@ -82,8 +103,21 @@ class DistillText(Training):
         return self.batch * self.length
 
     @property
+    def specs(self) -> list[TokenTeacher]:
+        """The teachers, and what they count."""
+        return [TokenTeacher.parse(text) for text in self.teachers]
+
+    @property
+    def matched(self) -> list[str]:
+        """The labels of the teachers whose hidden states are compared."""
+        both = zip(self.labels, self.specs, strict=True)
+        return [label for label, spec in both if self.losses.hidden * spec.hidden]
+
+    @property
     def labels(self) -> list[str]:
         """A short name for each teacher, unique in this run."""
-        places = (name.removeprefix("lm:").removesuffix("/random") for name in self.teachers)
-        names = [Path(place).name or "teacher" for place in places]
+        names = (spec.name for spec in self.specs)
+        places = (name.removeprefix("lm:").removesuffix("/random") for name in names)
+        paths = (Path(p).parent if Path(p).name == "export" else Path(p) for p in places)
+        names = [path.name or "teacher" for path in paths]
         return [f"{n}_{i + 1}" if names.count(n) > 1 else n for i, n in enumerate(names)]

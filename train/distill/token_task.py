@@ -14,6 +14,7 @@ from zoo.teachers.from_language import LanguageTeacher
 from zoo.train.distill.hidden import HiddenMatch
 from zoo.train.distill.token_config import TokenLosses
 from zoo.train.distill.token_losses import cross_entropy, kl
+from zoo.train.distill.token_teachers import TokenTeacher
 from zoo.train.mesh import gathered, share
 from zoo.train.state import TrainState
 from zoo.train.task import Loss, Task
@@ -27,18 +28,26 @@ class Flat(NamedTuple):
 
 
 class TokenTask(Task):
-    """Frozen towers, and the text itself, into one tower."""
+    """Frozen towers, and the text itself, into one tower.
+
+    Args:
+        hidden: Compares the hidden states of those teachers whose labels it has.
+        specs: What each teacher counts, by label; 1 by default.
+    """
 
     def __init__(
         self,
         losses: TokenLosses,
         teachers: Mapping[str, LanguageTeacher],
         hidden: HiddenMatch | None = None,
+        specs: Mapping[str, TokenTeacher] | None = None,
     ):
         self.config, self.teachers, self.hidden = losses, teachers, hidden
+        every = TokenTeacher(name="")
+        self.specs = {label: (specs or {}).get(label, every) for label in teachers}
         self.at = losses.hidden_at if hidden else ()
-        for teacher in teachers.values():
-            teacher.at = self.at
+        for label, teacher in teachers.items():
+            teacher.at = self.at if hidden and label in hidden.labels else ()
 
     def targets(self, batch: Tokens, step: int) -> dict[str, TokenFeatures]:
         """Ask the teachers; a head is a parameter, so only hidden states are made."""
@@ -55,8 +64,9 @@ class TokenTask(Task):
         found = router_losses(routers, batch.segments.flatten() >= 0) if routers else {}
         for label, theirs in targets.items():
             options: Any = dict(tau=config.tau, chunk=config.chunk, kind=config.kind)
-            found[f"{label}/kl"] = kl(*ours, *flat(theirs), counted, **options)
-            if self.hidden:
+            if config.kl * self.specs[label].kl:
+                found[f"{label}/kl"] = kl(*ours, *flat(theirs), counted, **options)
+            if self.hidden and label in self.hidden.labels:
                 both = (features.hidden, theirs.hidden)
                 found[f"{label}/hidden"] = self.hidden(label, *both, counted)
         if config.ce:
@@ -70,7 +80,9 @@ class TokenTask(Task):
     def _weight(self, name: str) -> float | Tensor:
         label, _, part = name.rpartition("/")
         if part == "hidden" and self.hidden:
-            return self.config.hidden * self.hidden.weight(label)
+            return self.config.hidden * self.specs[label].hidden * self.hidden.weight(label)
+        if part == "kl":
+            return self.config.kl * self.specs[label].kl
         return getattr(self.config, part)
 
     def observe(self, means: Mapping[str, Tensor], step: int) -> None:

@@ -44,7 +44,7 @@ def open_measured(target: str | None, request: EvalRequest) -> Measured:
     if kind != "vision":
         opened = open_text_subject if kind == "language" else open_image_text_subject
         return opened(
-            target, tokenizer=request.tokenizer, device=request.device,
+            target, tokenizer=request.tokenizer, device=request.place,
             precision=request.precision, batch=request.batch, seed=request.seed,
         )  # fmt: skip
     is_run = target is not None and is_run_folder(Path(target))
