@@ -192,6 +192,28 @@ def test_a_run_does_not_go_on_with_other_teachers_or_another_normaliser(place, c
     assert "started with other weights of parent" in capsys.readouterr().err
 
 
+def test_a_student_learns_from_what_it_writes_and_resumes_to_the_bit(place, capsys):
+    own = ("--on-policy.fraction", "0.5", "--on-policy.length", "6", "--losses.kind", "reverse")
+    run(*own, "--steps", "6", "--every.checkpoint", "3", "--every.log", "1")
+    before = (place / "out" / "export" / "model.safetensors").read_bytes()
+    assert lines(place / "out")[-1]["parent/kl"] < lines(place / "out")[0]["parent/kl"]
+    shutil.rmtree(place / "out" / "checkpoints" / "step_00000006")
+    main(["distill", "--resume", "out"])
+    assert (place / "out" / "export" / "model.safetensors").read_bytes() == before
+
+
+def test_without_rows_of_its_own_a_run_is_as_it_was_to_the_bit(place, capsys):
+    run("--steps", "2", "--every.log", "1")
+    run("--steps", "2", "--every.log", "1", "--on-policy.length", "6", out="off")
+    written = [(place / n / "export" / "model.safetensors").read_bytes() for n in ("out", "off")]
+    assert lines(place / "out") == lines(place / "off") and written[0] == written[1]
+    (sample, *_) = json.loads((place / "out" / "about.json").read_text())["samples"]
+    assert sample["prompt"] + sample["text"] in TEXT and sample["before"] != sample["text"]
+    main(["report", "out"])
+    page = (place / "out" / "report.html").read_text()
+    assert "Generation" in page and sample["prompt"] in page
+
+
 def lines(folder) -> list[dict]:
     rows = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
     return [row for row in rows if row["kind"] == "train"]
@@ -210,6 +232,8 @@ def lines(folder) -> list[dict]:
         ({}, "lm:./nothing", "config.json is missing"),
         (dict(text="nothing.txt"), "lm:parent", "There is no text"),
         (dict(words=("--losses.tau", "0")), "lm:parent", "tau"),
+        (dict(words=("--on-policy.fraction", "1")), "lm:parent", "have no room for a prompt"),
+        (dict(words=("--on-policy.fraction", "2")), "lm:parent", "on_policy.fraction"),
         (dict(length=100_000), "lm:parent", "a row has 2 or more"),
         (dict(words=("--attention", "varlen")), "lm:parent", "varlen does not run with lm:small"),
         (dict(words=("--optim.lora", "4")), "lm:parent", "this training has no adapters"),

@@ -56,6 +56,20 @@ class TokenLosses:
 
 
 @dataclass(frozen=True, kw_only=True)
+class OnPolicy:
+    """Rows that the student writes itself, for the teachers to judge (GKD, 2306.13649)."""
+
+    fraction: Annotated[float, FRACTION] = 0.0
+    """Share of the rows in which the text goes on as the student does; 0 is off."""
+    length: Annotated[int, COUNT] = 64
+    """Tokens that it writes, behind the beginning of the row; these alone are learnt there."""
+    temperature: Annotated[float, at_least(0, "the likeliest tokens")] = 1.0
+
+    def __post_init__(self):
+        check_ranges(self, "on_policy.")
+
+
+@dataclass(frozen=True, kw_only=True)
 class DistillText(Training):
     """One distillation of language models: frozen teachers into one student."""
 
@@ -96,6 +110,7 @@ class DistillText(Training):
     optim: Optim = field(default_factory=lambda: Optim(lr=1e-4, weight_decay=0.1, ema=0.0))
     every: Every = field(default_factory=Every)
     losses: TokenLosses = field(default_factory=TokenLosses)
+    on_policy: OnPolicy = field(default_factory=OnPolicy)
 
     @property
     def samples(self) -> int:

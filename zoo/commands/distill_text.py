@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from zoo.commands.text_samples import write_samples
 from zoo.data.plan import mix
 from zoo.data.text import TextFeed, TextSource
 from zoo.data.text_mixture import TextMixture, open_texts, plan_of_rows
@@ -28,6 +29,7 @@ from zoo.teachers.teacher import fingerprint_of
 from zoo.train.config import to_json
 from zoo.train.device import autocast, device_of, in_precision, machine
 from zoo.train.distill.hidden import HiddenMatch
+from zoo.train.distill.on_policy import OnPolicyFeed, OwnText
 from zoo.train.distill.setup import check_same_weights
 from zoo.train.distill.token_calibrate import (
     TokenNormalizers,
@@ -86,6 +88,7 @@ def prepare(config: DistillText, *, meta: bool = False) -> TextSetup:
         ValueError: something is not there, or the vocabularies differ.
     """
     check_complete(config)
+    check_on_policy(config)
     device = torch.device("meta") if meta else device_of(config.device)
     tokenizer = open_tokenizer(config.tokenizer or own_tokenizer(config.student))
     text = open_texts(config.data, tokenizer, config.length)
@@ -176,6 +179,36 @@ def check_complete(config: DistillText) -> None:
         )
 
 
+def check_on_policy(config: DistillText) -> None:
+    """Refuse rows that a student cannot write, or from which nothing is learnt.
+
+    Raises:
+        ValueError: there is no room for a prompt, no teacher to judge, or weights are cut.
+    """
+    own = config.on_policy
+    if not own.fraction:
+        return
+    if own.length >= config.length:
+        raise ValueError(
+            f"on_policy.length is {own.length}, and rows of {config.length} tokens have no room "
+            f"for a prompt before it; give --on-policy.length {config.length // 2}."
+        )
+    if not any(config.losses.kl * spec.kl for spec in config.specs):
+        raise ValueError(
+            f"on_policy.fraction is {own.fraction:g}, and no teacher's next tokens are learnt that "
+            "could judge what the student writes; name --teachers, with losses.kl above 0."
+        )
+    if config.losses.ce and own.fraction == 1:
+        raise ValueError(
+            "on_policy.fraction is 1, so no row of the text is left for losses.ce; give less."
+        )
+    if config.ranks in ("fsdp", "hsdp"):
+        raise ValueError(
+            f"A student whose weights are cut (--ranks {config.ranks}) does not generate in "
+            "training; give --ranks ddp, or leave out --on-policy.fraction."
+        )
+
+
 def check_vocabulary(
     teacher: LanguageTeacher,
     tokenizer: Tokenizer,
@@ -236,6 +269,7 @@ def distill_text(config: DistillText, *, resume: bool = False) -> Run:
     with run.discarded(unless=lambda: resume):
         check_same_weights(run, by_first(partial(fingerprints, setup)))
         before = evaluated(setup, setup.student)
+        samples = by_first(partial(samples_of, setup, setup.student))
         hidden = hidden_match(setup)
         if hidden:
             hidden.normalizers = normalizers(run, setup)
@@ -245,19 +279,22 @@ def distill_text(config: DistillText, *, resume: bool = False) -> Run:
         state.resume(run)
     if not resume:
         run.log("eval", 0, before)
-    feed = feed_of(setup, config.seed)
+    feed, own = feed_of(setup, config.seed), None
+    if config.on_policy.fraction:
+        own = OwnText(config.on_policy, config.seed, setup.tokenizer.end)
+        feed = OnPolicyFeed(feed, own)
 
     def evaluate(model: Any, step: int) -> float:
         found = evaluated(setup, model)
         run.log("eval", step, found)
         return -found["bpb"]
 
-    task = TokenTask(config.losses, setup.teachers, hidden, setup.specs)
+    task = TokenTask(config.losses, setup.teachers, hidden, setup.specs, own)
     train(task, state, feed, config, run, evaluate=evaluate, title="distil text")
     model = state.averaged
     run.keep(lambda row: row.get("kind", "train") == "train" or row["step"] < config.steps)
     measured = dict(before=before, after=evaluated(setup, model), teachers=of_teachers(setup))
-    by_first(partial(finish, run, setup, model, measured, began))
+    by_first(partial(finish, run, setup, model, dict(measured, samples=samples), began))
     return run
 
 
@@ -267,12 +304,24 @@ def finish(
     """Write what was learnt, and say in `about.json` what was measured of it and its teachers."""
     config, after = setup.config, measured["after"]
     run.log("eval", config.steps, after)
+    written = zip(measured["samples"], samples_of(setup, model), strict=True)
+    samples = [
+        dict(prompt=one["prompt"], text=one["text"], before=one["written"], after=other["written"])
+        for one, other in written
+    ]
     export(run, setup, model)
     about = dict(
-        **measured, attention=dict(setup.attention), commit=commit(), machine=machine(setup.device),
+        **{**measured, "samples": samples}, attention=dict(setup.attention), commit=commit(),
+        machine=machine(setup.device),
         seconds=time.perf_counter() - began, config=to_json(config),
     )  # fmt: skip
     run.write_json("about.json", about)
+
+
+def samples_of(setup: TextSetup, model: Any) -> list[dict[str, str]]:
+    """Let a model continue some held-out rows."""
+    with autocast(setup.config.precision, setup.device):
+        return write_samples(model, setup.val, setup.tokenizer, setup.config.seed)
 
 
 def hidden_match(setup: TextSetup) -> HiddenMatch | None:

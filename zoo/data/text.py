@@ -30,6 +30,11 @@ VERSION = 2
 class Rows(ABC):
     """Rows of tokens by their numbers."""
 
+    @property
+    @abstractmethod
+    def row_length(self) -> int:
+        """Tokens in a row."""
+
     @abstractmethod
     def __len__(self) -> int: ...
 
@@ -83,6 +88,10 @@ class TextSource(Rows):
     """What every row begins with, also in the middle of a document: Gemma's first token takes the
     attention that nothing else wants, and without this one its perplexity is three times as high.
     The first token of a row is never predicted, so this one takes its place."""
+
+    @property
+    def row_length(self) -> int:
+        return self.length
 
     @cached_property
     def offsets(self) -> np.ndarray:

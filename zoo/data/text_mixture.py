@@ -46,6 +46,10 @@ class TextMixture(Rows):
         """Rows of each text."""
         return tuple(map(len, self.parts))
 
+    @property
+    def row_length(self) -> int:
+        return self.parts[0].length
+
     def __len__(self) -> int:
         return int(self.begins[-1])
 
