@@ -122,8 +122,9 @@ def terms_of(
     distance, each = spatial_loss(losses), losses.teacher_drop > 0
     for label, head in student.heads.items():
         if head.summary is not None:
-            scale = baseline_losses[f"{label}/summary"]
-            found = summary_distance(config.summary_losses[label], dispersion=scale)
+            kind = config.summary_losses.get(label, losses.summary)
+            scale = baseline_losses[f"{label}/summary"] if kind == "angle" else 1.0
+            found = summary_distance(kind, dispersion=scale)
             yield summary_term(label, found, normalizers.get(summary_key(label)), each_image=each)
         if head.spatial is not None:
             yield spatial_term(label, distance, normalizers[label], each_image=each)

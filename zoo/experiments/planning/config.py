@@ -1,9 +1,10 @@
 """`zoo experiment planning`: what teachers that are rules add to imitating a driver (Hydra-MDP).
 
-Pictures of scenes from above are drawn: a road that bends, things on it, the car's speed. A student that imitates the driver's trajectory is held against one that also learns what five rules
-say of every trajectory (2406.06978), both by `zoo distill` itself, on the same pictures for as many
-steps. On scenes that neither has seen: how often the trajectory that is taken hits something or
-leaves the road.
+Pictures of scenes from above are drawn: a road that bends, things on it, the car's speed. A student
+that imitates the driver's trajectory is held against one that also learns what five rules say of
+every trajectory (2406.06978), both by `zoo distill` itself, on the same pictures for as many steps.
+On scenes that neither has seen: how often the trajectory that is taken hits something or leaves the
+road.
 """
 
 from dataclasses import dataclass

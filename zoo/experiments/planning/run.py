@@ -10,12 +10,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-import zoo
 from zoo.experiments.bookkeeping import append_row, device_name
 from zoo.experiments.planning.config import PlanningExperiment
 from zoo.experiments.planning.result import report
 from zoo.experiments.planning.scenes import scenes, write_scenes
 from zoo.features import Batch
+from zoo.library import distill
 from zoo.students.export import load_export
 from zoo.teachers.planning import Scores, judge
 from zoo.train.config import Augment, Every, Optim
@@ -34,6 +34,8 @@ WEIGHTS = (0.02, 0.1, 0.5, 1.0)
 """Of each part of the cost that are tried on held-out scenes (2406.06978, section 3.3)."""
 KEPT = ("scenes", "held", "size", "student", "steps", "batch", "rate", "weight")
 """Fields in which a resumed experiment is as it was begun."""
+FREE = ("resume", "dry_run", "seconds", "workers")
+"""Fields that no result depends on."""
 
 
 def distillation(config: PlanningExperiment, arm: str, seed: int) -> Distill:
@@ -154,14 +156,15 @@ def main(config: PlanningExperiment) -> bool:
             break
         run = distillation(config, arm, seed)
         begun = (run.out / "config.json").is_file()
-        zoo.distill(resume=run.out) if begun else zoo.distill(run)
+        distill(resume=run.out) if begun else distill(run)
         row = measure(config, arm, seed)
         last = time.perf_counter() - began - spent
         rows.append(dict(row, seconds=last))
         append_row(config.out / "rows.jsonl", rows[-1])
     if rows:
         about = dict(
-            config=json.loads(json.dumps(asdict(config), default=str)), torch=torch.__version__,
+            config={n: str(v) for n, v in asdict(config).items() if n not in FREE},
+            torch=torch.__version__,
             device=device_name(device_of(config.device)),
         )  # fmt: skip
         truth = judge(torch.from_numpy(scenes(MEASURE, config.held, config.size)))
