@@ -134,7 +134,7 @@ ARROWS: dict[str, tuple[str, ...]] = {
     ),
     "zoo.experiments": (
         "zoo.experiments", "zoo.eval", "zoo.train", "zoo.data", "zoo.students", "zoo.teachers",
-        *MODELS, "zoo.language",
+        *MODELS, "zoo.language", "zoo.library",  # some students are runs of `zoo distill`
     ),
 }  # fmt: skip
 
