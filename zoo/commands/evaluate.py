@@ -49,6 +49,7 @@ from zoo.eval.speed.environment import environment
 from zoo.eval.subject import EvalRequest, about_model, is_run_folder
 from zoo.students.export import load_export
 from zoo.train.distill.config import Distill
+from zoo.train.distill.fold import with_probabilities
 from zoo.train.distill.setup import prepare
 from zoo.train.fields import changed
 from zoo.train.mesh import MORE_PATIENCE, by_first, is_first, union
@@ -360,7 +361,8 @@ def _measure_run(target: str, folder: Path, request: EvalRequest) -> list[Record
     setting = prepare(config)
     student = load_export(run.path / "export", device=setting.device)
     with setting.autocast():
-        values = dict(fidelity(student, setting.teachers, held_out(setting)))
+        shown = with_probabilities(student, setting.config.summary_losses)
+        values = dict(fidelity(shown, setting.teachers, held_out(setting)))
     values |= dict(probe(student.features, setting))
     union(setting.unreadable)
     if not is_first():
