@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -22,7 +23,7 @@ from zoo.train.checkpoint import checkpoints, read_checkpoint, split
 
 ON_FLOAT64 = Path(__file__).with_name("on_float64.py")
 NAMES = ("mixtral", "nemotron")
-SIZES = dict(
+SIZES: dict[str, Any] = dict(
     vocab_size=257, hidden_size=16, num_attention_heads=4, num_key_value_heads=2, head_dim=4,
     num_experts_per_tok=2,
 )  # fmt: skip
@@ -55,8 +56,9 @@ def models(tmp_path_factory):
     """Write the models: of four ranks the last one's experts of Nemotron-H receive no token."""
     folder = tmp_path_factory.mktemp("models")
     torch.manual_seed(0)
-    sizes = dict(intermediate_size=8, num_hidden_layers=2, num_local_experts=8)
-    config = transformers.MixtralConfig(**SIZES, **sizes)
+    config = transformers.MixtralConfig(
+        **SIZES, intermediate_size=8, num_hidden_layers=2, num_local_experts=8
+    )
     transformers.MixtralForCausalLM(config).save_pretrained(folder / "mixtral")
     nemotron_h(slice(6, 8), -10).save_pretrained(folder / "nemotron")
     nemotron_h(slice(2), 10).save_pretrained(folder / "crowded")
