@@ -11,7 +11,7 @@ from torch import Tensor
 from zoo.data.text import Rows
 from zoo.language.moe import Chosen, balance_loss, watched_routers, z_loss
 from zoo.language.spread import Spread
-from zoo.language.tokens import ALL, TokenFeatures, Tokens, read_tokens
+from zoo.language.tokens import TokenFeatures, Tokens, read_tokens
 from zoo.layers.sequence import Group
 from zoo.teachers.from_language import LanguageTeacher
 from zoo.train.distill.hidden import HiddenMatch
@@ -164,7 +164,6 @@ def evaluate_text(
     """
     found: list[tuple[int, dict[str, Tensor]]] = []
     together = spread.sizes.sequence if spread else 1
-    own = spread.own(source.length) if spread else ALL
     first, every = (n // together for n in share())
     starts = range(0, min(rows, len(source)), batch)
     for number in range(first, len(starts) + -len(starts) % every, every):
@@ -172,7 +171,8 @@ def evaluate_text(
         if idle and not spread:
             break
         tokens = source.rows(range(start, min(start + batch, rows, len(source)))).to(device)
-        tokens = replace(tokens, own=own)
+        if spread:
+            tokens = replace(tokens, own=spread.own(tokens.ids.shape[1]))
         counted = tokens.counted.flatten()
         ours = flat(read_tokens(model, tokens))
         part = {"loss": cross_entropy(*ours, tokens.following.flatten(), counted)}
