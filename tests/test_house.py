@@ -98,6 +98,7 @@ ARROWS: dict[str, tuple[str, ...]] = {
     ),
     "zoo.data": ("zoo.data", "zoo.features", "zoo.files"),
     "zoo.data.text": ("zoo.data", "zoo.files", "zoo.language"),
+    "zoo.data.text_mixture": ("zoo.data", "zoo.language"),
     "zoo.data.image_text": ("zoo.data", "zoo.language", "zoo.multimodal"),
     "zoo.teachers": (
         "zoo.teachers", "zoo.features", "zoo.weights", "zoo.wheels", "zoo.files", "zoo.kernels",
