@@ -12,7 +12,6 @@ from zoo.data.text import Rows
 from zoo.language.moe import Chosen, balance_loss, watched_routers, z_loss
 from zoo.language.spread import Spread
 from zoo.language.tokens import TokenFeatures, Tokens, read_tokens
-from zoo.layers.sequence import Group
 from zoo.teachers.from_language import LanguageTeacher
 from zoo.train.distill.hidden import HiddenMatch
 from zoo.train.distill.on_policy import OwnText
@@ -80,7 +79,7 @@ class TokenTask(Task):
             features = read_tokens(state.model, batch, at=self.at)
         ours = flat(features)
         counted, count = counted.flatten(), batch.ids.numel()
-        found = router_losses(routers, batch, self.spread and self.spread.sequence)
+        found = router_losses(routers, batch, self.spread)
         for label, theirs in targets.items():
             options: Any = dict(tau=config.tau, chunk=config.chunk, kind=config.kind)
             if config.kl * self.specs[label].kl:
@@ -116,15 +115,16 @@ class TokenTask(Task):
 
 
 def router_losses(
-    routers: Sequence[Chosen], batch: Tokens, group: Group = None
+    routers: Sequence[Chosen], batch: Tokens, spread: Spread | None = None
 ) -> dict[str, Tensor]:
     """Return the sums over tokens of the losses of a mixture's routers, means over its layers.
 
     Args:
-        group: Ranks that hold the batch's rows together: their results add up.
+        spread: Knows the ranks that hold the batch's rows together; their results add up.
     """
     if not routers:
         return {}
+    group = spread.sequence if spread else None
     real, count = batch.segments >= 0, batch.ids.numel()  # padding is not
     total, own = int(real.sum()), real[:, batch.own].flatten()
     layers = [Chosen(logits[own], experts[own]) for logits, experts in routers]
