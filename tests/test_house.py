@@ -36,7 +36,7 @@ CORE = tuple(
     for part in (
         "config", "device", "interrupt", "loop", "optim", "progress", "run", "state", "task",
         "damp", "slices", "prefetch", "fields", "freeze",
-        "average", "ranges", "mesh", "step", "shard", "checkpoint", "skew",
+        "average", "ranges", "mesh", "step", "shard", "checkpoint", "skew", "graphs", "waiting",
     )
 )  # fmt: skip
 """The training loop and what every task shares: no images, no teachers, no method."""

@@ -141,8 +141,10 @@ class Training:
     """Autocast; auto is bf16 on CUDA and float32 elsewhere. float64, weights too, is for tests on
     a CPU."""
     compile: bool = False
-    workers: Annotated[int, WORKERS] = 0
-    """Processes that read samples."""
+    workers: Annotated[int | Literal["auto"], WORKERS] = "auto"
+    """Processes that read samples. auto is, for a GPU, one for each core but one (none on one or
+    two cores), shared out over the processes of the machine; 0, in the process itself, elsewhere.
+    """
     keep: Annotated[int, COUNT] = 2
     """The newest checkpoints that stay; with 1 a damaged one has none before it."""
     keep_best: bool = False

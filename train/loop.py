@@ -26,6 +26,7 @@ from zoo.train.slices import SliceBuffers, SliceSeeds
 from zoo.train.state import TrainState
 from zoo.train.step import Ranks
 from zoo.train.task import Feed, Task
+from zoo.train.waiting import DataClock
 
 
 def train(
@@ -54,9 +55,9 @@ def train(
     """
     device, every = state.device, config.every
     precision = partial(autocast, config.precision, device)
-    coming = prefetch(
-        numbered(feed, state.step, config.steps), task.targets, device, precision, ahead=ahead
-    )
+    data = DataClock(device, getattr(feed, "workers", None))
+    numbers = data.timed(numbered(feed, state.step, config.steps))
+    coming = prefetch(numbers, task.targets, device, precision, ahead=ahead)
     buffers = SliceBuffers(state.model) if config.num_slices > 1 else None
     wrapped = Ranks(task, state)
     progress = Progress(
@@ -80,7 +81,7 @@ def train(
                 check_finite(state, feed, run)
             if logs:
                 late = stragglers.report(wrapped.clock.read()) if wrapped.clock else {}
-                write_log(state, config, run, progress, late)
+                write_log(state, config, run, progress, late, data)
             evaluates = config.keep_best if ends else step % every.evaluate == 0
             with progress.paused():
                 if evaluate and evaluates:
@@ -191,12 +192,18 @@ def check_finite(state: TrainState, feed: Feed, run: Run) -> None:
 
 
 def write_log(
-    state: TrainState, config: Training, run: Run, progress: Progress, late: Mapping[str, object]
+    state: TrainState,
+    config: Training,
+    run: Run,
+    progress: Progress,
+    late: Mapping[str, object],
+    data: DataClock,
 ) -> None:
     """Write the means since the last log line; the one place where a step waits for the device.
 
     Args:
         late: What is known of stragglers.
+        data: Tells how long steps waited for data.
     """
     rows = torch.stack(state.unread)
     mean = rows.nanmean(dim=0).tolist()
@@ -207,7 +214,11 @@ def write_log(
     rate = learning_rate(state.step - 1, config.steps, config.optim)
     run.log("train", state.step, dict(values, lr=rate))
     shown = {name: value for name, value in values.items() if name != "grad_norm"}
-    run.log_speed(state.step, *progress.report(state.step, shown), unit=config.unit, late=late)
+    speed = progress.report(state.step, shown, data.read())
+    if advice := data.advice(progress.waited):
+        progress.print(advice)
+    late = dict(late, waited=round(progress.waited, 3))
+    run.log_speed(state.step, *speed, unit=config.unit, late=late)
 
 
 class SkipList:

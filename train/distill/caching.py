@@ -192,7 +192,7 @@ def stream(setup: Setup, positions: range) -> Iterator[Batch]:
     items = list(zip(places.tolist(), plan.indices_at(places).tolist(), strict=True))
     blocks = [items[i : i + plan.batch] for i in range(0, len(items), plan.batch)]
     views = Views(setup.train, setup.view, plan)
-    loader = DataLoader(views, batch_sampler=blocks, num_workers=config.workers, collate_fn=collate)
+    loader = DataLoader(views, batch_sampler=blocks, num_workers=setup.workers, collate_fn=collate)
     for part in loader:
         yield Batch(part["images"], part["keys"]).to(setup.device)
 

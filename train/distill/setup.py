@@ -30,7 +30,7 @@ from zoo.teachers.name import FOLDER, TeacherName, unknown_name
 from zoo.teachers.open import open_teacher
 from zoo.teachers.quantize import check_products, require_linears
 from zoo.teachers.teacher import Teacher, fingerprint
-from zoo.train.device import autocast, device_of, in_precision
+from zoo.train.device import autocast, device_of, in_precision, workers_of
 from zoo.train.distill.config import Distill, TeacherSpec
 from zoo.train.distill.memory import check_memory, check_step, may_not_fit
 from zoo.train.distill.phi_s import Normalizer, check_rows, fold_inverse
@@ -66,6 +66,11 @@ class Setup:
     """Names of held-out images that could not be read; they are in no number."""
     lost: Mapping[str, str] = field(default_factory=dict)
     """Shards that are left out, and why."""
+
+    @property
+    def workers(self) -> int:
+        """The processes that read images, `auto` resolved."""
+        return workers_of(self.config.workers, self.device)
 
     def autocast(self) -> contextlib.AbstractContextManager:
         return autocast(self.config.precision, self.device)

@@ -13,6 +13,7 @@ from typing import Any
 
 import timm
 import torch
+from rich.console import Console
 from torch import nn
 
 import zoo
@@ -57,6 +58,15 @@ from zoo.train.distill.setup import (
     new_student,
     prepare,
 )
+from zoo.train.distill.speed import (
+    FastStudent,
+    Speed,
+    about_speed,
+    best_convolutions,
+    choose,
+    keep_compiled,
+    uncompiled,
+)
 from zoo.train.distill.task import DistillTask
 from zoo.train.distill.teachers import optimize_run_teachers
 from zoo.train.loop import train
@@ -64,6 +74,7 @@ from zoo.train.mesh import (
     by_first,
     first_goes_first,
     from_first,
+    is_first,
     share,
     slices_of_rank,
     together,
@@ -71,6 +82,7 @@ from zoo.train.mesh import (
     with_slices,
 )
 from zoo.train.run import Run, commit
+from zoo.train.shard import is_sharded
 from zoo.train.state import TrainState
 
 MAPS = 6
@@ -95,6 +107,8 @@ class Work:
     """The students: `untrained`, `student`, and one for each normalisation beside the run's own."""
     best: dict[str, str] = field(default_factory=dict)
     """The form of each that was closer to the teachers at the end."""
+    speed: Speed = field(default_factory=Speed)
+    """The form in which the run is computed."""
     began: float = field(default_factory=time.perf_counter)
 
     @property
@@ -142,10 +156,10 @@ def distill(config: Distill, *, resume: bool = False) -> Run:
 def carry_out(phase: Callable[[Work], None], work: Work) -> None:
     """Carry out a phase, on the ranks that it is for."""
     if phase is export:
-        with work.gathered():
+        with work.gathered(), uncompiled(work.setup.device):
             by_first(partial(phase, work))
     elif phase is compare:
-        with work.gathered():
+        with work.gathered(), uncompiled(work.setup.device):
             phase(work)
     elif phase is fill_cache and not sharded(work.setup.config):
         with first_goes_first():
@@ -158,7 +172,11 @@ def ready_teachers(work: Work) -> None:
     """Hold the teachers against those that a resumed run began with, and make them fast."""
     check_same_images(work.run, work.setup)
     check_same_teachers(work.run, work.setup)
-    optimize_run_teachers(work.run, work.setup)
+    config, device = work.setup.config, work.setup.device
+    nests = sizes_beside(config.student) is not None
+    work.speed = choose(config, device, nested=nests)
+    keep_compiled()
+    optimize_run_teachers(work.run, work.setup, work.speed)
 
 
 def calibrate(work: Work) -> None:
@@ -211,7 +229,7 @@ def train_arm(work: Work, run: Run, config: Distill, title: str) -> Forms:
         setup.device,
         config.num_slices,
         slices_of_rank(config.num_slices),
-        config.workers,
+        setup.workers,
         cuts=[g.images // g.slices for g in config.groups for _ in range(g.slices)],
         counted=shared_counts(config),
     )
@@ -226,21 +244,54 @@ def train_arm(work: Work, run: Run, config: Distill, title: str) -> Forms:
         torch._dynamo.config.recompile_limit = max(limit, 2 * graphs)
         student.answer = torch.compile(student.answer, dynamic=False if config.sizes else None)
 
+    make_fast(work, run, task, state)
+
     def evaluate(_: Any, step: int) -> float:
-        with work.gathered():
+        with work.gathered(), uncompiled(setup.device):
             return evaluate_forms(run, setup, state.forms, normalizers, "student", step)[1]
 
-    train(
-        nested(config, student, task),
-        state,
-        feed,
-        config,
-        run,
-        evaluate=evaluate,
-        title=title,
-        ahead=config.overlap,
-    )
+    with best_convolutions(work.speed):
+        train(
+            nested(config, student, task),
+            state,
+            feed,
+            config,
+            run,
+            evaluate=evaluate,
+            title=title,
+            ahead=work.speed.overlap,
+        )
     return state.forms
+
+
+def make_fast(work: Work, run: Run, task: DistillTask, state: TrainState) -> None:
+    """Let a task run its student in the form of the run, and say which that is."""
+    if is_sharded(state.learned):
+        reason = "a student whose weights are cut is not compiled"
+        work.speed = work.speed.without(reason, blocks=False, graphs=False)
+    config, speed = work.setup.config, work.speed
+
+    def say(text: str) -> None:
+        if is_first():
+            Console(stderr=True, highlight=False).print(text, soft_wrap=True)
+
+    def note(step: int | None = None) -> None:
+        about = run.read_json("about.json") or {}
+        run.write_json(
+            "about.json", about | dict(speed=about_speed(speed, about.get("speed"), step))
+        )
+
+    note()
+    if config.speed == "auto" and work.setup.device.type == "cuda":
+        say(f"speed auto: {speed.describe()}")
+    if speed.channels_last or speed.blocks:
+        task.fast = FastStudent(
+            state.model,
+            speed,
+            say=say,
+            ready=lambda: note(state.step),
+            accumulates=config.num_slices > 1,
+        )
 
 
 def compare(work: Work) -> None:
@@ -315,7 +366,15 @@ def held_out(setup: Setup) -> Iterator[Batch]:
     """Return this rank's held-out images that teachers and students are compared on."""
     config, size = setup.config, setup.view.size
     few, batch = spread(setup.val, config.eval_images), config.batch // config.num_slices
-    for some in eval_batches(few, size, batch, unreadable=setup.unreadable, share=share()):
+    for some in eval_batches(
+        few,
+        size,
+        batch,
+        workers=min(setup.workers, -(-len(few) // batch)),
+        pin=setup.device.type == "cuda",
+        unreadable=setup.unreadable,
+        share=share(),
+    ):
         yield some.to(setup.device)
 
 
@@ -330,7 +389,10 @@ def probe(features: Callable[[Batch], Features], setup: Setup) -> Iterator[tuple
     def batches(source: Source) -> Iterator[Batch]:
         few = spread(source, setup.config.probe_images)
         size, unreadable = setup.view.size, setup.unreadable
-        for batch in eval_batches(few, size, 64, unreadable=unreadable, share=share()):
+        workers, pin = min(setup.workers, -(-len(few) // 64)), setup.device.type == "cuda"
+        for batch in eval_batches(
+            few, size, 64, workers=workers, pin=pin, unreadable=unreadable, share=share()
+        ):
             yield batch.to(setup.device)
 
     with setup.autocast():
@@ -398,6 +460,7 @@ def describe(work: Work, *, seconds: float | None = None) -> None:
             ),
             images=count_images(setup),
             skipped=work.run.skipped(),
+            speed=(work.run.read_json("about.json") or {}).get("speed"),
         ),
     )
 
