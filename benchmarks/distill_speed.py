@@ -66,7 +66,9 @@ FORMS = {
     "profile": ("--speed", "auto"),
     "parts": (),
 }
-TINY = Row(("timm:test_efficientnet/random@96", "timm:test_vit/random@96"), "test_resnet", 64, 8, 20)
+TINY = Row(
+    ("timm:test_efficientnet/random@96", "timm:test_vit/random@96"), "test_resnet", 64, 8, 20
+)
 
 
 def write_photos(folder: Path, first: int, count: int) -> None:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
@@ -118,6 +118,8 @@ class Training:
     """Whether its weights may be cut over ranks (`--ranks fsdp`)."""
     one_measure: ClassVar[bool] = False
     """Whether its evaluation ends in one number, the higher the better (`keep_best`)."""
+    before: ClassVar[Mapping[str, Any]] = {}
+    """What was done before there was a field to choose it, for folders of older runs."""
     resumable: ClassVar[frozenset[str]] = frozenset(
         ("out", "device", "workers", "every", "compile", "ranks", "keep", "keep_best")
     )

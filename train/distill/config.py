@@ -1,5 +1,6 @@
 """A distillation, described by frozen dataclasses."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple, get_args
@@ -170,6 +171,7 @@ class Distill(Training):
     kind: ClassVar[str] = "distill"
     may_cut: ClassVar[bool] = True
     one_measure: ClassVar[bool] = True
+    before: ClassVar[Mapping[str, Any]] = {"decoder": "pillow"}
     resumable: ClassVar[frozenset[str]] = Training.resumable | {
         "speed",
         "compile_teachers",
@@ -245,6 +247,10 @@ class Distill(Training):
     overlap: bool = False
     """Run the teachers on the next batch while the student learns from this one (CUDA), with speed
     plain too."""
+    decoder: Literal["auto", "pillow", "torch"] = "auto"
+    """What decodes images for training, settled when a run begins. auto is torch for a GPU, which
+    takes two thirds of Pillow's time for JPEGs that are not shrunk to half, and pillow elsewhere.
+    """
     view_epochs: Annotated[int, NOT_NEGATIVE] = 0
     """Epochs after which the augmented views repeat; 0 draws new ones in every epoch."""
     cache: Path | None = None

@@ -246,4 +246,9 @@ def view_of(config: Distill, teachers: Mapping[str, Teacher], grids: Grids) -> V
     if config.losses.shift:  # the canvas is larger than what each sees of it
         least = min(grid[0] for grid in grids.values())
         sizes = [size + math.ceil(size * Fraction(config.losses.shift, least)) for size in sizes]
-    return View(size=max(sizes), scale=config.augment.scale, flip=config.augment.flip)
+    return View(
+        size=max(sizes),
+        scale=config.augment.scale,
+        flip=config.augment.flip,
+        decoder="torch" if config.decoder == "torch" else "pillow",
+    )

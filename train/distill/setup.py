@@ -76,6 +76,14 @@ class Setup:
         return autocast(self.config.precision, self.device)
 
 
+def with_decoder(config: Distill) -> Distill:
+    """Return the config with an `auto` decoder settled: it stays what it was when a run began."""
+    if config.decoder != "auto":
+        return config
+    on_gpu = device_of(config.device).type == "cuda"
+    return replace(config, decoder="torch" if on_gpu else "pillow")
+
+
 def check_names(config: Distill) -> None:
     """Refuse unknown models before anything is read or built."""
     if not config.teachers:

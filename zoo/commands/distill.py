@@ -57,6 +57,7 @@ from zoo.train.distill.setup import (
     earlier_student,
     new_student,
     prepare,
+    with_decoder,
 )
 from zoo.train.distill.speed import (
     FastStudent,
@@ -136,7 +137,7 @@ def distill(config: Distill, *, resume: bool = False) -> Run:
             stopped being finite. Nothing has been written unless training had begun.
         Interrupted: a signal came; the run can be resumed.
     """
-    config = with_slices(config)
+    config = with_decoder(with_slices(config))
     if resume:
         run = Run.reopen(config.out, config)
         setup = prepare(config)
