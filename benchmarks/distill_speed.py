@@ -63,7 +63,7 @@ FORMS = {
     "plain": ("--speed", "plain"),
     "warm": ("--speed", "auto"),
     "before": ("--speed", "plain", "--workers", "0"),
-    "profile": ("--speed", "auto"),
+    "profile": ("--speed", "auto", "--profile"),
     "parts": (),
 }
 TINY = Row(
@@ -157,8 +157,6 @@ def child(row: Row, form: str, args: argparse.Namespace, name: str) -> None:
         reports.append(dict(step=step, rate=rate, at=time.time() - began, **late))
 
     Run.log_speed = noted  # pyright: ignore[reportAttributeAccessIssue]
-    if form == "profile":
-        profile_steps(row.steps - 25, Path(args.logs))
     steps = min(row.steps, 300)
     words = ["distill", "custom", "--data", str(photos(args.photos)), "--teachers", *row.teachers]
     words += ["--student", row.student, "--size", str(row.size), "--batch", str(row.batch)]
@@ -189,39 +187,8 @@ def child(row: Row, form: str, args: argparse.Namespace, name: str) -> None:
         reports=reports,
     )
     (place / "found.json").write_text(json.dumps(found))
-
-
-def profile_steps(first: int, logs: Path, count: int = 10) -> None:
-    """Profile some steps, and print where the device's time goes."""
-    import torch
-
-    from zoo.train import loop
-
-    plain, state = loop.update, dict(step=0)
-    kinds = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
-    profiler = torch.profiler.profile(activities=kinds)
-
-    def update(*args: Any) -> None:
-        plain(*args)
-        state["step"] += 1
-        if state["step"] == first:
-            torch.cuda.synchronize()
-            profiler.start()
-            state["began"] = time.perf_counter()
-        if state["step"] == first + count:
-            torch.cuda.synchronize()
-            wall = time.perf_counter() - state["began"]
-            profiler.stop()
-            rows = [e for e in profiler.key_averages() if e.self_device_time_total > 0]
-            rows = [e for e in rows if str(e.device_type).endswith("CUDA")]
-            rows.sort(key=lambda e: -e.self_device_time_total)
-            busy = sum(e.self_device_time_total for e in rows) / 1e3 / count
-            print(f"a step {1e3 * wall / count:.2f} ms, kernels {busy:.2f} ms")
-            for e in rows[:60]:
-                ms = e.self_device_time_total / 1e3 / count
-                print(f"{ms:8.3f} ms {e.count / count:7.1f} x {e.key[:110]}")
-
-    loop.update = update
+    if (place / "profile.txt").is_file():
+        print((place / "profile.txt").read_text())
 
 
 def parts(row: Row, args: argparse.Namespace, name: str) -> None:

@@ -121,7 +121,7 @@ class Training:
     before: ClassVar[Mapping[str, Any]] = {}
     """What was done before there was a field to choose it, for folders of older runs."""
     resumable: ClassVar[frozenset[str]] = frozenset(
-        ("out", "device", "workers", "every", "compile", "ranks", "keep", "keep_best")
+        ("out", "device", "workers", "every", "compile", "ranks", "keep", "keep_best", "profile")
     )
     """Fields that a resumed run may change: they do not touch what is learnt."""
 
@@ -151,6 +151,9 @@ class Training:
     """The newest checkpoints that stay; with 1 a damaged one has none before it."""
     keep_best: bool = False
     """Keep the checkpoint of the best evaluation as well, for zoo export --best."""
+    profile: bool = False
+    """Profile 20 steps once the run is warm: profile.txt says where the time of a step goes,
+    profile.json is a trace for ui.perfetto.dev."""
     optim: Optim = field(default_factory=Optim)
     every: Every = field(default_factory=Every)
 

@@ -15,9 +15,10 @@ from zoo.train.config import Training
 from zoo.train.damp import damped
 from zoo.train.device import autocast, tensor_cores
 from zoo.train.interrupt import Interrupt, Interrupted
-from zoo.train.mesh import any_rank, from_first, gather, sum_over_ranks, world
+from zoo.train.mesh import any_rank, from_first, gather, is_first, sum_over_ranks, world
 from zoo.train.optim import learning_rate
 from zoo.train.prefetch import Slice, numbered, prefetch
+from zoo.train.profiling import StepProfile
 from zoo.train.progress import Progress
 from zoo.train.run import Run
 from zoo.train.shard import whole
@@ -64,6 +65,9 @@ def train(
         title, total=config.steps, start=state.step, samples=config.samples, unit=config.unit
     )
     skipped, stragglers = SkipList(run, progress), Stragglers(progress)
+    profile = None
+    if config.profile and is_first():
+        profile = StepProfile(run.path, state.step, config.steps, device)
     with Interrupt() as interrupt, progress, tensor_cores(device), run.settled():
         while state.step < config.steps:
             parts = islice(coming, len(feed.slices))
@@ -71,6 +75,8 @@ def train(
             losses = take_step(wrapped, state, parts, counts, config, precision, buffers)
             update(state, losses, config)
 
+            if profile and (line := profile.step(state.step)):
+                progress.print(line)
             step, stops = state.step, any_rank(interrupt.signal is not None or run.lost())
             ends = step == config.steps
             saves = ends or stops or step % every.checkpoint == 0
