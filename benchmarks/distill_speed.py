@@ -45,7 +45,7 @@ class Row:
     student: str
     size: int
     batch: int = 256
-    steps: int = 150
+    steps: int = 300
     calibration: int = 8
 
 
@@ -53,8 +53,8 @@ ROWS = {
     "mamba": Row(LITES, "mambavision_t", 160),
     "fastervit": Row(LITES, "fastervit_0", 224),
     "eradio": Row(LITES, "eradio_xxxtiny", 256),
-    "vit": Row(BASE, "vit_base_patch16_224", 224, steps=80),
-    "trio": Row(LARGE, "vit_base_patch16_224", 432, batch=128, steps=30, calibration=2),
+    "vit": Row(BASE, "vit_base_patch16_224", 224),
+    "trio": Row(LARGE, "vit_base_patch16_224", 432, batch=128, steps=100, calibration=2),
     "small": Row(BASE[:1], "vit_small_patch16_224", 224),
     "resnet": Row(BASE[:1], "resnet50", 224),
 }
@@ -106,7 +106,8 @@ def run_child(row: str, form: str, args: argparse.Namespace, limit: float) -> di
     if form == "cold":
         subprocess.run(["rm", "-rf", str(caches)], check=True)
     subprocess.run(["rm", "-rf", str(place)], check=True)
-    env = dict(os.environ, ZOO_CACHE=str(caches), PYTHONPATH=str(ROOT), COLUMNS="150")
+    paths = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
+    env = dict(os.environ, ZOO_CACHE=str(caches), PYTHONPATH=paths, COLUMNS="150")
     words = [sys.executable, __file__, "--child", row, form, "--work", str(args.work)]
     words += ["--tiny"] * args.tiny + (["--batch", str(args.batch)] if args.batch else [])
     words += ["--steps", str(args.steps)] if args.steps else []
@@ -144,6 +145,8 @@ def child(row: Row, form: str, args: argparse.Namespace, name: str) -> None:
     """Run the command in this process, and write what it took."""
     import torch
 
+    print("phase imports begins", flush=True)
+    import zoo.commands.distill as distill_commands
     from zoo.cli import main as zoo
     from zoo.train.run import Run
 
@@ -157,10 +160,16 @@ def child(row: Row, form: str, args: argparse.Namespace, name: str) -> None:
         reports.append(dict(step=step, rate=rate, at=time.time() - began, **late))
 
     Run.log_speed = noted  # pyright: ignore[reportAttributeAccessIssue]
-    steps = min(row.steps, 300)
+    commands, carry_out = distill_commands, distill_commands.carry_out
+
+    def announced(phase: Any, work: Any) -> None:
+        print(f"phase {phase.__name__} begins", flush=True)
+        carry_out(phase, work)
+
+    commands.carry_out = announced
     words = ["distill", "custom", "--data", str(photos(args.photos)), "--teachers", *row.teachers]
     words += ["--student", row.student, "--size", str(row.size), "--batch", str(row.batch)]
-    words += ["--steps", str(steps), "--calibration", str(row.calibration), "--every.log", "5"]
+    words += ["--steps", str(row.steps), "--calibration", str(row.calibration), "--every.log", "5"]
     words += ["--eval-images", "256", "--every.evaluate", "100000", "--out", str(place)]
     words += ["--every.checkpoint", "100000", *FORMS[form]]
     sys.argv = ["zoo", *words]

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from time import perf_counter
 from typing import Any
 
@@ -23,6 +24,8 @@ from zoo.train.distill.config import Distill
 from zoo.train.graphs import Graphed, left_as_it_was, warm_up
 from zoo.train.mesh import world
 
+FEWEST_STEPS = 60
+"""Of a run that is worth compiling for."""
 FEWEST_CONVS = 4
 """Convolutions from which a network counts as convolutional: a ViT's patches, or SAM's neck, are
 fewer."""
@@ -42,6 +45,8 @@ class Speed:
     """Teachers are compiled."""
     overlap: bool = False
     """Teachers work one batch ahead, beside the student."""
+    beside: bool = False
+    """What is compiled is so beside the first steps, by other processes."""
     why: tuple[str, ...] = ()
     """What was left out, and the reason."""
 
@@ -74,7 +79,13 @@ def choose(config: Distill, device: torch.device, *, nested: bool = False) -> Sp
     wanted = Speed(teachers=config.compile_teachers, overlap=config.overlap)
     if config.speed == "plain" or device.type != "cuda":
         return wanted
-    speed = Speed(channels_last=True, blocks=True, graphs=True, teachers=True, overlap=True)
+    speed = Speed(
+        channels_last=True, blocks=True, graphs=True, teachers=True, overlap=True, beside=True
+    )
+    if config.steps < FEWEST_STEPS:
+        reason = f"in fewer than {FEWEST_STEPS} steps compiling gains nothing"
+        parts = dict(blocks=False, graphs=False, teachers=config.compile_teachers, beside=False)
+        speed = speed.without(reason, **parts)
     alone = dict(blocks=False, graphs=False)
     if nested:
         speed = speed.without("a student of several sizes cannot be compiled", **alone)
@@ -84,7 +95,7 @@ def choose(config: Distill, device: torch.device, *, nested: bool = False) -> Sp
         speed = speed.without("float64 is for tests", **alone)
     if world() > 1:
         reason = "on several processes gradients are sent while they are computed"
-        speed = speed.without(reason, graphs=False, overlap=config.overlap)
+        speed = speed.without(reason, graphs=False, overlap=config.overlap, beside=False)
     if config.compile:
         speed = speed.without("--compile compiles the student whole", **alone)
     return speed
@@ -116,9 +127,14 @@ def best_convolutions(speed: Speed) -> Iterator[None]:
         torch.backends.cudnn.benchmark = before
 
 
+def compiled_folder() -> Path:
+    """Return where compiled code is kept: in the user's cache folder, apart for each version."""
+    return cache_dir() / "compiled" / f"torch-{torch.__version__}"
+
+
 def keep_compiled() -> None:
-    """Keep what the compilers write in the user's cache folder, apart for each version."""
-    place = cache_dir() / "compiled" / f"torch-{torch.__version__}"
+    """Let the compilers keep what they write in `compiled_folder`, unless they are told where."""
+    place = compiled_folder()
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(place / "inductor"))
     os.environ.setdefault("TRITON_CACHE_DIR", str(place / "triton"))
 
@@ -166,8 +182,10 @@ class FastStudent:
 
     Args:
         say: Takes a line for the log.
+        when: Asked at each step whether it is time to compile; until then steps run plain.
         ready: Is called when compiled code takes over.
         accumulates: Whether a step has several backward passes.
+        strict: Let the error of a compiler through.
     """
 
     def __init__(
@@ -176,11 +194,14 @@ class FastStudent:
         speed: Speed,
         *,
         say: Callable[[str], None],
+        when: Callable[[], bool] = lambda: True,
         ready: Callable[[], None] = lambda: None,
         accumulates: bool = False,
+        strict: bool = False,
     ):
-        self.student, self.speed, self.say, self.ready = student, speed, say, ready
-        self.accumulates, self._pool = accumulates, None
+        self.student, self.speed, self.say = student, speed, say
+        self.when, self.ready, self._begun = when, ready, False
+        self.accumulates, self.strict, self._pool = accumulates, strict, None
         self.channels_last = speed.channels_last and is_convolutional(student.backbone)
         self._twin: Student | None = None
         self._by_shape: dict[Any, Callable[[Tensor], dict[str, Features]]] = {}
@@ -189,7 +210,10 @@ class FastStudent:
         self, batch: Batch, *, size: tuple[int, int] | None = None, mesa: bool = False
     ) -> dict[str, Features]:
         images = batch.at(size or self.student.size)
-        key = tuple(images.shape), mesa
+        if not self._begun and self.when():
+            self._begun = True
+            self.ready()
+        key = tuple(images.shape), mesa, self._begun
         if key not in self._by_shape:
             self._by_shape[key] = self._prepared(images, mesa)
         return self._by_shape[key](images)
@@ -197,16 +221,18 @@ class FastStudent:
     def _prepared(self, images: Tensor, mesa: bool) -> Callable[[Tensor], dict[str, Features]]:
         count, _, _, side = images.shape
         began, what = perf_counter(), f"{count} images of {side} px"
-        if not self.speed.blocks:
+        if not (self.speed.blocks and self._begun):
             answer = _Answer(self.student, mesa, self.channels_last)
             return lambda x: answer.named(answer(x))
-        self.say(f"compiling the student for {what}; steps go on when it is done")
+        self.say(f"taking over compiled code of the student for {what}")
         answer = _Answer(self._compiled(), mesa, self.channels_last)
         learned = [p for p in answer.parameters() if p.requires_grad]
         try:
             with left_as_it_was(answer, images.device):
                 warm_up(answer, images, learned)
         except Exception as error:  # a compiler may raise anything, and a run goes without it
+            if self.strict:
+                raise
             self.say(f"the student is not compiled: {_first_line(error)}")
             answer = _Answer(self.student, mesa, self.channels_last)
             return lambda x: answer.named(answer(x))
@@ -218,8 +244,8 @@ class FastStudent:
                 self._pool = call.pool
             except Exception as error:
                 self.say(f"the student is not recorded in CUDA graphs: {_first_line(error)}")
-        self.say(f"compiled the student for {what} in {perf_counter() - began:.0f} s")
-        self.ready()
+                torch.cuda.empty_cache()
+        self.say(f"the student runs compiled for {what}, after {perf_counter() - began:.0f} s")
         return lambda x: answer.named(call(x))
 
     def _compiled(self) -> Student:

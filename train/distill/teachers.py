@@ -56,6 +56,7 @@ def optimize_teachers(
     decided: Mapping[str, QuantReport] | None = None,
     meshes: Mapping[str, "DeviceMesh"] = MappingProxyType({}),
     channels_last: bool = False,
+    later: bool = False,
 ) -> dict[str, QuantReport]:
     """Bring the teachers into the form in which they run fastest; in place.
 
@@ -68,7 +69,8 @@ def optimize_teachers(
         sample: Gives images on which 8-bit teachers are measured.
         decided: What was measured before, by label; those are not measured again.
         meshes: Ranks over which a teacher is cut (`shard_teacher`), by its label.
-        channels_last: Keep the weights of convolutional ones so.
+        channels_last: Keep the weights of convolutional ones so, if they are not cut.
+        later: They will be compiled later (`compile_teacher`), not now.
 
     Returns:
         What became of the teachers that went into 8 bits.
@@ -79,7 +81,7 @@ def optimize_teachers(
     found = {}
     for label, teacher in teachers.items():
         networks = frozen(teacher)
-        for network in networks if channels_last else ():
+        for network in networks if channels_last and label not in meshes else ():
             if is_convolutional(network):
                 network.to(memory_format=torch.channels_last)
         if precision != "auto":
@@ -96,7 +98,7 @@ def optimize_teachers(
             for other in others:
                 share_quantized(first, other)
         if label in meshes:
-            for network in networks if compiled else ():
+            for network in networks if compiled or later else ():
                 fold_relative_positions(network.network)  # reads weights
             shard_teacher(teacher, meshes[label])
         if compiled:
@@ -159,7 +161,8 @@ def optimize_run_teachers(run: Run, setup: Setup, speed: Speed) -> None:
     reports = optimize_teachers(
         setup.teachers,
         precision=teacher_precision(config, setup.device),
-        compiled=speed.teachers,
+        compiled=speed.teachers and not speed.beside,
+        later=speed.teachers and speed.beside,
         channels_last=speed.channels_last,
         sample=lambda: first_batch(setup),
         decided=known,

@@ -45,6 +45,7 @@ from zoo.train.distill.calibrate import (
     Normalizers,
     fit_normalizers,
 )
+from zoo.train.distill.compiling import Compiling, parts_of
 from zoo.train.distill.config import Distill
 from zoo.train.distill.fold import folded
 from zoo.train.distill.placement import gathered, idle, put_away, sharded
@@ -59,6 +60,7 @@ from zoo.train.distill.setup import (
     prepare,
     with_decoder,
 )
+from zoo.train.distill.sizes import frozen
 from zoo.train.distill.speed import (
     FastStudent,
     Speed,
@@ -69,7 +71,7 @@ from zoo.train.distill.speed import (
     uncompiled,
 )
 from zoo.train.distill.task import DistillTask
-from zoo.train.distill.teachers import optimize_run_teachers
+from zoo.train.distill.teachers import compile_teacher, optimize_run_teachers
 from zoo.train.loop import train
 from zoo.train.mesh import (
     by_first,
@@ -110,6 +112,8 @@ class Work:
     """The form of each that was closer to the teachers at the end."""
     speed: Speed = field(default_factory=Speed)
     """The form in which the run is computed."""
+    teachers_compiled: bool = False
+    """Whether they were, after the first steps."""
     began: float = field(default_factory=time.perf_counter)
 
     @property
@@ -245,13 +249,11 @@ def train_arm(work: Work, run: Run, config: Distill, title: str) -> Forms:
         torch._dynamo.config.recompile_limit = max(limit, 2 * graphs)
         student.answer = torch.compile(student.answer, dynamic=False if config.sizes else None)
 
-    make_fast(work, run, task, state)
-
     def evaluate(_: Any, step: int) -> float:
         with work.gathered(), uncompiled(setup.device):
             return evaluate_forms(run, setup, state.forms, normalizers, "student", step)[1]
 
-    with best_convolutions(work.speed):
+    with made_fast(work, run, task, state), best_convolutions(work.speed):
         train(
             nested(config, student, task),
             state,
@@ -265,8 +267,9 @@ def train_arm(work: Work, run: Run, config: Distill, title: str) -> Forms:
     return state.forms
 
 
-def make_fast(work: Work, run: Run, task: DistillTask, state: TrainState) -> None:
-    """Let a task run its student in the form of the run, and say which that is."""
+@contextmanager
+def made_fast(work: Work, run: Run, task: DistillTask, state: TrainState) -> Iterator[None]:
+    """Within this context a task runs in the form of the run; say which that is."""
     if is_sharded(state.learned):
         reason = "a student whose weights are cut is not compiled"
         work.speed = work.speed.without(reason, blocks=False, graphs=False)
@@ -285,14 +288,31 @@ def make_fast(work: Work, run: Run, task: DistillTask, state: TrainState) -> Non
     note()
     if config.speed == "auto" and work.setup.device.type == "cuda":
         say(f"speed auto: {speed.describe()}")
+    compiling = None
+    if speed.beside and is_first():
+        compiling = Compiling(work.run.path, config, parts_of(config, speed), say)
+
+    def take_over() -> None:
+        note(state.step)
+        if speed.teachers and speed.beside and not work.teachers_compiled:
+            work.teachers_compiled = True
+            for network in (n for t in work.setup.teachers.values() for n in frozen(t)):
+                compile_teacher(network)
+
     if speed.channels_last or speed.blocks:
         task.fast = FastStudent(
             state.model,
             speed,
             say=say,
-            ready=lambda: note(state.step),
+            when=compiling.done if compiling else lambda: True,
+            ready=take_over,
             accumulates=config.num_slices > 1,
         )
+    try:
+        yield
+    finally:
+        if compiling:
+            compiling.stop()
 
 
 def compare(work: Work) -> None:
