@@ -95,6 +95,21 @@ class Timed(Task):
         return [b - a for a, b in pairs]
 
 
+class TimedRun(Run):
+    """A run that notes how long each save holds training up."""
+
+    def __init__(self, path: Path):
+        super().__init__(path)
+        self.blocked = list[float]()
+
+    def save(self, *args: Any, **kwargs: Any) -> None:
+        """Save, with the time."""
+        torch.cuda.synchronize() if torch.cuda.is_available() else None
+        began = time.perf_counter()
+        super().save(*args, **kwargs)
+        self.blocked.append(time.perf_counter() - began)
+
+
 def stalls(seconds: list[float], every: int) -> tuple[float, list[float]]:
     """Return the median step, and the share that each interval behind a checkpoint is longer."""
     median = statistics.median(seconds[every // 2 :])
@@ -126,7 +141,7 @@ def main() -> None:
         )  # fmt: skip
         state = TrainState.of(model, config.optim, ranks="fsdp")
         task, images = Timed(device), torch.rand(args.batch, 3, args.size, args.size, device=device)
-        run = Run(Path(folder))
+        run = TimedRun(Path(folder))
         train(task, state, Noise(images), config, run, title="stall")
         seconds = task.seconds()
         median, found = stalls(seconds, args.every)
@@ -138,7 +153,8 @@ def main() -> None:
         row = dict(
             model=args.model, batch=args.batch, every=args.every, torch=torch.__version__,
             cut=is_sharded(state.learned), step_ms=1000 * median, checkpoint_gb=size / 1e9,
-            stall=found, longest_step_ms=1000 * max(seconds[args.every // 2 :]), equal=same,
+            stall=found, blocked_s=run.blocked,
+            longest_step_ms=1000 * max(seconds[args.every // 2 :]), equal=same,
         )  # fmt: skip
         if device.type == "cuda":
             row |= dict(

@@ -11,7 +11,8 @@ import time
 import torch
 
 from zoo.experiments.compression.config import SCALES
-from zoo.experiments.compression.hybrid import build_hybrid, fast
+from zoo.experiments.compression.hybrid import build_hybrid
+from zoo.experiments.fast_mamba import fast
 
 
 def main() -> None:

@@ -51,6 +51,13 @@ class Benchmark(NamedTuple):
     """What is measured: a backbone by images, or a language model by text (`TextSubject`)."""
     settings: str = ""
     """`module:class`; by default the annotation of the function's third parameter."""
+    side: str = ""
+    """The field of the settings with the side of the images in pixels, where that is not the
+    subject's own: the cost of the model that is recorded is that at this side."""
+    check: str = ""
+    """`module:function`, (subject, data, settings) -> the settings as they are used, which are
+    recorded; called for all benchmarks before the first begins, with a list of folders. It raises
+    a ValueError for what the benchmark would refuse."""
     spread: bool = False
     """On several ranks each carries the benchmark out: it gathers what they found, and rank 0 alone
     yields. Otherwise rank 0 carries it out while the others wait, but that summaries (`reads` is
@@ -64,6 +71,7 @@ BENCHMARKS: dict[str, Benchmark] = {
         "knn/top1",
         reads="features",
         settings="zoo.eval.settings:KnnSettings",
+        check="zoo.eval.knn:used",
     ),
     "linear": Benchmark(
         "zoo.eval.linear:measure",
@@ -71,6 +79,7 @@ BENCHMARKS: dict[str, Benchmark] = {
         "linear/top1",
         reads="features",
         settings="zoo.eval.settings:LinearSettings",
+        check="zoo.eval.knn:used",
     ),
     "fewshot": Benchmark(
         "zoo.eval.fewshot:fewshot",
@@ -78,12 +87,14 @@ BENCHMARKS: dict[str, Benchmark] = {
         "fewshot/5/top1",
         reads="features",
         settings="zoo.eval.settings:FewshotSettings",
+        check="zoo.eval.knn:used",
     ),
     "zeroshot": Benchmark(
         "zoo.eval.zeroshot:zeroshot",
         "zero-shot",
         "zeroshot/top1",
         settings="zoo.eval.settings:ZeroShotSettings",
+        check="zoo.eval.zeroshot:used",
         spread=True,
     ),
     "segment": Benchmark(
@@ -91,12 +102,15 @@ BENCHMARKS: dict[str, Benchmark] = {
         "segmentation",
         "segment/miou",
         settings="zoo.eval.settings:SegmentSettings",
+        check="zoo.eval.dense.segment:used",
+        side="crop",
     ),
     "retrieval": Benchmark(
         "zoo.eval.retrieval:retrieval",
         "retrieval",
         "retrieval/image_to_text/recall5",
         settings="zoo.eval.settings:RetrievalSettings",
+        check="zoo.eval.retrieval:used",
         spread=True,
     ),
     "correspondence": Benchmark(
@@ -110,12 +124,15 @@ BENCHMARKS: dict[str, Benchmark] = {
         "depth",
         "depth/delta1",
         settings="zoo.eval.settings:DepthSettings",
+        check="zoo.eval.dense.depth:used",
+        side="crop",
     ),
     "masks": Benchmark(
         "zoo.eval.dense.sam_masks:masks",
         "masks",
         "masks/miou",
         settings="zoo.eval.settings:SamMasksSettings",
+        check="zoo.eval.dense.sam_masks:used",
         spread=True,
     ),
     "detect": Benchmark(
@@ -123,6 +140,8 @@ BENCHMARKS: dict[str, Benchmark] = {
         "detection",
         "detect/box/AP50",
         settings="zoo.eval.detect.config:DetectSettings",
+        side="size",
+        check="zoo.eval.detect.benchmark:used",
     ),
     "speed": Benchmark(
         "zoo.eval.speed.throughput:speed",
@@ -235,6 +254,16 @@ def settings_of(name: str) -> type[Any]:
     (found,) = find([name])
     place = BENCHMARKS[found].settings
     return _imported(place) if place else load(name)[1]
+
+
+def checked_settings(name: str, subject: Any, data: Sequence[Any], settings: Any) -> Any:
+    """Return the settings of a benchmark as they are used; `data` are all its folders.
+
+    Raises:
+        ValueError: the benchmark would refuse its subject, its data or its settings.
+    """
+    check = BENCHMARKS[name].check
+    return _imported(check)(subject, data, settings) if check else settings
 
 
 def _imported(place: str) -> Any:

@@ -1,7 +1,8 @@
 """Weighted k-nearest neighbours: how good features are before anything is fitted to them."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -9,11 +10,13 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from zoo.eval.registry import Found, Scores, Subject
+from zoo.eval.registry import Found, Scores, Subject, check_classes
 from zoo.eval.settings import KnnSettings
 
 SIMILARITIES_AT_ONCE = 2**26
 """Entries of the queries x bank matrix that are in memory at a time (256 MiB in float32)."""
+
+P = TypeVar("P")
 
 BANK_ROWS_AT_ONCE = 2**16
 """Rows of the bank that are normalised, and if necessary moved to the device, at a time."""
@@ -37,6 +40,18 @@ def measure(subject: Subject, data: Path, settings: KnnSettings) -> Iterator[Fou
         device=subject.device,
     )
     yield "knn/top1", scored(predicted, queries.labels, queries.keys)
+
+
+def used(subject: Subject, data: Sequence[Path], settings: P) -> P:
+    """Return the settings as they are, for every benchmark of labelled features.
+
+    Raises:
+        ValueError: a folder has no images, or they have no classes.
+    """
+    for folder in data if subject.read is None else ():
+        check_classes(subject.open(folder, "train").classes, folder)
+        subject.open(folder, "val")
+    return settings
 
 
 def scored(predicted: Int[Tensor, " m"], truth: Int[Tensor, " m"], keys: list[str]) -> Scores:

@@ -1,6 +1,7 @@
 """Linear probe: multinomial logistic regression on frozen features."""
 
-from collections.abc import Callable, Iterator, Sequence
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -13,6 +14,12 @@ from zoo.eval.knn import check_sets, scored
 from zoo.eval.registry import Found, Subject
 from zoo.eval.settings import STRENGTHS, LinearSettings
 
+_log = logging.getLogger(__name__)
+
+FURTHER = 4
+"""Strengths that are tried beyond those given, each ten times further."""
+UNCONVERGED = 1e-4
+"""A larger part of the gradient means that L-BFGS was stopped on its way."""
 LOGITS_AT_ONCE = 2**26
 """Entries of the rows x classes matrix that are in memory at a time (256 MiB in float32)."""
 
@@ -29,7 +36,10 @@ def measure(subject: Subject, data: Path, settings: LinearSettings) -> Iterator[
     for solver in settings.solvers:
         if solver == "lbfgs":
             predicted = predict_linear(
-                *sets, strengths=settings.strengths, max_steps=settings.max_steps
+                *sets,
+                strengths=settings.strengths,
+                max_steps=settings.max_steps,
+                widen=settings.widen,
             )
         elif solver == "ridge":
             predicted = predict_ridge(*sets, strengths=settings.strengths)
@@ -81,6 +91,7 @@ def predict_linear(
     *,
     strengths: Sequence[float] = STRENGTHS,
     max_steps: int = 200,
+    widen: bool = False,
 ) -> Int[Tensor, " m"]:
     """Fit a linear classifier to the bank, and return the class that it predicts for each query.
 
@@ -93,6 +104,13 @@ def predict_linear(
     The tenth is drawn with a fixed seed, so the same features always have the same result. Runs on
     the bank's device.
 
+    A warning is logged if the best of the strengths is an end of their range, or if the last fit
+    did not converge within `max_steps`.
+
+    Args:
+        widen: While the best strength is an end of the range, try ten times that (or a tenth), at
+            most `FURTHER` times; then those between it and its neighbours.
+
     Raises:
         ValueError: shapes do not fit, a set is empty, a feature is not finite, a label or a
             strength is negative, there is no strength, or the bank has too few rows for a
@@ -104,8 +122,15 @@ def predict_linear(
     classes = int(labels.max()) + 1
     strength = strengths[0]
     if len(strengths) > 1:
-        strength = _best_strength(bank, labels, classes, strengths, max_steps)
-    weights = _fit(bank, labels, bank.new_zeros(bank.shape[1] + 1, classes), strength, max_steps)
+        strength = _best_strength(bank, labels, classes, strengths, max_steps, widen=widen)
+    weights, slope = _fit(
+        bank, labels, bank.new_zeros(bank.shape[1] + 1, classes), strength, max_steps
+    )
+    if slope > UNCONVERGED:
+        _log.warning(
+            "The linear probe did not converge in %d steps at the strength %g: its gradient is "
+            "still %.1e. Give more steps (--linear.max-steps).", max_steps, strength, slope,
+        )  # fmt: skip
     return predict_rows(weights, queries, standardise)
 
 
@@ -221,18 +246,48 @@ def hold_out(count: int, device: torch.device) -> tuple[Tensor, Tensor]:
 
 
 def _best_strength(
-    bank: Tensor, labels: Tensor, classes: int, strengths: Sequence[float], max_steps: int
+    bank: Tensor,
+    labels: Tensor,
+    classes: int,
+    strengths: Sequence[float],
+    max_steps: int,
+    *,
+    widen: bool,
 ) -> float:
     """Choose by cross-entropy, which is smooth where the accuracy on a few rows jumps."""
     held, kept = hold_out(len(bank), bank.device)
     rows, truth = bank[kept], labels[kept]
     weights = bank.new_zeros(bank.shape[1] + 1, classes)
-    found = []
+    losses: dict[float, float] = {}
+
+    def attempt(strength: float, start: Tensor) -> Tensor:
+        fitted, _ = _fit(rows, truth, start, strength, max_steps)
+        losses[strength] = F.cross_entropy(_logits(bank[held], fitted), labels[held]).item()
+        return fitted
+
     for strength in sorted(strengths, reverse=True):  # each fit starts where the last one ended
-        weights = _fit(rows, truth, weights, strength, max_steps)
-        loss = F.cross_entropy(_logits(bank[held], weights), labels[held])
-        found.append((loss.item(), -strength))
-    return -min(found)[1]
+        weights = attempt(strength, weights)
+    for _ in range(FURTHER if widen else 0):
+        best = _lowest(losses)
+        if best == max(losses):
+            attempt(10 * best, torch.zeros_like(weights))
+        elif best == min(losses) and best > 0:
+            weights = attempt(best / 10, weights)
+        else:
+            break
+    best = _lowest(losses)
+    if best in (max(losses), min(losses)):
+        _log.warning(
+            "The best strength of the linear probe, %g, is an end of those that were tried.", best
+        )
+    for beside in (best * 10**0.5, best / 10**0.5) if widen and best else ():
+        attempt(beside, torch.zeros_like(weights))
+    return _lowest(losses)
+
+
+def _lowest(losses: Mapping[float, float]) -> float:
+    """Return the strength with the lowest loss; of several the strongest."""
+    return -min((loss, -strength) for strength, loss in losses.items())[1]
 
 
 def _logits(x: Float[Tensor, "n D"], weights: Float[Tensor, "D+1 classes"]) -> Tensor:
@@ -240,8 +295,13 @@ def _logits(x: Float[Tensor, "n D"], weights: Float[Tensor, "D+1 classes"]) -> T
 
 
 @torch.enable_grad()
-def _fit(x: Tensor, labels: Tensor, start: Tensor, strength: float, max_steps: int) -> Tensor:
-    """Minimise the penalised cross-entropy from `start`, whose last row is the bias."""
+def _fit(
+    x: Tensor, labels: Tensor, start: Tensor, strength: float, max_steps: int
+) -> tuple[Tensor, float]:
+    """Minimise the penalised cross-entropy from `start`, whose last row is the bias.
+
+    Return the weights, and the largest part of the gradient that is left.
+    """
     weights = start.detach().clone().requires_grad_()
     optimiser = torch.optim.LBFGS(
         [weights],
@@ -265,7 +325,9 @@ def _fit(x: Tensor, labels: Tensor, start: Tensor, strength: float, max_steps: i
         return total
 
     optimiser.step(loss)
-    return weights.detach()
+    loss()  # the last point that a line search tried need not be where it ended
+    assert weights.grad is not None
+    return weights.detach(), weights.grad.abs().max().item()
 
 
 MOMENTUM = 0.9

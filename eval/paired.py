@@ -3,12 +3,13 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from zoo.eval.average_precision import AveragePrecision
 from zoo.eval.registry import Parts, Scores, ratio_of_sums
-from zoo.eval.results import Record
+from zoo.eval.results import Record, latest
 
 DRAWS = 10_000
 RANKINGS = 200
@@ -23,6 +24,8 @@ class PairedDifference:
     measure: str
     data: str = ""
     """The data set's name."""
+    how: str = ""
+    """In what the two measurements differ (size, precision, seed), or which of several this is."""
     first: float
     second: float
     low: float | None = None
@@ -48,7 +51,7 @@ class PairedDifference:
             apart = "" if self.separated else ", not separated"
             interval = f"[{self.low:+.2f}, {self.high:+.2f}] over {self.images} images{apart}"
         first, second = (f"{x:,.{digits}f}" for x in (self.first, self.second))
-        measure = f"{self.measure} · {self.data}" if self.data else self.measure
+        measure = " · ".join(text for text in (self.measure, self.data, self.how) if text)
         return measure, first, second, f"{self.difference:+,.{digits}f}", interval
 
 
@@ -116,14 +119,74 @@ def _order(ours: Sequence[str], theirs: Sequence[str]) -> np.ndarray:
     return np.array([where[key] for key in ours])
 
 
+class Pairing(NamedTuple):
+    """The records of two models that can be compared, and those that cannot."""
+
+    pairs: list[tuple[Record, Record]]
+    first: list[Record]
+    """Records of the first model that the second has no counterpart of."""
+    second: list[Record]
+
+    def left_out(self, first: str, second: str) -> list[str]:
+        """Return a sentence on each record that stands alone."""
+        sides = ((first, self.first), (second, self.second))
+        return [f"only {name} has {about(r)}" for name, alone in sides for r in alone]
+
+
+def about(record: Record) -> str:
+    """Return benchmark, data, settings, size, precision and seed of a record as text."""
+    words = [record.benchmark]
+    words += [f"on {Path(record.data).name}"] if record.data else []
+    settings = ", ".join(f"{name}={value}" for name, value in record.settings.items())
+    own = [f"({settings})"] if settings else []
+    side = [f"{record.size} px"] if record.size else []
+    return (
+        " ".join(words + own) + ": " + ", ".join([*side, record.precision, f"seed {record.seed}"])
+    )
+
+
+def pair(first: Sequence[Record], second: Sequence[Record]) -> Pairing:
+    """Pair the measurements of two models: benchmark, data and settings must be equal.
+
+    Of several such, those with the same size, precision and seed are a pair. One that is left on
+    each side is a pair too: models may be measured each at its own size. What then differs stands
+    in the row of the table.
+    """
+    ours, theirs = latest(first), latest(second)
+    exact = {_exact(record): record for record in theirs}
+    pairs = [(record, exact[_exact(record)]) for record in ours if _exact(record) in exact]
+    used = {id(record) for both in pairs for record in both}
+    alone = [[r for r in side if id(r) not in used] for side in (ours, theirs)]
+    for record in list(alone[0]):
+        left = [[r for r in side if r.case == record.case] for side in alone]
+        if [len(side) for side in left] == [1, 1]:
+            pairs.append((record, left[1][0]))
+            alone = [[r for r in side if r.case != record.case] for side in alone]
+    order = {id(record): place for place, record in enumerate(ours)}
+    pairs.sort(key=lambda both: order[id(both[0])])
+    return Pairing(pairs, alone[0], alone[1])
+
+
+def _exact(record: Record) -> tuple[Any, ...]:
+    return *record.case, record.size, record.precision, record.seed
+
+
+def _differing(ours: Record, other: Record) -> str:
+    """Return in what two paired records differ, besides the model."""
+    kinds = (("{} px", "size"), ("{}", "precision"), ("seed {}", "seed"))
+    sides = ((getattr(ours, name), getattr(other, name), form) for form, name in kinds)
+    return ", ".join(f"{form.format(a)} against {form.format(b)}" for a, b, form in sides if a != b)
+
+
 def compare(first: Sequence[Record], second: Sequence[Record]) -> list[PairedDifference]:
     """Compare two models on every benchmark that both have on the same data with the same settings.
+
+    See `pair`, which also says what only one of them has.
 
     Raises:
         ValueError: there is no such benchmark, or scores of single images cannot be read or paired.
     """
-    theirs = {record.case: record for record in second}
-    pairs = [(record, theirs[record.case]) for record in first if record.case in theirs]
+    pairs = pair(first, second).pairs
     if not pairs:
         sides = " and ".join(
             ", ".join(sorted({f"{r.benchmark} on {r.data}" for r in side}))
@@ -135,6 +198,8 @@ def compare(first: Sequence[Record], second: Sequence[Record]) -> list[PairedDif
     rows = []
     for ours, other in pairs:
         scores, others = ours.scores(), other.scores()
+        several = sum(r.case == ours.case for r, _ in pairs) > 1
+        how = f"{ours.size} px, {ours.precision}, seed {ours.seed}" if several else ""
         for name, value in ours.values.items():
             against = other.values.get(name)
             if value is None or against is None:
@@ -146,6 +211,7 @@ def compare(first: Sequence[Record], second: Sequence[Record]) -> list[PairedDif
                 PairedDifference(
                     measure=name,
                     data=Path(ours.data).name if ours.data else "",
+                    how=_differing(ours, other) or how,
                     first=value,
                     second=against,
                     low=ends[0],

@@ -86,7 +86,8 @@ class Images(Protocol):
     def __iter__(self) -> Iterator[Batch]: ...
 
 
-Split = Literal["train", "val"]
+Split = Literal["train", "val", "whole"]
+"""`whole`: the images of a benchmark that trains on none, so that none need be held out."""
 
 
 def _no_images(data: Path, split: Split) -> Images:
@@ -116,6 +117,8 @@ class Subject:
     """What `extracted` has returned, by data set."""
     unreadable: set[str] = field(default_factory=set, repr=False)
     """Names of the images that could not be read and that the benchmark at work has left out."""
+    checked: set[tuple[str, ...]] = field(default_factory=set, repr=False)
+    """What a benchmark's check has found right, so that it is not opened again."""
     work: Path | None = None
     """Folder for the runs of benchmarks that train; a run that was stopped there is resumed."""
 
@@ -181,13 +184,22 @@ class Subject:
     def _extract(self, data: Path) -> tuple[Extracted, Extracted] | None:
         """Return the summaries of both parts, on rank 0."""
         parts = self.open(data, "train"), self.open(data, "val")
-        if not parts[0].classes:
-            raise ValueError(
-                f"{data} has no classes: one sub-folder a class, or .cls in the shards, with the "
-                "same names in train and val."
-            )
+        check_classes(parts[0].classes, data)
         bank, queries = (extract_share(self.features, part) for part in parts)
         union(self.unreadable)
         if bank is None or queries is None:
             return None
         return bank, queries._replace(unreadable=tuple(sorted(self.unreadable)))
+
+
+def check_classes(classes: Sequence[str], data: Path) -> None:
+    """Refuse images without classes.
+
+    Raises:
+        ValueError: they have none.
+    """
+    if not classes:
+        raise ValueError(
+            f"{data} has no classes: one sub-folder a class, or .cls in the shards, with the "
+            "same names in train and val."
+        )

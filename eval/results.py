@@ -21,6 +21,11 @@ from zoo.eval.registry import Parts, Picture, Scores
 from zoo.files import checked_fields, parse_json, read_arrays, try_writing, written_whole
 
 SUFFIX = ".jsonl"
+TRAINED = "trained"
+"""In the settings of a measured model that was trained before: what it is and how it was trained,
+which belongs to the model and not to the measurement."""
+NEUTRAL = ("workers", "pictures", "predictions", TRAINED)
+"""Settings of benchmarks that change no number, or are the model's."""
 KINDS: Mapping[str, type[Parts]] = {"top": Scores, "right": AveragePrecision}
 """The kind of a number, by the name of an array that only this kind has in the file."""
 ENDS = 4096
@@ -54,6 +59,8 @@ class Record:
     versions: Mapping[str, str] = field(default_factory=dict)
     machine: Mapping[str, Any] = field(default_factory=dict)
     threads: int | None = None
+    load: float | None = None
+    """Processes that ran or waited on the machine in the minute before."""
     scores_file: str | None = None
     """File of the scores of single images, relative to the result file."""
     pictures: Sequence[Mapping[str, str]] = ()
@@ -65,8 +72,39 @@ class Record:
 
     @property
     def case(self) -> tuple[str, str | None, str]:
-        """What two records must have in common to be compared: benchmark, data and settings."""
-        return self.benchmark, self.data_hash, json.dumps(self.settings, sort_keys=True)
+        """What two records must have in common to be compared: benchmark, data and settings.
+
+        Settings that change no number (`NEUTRAL`) do not count.
+        """
+        settings = {name: x for name, x in self.settings.items() if name not in NEUTRAL}
+        return self.benchmark, self.dataset, json.dumps(settings, sort_keys=True)
+
+    @property
+    def dataset(self) -> str | None:
+        """The hash of the data, or its path where it was not hashed."""
+        return self.data_hash or self.data
+
+    @property
+    def size(self) -> int | None:
+        """Side of the images that the network saw, in pixels."""
+        return self.model.get("size")
+
+    @property
+    def conditions(self) -> dict[str, Any]:
+        """What else the numbers depend on, besides target, case, seed and weights."""
+        found: dict[str, Any] = dict(size=self.size, precision=self.precision)
+        if self.features:
+            found["stored features"] = self.features
+        if self.benchmark == "speed":
+            machine = self.machine.get("gpu") or self.machine.get("processor")
+            found |= dict(batch=self.batch, machine=machine, threads=self.threads)
+        return found
+
+    @property
+    def identity(self) -> tuple[Any, ...]:
+        """Two records of one identity are one measurement, made twice."""
+        conditions = json.dumps(self.conditions, sort_keys=True)
+        return self.target, *self.case, conditions, self.seed, self.weights_hash
 
     def scores(self) -> dict[str, Parts]:
         """Return the scores of single images by the name of their number.
@@ -238,9 +276,11 @@ def _records(path: Path) -> list[Record]:
 
 
 def latest(records: Sequence[Record]) -> list[Record]:
-    """Keep the last record of each target, precision and case, in the order of their first ones."""
-    newest = {(r.target, r.precision, *r.case): r for r in records}
-    return list(newest.values())
+    """Keep the last record of each measurement (`Record.identity`), in the order of the first ones.
+
+    Measurements that differ in any way (settings, data, size, precision, seed, weights) all stay.
+    """
+    return list({record.identity: record for record in records}.values())
 
 
 def hash_weights(model: nn.Module) -> str:

@@ -15,7 +15,8 @@ from zoo.eval.dense.square import Squares
 from zoo.eval.extract import extract_share
 from zoo.eval.registry import Found, Scores, Subject
 from zoo.eval.settings import RetrievalSettings
-from zoo.eval.zeroshot import check_width, head_for, through_head
+from zoo.eval.zeroshot import through_head
+from zoo.eval.zeroshot import used as zeroshot_used
 from zoo.features import Batch
 from zoo.files import ANNOTATION_BYTES, read_json
 from zoo.teachers.name import TeacherName
@@ -37,12 +38,12 @@ def retrieval(subject: Subject, data: Path, settings: RetrievalSettings) -> Iter
     Raises:
         ValueError: the captions or their images are missing, or as `zeroshot`.
     """
-    label = head_for(subject, settings.teacher, settings.head, "retrieval")
+    settings = zeroshot_used(subject, (), settings, "retrieval")
+    label = settings.head
     files, texts, owners = read_captions(data, settings.captions, settings.images)
     tower = open_text(TeacherName.parse(settings.teacher), subject.device)
     parts = [tower(texts[i : i + BATCH]).float().cpu() for i in range(0, len(texts), BATCH)]
     embedded = torch.cat(parts)
-    check_width(subject, label, embedded.shape[1], settings.teacher)
     side = max(subject.student.size)
     how: Any = dict(unreadable=subject.unreadable, share=share())
     images = Squares(files, side, subject.batch, subject.device, **how)
@@ -61,6 +62,17 @@ def retrieval(subject: Subject, data: Path, settings: RetrievalSettings) -> Iter
     kept = torch.isin(owners, torch.tensor(seen))
     owners = torch.searchsorted(torch.tensor(seen), owners[kept])
     yield from recall(found.summaries, embedded[kept], owners, found.keys)
+
+
+def used(subject: Subject, data: Sequence[Path], settings: RetrievalSettings) -> RetrievalSettings:
+    """Return the settings with the teacher and the head that are used; see `zeroshot.used`.
+
+    Raises:
+        ValueError: as there, or a folder has no captions.
+    """
+    for folder in data:
+        read_captions(folder, settings.captions, settings.images)
+    return zeroshot_used(subject, data, settings, "retrieval")
 
 
 def recall(

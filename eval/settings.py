@@ -42,6 +42,9 @@ class LinearSettings:
     """lbfgs: logistic regression; ridge: least squares in closed form; sgd: for large data sets."""
     strengths: Annotated[tuple[float, ...], NOT_NEGATIVE] = STRENGTHS
     """Strengths of the L2 penalty; for ridge, relative to the mean eigenvalue."""
+    widen: bool = True
+    """Of lbfgs: while the best strength is the first or the last, try further ones, then the two
+    beside the best."""
     max_steps: Annotated[int, COUNT] = 200
     """Iterations of L-BFGS."""
     epochs: Annotated[int, COUNT] = 10
@@ -108,8 +111,9 @@ class SegmentSettings:
     """ade20k, voc, cityscapes, camvid, folder, tar, or auto: recognised by the folders."""
     crop: Annotated[int, PIXELS] = 512
     """Side of a window, in pixels; the short side of an image is resized to it."""
-    stride: Annotated[int, PIXELS] = 341
-    """Pixels from one window to the next when an image is measured."""
+    stride: Annotated[int | None, PIXELS] = None
+    """Pixels from one window to the next when an image is measured; two thirds of the crop by
+    default."""
     steps: Annotated[int, COUNT] = 40_000
     batch: Annotated[int, between(2, LARGEST_BATCH)] = 16
     lr: Annotated[float, POSITIVE] = 1e-3
@@ -127,14 +131,21 @@ class SegmentSettings:
 
     def __post_init__(self) -> None:
         check_ranges(self, "segment.")
-        if self.stride > self.crop:
-            raise ValueError(
-                f"A stride of {self.stride} px leaves gaps between windows of {self.crop} px."
-            )
+        check_stride(self.stride, self.crop)
         if self.backbone_lr and self.head == "linear":
             raise ValueError(
                 "The linear head is for frozen features; leave out backbone_lr, or choose upernet."
             )
+
+
+def check_stride(stride: int | None, crop: int) -> None:
+    """Refuse windows between which there are gaps.
+
+    Raises:
+        ValueError: the stride is larger than the crop.
+    """
+    if stride is not None and stride > crop:
+        raise ValueError(f"A stride of {stride} px leaves gaps between windows of {crop} px.")
 
 
 FLOOR = 1e-3
@@ -147,8 +158,9 @@ class DepthSettings:
 
     crop: Annotated[int, PIXELS] = 480
     """Side of a window, in pixels; the short side of an image is resized to it."""
-    stride: Annotated[int, PIXELS] = 320
-    """Pixels from one window to the next when an image is measured."""
+    stride: Annotated[int | None, PIXELS] = None
+    """Pixels from one window to the next when an image is measured; two thirds of the crop by
+    default."""
     steps: Annotated[int, COUNT] = 20_000
     batch: Annotated[int, between(2, LARGEST_BATCH)] = 16
     lr: Annotated[float, POSITIVE] = 1e-3
@@ -166,10 +178,7 @@ class DepthSettings:
 
     def __post_init__(self) -> None:
         check_ranges(self, "depth.")
-        if self.stride > self.crop:
-            raise ValueError(
-                f"A stride of {self.stride} px leaves gaps between windows of {self.crop} px."
-            )
+        check_stride(self.stride, self.crop)
 
 
 @dataclass(frozen=True, kw_only=True)

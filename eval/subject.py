@@ -11,7 +11,7 @@ import torch
 from rich.progress import track
 
 from zoo.data.loader import eval_batches
-from zoo.data.sources import Source, open_labelled
+from zoo.data.sources import Source, open_labelled, open_whole
 from zoo.eval.detect.detector import is_detector, load_backbone
 from zoo.eval.registry import Split, Subject
 from zoo.eval.speed.models import cost
@@ -21,6 +21,7 @@ from zoo.students.build import build_student
 from zoo.students.export import load_export
 from zoo.students.student import Student
 from zoo.teachers.name import unknown_name
+from zoo.train.config import Device
 from zoo.train.device import device_of
 from zoo.train.mesh import is_first, share, world
 from zoo.train.ranges import BATCH, PIXELS, SEED, WORKERS, check_ranges
@@ -46,6 +47,8 @@ class EvalRequest:
     seed: Annotated[int, SEED] = 0
     workers: Annotated[int, WORKERS] = 0
     """Processes that decode images."""
+    device: Device = "auto"
+    """auto is a GPU if there is one, under torchrun this process's own."""
     out: Path | None = None
     """The result file, to which records are appended."""
     tokenizer: str = ""
@@ -58,9 +61,17 @@ class EvalRequest:
         check_ranges(self)
 
     @property
-    def device(self) -> torch.device:
-        """A GPU if there is one, under torchrun this process's own; otherwise the CPU."""
-        return device_of("auto")
+    def place(self) -> torch.device:
+        """The device that `device` names.
+
+        Raises:
+            ValueError: there is no such.
+        """
+        return device_of(self.device)
+
+
+HELD_OUT = 0.2
+"""The share of images that is set aside where train and val are not named."""
 
 
 def is_run_folder(folder: Path) -> bool:
@@ -76,7 +87,7 @@ def open_subject(target: str | None, request: EvalRequest) -> Subject:
             names another benchmark than `detect`.
     """
     shared: dict[str, Any] = dict(
-        device=request.device, precision=request.precision, batch=request.batch, seed=request.seed
+        device=request.place, precision=request.precision, batch=request.batch, seed=request.seed
     )
     if request.features is not None:
         from zoo.eval.stored import about_features, load_features
@@ -92,13 +103,16 @@ def open_subject(target: str | None, request: EvalRequest) -> Subject:
     with torch.random.fork_rng(devices=[]):  # random weights are the same on each call
         torch.manual_seed(request.seed)
         student = load_backbone(trained) if trained else open_student(target, request.size)
-    student = student.to(request.device)
+    student = student.to(request.place)
 
-    splits = cache(partial(open_labelled, held_out=0.2))  # per call: the files may have changed
+    splits = cache(
+        partial(open_labelled, held_out=HELD_OUT)
+    )  # per call: the files may have changed
     unreadable: set[str] = set()
 
     def open_part(data: Path, split: Split) -> "_Images":
-        source = splits(data)[0 if split == "train" else 1]
+        whole = split == "whole"
+        source = open_whole(data) if whole else splits(data)[0 if split == "train" else 1]
         return _Images(source, student, request, unreadable)
 
     return Subject(name=target, made=student, open=open_part, unreadable=unreadable, **shared)
@@ -150,24 +164,28 @@ class _Images:
             max(self.student.size),
             request.batch,
             workers=request.workers,
-            pin=request.device.type == "cuda",
+            pin=request.place.type == "cuda",
             unreadable=self.unreadable,
             share=share(),
         )
         total = -(-len(self.source) // (request.batch * world()))
         quiet = not is_first()
         for some in track(images, "extract", total=total, transient=True, disable=quiet):
-            yield some.to(request.device)
+            yield some.to(request.place)
 
 
-def about_model(student: Student) -> dict[str, Any]:
+def about_model(student: Student, side: int | None = None) -> dict[str, Any]:
     """Return `name`, `size`, `parameters` and `macs` of a backbone, for a record of results.
 
     `macs` are the multiply-adds of one image; `None` where they cannot be counted.
+
+    Args:
+        side: Side of the image in pixels; the student's own by default.
     """
+    side = side or student.size[0]
     try:
-        _, macs = cost(case_name(student), student.size[0])
-    except (RuntimeError, NotImplementedError):  # an operator that has no meta form
-        macs = None
+        _, macs = cost(case_name(student), side)
+    except (RuntimeError, NotImplementedError, ValueError, AssertionError):
+        macs = None  # an operator that has no meta form, or a backbone that refuses such images
     parameters = sum(p.numel() for p in student.backbone.parameters())
-    return dict(name=student.recipe[0], size=student.size[0], parameters=parameters, macs=macs)
+    return dict(name=student.recipe[0], size=side, parameters=parameters, macs=macs)

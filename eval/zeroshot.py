@@ -2,8 +2,9 @@
 
 import re
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 import numpy as np
 import torch
@@ -12,17 +13,65 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from zoo.eval.extract import extract_share
-from zoo.eval.registry import Found, Scores, Subject
-from zoo.eval.settings import ZeroShotSettings
+from zoo.eval.registry import Found, Scores, Subject, check_classes
+from zoo.eval.settings import RetrievalSettings, ZeroShotSettings
 from zoo.features import Batch, Features
 from zoo.files import read_json
 from zoo.teachers.name import TeacherName
-from zoo.teachers.text import text_classifier
+from zoo.teachers.text import TOWERS, open_text, text_classifier
 from zoo.train.mesh import union
 
 WNID = re.compile(r"n\d{8}")
 """A WordNet id, as in the folders of ImageNet."""
 PLAIN = ("a photo of a {}.",)
+S = TypeVar("S", ZeroShotSettings, RetrievalSettings)
+
+
+def used(subject: Subject, data: Sequence[Path], settings: S, what: str = "zeroshot") -> S:
+    """Return the settings with the teacher and the head that are used.
+
+    Without a teacher, it is the one of the run from which the student is exported, if that has
+    learnt from one with a text tower alone.
+
+    Raises:
+        ValueError: there is no such teacher or head, the two do not go together, or its tower
+            cannot read a text.
+    """
+    teacher = settings.teacher or teacher_of(subject)
+    label = head_for(subject, teacher, settings.head, what)
+    for folder in data if what == "zeroshot" else ():
+        classes = subject.open(folder, "whole").classes
+        check_classes(classes, folder)
+        class_names(classes, folder)
+    if (teacher, label) not in subject.checked:
+        embedded = open_text(TeacherName.parse(teacher), subject.device)(["a photo of a dog."])
+        check_width(subject, label, embedded.shape[1], teacher)
+        subject.checked.add((teacher, label))
+    return replace(settings, teacher=teacher, head=label)
+
+
+def teacher_of(subject: Subject, kinds: Sequence[str] = tuple(TOWERS)) -> str:
+    """Return the only teacher of a student's run that has a text tower; "" if there is no such.
+
+    Args:
+        kinds: Kinds of teachers that come into question.
+    """
+    place = Path(subject.name)
+    for folder in (place, place.parent):
+        if not (folder / "config.json").is_file():
+            continue
+        listed = read_json(folder / "config.json").get("teachers")
+        specs = listed if isinstance(listed, list) else []
+        names = [spec.get("name") if isinstance(spec, dict) else spec for spec in specs]
+        found = [
+            name
+            for name in names
+            if isinstance(name, str)
+            and name.partition(":")[0] in kinds
+            and TeacherName.parse(name).label in subject.student.heads
+        ]
+        return found[0] if len(found) == 1 else ""
+    return ""
 
 
 def zeroshot(subject: Subject, data: Path, settings: ZeroShotSettings) -> Iterator[Found]:
@@ -36,14 +85,12 @@ def zeroshot(subject: Subject, data: Path, settings: ZeroShotSettings) -> Iterat
         ValueError: the student has no such head, the teacher has no text tower or tokenizer, the
             two have different widths, or the images have no classes.
     """
-    label = head_for(subject, settings.teacher, settings.head, "zeroshot")
-    images = subject.open(data, "val")
-    if not images.classes:
-        raise ValueError(f"{data} has no classes: one sub-folder a class, or .cls in the shards.")
+    settings = used(subject, (data,), settings)
+    label = settings.head
+    images = subject.open(data, "whole")
     names = class_names(images.classes, data)
     sentences = prompts(settings.templates)
     classifier = text_classifier(settings.teacher, names, sentences, device=subject.device)
-    check_width(subject, label, classifier.shape[1], settings.teacher)
     found = extract_share(through_head(subject, label), images)
     union(subject.unreadable)
     if found is None:

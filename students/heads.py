@@ -120,10 +120,16 @@ class TeacherHead(nn.Module):
             earlier = ([f.summary for f in intermediates],) if self.kind == "ladder" else ()
             summary = self.summary(features.summary, *earlier)
         if self.spatial is not None:
-            assert features.spatial is not None
-            maps = [f.spatial for f in intermediates if f.spatial is not None]
-            spatial = self._on_grid(features.spatial, *((maps,) if self.kind == "ladder" else ()))
+            spatial = self.predict_map(features, intermediates)
         return Features(summary, spatial)
+
+    def predict_map(
+        self, features: Features, intermediates: Sequence[Features] = ()
+    ) -> Float[Tensor, "B H W C"]:
+        """Predict the teacher's map alone; arguments as for a call."""
+        assert features.spatial is not None
+        maps = [f.spatial for f in intermediates if f.spatial is not None]
+        return self._on_grid(features.spatial, *((maps,) if self.kind == "ladder" else ()))
 
     def _on_grid(self, x: Tensor, *earlier: Sequence[Tensor]) -> Float[Tensor, "B H W C"]:
         if self.upsample == 1 and self.kind != "attn":

@@ -35,7 +35,18 @@ def open_text(name: TeacherName, device: torch.device | str = "cpu") -> TextTowe
             f"{name.describe()} has no text tower; teachers of the kinds "
             f"{' and '.join(TOWERS)} may have one."
         )
-    return import_module(TOWERS[name.kind]).TextTower(name, torch.device(device))
+    tower = import_module(TOWERS[name.kind]).TextTower(name, torch.device(device))
+
+    def embedded(texts: Sequence[str]) -> Tensor:
+        try:
+            return tower(texts)
+        except IndexError as error:
+            raise ValueError(
+                f"The text tower of {name.describe()} has a smaller vocabulary than its tokenizer "
+                f"({error}): it cannot read these texts."
+            ) from error
+
+    return embedded
 
 
 def text_classifier(

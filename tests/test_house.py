@@ -93,6 +93,10 @@ ARROWS: dict[str, tuple[str, ...]] = {
     ),
     "zoo.language.towers": ("zoo.language", "zoo.licence"),
     "zoo.language.gguf": ("zoo.files",),
+    "zoo.multimodal": (
+        "zoo.multimodal", "zoo.language", "zoo.features", "zoo.files", "zoo.import_hook",
+        "zoo.students", "zoo.wheels",
+    ),
     "zoo.data": ("zoo.data", "zoo.features", "zoo.files"),
     "zoo.data.text": ("zoo.data", "zoo.files", "zoo.language"),
     "zoo.teachers": (

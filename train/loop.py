@@ -54,7 +54,7 @@ def train(
         Interrupted: a signal came; the state is saved.
         ValueError: a loss is not finite; the batch's keys stand in `nan_batch.json`.
     """
-    device, every = state.device, config.every
+    device, every, first = state.device, config.every, state.step
     precision = partial(autocast, config.precision, device)
     data = DataClock(device, getattr(feed, "workers", None))
     numbers = data.timed(numbered(feed, state.step, config.steps))
@@ -74,6 +74,8 @@ def train(
             counts = feed.counts(state.step)
             losses = take_step(wrapped, state, parts, counts, config, precision, buffers)
             update(state, losses, config)
+            if device.type == "cuda" and state.step == first + 1:  # the optimizer's state is there
+                run.prepare(state.state())
 
             if profile and (line := profile.step(state.step)):
                 progress.print(line)

@@ -248,6 +248,10 @@ class Run:
         if wait:
             self.wait()
 
+    def prepare(self, state: State) -> None:
+        """Reserve what copying such a state takes, beside training."""
+        self._saver.prepare(state)
+
     def wait(self) -> None:
         """Wait for the checkpoint that is being written; raises as `save`. Every rank calls."""
         self._saver.wait()

@@ -1,6 +1,6 @@
 """Depth estimation by a linear layer on frozen features."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -17,7 +17,7 @@ from zoo.data.sources import SPLITS
 from zoo.data.walk import is_image
 from zoo.eval.dense.segment import LinearHead, Segmenter, frozen_features
 from zoo.eval.dense.training import train_head
-from zoo.eval.dense.windows import at_size, sliding
+from zoo.eval.dense.windows import at_size, sliding, stride_of, with_stride
 from zoo.eval.registry import Found, Picture, Scores, Subject
 from zoo.eval.settings import FLOOR, DepthSettings
 from zoo.features import Batch, at_grid
@@ -143,6 +143,17 @@ def depth(subject: Subject, data: Path, settings: DepthSettings) -> Iterator[Fou
     yield from _measured(answer, val, subject, settings)
 
 
+def used(subject: Subject, data: Sequence[Path], settings: DepthSettings) -> DepthSettings:
+    """Return the settings with the stride that is used.
+
+    Raises:
+        ValueError: a folder does not fit, or the backbone cannot process such windows.
+    """
+    for folder in data:
+        open_depths(folder, settings)
+    return with_stride(subject, settings)
+
+
 class DepthTask(Task):
     """The scale-invariant loss of a batch, counted once per image."""
 
@@ -206,7 +217,7 @@ def _measured(
         if not (target > UNKNOWN).any():
             continue
         image = pixels.to(subject.device).float() / 255
-        how = dict(side=settings.crop, stride=settings.stride, batch=settings.batch)
+        how = dict(side=settings.crop, stride=stride_of(settings), batch=settings.batch)
         guess = sliding(answer, image, **how)[0, 0]
         rows.append(depth_errors(guess, target[0].to(guess.device)))
         keys.append(val.key(index))

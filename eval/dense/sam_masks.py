@@ -1,6 +1,7 @@
 """Masks by SAM's decoder from a student's features, compared with those from SAM's own encoder."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from zoo.eval.registry import Found, Picture, Scores, Subject
 from zoo.eval.settings import SamMasksSettings
-from zoo.eval.zeroshot import head_for
+from zoo.eval.zeroshot import head_for, teacher_of
 from zoo.features import Batch
 from zoo.teachers.name import TeacherName
 from zoo.teachers.open import open_teacher
@@ -30,8 +31,9 @@ def masks(subject: Subject, data: Path, settings: SamMasksSettings) -> Iterator[
         ValueError: the teacher is not a SAM, the student has no head for its map, or there are no
             images.
     """
-    label = head_for(subject, settings.teacher, settings.head, "masks")
-    images = subject.open(data, "val")
+    settings = used(subject, (), settings)
+    label = settings.head
+    images = subject.open(data, "whole")
     teacher = open_teacher(settings.teacher, device=subject.device)
     decoder = MaskDecoder(TeacherName.parse(settings.teacher), subject.device)
     points = grid_points(settings.points).to(subject.device)
@@ -51,6 +53,19 @@ def masks(subject: Subject, data: Path, settings: SamMasksSettings) -> Iterator[
     union(subject.unreadable)
     if (everything := gathered_on_first(seen)) is not None:
         yield from _values(sorted(everything, key=lambda image: image.batch), settings, data)
+
+
+def used(subject: Subject, data: Sequence[Path], settings: SamMasksSettings) -> SamMasksSettings:
+    """Return the settings with the teacher and the head that are used.
+
+    Without a teacher, it is the only one of the student's run that is a model of transformers.
+
+    Raises:
+        ValueError: there is no such teacher or head.
+    """
+    teacher = settings.teacher or teacher_of(subject, ("hf",))
+    label = head_for(subject, teacher, settings.head, "masks")
+    return replace(settings, teacher=teacher, head=label)
 
 
 class _Image(NamedTuple):

@@ -1,7 +1,7 @@
 """Semantic segmentation: a linear layer on the last map, or UPerNet on four of them."""
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from zoo.eval.dense.mean_iou import Confusion
 from zoo.eval.dense.segment_data import IGNORE, SegmentSet, open_segments
 from zoo.eval.dense.training import train_head
 from zoo.eval.dense.upernet import BackbonePyramid, UPerNet
-from zoo.eval.dense.windows import at_size, sliding
+from zoo.eval.dense.windows import at_size, sliding, stride_of, with_stride
 from zoo.eval.registry import Found, Picture, Subject
 from zoo.eval.settings import SegmentSettings
 from zoo.features import Batch, Features, at_grid
@@ -71,6 +71,17 @@ def segment(subject: Subject, data: Path, settings: SegmentSettings) -> Iterator
     segmenter = build_segmenter(subject, len(train.classes), settings)
     fit_segmenter(segmenter, train, subject, settings)
     yield from measure_segmenter(segmenter, val, subject, settings)
+
+
+def used(subject: Subject, data: Sequence[Path], settings: SegmentSettings) -> SegmentSettings:
+    """Return the settings with the stride that is used.
+
+    Raises:
+        ValueError: a folder does not fit, or the backbone cannot process such windows.
+    """
+    for folder in data:
+        open_segments(folder, settings.layout)
+    return with_stride(subject, settings)
 
 
 def build_segmenter(subject: Subject, classes: int, settings: SegmentSettings) -> Segmenter:
@@ -175,7 +186,7 @@ def measure_segmenter(
     images = crops.whole_images(val, unreadable=subject.unreadable, **loading)
     for index, pixels, target in track(images, "measure", total=len(val), transient=True):
         image = pixels.to(subject.device, non_blocking=True).float() / 255
-        how = dict(side=settings.crop, stride=settings.stride, batch=settings.batch)
+        how = dict(side=settings.crop, stride=stride_of(settings), batch=settings.batch)
         guess = sliding(answer, image, **how).argmax(dim=1)
         confusion.add(target.to(subject.device), guess, val.key(index))
         if index < settings.pictures:

@@ -2,12 +2,16 @@
 
 import copy
 from collections.abc import Callable
+from dataclasses import replace
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from zoo.eval.registry import Subject
+from zoo.eval.settings import DepthSettings, SegmentSettings
 from zoo.features import Batch
 from zoo.students.student import Student
 
@@ -49,6 +53,27 @@ def sliding(
         total[..., y : y + side, x : x + side] += part
         count[..., y : y + side, x : x + side] += 1
     return F.interpolate(total / count, (height, width), mode="bilinear")
+
+
+W = TypeVar("W", SegmentSettings, DepthSettings)
+
+
+def stride_of(settings: SegmentSettings | DepthSettings) -> int:
+    """Return the pixels from one window to the next: by default two thirds of a window."""
+    return settings.stride or max(1, settings.crop * 2 // 3)
+
+
+def with_stride(subject: Subject, settings: W) -> W:
+    """Return the settings with the stride that is used.
+
+    Raises:
+        ValueError: the backbone cannot process windows of that size.
+    """
+    at_size(subject.student, settings.crop, f"--{NAMES[type(settings)]}.crop")
+    return replace(settings, stride=stride_of(settings))
+
+
+NAMES: dict[type, str] = {SegmentSettings: "segment", DepthSettings: "depth"}
 
 
 def at_size(student: Student, side: int, option: str) -> Student:

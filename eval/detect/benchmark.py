@@ -1,7 +1,7 @@
 """The benchmark `detect`: score a trained detector, or train one on a backbone first."""
 
-from collections.abc import Iterator
-from dataclasses import replace
+from collections.abc import Iterator, Sequence
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +11,15 @@ import torch
 from zoo.eval.detect.coco import CocoImage, CocoSplit, open_coco
 from zoo.eval.detect.coco_metric import coco_results, coco_scores, write_results
 from zoo.eval.detect.config import DetectSettings
-from zoo.eval.detect.detector import is_detector, load_detector
+from zoo.eval.detect.detector import is_detector, load_detector, read_spec
 from zoo.eval.detect.draw import side_by_side
 from zoo.eval.detect.finding import find_objects, fitting
 from zoo.eval.detect.spec import Detector
 from zoo.eval.detect.training import start, train_detector
 from zoo.eval.registry import Found, Picture, Subject
+from zoo.eval.results import TRAINED
 from zoo.eval.work import work_folder
+from zoo.files import read_json
 from zoo.train.run import Run
 
 
@@ -33,7 +35,8 @@ def detect(subject: Subject, data: Path, settings: DetectSettings) -> Iterator[F
         detector = load_detector(trained, device=subject.device)
         if subject.precision == "amp":
             detector.precision = torch.bfloat16
-        val = open_coco(data, "val", class_agnostic=detector.spec.class_agnostic)
+        agnostic = settings.class_agnostic or detector.spec.class_agnostic
+        val = open_coco(data, "val", class_agnostic=agnostic)
     else:
         val = open_coco(data, "val", class_agnostic=settings.class_agnostic)
         val.require_objects()
@@ -47,6 +50,43 @@ def detect(subject: Subject, data: Path, settings: DetectSettings) -> Iterator[F
         out=settings.predictions,
         unreadable=subject.unreadable,
     )
+
+
+OWN = ("pictures", "predictions", "class_agnostic")
+"""The settings that a trained detector can be measured with; the others are its own."""
+
+
+def used(
+    subject: Subject, data: Sequence[Path], settings: DetectSettings
+) -> DetectSettings | dict[str, Any]:
+    """Return the settings as they are used: of a trained detector its own.
+
+    Raises:
+        ValueError: a setting is given that a trained detector ignores.
+    """
+    trained = is_detector(Path(subject.name))
+    if trained is None:
+        return settings
+    default = DetectSettings()
+    given = {f.name: getattr(settings, f.name) for f in fields(settings)}
+    ignored = [n for n, x in given.items() if n not in OWN and x != getattr(default, n)]
+    if ignored:
+        raise ValueError(
+            f"{subject.name} is a trained detector and is measured as it is: leave out "
+            f"{', '.join(f'--detect.{name}' for name in ignored)}. It takes "
+            f"{', '.join(f'--detect.{name}'.replace('_', '-') for name in OWN)}."
+        )
+    spec = read_spec(trained / "config.json")
+    run = trained.parent / "config.json"
+    about = read_json(run, dict[str, Any]) if run.is_file() and trained.name == "detector" else {}
+    names = ("steps", "batch", "seed", "optim", "precision", "norms", "backbone_lr", "data")
+    own: dict[str, Any] = dict(
+        detector=spec.kind, size=spec.size, width=spec.width, score=spec.score
+    )
+    own["training"] = {name: about[name] for name in names if name in about} or None
+    recorded = {name: given[name] for name in OWN} | {TRAINED: own}
+    recorded["class_agnostic"] = settings.class_agnostic or spec.class_agnostic
+    return recorded
 
 
 def _train(
@@ -81,6 +121,9 @@ def measure(
 ) -> Iterator[Found]:
     """Detect the objects of a split; yield pictures, then COCO's numbers in per cent.
 
+    A detector with classes may be measured on a split that is class-agnostic: all its boxes are
+    then of one class, and of several on one object all but one are wrong.
+
     Args:
         pictures: Number of images that are drawn with their predictions.
         out: File for the predictions, in COCO's format.
@@ -91,7 +134,8 @@ def measure(
     """
     unreadable = set() if unreadable is None else unreadable
     unreadable.update(split.unreadable)
-    split = fitting(detector, split)
+    agnostic = split.class_agnostic and not detector.spec.class_agnostic
+    split = split if agnostic else fitting(detector, split)
     masks = detector.spec.has_masks
     if masks:
         split.require_masks()
@@ -100,6 +144,8 @@ def measure(
     pairs = find_objects(detector, split, device=device, unreadable=unreadable)
     for number, (image, found) in enumerate(pairs):
         images.append(image)
+        if agnostic:
+            found = found._replace(labels=torch.zeros_like(found.labels))
         results += coco_results(found, image, split)
         if number < pictures:
             drawn = np.asarray(side_by_side(image, found, split))

@@ -1,24 +1,43 @@
 """Gather what many runs and result files say about each model."""
 
-from collections.abc import Sequence
+import json
+import math
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from zoo.eval.benchmarks import Benchmark, headlines
 from zoo.eval.report.run_folder import RunFolder, number, read_run
-from zoo.eval.results import SUFFIX, Record, latest, read
+from zoo.eval.results import NEUTRAL, SUFFIX, Record, latest, read
+
+IN_TRAINING = "in training"
+"""What tells a number that a run logged from one that `zoo eval` measured of the same data."""
 
 
 class Measure(NamedTuple):
-    """The name of a number, and the data on which it was measured."""
+    """The name of a number, the data on which it was measured, and how."""
 
     name: str
     data: str
+    how: str = ""
+    """Only what differs between the measurements of this name on this data: k=5, 96 px."""
 
     def describe(self) -> str:
         """Return the text for the head of a column."""
-        return f"{self.name} · {self.data}" if self.data else self.name
+        return " · ".join(text for text in self if text)
+
+
+class Value(NamedTuple):
+    """A number of one model: over several seeds, their mean and standard deviation."""
+
+    mean: float | None
+    deviation: float | None = None
+    """The sample's, over n - 1; `None` for one seed."""
+    seeds: int = 1
+    size: int | None = None
+    """Side of the images that the network saw, in pixels."""
 
 
 @dataclass(kw_only=True)
@@ -26,43 +45,109 @@ class Model:
     """What all sources say about one model."""
 
     name: str
-    values: dict[Measure, float | None] = field(default_factory=dict)
+    found: dict[Measure, Value] = field(default_factory=dict)
     about: dict[str, Any] = field(default_factory=dict)
-    """`name`, `size`, `parameters` and `macs`, as far as known."""
+    """`name` and `parameters`, as far as known."""
+    macs: dict[int, float] = field(default_factory=dict)
+    """Multiply-adds of one image, by the side of the image."""
+    rates: dict[int, float] = field(default_factory=dict)
+    """Images per second, by the side of the images; of several measurements the fastest."""
     records: list[Record] = field(default_factory=list)
     run: RunFolder | None = None
 
     @property
-    def rate(self) -> float | None:
-        """Images per second, if the speed was measured."""
-        return next((v for m, v in self.values.items() if m.name == "speed/img_s"), None)
+    def values(self) -> dict[Measure, float | None]:
+        """The numbers; over several seeds their mean."""
+        return {measure: value.mean for measure, value in self.found.items()}
+
+    @property
+    def sizes(self) -> list[int]:
+        """Sides of the images of all measurements, in pixels."""
+        return sorted({value.size for value in self.found.values() if value.size})
+
+
+class Number(NamedTuple):
+    """One number of one source, with what it depends on."""
+
+    model: str
+    name: str
+    value: float | None
+    data: str | None
+    """The identity of the data: its hash, or its path."""
+    conditions: Mapping[str, str]
+    size: int | None
+    seed: int
+    source: str
 
 
 def gather(sources: Sequence[str | Path]) -> tuple[list[Model], list[str]]:
-    """Read folders of runs and result files; return the models, and notes on unreadable parts.
+    """Read folders of runs and result files; return the models, and notes on what is not shown.
 
     The models are in the order of their first mention. A run and the results of its export are one
-    model.
+    model, unless its weights were others. Measurements that differ in data, settings, precision or
+    size are columns of their own; over seeds there is a mean and a standard deviation.
 
     Raises:
-        ValueError: a source is neither the folder of a run nor a result file.
+        ValueError: a source is neither the folder of a run nor a result file, or two sources have
+            different numbers of one and the same measurement.
     """
-    found: dict[str, Model] = {}
+    records: list[tuple[str, Record]] = []
+    runs: list[tuple[str, RunFolder]] = []
+    order: list[str] = []
     notes: list[str] = []
-
-    def model_of(target: str) -> Model:
-        return found.setdefault(_identity(target), Model(name=_label(target)))
-
     for source in map(Path, sources):
         if source.suffix == SUFFIX or source.is_file():
-            for record in latest(read(source)):
-                _add_record(model_of(record.target), record)
+            lines = read(source)
+            notes += _repeated(source, lines)
+            records += [(str(source), record) for record in latest(lines)]
+            order += [_identity(record.target) for record in lines]
             continue
         run = read_run(source)
-        _add_run(model_of(str(source)), run)
+        runs.append((str(source), run))
+        order.append(_identity(str(source)))
         notes += [f"{source}: {note}" for note in run.notes]
-    _tell_apart(list(found.values()))
-    return list(found.values()), notes
+    changed = _with_other_weights([record for _, record in records])
+    found = {key: Model(name=key) for key in dict.fromkeys(order)}
+    numbers: list[Number] = []
+    for source, record in records:
+        key = _identity(record.target)
+        if key in changed:
+            key = f"{key} (weights {str(record.weights_hash)[:6]})"
+        model = found.setdefault(key, Model(name=key))
+        _add_record(model, record)
+        numbers += _numbers_of(key, record, source)
+    paths = {str(Path(r.data).resolve()): r.dataset for _, r in records if r.data}
+    for source, run in runs:
+        key = _identity(source)
+        _add_run(found.setdefault(key, Model(name=key)), run)
+        numbers += _numbers_of_run(key, run, source, paths)
+    labels = _data_labels(records, runs, paths)
+    _fill(found, numbers, labels)
+    models = [model for model in found.values() if model.records or model.run or model.found]
+    _tell_apart(models)
+    return models, notes
+
+
+def _repeated(source: Path, lines: Sequence[Record]) -> list[str]:
+    """Return a note on each measurement that a file holds twice with different numbers."""
+    newest = {record.identity: record for record in lines}
+    notes = [
+        f"{source} holds {r.benchmark} of {r.target} twice, measured in the same way with other "
+        f"numbers; the later ones of {newest[r.identity].date} are shown."
+        for r in lines
+        if r.benchmark != "speed" and dict(r.values) != dict(newest[r.identity].values)
+    ]
+    return list(dict.fromkeys(notes))
+
+
+def _with_other_weights(records: Sequence[Record]) -> set[str]:
+    """Return the models that were measured with several weights at one seed and size."""
+    hashes: dict[tuple[str, int, int | None], set[str]] = {}
+    for r in records:
+        if r.weights_hash:
+            key = _identity(r.target), r.seed, r.size
+            hashes.setdefault(key, set()).add(r.weights_hash)
+    return {key[0] for key, found in hashes.items() if len(found) > 1}
 
 
 def _label(target: str) -> str:
@@ -84,34 +169,163 @@ def _tell_apart(models: list[Model]) -> None:
 
 def _add_record(model: Model, record: Record) -> None:
     model.records.append(record)
-    model.about |= {key: value for key, value in record.model.items() if value is not None}
-    data = Path(record.data).name if record.data else ""
-    model.values |= {Measure(name, data): value for name, value in record.values.items()}
+    known = ("name", "parameters")
+    model.about |= {k: v for k in known if (v := record.model.get(k)) is not None}
+    macs, size = record.model.get("macs"), record.size
+    if size and macs:
+        model.macs[size] = macs
+    rate = record.values.get("speed/img_s")
+    if size and rate:
+        model.rates[size] = max(rate, model.rates.get(size, 0.0))
 
 
 def _add_run(model: Model, run: RunFolder) -> None:
     model.run = run
     student = run.about.get("student")
-    if isinstance(student, dict):
-        known = dict(
-            name=student.get("name"),
-            parameters=number(student.get("params")),
-            macs=number(student.get("macs")),
-            size=run.config.get("size"),
-        )
-        model.about = {k: v for k, v in known.items() if v is not None} | model.about
+    if not isinstance(student, dict):
+        return
+    known = dict(name=student.get("name"), parameters=number(student.get("params")))
+    model.about = {k: v for k, v in known.items() if v is not None} | model.about
+    macs, size = number(student.get("macs")), run.config.get("size")
+    if macs and isinstance(size, int):
+        model.macs.setdefault(size, macs)
+
+
+def _numbers_of(key: str, record: Record, source: str) -> Iterable[Number]:
+    own = {name: value for name, value in record.settings.items() if name not in NEUTRAL}
+    conditions = {
+        name: value if isinstance(value, str) else json.dumps(value)
+        for name, value in flat(own).items()
+    }
+    for name, value in record.conditions.items():
+        if name != "size" and value is not None:
+            conditions[name] = str(value)
+    shared = (record.dataset, conditions, record.size, record.seed, source)
+    return [Number(key, name, value, *shared) for name, value in record.values.items()]
+
+
+def flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return nested settings with names such as training.steps."""
+    found: dict[str, Any] = {}
+    for name, value in settings.items():
+        if isinstance(value, Mapping):
+            found |= flat(value, f"{prefix}{name}.")
+        else:
+            found[prefix + name] = value
+    return found
+
+
+def _numbers_of_run(
+    key: str, run: RunFolder, source: str, paths: Mapping[str, str | None]
+) -> Iterable[Number]:
+    own, size = ("kind", "step", "time"), run.config.get("size")
+    shared = (
+        _data_of_run(run, paths),
+        {"": IN_TRAINING},
+        size if isinstance(size, int) else None,
+        int(number(run.config.get("seed")) or 0),
+        source,
+    )
+    return [Number(key, n, value, *shared) for n, value in run.ours.items() if n not in own]
+
+
+def _data_of_run(run: RunFolder, paths: Mapping[str, str | None]) -> str:
     data = run.config.get("data")
-    place = Path(data).name if isinstance(data, str) and data else "its own images"
-    own = ("kind", "step", "time")
-    for name, value in run.ours.items():
-        if name not in own:
-            model.values.setdefault(Measure(name, place), value)
+    if not isinstance(data, str) or not data:
+        return "its own images"
+    return paths.get(str(Path(data).resolve())) or data
+
+
+def _data_labels(
+    records: Sequence[tuple[str, Record]],
+    runs: Sequence[tuple[str, RunFolder]],
+    paths: Mapping[str, str | None],
+) -> dict[str | None, str]:
+    """Return a short name of each data set: the end of its path that no other one has."""
+    places: dict[str, str] = {}
+    for _, record in records:
+        if record.dataset:
+            places.setdefault(record.dataset, record.data or record.dataset)
+    for _, run in runs:
+        data = _data_of_run(run, paths)
+        places.setdefault(data, data)
+    longest = max((len(Path(place).parts) for place in places.values()), default=1)
+    names = dict(places)
+    for length in range(1, longest + 1):
+        names = {one: "/".join(Path(place).parts[-length:]) for one, place in places.items()}
+        if len(set(names.values())) == len(names):
+            break
+    twice = {name for name in names.values() if list(names.values()).count(name) > 1}
+    names = {one: f"{n} ({one[:6]})" if n in twice else n for one, n in names.items()}
+    return {None: "", **names}
+
+
+def _fill(
+    models: Mapping[str, Model], numbers: Sequence[Number], labels: Mapping[str | None, str]
+) -> None:
+    """Bring the numbers into columns, and those of several seeds to a mean."""
+    groups: dict[tuple[str, str | None], list[Number]] = {}
+    for one in numbers:
+        groups.setdefault((one.name, one.data), []).append(one)
+    cells: dict[tuple[str, Measure], dict[int, Number]] = {}
+    for (name, data), members in groups.items():
+        how = _differences(members)
+        for one in members:
+            seeds = cells.setdefault((one.model, Measure(name, labels[data], how(one))), {})
+            other = seeds.setdefault(one.seed, one)
+            if not _same(other.value, one.value):
+                raise ValueError(
+                    f"{name} of {one.model} was measured twice in one way, as {other.value} in "
+                    f"{other.source} and {one.value} in {one.source}; leave one of them out."
+                )
+    for (key, measure), seeds in cells.items():
+        models[key].found[measure] = _value(list(seeds.values()))
+
+
+def _same(a: float | None, b: float | None) -> bool:
+    return a == b or (a is not None and b is not None and math.isnan(a) and math.isnan(b))
+
+
+def _value(members: Sequence[Number]) -> Value:
+    known = [one.value for one in members if one.value is not None and math.isfinite(one.value)]
+    size = members[0].size
+    if len(members) == 1 or not known:
+        return Value(members[0].value, size=size)
+    spread = statistics.stdev(known) if len(known) > 1 else None
+    return Value(statistics.fmean(known), spread, len(known), size)
+
+
+class _differences:
+    """Which conditions differ among the measurements of one number on one data set.
+
+    The size counts only where one model was measured at several: models have sizes of their own.
+    """
+
+    def __init__(self, members: Sequence[Number]):
+        measured = [one for one in members if "" not in one.conditions]
+        names = dict.fromkeys(name for one in measured for name in one.conditions)
+        kinds = {n: {one.conditions.get(n) for one in measured} for n in names}
+        self.names = [name for name, values in kinds.items() if len(values) > 1]
+        sizes: dict[str, set[int | None]] = {}
+        for one in members:
+            sizes.setdefault(one.model, set()).add(one.size)
+        self.sized = any(len(some) > 1 for some in sizes.values())
+        self.mixed = len({"" in one.conditions for one in members}) > 1
+
+    def __call__(self, one: Number) -> str:
+        """Return what tells this measurement from the others."""
+        words = [f"{one.size} px"] if self.sized and one.size else []
+        for name in self.names:
+            value = one.conditions.get(name, "–")
+            words.append(value if name in ("precision", "machine") else f"{name}={value}")
+        words += [IN_TRAINING] if self.mixed and "" in one.conditions else []
+        return ", ".join(words)
 
 
 def headline_columns(models: Sequence[Model]) -> list[tuple[Measure, Benchmark]]:
     """Return the measures that are the headline of a benchmark, in the order of `BENCHMARKS`."""
     known = headlines()
-    measures = list(dict.fromkeys(m for model in models for m in model.values))
+    measures = list(dict.fromkeys(m for model in models for m in model.found))
     return [
         (measure, benchmark)
         for name, benchmark in known.items()

@@ -1,17 +1,17 @@
 """Build a report about many runs and result files: gather, draw, fill the template."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from zoo.eval.paired import compare
+from zoo.eval.paired import compare, pair
 from zoo.eval.published import published
 from zoo.eval.report import figures, plots
 from zoo.eval.report.figures import short_number
-from zoo.eval.report.gathered import Measure, Model, gather, headline_columns
+from zoo.eval.report.gathered import Measure, Model, Value, gather, headline_columns
 from zoo.eval.report.page import (
     Cell,
     Gallery,
@@ -28,6 +28,8 @@ from zoo.files import written_whole
 
 MOST_PICTURES = 48
 MOST_ON_RADAR = 6
+MOST_SIZES = 4
+"""Sizes of images of which the multiply-adds have a column each."""
 
 
 def build_joined(sources: Sequence[str | Path], out: str | Path) -> Path:
@@ -85,16 +87,50 @@ def _headline_table(models: Sequence[Model]) -> Table | None:
     if not columns:
         return None
     cells = [
-        compared(measure.name, [model.values.get(measure) for model in models])
+        compared_values(measure.name, [model.found.get(measure) for model in models])
         for measure, _ in columns
     ]
-    head = [f"{b.capability} · {m.data}" if m.data else b.capability for m, b in columns]
-    costs = [("M parameters", "parameters", 1e6), ("GMACs", "macs", 1e9)]
-    rows = []
-    for i, model in enumerate(models):
-        cost = [_scaled(model.about.get(key), unit) for _, key, unit in costs]
-        rows.append(Row(model.name, [*(column[i] for column in cells), *cost]))
-    return Table(["model", *head, *(name for name, _, _ in costs)], rows)
+    head = [" · ".join(text for text in (b.capability, m.data, m.how) if text) for m, b in columns]
+    costs = cost_columns(models)
+    rows = [
+        Row(model.name, [*(column[i] for column in cells), *(cost[i] for _, cost in costs)])
+        for i, model in enumerate(models)
+    ]
+    return Table(["model", *head, *(name for name, _ in costs)], rows)
+
+
+def compared_values(key: str, values: Sequence[Value | None]) -> list[Cell]:
+    """Return cells of means and deviations, of which the best mean is marked."""
+    cells = compared(key, [value.mean if value else None for value in values])
+    return [
+        cell._replace(text=f"{cell.text} ± {short_number(value.deviation)}")
+        if value and value.deviation is not None
+        else cell
+        for cell, value in zip(cells, values, strict=True)
+    ]
+
+
+def cost_columns(models: Sequence[Model]) -> list[tuple[str, list[Cell]]]:
+    """Return what the models cost: parameters, and the multiply-adds at each measured size.
+
+    With many sizes the multiply-adds are one column, in which the size stands beside each.
+    """
+    parameters = [_scaled(model.about.get("parameters"), 1e6) for model in models]
+    columns = [("M parameters", parameters)]
+    sizes = sorted({size for model in models for size in {*model.sizes, *model.macs}})
+    if len(sizes) > MOST_SIZES:
+        cells = [
+            Cell("; ".join(f"{short_number(v / 1e9)} at {s} px" for s, v in m.macs.items()) or "–")
+            for m in models
+        ]
+        return [*columns, ("GMACs", cells)]
+    for size in sizes:
+        cells = [_scaled(model.macs.get(size), 1e9) for model in models]
+        columns.append((f"GMACs · {size} px", cells))
+    if len(sizes) > 1:
+        cells = [Cell(", ".join(map(str, model.sizes)) or "–") for model in models]
+        columns.append(("image side, px", cells))
+    return columns
 
 
 def _scaled(value: Any, unit: float) -> Cell:
@@ -104,18 +140,19 @@ def _scaled(value: Any, unit: float) -> Cell:
 
 def _tables(models: Sequence[Model]) -> list[tuple[str, Table]]:
     """Return a table for each kind of number and data set: rows are measures, columns models."""
-    measures = list(dict.fromkeys(m for model in models for m in model.values))
-    groups: dict[tuple[str, str], list[Measure]] = {}
+    measures = list(dict.fromkeys(m for model in models for m in model.found))
+    groups: dict[tuple[str, str, str], list[Measure]] = {}
     for measure in measures:
-        groups.setdefault((measure.name.split("/")[0], measure.data), []).append(measure)
+        key = (measure.name.split("/")[0], measure.data, measure.how)
+        groups.setdefault(key, []).append(measure)
     found = []
-    for (kind, data), members in groups.items():
-        having = [m for m in models if any(measure in m.values for measure in members)]
+    for (kind, data, how), members in groups.items():
+        having = [m for m in models if any(measure in m.found for measure in members)]
         rows = [
-            Row(measure.name, compared(measure.name, [m.values.get(measure) for m in having]))
-            for measure in members
+            Row(m.name, compared_values(m.name, [model.found.get(m) for model in having]))
+            for m in members
         ]
-        name = f"{kind} on {data}" if data else kind
+        name = (f"{kind} on {data}" if data else kind) + (f": {how}" if how else "")
         found.append((name, Table(["measure", *(m.name for m in having)], rows)))
     return found
 
@@ -124,14 +161,18 @@ def _differences(models: Sequence[Model], notes: list[str]) -> Table | None:
     """Compare every other model with the first one."""
     reference, rows = models[0], []
     for model in models[1:]:
+        if not reference.records or not model.records:
+            continue
+        alone = pair(reference.records, model.records)
+        notes += [f"Not compared: {x}." for x in alone.left_out(reference.name, model.name)]
         try:
             found = compare(reference.records, model.records)
         except ValueError as error:
             notes.append(f"{model.name} against {reference.name}: {error}")
             continue
-        for pair in found:
-            if pair.low is not None:
-                cells = [Cell(text, pair.separated) for text in pair.describe()]
+        for row in found:
+            if row.low is not None:
+                cells = [Cell(text, row.separated) for text in row.describe()]
                 rows.append(Row(model.name, cells))
     head = ["model", "measure", reference.name, "this model", "difference", "95 % interval"]
     return Table(head, rows) if rows else None
@@ -141,7 +182,7 @@ def _published(models: Sequence[Model]) -> Table | None:
     rows, shown = [], set()
     for model in models:
         for name in dict.fromkeys((model.name, str(model.about.get("name")))):
-            for figure in published(name, model.about.get("size")):
+            for figure in published(name, model.sizes[0] if len(model.sizes) == 1 else None):
                 key = (name.partition(".")[0], figure.measure, figure.size)
                 if key in shown:
                     continue
@@ -159,6 +200,7 @@ def _sources(models: Sequence[Model]) -> Table | None:
         "benchmark",
         "data",
         "settings",
+        "px",
         "weights",
         "data's hash",
         "precision",
@@ -180,6 +222,7 @@ def _source_cells(record: Record) -> list[Cell]:
         record.benchmark,
         record.data or "–",
         settings or "–",
+        str(record.size or "–"),
         record.weights_hash or "–",
         record.data_hash or "–",
         record.precision,
@@ -235,24 +278,30 @@ def _radar(models: Sequence[Model], gallery: Gallery) -> list[PageImage]:
 
 
 def _pareto(models: Sequence[Model], gallery: Gallery) -> list[PageImage]:
-    """Draw each headline against images per second, multiply-adds and parameters."""
+    """Draw each headline against images per second, multiply-adds and parameters.
+
+    Speed and multiply-adds are those at the size at which the quality was measured; where sizes
+    differ between the models, each point says its own.
+    """
     pictures, colours = [], _colours(models)
     for measure, benchmark in headline_columns(models):
         if benchmark.best <= 0:
             continue
-        for label, cost_of, more_is_better in (
-            ("images/s", lambda m: m.rate, True),
-            ("GMACs per image", lambda m: _unit(m.about.get("macs"), 1e9), False),
-            ("parameters (M)", lambda m: _unit(m.about.get("parameters"), 1e6), False),
-        ):
-            points = [
-                (cost_of(model), model.values.get(measure), model.name, colour)
-                for model, colour in zip(models, colours, strict=True)
-            ]
-            known = [(x, y, name, c) for x, y, name, c in points if x and y is not None]
-            if len(known) < 2:
+        for label, cost_of, more_is_better in COSTS:
+            points, sizes = [], set()
+            for model, colour in zip(models, colours, strict=True):
+                value = model.found.get(measure)
+                cost = cost_of(model, value.size) if value else None
+                if value and cost and value.mean is not None and math.isfinite(value.mean):
+                    points.append((cost, value.mean, model.name, colour, value.size))
+                    sizes.add(value.size)
+            if len(points) < 2:
                 continue
-            title = f"{benchmark.capability} {measure.data}"
+            known = [
+                (x, y, f"{name} @{size}" if len(sizes) > 1 and size else name, colour)
+                for x, y, name, colour, size in points
+            ]
+            title = " ".join(t for t in (benchmark.capability, measure.data, measure.how) if t)
             png = plots.quality(title, label, measure.name, known, more_is_better=more_is_better)
             summary = "; ".join(
                 f"{name} {short_number(y)} at {short_number(x)}" for x, y, name, _ in known
@@ -264,6 +313,14 @@ def _pareto(models: Sequence[Model], gallery: Gallery) -> list[PageImage]:
 
 def _unit(value: Any, unit: float) -> float | None:
     return value / unit if isinstance(value, int | float) and value > 0 else None
+
+
+COSTS: tuple[tuple[str, Callable[[Model, int | None], float | None], bool], ...] = (
+    ("images/s", lambda model, size: model.rates.get(size or 0), True),
+    ("GMACs per image", lambda model, size: _unit(model.macs.get(size or 0), 1e9), False),
+    ("parameters (M)", lambda model, size: _unit(model.about.get("parameters"), 1e6), False),
+)
+"""A cost's name, its value for a model at a size in pixels, and whether more of it is better."""
 
 
 class Shot(NamedTuple):

@@ -46,12 +46,12 @@ def build_report(run_dir: str | Path) -> Path:
     gallery = Gallery(run.path / "figures")
     page = template_of("page.html.j2").render(
         title=_title(run),
-        status=_status(run),
+        status=status_of(run),
         earlier=[(name, f"../{folder.name}/report.html") for name, folder in run.stages[:-1]],
         stage=run.stages[-1][0] if run.stages else None,
         verdicts=verdicts(run),
         cards=_cards(run),
-        facts=_facts(run),
+        facts=run_facts(run),
         teachers=_teacher_table(run),
         losses=_loss_pictures(run, gallery),
         normalise=_text(run.config.get("normalise")),
@@ -165,9 +165,9 @@ def _title(run: RunFolder) -> str:
     return f"{_text(name) or 'A student'} from {teachers}"
 
 
-def _status(run: RunFolder) -> str | None:
+def status_of(run: RunFolder, *, finished: bool = False) -> str | None:
     """Return a sentence on the progress of an unfinished run; `None` for a finished one."""
-    if number(run.about.get("seconds")) is not None:
+    if finished or number(run.about.get("seconds")) is not None:
         return None
     if not run.train:
         return "This run has not logged a training step."
@@ -199,7 +199,8 @@ def _cards(run: RunFolder) -> list[tuple[str, str, str]]:
     return cards
 
 
-def _facts(run: RunFolder) -> list[tuple[str, str]]:
+def run_facts(run: RunFolder) -> list[tuple[str, str]]:
+    """Return what is known of a run's student, data, length, machine and code."""
     about, config, student = run.about, run.config, _about_student(run)
     size = [f"{_big(student[k])} {unit}" for k, unit in _SIZES if number(student.get(k))]
     steps, batch = number(config.get("steps")), number(config.get("batch"))
@@ -359,7 +360,7 @@ def _loss_pictures(run: RunFolder, gallery: Gallery) -> list[PageImage]:
     steps, values = series(run.train, "loss")
     if steps:
         png = figures.curves("weighted sum", [("loss", steps, values, figures.INK)])
-        pictures.append(gallery.add(png, "loss", _course("The weighted sum of losses", values)))
+        pictures.append(gallery.add(png, "loss", course("The weighted sum of losses", values)))
     for i, teacher in enumerate(run.teachers):
         lines = []
         for part, paint in LOSSES.items():
@@ -367,13 +368,14 @@ def _loss_pictures(run: RunFolder, gallery: Gallery) -> list[PageImage]:
             if steps:
                 lines.append((part, steps, values, paint))
         if lines:
-            summary = "; ".join(_course(f"{part} loss", values) for part, _, values, _ in lines)
+            summary = "; ".join(course(f"{part} loss", values) for part, _, values, _ in lines)
             png = figures.curves(teacher, lines)
             pictures.append(gallery.add(png, f"loss-{i}-{teacher}", f"{teacher}: {summary}"))
     return pictures
 
 
-def _course(what: str, values: Sequence[float]) -> str:
+def course(what: str, values: Sequence[float]) -> str:
+    """Return a sentence on the first and the last of logged values, for who cannot see a plot."""
     return f"{what} from {short_number(values[0])} to {short_number(values[-1])}"
 
 

@@ -103,12 +103,14 @@ def read_run(folder: str | Path) -> RunFolder:
         )
     notes: list[str] = []
     lines = read_lines(path / "metrics.jsonl", notes)
+    config = _read_object(path / "config.json", notes)
+    described = config.get("kind", "distill") == "distill" or (path / "about.json").is_file()
     return RunFolder(
         path=path,
-        config=_read_object(path / "config.json", notes),
-        about=_read_object(path / "about.json", notes),
+        config=config,
+        about=_read_object(path / "about.json", notes) if described else {},
         train=_training(lines),
-        arms=_newest(lines),
+        arms=_with_results(_newest(lines), path / "results.json", notes),
         timing=_by_step(read_lines(path / "timing.jsonl", notes)),
         compare={
             file.parent.name: _training(read_lines(file, notes))
@@ -189,6 +191,15 @@ def _read_maps(path: Path, notes: list[str]) -> dict[str, np.ndarray]:
     except ValueError as error:
         notes.append(str(error))
         return {}
+
+
+def _with_results(
+    arms: dict[str, dict[str, float]], path: Path, notes: list[str]
+) -> dict[str, dict[str, float]]:
+    """Add what a run has measured at its end, which `zoo detect` writes to a file of its own."""
+    found = _read_object(path, notes) if path.is_file() else {}
+    last = {name: value for name, text in found.items() if (value := number(text)) is not None}
+    return arms | {STUDENT: arms.get(STUDENT, {}) | last} if last else arms
 
 
 def _training(lines: Iterable[dict[str, Any]]) -> tuple[dict[str, Any], ...]:

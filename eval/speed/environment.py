@@ -31,6 +31,8 @@ def environment(command: str | None = None) -> dict[str, Any]:
             "gpu": torch.cuda.get_device_name() if gpu else None,
         },
         "threads": torch.get_num_threads(),
+        # what else the machine did: processes that ran or waited, over the last minute
+        "load": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
         "cudnn_benchmark": torch.backends.cudnn.benchmark,
         "cudnn_benchmark_limit": torch.backends.cudnn.benchmark_limit,
     }

@@ -2,6 +2,8 @@
 
 from collections.abc import Iterator
 
+import numpy as np
+
 from zoo.eval.registry import Found, Subject
 from zoo.eval.settings import SpeedSettings
 from zoo.eval.speed.models import Case, measure
@@ -10,6 +12,9 @@ from zoo.students.student import Student
 
 def speed(subject: Subject, data: None, settings: SpeedSettings) -> Iterator[Found]:
     """Yield images per second, GMACs, millions of parameters, and on a GPU the peak GiB of memory.
+
+    Beside the images per second of the median batch stand the 5th and the 95th percentile over the
+    batches (`low`, `high`).
 
     The backbone is rebuilt with random weights, since their values do not change the speed.
 
@@ -29,7 +34,10 @@ def speed(subject: Subject, data: None, settings: SpeedSettings) -> Iterator[Fou
     (row,) = measure([case], rounds=settings.rounds, warmup=3)
     if row.error:
         raise ValueError(f"{case.describe()} could not be measured: {row.error}")
+    rates = np.array([case.batch / seconds for seconds in row.seconds])
     yield "speed/img_s", row.images_per_s
+    for name, share in (("low", 5), ("high", 95)):  # what the timed batches spread over
+        yield f"speed/img_s_{name}", float(np.percentile(rates, share))
     yield "speed/gmacs", row.macs / 1e9
     yield "speed/mparams", row.parameters / 1e6
     if row.peak_bytes:

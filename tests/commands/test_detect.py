@@ -61,6 +61,39 @@ def test_a_detector_is_trained_measured_and_measured_again(data, tmp_path, capsy
     values = json.loads(again.read_text())["values"]
     assert values == pytest.approx(results)
     assert "detect/box/AP50" in capsys.readouterr().out
+    check_provenance(out, data, again, capsys)
+    check_report(out, results)
+
+
+def check_provenance(out, data, file, capsys):
+    """What is recorded of a trained detector is what it is; what it would ignore is refused."""
+    line = json.loads(file.read_text())
+    trained = line["settings"]["trained"]
+    assert (trained["detector"], trained["size"], trained["width"]) == ("faster_rcnn", 64, 16)
+    assert trained["training"]["steps"] == 4 and line["model"]["size"] == 64
+    assert "training" not in line["settings"] and line["settings"]["class_agnostic"] is False
+    for option in (["--detect.size", "96"], ["--detect.training.steps", "7"]):
+        with pytest.raises(SystemExit):
+            main(["eval", str(out), "--on", "detect", "--data", str(data), *option])
+        told = capsys.readouterr().err
+        assert "is a trained detector" in told and option[0].rpartition(".")[0] in told
+    agnostic = ["--detect.class-agnostic", "--out", str(file)]
+    main(["eval", str(out), "--on", "detect", "--data", str(data), *agnostic])
+    last = json.loads(file.read_text().splitlines()[-1])
+    assert last["settings"]["class_agnostic"] is True and "detect/box/AP" in last["values"]
+
+
+def check_report(out, results):
+    """The page of a detector's run shows its numbers, losses and pictures, and no empty section."""
+    from zoo.eval.report.gathered import gather
+
+    main(["report", str(out)])
+    page = (out / "report.html").read_text("utf-8")
+    assert 'class="note"' not in page and "faster_rcnn over eradio_nano" in page
+    assert "detect/box/AP50" in page and page.count("<img") >= 4
+    ((model,), _) = gather([out])
+    named = {measure.name: value for measure, value in model.values.items()}
+    assert named["detect/box/AP50"] == results["detect/box/AP50"]
 
 
 @pytest.mark.slow

@@ -92,6 +92,19 @@ def test_four_slices_are_one_batch_and_a_run_resumes_to_the_bit(place):
     assert (place / "out" / "export" / "model.safetensors").read_bytes() == before
 
 
+def test_the_form_of_attention_is_said_kept_and_changes_nothing_but_rounding(place, capsys):
+    run("--steps", "3", "--every.log", "1")
+    run("--steps", "3", "--every.log", "1", "--attention", "split", out="split")
+    assert "attention  student split, parent split" in capsys.readouterr().out
+    about = [json.loads((place / n / "about.json").read_text()) for n in ("out", "split")]
+    assert about[0]["attention"] == dict(student="sdpa", parent="sdpa")
+    assert about[1]["attention"] == dict(student="split", parent="split")
+    for one, other in zip(lines(place / "out"), lines(place / "split"), strict=True):
+        assert one["loss"] == pytest.approx(other["loss"], rel=1e-4)
+    assert "zoo_" not in (place / "split" / "export" / "config.json").read_text()
+    transformers.AutoModelForCausalLM.from_pretrained(place / "split" / "export")
+
+
 def test_hidden_states_are_matched_through_a_projection_and_resume_with_it(place):
     words = ("--losses.hidden", "1", "--losses.hidden-at", "0.0", "1.0", "--steps", "20")
     run(*words, "--every.checkpoint", "10", "--every.log", "1")
@@ -122,6 +135,7 @@ def lines(folder) -> list[dict]:
         (dict(text="nothing.txt"), "lm:parent", "There is no text"),
         (dict(words=("--losses.tau", "0")), "lm:parent", "tau"),
         (dict(length=100_000), "lm:parent", "a row has 2 or more"),
+        (dict(words=("--attention", "varlen")), "lm:parent", "varlen does not run with lm:small"),
         (dict(words=("--optim.lora", "4")), "lm:parent", "this training has no adapters"),
     ],
 )

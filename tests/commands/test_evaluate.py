@@ -71,6 +71,37 @@ def test_planted_classes_score_one_hundred_and_the_line_holds_what_a_rerun_needs
     assert knn.scores()["knn/top1"].value == 100 and len(knn.scores()["knn/top1"].keys) == 12
 
 
+def test_multiply_adds_are_those_of_the_size_that_a_benchmark_uses(images, tmp_path):
+    from zoo.eval.settings import SegmentSettings
+    from zoo.eval.speed.models import cost
+
+    streets, out = tmp_path / "streets", tmp_path / "results.jsonl"
+    for part in ("train", "val"):
+        for kind in ("images", "masks"):
+            (streets / kind / part).mkdir(parents=True)
+        for i in range(2):
+            Image.new("RGB", (96, 96), (i, 0, 0)).save(streets / "images" / part / f"{i}.png")
+            mask = Image.fromarray(np.arange(96 * 96, dtype=np.uint8).reshape(96, 96) % 2)
+            mask.save(streets / "masks" / part / f"{i}.png")
+    (streets / "classes.json").write_text('["a", "b"]')
+    short = SegmentSettings(crop=96, stride=96, steps=1, batch=2, warmup=0, pictures=0)
+    evaluate(
+        "test_vit",
+        EvalRequest(
+            on=("knn", "segment"),
+            data={"knn": (images,), "segment": (streets,)},
+            settings={"segment": short},
+            size=64,
+            out=out,
+        ),
+        show=False,
+    )
+    knn, segment = read(out)
+    assert (knn.size, segment.size) == (64, 96)
+    for record in (knn, segment):
+        assert record.model["macs"] == cost("test_vit,num_classes=0", record.size)[1]
+
+
 def test_a_model_without_weights_is_drawn_by_the_seed(images):
     hashes = [
         evaluate("test_vit", asked(images, "knn", seed=seed), show=False)[0].weights_hash
@@ -122,6 +153,65 @@ def test_a_dry_run_reads_no_image_and_writes_nothing(images, tmp_path, capsys):
     told = " ".join(capsys.readouterr().out.split())
     assert "knn" in told and "k=5" in told and "speed" in told
     assert not out.exists()
+
+
+def test_a_dry_run_counts_the_images_and_refuses_data_that_does_not_fit(images, tmp_path, capsys):
+    main(["eval", "test_vit", "--on", "knn", "--size", "64", "--data", str(images), "--dry-run"])
+    told = capsys.readouterr().out
+    assert "20 + 12, 2 classes" in told and "s for the network" in told
+    Image.new("RGB", (32, 32)).save(tmp_path / "alone.png")
+    Image.new("RGB", (32, 32)).save(tmp_path / "other.png")
+    with pytest.raises(SystemExit):
+        main(["eval", "test_vit", "--on", "knn", "--data", str(tmp_path), "--dry-run"])
+    assert "has no classes" in capsys.readouterr().err
+
+
+def test_every_benchmark_stands_in_the_help_of_on(capsys):
+    from zoo.commands.evaluate_args import EvalArgs
+
+    with pytest.raises(SystemExit):
+        main(["eval", "--help"])
+    told = capsys.readouterr().out
+    assert all(name in told for name in BENCHMARKS) and "--device" in told and EvalArgs
+
+
+def test_checks_of_all_benchmarks_come_before_the_first_number(images, tmp_path, capsys):
+    out = tmp_path / "results.jsonl"
+    words = ["eval", "test_vit", "--on", "knn,zeroshot", "--size", "64", "--data", str(images)]
+    with pytest.raises(SystemExit):
+        main([*words, "--zeroshot.teacher", "open_clip:ViT-B-32", "--out", str(out)])
+    assert "has no head 'ViT-B-32'" in capsys.readouterr().err
+    assert not out.exists()
+
+
+def test_windows_step_by_two_thirds_of_a_crop_of_any_size(images, tmp_path):
+    from zoo.eval.dense.windows import stride_of
+    from zoo.eval.settings import DepthSettings, SegmentSettings
+
+    assert stride_of(SegmentSettings()) == 341 and stride_of(DepthSettings()) == 320
+    assert stride_of(SegmentSettings(crop=96)) == 64
+    assert stride_of(SegmentSettings(crop=96, stride=90)) == 90
+
+
+def test_options_of_zoo_detect_are_those_of_its_training(capsys):
+    from zoo.commands.evaluate_args import _spelt_out
+
+    given = ["--detect.steps", "5", "--detect.optim.lr=1e-3", "--detect.size", "64"]
+    assert _spelt_out([*given, "--detect.training.batch", "2"]) == [
+        "--detect.training.steps", "5", "--detect.training.optim.lr=1e-3", "--detect.size", "64",
+        "--detect.training.batch", "2",
+    ]  # fmt: skip
+
+
+def test_speed_is_recorded_with_its_spread_and_the_load_of_the_machine(tmp_path):
+    from zoo.eval.settings import SpeedSettings
+
+    out, settings = tmp_path / "r.jsonl", {"speed": SpeedSettings(rounds=4)}
+    evaluate("test_vit", EvalRequest(on=("speed",), size=64, batch=2, settings=settings, out=out))
+    (record,) = read(out)
+    rates = [record.values[f"speed/{name}"] for name in ("img_s_low", "img_s", "img_s_high")]
+    assert 0 < rates[0] <= rates[1] <= rates[2]
+    assert record.load is not None and record.load >= 0
 
 
 def test_what_was_measured_before_a_benchmark_refused_is_shown_and_kept(images, tmp_path, capsys):

@@ -17,7 +17,7 @@ from PIL import Image
 from torch import nn
 
 from zoo.cli import main
-from zoo.commands.prune_halving import halve
+from zoo.commands.prune_halving import halve, hypertrick
 from zoo.commands.prune_search import compare
 from zoo.students.prune.candidates import Candidate
 from zoo.students.prune.cost import Cost
@@ -128,6 +128,27 @@ def test_halving_trains_the_better_half_twice_as_long_and_resumes(tmp_path):
     assert {words: steps for words, (steps, _) in last.items()} == {
         "ffn=0.5": 10, "stream=0.5": 10, "layers=0.5": 20, "heads=0.5": 20,
     }  # fmt: skip
+
+
+def test_hypertrick_trains_the_nearest_first_and_stops_who_is_among_the_worst(tmp_path):
+    trained = []
+
+    def train(words: str, steps: int) -> float:
+        if len(trained) == 4:
+            raise KeyboardInterrupt
+        trained.append((words, steps))
+        return (FAR[words] if steps == 10 else 1 - FAR[words]) / steps
+
+    with pytest.raises(KeyboardInterrupt):
+        hypertrick(FAR, Journal(tmp_path, {}), 10, train)
+    trained.clear()
+    last = hypertrick(FAR, Journal(tmp_path, {}), 10, train)
+    # the nearest goes on unheard, (1 - √0.5) 4 = 1.2; the next is worse than it, and so are all
+    assert last == {
+        "layers=0.5": (20, 0.9 / 20), "heads=0.5": (10, 0.02), "ffn=0.5": (10, 0.03),
+        "stream=0.5": (10, 0.04),
+    }  # fmt: skip
+    assert trained == [("stream=0.5", 10)]  # before the interruption: layers twice, heads, ffn
 
 
 @pytest.mark.parametrize(

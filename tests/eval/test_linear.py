@@ -36,6 +36,32 @@ def test_equals_scikit_learn_to_half_a_point_on_digits(strength):
     assert abs(top1(*bank, *queries, strengths=(strength,)) - want) <= 0.5
 
 
+def test_a_sweep_goes_on_where_its_best_is_an_end(caplog):
+    """Noisy classes want a stronger penalty than the strongest of those that are given."""
+    g = torch.Generator().manual_seed(0)
+    labels = torch.randint(4, (240,), generator=g)
+    x = 0.3 * torch.randn(4, 64, generator=g)[labels] + torch.randn(240, 64, generator=g)
+    sets = x[:160], labels[:160], x[160:], labels[160:]
+    few = (1e-4, 1e-5)
+    zoo.eval.linear.predict_linear(*sets, strengths=few)
+    assert "is an end of those that were tried" in caplog.text
+    caplog.clear()
+    wide = zoo.eval.linear.predict_linear(*sets, strengths=few, widen=True)
+    assert "is an end" not in caplog.text
+    narrow = zoo.eval.linear.predict_linear(*sets, strengths=few)
+    right = [(p == sets[3]).float().mean().item() for p in (narrow, wide)]
+    assert right[1] > right[0]
+
+
+def test_a_fit_that_is_stopped_on_its_way_is_told(caplog):
+    bank, queries = digits()
+    zoo.eval.linear.predict_linear(*bank, *queries, strengths=(1e-5,), max_steps=3)
+    assert "did not converge in 3 steps" in caplog.text
+    caplog.clear()
+    zoo.eval.linear.predict_linear(*bank, *queries, strengths=(1e-2,))
+    assert not caplog.text
+
+
 def test_the_chosen_strength_is_about_as_good_as_the_best_and_the_same_again():
     bank, queries = digits()
     strengths = (10.0, 1e-1, 1e-3)

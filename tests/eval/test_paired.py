@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from zoo.eval.paired import compare, paired_bootstrap
+from zoo.eval.paired import compare, pair, paired_bootstrap
 from zoo.eval.registry import Scores
 from zoo.eval.results import Record
 
@@ -94,3 +94,41 @@ def test_a_large_difference_is_separated_and_a_number_without_scores_has_no_inte
 def test_results_of_other_data_or_settings_are_not_compared(change):
     with pytest.raises(ValueError, match="share no benchmark"):
         compare([record(0.3, 0)], [record(0.8, 1, **change)])
+
+
+def measured(value, size=224, seed=0, benchmark="knn", precision="float32"):
+    return Record(
+        target="t",
+        benchmark=benchmark,
+        values={f"{benchmark}/top1": value},
+        model=dict(name="m", size=size),
+        seed=seed,
+        precision=precision,
+        data="birds",
+        data_hash="d",
+    )
+
+
+def test_sizes_seeds_and_precisions_are_compared_each_with_its_own():
+    first = [measured(10.0, 96), measured(20.0, 224), measured(30.0, 224, seed=1)]
+    second = [measured(25.0, 224), measured(12.0, 96), measured(36.0, 224, seed=1)]
+    rows = compare(first, second)
+    assert [(row.first, row.second) for row in rows] == [(10, 12), (20, 25), (30, 36)]
+    assert [row.how.split(",")[0] for row in rows] == ["96 px", "224 px", "224 px"]
+
+
+def test_models_of_other_sizes_are_compared_and_the_sizes_named():
+    (row,) = compare([measured(10.0, 96)], [measured(20.0, 224, precision="amp")])
+    assert row.how == "96 px against 224 px, float32 against amp"
+    assert "96 px against 224 px" in row.describe()[0]
+
+
+def test_what_one_side_lacks_is_said():
+    first = [measured(1.0), measured(2.0, benchmark="linear"), measured(3.0, 96)]
+    pairing = pair(first, [measured(5.0), measured(5.0, benchmark="fewshot")])
+    assert len(pairing.pairs) == 1
+    told = pairing.left_out("a", "b")
+    assert len(told) == 3
+    assert told[0].startswith("only a has linear on birds") and "224 px" in told[0]
+    assert told[1].startswith("only a has knn on birds: 96 px")
+    assert told[2].startswith("only b has fewshot")

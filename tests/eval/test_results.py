@@ -42,6 +42,31 @@ def test_the_later_of_two_measurements_of_one_case_counts():
     assert [r.values["x"] for r in latest([older, other, newer])] == [2.0, 3.0]
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        dict(seed=1),
+        dict(weights_hash="other"),
+        dict(model=dict(name="m", size=96)),
+        dict(precision="amp"),
+        dict(settings=dict(k=5)),
+        dict(data="b/birds", data_hash="e"),
+        dict(features="stored"),
+    ],
+)
+def test_measurements_that_differ_in_anything_are_all_kept(change):
+    own = dict(target="a", benchmark="knn", values={"knn/top1": 1.0}, settings=dict(k=20))
+    own |= dict(model=dict(name="m", size=224), weights_hash="w", data="a/birds", data_hash="d")
+    assert len(latest([Record(**own), Record(**own | change)])) == 2
+    assert len(latest([Record(**own), Record(**own | dict(date="later"))])) == 1
+
+
+def test_settings_that_change_no_number_make_no_other_measurement():
+    common = dict(target="a", benchmark="segment", values={})
+    two = [Record(**common, settings=dict(crop=64, workers=n, pictures=n)) for n in (0, 4)]
+    assert len(latest(two)) == 1 and two[0].case == two[1].case
+
+
 @pytest.mark.parametrize("text", ["not json\n", "[1]\n", '{"target": "a"}\n', "\n"])
 def test_a_file_that_holds_something_else_is_refused(tmp_path, text):
     (tmp_path / "x.jsonl").write_text(text)

@@ -9,7 +9,7 @@ from PIL import Image
 
 from zoo.eval.registry import Scores
 from zoo.eval.retrieval import RetrievalSettings, read_captions, recall, retrieval
-from zoo.eval.zeroshot import ZeroShotSettings, class_names, classify, prompts, zeroshot
+from zoo.eval.zeroshot import ZeroShotSettings, class_names, classify, prompts, used, zeroshot
 from zoo.features import Features
 from zoo.teachers.name import TeacherName
 from zoo.teachers.text import open_text, text_classifier
@@ -217,3 +217,48 @@ def test_captions_without_their_images_are_refused(tmp_path):
     (tmp_path / "annotations" / "captions_val2017.json").write_text('{"images": []}')
     with pytest.raises(ValueError, match="holds no captions in COCO's form"):
         read_captions(tmp_path)
+
+
+def test_no_image_is_held_out_where_nothing_is_trained(tmp_path):
+    """A folder that is itself the validation part, and one that holds a part called val alone."""
+    from zoo.data.sources import open_whole
+
+    for place in ("flat", "parent/val"):
+        for name in ("a", "b", "c"):
+            folder = tmp_path / place / name
+            folder.mkdir(parents=True)
+            for i in range(10):
+                Image.new("RGB", (8, 8), (i, 0, 0)).save(folder / f"{i}.png")
+    for place in ("flat", "parent"):
+        source = open_whole(tmp_path / place)
+        assert len(source) == 30 and list(source.classes) == ["a", "b", "c"]
+
+
+def test_a_tower_with_fewer_words_than_its_tokenizer_is_refused_in_words(words, tmp_path):
+    from open_clip import factory
+
+    about = json.loads((tmp_path / "configs" / "tiny-words.json").read_text())
+    about["text_cfg"]["vocab_size"] = 100
+    (tmp_path / "few").mkdir()
+    (tmp_path / "few" / "few-words.json").write_text(json.dumps(about))
+    factory.add_model_config(tmp_path / "few")
+    with pytest.raises(
+        ValueError, match=r"few-words.* has a smaller vocabulary than its tokenizer"
+    ):
+        text_classifier("open_clip:few-words/random", NAMES)
+
+
+def test_the_teacher_is_the_runs_own_if_it_has_one_with_texts(
+    words, planted, pictures, colours, answering, tmp_path
+):
+    images, labels = colours
+    rows = text_classifier(TEACHER, NAMES)
+    who = planted(heads={"tiny-words": answering(rows * 7)}, images=pictures(images, labels, NAMES))
+    who.name = str(tmp_path / "run" / "export")
+    (tmp_path / "run").mkdir()
+    teachers = [dict(name="timm:resnet18"), dict(name=TEACHER)]
+    (tmp_path / "run" / "config.json").write_text(json.dumps(dict(teachers=teachers)))
+    settings = used(who, (), ZeroShotSettings(templates="plain"))
+    assert (settings.teacher, settings.head) == (TEACHER, "tiny-words")
+    got = numbers(zeroshot(who, tmp_path, ZeroShotSettings(templates="plain")))
+    assert got["zeroshot/top1"] == 100

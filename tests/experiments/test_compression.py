@@ -9,8 +9,9 @@ from zoo.cli import main
 from zoo.experiments.compression import config as configs
 from zoo.experiments.compression import hybrid, units
 from zoo.experiments.compression.cells import FixedMask, cells
-from zoo.experiments.compression.corpus import standard_library
 from zoo.experiments.compression.result import judge
+from zoo.experiments.corpus import standard_library
+from zoo.experiments.fast_mamba import fast
 from zoo.students.prune.library import Parent
 from zoo.students.prune.plan import Plan
 from zoo.students.prune.prune import prune
@@ -31,7 +32,7 @@ def tiny_hybrid():
 
 def test_the_fast_pass_equals_transformers_with_its_gradients():
     model = tiny_hybrid()
-    ours = hybrid.fast(copy.deepcopy(model), compiled=False)
+    ours = fast(copy.deepcopy(model), compiled=False)
     ids = torch.randint(256, (3, 20), generator=torch.Generator().manual_seed(1))
     logits = [m(input_ids=ids, use_cache=False).logits for m in (ours, model)]
     torch.testing.assert_close(*logits, rtol=1e-4, atol=1e-5)  # both in float32

@@ -69,6 +69,10 @@ class DistillText(Training):
     """bytes, or a folder; the student's own by default."""
     length: Annotated[int, COUNT] = 512
     """Tokens in a row."""
+    attention: Literal["auto", "sdpa", "split", "flex", "varlen", "xformers"] = "auto"
+    """How the documents of a row are kept apart: sdpa under a mask, split (sdpa once a document),
+    FlexAttention, torch's variable-length kernels, or xformers' block-diagonal masks. auto takes
+    the fastest that runs here and answers as the model does; on a CPU nothing is changed."""
     batch: Annotated[int, BATCH] = 16
     out: Path = Path("runs/distill_text")
     """Folder of the run; it must not exist yet."""

@@ -2,7 +2,7 @@
 
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -11,6 +11,7 @@ import torch
 
 from zoo.data.plan import Plan
 from zoo.data.text import TextFeed, TextSource, open_text
+from zoo.language.attention import set_attention
 from zoo.language.gguf import find_gguf
 from zoo.language.moe import moe_layers
 from zoo.language.open import (
@@ -46,6 +47,8 @@ class TextSetup:
     teachers: Mapping[str, LanguageTeacher]
     train: TextSource
     val: TextSource
+    attention: Mapping[str, str]
+    """The form in which each model attends."""
 
 
 def prepare(config: DistillText, *, meta: bool = False) -> TextSetup:
@@ -80,12 +83,30 @@ def prepare(config: DistillText, *, meta: bool = False) -> TextSetup:
         check_length(teacher.model, config.length, name)
         teachers[label] = in_precision(teacher, config.precision)
     models = (student, *(teacher.model for teacher in teachers.values()))
+    attention = {} if meta else attentions(config, models, device)
     text = with_documents(text, mixed=meta or all(separates_documents(m) for m in models))
     if val is None:
         text, val = text.split(config.held_out)
     else:
         val = with_documents(val, mixed=text.mixed)
-    return TextSetup(config, device, tokenizer, student, teachers, text, val)
+    return TextSetup(config, device, tokenizer, student, teachers, text, val, attention)
+
+
+def attentions(config: DistillText, models: Sequence[Any], device: torch.device) -> dict[str, str]:
+    """Let the student and its teachers attend as the config says; return and print the forms.
+
+    Raises:
+        ValueError: the form that was asked for does not run here.
+    """
+    labels, names = ("student", *config.labels), (config.student, *config.teachers)
+    context = partial(autocast, config.precision, device)
+    forms = {
+        label: set_attention(model, config.attention, name, context=context)
+        for label, model, name in zip(labels, models, names, strict=True)
+    }
+    if device.type == "cuda" or config.attention != "auto":
+        print("attention  " + ", ".join(f"{label} {form}" for label, form in forms.items()))
+    return forms
 
 
 def check_complete(config: DistillText) -> None:
@@ -189,7 +210,7 @@ def finish(
     run.log("eval", config.steps, after)
     export(run, setup, model)
     about = dict(
-        **measured, commit=commit(), machine=machine(setup.device),
+        **measured, attention=dict(setup.attention), commit=commit(), machine=machine(setup.device),
         seconds=time.perf_counter() - began, config=to_json(config),
     )  # fmt: skip
     run.write_json("about.json", about)

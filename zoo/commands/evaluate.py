@@ -11,7 +11,6 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
-import timm
 import torch
 from rich.console import Console
 from rich.table import Table
@@ -22,18 +21,22 @@ from zoo.data.names import is_stream
 from zoo.eval.benchmarks import (
     BENCHMARKS,
     DEFAULT,
+    checked_settings,
     find,
     load,
     measures_language,
     settings_of,
 )
+from zoo.eval.detect.detector import is_detector, load_detector
 from zoo.eval.fidelity import fidelity
 from zoo.eval.language.subject import TextSubject, about_text_model
 from zoo.eval.registry import Found, Parts, Picture, Subject
 from zoo.eval.results import (
     SUFFIX,
+    TRAINED,
     Record,
     check_out,
+    files_of,
     finished,
     hash_data,
     hash_weights,
@@ -43,14 +46,15 @@ from zoo.eval.results import (
 )
 from zoo.eval.speed.environment import environment
 from zoo.eval.subject import EvalRequest, about_model, is_run_folder
-from zoo.language.open import open_language_model
 from zoo.students.export import load_export
-from zoo.teachers.name import unknown_name
 from zoo.train.distill.config import Distill
 from zoo.train.distill.setup import prepare
 from zoo.train.fields import changed
 from zoo.train.mesh import MORE_PATIENCE, by_first, is_first, union
 from zoo.train.run import Run
+
+LOSSES = "metrics.jsonl"
+"""What a training has logged; it stays beside the result."""
 
 
 def read_data(words: Sequence[str], on: Sequence[str]) -> dict[str, tuple[Path, ...]]:
@@ -184,25 +188,39 @@ def _paths(
 
 def _measure_all(subject: Measured, request: EvalRequest) -> Iterator[Record]:
     """Run benchmark after benchmark; each result is written before the next one starts."""
+    settings = {name: request.settings.get(name) or settings_of(name)() for name in request.on}
+    used: dict[str, dict[str, Any]] = {}
+    for name in request.on:  # every check comes before any work
+        found = checked_settings(name, subject, request.data.get(name, ()), settings[name])
+        used[name] = plain(found)
+        settings[name] = settings[name] if isinstance(found, Mapping) else found
     about = by_first(partial(_about, subject, request))
     about_data = cache(lambda path: by_first(partial(_about_data, path, request)))
+    about_size = cache(lambda side: by_first(partial(_about_size, subject, about, side)))
     for name in request.on:
-        run, settings_class = load(name)
-        settings = request.settings.get(name) or settings_class()
-        reads = BENCHMARKS[name].reads
+        run, benchmark = load(name)[0], BENCHMARKS[name]
         paths: Sequence[Path | None] = request.data.get(name, ())
-        if reads == "nothing":
+        if benchmark.reads == "nothing":
             paths = (None,)
         elif request.features is not None:
             paths = (request.features,)
+        side = (used[name] | used[name].get(TRAINED, {})).get(benchmark.side)
         for path in paths:
             known = about | about_data(path)  # a folder is hashed once for all that read it
-            record = Record(benchmark=name, values={}, settings=_plain(settings), **known)
+            known |= about_size(side)
+            record = Record(benchmark=name, values={}, settings=used[name], **known)
             found = by_first(partial(_known, record, subject, request)) or _measure_one(
-                record, subject, path, partial(run, subject, path, settings), request
+                record, subject, path, partial(run, subject, path, settings[name]), request
             )
             if is_first():
                 yield found
+
+
+def _about_size(subject: Measured, about: Mapping[str, Any], side: int | None) -> dict[str, Any]:
+    """Describe the model at the size at which a benchmark sees the images."""
+    if side is None or not isinstance(subject, Subject) or subject.made is None:
+        return {}
+    return dict(model=about["model"] | about_model(subject.student, side))
 
 
 def _known(record: Record, subject: Measured, request: EvalRequest) -> Record | None:
@@ -262,6 +280,9 @@ def _kept(
     record = replace(record, values=values, seconds=seconds, kept=scores, unreadable=lost)
     written = kept(record, request, scores, pictures)
     if subject.work and subject.work.exists():
+        if request.out and (losses := subject.work / LOSSES).is_file():
+            files_of(request.out).mkdir(exist_ok=True)
+            shutil.copyfile(losses, files_of(request.out) / f"{subject.work.name}-losses.jsonl")
         shutil.rmtree(subject.work)
         if not any(subject.work.parent.iterdir()):
             subject.work.parent.rmdir()
@@ -277,9 +298,10 @@ def _free_work(work: Path, *, resume: bool) -> Path:
     return work
 
 
-def _plain(settings: Any) -> dict[str, Any]:
+def plain(settings: Any) -> dict[str, Any]:
     """Return settings as JSON gives them back: tuples as lists, paths as text."""
-    return json.loads(json.dumps(dataclasses.asdict(settings), default=str))
+    own = settings if isinstance(settings, Mapping) else dataclasses.asdict(settings)
+    return json.loads(json.dumps(own, default=str))
 
 
 def _about_data(path: Path | None, request: EvalRequest) -> dict[str, Any]:
@@ -297,7 +319,7 @@ def _about_data(path: Path | None, request: EvalRequest) -> dict[str, Any]:
 def _about(subject: Measured, request: EvalRequest) -> dict[str, Any]:
     """Say what a rerun needs to know besides the benchmark."""
     around = environment(request.command)
-    keys = ("date", "command", "versions", "machine", "threads")
+    keys = ("date", "command", "versions", "machine", "threads", "load")
     about = {key: around[key] for key in keys}
     about |= dict(
         target=subject.name, precision=request.precision, batch=request.batch, seed=request.seed
@@ -311,9 +333,9 @@ def _about(subject: Measured, request: EvalRequest) -> dict[str, Any]:
         stored = about_features(request.features)
         about |= dict(weights_hash=stored["weights_hash"], model=stored["model"])
         return about | dict(precision=stored["precision"])
-    return about | dict(
-        weights_hash=hash_weights(subject.student), model=about_model(subject.student)
-    )
+    trained = is_detector(Path(subject.name))
+    whole = load_detector(trained) if trained else subject.student  # a detector has heads too
+    return about | dict(weights_hash=hash_weights(whole), model=about_model(subject.student))
 
 
 def _measure_run(target: str, folder: Path, request: EvalRequest) -> list[Record]:
@@ -404,41 +426,6 @@ def _show_published(record: Record) -> None:
         )
 
 
-def show_plan(targets: Sequence[str | None], request: EvalRequest) -> None:
-    """Print what would be measured: no weights are loaded and no image is read.
-
-    Raises:
-        ValueError: what an evaluation would be refused for.
-    """
-    for target in targets:
-        refuse_language(target, request)
-    check(request)
-    for target in targets:
-        if target is not None and measures_language(request.on):
-            open_language_model(target, device="meta")
-        elif target is not None and not _is_known(target):
-            raise unknown_name(target, timm.list_models(), "run, export or registered model")
-    table = Table("target", "benchmark", "data", "settings", title="would measure")
-    for target in targets:
-        for name in request.on or (DEFAULT if not is_run_folder(Path(target or "")) else ("run",)):
-            paths = ", ".join(map(str, request.data.get(name, ())))
-            shown = ""
-            if name in BENCHMARKS:
-                settings = request.settings.get(name) or settings_of(name)()
-                shown = ", ".join(f"{k}={v}" for k, v in _plain(settings).items())
-            table.add_row(
-                str(target or request.features), name, str(request.features or paths), shown
-            )
-    Console().print(table)
-    out = request.out or "the screen only (--out FILE.jsonl keeps them)"
-    print(f"on {request.device}, {request.precision}, batches of {request.batch}, ", end="")
-    print(f"seed {request.seed}; results to {out}")
-
-
-def _is_known(target: str) -> bool:
-    return Path(target).exists() or timm.is_model(target.partition(".")[0])
-
-
 # ---------------------------------------------------------------- comparing
 
 
@@ -470,7 +457,7 @@ def compare_targets(first: str, second: str, request: EvalRequest) -> None:
     Raises:
         ValueError: the two share no benchmark with the same data and settings.
     """
-    from zoo.eval.paired import compare
+    from zoo.eval.paired import compare, pair
 
     sides = records_of(first, request), records_of(second, request)
     if not is_first():
@@ -483,3 +470,5 @@ def compare_targets(first: str, second: str, request: EvalRequest) -> None:
         table.add_row(*row.describe(), style="bold" if row.separated else None)
     table.caption = "Paired bootstrap over images; what the interval separates from 0 is bold."
     Console().print(table)
+    for line in pair(*sides).left_out(first, second):
+        print(f"not compared: {line}")

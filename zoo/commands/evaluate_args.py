@@ -1,14 +1,15 @@
 """`zoo eval`: what its command line says, read without torch."""
 
 import shlex
-from dataclasses import dataclass, make_dataclass
+from dataclasses import dataclass, fields, make_dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_type_hints
 
 import tyro
 
 from zoo.commands.parse import parse, value_of
 from zoo.eval.benchmarks import DEFAULT, find, settings_of
+from zoo.train.config import Device
 from zoo.train.ranges import BATCH, PIXELS, SEED, WORKERS, check_ranges
 
 
@@ -40,6 +41,8 @@ class EvalArgs:
     seed: Annotated[int, SEED] = 0
     workers: Annotated[int, WORKERS] = 0
     """Processes that decode images."""
+    device: Device = "auto"
+    """auto is a GPU if there is one; under torchrun each process has its own."""
     out: Path | None = None
     """Append each result to this .jsonl file as a line; scores and pictures lie beside it. While
     a benchmark trains (segment, depth, detect), FILE.work beside it holds its checkpoints."""
@@ -65,10 +68,12 @@ def main(argv: list[str]) -> None:
     kinds = {name: settings_of(name) for name in on or DEFAULT}
     fields: list[Any] = [(name, kind, kind()) for name, kind in kinds.items()]
     args_class = make_dataclass("Args", fields, bases=(EvalArgs,), frozen=True, kw_only=True)
+    argv = _spelt_out(argv)
     args = parse(args_class, argv, "eval", main.__doc__ or "", several=("--data",))
     if (args.target is None) == (args.compare is None and args.features is None):
         raise ValueError("Name what to measure: one target, or --compare A B, or --features DIR.")
-    from zoo.commands.evaluate import compare_targets, evaluate, read_data, show_plan
+    from zoo.commands.evaluate import compare_targets, evaluate, read_data
+    from zoo.commands.evaluate_plan import show_plan
     from zoo.eval.subject import EvalRequest
 
     on = on or (list(DEFAULT) if args.data or args.features else [])
@@ -83,6 +88,7 @@ def main(argv: list[str]) -> None:
         precision=args.precision,
         seed=args.seed,
         workers=args.workers,
+        device=args.device,
         out=args.out,
         resume=args.resume,
         command=shlex.join(["zoo", "eval", *argv]),
@@ -94,3 +100,16 @@ def main(argv: list[str]) -> None:
         compare_targets(first, second, request)
     else:
         evaluate(args.target, request)
+
+
+def _spelt_out(argv: list[str]) -> list[str]:
+    """Let the options of `zoo detect` be those of its training here too: --detect.steps 100."""
+    prefix, own, training = "--detect.", settings_of("detect"), "training"
+    kind: Any = get_type_hints(own)[training]
+    short = {f.name for f in fields(kind)} - {f.name for f in fields(own)}
+    found = []
+    for word in argv:
+        name = word.removeprefix(prefix).partition("=")[0].partition(".")[0].replace("-", "_")
+        inner = word.startswith(prefix) and name in short
+        found.append(word.replace(prefix, f"{prefix}{training}.", 1) if inner else word)
+    return found

@@ -31,7 +31,7 @@ def open_measured(target: str | None, request: EvalRequest) -> Subject | TextSub
     """
     if measures_language(request.on):
         return open_text_subject(
-            target, tokenizer=request.tokenizer, device=request.device,
+            target, tokenizer=request.tokenizer, device=request.place,
             precision=request.precision, batch=request.batch, seed=request.seed,
         )  # fmt: skip
     is_run = target is not None and is_run_folder(Path(target))

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import tyro
 
@@ -20,6 +21,9 @@ class SearchOptions:
     steps: int = 0
     """With --distill: all candidates learn from their parent for so many steps, the better half for
     twice as many, and so on to one. 0 compares them as they are cut."""
+    rule: Literal["halving", "hypertrick"] = "halving"
+    """Who learns on: the better half of each round (successive halving), or, one candidate after
+    another, who is not among the worst of those before (HyperTrick, at the same rate of a half)."""
     tokens: int = 4096
     """Tokens of a text for which keys and values are held, in budgets of memory and FLOPs."""
     batch: int = 1

@@ -16,7 +16,7 @@ from torch import nn
 
 from zoo.axes import Shapes
 from zoo.commands.prune_distill import CUT, Distillation, train_briefly
-from zoo.commands.prune_halving import halve
+from zoo.commands.prune_halving import halve, hypertrick
 from zoo.commands.prune_request import Prune
 from zoo.commands.prune_write import write_child
 from zoo.eval.speed.models import timed
@@ -229,7 +229,8 @@ def search(
         last = {words: (0, distance) for words, distance in far.items()}
         if distillation and args.search.steps:
             train = Trainer(cutter, distillation, folder or Path())
-            last = halve(far, journal, args.search.steps, train)
+            learn = halve if args.search.rule == "halving" else hypertrick
+            last = learn(far, journal, args.search.steps, train)
         rows = [Row(c, last[c.words][1], last[c.words][0]) for c in found]
     print_candidates(whole, rows)
     kept = folder if args.search.dir is None else None

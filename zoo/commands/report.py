@@ -26,12 +26,12 @@ def main(argv: list[str]) -> None:
     if not args.runs:
         raise ValueError("Name at least one run's folder or result file of zoo eval.")
     from zoo.eval.report.joined import build_joined
-    from zoo.eval.report.page import build_report
     from zoo.eval.report.pruned import build_pruned, is_pruned
+    from zoo.eval.report.training import build_page
 
     if len(args.runs) == 1 and is_pruned(args.runs[0]):
         print(build_pruned(args.runs[0]).resolve())
     elif len(args.runs) == 1 and args.runs[0].suffix != ".jsonl" and args.out is None:
-        print(build_report(args.runs[0]).resolve())
+        print(build_page(args.runs[0]).resolve())
     else:
         print(build_joined(args.runs, args.out or Path("report.html")).resolve())

@@ -357,6 +357,22 @@ def open_splits(
     return Subset(source, np.sort(order[count:])), Subset(source, np.sort(order[:count]))
 
 
+def open_whole(path: Path | str, lost: dict[str, str] | None = None) -> Source:
+    """Open the images of `path` that are tested where nothing is trained on the others.
+
+    They are the part called val if there is one, with the classes of both parts if there are two;
+    all images of `path` otherwise, none of which is held out.
+
+    Raises:
+        ValueError: as `open_source`.
+    """
+    parts = open_parts(path, lost)
+    if len(parts) == 2:
+        return in_one_list(parts["train"], parts["val"], path)[1]
+    (source,) = parts.values()
+    return source
+
+
 def _by_hash(names: Sequence[bytes]) -> np.ndarray:
     """Return the order of names by their hash; those of one length are hashed at once."""
     lengths = np.array(list(map(len, names)))

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -112,11 +113,20 @@ def test_classes_in_another_order_are_brought_to_the_detectors(val):
     assert numbers(measure(planted, val, CPU))["detect/box/AP"] == pytest.approx(100)
 
 
-def test_other_classes_and_class_agnostic_folders_are_refused(shapes, val):
+def test_a_detector_with_classes_can_be_scored_without_them(shapes, val):
+    agnostic = open_coco(shapes, "val", class_agnostic=True)
+    assert numbers(measure(Planted(val), agnostic, CPU))["detect/box/AP"] == pytest.approx(100)
+    turned = Planted(val, classes=("ball", "square", "triangle"))  # other names are no matter
+    assert numbers(measure(turned, agnostic, CPU))["detect/box/AP"] == pytest.approx(100)
+
+
+def test_other_classes_are_refused_and_a_class_agnostic_detector_where_classes_count(val):
     with pytest.raises(ValueError, match="only there: disc; not there: ball"):
         next(measure(Planted(val, classes=("ball", "square", "triangle")), val, CPU))
+    planted = Planted(val)
+    planted.spec = replace(planted.spec, class_agnostic=True)
     with pytest.raises(ValueError, match="class-agnostic"):
-        next(measure(Planted(val), open_coco(shapes, "val", class_agnostic=True), CPU))
+        next(measure(planted, val, CPU))
 
 
 def test_predictions_are_written_and_pictures_drawn(val, tmp_path):

@@ -147,15 +147,110 @@ def test_a_run_and_the_results_of_its_export_are_one_model(tmp_path):
     fill(tmp_path / "r.jsonl", str(tmp_path / "mine" / "export"), 0.9, 0)
     models, _ = gather([tmp_path / "mine", tmp_path / "r.jsonl"])
     (model,) = models
-    assert model.name == "mine" and model.rate == 100
+    assert model.name == "mine" and model.rates == {224: 100}
     assert model.values[Measure("fidelity/min", "birds")] == 1.7
-    assert [measure.name for measure, _ in headline_columns(models)] == [
+    columns = [measure for measure, _ in headline_columns(models)]
+    assert list(dict.fromkeys(measure.name for measure in columns)) == [
         "knn/top1",
         "linear/top1",
         "fewshot/5/top1",
         "segment/miou",
         "speed/img_s",
     ]
+    assert model.values[Measure("knn/top1", "birds", "64 px, in training")] == 61
+    assert model.values[Measure("knn/top1", "birds", "224 px")] != 61
+
+
+def one(value, out, target="a", key="knn/top1", **changes):
+    own = dict(benchmark="knn", settings=dict(k=20), data="x/birds", data_hash="d")
+    own |= dict(model=dict(name="m", size=224, parameters=1e6, macs=4e9), weights_hash="w")
+    record = Record(target=target, values={key: value}, **own | changes)
+    write(out, record, {}, {})
+
+
+def small(macs=1e9, size=96):
+    return dict(name="m", size=size, parameters=1e6, macs=macs)
+
+
+@pytest.mark.parametrize(
+    ("change", "how"),
+    [
+        (dict(settings=dict(k=5)), "k=5"),
+        (dict(model=small()), "96 px"),
+        (dict(precision="amp"), "amp"),
+    ],
+)
+def test_measurements_that_differ_are_columns_of_their_own(tmp_path, change, how):
+    one(50.0, tmp_path / "r.jsonl")
+    one(60.0, tmp_path / "r.jsonl", **change)
+    ((model,), _) = gather([tmp_path / "r.jsonl"])
+    assert sorted(model.values.values()) == [50, 60]
+    assert model.values[Measure("knn/top1", "birds", how)] == 60
+
+
+def test_folders_of_one_name_are_two_data_sets(tmp_path):
+    one(50.0, tmp_path / "r.jsonl")
+    one(60.0, tmp_path / "r.jsonl", data="y/birds", data_hash="e")
+    ((model,), _) = gather([tmp_path / "r.jsonl"])
+    assert model.values == {Measure("knn/top1", "x/birds"): 50, Measure("knn/top1", "y/birds"): 60}
+
+
+def test_seeds_become_a_mean_and_a_standard_deviation(tmp_path):
+    for seed, value in enumerate((50.0, 60.0, 70.0)):
+        one(value, tmp_path / "r.jsonl", seed=seed, weights_hash=f"w{seed}")
+    ((model,), _) = gather([tmp_path / "r.jsonl"])
+    (value,) = model.found.values()
+    assert (value.mean, value.deviation, value.seeds) == (60, 10, 3)
+    page = build_joined([tmp_path / "r.jsonl"], tmp_path / "page.html").read_text("utf-8")
+    assert "60.0 ± 10" in section(page, "headline")
+
+
+def test_other_weights_of_one_name_are_another_model(tmp_path):
+    one(50.0, tmp_path / "r.jsonl")
+    one(60.0, tmp_path / "r.jsonl", weights_hash="v")
+    models, _ = gather([tmp_path / "r.jsonl"])
+    assert [list(model.values.values()) for model in models] == [[50], [60]]
+
+
+def test_two_sources_with_other_numbers_of_one_measurement_are_refused(tmp_path):
+    one(50.0, tmp_path / "r.jsonl")
+    one(50.0, tmp_path / "same.jsonl")
+    one(60.0, tmp_path / "other.jsonl")
+    assert len(gather([tmp_path / "r.jsonl", tmp_path / "same.jsonl"])[0]) == 1
+    with pytest.raises(ValueError, match=r"measured twice.*50\.0.*60\.0.*other\.jsonl"):
+        gather([tmp_path / "r.jsonl", tmp_path / "other.jsonl"])
+
+
+def test_a_measurement_that_was_repeated_with_another_result_is_noted(tmp_path):
+    one(50.0, tmp_path / "r.jsonl")
+    one(60.0, tmp_path / "r.jsonl", date="2026-02-03")
+    ((model,), notes) = gather([tmp_path / "r.jsonl"])
+    assert list(model.values.values()) == [60]
+    assert "twice" in notes[0] and "2026-02-03" in notes[0]
+
+
+def test_cost_is_that_of_the_size_at_which_quality_was_measured(tmp_path):
+    out = tmp_path / "r.jsonl"
+    for target, scale in (("a", 1), ("b", 2)):
+        one(50.0 * scale, out, target, model=small(1e9 * scale))
+        large = dict(benchmark="detect", model=small(28e9 * scale, 512))
+        one(5.0, out, target, "detect/box/AP50", **large)
+    models, _ = gather([out])
+    assert models[0].macs == {96: 1e9, 512: 28e9}
+    page = build_joined([out], tmp_path / "page.html").read_text("utf-8")
+    head = section(page, "headline")
+    assert "GMACs · 96 px" in head and "GMACs · 512 px" in head
+    (alt,) = re.findall(r'alt="(kNN birds against GMACs[^"]*)"', page)
+    assert "a 50.0 at 1.00;" in alt
+
+
+def test_a_plot_of_models_of_several_sizes_names_each_points_own(tmp_path):
+    out = tmp_path / "r.jsonl"
+    one(50.0, out, "a", model=small())
+    one(60.0, out, "b")
+    page = build_joined([out], tmp_path / "page.html").read_text("utf-8")
+    (alt,) = re.findall(r'alt="(kNN birds against GMACs[^"]*)"', page)
+    assert "a @96 50.0 at 1.00" in alt and "b @224 60.0 at 4.00" in alt
 
 
 def test_one_result_alone_gives_a_page_that_says_what_is_missing(tmp_path):

@@ -2,13 +2,12 @@
 
 import copy
 import math
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache, cached_property
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,19 +16,18 @@ from torch.nn.utils import parametrize
 from zoo.data.plan import Plan, mix
 from zoo.experiments.compression import units
 from zoo.experiments.compression.config import CompressionExperiment
-from zoo.experiments.compression.corpus import ByteFeed, Corpus, standard_library
-from zoo.experiments.compression.hybrid import build_hybrid, fast
+from zoo.experiments.compression.hybrid import build_hybrid
+from zoo.experiments.corpus import ByteFeed, Corpus, standard_library
+from zoo.experiments.fast_mamba import fast
+from zoo.experiments.short_runs import ShortTraining, short_training, train_short
 from zoo.students.prune.library import Parent, rebuilt
 from zoo.students.prune.nm import Pattern, load_weights, prune_nm, sparse_layers
 from zoo.teachers.from_language import LanguageTeacher
-from zoo.train.config import Every, Optim, Training
+from zoo.train.config import Training
 from zoo.train.device import autocast, device_of, tensor_cores
 from zoo.train.distill.token_config import TokenLosses
 from zoo.train.distill.token_task import TokenTask, evaluate_text
-from zoo.train.loop import train
 from zoo.train.masks import MaskTask, learn_masks
-from zoo.train.run import Run
-from zoo.train.state import TrainState
 from zoo.train.task import Task
 
 STUDENTS = ("prune_kd", "prune_ce", "random_kd", "scratch_kd", "scratch_ce", "scratch_ce_long")
@@ -107,32 +105,6 @@ def tuned(config: CompressionExperiment, rows: Sequence[Mapping[str, Any]]) -> I
                 yield Cell("students", way, seed, rate=best["rate"])
 
 
-@dataclass(frozen=True, kw_only=True)
-class CellTraining(Training):
-    """The config of one cell's training."""
-
-    kind: ClassVar[str] = "experiment"
-    unit: ClassVar[str] = "B"
-    length: int = 1
-    """Bytes in a row."""
-
-    @property
-    def samples(self) -> int:
-        """Bytes a step."""
-        return self.batch * self.length
-
-
-class CellRun(Run):
-    """A run of seconds: no checkpoints, no TensorBoard."""
-
-    def __init__(self, path: Path):
-        super().__init__(path)
-        self._board = False
-
-    def save(self, state: dict[str, Any], *, wait: bool = True, kept: int = 2) -> None:
-        del state, wait, kept
-
-
 @dataclass
 class Subject:
     """A seed's teacher: whole on the CPU, to be cut, and with its scores."""
@@ -206,30 +178,18 @@ class Bench:
         step_bytes = self.scale.batch * self.scale.length
         steps = max(1, round(size / step_bytes))
         marks = {math.ceil(point / step_bytes) for point in points}
-        optim = Optim(
-            lr=cell.rate, min_lr=cell.rate / 20, betas=(0.9, 0.95), weight_decay=0.1, ema=0.0
-        )
+        plan = Plan(len(self.corpus.train), self.scale.batch, mix(cell.seed, 32))
+        feed = ByteFeed(self.corpus.train, plan, self.device)
 
         def evaluate(model: Any, step: int) -> None:
             if step in marks:
                 curve.append([step * step_bytes, self.bits(model)])
 
-        with tempfile.TemporaryDirectory() as folder:
-            config = CellTraining(
-                steps=steps,
-                batch=self.scale.batch,
-                length=self.scale.length,
-                seed=cell.seed,
-                precision=self.config.precision,
-                optim=optim,
-                every=Every(log=max(1, steps // 4), checkpoint=steps, evaluate=1),
-                out=Path(folder) / "run",
-            )
-            run = CellRun.create(config)
-            plan = Plan(len(self.corpus.train), self.scale.batch, mix(cell.seed, 32))
-            feed = ByteFeed(self.corpus.train, plan, self.device)
-            state = TrainState.of(model.train(), optim)
-            train(task, state, feed, config, run, evaluate=evaluate, title=cell.key)
+        config = short_training(
+            steps=steps, batch=self.scale.batch, length=self.scale.length, rate=cell.rate,
+            seed=cell.seed, precision=self.config.precision,
+        )  # fmt: skip
+        train_short(model, task, feed, config, evaluate=evaluate, title=cell.key)
         curve.append([steps * step_bytes, self.bits(model)])
         return curve
 
@@ -325,7 +285,7 @@ class Bench:
 
     def _mask_schedule(self) -> Training:
         steps = round(self.scale.mask_bytes / (self.scale.batch * self.scale.length))
-        return CellTraining(steps=max(1, steps))
+        return ShortTraining(steps=max(1, steps))
 
 
 class FixedMask(nn.Module):

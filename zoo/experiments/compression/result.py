@@ -8,14 +8,10 @@ from typing import Any
 import numpy as np
 
 from zoo.experiments.tables import markdown, print_table
+from zoo.experiments.verdict import RULE, judge_gaps, spread
 
 Rows = Sequence[Mapping[str, Any]]
 
-RULE = (
-    "An effect counts when its sign is the same in all seeds and its mean exceeds twice the "
-    "standard deviation of the differences over seeds (three seeds or more). Written before any "
-    "run; what fails it is shown all the same."
-)
 CLAIMS = (
     ("heads", "contribution", "contribution_global", "inside groups beats across groups"),
     ("heads", "x", "x_global", "inside groups beats across groups, by the paper's score"),
@@ -130,7 +126,7 @@ def judge(rows: Rows) -> list[dict[str, Any]]:
                 gaps = [sides[0][seed] - sides[1][seed] for seed in seeds]
                 verdicts.append(
                     dict(arm=arm, share=share, when=when, ours=ours, theirs=theirs, claim=claim,
-                         gaps=gaps, **_rule(gaps))
+                         gaps=gaps, **judge_gaps(gaps))
                 )  # fmt: skip
     return verdicts
 
@@ -139,18 +135,6 @@ def _moments(arm: str) -> tuple[tuple[str, int], ...]:
     if arm in ("heads", "channels"):
         return (("zero-shot", 0), ("distilled", -1))
     return (("at the end", -1),)
-
-
-def _rule(gaps: Sequence[float]) -> dict[str, Any]:
-    """Apply the rule to differences in bits a byte: below 0, ours is better."""
-    mean = float(np.mean(gaps))
-    deviation = float(np.std(gaps, ddof=1)) if len(gaps) > 1 else float("nan")
-    same = all(gap < 0 for gap in gaps) or all(gap > 0 for gap in gaps)
-    counts = len(gaps) >= 3 and same and abs(mean) > 2 * deviation
-    verdict = "not told apart" if not counts else "holds" if mean < 0 else "the reverse holds"
-    if len(gaps) < 3:
-        verdict = "too few seeds"
-    return dict(mean=mean, deviation=deviation, verdict=verdict)
 
 
 def _table(rows: Rows) -> tuple[list[str], list[list[str]]]:
@@ -165,21 +149,14 @@ def _table(rows: Rows) -> tuple[list[str], list[list[str]]]:
                 f"{share:g}",
                 f"{rate:g}" if rate else "-",
                 f"{mine[0]['parameters'] / 1e6:.3f} M",
-                _spread([row["curve"][0][1] for row in mine]),
-                _spread(ends),
+                spread([row["curve"][0][1] for row in mine]),
+                spread(ends),
                 f"{mine[0]['curve'][-1][0] / 1e6:.3g}" if rate else "-",
                 str(len(mine)),
             ]
         )
     head = ["way", "share", "rate", "parameters", "before", "after", "MB", "seeds"]
     return head, body
-
-
-def _spread(numbers: Sequence[float]) -> str:
-    if not numbers:
-        return "-"
-    spread = f" ± {np.std(numbers, ddof=1):.4f}" if len(numbers) > 1 else ""
-    return f"{np.mean(numbers):.4f}{spread}"
 
 
 def _verdicts(verdicts: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[str]]]:
