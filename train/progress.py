@@ -58,11 +58,10 @@ class Progress:
         rate = (step - self._step) * self.samples / seconds
         steps = step - self._step
         self._step, self._time = step, now
-        text = f"{rate:.0f} {self.unit}/s  "
+        text = f"{rate:.0f} {self.unit}/s  " + "  ".join(f"{k} {v:.3g}" for k, v in values.items())
         if waited is not None:
             self.waited = min(waited / seconds, 1.0)
-            text += f"data {self.waited:.0%}  "
-        text += "  ".join(f"{k} {v:.3g}" for k, v in values.items())
+            text += f"  waited {self.waited:.0%}"
         self._bar.update(self._task, completed=step, text=text)
         if not self.console.is_terminal and is_first():
             left = (self.total - step) * seconds / max(steps, 1)

@@ -53,7 +53,7 @@ def test_a_fast_student_answers_and_learns_as_the_plain_one(name, monkeypatch):
         student.load_state_dict(before)
         found[which] = model(batch, mesa=True)
         parts = [part for features in found[which].values() for part in features]
-        sum(part.square().mean() for part in parts if part is not None).backward()
+        torch.stack([part.square().mean() for part in parts if part is not None]).sum().backward()
         gradients[which] = [
             None if p.grad is None else p.grad.clone() for p in student.parameters()
         ]
