@@ -17,7 +17,7 @@ from zoo.eval.detect.config import Detect
 from zoo.eval.detect.detector import build_detector, find_source
 from zoo.eval.detect.spec import Detector, DetectorSpec
 from zoo.students.build import read_options
-from zoo.train.device import device_of, workers_of
+from zoo.train.device import device_of
 from zoo.train.loop import train
 from zoo.train.mesh import slices_of_rank
 from zoo.train.optim import parameter_groups
@@ -133,10 +133,10 @@ class DetectFeed(PlanFeed):
     @classmethod
     def of(cls, config: Detect, split: CocoSplit, state: TrainState) -> "DetectFeed":
         """Return the feed of a config; without workers, decoded images are kept in memory."""
-        masks, workers = state.model.spec.has_masks, workers_of(config.workers, state.device)
-        samples = Samples(split, config.size, masks=masks, keep=not workers)
+        masks = state.model.spec.has_masks
+        samples = Samples(split, config.size, masks=masks, keep=not config.workers)
         plan, parts = Plan(len(split), config.batch, config.seed), config.num_slices
-        return cls(samples, plan, state.device, slices_of_rank(parts), parts, workers)
+        return cls(samples, plan, state.device, slices_of_rank(parts), parts, config.workers)
 
     def order(self, start: int, steps: int) -> Iterator[list[tuple[int, bool]]]:
         """Yield for each slice the indices of its images, and whether each is mirrored."""
