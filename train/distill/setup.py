@@ -76,10 +76,12 @@ class Setup:
         return autocast(self.config.precision, self.device)
 
 
-def with_decoder(config: Distill) -> Distill:
+def with_decoder(config: Distill, *, resume: bool) -> Distill:
     """Return the config with an `auto` decoder settled: it stays what it was when a run began."""
     if config.decoder != "auto":
         return config
+    if resume:
+        return replace(config, decoder=Run(config.out).config(Distill).decoder)
     on_gpu = device_of(config.device).type == "cuda"
     return replace(config, decoder="torch" if on_gpu else "pillow")
 

@@ -141,7 +141,7 @@ def distill(config: Distill, *, resume: bool = False) -> Run:
             stopped being finite. Nothing has been written unless training had begun.
         Interrupted: a signal came; the run can be resumed.
     """
-    config = with_decoder(with_slices(config))
+    config = with_decoder(with_slices(config), resume=resume)
     if resume:
         run = Run.reopen(config.out, config)
         setup = prepare(config)
