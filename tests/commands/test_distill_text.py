@@ -92,6 +92,16 @@ def test_four_slices_are_one_batch_and_a_run_resumes_to_the_bit(place):
     assert (place / "out" / "export" / "model.safetensors").read_bytes() == before
 
 
+def test_two_texts_with_weights_are_learnt_together_and_resume(place):
+    (place / "other.txt").write_text("pack my box with five dozen liquor jugs. " * 60)
+    words = ("--steps", "6", "--every.checkpoint", "3")
+    run(*words, text="text.txt=0.75,other.txt=0.25")
+    before = (place / "out" / "export" / "model.safetensors").read_bytes()
+    shutil.rmtree(place / "out" / "checkpoints" / "step_00000006")
+    main(["distill", "--resume", "out"])
+    assert (place / "out" / "export" / "model.safetensors").read_bytes() == before
+
+
 def test_the_form_of_attention_is_said_kept_and_changes_nothing_but_rounding(place, capsys):
     run("--steps", "3", "--every.log", "1")
     run("--steps", "3", "--every.log", "1", "--attention", "split", out="split")

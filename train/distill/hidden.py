@@ -13,9 +13,9 @@ class HiddenMatch(nn.Module):
     Of states as they are it is each token's squared error over its target's square, so that no
     tower's scale counts. Of normalised ones (PHI-S, 2410.01680) it is the mean squared error over
     channels, as of a vision teacher's map, and the projections have a bias, as its heads do, and
-    begin at 0. It is weighed by α = KL / distance of the step before: the step's own would make slices of a
-    batch wait for each other. For a teacher whose next tokens do not count, α takes the mean KL of
-    those whose do, or the text's cross-entropy; 1 without either.
+    begin at 0. It is weighed by α = KL / distance of the step before: the step's own would make
+    slices of a batch wait for each other. For a teacher whose next tokens do not count, α takes the
+    mean KL of those whose do, or the text's cross-entropy; 1 without either.
 
     Args:
         ours: The student's width.

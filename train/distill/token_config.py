@@ -79,7 +79,7 @@ class DistillText(Training):
 
     data: str = ""
     """The text: a .txt file (one document), a .jsonl file (one a line, `text`), an .arrow or
-    .parquet table (one a row, `text`), or a folder."""
+    .parquet table (one a row, `text`), or a folder. Several with weights: PATH=0.7,PATH=0.3."""
     val: str | None = None
     """Text to evaluate on; the last rows of the text by default."""
     held_out: Annotated[float, PROPER_SHARE] = 0.05

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from zoo.data.text import TextSource
+from zoo.data.text import Rows
 from zoo.language.moe import Chosen, balance_loss, watched_routers, z_loss
 from zoo.language.tokens import TokenFeatures, Tokens, read_tokens
 from zoo.teachers.from_language import LanguageTeacher
@@ -129,7 +129,7 @@ def flat(features: TokenFeatures) -> Flat:
 def evaluate_text(
     model: Any,
     teachers: Mapping[str, LanguageTeacher],
-    source: TextSource,
+    source: Rows,
     device: torch.device,
     *,
     rows: int,
@@ -161,5 +161,5 @@ def evaluate_text(
     loss = torch.tensor(means["loss"], dtype=torch.float64)
     yield "loss", means.pop("loss")
     yield "perplexity", loss.exp().item()
-    yield "bpb", (loss / torch.log(torch.tensor(2.0)) / source.bytes_a_token).item()
+    yield "bpb", (loss / torch.log(torch.tensor(2.0)) / source.bytes_in(rows)).item()
     yield from means.items()

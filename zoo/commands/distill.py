@@ -45,7 +45,7 @@ from zoo.train.distill.calibrate import (
     fit_normalizers,
 )
 from zoo.train.distill.config import Distill
-from zoo.train.distill.fold import folded
+from zoo.train.distill.fold import folded, with_probabilities
 from zoo.train.distill.placement import gathered, idle, put_away, sharded
 from zoo.train.distill.plan_step import shared_counts
 from zoo.train.distill.setup import (
@@ -276,7 +276,7 @@ def log_evaluation(
     found = {}
     for form, student in forms.items():
         with evaluated(student), setup.autocast():
-            shown = folded(student, normalizers)
+            shown = with_probabilities(folded(student, normalizers), setup.config.summary_losses)
             found[form] = dict(fidelity(shown, setup.stored or setup.teachers, held_out(setup)))
     best = from_first(better_form(found))
     with evaluated(forms[best]) as student:

@@ -3,15 +3,16 @@
 import shutil
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
 
 from zoo.commands.text_samples import write_samples
-from zoo.data.plan import Plan, mix
-from zoo.data.text import TextFeed, TextSource, open_text
+from zoo.data.plan import mix
+from zoo.data.text import TextFeed, TextSource
+from zoo.data.text_mixture import TextMixture, open_texts, plan_of_rows
 from zoo.language.attention import set_attention
 from zoo.language.gguf import find_gguf
 from zoo.language.moe import moe_layers
@@ -44,6 +45,7 @@ from zoo.train.run import Run, commit
 from zoo.train.state import TrainState
 
 Evaluation = dict[str, float]
+Text = TextSource | TextMixture
 
 
 @dataclass
@@ -55,8 +57,8 @@ class TextSetup:
     tokenizer: Tokenizer
     student: Any
     teachers: Mapping[str, LanguageTeacher]
-    train: TextSource
-    val: TextSource
+    train: Text
+    val: Text
     attention: Mapping[str, str]
     """The form in which each model attends."""
 
@@ -89,8 +91,8 @@ def prepare(config: DistillText, *, meta: bool = False) -> TextSetup:
     check_on_policy(config)
     device = torch.device("meta") if meta else device_of(config.device)
     tokenizer = open_tokenizer(config.tokenizer or own_tokenizer(config.student))
-    text = open_text(config.data, tokenizer, config.length)
-    val = open_text(config.val, tokenizer, config.length) if config.val else None
+    text = open_texts(config.data, tokenizer, config.length)
+    val = open_texts(config.val, tokenizer, config.length, in_turn=True) if config.val else None
     torch.manual_seed(config.seed)
     student = open_language_model(config.student, device=device)
     student = in_precision(student, config.precision)
@@ -240,13 +242,13 @@ def check_vocabulary(
     check_tokenizer(teacher.model, tokenizer, teacher.name)
 
 
-def with_documents(text: TextSource, *, mixed: bool) -> TextSource:
+def with_documents(text: Text, *, mixed: bool) -> Text:
     """Return the text with several documents in a row, if every model keeps them apart."""
     if not mixed and text.mixed:
         print(
             "A model carries its state from one document to the next: each row holds one of them."
         )
-    return replace(text, mixed=mixed)
+    return text.packed(mixed)
 
 
 def distill_text(config: DistillText, *, resume: bool = False) -> Run:
@@ -365,7 +367,7 @@ def normalizers(run: Run, setup: TextSetup) -> TokenNormalizers:
 def feed_of(setup: TextSetup, seed: int) -> TextFeed:
     """Return this rank's slices of the training rows, in the order of a seed."""
     config = setup.config
-    plan = Plan(len(setup.train), config.batch, seed)
+    plan = plan_of_rows(setup.train, config.batch, seed)
     slices = slices_of_rank(config.num_slices)
     return TextFeed(setup.train, plan, setup.device, config.num_slices, slices)
 

@@ -14,8 +14,8 @@ from torch import nn
 
 from zoo.axes import Shapes, named_shapes
 from zoo.commands.distill_text import Evaluation, TextSetup, evaluated, export, prepare
-from zoo.data.plan import Plan as Stream
 from zoo.data.text import TextFeed
+from zoo.data.text_mixture import plan_of_rows
 from zoo.students.prune.choices import least, parse_budgets, parse_choices, words_of
 from zoo.students.prune.elastic import (
     FULL,
@@ -171,9 +171,9 @@ def sort(
     """Sort the units of a model in place, the best first, and rank its layers."""
 
     def batches() -> Iterator[dict[str, torch.Tensor]]:
-        rows = min(config.calibration, len(setup.train))
-        for start in range(0, rows, config.batch):
-            some = setup.train.rows(range(start, min(start + config.batch, rows)))
+        rows = setup.train.sample(config.calibration)
+        for start in range(0, len(rows), config.batch):
+            some = setup.train.rows(rows[start : start + config.batch])
             yield dict(input_ids=some.ids.to(setup.device))
 
     orders, ranks = by_first(partial(ranked, parent.model, shapes, plans, batches, config))
@@ -252,7 +252,7 @@ def route(
 
 def feed_of(config: Elastic, setup: TextSetup) -> TextFeed:
     """Return the rows of the text in the order of the run."""
-    stream = Stream(len(setup.train), config.batch, config.seed)
+    stream = plan_of_rows(setup.train, config.batch, config.seed)
     slices = slices_of_rank(config.num_slices)
     return TextFeed(setup.train, stream, setup.device, config.num_slices, slices)
 

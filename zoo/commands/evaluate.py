@@ -16,20 +16,21 @@ from rich.console import Console
 from rich.table import Table
 
 from zoo.commands.distill import held_out, probe
-from zoo.commands.evaluate_subject import Measured, open_measured, refuse_language
+from zoo.commands.evaluate_subject import Measured, open_measured, refuse_other_kind
 from zoo.data.names import is_stream
 from zoo.eval.benchmarks import (
     BENCHMARKS,
     DEFAULT,
     checked_settings,
     find,
+    kind_of,
     load,
-    measures_language,
     settings_of,
 )
 from zoo.eval.detect.detector import is_detector, load_detector
 from zoo.eval.fidelity import fidelity
 from zoo.eval.language.subject import TextSubject, about_text_model
+from zoo.eval.multimodal.subject import ImageTextSubject, about_image_text_model
 from zoo.eval.registry import Found, Parts, Picture, Subject
 from zoo.eval.results import (
     SUFFIX,
@@ -48,6 +49,7 @@ from zoo.eval.speed.environment import environment
 from zoo.eval.subject import EvalRequest, about_model, is_run_folder
 from zoo.students.export import load_export
 from zoo.train.distill.config import Distill
+from zoo.train.distill.fold import with_probabilities
 from zoo.train.distill.setup import prepare
 from zoo.train.fields import changed
 from zoo.train.mesh import MORE_PATIENCE, by_first, is_first, union
@@ -88,10 +90,11 @@ def check(request: EvalRequest) -> None:
         raise ValueError("--resume needs the --out of the evaluation that was stopped.")
     if request.out is not None:
         check_out(request.out)
-    language = measures_language(find(request.on))
-    if request.on and ((language and request.size) or (not language and request.tokenizer)):
-        option, kind = ("--size", "images") if language else ("--tokenizer", "text")
-        raise ValueError(f"{option} is of {kind}, which {', '.join(request.on)} do not read.")
+    kind = kind_of(find(request.on))
+    reads_text = kind != "vision"
+    if request.on and ((reads_text and request.size) or (not reads_text and request.tokenizer)):
+        option, of = ("--size", "images") if reads_text else ("--tokenizer", "text")
+        raise ValueError(f"{option} is of {of}, which {', '.join(request.on)} do not read.")
     for name in find(request.on):
         load(name)
         reads = BENCHMARKS[name].reads
@@ -104,7 +107,9 @@ def check(request: EvalRequest) -> None:
         paths = request.data.get(name, ())
         if reads != "nothing" and not paths:
             what = "labelled images with --data PATH (one sub-folder a class, or shards)"
-            what = "a text (.txt, .jsonl) or tasks with --data PATH" if language else what
+            what = "a text (.txt, .jsonl) or tasks with --data PATH" if kind == "language" else what
+            if kind == "multimodal":
+                what = "questions about images with --data PATH (LLaVA's JSON, shards, easy-VQA)"
             raise ValueError(
                 f"{name} needs data. Name {what}, or --data {name}=PATH for this benchmark alone."
             )
@@ -121,7 +126,7 @@ def evaluate(target: str | None, request: EvalRequest, *, show: bool = True) -> 
     Raises:
         ValueError: the target is unknown, data is missing, or a benchmark refuses it.
     """
-    refuse_language(target, request)
+    refuse_other_kind(target, request)
     check(request)
     folder = Path(target or "")
     is_run = target is not None and is_run_folder(folder)
@@ -324,6 +329,9 @@ def _about(subject: Measured, request: EvalRequest) -> dict[str, Any]:
     about |= dict(
         target=subject.name, precision=request.precision, batch=request.batch, seed=request.seed
     )
+    if isinstance(subject, ImageTextSubject):
+        hashed = hash_weights(subject.model)
+        return about | dict(weights_hash=hashed, model=about_image_text_model(subject))
     if isinstance(subject, TextSubject):
         hashed = hash_weights(subject.model)
         return about | dict(weights_hash=hashed, model=about_text_model(subject))
@@ -353,7 +361,8 @@ def _measure_run(target: str, folder: Path, request: EvalRequest) -> list[Record
     setting = prepare(config)
     student = load_export(run.path / "export", device=setting.device)
     with setting.autocast():
-        values = dict(fidelity(student, setting.teachers, held_out(setting)))
+        shown = with_probabilities(student, setting.config.summary_losses)
+        values = dict(fidelity(shown, setting.teachers, held_out(setting)))
     values |= dict(probe(student.features, setting))
     union(setting.unreadable)
     if not is_first():
