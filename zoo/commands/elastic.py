@@ -233,7 +233,8 @@ def route(
     state.resume(run)
     task = RoutedTask(
         TokenTask(config.losses, setup.teachers, specs=setup.specs), masked, router, choices,
-        budgets, ranks, steps=config.steps, strength=config.router_cost, shares=config.shares, seed=config.seed,
+        budgets, ranks, steps=config.steps, strength=config.router_cost, shares=config.shares,
+        seed=config.seed,
     )  # fmt: skip
 
     @torch.no_grad()
