@@ -174,6 +174,11 @@ class Training:
         return self.batch
 
     @property
+    def ranks_a_slice(self) -> int:
+        """Processes that take a slice together, each a part of its rows."""
+        return 1
+
+    @property
     def num_slices(self) -> int:
         """The slices of each batch, `auto` resolved."""
         return 1 if self.slices == "auto" else self.slices

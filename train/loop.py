@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.utils import clip_grad_norm_
 
 from zoo.train.config import Training
 from zoo.train.damp import damped
@@ -20,7 +19,7 @@ from zoo.train.optim import learning_rate
 from zoo.train.prefetch import Slice, numbered, prefetch
 from zoo.train.progress import Progress
 from zoo.train.run import Run
-from zoo.train.shard import whole
+from zoo.train.shard import clip_gradients
 from zoo.train.skew import Stragglers
 from zoo.train.slices import SliceBuffers, SliceSeeds
 from zoo.train.state import TrainState
@@ -110,7 +109,7 @@ def take_step(
         `loss`, the weighted sum, and every loss over the whole batch; NaN for one left out.
     """
     step, sums, seen = state.step, dict[str, Tensor](), dict[str, Tensor]()
-    here = config.num_slices // world()
+    here = config.num_slices * config.ranks_a_slice // world()
     parts = iter(parts)
     if wrapped.clock:
         wrapped.clock.begin()
@@ -134,8 +133,9 @@ def take_step(
             add(sums, {"loss": total.detach()})
             add(sums, {name: share.detach().sum() for name, share in shares.items()})
             add(seen, {n: torch.full_like(sums[n], loss.count) for n, loss in losses.items()})
+        wrapped.add_copies()
         if buffers:
-            buffers.end_step(config.num_slices)
+            buffers.end_step(config.num_slices * config.ranks_a_slice)
     total, *rest = over_ranks([*sums.values(), *seen.values()])
     both = zip(seen, rest[: len(seen)], rest[len(seen) :], strict=True)
     means = {name: torch.where(count > 0, value, torch.nan) for name, value, count in both}
@@ -159,7 +159,7 @@ def update(state: TrainState, losses: Mapping[str, Tensor], config: Training) ->
     rate = learning_rate(state.step, config.steps, config.optim)
     for group in state.optimizer.param_groups:
         group["lr"] = rate * group.get("scale", 1.0)
-    norm = whole(clip_grad_norm_(state.parameters(), config.optim.clip or math.inf))
+    norm = clip_gradients(state.parameters(), config.optim.clip or math.inf)
     state.optimizer.step()
     state.optimizer.zero_grad(set_to_none=True)
     state.step += 1

@@ -47,6 +47,7 @@ USAGE = """zoo: vision backbones, and the distillation of many frozen teachers i
   zoo data index PATH       where each image of many shards lies: a million open at once
   zoo data check PATH       what is wrong with shards and images, listed
   zoo distill [RECIPE] ...  train a student from teachers, to an export and a report
+  zoo distill --image-text  train a vision tower, a projector and a language model on questions
   zoo plan RECIPE ...       its speed, memory, traffic and cost on 8 to 2,048 GPUs
   zoo launch RECIPE ...     the torchrun line or SLURM script that starts it on many GPUs
   zoo prune MODEL ...       a smaller model of the same class, cut along its named axes

@@ -93,8 +93,8 @@ def check(request: EvalRequest) -> None:
     kind = kind_of(find(request.on))
     reads_text = kind != "vision"
     if request.on and ((reads_text and request.size) or (not reads_text and request.tokenizer)):
-        option = "--size is of vision models" if reads_text else "--tokenizer is of text"
-        raise ValueError(f"{option}, which {', '.join(request.on)} do not read.")
+        option, of = ("--size", "images") if reads_text else ("--tokenizer", "text")
+        raise ValueError(f"{option} is of {of}, which {', '.join(request.on)} do not read.")
     for name in find(request.on):
         load(name)
         reads = BENCHMARKS[name].reads
