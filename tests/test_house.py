@@ -36,7 +36,8 @@ CORE = tuple(
     for part in (
         "config", "device", "interrupt", "loop", "optim", "progress", "run", "state", "task",
         "damp", "slices", "prefetch", "fields", "freeze",
-        "average", "ranges", "mesh", "step", "shard", "checkpoint", "skew",
+        "average", "ranges", "mesh", "step", "shard", "checkpoint", "skew", "graphs", "waiting",
+        "profiling",
     )
 )  # fmt: skip
 """The training loop and what every task shares: no images, no teachers, no method."""
