@@ -223,7 +223,7 @@ def learn(config: Elastic, setup: TextSetup, masked: Masked, sizes: Sizes, run: 
     def evaluate(model: Any, step: int) -> None:
         log(run, step, sizes.measured(setup, model))
 
-    inner = TokenTask(config.losses, setup.teachers)
+    inner = TokenTask(config.losses, setup.teachers, specs=setup.specs)
     task = ElasticTask(inner, masked, sizes.by_name, shares=config.shares, seed=config.seed)
     train(task, state, feed_of(config, setup), config, run, evaluate=evaluate, title="train sizes")
     return state.averaged
@@ -244,8 +244,9 @@ def route(
     state.optimizer.param_groups[-1]["scale"] = config.router_lr / config.optim.lr
     state.resume(run)
     task = RoutedTask(
-        TokenTask(config.losses, setup.teachers), masked, router, choices, budgets, ranks,
-        steps=config.steps, strength=config.router_cost, shares=config.shares, seed=config.seed,
+        TokenTask(config.losses, setup.teachers, specs=setup.specs), masked, router, choices,
+        budgets, ranks, steps=config.steps, strength=config.router_cost, shares=config.shares,
+        seed=config.seed,
     )  # fmt: skip
 
     @torch.no_grad()
