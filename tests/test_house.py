@@ -119,7 +119,9 @@ ARROWS: dict[str, tuple[str, ...]] = {
     "zoo.train.pretext": (*CORE, "zoo.data", "zoo.features", "zoo.files", "zoo.teachers"),
     "zoo.train.masks": (*CORE, "zoo.students.prune"),
     "zoo.train.elastic": (*CORE, "zoo.students.prune", "zoo.data"),
-    "zoo.train.elastic_router": (*CORE, "zoo.students.prune", "zoo.train.elastic"),
+    "zoo.train.elastic_router": (
+        *CORE, "zoo.students.prune", "zoo.train.elastic", "zoo.axes", "zoo.files",
+    ),
     "zoo.train.distill": (
         "zoo.train.distill", *CORE, "zoo.data", "zoo.students", "zoo.teachers", "zoo.features",
         "zoo.files", "zoo.compiled_blocks", "zoo.train.pretext", "zoo.language",

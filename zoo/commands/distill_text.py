@@ -219,6 +219,10 @@ def check_on_policy(config: DistillText) -> None:
     own = config.on_policy
     if not own.fraction:
         return
+    if config.kind != DistillText.kind:
+        raise ValueError(
+            "Only zoo distill --text lets a student write; leave out --on-policy.fraction."
+        )
     if own.length >= config.length:
         raise ValueError(
             f"on_policy.length is {own.length}, and rows of {config.length} tokens have no room "
