@@ -89,6 +89,14 @@ BENCHMARKS: dict[str, Benchmark] = {
         settings="zoo.eval.settings:FewshotSettings",
         check="zoo.eval.knn:used",
     ),
+    "classify": Benchmark(
+        "zoo.eval.classify:classify",
+        "classification",
+        "classify/top1",
+        settings="zoo.eval.settings:ClassifySettings",
+        check="zoo.eval.classify:used",
+        spread=True,
+    ),
     "zeroshot": Benchmark(
         "zoo.eval.zeroshot:zeroshot",
         "zero-shot",

@@ -2,6 +2,7 @@
 
 from collections.abc import Sized
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Literal
 
 from zoo.train.ranges import (
@@ -73,6 +74,26 @@ class FewshotSettings:
 
     def __post_init__(self) -> None:
         check_ranges(self, "fewshot.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassifySettings:
+    """Which of a classifier's outputs are right, and how its images are cropped."""
+
+    layout: Literal[
+        "auto", "imagenet", "imagenet-v2", "imagenet-a", "imagenet-r", "real", "own"
+    ] = "auto"
+    """Whose classes the folders are; auto goes by their names (imagenet-sketch is imagenet). real:
+    ImageNet's validation images with their reassessed labels."""
+    names: Path | None = None
+    """JSON of the output (or several) for the name of each class; others are not scored."""
+    crop_pct: Annotated[float | None, between(0.1, 1)] = None
+    """Share of the resized image that the crop covers; the model's own by default."""
+    bins: Annotated[int, COUNT] = 15
+    """Bins of the calibration error."""
+
+    def __post_init__(self) -> None:
+        check_ranges(self, "classify.")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -87,7 +87,11 @@ def open_subject(target: str | None, request: EvalRequest) -> Subject:
             names another benchmark than `detect`.
     """
     shared: dict[str, Any] = dict(
-        device=request.place, precision=request.precision, batch=request.batch, seed=request.seed
+        device=request.place,
+        precision=request.precision,
+        batch=request.batch,
+        seed=request.seed,
+        workers=request.workers,
     )
     if request.features is not None:
         from zoo.eval.stored import about_features, load_features

@@ -19,9 +19,9 @@ class EvalArgs:
     """A run's folder, an exported student's folder, or a registered model. Of language models
     lm:FOLDER, a folder, a run, a GGUF file, or a name such as llama_tiny/random."""
     on: str = ""
-    """Benchmarks, separated by commas: knn, linear, fewshot, zeroshot, retrieval, segment, depth,
-    correspondence, masks, detect, speed; of language models perplexity, copying, phonebook,
-    needle, lmeval. Each has settings of its own: --on knn --help. Without
+    """Benchmarks, separated by commas: knn, linear, fewshot, classify, zeroshot, retrieval,
+    segment, depth, correspondence, masks, detect, speed; of language models perplexity, copying,
+    phonebook, needle, lmeval. Each has settings of its own: --on knn --help. Without
     this, a run is compared with its teachers, and any other target measured by knn and linear."""
     data: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
     """Images for every benchmark (perplexity: a text; lmeval: a folder of tasks); NAME=PATH for one
