@@ -38,6 +38,8 @@ class EvalRequest:
     """The data of each benchmark, by its name."""
     settings: Mapping[str, Any] = field(default_factory=dict)
     """The settings of each benchmark, by its name; its defaults where there are none."""
+    protocols: Mapping[str, str] = field(default_factory=dict)
+    """The named protocol of a benchmark with its departures, by the benchmark's name."""
     features: Path | None = None
     """A folder of `zoo embed`, read instead of images."""
     size: Annotated[int | None, PIXELS] = None
@@ -53,6 +55,8 @@ class EvalRequest:
     """The result file, to which records are appended."""
     tokenizer: str = ""
     """Of a language model: `bytes`, a folder, a name; its own by default."""
+    track: tuple[str, ...] = ()
+    """Trackers that are told each result: wandb, mlflow, trackio."""
     resume: bool = False
     """Resume the results and the trainings at `out` that were stopped."""
     command: str | None = None

@@ -37,6 +37,7 @@ CORE = tuple(
         "config", "device", "interrupt", "loop", "optim", "progress", "run", "state", "task",
         "damp", "slices", "prefetch", "fields", "freeze",
         "average", "ranges", "mesh", "step", "shard", "checkpoint", "skew",
+        "trackers",
     )
 )  # fmt: skip
 """The training loop and what every task shares: no images, no teachers, no method."""

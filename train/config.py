@@ -119,7 +119,7 @@ class Training:
     one_measure: ClassVar[bool] = False
     """Whether its evaluation ends in one number, the higher the better (`keep_best`)."""
     resumable: ClassVar[frozenset[str]] = frozenset(
-        ("out", "device", "workers", "every", "compile", "ranks", "keep", "keep_best")
+        ("out", "device", "workers", "every", "compile", "ranks", "keep", "keep_best", "track")
     )
     """Fields that a resumed run may change: they do not touch what is learnt."""
 
@@ -147,6 +147,9 @@ class Training:
     """The newest checkpoints that stay; with 1 a damaged one has none before it."""
     keep_best: bool = False
     """Keep the checkpoint of the best evaluation as well, for zoo export --best."""
+    track: tuple[Literal["wandb", "mlflow", "trackio"], ...] = ()
+    """Where numbers are shown besides the run's folder and TensorBoard; into files, unless the
+    tracker's own variables (WANDB_MODE, MLFLOW_TRACKING_URI) say otherwise."""
     optim: Optim = field(default_factory=Optim)
     every: Every = field(default_factory=Every)
 

@@ -12,6 +12,7 @@ from zoo.eval.published import published
 from zoo.eval.report import figures, plots
 from zoo.eval.report.figures import short_number
 from zoo.eval.report.gathered import Measure, Model, Value, gather, headline_columns
+from zoo.eval.report.imported import Added
 from zoo.eval.report.page import (
     Cell,
     Gallery,
@@ -32,7 +33,9 @@ MOST_SIZES = 4
 """Sizes of images of which the multiply-adds have a column each."""
 
 
-def build_joined(sources: Sequence[str | Path], out: str | Path) -> Path:
+def build_joined(
+    sources: Sequence[str | Path], out: str | Path, added: Sequence[Added] = ()
+) -> Path:
     """Write a page about many runs and results of `zoo eval`, and return its path.
 
     The page needs no network and no other file: images are embedded, and also written to
@@ -41,19 +44,20 @@ def build_joined(sources: Sequence[str | Path], out: str | Path) -> Path:
     Args:
         sources: Folders of runs, and result files.
         out: The HTML file.
+        added: Results of mmdet and mmseg.
 
     Raises:
         ValueError: a source is neither the folder of a run nor a result file.
         OSError: the page cannot be written; an earlier page then stays complete.
     """
     target = Path(out)
-    models, notes = gather(sources)
+    models, notes = gather(sources, added)
     target.parent.mkdir(parents=True, exist_ok=True)
     gallery = Gallery(target.with_name(f"{target.stem}_figures"))
     shots, more = _shots(models, gallery, notes)
     page = template_of("joined.html.j2").render(
         title=_title(models),
-        headline=_headline_table(models),
+        headline=headline_table(models),
         radar=_radar(models, gallery),
         pareto=_pareto(models, gallery),
         reference=models[0].name,
@@ -82,7 +86,8 @@ def _title(models: Sequence[Model]) -> str:
 # ---------------------------------------------------------------- tables
 
 
-def _headline_table(models: Sequence[Model]) -> Table | None:
+def headline_table(models: Sequence[Model]) -> Table | None:
+    """Return the main number of each benchmark and the cost of each model; `None` without any."""
     columns = headline_columns(models)
     if not columns:
         return None
