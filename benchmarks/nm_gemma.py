@@ -18,7 +18,6 @@ import json
 import statistics
 import time
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -27,7 +26,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch.nn.utils import clip_grad_norm_
-from torch.utils.flop_counter import FlopCounterMode
 
 from zoo.data.plan import Plan
 from zoo.data.text import TextSource, open_text
@@ -45,7 +43,6 @@ from zoo.train.masks import MaskTask, bake, learn_masks
 from zoo.train.optim import build_optimizer, learning_rate
 from zoo.train.task import Task
 
-COUNTS = False
 LEARNED = ("learned", "weights")
 """MaskLLM, and the control: magnitude's mask, its weights trained."""
 
@@ -175,26 +172,21 @@ class Bench:
         weight_decay: float,
         drop: Callable[[], None] = lambda: None,
     ) -> dict[str, Any]:
-        """Train; return the seconds, the loss in steps, and the FLOPs of the first step."""
+        """Train; return the seconds, and the loss in steps."""
         steps = self.args.steps
         optim = Optim(lr=lr, weight_decay=weight_decay, ema=0.0)
         groups = [dict(params=learn, weight_decay=weight_decay)]
         optimizer = build_optimizer(self.model, optim, groups)
         state: Any = SimpleNamespace(model=self.model)
-        losses, flops, began = [], 0, time.perf_counter()
+        losses, began = [], time.perf_counter()
         with tensor_cores(self.device):
             for step, batch in enumerate(self.batches(seed)):
-                counter = FlopCounterMode(display=False)
-                with counter if step == 0 and COUNTS else nullcontext():
-                    with autocast("auto", self.device):
-                        targets = task.targets(batch, step)
-                        found = task.losses(state, batch, targets, step)
-                        count = int(batch.counted.sum())
-                        total = task.weigh(
-                            {n: part.total / count for n, part in found.items()}, step
-                        )
-                    total.backward()
-                flops = flops or counter.get_total_flops()
+                with autocast("auto", self.device):
+                    targets = task.targets(batch, step)
+                    found = task.losses(state, batch, targets, step)
+                    count = int(batch.counted.sum())
+                    total = task.weigh({n: part.total / count for n, part in found.items()}, step)
+                total.backward()
                 drop()
                 for group in optimizer.param_groups:
                     group["lr"] = learning_rate(step, steps, optim)
@@ -206,7 +198,7 @@ class Bench:
         values = torch.stack(losses).tolist()
         shown = {str(step): values[step] for step in sorted({0, steps // 4, steps // 2, steps - 1})}
         return dict(
-            train_seconds=time.perf_counter() - began, kl=shown, step_tflops=flops / 1e12,
+            train_seconds=time.perf_counter() - began, kl=shown,
             last_kl=statistics.fmean(values[-max(1, steps // 10) :]),
         )  # fmt: skip
 
@@ -287,7 +279,7 @@ def save(path: Path, settings: dict[str, Any], done: list[dict[str, Any]]) -> No
 
 def table(done: list[dict[str, Any]]) -> None:
     """Print perplexities: mean and deviation over seeds at each arm's best rate."""
-    print(f"\n{'method':12} {'lr':>8} {'seeds':>5} {'test':>18} {'TFLOP a step':>13}")
+    print(f"\n{'method':12} {'lr':>8} {'seeds':>5} {'test':>18}")
     for method in dict.fromkeys(row["method"] for row in done):
         rows = [row for row in done if row["method"] == method]
         by_rate: dict[Any, list[dict[str, Any]]] = {}
@@ -297,11 +289,7 @@ def table(done: list[dict[str, Any]]) -> None:
             values = [row["test"] for row in same]
             spread = f" ± {statistics.stdev(values):.3f}" if len(values) > 1 else ""
             mean = f"{statistics.fmean(values):.3f}{spread}"
-            flops = same[0].get("step_tflops")
-            print(
-                f"{method:12} {lr or '':>8} {len(same):>5} {mean:>18} "
-                f"{f'{flops:.2f}' if flops else '':>13}"
-            )
+            print(f"{method:12} {lr or '':>8} {len(same):>5} {mean:>18}")
 
 
 def parser() -> argparse.ArgumentParser:

@@ -33,6 +33,14 @@ BenchmarkFunction = Callable[..., Any]
 """(subject, data, settings) -> named values; see `zoo.eval.registry`."""
 
 
+Kind = Literal["vision", "language", "multimodal"]
+WORDS: dict[Kind, str] = {
+    "vision": "vision models",
+    "language": "language models",
+    "multimodal": "models of images and text",
+}
+
+
 class Benchmark(NamedTuple):
     """A row of the table of benchmarks."""
 
@@ -47,8 +55,9 @@ class Benchmark(NamedTuple):
     reads: Literal["features", "data", "nothing"] = "data"
     """`features`: summaries of labelled images, possibly stored by `zoo embed`; `data`: the folder
     itself; `nothing`: no data."""
-    model: Literal["vision", "language"] = "vision"
-    """What is measured: a backbone by images, or a language model by text (`TextSubject`)."""
+    model: Kind = "vision"
+    """What is measured: a backbone by images, a language model by text (`TextSubject`), or a model
+    of both by questions (`ImageTextSubject`)."""
     settings: str = ""
     """`module:class`; by default the annotation of the function's third parameter."""
     side: str = ""
@@ -198,25 +207,49 @@ BENCHMARKS: dict[str, Benchmark] = {
         model="language",
         settings="zoo.eval.settings:LmEvalSettings",
     ),
+    "vqa": Benchmark(
+        "zoo.eval.multimodal.vqa:vqa",
+        "questions",
+        "vqa/exact",
+        model="multimodal",
+        settings="zoo.eval.settings:VqaSettings",
+    ),
+    "sight": Benchmark(
+        "zoo.eval.multimodal.vqa:sight",
+        "drawn questions",
+        "sight/exact",
+        reads="nothing",
+        model="multimodal",
+        settings="zoo.eval.settings:SightSettings",
+    ),
+    "prefill": Benchmark(
+        "zoo.eval.multimodal.prefill:prefill",
+        "ms to the first token",
+        "prefill/ms",
+        best=0.0,
+        reads="nothing",
+        model="multimodal",
+        settings="zoo.eval.settings:PrefillSettings",
+    ),
 }
 """Name on the command line -> benchmark."""
 DEFAULT = ("knn", "linear")
 """The benchmarks of a model on labelled images, unless --on names others."""
 
 
-def measures_language(names: Sequence[str]) -> bool:
-    """Tell whether benchmarks measure a language model.
+def kind_of(names: Sequence[str]) -> Kind:
+    """Tell what benchmarks measure; vision models if there are none.
 
     Raises:
-        ValueError: some do, and others measure a vision model.
+        ValueError: they measure models of several kinds.
     """
-    kinds = {BENCHMARKS[name].model: name for name in names}
+    kinds: dict[Kind, str] = {BENCHMARKS[name].model: name for name in names}
     if len(kinds) > 1:
-        raise ValueError(
-            f"{kinds['language']} measures language models and {kinds['vision']} vision models; "
-            "name them in two commands."
-        )
-    return "language" in kinds
+        measured = " and ".join(f"{kinds[kind]} measures {WORDS[kind]}" for kind in sorted(kinds))
+        raise ValueError(f"{measured}; name them in two commands.")
+    for kind in kinds:
+        return kind
+    return "vision"
 
 
 def find(names: Sequence[str]) -> list[str]:

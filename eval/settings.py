@@ -340,6 +340,47 @@ class LmEvalSettings:
         check_ranges(self, "lmeval.")
 
 
+@dataclass(frozen=True, kw_only=True)
+class VqaSettings:
+    """Questions about images, each answered in words."""
+
+    samples: Annotated[int, NOT_NEGATIVE] = 0
+    """Questions, in a random choice that the seed decides; 0 for all."""
+    pictures: Annotated[int, NOT_NEGATIVE] = 12
+    """Wrong answers whose pictures are kept beside --out."""
+
+    def __post_init__(self) -> None:
+        check_ranges(self, "vqa.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SightSettings:
+    """Pictures that are drawn on the spot, each with one question."""
+
+    samples: Annotated[int, COUNT] = 1000
+    """Pictures, in turn of each kind."""
+    pictures: Annotated[int, NOT_NEGATIVE] = 12
+    """Wrong answers whose pictures are kept beside --out."""
+
+    def __post_init__(self) -> None:
+        check_ranges(self, "sight.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrefillSettings:
+    """The time to the first token."""
+
+    size: Annotated[int, NOT_NEGATIVE] = 0
+    """Side of the images in pixels; 0 for the tower's own."""
+    text: Annotated[int, COUNT] = 64
+    """Tokens of text behind the image."""
+    batch: Annotated[int, COUNT] = 1
+    rounds: Annotated[int, COUNT] = 20
+
+    def __post_init__(self) -> None:
+        check_ranges(self, "prefill.")
+
+
 def check_any(name: str, values: Sized) -> None:
     """Refuse an empty list.
 

@@ -76,3 +76,33 @@ def _called(student: Student) -> set[str]:
         for hook in hooks:
             hook.remove()
     return called
+
+
+def add_language_adapters(tower: nn.Module, rank: int, layers: Iterable[str] = ()) -> None:
+    """Freeze a language model of transformers and give its linear layers adapters, in place.
+
+    Args:
+        layers: The ends of their names, such as `q_proj`; by default all linear ones.
+
+    Raises:
+        ValueError: peft is missing, or there is no such layer.
+    """
+    try:
+        from peft import LoraConfig, inject_adapter_in_model
+    except ImportError:
+        raise ValueError(
+            "optim.lora needs peft, which the extra lora installs: pip install 'backbone-zoo[lora]'"
+        ) from None
+    linears = _linears(tower)
+    ends = tuple(f".{end}" for end in layers)
+    names = [name for name in linears if not ends or f".{name}".endswith(ends)]
+    for end in ends:
+        if not any(f".{name}".endswith(end) for name in linears):
+            known = ", ".join(dict.fromkeys(name.rpartition(".")[2] for name in linears))
+            raise ValueError(
+                f"optim.lora_layers names {end[1:]!r}, and the language model has no such layer; "
+                f"there are {known}."
+            )
+    config = LoraConfig(r=rank, lora_alpha=rank, target_modules="|".join(map(re.escape, names)))
+    tower.requires_grad_(False)
+    inject_adapter_in_model(config, tower)

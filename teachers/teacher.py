@@ -248,9 +248,14 @@ class Frozen(nn.Module):
 
 def fingerprint(teacher: Teacher) -> str:
     """Hash a teacher's weights, size and widths, so that a resumed run can check it is the same."""
-    digest = hashlib.sha256(f"{teacher.size} {teacher.summary_dim} {teacher.spatial_dim}".encode())
-    if isinstance(teacher, nn.Module):
-        for key, value in sorted(teacher.state_dict().items()):
-            digest.update(key.encode())
-            digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    about = f"{teacher.size} {teacher.summary_dim} {teacher.spatial_dim}"
+    return fingerprint_of(teacher if isinstance(teacher, nn.Module) else None, about)
+
+
+def fingerprint_of(network: nn.Module | None, about: str = "") -> str:
+    """Hash a network's weights, and what else is to be the same."""
+    digest = hashlib.sha256(about.encode())
+    for key, value in sorted(network.state_dict().items()) if network else ():
+        digest.update(key.encode())
+        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
     return digest.hexdigest()[:16]

@@ -99,6 +99,7 @@ ARROWS: dict[str, tuple[str, ...]] = {
     ),
     "zoo.data": ("zoo.data", "zoo.features", "zoo.files"),
     "zoo.data.text": ("zoo.data", "zoo.files", "zoo.language"),
+    "zoo.data.image_text": ("zoo.data", "zoo.language", "zoo.multimodal"),
     "zoo.teachers": (
         "zoo.teachers", "zoo.features", "zoo.weights", "zoo.wheels", "zoo.files", "zoo.kernels",
     ),
@@ -120,15 +121,16 @@ ARROWS: dict[str, tuple[str, ...]] = {
     "zoo.train.elastic_router": (*CORE, "zoo.students.prune", "zoo.train.elastic"),
     "zoo.train.distill": (
         "zoo.train.distill", *CORE, "zoo.data", "zoo.students", "zoo.teachers", "zoo.features",
-        "zoo.files", "zoo.compiled_blocks", "zoo.train.pretext", "zoo.language", ROOT_ONLY,
+        "zoo.files", "zoo.compiled_blocks", "zoo.train.pretext", "zoo.language",
+        "zoo.multimodal", ROOT_ONLY,
     ),
     "zoo.eval": (
         "zoo.eval", *CORE, "zoo.data", "zoo.students", "zoo.teachers", *MODELS,
-        "zoo.detector_backbone", "zoo.language", ROOT_ONLY,
+        "zoo.detector_backbone", "zoo.language", "zoo.multimodal", ROOT_ONLY,
     ),
     "zoo.commands": (
         "zoo.commands", "zoo.experiments", "zoo.eval", "zoo.train", "zoo.data", "zoo.students",
-        "zoo.teachers", *MODELS, "zoo.convert", "zoo.language", ROOT_ONLY,
+        "zoo.teachers", *MODELS, "zoo.convert", "zoo.language", "zoo.multimodal", ROOT_ONLY,
     ),
     "zoo.experiments": (
         "zoo.experiments", "zoo.eval", "zoo.train", "zoo.data", "zoo.students", "zoo.teachers",

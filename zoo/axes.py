@@ -191,6 +191,7 @@ class _Reader:
                 if _holds(condition, self.modules[path]):
                     self._unite(self._axis(one, path), self._axis(other, path))
         state = self.model.state_dict(keep_vars=True)
+        self._unite_shared(state)
         owners, missing, tied, first = set(), [], {}, {}
         for name, tensor in state.items():
             found = self._find(name, tensor.shape)
@@ -200,9 +201,8 @@ class _Reader:
             owner, line = found
             owners.add(owner)
             self.tensors[name] = self._shape(name, tensor, owner, line)
-            storage = (tensor.untyped_storage()._cdata, tensor.storage_offset(), tensor.shape)
-            if tensor.numel() and first.setdefault(storage, name) != name:
-                tied[name] = first[storage]
+            if tensor.numel() and first.setdefault(_storage(tensor), name) != name:
+                tied[name] = first[_storage(tensor)]
         if missing:
             self._refuse(missing)
         lengths = {name: tuple(tensor.shape) for name, tensor in state.items()}
@@ -233,6 +233,19 @@ class _Reader:
                 if (axis := self._axis(letter, path)) in sizes
             },
         )
+
+    def _unite_shared(self, state: Mapping[str, Tensor]) -> None:
+        """Let modules that share a tensor share their letters: one block in several layers."""
+        first: dict[Any, str] = {}
+        for name, tensor in state.items():
+            other = first.setdefault(_storage(tensor), name) if tensor.numel() else name
+            if other == name:
+                continue
+            one, two = self._find(other, tensor.shape), self._find(name, tensor.shape)
+            if one is None or two is None or _letters(one[1]) != _letters(two[1]):
+                continue  # refused later, or tied as an embedding and a head are
+            for letter in _letters(one[1]):
+                self._unite(self._axis(letter, one[0]), self._axis(letter, two[0]))
 
     def _find(self, name: str, lengths: tuple[int, ...] | None) -> tuple[str, Line] | None:
         """Find the outermost module with a line for a tensor; any line if there are no lengths."""
@@ -409,6 +422,14 @@ class _Reader:
 
     def _above(self, name: str) -> nn.Module:
         return self.modules[name.rpartition(".")[0].rpartition(".")[0]]
+
+
+def _storage(tensor: Tensor) -> tuple[Any, ...]:
+    return tensor.untyped_storage()._cdata, tensor.storage_offset(), tensor.shape
+
+
+def _letters(line: Line) -> list[str]:
+    return [u for dim in line.dims for part in dim for u in part if u != "_" and not u.isdigit()]
 
 
 def _block_of(module: nn.Module, tables: Mapping[str, Block]) -> Block | None:

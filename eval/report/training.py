@@ -60,6 +60,7 @@ def build_training(run: RunFolder) -> Path:
         numbers=_numbers(run),
         losses=_curves(run, gallery),
         pictures=_pictures(run, gallery),
+        samples=_samples(run),
         facts=run_facts(run),
         command=run.about.get("command"),
         config=json.dumps(run.config, indent=2, ensure_ascii=False) if run.config else None,
@@ -76,6 +77,13 @@ def _numbers(run: RunFolder) -> Table | None:
     keys = dict.fromkeys(k for arm in run.arms.values() for k in arm if k not in own)
     rows = [Row(k, compared(k, [arm.get(k) for arm in run.arms.values()])) for k in keys]
     return Table(["measure", *run.arms], rows) if rows else None
+
+
+def _samples(run: RunFolder) -> list[dict[str, str]]:
+    """Return what a language model wrote before and after its run, behind some prompts."""
+    found = run.about.get("samples")
+    found = found if isinstance(found, list) else []
+    return [{k: str(v) for k, v in one.items()} for one in found if isinstance(one, dict)]
 
 
 def _curves(run: RunFolder, gallery: Gallery) -> list[PageImage]:

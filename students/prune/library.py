@@ -78,7 +78,18 @@ def reshaped(parent: Parent, before: Shapes, after: Shapes, layers: Kept, state:
     Raises:
         NotExpressible: a layer keeps something of its old width that the tables do not name.
     """
+    if layers and hasattr(getattr(parent.model, "config", None), SHARED):
+        raise NotExpressible(
+            f"{type(parent.model).__name__} knows its layers by their numbers, which change when "
+            "one goes; drop layers with --form library."
+        )
     sizes = {axis: n for axis, n in after.sizes.items() if n != before.sizes[axis]}
+    for path, module in parent.model.named_modules():
+        if hasattr(module, "mup_vector") and any(axis.startswith(f"{path}.") for axis in sizes):
+            raise NotExpressible(
+                f"{type(module).__name__} keeps its multipliers in a table as wide as its input "
+                "projection, which no checkpoint holds; cut its axes with --form library."
+            )
     like = next(t for t in state.values() if t.is_floating_point())
     with like.device:
         model = cut_format.build_parent(recipe_of(parent))
@@ -333,6 +344,23 @@ def _transformers(parent: Parent, before: Shapes, changed: Mapping, layers: Kept
     return Parent(type(model)(checked))
 
 
+SHARED = "hybrid_layer_ids"
+"""Zamba2's layers that run a shared block, which has an adapter for each of them."""
+
+
+def _renumber(config: Any, kept: list[int]) -> None:
+    """Give the layers that run a shared block their new numbers."""
+    numbers = getattr(config, SHARED, None)
+    if numbers is None:
+        return
+    if gone := [i for i in numbers if i not in kept]:
+        raise NotExpressible(
+            f"The layers {gone} run a shared block, which has an adapter for each of them, so that "
+            f"{type(config).__name__} cannot go without; keep all of {numbers}."
+        )
+    setattr(config, SHARED, [kept.index(i) for i in numbers])
+
+
 def _shorten(config: Any, names: tuple[str, ...], kept: list[int], length: int) -> None:
     """Set the number of layers, and leave the others out of every list with an item for each."""
     for key, value in list(vars(config).items()):
@@ -346,6 +374,7 @@ def _shorten(config: Any, names: tuple[str, ...], kept: list[int], length: int) 
                     f"Of the layers {left} none is attention, and {type(config).__name__} cannot "
                     f"run without; keep one of {attention}."
                 )
+    _renumber(config, kept)
     for name in names:
         if not isinstance(getattr(config, name), list | str):
             setattr(config, name, len(kept))

@@ -262,7 +262,8 @@ def prove_child(
                 closed = torch.full_like(full[name], -torch.inf)
                 here = kept.to(closed.device)
                 full[name] = closed.index_copy_(0, here, full[name][here])
-    with gathering_norms(parent, places), ClosedExperts(shapes, full, experts):
+    shared = {name: places[first] for name, first in shapes.tied.items() if first in places}
+    with gathering_norms(parent, places | shared), ClosedExperts(shapes, full, experts):
         expected = forward(full)
     found = forward_of(child, inputs)(dict(child.state_dict()))
     moved = control = 0.0

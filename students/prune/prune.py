@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from zoo.axes import Axis, Shapes, State, named_shapes
+from zoo.cut_format import place
 from zoo.students.prune.cut import keep_layers, keep_units
 from zoo.students.prune.library import Kept, NotExpressible, Parent, express, fill, reshaped
 from zoo.students.prune.plan import Plan
@@ -96,7 +97,7 @@ def prune(
         built = express(parent, before, shapes, layers)
         built = replace(built, model=fill(built, state), folder=parent.folder)
     after = named_shapes(built.model)
-    numbers = sum(t.numel() for n, t in state.items() if n not in before.tied)
+    numbers = sum({place(t): t.numel() for t in state.values()}.values())  # shared ones once
     assert after.count() == numbers, f"{after.count()} numbers by letters, {numbers} in tensors"
     proof = None
     if probe is not None and not layers:

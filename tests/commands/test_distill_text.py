@@ -121,6 +121,89 @@ def test_hidden_states_are_matched_through_a_projection_and_resume_with_it(place
     assert (place / "out" / "export" / "model.safetensors").read_bytes() == before
 
 
+def several(place, *words: str, out: str = "out", steps: int = 6) -> None:
+    """Distil next tokens and states of one teacher, and the states of one with more tokens."""
+    teachers = ("--teachers", "lm:parent", "lm:other,kl=0")
+    options = ("--losses.hidden", "1", "--calibration", "2", "--steps", str(steps))
+    run(*teachers, *options, *words, teacher="", out=out)
+
+
+def test_two_teachers_teach_one_by_its_tokens_and_both_by_their_states(place, capsys):
+    several(place, "--normalise", "phi_s", "--every.checkpoint", "3", "--every.log", "1")
+    first, *_ = lines(place / "out")
+    assert {"parent/kl", "parent/hidden", "other/hidden"} <= first.keys()
+    assert "other/kl" not in first
+    # a constant guess loses 1 in the space of PHI-S; the projections begin near it
+    assert 0.5 < first["other/hidden"] < 4
+    model = transformers.AutoModelForCausalLM.from_pretrained(place / "out" / "export")
+    student = transformers.AutoModelForCausalLM.from_pretrained(place / "small")
+    shapes = [{n: p.shape for n, p in m.state_dict().items()} for m in (model, student)]
+    assert shapes[0] == shapes[1]
+    before = (place / "out" / "export" / "model.safetensors").read_bytes()
+    shutil.rmtree(place / "out" / "checkpoints" / "step_00000006")
+    main(["distill", "--resume", "out"])
+    assert (place / "out" / "export" / "model.safetensors").read_bytes() == before
+
+
+def test_states_are_normalised_by_the_moments_of_the_tokens_that_count(place):
+    from zoo.commands.distill_text import feed_of, normalizers, prepare
+    from zoo.data.plan import mix
+    from zoo.train.distill.token_config import DistillText, TokenLosses
+    from zoo.train.run import Run
+
+    config = DistillText(
+        data="text.txt", student="lm:small", teachers=("lm:parent", "lm:other,kl=0"), length=16,
+        batch=8, normalise="phi_s", calibration=8,
+        losses=TokenLosses(hidden=1.0, hidden_at=(0.5, 1)),
+        precision="float64", out=place / "run",
+    )  # fmt: skip
+    setup = prepare(config)
+    found = normalizers(Run.create(config), setup)
+    assert {label: len(several) for label, several in found.items()} == dict(parent=2, other=2)
+    batches = list(feed_of(setup, mix(config.seed, 3)).batches(0, 8))
+    for label, teacher in setup.teachers.items():
+        for layer, normalizer in enumerate(found[label]):
+            z = torch.cat([normalizer(teacher(b).hidden[layer][b.counted]) for b in batches])
+            torch.testing.assert_close(z.mean(0), torch.zeros(16).double(), atol=1e-8, rtol=0)
+            torch.testing.assert_close(z.var(0), torch.ones(16).double(), atol=1e-8, rtol=0)
+
+
+def test_a_run_does_not_go_on_with_other_teachers_or_another_normaliser(place, capsys):
+    several(place, "--normalise", "standardize", steps=2)
+    for words in (("--normalise", "phi_s"), ("--teachers", "lm:parent")):
+        with pytest.raises(SystemExit):
+            main(["distill", "--resume", "out", *words])
+        assert words[0].strip("-") in capsys.readouterr().err
+    torch.manual_seed(9)
+    changed = transformers.LlamaForCausalLM(transformers.LlamaConfig(**SIZES))
+    changed.save_pretrained(place / "parent")
+    with pytest.raises(SystemExit):
+        main(["distill", "--resume", "out"])
+    assert "started with other weights of parent" in capsys.readouterr().err
+
+
+def test_a_student_learns_from_what_it_writes_and_resumes_to_the_bit(place, capsys):
+    own = ("--on-policy.fraction", "0.5", "--on-policy.length", "6", "--losses.kind", "reverse")
+    run(*own, "--steps", "6", "--every.checkpoint", "3", "--every.log", "1")
+    before = (place / "out" / "export" / "model.safetensors").read_bytes()
+    assert lines(place / "out")[-1]["parent/kl"] < lines(place / "out")[0]["parent/kl"]
+    shutil.rmtree(place / "out" / "checkpoints" / "step_00000006")
+    main(["distill", "--resume", "out"])
+    assert (place / "out" / "export" / "model.safetensors").read_bytes() == before
+
+
+def test_without_rows_of_its_own_a_run_is_as_it_was_to_the_bit(place, capsys):
+    run("--steps", "2", "--every.log", "1")
+    run("--steps", "2", "--every.log", "1", "--on-policy.length", "6", out="off")
+    written = [(place / n / "export" / "model.safetensors").read_bytes() for n in ("out", "off")]
+    assert lines(place / "out") == lines(place / "off") and written[0] == written[1]
+    (sample, *_) = json.loads((place / "out" / "about.json").read_text())["samples"]
+    assert sample["prompt"] + sample["text"] in TEXT and sample["before"] != sample["text"]
+    main(["report", "out"])
+    page = (place / "out" / "report.html").read_text()
+    assert "Generation" in page and sample["prompt"] in page
+
+
 def lines(folder) -> list[dict]:
     rows = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
     return [row for row in rows if row["kind"] == "train"]
@@ -131,9 +214,16 @@ def lines(folder) -> list[dict]:
     [
         ({}, "", "name --teachers"),
         ({}, "lm:other", "has 300 tokens and the student 257"),
+        ({}, "lm:parent,kl=0", "Nothing is learnt from lm:parent"),
+        ({}, "lm:parent,kl=much", "needs a number"),
+        ({}, "lm:parent,rate=1", "the options of a teacher of tokens are kl=, hidden="),
+        (dict(words=("--normalise", "phi_s")), "lm:parent", "no hidden states are compared"),
+        (dict(words=("--losses.hidden-at", "1.5")), "lm:parent", "losses.hidden_at is (1.5,)"),
         ({}, "lm:./nothing", "config.json is missing"),
         (dict(text="nothing.txt"), "lm:parent", "There is no text"),
         (dict(words=("--losses.tau", "0")), "lm:parent", "tau"),
+        (dict(words=("--on-policy.fraction", "1")), "lm:parent", "have no room for a prompt"),
+        (dict(words=("--on-policy.fraction", "2")), "lm:parent", "on_policy.fraction"),
         (dict(length=100_000), "lm:parent", "a row has 2 or more"),
         (dict(words=("--attention", "varlen")), "lm:parent", "varlen does not run with lm:small"),
         (dict(words=("--optim.lora", "4")), "lm:parent", "this training has no adapters"),

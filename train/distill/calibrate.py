@@ -296,7 +296,7 @@ def fit_normalizers(run: Run, setup: Setup) -> dict[str, Calibration]:
     if by_first(lambda: not path.is_file() and not former.is_file()):
         found = calibrate(setup)
         by_first(lambda: save_tensors(_fitted(found, kinds, setup), path))
-    tensors = by_first(partial(_written, path))
+    tensors = by_first(partial(written_normalizers, path))
     if not any(key.startswith("grid/") for key in tensors):
         raise ValueError(
             f"The run in {run.path} was calibrated by an earlier version, on the teachers' own "
@@ -306,7 +306,12 @@ def fit_normalizers(run: Run, setup: Setup) -> dict[str, Calibration]:
     return {kind: _read(tensors, kind, setup) for kind in kinds}
 
 
-def _written(path: Path) -> dict[str, Tensor]:
+def written_normalizers(path: Path) -> dict[str, Tensor]:
+    """Read what a calibration has left in a run's folder; nothing where there was none.
+
+    Raises:
+        ValueError: the file is damaged.
+    """
     try:
         return load_tensors(path) if path.is_file() else {}
     except ValueError as error:

@@ -388,6 +388,18 @@ def check_same_teachers(run: Run, setup: Setup) -> None:
             f"The weights of {', '.join(other)} are not the same on all ranks; see that every node "
             "has the same files."
         )
+    check_same_weights(run, now)
+
+
+def check_same_weights(run: Run, now: dict[str, str]) -> None:
+    """Remember hashes of teachers' weights in a new run; refuse others in a resumed one.
+
+    Args:
+        now: By label.
+
+    Raises:
+        ValueError: there are others; they are named.
+    """
     if before := run.read_json("teachers.json", dict[str, str]):
         changed = [label for label in now if before.get(label) != now[label]]
         if changed:

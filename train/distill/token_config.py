@@ -5,7 +5,18 @@ from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
 from zoo.train.config import Every, Optim, Training
-from zoo.train.ranges import BATCH, COUNT, FRACTION, POSITIVE, PROPER_SHARE, at_least, check_ranges
+from zoo.train.distill.config import Normalise
+from zoo.train.distill.token_teachers import TokenTeacher
+from zoo.train.ranges import (
+    BATCH,
+    COUNT,
+    FRACTION,
+    POSITIVE,
+    PROPER_SHARE,
+    at_least,
+    between,
+    check_ranges,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,8 +51,22 @@ class TokenLosses:
 
     def __post_init__(self):
         check_ranges(self, "losses.")
-        if not self.kl + self.ce:
-            raise ValueError("losses.kl is 0 and losses.ce 0; one must be above 0.")
+        if not self.kl + self.ce + self.hidden:
+            raise ValueError("losses.kl, losses.hidden and losses.ce are 0; one must be above 0.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class OnPolicy:
+    """Rows that the student writes itself, for the teachers to judge (GKD, 2306.13649)."""
+
+    fraction: Annotated[float, FRACTION] = 0.0
+    """Share of the rows in which the text goes on as the student does; 0 is off."""
+    length: Annotated[int, COUNT] = 64
+    """Tokens that it writes, behind the beginning of the row; these alone are learnt there."""
+    temperature: Annotated[float, at_least(0, "the likeliest tokens")] = 1.0
+
+    def __post_init__(self):
+        check_ranges(self, "on_policy.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +87,13 @@ class DistillText(Training):
     eval_rows: Annotated[int, COUNT] = 256
     """Most rows that are evaluated on."""
     teachers: tuple[str, ...] = ()
-    """lm:FOLDER or lm:NAME, frozen; none with losses.kl 0."""
+    """lm:FOLDER or lm:NAME, frozen. NAME,kl=0.5,hidden=2: what each counts of losses.kl and
+    losses.hidden; kl=0 for one whose hidden states alone are learnt."""
+    normalise: Normalise = "none"
+    """Scale on which teachers' hidden states are matched, as of images; none compares each token's
+    error with its target's square."""
+    calibration: Annotated[int, between(1, 1_000_000)] = 16
+    """Batches from which the statistics of hidden states are taken before step 0."""
     student: str = ""
     """lm:FOLDER of transformers' files, such as a pruned one; /random leaves its weights out."""
     tokenizer: str | None = None
@@ -79,6 +110,7 @@ class DistillText(Training):
     optim: Optim = field(default_factory=lambda: Optim(lr=1e-4, weight_decay=0.1, ema=0.0))
     every: Every = field(default_factory=Every)
     losses: TokenLosses = field(default_factory=TokenLosses)
+    on_policy: OnPolicy = field(default_factory=OnPolicy)
 
     @property
     def samples(self) -> int:
@@ -86,8 +118,21 @@ class DistillText(Training):
         return self.batch * self.length
 
     @property
+    def specs(self) -> list[TokenTeacher]:
+        """The teachers, and what they count."""
+        return [TokenTeacher.parse(text) for text in self.teachers]
+
+    @property
+    def matched(self) -> list[str]:
+        """The labels of the teachers whose hidden states are compared."""
+        both = zip(self.labels, self.specs, strict=True)
+        return [label for label, spec in both if self.losses.hidden * spec.hidden]
+
+    @property
     def labels(self) -> list[str]:
         """A short name for each teacher, unique in this run."""
-        places = (name.removeprefix("lm:").removesuffix("/random") for name in self.teachers)
-        names = [Path(place).name or "teacher" for place in places]
+        names = (spec.name for spec in self.specs)
+        places = (name.removeprefix("lm:").removesuffix("/random") for name in names)
+        paths = (Path(p).parent if Path(p).name == "export" else Path(p) for p in places)
+        names = [path.name or "teacher" for path in paths]
         return [f"{n}_{i + 1}" if names.count(n) > 1 else n for i, n in enumerate(names)]

@@ -12,8 +12,10 @@ from zoo.language.moe import Chosen, balance_loss, watched_routers, z_loss
 from zoo.language.tokens import TokenFeatures, Tokens, read_tokens
 from zoo.teachers.from_language import LanguageTeacher
 from zoo.train.distill.hidden import HiddenMatch
+from zoo.train.distill.on_policy import OwnText
 from zoo.train.distill.token_config import TokenLosses
 from zoo.train.distill.token_losses import cross_entropy, kl
+from zoo.train.distill.token_teachers import TokenTeacher
 from zoo.train.mesh import gathered, share
 from zoo.train.state import TrainState
 from zoo.train.task import Loss, Task
@@ -27,41 +29,63 @@ class Flat(NamedTuple):
 
 
 class TokenTask(Task):
-    """Frozen towers, and the text itself, into one tower."""
+    """Frozen towers, and the text itself, into one tower.
+
+    Args:
+        hidden: Compares the hidden states of those teachers whose labels it has.
+        specs: What each teacher counts, by label; 1 by default.
+        own: Rows that the student writes itself.
+    """
 
     def __init__(
         self,
         losses: TokenLosses,
         teachers: Mapping[str, LanguageTeacher],
         hidden: HiddenMatch | None = None,
+        specs: Mapping[str, TokenTeacher] | None = None,
+        own: OwnText | None = None,
     ):
+        self.own = own
         self.config, self.teachers, self.hidden = losses, teachers, hidden
+        every = TokenTeacher(name="")
+        self.specs = {label: (specs or {}).get(label, every) for label in teachers}
         self.at = losses.hidden_at if hidden else ()
-        for teacher in teachers.values():
-            teacher.at = self.at
+        for label, teacher in teachers.items():
+            teacher.at = self.at if hidden and label in hidden.labels else ()
 
     def targets(self, batch: Tokens, step: int) -> dict[str, TokenFeatures]:
         """Ask the teachers; a head is a parameter, so only hidden states are made."""
+        if self.own and self.own.number(step, len(batch.ids)):
+            return {}  # the student has still to write
+        return self.asked(batch)
+
+    def asked(self, batch: Tokens) -> dict[str, TokenFeatures]:
+        """Return what each teacher makes of a batch."""
         return {label: teacher(batch) for label, teacher in self.teachers.items()}
 
     def losses(
         self, state: TrainState, batch: Tokens, targets: dict[str, TokenFeatures], step: int
     ) -> dict[str, Loss]:
         config, routers = self.config, []
+        counted = texts = batch.counted
+        if self.own and self.own.number(step, len(batch.ids)):
+            batch, counted, texts = self.own.mixed(state.model, batch, step)
+            targets = self.asked(batch)
         with watched_routers(state.model, routers) if config.routers else nullcontext():
             features = read_tokens(state.model, batch, at=self.at)
         ours = flat(features)
-        counted, count = batch.counted.flatten(), batch.ids.numel()
+        counted, count = counted.flatten(), batch.ids.numel()
         found = router_losses(routers, batch.segments.flatten() >= 0) if routers else {}
         for label, theirs in targets.items():
             options: Any = dict(tau=config.tau, chunk=config.chunk, kind=config.kind)
-            found[f"{label}/kl"] = kl(*ours, *flat(theirs), counted, **options)
-            if self.hidden:
+            if config.kl * self.specs[label].kl:
+                found[f"{label}/kl"] = kl(*ours, *flat(theirs), counted, **options)
+            if self.hidden and label in self.hidden.labels:
                 both = (features.hidden, theirs.hidden)
                 found[f"{label}/hidden"] = self.hidden(label, *both, counted)
         if config.ce:
             following = batch.following.flatten()
-            found["ce"] = cross_entropy(*ours, following, counted, chunk=config.chunk)
+            found["ce"] = cross_entropy(*ours, following, texts.flatten(), chunk=config.chunk)
         return {name: Loss(total, count) for name, total in found.items()}
 
     def weigh(self, losses: Mapping[str, Tensor], step: int) -> Tensor:
@@ -70,7 +94,9 @@ class TokenTask(Task):
     def _weight(self, name: str) -> float | Tensor:
         label, _, part = name.rpartition("/")
         if part == "hidden" and self.hidden:
-            return self.config.hidden * self.hidden.weight(label)
+            return self.config.hidden * self.specs[label].hidden * self.hidden.weight(label)
+        if part == "kl":
+            return self.config.kl * self.specs[label].kl
         return getattr(self.config, part)
 
     def observe(self, means: Mapping[str, Tensor], step: int) -> None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import tyro
 
-from zoo.commands import distill_text_args
+from zoo.commands import distill_image_text_args, distill_text_args
 from zoo.commands.again import started_again
 from zoo.commands.distill_text_args import is_text
 from zoo.commands.on_gpus import stages_on_gpus
@@ -77,6 +77,9 @@ def main(argv: list[str]) -> None:
     Options count for all of them, those behind --stage NAME for that one; --resume OUT goes on
     with the first that is not finished.
     """
+    if distill_image_text_args.is_image_text(argv):
+        distill_image_text_args.main(argv)
+        return
     if is_text(argv):
         distill_text_args.main(argv)
         return

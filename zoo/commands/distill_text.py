@@ -9,7 +9,8 @@ from typing import Any
 
 import torch
 
-from zoo.data.plan import Plan
+from zoo.commands.text_samples import write_samples
+from zoo.data.plan import Plan, mix
 from zoo.data.text import TextFeed, TextSource, open_text
 from zoo.language.attention import set_attention
 from zoo.language.gguf import find_gguf
@@ -23,11 +24,20 @@ from zoo.language.open import (
 from zoo.language.tokenizers import BYTES, Tokenizer, open_tokenizer
 from zoo.language.tokens import separates_documents
 from zoo.teachers.from_language import LanguageTeacher, open_language
+from zoo.teachers.teacher import fingerprint_of
 from zoo.train.config import to_json
 from zoo.train.device import autocast, device_of, in_precision, machine
 from zoo.train.distill.hidden import HiddenMatch
-from zoo.train.distill.token_config import DistillText
+from zoo.train.distill.on_policy import OnPolicyFeed, OwnText
+from zoo.train.distill.setup import check_same_weights
+from zoo.train.distill.token_calibrate import (
+    TokenNormalizers,
+    check_calibration,
+    token_normalizers,
+)
+from zoo.train.distill.token_config import DistillText, TokenLosses
 from zoo.train.distill.token_task import TokenTask, evaluate_text
+from zoo.train.distill.token_teachers import TokenTeacher
 from zoo.train.loop import train
 from zoo.train.mesh import by_first, first_goes_first, slices_of_rank, together, with_slices
 from zoo.train.run import Run, commit
@@ -50,6 +60,21 @@ class TextSetup:
     attention: Mapping[str, str]
     """The form in which each model attends."""
 
+    @property
+    def specs(self) -> dict[str, TokenTeacher]:
+        """What each teacher counts, by label."""
+        return dict(zip(self.config.labels, self.config.specs, strict=True))
+
+    @property
+    def comparable(self) -> dict[str, LanguageTeacher]:
+        """The teachers whose heads have the student's rows."""
+        rows = self.student.get_output_embeddings().weight.shape[0]
+        return {
+            label: teacher
+            for label, teacher in self.teachers.items()
+            if teacher.model.get_output_embeddings().weight.shape[0] == rows
+        }
+
 
 def prepare(config: DistillText, *, meta: bool = False) -> TextSetup:
     """Open everything that a run needs, and hold it against each other.
@@ -61,6 +86,7 @@ def prepare(config: DistillText, *, meta: bool = False) -> TextSetup:
         ValueError: something is not there, or the vocabularies differ.
     """
     check_complete(config)
+    check_on_policy(config)
     device = torch.device("meta") if meta else device_of(config.device)
     tokenizer = open_tokenizer(config.tokenizer or own_tokenizer(config.student))
     text = open_text(config.data, tokenizer, config.length)
@@ -77,10 +103,10 @@ def prepare(config: DistillText, *, meta: bool = False) -> TextSetup:
         )
     rows = student.get_output_embeddings().weight.shape[0]
     teachers = {}
-    for label, name in zip(config.labels, config.teachers, strict=True):
-        teacher = open_language(name, device=device)
-        check_vocabulary(teacher, tokenizer, rows)
-        check_length(teacher.model, config.length, name)
+    for label, spec in zip(config.labels, config.specs, strict=True):
+        teacher = open_language(spec.name, device=device)
+        check_vocabulary(teacher, tokenizer, rows, spec, config.losses)
+        check_length(teacher.model, config.length, spec.name)
         teachers[label] = in_precision(teacher, config.precision)
     models = (student, *(teacher.model for teacher in teachers.values()))
     attention = {} if meta else attentions(config, models, device)
@@ -89,7 +115,10 @@ def prepare(config: DistillText, *, meta: bool = False) -> TextSetup:
         text, val = text.split(config.held_out)
     else:
         val = with_documents(val, mixed=text.mixed)
-    return TextSetup(config, device, tokenizer, student, teachers, text, val, attention)
+    setup = TextSetup(config, device, tokenizer, student, teachers, text, val, attention)
+    tokens = config.calibration * config.batch * (config.length - 1)
+    check_calibration(config.normalise, tokens, widths_of(setup))
+    return setup
 
 
 def attentions(config: DistillText, models: Sequence[Any], device: torch.device) -> dict[str, str]:
@@ -98,7 +127,10 @@ def attentions(config: DistillText, models: Sequence[Any], device: torch.device)
     Raises:
         ValueError: the form that was asked for does not run here.
     """
-    labels, names = ("student", *config.labels), (config.student, *config.teachers)
+    labels, names = (
+        ("student", *config.labels),
+        (config.student, *(one.name for one in config.specs)),
+    )
     context = partial(autocast, config.precision, device)
     forms = {
         label: set_attention(model, config.attention, name, context=context)
@@ -124,31 +156,88 @@ def check_complete(config: DistillText) -> None:
             f"{config.student} is quantised, and a student is trained and saved as float: cut one "
             "from it (zoo prune ... --dequantise). As a teacher it can stay as it is."
         )
-    if bool(config.teachers) != bool(config.losses.kl):
+    losses = config.losses
+    if bool(config.teachers) != bool(losses.kl + losses.hidden):
         raise ValueError(
-            f"There are {len(config.teachers)} teachers and losses.kl is {config.losses.kl:g}: "
-            "name --teachers, or train on the text alone (--losses.kl 0 --losses.ce 1)."
+            f"There are {len(config.teachers)} teachers, losses.kl is {losses.kl:g} and "
+            f"losses.hidden {losses.hidden:g}: name --teachers, or train on the text alone "
+            "(--losses.kl 0 --losses.ce 1)."
+        )
+    for spec in config.specs:
+        if not losses.kl * spec.kl + losses.hidden * spec.hidden:
+            raise ValueError(
+                f"Nothing is learnt from {spec.name}: kl={spec.kl:g} of losses.kl {losses.kl:g}, "
+                f"hidden={spec.hidden:g} of losses.hidden {losses.hidden:g}; for its hidden states "
+                "give --losses.hidden 1."
+            )
+    if config.normalise != "none" and not config.matched:
+        raise ValueError(
+            f"normalise is {config.normalise}, and no hidden states are compared; give "
+            "--losses.hidden 1."
         )
 
 
-def check_vocabulary(teacher: LanguageTeacher, tokenizer: Tokenizer, rows: int) -> None:
-    """Refuse a teacher of another vocabulary.
+def check_on_policy(config: DistillText) -> None:
+    """Refuse rows that a student cannot write, or from which nothing is learnt.
 
     Raises:
-        ValueError: it has another number of tokens, or a tokenizer of its own that differs.
+        ValueError: there is no room for a prompt, no teacher to judge, or weights are cut.
+    """
+    own = config.on_policy
+    if not own.fraction:
+        return
+    if own.length >= config.length:
+        raise ValueError(
+            f"on_policy.length is {own.length}, and rows of {config.length} tokens have no room "
+            f"for a prompt before it; give --on-policy.length {config.length // 2}."
+        )
+    if not any(config.losses.kl * spec.kl for spec in config.specs):
+        raise ValueError(
+            f"on_policy.fraction is {own.fraction:g}, and no teacher's next tokens are learnt that "
+            "could judge what the student writes; name --teachers, with losses.kl above 0."
+        )
+    if config.losses.ce and own.fraction == 1:
+        raise ValueError(
+            "on_policy.fraction is 1, so no row of the text is left for losses.ce; give less."
+        )
+    if config.ranks in ("fsdp", "hsdp"):
+        raise ValueError(
+            f"A student whose weights are cut (--ranks {config.ranks}) does not generate in "
+            "training; give --ranks ddp, or leave out --on-policy.fraction."
+        )
+
+
+def check_vocabulary(
+    teacher: LanguageTeacher,
+    tokenizer: Tokenizer,
+    rows: int,
+    spec: TokenTeacher,
+    losses: TokenLosses,
+) -> None:
+    """Refuse a teacher whose tokens are not the student's.
+
+    Args:
+        rows: Of the student's head.
+
+    Raises:
+        ValueError: its next tokens count and it has another number of them, or it has a tokenizer
+            of its own that differs.
     """
     theirs = teacher.model.get_output_embeddings().weight.shape[0]
-    if theirs != rows:
+    if theirs != rows and losses.kl * spec.kl:
         raise ValueError(
             f"{teacher.name} has {theirs} tokens and the student {rows}; only models of one "
-            "vocabulary can be compared token by token."
+            "vocabulary can be compared token by token. For its hidden states alone, write "
+            f"{spec.name},kl=0 (and --losses.hidden 1)."
         )
     own = own_tokenizer(teacher.name)
     if own != BYTES and open_tokenizer(own).digest != tokenizer.digest:
         raise ValueError(
-            f"{teacher.name} has another tokenizer than the run; give --tokenizer {own} if the "
+            f"{teacher.name} has another tokenizer than the run, so that neither its next tokens "
+            f"nor its hidden states stand beside the student's; give --tokenizer {own} if the "
             "student learns from that one, or another teacher."
         )
+    check_tokenizer(teacher.model, tokenizer, teacher.name)
 
 
 def with_documents(text: TextSource, *, mixed: bool) -> TextSource:
@@ -176,29 +265,34 @@ def distill_text(config: DistillText, *, resume: bool = False) -> Run:
     run = Run.reopen(config.out, config) if resume else Run.create(config)
     began = time.perf_counter()
     with run.discarded(unless=lambda: resume):
+        check_same_weights(run, by_first(partial(fingerprints, setup)))
         before = evaluated(setup, setup.student)
+        samples = by_first(partial(samples_of, setup, setup.student))
         hidden = hidden_match(setup)
+        if hidden:
+            hidden.normalizers = normalizers(run, setup)
         parts = dict(hidden=hidden) if hidden else {}
         student = setup.student.train()
         state = TrainState.of(student, config.optim, parts=parts, ranks=config.ranks)
         state.resume(run)
     if not resume:
         run.log("eval", 0, before)
-    plan = Plan(len(setup.train), config.batch, config.seed)
-    slices = slices_of_rank(config.num_slices)
-    feed = TextFeed(setup.train, plan, setup.device, config.num_slices, slices)
+    feed, own = feed_of(setup, config.seed), None
+    if config.on_policy.fraction:
+        own = OwnText(config.on_policy, config.seed, setup.tokenizer.end)
+        feed = OnPolicyFeed(feed, own)
 
     def evaluate(model: Any, step: int) -> float:
         found = evaluated(setup, model)
         run.log("eval", step, found)
         return -found["bpb"]
 
-    task = TokenTask(config.losses, setup.teachers, hidden)
+    task = TokenTask(config.losses, setup.teachers, hidden, setup.specs, own)
     train(task, state, feed, config, run, evaluate=evaluate, title="distil text")
     model = state.averaged
     run.keep(lambda row: row.get("kind", "train") == "train" or row["step"] < config.steps)
     measured = dict(before=before, after=evaluated(setup, model), teachers=of_teachers(setup))
-    by_first(partial(finish, run, setup, model, measured, began))
+    by_first(partial(finish, run, setup, model, dict(measured, samples=samples), began))
     return run
 
 
@@ -208,45 +302,101 @@ def finish(
     """Write what was learnt, and say in `about.json` what was measured of it and its teachers."""
     config, after = setup.config, measured["after"]
     run.log("eval", config.steps, after)
+    written = zip(measured["samples"], samples_of(setup, model), strict=True)
+    samples = [
+        dict(prompt=one["prompt"], text=one["text"], before=one["written"], after=other["written"])
+        for one, other in written
+    ]
     export(run, setup, model)
     about = dict(
-        **measured, attention=dict(setup.attention), commit=commit(), machine=machine(setup.device),
+        **{**measured, "samples": samples}, attention=dict(setup.attention), commit=commit(),
+        machine=machine(setup.device),
         seconds=time.perf_counter() - began, config=to_json(config),
     )  # fmt: skip
     run.write_json("about.json", about)
 
 
+def samples_of(setup: TextSetup, model: Any) -> list[dict[str, str]]:
+    """Let a model continue some held-out rows."""
+    with autocast(setup.config.precision, setup.device):
+        return write_samples(model, setup.val, setup.tokenizer, setup.config.seed)
+
+
 def hidden_match(setup: TextSetup) -> HiddenMatch | None:
     """Return the projections between hidden states, if the config compares them."""
     losses = setup.config.losses
-    if not losses.hidden:
+    if not setup.config.matched:
         return None
-    widths = {label: _width(teacher.model) for label, teacher in setup.teachers.items()}
-    match = HiddenMatch(_width(setup.student), widths, len(losses.hidden_at)).to(setup.device)
+    widths, normalised = widths_of(setup), setup.config.normalise != "none"
+    match = HiddenMatch(
+        _width(setup.student), widths, len(losses.hidden_at), normalised=normalised
+    ).to(setup.device)
     return in_precision(match, setup.config.precision)
+
+
+def widths_of(setup: TextSetup) -> dict[str, int]:
+    """Return the widths of those teachers whose hidden states are compared."""
+    return {label: _width(setup.teachers[label].model) for label in setup.config.matched}
+
+
+def normalizers(run: Run, setup: TextSetup) -> TokenNormalizers:
+    """Return what brings the teachers' hidden states to one scale; measure it in a new run.
+
+    Raises:
+        ValueError: as `token_normalizers`.
+    """
+    config = setup.config
+    if config.normalise == "none":
+        return {}
+    teachers = {label: setup.teachers[label] for label in config.matched}
+    for teacher in teachers.values():
+        teacher.at = config.losses.hidden_at
+    return token_normalizers(
+        run,
+        config.normalise,
+        teachers,
+        feed_of(setup, mix(config.seed, 3)).batches(0, config.calibration),
+        steps=config.calibration,
+        context=partial(autocast, config.precision, setup.device),
+        device=setup.device,
+    )
+
+
+def feed_of(setup: TextSetup, seed: int) -> TextFeed:
+    """Return this rank's slices of the training rows, in the order of a seed."""
+    config = setup.config
+    plan = Plan(len(setup.train), config.batch, seed)
+    slices = slices_of_rank(config.num_slices)
+    return TextFeed(setup.train, plan, setup.device, config.num_slices, slices)
+
+
+def fingerprints(setup: TextSetup) -> dict[str, str]:
+    """Return a hash of each teacher's weights."""
+    return {label: fingerprint_of(teacher.model) for label, teacher in setup.teachers.items()}
 
 
 def _width(model: Any) -> int:
     return model.get_output_embeddings().weight.shape[1]
 
 
-def evaluated(setup: TextSetup, model: Any) -> Evaluation:
+def evaluated(setup: TextSetup, model: Any, *, alone: bool = False) -> Evaluation:
     """Measure a model on the held-out rows; every rank calls this.
 
     Args:
         model: `None` on a rank that lacks it, since weights are cut: then rank 0 measures alone.
+        alone: Without its divergence from the teachers.
     """
-    return together(partial(_evaluated, setup, model), here=model is not None)
+    return together(partial(_evaluated, setup, model, alone), here=model is not None)
 
 
-def _evaluated(setup: TextSetup, model: Any) -> Evaluation:
+def _evaluated(setup: TextSetup, model: Any, alone: bool) -> Evaluation:
     config, training = setup.config, model.training
     model.eval()
     with autocast(config.precision, setup.device):
         found = dict(
             evaluate_text(
                 model,
-                setup.teachers,
+                {} if alone else setup.comparable,
                 setup.val,
                 setup.device,
                 rows=config.eval_rows,
@@ -259,11 +409,8 @@ def _evaluated(setup: TextSetup, model: Any) -> Evaluation:
 
 def of_teachers(setup: TextSetup) -> dict[str, Evaluation]:
     """Measure the teachers on the held-out rows."""
-    found = {label: evaluated(setup, teacher.model) for label, teacher in setup.teachers.items()}
-    return {
-        label: {k: v for k, v in values.items() if not k.startswith("kl")}
-        for label, values in found.items()
-    }
+    teachers = setup.teachers.items()
+    return {label: evaluated(setup, teacher.model, alone=True) for label, teacher in teachers}
 
 
 def export(run: Run, setup: TextSetup, model: Any) -> None:

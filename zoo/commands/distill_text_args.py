@@ -88,5 +88,7 @@ def print_run(run: "Run") -> None:
     print(f"student  {run.path / 'export'}  (AutoModelForCausalLM.from_pretrained)")
     for name in ("before", "after"):
         print(f"{name:8} perplexity {about[name]['perplexity']:.4g}  bpb {about[name]['bpb']:.4f}")
+    for sample in about["samples"][:1]:
+        print(f"writes   {sample['prompt'][-40:]!r} -> {sample['after'][:60]!r}")
     for label, values in about["teachers"].items():
         print(f"{label:8} perplexity {values['perplexity']:.4g}  bpb {values['bpb']:.4f}")

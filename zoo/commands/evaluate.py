@@ -16,20 +16,21 @@ from rich.console import Console
 from rich.table import Table
 
 from zoo.commands.distill import held_out, probe
-from zoo.commands.evaluate_subject import Measured, open_measured, refuse_language
+from zoo.commands.evaluate_subject import Measured, open_measured, refuse_other_kind
 from zoo.data.names import is_stream
 from zoo.eval.benchmarks import (
     BENCHMARKS,
     DEFAULT,
     checked_settings,
     find,
+    kind_of,
     load,
-    measures_language,
     settings_of,
 )
 from zoo.eval.detect.detector import is_detector, load_detector
 from zoo.eval.fidelity import fidelity
 from zoo.eval.language.subject import TextSubject, about_text_model
+from zoo.eval.multimodal.subject import ImageTextSubject, about_image_text_model
 from zoo.eval.registry import Found, Parts, Picture, Subject
 from zoo.eval.results import (
     SUFFIX,
@@ -91,10 +92,11 @@ def check(request: EvalRequest) -> None:
         raise ValueError("--resume needs the --out of the evaluation that was stopped.")
     if request.out is not None:
         check_out(request.out)
-    language = measures_language(find(request.on))
-    if request.on and ((language and request.size) or (not language and request.tokenizer)):
-        option, kind = ("--size", "images") if language else ("--tokenizer", "text")
-        raise ValueError(f"{option} is of {kind}, which {', '.join(request.on)} do not read.")
+    kind = kind_of(find(request.on))
+    reads_text = kind != "vision"
+    if request.on and ((reads_text and request.size) or (not reads_text and request.tokenizer)):
+        option = "--size is of vision models" if reads_text else "--tokenizer is of text"
+        raise ValueError(f"{option}, which {', '.join(request.on)} do not read.")
     for name in find(request.on):
         load(name)
         reads = BENCHMARKS[name].reads
@@ -107,7 +109,9 @@ def check(request: EvalRequest) -> None:
         paths = request.data.get(name, ())
         if reads != "nothing" and not paths:
             what = "labelled images with --data PATH (one sub-folder a class, or shards)"
-            what = "a text (.txt, .jsonl) or tasks with --data PATH" if language else what
+            what = "a text (.txt, .jsonl) or tasks with --data PATH" if kind == "language" else what
+            if kind == "multimodal":
+                what = "questions about images with --data PATH (LLaVA's JSON, shards, easy-VQA)"
             raise ValueError(
                 f"{name} needs data. Name {what}, or --data {name}=PATH for this benchmark alone."
             )
@@ -124,7 +128,7 @@ def evaluate(target: str | None, request: EvalRequest, *, show: bool = True) -> 
     Raises:
         ValueError: the target is unknown, data is missing, or a benchmark refuses it.
     """
-    refuse_language(target, request)
+    refuse_other_kind(target, request)
     check(request)
     folder = Path(target or "")
     is_run = target is not None and is_run_folder(folder)
@@ -328,6 +332,9 @@ def _about(subject: Measured, request: EvalRequest) -> dict[str, Any]:
     about |= dict(
         target=subject.name, precision=request.precision, batch=request.batch, seed=request.seed
     )
+    if isinstance(subject, ImageTextSubject):
+        hashed = hash_weights(subject.model)
+        return about | dict(weights_hash=hashed, model=about_image_text_model(subject))
     if isinstance(subject, TextSubject):
         hashed = hash_weights(subject.model)
         return about | dict(weights_hash=hashed, model=about_text_model(subject))

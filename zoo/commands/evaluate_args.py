@@ -19,18 +19,20 @@ from zoo.train.ranges import BATCH, PIXELS, SEED, WORKERS, check_ranges
 class EvalArgs:
     target: tyro.conf.Positional[str | None] = None
     """A run's folder, an exported student's folder, or a registered model. Of language models
-    lm:FOLDER, a folder, a run, a GGUF file, or a name such as llama_tiny/random."""
+    lm:FOLDER, a folder, a run, a GGUF file, or a name such as llama_tiny/random. Of models of
+    images and text vlm:RUN or vlm:FOLDER."""
     on: str = ""
     """Benchmarks, separated by commas: knn, linear, fewshot, classify, zeroshot, retrieval,
     segment, depth, correspondence, masks, detect, speed; of language models perplexity, copying,
-    phonebook, needle, lmeval. Each has settings of its own: --on knn --help. Without
-    this, a run is compared with its teachers, and any other target measured by knn and linear."""
+    phonebook, needle, lmeval; of models of images and text vqa, sight, prefill. Each has settings
+    of its own: --on knn --help. Without this, a run is compared with its teachers, and any other
+    target measured by knn and linear."""
     protocol: str = ""
     """Settings of a paper in place of --on: imagenet-knn, dinov2-linear, radio-ade20k, ... (zoo
     list protocols), with what departs from it. Options still count, as further departures."""
     data: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
-    """Images for every benchmark (perplexity: a text; lmeval: a folder of tasks); NAME=PATH for one
-    of them alone. May be given several times."""
+    """Images for every benchmark (perplexity: a text; lmeval: a folder of tasks; vqa: questions
+    about images); NAME=PATH for one of them alone. May be given several times."""
     features: Path | None = None
     """A folder of zoo embed, read instead of images."""
     compare: tuple[str, str] | None = None
@@ -73,6 +75,7 @@ def main(argv: list[str]) -> None:
     Examples: zoo eval runs/mine      zoo eval resnet18 --data PHOTOS
     zoo eval runs/mine/export --on knn,fewshot,speed --data PHOTOS --out results.jsonl
     zoo eval lm:FOLDER --on perplexity,needle --data wiki.txt
+    zoo eval vlm:runs/vqa --on vqa,sight,prefill --data vqa
     zoo eval --compare results.jsonl:runs/a results.jsonl:runs/b
     zoo eval resnet50.a1_in1k --protocol imagenet-knn --data imagenet
     """

@@ -10,13 +10,14 @@ from rich.console import Console
 from rich.table import Table
 
 from zoo.commands.evaluate import check, plain
-from zoo.commands.evaluate_subject import refuse_language
+from zoo.commands.evaluate_subject import refuse_other_kind
 from zoo.data.sources import open_labelled, open_whole
-from zoo.eval.benchmarks import BENCHMARKS, DEFAULT, measures_language, settings_of
+from zoo.eval.benchmarks import BENCHMARKS, DEFAULT, kind_of, settings_of
 from zoo.eval.registry import check_classes
 from zoo.eval.speed.models import cost
 from zoo.eval.subject import HELD_OUT, EvalRequest, is_run_folder
 from zoo.language.open import open_language_model
+from zoo.multimodal.open import vlm_folder
 from zoo.teachers.name import unknown_name
 from zoo.train.distill.plan_cost import EFFICIENCY, matmul_rate
 from zoo.wheels import without_tag
@@ -32,10 +33,12 @@ def show_plan(targets: Sequence[str | None], request: EvalRequest) -> None:
         ValueError: what an evaluation would be refused for.
     """
     for target in targets:
-        refuse_language(target, request)
+        refuse_other_kind(target, request)
     check(request)
     for target in targets:
-        if target is not None and measures_language(request.on):
+        if target is not None and kind_of(request.on) == "multimodal":
+            vlm_folder(target)
+        elif target is not None and kind_of(request.on) == "language":
             open_language_model(target, device="meta")
         elif target is not None and not _is_known(target):
             raise unknown_name(target, timm.list_models(), "run, export or registered model")

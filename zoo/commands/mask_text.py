@@ -55,7 +55,9 @@ class TextModel:
         plan = Plan(len(setup.train), config.batch, config.seed)
         slices = slices_of_rank(config.num_slices)
         feed = TextFeed(setup.train, plan, setup.device, config.num_slices, slices)
-        return Lesson(TokenTask(config.losses, setup.teachers), feed, self.model, {})
+        return Lesson(
+            TokenTask(config.losses, setup.teachers, specs=setup.specs), feed, self.model, {}
+        )
 
     def export(self, run: Run) -> None:
         """Write an ordinary folder of transformers."""

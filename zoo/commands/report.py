@@ -33,6 +33,7 @@ def main(argv: list[str]) -> None:
     from zoo.eval.report.imported import read_added
     from zoo.eval.report.joined import build_joined
     from zoo.eval.report.pruned import build_pruned, is_pruned
+    from zoo.eval.report.questions import build_questions, is_image_text
     from zoo.eval.report.tables import FORMS, write_table
     from zoo.eval.report.training import build_page
 
@@ -46,6 +47,8 @@ def main(argv: list[str]) -> None:
         print(build_joined(args.runs, args.out or Path("report.html"), added).resolve())
     elif len(args.runs) == 1 and is_pruned(args.runs[0]):
         print(build_pruned(args.runs[0]).resolve())
+    elif len(args.runs) == 1 and is_image_text(args.runs[0]):
+        print(build_questions(args.runs[0]).resolve())
     elif len(args.runs) == 1 and args.runs[0].suffix != ".jsonl" and args.out is None:
         print(build_page(args.runs[0]).resolve())
     else:

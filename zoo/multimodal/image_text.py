@@ -38,23 +38,43 @@ class ImageText:
         return ImageText(self.tokens.to(device), answers, images, self.order)
 
 
-def image_tokens(model: Any, batch: ImageText) -> Float[Tensor, "n D"]:
-    """Return the projected tokens of all images of a batch, in the order of the text."""
-    inner, found = model.model, dict[int, Tensor]()
-    for group, places in zip(batch.images, batch.order, strict=True):
-        pixels = group.float() / 255
-        projected = inner.multi_modal_projector(inner.vision_tower(pixels).last_hidden_state)
-        found |= dict(zip(places, projected, strict=True))
+def see_images(model: Any, batch: ImageText) -> list[Float[Tensor, "n N C"]]:
+    """Return the tower's tokens of each group of images."""
+    tower = model.model.vision_tower
+    return [tower(group.float() / 255).last_hidden_state for group in batch.images]
+
+
+def image_tokens(
+    model: Any, batch: ImageText, seen: Sequence[Tensor] | None = None
+) -> Float[Tensor, "n D"]:
+    """Return the projected tokens of all images of a batch, in the order of the text.
+
+    Args:
+        seen: What `see_images` has returned, where it is known already.
+    """
+    project, found = model.model.multi_modal_projector, dict[int, Tensor]()
+    seen = see_images(model, batch) if seen is None else seen
+    if len(seen) == 1:  # all images have one size
+        return project(seen[0]).flatten(0, 1)
+    for group, places in zip(seen, batch.order, strict=True):
+        found |= dict(zip(places, project(group), strict=True))
     return torch.cat([found[place] for place in sorted(found)])
 
 
-def read_image_text(model: Any, batch: ImageText, *, at: Sequence[float] = ()) -> TokenFeatures:
+def read_image_text(
+    model: Any,
+    batch: ImageText,
+    *,
+    at: Sequence[float] = (),
+    seen: Sequence[Tensor] | None = None,
+) -> TokenFeatures:
     """Read a Llava's features of a batch, as `zoo.language.tokens.read_tokens` reads a tower's.
 
     It is what `LlavaForConditionalGeneration.forward` computes, for images of several sizes too.
 
     Args:
         at: As for `read_tokens`: layers of the language model, as shares of its depth.
+        seen: As for `image_tokens`.
 
     Raises:
         ValueError: there are more or fewer tokens for images in the text than the images make.
@@ -62,7 +82,7 @@ def read_image_text(model: Any, batch: ImageText, *, at: Sequence[float] = ()) -
     ids, inner = batch.tokens.ids, model.model
     embeds = inner.get_input_embeddings()(ids)
     if batch.images:
-        tokens = image_tokens(model, batch).to(embeds.dtype)
+        tokens = image_tokens(model, batch, seen).to(embeds.dtype)
         places = ids == model.config.image_token_id
         check_places(places, len(tokens))
         embeds = embeds.masked_scatter(places[..., None], tokens)

@@ -1,7 +1,7 @@
 """Open vision towers by name, and put them in front of a language model."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -36,6 +36,8 @@ def open_tower(
     max_tokens: int = 1024,
     native: bool = False,
     balanced: bool = True,
+    options: Mapping[str, Any] | None = None,
+    device: torch.device | str = "cpu",
 ) -> Tower:
     """Open one tower.
 
@@ -50,9 +52,10 @@ def open_tower(
         max_tokens: Most tokens of an image.
         native: Keep the images' shapes.
         balanced: Leave place for the affine map that brings its features to variance 1.
+        options: Further keywords of `timm.create_model` for a network by its name.
 
     Raises:
-        ValueError: there is no such network, or it refuses the size.
+        ValueError: there is no such network, or it refuses the size or an option.
     """
     plain, at, side = name.rpartition("@")
     if at and side.isdecimal():
@@ -70,10 +73,16 @@ def open_tower(
             f"{name} is in zoo's own form, whose sizes no configuration of transformers holds; "
             "take a cut that its library can build (zoo prune without --form zoo)."
         )
-    return backbone_tower(_student(name, size, native), **shared)
+    return backbone_tower(_student(name, size, native, options, device), **shared)
 
 
-def _student(name: str, size: int | None, native: bool) -> Student:
+def _student(
+    name: str,
+    size: int | None,
+    native: bool,
+    options: Mapping[str, Any] | None,
+    device: torch.device | str,
+) -> Student:
     import timm
 
     from zoo.students.start import FOLDER
@@ -93,7 +102,9 @@ def _student(name: str, size: int | None, native: bool) -> Student:
         config = None if is_folder else timm.get_pretrained_cfg(without_tag(name))
         size = config.input_size[-1] if config else _folder_size(name)
     pretrained = not is_folder and "." in name
-    return build_student(name, {}, size=size, pretrained=pretrained, dynamic=native)
+    return build_student(
+        name, {}, size=size, pretrained=pretrained, dynamic=native, options=options, device=device
+    )
 
 
 def _folder_size(name: str) -> int:
@@ -116,7 +127,8 @@ def backbone_tower(
         width=grid.width, balanced=balanced, license=student.license,
         **_shared(side, grid.stride, shuffle, grid.width, max_tokens, native, grid.multiple),
     )  # fmt: skip
-    return ZooTower(config, student.backbone).eval()
+    tower: Any = ZooTower(config, student.backbone)
+    return tower.to(student.mean.device).eval()
 
 
 def adaptor_tower(
@@ -154,7 +166,8 @@ def adaptor_tower(
         heads=made, balanced=balanced, license=student.license,
         **_shared(side, cell, shuffle, joined, max_tokens, native, grid.multiple),
     )  # fmt: skip
-    return AdaptorTower(config, student.backbone, heads).eval()
+    tower: Any = AdaptorTower(config, student.backbone, heads)
+    return tower.to(student.mean.device).eval()
 
 
 def mixture_tower(
@@ -346,6 +359,44 @@ def tower_of(model: Any) -> Tower:
             "MixtureTower, AdaptorTower) say how many tokens an image makes."
         )
     return tower
+
+
+def pixels_of(model: Any) -> Any:
+    """Return what says how many tokens an image makes: the configuration of a Llava's tower.
+
+    Raises:
+        ValueError: the tower is none of zoo's.
+    """
+    return tower_of(model).config
+
+
+def save_backbone(tower: Tower, folder: Path) -> None:
+    """Write the backbone of a tower as a folder of timm, so that it can teach or start another.
+
+    `timm:local-dir:FOLDER` is then a teacher of `zoo distill`.
+
+    Raises:
+        ValueError: it is a mixture, which has several, or the folder is not empty.
+    """
+    from timm.models._hub import save_for_hf
+
+    from zoo.files import folder_written_whole
+
+    backbone, config = getattr(tower, "backbone", None), tower.config
+    if backbone is None:
+        raise ValueError("A mixture has several backbones; save those of its `towers`.")
+    if folder.exists() and any(folder.iterdir()):
+        raise ValueError(f"The folder {folder} is not empty; give another.")
+    about = dict(
+        input_size=[3, config.size, config.size], mean=config.mean, std=config.std, num_classes=0,
+        fixed_input_size=False, crop_pct=1.0, license=config.license,
+    )  # fmt: skip
+    options = {k: v for k, v in (config.options or {}).items() if k != "num_classes"}
+    with folder_written_whole(folder) as making:
+        save_for_hf(
+            backbone, str(making), model_config=dict(pretrained_cfg=about), model_args=options,
+            safe_serialization=True,
+        )  # fmt: skip
 
 
 def vlm_folder(name: str) -> Path:

@@ -25,7 +25,7 @@ def results(tmp_path):
 def test_every_number_is_a_row_of_csv_and_json(results, tmp_path, capsys):
     main(["report", str(results), "--out", str(tmp_path / "t.csv")])
     main(["report", str(results), "--out", str(tmp_path / "t.json")])
-    rows = list(csv.DictReader((tmp_path / "t.csv").open()))
+    rows = list(csv.DictReader((tmp_path / "t.csv").read_text().splitlines()))
     objects = json.loads((tmp_path / "t.json").read_text())
     assert [r["model"] for r in rows] == [o["model"] for o in objects] == ["a_b", "50%|c"]
     first = objects[0]

@@ -177,6 +177,64 @@ TRANSFORMERS: dict[str, tuple[str, str, dict[str, Any]]] = {
             topk_group=1,
         ),
     ),
+    "falcon_h1": (
+        "FalconH1Config",
+        "FalconH1ForCausalLM",
+        llama_like(
+            mamba_d_ssm=64,
+            mamba_n_heads=8,
+            mamba_d_head=8,
+            mamba_n_groups=2,
+            mamba_d_state=6,
+            mamba_chunk_size=4,
+            mamba_rms_norm=True,
+            ssm_multipliers=[0.5, 0.7, 1.1, 1.3, 1.7],
+            key_multiplier=0.8,
+            embedding_multiplier=1.5,
+        ),
+    ),
+    "granite_hybrid": (
+        "GraniteMoeHybridConfig",
+        "GraniteMoeHybridForCausalLM",
+        llama_like(
+            num_hidden_layers=2,
+            layer_types=["mamba", "attention"],
+            position_embedding_type="rope",
+            num_local_experts=4,
+            num_experts_per_tok=2,
+            shared_intermediate_size=20,
+            mamba_n_heads=8,
+            mamba_d_head=8,
+            mamba_n_groups=2,
+            mamba_d_state=6,
+            mamba_chunk_size=4,
+            attention_multiplier=0.3,
+        ),
+    ),
+    "zamba2": (
+        "Zamba2Config",
+        "Zamba2ForCausalLM",
+        dict(
+            hidden_size=32,
+            num_hidden_layers=5,
+            layers_block_type=["mamba", "hybrid", "hybrid", "mamba", "hybrid"],
+            num_mem_blocks=2,
+            intermediate_size=48,
+            num_attention_heads=4,
+            adapter_rank=3,
+            use_mem_rope=True,
+            use_shared_attention_adapter=True,
+            n_mamba_heads=8,
+            mamba_headdim=8,
+            mamba_ngroups=2,
+            mamba_d_state=6,
+            chunk_size=4,
+            vocab_size=40,
+            pad_token_id=0,
+            bos_token_id=1,
+            eos_token_id=2,
+        ),
+    ),
     "hyena": (
         "HyenaConfig",
         "HyenaForCausalLM",
@@ -238,6 +296,8 @@ def from_transformers(name: str) -> nn.Module:
             text_config=transformers.LlamaConfig(**llama_like()),
             vision_feature_select_strategy="full",
         )
+    if name == "granite_hybrid":  # its released configurations have none
+        fields = {key: value for key, value in fields.items() if key != "head_dim"}
     config = find_class(config_class)(**fields)
     config._attn_implementation = "eager"
     config._experts_implementation = "eager"  # the grouped product has no float64

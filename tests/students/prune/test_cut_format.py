@@ -30,6 +30,9 @@ PLANS = [
     ("hyena", "*0.operator.p=3,*1.operator.g=1,*2.operator.p=9,*3.operator.h=3,*0.mlp.f=10"),
     ("mamba2", "*0.mixer.r=3,*1.mixer.p=3,*0.mixer.s=2,stream=0.75"),
     ("nemotron_h", "*.s=3,*.e=3"),
+    ("falcon_h1", "*0.feed_forward.f=10,*1.self_attn.q=1,stream=0.75"),
+    ("granite_hybrid", "*0.mamba.r=3,*0.mamba.s=3,*.e=3,*1.shared_mlp.t=7,stream=0.75"),
+    ("zamba2", "*1.shared_transformer.feed_forward.f=10,*0.mamba.s=3,*3.mamba.p=5"),
     ("siglip_vision", "encoder.layers.0.self_attn.h=0.5,encoder.layers.1.mlp.f=9"),
     ("clip", "heads=0.5"),
     ("dinov2", "heads=0.5,ffn=0.3"),
@@ -82,6 +85,11 @@ def test_a_child_shares_no_memory_with_its_parent(build, timm_names):
 def test_what_keeps_tables_of_its_old_width_is_refused(name, build, timm_names):
     with pytest.raises(NotExpressible, match="keeps something of its old width"):
         cut(build(name), timm_names, "heads=1")
+
+
+def test_widths_that_falcons_multipliers_lie_along_are_refused(build, timm_names):
+    with pytest.raises(NotExpressible, match=r"multipliers in a table.*--form library"):
+        cut(build("falcon_h1"), timm_names, "*0.mamba.r=3")
 
 
 def test_a_mixer_block_may_go_whatever_kind_its_place_had(build, timm_names):

@@ -1,5 +1,6 @@
 """A cut model is its masked parent, of its library's own class, and reloads to the same bits."""
 
+import copy
 import subprocess
 import sys
 
@@ -34,6 +35,15 @@ PLANS = {
         *("stream=0.5,ffn=0.5,heads=0.5,ssm_channels=0.75", "layers=2"),
     ),
     "nemotron_h": (*LANGUAGE, *MAMBA, "experts=0.5", "shared=0.5", "layers=3"),
+    "falcon_h1": (*LANGUAGE, *MAMBA, "layers=1"),
+    "granite_hybrid": (
+        *("ffn=0.75", "stream=0.5", "stream=0.5,ffn=0.5", "experts=0.5", "shared=0.5", "layers=1"),
+        *("ssm_heads=0.5", "ssm_channels=0.5", "ssm_state=0.5"),
+    ),
+    "zamba2": (
+        *("ffn=0.75", "stream=0.5", "stream=0.5,ffn=0.5"),
+        *("ssm_heads=0.5", "ssm_channels=0.5", "ssm_state=0.5"),
+    ),
 }
 
 
@@ -101,6 +111,14 @@ REFUSED = [
     ("mixtral", "experts=1", NotExpressible, "each token to 2 experts cannot have 1"),
     ("mamba2", "stream=0.75", NotExpressible, r"expand is a whole number.*not 2\.6667"),
     ("dinov2", "ffn=0.7", NotExpressible, "mlp_ratio is a whole number"),
+    (
+        "granite_hybrid",
+        "heads=0.5",
+        NotExpressible,
+        r"\(32, 32\) where.*q_proj\.weight should be \(16",
+    ),
+    ("zamba2", "groups=0.5", NotExpressible, r"linear_q_adapter_list\.0\.1\.weight should be"),
+    ("zamba2", "*.shared_transformer.self_attn.d=0.5", ValueError, "keeps its size: rope"),
     ("nemotron_h", "layers=1", NotExpressible, r"none is attention.*keep one of \[1\]"),
     ("resnet", "stream=0.5", NotExpressible, r"ResNet has \(64, 3, 7, 7\) where conv1"),
     ("vit", "experts=2", ValueError, "This model has no 'experts'; it has stream, ffn, heads"),
@@ -116,6 +134,29 @@ def test_what_a_library_cannot_build_is_refused_by_name(
     with pytest.raises(kind, match=message):
         plan = Plan.parse(words)
         prune(parent_of(tiny, timm_names), plan, scores(tiny, plan))
+
+
+def test_a_shared_block_is_cut_once_and_keeps_its_place_when_layers_go(build):
+    zamba = build("zamba2")
+    child = prune(Parent(zamba.model), Plan.parse("ffn=0.5"), scores(zamba, Plan.parse("ffn=0.5")))
+    blocks = [child.built.model.model.layers[i].shared_transformer for i in (1, 4)]
+    assert blocks[0].feed_forward.down_proj.weight is blocks[1].feed_forward.down_proj.weight
+
+    def kept(*layers):  # 1, 2 and 4 run a shared block
+        return lambda _, count: torch.tensor([float(i in layers) for i in range(count)])
+
+    child = prune(
+        Parent(zamba.model), Plan.parse("layers=4"), None, rank_layers=kept(0, 1, 2, 4)
+    ).built.model
+    assert child.config.hybrid_layer_ids == [1, 2, 3]
+    without = copy.deepcopy(zamba.model)
+    without.model.layers[3].forward = lambda hidden_states, *_, **__: hidden_states
+    ids = torch.tensor([[3, 9, 4, 11, 7]])
+    with torch.no_grad():
+        expected, found = without(ids, use_cache=False).logits, child(ids, use_cache=False).logits
+    torch.testing.assert_close(found, expected)
+    with pytest.raises(NotExpressible, match=r"layers \[4\] run a shared block"):
+        prune(Parent(zamba.model), Plan.parse("layers=4"), None, rank_layers=kept(0, 1, 2, 3))
 
 
 @pytest.mark.parametrize("words", ["ffn", "ffn=1.5", "ffn=0", "", "ffn=x"])

@@ -1,0 +1,210 @@
+"""The cells of one seed: each trains or measures one thing, and says what it found."""
+
+import argparse
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import zoo
+from zoo.commands.distill_image_text import distill_image_text
+from zoo.multimodal.open import adaptor_tower, mixture_tower, open_tower, save_backbone
+from zoo.train.config import Augment, Every, Optim
+from zoo.train.distill.image_text_config import DistillImageText
+from zoo.train.run import Run
+
+Found = dict[str, Any]
+ENCODERS = dict(
+    resnet=("resnet18@64", ("output_stride=8",)),
+    vit=("vit_tiny_patch16_224@64", ("patch_size=8",)),
+    eradio=("eradio_xxxtiny@128", ()),
+)
+"""Three encoders of different kinds; all see 8 x 8 cells."""
+STUDENT = ("resnet26@64", ("output_stride=8",))
+PUBLISHED = (
+    ("vit_large_patch14_clip_336@448", 448),
+    ("convnext_xxlarge@448", 448),
+    ("eva02_large_patch14_448@448", 448),
+)
+"""Shapes of Eagle's encoders (2408.15998), each at 448 px."""
+PUBLISHED_STUDENT, WIDTHS = "radio_vit_large_patch16", dict(clip=1024, convnext=3072, eva=1024)
+
+
+class Cells:
+    """One seed's runs, in one folder."""
+
+    def __init__(self, args: argparse.Namespace):
+        self.args, self.work = args, args.out / "work" / f"{args.show}-{args.seed}"
+        self.work.mkdir(parents=True, exist_ok=True)
+
+    def language(self) -> str:
+        """Return the language model of all runs: a small LLaMA of bytes, with random weights."""
+        folder = self.work / "language"
+        if not (folder / "config.json").is_file():
+            width, layers = (32, 1) if self.args.tiny else (256, 4)
+            model: Any = zoo.create_model("llama", d_model=width, num_hidden_layers=layers)
+            model.save_pretrained(folder)
+        return f"lm:{folder}/random"
+
+    def config(self, name: str, **fields: Any) -> DistillImageText:
+        """Return the settings of a run."""
+        args = self.args
+        shared: dict[str, Any] = dict(
+            out=self.work / name, seed=args.seed, batch=args.batch, workers=args.workers,
+            every=Every(log=50, evaluate=args.evaluate, checkpoint=10**6), eval_samples=args.most,
+            optim=Optim(lr=1e-3, weight_decay=0.05, ema="auto"),
+        )  # fmt: skip
+        if "start" not in fields:
+            shared |= dict(language=self.language())
+        return DistillImageText(**(shared | fields))
+
+    def train(self, name: str, **fields: Any) -> Found:
+        """Train, or read what an earlier call has left, and return its numbers."""
+        config = self.config(name, **fields)
+        run = Run(config.out)
+        if not run.read_json("about.json"):
+            begun = (config.out / "config.json").is_file()
+            if begun:
+                config = replace(config, slices=run.config(DistillImageText).slices)
+            run = distill_image_text(config, resume=begun)
+        about = run.read_json("about.json")
+        keys = (
+            "after",
+            "shuffled",
+            "blind",
+            "question_alone",
+            "questions",
+            "parameters",
+            "seconds",
+        )
+        curve = [r for r in read_rows(config.out / "metrics.jsonl") if r.get("kind") == "eval"]
+        short = [dict(step=row["step"], exact=row["exact"]) for row in curve]
+        return {key: about[key] for key in keys} | dict(steps=config.steps, curve=short)
+
+    # ------------------------------------------------------------ easy-VQA
+
+    def easy(self) -> Iterator[tuple[str, Callable[[], Found]]]:
+        """Yield one run on easy-VQA: a tower from scratch, and all parts learn."""
+        tower, options = ENCODERS["resnet"]
+        fields: dict[str, Any] = dict(
+            data=str(self.args.data / "easy_vqa"), tower=(tower,), tower_options=options,
+            steps=self.args.steps, augment=Augment(scale=(0.8, 1.0), flip=0.5),
+        )  # fmt: skip
+        yield "vlm", lambda: self.train("vlm", **fields)
+
+    # ------------------------------------------------------------ the collapse
+
+    def collapse(self) -> Iterator[tuple[str, Callable[[], Found]]]:
+        """Yield encoders, their mixture, the student that stands in for them, and the controls."""
+        data, half = str(self.args.data / "drawn"), self.args.second
+        frozen: dict[str, Any] = dict(data=data, steps=half, learn=("projector", "language"))
+        every: dict[str, Any] = dict(data=data, steps=half, tower_lr=0.3)
+        aligned = tuple(f"vlm:{self.work / f'alone_{name}'}" for name in ENCODERS)
+        for name, (tower, options) in ENCODERS.items():
+            fields: dict[str, Any] = dict(
+                data=data, tower=(tower,), tower_options=options, steps=self.args.align
+            )
+            yield f"alone_{name}", lambda n=name, f=fields: self.train(f"alone_{n}", **f)
+        mixture = dict(tower=aligned, size=64, stride=8)
+        yield "mixture", lambda: self.train("mixture", **mixture, **frozen)
+        yield "distil", self.distil
+        adaptors = dict(tower=(f"adaptors:{self.work / 'student'}@64",))
+        yield "adaptors", lambda: self.train("adaptors", **adaptors, **frozen)
+        tower, options = STUDENT
+        scratch = dict(tower=(tower,), tower_options=options, data=data)
+        steps = self.args.align + half
+        yield "without_teachers", lambda: self.train("without_teachers", **scratch, steps=steps)
+        yield "mixture_tuned", lambda: self.train("mixture_tuned", **mixture, **every)
+        yield "adaptors_tuned", lambda: self.train("adaptors_tuned", **adaptors, **every)
+
+    def distil(self) -> Found:
+        """Distil the encoders into one student by `zoo.distill`."""
+        out, began = self.work / "student", time.perf_counter()
+        teachers = []
+        for name, (tower, _) in ENCODERS.items():
+            folder = self.work / "teachers" / name
+            if not folder.is_dir():
+                save_backbone(open_tower(f"vlm:{self.work / f'alone_{name}'}"), folder)
+            teachers.append(f"timm:local-dir:{folder}@{tower.partition('@')[2]},summary=0")
+        if not Run(out).read_json("about.json"):
+            name, options = STUDENT
+            fields: dict[str, Any] = dict(
+                data=str(self.args.data / "pictures.npz"), teachers=teachers, out=out,
+                student=name.partition("@")[0], student_options=list(options), size=64,
+                batch=self.args.batch, steps=self.args.distil, workers=self.args.workers,
+                seed=self.args.seed, calibration=2 if self.args.tiny else 16, eval_images=256,
+                probe_images=256, augment=dict(scale=[1.0, 1.0], flip=0.0),
+                every=dict(log=50, evaluate=10**6, checkpoint=10**6), heads=dict(hidden=512),
+            )  # fmt: skip
+            zoo.distill(resume=out) if (out / "config.json").is_file() else zoo.distill(**fields)
+        rows = [r for r in read_rows(out / "metrics.jsonl") if r.get("kind") == "eval"]
+        last = next((r for r in reversed(rows) if r.get("arm", "student") == "student"), {})
+        kept = {k: v for k, v in last.items() if "fidelity" in k}
+        return dict(fidelity=kept, seconds=time.perf_counter() - began, steps=self.args.distil)
+
+    # ------------------------------------------------------------ latency
+
+    def latency(self) -> Iterator[tuple[str, Callable[[], Found]]]:
+        """Yield time and memory of towers of published shapes at 448 px, with random weights."""
+        yield "mixture", lambda: self.timed(self._published_mixture)
+        yield "adaptors", lambda: self.timed(self._published_adaptors)
+
+    def _published_mixture(self, device: torch.device) -> Any:
+        names = (
+            ("resnet18@64", "vit_tiny_patch16_224@64")
+            if self.args.tiny
+            else [n for n, _ in PUBLISHED]
+        )
+        each = [open_tower(n, max_tokens=2**20, balanced=True, device=device) for n in names]
+        size, stride = (64, 16) if self.args.tiny else (448, 14)
+        return mixture_tower(each, size=size, stride=stride)
+
+    def _published_adaptors(self, device: torch.device) -> Any:
+        from zoo.students.build import build_student
+
+        size, stride = (64, 16) if self.args.tiny else (448, 14)
+        name = "vit_tiny_patch16_224" if self.args.tiny else PUBLISHED_STUDENT
+        widths = {label: (None, width) for label, width in WIDTHS.items()}
+        student = build_student(name, widths, size=size, device=device)
+        return adaptor_tower(student, stride=stride)
+
+    @torch.no_grad()
+    def timed(self, build: Callable[[torch.device], Any]) -> Found:
+        """Measure a tower in bfloat16: milliseconds of batches of 1 and 8, parameters, memory."""
+        from zoo.eval.speed.models import timed
+
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        torch.manual_seed(0)
+        tower = build(device).eval()
+        for part in tower.modules():  # statistics of the affine maps stay in float32
+            if not list(part.children()) and list(part.parameters(recurse=False)):
+                part.to(torch.bfloat16)
+        found: Found = dict(parameters=sum(p.numel() for p in tower.parameters()))
+        for batch in (1, 8):
+            pixels = torch.rand(batch, 3, tower.config.size, tower.config.size, device=device)
+
+            def step(pixels: torch.Tensor = pixels) -> None:
+                with torch.autocast(device.type, torch.bfloat16):
+                    tower(pixels)
+
+            for _ in range(3):
+                step()
+            if device.type == "cuda":
+                torch.cuda.synchronize()
+                torch.cuda.reset_peak_memory_stats()
+            times = sorted(timed(step, device.type, 2 if self.args.tiny else 20))
+            found[f"ms_{batch}"] = 1e3 * times[len(times) // 2]
+            if device.type == "cuda":
+                found[f"peak_gib_{batch}"] = torch.cuda.max_memory_allocated() / 2**30
+        found["tokens"] = (tower.config.size // tower.config.patch_size) ** 2
+        return found
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """Read the lines of a run's metrics."""
+    import json
+
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []

@@ -1,0 +1,1 @@
+"""Models of images and text: questions, and how much of the answers is sight."""

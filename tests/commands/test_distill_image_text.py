@@ -1,0 +1,103 @@
+import json
+import shutil
+
+import pytest
+
+from zoo.cli import main
+
+pytest.importorskip("transformers")
+
+WORDS = "--tower resnet10t@32 --language llama_tiny/random --batch 8 --eval-samples 16"
+
+
+def zoo(text):
+    main(text.split())
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("vlm")
+    zoo(f"distill --image-text generated:48 {WORDS} --steps 3 --out {folder}/run")
+    return folder / "run"
+
+
+def rows(run, kind):
+    lines = (run / "metrics.jsonl").read_text().splitlines()
+    return [row for row in map(json.loads, lines) if row["kind"] == kind]
+
+
+def test_a_run_ends_with_a_llava_its_controls_and_a_page_of_answers(run):
+    about = json.loads((run / "about.json").read_text())
+    assert {"after", "shuffled", "blind", "question_alone"} <= about.keys()
+    assert [row["step"] for row in rows(run, "eval")] == [0, 3]
+    page = (run / "report.html").read_text()
+    shown = json.loads((run / "questions.json").read_text())
+    assert shown and all(one["question"] in page for one in shown)
+    assert page.count("data:image/png") >= len(shown)
+
+
+@pytest.mark.long
+def test_a_run_that_goes_on_ends_where_one_that_was_not_stopped_does(run, tmp_path):
+    words = f"distill --image-text generated:48 {WORDS} --every.checkpoint 2 --every.log 1"
+    zoo(f"{words} --steps 3 --out {tmp_path}/whole")
+    zoo(f"{words} --steps 3 --out {tmp_path}/part")
+    for step in (tmp_path / "part" / "checkpoints").glob("*3*"):
+        shutil.rmtree(step)
+    zoo(f"distill --resume {tmp_path}/part")
+    whole, part = (rows(tmp_path / name, "train") for name in ("whole", "part"))
+    assert whole == part
+    assert rows(tmp_path / "whole", "eval")[-1] == rows(tmp_path / "part", "eval")[-1]
+
+
+def test_a_plan_writes_nothing_and_says_what_learns(tmp_path, capsys):
+    zoo(
+        f"distill --image-text generated:48 {WORDS} --learn projector --steps 3 "
+        f"--out {tmp_path}/run --dry-run"
+    )
+    said = capsys.readouterr().out
+    assert "projector learn for 3 steps of 8" in said
+    assert not (tmp_path / "run").exists()
+
+
+def test_only_the_parts_that_are_named_learn(run, tmp_path):
+    from zoo.multimodal.open import open_vlm
+
+    zoo(
+        f"distill --image-text generated:48 --start {run} --learn projector --batch 8 --steps 2 "
+        f"--eval-samples 16 --out {tmp_path}/run"
+    )
+    before, after = (open_vlm(str(place)).state_dict() for place in (run, tmp_path / "run"))
+    moved = {name for name in before if not before[name].equal(after[name])}
+    assert moved and all("multi_modal_projector" in name for name in moved)
+
+
+def test_a_model_is_measured_by_questions_with_both_controls(run, capsys, tmp_path):
+    zoo(
+        f"eval vlm:{run} --on sight,prefill --sight.samples 16 --prefill.rounds 1 "
+        f"--out {tmp_path}/x.jsonl"
+    )
+    sight, prefill = map(json.loads, (tmp_path / "x.jsonl").read_text().splitlines())
+    assert {"sight/exact", "sight/shuffled", "sight/blind"} <= sight["values"].keys()
+    assert prefill["values"]["prefill/image_tokens"] == 1
+
+
+@pytest.mark.parametrize(
+    "words, says",
+    [
+        ("distill --image-text generated:48 --language llama_tiny/random", "--tower is missing"),
+        ("distill --image-text nowhere " + WORDS, "no data at nowhere"),
+        (f"distill --image-text generated:48 {WORDS} --length 8", "longer than 8 tokens"),
+        (f"distill --image-text generated:48 {WORDS} --learn tower tower", "each once"),
+        (f"distill --image-text generated:48 {WORDS} --vision 1", "name --teachers vlm:RUN"),
+        (f"distill --image-text generated:48 {WORDS} --stages prealign", "is for a mixture"),
+        ("eval RUN --on knn --data x", "is a model of images and text; measure it with --on vqa"),
+        ("eval vlm:nowhere --on sight", "no model of images and text in nowhere"),
+        ("eval vlm:RUN --on sight,perplexity", "name them in two commands"),
+    ],
+)
+def test_what_cannot_be_is_refused_in_one_line(words, says, run, tmp_path, capsys):
+    out = f" --out {tmp_path}/x" if words.startswith("distill") else ""
+    with pytest.raises(SystemExit):
+        zoo(words.replace("RUN", str(run)) + out)
+    said = capsys.readouterr().err
+    assert says in said and said.count("\n") == 1

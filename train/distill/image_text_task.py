@@ -1,0 +1,141 @@
+"""Training of a model of images and text as a task of the training loop."""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from timm.optim import param_groups_weight_decay
+from torch import Tensor, nn
+
+from zoo.language.tokens import TokenFeatures
+from zoo.multimodal.image_text import ImageText, read_image_text, see_images
+from zoo.multimodal.open import parts_of
+from zoo.train.distill.image_text_config import DistillImageText
+from zoo.train.distill.phi_s import Moments, Normalizer, fit
+from zoo.train.distill.token_losses import cross_entropy, kl
+from zoo.train.distill.token_task import flat
+from zoo.train.state import TrainState
+from zoo.train.task import Loss, Task
+
+
+class Target(NamedTuple):
+    """What a frozen model says of a batch."""
+
+    features: TokenFeatures
+    seen: list[Float[Tensor, "n N C"]]
+    """Its tower's tokens, one tensor a group of images, with variance 1."""
+
+
+class ImageTextTask(Task):
+    """Answers to be learnt, and frozen models that answer the same questions."""
+
+    def __init__(
+        self,
+        config: DistillImageText,
+        teachers: Mapping[str, Any] | None = None,
+        normalizers: Mapping[str, Normalizer] | None = None,
+        projections: nn.ModuleDict | None = None,
+    ):
+        self.config, self.teachers = config, dict(teachers or {})
+        self.normalizers, self.projections = dict(normalizers or {}), projections
+
+    @torch.no_grad()
+    def targets(self, batch: ImageText, step: int) -> dict[str, Target]:
+        """Ask the teachers."""
+        found = {}
+        for label, model in self.teachers.items():
+            seen = see_images(model, batch)
+            features = read_image_text(model, batch, seen=seen)
+            found[label] = Target(features, [self._balanced(label, group) for group in seen])
+        return found
+
+    def _balanced(self, label: str, tokens: Tensor) -> Tensor:
+        return self.normalizers[label](tokens) if label in self.normalizers else tokens
+
+    def losses(
+        self, state: TrainState, batch: ImageText, targets: dict[str, Target], step: int
+    ) -> dict[str, Loss]:
+        losses, model = self.config.losses, state.model
+        seen = see_images(model, batch)
+        ours = flat(read_image_text(model, batch, seen=seen))
+        learnt, count = batch.answers.flatten(), int(batch.answers.numel())
+        found: dict[str, Tensor] = {}
+        for label, theirs in targets.items():
+            if losses.kl:
+                options: Any = dict(tau=losses.tau, chunk=losses.chunk, kind=losses.kind)
+                found[f"{label}/kl"] = kl(*ours, *flat(theirs.features), learnt, **options)
+            if self.config.vision:
+                # a mean over images, in the unit of the others: a sum over the learnt tokens
+                distance = self._distance(label, seen, theirs.seen)
+                found[f"{label}/vision"] = distance * batch.answers.sum()
+        if losses.ce:
+            following = batch.tokens.following.flatten()
+            found["ce"] = cross_entropy(*ours, following, learnt, chunk=losses.chunk)
+        return {name: Loss(total, count) for name, total in found.items()}
+
+    def _distance(self, label: str, ours: list[Tensor], theirs: list[Tensor]) -> Tensor:
+        """Return the mean squared distance of all tokens, in the teacher's balanced space."""
+        assert self.projections is not None
+        project = self.projections[label]
+        parts = [(project(x), y) for x, y in zip(ours, theirs, strict=True)]
+        total = sum(x.numel() for x, _ in parts)
+        sums = [F.mse_loss(x.float(), y.float(), reduction="sum") for x, y in parts]
+        return torch.stack(sums).sum() / total
+
+    def weigh(self, losses: Mapping[str, Tensor], step: int) -> Tensor:
+        weights = dict(
+            kl=self.config.losses.kl, ce=self.config.losses.ce, vision=self.config.vision
+        )
+        return torch.stack(
+            [weights[name.rpartition("/")[2]] * value for name, value in losses.items()]
+        ).sum()
+
+
+def parameter_groups(model: Any, config: DistillImageText) -> list[dict[str, Any]]:
+    """Split what learns by its part's rate; norms and biases are not decayed."""
+    rates = dict(tower=config.tower_lr, projector=1.0, language=config.language_lr)
+    found, known = list[dict[str, Any]](), set[int]()
+    parts = dict(parts_of(model).items()) | dict(head=nn.ModuleList([model.lm_head]))
+    for name, part in parts.items():
+        exempt = getattr(getattr(part, "backbone", part), "no_weight_decay", set)()
+        groups = param_groups_weight_decay(
+            part, config.optim.weight_decay, no_weight_decay_list=list(exempt)
+        )
+        for group in groups:
+            own = [p for p in group["params"] if id(p) not in known]  # a head may be tied
+            known |= {id(p) for p in own}
+            if own:
+                found.append(dict(group, params=own, scale=rates.get(name, config.language_lr)))
+    return found
+
+
+@torch.no_grad()
+def fit_tower(tower: Any, batches: list[ImageText]) -> list[tuple[Tensor, Tensor]]:
+    """Fit PHI-S to each map of a tower, on the images of some batches.
+
+    Returns:
+        μ and W of each, for `Tower.standardise`.
+    """
+    moments: list[Moments] = []
+    for batch in batches:
+        for group in batch.images:
+            maps = tower.maps(group.float() / 255)
+            moments = moments or [Moments(x.shape[-1], x.device) for x in maps]
+            for each, x in zip(moments, maps, strict=True):
+                each.update(x)
+    fitted = [fit("phi_s", each) for each in moments]
+    return [(each.mean, each.weight) for each in fitted]
+
+
+@torch.no_grad()
+def fit_tokens(model: Any, batches: list[ImageText]) -> Normalizer:
+    """Fit PHI-S to the tokens of a teacher's tower."""
+    moments: Moments | None = None
+    for batch in batches:
+        for tokens in see_images(model, batch):
+            moments = moments or Moments(tokens.shape[-1], tokens.device)
+            moments.update(tokens)
+    assert moments is not None
+    return fit("phi_s", moments)
