@@ -1,7 +1,9 @@
 """A classifier's own head on labelled images: the number that papers and timm's tables publish."""
 
+import itertools
 import json
 import re
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from jaxtyping import Float
+from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
@@ -18,6 +21,7 @@ from zoo.data.images import EncodedImage
 from zoo.data.sources import Source, open_whole
 from zoo.data.unreadable import Lost, note_lost, try_read
 from zoo.eval.calibration import calibration_error
+from zoo.eval.corruptions import corrupt
 from zoo.eval.registry import Found, Scores, Subject
 from zoo.eval.settings import ClassifySettings
 from zoo.files import read_json
@@ -60,6 +64,16 @@ def classify(subject: Subject, data: Path, settings: ClassifySettings) -> Iterat
         if not answers.keys:
             raise ValueError(f"No image of {data} can be read, or none has a class of the model.")
         yield from scores(answers, list(source.classes), bins=settings.bins)
+    tops = []
+    for name, severity in itertools.product(settings.corruptions, settings.severities):
+        damaged = Corrupted(transform, name, severity, subject.seed)
+        found = answer(subject, model, damaged, source, right, columns)
+        if found is not None:
+            first = _hits(found)[:, 0].astype(float)
+            tops.append(100 * first.mean())
+            yield f"classify/{name}/{severity}", Scores(found.keys, first)
+    if tops:
+        yield "classify/corrupted", float(np.mean(tops))
 
 
 def used(subject: Subject, data: Sequence[Path], settings: ClassifySettings) -> ClassifySettings:
@@ -244,6 +258,27 @@ def _real(source: Source, data: Path) -> list[tuple[int, ...]]:
 
 
 @dataclass(frozen=True)
+class Corrupted:
+    """timm's transform with a corruption between the crop and the tensor."""
+
+    transform: Any
+    name: str
+    severity: int
+    seed: int
+
+    def __call__(self, image: Image.Image) -> Tensor:
+        steps = list(self.transform.transforms)
+        place = next(i for i, step in enumerate(steps) if "ToTensor" in type(step).__name__)
+        for step in steps[:place]:
+            image = step(image)
+        own = zlib.crc32(np.asarray(image).tobytes())  # the same noise whatever the order
+        damaged: Any = corrupt(image, self.name, self.severity, self.seed + own)
+        for step in steps[place:]:
+            damaged = step(damaged)
+        return damaged
+
+
+@dataclass(frozen=True)
 class Transformed:
     """The images of a source under timm's transform, or `Lost`."""
 
@@ -325,10 +360,7 @@ def scores(answers: Answers, classes: Sequence[str], *, bins: int) -> Iterator[F
     For the mean over classes (balanced accuracy) an image counts for its first right class.
     """
     logits, keys = answers.logits, answers.keys
-    ranked = logits.topk(min(5, logits.shape[1]), dim=-1).indices.numpy()
-    hits = np.array(
-        [np.isin(row, truth) for row, truth in zip(ranked, answers.truths, strict=True)]
-    )
+    hits = _hits(answers)
     first = hits[:, 0].astype(float)
     truth = np.array([many[0] for many in answers.truths])
     yield "classify/top1", Scores(keys, first)
@@ -338,3 +370,12 @@ def scores(answers: Answers, classes: Sequence[str], *, bins: int) -> Iterator[F
     yield "classify/mean_per_class", Scores(keys, first[:, None] * member, member.astype(float))
     sure = logits.softmax(dim=-1).max(dim=-1).values.numpy()
     yield "classify/ece", 100 * calibration_error(sure, first, bins=bins)
+
+
+def _hits(answers: Answers) -> np.ndarray:
+    """Return for each image whether its first, second, ... fifth guess is right: [n 5]."""
+    count = min(5, answers.logits.shape[1])
+    ranked = answers.logits.topk(count, dim=-1).indices.numpy()
+    return np.array(
+        [np.isin(row, truth) for row, truth in zip(ranked, answers.truths, strict=True)]
+    )

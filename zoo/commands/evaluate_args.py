@@ -22,8 +22,8 @@ class EvalArgs:
     lm:FOLDER, a folder, a run, a GGUF file, or a name such as llama_tiny/random. Of models of
     images and text vlm:RUN or vlm:FOLDER."""
     on: str = ""
-    """Benchmarks, separated by commas: knn, linear, fewshot, classify, zeroshot, retrieval,
-    segment, depth, correspondence, masks, detect, speed; of language models perplexity, copying,
+    """Benchmarks, separated by commas: knn, linear, fewshot, similar, classify, zeroshot,
+    retrieval, segment, depth, correspondence, masks, detect, speed; of language models perplexity, copying,
     phonebook, needle, lmeval; of models of images and text vqa, sight, prefill. Each has settings
     of its own: --on knn --help. Without this, a run is compared with its teachers, and any other
     target measured by knn and linear."""
