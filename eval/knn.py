@@ -62,9 +62,7 @@ def folds_of(
     summaries = torch.cat([train.summaries, val.summaries])
     labels, keys = torch.cat([train.labels, val.labels]), [*train.keys, *val.keys]
     if folds < 2 or folds > len(labels):
-        raise ValueError(
-            f"{folds} folds of {len(labels)} images; give 2 or more, at most one each."
-        )
+        raise ValueError(f"{folds} folds of {len(labels)} images; give 2 to {len(labels)}.")
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
     order = order[labels[order].argsort(stable=True)]  # class by class, then dealt out in turns
     fold = torch.empty(len(labels), dtype=torch.long)

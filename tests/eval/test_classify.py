@@ -14,6 +14,7 @@ from zoo.commands.evaluate import evaluate
 from zoo.data.sources import open_whole
 from zoo.eval.calibration import calibration_error
 from zoo.eval.classify import (
+    Corrupted,
     answer,
     classify,
     labels_of,
@@ -90,6 +91,17 @@ def test_scores_are_those_of_the_loop_where_some_answers_are_right(photos, tmp_p
     assert got["classify/top5"].value == pytest.approx(100 * five.double().mean().item())
     parts = [(guessed == truth)[truth == one].double().mean() for one in names.values()]
     assert got["classify/mean_per_class"].value == pytest.approx(100 * float(sum(parts) / 2))
+
+
+def test_corrupted_images_are_the_transformed_ones_with_noise_between_crop_and_tensor(photos):
+    subject = open_subject("test_efficientnet", EvalRequest(on=("classify",), batch=6))
+    settings = ClassifySettings(corruptions=("contrast",), severities=(5,))
+    got = dict(classify(subject, photos, settings))
+    assert {"classify/contrast/5", "classify/corrupted", "classify/top1"} <= set(got)
+    _, transform = open_classifier(subject, settings)
+    image = Image.open(photos / WNIDS[0] / "1.jpg")
+    damaged, clean = Corrupted(transform, "contrast", 5, 0)(image), transform(image)
+    assert damaged.shape == clean.shape and damaged.std() < 0.2 * clean.std()
 
 
 def test_a_record_has_the_layout_and_the_models_own_size(photos, tmp_path):

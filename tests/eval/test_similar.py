@@ -66,10 +66,7 @@ def test_folds_test_each_image_once_with_every_class_in_each_bank():
     labels = torch.arange(30) % 3
     x = torch.randn(30, 6, generator=g) + 3 * torch.eye(6)[labels]
     keys = [str(i) for i in range(30)]
-    train, val = (
-        Extracted(x[:20], labels[:20], keys[:20]),
-        Extracted(x[20:], labels[20:], keys[20:]),
-    )
+    train, val = (Extracted(x[at], labels[at], keys[at]) for at in (slice(20), slice(20, None)))
     parts, seen = [], []
     for bank, queries in folds_of(train, val, 5, 0):
         assert len(queries.keys) == 6 and not set(bank.keys) & set(queries.keys)

@@ -23,10 +23,10 @@ class EvalArgs:
     images and text vlm:RUN or vlm:FOLDER."""
     on: str = ""
     """Benchmarks, separated by commas: knn, linear, fewshot, similar, classify, zeroshot,
-    retrieval, segment, depth, correspondence, masks, detect, speed; of language models perplexity, copying,
-    phonebook, needle, lmeval; of models of images and text vqa, sight, prefill. Each has settings
-    of its own: --on knn --help. Without this, a run is compared with its teachers, and any other
-    target measured by knn and linear."""
+    retrieval, segment, depth, correspondence, masks, detect, speed; of language models
+    perplexity, copying, phonebook, needle, lmeval; of models of images and text vqa, sight,
+    prefill. Each has settings of its own: --on knn --help. Without this, a run is compared with
+    its teachers, and any other target measured by knn and linear."""
     protocol: str = ""
     """Settings of a paper in place of --on: imagenet-knn, dinov2-linear, radio-ade20k, ... (zoo
     list protocols), with what departs from it. Options still count, as further departures."""
