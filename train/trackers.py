@@ -42,7 +42,7 @@ class WandB:
     `wandb sync` sends it later."""
 
     def __init__(self, path: Path, config: Mapping[str, Any]):
-        import wandb
+        import wandb  # pyright: ignore[reportMissingImports]
 
         self._run: Any = wandb.init(
             project=os.environ.get("WANDB_PROJECT", PROJECT),
@@ -67,7 +67,7 @@ class MLflow:
     def __init__(self, path: Path, config: Mapping[str, Any]):
         # the newest versions ask for this before they write a store of files
         os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
-        from mlflow import MlflowClient
+        from mlflow import MlflowClient  # pyright: ignore[reportMissingImports]
 
         uri = os.environ.get("MLFLOW_TRACKING_URI", (path / "mlruns").absolute().as_uri())
         self._client: Any = MlflowClient(tracking_uri=uri)
@@ -89,7 +89,7 @@ class Trackio:
     """trackio: a database in `TRACKIO_DIR`, by default in the user's cache; `trackio show`."""
 
     def __init__(self, path: Path, config: Mapping[str, Any]):
-        import trackio
+        import trackio  # pyright: ignore[reportMissingImports]
 
         self._trackio: Any = trackio
         trackio.init(project=PROJECT, name=path.name, config=dict(config))

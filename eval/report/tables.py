@@ -14,7 +14,7 @@ from zoo.eval.report.joined import headline_table
 from zoo.eval.report.page import Cell, Table
 from zoo.files import written_whole
 
-FIELDS = (
+FIELDS: tuple[str, ...] = (
     "model", "measure", "data", "how", "mean", "deviation", "seeds", "size", "parameters", "macs",
 )  # fmt: skip
 """The columns of CSV and the fields of JSON: a row for each number of each model."""
@@ -55,7 +55,7 @@ def rows_of(models: Sequence[Model]) -> list[dict[str, Any]]:
 
 def _csv(models: Sequence[Model]) -> str:
     out = io.StringIO()
-    writer = csv.DictWriter(out, FIELDS, lineterminator="\n")
+    writer = csv.DictWriter(out, list(FIELDS), lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows_of(models))
     return out.getvalue()
