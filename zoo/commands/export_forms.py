@@ -1,5 +1,6 @@
 """The forms of an exported student: timm's folder, transformers', ONNX, torch.export, the Hub."""
 
+import os
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -160,7 +161,7 @@ def push(export: Path, repo: str, records: Sequence[Record] = ()) -> str:
         folder = Path(place) / "export"
         shutil.copytree(export, folder)
         (folder / "README.md").write_text(card, encoding="utf-8")
-        api = HfApi()
+        api = HfApi(endpoint=os.environ.get("HF_ENDPOINT"))
         try:
             api.create_repo(repo, exist_ok=True)
             done = api.upload_folder(repo_id=repo, folder_path=folder, commit_message="zoo export")

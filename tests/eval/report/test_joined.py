@@ -263,7 +263,7 @@ def test_dots_that_would_cover_each_other_are_moved_apart_inside_the_plot():
     assert all(svg.LEFT < x < svg.WIDTH and 0 < y < svg.HEIGHT for x, y in places)
     assert len(set(svg.colours(12))) == 12
     assert svg.ticks(12.3, 61.0) == [20, 30, 40, 50, 60]
-    assert svg.log_ticks(0.5, 300) == [1, 10, 100]
+    assert svg.log_ticks(0.5, 300) == [1, 3, 10, 30, 100, 300]
 
 
 def test_one_result_alone_gives_a_page_that_says_what_is_missing(tmp_path):
