@@ -5,6 +5,7 @@ and a known one for tests of the engine.
 """
 
 import math
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -12,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from zoo.features import Features
+from zoo.teachers import planning
 from zoo.teachers.name import TeacherName, unknown_name
 from zoo.teachers.teacher import Frozen, check_patches
 
@@ -59,7 +61,7 @@ class Edges(nn.Module):
         return Features(spatial.mean((1, 2)), spatial)
 
 
-RULES = {"colour": Colour, "edges": Edges}
+RULES: dict[str, Callable[[], nn.Module]] = {"colour": Colour, "edges": Edges, **planning.RULES}
 
 
 class RuleTeacher(Frozen):

@@ -36,8 +36,8 @@ CORE = tuple(
     for part in (
         "config", "device", "interrupt", "loop", "optim", "progress", "run", "state", "task",
         "damp", "slices", "prefetch", "fields", "freeze",
-        "average", "ranges", "mesh", "step", "shard", "checkpoint", "skew",
-        "trackers",
+        "average", "ranges", "mesh", "step", "shard", "checkpoint", "skew", "graphs", "waiting",
+        "profiling", "trackers",
     )
 )  # fmt: skip
 """The training loop and what every task shares: no images, no teachers, no method."""
@@ -99,6 +99,7 @@ ARROWS: dict[str, tuple[str, ...]] = {
     ),
     "zoo.data": ("zoo.data", "zoo.features", "zoo.files"),
     "zoo.data.text": ("zoo.data", "zoo.files", "zoo.language"),
+    "zoo.data.text_mixture": ("zoo.data", "zoo.language"),
     "zoo.data.image_text": ("zoo.data", "zoo.language", "zoo.multimodal"),
     "zoo.teachers": (
         "zoo.teachers", "zoo.features", "zoo.weights", "zoo.wheels", "zoo.files", "zoo.kernels",
@@ -118,7 +119,9 @@ ARROWS: dict[str, tuple[str, ...]] = {
     "zoo.train.pretext": (*CORE, "zoo.data", "zoo.features", "zoo.files", "zoo.teachers"),
     "zoo.train.masks": (*CORE, "zoo.students.prune"),
     "zoo.train.elastic": (*CORE, "zoo.students.prune", "zoo.data"),
-    "zoo.train.elastic_router": (*CORE, "zoo.students.prune", "zoo.train.elastic"),
+    "zoo.train.elastic_router": (
+        *CORE, "zoo.students.prune", "zoo.train.elastic", "zoo.axes", "zoo.files",
+    ),
     "zoo.train.distill": (
         "zoo.train.distill", *CORE, "zoo.data", "zoo.students", "zoo.teachers", "zoo.features",
         "zoo.files", "zoo.compiled_blocks", "zoo.train.pretext", "zoo.language",
@@ -134,7 +137,7 @@ ARROWS: dict[str, tuple[str, ...]] = {
     ),
     "zoo.experiments": (
         "zoo.experiments", "zoo.eval", "zoo.train", "zoo.data", "zoo.students", "zoo.teachers",
-        *MODELS, "zoo.language",
+        *MODELS, "zoo.language", "zoo.library",  # some students are runs of `zoo distill`
     ),
 }  # fmt: skip
 

@@ -92,6 +92,16 @@ def test_four_slices_are_one_batch_and_a_run_resumes_to_the_bit(place):
     assert (place / "out" / "export" / "model.safetensors").read_bytes() == before
 
 
+def test_two_texts_with_weights_are_learnt_together_and_resume(place):
+    (place / "other.txt").write_text("pack my box with five dozen liquor jugs. " * 60)
+    words = ("--steps", "6", "--every.checkpoint", "3")
+    run(*words, text="text.txt=0.75,other.txt=0.25")
+    before = (place / "out" / "export" / "model.safetensors").read_bytes()
+    shutil.rmtree(place / "out" / "checkpoints" / "step_00000006")
+    main(["distill", "--resume", "out"])
+    assert (place / "out" / "export" / "model.safetensors").read_bytes() == before
+
+
 def test_the_form_of_attention_is_said_kept_and_changes_nothing_but_rounding(place, capsys):
     run("--steps", "3", "--every.log", "1")
     run("--steps", "3", "--every.log", "1", "--attention", "split", out="split")
@@ -133,8 +143,10 @@ def test_two_teachers_teach_one_by_its_tokens_and_both_by_their_states(place, ca
     first, *_ = lines(place / "out")
     assert {"parent/kl", "parent/hidden", "other/hidden"} <= first.keys()
     assert "other/kl" not in first
-    # a constant guess loses 1 in the space of PHI-S; the projections begin near it
-    assert 0.5 < first["other/hidden"] < 4
+    # the projections begin as the mean, which loses 1 in the space of PHI-S
+    assert first["other/hidden"] == pytest.approx(1, abs=0.05)
+    assert first["parent/hidden"] == pytest.approx(1, abs=0.05)
+    assert lines(place / "out")[-1]["other/hidden"] < first["other/hidden"]
     model = transformers.AutoModelForCausalLM.from_pretrained(place / "out" / "export")
     student = transformers.AutoModelForCausalLM.from_pretrained(place / "small")
     shapes = [{n: p.shape for n, p in m.state_dict().items()} for m in (model, student)]

@@ -12,11 +12,11 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import chain
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from zoo.data.feed import ImageFeed, plan_of
@@ -25,8 +25,8 @@ from zoo.features import Features
 from zoo.files import load_tensors, save_tensors
 from zoo.students.student import summary_key
 from zoo.train.device import in_precision
-from zoo.train.distill.config import Losses
-from zoo.train.distill.losses import dispersion, spatial_loss, summary_loss
+from zoo.train.distill.config import Losses, SummaryLoss
+from zoo.train.distill.losses import constant_guess, refuse_no_probabilities, spatial_loss
 from zoo.train.distill.phi_s import Moments, Normalizer, fit
 from zoo.train.distill.plan_step import StepPlan, plan_step
 from zoo.train.distill.setup import Setup
@@ -125,17 +125,28 @@ class Statistics:
         summaries, tokens = (_in_order(x, self.slices) for x in (self.summaries, self.tokens))
         return Statistics(moments, summaries, tokens, self.finite)
 
-    def summary_normalizers(self, kind: str) -> dict[str, Normalizer]:
-        """Fit the transforms of the summaries, by `summary_key`; none if they stay as they are."""
+    def summary_normalizers(
+        self, kind: str, losses: Mapping[str, SummaryLoss] = MappingProxyType({})
+    ) -> dict[str, Normalizer]:
+        """Fit the transforms of the summaries, by `summary_key`; none if they stay as they are.
+
+        Probabilities stay as they are.
+        """
         found = {}
         for label, parts in self.summaries.items() if kind != "none" else ():
+            if losses.get(label) in ("bce", "cross_entropy"):
+                continue
             moments = Moments(parts[0].shape[-1])
             moments.update(full_precision(torch.cat(parts)))
             found[summary_key(label)] = fit(kind, moments)
         return found
 
     def baseline_losses(
-        self, normalizers: Normalizers, size: int, losses: Losses
+        self,
+        normalizers: Normalizers,
+        size: int,
+        losses: Losses,
+        summaries: Mapping[str, SummaryLoss] = MappingProxyType({}),
     ) -> dict[str, Tensor]:
         """Return what a constant guess would lose in the losses of a run, by their names.
 
@@ -146,15 +157,19 @@ class Statistics:
         Args:
             size: The run's own.
             losses: Which losses these are.
+            summaries: The loss of each teacher's summaries, by label; `losses.summary` otherwise.
+
+        Raises:
+            ValueError: a loss is for probabilities, and the summaries are none.
         """
         found = {}
         for label, parts in self.summaries.items():
             y = full_precision(torch.cat(parts))
             if summary_key(label) in normalizers:
                 y = normalizers[summary_key(label)](y)
-            unit = F.normalize(y, dim=-1)
-            lost = summary_loss(unit.mean(0).expand_as(unit), unit)
-            found[f"{label}/summary"] = dispersion(y) if losses.summary == "angle" else lost
+            kind = summaries.get(label, losses.summary)
+            refuse_no_probabilities(kind, y, label)
+            found[f"{label}/summary"] = constant_guess(kind, y)
         for (label, other), moments in self.moments.items():
             if other == size and losses.spatial == "mse":
                 found[f"{label}/spatial"] = _variance(moments, normalizers[label])
@@ -222,7 +237,7 @@ def calibrate(setup: Setup) -> Statistics:
     plan = plan_of(setup.train, config.batch, mix(config.seed, 3))
     mine = slices_of_rank(config.num_slices)
     feed = ImageFeed(
-        setup.train, setup.view, plan, setup.device, config.num_slices, mine, config.workers
+        setup.train, setup.view, plan, setup.device, config.num_slices, mine, setup.workers
     )
     steps, slices = config.calibration, len(mine)
     measured = Statistics(slices=slices)
@@ -320,8 +335,8 @@ def written_normalizers(path: Path) -> dict[str, Tensor]:
 
 def _fitted(found: Statistics, kinds: tuple[str, ...], setup: Setup) -> dict[str, Tensor]:
     """Fit every kind, and return all that the run's folder keeps, by key."""
-    own, losses = setup.config.size, setup.config.losses
-    summaries = found.summary_normalizers(setup.config.normalise_summary)
+    own, losses, kinds_of = setup.config.size, setup.config.losses, setup.config.summary_losses
+    summaries = found.summary_normalizers(setup.config.normalise_summary, kinds_of)
     tensors = {f"grid/{size}": torch.tensor(grid) for size, grid in setup.grids.items()}
     for key, normalizer in summaries.items():
         tensors |= {f"summary/{key}/{k}": v for k, v in normalizer.state_dict().items()}
@@ -330,7 +345,7 @@ def _fitted(found: Statistics, kinds: tuple[str, ...], setup: Setup) -> dict[str
         normalizers = {label: fit(kind, m) for label, m in moments.items()}
         for label, normalizer in normalizers.items():
             tensors |= {f"{kind}/{label}/{k}": v for k, v in normalizer.state_dict().items()}
-        baseline_losses = found.baseline_losses(normalizers | summaries, own, losses)
+        baseline_losses = found.baseline_losses(normalizers | summaries, own, losses, kinds_of)
         tensors |= {f"spread/{kind}/{name}": value for name, value in baseline_losses.items()}
         gains = found.gains(normalizers, own)
         tensors |= {f"gain/{kind}/{n}/{size}": value for (n, size), value in gains.items()}
@@ -352,9 +367,9 @@ def _read_baseline_losses(tensors: Mapping[str, Tensor], kind: str, setup: Setup
     """Return the baseline losses of one kind; refuse 0 where a loss would divide by it."""
     prefix = f"spread/{kind}/"
     found = {k.removeprefix(prefix): v.item() for k, v in tensors.items() if k.startswith(prefix)}
-    losses = setup.config.losses
-    wanted = losses.weighting == "dispersion" or losses.summary == "angle"
+    by_all = setup.config.losses.weighting == "dispersion"
     for name, value in found.items():
+        wanted = by_all or setup.config.summary_losses[name.rpartition("/")[0]] == "angle"
         if wanted and value < LEAST_BASELINE:
             raise ValueError(
                 f"{name} is all but the same for every image of the calibration (baseline "

@@ -1,5 +1,6 @@
 """A distillation, described by frozen dataclasses."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple, get_args
@@ -26,6 +27,7 @@ Normalise = Literal[
     "phi_s", "none", "global", "standardize", "alpha_only", "pca", "zca", "hadamard_whitening"
 ]
 Place = Literal["replicate", "shard"]
+SummaryLoss = Literal["run", "cosine", "angle", "bce", "cross_entropy"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +40,9 @@ class TeacherSpec:
     """Weight of the summary loss; 0 leaves the summary head out."""
     spatial: Annotated[float, at_least(0, "off")] = 1.0
     """Weight of the spatial loss; 0 leaves the spatial head out."""
+    loss: SummaryLoss = "run"
+    """Of its summary: cosine, angle; bce, if it is probabilities, each for itself; cross_entropy,
+    if they add up to 1; with both the head answers with logits. run: that of losses.summary."""
     rate: Annotated[float, SHARE] = 1.0
     """Share of the steps in which the teacher is sampled; its losses then count 1/rate times."""
     follow: bool = False
@@ -58,6 +63,16 @@ class TeacherSpec:
                 f"The teacher {self.name} has place={self.place}; it is replicate (a whole copy on "
                 "each process) or shard (its blocks cut over those of a node)."
             )
+        if self.loss not in get_args(SummaryLoss):
+            raise ValueError(
+                f"The teacher {self.name} has loss={self.loss}; the losses of a summary are "
+                f"{', '.join(get_args(SummaryLoss))}."
+            )
+        if self.loss != "run" and not self.summary:
+            raise ValueError(
+                f"The teacher {self.name} has loss={self.loss} for its summary, and summary=0 "
+                "leaves that out; drop one of them."
+            )
         if not self.summary + self.spatial:
             raise ValueError(
                 f"The teacher {self.name} has the loss weights 0 and 0; one must be above 0."
@@ -68,16 +83,16 @@ class TeacherSpec:
         """Read a name and options: `name,summary=0.5,rate=0.5,follow=1,mosaic=4,place=shard`."""
         name, *options = text.split(",")
         numbers: dict[str, Any] = {}
-        place: Any = "replicate"
+        words: dict[str, Any] = {}
         for option in options:
             key, _, value = option.partition("=")
-            if key == "place":
-                place = value
+            if key in ("place", "loss"):
+                words[key] = value
                 continue
             if key not in ("summary", "spatial", "rate", "follow", "mosaic", "at"):
                 raise ValueError(
-                    f"{option!r} in {text!r}: a teacher's options are summary=, spatial=, rate=, "
-                    "follow=, mosaic=, at=, place=."
+                    f"{option!r} in {text!r}: a teacher's options are summary=, spatial=, loss=, "
+                    "rate=, follow=, mosaic=, at=, place=."
                 )
             try:
                 numbers[key] = int(value) if key in ("mosaic", "at") else float(value)
@@ -86,7 +101,11 @@ class TeacherSpec:
         follow = numbers.pop("follow", 0.0)
         if follow not in (0, 1):
             raise ValueError(f"follow={follow:g} in {text!r}: it is 1 (yes) or 0 (no).")
-        return cls(name=name, **numbers, follow=bool(follow), place=place)
+        return cls(name=name, **numbers, **words, follow=bool(follow))
+
+    def summary_loss(self, losses: "Losses") -> SummaryLoss:
+        """Return the loss of its summary, by name."""
+        return losses.summary if self.loss == "run" else self.loss
 
     def describe(self) -> str:
         """Write it as `parse` reads it."""
@@ -95,6 +114,7 @@ class TeacherSpec:
             if getattr(self, key) != 1:
                 text += f",{key}={getattr(self, key):g}"
         text += f",at={self.at}" if self.at else ""
+        text += f",loss={self.loss}" if self.loss != "run" else ""
         text += f",place={self.place}" if self.place != "replicate" else ""
         return f"{text},follow=1" if self.follow else text
 
@@ -170,7 +190,9 @@ class Distill(Training):
     kind: ClassVar[str] = "distill"
     may_cut: ClassVar[bool] = True
     one_measure: ClassVar[bool] = True
+    before: ClassVar[Mapping[str, Any]] = {"decoder": "pillow"}
     resumable: ClassVar[frozenset[str]] = Training.resumable | {
+        "speed",
         "compile_teachers",
         "overlap",
         "eval_images",
@@ -234,10 +256,20 @@ class Distill(Training):
     teacher_precision: Literal["auto", "bf16", "int8", "fp8"] = "auto"
     """bf16 keeps the teachers' weights so, int8 and fp8 multiply in 8 bits as far as the fidelity
     to bf16 allows; auto is bf16 where the run is, on CUDA."""
+    speed: Literal["auto", "plain"] = "auto"
+    """auto takes what is fastest on a GPU: networks with convolutions in channels last, student and
+    teachers compiled, the student in CUDA graphs, teachers one batch ahead; the log and about.json
+    say what was chosen. It changes rounding and which random numbers drop paths draw. plain, which
+    auto is on a CPU, computes each step as it is written."""
     compile_teachers: bool = False
-    """Compile the teachers' blocks, for their one size."""
+    """Compile the teachers' blocks, for their one size, with speed plain too."""
     overlap: bool = False
-    """Run the teachers on the next batch while the student learns from this one (CUDA)."""
+    """Run the teachers on the next batch while the student learns from this one (CUDA), with speed
+    plain too."""
+    decoder: Literal["auto", "pillow", "torch"] = "auto"
+    """What decodes images for training, settled when a run begins. auto is torch for a GPU, which
+    takes two thirds of Pillow's time for JPEGs that are not shrunk to half, and pillow elsewhere.
+    """
     view_epochs: Annotated[int, NOT_NEGATIVE] = 0
     """Epochs after which the augmented views repeat; 0 draws new ones in every epoch."""
     cache: Path | None = None
@@ -433,6 +465,14 @@ class Distill(Training):
     def cache_folder(self) -> Path | None:
         """`cache`, with the run's folder in it."""
         return self.cache and Path(str(self.cache).replace("{out}", str(self.out)))
+
+    @property
+    def summary_losses(self) -> dict[str, SummaryLoss]:
+        """The loss of each teacher's summary, by label."""
+        return {
+            label: spec.summary_loss(self.losses)
+            for label, spec in zip(self.labels, self.teachers, strict=True)
+        }
 
     @property
     def labels(self) -> list[str]:

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Float64
 from torch import Tensor
 
-from zoo.train.distill.config import Losses
+from zoo.train.distill.config import Losses, SummaryLoss
 
 
 def summary_loss(ours: Float[Tensor, "B C"], theirs: Float[Tensor, "B C"]) -> Float[Tensor, ""]:
@@ -55,6 +55,77 @@ def _angles(ours: Float[Tensor, "B C"], theirs: Float[Tensor, "B C"]) -> Float[T
     """
     a, b = (F.normalize(x, dim=-1) for x in (ours, theirs))
     return 2 * torch.atan2(torch.linalg.vector_norm(a - b, dim=-1), (a + b).norm(dim=-1))
+
+
+def bce(ours: Float[Tensor, "B C"], theirs: Float[Tensor, "B C"]) -> Float[Tensor, ""]:
+    """Average the binary cross-entropy (Hydra-MDP, 2406.06978: heads of rule-based teachers).
+
+    Args:
+        ours: Logits.
+        theirs: Probabilities, each for itself.
+    """
+    return F.binary_cross_entropy_with_logits(*_widened(ours, theirs))
+
+
+def cross_entropy(ours: Float[Tensor, "B C"], theirs: Float[Tensor, "B C"]) -> Float[Tensor, ""]:
+    """Average -Σ y log softmax(x) (Hydra-MDP, 2406.06978: imitation by soft targets).
+
+    Args:
+        ours: Logits.
+        theirs: Probabilities that add up to 1.
+    """
+    ours, theirs = _widened(ours, theirs)
+    return -(theirs * ours.log_softmax(dim=-1)).sum(-1).mean()
+
+
+def summary_distance(kind: SummaryLoss, *, dispersion: float = 1.0) -> Callable[..., Tensor]:
+    """Return a loss of summaries by its name.
+
+    Args:
+        dispersion: Of the teacher, which `angle` divides by.
+    """
+    if kind == "angle":
+        return partial(angle, dispersion=dispersion)
+    return {"cosine": summary_loss, "bce": bce, "cross_entropy": cross_entropy}[kind]
+
+
+def constant_guess(kind: SummaryLoss, y: Float[Tensor, "n C"]) -> Float[Tensor, ""]:
+    """Return what the best constant answer loses: the entropy of the mean of probabilities.
+
+    Of `angle` it is the dispersion, before the loss is divided by this very number; of cosines the
+    loss of the mean direction.
+    """
+    if kind == "angle":
+        return dispersion(y)
+    if kind == "cosine":
+        unit = F.normalize(y, dim=-1)
+        return summary_loss(unit.mean(0).expand_as(unit), unit)
+    mean = y.mean(0).clamp_min(torch.finfo(y.dtype).tiny)
+    logits = mean.logit(eps=1e-7) if kind == "bce" else mean.log()
+    return summary_distance(kind)(logits.expand_as(y), y)
+
+
+def refuse_no_probabilities(kind: SummaryLoss, y: Float[Tensor, "n C"], label: str) -> None:
+    """Check that a teacher's summaries are what its loss takes them for.
+
+    Raises:
+        ValueError: they are not probabilities.
+    """
+    if kind not in ("bce", "cross_entropy"):
+        return
+    low, high = y.aminmax()
+    if low < -1e-6 or high > 1 + 1e-6:
+        raise ValueError(
+            f"The teacher {label} has loss={kind}, which is for probabilities, and its summaries "
+            f"are between {low:.3g} and {high:.3g}; leave loss= out."
+        )
+    sums = y.sum(-1)
+    if kind == "cross_entropy" and (sums - 1).abs().max() > 1e-3:
+        raise ValueError(
+            f"The teacher {label} has loss=cross_entropy, which is for probabilities that add up "
+            f"to 1, and its add up to {sums.min():.3g} to {sums.max():.3g}; loss=bce takes each "
+            "for itself."
+        )
 
 
 def cosine(ours: Float[Tensor, "*B C"], theirs: Float[Tensor, "*B C"]) -> Float[Tensor, ""]:

@@ -1,6 +1,6 @@
 """Distillation as a task of the training loop."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 
 import numpy as np
@@ -13,7 +13,7 @@ from zoo.students.student import MESA, Student, summary_key
 from zoo.teachers.teacher import Teacher
 from zoo.train.distill.calibrate import Calibration, Gains
 from zoo.train.distill.config import Distill
-from zoo.train.distill.losses import angle, spatial_loss, summary_loss
+from zoo.train.distill.losses import spatial_loss, summary_distance
 from zoo.train.distill.plan_step import Align, Grids, StepPlan, drawn_teachers, plan_step
 from zoo.train.distill.step import Term, distill_step, spatial_term, summary_term
 from zoo.train.distill.weighting import Weighting
@@ -44,6 +44,8 @@ class DistillTask(Task):
         self.config = config
         self.plan, self.teachers, self.grids, self.gains = plan, teachers, grids, gains
         self.terms, self.weighting = terms, weighting
+        self.fast: Callable[..., dict[str, Features]] | None = None
+        """What runs in the student's place in training, if anything does."""
         self.size = config.size
         """Of the student in the slice whose losses were asked for last."""
 
@@ -89,7 +91,7 @@ class DistillTask(Task):
         if mesa and state.ema:
             with torch.no_grad():
                 targets = {**targets, MESA: planned.average(state.ema.module)(batch)}
-        student = planned.student(state.model, mesa=mesa)
+        student = planned.student(state.model, mesa=mesa, fast=self.fast)
         return distill_step(batch, student, targets, self.terms, partial(self.align, planned))
 
     def align(self, planned: StepPlan, label: str) -> Align:
@@ -122,9 +124,9 @@ def terms_of(
     distance, each = spatial_loss(losses), losses.teacher_drop > 0
     for label, head in student.heads.items():
         if head.summary is not None:
-            found = summary_loss
-            if losses.summary == "angle":
-                found = partial(angle, dispersion=baseline_losses[f"{label}/summary"])
+            kind = config.summary_losses.get(label, losses.summary)
+            scale = baseline_losses[f"{label}/summary"] if kind == "angle" else 1.0
+            found = summary_distance(kind, dispersion=scale)
             yield summary_term(label, found, normalizers.get(summary_key(label)), each_image=each)
         if head.spatial is not None:
             yield spatial_term(label, distance, normalizers[label], each_image=each)

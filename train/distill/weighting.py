@@ -169,7 +169,7 @@ def _weight(
     if label == MESA:
         return losses.mesa
     weight = specs[label].summary if part == "summary" else specs[label].spatial
-    scaled = part == "summary" and losses.summary == "angle"
+    scaled = part == "summary" and specs[label].summary_loss(losses) == "angle"
     return (
         weight / baseline_losses[name]
         if losses.weighting == "dispersion" and not scaled

@@ -50,6 +50,7 @@ from zoo.eval.speed.environment import environment
 from zoo.eval.subject import EvalRequest, about_model, is_run_folder
 from zoo.students.export import load_export
 from zoo.train.distill.config import Distill
+from zoo.train.distill.fold import with_probabilities
 from zoo.train.distill.setup import prepare
 from zoo.train.fields import changed
 from zoo.train.mesh import MORE_PATIENCE, by_first, is_first, union
@@ -95,8 +96,8 @@ def check(request: EvalRequest) -> None:
     kind = kind_of(find(request.on))
     reads_text = kind != "vision"
     if request.on and ((reads_text and request.size) or (not reads_text and request.tokenizer)):
-        option = "--size is of vision models" if reads_text else "--tokenizer is of text"
-        raise ValueError(f"{option}, which {', '.join(request.on)} do not read.")
+        option, of = ("--size", "images") if reads_text else ("--tokenizer", "text")
+        raise ValueError(f"{option} is of {of}, which {', '.join(request.on)} do not read.")
     for name in find(request.on):
         load(name)
         reads = BENCHMARKS[name].reads
@@ -364,7 +365,8 @@ def _measure_run(target: str, folder: Path, request: EvalRequest) -> list[Record
     setting = prepare(config)
     student = load_export(run.path / "export", device=setting.device)
     with setting.autocast():
-        values = dict(fidelity(student, setting.teachers, held_out(setting)))
+        shown = with_probabilities(student, setting.config.summary_losses)
+        values = dict(fidelity(shown, setting.teachers, held_out(setting)))
     values |= dict(probe(student.features, setting))
     union(setting.unreadable)
     if not is_first():

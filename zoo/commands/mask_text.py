@@ -4,8 +4,8 @@ from pathlib import Path
 from typing import Any
 
 from zoo.commands.distill_text import evaluated, export, prepare
-from zoo.data.plan import Plan
 from zoo.data.text import TextFeed
+from zoo.data.text_mixture import plan_of_rows
 from zoo.language.open import open_language_model
 from zoo.language.tokens import read_tokens
 from zoo.train.device import autocast
@@ -42,17 +42,17 @@ class TextModel:
     def show(self) -> None:
         """Show the model its calibration rows."""
         config, setup = self.config, self.setup
-        rows = min(config.calibration, len(setup.train))
+        rows = setup.train.sample(config.calibration)
         self.model.eval()
         with autocast(config.precision, setup.device):
-            for start in range(0, rows, config.batch):
-                tokens = setup.train.rows(range(start, min(start + config.batch, rows)))
+            for start in range(0, len(rows), config.batch):
+                tokens = setup.train.rows(rows[start : start + config.batch])
                 read_tokens(self.model, tokens.to(setup.device))
 
     def lesson(self, run: Run) -> Lesson:
         """Return what masks are learnt by: the text, teachers' next tokens, or both."""
         config, setup = self.config, self.setup
-        plan = Plan(len(setup.train), config.batch, config.seed)
+        plan = plan_of_rows(setup.train, config.batch, config.seed)
         slices = slices_of_rank(config.num_slices)
         feed = TextFeed(setup.train, plan, setup.device, config.num_slices, slices)
         return Lesson(

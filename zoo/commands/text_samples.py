@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import torch
 
-from zoo.data.text import TextSource
+from zoo.data.text import Rows
 from zoo.language.tokenizers import Tokenizer
 from zoo.train.distill.on_policy import continued
 
@@ -13,7 +13,7 @@ ROWS, TOKENS = 3, 64
 TEMPERATURE = 0.8
 
 
-def prompts_of(source: TextSource) -> list[tuple[list[int], list[int]]]:
+def prompts_of(source: Rows) -> list[tuple[list[int], list[int]]]:
     """Return the ids of the documents with which the first rows begin, cut: prompt and rest."""
     found = []
     for index in range(min(ROWS, len(source))):
@@ -25,18 +25,19 @@ def prompts_of(source: TextSource) -> list[tuple[list[int], list[int]]]:
 
 
 def write_samples(
-    model: torch.nn.Module, source: TextSource, tokenizer: Tokenizer, seed: int
+    model: torch.nn.Module, source: Rows, tokenizer: Tokenizer, seed: int
 ) -> list[dict[str, str]]:
     """Return `prompt`, `text` (how it goes on in truth) and `written` of some held-out rows."""
     pairs, device = prompts_of(source), next(model.parameters()).device
     prompts = [torch.tensor(prompt, device=device) for prompt, _ in pairs]
-    length = min(TOKENS, source.length - max(map(len, prompts)))
+    length = min(TOKENS, source.row_length - max(map(len, prompts)))
     training, devices = model.training, [device] if device.type == "cuda" else []
     model.eval()
     with torch.no_grad(), torch.random.fork_rng(devices=devices):
         torch.manual_seed(seed)
-        options = dict(end=tokenizer.end, temperature=TEMPERATURE)
-        written = continued(model, prompts, length, **options).tolist()
+        written = continued(
+            model, prompts, length, end=tokenizer.end, temperature=TEMPERATURE
+        ).tolist()
     model.train(training)
     return [
         dict(

@@ -1,9 +1,10 @@
 """Text as rows of tokens: files, documents, a stream that is tokenised once, windows of it."""
 
 import hashlib
+from abc import ABC, abstractmethod
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from zoo.data.feed import PlanFeed
 from zoo.data.plan import Plan
 from zoo.files import cache_dir, parse_json, save_whole
 from zoo.language.tokenizers import Tokenizer
-from zoo.language.tokens import Tokens
+from zoo.language.tokens import ALL, Tokens
 
 SUFFIXES = (".txt", ".jsonl", *TABLES)
 HASHED = 2**24
@@ -26,8 +27,43 @@ VERSION = 2
 """Part of the cache's key: raise it when what is tokenised changes."""
 
 
+class Rows(ABC):
+    """Rows of tokens by their numbers."""
+
+    @property
+    @abstractmethod
+    def row_length(self) -> int:
+        """Tokens in a row."""
+
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+    @abstractmethod
+    def key(self, index: int) -> str:
+        """Name a row."""
+
+    @abstractmethod
+    def row(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return the ids and the segments of a row, [length] each."""
+
+    def sample(self, count: int) -> Sequence[int]:
+        """Return the numbers of so many rows that stand for all, for calibration."""
+        return range(min(count, len(self)))
+
+    @abstractmethod
+    def bytes_in(self, rows: int) -> float:
+        """Return the bytes that a token of the first so many rows has on average."""
+
+    def rows(self, indices: Sequence[int] | np.ndarray, positions: Sequence[int] = ()) -> Tokens:
+        """Return several rows as a batch."""
+        ids, segments = zip(*(self.row(int(index)) for index in indices), strict=True)
+        keys = [self.key(int(index)) for index in indices]
+        stacked = [torch.from_numpy(np.stack(parts)) for parts in (ids, segments)]
+        return Tokens(stacked[0], stacked[1], keys, positions)
+
+
 @dataclass(frozen=True)
-class TextSource:
+class TextSource(Rows):
     """Windows of a stream of tokens.
 
     A window is a row of `length` tokens. In a mixed source the documents stand one behind another,
@@ -52,6 +88,10 @@ class TextSource:
     """What every row begins with, also in the middle of a document: Gemma's first token takes the
     attention that nothing else wants, and without this one its perplexity is three times as high.
     The first token of a row is never predicted, so this one takes its place."""
+
+    @property
+    def row_length(self) -> int:
+        return self.length
 
     @cached_property
     def offsets(self) -> np.ndarray:
@@ -103,23 +143,26 @@ class TextSource:
         segments[: stop - start] = documents - documents[0]
         return ids, segments
 
-    def rows(self, indices: Sequence[int] | np.ndarray, positions: Sequence[int] = ()) -> Tokens:
-        """Return several rows as a batch."""
-        ids, segments = zip(*(self.row(int(index)) for index in indices), strict=True)
-        keys = [self.key(int(index)) for index in indices]
-        stacked = [torch.from_numpy(np.stack(parts)) for parts in (ids, segments)]
-        return Tokens(stacked[0], stacked[1], keys, positions)
+    def packed(self, mixed: bool) -> "TextSource":
+        """Return the same text with several documents in a row, or one."""
+        return replace(self, mixed=mixed)
+
+    def bytes_in(self, rows: int) -> float:
+        del rows  # the whole text's: a document's end has a token and no byte
+        return self.bytes_a_token
 
 
 @dataclass
 class TextFeed(PlanFeed):
     """Rows of a text in the order of a plan."""
 
-    source: TextSource
+    source: Rows
     plan: Plan
     device: torch.device
     num_slices: int = 1
     slices: Sequence[int] = ()
+    own: slice = field(default_factory=lambda: ALL)
+    """The columns that this rank learns from."""
 
     def __post_init__(self):
         self.slices = tuple(self.slices) or tuple(range(self.num_slices))
@@ -131,12 +174,13 @@ class TextFeed(PlanFeed):
             for index in self.slices:
                 here = positions[index]
                 rows = self.source.rows(self.plan.indices_at(here), here.tolist())
-                yield rows.to(self.device)
+                yield replace(rows.to(self.device), own=self.own)
 
     def counts(self, step: int) -> Mapping[str, int]:
-        """Return the tokens of a batch whose next one is learnt."""
-        total = int(self.source.rows(self.plan.indices(step)).counted.sum())
-        return defaultdict(lambda: max(1, total))
+        """Return the tokens of a batch whose next one is learnt; for `dropped`, all of them."""
+        rows = self.source.rows(self.plan.indices(step))
+        total = max(1, int(rows.counted.sum()))
+        return defaultdict(lambda: total, dropped=rows.ids.numel())
 
 
 def open_text(path: str | Path, tokenizer: Tokenizer, length: int) -> TextSource:

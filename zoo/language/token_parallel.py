@@ -17,7 +17,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 import zoo.language.hyena_filters as filters
-from zoo.language.tokens import TokenFeatures, Tokens
+from zoo.language.tokens import SPREAD, TokenFeatures, Tokens, head_of, states_at
 from zoo.layers.sequence import (
     Group,
     causal_conv,
@@ -41,6 +41,8 @@ KINDS = ("llama", "mixtral", "qwen3", "qwen3_moe", "nemotron", "nemotron_h", HYE
 class TokenParallel:
     """A model whose rows are spread over ranks; it is changed in place, and its weights are not.
 
+    From then on `read_tokens` reads it through this.
+
     Args:
         model: A causal language model, one of `KINDS`.
         group: The ranks that hold a row together.
@@ -50,10 +52,11 @@ class TokenParallel:
     """
 
     def __init__(self, model: Any, group: Group):
-        check_model(model, group)
+        check_model(model, world(group))
         self.model, self.group = model, group
         self.lengths: Sequence[int] = ()
         self.mask: Bool[Tensor, "B 1 T T"] | None = None
+        setattr(model, SPREAD, self)
         if model.config.model_type == HYENA:
             _spread_hyena(self, model)
             return
@@ -76,12 +79,15 @@ class TokenParallel:
         cut = partial(split_tokens, lengths=lengths, group=self.group)
         return replace(tokens, ids=cut(tokens.ids), segments=cut(tokens.segments))
 
-    def read(self, tokens: Tokens, lengths: Sequence[int] | None = None) -> TokenFeatures:
+    def read(
+        self, tokens: Tokens, lengths: Sequence[int] | None = None, *, at: Sequence[float] = ()
+    ) -> TokenFeatures:
         """Read the features of this rank's stretch.
 
         Args:
             tokens: Whole rows, the same on all ranks of the group.
             lengths: Tokens of each rank; as even as can be by default.
+            at: See `read_tokens`.
 
         Raises:
             ValueError: they do not add up, or a rank has none, which transformers cannot run.
@@ -96,9 +102,9 @@ class TokenParallel:
             self.mask = same.tril()[:, None]
         places = split_tokens(tokens.places, self.lengths, self.group)
         ids = self.split(tokens, self.lengths).ids
-        options = dict(input_ids=ids, position_ids=places, use_cache=False)
-        last = self.model.base_model(**options).last_hidden_state
-        return TokenFeatures(last, self.model.get_output_embeddings().weight, ())
+        options = dict(position_ids=places, use_cache=False, output_hidden_states=bool(at))
+        out = self.model.base_model(input_ids=ids, **options)
+        return TokenFeatures(out.last_hidden_state, head_of(self.model), states_at(out, at))
 
     def attend(
         self,
@@ -113,11 +119,12 @@ class TokenParallel:
         return ulysses_attention(query, key, value, self.lengths, self.group, attend=attend)
 
 
-def check_model(model: Any, group: Group) -> None:
+def check_model(model: Any, num_ranks: int) -> None:
     """Refuse a model whose layers would not know of the other ranks' tokens.
 
     Raises:
-        ValueError: it is of another type than `KINDS`, attends in windows, or heads do not split.
+        ValueError: it is of another type than `KINDS`, attends in windows, draws random numbers
+            for each token, or its heads do not split.
     """
     config = model.config
     if config.model_type not in KINDS:
@@ -130,8 +137,14 @@ def check_model(model: Any, group: Group) -> None:
             f"The model attends in a window of {config.sliding_window}, which is not spread over "
             "ranks."
         )
+    for name, value in vars(config).items():
+        if value and (name.endswith("dropout") or name == "router_jitter_noise"):
+            raise ValueError(
+                f"The model draws random numbers for each token ({name} {value}), which would be "
+                f"others on a stretch of a row; set {name} to 0 in its config.json."
+            )
     heads = config.num_attention_heads
-    key_copies(heads, getattr(config, "num_key_value_heads", heads), world(group))
+    key_copies(heads, getattr(config, "num_key_value_heads", heads), num_ranks)
 
 
 def _attend(

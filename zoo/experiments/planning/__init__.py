@@ -1,0 +1,1 @@
+"""Choosing a trajectory: what rule-based teachers add to imitation."""
