@@ -132,7 +132,7 @@ class Training:
             "keep_best",
             "profile",
             "track",
-        )  # fmt: skip
+        )
     )
     """Fields that a resumed run may change: they do not touch what is learnt."""
 
