@@ -86,7 +86,23 @@ class TokenParallel:
         Raises:
             ValueError: they do not add up, or a rank has none, which transformers cannot run.
         """
-        self.lengths = lengths or even_lengths(tokens.ids.shape[1], self.group)
+        lengths = lengths or even_lengths(tokens.ids.shape[1], self.group)
+        ids = self.split(tokens, lengths).ids
+        last = self.run(tokens, lengths, input_ids=ids)
+        return TokenFeatures(last, self.model.get_output_embeddings().weight, ())
+
+    def run(
+        self, tokens: Tokens, lengths: Sequence[int], **stretch: Tensor
+    ) -> Float[Tensor, "B t D"]:
+        """Run the layers on this rank's stretch, given as `input_ids` or `inputs_embeds`.
+
+        Args:
+            tokens: Whole rows, for places and documents.
+
+        Raises:
+            ValueError: as `read`.
+        """
+        self.lengths = lengths
         if not min(self.lengths):
             raise ValueError(f"Each rank has a token or more; the lengths are {self.lengths}.")
         segments = tokens.segments
@@ -95,10 +111,8 @@ class TokenParallel:
             same = segments[:, :, None] == segments[:, None]
             self.mask = same.tril()[:, None]
         places = split_tokens(tokens.places, self.lengths, self.group)
-        ids = self.split(tokens, self.lengths).ids
-        options = dict(input_ids=ids, position_ids=places, use_cache=False)
-        last = self.model.base_model(**options).last_hidden_state
-        return TokenFeatures(last, self.model.get_output_embeddings().weight, ())
+        options: dict[str, Any] = dict(position_ids=places, use_cache=False)
+        return self.model.base_model(**stretch, **options).last_hidden_state
 
     def attend(
         self,
