@@ -1,8 +1,8 @@
 """A Llava over several ranks that hold a row together: long videos, many images.
 
-Two steps (LongVILA, 2408.10188, section 3.3): images are shared out evenly for the tower, and what it
-makes of them is gathered; then tokens, of text and images together, are shared out evenly for the
-language model, whose attention goes over heads (Ulysses). Frames of a video are images.
+Two steps (LongVILA, 2408.10188): images are shared out evenly for the tower, and what it makes of
+them is gathered; then tokens, of text and images together, are shared out evenly for the language
+model, whose attention goes over heads (Ulysses). Frames of a video are images.
 
 Nothing is padded: one uneven exchange brings every rank the projected tokens, of which it takes
 those of its stretch.
@@ -19,13 +19,14 @@ from torch import Tensor
 from zoo.language.token_parallel import TokenParallel
 from zoo.language.tokens import TokenFeatures, head_of
 from zoo.layers.sequence import Group, even_lengths, gather_tokens, split_tokens, world
+from zoo.multimodal.budget import tokens_of
 from zoo.multimodal.image_text import ImageText, check_places
 
 
 def share_out(costs: Sequence[int], ranks: int) -> list[list[int]]:
     """Share images out so that the costliest share is small: longest first, to whom has least.
 
-    It is at most 4/3 - 1/(3 ranks) of the best (Graham 1969). Within a share images keep their order.
+    It is at most 4/3 - 1/(3 ranks) of the best (Graham 1969). A share keeps the images' order.
 
     Args:
         costs: Tokens of each image.
@@ -42,8 +43,8 @@ def share_out(costs: Sequence[int], ranks: int) -> list[list[int]]:
 class ImageTextParallel:
     """A Llava whose rows are spread over ranks; its language model is changed in place.
 
-    Each rank takes the loss of its own tokens; gradients of weights are to be added up over the ranks
-    (`zoo.language.token_parallel.add_over_ranks`).
+    Each rank takes the loss of its own tokens; gradients of weights are to be added up over the
+    ranks (`zoo.language.token_parallel.add_over_ranks`).
 
     Args:
         model: transformers' Llava with a tower of zoo's.
@@ -64,8 +65,8 @@ class ImageTextParallel:
             lengths: Tokens of each rank; as even as can be by default.
 
         Raises:
-            ValueError: lengths do not add up, or the text's tokens for images are not as many as the
-                images make.
+            ValueError: lengths do not add up, or the text's tokens for images are not as many as
+                the images make.
         """
         inner, ids = self.model.model, batch.tokens.ids
         lengths = lengths or even_lengths(ids.shape[1], self.group)
@@ -89,10 +90,8 @@ class ImageTextParallel:
             for image, place in zip(group, order, strict=True)
         }
         cell = inner.vision_tower.config.patch_size
-        counts = [
-            (images[i].shape[-2] // cell) * (images[i].shape[-1] // cell)
-            for i in range(len(images))
-        ]
+        sides = [images[i].shape[-2:] for i in range(len(images))]
+        counts = [tokens_of(height, width, cell) for height, width in sides]
         shares = share_out(counts, world(self.group))
         own = shares[torch.distributed.get_rank(self.group) if self.group is not None else 0]
         made = dict[int, Tensor]()
