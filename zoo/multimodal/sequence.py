@@ -51,7 +51,7 @@ class ImageTextParallel:
         group: The ranks that hold a row together.
 
     Raises:
-        ValueError: the language model is of a kind that cannot be spread, or its heads do not split.
+        ValueError: the language model cannot be spread, or its heads do not split.
     """
 
     def __init__(self, model: Any, group: Group):
