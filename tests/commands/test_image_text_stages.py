@@ -56,8 +56,9 @@ def test_prealignment_trains_each_encoder_then_the_projector_then_everything(lan
             if ".backbone." in name and tensor.is_floating_point():
                 joined = name.replace("vision_tower.", f"vision_tower.towers.{place}.")
                 assert tensor.equal(project[joined]), joined
+    written = (folders[-1] / "about.json").stat().st_mtime_ns
     zoo(f"distill --resume {tmp_path}/run")  # every stage is finished: nothing is trained again
-    assert about(folders[-1])["after"] == about(folders[-1])["after"]
+    assert (folders[-1] / "about.json").stat().st_mtime_ns == written
 
 
 @pytest.mark.long
@@ -79,22 +80,23 @@ def test_a_stopped_run_in_stages_goes_on_with_the_stage_that_is_not_finished(lan
 @pytest.mark.long
 def test_a_student_learns_from_a_frozen_model_s_answers_and_its_tower(language, tmp_path):
     tower = "--tower resnet10t@32 --tower-options output_stride=16"
+    learns = f"--steps 25 --every.log 1 --optim.lr 2e-3 {SMALL}"
     zoo(
-        f"distill --image-text generated:48 {tower} --language {language} --steps 2 {SMALL} "
+        f"distill --image-text generated:48 {tower} --language {language} {learns} "
         f"--out {tmp_path}/teacher"
     )
     zoo(
         f"distill --image-text generated:48 --tower vit_tiny_patch16_224@32 --language {language} "
-        f"--teachers vlm:{tmp_path}/teacher --losses.kl 1 --losses.ce 0.5 --vision 1 --steps 30 "
-        f"--every.log 1 --optim.lr 2e-3 {SMALL} --out {tmp_path}/student"
+        f"--teachers vlm:{tmp_path}/teacher --losses.kl 2 --losses.ce 0 --vision 0.5 {learns} "
+        f"--out {tmp_path}/student"
     )
     lines = (tmp_path / "student" / "metrics.jsonl").read_text().splitlines()
     rows = [row for row in map(json.loads, lines) if row["kind"] == "train"]
-    for name in ("teacher/kl", "teacher/vision", "ce"):
-        early, late = (sum(row[name] for row in part) for part in (rows[:5], rows[-5:]))
-        assert late < early, name
+    for name in ("teacher/kl", "teacher/vision"):  # the student starts where its teacher did
+        early, late = (sum(row[name] for row in part) for part in (rows[:4], rows[-4:]))
+        assert late < 0.9 * early, name
     first = rows[0]
-    weighed = first["teacher/kl"] + first["teacher/vision"] + 0.5 * first["ce"]
+    weighed = 2 * first["teacher/kl"] + 0.5 * first["teacher/vision"]
     assert first["loss"] == pytest.approx(weighed, rel=1e-5)
 
 
