@@ -153,14 +153,14 @@ def main() -> None:
         row = dict(
             model=args.model, batch=args.batch, every=args.every, torch=torch.__version__,
             cut=is_sharded(state.learned), step_ms=1000 * median, checkpoint_gb=size / 1e9,
-            stall=found, blocked_s=run.blocked,
+            stall=found, blocked_s=run.blocked, steps_ms=[round(1000 * t, 1) for t in seconds],
             longest_step_ms=1000 * max(seconds[args.every // 2 :]), equal=same,
         )  # fmt: skip
         if device.type == "cuda":
             row |= dict(
                 gpu=torch.cuda.get_device_name(), peak_gb=torch.cuda.max_memory_allocated() / 1e9
             )
-        print(json.dumps(row))
+        print(json.dumps({name: value for name, value in row.items() if name != "steps_ms"}))
         if args.json and os.environ.get("RANK", "0") == "0":
             args.json.write_text(json.dumps(row, indent=1) + "\n")
 

@@ -48,6 +48,7 @@ SIZES = dict[str, Any](
         length=32, batch=4, teacher_steps=3, steps=3, rows=16, calibration=2,
     ),
 )  # fmt: skip
+"""full: an H200, minutes. tiny: to see that it works."""
 FAMILIES = dict(first="llama", second="gemma3", student="llama")
 
 

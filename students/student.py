@@ -139,6 +139,7 @@ class Student(nn.Module):
                 summary head.
         """
         folded = copy.copy(self)
+        vars(folded).pop("answer", None)  # compiled, it would answer with the heads of this one
         folded._modules = dict(self._modules)
         folded.heads = copy.deepcopy(self.heads)
         for name, change in fold.items():

@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
@@ -118,8 +118,10 @@ class Training:
     """Whether its weights may be cut over ranks (`--ranks fsdp`)."""
     one_measure: ClassVar[bool] = False
     """Whether its evaluation ends in one number, the higher the better (`keep_best`)."""
+    before: ClassVar[Mapping[str, Any]] = {}
+    """What was done before there was a field to choose it, for folders of older runs."""
     resumable: ClassVar[frozenset[str]] = frozenset(
-        ("out", "device", "workers", "every", "compile", "ranks", "keep", "keep_best")
+        ("out", "device", "workers", "every", "compile", "ranks", "keep", "keep_best", "profile")
     )
     """Fields that a resumed run may change: they do not touch what is learnt."""
 
@@ -141,12 +143,17 @@ class Training:
     """Autocast; auto is bf16 on CUDA and float32 elsewhere. float64, weights too, is for tests on
     a CPU."""
     compile: bool = False
-    workers: Annotated[int, WORKERS] = 0
-    """Processes that read samples."""
+    workers: Annotated[int | Literal["auto"], WORKERS] = "auto"
+    """Processes that read samples. auto is, for a GPU, one for each core but one (none on one or
+    two cores), shared out over the processes of the machine; 0, in the process itself, elsewhere.
+    """
     keep: Annotated[int, COUNT] = 2
     """The newest checkpoints that stay; with 1 a damaged one has none before it."""
     keep_best: bool = False
     """Keep the checkpoint of the best evaluation as well, for zoo export --best."""
+    profile: bool = False
+    """Profile 20 steps once the run is warm: profile.txt says where the time of a step goes,
+    profile.json is a trace for ui.perfetto.dev."""
     optim: Optim = field(default_factory=Optim)
     every: Every = field(default_factory=Every)
 
@@ -172,6 +179,11 @@ class Training:
     def samples(self) -> float:
         """What a step counts for, in `unit`, on average over the steps."""
         return self.batch
+
+    @property
+    def ranks_a_slice(self) -> int:
+        """Processes that take a slice together, each a part of its rows."""
+        return 1
 
     @property
     def num_slices(self) -> int:

@@ -47,6 +47,22 @@ def memory_of(device: torch.device) -> float:
     return min(whole, int(allowed)) if allowed.isdigit() else whole
 
 
+MOST_WORKERS = 32
+"""That `auto` starts: each holds an interpreter and its part of the index."""
+
+
+def workers_of(workers: int | str, device: torch.device) -> int:
+    """Resolve `auto` (`Training.workers`): one process less than the cores that this one may use.
+
+    On a CPU reading shares the cores with the model, so more processes win nothing there.
+    """
+    if isinstance(workers, int):
+        return workers
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    cores = (cores or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    return min(cores - 1, MOST_WORKERS) if device.type == "cuda" and cores > 2 else 0
+
+
 def autocast(precision: Precision, device: torch.device) -> AbstractContextManager:
     """Return the context in which models run; `auto` is bf16 on CUDA and float32 elsewhere."""
     bf16 = precision == "bf16" or (precision == "auto" and device.type == "cuda")

@@ -9,23 +9,24 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.utils import clip_grad_norm_
 
 from zoo.train.config import Training
 from zoo.train.damp import damped
 from zoo.train.device import autocast, tensor_cores
 from zoo.train.interrupt import Interrupt, Interrupted
-from zoo.train.mesh import any_rank, from_first, gather, sum_over_ranks, world
+from zoo.train.mesh import any_rank, from_first, gather, is_first, sum_over_ranks, world
 from zoo.train.optim import learning_rate
 from zoo.train.prefetch import Slice, numbered, prefetch
+from zoo.train.profiling import StepProfile
 from zoo.train.progress import Progress
 from zoo.train.run import Run
-from zoo.train.shard import whole
+from zoo.train.shard import clip_gradients
 from zoo.train.skew import Stragglers
 from zoo.train.slices import SliceBuffers, SliceSeeds
 from zoo.train.state import TrainState
 from zoo.train.step import Ranks
 from zoo.train.task import Feed, Task
+from zoo.train.waiting import DataClock
 
 
 def train(
@@ -54,15 +55,18 @@ def train(
     """
     device, every, first = state.device, config.every, state.step
     precision = partial(autocast, config.precision, device)
-    coming = prefetch(
-        numbered(feed, state.step, config.steps), task.targets, device, precision, ahead=ahead
-    )
+    data = DataClock(device, getattr(feed, "workers", None))
+    numbers = data.timed(numbered(feed, state.step, config.steps))
+    coming = prefetch(numbers, task.targets, device, precision, ahead=ahead)
     buffers = SliceBuffers(state.model) if config.num_slices > 1 else None
     wrapped = Ranks(task, state)
     progress = Progress(
         title, total=config.steps, start=state.step, samples=config.samples, unit=config.unit
     )
     skipped, stragglers = SkipList(run, progress), Stragglers(progress)
+    profile = None
+    if config.profile and is_first():
+        profile = StepProfile(run.path, state.step, config.steps, device)
     with Interrupt() as interrupt, progress, tensor_cores(device), run.settled():
         while state.step < config.steps:
             parts = islice(coming, len(feed.slices))
@@ -72,6 +76,8 @@ def train(
             if device.type == "cuda" and state.step == first + 1:  # the optimizer's state is there
                 run.prepare(state.state())
 
+            if profile and (line := profile.step(state.step)):
+                progress.print(line)
             step, stops = state.step, any_rank(interrupt.signal is not None or run.lost())
             ends = step == config.steps
             saves = ends or stops or step % every.checkpoint == 0
@@ -82,7 +88,7 @@ def train(
                 check_finite(state, feed, run)
             if logs:
                 late = stragglers.report(wrapped.clock.read()) if wrapped.clock else {}
-                write_log(state, config, run, progress, late)
+                write_log(state, config, run, progress, late, data)
             evaluates = config.keep_best if ends else step % every.evaluate == 0
             with progress.paused():
                 if evaluate and evaluates:
@@ -110,7 +116,7 @@ def take_step(
         `loss`, the weighted sum, and every loss over the whole batch; NaN for one left out.
     """
     step, sums, seen = state.step, dict[str, Tensor](), dict[str, Tensor]()
-    here = config.num_slices // world()
+    here = config.num_slices * config.ranks_a_slice // world()
     parts = iter(parts)
     if wrapped.clock:
         wrapped.clock.begin()
@@ -134,8 +140,9 @@ def take_step(
             add(sums, {"loss": total.detach()})
             add(sums, {name: share.detach().sum() for name, share in shares.items()})
             add(seen, {n: torch.full_like(sums[n], loss.count) for n, loss in losses.items()})
+        wrapped.add_copies()
         if buffers:
-            buffers.end_step(config.num_slices)
+            buffers.end_step(config.num_slices * config.ranks_a_slice)
     total, *rest = over_ranks([*sums.values(), *seen.values()])
     both = zip(seen, rest[: len(seen)], rest[len(seen) :], strict=True)
     means = {name: torch.where(count > 0, value, torch.nan) for name, value, count in both}
@@ -159,7 +166,7 @@ def update(state: TrainState, losses: Mapping[str, Tensor], config: Training) ->
     rate = learning_rate(state.step, config.steps, config.optim)
     for group in state.optimizer.param_groups:
         group["lr"] = rate * group.get("scale", 1.0)
-    norm = whole(clip_grad_norm_(state.parameters(), config.optim.clip or math.inf))
+    norm = clip_gradients(state.parameters(), config.optim.clip or math.inf)
     state.optimizer.step()
     state.optimizer.zero_grad(set_to_none=True)
     state.step += 1
@@ -193,12 +200,18 @@ def check_finite(state: TrainState, feed: Feed, run: Run) -> None:
 
 
 def write_log(
-    state: TrainState, config: Training, run: Run, progress: Progress, late: Mapping[str, object]
+    state: TrainState,
+    config: Training,
+    run: Run,
+    progress: Progress,
+    late: Mapping[str, object],
+    data: DataClock,
 ) -> None:
     """Write the means since the last log line; the one place where a step waits for the device.
 
     Args:
         late: What is known of stragglers.
+        data: Tells how long steps waited for data.
     """
     rows = torch.stack(state.unread)
     mean = rows.nanmean(dim=0).tolist()
@@ -209,7 +222,11 @@ def write_log(
     rate = learning_rate(state.step - 1, config.steps, config.optim)
     run.log("train", state.step, dict(values, lr=rate))
     shown = {name: value for name, value in values.items() if name != "grad_norm"}
-    run.log_speed(state.step, *progress.report(state.step, shown), unit=config.unit, late=late)
+    speed = progress.report(state.step, shown, data.read())
+    if advice := data.advice(progress.waited):
+        progress.print(advice)
+    late = dict(late, waited=round(progress.waited, 3))
+    run.log_speed(state.step, *speed, unit=config.unit, late=late)
 
 
 class SkipList:

@@ -152,25 +152,29 @@ def with_slices(config: C) -> C:
             "--nproc-per-node N -m zoo ..."
         )
     if config.slices == "auto" and world() > 1:
-        config = replace(config, slices=world())
-    slices_of_rank(config.num_slices)
+        config = replace(config, slices=world() // config.ranks_a_slice)
+    slices_of_rank(config.num_slices, config.ranks_a_slice)
     return config
 
 
-def slices_of_rank(num_slices: int) -> tuple[int, ...]:
+def slices_of_rank(num_slices: int, together: int = 1) -> tuple[int, ...]:
     """Return the slices of each batch that this rank takes.
+
+    Args:
+        together: Ranks that take a slice together; neighbours.
 
     Raises:
         ValueError: they do not share out evenly.
     """
-    which, _ = share()
-    count, rest = divmod(num_slices, world())
+    which, groups = share()[0] // together, world() // together
+    count, rest = divmod(num_slices, groups)
     if rest:
         near = [n for n in range(1, num_slices + 1) if num_slices % n == 0]
-        best = min(near, key=lambda n: abs(n - world()))
+        best = min(near, key=lambda n: abs(n - groups))
+        what = "processes" if together == 1 else f"groups of {together} processes"
         raise ValueError(
-            f"{world()} processes cannot share {num_slices} slices; the nearest number that can is "
-            f"{best}, or start a new run with --slices {world()} (or a multiple)."
+            f"{groups} {what} cannot share {num_slices} slices; the nearest number that can is "
+            f"{best}, or start a new run with --slices {groups} (or a multiple)."
         )
     return tuple(range(which * count, (which + 1) * count))
 

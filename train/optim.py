@@ -1,7 +1,7 @@
 """AdamW, and the learning rate as a function of the step."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -12,12 +12,17 @@ from zoo.train.config import Optim
 
 
 def build_optimizer(
-    model: nn.Module, config: Optim, groups: Iterable[dict[str, Any]] | None = None
+    model: nn.Module,
+    config: Optim,
+    groups: Iterable[dict[str, Any]] | None = None,
+    apart: Collection[str] = (),
 ) -> torch.optim.AdamW:
     """Make AdamW; biases, norms and what the model exempts (`no_weight_decay`) are not decayed.
 
     Args:
         groups: Parameter groups to take instead.
+        apart: Names of parameters that stand in groups of their own, for the same settings: those
+            that may be cut over ranks where others are not, which no fused step takes together.
     """
     if groups is None and config.layer_decay < 1:
         groups = parameter_groups(model, config)
@@ -26,8 +31,19 @@ def build_optimizer(
         groups = param_groups_weight_decay(
             model, weight_decay=config.weight_decay, no_weight_decay_list=list(exempt)
         )
+    if apart:
+        named = dict(model.named_parameters())
+        groups = divided(groups, {id(named[name]) for name in apart})
     fused = next(model.parameters()).is_cuda
     return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, fused=fused)
+
+
+def divided(groups: Iterable[dict[str, Any]], apart: Collection[int]) -> Iterator[dict[str, Any]]:
+    """Yield each group as two, where it has parameters of both kinds, told by their ids."""
+    for group in groups:
+        for kind in (False, True):
+            if part := [p for p in group["params"] if (id(p) in apart) == kind]:
+                yield dict(group, params=part)
 
 
 def parameter_groups(

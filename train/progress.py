@@ -25,6 +25,8 @@ class Progress:
         self.console = Console(stderr=True, highlight=False)
         self.title, self.total, self.samples, self.unit = title, total, samples, unit
         self._step, self._time = start, time.perf_counter()
+        self.waited = 0.0
+        """Share of the time since the report before the last in which steps waited for data."""
         self._bar = bars.Progress(
             bars.TextColumn("[bold]{task.description}"),
             bars.BarColumn(),
@@ -43,14 +45,23 @@ class Progress:
     def __exit__(self, *_) -> None:
         self._bar.stop()
 
-    def report(self, step: int, values: Mapping[str, float]) -> tuple[float, float]:
-        """Show where the run is; give samples per second and seconds since the last report."""
+    def report(
+        self, step: int, values: Mapping[str, float], waited: float | None = None
+    ) -> tuple[float, float]:
+        """Show where the run is; give samples per second and seconds since the last report.
+
+        Args:
+            waited: Seconds of these in which steps waited for data.
+        """
         now = time.perf_counter()
         seconds = max(now - self._time, 1e-9)
         rate = (step - self._step) * self.samples / seconds
         steps = step - self._step
         self._step, self._time = step, now
         text = f"{rate:.0f} {self.unit}/s  " + "  ".join(f"{k} {v:.3g}" for k, v in values.items())
+        if waited is not None:
+            self.waited = min(waited / seconds, 1.0)
+            text += f"  waited {self.waited:.0%}"
         self._bar.update(self._task, completed=step, text=text)
         if not self.console.is_terminal and is_first():
             left = (self.total - step) * seconds / max(steps, 1)

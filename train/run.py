@@ -141,7 +141,7 @@ class Run:
                 f"The run in {self.path} is one of {found}, not of {kind.kind}, says {path.name}."
             )
         try:
-            return built(kind, content)
+            return built(kind, dict(kind.before) | content)
         except ValueError as error:
             raise ValueError(f"{path} is not the config of a run: {error}") from error
 

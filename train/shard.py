@@ -5,10 +5,12 @@ ranks of a node and copied from node to node, so that the large transfers stay w
 """
 
 import os
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import clip_grad_norm_, clip_grads_with_norm_, get_total_norm
 
 from zoo.compiled_blocks import repeated_blocks
 from zoo.layers.stage import Stage
@@ -125,6 +127,21 @@ def cut_like(x: Tensor, like: Any) -> Tensor:
     from torch.distributed.tensor import distribute_tensor
 
     return distribute_tensor(x, like.device_mesh, like.placements, src_data_rank=None)
+
+
+@torch.no_grad()
+def clip_gradients(parameters: Sequence[nn.Parameter], largest: float) -> Tensor:
+    """Clip gradients by the norm of all of them, and return it; some or all may be cut."""
+    cut, plain = ([p for p in parameters if is_cut(p) == kind] for kind in (True, False))
+    if not (cut and plain):
+        return whole(clip_grad_norm_(parameters, largest))
+    norms = [
+        whole(get_total_norm([p.grad for p in some if p.grad is not None])) for some in (cut, plain)
+    ]
+    norm = torch.stack(norms).norm()
+    for some in (cut, plain):  # torch's kernels do not take both kinds at once
+        clip_grads_with_norm_(some, largest, norm)
+    return norm
 
 
 @torch.no_grad()

@@ -86,7 +86,7 @@ class SliceBuffers:
 
     @torch.no_grad()
     def end_step(self, slices: int) -> None:
-        """Move the buffers by the mean over the slices."""
+        """Move the buffers by the mean over the slices, a slice as often as ranks share it."""
         for buffer, mine in zip(self._buffers, self._sums, strict=True):
             total = sum_over_ranks(mine)
             buffer.copy_(total / slices if total.is_floating_point() else total // slices)

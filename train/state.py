@@ -2,7 +2,7 @@
 
 import copy
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -59,6 +59,8 @@ class TrainState:
     """The forms of a step."""
     learned: Any = None
     """Model and parts as one module: a `Learned`."""
+    spread: bool = False
+    """Whether ranks run a model together, which therefore every one of them has."""
 
     def __post_init__(self):
         if self.learned is None:
@@ -73,6 +75,8 @@ class TrainState:
         groups: Iterable[dict[str, Any]] | None = None,
         parts: Mapping[str, nn.Module] | None = None,
         ranks: str = "ddp",
+        place: Callable[[nn.Module], None] | None = None,
+        apart: Collection[str] = (),
     ) -> "TrainState":
         """Put an optimizer and an average beside a model that is to be trained.
 
@@ -81,6 +85,9 @@ class TrainState:
                 norms, biases and what the model's backbone exempts are not decayed.
             parts: Their parameters are trained as well, without weight decay.
             ranks: Of `Training`; with groups it must be ddp.
+            place: Spreads a model over ranks that run it together, in place; some of its weights
+                may be cut behind it.
+            apart: See `build_optimizer`.
         """
         if optim.lora and not any(".lora_A." in name for name, _ in model.named_parameters()):
             raise ValueError("optim.lora is for students; this training has no adapters.")
@@ -88,7 +95,12 @@ class TrainState:
             freeze(model, optim.freeze)
         ema = Average(model, optim.ema) if optim.ema else None
         parts, skeleton = parts or {}, None
-        learned, method = Learned(model, parts), method_of(ranks, model)
+        learned = Learned(model, parts)
+        method = "ddp" if place else method_of(ranks, model)
+        if place:
+            skeleton = copy.deepcopy(model).cpu() if is_first() else None
+            for whole in (model, ema.module) if ema else (model,):
+                place(whole)
         if method != "ddp":
             assert groups is None, "groups name parameters that are about to be cut"
             assert same_on_all(list(learned.parameters())), "the ranks begin differently"
@@ -96,11 +108,13 @@ class TrainState:
             mesh = mesh_of(method, next(model.parameters()).device)
             for whole in (learned, ema.module) if ema else (learned,):
                 shard(whole, mesh)
-        optimizer = build_optimizer(model, optim, groups)
+        optimizer = build_optimizer(model, optim, groups, apart)
         for part in parts.values():
             if own := list(part.parameters()):
                 optimizer.add_param_group(dict(params=own, weight_decay=0.0))
-        return cls(model, optimizer, ema, parts, skeleton=skeleton, learned=learned)
+        return cls(
+            model, optimizer, ema, parts, skeleton=skeleton, learned=learned, spread=bool(place)
+        )
 
     @property
     def device(self) -> torch.device:
@@ -186,11 +200,11 @@ class TrainState:
     def forms(self) -> dict[str, Any]:
         """What may be evaluated and exported: `average`, if there is one, and `raw`.
 
-        Weights that are cut over ranks are gathered for it, once a step: every rank asks, and rank
-        0 gets models.
+        Weights that are cut over ranks, and models that ranks run together, are gathered for it,
+        once a step: every rank asks, and rank 0 gets models.
         """
         found = (dict(average=self.ema.module) if self.ema else {}) | dict(raw=self.model)
-        if not is_sharded(self.learned):
+        if not (self.spread or is_sharded(self.learned)):
             return found
         if self.gathered is None or self.gathered[0] != self.step:
             forms = {name: self._gathered(model) for name, model in found.items()}
@@ -199,7 +213,12 @@ class TrainState:
 
     @property
     def averaged(self) -> Any:
-        """The averaged model where there is one, otherwise the model itself; as `forms`."""
+        """The averaged model where there is one, otherwise the model itself; as `forms`.
+
+        But one that ranks run together, every one of them gets.
+        """
+        if self.spread:
+            return self.ema.module if self.ema else self.model
         return next(iter(self.forms.values()))
 
     def _gathered(self, model: nn.Module) -> Any:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from zoo.train.mesh import same_on_all, world
-from zoo.train.shard import is_sharded
+from zoo.train.shard import is_cut
 from zoo.train.skew import StepClock
 from zoo.train.state import TrainState
 from zoo.train.task import Loss, Task
@@ -21,9 +21,12 @@ class Ranks:
         self.task, self.state = task, state
         self.learned: nn.Module = state.learned
         self.clock = StepClock(state.device) if world() > 1 else None
-        if world() > 1 and not is_sharded(state.learned):
+        cut = [name for name, p in state.learned.named_parameters() if is_cut(p)]
+        plain = [p for p in state.learned.parameters() if not is_cut(p)]
+        if world() > 1 and plain:
             # DDP would begin with rank 0's weights, and hide that the others drew their own
-            assert same_on_all(list(state.learned.parameters())), "the ranks begin differently"
+            assert same_on_all(plain), "the ranks begin differently"
+            DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(state.learned, cut)
             # buffers move by the mean over slices (`SliceBuffers`), not by rank 0's
             self.learned = DistributedDataParallel(
                 state.learned, broadcast_buffers=False, gradient_as_bucket_view=True
@@ -44,6 +47,16 @@ class Ranks:
     def backward(self, total: Tensor) -> None:
         """Add a slice's gradients. DDP and FSDP take the mean over the ranks; a loss is a sum."""
         (total * world() if world() > 1 else total).backward()
+
+    def add_copies(self) -> None:
+        """Add up, behind the last slice, gradients of cut weights that other ranks have copies of.
+
+        FSDP has done so with its own; those of experts are placed as partial until here.
+        """
+        cut: list[Any] = [p for p in self.learned.parameters() if is_cut(p) and p.grad is not None]
+        for p in cut:
+            if p.grad.placements != p.placements:
+                p.grad = p.grad.redistribute(placements=p.placements) / world()
 
     def accumulating(self, *, last: bool) -> AbstractContextManager:
         """Return the context of a slice; with DDP only behind the last one gradients are summed.

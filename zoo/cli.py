@@ -17,6 +17,7 @@ COMMANDS = {
     "convert": "zoo.commands.convert:main",
     "data": "zoo.commands.data:main",
     "distill": "zoo.commands.distill_args:main",
+    "train-lm": "zoo.commands.train_lm_args:main",
     "plan": "zoo.commands.cluster_plan_args:main",
     "launch": "zoo.commands.launch:main",
     "mask": "zoo.commands.mask_args:main",
@@ -35,7 +36,7 @@ COMMANDS = {
 }
 """Name -> module:function; a module is imported when its command is called."""
 
-ON_RANKS = ("distill", "mask", "elastic", "detect", "eval")
+ON_RANKS = ("distill", "train-lm", "mask", "elastic", "detect", "eval")
 """Commands that run on several processes: torchrun --nproc-per-node 8 -m zoo distill ..."""
 
 USAGE = """zoo: vision backbones, and the distillation of many frozen teachers into one student.
@@ -48,6 +49,7 @@ USAGE = """zoo: vision backbones, and the distillation of many frozen teachers i
   zoo data check PATH       what is wrong with shards and images, listed
   zoo distill [RECIPE] ...  train a student from teachers, to an export and a report
   zoo distill --image-text  train a vision tower, a projector and a language model on questions
+  zoo train-lm --text ...   a causal language model from random weights, or trained on
   zoo plan RECIPE ...       its speed, memory, traffic and cost on 8 to 2,048 GPUs
   zoo launch RECIPE ...     the torchrun line or SLURM script that starts it on many GPUs
   zoo prune MODEL ...       a smaller model of the same class, cut along its named axes

@@ -110,3 +110,42 @@ def test_an_unreadable_file_is_named(tmp_path):
     file.write_bytes(encoded(gradient(), "PNG")[:-300])
     with pytest.raises(UnreadableImage, match=r"a\.png cannot be read"):
         EncodedImage(file).rgb()
+
+
+def test_the_faster_decoder_sees_what_pillow_sees(tmp_path):
+    """A JPEG, one that is turned, one that is grey, a PNG; what is damaged is refused as ever."""
+    photo = Image.fromarray(smooth(96, 128))
+    turned = Image.Exif()
+    turned[274] = 6
+    photo.save(tmp_path / "plain.jpg", quality=95)
+    photo.save(tmp_path / "turned.jpg", quality=95, exif=turned)
+    photo.convert("L").save(tmp_path / "grey.jpg", quality=95)
+    photo.save(tmp_path / "plain.png")
+    for file in sorted(tmp_path.iterdir()):
+        theirs = np.asarray(EncodedImage(file.read_bytes()).rgb()).transpose(2, 0, 1)
+        ours = EncodedImage(file.read_bytes()).pixels().numpy()
+        assert ours.shape == theirs.shape and ours.dtype == np.uint8
+        assert np.abs(ours.astype(int) - theirs).max() <= 2
+    torn = (tmp_path / "plain.jpg").read_bytes()[:900]
+    with pytest.raises(UnreadableImage):
+        EncodedImage(torn).pixels()
+
+
+def test_views_of_both_decoders_are_alike():
+    data = io.BytesIO()
+    Image.fromarray(smooth(120, 160)).save(data, "JPEG", quality=95)
+    for size in (32, 96):  # the first is decoded at half its size, by Pillow in both cases
+        views = [View(size=size, decoder=decoder) for decoder in ("pillow", "torch")]
+        ours, theirs = (
+            view.train(data.getvalue(), np.random.default_rng(1)).astype(float) for view in views
+        )
+        assert ours.shape == (3, size, size)
+        assert np.abs(ours - theirs).mean() < 1.5  # half a pixel of a smooth image
+    assert "decoder" not in views[0].described() and views[1].described()["decoder"] == "torch"
+
+
+def smooth(rows: int, cols: int) -> np.ndarray:
+    """Make an image without edges."""
+    y, x = np.mgrid[:rows, :cols] / 40
+    waves = [np.sin(y + phase) * np.cos(x - phase) for phase in range(3)]
+    return (127.5 * (1 + np.stack(waves, -1))).astype(np.uint8)

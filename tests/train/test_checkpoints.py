@@ -3,11 +3,12 @@
 import json
 import pickle
 import random
+from concurrent.futures import Future
 
 import pytest
 import torch
 
-from zoo.train.checkpoint import write_sum
+from zoo.train.checkpoint import packed, pinned_like, split, write_sum
 from zoo.train.config import Training
 from zoo.train.run import Run
 
@@ -104,6 +105,36 @@ def test_a_checkpoint_holds_the_moment_at_which_it_was_begun(tmp_path):
     with run.settled():
         pass
     assert run.load()["w"].abs().max() == 0
+
+
+@pytest.mark.parametrize("same", [True, False])
+def test_memory_that_was_reserved_is_used_only_for_a_state_that_fits(tmp_path, same):
+    run, fits = Run(tmp_path), dict(step=1, model=dict(w=torch.ones(2**17), b=torch.ones(3)))
+    other = dict(step=1, model=dict(w=torch.ones(2**17 + (not same)), b=torch.ones(3)))
+    memory = Future()
+    memory.set_result(pinned_like(packed(split(other)[0])[0]))
+    run._saver._memory = memory
+    run.save(fits)
+    assert (run._saver._writer.state_dict_cache is not None) == same
+    for step in (1, 2):
+        state = dict(step=step, model=dict(w=torch.rand(2**17), b=torch.rand(3)))
+        run.save(state)
+        assert all(torch.equal(x, run.load()["model"][k]) for k, x in state["model"].items())
+
+
+@pytest.mark.gpu
+def test_memory_is_reserved_beside_training_and_the_checkpoint_is_the_same(tmp_path):
+    run = Run(tmp_path)
+    for step in (1, 2):
+        model = dict(w=torch.rand(2**20, device="cuda"), b=torch.rand(3, device="cuda"))
+        state = dict(step=step, model=model)
+        run.prepare(state)
+        run.save(state, wait=False)
+        model["w"].zero_()  # training goes on
+        run.wait()
+        found = run.load()
+        assert found and torch.equal(found["model"]["b"], model["b"].cpu())
+        assert found["model"]["w"].min() >= 0 and found["model"]["w"].mean() > 0.4
 
 
 def test_a_checkpoint_of_an_earlier_version_is_read(tmp_path):

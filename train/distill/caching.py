@@ -66,7 +66,7 @@ def holds(
     stored: Stored = config.cache_dtype
     found = CacheManifest(
         images=len(source), data=names.hexdigest()[:16], seed=config.seed, views=config.view_epochs,
-        view=dataclasses.asdict(view), normalise=config.normalise, stored=stored, shard=1,
+        view=view.described(), normalise=config.normalise, stored=stored, shard=1,
         teachers=about,
     )  # fmt: skip
     shard = max(1, SHARD_BYTES // max(1, found.image_bytes))
@@ -192,7 +192,7 @@ def stream(setup: Setup, positions: range) -> Iterator[Batch]:
     items = list(zip(places.tolist(), plan.indices_at(places).tolist(), strict=True))
     blocks = [items[i : i + plan.batch] for i in range(0, len(items), plan.batch)]
     views = Views(setup.train, setup.view, plan)
-    loader = DataLoader(views, batch_sampler=blocks, num_workers=config.workers, collate_fn=collate)
+    loader = DataLoader(views, batch_sampler=blocks, num_workers=setup.workers, collate_fn=collate)
     for part in loader:
         yield Batch(part["images"], part["keys"]).to(setup.device)
 
@@ -297,7 +297,7 @@ def stored_held_out(run: Run, setup: Setup, normalizers: Normalizers) -> dict[st
     assert config.cache_folder is not None
     source, view = spread(setup.val, config.eval_images), View(size=setup.view.size)
     held, spaces = _described(run, setup, source, normalizers)
-    held = dataclasses.replace(held, seed=0, views=1, view=dataclasses.asdict(view))
+    held = dataclasses.replace(held, seed=0, views=1, view=view.described())
     cache = Cache.prepare(config.cache_folder / f"held_out_{held.data}", held, spaces)
     listed = cache.path / "images.json"
     places = read_json(listed, dict[str, int]) if listed.is_file() else {}

@@ -237,7 +237,7 @@ def calibrate(setup: Setup) -> Statistics:
     plan = plan_of(setup.train, config.batch, mix(config.seed, 3))
     mine = slices_of_rank(config.num_slices)
     feed = ImageFeed(
-        setup.train, setup.view, plan, setup.device, config.num_slices, mine, config.workers
+        setup.train, setup.view, plan, setup.device, config.num_slices, mine, setup.workers
     )
     steps, slices = config.calibration, len(mine)
     measured = Statistics(slices=slices)

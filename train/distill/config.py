@@ -1,5 +1,6 @@
 """A distillation, described by frozen dataclasses."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple, get_args
@@ -189,7 +190,9 @@ class Distill(Training):
     kind: ClassVar[str] = "distill"
     may_cut: ClassVar[bool] = True
     one_measure: ClassVar[bool] = True
+    before: ClassVar[Mapping[str, Any]] = {"decoder": "pillow"}
     resumable: ClassVar[frozenset[str]] = Training.resumable | {
+        "speed",
         "compile_teachers",
         "overlap",
         "eval_images",
@@ -253,10 +256,20 @@ class Distill(Training):
     teacher_precision: Literal["auto", "bf16", "int8", "fp8"] = "auto"
     """bf16 keeps the teachers' weights so, int8 and fp8 multiply in 8 bits as far as the fidelity
     to bf16 allows; auto is bf16 where the run is, on CUDA."""
+    speed: Literal["auto", "plain"] = "auto"
+    """auto takes what is fastest on a GPU: networks with convolutions in channels last, student and
+    teachers compiled, the student in CUDA graphs, teachers one batch ahead; the log and about.json
+    say what was chosen. It changes rounding and which random numbers drop paths draw. plain, which
+    auto is on a CPU, computes each step as it is written."""
     compile_teachers: bool = False
-    """Compile the teachers' blocks, for their one size."""
+    """Compile the teachers' blocks, for their one size, with speed plain too."""
     overlap: bool = False
-    """Run the teachers on the next batch while the student learns from this one (CUDA)."""
+    """Run the teachers on the next batch while the student learns from this one (CUDA), with speed
+    plain too."""
+    decoder: Literal["auto", "pillow", "torch"] = "auto"
+    """What decodes images for training, settled when a run begins. auto is torch for a GPU, which
+    takes two thirds of Pillow's time for JPEGs that are not shrunk to half, and pillow elsewhere.
+    """
     view_epochs: Annotated[int, NOT_NEGATIVE] = 0
     """Epochs after which the augmented views repeat; 0 draws new ones in every epoch."""
     cache: Path | None = None

@@ -12,10 +12,10 @@ class HiddenMatch(nn.Module):
 
     Of states as they are it is each token's squared error over its target's square, so that no
     tower's scale counts. Of normalised ones (PHI-S, 2410.01680) it is the mean squared error over
-    channels, as of a vision teacher's map, and the projections have a bias, as its heads do.
-    It is weighed by α = KL / distance of the step before: the step's own would make slices of a
-    batch wait for each other. For a teacher whose next tokens do not count, α takes the mean KL of
-    those whose do, or the text's cross-entropy; 1 without either.
+    channels, as of a vision teacher's map, and the projections have a bias, as its heads do, and
+    begin at 0. It is weighed by α = KL / distance of the step before: the step's own would make
+    slices of a batch wait for each other. For a teacher whose next tokens do not count, α takes the
+    mean KL of those whose do, or the text's cross-entropy; 1 without either.
 
     Args:
         ours: The student's width.
@@ -30,7 +30,7 @@ class HiddenMatch(nn.Module):
         super().__init__()
         self.labels = tuple(widths)
         self.projections = nn.ModuleList(
-            nn.ModuleList(projection(ours, width, bias=normalised) for _ in range(count))
+            nn.ModuleList(projection(ours, width, normalised=normalised) for _ in range(count))
             for width in widths.values()
         )
         self.normalizers: Mapping[str, Sequence[nn.Module]] = {}
@@ -85,10 +85,16 @@ def _mean(values: Iterable[Tensor]) -> Tensor:
     return torch.stack(list(values)).mean()
 
 
-def projection(ours: int, theirs: int, *, bias: bool = False) -> nn.Linear:
-    """Return a linear map that begins as the identity where the widths agree."""
-    layer = nn.Linear(ours, theirs, bias=bias)
-    nn.init.eye_(layer.weight) if ours == theirs else nn.init.orthogonal_(layer.weight)
-    if bias:
+def projection(ours: int, theirs: int, *, normalised: bool = False) -> nn.Linear:
+    """Return a linear map that begins as the identity where the widths agree.
+
+    Args:
+        normalised: It answers in a space of its own, and begins as its mean, 0.
+    """
+    layer = nn.Linear(ours, theirs, bias=normalised)
+    if normalised:
+        nn.init.zeros_(layer.weight)
         nn.init.zeros_(layer.bias)
+        return layer
+    nn.init.eye_(layer.weight) if ours == theirs else nn.init.orthogonal_(layer.weight)
     return layer

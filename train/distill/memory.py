@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -93,16 +93,8 @@ def check_step(
         ValueError: the estimate is above the memory; both are said.
     """
     side, count = largest_slice(config)
-    saved, peak = saved_bytes(student, side, config, device), 0.0
-    if config.compile:
-        saved /= 2  # compiled code computes the cheap half again
-    for teacher in teachers.values():
-        peak = max(peak, *(peak_bytes(one, config, device) for one in every_size(teacher)))
-    weights = COPIES * weight_bytes(student) / shares(config.ranks, student)
-    for spec, teacher in zip(config.teachers, teachers.values(), strict=True):
-        if isinstance(teacher, nn.Module):
-            blocks = teacher_blocks(teacher) if spec.place == "shard" else []
-            weights += weight_bytes(teacher) - away(blocks, of_node())
+    step = step_bytes(config, device, teachers, student)
+    weights, saved, peak = step.weights, step.saved, step.peak
     needed = weights + count * max(saved, peak)
     if needed > (there := memory_of(device)):
         raise ValueError(
@@ -112,6 +104,50 @@ def check_step(
             f"teacher). This {device.type} has {there / 1e9:,.1f} GB. Give a smaller --batch or "
             "--size, or more --slices."
         )
+
+
+class StepBytes(NamedTuple):
+    """What a step holds, in bytes."""
+
+    weights: float
+    """Of teachers, and of the student with gradients and moments."""
+    saved: float
+    """For each image, between the student's layers."""
+    peak: float
+    """For each image, in the teacher that holds most."""
+    images: float
+    """For each image, its pixels at every size that a model has."""
+
+
+def step_bytes(
+    config: Distill,
+    device: torch.device,
+    teachers: Mapping[str, Teacher],
+    student: Student,
+    *,
+    compiled: bool = False,
+) -> StepBytes:
+    """Estimate what a step holds; arguments as of `check_step`.
+
+    Args:
+        compiled: The student is.
+    """
+    side, _ = largest_slice(config)
+    saved, peak = saved_bytes(student, side, config, device), 0.0
+    if config.compile or compiled:
+        saved /= 2  # compiled code computes the cheap half again
+    for teacher in teachers.values():
+        peak = max(peak, *(peak_bytes(one, config, device) for one in every_size(teacher)))
+    weights = COPIES * weight_bytes(student) / shares(config.ranks, student)
+    sizes = {(side, side)}
+    for spec, teacher in zip(config.teachers, teachers.values(), strict=True):
+        sizes |= {one.size for one in every_size(teacher)}
+        if isinstance(teacher, nn.Module):
+            blocks = teacher_blocks(teacher) if spec.place == "shard" else []
+            weights += weight_bytes(teacher) - away(blocks, of_node())
+    largest = max(rows * cols for rows, cols in sizes)
+    pixels = 3 * largest + sum(12 * rows * cols for rows, cols in sizes)
+    return StepBytes(weights, saved, peak, pixels)
 
 
 def largest_slice(config: Distill) -> tuple[int, int]:

@@ -48,9 +48,19 @@ class StepPlan:
     attention: int = 0
     """Side, in patches, of the windows of the student's attention; 0 for none."""
 
-    def student(self, student: Student, *, mesa: bool) -> Callable[[Batch], dict[str, Features]]:
-        """Return the student as this step runs it."""
-        model = partial(student, size=(self.size, self.size), mesa=mesa)
+    def student(
+        self,
+        student: Student,
+        *,
+        mesa: bool,
+        fast: Callable[..., dict[str, Features]] | None = None,
+    ) -> Callable[[Batch], dict[str, Features]]:
+        """Return the student as this step runs it.
+
+        Args:
+            fast: Called in the student's place.
+        """
+        model = partial(fast or student, size=(self.size, self.size), mesa=mesa)
         if self.attention:
             model = student.in_windows(self.attention)(model)
         window = self.windows.get(STUDENT)
@@ -236,4 +246,9 @@ def view_of(config: Distill, teachers: Mapping[str, Teacher], grids: Grids) -> V
     if config.losses.shift:  # the canvas is larger than what each sees of it
         least = min(grid[0] for grid in grids.values())
         sizes = [size + math.ceil(size * Fraction(config.losses.shift, least)) for size in sizes]
-    return View(size=max(sizes), scale=config.augment.scale, flip=config.augment.flip)
+    return View(
+        size=max(sizes),
+        scale=config.augment.scale,
+        flip=config.augment.flip,
+        decoder="torch" if config.decoder == "torch" else "pillow",
+    )

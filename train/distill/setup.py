@@ -30,7 +30,7 @@ from zoo.teachers.name import FOLDER, TeacherName, unknown_name
 from zoo.teachers.open import open_teacher
 from zoo.teachers.quantize import check_products, require_linears
 from zoo.teachers.teacher import Teacher, fingerprint
-from zoo.train.device import autocast, device_of, in_precision
+from zoo.train.device import autocast, device_of, in_precision, workers_of
 from zoo.train.distill.config import Distill, TeacherSpec
 from zoo.train.distill.memory import check_memory, check_step, may_not_fit
 from zoo.train.distill.phi_s import Normalizer, check_rows, fold_inverse
@@ -67,8 +67,23 @@ class Setup:
     lost: Mapping[str, str] = field(default_factory=dict)
     """Shards that are left out, and why."""
 
+    @property
+    def workers(self) -> int:
+        """The processes that read images, `auto` resolved."""
+        return workers_of(self.config.workers, self.device)
+
     def autocast(self) -> contextlib.AbstractContextManager:
         return autocast(self.config.precision, self.device)
+
+
+def with_decoder(config: Distill, *, resume: bool) -> Distill:
+    """Return the config with an `auto` decoder settled: it stays what it was when a run began."""
+    if config.decoder != "auto":
+        return config
+    if resume:
+        return replace(config, decoder=Run(config.out).config(Distill).decoder)
+    on_gpu = device_of(config.device).type == "cuda"
+    return replace(config, decoder="torch" if on_gpu else "pillow")
 
 
 def check_names(config: Distill) -> None:

@@ -1,6 +1,6 @@
 """Distillation as a task of the training loop."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 
 import numpy as np
@@ -44,6 +44,8 @@ class DistillTask(Task):
         self.config = config
         self.plan, self.teachers, self.grids, self.gains = plan, teachers, grids, gains
         self.terms, self.weighting = terms, weighting
+        self.fast: Callable[..., dict[str, Features]] | None = None
+        """What runs in the student's place in training, if anything does."""
         self.size = config.size
         """Of the student in the slice whose losses were asked for last."""
 
@@ -89,7 +91,7 @@ class DistillTask(Task):
         if mesa and state.ema:
             with torch.no_grad():
                 targets = {**targets, MESA: planned.average(state.ema.module)(batch)}
-        student = planned.student(state.model, mesa=mesa)
+        student = planned.student(state.model, mesa=mesa, fast=self.fast)
         return distill_step(batch, student, targets, self.terms, partial(self.align, planned))
 
     def align(self, planned: StepPlan, label: str) -> Align:

@@ -32,6 +32,7 @@ from zoo.train.distill.config import Distill
 from zoo.train.distill.placement import shard_teacher, sharded
 from zoo.train.distill.setup import Setup
 from zoo.train.distill.sizes import every_size, frozen
+from zoo.train.distill.speed import Speed, is_convolutional
 from zoo.train.mesh import by_first, is_first
 from zoo.train.run import Run
 from zoo.train.shard import mesh_of
@@ -54,6 +55,8 @@ def optimize_teachers(
     sample: Callable[[], Batch],
     decided: Mapping[str, QuantReport] | None = None,
     meshes: Mapping[str, "DeviceMesh"] = MappingProxyType({}),
+    channels_last: bool = False,
+    later: bool = False,
 ) -> dict[str, QuantReport]:
     """Bring the teachers into the form in which they run fastest; in place.
 
@@ -66,6 +69,8 @@ def optimize_teachers(
         sample: Gives images on which 8-bit teachers are measured.
         decided: What was measured before, by label; those are not measured again.
         meshes: Ranks over which a teacher is cut (`shard_teacher`), by its label.
+        channels_last: Keep the weights of convolutional ones so, if they are not cut.
+        later: They will be compiled later (`compile_teacher`), not now.
 
     Returns:
         What became of the teachers that went into 8 bits.
@@ -76,6 +81,9 @@ def optimize_teachers(
     found = {}
     for label, teacher in teachers.items():
         networks = frozen(teacher)
+        for network in networks if channels_last and label not in meshes else ():
+            if is_convolutional(network):
+                network.to(memory_format=torch.channels_last)
         if precision != "auto":
             for network in networks:
                 network.to_bf16()
@@ -90,7 +98,7 @@ def optimize_teachers(
             for other in others:
                 share_quantized(first, other)
         if label in meshes:
-            for network in networks if compiled else ():
+            for network in networks if compiled or later else ():
                 fold_relative_positions(network.network)  # reads weights
             shard_teacher(teacher, meshes[label])
         if compiled:
@@ -137,8 +145,8 @@ SAMPLE = 16
 """Images on which the fidelity of 8-bit teachers is measured."""
 
 
-def optimize_run_teachers(run: Run, setup: Setup) -> None:
-    """Bring the teachers into the precision and the form that the config asks for."""
+def optimize_run_teachers(run: Run, setup: Setup, speed: Speed) -> None:
+    """Bring the teachers into the precision that the config asks for, and the form of the run."""
     config, console = setup.config, Console(stderr=True, highlight=False)
     decided = by_first(lambda: run.read_json(QUANTIZED, dict[str, dict[str, Any]])) or {}
     known = {
@@ -153,7 +161,9 @@ def optimize_run_teachers(run: Run, setup: Setup) -> None:
     reports = optimize_teachers(
         setup.teachers,
         precision=teacher_precision(config, setup.device),
-        compiled=config.compile_teachers,
+        compiled=speed.teachers and not speed.beside,
+        later=speed.teachers and speed.beside,
+        channels_last=speed.channels_last,
         sample=lambda: first_batch(setup),
         decided=known,
         meshes={label: mesh for label in labels if mesh},

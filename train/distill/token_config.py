@@ -100,6 +100,14 @@ class DistillText(Training):
     """bytes, or a folder; the student's own by default."""
     length: Annotated[int, COUNT] = 512
     """Tokens in a row."""
+    sequence: Annotated[int, COUNT] = 1
+    """Processes of torchrun that hold each row together, a stretch of its tokens each (Ulysses)."""
+    experts: Annotated[int, COUNT] = 1
+    """Processes of torchrun over which the experts of each layer are spread; tokens travel to
+    them."""
+    capacity: Annotated[float, at_least(0, "off")] = 0.0
+    """Room of each expert, in even shares of the tokens; what finds none is dropped, and counted in
+    `dropped`. 1.25 is usual. 0: nothing is dropped."""
     attention: Literal["auto", "sdpa", "split", "flex", "varlen", "xformers"] = "auto"
     """How the documents of a row are kept apart: sdpa under a mask, split (sdpa once a document),
     FlexAttention, torch's variable-length kernels, or xformers' block-diagonal masks. auto takes
@@ -111,6 +119,46 @@ class DistillText(Training):
     every: Every = field(default_factory=Every)
     losses: TokenLosses = field(default_factory=TokenLosses)
     on_policy: OnPolicy = field(default_factory=OnPolicy)
+
+    resumable: ClassVar[frozenset[str]] = Training.resumable | {"sequence", "experts"}
+
+    def __post_init__(self):
+        super().__post_init__()
+        if not (spreads := self.spreads):
+            return
+        if not self.may_cut:
+            raise ValueError(f"{spreads} is for zoo distill --text; leave it out.")
+        if self.ranks in ("fsdp", "hsdp"):
+            raise ValueError(
+                f"{spreads} keeps all weights but experts on each process, and --ranks "
+                f"{self.ranks} would cut them; give one of both."
+            )
+        if self.on_policy.fraction:
+            raise ValueError(
+                f"{spreads} is for rows that are read, and --on-policy.fraction "
+                f"{self.on_policy.fraction:g} has some written; give one of both."
+            )
+        if self.sequence > 1 and self.attention not in ("auto", "sdpa"):
+            raise ValueError(
+                f"--sequence {self.sequence} attends through sdpa, on all tokens of some heads; "
+                f"leave out --attention {self.attention}."
+            )
+        if self.sequence > self.length:
+            raise ValueError(
+                f"Rows of {self.length} tokens have none for some of {self.sequence} processes; "
+                f"give --sequence {self.length} or less."
+            )
+
+    @property
+    def spreads(self) -> str:
+        """The options that spread a model over processes, or let its experts drop tokens."""
+        found = [f"--{name} {getattr(self, name)}" for name in ("sequence", "experts")]
+        found = [words for words in found if not words.endswith(" 1")]
+        return " ".join(found + [f"--capacity {self.capacity:g}"] * bool(self.capacity))
+
+    @property
+    def ranks_a_slice(self) -> int:
+        return self.sequence
 
     @property
     def samples(self) -> int:

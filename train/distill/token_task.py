@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor
 
 from zoo.data.text import Rows
 from zoo.language.moe import Chosen, balance_loss, watched_routers, z_loss
+from zoo.language.spread import Spread
 from zoo.language.tokens import TokenFeatures, Tokens, read_tokens
 from zoo.teachers.from_language import LanguageTeacher
 from zoo.train.distill.hidden import HiddenMatch
@@ -35,6 +37,7 @@ class TokenTask(Task):
         hidden: Compares the hidden states of those teachers whose labels it has.
         specs: What each teacher counts, by label; 1 by default.
         own: Rows that the student writes itself.
+        spread: How the models lie over the ranks, if they do.
     """
 
     def __init__(
@@ -44,8 +47,9 @@ class TokenTask(Task):
         hidden: HiddenMatch | None = None,
         specs: Mapping[str, TokenTeacher] | None = None,
         own: OwnText | None = None,
+        spread: Spread | None = None,
     ):
-        self.own = own
+        self.own, self.spread = own, spread
         self.config, self.teachers, self.hidden = losses, teachers, hidden
         every = TokenTeacher(name="")
         self.specs = {label: (specs or {}).get(label, every) for label in teachers}
@@ -75,7 +79,7 @@ class TokenTask(Task):
             features = read_tokens(state.model, batch, at=self.at)
         ours = flat(features)
         counted, count = counted.flatten(), batch.ids.numel()
-        found = router_losses(routers, batch.segments.flatten() >= 0) if routers else {}
+        found = router_losses(routers, batch, self.spread)
         for label, theirs in targets.items():
             options: Any = dict(tau=config.tau, chunk=config.chunk, kind=config.kind)
             if config.kl * self.specs[label].kl:
@@ -86,6 +90,10 @@ class TokenTask(Task):
         if config.ce:
             following = batch.following.flatten()
             found["ce"] = cross_entropy(*ours, following, texts.flatten(), chunk=config.chunk)
+        if self.spread and self.spread.sizes.capacity:
+            wide = torch.promote_types(ours.last.dtype, torch.float32)
+            dropped = self.spread.dropped(counted.numel())
+            found["dropped"] = ours.last.new_tensor(dropped, dtype=wide)
         return {name: Loss(total, count) for name, total in found.items()}
 
     def weigh(self, losses: Mapping[str, Tensor], step: int) -> Tensor:
@@ -93,6 +101,8 @@ class TokenTask(Task):
 
     def _weight(self, name: str) -> float | Tensor:
         label, _, part = name.rpartition("/")
+        if part == "dropped":
+            return 0.0  # a count
         if part == "hidden" and self.hidden:
             return self.config.hidden * self.specs[label].hidden * self.hidden.weight(label)
         if part == "kl":
@@ -104,16 +114,23 @@ class TokenTask(Task):
             self.hidden.observe(means)
 
 
-def router_losses(routers: Sequence[Chosen], real: Tensor) -> dict[str, Tensor]:
+def router_losses(
+    routers: Sequence[Chosen], batch: Tokens, spread: Spread | None = None
+) -> dict[str, Tensor]:
     """Return the sums over tokens of the losses of a mixture's routers, means over its layers.
 
     Args:
-        real: Tokens that are no padding.
+        spread: Knows the ranks that hold the batch's rows together; their results add up.
     """
-    layers = [Chosen(logits[real], experts[real]) for logits, experts in routers]
-    balance = torch.stack([balance_loss(*layer) for layer in layers]).mean()
-    z = torch.stack([z_loss(layer.logits) for layer in layers]).mean()
-    return dict(balance=balance * len(real), router_z=z * len(real))
+    if not routers:
+        return {}
+    group = spread.sequence if spread else None
+    real, count = batch.segments >= 0, batch.ids.numel()  # padding is not
+    total, own = int(real.sum()), real[:, batch.own].flatten()
+    layers = [Chosen(logits[own], experts[own]) for logits, experts in routers]
+    balance = torch.stack([balance_loss(*layer, group) for layer in layers]).mean()
+    z = torch.stack([z_loss(layer.logits, total) for layer in layers]).mean()
+    return dict(balance=balance * count, router_z=z * count)
 
 
 def flat(features: TokenFeatures) -> Flat:
@@ -134,23 +151,36 @@ def evaluate_text(
     *,
     rows: int,
     batch: int,
+    spread: Spread | None = None,
 ) -> Iterator[tuple[str, float]]:
     """Yield `loss` (nats a token), `perplexity`, `bpb` (bits a byte) and each teacher's `kl`.
 
     A byte's bits are a token's, over the bytes that a token of the whole text has on average. On
     several ranks each takes its share of the batches, and every one yields the numbers of all.
+
+    Args:
+        spread: How the models lie over the ranks, if they do: ranks that hold rows together take a
+            batch together, and all of them read equally many, for tokens travel between them.
     """
     found: list[tuple[int, dict[str, Tensor]]] = []
-    first, every = share()
-    for start in range(first * batch, min(rows, len(source)), every * batch):
+    together = spread.sizes.sequence if spread else 1
+    first, every = (n // together for n in share())
+    starts = range(0, min(rows, len(source)), batch)
+    for number in range(first, len(starts) + -len(starts) % every, every):
+        idle, start = number >= len(starts), starts[min(number, len(starts) - 1)]
+        if idle and not spread:
+            break
         tokens = source.rows(range(start, min(start + batch, rows, len(source)))).to(device)
+        if spread:
+            tokens = replace(tokens, own=spread.own(tokens.ids.shape[1]))
         counted = tokens.counted.flatten()
         ours = flat(read_tokens(model, tokens))
         part = {"loss": cross_entropy(*ours, tokens.following.flatten(), counted)}
         for label, teacher in teachers.items():
             part[f"kl/{label}"] = kl(*ours, *flat(teacher(tokens)), counted)
-        found.append((start, dict(part, count=counted.sum())))
-    if every > 1:
+        if not idle:
+            found.append((start, dict(part, count=counted.sum())))
+    if share()[1] > 1:
         found = gathered([(at, {n: x.cpu() for n, x in part.items()}) for at, part in found])
     sums = dict[str, Tensor]()  # in the order of the batches: the same to the bit as on one rank
     for _, part in sorted(found, key=lambda one: one[0]):

@@ -1,10 +1,11 @@
-"""`zoo bench`: speed of models, and of a distillation step."""
+"""`zoo bench`: speed of models, of a distillation step, and of reading data."""
 
 from importlib import import_module
 
 BENCHES = {
     "models": "zoo.commands.bench_models_args:main",
     "distill": "zoo.commands.bench_distill_args:main",
+    "data": "zoo.commands.bench_data:main",
 }
 
 

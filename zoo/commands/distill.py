@@ -13,6 +13,7 @@ from typing import Any
 
 import timm
 import torch
+from rich.console import Console
 from torch import nn
 
 import zoo
@@ -44,6 +45,7 @@ from zoo.train.distill.calibrate import (
     Normalizers,
     fit_normalizers,
 )
+from zoo.train.distill.compiling import Compiling, parts_of
 from zoo.train.distill.config import Distill
 from zoo.train.distill.fold import folded, with_probabilities
 from zoo.train.distill.placement import gathered, idle, put_away, sharded
@@ -56,14 +58,26 @@ from zoo.train.distill.setup import (
     earlier_student,
     new_student,
     prepare,
+    with_decoder,
+)
+from zoo.train.distill.sizes import frozen
+from zoo.train.distill.speed import (
+    FastStudent,
+    Speed,
+    about_speed,
+    best_convolutions,
+    choose,
+    keep_compiled,
+    uncompiled,
 )
 from zoo.train.distill.task import DistillTask
-from zoo.train.distill.teachers import optimize_run_teachers
+from zoo.train.distill.teachers import compile_teacher, optimize_run_teachers
 from zoo.train.loop import train
 from zoo.train.mesh import (
     by_first,
     first_goes_first,
     from_first,
+    is_first,
     share,
     slices_of_rank,
     together,
@@ -71,6 +85,7 @@ from zoo.train.mesh import (
     with_slices,
 )
 from zoo.train.run import Run, commit
+from zoo.train.shard import is_sharded
 from zoo.train.state import TrainState
 
 MAPS = 6
@@ -95,6 +110,10 @@ class Work:
     """The students: `untrained`, `student`, and one for each normalisation beside the run's own."""
     best: dict[str, str] = field(default_factory=dict)
     """The form of each that was closer to the teachers at the end."""
+    speed: Speed = field(default_factory=Speed)
+    """The form in which the run is computed."""
+    teachers_compiled: bool = False
+    """Whether they were, after the first steps."""
     began: float = field(default_factory=time.perf_counter)
 
     @property
@@ -122,7 +141,7 @@ def distill(config: Distill, *, resume: bool = False) -> Run:
             stopped being finite. Nothing has been written unless training had begun.
         Interrupted: a signal came; the run can be resumed.
     """
-    config = with_slices(config)
+    config = with_decoder(with_slices(config), resume=resume)
     if resume:
         run = Run.reopen(config.out, config)
         setup = prepare(config)
@@ -142,10 +161,10 @@ def distill(config: Distill, *, resume: bool = False) -> Run:
 def carry_out(phase: Callable[[Work], None], work: Work) -> None:
     """Carry out a phase, on the ranks that it is for."""
     if phase is export:
-        with work.gathered():
+        with work.gathered(), uncompiled(work.setup.device):
             by_first(partial(phase, work))
     elif phase is compare:
-        with work.gathered():
+        with work.gathered(), uncompiled(work.setup.device):
             phase(work)
     elif phase is fill_cache and not sharded(work.setup.config):
         with first_goes_first():
@@ -158,7 +177,11 @@ def ready_teachers(work: Work) -> None:
     """Hold the teachers against those that a resumed run began with, and make them fast."""
     check_same_images(work.run, work.setup)
     check_same_teachers(work.run, work.setup)
-    optimize_run_teachers(work.run, work.setup)
+    config, device = work.setup.config, work.setup.device
+    nests = sizes_beside(config.student) is not None
+    work.speed = choose(config, device, nested=nests)
+    keep_compiled()
+    optimize_run_teachers(work.run, work.setup, work.speed)
 
 
 def calibrate(work: Work) -> None:
@@ -211,7 +234,7 @@ def train_arm(work: Work, run: Run, config: Distill, title: str) -> Forms:
         setup.device,
         config.num_slices,
         slices_of_rank(config.num_slices),
-        config.workers,
+        setup.workers,
         cuts=[g.images // g.slices for g in config.groups for _ in range(g.slices)],
         counted=shared_counts(config),
     )
@@ -227,20 +250,69 @@ def train_arm(work: Work, run: Run, config: Distill, title: str) -> Forms:
         student.answer = torch.compile(student.answer, dynamic=False if config.sizes else None)
 
     def evaluate(_: Any, step: int) -> float:
-        with work.gathered():
+        with work.gathered(), uncompiled(setup.device):
             return evaluate_forms(run, setup, state.forms, normalizers, "student", step)[1]
 
-    train(
-        nested(config, student, task),
-        state,
-        feed,
-        config,
-        run,
-        evaluate=evaluate,
-        title=title,
-        ahead=config.overlap,
-    )
+    with made_fast(work, run, task, state), best_convolutions(work.speed):
+        train(
+            nested(config, student, task),
+            state,
+            feed,
+            config,
+            run,
+            evaluate=evaluate,
+            title=title,
+            ahead=work.speed.overlap,
+        )
     return state.forms
+
+
+@contextmanager
+def made_fast(work: Work, run: Run, task: DistillTask, state: TrainState) -> Iterator[None]:
+    """Within this context a task runs in the form of the run; say which that is."""
+    if is_sharded(state.learned):
+        reason = "a student whose weights are cut is not compiled"
+        work.speed = work.speed.without(reason, blocks=False, graphs=False)
+    config, speed = work.setup.config, work.speed
+
+    def say(text: str) -> None:
+        if is_first():
+            Console(stderr=True, highlight=False).print(text, soft_wrap=True)
+
+    def note(step: int | None = None) -> None:
+        about = run.read_json("about.json") or {}
+        run.write_json(
+            "about.json", about | dict(speed=about_speed(speed, about.get("speed"), step))
+        )
+
+    note()
+    if config.speed == "auto" and work.setup.device.type == "cuda":
+        say(f"speed auto: {speed.describe()}")
+    compiling = None
+    if speed.beside and is_first():
+        compiling = Compiling(work.run.path, config, parts_of(config, speed), say)
+
+    def take_over() -> None:
+        note(state.step)
+        if speed.teachers and speed.beside and not work.teachers_compiled:
+            work.teachers_compiled = True
+            for network in (n for t in work.setup.teachers.values() for n in frozen(t)):
+                compile_teacher(network)
+
+    if speed.channels_last or speed.blocks:
+        task.fast = FastStudent(
+            state.model,
+            speed,
+            say=say,
+            when=compiling.done if compiling else lambda: True,
+            ready=take_over,
+            accumulates=config.num_slices > 1,
+        )
+    try:
+        yield
+    finally:
+        if compiling:
+            compiling.stop()
 
 
 def compare(work: Work) -> None:
@@ -315,7 +387,15 @@ def held_out(setup: Setup) -> Iterator[Batch]:
     """Return this rank's held-out images that teachers and students are compared on."""
     config, size = setup.config, setup.view.size
     few, batch = spread(setup.val, config.eval_images), config.batch // config.num_slices
-    for some in eval_batches(few, size, batch, unreadable=setup.unreadable, share=share()):
+    for some in eval_batches(
+        few,
+        size,
+        batch,
+        workers=min(setup.workers, -(-len(few) // batch)),
+        pin=setup.device.type == "cuda",
+        unreadable=setup.unreadable,
+        share=share(),
+    ):
         yield some.to(setup.device)
 
 
@@ -330,7 +410,10 @@ def probe(features: Callable[[Batch], Features], setup: Setup) -> Iterator[tuple
     def batches(source: Source) -> Iterator[Batch]:
         few = spread(source, setup.config.probe_images)
         size, unreadable = setup.view.size, setup.unreadable
-        for batch in eval_batches(few, size, 64, unreadable=unreadable, share=share()):
+        workers, pin = min(setup.workers, -(-len(few) // 64)), setup.device.type == "cuda"
+        for batch in eval_batches(
+            few, size, 64, workers=workers, pin=pin, unreadable=unreadable, share=share()
+        ):
             yield batch.to(setup.device)
 
     with setup.autocast():
@@ -398,6 +481,7 @@ def describe(work: Work, *, seconds: float | None = None) -> None:
             ),
             images=count_images(setup),
             skipped=work.run.skipped(),
+            speed=(work.run.read_json("about.json") or {}).get("speed"),
         ),
     )
 

@@ -2,9 +2,10 @@
 
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from zoo.data.plan import mix
 from zoo.data.text import TextFeed, TextSource
 from zoo.data.text_mixture import TextMixture, open_texts, plan_of_rows
 from zoo.language.attention import set_attention
+from zoo.language.expert_parallel import expert_parameters
 from zoo.language.gguf import find_gguf
 from zoo.language.moe import moe_layers
 from zoo.language.open import (
@@ -22,6 +24,7 @@ from zoo.language.open import (
     open_language_model,
     own_tokenizer,
 )
+from zoo.language.spread import Sizes, Spread, stretch
 from zoo.language.tokenizers import BYTES, Tokenizer, open_tokenizer
 from zoo.language.tokens import separates_documents
 from zoo.teachers.from_language import LanguageTeacher, open_language
@@ -40,7 +43,16 @@ from zoo.train.distill.token_config import DistillText, TokenLosses
 from zoo.train.distill.token_task import TokenTask, evaluate_text
 from zoo.train.distill.token_teachers import TokenTeacher
 from zoo.train.loop import train
-from zoo.train.mesh import by_first, first_goes_first, slices_of_rank, together, with_slices
+from zoo.train.mesh import (
+    by_first,
+    first_goes_first,
+    is_first,
+    rank,
+    slices_of_rank,
+    together,
+    with_slices,
+    world,
+)
 from zoo.train.run import Run, commit
 from zoo.train.state import TrainState
 
@@ -61,6 +73,8 @@ class TextSetup:
     val: Text
     attention: Mapping[str, str]
     """The form in which each model attends."""
+    spread: Spread | None = None
+    """How the models lie over the ranks, once they do."""
 
     @property
     def specs(self) -> dict[str, TokenTeacher]:
@@ -103,6 +117,9 @@ def prepare(config: DistillText, *, meta: bool = False) -> TextSetup:
             f"{config.student} is no mixture of experts, which --losses.balance and "
             "--losses.router-z are for; leave them out."
         )
+    sizes_of(config).check_student(student, config.student)
+    if config.precision == "float64":
+        in_float64(student)
     rows = student.get_output_embeddings().weight.shape[0]
     teachers = {}
     for label, spec in zip(config.labels, config.specs, strict=True):
@@ -110,6 +127,8 @@ def prepare(config: DistillText, *, meta: bool = False) -> TextSetup:
         check_vocabulary(teacher, tokenizer, rows, spec, config.losses)
         check_length(teacher.model, config.length, spec.name)
         teachers[label] = in_precision(teacher, config.precision)
+        if config.precision == "float64":
+            in_float64(teacher.model)
     models = (student, *(teacher.model for teacher in teachers.values()))
     attention = {} if meta else attentions(config, models, device)
     text = with_documents(text, mixed=meta or all(separates_documents(m) for m in models))
@@ -141,6 +160,18 @@ def attentions(config: DistillText, models: Sequence[Any], device: torch.device)
     if device.type == "cuda" or config.attention != "auto":
         print("attention  " + ", ".join(f"{label} {form}" for label, form in forms.items()))
     return forms
+
+
+def sizes_of(config: DistillText) -> Sizes:
+    """Return what is spread over how many ranks."""
+    capacity = config.capacity or None
+    return Sizes(sequence=config.sequence, experts=config.experts, capacity=capacity)
+
+
+def in_float64(model: Any) -> None:
+    """Let experts run one after another: torch's grouped product knows no float64."""
+    if moe_layers(model):
+        model.set_experts_implementation("eager")
 
 
 def check_complete(config: DistillText) -> None:
@@ -188,6 +219,10 @@ def check_on_policy(config: DistillText) -> None:
     own = config.on_policy
     if not own.fraction:
         return
+    if config.kind != DistillText.kind:
+        raise ValueError(
+            "Only zoo distill --text lets a student write; leave out --on-policy.fraction."
+        )
     if own.length >= config.length:
         raise ValueError(
             f"on_policy.length is {own.length}, and rows of {config.length} tokens have no room "
@@ -259,6 +294,9 @@ def distill_text(config: DistillText, *, resume: bool = False) -> Run:
             stopped being finite. Nothing has been written unless training had begun.
         Interrupted: a signal came; the run can be resumed.
     """
+    if resume:
+        check_room(Run(config.out).config(DistillText), config)
+    sizes_of(config).check_ranks(world())
     config = with_slices(config)
     if not resume:
         Run.refuse_existing(config.out)
@@ -275,7 +313,11 @@ def distill_text(config: DistillText, *, resume: bool = False) -> Run:
             hidden.normalizers = normalizers(run, setup)
         parts = dict(hidden=hidden) if hidden else {}
         student = setup.student.train()
-        state = TrainState.of(student, config.optim, parts=parts, ranks=config.ranks)
+        apart = [name for name, _ in expert_parameters(student)]
+        place = place_over_ranks(setup)
+        state = TrainState.of(
+            student, config.optim, parts=parts, ranks=config.ranks, place=place, apart=apart
+        )
         state.resume(run)
     if not resume:
         run.log("eval", 0, before)
@@ -289,13 +331,41 @@ def distill_text(config: DistillText, *, resume: bool = False) -> Run:
         run.log("eval", step, found)
         return -found["bpb"]
 
-    task = TokenTask(config.losses, setup.teachers, hidden, setup.specs, own)
+    task = TokenTask(config.losses, setup.teachers, hidden, setup.specs, own, setup.spread)
     train(task, state, feed, config, run, evaluate=evaluate, title="distil text")
-    model = state.averaged
     run.keep(lambda row: row.get("kind", "train") == "train" or row["step"] < config.steps)
-    measured = dict(before=before, after=evaluated(setup, model), teachers=of_teachers(setup))
-    by_first(partial(finish, run, setup, model, dict(measured, samples=samples), began))
+    after = evaluated(setup, state.averaged)
+    measured = dict(before=before, after=after, teachers=of_teachers(setup), samples=samples)
+    model = next(iter(state.forms.values()))  # whole on rank 0
+    by_first(partial(finish, run, setup, model, measured, began))
     return run
+
+
+def place_over_ranks(setup: TextSetup) -> Callable[[torch.nn.Module], None] | None:
+    """Spread the teachers as the config says; return what spreads the student, if it is to be."""
+    if not (sizes := sizes_of(setup.config)):
+        return None
+    setup.spread = Spread.over_ranks(sizes, setup.device.type)
+    for label, teacher in setup.teachers.items():
+        whole = setup.spread.place_teacher(teacher.model)
+        if whole and is_first():
+            print(f"Of the teacher {label}, {whole}")
+    return setup.spread.place
+
+
+def check_room(begun: DistillText, config: DistillText) -> None:
+    """Refuse to spread a run with a capacity otherwise: other tokens would find no room.
+
+    Raises:
+        ValueError: it is.
+    """
+    for name in ("sequence", "experts") if config.capacity else ():
+        before, now = getattr(begun, name), getattr(config, name)
+        if before != now:
+            raise ValueError(
+                f"With --capacity experts drop tokens by the processes that share them, so a run "
+                f"keeps its --{name} ({before} there, {now} here)."
+            )
 
 
 def finish(
@@ -365,11 +435,12 @@ def normalizers(run: Run, setup: TextSetup) -> TokenNormalizers:
 
 
 def feed_of(setup: TextSetup, seed: int) -> TextFeed:
-    """Return this rank's slices of the training rows, in the order of a seed."""
+    """Return this rank's part of the training rows, in the order of a seed."""
     config = setup.config
     plan = plan_of_rows(setup.train, config.batch, seed)
-    slices = slices_of_rank(config.num_slices)
-    return TextFeed(setup.train, plan, setup.device, config.num_slices, slices)
+    slices = slices_of_rank(config.num_slices, config.sequence)
+    own = stretch(config.length, config.sequence, rank() % config.sequence)
+    return TextFeed(setup.train, plan, setup.device, config.num_slices, slices, own)
 
 
 def fingerprints(setup: TextSetup) -> dict[str, str]:
@@ -403,6 +474,7 @@ def _evaluated(setup: TextSetup, model: Any, alone: bool) -> Evaluation:
                 setup.device,
                 rows=config.eval_rows,
                 batch=max(1, config.batch // config.num_slices),
+                spread=setup.spread,
             )
         )
     model.train(training)
@@ -416,12 +488,16 @@ def of_teachers(setup: TextSetup) -> dict[str, Evaluation]:
 
 
 def export(run: Run, setup: TextSetup, model: Any) -> None:
+    """Write the student into a run's folder."""
+    write_model(run.path / "export", model, setup.tokenizer)
+
+
+def write_model(folder: Path, model: Any, tokenizer: Tokenizer) -> None:
     """Write an ordinary folder of transformers, with the tokenizer where there is one."""
-    folder = run.path / "export"
-    temporary = run.path / ".export.tmp"
+    temporary = folder.with_name(f".{folder.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     model.save_pretrained(temporary)
-    if inner := getattr(setup.tokenizer, "inner", None):
+    if inner := getattr(tokenizer, "inner", None):
         inner.save_pretrained(temporary)
     shutil.rmtree(folder, ignore_errors=True)
     temporary.rename(folder)

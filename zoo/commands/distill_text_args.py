@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from zoo.train.run import Run
 
 
+DEFAULT, NAME = DistillText(), "distill --text"
+
+
 @dataclass(frozen=True, kw_only=True)
 class DistillTextArgs:
     run: Annotated[DistillText, tyro.conf.arg(name="")]
@@ -57,7 +60,17 @@ def main(argv: list[str]) -> None:
     --text is a .txt file, a .jsonl file or a folder of them. The student is a folder of
     transformers' files; what comes out, in OUT/export, is one again.
     """
-    args = read_args(argv)
+    run_text(argv, DEFAULT, NAME, main.__doc__ or "")
+
+
+def run_text(argv: list[str], default: DistillText, name: str, about: str) -> None:
+    """Carry out a command that trains a language model.
+
+    Args:
+        default: What is changed by the words of the command.
+        name: Of the command, and what its help says `about` it.
+    """
+    args = read_args(argv, default, name, about)
     refuse_other_folder(args.run.out, args.resume)
     if args.dry_run:
         from zoo.commands.plan_text import print_text_plan
@@ -67,19 +80,21 @@ def main(argv: list[str]) -> None:
     from zoo.commands.distill_text import distill_text
 
     if started_again(args.resume, args.run.out):
-        args = read_args(["--resume", str(args.run.out)])
+        args = read_args(["--resume", str(args.run.out)], default, name, about)
     print_run(distill_text(args.run, resume=args.resume is not None))
 
 
-def read_args(argv: list[str]) -> DistillTextArgs:
+def read_args(
+    argv: list[str], default: DistillText = DEFAULT, name: str = NAME, about: str = ""
+) -> DistillTextArgs:
     """Read the changes to the defaults, or to a run that is resumed."""
     argv = text_as_data(argv)
-    default = DistillTextArgs(run=DistillText())
+    start = DistillTextArgs(run=default)
     if folder := resumed(argv):
         from zoo.train.run import Run
 
-        default = DistillTextArgs(run=replace(Run(folder).config(DistillText), out=folder))
-    return parse(DistillTextArgs, argv, "distill --text", main.__doc__ or "", default=default)
+        start = DistillTextArgs(run=replace(Run(folder).config(DistillText), out=folder))
+    return parse(DistillTextArgs, argv, name, about, default=start)
 
 
 def print_run(run: "Run") -> None:

@@ -13,7 +13,8 @@ from zoo.files import read_json
 @dataclass(frozen=True, kw_only=True)
 class Export:
     run: tyro.conf.Positional[Path]
-    """A run of zoo elastic, or its export; or a run of zoo distill, also before its end."""
+    """A run of zoo elastic, or its export; or a run of zoo distill, of images or --text, also
+    before its end."""
     size: str = "full"
     """Of an elastic model: a name of the run, or words between its sizes: ffn=0.6,stream=0.75."""
     form: Literal["average", "raw"] = "average"
@@ -40,8 +41,13 @@ def main(argv: list[str]) -> None:
 
         export_checkpoint(args.run, args.form, args.out, best=args.best)
         return
+    if args.size == "full" and kind_of(args.run) == "distill_text":
+        from zoo.commands.export_text import export_text
+
+        export_text(args.run, args.form, args.out, best=args.best)
+        return
     if args.best:
-        raise ValueError(f"--best is for a run of zoo distill, of images; {args.run} is none.")
+        raise ValueError(f"--best is for a run of zoo distill; {args.run} is none.")
     from zoo.commands.export import export
 
     export(args.run, args.size, args.out)
@@ -49,5 +55,10 @@ def main(argv: list[str]) -> None:
 
 def is_distillation(run: Path) -> bool:
     """Tell whether a folder is one of a distillation of images, of a model with one size."""
-    config, sizes = run / "config.json", run / "export" / "elastic.json"
-    return config.is_file() and not sizes.is_file() and read_json(config).get("kind") == "distill"
+    return not (run / "export" / "elastic.json").is_file() and kind_of(run) == "distill"
+
+
+def kind_of(run: Path) -> str:
+    """Return the task of a run; "" for another folder."""
+    config = run / "config.json"
+    return read_json(config).get("kind", "") if config.is_file() else ""

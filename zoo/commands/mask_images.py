@@ -134,7 +134,7 @@ class ImageModel:
         plan, slices = plan_of(setup.train, config.batch, config.seed), config.num_slices
         feed = ImageFeed(
             setup.train, setup.view, plan, setup.device, slices, slices_of_rank(slices),
-            config.workers,
+            setup.workers,
         )  # fmt: skip
         task = DistillTask.of(config, student, plan, setup.teachers, calibration, setup.grids)
         return Lesson(task, feed, student, dict(weighting=task.weighting))

@@ -3,12 +3,16 @@
 import torch
 from rich.console import Console
 from rich.table import Table
+from torch import nn
 
+from zoo.commands.elastic_images import sizes_beside
 from zoo.students.student import Student
 from zoo.teachers.cache import CacheManifest
-from zoo.train.device import device_of
+from zoo.teachers.name import TeacherName
+from zoo.train.device import device_of, workers_of
 from zoo.train.distill.caching import break_even
 from zoo.train.distill.config import Distill
+from zoo.train.distill.memory import largest_slice, step_bytes, weight_bytes
 from zoo.train.distill.placement import away
 from zoo.train.distill.plan_cost import (
     EFFICIENCY,
@@ -18,9 +22,12 @@ from zoo.train.distill.plan_cost import (
     matmul_rate,
     model_costs,
 )
-from zoo.train.distill.setup import open_data
+from zoo.train.distill.setup import meta_models, open_data
+from zoo.train.distill.speed import choose
 from zoo.train.run import Run
 
+MOST_RUN = 10**9
+"""Parameters of teachers that are run on shapes alone in seconds, for an estimate of memory."""
 NODE = 8
 """Processes of a node for which is said what place=shard would leave on each."""
 
@@ -48,8 +55,32 @@ def print_plan(config: Distill) -> None:
             f"{cost.flops / 1e9:,.2f}",
         )
     console.print(table)
-    for line in _estimates(config, device, teachers, student, model):
+    lines = _estimates(config, device, teachers, student, model)
+    for line in [*lines[:-1], *_form(config, device, teachers), lines[-1]]:
         console.print(line, highlight=False)
+
+
+def _form(config: Distill, device: torch.device, costs: list[Cost]) -> list[str]:
+    """Say in which form the run would be computed, and what a step of it holds."""
+    speed = choose(config, device, nested=sizes_beside(config.student) is not None)
+    form = f"form: {speed.describe()}; {workers_of(config.workers, device)} workers"
+    own = any(TeacherName.parse(spec.name).kind == "torch" for spec in config.teachers)
+    if own or sum(cost.params for cost in costs) > MOST_RUN:
+        return [form]  # somebody's own teacher may not run on shapes alone
+    teachers, student = meta_models(config)
+    held = step_bytes(config, device, teachers, student, compiled=speed.blocks)
+    _, count = largest_slice(config)
+    average = weight_bytes(student) if config.optim.ema else 0
+    whole = sum(weight_bytes(t) for t in teachers.values() if isinstance(t, nn.Module))
+    weights = held.weights - whole + sum(cost.bytes for cost in costs) + average
+    live = held.saved + held.peak if speed.overlap else max(held.saved, held.peak)
+    images = held.images * (2 if speed.overlap else 1)
+    return [
+        form,
+        f"a step holds about {size_text(weights + count * (live + images))}: weights "
+        f"{size_text(weights)}, for each of {count} images {size_text(held.saved)} between the "
+        f"student's layers, {size_text(held.peak)} in a teacher, {size_text(images)} of pixels",
+    ]
 
 
 def _estimates(

@@ -35,8 +35,9 @@ def write_samples(
     model.eval()
     with torch.no_grad(), torch.random.fork_rng(devices=devices):
         torch.manual_seed(seed)
-        options = dict(end=tokenizer.end, temperature=TEMPERATURE)
-        written = continued(model, prompts, length, **options).tolist()
+        written = continued(
+            model, prompts, length, end=tokenizer.end, temperature=TEMPERATURE
+        ).tolist()
     model.train(training)
     return [
         dict(

@@ -4,7 +4,7 @@ import hashlib
 from abc import ABC, abstractmethod
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from zoo.data.feed import PlanFeed
 from zoo.data.plan import Plan
 from zoo.files import cache_dir, parse_json, save_whole
 from zoo.language.tokenizers import Tokenizer
-from zoo.language.tokens import Tokens
+from zoo.language.tokens import ALL, Tokens
 
 SUFFIXES = (".txt", ".jsonl", *TABLES)
 HASHED = 2**24
@@ -161,6 +161,8 @@ class TextFeed(PlanFeed):
     device: torch.device
     num_slices: int = 1
     slices: Sequence[int] = ()
+    own: slice = field(default_factory=lambda: ALL)
+    """The columns that this rank learns from."""
 
     def __post_init__(self):
         self.slices = tuple(self.slices) or tuple(range(self.num_slices))
@@ -172,12 +174,13 @@ class TextFeed(PlanFeed):
             for index in self.slices:
                 here = positions[index]
                 rows = self.source.rows(self.plan.indices_at(here), here.tolist())
-                yield rows.to(self.device)
+                yield replace(rows.to(self.device), own=self.own)
 
     def counts(self, step: int) -> Mapping[str, int]:
-        """Return the tokens of a batch whose next one is learnt."""
-        total = int(self.source.rows(self.plan.indices(step)).counted.sum())
-        return defaultdict(lambda: max(1, total))
+        """Return the tokens of a batch whose next one is learnt; for `dropped`, all of them."""
+        rows = self.source.rows(self.plan.indices(step))
+        total = max(1, int(rows.counted.sum()))
+        return defaultdict(lambda: total, dropped=rows.ids.numel())
 
 
 def open_text(path: str | Path, tokenizer: Tokenizer, length: int) -> TextSource:

@@ -47,7 +47,20 @@ def folded_meshes(device: str, *, sequence: int = 1, experts: int = 1) -> Meshes
     from torch.distributed.device_mesh import init_device_mesh
 
     total = dist.get_world_size()
-    for name, size in (("sequence", sequence), ("experts", experts)):
+    check_groups(total, sequence=sequence, experts=experts)
+    return Meshes(
+        init_device_mesh(device, (total // sequence, sequence), mesh_dim_names=("dp", "cp")),
+        init_device_mesh(device, (total // experts, experts), mesh_dim_names=("edp", "ep")),
+    )
+
+
+def check_groups(total: int, **sizes: int) -> None:
+    """Refuse groups of ranks that do not divide their number, by their names.
+
+    Raises:
+        ValueError: they do not.
+    """
+    for name, size in sizes.items():
         if size < 1 or total % size:
             fits = [n for n in range(1, total + 1) if total % n == 0]
             near = min(fits, key=lambda n: abs(n - size))
@@ -55,10 +68,6 @@ def folded_meshes(device: str, *, sequence: int = 1, experts: int = 1) -> Meshes
                 f"{total} ranks do not split into groups of {size} for the {name}; the nearest "
                 f"size is {near}."
             )
-    return Meshes(
-        init_device_mesh(device, (total // sequence, sequence), mesh_dim_names=("dp", "cp")),
-        init_device_mesh(device, (total // experts, experts), mesh_dim_names=("edp", "ep")),
-    )
 
 
 Apply = Callable[[Float[Tensor, "m C"], Int[Tensor, " m"]], Float[Tensor, "m C"]]
@@ -95,7 +104,7 @@ def run_experts(
     Raises:
         ValueError: the ranks do not divide the experts, or `capacity` is not above 0.
     """
-    own = check_experts(num_experts, group)
+    own = check_experts(num_experts, world(group))
     order, kept, counts, dropped = _plan(routing.experts, num_experts, group, capacity)
     order = order[kept]
     rows, rank = order // routing.experts.shape[1], 0 if group is None else dist.get_rank(group)
@@ -107,7 +116,7 @@ def run_experts(
     mine = torch.arange(own, device=x.device).repeat(len(per_rank))
     numbers = mine.repeat_interleave(counts[:, rank * own : (rank + 1) * own].flatten())
     inputs = torch.cat([part for [part] in received])
-    outputs = apply(inputs, numbers)
+    outputs = apply(inputs, numbers).to(inputs.dtype)  # autocast's, where there are rows
     back = exchange(
         [[part] for part in outputs.split(arriving)], [[(n, *shape)] for n in per_rank[rank]], group
     )
@@ -116,13 +125,12 @@ def run_experts(
     return Mixed(torch.zeros_like(x).index_add(0, rows, parts), dropped)
 
 
-def check_experts(num_experts: int, group: Group) -> int:
-    """Return how many experts each rank of a group has.
+def check_experts(num_experts: int, ranks: int) -> int:
+    """Return how many experts each of some ranks has.
 
     Raises:
         ValueError: the ranks do not divide them.
     """
-    ranks = world(group)
     if num_experts % ranks:
         fits = [n for n in range(1, num_experts + 1) if num_experts % n == 0]
         near = min(fits, key=lambda n: abs(n - ranks))
@@ -178,13 +186,23 @@ class Drops:
     """Of this rank's tokens."""
 
 
-def parallel_experts(model: nn.Module, group: Group, *, capacity: float | None = None) -> Drops:
+def parallel_experts(
+    model: nn.Module,
+    group: Group,
+    *,
+    capacity: float | None = None,
+    mesh: "DeviceMesh | None" = None,
+) -> Drops:
     """Leave each rank its own experts of a model of transformers, in place.
 
     The packed experts' parameters keep their names, and have N / W rows.
 
     Args:
-        capacity: See `run_experts`.
+        capacity: See `run_experts`; while the model is trained, for in evaluation nothing is
+            dropped.
+        mesh: That of `Meshes.moe`: parameters become DTensors of all experts, cut over `ep` and
+            copied over `edp`. So are their gradients, which are sums of a rank's own tokens until
+            they are added up over the copies (placed as partial).
 
     Returns:
         The count of what is dropped, which goes on while the model runs.
@@ -199,14 +217,40 @@ def parallel_experts(model: nn.Module, group: Group, *, capacity: float | None =
     for layer in layers.values():
         experts: Any = layer.experts
         total = experts.num_experts
-        own = check_experts(total, group)
+        own = check_experts(total, world(group))
         for name, packed in list(experts.named_parameters(recurse=False)):
             part = packed.detach()[rank * own : (rank + 1) * own].clone()
+            part = part if mesh is None else _cut(part, mesh)
             setattr(experts, name, nn.Parameter(part, requires_grad=packed.requires_grad))
         experts.num_experts = own
         whole = type(experts).forward
         experts.forward = partial(_forward, experts, whole, total, group, capacity, drops)
     return drops
+
+
+def _cut(part: Tensor, mesh: "DeviceMesh") -> Tensor:
+    from torch.distributed.tensor import DTensor, Replicate, Shard
+
+    return DTensor.from_local(part, mesh, (Replicate(), Shard(0)), run_check=False)
+
+
+def _own(x: Any) -> Any:
+    """Return what this rank holds of a parameter; its gradient is that of this rank's tokens."""
+    if not hasattr(x, "to_local"):
+        return x
+    from torch.distributed.tensor import Partial, Shard
+
+    return x.to_local(grad_placements=(Partial(), Shard(0)))
+
+
+class _OwnExperts:
+    """Packed experts as their class's forward sees them, with what this rank holds of each."""
+
+    def __init__(self, experts: nn.Module):
+        self.experts = experts
+
+    def __getattr__(self, name: str) -> Any:
+        return _own(getattr(self.experts, name))
 
 
 def _forward(
@@ -224,10 +268,12 @@ def _forward(
 
     def apply(rows: Tensor, numbers: Tensor) -> Tensor:
         if not len(rows):  # transformers' own have no gradients then; empty sums do, of zeros
-            return rows + torch.stack([p.flatten()[:0].sum() for p in experts.parameters()]).sum()
-        return whole(experts, rows, numbers[:, None], rows.new_ones(len(rows), 1))
+            empty = [_own(p).flatten()[:0].sum() for p in experts.parameters()]
+            return rows + torch.stack(empty).sum()
+        return whole(_OwnExperts(experts), rows, numbers[:, None], rows.new_ones(len(rows), 1))
 
-    mixed = run_experts(x, Routing(weights, chosen), apply, num_experts, group, capacity=capacity)
+    room = capacity if experts.training else None
+    mixed = run_experts(x, Routing(weights, chosen), apply, num_experts, group, capacity=room)
     drops.dropped += mixed.dropped
     drops.pairs += chosen.numel()
     return mixed.out

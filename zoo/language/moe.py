@@ -8,11 +8,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
+import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from zoo.language.upcycling import Router
+from zoo.layers.sequence import Group
 
 
 class Routing(NamedTuple):
@@ -32,23 +35,38 @@ def route(logits: Float[Tensor, "n E"], top_k: int, order: Router) -> Routing:
     return Routing(weights, experts)
 
 
-def balance_loss(logits: Float[Tensor, "n E"], experts: Int[Tensor, "n T"]) -> Float[Tensor, ""]:
+def balance_loss(
+    logits: Float[Tensor, "n E"], experts: Int[Tensor, "n T"], group: Group = None
+) -> Float[Tensor, ""]:
     """Return the auxiliary loss that is T where all experts get as much, and at most E T.
 
     Switch Transformer (2101.03961, equations 4 to 6) for T experts a token: E sum_i f_i P_i, with
     the share f_i of tokens that go to expert i and the mean P_i of its probability.
+
+    Args:
+        group: Ranks that have the other tokens: shares and means are over all of them, and what is
+            returned is this rank's summand.
     """
     num_experts = logits.shape[1]
-    share = F.one_hot(experts, num_experts).sum((0, 1)).to(logits.dtype) / len(logits)
-    return num_experts * (share * logits.softmax(-1).mean(0)).sum()
+    counts = F.one_hot(experts, num_experts).sum((0, 1))
+    total = counts.new_tensor([len(logits)])
+    if group is not None:
+        both = torch.cat([counts, total])
+        dist.all_reduce(both, group=group)
+        counts, total = both.split([num_experts, 1])
+    share = counts.to(logits.dtype) / total
+    return num_experts * (share * logits.softmax(-1).sum(0) / total).sum()
 
 
-def z_loss(logits: Float[Tensor, "n E"]) -> Float[Tensor, ""]:
+def z_loss(logits: Float[Tensor, "n E"], total: int | None = None) -> Float[Tensor, ""]:
     """Return the loss that keeps a router's logits small (ST-MoE, 2202.08906, equation 5).
 
     The mean over tokens of log²(sum of exp(logits)).
+
+    Args:
+        total: How many tokens there are with those of other ranks.
     """
-    return logits.logsumexp(-1).square().mean()
+    return logits.logsumexp(-1).square().sum() / (len(logits) if total is None else total)
 
 
 class MoE(NamedTuple):

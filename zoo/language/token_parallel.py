@@ -17,7 +17,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 import zoo.language.hyena_filters as filters
-from zoo.language.tokens import TokenFeatures, Tokens
+from zoo.language.tokens import SPREAD, TokenFeatures, Tokens, head_of, states_at
 from zoo.layers.sequence import (
     Group,
     causal_conv,
@@ -41,6 +41,8 @@ KINDS = ("llama", "mixtral", "qwen3", "qwen3_moe", "nemotron", "nemotron_h", HYE
 class TokenParallel:
     """A model whose rows are spread over ranks; it is changed in place, and its weights are not.
 
+    From then on `read_tokens` reads it through this.
+
     Args:
         model: A causal language model, one of `KINDS`.
         group: The ranks that hold a row together.
@@ -50,10 +52,11 @@ class TokenParallel:
     """
 
     def __init__(self, model: Any, group: Group):
-        check_model(model, group)
+        check_model(model, world(group))
         self.model, self.group = model, group
         self.lengths: Sequence[int] = ()
         self.mask: Bool[Tensor, "B 1 T T"] | None = None
+        setattr(model, SPREAD, self)
         if model.config.model_type == HYENA:
             _spread_hyena(self, model)
             return
@@ -76,28 +79,35 @@ class TokenParallel:
         cut = partial(split_tokens, lengths=lengths, group=self.group)
         return replace(tokens, ids=cut(tokens.ids), segments=cut(tokens.segments))
 
-    def read(self, tokens: Tokens, lengths: Sequence[int] | None = None) -> TokenFeatures:
+    def read(
+        self, tokens: Tokens, lengths: Sequence[int] | None = None, *, at: Sequence[float] = ()
+    ) -> TokenFeatures:
         """Read the features of this rank's stretch.
 
         Args:
             tokens: Whole rows, the same on all ranks of the group.
             lengths: Tokens of each rank; as even as can be by default.
+            at: See `read_tokens`.
 
         Raises:
             ValueError: they do not add up, or a rank has none, which transformers cannot run.
         """
         lengths = lengths or even_lengths(tokens.ids.shape[1], self.group)
         ids = self.split(tokens, lengths).ids
-        last = self.run(tokens, lengths, input_ids=ids)
-        return TokenFeatures(last, self.model.get_output_embeddings().weight, ())
+        out = self.run(tokens, lengths, hidden=bool(at), input_ids=ids)
+        return TokenFeatures(out.last_hidden_state, head_of(self.model), states_at(out, at))
 
     def run(
-        self, tokens: Tokens, lengths: Sequence[int], **stretch: Tensor
-    ) -> Float[Tensor, "B t D"]:
+        self, tokens: Tokens, lengths: Sequence[int], *, hidden: bool = False, **stretch: Tensor
+    ) -> Any:
         """Run the layers on this rank's stretch, given as `input_ids` or `inputs_embeds`.
 
         Args:
             tokens: Whole rows, for places and documents.
+            hidden: Return the states behind every layer too.
+
+        Returns:
+            What transformers returns: `last_hidden_state`, `hidden_states`.
 
         Raises:
             ValueError: as `read`.
@@ -112,7 +122,7 @@ class TokenParallel:
             self.mask = same.tril()[:, None]
         places = split_tokens(tokens.places, self.lengths, self.group)
         options: dict[str, Any] = dict(position_ids=places, use_cache=False)
-        return self.model.base_model(**stretch, **options).last_hidden_state
+        return self.model.base_model(**stretch, **options, output_hidden_states=hidden)
 
     def attend(
         self,
@@ -127,11 +137,12 @@ class TokenParallel:
         return ulysses_attention(query, key, value, self.lengths, self.group, attend=attend)
 
 
-def check_model(model: Any, group: Group) -> None:
+def check_model(model: Any, num_ranks: int) -> None:
     """Refuse a model whose layers would not know of the other ranks' tokens.
 
     Raises:
-        ValueError: it is of another type than `KINDS`, attends in windows, or heads do not split.
+        ValueError: it is of another type than `KINDS`, attends in windows, draws random numbers
+            for each token, or its heads do not split.
     """
     config = model.config
     if config.model_type not in KINDS:
@@ -144,8 +155,14 @@ def check_model(model: Any, group: Group) -> None:
             f"The model attends in a window of {config.sliding_window}, which is not spread over "
             "ranks."
         )
+    for name, value in vars(config).items():
+        if value and (name.endswith("dropout") or name == "router_jitter_noise"):
+            raise ValueError(
+                f"The model draws random numbers for each token ({name} {value}), which would be "
+                f"others on a stretch of a row; set {name} to 0 in its config.json."
+            )
     heads = config.num_attention_heads
-    key_copies(heads, getattr(config, "num_key_value_heads", heads), world(group))
+    key_copies(heads, getattr(config, "num_key_value_heads", heads), num_ranks)
 
 
 def _attend(

@@ -2,12 +2,16 @@
 
 import inspect
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+
+SPREAD = "zoo_spread"
+"""What a model whose rows lie over ranks is read through, among its attributes."""
+ALL = slice(None)
 
 
 class TokenFeatures(NamedTuple):
@@ -32,17 +36,19 @@ class Tokens:
     """Names of the rows, for error messages."""
     positions: Sequence[int] = ()
     """Positions in the stream of training rows."""
+    own: slice = field(default_factory=lambda: ALL)
+    """The columns that this rank learns from; the others are here so that it knows what follows."""
 
     @property
-    def counted(self) -> Bool[Tensor, "B T"]:
+    def counted(self) -> Bool[Tensor, "B t"]:
         """Where the next token is one of the same document, so that it can be learnt."""
         follows = (self.segments[:, 1:] == self.segments[:, :-1]) & (self.segments[:, 1:] >= 0)
-        return torch.nn.functional.pad(follows, (0, 1))
+        return torch.nn.functional.pad(follows, (0, 1))[:, self.own]
 
     @property
-    def following(self) -> Int[Tensor, "B T"]:
+    def following(self) -> Int[Tensor, "B t"]:
         """The token after each; anything where `counted` is false."""
-        return self.ids.roll(-1, dims=1)
+        return self.ids.roll(-1, dims=1)[:, self.own]
 
     @property
     def places(self) -> Int[Tensor, "B T"]:
@@ -54,22 +60,32 @@ class Tokens:
     def to(self, device, *, non_blocking: bool = True) -> "Tokens":
         """Move the tensors to `device`."""
         ids, segments = (x.to(device, non_blocking=non_blocking) for x in (self.ids, self.segments))
-        return Tokens(ids, segments, self.keys, self.positions)
+        return replace(self, ids=ids, segments=segments)
 
 
 def read_tokens(model: Any, tokens: Tokens, *, at: Sequence[float] = ()) -> TokenFeatures:
-    """Read the features of any causal language model of transformers.
+    """Read the features of any causal language model of transformers, those of `tokens.own`.
 
     Args:
         at: Layers whose states are wanted too, as shares of the depth: 0 for the embeddings, 1 for
             the last, which is after the final norm.
     """
+    if (spread := getattr(model, SPREAD, None)) is not None:
+        return spread.read(tokens, at=at)
     tower, options = model.base_model, dict[str, Any](use_cache=False)
     if "position_ids" in inspect.signature(tower.forward).parameters:
         options["position_ids"] = tokens.places
     out = tower(input_ids=tokens.ids, output_hidden_states=bool(at), **options)
-    states = [out.hidden_states[round(share * (len(out.hidden_states) - 1))] for share in at]
-    return TokenFeatures(out.last_hidden_state, head_of(model), tuple(states))
+    states = states_at(out, at)
+    if tokens.own != ALL:
+        states = tuple(state[:, tokens.own] for state in states)
+        return TokenFeatures(out.last_hidden_state[:, tokens.own], head_of(model), states)
+    return TokenFeatures(out.last_hidden_state, head_of(model), states)
+
+
+def states_at(out: Any, at: Sequence[float]) -> tuple[Float[Tensor, "B T D"], ...]:
+    """Return the hidden states of a tower's answer at shares of its depth."""
+    return tuple(out.hidden_states[round(share * (len(out.hidden_states) - 1))] for share in at)
 
 
 def head_of(model: Any) -> Float[Tensor, "V D"]:

@@ -78,8 +78,8 @@ class ImageTextParallel:
         mine, here = (split_tokens(x, lengths, self.group) for x in (places, numbers))
         embeds = inner.get_input_embeddings()(split_tokens(ids, lengths, self.group))
         embeds = embeds.masked_scatter(mine[..., None], seen[here[mine]].to(embeds.dtype))
-        last = self.tokens.run(batch.tokens, lengths, inputs_embeds=embeds)
-        return TokenFeatures(last, head_of(self.model), ())
+        out = self.tokens.run(batch.tokens, lengths, inputs_embeds=embeds)
+        return TokenFeatures(out.last_hidden_state, head_of(self.model), ())
 
     def image_tokens(self, batch: ImageText) -> Float[Tensor, "n D"]:
         """Return the projected tokens of all images, in the order of the text, on every rank."""

@@ -78,7 +78,8 @@ def test_logits_are_compared_as_probabilities():
     def student(batch: Batch) -> dict[str, Features]:
         return {name: Features(logits, None) for name in "abc"}
 
-    shown = with_probabilities(student, dict(a="bce", b="cross_entropy", c="cosine"))
+    losses: dict[str, SummaryLoss] = dict(a="bce", b="cross_entropy", c="cosine")
+    shown = with_probabilities(student, losses)
     found = {name: f.summary for name, f in shown(Batch(torch.zeros(2, 3, 8, 8))).items()}
     torch.testing.assert_close(found["a"], logits.sigmoid())
     torch.testing.assert_close(found["b"], logits.softmax(-1))

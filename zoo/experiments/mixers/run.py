@@ -136,17 +136,15 @@ def run(config: MixersExperiment) -> dict[str, Any]:
     number = min(config.workers, len(config.towers)) if config.workers > 1 else 0
     pools = [ProcessPoolExecutor(1, context, _begin, (config,)) for _ in range(number)]
     try:
+        schedule.run((cell for cell in trainings(config) if not cell.seed), pools)
+        schedule.run(speeds(config), ())  # while nobody else computes
         schedule.run(trainings(config), pools)
-        for pool in pools:  # nobody else computes while a speed is measured
-            pool.shutdown()
-        pools = []
-        schedule.run(speeds(config), pools)
     finally:
         for pool in pools:
             pool.shutdown(wait=False, cancel_futures=True)
         about |= dict(
             seconds=time.perf_counter() - schedule.began,
-            left_out=schedule.left_out,
+            left_out=list(dict.fromkeys(schedule.left_out)),
             failed=schedule.failed,
         )
         result = report(rows, about, config.out)

@@ -1,0 +1,183 @@
+"""Compile a run's networks in processes beside it, while its first steps run as they are written.
+
+Compiling is mostly Python, which a second thread would have to share with the steps. What a process
+beside the run has compiled lies in torch's caches, where the run then finds it: it takes over in
+seconds. A process that fails costs nothing but this: the run compiles that network itself.
+
+    python -m zoo.train.distill.compiling RUN student
+"""
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import zoo
+from zoo.features import Batch
+from zoo.students.build import build_student
+from zoo.students.lora import add_adapters
+from zoo.train.device import autocast, device_of, in_precision
+from zoo.train.distill.config import Distill
+from zoo.train.distill.plan_step import grids_of
+from zoo.train.distill.setup import backbone_options, meta_models, open_spec, widths
+from zoo.train.distill.sizes import at_size
+from zoo.train.distill.speed import FastStudent, Speed, compiled_folder, keep_compiled
+from zoo.train.distill.teachers import optimize_teachers, teacher_precision
+from zoo.train.freeze import freeze
+from zoo.train.run import Run
+
+STUDENT = "student"
+"""The part that is no teacher; no teacher is called so, or it is compiled by the run itself."""
+
+
+class Compiling:
+    """The processes that compile the parts of a run which no earlier one has compiled.
+
+    Args:
+        parts: `STUDENT` and labels of teachers.
+        say: Takes a line for the log.
+    """
+
+    def __init__(
+        self, run: Path, config: Distill, parts: Sequence[str], say: Callable[[str], None]
+    ):
+        self.run, self.say, self.began = run, say, time.perf_counter()
+        self._log = tempfile.TemporaryFile("w+")  # noqa: SIM115 - as long as they write to it
+        new = [part for part in parts if not mark_of(config, part).is_file()]
+        self._left = {part: self._start(part, len(new)) for part in new}
+        if new:
+            say(f"compiling {', '.join(new)} beside the first steps, which go on meanwhile")
+
+    def _start(self, part: str, count: int) -> "subprocess.Popen[bytes]":
+        cores = os.cpu_count() or 1
+        paths = [str(Path(zoo.__file__).parent.parent), *filter(None, sys.path)]
+        env = dict(os.environ, PYTHONPATH=os.pathsep.join(paths))
+        env.setdefault("TORCHINDUCTOR_COMPILE_THREADS", str(max(1, cores // count)))
+        words = [sys.executable, "-m", __name__, str(self.run), part]
+        return subprocess.Popen(
+            words, env=env, stdin=subprocess.DEVNULL, stdout=self._log, stderr=self._log
+        )
+
+    def done(self) -> bool:
+        """Tell whether all have ended; of each that has, say so once."""
+        for part, process in list(self._left.items()):
+            if (code := process.poll()) is not None:
+                del self._left[part]
+                after = f"{time.perf_counter() - self.began:.0f} s"
+                lost = f"{part} did not compile beside the run, after {after}: {self._last_line()}"
+                self.say(lost if code else f"compiled {part} beside the run in {after}")
+        return not self._left
+
+    def _last_line(self) -> str:
+        self._log.seek(0)
+        lines = [line.strip() for line in self._log.read().splitlines() if line.strip()]
+        return lines[-1][:300] if lines else "it said nothing"
+
+    def stop(self) -> None:
+        """End those that still work."""
+        for process in self._left.values():
+            process.terminate()
+        for process in self._left.values():
+            process.wait()
+        self._left.clear()
+        self._log.close()
+
+
+def parts_of(config: Distill, speed: Speed) -> list[str]:
+    """List what may be compiled beside a run. Teachers in 8 bits are measured first, by the run."""
+    eight = config.teacher_precision in ("int8", "fp8")
+    teachers = config.labels if speed.teachers and not eight else []
+    return [*([STUDENT] if speed.blocks else []), *(n for n in teachers if n != STUDENT)]
+
+
+def mark_of(config: Distill, part: str) -> Path:
+    """Return the file that says that a part was compiled, in this form and by this version."""
+    losses, optim = config.losses, config.optim
+    about: list[Any] = [part == STUDENT, zoo.__version__, config.slice_images, config.precision]
+    about.append(torch.cuda.get_device_name() if torch.cuda.is_available() else "")
+    names = [spec.describe() for spec in config.teachers]
+    if part == STUDENT:
+        about += [config.student, config.student_options, config.heads.options(), names]
+        about += [config.spectral, bool(losses.mesa), optim.drop_path, optim.freeze, optim.lora]
+    else:
+        spec = config.teachers[config.labels.index(part)]
+        about += [spec.describe(), config.teacher_precision, config.student if spec.follow else ""]
+    digest = hashlib.sha256(json.dumps(about).encode()).hexdigest()[:24]
+    return compiled_folder() / "done" / digest
+
+
+def compile_part(config: Distill, part: str, device: torch.device) -> None:
+    """Compile a part as a run will: on black images of its shapes, forward and, if it learns, back.
+
+    Raises:
+        ValueError: as the run itself would, about its models.
+    """
+    torch.backends.cudnn.benchmark = device.type == "cuda"
+    if part == STUDENT:
+        compile_student(config, device)
+    else:
+        compile_one_teacher(config, part, device)
+
+
+def compile_student(config: Distill, device: torch.device) -> None:
+    """Compile the student with random weights, for each of its sizes."""
+    teachers, _ = meta_models(config)
+    student = build_student(
+        config.student,
+        widths(config, teachers),
+        size=config.size,
+        **config.heads.options(),
+        drop_path_rate=config.optim.drop_path,
+        **backbone_options(config),
+    )
+    if config.optim.lora:
+        add_adapters(student, config.optim.lora, config.optim.lora_layers)
+    if config.optim.freeze:
+        freeze(student, config.optim.freeze)
+    student = in_precision(student, config.precision).to(device).train()
+    fast = FastStudent(student, Speed(channels_last=True, blocks=True), say=print, strict=True)
+    for size, count in config.slice_images.items():
+        images = Batch(torch.zeros(count, 3, size, size, device=device))
+        with autocast(config.precision, device):
+            fast(images, size=(size, size), mesa=bool(config.losses.mesa))
+
+
+def compile_one_teacher(config: Distill, label: str, device: torch.device) -> None:
+    """Compile a teacher for each size of its images."""
+    spec = config.teachers[config.labels.index(label)]
+    teacher = open_spec(spec, config, device, grids_of(config))
+    precision = teacher_precision(config, device)
+    optimize_teachers(
+        {label: teacher},
+        precision=precision,
+        compiled=True,
+        channels_last=True,
+        sample=lambda: Batch(torch.zeros(0)),  # for 8 bits alone
+    )
+    for size, count in config.slice_images.items():
+        sized = at_size(teacher, size)
+        images = Batch(torch.zeros(count, 3, *sized.size, device=device))
+        with torch.no_grad(), autocast(config.precision, device):
+            sized(images)
+
+
+def main(folder: str, part: str) -> None:
+    """Compile a part of the run in a folder, and leave its mark."""
+    keep_compiled()
+    config = Run(Path(folder)).config(Distill)
+    compile_part(config, part, device_of(config.device))
+    mark = mark_of(config, part)
+    mark.parent.mkdir(parents=True, exist_ok=True)
+    mark.touch()
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
