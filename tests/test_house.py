@@ -95,7 +95,7 @@ ARROWS: dict[str, tuple[str, ...]] = {
     "zoo.language.gguf": ("zoo.files",),
     "zoo.multimodal": (
         "zoo.multimodal", "zoo.language", "zoo.features", "zoo.files", "zoo.import_hook",
-        "zoo.students", "zoo.wheels",
+        "zoo.students", "zoo.wheels", "zoo.layers",
     ),
     "zoo.data": ("zoo.data", "zoo.features", "zoo.files"),
     "zoo.data.text": ("zoo.data", "zoo.files", "zoo.language"),
