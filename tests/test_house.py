@@ -37,7 +37,7 @@ CORE = tuple(
         "config", "device", "interrupt", "loop", "optim", "progress", "run", "state", "task",
         "damp", "slices", "prefetch", "fields", "freeze",
         "average", "ranges", "mesh", "step", "shard", "checkpoint", "skew", "graphs", "waiting",
-        "profiling",
+        "profiling", "trackers",
     )
 )  # fmt: skip
 """The training loop and what every task shares: no images, no teachers, no method."""
@@ -95,7 +95,7 @@ ARROWS: dict[str, tuple[str, ...]] = {
     "zoo.language.gguf": ("zoo.files",),
     "zoo.multimodal": (
         "zoo.multimodal", "zoo.language", "zoo.features", "zoo.files", "zoo.import_hook",
-        "zoo.students", "zoo.wheels",
+        "zoo.students", "zoo.wheels", "zoo.layers",
     ),
     "zoo.data": ("zoo.data", "zoo.features", "zoo.files"),
     "zoo.data.text": ("zoo.data", "zoo.files", "zoo.language"),
@@ -119,7 +119,9 @@ ARROWS: dict[str, tuple[str, ...]] = {
     "zoo.train.pretext": (*CORE, "zoo.data", "zoo.features", "zoo.files", "zoo.teachers"),
     "zoo.train.masks": (*CORE, "zoo.students.prune"),
     "zoo.train.elastic": (*CORE, "zoo.students.prune", "zoo.data"),
-    "zoo.train.elastic_router": (*CORE, "zoo.students.prune", "zoo.train.elastic"),
+    "zoo.train.elastic_router": (
+        *CORE, "zoo.students.prune", "zoo.train.elastic", "zoo.axes", "zoo.files",
+    ),
     "zoo.train.distill": (
         "zoo.train.distill", *CORE, "zoo.data", "zoo.students", "zoo.teachers", "zoo.features",
         "zoo.files", "zoo.compiled_blocks", "zoo.train.pretext", "zoo.language",

@@ -7,15 +7,19 @@ logits, because the loss's own gradients say little about choices (Flextron, 240
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from zoo.students.prune.choices import Choice, chosen
+from zoo.axes import named_shapes
+from zoo.files import read_json
+from zoo.students.prune.choices import Choice, chosen, in_layers, parse_budgets, parse_choices
 from zoo.students.prune.elastic import FULL, Ranks, numbers
 from zoo.students.prune.masked import Masked, Size
 from zoo.train.elastic import ElasticTask
@@ -25,6 +29,8 @@ from zoo.train.task import Loss, Task
 TAU, SCALE = (1.0, 0.05), (1.0, 10.0)
 """First and last temperature of the Gumbel softmax and scale of its logits (2511.16664); linear."""
 HIDDEN = 256
+ROUTER = "router.safetensors"
+"""The file of an adaptive router, beside the model that it is of."""
 
 
 def choose(
@@ -227,6 +233,36 @@ class AdaptiveTask(RoutedTask):
         finally:
             for hook in hooks:
                 hook.remove()
+
+    @contextmanager
+    def at_budget(self, budget: str) -> Iterator[None]:
+        """Let the model compute as the router says, each token at its likeliest widths."""
+        with self.looking(budget, sample=False) as (size, _, _), self.masked.at(size):
+            yield
+
+
+def open_router(model: nn.Module, folder: Path, ranks: Ranks | None = None) -> AdaptiveTask:
+    """Put the router in the export of `zoo elastic --router adaptive` over its model.
+
+    `with open_router(model, folder).at_budget("half"): model(...)`.
+
+    Raises:
+        ValueError: the folder has no router.
+    """
+    if not (folder / ROUTER).is_file():
+        raise ValueError(f"{folder} has no {ROUTER}; zoo elastic --router adaptive writes one.")
+    about, shapes = read_json(folder / "elastic.json"), named_shapes(model)
+    choices = in_layers(parse_choices(about["choices"], shapes), shapes)
+    budgets = parse_budgets(about["budgets"])
+    state = load_file(str(folder / ROUTER))
+    width = state["mlps.0.0.weight"].shape[1] - len(budgets)
+    router = Router(choices, len(budgets), width=width)
+    router.load_state_dict(state)
+    router.to(next(model.parameters()).device)
+    return AdaptiveTask(
+        Task, Masked(model, shapes), router, choices, budgets, ranks or {},
+        surrogate=Surrogate(choices), steps=1,
+    )  # fmt: skip
 
 
 def _count(losses: Mapping[str, Loss]) -> int:

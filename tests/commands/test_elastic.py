@@ -1,6 +1,7 @@
 """`zoo elastic` and `zoo export`: one checkpoint, many sizes."""
 
 import json
+import re
 import shutil
 
 import pytest
@@ -10,6 +11,7 @@ from zoo.cli import main
 from zoo.data.text import open_text
 from zoo.language.tokenizers import open_tokenizer
 from zoo.train.distill.token_task import evaluate_text
+from zoo.train.elastic_router import ROUTER, open_router
 
 transformers = pytest.importorskip("transformers")
 TEXT = "the quick brown fox jumps over the lazy dog. " * 60
@@ -96,6 +98,36 @@ def test_a_router_chooses_sizes_that_export(trained, capsys):
     assert loss("out-half") == pytest.approx(about["after"]["half"]["loss"], rel=1e-4)
 
 
+@pytest.mark.slow
+def test_an_adaptive_router_gives_each_token_its_widths_and_loads_again(trained, capsys):
+    words = ("--router", "adaptive", "--choices", "ffn=0.25|0.5|1.0", "--steps", "40")
+    budgets = "half:params=0.7;most:params=0.9"
+    elastic(*words, "--every.checkpoint", "20", "--out", "adaptive", sizes=budgets)
+    capsys.readouterr()
+    about = json.loads((trained / "adaptive/about.json").read_text())
+    full = about["numbers"]["full"]
+    for name, share in dict(half=0.7, most=0.9).items():
+        assert about["numbers"][name] / full == pytest.approx(share, abs=0.12)
+    folder = trained / "adaptive/export"
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder).eval()
+    _, held = open_text("text.txt", open_tokenizer("bytes"), 32).split(0.05)
+    options = dict(rows=256, batch=8)
+    with open_router(model, folder).at_budget("half"):
+        found = dict(evaluate_text(model, {}, held, torch.device("cpu"), **options))
+    assert found["loss"] == pytest.approx(about["after"]["half"]["loss"], rel=1e-4)
+    whole = dict(evaluate_text(model, {}, held, torch.device("cpu"), **options))
+    assert whole["loss"] == pytest.approx(about["after"]["full"]["loss"], rel=1e-4)
+    main(["export", "adaptive", "--size", "half", "--out", "adaptive-half"])
+    kept = re.search(r"([\d,]+) of", capsys.readouterr().out)
+    assert kept and int(kept[1].replace(",", "")) < full  # what most tokens were given
+    before = (folder / ROUTER).read_bytes()
+    shutil.rmtree(trained / "adaptive/checkpoints/step_00000040")
+    main(["elastic", "--resume", "adaptive"])
+    assert (folder / ROUTER).read_bytes() == before
+    with pytest.raises(ValueError, match="has no router"):
+        open_router(model, trained / "run/export")
+
+
 def test_a_dry_run_prints_what_each_size_has_and_writes_nothing(trained, capsys):
     elastic("--dry-run", "--out", "dry")
     said = capsys.readouterr().out
@@ -116,6 +148,7 @@ def test_a_dry_run_prints_what_each_size_has_and_writes_nothing(trained, capsys)
         (("--router", "static"), "small:params=0.5", "give both"),
         (("--router", "static", "--choices", "ffn=0.5|1.0"), SIZES, "is no budget"),
         (("--router", "static", "--choices", "ffn=0.5"), "a:params=0.5", "leaves no choice"),
+        (("--router", "adaptive", "--choices", "stream=0.5|1.0"), "a:params=0.5", "of all layers"),
         (("--shares", "1", "2"), SIZES, "shares are 2 numbers"),
         (("--shares", "0", "0", "0"), SIZES, "not all 0"),
         (("--shares", "-1", "0", "0"), SIZES, "0 or more"),

@@ -19,9 +19,10 @@ class Elastic(DistillText):
     sizes: str = ""
     """NAME:WORDS with ; between: small:ffn=0.5,stream=0.5;medium:ffn=0.75. The words are those of
     zoo prune --to; with a router, NAME:params=SHARE."""
-    router: Literal["none", "static"] = "none"
+    router: Literal["none", "static", "adaptive"] = "none"
     """static: a router learns which of the --choices each size gets, under its share of the
-    parameters (Nemotron Elastic)."""
+    parameters (Nemotron Elastic). adaptive: it chooses for each token in each layer, by what enters
+    the layer, and learns from a surrogate of the loss (Flextron)."""
     choices: str = ""
     """Candidates of a router, the smallest first: ffn=0.5|0.75|1.0,heads=0.5|1.0,layers=8|12."""
     router_lr: Annotated[float, POSITIVE] = 1e-3

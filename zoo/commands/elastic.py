@@ -1,5 +1,6 @@
 """`zoo elastic`: one language model whose first units are smaller ones, trained together."""
 
+import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -14,9 +15,10 @@ from torch import nn
 
 from zoo.axes import Shapes, named_shapes
 from zoo.commands.distill_text import Evaluation, TextSetup, evaluated, export, prepare
+from zoo.commands.elastic_adaptive import adapt
 from zoo.data.text import TextFeed
 from zoo.data.text_mixture import plan_of_rows
-from zoo.students.prune.choices import least, parse_budgets, parse_choices, words_of
+from zoo.students.prune.choices import in_layers, least, parse_budgets, parse_choices, words_of
 from zoo.students.prune.elastic import (
     FULL,
     Ranks,
@@ -40,7 +42,7 @@ from zoo.train.device import autocast, machine
 from zoo.train.distill.elastic_config import Elastic
 from zoo.train.distill.token_task import TokenTask
 from zoo.train.elastic import ElasticTask
-from zoo.train.elastic_router import RoutedTask, Router
+from zoo.train.elastic_router import ROUTER, RoutedTask, Router
 from zoo.train.loop import train
 from zoo.train.mesh import by_first, first_goes_first, slices_of_rank, with_slices
 from zoo.train.run import Run, commit
@@ -104,14 +106,21 @@ def elastic(config: Elastic, *, resume: bool = False) -> Run:
     began = time.perf_counter()
     if not begun:
         run.write_json("before.json", sizes.measured(setup, setup.student))
-    if config.router != "none":
+    measured: Mapping[str, Evaluation] = {}
+    counts: Mapping[str, int] = {}
+    if config.router == "adaptive":
+        feed = feed_of(config, setup)
+        found = adapt(config, setup, masked, ranks, run, feed, partial(log, run))
+        model, measured, counts = found.model, found.after, found.numbers
+        about |= dict(sizes=found.sizes, form="zoo", choices=config.choices, budgets=config.sizes)
+    elif config.router != "none":
         model, about["sizes"] = route(config, setup, masked, ranks, run)
         plans = parse_sizes(about["sizes"])
         sizes = Sizes(shapes, {n: size_of(shapes, plan, ranks) for n, plan in plans.items()})
         sizes.by_name = {**sizes.by_name, FULL: Size()}
     else:
         model = learn(config, setup, masked, sizes, run)
-    by_first(partial(finish, run, setup, sizes, model, about, began))
+    by_first(partial(finish, run, setup, sizes, model, about, began, measured, counts))
     return run
 
 
@@ -141,7 +150,10 @@ def plans_of(config: Elastic, shapes: Shapes) -> dict[str, Plan]:
     if config.router == "none":
         plans = parse_sizes(config.sizes)
     else:
-        plans = dict(least=least(parse_choices(config.choices, shapes)))
+        choices = parse_choices(config.choices, shapes)
+        if config.router == "adaptive":
+            in_layers(choices, shapes)  # refuses what all layers share
+        plans = dict(least=least(choices))
     check_axes(shapes, plans)
     return plans
 
@@ -264,20 +276,34 @@ def log(run: Run, step: int, found: Mapping[str, Evaluation]) -> None:
 
 
 def finish(
-    run: Run, setup: TextSetup, sizes: Sizes, model: Any, about: dict[str, Any], began: float
+    run: Run,
+    setup: TextSetup,
+    sizes: Sizes,
+    model: Any,
+    about: dict[str, Any],
+    began: float,
+    measured: Mapping[str, Evaluation],
+    counts: Mapping[str, int],
 ) -> None:
-    """Measure every size, write the whole model, and beside it what its sizes are."""
+    """Measure every size, write the whole model, and beside it what its sizes are.
+
+    Args:
+        measured: What is known already, of sizes that an adaptive router makes.
+        counts: The numbers that a token meets in those.
+    """
     config: Any = setup.config
     run.keep(lambda row: row.get("kind", "train") == "train" or row["step"] < config.steps)
-    after = sizes.measured(setup, model)
+    after = {**measured, **sizes.measured(setup, model)}
     log(run, config.steps, after)
     export(run, setup, model)
     Run(run.path / "export").write_json(ABOUT, about)
+    if counts:
+        shutil.copy(run.path / ROUTER, run.path / "export" / ROUTER)
     run.write_json(
         "about.json",
         dict(
             before=run.read_json("before.json"), after=after,
-            numbers={n: numbers(sizes.shapes, size) for n, size in sizes.by_name.items()},
+            numbers={**counts, **{n: numbers(sizes.shapes, s) for n, s in sizes.by_name.items()}},
             commit=commit(), machine=machine(setup.device),
             seconds=time.perf_counter() - began, config=to_json(config),
         ),
