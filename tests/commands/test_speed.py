@@ -15,11 +15,21 @@ from PIL import Image
 
 from zoo.commands import distill as commands
 from zoo.compiled_blocks import compile_blocks
+from zoo.features import Batch
+from zoo.teachers.teacher import Frozen
 from zoo.train.config import Every
 from zoo.train.distill import compiling, speed
-from zoo.train.distill.compiling import Compiling, compile_part, mark_of, parts_of
+from zoo.train.distill.compiling import (
+    Compiling,
+    compile_part,
+    mark_of,
+    parts_of,
+    take_over_teachers,
+)
 from zoo.train.distill.config import Distill, TeacherSpec
+from zoo.train.distill.setup import prepare
 from zoo.train.distill.speed import Speed
+from zoo.train.distill.teachers import is_compiled
 
 CPU = torch.device("cpu")
 FORM = Speed(channels_last=True, blocks=True, teachers=True, beside=True)
@@ -68,7 +78,7 @@ def test_compiled_code_takes_over_at_a_step_that_is_recorded(config, monkeypatch
             asked.append("stopped")
 
     monkeypatch.setattr(commands, "choose", lambda *_, **__: FORM)
-    monkeypatch.setattr(commands, "Compiling", Beside)
+    monkeypatch.setattr(compiling, "Compiling", Beside)
     run = commands.distill(config)
     about = json.loads((run.path / "about.json").read_text())["speed"]
     assert about["compiled_from"] == [2] and "student compiled" in about["form"]
@@ -83,6 +93,26 @@ def test_compiled_code_takes_over_at_a_step_that_is_recorded(config, monkeypatch
 def losses(path):
     rows = map(json.loads, (path / "metrics.jsonl").read_text().splitlines())
     return [row["loss"] for row in rows if row["kind"] == "train"]
+
+
+def test_a_teacher_that_no_compiler_takes_stays_as_it_is(config, monkeypatch):
+    setup, said = prepare(config), []
+    (teacher,) = setup.teachers.values()
+    assert isinstance(teacher, Frozen)
+    batch = Batch(torch.rand(4, 3, 64, 64))
+    plain = teacher(batch)
+
+    def broken(module, **_):
+        def fail(*_):
+            raise RuntimeError("no such operator")
+
+        module._compiled_call_impl = fail
+
+    monkeypatch.setattr(torch.nn.Module, "compile", broken)
+    take_over_teachers(setup, said.append)
+    assert said == ["the teacher test_vit is not compiled: RuntimeError: no such operator"]
+    assert not is_compiled(teacher)
+    torch.testing.assert_close(teacher(batch), plain)
 
 
 def test_parts_that_were_compiled_before_are_not_again(config, tmp_path, monkeypatch):

@@ -14,11 +14,13 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from rich.console import Console
 
 import zoo
 from zoo.features import Batch
@@ -27,12 +29,28 @@ from zoo.students.lora import add_adapters
 from zoo.train.device import autocast, device_of, in_precision
 from zoo.train.distill.config import Distill
 from zoo.train.distill.plan_step import grids_of
-from zoo.train.distill.setup import backbone_options, meta_models, open_spec, widths
-from zoo.train.distill.sizes import at_size
-from zoo.train.distill.speed import FastStudent, Speed, compiled_folder, keep_compiled
-from zoo.train.distill.teachers import optimize_teachers, teacher_precision
+from zoo.train.distill.setup import Setup, backbone_options, meta_models, open_spec, widths
+from zoo.train.distill.sizes import at_size, frozen
+from zoo.train.distill.speed import (
+    FastStudent,
+    Speed,
+    about_speed,
+    compiled_folder,
+    keep_compiled,
+)
+from zoo.train.distill.task import DistillTask
+from zoo.train.distill.teachers import (
+    compile_teacher,
+    is_compiled,
+    optimize_teachers,
+    teacher_precision,
+    uncompile_teacher,
+)
 from zoo.train.freeze import freeze
+from zoo.train.mesh import is_first
 from zoo.train.run import Run
+from zoo.train.shard import is_sharded
+from zoo.train.state import TrainState
 
 STUDENT = "student"
 """The part that is no teacher; no teacher is called so, or it is compiled by the run itself."""
@@ -167,6 +185,85 @@ def compile_one_teacher(config: Distill, label: str, device: torch.device) -> No
         images = Batch(torch.zeros(count, 3, *sized.size, device=device))
         with torch.no_grad(), autocast(config.precision, device):
             sized(images)
+
+
+def take_over_teachers(setup: Setup, say: Callable[[str], None]) -> None:
+    """Compile a run's teachers, from the caches; one that cannot be compiled stays as it is."""
+    config, device = setup.config, setup.device
+    for label, teacher in setup.teachers.items():
+        networks = [network for network in frozen(teacher) if not is_compiled(network)]
+        for network in networks:
+            compile_teacher(network)
+        try:
+            for size, count in config.slice_images.items() if networks else ():
+                sized = at_size(teacher, size)
+                images = Batch(torch.zeros(count, 3, *sized.size, device=device))
+                with torch.no_grad(), autocast(config.precision, device):
+                    sized(images)
+        except Exception as error:  # a compiler may raise anything
+            for network in networks:
+                uncompile_teacher(network)
+            reason = (str(error).splitlines() or [""])[0][:200]
+            say(f"the teacher {label} is not compiled: {type(error).__name__}: {reason}")
+
+
+def of_state(speed: Speed, state: TrainState) -> Speed:
+    """Return the form that is left for a student whose weights may be cut."""
+    if not is_sharded(state.learned):
+        return speed
+    reason = "a student whose weights are cut is not compiled"
+    return speed.without(reason, blocks=False, graphs=False)
+
+
+@contextmanager
+def in_form(
+    setup: Setup, speed: Speed, task: DistillTask, state: TrainState, run: Run | None
+) -> Iterator[None]:
+    """Within this context a task trains in the form of its run, which is said.
+
+    Args:
+        run: Its about.json takes the form, and the step at which compiled code takes over.
+    """
+    config, device = setup.config, setup.device
+    console = Console(stderr=True, highlight=False)
+
+    def say(text: str) -> None:
+        if is_first():
+            console.print(text, soft_wrap=True)
+
+    def note(step: int | None = None) -> None:
+        about = run.read_json("about.json") or {} if run else {}
+        found = about_speed(speed, about.get("speed"), step)
+        if run:
+            run.write_json("about.json", about | dict(speed=found))
+
+    note()
+    if config.speed == "auto" and device.type == "cuda":
+        say(f"speed auto: {speed.describe()}")
+    compiling = None
+    if speed.beside and is_first():
+        compiling = Compiling(config.out, config, parts_of(config, speed), say)
+
+    def take_over() -> None:
+        if speed.blocks or speed.beside:
+            note(state.step)
+        if speed.teachers and speed.beside:
+            take_over_teachers(setup, say)
+
+    if speed.channels_last or speed.blocks:
+        task.fast = FastStudent(
+            state.model,
+            speed,
+            say=say,
+            when=compiling.done if compiling else lambda: True,
+            ready=take_over,
+            accumulates=config.num_slices > 1,
+        )
+    try:
+        yield
+    finally:
+        if compiling:
+            compiling.stop()
 
 
 def main(folder: str, part: str) -> None:

@@ -95,7 +95,13 @@ def choose(config: Distill, device: torch.device, *, nested: bool = False) -> Sp
         speed = speed.without("float64 is for tests", **alone)
     if world() > 1:
         reason = "on several processes gradients are sent while they are computed"
-        speed = speed.without(reason, graphs=False, overlap=config.overlap, beside=False)
+        speed = speed.without(
+            reason,
+            graphs=False,
+            teachers=config.compile_teachers,
+            overlap=config.overlap,
+            beside=False,
+        )
     if config.compile:
         speed = speed.without("--compile compiles the student whole", **alone)
     return speed

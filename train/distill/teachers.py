@@ -134,6 +134,19 @@ def compile_teacher(teacher: Frozen) -> None:
         block.compile(dynamic=False)
 
 
+def is_compiled(teacher: Frozen) -> bool:
+    """Tell whether `compile_teacher` has been here."""
+    blocks = repeated_blocks(teacher.network)
+    return "features" in vars(teacher) or any(b._compiled_call_impl is not None for b in blocks)
+
+
+def uncompile_teacher(teacher: Frozen) -> None:
+    """Let a teacher run as it is written again; in place."""
+    vars(teacher).pop("features", None)
+    for block in repeated_blocks(teacher.network):
+        block._compiled_call_impl = None
+
+
 def _size(network: nn.Module) -> int:
     return sum(p.numel() for p in network.parameters())
 

@@ -13,7 +13,6 @@ from typing import Any
 
 import timm
 import torch
-from rich.console import Console
 from torch import nn
 
 import zoo
@@ -45,7 +44,7 @@ from zoo.train.distill.calibrate import (
     Normalizers,
     fit_normalizers,
 )
-from zoo.train.distill.compiling import Compiling, parts_of
+from zoo.train.distill.compiling import in_form, of_state
 from zoo.train.distill.config import Distill
 from zoo.train.distill.fold import folded, with_probabilities
 from zoo.train.distill.placement import gathered, idle, put_away, sharded
@@ -60,24 +59,20 @@ from zoo.train.distill.setup import (
     prepare,
     with_decoder,
 )
-from zoo.train.distill.sizes import frozen
 from zoo.train.distill.speed import (
-    FastStudent,
     Speed,
-    about_speed,
     best_convolutions,
     choose,
     keep_compiled,
     uncompiled,
 )
 from zoo.train.distill.task import DistillTask
-from zoo.train.distill.teachers import compile_teacher, optimize_run_teachers
+from zoo.train.distill.teachers import optimize_run_teachers
 from zoo.train.loop import train
 from zoo.train.mesh import (
     by_first,
     first_goes_first,
     from_first,
-    is_first,
     share,
     slices_of_rank,
     together,
@@ -85,7 +80,6 @@ from zoo.train.mesh import (
     with_slices,
 )
 from zoo.train.run import Run, commit
-from zoo.train.shard import is_sharded
 from zoo.train.state import TrainState
 
 MAPS = 6
@@ -112,8 +106,6 @@ class Work:
     """The form of each that was closer to the teachers at the end."""
     speed: Speed = field(default_factory=Speed)
     """The form in which the run is computed."""
-    teachers_compiled: bool = False
-    """Whether they were, after the first steps."""
     began: float = field(default_factory=time.perf_counter)
 
     @property
@@ -253,7 +245,9 @@ def train_arm(work: Work, run: Run, config: Distill, title: str) -> Forms:
         with work.gathered(), uncompiled(setup.device):
             return evaluate_forms(run, setup, state.forms, normalizers, "student", step)[1]
 
-    with made_fast(work, run, task, state), best_convolutions(work.speed):
+    work.speed = of_state(work.speed, state)
+    record = work.run if run is work.run else None  # what an arm does is not said again
+    with in_form(setup, work.speed, task, state, record), best_convolutions(work.speed):
         train(
             nested(config, student, task),
             state,
@@ -265,54 +259,6 @@ def train_arm(work: Work, run: Run, config: Distill, title: str) -> Forms:
             ahead=work.speed.overlap,
         )
     return state.forms
-
-
-@contextmanager
-def made_fast(work: Work, run: Run, task: DistillTask, state: TrainState) -> Iterator[None]:
-    """Within this context a task runs in the form of the run; say which that is."""
-    if is_sharded(state.learned):
-        reason = "a student whose weights are cut is not compiled"
-        work.speed = work.speed.without(reason, blocks=False, graphs=False)
-    config, speed = work.setup.config, work.speed
-
-    def say(text: str) -> None:
-        if is_first():
-            Console(stderr=True, highlight=False).print(text, soft_wrap=True)
-
-    def note(step: int | None = None) -> None:
-        about = run.read_json("about.json") or {}
-        run.write_json(
-            "about.json", about | dict(speed=about_speed(speed, about.get("speed"), step))
-        )
-
-    note()
-    if config.speed == "auto" and work.setup.device.type == "cuda":
-        say(f"speed auto: {speed.describe()}")
-    compiling = None
-    if speed.beside and is_first():
-        compiling = Compiling(work.run.path, config, parts_of(config, speed), say)
-
-    def take_over() -> None:
-        note(state.step)
-        if speed.teachers and speed.beside and not work.teachers_compiled:
-            work.teachers_compiled = True
-            for network in (n for t in work.setup.teachers.values() for n in frozen(t)):
-                compile_teacher(network)
-
-    if speed.channels_last or speed.blocks:
-        task.fast = FastStudent(
-            state.model,
-            speed,
-            say=say,
-            when=compiling.done if compiling else lambda: True,
-            ready=take_over,
-            accumulates=config.num_slices > 1,
-        )
-    try:
-        yield
-    finally:
-        if compiling:
-            compiling.stop()
 
 
 def compare(work: Work) -> None:
