@@ -39,7 +39,7 @@ SEEDS = (0, 1, 2)
 
 
 def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--out", type=Path, required=True, help="folder for models and runs")
     parser.add_argument("--results", type=Path, help="JSON file; OUT/results.json by default")
     parser.add_argument("--seconds", type=float, default=1e9, help="begin no row that ends later")
