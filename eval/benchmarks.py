@@ -98,6 +98,22 @@ BENCHMARKS: dict[str, Benchmark] = {
         settings="zoo.eval.settings:FewshotSettings",
         check="zoo.eval.knn:used",
     ),
+    "similar": Benchmark(
+        "zoo.eval.similar:similar",
+        "similar images",
+        "similar/map",
+        reads="features",
+        settings="zoo.eval.settings:SimilarSettings",
+        check="zoo.eval.knn:used",
+    ),
+    "classify": Benchmark(
+        "zoo.eval.classify:classify",
+        "classification",
+        "classify/top1",
+        settings="zoo.eval.settings:ClassifySettings",
+        check="zoo.eval.classify:used",
+        spread=True,
+    ),
     "zeroshot": Benchmark(
         "zoo.eval.zeroshot:zeroshot",
         "zero-shot",

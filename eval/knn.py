@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from zoo.eval.extract import Extracted
 from zoo.eval.registry import Found, Scores, Subject, check_classes
 from zoo.eval.settings import KnnSettings
 
@@ -28,18 +29,55 @@ def measure(subject: Subject, data: Path, settings: KnnSettings) -> Iterator[Fou
     Raises:
         ValueError: the images have no classes, or as `predict_knn`.
     """
-    bank, queries = subject.extracted(data)
-    assert bank.labels is not None and queries.labels is not None
-    predicted = predict_knn(
-        bank.summaries,
-        bank.labels,
-        queries.summaries,
-        queries.labels,
-        k=settings.k,
-        temperature=settings.temperature,
-        device=subject.device,
-    )
-    yield "knn/top1", scored(predicted, queries.labels, queries.keys)
+    hits: list[Scores] = []
+    for bank, queries in folds_of(*subject.extracted(data), settings.folds, subject.seed):
+        assert bank.labels is not None and queries.labels is not None
+        predicted = predict_knn(
+            bank.summaries,
+            bank.labels,
+            queries.summaries,
+            queries.labels,
+            k=settings.k,
+            temperature=settings.temperature,
+            device=subject.device,
+        )
+        hits.append(scored(predicted, queries.labels, queries.keys))
+    yield "knn/top1", joined(hits)
+
+
+def folds_of(
+    train: Extracted, val: Extracted, folds: int, seed: int
+) -> Iterator[tuple[Extracted, Extracted]]:
+    """Yield what is learnt from and what is tested: the two parts, or k folds of both together.
+
+    In the folds each class is spread evenly, so that each image is tested once.
+
+    Raises:
+        ValueError: there is one fold, or more than images.
+    """
+    if not folds:
+        yield train, val
+        return
+    assert train.labels is not None and val.labels is not None
+    summaries = torch.cat([train.summaries, val.summaries])
+    labels, keys = torch.cat([train.labels, val.labels]), [*train.keys, *val.keys]
+    if folds < 2 or folds > len(labels):
+        raise ValueError(f"{folds} folds of {len(labels)} images; give 2 to {len(labels)}.")
+    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
+    order = order[labels[order].argsort(stable=True)]  # class by class, then dealt out in turns
+    fold = torch.empty(len(labels), dtype=torch.long)
+    fold[order] = torch.arange(len(labels)) % folds
+    for number in range(folds):
+        sides = [torch.nonzero(mask)[:, 0] for mask in (fold != number, fold == number)]
+        bank, queries = (
+            Extracted(summaries[at], labels[at], [keys[i] for i in at.tolist()]) for at in sides
+        )
+        yield bank, queries
+
+
+def joined(parts: Sequence[Scores]) -> Scores:
+    """Join the scores of folds into one number over all images."""
+    return Scores([key for p in parts for key in p.keys], np.concatenate([p.top for p in parts]))
 
 
 def used(subject: Subject, data: Sequence[Path], settings: P) -> P:

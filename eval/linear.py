@@ -10,9 +10,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from zoo.eval.extract import Extracted
-from zoo.eval.knn import check_sets, scored
+from zoo.eval.knn import check_sets, folds_of, joined, scored
 from zoo.eval.registry import Found, Subject
-from zoo.eval.settings import STRENGTHS, LinearSettings
+from zoo.eval.settings import STRENGTHS, LinearSettings, Solver
 
 _log = logging.getLogger(__name__)
 
@@ -30,30 +30,39 @@ def measure(subject: Subject, data: Path, settings: LinearSettings) -> Iterator[
     Raises:
         ValueError: the images have no classes, or as the functions of the solvers.
     """
-    bank, queries = (_on(side, subject.device) for side in subject.extracted(data))
+    for solver in settings.solvers:
+        hits = []
+        for pair in folds_of(*subject.extracted(data), settings.folds, subject.seed):
+            bank, queries = (_on(side, subject.device) for side in pair)
+            assert bank.labels is not None and queries.labels is not None
+            predicted = _predicted(solver, bank, queries, settings, subject.seed)
+            hits.append(scored(predicted, queries.labels, queries.keys))
+        name = "linear" if solver == "lbfgs" else f"linear_{solver}"
+        yield f"{name}/top1", joined(hits)
+
+
+def _predicted(
+    solver: Solver, bank: Extracted, queries: Extracted, settings: LinearSettings, seed: int
+) -> Int[Tensor, " m"]:
     assert bank.labels is not None and queries.labels is not None
     sets = bank.summaries, bank.labels, queries.summaries, queries.labels
-    for solver in settings.solvers:
-        if solver == "lbfgs":
-            predicted = predict_linear(
-                *sets,
-                strengths=settings.strengths,
-                max_steps=settings.max_steps,
-                widen=settings.widen,
-            )
-        elif solver == "ridge":
-            predicted = predict_ridge(*sets, strengths=settings.strengths)
-        else:
-            predicted = predict_sgd(
-                *sets,
-                rates=settings.rates,
-                epochs=settings.epochs,
-                batch=settings.batch,
-                least_steps=settings.least_steps,
-                seed=subject.seed,
-            )
-        name = "linear" if solver == "lbfgs" else f"linear_{solver}"
-        yield f"{name}/top1", scored(predicted, queries.labels, queries.keys)
+    if solver == "lbfgs":
+        return predict_linear(
+            *sets,
+            strengths=settings.strengths,
+            max_steps=settings.max_steps,
+            widen=settings.widen,
+        )
+    if solver == "ridge":
+        return predict_ridge(*sets, strengths=settings.strengths)
+    return predict_sgd(
+        *sets,
+        rates=settings.rates,
+        epochs=settings.epochs,
+        batch=settings.batch,
+        least_steps=settings.least_steps,
+        seed=seed,
+    )
 
 
 def _on(side: Extracted, device: torch.device) -> Extracted:

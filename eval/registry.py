@@ -107,6 +107,8 @@ class Subject:
     """`amp` is autocast to bfloat16."""
     batch: int = 64
     seed: int = 0
+    workers: int = 0
+    """Processes that decode images."""
     open: Callable[[Path, Split], Images] = _no_images
     """Open the training or the validation part of a folder of images: centre crops of the subject's
     size, in batches on the device, in the order of the files. On several ranks each gets every

@@ -41,6 +41,8 @@ class Record:
     values: Mapping[str, float | None]
     """The numbers by name; `None` where a number is not finite."""
     settings: Mapping[str, Any] = field(default_factory=dict)
+    protocol: str | None = None
+    """The named protocol, its source, and what departs from it."""
     unreadable: int = 0
     """Images that could not be read; they are in none of the numbers."""
     data: str | None = None

@@ -2,6 +2,7 @@
 
 from collections.abc import Sized
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Literal
 
 from zoo.train.ranges import (
@@ -25,6 +26,9 @@ class KnnSettings:
 
     k: Annotated[int, COUNT] = 20
     temperature: Annotated[float, POSITIVE] = 0.07
+    folds: Annotated[int, NOT_NEGATIVE] = 0
+    """For small sets: parts of all images, each tested with the others as the bank; 0 tests the
+    validation part."""
 
     def __post_init__(self) -> None:
         check_ranges(self, "knn.")
@@ -47,6 +51,9 @@ class LinearSettings:
     beside the best."""
     max_steps: Annotated[int, COUNT] = 200
     """Iterations of L-BFGS."""
+    folds: Annotated[int, NOT_NEGATIVE] = 0
+    """For small sets: parts of all images, each tested after a fit to the others; 0 tests the
+    validation part."""
     epochs: Annotated[int, COUNT] = 10
     """Epochs of SGD."""
     least_steps: Annotated[int, COUNT] = 1000
@@ -73,6 +80,44 @@ class FewshotSettings:
 
     def __post_init__(self) -> None:
         check_ranges(self, "fewshot.")
+
+
+Corruption = Literal["gaussian_noise", "shot_noise", "brightness", "contrast", "pixelate", "jpeg"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SimilarSettings:
+    """How images are ranked by an image."""
+
+    ranks: Annotated[tuple[int, ...], COUNT] = (1, 5)
+    """Ranks up to which a right image counts for the recall."""
+
+    def __post_init__(self) -> None:
+        check_ranges(self, "similar.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassifySettings:
+    """Which of a classifier's outputs are right, and how its images are cropped."""
+
+    layout: Literal[
+        "auto", "imagenet", "imagenet-v2", "imagenet-a", "imagenet-r", "real", "own"
+    ] = "auto"
+    """Whose classes the folders are; auto goes by their names (imagenet-sketch is imagenet). real:
+    ImageNet's validation images with their reassessed labels."""
+    names: Path | None = None
+    """JSON of the output (or several) for the name of each class; others are not scored."""
+    crop_pct: Annotated[float | None, between(0.1, 1)] = None
+    """Share of the resized image that the crop covers; the model's own by default."""
+    bins: Annotated[int, COUNT] = 15
+    """Bins of the calibration error."""
+    corruptions: tuple[Corruption, ...] = ()
+    """Corruptions of ImageNet-C (1903.12261) whose accuracy is measured too."""
+    severities: Annotated[tuple[int, ...], between(1, 5)] = (1, 3, 5)
+    """How strong they are, from 1 to 5."""
+
+    def __post_init__(self) -> None:
+        check_ranges(self, "classify.")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -38,6 +38,8 @@ class EvalRequest:
     """The data of each benchmark, by its name."""
     settings: Mapping[str, Any] = field(default_factory=dict)
     """The settings of each benchmark, by its name; its defaults where there are none."""
+    protocols: Mapping[str, str] = field(default_factory=dict)
+    """The named protocol of a benchmark with its departures, by the benchmark's name."""
     features: Path | None = None
     """A folder of `zoo embed`, read instead of images."""
     size: Annotated[int | None, PIXELS] = None
@@ -53,6 +55,8 @@ class EvalRequest:
     """The result file, to which records are appended."""
     tokenizer: str = ""
     """Of a language model: `bytes`, a folder, a name; its own by default."""
+    track: tuple[str, ...] = ()
+    """Trackers that are told each result: wandb, mlflow, trackio."""
     resume: bool = False
     """Resume the results and the trainings at `out` that were stopped."""
     command: str | None = None
@@ -87,7 +91,11 @@ def open_subject(target: str | None, request: EvalRequest) -> Subject:
             names another benchmark than `detect`.
     """
     shared: dict[str, Any] = dict(
-        device=request.place, precision=request.precision, batch=request.batch, seed=request.seed
+        device=request.place,
+        precision=request.precision,
+        batch=request.batch,
+        seed=request.seed,
+        workers=request.workers,
     )
     if request.features is not None:
         from zoo.eval.stored import about_features, load_features

@@ -35,9 +35,9 @@ CORE = tuple(
     f"zoo.train.{part}"
     for part in (
         "config", "device", "interrupt", "loop", "optim", "progress", "run", "state", "task",
-        "damp", "slices", "prefetch", "fields", "freeze",
+        "damp", "slices", "prefetch", "fields", "freeze", "numa",
         "average", "ranges", "mesh", "step", "shard", "checkpoint", "skew", "graphs", "waiting",
-        "profiling",
+        "profiling", "trackers",
     )
 )  # fmt: skip
 """The training loop and what every task shares: no images, no teachers, no method."""
@@ -95,7 +95,7 @@ ARROWS: dict[str, tuple[str, ...]] = {
     "zoo.language.gguf": ("zoo.files",),
     "zoo.multimodal": (
         "zoo.multimodal", "zoo.language", "zoo.features", "zoo.files", "zoo.import_hook",
-        "zoo.students", "zoo.wheels",
+        "zoo.students", "zoo.wheels", "zoo.layers",
     ),
     "zoo.data": ("zoo.data", "zoo.features", "zoo.files"),
     "zoo.data.text": ("zoo.data", "zoo.files", "zoo.language"),

@@ -121,7 +121,18 @@ class Training:
     before: ClassVar[Mapping[str, Any]] = {}
     """What was done before there was a field to choose it, for folders of older runs."""
     resumable: ClassVar[frozenset[str]] = frozenset(
-        ("out", "device", "workers", "every", "compile", "ranks", "keep", "keep_best", "profile")
+        (
+            "out",
+            "device",
+            "workers",
+            "every",
+            "compile",
+            "ranks",
+            "keep",
+            "keep_best",
+            "profile",
+            "track",
+        )
     )
     """Fields that a resumed run may change: they do not touch what is learnt."""
 
@@ -151,6 +162,9 @@ class Training:
     """The newest checkpoints that stay; with 1 a damaged one has none before it."""
     keep_best: bool = False
     """Keep the checkpoint of the best evaluation as well, for zoo export --best."""
+    track: tuple[Literal["wandb", "mlflow", "trackio"], ...] = ()
+    """Where numbers are shown besides the run's folder and TensorBoard; into files, unless the
+    tracker's own variables (WANDB_MODE, MLFLOW_TRACKING_URI) say otherwise."""
     profile: bool = False
     """Profile 20 steps once the run is warm: profile.txt says where the time of a step goes,
     profile.json is a trace for ui.perfetto.dev."""

@@ -1,6 +1,6 @@
 """A run's folder: what was asked, what was measured, and the checkpoints."""
 
-import importlib.util
+import atexit
 import json
 import shutil
 import subprocess
@@ -26,6 +26,7 @@ from zoo.train.checkpoint import (
 from zoo.train.config import C, Training, differences, to_json
 from zoo.train.fields import built
 from zoo.train.mesh import by_first, is_first, launch
+from zoo.train.trackers import Tracker, check_trackers, open_trackers
 
 M = TypeVar("M", bound=Callable[..., Any])
 
@@ -48,7 +49,7 @@ class Run:
 
     def __init__(self, path: Path):
         self.path = path
-        self._board: Any = None  # False where there is no TensorBoard
+        self._trackers: list[Tracker] | None = None
         self._saver = Saver(path / "checkpoints")
         self._damaged: list[Path] = []
 
@@ -70,6 +71,7 @@ class Run:
     @classmethod
     def _create(cls, config: Training) -> None:
         _refuse_existing(config.out)
+        check_trackers(config.track)
         try:
             config.out.mkdir(parents=True, exist_ok=True)
             run = cls(config.out)
@@ -181,15 +183,21 @@ class Run:
 
     @by_first_alone
     def log(self, kind: str, step: int, values: Mapping[str, Any]) -> None:
-        """Append measured values to `metrics.jsonl`, and to TensorBoard where it is installed."""
+        """Append measured values to `metrics.jsonl`, and tell the trackers (TensorBoard, ...)."""
         self._append("metrics.jsonl", dict(kind=kind, step=step, **values))
-        if self._board is None:
-            self._board = _open_board(self.path)
-        if self._board:
-            prefix = f"{kind}/{values['arm']}" if "arm" in values else kind
-            for name, value in values.items():
-                if isinstance(value, (int, float)):
-                    self._board.add_scalar(f"{prefix}/{name}", value, step)
+        if self._trackers is None:
+            self._trackers = self._open_trackers()
+        prefix = f"{kind}/{values['arm']}" if "arm" in values else kind
+        numbers = {f"{prefix}/{n}": x for n, x in values.items() if isinstance(x, (int, float))}
+        for tracker in self._trackers:
+            tracker.log(numbers, step)
+
+    def _open_trackers(self) -> list[Tracker]:
+        config = self.read_json("config.json") or {}
+        found = open_trackers(self.path, config.get("track") or (), config)
+        for tracker in found:
+            atexit.register(tracker.close)  # a run that is stopped is closed as well
+        return found
 
     @by_first_alone
     def log_speed(
@@ -328,15 +336,6 @@ def _row(line: str) -> dict[str, Any] | None:
     except (ValueError, RecursionError):
         return None
     return row if isinstance(row, dict) and isinstance(row.get("step"), int) else None
-
-
-def _open_board(path: Path):
-    """Open TensorBoard's writer, or give False where it is not installed."""
-    if importlib.util.find_spec("tensorboard") is None:
-        return False
-    from torch.utils.tensorboard import SummaryWriter
-
-    return SummaryWriter(str(path / "tensorboard"))
 
 
 def commit() -> str | None:

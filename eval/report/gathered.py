@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from zoo.eval.benchmarks import Benchmark, headlines
+from zoo.eval.report.imported import Added
 from zoo.eval.report.run_folder import RunFolder, number, read_run
 from zoo.eval.results import NEUTRAL, SUFFIX, Record, latest, read
 
@@ -80,7 +81,9 @@ class Number(NamedTuple):
     source: str
 
 
-def gather(sources: Sequence[str | Path]) -> tuple[list[Model], list[str]]:
+def gather(
+    sources: Sequence[str | Path], added: Sequence[Added] = ()
+) -> tuple[list[Model], list[str]]:
     """Read folders of runs and result files; return the models, and notes on what is not shown.
 
     The models are in the order of their first mention. A run and the results of its export are one
@@ -121,7 +124,11 @@ def gather(sources: Sequence[str | Path]) -> tuple[list[Model], list[str]]:
         key = _identity(source)
         _add_run(found.setdefault(key, Model(name=key)), run)
         numbers += _numbers_of_run(key, run, source, paths)
-    labels = _data_labels(records, runs, paths)
+    for one in added:
+        found.setdefault(one.model, Model(name=one.model))
+        shared: tuple[Any, ...] = (one.data, {}, None, 0, one.source)
+        numbers += [Number(one.model, name, value, *shared) for name, value in one.values.items()]
+    labels = {one.data: one.data for one in added} | _data_labels(records, runs, paths)
     _fill(found, numbers, labels)
     models = [model for model in found.values() if model.records or model.run or model.found]
     _tell_apart(models)

@@ -9,9 +9,10 @@ import numpy as np
 
 from zoo.eval.paired import compare, pair
 from zoo.eval.published import published
-from zoo.eval.report import figures, plots
+from zoo.eval.report import figures, plots, svg
 from zoo.eval.report.figures import short_number
 from zoo.eval.report.gathered import Measure, Model, Value, gather, headline_columns
+from zoo.eval.report.imported import Added
 from zoo.eval.report.page import (
     Cell,
     Gallery,
@@ -26,13 +27,15 @@ from zoo.eval.report.page import (
 from zoo.eval.results import Record
 from zoo.files import written_whole
 
-MOST_PICTURES = 48
+MOST_PICTURES = 24
 MOST_ON_RADAR = 6
 MOST_SIZES = 4
 """Sizes of images of which the multiply-adds have a column each."""
 
 
-def build_joined(sources: Sequence[str | Path], out: str | Path) -> Path:
+def build_joined(
+    sources: Sequence[str | Path], out: str | Path, added: Sequence[Added] = ()
+) -> Path:
     """Write a page about many runs and results of `zoo eval`, and return its path.
 
     The page needs no network and no other file: images are embedded, and also written to
@@ -41,21 +44,28 @@ def build_joined(sources: Sequence[str | Path], out: str | Path) -> Path:
     Args:
         sources: Folders of runs, and result files.
         out: The HTML file.
+        added: Results of mmdet and mmseg.
 
     Raises:
         ValueError: a source is neither the folder of a run nor a result file.
         OSError: the page cannot be written; an earlier page then stays complete.
     """
     target = Path(out)
-    models, notes = gather(sources)
+    models, notes = gather(sources, added)
     target.parent.mkdir(parents=True, exist_ok=True)
     gallery = Gallery(target.with_name(f"{target.stem}_figures"))
     shots, more = _shots(models, gallery, notes)
     page = template_of("joined.html.j2").render(
         title=_title(models),
-        headline=_headline_table(models),
+        headline=headline_table(models),
         radar=_radar(models, gallery),
-        pareto=_pareto(models, gallery),
+        pareto=_pareto(models),
+        legend=[
+            (i + 1, m.name, c)
+            for i, (m, c) in enumerate(zip(models, _colours(models), strict=True))
+        ],
+        on_radar=min(len(models), MOST_ON_RADAR),
+        all_models=len(models),
         reference=models[0].name,
         differences=_differences(models, notes),
         pictures=shots,
@@ -82,7 +92,8 @@ def _title(models: Sequence[Model]) -> str:
 # ---------------------------------------------------------------- tables
 
 
-def _headline_table(models: Sequence[Model]) -> Table | None:
+def headline_table(models: Sequence[Model]) -> Table | None:
+    """Return the main number of each benchmark and the cost of each model; `None` without any."""
     columns = headline_columns(models)
     if not columns:
         return None
@@ -148,12 +159,14 @@ def _tables(models: Sequence[Model]) -> list[tuple[str, Table]]:
     found = []
     for (kind, data, how), members in groups.items():
         having = [m for m in models if any(measure in m.found for measure in members)]
-        rows = [
-            Row(m.name, compared_values(m.name, [model.found.get(m) for model in having]))
-            for m in members
-        ]
+        columns = [compared_values(m.name, [one.found.get(m) for one in having]) for m in members]
         name = (f"{kind} on {data}" if data else kind) + (f": {how}" if how else "")
-        found.append((name, Table(["measure", *(m.name for m in having)], rows)))
+        if len(having) > len(members):  # the longer side becomes the rows
+            rows = [Row(one.name, [c[i] for c in columns]) for i, one in enumerate(having)]
+            found.append((name, Table(["model", *(m.name for m in members)], rows)))
+        else:
+            rows = [Row(m.name, column) for m, column in zip(members, columns, strict=True)]
+            found.append((name, Table(["measure", *(one.name for one in having)], rows)))
     return found
 
 
@@ -245,9 +258,12 @@ def _commands(models: Sequence[Model]) -> list[str]:
 # ---------------------------------------------------------------- pictures
 
 
+def _names(models: Sequence[Model]) -> list[str]:
+    return [model.name for model in models]
+
+
 def _colours(models: Sequence[Model]) -> list[str]:
-    palette = (figures.STUDENT_COLOUR, *figures.ARM_COLOURS[1:], figures.ARM_COLOURS[0])
-    return [palette[i % len(palette)] for i in range(len(models))]
+    return svg.colours(len(models))
 
 
 def _radar(models: Sequence[Model], gallery: Gallery) -> list[PageImage]:
@@ -277,38 +293,42 @@ def _radar(models: Sequence[Model], gallery: Gallery) -> list[PageImage]:
     return [gallery.add(plots.radar(names, lines), "radar", f"Radar of capabilities. {summary}")]
 
 
-def _pareto(models: Sequence[Model], gallery: Gallery) -> list[PageImage]:
-    """Draw each headline against images per second, multiply-adds and parameters.
+def _pareto(models: Sequence[Model]) -> list[str]:
+    """Draw each headline against images per second, multiply-adds and parameters, as SVG.
 
     Speed and multiply-adds are those at the size at which the quality was measured; where sizes
     differ between the models, each point says its own.
     """
-    pictures, colours = [], _colours(models)
+    plots, paints = [], _colours(models)
     for measure, benchmark in headline_columns(models):
         if benchmark.best <= 0:
             continue
         for label, cost_of, more_is_better in COSTS:
-            points, sizes = [], set()
-            for model, colour in zip(models, colours, strict=True):
+            found = []
+            for i, model in enumerate(models):
                 value = model.found.get(measure)
                 cost = cost_of(model, value.size) if value else None
                 if value and cost and value.mean is not None and math.isfinite(value.mean):
-                    points.append((cost, value.mean, model.name, colour, value.size))
-                    sizes.add(value.size)
-            if len(points) < 2:
+                    found.append((cost, value, i))
+            if len(found) < 2:
                 continue
-            known = [
-                (x, y, f"{name} @{size}" if len(sizes) > 1 and size else name, colour)
-                for x, y, name, colour, size in points
+            mixed = len({value.size for _, value, _ in found}) > 1
+            dots = [
+                svg.Dot(
+                    cost,
+                    float(value.mean or 0.0),
+                    value.deviation,
+                    i + 1,
+                    f"{models[i].name} @{value.size}" if mixed and value.size else models[i].name,
+                    paints[i],
+                )
+                for cost, value, i in found
             ]
             title = " ".join(t for t in (benchmark.capability, measure.data, measure.how) if t)
-            png = plots.quality(title, label, measure.name, known, more_is_better=more_is_better)
-            summary = "; ".join(
-                f"{name} {short_number(y)} at {short_number(x)}" for x, y, name, _ in known
+            plots.append(
+                svg.quality(title, label, measure.name, dots, more_is_better=more_is_better)
             )
-            alt = f"{title} against {label}: {summary}"
-            pictures.append(gallery.add(png, f"pareto-{measure.describe()}-{label}", alt))
-    return pictures
+    return plots
 
 
 def _unit(value: Any, unit: float) -> float | None:
@@ -347,7 +367,7 @@ def _shots(models: Sequence[Model], gallery: Gallery, notes: list[str]) -> tuple
             continue
         words = [model.name, picture["name"], picture.get("caption") or ""]
         caption = ": ".join(word for word in words if word)
-        png = figures.tile(pixels, side=360)
+        png = figures.tile(pixels, side=720)
         shots.append(Shot(gallery.add(png, f"shot-{i}-{picture['name']}", caption), caption))
     return shots, max(0, len(turns) - MOST_PICTURES)
 

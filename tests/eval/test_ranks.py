@@ -23,6 +23,7 @@ import torch
 
 from zoo.commands.evaluate import evaluate
 from zoo.data.text import open_text
+from zoo.eval.settings import ClassifySettings
 from zoo.eval.subject import EvalRequest
 from zoo.language.tokenizers import open_tokenizer
 from zoo.teachers.open import open_teacher
@@ -80,9 +81,11 @@ def check_evaluation_in_a_run():
 
 
 def command(out):
-    on = ("knn", "linear", "correspondence")
+    on = ("knn", "linear", "similar", "correspondence", "classify")
     data = dict.fromkeys(on, (Path("photos"),))
-    request = EvalRequest(on=on, size=32, batch=4, out=Path(out), data=data)
+    names = {"classify": ClassifySettings(names=Path("names.json"))}
+    how = dict(size=32, batch=4, out=Path(out), data=data, settings=names)
+    request = EvalRequest(on=on, **how)
     return evaluate("test_vit", request, show=False)
 
 
@@ -91,14 +94,14 @@ def check_the_command():
     if one is None:
         assert together == []
         return
-    assert len(together) == len(one) == 3
+    assert len(together) == len(one) == 5
     for ours, theirs in zip(together, one, strict=True):
         assert ours.values == theirs.values and ours.unreadable == theirs.unreadable == 1
         assert ours.weights_hash == theirs.weights_hash and ours.data_hash == theirs.data_hash
         for name, scores in theirs.scores().items():
             assert scores.keys == ours.scores()[name].keys
             assert (scores.top == ours.scores()[name].top).all()
-    assert len(Path("together.jsonl").read_text().splitlines()) == 3
+    assert len(Path("together.jsonl").read_text().splitlines()) == 5
 
 
 class Tower(torch.nn.Module):
@@ -193,6 +196,7 @@ def test_two_processes_measure_what_one_does(tmp_path):
                 pixels = np.clip(40 + 100 * number + draws.normal(0, 60, (40, 48, 3)), 0, 255)
                 Image.fromarray(pixels.astype(np.uint8)).save(folder / f"{i}.png")
     (tmp_path / "photos/val/dark/3.png").write_bytes(b"no image")
+    (tmp_path / "names.json").write_text('{"dark": 1, "light": [0, 2]}')
     script = tmp_path / "script.py"
     script.write_text(SCRIPT)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]

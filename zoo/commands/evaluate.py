@@ -39,6 +39,7 @@ from zoo.eval.results import (
     check_out,
     files_of,
     finished,
+    finite,
     hash_data,
     hash_weights,
     read,
@@ -54,6 +55,7 @@ from zoo.train.distill.setup import prepare
 from zoo.train.fields import changed
 from zoo.train.mesh import MORE_PATIENCE, by_first, is_first, union
 from zoo.train.run import Run
+from zoo.train.trackers import check_trackers, open_trackers
 
 LOSSES = "metrics.jsonl"
 """What a training has logged; it stays beside the result."""
@@ -86,6 +88,7 @@ def check(request: EvalRequest) -> None:
     Raises:
         ValueError: what is wrong, and the next step.
     """
+    check_trackers(request.track)
     if request.resume and request.out is None:
         raise ValueError("--resume needs the --out of the evaluation that was stopped.")
     if request.out is not None:
@@ -213,6 +216,7 @@ def _measure_all(subject: Measured, request: EvalRequest) -> Iterator[Record]:
         for path in paths:
             known = about | about_data(path)  # a folder is hashed once for all that read it
             known |= about_size(side)
+            known["protocol"] = request.protocols.get(name)
             record = Record(benchmark=name, values={}, settings=used[name], **known)
             found = by_first(partial(_known, record, subject, request)) or _measure_one(
                 record, subject, path, partial(run, subject, path, settings[name]), request
@@ -392,6 +396,7 @@ def kept(
     Raises:
         OSError: the file cannot be written any more.
     """
+    _tell_trackers(record, request)
     if not request.out:
         return record
     try:
@@ -399,6 +404,21 @@ def kept(
     except OSError as error:
         Console().print(table_of([record]))
         raise OSError(f"The result above was not written to {request.out}: {error}.") from error
+
+
+def _tell_trackers(record: Record, request: EvalRequest) -> None:
+    """Tell the trackers one result; each benchmark is a run of its own there."""
+    if not request.track:
+        return
+    out = request.out or Path("evaluation.jsonl")
+    folder = files_of(out) / f"{Path(record.target).name}-{record.benchmark}"
+    folder.mkdir(parents=True, exist_ok=True)
+    about = dict(target=record.target, data=record.data, seed=record.seed, size=record.size)
+    about |= {f"{record.benchmark}.{name}": x for name, x in record.settings.items()}
+    known = {name: x for name, value in record.values.items() if (x := finite(value)) is not None}
+    for tracker in open_trackers(folder, request.track, about, board=False):
+        tracker.log(known, 0)
+        tracker.close()
 
 
 # ---------------------------------------------------------------- showing

@@ -137,6 +137,8 @@ WORK: Mapping[str, Callable[[Path, Any], Work]] = {
     "knn": _labelled,
     "linear": _labelled,
     "fewshot": _labelled,
+    "similar": _labelled,
+    "classify": _whole,
     "zeroshot": _whole,
     "masks": _whole,
     "segment": _segments,

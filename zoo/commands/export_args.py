@@ -22,8 +22,14 @@ class Export:
     best: bool = False
     """Of a run of zoo distill with --keep-best: the checkpoint of the best evaluation, not the
     newest."""
-    out: Path
-    """Folder for the model; it must not exist yet."""
+    to: Literal["timm", "transformers", "onnx", "pt2", "hub"] | None = None
+    """Of an exported student, or a finished run of zoo distill: another form, with a model card."""
+    repo: str = ""
+    """For --to hub: ORG/NAME."""
+    results: Path | None = None
+    """For the card: the .jsonl file of zoo eval with this export's results."""
+    out: Path | None = None
+    """Folder for the model; it must not exist yet. --to hub needs none."""
 
 
 def main(argv: list[str]) -> None:
@@ -32,10 +38,17 @@ def main(argv: list[str]) -> None:
     Examples:
     zoo export runs/mine --out so-far
     zoo export runs/elastic --size small --out llama-small
+    zoo export runs/mine --to onnx --out mine-onnx --results results.jsonl
+    zoo export runs/mine --to hub --repo me/mine
     """
     args = parse(Export, argv, "export", main.__doc__ or "")
-    if args.out.exists():
+    if args.out is not None and args.out.exists():
         raise ValueError(f"{args.out} is there already; choose another --out.")
+    if args.to is not None:
+        _write_form(args)
+        return
+    if args.out is None:
+        raise ValueError("Give --out, the folder for the model.")
     if args.size == "full" and is_distillation(args.run):
         from zoo.commands.export_checkpoint import export_checkpoint
 
@@ -51,6 +64,22 @@ def main(argv: list[str]) -> None:
     from zoo.commands.export import export
 
     export(args.run, args.size, args.out)
+
+
+def _write_form(args: Export) -> None:
+    """Write a form of the export in a run's folder, or of an export's own folder."""
+    from zoo.commands.export_forms import write_form
+    from zoo.eval.results import read
+
+    inside = args.run / "export"
+    folder = inside if inside.is_dir() else args.run
+    records = []
+    if args.results is not None:
+        own = {str(args.run), str(folder), str(args.run / "export")}
+        records = [r for r in read(args.results) if r.target in own]
+        if not records:
+            raise ValueError(f"{args.results} holds no result of {args.run}.")
+    print(write_form(folder, str(args.to), args.out, repo=args.repo, records=records))
 
 
 def is_distillation(run: Path) -> bool:

@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 @dataclass(frozen=True, kw_only=True)
 class ListArgs:
     pattern: tyro.conf.Positional[str] = ""
-    """A shell pattern, e.g. "eradio*"; or `recipes`, for what `zoo distill` can run."""
+    """A shell pattern, e.g. "eradio*"; or `recipes`, for what `zoo distill` can run; or
+    `protocols`, how papers measure, for `zoo eval --protocol`."""
     kind: Literal["vision", "language"] = "vision"
     """vision: backbones for timm; language: names of transformers' causal language models."""
 
@@ -32,6 +33,8 @@ def main(argv: list[str]) -> None:
     args = parse(ListArgs, argv, "list", main.__doc__ or "")
     if args.pattern == "recipes":
         list_recipes()
+    elif args.pattern == "protocols":
+        list_protocols()
     elif args.kind == "language":
         print_language_models(args.pattern)
     else:
@@ -149,3 +152,15 @@ def _training(run: "Distill") -> str:
 
 def _count(images: float) -> str:
     return f"{images / 1e6:,.3g} M" if images >= 1e6 else f"{images:,.0f}"
+
+
+def list_protocols() -> None:
+    """Show the protocols of `zoo eval --protocol`: source, settings, and what departs from it."""
+    from zoo.eval.protocols import PROTOCOLS
+
+    for name, make in PROTOCOLS.items():
+        protocol = make()
+        print(f"{name}: --on {protocol.on}, {protocol.source}")
+        print(f"    {(make.__doc__ or '').splitlines()[0]}")
+        for line in protocol.departures:
+            print(f"    departs: {line}")

@@ -33,7 +33,7 @@ class ShortRun(Run):
 
     def __init__(self, path: Path):
         super().__init__(path)
-        self._board = False
+        self._trackers = []
 
     def save(self, state: dict[str, Any], *, wait: bool = True, kept: int = 2) -> None:
         del state, wait, kept

@@ -92,7 +92,27 @@ class TokenParallel:
         Raises:
             ValueError: they do not add up, or a rank has none, which transformers cannot run.
         """
-        self.lengths = lengths or even_lengths(tokens.ids.shape[1], self.group)
+        lengths = lengths or even_lengths(tokens.ids.shape[1], self.group)
+        ids = self.split(tokens, lengths).ids
+        out = self.run(tokens, lengths, hidden=bool(at), input_ids=ids)
+        return TokenFeatures(out.last_hidden_state, head_of(self.model), states_at(out, at))
+
+    def run(
+        self, tokens: Tokens, lengths: Sequence[int], *, hidden: bool = False, **stretch: Tensor
+    ) -> Any:
+        """Run the layers on this rank's stretch, given as `input_ids` or `inputs_embeds`.
+
+        Args:
+            tokens: Whole rows, for places and documents.
+            hidden: Return the states behind every layer too.
+
+        Returns:
+            What transformers returns: `last_hidden_state`, `hidden_states`.
+
+        Raises:
+            ValueError: as `read`.
+        """
+        self.lengths = lengths
         if not min(self.lengths):
             raise ValueError(f"Each rank has a token or more; the lengths are {self.lengths}.")
         segments = tokens.segments
@@ -101,10 +121,8 @@ class TokenParallel:
             same = segments[:, :, None] == segments[:, None]
             self.mask = same.tril()[:, None]
         places = split_tokens(tokens.places, self.lengths, self.group)
-        ids = self.split(tokens, self.lengths).ids
-        options = dict(position_ids=places, use_cache=False, output_hidden_states=bool(at))
-        out = self.model.base_model(input_ids=ids, **options)
-        return TokenFeatures(out.last_hidden_state, head_of(self.model), states_at(out, at))
+        options: dict[str, Any] = dict(position_ids=places, use_cache=False)
+        return self.model.base_model(**stretch, **options, output_hidden_states=hidden)
 
     def attend(
         self,

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from zoo.eval.registry import Picture, Scores
+from zoo.eval.report import svg
 from zoo.eval.report.gathered import Measure, gather, headline_columns
 from zoo.eval.report.joined import build_joined
 from zoo.eval.report.maps import collect_maps, save_maps
@@ -91,7 +92,7 @@ def test_every_section_is_filled(whole):
     for name in SECTIONS:
         assert '<p class="note">' not in section(page, name), name
     assert page.count("<img") == page.count("data:image/png;base64,")
-    assert section(page, "pareto").count("<img") == 12  # four qualities, three costs
+    assert section(page, "pareto").count("<svg") == 12  # four qualities, three costs
     assert section(page, "pictures").count("<img") == 3
     assert (
         section(page, "maps").count("<img") == 2 * 3
@@ -136,7 +137,7 @@ def test_a_name_that_is_markup_is_only_ever_text(whole):
 
 def test_nothing_on_the_page_comes_from_elsewhere(whole):
     _, page = whole
-    assert not re.findall(r"(?:src|href)=\"(?!data:)", page)
+    assert not re.findall(r"(?:src|href)=\"(?!data:|#)", page)
     for picture in re.findall(r"data:image/png;base64,([^\"]+)", page):
         assert base64.b64decode(picture)[:4] == b"\x89PNG"
 
@@ -240,7 +241,7 @@ def test_cost_is_that_of_the_size_at_which_quality_was_measured(tmp_path):
     page = build_joined([out], tmp_path / "page.html").read_text("utf-8")
     head = section(page, "headline")
     assert "GMACs · 96 px" in head and "GMACs · 512 px" in head
-    (alt,) = re.findall(r'alt="(kNN birds against GMACs[^"]*)"', page)
+    (alt,) = re.findall(r'aria-label="(kNN birds against GMACs[^"]*)"', page)
     assert "a 50.0 at 1.00;" in alt
 
 
@@ -249,8 +250,20 @@ def test_a_plot_of_models_of_several_sizes_names_each_points_own(tmp_path):
     one(50.0, out, "a", model=small())
     one(60.0, out, "b")
     page = build_joined([out], tmp_path / "page.html").read_text("utf-8")
-    (alt,) = re.findall(r'alt="(kNN birds against GMACs[^"]*)"', page)
+    (alt,) = re.findall(r'aria-label="(kNN birds against GMACs[^"]*)"', page)
     assert "a @96 50.0 at 1.00" in alt and "b @224 60.0 at 4.00" in alt
+
+
+def test_dots_that_would_cover_each_other_are_moved_apart_inside_the_plot():
+    import math
+
+    places = svg.apart([(100.0, 100.0)] * 4 + [(101.0, 100.0), (200.0, 50.0)])
+    gaps = [math.dist(a, b) for i, a in enumerate(places) for b in places[:i]]
+    assert min(gaps) > 1.9 * svg.DOT and places[-1] == (200, 50)
+    assert all(svg.LEFT < x < svg.WIDTH and 0 < y < svg.HEIGHT for x, y in places)
+    assert len(set(svg.colours(12))) == 12
+    assert svg.ticks(12.3, 61.0) == [20, 30, 40, 50, 60]
+    assert svg.log_ticks(0.5, 300) == [1, 3, 10, 30, 100, 300]
 
 
 def test_one_result_alone_gives_a_page_that_says_what_is_missing(tmp_path):

@@ -1,0 +1,173 @@
+"""Plots of the joined page as inline SVG: they follow the page's colours and say more on hover."""
+
+import colorsys
+import math
+from collections.abc import Sequence
+from html import escape
+from typing import NamedTuple
+
+from zoo.eval.report.figures import short_number
+from zoo.eval.speed.pareto import frontier
+
+WIDTH, HEIGHT = 340, 270
+LEFT, RIGHT, TOP, BELOW = 50, 14, 30, 40
+DOT = 9.0
+"""Radius of a dot, which holds the number of its model."""
+
+
+class Dot(NamedTuple):
+    """One model in a plot."""
+
+    cost: float
+    quality: float
+    deviation: float | None
+    number: int
+    name: str
+    colour: str
+
+
+def colours(count: int) -> list[str]:
+    """Return colours that differ in hue, and neighbours in lightness too."""
+    found = []
+    for i in range(count):
+        hue, light = i / max(count, 1), (0.42, 0.55)[i % 2]
+        red, green, blue = colorsys.hls_to_rgb(hue, light, 0.62)
+        found.append("#" + "".join(f"{round(255 * x):02x}" for x in (red, green, blue)))
+    return found
+
+
+def quality(
+    title: str, cost: str, measure: str, dots: Sequence[Dot], *, more_is_better: bool
+) -> str:
+    """Return a plot of quality over a cost on a log axis, with the Pareto frontier as a line.
+
+    Bars are one standard deviation over seeds. Dots that would cover each other are moved apart,
+    with a line to where they belong.
+    """
+    low, high = (f(d.cost for d in dots) for f in (min, max))
+    left, right = math.log(low) - 0.12, math.log(high) + 0.12
+    ends = [d.quality + sign * (d.deviation or 0) for d in dots for sign in (-1, 1)]
+    margin = 0.12 * (max(ends) - min(ends)) or 1.0
+    bottom, top = min(ends) - margin, max(ends) + margin
+
+    def place(x: float, y: float) -> tuple[float, float]:
+        across = (math.log(x) - left) / (right - left)
+        up = (y - bottom) / (top - bottom)
+        return LEFT + across * (WIDTH - LEFT - RIGHT), HEIGHT - BELOW - up * (HEIGHT - TOP - BELOW)
+
+    parts = [_axes(title, cost, measure, (math.exp(left), math.exp(right)), (bottom, top), place)]
+    sign = 1 if more_is_better else -1
+    best = frontier([(sign * d.cost, d.quality) for d in dots])
+    line = " ".join("{:.1f},{:.1f}".format(*place(sign * x, y)) for x, y in best)
+    parts.append(f'<polyline class="front" points="{line}"/>')
+    where = apart([place(d.cost, d.quality) for d in dots])
+    for dot, (x, y) in zip(dots, where, strict=True):
+        parts.append(_dot(dot, (x, y), place, cost, measure))
+    summary = "; ".join(f"{d.name} {_number(d)} at {short_number(d.cost)}" for d in dots)
+    label = escape(f"{title} against {cost}: {summary}")
+    return (
+        f'<svg class="chart" role="img" aria-label="{label}" viewBox="0 0 {WIDTH} {HEIGHT}" '
+        f'xmlns="http://www.w3.org/2000/svg">{"".join(parts)}</svg>'
+    )
+
+
+def _number(dot: Dot) -> str:
+    about = "" if dot.deviation is None else f" ± {short_number(dot.deviation)}"
+    return short_number(dot.quality) + about
+
+
+def _dot(dot: Dot, at: tuple[float, float], place, cost: str, measure: str) -> str:
+    x, y = place(dot.cost, dot.quality)
+    parts = [
+        f"<title>{escape(dot.name)}\n{escape(measure)}: {_number(dot)}\n"
+        f"{escape(cost)}: {short_number(dot.cost)}</title>"
+    ]
+    if dot.deviation:
+        ends = [place(dot.cost, dot.quality + sign * dot.deviation)[1] for sign in (-1, 1)]
+        parts.append(
+            f'<line class="bar" x1="{x:.1f}" x2="{x:.1f}" y1="{ends[0]:.1f}" y2="{ends[1]:.1f}"/>'
+        )
+    if math.dist((x, y), at) > 1:
+        parts.append(
+            f'<line class="bar" x1="{x:.1f}" y1="{y:.1f}" x2="{at[0]:.1f}" y2="{at[1]:.1f}"/>'
+        )
+    parts.append(f'<circle cx="{at[0]:.1f}" cy="{at[1]:.1f}" r="{DOT:g}" fill="{dot.colour}"/>')
+    parts.append(f'<text class="n" x="{at[0]:.1f}" y="{at[1] + 3.5:.1f}">{dot.number}</text>')
+    return f"<g>{''.join(parts)}</g>"
+
+
+def apart(places: Sequence[tuple[float, float]], rounds: int = 60) -> list[tuple[float, float]]:
+    """Move points that are nearer than two radii apart, a little at a time."""
+    found = [list(place) for place in places]
+    for _ in range(rounds):
+        still = True
+        for i in range(len(found)):
+            for j in range(i):
+                dx, dy = found[i][0] - found[j][0], found[i][1] - found[j][1]
+                gap = math.hypot(dx, dy)
+                lacking = 2 * DOT + 1 - gap
+                if lacking <= 0:
+                    continue
+                still = False
+                angle = math.atan2(dy, dx) if gap > 0.01 else 2.4 * i  # equal points: any way
+                for one, way in ((i, 0.5), (j, -0.5)):
+                    found[one][0] += way * lacking * math.cos(angle)
+                    found[one][1] += way * lacking * math.sin(angle)
+                    found[one][0] = min(max(found[one][0], LEFT + DOT), WIDTH - DOT)
+                    found[one][1] = min(max(found[one][1], TOP), HEIGHT - BELOW)
+        if still:
+            break
+    return [(x, y) for x, y in found]
+
+
+def _axes(
+    title: str,
+    cost: str,
+    measure: str,
+    across: tuple[float, float],
+    up: tuple[float, float],
+    place,
+) -> str:
+    parts = [f'<text class="t" x="8" y="17">{escape(_short(title, 44))}</text>']
+    for x in log_ticks(*across):
+        at = place(x, up[0])[0]
+        parts.append(f'<line class="grid" x1="{at:.1f}" x2="{at:.1f}" y1="{TOP}" '
+                     f'y2="{HEIGHT - BELOW}"/>')  # fmt: skip
+        text = short_number(x)
+        parts.append(f'<text class="x" x="{at:.1f}" y="{HEIGHT - BELOW + 14}">{text}</text>')
+    for y in ticks(*up):
+        at = place(across[0], y)[1]
+        parts.append(f'<line class="grid" y1="{at:.1f}" y2="{at:.1f}" x1="{LEFT}" '
+                     f'x2="{WIDTH - RIGHT}"/>')  # fmt: skip
+        parts.append(f'<text class="y" x="{LEFT - 6}" y="{at + 3.5:.1f}">{y:g}</text>')
+    middle = (LEFT + WIDTH - RIGHT) / 2
+    parts.append(f'<text class="x" x="{middle}" y="{HEIGHT - 8}">{escape(cost)}</text>')
+    turned = f"rotate(-90 12 {HEIGHT / 2})"
+    words = escape(_short(measure, 30))
+    parts.append(f'<text class="x" x="12" y="{HEIGHT / 2}" transform="{turned}">{words}</text>')
+    return "".join(parts)
+
+
+def _short(text: str, most: int) -> str:
+    return text if len(text) <= most else text[: most - 1] + "…"
+
+
+def ticks(low: float, high: float, most: int = 6) -> list[float]:
+    """Return round numbers between two others, at most so many."""
+    step = 10.0 ** math.floor(math.log10(max(high - low, 1e-9)))
+    for factor in (0.1, 0.2, 0.5, 1, 2, 5, 10):
+        size = step * factor
+        first, last = math.ceil(low / size), math.floor(high / size)
+        if last - first + 1 <= most:
+            return [round(n * size, 10) for n in range(first, last + 1)]
+    return []
+
+
+def log_ticks(low: float, high: float, most: int = 6) -> list[float]:
+    """Return round numbers between two positive ones, evenly spread over their logarithms."""
+    for digits in ((1, 2, 3, 5, 7), (1, 2, 5), (1, 3), (1,)):
+        decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+        found = [d * 10.0**e for e in decades for d in digits if low <= d * 10.0**e <= high]
+        if len(found) <= most:
+            return found
+    return found[:: max(1, len(found) // most)]
