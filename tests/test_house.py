@@ -35,7 +35,7 @@ CORE = tuple(
     f"zoo.train.{part}"
     for part in (
         "config", "device", "interrupt", "loop", "optim", "progress", "run", "state", "task",
-        "damp", "slices", "prefetch", "fields", "freeze",
+        "damp", "slices", "prefetch", "fields", "freeze", "numa",
         "average", "ranges", "mesh", "step", "shard", "checkpoint", "skew", "graphs", "waiting",
         "profiling", "trackers",
     )

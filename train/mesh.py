@@ -17,6 +17,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from zoo.train.config import Training
+from zoo.train.numa import bind_to_node
 
 T = TypeVar("T")
 C = TypeVar("C", bound=Training)
@@ -90,6 +91,7 @@ def ranks(device: torch.device) -> Iterator[None]:
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     if device.type == "cuda":
         torch.cuda.set_device(device)
+        bind_to_node(device)
     dist.init_process_group(backend, timeout=PATIENCE)
     try:
         yield

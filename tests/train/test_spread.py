@@ -215,6 +215,13 @@ def test_a_dense_model_with_dropout_is_refused(option, words, capsys):
     assert words in capsys.readouterr().err
 
 
+def test_the_plan_says_what_a_process_holds(capsys):
+    """Two layers of 8 experts of 3 x 16 x 8 weights."""
+    main([*commands("out", 2)[0], "--sequence", "2", "--experts", "4", "--dry-run"])
+    found = " ".join(capsys.readouterr().out.split())
+    assert "each process: 15 tokens of a row, 0.00 of 0.01 M weights of the experts" in found
+
+
 def test_models_of_many_sizes_and_masks_are_not_spread(capsys):
     with pytest.raises(SystemExit):
         main(["mask", "lm:mixtral", "--text", "text.txt", "--experts", "2", "--out", "out"])

@@ -8,6 +8,7 @@ from rich.table import Table
 
 from zoo.commands.distill_text import TextSetup, hidden_match, prepare
 from zoo.commands.plan import size_text
+from zoo.language.expert_parallel import expert_parameters
 from zoo.students.prune.nm import Pattern, sparse_layers
 from zoo.train.device import device_of
 from zoo.train.distill.mask_config import Mask
@@ -67,12 +68,20 @@ def _print(setup: TextSetup, lines: Sequence[str], trained: int) -> None:
     console = Console()
     console.print(table)
     frozen = sum(count_parameters(model) for model in teachers.values())
-    held = 4 * (frozen + count_parameters(setup.student) + trained * (3 + bool(config.optim.ema)))
+    experts = sum(p.numel() for _, p in expert_parameters(setup.student))
+    away = experts - experts // config.experts  # on other processes
+    held = count_parameters(setup.student) - away + (trained - away) * (3 + bool(config.optim.ema))
+    held = 4 * (frozen + held)
     lines = [
         *lines,
         f"text: {len(setup.train):,} rows of {config.length} tokens, {len(setup.val):,} held out",
         f"memory: {size_text(held)} of weights, gradients and the optimizer's state",
     ]
+    if config.spreads:
+        lines.append(
+            f"each process: {config.length // config.sequence} tokens of a row, "
+            f"{(experts - away) / 1e6:,.2f} of {experts / 1e6:,.2f} M weights of the experts"
+        )
     if trained:
         work = config.samples * (sum(flops.values()) + 2 * flops["student"])
         speed = EFFICIENCY * matmul_rate(device) / work
