@@ -16,6 +16,7 @@ warm caches. Then the parts are measured alone, each in several forms. What is k
 import argparse
 import json
 import os
+import signal
 import statistics
 import subprocess
 import sys
@@ -115,13 +116,18 @@ def run_child(row: str, form: str, args: argparse.Namespace, limit: float) -> di
     began = time.time()
     env["ZOO_BEGAN"] = str(began)
     child = subprocess.Popen(
-        words, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        words,
+        env=env,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
     )
     assert child.stdout is not None
     os.set_blocking(child.stdout.fileno(), True)
     import threading
 
-    timer = threading.Timer(limit, child.kill)
+    timer = threading.Timer(limit, lambda: os.killpg(child.pid, signal.SIGKILL))
     timer.start()
     lines = []
     with log.open("w") as file:

@@ -92,13 +92,16 @@ class Trackio:
         import trackio  # pyright: ignore[reportMissingImports]
 
         self._trackio: Any = trackio
+        self._open = True
         trackio.init(project=PROJECT, name=path.name, config=dict(config))
 
     def log(self, values: Mapping[str, float], step: int) -> None:
         self._trackio.log(dict(values), step=step)
 
     def close(self) -> None:
-        self._trackio.finish()
+        if self._open:  # finishing twice is an error there
+            self._open = False
+            self._trackio.finish()
 
 
 KINDS: Mapping[str, Callable[[Path, Mapping[str, Any]], Tracker]] = {
