@@ -74,7 +74,7 @@ def trained(
     """Train once; return the weights of the last step and every average."""
     student = new_student(setup, calibration.normalizers)
     plan = Plan(len(setup.train), config.batch, config.seed)
-    feed = ImageFeed(setup.train, setup.view, plan, setup.device, 1, (), config.workers)
+    feed = ImageFeed(setup.train, setup.view, plan, setup.device, 1, (), setup.workers)
     task = DistillTask.of(config, student, plan, setup.teachers, calibration, setup.grids)
     state = TrainState.of(student, config.optim, parts=dict(weighting=task.weighting))
     state.ema = several = Several(student)

@@ -28,7 +28,7 @@ from zoo.experiments.verdict import judge_gaps, spread
 from zoo.language.tokens import Tokens, read_tokens
 from zoo.language.towers import create_language_model
 from zoo.teachers.from_language import open_language
-from zoo.train.config import Every, Optim
+from zoo.train.config import Device, Every, Optim
 from zoo.train.device import device_of
 from zoo.train.distill.token_config import DistillText, TokenLosses
 
@@ -54,7 +54,7 @@ FAMILIES = dict(first="llama", second="gemma3", student="llama")
 
 def main() -> None:
     """Train the teachers, distil every arm, print the table."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--out", type=Path, default=Path("runs/text_teachers"))
     parser.add_argument("--scale", default="full", choices=SIZES)
     parser.add_argument("--seeds", type=int, default=3)
@@ -120,7 +120,9 @@ def teacher(out: Path, name: str, scale: Mapping[str, Any], device: str) -> None
     )  # fmt: skip
 
 
-def distilled(out: Path, arm: str, seed: int, scale: Mapping[str, Any], device: str) -> dict:
+def distilled(
+    out: Path, arm: Any, seed: int, scale: Mapping[str, Any], device: Device
+) -> dict[str, Any]:
     """Distil one student and measure it."""
     began = time.perf_counter()
     begin = out / f"student_{seed}"
@@ -141,14 +143,14 @@ def distilled(out: Path, arm: str, seed: int, scale: Mapping[str, Any], device: 
     after = run.read_json("about.json")["after"]
     kl = next(value for name, value in after.items() if name.startswith("kl/"))
     left = unexplained(out, run.path / "export", scale, device)
-    row = dict(arm=arm, seed=seed, bpb=after["bpb"], kl=kl, **left)
+    row = dict[str, Any](arm=arm, seed=seed, bpb=after["bpb"], kl=kl, **left)
     row["seconds"] = time.perf_counter() - began
     print(json.dumps(row), flush=True)
     return row
 
 
 @torch.no_grad()
-def unexplained(out: Path, student: Path, scale: Mapping[str, Any], device: str) -> dict:
+def unexplained(out: Path, student: Path, scale: Mapping[str, Any], device: Device) -> dict:
     """Return what share of the variance of each teacher's last states is left on held-out rows."""
     corpus, where = standard_library(scale["length"]), device_of(device)
     names = dict(student=str(student), first=str(out / "first/export"))
@@ -166,7 +168,8 @@ def unexplained(out: Path, student: Path, scale: Mapping[str, Any], device: str)
             for name, model in models.items():
                 parts[name].append(read_tokens(model, tokens).last.flatten(0, 1).double())
         states.append({name: torch.cat(part) for name, part in parts.items()})
-    return {f"left/{name}": _left(*states, name) for name in ("first", "second")}
+    learned, held = states
+    return {f"left/{name}": _left(learned, held, name) for name in ("first", "second")}
 
 
 def _left(train: Mapping[str, torch.Tensor], held: Mapping[str, torch.Tensor], name: str) -> float:

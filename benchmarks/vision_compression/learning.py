@@ -81,7 +81,7 @@ class Lesson:
         """Decode the views of all steps."""
         setup, config = self.setup, self.config
         plan = Plan(len(setup.train), config.batch, config.seed)
-        feed = ImageFeed(setup.train, setup.view, plan, setup.device, workers=config.workers)
+        feed = ImageFeed(setup.train, setup.view, plan, setup.device, workers=setup.workers)
         return Recorded(feed, config.steps)
 
     def student(self, child: nn.Module) -> Student:
@@ -160,7 +160,7 @@ class Classes:
 def batches_of(source: Source, setup: Setup, most: int) -> list[Batch]:
     """Decode images of a source, as they are evaluated."""
     config = setup.config
-    found = eval_batches(spread(source, most), config.size, config.batch, workers=config.workers)
+    found = eval_batches(spread(source, most), config.size, config.batch, workers=setup.workers)
     return [batch.to(setup.device) for batch in found]
 
 

@@ -81,7 +81,7 @@ def train_head(
         state = TrainState.of(model, config.optim, groups=groups)
         state.resume(run)
         plan = Plan(len(source), config.batch, config.seed)
-        feed = CropFeed(source, crop, plan, subject.device, config.workers)
+        feed = CropFeed(source, crop, plan, subject.device, settings.workers)
         model.train()
         with torch.enable_grad(), torch.random.fork_rng(devices=[]):
             train(task, state, feed, config, run, title=f"{subject.name} head")

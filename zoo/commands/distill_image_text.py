@@ -42,7 +42,7 @@ from zoo.students.build import read_options
 from zoo.students.lora import add_language_adapters
 from zoo.students.student import merged
 from zoo.train.config import to_json
-from zoo.train.device import autocast, device_of, in_precision, machine
+from zoo.train.device import autocast, device_of, in_precision, machine, workers_of
 from zoo.train.distill.image_text_config import DistillImageText
 from zoo.train.distill.image_text_task import (
     ImageTextTask,
@@ -285,7 +285,7 @@ def build_feed(setup: ImageTextSetup) -> ImageTextFeed:
         Change(config.augment.scale, config.augment.flip),
         config.num_slices,
         slices_of_rank(config.num_slices),
-        config.workers,
+        workers_of(config.workers, setup.device),
     )
 
 

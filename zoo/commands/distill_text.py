@@ -464,27 +464,18 @@ def evaluated(setup: TextSetup, model: Any, *, alone: bool = False) -> Evaluatio
 
 def _evaluated(setup: TextSetup, model: Any, alone: bool) -> Evaluation:
     config, training = setup.config, model.training
+    beside, batch = {} if alone else setup.comparable, max(1, config.batch // config.num_slices)
+    options: Any = dict(rows=config.eval_rows, batch=batch, spread=setup.spread)
     model.eval()
     with autocast(config.precision, setup.device):
-        found = dict(
-            evaluate_text(
-                model,
-                {} if alone else setup.comparable,
-                setup.val,
-                setup.device,
-                rows=config.eval_rows,
-                batch=max(1, config.batch // config.num_slices),
-                spread=setup.spread,
-            )
-        )
+        found = dict(evaluate_text(model, beside, setup.val, setup.device, **options))
     model.train(training)
     return found
 
 
 def of_teachers(setup: TextSetup) -> dict[str, Evaluation]:
     """Measure the teachers on the held-out rows."""
-    teachers = setup.teachers.items()
-    return {label: evaluated(setup, teacher.model, alone=True) for label, teacher in teachers}
+    return {n: evaluated(setup, t.model, alone=True) for n, t in setup.teachers.items()}
 
 
 def export(run: Run, setup: TextSetup, model: Any) -> None:
