@@ -10,7 +10,8 @@ import pytest
 from PIL import Image
 
 from zoo.cli import main
-from zoo.commands.evaluate import evaluate, kept, read_data, records_of
+from zoo.commands.evaluate import evaluate, kept, read_data
+from zoo.commands.evaluate_compare import records_of
 from zoo.eval.benchmarks import BENCHMARKS, Benchmark
 from zoo.eval.fewshot import FewshotSettings
 from zoo.eval.registry import Picture, Scores

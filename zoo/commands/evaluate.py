@@ -33,7 +33,6 @@ from zoo.eval.language.subject import TextSubject, about_text_model
 from zoo.eval.multimodal.subject import ImageTextSubject, about_image_text_model
 from zoo.eval.registry import Found, Parts, Picture, Subject
 from zoo.eval.results import (
-    SUFFIX,
     TRAINED,
     Record,
     check_out,
@@ -42,7 +41,6 @@ from zoo.eval.results import (
     finite,
     hash_data,
     hash_weights,
-    read,
     work_of,
     write,
 )
@@ -453,51 +451,3 @@ def _show_published(record: Record) -> None:
             f"({figure.source})",
             highlight=False,
         )
-
-
-# ---------------------------------------------------------------- comparing
-
-
-def records_of(side: str, request: EvalRequest) -> list[Record]:
-    """Return one side's results: from its result file (`FILE.jsonl` or `FILE.jsonl:TARGET`), or
-    measured now.
-
-    Raises:
-        ValueError: the file holds several targets and none was named.
-    """
-    head, found, wanted = side.partition(f"{SUFFIX}:")  # a target may have a colon of its own
-    file = f"{head}{SUFFIX}" if found else side
-    if not Path(file).is_file() or Path(file).suffix != SUFFIX:
-        return evaluate(side, request, show=False)
-    records = read(Path(file))
-    targets = sorted({record.target for record in records})
-    if wanted and wanted not in targets:
-        raise ValueError(f"{file} has no result of {wanted!r}; it has {', '.join(targets)}.")
-    if not wanted and len(targets) > 1:
-        raise ValueError(
-            f"{file} holds results of {', '.join(targets)}; name one: {file}:{targets[0]}."
-        )
-    return [record for record in records if record.target == (wanted or targets[0])]
-
-
-def compare_targets(first: str, second: str, request: EvalRequest) -> None:
-    """Print the differences of two models with paired bootstrap intervals over images.
-
-    Raises:
-        ValueError: the two share no benchmark with the same data and settings.
-    """
-    from zoo.eval.paired import compare, pair
-
-    sides = records_of(first, request), records_of(second, request)
-    if not is_first():
-        return
-    rows = compare(*sides)
-    table = Table(title=f"{second} against {first}")
-    for column in ("measure", "first", "second", "difference", "95 % interval"):
-        table.add_column(column, justify="left" if column == "measure" else "right")
-    for row in rows:
-        table.add_row(*row.describe(), style="bold" if row.separated else None)
-    table.caption = "Paired bootstrap over images; what the interval separates from 0 is bold."
-    Console().print(table)
-    for line in pair(*sides).left_out(first, second):
-        print(f"not compared: {line}")

@@ -104,7 +104,8 @@ def _run(argv: list[str], *, check: bool = False) -> None:
         return
     if (args.target is None) == (args.compare is None and args.features is None):
         raise ValueError("Name what to measure: one target, or --compare A B, or --features DIR.")
-    from zoo.commands.evaluate import compare_targets, evaluate, read_data
+    from zoo.commands.evaluate import evaluate, read_data
+    from zoo.commands.evaluate_compare import compare_targets
     from zoo.commands.evaluate_plan import show_plan
     from zoo.eval.subject import EvalRequest
 
