@@ -53,7 +53,6 @@ def test_every_cell_is_measured_once_and_a_stopped_run_goes_on(script, words, ca
     ]  # fmt: skip
     tried = {row["lr"]: row["valid"] for row in done[6:8]}
     assert done[8]["lr"] == min(tried, key=lambda lr: tried[lr])
-    assert all(row["step_tflops"] > 0 for row in done[4:])
     assert json.loads(Path(words[-1]).read_text())["cells"] == done
     script.table(done)
     assert "±" in capsys.readouterr().out

@@ -71,6 +71,9 @@ class _Some:
     def __len__(self):
         return len(self.chosen)
 
+    def bytes_in(self, rows):
+        return self.bytes_a_token
+
     def rows(self, indices):
         return self.source.rows([self.chosen[i] for i in indices])
 

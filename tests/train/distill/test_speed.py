@@ -66,7 +66,9 @@ def test_a_fast_student_answers_and_learns_as_the_plain_one(name, monkeypatch):
     torch.testing.assert_close(gradients["fast"], gradients["plain"])
     # running statistics moved once: compiling left no trace of its own
     torch.testing.assert_close(found["fast state"], found["plain state"])
-    assert said[-1] == "ready" and "compiling the student for 4 images of 64 px" in said[0]
+    first, second, last = said
+    assert first == "ready" and "code of the student for 4 images of 64 px" in second
+    assert "runs compiled for 4 images of 64 px" in last
 
 
 def test_what_cannot_be_compiled_runs_plain_and_says_so(monkeypatch):
