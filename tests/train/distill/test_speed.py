@@ -13,7 +13,9 @@ from zoo.train.distill import speed as module
 from zoo.train.distill.config import Distill, TeacherSpec
 from zoo.train.distill.speed import FastStudent, Speed, about_speed, choose, is_convolutional
 
-CONFIG = Distill(teachers=(TeacherSpec(name="timm:test_vit/random@96"),), student="test_vit")
+CONFIG = Distill(
+    speed="auto", teachers=(TeacherSpec(name="timm:test_vit/random@96"),), student="test_vit"
+)
 CUDA = torch.device("cuda")
 
 
