@@ -172,7 +172,7 @@ def child(row: Row, form: str, args: argparse.Namespace, name: str) -> None:
         print(f"phase {phase.__name__} begins", flush=True)
         carry_out(phase, work)
 
-    commands.carry_out = announced
+    commands.carry_out = announced  # pyright: ignore[reportAttributeAccessIssue]
     words = ["distill", "custom", "--data", str(photos(args.photos)), "--teachers", *row.teachers]
     words += ["--student", row.student, "--size", str(row.size), "--batch", str(row.batch)]
     words += ["--steps", str(row.steps), "--calibration", str(row.calibration), "--every.log", "5"]

@@ -55,7 +55,7 @@ def measured(
     rows: int = 10**9,
 ) -> dict[str, float]:
     """Measure a model's perplexity, and its divergence from each teacher (`kl/NAME`)."""
-    options = dict(rows=rows, batch=settings.batch)
+    options: Any = dict(rows=rows, batch=settings.batch)
     with autocast("auto", settings.device):
         return dict(evaluate_text(model, teachers, source, settings.device, **options))
 
