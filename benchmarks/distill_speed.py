@@ -22,6 +22,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -206,94 +207,124 @@ def child(row: Row, form: str, args: argparse.Namespace, name: str) -> None:
         print((place / "profile.txt").read_text())
 
 
-def parts(row: Row, args: argparse.Namespace, name: str) -> None:
-    """Measure each part alone, in several forms, in milliseconds a batch."""
-    import torch
+class Parts:
+    """The parts of a row alone, in several forms: milliseconds a batch, kept as they come."""
 
-    from zoo.commands.step_parts import free, pink_noise
-    from zoo.eval.speed.models import timed
-    from zoo.features import Batch
-    from zoo.students.build import build_student
-    from zoo.teachers.open import open_teacher
-    from zoo.train.config import Optim
-    from zoo.train.distill.speed import FastStudent, Speed, is_convolutional
-    from zoo.train.distill.teachers import compile_teacher
-    from zoo.train.state import TrainState
+    def __init__(self, row: Row, out: Path):
+        import torch
 
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    torch.backends.cudnn.benchmark = True
-    torch.set_float32_matmul_precision("high")
-    found: dict[str, dict[str, float]] = {}
-    widths = {}
+        self.row, self.out = row, out
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.found: dict[str, dict[str, float]] = {}
+        torch.backends.cudnn.benchmark = True
+        torch.set_float32_matmul_precision("high")
 
-    def clock(run: Any) -> float:
-        for _ in range(4):
-            run()
-        return 1e3 * statistics.median(timed(run, device.type, 12))
+    def measure(self) -> None:
+        """Measure the teachers, the student, and what resizing a batch takes."""
+        widths = {f"t{i}": self.teacher(f"t{i}", text) for i, text in enumerate(self.row.teachers)}
+        self.student(widths)
+        self.resizing()
 
-    def keep(part: str, form: str, run: Any) -> None:
+    def keep(self, part: str, form: str, run: Callable[[], Any]) -> None:
+        """Time a form of a part; one that fails is named with its error."""
+        from zoo.eval.speed.models import timed
+
         try:
-            found.setdefault(part, {})[form] = clock(run)
+            for _ in range(4):
+                run()
+            found = 1e3 * statistics.median(timed(run, self.device.type, 12))
         except Exception as error:
-            found.setdefault(part, {})[form + " failed: " + str(error)[:200]] = float("inf")
-        print(part, form, found[part], flush=True)
-        (Path(args.work) / f"{name}-parts.json").write_text(json.dumps(found))
+            form, found = f"{form} failed: {str(error)[:200]}", float("inf")
+        self.found.setdefault(part, {})[form] = found
+        print(part, form, self.found[part], flush=True)
+        self.out.write_text(json.dumps(self.found))
 
-    for number, text in enumerate(row.teachers):
-        teacher: Any = open_teacher(text, device=device)
-        widths[f"t{number}"] = (teacher.summary_dim, teacher.spatial_dim)
-        if device.type == "cuda":
+    def images(self, side: int) -> Any:
+        """Return a batch on the device."""
+        from zoo.commands.step_parts import pink_noise
+        from zoo.features import Batch
+
+        some = pink_noise(min(self.row.batch, 64), side, self.device).images
+        some = some.repeat(-(-self.row.batch // 64), 1, 1, 1)[: self.row.batch]
+        return Batch(Batch(some).at((side, side)))
+
+    def teacher(self, label: str, text: str) -> tuple[int | None, int | None]:
+        """Measure a teacher; return the widths of its targets."""
+        import torch
+
+        from zoo.commands.step_parts import free
+        from zoo.teachers.open import open_teacher
+        from zoo.train.distill.speed import is_convolutional
+        from zoo.train.distill.teachers import compile_teacher
+
+        teacher: Any = open_teacher(text, device=self.device)
+        if self.device.type == "cuda":
             teacher.to_bf16()
-        batch = pink_noise(min(row.batch, 64), teacher.size[0], device)
-        images = Batch(batch.images.repeat(-(-row.batch // 64), 1, 1, 1)[: row.batch])
-        images = Batch(images.at(teacher.size))
+        images = self.images(teacher.size[0])
 
-        def ask(teacher: Any = teacher, images: Any = images) -> None:
-            with torch.no_grad(), torch.autocast(device.type, torch.bfloat16):
-                teacher(Batch(images.images))
+        def ask(teacher: Any = teacher) -> None:
+            with torch.no_grad(), torch.autocast(self.device.type, torch.bfloat16):
+                teacher(images)
 
-        keep(f"t{number}", "eager", ask)
+        self.keep(label, "eager", ask)
         if is_convolutional(teacher.network):
             teacher.to(memory_format=torch.channels_last)
-            keep(f"t{number}", "channels last", ask)
+            self.keep(label, "channels last", ask)
         compile_teacher(teacher)
-        keep(f"t{number}", "compiled", ask)
-        del teacher
-        free(device)
-    for form, speed in (
-        ("eager", Speed()),
-        ("channels last", Speed(channels_last=True)),
-        ("graphs", Speed(channels_last=True, blocks=True, graphs=device.type == "cuda")),
-    ):
-        torch.manual_seed(0)
-        student = build_student(row.student, widths, size=row.size, device=device).train()
-        state = TrainState.of(student, Optim(ema=0))
-        fast = FastStudent(student, speed, say=print)
-        images = pink_noise(min(row.batch, 64), row.size, device).images
-        images = Batch(images.repeat(-(-row.batch // 64), 1, 1, 1)[: row.batch])
-        images = Batch(images.at((row.size, row.size)))
+        self.keep(label, "compiled", ask)
+        widths = teacher.summary_dim, teacher.spatial_dim
+        del teacher, ask
+        free(self.device)
+        return widths
 
-        def learn(fast: Any = fast, state: Any = state, images: Any = images) -> None:
-            with torch.autocast(device.type, torch.bfloat16):
-                answers = fast(images)
-            outputs = [t for f in answers.values() for t in f if t is not None]
-            slopes = [t.expand_as(o) for o in outputs for t in [o.new_ones(1)]]
-            torch.autograd.backward(outputs, slopes)
-            state.optimizer.step()
-            state.optimizer.zero_grad(set_to_none=True)
+    def student(self, widths: Mapping[str, Any]) -> None:
+        """Measure the student's step, forward, backward and AdamW."""
+        import torch
 
-        keep("student", form, learn)
-        del student, state, fast, learn
-        free(device)
-    host = torch.randint(0, 256, (row.batch, 3, 260, 260), dtype=torch.uint8)
-    host = host.pin_memory() if device.type == "cuda" else host
+        from zoo.commands.step_parts import free
+        from zoo.students.build import build_student
+        from zoo.train.config import Optim
+        from zoo.train.distill.speed import FastStudent, Speed
+        from zoo.train.state import TrainState
 
-    def resize() -> None:
-        batch = Batch(host).to(device)
-        for size in {row.size, 224, 260}:
-            batch.at((size, size))
+        row, on_gpu = self.row, self.device.type == "cuda"
+        for form, speed in (
+            ("eager", Speed()),
+            ("channels last", Speed(channels_last=True)),
+            ("graphs", Speed(channels_last=True, blocks=True, graphs=on_gpu)),
+        ):
+            torch.manual_seed(0)
+            student = build_student(row.student, widths, size=row.size, device=self.device).train()
+            state = TrainState.of(student, Optim(ema=0))
+            fast, images = FastStudent(student, speed, say=print), self.images(row.size)
 
-    keep("resize", "as it is", resize)
+            def learn(fast: Any = fast, state: Any = state, images: Any = images) -> None:
+                with torch.autocast(self.device.type, torch.bfloat16):
+                    answers = fast(images)
+                outputs = [t for f in answers.values() for t in f if t is not None]
+                torch.autograd.backward(outputs, [o.new_ones(1).expand_as(o) for o in outputs])
+                state.optimizer.step()
+                state.optimizer.zero_grad(set_to_none=True)
+
+            self.keep("student", form, learn)
+            del student, state, fast, learn
+            free(self.device)
+
+    def resizing(self) -> None:
+        """Measure the copy of a batch to the device, and its resizing to all sizes."""
+        import torch
+
+        from zoo.features import Batch
+
+        host = torch.randint(0, 256, (self.row.batch, 3, 260, 260), dtype=torch.uint8)
+        host = host.pin_memory() if self.device.type == "cuda" else host
+
+        def resize() -> None:
+            batch = Batch(host).to(self.device)
+            for size in {self.row.size, 224, 260}:
+                batch.at((size, size))
+
+        self.keep("resize", "as it is", resize)
 
 
 def main() -> None:
@@ -323,7 +354,10 @@ def main() -> None:
         name, form = args.child
         row = TINY if args.tiny else ROWS[name]
         row = replace(row, batch=args.batch or row.batch, steps=args.steps or row.steps)
-        parts(row, args, name) if form == "parts" else child(row, form, args, name)
+        if form == "parts":
+            Parts(row, Path(args.work) / f"{name}-parts.json").measure()
+        else:
+            child(row, form, args, name)
         return
     end = time.monotonic() + args.seconds
     args.work.mkdir(parents=True, exist_ok=True)

@@ -14,7 +14,7 @@ from zoo.data.loader import eval_batches
 from zoo.data.sources import Source, open_labelled, open_whole
 from zoo.eval.detect.detector import is_detector, load_backbone
 from zoo.eval.registry import Split, Subject
-from zoo.eval.speed.models import cost
+from zoo.eval.speed.models import known_cost
 from zoo.eval.speed.throughput import case_name
 from zoo.features import Batch
 from zoo.students.build import build_student
@@ -191,9 +191,7 @@ def about_model(student: Student, side: int | None = None) -> dict[str, Any]:
         side: Side of the image in pixels; the student's own by default.
     """
     side = side or student.size[0]
-    try:
-        _, macs = cost(case_name(student), side)
-    except (RuntimeError, NotImplementedError, ValueError, AssertionError):
-        macs = None  # an operator that has no meta form, or a backbone that refuses such images
+    found = known_cost(case_name(student), side)
+    macs = None if found is None else found[1]
     parameters = sum(p.numel() for p in student.backbone.parameters())
     return dict(name=student.recipe[0], size=side, parameters=parameters, macs=macs)

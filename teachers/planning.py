@@ -16,6 +16,7 @@ but the car moves, and the driver takes the trajectory that the rules like best.
 """
 
 import math
+from collections.abc import Callable
 from functools import cache, partial
 from typing import NamedTuple
 
@@ -91,29 +92,64 @@ class Scores(NamedTuple):
 
 def judge(scenes: Float[Tensor, "B 3 H W"]) -> Scores:
     """Return the scores of every trajectory in scenes with colours in [0, 1]."""
-    words = Vocabulary(*(x.to(scenes) for x in vocabulary()))
-    radius = max(1, round(RADIUS * scenes.shape[-1] / METRES))
-    near = partial(F.max_pool2d, kernel_size=2 * radius + 1, stride=1, padding=radius)
-    hit = near((scenes[:, :1] > 0.5).float())
+    return Scores(*(RATINGS[name](scenes) for name in Scores._fields))
+
+
+def collision(scenes: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B K"]:
+    """Return 1 for trajectories that hit nothing."""
+    return (~_touches(_things(scenes), _words(scenes).points)).to(scenes)
+
+
+def drivable(scenes: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B K"]:
+    """Return 1 for trajectories on which the car stays where one may drive."""
     off = 1 - scenes[:, 1:2].gt(0.5).float()
-    off = near(F.pad(off, (1, 1, 1, 0), value=1.0))[..., 1:, 1:-1]  # behind the car is no edge
-    ahead = torch.tensor(LOOKAHEAD).to(scenes)
+    off = _near(F.pad(off, (1, 1, 1, 0), value=1.0), scenes.shape[-1])  # behind it is no edge
+    return (~_touches(off[..., 1:, 1:-1], _words(scenes).points)).to(scenes)
+
+
+def time_to_collision(scenes: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B K"]:
+    """Return 1 where nothing is hit, nor would be going straight on from any point."""
+    words, ahead = _words(scenes), torch.tensor((0.0, *LOOKAHEAD)).to(scenes)
     steps = ahead[:, None] * words.speeds[:, None, None, None]
     further = words.points[:, :, None] + steps * words.headings[:, :, None]
-    collides = _touches(hit, words.points)
-    speed = scenes[:, 2].mean((1, 2))[:, None] * FASTEST
-    change = (words.speeds - speed).abs() / 1.0  # to the new speed within a second
+    return (~_touches(_things(scenes), further.flatten(1, 2))).to(scenes)
+
+
+def comfort(scenes: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B K"]:
+    """Return 1 where neither the change of speed, within a second, nor the bend is hard."""
+    words, speed = _words(scenes), scenes[:, 2].mean((1, 2))[:, None] * FASTEST
     sideways = words.speeds.square() * words.curvatures.abs()
-    leaves, free = _touches(off, words.points), (~collides).to(scenes)
-    allowed = free * (~leaves)
-    metres = words.points[:, -1, 1].clamp_min(0) * allowed
-    return Scores(
-        collision=free,
-        drivable=(~leaves).to(scenes),
-        ttc=(~(collides | _touches(hit, further.flatten(1, 2)))).to(scenes),
-        comfort=((change <= HARDEST) & (sideways <= SIDEWAYS)).to(scenes),
-        progress=metres / metres.amax(-1, keepdim=True).clamp_min(1e-6),
-    )
+    return (((words.speeds - speed).abs() <= HARDEST) & (sideways <= SIDEWAYS)).to(scenes)
+
+
+def progress(scenes: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B K"]:
+    """Return metres ahead, as a share of the most that any trajectory may go; 0 for the others."""
+    metres = _words(scenes).points[:, -1, 1].clamp_min(0) * collision(scenes) * drivable(scenes)
+    return metres / metres.amax(-1, keepdim=True).clamp_min(1e-6)
+
+
+RATINGS: dict[str, Callable[[Tensor], Tensor]] = {
+    "collision": collision,
+    "drivable": drivable,
+    "ttc": time_to_collision,
+    "comfort": comfort,
+    "progress": progress,
+}
+
+
+def _words(scenes: Tensor) -> Vocabulary:
+    return Vocabulary(*(x.to(scenes) for x in vocabulary()))
+
+
+def _things(scenes: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B 1 H W"]:
+    """Return where the middle of the car must not be."""
+    return _near((scenes[:, :1] > 0.5).float(), scenes.shape[-1])
+
+
+def _near(mask: Float[Tensor, "B 1 H W"], side: int) -> Float[Tensor, "B 1 H W"]:
+    """Widen a mask by the car's radius."""
+    radius = max(1, round(RADIUS * side / METRES))
+    return F.max_pool2d(mask, 2 * radius + 1, stride=1, padding=radius)
 
 
 def _touches(mask: Float[Tensor, "B 1 H W"], points: Float[Tensor, "K T 2"]) -> Bool[Tensor, "B K"]:
@@ -145,14 +181,17 @@ class Human(nn.Module):
 
 
 class Rule(nn.Module):
-    """One of `Scores`."""
+    """One of `RATINGS`."""
 
-    def __init__(self, field: str):
+    def __init__(self, rate: Callable[[Tensor], Tensor]):
         super().__init__()
-        self.field = field
+        self.rate = rate
 
     def forward(self, x: Float[Tensor, "B 3 H W"]) -> Features:
-        return Features(getattr(judge(x), self.field), None)
+        return Features(self.rate(x), None)
 
 
-RULES = {"plan-human": Human, **{f"plan-{f}": partial(Rule, f) for f in Scores._fields}}
+RULES: dict[str, Callable[[], nn.Module]] = {
+    "plan-human": Human,
+    **{f"plan-{name}": partial(Rule, rate) for name, rate in RATINGS.items()},
+}

@@ -54,6 +54,8 @@ def train(
         ValueError: a loss is not finite; the batch's keys stand in `nan_batch.json`.
     """
     device, every, first = state.device, config.every, state.step
+    saves_next = (first // every.checkpoint + 1) * every.checkpoint
+    reserves = device.type == "cuda" and saves_next < config.steps  # the last may take its time
     precision = partial(autocast, config.precision, device)
     data = DataClock(device, getattr(feed, "workers", None))
     numbers = data.timed(numbered(feed, state.step, config.steps))
@@ -73,7 +75,7 @@ def train(
             counts = feed.counts(state.step)
             losses = take_step(wrapped, state, parts, counts, config, precision, buffers)
             update(state, losses, config)
-            if device.type == "cuda" and state.step == first + 1:  # the optimizer's state is there
+            if reserves and state.step == first + 1:  # the optimizer's state is there
                 run.prepare(state.state())
 
             if profile and (line := profile.step(state.step)):

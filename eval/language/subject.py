@@ -16,8 +16,8 @@ from zoo.language.tokens import TokenFeatures, Tokens, read_tokens
 
 
 @dataclass(kw_only=True)
-class TextSubject:
-    """A causal language model, its tokenizer, and the settings that all benchmarks share."""
+class LanguageSubject:
+    """What reads words, its tokenizer, and the settings that all benchmarks share."""
 
     name: str
     """As the user wrote it."""
@@ -28,17 +28,22 @@ class TextSubject:
     precision: Literal["float32", "amp"] = "float32"
     """`amp` is autocast to bfloat16."""
     batch: int = 64
-    """Rows of text at once."""
+    """Rows of text, or questions, at once."""
     seed: int = 0
     work: Path | None = None
     unreadable: set[str] = field(default_factory=set, repr=False)
-    """Always empty; other subjects leave images out."""
+    """Always empty: a text, or the image that a question is about, is read or is an error."""
 
     def autocast(self) -> AbstractContextManager:
         """Return the context manager in which the model is run: autocast for `amp`."""
         if self.precision == "float32":
             return nullcontext()
         return torch.autocast(self.device.type, torch.bfloat16)
+
+
+@dataclass(kw_only=True)
+class TextSubject(LanguageSubject):
+    """A causal language model."""
 
     def features(self, tokens: Tokens) -> TokenFeatures:
         """Return the model's features of some rows, without gradients."""

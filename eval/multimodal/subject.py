@@ -1,42 +1,20 @@
 """The model of images and text under test."""
 
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 
 from zoo.data.conversations import Conversations
 from zoo.data.image_text import ImageTextSource
-from zoo.language.tokenizers import BYTES, Tokenizer, has_tokenizer, open_tokenizer
+from zoo.eval.language.subject import LanguageSubject
+from zoo.language.tokenizers import BYTES, has_tokenizer, open_tokenizer
 from zoo.multimodal.open import VLM, open_vlm, parts_of, pixels_of, tower_of, vlm_folder
 
 
 @dataclass(kw_only=True)
-class ImageTextSubject:
-    """transformers' Llava with a tower of zoo's, and the settings that all benchmarks share."""
-
-    name: str
-    """As the user wrote it."""
-    model: Any
-    """In eval mode and on the device."""
-    tokenizer: Tokenizer
-    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
-    precision: Literal["float32", "amp"] = "float32"
-    """`amp` is autocast to bfloat16."""
-    batch: int = 64
-    """Questions at once."""
-    seed: int = 0
-    work: Path | None = None
-    unreadable: set[str] = field(default_factory=set, repr=False)
-    """Always empty: an image that cannot be read is an error, since a question is about it."""
-
-    def autocast(self) -> AbstractContextManager:
-        """Return the context manager in which the model is run: autocast for `amp`."""
-        if self.precision == "float32":
-            return nullcontext()
-        return torch.autocast(self.device.type, torch.bfloat16)
+class ImageTextSubject(LanguageSubject):
+    """transformers' Llava with a tower of zoo's."""
 
     def source(self, conversations: Conversations) -> ImageTextSource:
         """Return conversations as this model sees them, one question each."""

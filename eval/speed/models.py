@@ -222,6 +222,18 @@ def cost(model: str, size: int) -> tuple[int, float]:
     return sum(p.numel() for p in built.parameters()), counter.get_total_flops() / 2
 
 
+def known_cost(model: str, size: int) -> tuple[int, float] | None:
+    """Return `cost`, or `None` where it cannot be counted.
+
+    An operator has no meta form, or the network refuses images of that size, each library by an
+    error of its own.
+    """
+    try:
+        return cost(model, size)
+    except (RuntimeError, NotImplementedError, ValueError, AssertionError):
+        return None
+
+
 @dataclass(frozen=True)
 class Prepared:
     """A case ready to run: `step()` runs a batch forward, in training also backward."""

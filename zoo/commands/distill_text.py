@@ -157,7 +157,7 @@ def attentions(config: DistillText, models: Sequence[Any], device: torch.device)
         label: set_attention(model, config.attention, name, context=context)
         for label, model, name in zip(labels, models, names, strict=True)
     }
-    if device.type == "cuda" or config.attention != "auto":
+    if config.attention != "own":
         print("attention  " + ", ".join(f"{label} {form}" for label, form in forms.items()))
     return forms
 

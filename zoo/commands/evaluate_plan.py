@@ -14,7 +14,7 @@ from zoo.commands.evaluate_subject import refuse_other_kind
 from zoo.data.sources import open_labelled, open_whole
 from zoo.eval.benchmarks import BENCHMARKS, DEFAULT, kind_of, settings_of
 from zoo.eval.registry import check_classes
-from zoo.eval.speed.models import cost
+from zoo.eval.speed.models import known_cost
 from zoo.eval.subject import HELD_OUT, EvalRequest, is_run_folder
 from zoo.language.open import open_language_model
 from zoo.multimodal.open import vlm_folder
@@ -85,11 +85,8 @@ def _flops(
     own = timm.get_pretrained_cfg(model)
     side = getattr(settings, BENCHMARKS[name].side, None) if BENCHMARKS[name].side else None
     side = side or request.size or (own.input_size[-1] if own else 224)
-    try:
-        macs = cost(f"{model.partition('.')[0]},num_classes=0", side)[1]
-    except (RuntimeError, NotImplementedError, ValueError, AssertionError):
-        return None
-    return 2 * macs * sum(passes for _, passes in work)
+    found = known_cost(f"{model.partition('.')[0]},num_classes=0", side)
+    return None if found is None else 2 * found[1] * sum(passes for _, passes in work)
 
 
 def _labelled(path: Path, settings: Any) -> Work:

@@ -8,6 +8,7 @@ from zoo.data.sources import spread
 from zoo.students.export import export_student
 from zoo.students.lora import add_adapters
 from zoo.train.checkpoint import State
+from zoo.train.config import Training
 from zoo.train.distill.calibrate import fit_normalizers
 from zoo.train.distill.config import Distill
 from zoo.train.distill.fold import folded
@@ -27,13 +28,7 @@ def export_checkpoint(path: Path, form: str, out: Path, *, best: bool = False) -
     """
     run = Run(path)
     config = run.config(Distill)
-    saved = run.load()
-    if saved is None:
-        raise ValueError(
-            f"{path} has no checkpoint yet; one comes every {config.every.checkpoint}."
-        )
-    if best:
-        saved = best_of(run, saved)
+    saved = newest_of(run, config, best=best)
     weights = saved["ema"] if form == "average" else saved["model"]
     if weights is None:
         raise ValueError(f"{path} keeps no average of its weights; give --form raw.")
@@ -49,6 +44,19 @@ def export_checkpoint(path: Path, form: str, out: Path, *, best: bool = False) -
     licenses = {name: teacher.license for name, teacher in setup.teachers.items()}
     export_student(released, out, batch, about=dict(licenses=licenses))
     print(f"model  {out}  {form} weights after step {saved['step']}")
+
+
+def newest_of(run: Run, config: Training, *, best: bool = False) -> State:
+    """Return a run's newest checkpoint, or the one that it calls the best so far.
+
+    Raises:
+        ValueError: there is none.
+    """
+    saved = run.load()
+    if saved is None:
+        each = config.every.checkpoint
+        raise ValueError(f"{run.path} has no checkpoint yet; one comes every {each} steps.")
+    return best_of(run, saved) if best else saved
 
 
 def best_of(run: Run, newest: State) -> State:

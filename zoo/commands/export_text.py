@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from zoo.commands.distill_text import write_model
-from zoo.commands.export_checkpoint import best_of
+from zoo.commands.export_checkpoint import newest_of
 from zoo.language.open import open_language_model, own_tokenizer
 from zoo.language.tokenizers import open_tokenizer
 from zoo.train.device import in_precision
@@ -25,13 +25,7 @@ def export_text(path: Path, form: str, out: Path, *, best: bool = False) -> None
     """
     run = Run(path)
     config = run.config(DistillText)
-    saved = run.load()
-    if saved is None:
-        raise ValueError(
-            f"{path} has no checkpoint yet; one comes every {config.every.checkpoint} steps."
-        )
-    if best:
-        saved = best_of(run, saved)
+    saved = newest_of(run, config, best=best)
     average = form == "average" and saved["ema"] is not None
     model = in_precision(open_language_model(config.student), config.precision)
     model.load_state_dict(saved["ema" if average else "model"])

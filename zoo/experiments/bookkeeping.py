@@ -2,11 +2,13 @@
 
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from zoo.files import written_whole
 from zoo.train.run import Run
 
 LEAST = 10
@@ -47,6 +49,38 @@ def step_ms(run: Run) -> float:
 def device_name(device: torch.device) -> str:
     """Return the name of the GPU, or CPU."""
     return torch.cuda.get_device_name() if device.type == "cuda" else "CPU"
+
+
+def begin_rows(out: Path, *, resume: bool, same: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Make an experiment's folder, or read the rows of the one that goes on in it.
+
+    A row that was not written to its end is left out.
+
+    Args:
+        same: Fields in which it must be as it was begun (`config` in its about.json).
+
+    Raises:
+        ValueError: the folder exists; or there is nothing to go on with, or something else.
+    """
+    if not resume:
+        Run.refuse_existing(out)
+        out.mkdir(parents=True, exist_ok=True)
+        return []
+    about = Run(out).read_json("about.json")
+    if about is None:
+        raise ValueError(f"There is no run in {out} to resume; leave out --resume.")
+    if other := [name for name, value in same.items() if about["config"].get(name) != value]:
+        was = ", ".join(f"--{name} {about['config'].get(name)}" for name in other)
+        raise ValueError(
+            f"The run in {out} was begun with {was}; resume it with that, or give another --out."
+        )
+    rows, path = list[dict[str, Any]](), out / "rows.jsonl"
+    for line in path.read_text().splitlines() if path.is_file() else ():
+        with suppress(ValueError):
+            rows.append(json.loads(line))
+    with written_whole(path) as temporary:
+        temporary.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return rows
 
 
 def append_row(path: Path, row: Mapping[str, Any]) -> None:

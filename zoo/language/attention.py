@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from zoo.kernels.packed_attention import FORMS, Form, Pieces, fast_forms, packed_attention
 from zoo.language.tokens import Tokens, read_tokens
 
-Choice = Literal["auto", "sdpa", "split", "flex", "varlen", "xformers"]
+Choice = Literal["own", "auto", "sdpa", "split", "flex", "varlen", "xformers"]
 NONE = "none"
 """What a model has whose layers do not attend, or by functions of their own."""
 MASKED = "sdpa"
@@ -36,8 +36,9 @@ def set_attention(
     """Let a model attend in the form that is chosen, and hold its answers against its own.
 
     Args:
-        choice: `auto` takes the first form that runs here and answers alike; on a CPU the model's
-            own. The others are for every device on which they run.
+        choice: `own` leaves the model as it is. `auto` takes the first form that runs here and
+            answers alike; on a CPU the model's own. The others are for every device on which they
+            run.
         context: In which the model will run: autocast.
 
     Returns:
@@ -47,13 +48,15 @@ def set_attention(
         ValueError: the form that was asked for does not run here, or answers otherwise.
     """
     if not attends(model):
-        if choice not in ("auto", MASKED):
+        if choice not in ("own", "auto", MASKED):
             raise ValueError(
                 f"--attention {choice} does not run with {name} here: it has no attention that "
                 "transformers looks up by a name. auto leaves it as it is."
             )
         return NONE
     own = str(model.config._attn_implementation or "eager")
+    if choice == "own":
+        return own
     if choice == "auto":
         for form in candidates(model, context):
             if not _why_not(model, form, own, context):

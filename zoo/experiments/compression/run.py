@@ -1,6 +1,5 @@
 """The experiment's processes: cells in their order, side by side, as long as there is time."""
 
-import contextlib
 import json
 import multiprocessing
 import os
@@ -14,12 +13,11 @@ from typing import Any
 
 import torch
 
-from zoo.experiments.bookkeeping import append_row, device_name
+from zoo.experiments.bookkeeping import append_row, begin_rows, device_name
 from zoo.experiments.compression.cells import Bench, Cell, cells, teachers, tuned
 from zoo.experiments.compression.config import CompressionExperiment
 from zoo.experiments.compression.hybrid import build_hybrid
 from zoo.experiments.compression.result import report
-from zoo.files import written_whole
 from zoo.train.run import Run
 
 _bench: Bench | None = None
@@ -103,7 +101,7 @@ def run(config: CompressionExperiment) -> dict[str, Any]:
     Raises:
         ValueError: `config.out` exists and is not resumed, or was of another scale.
     """
-    rows = _begin_folder(config)
+    rows = begin_rows(config.out, resume=config.resume, same=dict(scale=config.scale))
     schedule, bench = Schedule(config, rows), Bench(config)
     about = dict(
         config=asdict(config),
@@ -134,30 +132,6 @@ def run(config: CompressionExperiment) -> dict[str, Any]:
         )
         result = report(rows, about, config.out)
     return result
-
-
-def _begin_folder(config: CompressionExperiment) -> list[dict[str, Any]]:
-    """Make the folder, or read the rows of the run that goes on in it."""
-    if not config.resume:
-        Run.refuse_existing(config.out)
-        config.out.mkdir(parents=True, exist_ok=True)
-        return []
-    path = config.out / "rows.jsonl"
-    about = Run(config.out).read_json("about.json")
-    if about is None:
-        raise ValueError(f"There is no run in {config.out} to resume; leave out --resume.")
-    if about["config"]["scale"] != config.scale:
-        raise ValueError(
-            f"The run in {config.out} is of the scale {about['config']['scale']}; resume it with "
-            "that, or give another --out."
-        )
-    rows = []
-    for line in path.read_text().splitlines() if path.is_file() else ():
-        with contextlib.suppress(ValueError):  # a line that was not written to its end
-            rows.append(json.loads(line))
-    with written_whole(path) as temporary:
-        temporary.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return rows
 
 
 def main(config: CompressionExperiment) -> bool:

@@ -4,6 +4,7 @@ import inspect
 import math
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
@@ -139,10 +140,11 @@ class Bench:
             found = [*phonebook(subject, None, books), *copying(subject, None, strings)]
         return {name: part.value for name, part in found if isinstance(part, Scores)}
 
-    def measuring(self) -> Any:
-        """Return a context in which nothing is compiled: each length would be, again."""
-        stack = _Both(torch.compiler.set_stance("force_eager"), tensor_cores(self.device))
-        return stack
+    @contextmanager
+    def measuring(self) -> Iterator[None]:
+        """Within this context nothing is compiled: each length would be, again."""
+        with torch.compiler.set_stance("force_eager"), tensor_cores(self.device):
+            yield
 
     @torch.no_grad()
     def speed(self, cell: Cell) -> dict[str, Any]:
@@ -178,21 +180,6 @@ class Bench:
     def _wait(self) -> None:
         if self.device.type == "cuda":
             torch.cuda.synchronize()
-
-
-class _Both:
-    """Two contexts as one."""
-
-    def __init__(self, *contexts: Any):
-        self.contexts = contexts
-
-    def __enter__(self) -> None:
-        for one in self.contexts:
-            one.__enter__()
-
-    def __exit__(self, *error: Any) -> None:
-        for one in reversed(self.contexts):
-            one.__exit__(*error)
 
 
 def _takes(model: Any, word: str) -> bool:

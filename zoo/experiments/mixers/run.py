@@ -1,6 +1,5 @@
 """The experiment's processes: each trains its towers, seed by seed, as long as there is time."""
 
-import contextlib
 import json
 import multiprocessing
 import os
@@ -13,12 +12,11 @@ from typing import Any
 
 import torch
 
-from zoo.experiments.bookkeeping import append_row, device_name
+from zoo.experiments.bookkeeping import append_row, begin_rows, device_name
 from zoo.experiments.mixers.cells import Bench, Cell, speeds, trainings
 from zoo.experiments.mixers.config import MixersExperiment
 from zoo.experiments.mixers.result import report
 from zoo.experiments.mixers.towers import build, count
-from zoo.files import written_whole
 from zoo.train.run import Run
 
 KEPT = ("scale", "megabytes", "tasks", "rate", "precision")
@@ -122,7 +120,8 @@ def run(config: MixersExperiment) -> dict[str, Any]:
     Raises:
         ValueError: `config.out` exists and is not resumed, or was of another scale.
     """
-    rows = _begin_folder(config)
+    kept = {name: getattr(config, name) for name in KEPT}
+    rows = begin_rows(config.out, resume=config.resume, same=kept)
     schedule, bench = Schedule(config, rows), Bench(config)
     about: dict[str, Any] = dict(
         config=json.loads(json.dumps(asdict(config), default=str)),
@@ -149,28 +148,6 @@ def run(config: MixersExperiment) -> dict[str, Any]:
         )
         result = report(rows, about, config.out)
     return result
-
-
-def _begin_folder(config: MixersExperiment) -> list[dict[str, Any]]:
-    """Make the folder, or read the rows of the run that goes on in it."""
-    if not config.resume:
-        Run.refuse_existing(config.out)
-        config.out.mkdir(parents=True, exist_ok=True)
-        return []
-    path, about = config.out / "rows.jsonl", Run(config.out).read_json("about.json")
-    if about is None:
-        raise ValueError(f"There is no run in {config.out} to resume; leave out --resume.")
-    now = asdict(config)
-    if other := [name for name in KEPT if about["config"][name] != now[name]]:
-        was = ", ".join(f"--{name} {about['config'][name]}" for name in other)
-        raise ValueError(f"The run in {config.out} was begun with {was}; resume it with that.")
-    rows = []
-    for line in path.read_text().splitlines() if path.is_file() else ():
-        with contextlib.suppress(ValueError):  # a line that was not written to its end
-            rows.append(json.loads(line))
-    with written_whole(path) as temporary:
-        temporary.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return rows
 
 
 def main(config: MixersExperiment) -> bool:

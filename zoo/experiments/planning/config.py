@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
-from zoo.train.ranges import BATCH, COUNT, NOT_NEGATIVE, POSITIVE, check_ranges
+from zoo.train.ranges import BATCH, COUNT, POSITIVE, WORKERS, check_ranges
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +34,7 @@ class PlanningExperiment:
     """Learning rate."""
     weight: Annotated[float, POSITIVE] = 20.0
     """Of each rule's loss, a mean over the trajectories; the driver's is a sum over them."""
-    workers: Annotated[int, NOT_NEGATIVE] = 0
+    workers: Annotated[int | Literal["auto"], WORKERS] = "auto"
     """Processes that decode."""
     seconds: Annotated[float | None, POSITIVE] = None
     """Time for this call: a student that may not end in it is not begun; --resume goes on."""

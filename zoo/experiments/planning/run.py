@@ -1,7 +1,6 @@
 """The students of the planning experiment, and how they drive."""
 
 import itertools
-import json
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
@@ -10,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from zoo.experiments.bookkeeping import append_row, device_name
+from zoo.experiments.bookkeeping import append_row, begin_rows, device_name
 from zoo.experiments.planning.config import PlanningExperiment
 from zoo.experiments.planning.result import report
 from zoo.experiments.planning.scenes import scenes, write_scenes
@@ -143,8 +142,14 @@ def cells(config: PlanningExperiment) -> Iterator[tuple[str, int]]:
 
 
 def main(config: PlanningExperiment) -> bool:
-    """Run the experiment, and return True: what fails its rule is published, not an error."""
-    began, rows = time.perf_counter(), begin_folder(config)
+    """Run the experiment, and return True: what fails its rule is published, not an error.
+
+    Raises:
+        ValueError: the folder was begun with other settings, or is something else.
+    """
+    began, kept = time.perf_counter(), {name: getattr(config, name) for name in KEPT}
+    rows = begin_rows(config.out, resume=config.resume, same=kept)
+    Run(config.out).write_json("about.json", dict(config=kept))
     write_scenes(config.out / "scenes.tar", LEARN, config.scenes, config.size)
     done, last = {(row["arm"], row["seed"]) for row in rows}, 0.0
     for arm, seed in cells(config):
@@ -171,29 +176,6 @@ def main(config: PlanningExperiment) -> bool:
         best = driven(truth, truth.total().argmax(-1))
         report(rows, about, best, scenes(MEASURE, 12, config.size), config.out)
     return True
-
-
-def begin_folder(config: PlanningExperiment) -> list[dict[str, Any]]:
-    """Make the folder, or read the rows of the experiment that goes on in it.
-
-    Raises:
-        ValueError: it was begun with other settings, or is something else.
-    """
-    about = config.out / "about.json"
-    now = {name: getattr(config, name) for name in KEPT}
-    if not config.resume:
-        Run.refuse_existing(config.out)
-        config.out.mkdir(parents=True, exist_ok=True)
-        about.write_text(json.dumps(now) + "\n")
-        return []
-    before = Run(config.out).read_json("about.json")
-    if before is None:
-        raise ValueError(f"There is no experiment in {config.out} to resume; leave out --resume.")
-    if other := [name for name in KEPT if before.get(name) != now[name]]:
-        was = ", ".join(f"--{name} {before.get(name)}" for name in other)
-        raise ValueError(f"The experiment in {config.out} was begun with {was}; resume it so.")
-    path = config.out / "rows.jsonl"
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
 
 
 def plan(config: PlanningExperiment) -> None:
