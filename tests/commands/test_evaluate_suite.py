@@ -48,9 +48,8 @@ def test_two_protocols_run_and_say_what_departs(images, streets, tmp_path, capsy
     assert "imagenet-knn (DINO" in told and "images of 64 px instead of 224" in told
     assert "steps 2 instead of 80000" in told and "photometric distortion" in told
     knn, segment = read(out)
-    assert knn.settings == {"k": 20, "temperature": 0.07, "folds": 0} and "DINO" in (
-        knn.protocol or ""
-    )
+    assert knn.settings["k"] == 20 and knn.settings["temperature"] == 0.07
+    assert knn.settings["folds"] == 0 and "DINO" in (knn.protocol or "")
     assert segment.settings["weight_decay"] == 0 and "crop 64 instead of 512" in segment.protocol
     assert knn.values["knn/top1"] == 100
 
