@@ -1,6 +1,7 @@
 """The pictures of a benchmark: the images with the worst and the best scores, by a stated rule."""
 
 from collections.abc import Callable, Iterator, Sequence
+from operator import itemgetter
 
 import numpy as np
 from jaxtyping import UInt8
@@ -15,7 +16,8 @@ LINE, MARGIN, SWATCH = 22, 8, 14
 class Extremes:
     """Keeps the pictures of the worst images, and of the best, while images go by.
 
-    Half of them are the worst, and one more where the number is odd; of equal scores the first.
+    Half of them are the worst, and one more where the number is odd. Of equal scores the first
+    images count as worse.
 
     Args:
         count: Pictures that are kept at most.
@@ -26,35 +28,37 @@ class Extremes:
     def __init__(self, count: int, rule: str, unit: str = " %"):
         self.rule, self.unit, self.seen = rule, unit, 0
         self.most = {"worst": count - count // 2, "best": count // 2}
-        self.kept: dict[str, list[tuple[float, int, str, Picture]]] = {"worst": [], "best": []}
+        self.kept: dict[str, list[tuple[float, int, str, Callable[[], Picture]]]] = {
+            side: [] for side in self.most
+        }
 
     def offer(self, score: float, name: str, draw: Callable[[], Picture]) -> None:
-        """Draw an image and keep it, if it is among the worst or the best so far.
+        """Keep an image, if it is among the worst or the best so far.
 
         Args:
-            score: Higher is better; an image whose score is NaN is passed over.
+            score: From 0, higher is better; an image whose score is NaN is passed over.
+            draw: Called at the end, if the image is still kept.
         """
         number, self.seen = self.seen, self.seen + 1
         if np.isnan(score):
             return
-        picture: Picture | None = None
         for side, sign in (("worst", 1), ("best", -1)):
-            kept, most = self.kept[side], self.most[side]
-            if most and (len(kept) < most or sign * score < sign * kept[-1][0]):
-                picture = picture or draw()
-                kept.append((score, number, name, picture))
-                kept.sort(key=lambda one: (sign * one[0], one[1]))
-                del kept[most:]
+            kept = self.kept[side]
+            kept.append((sign * score, sign * number, name, draw))
+            kept.sort(key=itemgetter(0, 1))
+            del kept[self.most[side] :]
 
     def found(self) -> Iterator[Found]:
         """Yield the pictures, the worst first; one that is both stands among the worst."""
         shown: set[int] = set()
-        for side in ("worst", "best"):
-            for place, (score, number, name, picture) in enumerate(self.kept[side], 1):
-                if number in shown:
+        for side, kept in self.kept.items():
+            for place, (score, number, name, draw) in enumerate(kept, 1):
+                if abs(number) in shown:
                     continue
-                shown.add(number)
-                rank = f"{side} {place} of {self.seen} by {self.rule} ({score:.1f}{self.unit})"
+                shown.add(abs(number))
+                value = f"{abs(score):.1f}{self.unit}"
+                rank = f"{side} {place} of {self.seen} by {self.rule} ({value})"
+                picture = draw()
                 yield name, picture._replace(caption=f"{picture.caption}; {rank}")
 
 

@@ -70,7 +70,7 @@ def test_a_suite_is_one_evaluation_for_each_target_seed_and_size(images, tmp_pat
     suite, out = tmp_path / "suite.toml", tmp_path / "r.jsonl"
     suite.write_text(
         'targets = ["test_vit"]\n[[eval]]\non = ["knn"]\n'
-        f'data = "{images}"\nsize = [32, 64]\nseed = [0, 1]\n"knn.k" = 3\n'
+        f'data = "{images}"\nsize = [32, 64]\nseed = [0, 1]\n"knn.k" = 3\n"knn.confusion" = false\n'
     )
     main(["eval", "--suite", str(suite), "--out", str(out)])
     found = read(out)
