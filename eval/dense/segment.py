@@ -236,8 +236,8 @@ def panel(
         painted.append((0.35 * image + 0.65 * colour).round().astype(np.uint8))
     painted[0][(truth == IGNORE).numpy()] = 0
     drawn = np.concatenate([image, *painted], axis=1)
-    there = sorted({*truth.unique().tolist(), *guess.unique().tolist()} - {IGNORE})
-    entries = [(classes[i], palette[i].tolist()) for i in there if i < len(classes)]
+    there: list[int] = sorted({*truth.unique().tolist(), *guess.unique().tolist()} - {IGNORE})
+    entries = [(str(classes[i]), palette[i].tolist()) for i in there if i < len(classes)]
     if classes and bool((truth == IGNORE).any()):
         entries.append(("not scored", (0, 0, 0)))
     return with_legend(drawn, entries)
