@@ -1,12 +1,12 @@
 """Pack files into parts of a limited size, for a machine that takes no more at a time.
 
-python3 -m benchmarks.real.pack PARTS pool caltech99 cifar10_small *.whl [--most 58] [--short-side 0]
+python3 -m benchmarks.real.pack PARTS pool caltech99 cifar10_small *.whl [--most 58]
 
-PARTS gets part-1.tar, part-2.tar, ..., each with whole files under the names that they have below the
-given paths' parents: `cat PARTS/part-*.tar | tar -x -i -C DATA`, or one after the other, makes DATA
-hold what was given. With --short-side N photographs in a folder whose shorter side is larger are
-shrunk to it (JPEG, quality 85); shards are left as they are. Packing changes nothing of whose the
-pictures are and of what their licences ask: no part is for publishing.
+PARTS gets part-1.tar, part-2.tar, ..., of whole files, under their names below the parents of the
+given paths; `tar -xf PARTS/part-N.tar -C DATA` for each makes DATA hold what was given. With
+--short-side N photographs in a folder whose shorter side is larger are shrunk to it (JPEG, quality
+85); shards stay as they are. Packing changes nothing of whose the pictures are and of what their
+licences ask: no part is for publishing.
 """
 
 import argparse

@@ -218,12 +218,12 @@ def _draw(rows: Rows, measures: Sequence[str], out: Path) -> dict[str, str]:
     from matplotlib.figure import Figure
 
     figures = {}
-    with matplotlib.rc_context({**STYLE, "svg.fonttype": "none"}):
+    with matplotlib.rc_context(STYLE):
         for name, paint, alt in (
             ("students", _paint_students, "accuracy of students and teachers"),
             ("sizes", _paint_sizes, "accuracy by resolution"),
         ):
-            figure = Figure(figsize=(3.6 * len(measures), 4.0), dpi=120, layout="constrained")
+            figure = Figure(figsize=(3.6 * len(measures), 4.0), dpi=100, layout="constrained")
             FigureCanvasAgg(figure)
             panels = figure.subplots(1, len(measures), squeeze=False)[0]
             for panel, measure in zip(panels, measures, strict=True):
@@ -236,7 +236,6 @@ def _draw(rows: Rows, measures: Sequence[str], out: Path) -> dict[str, str]:
                     handles, labels, loc="outside upper center", ncols=min(5, len(labels))
                 )
                 figure.savefig(out / f"{name}.png", metadata={"Software": None})
-                figure.savefig(out / f"{name}.svg", metadata={"Date": None})
                 figures[f"{name}.png"] = alt
     return figures
 
