@@ -35,6 +35,18 @@ def test_what_is_left_out_is_said_with_its_reason():
     assert Speed().without("no reason", graphs=False).why == ()  # there were none
 
 
+def test_several_processes_run_as_they_are_asked_to(monkeypatch):
+    monkeypatch.setattr(module, "world", lambda: 2)
+    form = choose(replace(CONFIG, overlap=True), CUDA)
+    assert form.overlap and not (form.blocks or form.graphs or form.teachers or form.beside)
+    assert "several processes" in form.describe()
+
+
+def test_teachers_whose_features_are_stored_are_not_compiled(tmp_path):
+    form = choose(replace(CONFIG, cache=tmp_path, view_epochs=1), CUDA)
+    assert form.blocks and not form.teachers and "cache" in form.describe()
+
+
 def test_flags_add_to_the_plain_form():
     asked = replace(CONFIG, speed="plain", compile_teachers=True, overlap=True)
     assert choose(asked, CUDA) == Speed(teachers=True, overlap=True)
@@ -94,8 +106,8 @@ def test_convolutional_networks_are_told_from_those_that_only_begin_so():
 
 
 def test_a_resumed_run_keeps_the_steps_at_which_compiled_code_took_over():
-    first = about_speed(Speed(blocks=True), None, 0)
-    assert about_speed(Speed(blocks=True), first, 40)["compiled_from"] == [0, 40]
+    first = about_speed("student compiled", None, 0)
+    assert about_speed("student compiled", first, 40)["compiled_from"] == [0, 40]
     assert first["form"] == "student compiled"
 
 
