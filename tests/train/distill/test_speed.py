@@ -5,6 +5,7 @@ from functools import partial
 
 import pytest
 import torch
+from timm.layers import DropPath
 
 from zoo.compiled_blocks import compile_blocks
 from zoo.features import Batch
@@ -115,6 +116,9 @@ def test_a_resumed_run_keeps_the_steps_at_which_compiled_code_took_over():
 @pytest.mark.parametrize("name", ["test_vit", "test_resnet", "mambavision_t"])
 def test_a_recorded_student_learns_as_the_plain_one(name):
     student = build_student(name, {"a": (8, 12)}, size=64).cuda().train()
+    for each in student.modules():
+        if isinstance(each, DropPath):
+            each.drop_prob = 0.0  # the two draw apart
     batch, said = Batch(torch.rand(8, 3, 64, 64, device="cuda")), []
     fast = FastStudent(
         student, Speed(channels_last=True, blocks=True, graphs=True), say=said.append
@@ -133,4 +137,4 @@ def test_a_recorded_student_learns_as_the_plain_one(name):
             student.zero_grad()
         ours, theirs = gradients
         assert (ours - theirs).norm() / theirs.norm() < 0.1
-    assert not any("not" in line for line in said)
+    assert not [line for line in said if " not " in line]
