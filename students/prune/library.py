@@ -22,7 +22,9 @@ from torch import Tensor, nn
 from zoo import cut_format
 from zoo.axes import Field, Shapes, State, dim_size, part_size
 
-LAYER_LISTS = re.compile(r"(layer_types|layers_block_type|mlp_layer_types|mlp_activations|pattern)")
+LAYER_LISTS = re.compile(
+    r"(layer_types|layers_block_type|mlp_layer_types|mlp_activations|pattern|\w+_per_layer)"
+)
 """Fields of configurations with an item, or a letter, for each layer."""
 ATTENTION = ("attention", "full_attention")
 
@@ -303,6 +305,18 @@ def _is_per_stage(parameter: inspect.Parameter | None) -> bool:
     return is_many or "tuple" in str(parameter.annotation).lower()
 
 
+def _of_each_layer(group: Group, before: Shapes, after: Shapes, old: list[int]) -> list[int]:
+    """Return a field that has an item for each layer, as they now are."""
+    values = list(old)
+    for entry in before.fields:
+        if (entry.config, entry.names) != group:
+            continue
+        for path in (found.path for found in before.layers):
+            if match := re.match(rf"{re.escape(path)}\.(\d+)\.", entry.scope):
+                values[int(match[1])] = round(value_of(entry, after.sizes))
+    return values
+
+
 def _transformers(parent: Parent, before: Shapes, after: Shapes, layers: Kept) -> Parent:
     model: Any = parent.model
     config = copy.deepcopy(model.config)
@@ -312,8 +326,11 @@ def _transformers(parent: Parent, before: Shapes, after: Shapes, layers: Kept) -
     changed = _changed(before, after, layers)
     for group, stages in changed.items():
         part = getattr(config, group[0]) if group[0] else config
-        value = _single(group, stages.values())
         name = next((n for n in group[1] if hasattr(part, n)), None)
+        if name and isinstance(old := getattr(part, name), list):
+            setattr(part, name, _of_each_layer(group, before, after, old))
+            continue
+        value = _single(group, stages.values())
         if name is None:
             continue  # follows from other fields; the shapes tell whether it did
         old = getattr(part, name)
