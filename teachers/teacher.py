@@ -5,6 +5,7 @@ import hashlib
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -39,16 +40,34 @@ class Teacher(Protocol):
     def __call__(self, batch: Batch) -> Features: ...
 
 
+_draws_there = ContextVar("_draws_there", default=False)
+
+
+@contextmanager
+def draws_on_device() -> Iterator[None]:
+    """Within this context, random weights are drawn where the network runs.
+
+    The CPU, which gives everyone the same numbers, takes minutes for billions of them; where only
+    shapes matter this is quicker.
+    """
+    token = _draws_there.set(True)
+    try:
+        yield
+    finally:
+        _draws_there.reset(token)
+
+
 @contextmanager
 def seeded_init(device: torch.device) -> Iterator[None]:
     """Within this context, build networks without weights: on `meta` no more than their shapes.
 
-    On other devices they are initialised on the CPU with the same random numbers each time. The
-    caller's random state stays as it was.
+    On other devices they are initialised on the CPU with the same random numbers each time, but
+    for `draws_on_device`. The caller's random state stays as it was.
     """
+    where = device if device.type == "meta" or _draws_there.get() else torch.device("cpu")
     with (
-        torch.random.fork_rng(devices=[]),
-        torch.device("meta" if device.type == "meta" else "cpu"),
+        torch.random.fork_rng(devices=[where] if where.type == "cuda" else []),
+        where,
     ):
         torch.manual_seed(0)
         yield

@@ -191,6 +191,9 @@ class _Reader:
                 if _holds(condition, self.modules[path]):
                     self._unite(self._axis(one, path), self._axis(other, path))
         state = self.model.state_dict(keep_vars=True)
+        for path, module in self.modules.items():
+            for one, other in getattr(module, "same_axes", ()):
+                self._unite(self._axis(one, path), self._axis(other, path))
         self._unite_shared(state)
         owners, missing, tied, first = set(), [], {}, {}
         for name, tensor in state.items():
@@ -278,7 +281,7 @@ class _Reader:
             dims.append(
                 tuple(
                     tuple(int(u) if u.isdigit() else self._axis(u, owner) for u in part)
-                    for part in dim
+                    for part in self._given(dim, owner)
                 )
             )
         module = self.modules[name.rpartition(".")[0]]
@@ -291,6 +294,17 @@ class _Reader:
             read = 0 if isinstance(module, nn.modules.conv._ConvTransposeNd) else 1
         return Shape(tuple(dims), read)
 
+    def _given(self, dim: tuple[tuple[str, ...], ...], owner: str) -> tuple[tuple[str, ...], ...]:
+        """Put what a module says of its output, `{path}`, in its place."""
+        match = re.fullmatch(r"\{(\w+)\}", dim[0][0]) if len(dim) == len(dim[0]) == 1 else None
+        if match is None:
+            return dim
+        module = self.modules[f"{owner}.{match[1]}".strip(".")]
+        shape = getattr(module, "output_shape", "")
+        return tuple((f"{match[1]}.{axis}",) for axis in shape.split(" | ") if axis) or (
+            (f"{match[1]}:C",),
+        )
+
     def _axis(self, token: str, owner: str) -> Axis:
         path, _, letter = token.rpartition(":")
         if not letter.startswith("C"):
@@ -300,7 +314,7 @@ class _Reader:
         numbers = self.stages[scope]
         name = f"{scope}:C" if scope else "C"
         if not numbers:
-            return name
+            return self._named(name)
         if letter[1:].isdigit():
             return self._named(f"{name}{min(int(letter[1:]), max(numbers.values()))}")
         stage, block = self._place(inside, scope)
@@ -313,11 +327,15 @@ class _Reader:
         return axis
 
     def _unite(self, one: Axis, other: Axis) -> None:
-        if one != other:
-            self.same[max(one, other)] = min(one, other)
+        if one != other:  # a stream keeps its name
+            first, second = sorted((one, other), key=lambda axis: (not _is_stream(axis), axis))
+            self.same[second] = first
 
     def _stage_numbers(self, scope: str) -> dict[str, int]:
         block = self.blocks.get(scope)
+        if block is not None and block.words.get("stream"):  # the stages of what lies inside
+            scope += f".{block.words['stream']}"
+            block = self.blocks.get(scope)
         if block is None or "stage" not in block.words:
             return {}
         pattern, _, shift = block.words["stage"].partition("+")
@@ -424,12 +442,17 @@ class _Reader:
         return self.modules[name.rpartition(".")[0].rpartition(".")[0]]
 
 
+def _is_stream(axis: Axis) -> bool:
+    return re.fullmatch(r"(.*[.:])?C\d*", axis) is not None
+
+
 def _storage(tensor: Tensor) -> tuple[Any, ...]:
     return tensor.untyped_storage()._cdata, tensor.storage_offset(), tensor.shape
 
 
 def _letters(line: Line) -> list[str]:
-    return [u for dim in line.dims for part in dim for u in part if u != "_" and not u.isdigit()]
+    units = (u for dim in line.dims for part in dim for u in part)
+    return [u for u in units if u != "_" and not u.isdigit() and not u.startswith("{")]
 
 
 def _block_of(module: nn.Module, tables: Mapping[str, Block]) -> Block | None:

@@ -140,7 +140,7 @@ mlp.fc1.weight              f, u
 mlp.fc2.weight              u, f
 
 -- w0, w1, ...: the streams of the stages from the neck's first on
-[zoo.Neck] w0~C1?start=1 w1~C2?start=1 w2~C3?start=1 w0~C2?start=2 w1~C3?start=2
+[zoo.Neck] o>neck_dim w0~C1?start=1 w1~C2?start=1 w2~C3?start=1 w0~C2?start=2 w1~C3?start=2
 projections.#.0.conv.weight w#, 1, _, _
 projections.#.0.norm.weight w#
 projections.#.1.weight      o, w#, _, _

@@ -12,7 +12,8 @@ Small letters belong to one instance of the class. `C` is the residual stream, t
 everywhere in a model without stages. Where there are stages, `C` is the stream of the stage that
 the module is in, `C-` and `C+` those of its neighbours, `C0` and `C9` the first and the last, and
 `C<` what enters a block: the stage before's in a stage's first block, else `C`. `path:C` is the
-stream of a module with a stream of its own, relative to the one the block describes. `@` marks a
+stream of a module with a stream of its own, relative to the one the block describes; `{path}`, a
+whole dim, is what that module says of its output (`output_shape`), or its stream. `@` marks a
 dim that is multiplied and summed over, where that does not follow from a linear layer or a
 convolution. `#` in a name stands for a number, and behind a letter for the same number. A bias, and
 a norm's statistics, follow the first dim of the weight beside them. Of several lines with one name,
@@ -27,13 +28,15 @@ Behind the class names may stand
     !!d:rope             its units cannot even change places
     C&f&h                by default, cutting `C` cuts `f` and `h` by the same share
     stream               modules of this class have a residual stream of their own
+    stream=backbone      so they have, and its stages are those of the module inside
     stage=layers.#       which submodules are stages (`+1`: counted from 1)
     C<~C?has_skip        two letters are one axis if an attribute is true (`!x`: false, `x=1`: 1)
     config=text_config   the part of a library's configuration that describes this module
     #layers>depth        a list of layers, and the field that says how many there are
 
 Lines that begin with `+` continue the head of a block, `--` begins a comment. A class may have
-several blocks. Of the modules that a tensor lies in, the outermost with a line for it decides. All
+several blocks. Axes whose names an instance chooses are one where its `same_axes` says so, pairs
+of them. Of the modules that a tensor lies in, the outermost with a line for it decides. All
 else follows: counts, who writes and reads an axis, cuts, permutations, fields of the configuration.
 A tensor without a line is an error, so that no model is cut by a guess.
 """
@@ -91,7 +94,7 @@ class Block:
     def declare(self, word: str) -> None:
         """Read one word of a block's head."""
         key, _, value = word.partition("=")
-        if word == "stream" or key in ("stage", "config"):
+        if key in ("stream", "stage", "config"):
             self.words[key] = value
         elif "&" in word:
             self.follows.append(tuple(word.split("&")))

@@ -10,7 +10,7 @@ import numpy as np
 from zoo.axes import numbered
 from zoo.eval.report import figures, plots
 from zoo.eval.report.figures import short_number
-from zoo.eval.report.page import Cell, Gallery, PageImage, Row, Table, template_of
+from zoo.eval.report.parts import Cell, Gallery, PageImage, Row, Table, template_of
 from zoo.eval.report.run_folder import UNTRAINED, number, read_lines, series
 from zoo.files import checked, read_json, written_whole
 

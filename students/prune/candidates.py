@@ -57,6 +57,7 @@ class Search:
         rank_layers: As for `prune`; which layers go decides what is left to pay for.
         form: As for `prune`.
         measure: Milliseconds of a plan's model on the device at hand, for a budget of latency.
+        parts: Of a model of images and text, those that may be cut; by default both.
     """
 
     parent: Parent
@@ -68,6 +69,7 @@ class Search:
     form: str = "library"
     seed: int = 0
     measure: Callable[[Plan], float] | None = None
+    parts: tuple[str, ...] = ()
     predict: Predict | None = field(default=None, init=False)
 
     def candidates(self, number: int) -> list[Candidate]:
@@ -76,7 +78,7 @@ class Search:
         Raises:
             ValueError: nothing may vary, or no model that can be built meets the budgets.
         """
-        knobs = find_knobs(self.shapes, self.fixed, self.fits)
+        knobs = find_knobs(self.shapes, self.fixed, self.fits, self.parts)
         if not knobs:
             raise ValueError(
                 f"Nothing of {type(self.parent.model).__name__} can vary: its library builds no "
@@ -134,7 +136,8 @@ class Search:
         if sample is None:
             return None
         try:
-            return sum(count_flops(child, sample).values())
+            own = sum(count_flops(child, sample).values())
+            return own + self.costs.text_flops(plan.sizes(self.shapes), self.layers(plan))
         except (RuntimeError, AssertionError) as error:  # tables of the old width
             raise NotExpressible(f"It does not run at these widths: {error}") from error
 

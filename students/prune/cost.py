@@ -2,16 +2,18 @@
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils.flop_counter import FlopCounterMode
 
 from zoo.axes import Axis, Shapes, dim_size
+from zoo.students.prune.plan import PROJECTOR, VISION, part_of
 
 BYTES = 2
 """Of a number in bfloat16, in which models are served."""
@@ -47,14 +49,14 @@ class Cost:
 class CostModel:
     """Compute what a model would cost at other sizes and with fewer layers.
 
-    FLOPs of a vision model are counted once by torch, for each module, and follow the numbers in
-    its tensors; that is exact for linear layers and convolutions, and near for attention. Those of
-    a language model follow from its shapes: two for each weight and token, 4 T² for each channel of
-    a query head (no causal half is taken off), 4 for each number of a state and token, two for each
-    tap of a filter and token.
+    FLOPs of a vision model, and of a Llava up to its projector, are counted once by torch, for each
+    module, and follow the numbers in its tensors; that is exact for linear layers and convolutions,
+    and near for attention. Those of a language model, and of a Llava's, follow from its shapes: two
+    for each weight and token, 4 T² for each channel of a query head (no causal half is taken off),
+    4 for each number of a state and token, two for each tap of a filter and token.
 
     Args:
-        inputs: A sample on the meta device, for vision; counted as tokens if it has `input_ids`.
+        inputs: A sample on the meta device, for vision, or of an image with text.
         tokens: Length of the text that a language model has read.
         batch: How many texts it holds at once.
     """
@@ -76,13 +78,16 @@ class CostModel:
         self.windows = _windows(config, self.scopes)
         self.is_language = getattr(model, "main_input_name", "") == "input_ids"
         self.is_pair = hasattr(config, "vision_config")
-        counted = {} if self.is_language or inputs is None else count_flops(model, inputs)
+        by_shapes = inputs is None or (self.is_language and "pixel_values" not in inputs)
+        counted = {} if inputs is None or by_shapes else count_flops(model, inputs)
         self.by_module = [
             (path, flops, names)
             for path, flops in counted.items()
             if flops and (names := _scaling(shapes, path))
         ]
         self.lists = [f"{entry.path}." for entry in shapes.layers]
+        self.text = inputs["input_ids"].shape[-1] if counted and self.is_language and inputs else 0
+        """Tokens of a Llava's sample, those of its image among them."""
 
     def cost(
         self,
@@ -124,6 +129,8 @@ class CostModel:
         return 1.0
 
     def _cache(self, scope: str, letters: frozenset[str], sizes: Mapping[Axis, int]) -> int:
+        if part_of(scope) == VISION:  # it sees an image once
+            return 0
         fused = self.is_language and f"{scope}.qkv.weight" in self.shapes.tensors
         heads = "kd" if {"k", "d"} <= letters else "hd" if fused else ""
         if not heads:
@@ -163,25 +170,51 @@ class CostModel:
         layers: Mapping[str, Sequence[int]] | None,
     ) -> int | None:
         if self.by_module:
-            return round(
-                sum(
-                    flops * sum(active.get(n, 0) for n in names) / sum(names.values())
-                    for path, flops, names in self.by_module
-                    if not layers or self._stays(f"{path}.", layers)
-                )
+            counted = sum(
+                flops * sum(active.get(n, 0) for n in names) / sum(names.values())
+                for path, flops, names in self.by_module
+                if not layers or self._stays(f"{path}.", layers)
             )
+            return round(counted + self._text_flops(active, there, sizes, self.text))
         if not self.is_language or self.is_pair:
             return None
+        return round(self._text_flops(active, there, sizes, self.tokens))
+
+    def text_flops(
+        self, sizes: Mapping[Axis, int], layers: Mapping[str, Sequence[int]] | None = None
+    ) -> int:
+        """Compute what of a Llava's FLOPs lies behind its projector; 0 for others."""
+        if not self.text:
+            return 0
+        sizes = {**self.shapes.sizes, **sizes}
+        active = {
+            name: math.prod(dim_size(dim, sizes) for dim in shape.dims) * self._share(name, sizes)
+            for name, shape in self.shapes.tensors.items()
+            if not layers or self._stays(name, layers)
+        }
+        there = {s: v for s, v in self.scopes.items() if not layers or self._stays(f"{s}.", layers)}
+        return round(self._text_flops(active, there, sizes, self.text))
+
+    def _text_flops(
+        self,
+        active: Mapping[str, float],
+        there: Mapping[str, frozenset[str]],
+        sizes: Mapping[Axis, int],
+        tokens: int,
+    ) -> float:
         tensors = self.shapes.tensors
-        each = sum(2 * active[name] for name in active if tensors[name].read is not None)
+        text = [name for name in active if part_of(name) != VISION and PROJECTOR not in name]
+        each = sum(2 * active[name] for name in text if tensors[name].read is not None)
         for scope, letters in there.items():
+            if part_of(scope) == VISION:
+                continue
             heads = "kqd" if {"k", "q", "d"} <= letters else "hd" if {"h", "d"} <= letters else ""
-            seen = min(self.tokens, self.windows.get(scope, self.tokens))
+            seen = min(tokens, self.windows.get(scope, tokens))
             each += 4 * seen * _product(scope, heads, sizes) if heads else 0
             each += 4 * _product(scope, "grps", sizes) if set("grps") <= letters else 0
             if f"{scope}.feature_filter" in tensors:
                 each += sum(2 * products for _, products in self._filters(scope, sizes))
-        return round(each * self.tokens)
+        return each * tokens
 
 
 def count_flops(model: nn.Module, inputs: Mapping[str, Any]) -> dict[str, int]:
@@ -191,7 +224,7 @@ def count_flops(model: nn.Module, inputs: Mapping[str, Any]) -> dict[str, int]:
         By the path of the module; that of the model itself is empty.
     """
     state = {name: t.detach() for name, t in model.state_dict().items()}  # no gradients to follow
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
+    with FlopCounterMode(display=False) as counter, torch.no_grad(), _without_values(model, inputs):
         functional_call(model, state, (), dict(inputs))
     totals = {
         path.partition(".")[2]: sum(counts.values())
@@ -207,6 +240,24 @@ def count_flops(model: nn.Module, inputs: Mapping[str, Any]) -> dict[str, int]:
                 own[outer] -= flops
                 break
     return own
+
+
+@contextmanager
+def _without_values(model: Any, inputs: Mapping[str, Any]) -> Iterator[None]:
+    """Let a Llava stop before its text, which shapes tell the FLOPs of, and which needs values."""
+    if not {"input_ids", "pixel_values"} <= inputs.keys():
+        yield
+        return
+
+    def forward(pixel_values: Tensor, **_: Any) -> Tensor:
+        inner = model.model
+        return inner.multi_modal_projector(inner.vision_tower(pixel_values).last_hidden_state)
+
+    model.forward = forward
+    try:
+        yield
+    finally:
+        del model.forward
 
 
 def _scaling(shapes: Shapes, path: str) -> dict[str, int]:

@@ -38,6 +38,7 @@ def block_influence(model: nn.Module, path: str, batches: Iterable[Mapping[str, 
     layers: Any = model.get_submodule(path)
     sums: list[Any] = [0.0] * len(layers)
     counts = [0] * len(layers)
+    mask: Tensor | None = None
 
     def watch(i: int):
         def hook(layer: nn.Module, args: tuple, kwargs: dict, output: Any) -> None:
@@ -49,8 +50,11 @@ def block_influence(model: nn.Module, path: str, batches: Iterable[Mapping[str, 
             channels = 1 if before.ndim == 4 and path.startswith("stages") else -1
             kind = torch.promote_types(before.dtype, torch.float32)
             turned = 1 - F.cosine_similarity(before.to(kind), after.to(kind), dim=channels)
+            count = turned.numel()
+            if mask is not None and mask.shape == turned.shape:  # of a text, without its padding
+                turned, count = turned * mask, int(mask.sum())
             sums[i] = sums[i] + turned.sum(dtype=torch.float64)  # stays on the device
-            counts[i] += turned.numel()
+            counts[i] += count
 
         return hook
 
@@ -60,6 +64,7 @@ def block_influence(model: nn.Module, path: str, batches: Iterable[Mapping[str, 
     try:
         with torch.no_grad(), seen_products(model):
             for batch in batches:
+                mask = batch.get("attention_mask")
                 model(**batch)
     finally:
         for hook in hooks:

@@ -8,10 +8,10 @@ import copy
 import inspect
 import math
 import re
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import timm
 import torch
@@ -22,7 +22,9 @@ from torch import Tensor, nn
 from zoo import cut_format
 from zoo.axes import Field, Shapes, State, dim_size, part_size
 
-LAYER_LISTS = re.compile(r"(layer_types|layers_block_type|mlp_layer_types|mlp_activations|pattern)")
+LAYER_LISTS = re.compile(
+    r"(layer_types|layers_block_type|mlp_layer_types|mlp_activations|pattern|\w+_per_layer)"
+)
 """Fields of configurations with an item, or a letter, for each layer."""
 ATTENTION = ("attention", "full_attention")
 
@@ -41,6 +43,7 @@ class Parent:
         arguments: What timm's constructor was given.
         folder: Where it was read, for the files beside the weights.
         emulated: Parts that something else stands in for: see `zoo.cut_format.Emulated`.
+        sample: One image with its text, for the costs of a model that takes both.
     """
 
     model: nn.Module
@@ -48,6 +51,7 @@ class Parent:
     arguments: Mapping[str, Any] = field(default_factory=dict)
     folder: Path | None = None
     emulated: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    sample: Mapping[str, Tensor] | None = field(default=None, compare=False, kw_only=True)
 
 
 Kept = Mapping[str, list[int]]
@@ -119,8 +123,9 @@ def express(parent: Parent, before: Shapes, after: Shapes, layers: Kept | None =
     # What is not cut keeps the library's own numbers, even where no field of a table gives them.
     try:
         with torch.device("meta"):
-            child = _transformers(parent, before, changed, layers) if not parent.name else None
-            return child or _timm(parent, before, changed, layers)
+            if parent.name:
+                return _timm(parent, before, changed, layers)
+            return _transformers(parent, before, after, layers)
     except NotExpressible:
         raise
     except Exception as error:  # whatever a library refuses sizes with
@@ -300,13 +305,32 @@ def _is_per_stage(parameter: inspect.Parameter | None) -> bool:
     return is_many or "tuple" in str(parameter.annotation).lower()
 
 
-def _transformers(parent: Parent, before: Shapes, changed: Mapping, layers: Kept) -> Parent:
+def _of_each_layer(group: Group, before: Shapes, after: Shapes, old: list[int]) -> list[int]:
+    """Return a field that has an item for each layer, as they now are."""
+    values = list(old)
+    for entry in before.fields:
+        if (entry.config, entry.names) != group:
+            continue
+        for path in (found.path for found in before.layers):
+            if match := re.match(rf"{re.escape(path)}\.(\d+)\.", entry.scope):
+                values[int(match[1])] = round(value_of(entry, after.sizes))
+    return values
+
+
+def _transformers(parent: Parent, before: Shapes, after: Shapes, layers: Kept) -> Parent:
     model: Any = parent.model
     config = copy.deepcopy(model.config)
+    for path, tower in towers_of(model).items():
+        config.vision_config = _tower(tower, path, before, after, layers)
+        before = _outside(before, path)
+    changed = _changed(before, after, layers)
     for group, stages in changed.items():
         part = getattr(config, group[0]) if group[0] else config
-        value = _single(group, stages.values())
         name = next((n for n in group[1] if hasattr(part, n)), None)
+        if name and isinstance(old := getattr(part, name), list):
+            setattr(part, name, _of_each_layer(group, before, after, old))
+            continue
+        value = _single(group, stages.values())
         if name is None:
             continue  # follows from other fields; the shapes tell whether it did
         old = getattr(part, name)
@@ -342,6 +366,60 @@ def _transformers(parent: Parent, before: Shapes, changed: Mapping, layers: Kept
     checked = type(config).from_dict(fields)
     _carry(config, checked)
     return Parent(type(model)(checked))
+
+
+@runtime_checkable
+class Tower(Protocol):
+    """A part of a model of transformers with networks of timm inside: see `zoo.multimodal`."""
+
+    def networks(self) -> dict[str, tuple[str, dict[str, Any]]]: ...
+
+    def resized(
+        self, keywords: Mapping[str, Mapping[str, Any]], widths: Mapping[str, int]
+    ) -> Any: ...
+
+
+def towers_of(model: nn.Module) -> dict[str, Any]:
+    """Find the parts of a model whose networks timm builds, by path; the outermost ones."""
+    found: dict[str, Any] = {}
+    for path, module in model.named_modules():
+        if hasattr(module, "networks") and not any(path.startswith(f"{p}.") for p in found):
+            found[path] = module
+    return found
+
+
+def _tower(tower: Tower, path: str, before: Shapes, after: Shapes, layers: Kept) -> Any:
+    """Return the configuration of a tower that was cut."""
+    keywords, widths = {}, dict[str, int]()
+    own = _inside(before, path)
+    for name, recipe in tower.networks().items():
+        place = f"{path}.{name}"
+        model: Any = tower
+        network = Parent(model.get_submodule(name), *recipe)
+        inside = _inside(before, place)
+        child = _timm(network, inside, _changed(inside, after, layers), layers)
+        keywords[name] = child.arguments
+        own = _outside(own, place)
+    for entry in own.fields:
+        at = f"{entry.scope}.".removeprefix(f"{path}.")
+        widths[f"{at}{entry.names[0]}"] = round(value_of(entry, after.sizes))
+    return tower.resized(keywords, widths)
+
+
+def _inside(shapes: Shapes, path: str) -> Shapes:
+    """Keep the fields and lists of layers of what lies below a path."""
+    return _where(shapes, lambda place: f"{place}.".startswith(f"{path}."))
+
+
+def _outside(shapes: Shapes, path: str) -> Shapes:
+    return _where(shapes, lambda place: not f"{place}.".startswith(f"{path}."))
+
+
+def _where(shapes: Shapes, holds: Callable[[str], bool]) -> Shapes:
+    fields = tuple(entry for entry in shapes.fields if holds(entry.scope))
+    return replace(
+        shapes, fields=fields, layers=tuple(entry for entry in shapes.layers if holds(entry.path))
+    )
 
 
 SHARED = "hybrid_layer_ids"

@@ -73,8 +73,13 @@ def tensors(
 
 
 def sample_of(parent: Parent) -> dict[str, Any] | None:
-    """Make one image as a model takes it, on the meta device; None if it takes something else."""
+    """Make one image as a model takes it, on the meta device; None if it takes something else.
+
+    Of a model of images and text the parent's own sample, an image with its text.
+    """
     model: Any = parent.model
+    if parent.sample is not None:
+        return {key: x.to("meta") for key, x in parent.sample.items()}
     dtype = next(model.parameters()).dtype
     if parent.name:
         config = model.pretrained_cfg

@@ -26,6 +26,10 @@ KINDS = {
 stage 2 alone, or of layer 2 where there are no stages."""
 
 
+VISION, LANGUAGE = PARTS = ("vision", "language")
+"""Before a word and a dot, the parts of a model of images and text: `vision.ffn`. Its projector is
+of the language part, whose width it has."""
+PROJECTOR = "multi_modal_projector"
 BRANCHES = {"attention_layers": "attention", "ffn_layers": "ffn"}
 
 
@@ -38,12 +42,14 @@ class Plan:
         layers: Share or number of the layers of each list to keep.
         sublayers: Share or number of `attention` and `ffn` branches to keep, of all layers.
         stages: Share or number of the layers to keep of the list in one stage, which then counts.
+        parts: Share or number of the layers of each list in a part, `vision` or `language`.
     """
 
     axes: Mapping[str, float | int]
     layers: float | int | None = None
     sublayers: Mapping[str, float | int] = field(default_factory=dict)
     stages: Mapping[int, float | int] = field(default_factory=dict)
+    parts: Mapping[str, float | int] = field(default_factory=dict)
 
     @classmethod
     def parse(cls, text: str) -> "Plan":
@@ -70,9 +76,11 @@ class Plan:
             raise ValueError("Nothing is to be cut; give for example ffn=0.75,layers=0.5.")
         layers = axes.pop("layers", None)
         branches = {kind: axes.pop(word) for word, kind in BRANCHES.items() if word in axes}
-        staged = [word for word in axes if re.fullmatch(r"layers@\d+", word)]
+        staged = [word for word in axes if re.fullmatch(rf"({VISION}\.)?layers@\d+", word)]
         stages = {int(word.partition("@")[2]): axes.pop(word) for word in staged}
-        return cls(axes, layers, branches, stages)
+        listed = [part for part in PARTS if f"{part}.layers" in axes]
+        parts = {part: axes.pop(f"{part}.layers") for part in listed}
+        return cls(axes, layers, branches, stages, parts)
 
     def sizes(self, shapes: Shapes) -> dict[Axis, int]:
         """Return the new size of each axis that is cut.
@@ -88,6 +96,8 @@ class Plan:
             raise ValueError(
                 f"No list of layers is in a stage {min(unknown)}; there are {', '.join(known)}."
             )
+        if missing := self.parts.keys() - {part_of(entry.path) for entry in shapes.layers}:
+            raise ValueError(f"This model has no list of layers in its {min(missing)} part.")
         for what, amount in self.axes.items():
             found = [axis for axis in shapes.sizes if names(what, axis)]
             cuttable = [axis for axis in found if axis not in shapes.fixed]
@@ -105,6 +115,8 @@ class Plan:
         stage = stage_of(path)
         if stage is not None and stage in self.stages:
             return _amount(f"layers@{stage}", self.stages[stage], length)
+        if (part := part_of(path)) in self.parts:
+            return _amount(f"{part}.layers", self.parts[part], length)
         return length if self.layers is None else _amount("layers", self.layers, length)
 
     def num_sublayers(self, kind: str, length: int) -> int:
@@ -119,14 +131,29 @@ def stage_of(name: Axis) -> int | None:
 
 
 @cache
+def part_of(place: str) -> str:
+    """Return the part of a model of images and text that an axis, or a path, lies in."""
+    return VISION if re.search(r"(^|\.)vision_(tower|model)([.:]|$)", place) else LANGUAGE
+
+
+@cache
 def names(what: str, axis: Axis) -> bool:
     """Tell whether a word of a plan names an axis."""
+    part, dot, rest = what.partition(".")
+    if dot and part in PARTS:
+        return part_of(axis) == part and names(rest, axis)
     letter = re.split(r"[.:]", axis)[-1]
     kind, _, stage = what.partition("@")
     if kind not in KINDS:
         return fnmatchcase(axis, what)
     here = not stage or stage == str(stage_of(axis))
     return here and re.fullmatch(KINDS[kind], letter) is not None
+
+
+def in_part(word: str, part: str) -> str:
+    """Let a word of a plan that names a kind speak of one part alone."""
+    what = word.partition("=")[0].partition("@")[0]
+    return f"{part}.{word}" if what in (*KINDS, "layers") else word
 
 
 def _amount(what: str, amount: float | int, size: int) -> int:

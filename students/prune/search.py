@@ -8,11 +8,12 @@ within the budget is found. Of all these, candidates are taken that lie far from
 import itertools
 import math
 import random
+import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 from zoo.axes import Shapes
-from zoo.students.prune.plan import KINDS, Plan, names, stage_of
+from zoo.students.prune.plan import KINDS, PARTS, VISION, Plan, names, part_of, stage_of
 
 LOWEST = 1 / 8
 """No width, and no number of layers, falls below this share."""
@@ -39,49 +40,67 @@ Setting = tuple[int, ...]
 """A level of each knob, by its place."""
 
 
-def find_knobs(shapes: Shapes, fixed: Plan, fits: Fits) -> list[Knob]:
+def find_knobs(shapes: Shapes, fixed: Plan, fits: Fits, parts: Sequence[str] = ()) -> list[Knob]:
     """Find what may vary: what the library can build alone, or together with the stream.
 
     Args:
         fixed: What the user has said; it stays as it is.
+        parts: Of a model of images and text, those that may be cut; by default both.
     """
-    stages = sorted({number for a in shapes.sizes if (number := _stream_stage(a)) is not None})
+    if not any(part_of(axis) == VISION and names("stream", axis) for axis in shapes.sizes):
+        return _knobs(shapes, fixed, fits)
+    return [
+        knob
+        for part in parts or PARTS
+        for knob in _knobs(shapes, fixed, fits, part=part, prefix=f"{part}.")
+    ]
+
+
+def _knobs(shapes: Shapes, fixed: Plan, fits: Fits, part: str = "", prefix: str = "") -> list[Knob]:
+    """Find what may vary of a whole model, or of a part."""
+    staged = any(_is_staged(a) and (not part or part_of(a) == part) for a in shapes.sizes)
     refused, knobs = [], []
-    for kind in KINDS:
+    for kind in (prefix + kind for kind in KINDS):
         if not _free(kind, shapes, fixed):
             continue
         alone = [_knob((f"{kind}@{i}",), shapes, fixed) for i in _stages_of(kind, shapes)]
-        found = [knob for knob in alone if knob and fits(_probe(knob))] if stages else []
+        found = [knob for knob in alone if knob and fits(_probe(knob))] if staged else []
         if not found:
             knob = _knob((kind,), shapes, fixed)
             found = [knob] if knob and fits(_probe(knob)) else []
             refused += [kind] if knob and not found else []
         knobs += found
-    if "stream" in refused:  # where one number sets both
-        for kind in KINDS:
-            knob = _knob(("stream", kind), shapes, fixed) if _free(kind, shapes, fixed) else None
-            if kind != "stream" and knob and fits(_probe(knob)):
+    stream = f"{prefix}stream"
+    if stream in refused:  # where one number sets both
+        for kind in (prefix + kind for kind in KINDS):
+            knob = _knob((stream, kind), shapes, fixed) if _free(kind, shapes, fixed) else None
+            if kind != stream and knob and fits(_probe(knob)):
                 knobs = [other for other in knobs if kind not in other.words] + [knob]
                 break
-    return knobs + _layer_knobs(shapes, fixed, fits)
+    return knobs + _layer_knobs(shapes, fixed, fits, part, prefix)
 
 
-def _layer_knobs(shapes: Shapes, fixed: Plan, fits: Fits) -> list[Knob]:
-    if fixed.layers is not None or not shapes.layers:
+def _layer_knobs(
+    shapes: Shapes, fixed: Plan, fits: Fits, part: str = "", prefix: str = ""
+) -> list[Knob]:
+    lists = [entry.path for entry in shapes.layers if not part or part_of(entry.path) == part]
+    if fixed.layers is not None or part in fixed.parts or not lists:
         return []
-    lengths = {entry.path: shapes.num_layers(entry.path) for entry in shapes.layers}
+    lengths = {path: shapes.num_layers(path) for path in lists}
     if len({stage_of(path) for path in lengths}) == 1:
-        return [Knob(("layers",), _shares(max(lengths.values())))] * (max(lengths.values()) > 1)
+        word, most = f"{prefix}layers", max(lengths.values())
+        return [Knob((word,), _shares(most))] * (most > 1)
     knobs = [
-        Knob((f"layers@{stage}",), _shares(length))
+        Knob((f"{prefix}layers@{stage}",), _shares(length))
         for path, length in lengths.items()
         if length > 1 and (stage := stage_of(path)) is not None and stage not in fixed.stages
     ]
     return [knob for knob in knobs if fits(_probe(knob))]
 
 
-def _stream_stage(axis: str) -> int | None:
-    return stage_of(axis) if names("stream", axis) and axis[-1].isdigit() else None
+def _is_staged(axis: str) -> bool:
+    """Tell whether an axis is the stream of a stage, or of one tower of several."""
+    return names("stream", axis) and re.search(r"C\d+$|\.\d+:C", axis) is not None
 
 
 def _stages_of(kind: str, shapes: Shapes) -> list[int]:
@@ -128,25 +147,29 @@ def _probe(knob: Knob) -> Plan:
 def plan_of(knobs: Sequence[Knob], setting: Setting, fixed: Plan) -> Plan:
     """Return what a setting of the knobs keeps; what the user has fixed comes last, and wins."""
     axes: dict[str, float | int] = {}
-    layers, stages = fixed.layers, dict(fixed.stages)
+    layers, stages, parts = fixed.layers, dict(fixed.stages), dict(fixed.parts)
     for knob, level in zip(knobs, setting, strict=True):
         share = knob.levels[level]
         if share == 1.0:
             continue
         for word in knob.words:
             kind, _, stage = word.partition("@")
-            if kind != "layers":
+            part, _, what = kind.rpartition(".")
+            if what != "layers":
                 axes[word] = share
             elif stage:
                 stages[int(stage)] = share
+            elif part:
+                parts[part] = share
             else:
                 layers = share
-    return Plan({**axes, **fixed.axes}, layers, stages=stages)
+    return Plan({**axes, **fixed.axes}, layers, stages=stages, parts=parts)
 
 
 def words_of(plan: Plan) -> str:
     """Write a plan as `--to` takes it."""
     words = {**plan.axes, **{f"layers@{stage}": n for stage, n in plan.stages.items()}}
+    words |= {f"{part}.layers": n for part, n in plan.parts.items()}
     words |= {} if plan.layers is None else {"layers": plan.layers}
     return ",".join(f"{what}={_written(amount)}" for what, amount in words.items())
 
@@ -166,6 +189,10 @@ def directions(knobs: Sequence[Knob], seed: int) -> Iterator[tuple[float, ...]]:
         for number in range(len(kinds), 0, -1)
         for chosen in itertools.combinations(kinds, number)
     ]
+    parts = {kind.partition(".")[0] for kind in kinds if "." in kind}
+    if len(parts) > 1:  # each part alone, after all together
+        alone = [tuple(k for k in kinds if k.startswith(f"{part}.")) for part in sorted(parts)]
+        sets[1:1] = alone
     for chosen in sets[: DIRECTIONS // 2]:
         yield tuple(float(_kind(knob) in chosen) for knob in knobs)
     draws = random.Random(seed)

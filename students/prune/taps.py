@@ -14,6 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from zoo.students.prune.plan import PROJECTOR, VISION, part_of
+
 CONVS = {torch.conv1d, torch.conv2d, torch.conv3d, F.conv_transpose1d, F.conv_transpose2d}
 """Products whose channels stand in dim 1; a linear layer has them last."""
 PRODUCTS = {F.linear, *CONVS}
@@ -153,7 +155,8 @@ class Taps(TorchFunctionMode):
         """Aggregate [samples, tokens, width] to [samples, width], in float64."""
         kind = torch.promote_types(x.dtype, torch.float32)
         number: Any = x.shape[1]
-        if self.mask is not None and number > 1:
+        sees_images = part_of(name) == VISION or PROJECTOR in name  # whose tokens are no padding
+        if self.mask is not None and number > 1 and not sees_images:
             if self.mask.shape != x.shape[:2]:
                 raise ValueError(
                     f"{name} sees {number} tokens of each sample, and attention_mask has "

@@ -93,5 +93,7 @@ def test_each_form_equals_the_mask_on_a_gpu(form, causal, window):
     ours = (out, *torch.autograd.grad(out, (q, k, v), direction))
     theirs = (expected, *torch.autograd.grad(expected, wide, direction.double().cpu()))
     for mine, target in zip(ours, theirs, strict=True):  # 16 bits: 3 decimal digits
-        error = F.mse_loss(mine.double().cpu(), target).sqrt() / target.square().mean().sqrt()
-        assert error < 1e-2
+        scale = target.square().mean().sqrt()
+        if not target.any():  # of queries and keys, where a token sees itself alone
+            scale = torch.ones_like(scale)
+        assert F.mse_loss(mine.double().cpu(), target).sqrt() < 1e-2 * scale

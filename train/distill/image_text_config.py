@@ -129,5 +129,7 @@ class DistillImageText(Training):
     @property
     def labels(self) -> list[str]:
         """A short name for each teacher, unique in this run."""
-        names = [Path(name.partition(":")[2]).name or "teacher" for name in self.teachers]
+        places = [Path(name.partition(":")[2]) for name in self.teachers]
+        # of a run's export, the name of the run
+        names = [(p.parent if p.name == "export" else p).name or "teacher" for p in places]
         return [f"{n}_{i + 1}" if names.count(n) > 1 else n for i, n in enumerate(names)]

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -10,10 +11,12 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
+import zoo.multimodal  # noqa: F401  registers the towers
 from zoo.axes import Axis, Shapes, named_shapes, numbered
 from zoo.commands.prune_data import Samples, batches_of, read_samples, split
 from zoo.commands.prune_depth import rank_layers, thin
 from zoo.commands.prune_distill import CUT, Distillation, plan_distillation, print_training
+from zoo.commands.prune_image_text import check_form, one_sample, takes_both
 from zoo.commands.prune_request import Prune
 from zoo.commands.prune_search import cost_model, search
 from zoo.commands.prune_write import before_of, scores_of, write_child
@@ -21,7 +24,7 @@ from zoo.students.prune.budget import Budget, split_budgets
 from zoo.students.prune.layers import block_influence
 from zoo.students.prune.library import Parent
 from zoo.students.prune.parent import open_parent
-from zoo.students.prune.plan import Plan
+from zoo.students.prune.plan import Plan, in_part
 from zoo.students.prune.proof import forward_of, prove, tensors
 from zoo.students.prune.prune import Child, ScoreUnits, prune
 from zoo.students.prune.ranking import BLIND, Measure
@@ -86,6 +89,11 @@ def prune_model(args: Prune, words: list[str]) -> Distillation | None:
     """
     budgets, plan, device = read_request(args)
     parent = open_parent(args.model, dequantise=args.dequantise)
+    check_form(parent, args.form)
+    if args.part != "all" and not takes_both(parent):
+        raise ValueError(
+            f"{type(parent.model).__name__} has no parts; --part is of a model of images and text."
+        )
     shapes = named_shapes(parent.model)
     plan.sizes(shapes)  # refuses before data are read
     distillation = plan_distillation(args, parent, words) if args.distill else None
@@ -95,6 +103,8 @@ def prune_model(args: Prune, words: list[str]) -> Distillation | None:
         samples = read_samples(
             parent, args.data, number=args.samples, length=args.length, seed=args.seed
         )
+    if takes_both(parent):
+        parent = replace(parent, sample=one_sample(parent, samples))
     cutter, found = Cutter(args, parent, plan, samples), None
     if budgets:
         found = search(args, budgets, plan, parent, shapes, cutter, distillation)
@@ -134,8 +144,11 @@ def read_request(args: Prune) -> tuple[tuple[Budget, ...], Plan, torch.device]:
         ValueError: words exclude each other, or ask for data that are not given.
     """
     budgets, rest = split_budgets(args.to)
+    if args.part != "all":
+        rest = ",".join(in_part(word, args.part) for word in rest.split(",") if word)
     plan = Plan.parse(rest) if rest or not budgets else Plan({})
-    looks = args.score not in BLIND or plan.layers or plan.stages or plan.sublayers
+    layers = plan.layers or plan.stages or plan.sublayers or plan.parts
+    looks = args.score not in BLIND or layers
     if args.data is None and (not args.dry_run if budgets else looks):
         raise ValueError(
             "Scores of activations, and the choice of layers, look at data: give --data. Without, "
@@ -285,14 +298,17 @@ def distance(parent: nn.Module, child: nn.Module, batches: Iterable[Samples]) ->
     narrower: list[tuple[Tensor, Tensor]] = []
     for batch in batches:
         theirs, ours = (next(tensors(model(**batch))) for model in (parent, child))
+        mask = batch.get("attention_mask")
         if theirs.shape != ours.shape:
             rows = (x.float().movedim(1 if x.ndim == 4 else -1, -1) for x in (theirs, ours))
             x, y = (x.flatten(0, -2) for x in rows)
             narrower.append((x, y))
             continue
         logits = gives_logits(parent, batch, theirs)
-        for pair in zip(ours, theirs, strict=True):  # one sample's logits in float32 at a time
-            x, y = (output.float() for output in pair)
+        for row, pair in enumerate(zip(ours, theirs, strict=True)):
+            x, y = (output.float() for output in pair)  # one sample's logits at a time
+            if logits and mask is not None:
+                x, y = x[mask[row].bool()], y[mask[row].bool()]
             if logits:
                 logs = x.log_softmax(-1), y.log_softmax(-1)
                 far = F.kl_div(*logs, reduction="none", log_target=True).sum(-1)

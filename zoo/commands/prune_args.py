@@ -1,11 +1,13 @@
 """`zoo prune`: what its command line says, read without torch."""
 
+from dataclasses import replace
+
 from zoo.commands.parse import parse
 from zoo.commands.prune_request import EXPERT_SCORES, FORMS, LAYER_SCORES, SCORES, Prune
 
 BEFORE = (
     "--to", "--data", "--text", "--student", "--out", "--steps", "--resume", "--dry-run", "--score",
-    "--samples", "--form", "--shapes",
+    "--samples", "--form", "--shapes", "--part",
 )  # fmt: skip
 """Options of the cut, and those that it sets in its training."""
 
@@ -16,6 +18,7 @@ def main(argv: list[str]) -> None:
     zoo prune vit_small_patch16_224.augreg_in1k --to ffn=0.5,layers=0.75 --data PHOTOS --out small
     zoo prune llama_folder --to ffn=0.75,heads=0.5,stream=0.75 --data wiki.txt --out smaller
     zoo prune llama_folder --to params=0.5 --data wiki.txt --out half --distill 2000 --batch 64
+    zoo prune vlm:runs/vqa --to flops=0.5 --data vqa --out half --distill 500
     zoo prune vit_small_patch16_224/random --shapes
 
     What comes out loads without zoo: timm.create_model("local-dir:small", pretrained=True), or
@@ -24,6 +27,7 @@ def main(argv: list[str]) -> None:
     """
     argv, words = _split(argv)
     args = parse(Prune, argv, "prune", main.__doc__ or "")
+    args = replace(args, model=args.model.removeprefix("vlm:"))
     if args.resume:
         from zoo.commands.prune_distill import resume_child
 

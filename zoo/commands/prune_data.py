@@ -9,6 +9,7 @@ import timm.data
 import torch
 from torch import Tensor
 
+from zoo.commands.prune_image_text import Samples, read_image_text, takes_both
 from zoo.data.embedded import EMBEDDED
 from zoo.data.sources import open_source
 from zoo.data.text import open_text
@@ -17,16 +18,15 @@ from zoo.language.open import check_length
 from zoo.language.tokenizers import has_tokenizer, open_tokenizer
 from zoo.students.prune.library import Parent
 
-Samples = dict[str, Tensor]
-"""The arguments of a forward pass for all samples, one sample a row."""
-
 
 def read_samples(parent: Parent, path: Path, *, number: int, length: int, seed: int) -> Samples:
-    """Read images or rows of text.
+    """Read images, rows of text, or questions about images.
 
     Raises:
         ValueError: there is less than asked for, or the model takes something else.
     """
+    if takes_both(parent):
+        return read_image_text(parent, path, number=number, length=length, seed=seed)
     model: Any = parent.model
     key = "x" if parent.name else model.main_input_name
     if key == "input_ids":

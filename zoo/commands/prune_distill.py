@@ -13,11 +13,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from zoo.commands import distill_args, distill_text_args
+from zoo.commands import distill_args, distill_image_text_args, distill_text_args
+from zoo.commands.distill_image_text import distill_image_text
 from zoo.commands.distill_text import distill_text
 from zoo.commands.parse import value_of
 from zoo.commands.plan import print_plan
+from zoo.commands.plan_image_text import print_image_text_plan
 from zoo.commands.plan_text import print_text_plan
+from zoo.commands.prune_image_text import takes_both
 from zoo.commands.prune_request import Prune
 from zoo.commands.prune_write import ABOUT, write_about
 from zoo.commands.stages import distill_stages
@@ -29,13 +32,14 @@ from zoo.students.prune.parent import open_parent
 from zoo.students.prune.prune import Child
 from zoo.students.start import undecided
 from zoo.train.distill.config import Distill, TeacherSpec
+from zoo.train.distill.image_text_config import DistillImageText
 from zoo.train.distill.token_config import DistillText
 from zoo.train.interrupt import Interrupted
 from zoo.train.run import Run
 from zoo.wheels import TAG
 
 CUT, RUN = "cut", "run"
-Distillation = Distill | DistillText
+Distillation = Distill | DistillText | DistillImageText
 
 
 def plan_distillation(args: Prune, parent: Parent, words: list[str]) -> Distillation:
@@ -45,6 +49,8 @@ def plan_distillation(args: Prune, parent: Parent, words: list[str]) -> Distilla
         ValueError: the parent cannot teach, or an option is wrong.
     """
     out = args.out or Path("pruned")  # of a dry run
+    if takes_both(parent):
+        return _plan_image_text(args, parent, out, words)
     options = {
         "--steps": args.distill, "--data": args.data, "--out": out / RUN,
         "--device": args.device, "--seed": args.seed,
@@ -67,8 +73,31 @@ def plan_distillation(args: Prune, parent: Parent, words: list[str]) -> Distilla
     return replace(config, teachers=(TeacherSpec.parse(teacher), *config.teachers))
 
 
+def _plan_image_text(args: Prune, parent: Parent, out: Path, words: list[str]) -> DistillImageText:
+    """Read the options of `zoo distill --image-text`, with the parent as the first teacher.
+
+    It teaches the next tokens of answers, and its tower the features of the child's.
+    """
+    teacher = f"vlm:{parent.folder}"
+    options = {
+        "--image-text": args.data, "--start": out / CUT, "--out": out / RUN,
+        "--steps": args.distill, "--device": args.device, "--seed": args.seed,
+        "--losses.kl": 1.0, "--vision": 1.0, "--teachers": teacher,
+    }  # fmt: skip
+    given = [w for key, value in options.items() if value_of(words, key) is None
+             for w in (key, str(value))]  # fmt: skip
+    config = distill_image_text_args.read_args([*given, *words]).run
+    if teacher in config.teachers:
+        return config
+    return replace(config, teachers=(teacher, *config.teachers))
+
+
 def print_training(config: Distillation, child: Child) -> None:
     """Print what the training of a child would be that is written nowhere."""
+    if isinstance(config, DistillImageText):
+        start = Path(config.teachers[0].removeprefix("vlm:"))
+        print_image_text_plan(replace(config, start=start), {})
+        return
     if isinstance(config, DistillText):
         print_text_plan(replace(config, student=config.teachers[0]), student=child.built.model)
         return
@@ -134,7 +163,10 @@ def distil_child(out: Path, config: Distillation, *, resume: bool = False) -> No
 
 
 def _distilled(config: Distillation, resume: bool) -> Run:
-    if isinstance(config, DistillText):
+    if isinstance(config, DistillImageText):
+        run = distill_image_text(config, resume=resume)
+        distill_image_text_args.print_run(run)
+    elif isinstance(config, DistillText):
         run = distill_text(config, resume=resume)
         distill_text_args.print_run(run)
     else:
@@ -148,9 +180,13 @@ def train_briefly(config: Distillation, cut: Path, out: Path, steps: int) -> nn.
 
     A run that stopped goes on.
     """
+    resume = (out / "config.json").is_file()
+    if isinstance(config, DistillImageText):
+        run = _distilled(replace(config, start=cut, steps=steps, out=out), resume)
+        return open_parent(str(run.path)).model
     prefix = config.student.partition(":")[0]
     config = replace(config, student=f"{prefix}:{cut}", steps=steps, out=out)
-    run = _distilled(config, resume=(out / "config.json").is_file())
+    run = _distilled(config, resume)
     if isinstance(config, DistillText):
         return open_parent(str(run.path)).model
     return load_export(run.path / "export").backbone
@@ -163,7 +199,7 @@ def resume_child(out: Path) -> None:
         ValueError: there is none.
     """
     run = Run(out / RUN)
-    kinds: dict[str, Any] = {kind.kind: kind for kind in (Distill, DistillText)}
+    kinds: dict[str, Any] = {kind.kind: kind for kind in (Distill, DistillText, DistillImageText)}
     found = (run.read_json("config.json") or {}).get("kind")
     if found not in kinds:
         raise ValueError(f"There is no run of zoo prune --distill in {out}.")

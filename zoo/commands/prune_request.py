@@ -36,16 +36,19 @@ class SearchOptions:
 class Prune:
     model: tyro.conf.Positional[str] = ""
     """A registered model (vit_small_patch16_224; with /random, its random weights), a folder of
-    timm or transformers, a run, or a GGUF file."""
+    timm or transformers, a run (also vlm:RUN), or a GGUF file."""
     to: str = ""
     """What stays: shares (ffn=0.75) or numbers (heads=4) of ffn, heads, groups, stream, experts,
     ssm_heads, ssm_channels, ssm_state, ssm_rank, layers (ffn@2: of stage 2), attention_layers and
     ffn_layers (branches inside the layers, with --form zoo), or of an axis that --shapes names
     (also with *). Or a budget, which a search meets: params, active (parameters that a token
     meets), memory (bytes), flops, as a share or a number (0.5, 20M), latency_ms."""
+    part: Literal["all", "vision", "language"] = "all"
+    """Of a model of images and text, what may be cut: both parts under one budget, or one alone.
+    Words of one part: vision.ffn, language.layers; the projector goes with both."""
     data: Path | None = None
-    """Images (a folder, .tar shards, .npz, embedded/photos), or for a language model a text (.txt,
-    .jsonl)."""
+    """Images (a folder, .tar shards, .npz, embedded/photos), for a language model a text (.txt,
+    .jsonl), for one of images and text what zoo distill --image-text takes (generated:N too)."""
     out: Path | None = None
     """The folder to write: a plain checkpoint of the model's library."""
     score: str = "auto"
@@ -64,7 +67,7 @@ class Prune:
     """Images, or rows of text, to look at."""
     batch: int = 16
     length: int = 512
-    """Tokens in a row of text."""
+    """Tokens in a row of text; of a conversation about images the most, images included."""
     form: str = "library"
     """library: what timm or transformers can build. zoo: any widths, also others in each layer;
     what comes out loads with zoo.create_model("local-dir:DIR")."""

@@ -165,6 +165,8 @@ class Stopwatch:
 
     def _inputs(self) -> dict[str, Any]:
         sample, batch = sample_of(self.parent), self.args.search.batch
+        if (own := self.parent.sample) is not None:
+            return {key: x.expand(batch, *x.shape[1:]).to(self._device) for key, x in own.items()}
         if sample is None:
             ids = torch.zeros(batch, self.args.length, dtype=torch.long, device=self._device)
             return {"input_ids": ids}
@@ -214,7 +216,7 @@ def search(
     costs = cost_model(args, parent, shapes)
     finder = Search(
         parent, shapes, budgets, fixed, costs, cutter.influence, args.form, args.seed,
-        stopwatch if times else None,
+        stopwatch if times else None, () if args.part == "all" else (args.part,),
     )  # fmt: skip
     known = journal.candidates()
     if known is None:
@@ -303,7 +305,7 @@ def print_candidates(parent: Candidate, rows: Rows) -> None:
 
 def _request(args: Prune) -> dict[str, Any]:
     """Return what decides about the results of a search."""
-    names = ("model", "to", "data", "score", "samples", "length", "form", "seed")
+    names = ("model", "to", "part", "data", "score", "samples", "length", "form", "seed")
     options = {name: getattr(args, name) for name in names}
     options |= {f"search.{k}": v for k, v in asdict(replace(args.search, dir=None)).items()}
     return {key: str(value) for key, value in options.items()}

@@ -31,7 +31,7 @@ from zoo.teachers.mosaic import Mosaic
 from zoo.teachers.name import TeacherName
 from zoo.teachers.open import open_teacher
 from zoo.teachers.quantize import QuantReport, quantize_linears
-from zoo.teachers.teacher import Frozen, Teacher
+from zoo.teachers.teacher import Frozen, Teacher, draws_on_device
 from zoo.train.cost import Estimate, estimate
 from zoo.train.device import tensor_cores
 from zoo.train.distill.calibrate import Calibration
@@ -136,7 +136,8 @@ class ModelPool:
     def teacher(self, spec: TeacherSpec) -> Teacher:
         """Open a teacher with bfloat16 weights on a GPU; the same one at each call."""
         if spec.name not in self._plain:
-            teacher = open_teacher(spec.name, device=self.device)
+            with draws_on_device():
+                teacher = open_teacher(spec.name, device=self.device)
             for network in frozen(teacher):
                 spread_layer_scale(network.network)
                 if self.device.type == "cuda":

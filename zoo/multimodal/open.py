@@ -1,5 +1,6 @@
 """Open vision towers by name, and put them in front of a language model."""
 
+import copy
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -147,7 +148,7 @@ def adaptor_tower(
         ValueError: it has no head with a map, or heads of summary tokens of their own.
     """
     every: dict[str, Any] = dict(student.heads.items())
-    heads = {name: head for name, head in every.items() if head.widths[1] is not None}
+    heads = {name: _of_map(head) for name, head in every.items() if head.widths[1] is not None}
     if not heads:
         raise ValueError("This student has no head that predicts a map, which a tower is made of.")
     side = size or student.size[0]
@@ -155,7 +156,7 @@ def adaptor_tower(
     ours, earlier = _widths(student)
     made: list[dict[str, Any]] = [
         head.made
-        | dict(teacher=name, ours=list(ours), theirs=list(head.widths), intermediates=earlier)
+        | dict(teacher=name, ours=list(ours), theirs=[None, head.widths[1]], intermediates=earlier)
         for name, head in heads.items()
     ]
     name, options = student.recipe
@@ -168,6 +169,13 @@ def adaptor_tower(
     )  # fmt: skip
     tower: Any = AdaptorTower(config, student.backbone, heads)
     return tower.to(student.mean.device).eval()
+
+
+def _of_map(head: Any) -> Any:
+    """Return a head without what predicts summaries, which no tower reads; its weights stay."""
+    alone = copy.copy(head)
+    alone._modules = dict(head._modules) | dict(summary=None)
+    return alone
 
 
 def mixture_tower(

@@ -13,7 +13,7 @@ returns [B N C]: the cells of one grid, row by row, and no class token. Each map
 variance 1 by a fixed affine map, PHI-S's, which the tower keeps (`standardise`).
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -75,6 +75,8 @@ class ZooTowerConfig(TowerConfig):
     std: list[float] | None = None
     width: int = 0
     """Channels of its map."""
+    joined: int | None = None
+    """Channels that are left of it behind the affine map, of a cut tower."""
     balanced: bool = False
     """Whether it has an affine map that brings its features to variance 1."""
 
@@ -99,25 +101,32 @@ class AdaptorTowerConfig(TowerConfig):
     std: list[float] | None = None
     heads: list[dict[str, Any]] | None = None
     """Of each teacher, in the order in which they are joined: its `teacher`, and what builds its
-    head. No dict: transformers writes keys in the order of the alphabet."""
+    head. `joined`, of a cut tower: channels that are left of its map behind the affine map. No
+    dict: transformers writes keys in the order of the alphabet."""
     balanced: bool = False
 
 
 class UnitVariance(nn.Module):
-    """A fixed affine map z = W (x - μ), as PHI-S fits it (2410.01680); the identity at first."""
+    """A fixed affine map z = W (x - μ), as PHI-S fits it (2410.01680); the identity at first.
+
+    Args:
+        width: Channels of x.
+        out: Channels of z: fewer than `width` after a cut.
+    """
 
     mean: Tensor
     weight: Tensor
 
-    def __init__(self, width: int):
+    def __init__(self, width: int, out: int | None = None):
         super().__init__()
         self.register_buffer("mean", torch.zeros(width))
-        self.register_buffer("weight", torch.eye(width))
+        self.register_buffer("weight", torch.eye(out or width, width))
 
-    def forward(self, x: Float[Tensor, "*B C"]) -> Float[Tensor, "*B C"]:
+    def forward(self, x: Float[Tensor, "*B C"]) -> Float[Tensor, "*B D"]:
         # In bf16 the centring alone would lose the small channels of a network with large means.
-        with torch.autocast(x.device.type, enabled=False):
-            return (x.to(self.mean.dtype) - self.mean) @ self.weight.T
+        device = "cpu" if x.is_meta else x.device.type  # autocast knows no meta device
+        with torch.autocast(device, enabled=False):
+            return F.linear(x.to(self.mean.dtype) - self.mean, self.weight)
 
     def set(self, mean: Tensor, weight: Tensor) -> None:
         """Take μ [C], and W as a matrix [C C] or as its diagonal [C].
@@ -142,6 +151,10 @@ class Tower(PreTrainedModel):
     pixel_mean: Tensor
     pixel_std: Tensor
     _no_split_modules: Any = ()
+    # timm chooses itself how a network computes attention; what is asked for is the language's
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -157,6 +170,31 @@ class Tower(PreTrainedModel):
     @property
     def balances(self) -> Sequence[nn.Module]:
         """The affine map of each of `maps`: a `UnitVariance`, or nothing (`nn.Identity`)."""
+        raise NotImplementedError
+
+    def networks(self) -> dict[str, tuple[str, dict[str, Any]]]:
+        """Return names and keywords that timm builds the networks inside by, by their paths."""
+        raise NotImplementedError
+
+    def resized(
+        self, keywords: Mapping[str, Mapping[str, Any]], widths: Mapping[str, int]
+    ) -> TowerConfig:
+        """Return the configuration of a tower that was cut.
+
+        Args:
+            keywords: Of `timm.create_model`, for each of `networks`.
+            widths: What the table of named shapes says of other widths, by path and name.
+        """
+        raise NotImplementedError
+
+    @property
+    def output_shape(self) -> str:
+        """What the channels of a token are made of, as a table of named shapes writes it."""
+        return " | ".join(list(self.output_axes) * self.config.shuffle**2)
+
+    @property
+    def output_axes(self) -> Sequence[str]:
+        """The axis of each of the maps that are joined."""
         raise NotImplementedError
 
     def standardise(self, fitted: Sequence[tuple[Tensor, Tensor]]) -> None:
@@ -205,7 +243,7 @@ class ZooTower(Tower):
     def __init__(self, config: ZooTowerConfig, backbone: nn.Module | None = None):
         super().__init__(config)
         self.backbone: Any = backbone or _build(config)
-        self.balance = UnitVariance(config.width) if config.balanced else nn.Identity()
+        self.balance = _balance(config.balanced, config.width, config.joined)
         _keep_pixels(self, config)
         self.post_init()
 
@@ -215,6 +253,21 @@ class ZooTower(Tower):
     @property
     def balances(self) -> Sequence[nn.Module]:
         return [self.balance]
+
+    def networks(self) -> dict[str, tuple[str, dict[str, Any]]]:
+        return {"backbone": (self.config.backbone, dict(self.config.options or {}))}
+
+    def resized(
+        self, keywords: Mapping[str, Mapping[str, Any]], widths: Mapping[str, int]
+    ) -> ZooTowerConfig:
+        about: dict[str, Any] = self.config.to_dict() | dict(options=dict(keywords["backbone"]))
+        about |= dict(width=widths.get("width", self.config.width), joined=widths.get("joined"))
+        about["hidden_size"] = (about["joined"] or about["width"]) * self.config.shuffle**2
+        return ZooTowerConfig(**about)
+
+    @property
+    def output_axes(self) -> Sequence[str]:
+        return ["o"]
 
 
 class MixtureTower(Tower):
@@ -253,6 +306,30 @@ class MixtureTower(Tower):
     def balances(self) -> Sequence[nn.Module]:
         return [tower.balance for tower in self._each()]
 
+    def networks(self) -> dict[str, tuple[str, dict[str, Any]]]:
+        return {
+            f"towers.{i}.{path}": recipe
+            for i, tower in enumerate(self._each())
+            for path, recipe in tower.networks().items()
+        }
+
+    def resized(
+        self, keywords: Mapping[str, Mapping[str, Any]], widths: Mapping[str, int]
+    ) -> MixtureTowerConfig:
+        each: list[Any] = [
+            tower.resized(_inside(keywords, f"towers.{i}."), _inside(widths, f"towers.{i}."))
+            for i, tower in enumerate(self._each())
+        ]
+        about: dict[str, Any] = self.config.to_dict() | dict(
+            towers=[config.to_dict() for config in each]
+        )
+        about["hidden_size"] = sum(c.hidden_size for c in each) * self.config.shuffle**2
+        return MixtureTowerConfig(**about)
+
+    @property
+    def output_axes(self) -> Sequence[str]:
+        return [f"towers.{i}.o" for i, _ in enumerate(self._each())]
+
 
 class AdaptorTower(Tower):
     """A student's heads side by side, in the order of its teachers."""
@@ -271,7 +348,7 @@ class AdaptorTower(Tower):
         self.heads = nn.ModuleDict(heads or {name: _head(made) for name, made in kinds.items()})
         self.balance = nn.ModuleDict(
             {
-                name: UnitVariance(made["theirs"][1]) if config.balanced else nn.Identity()
+                name: _balance(config.balanced, made["theirs"][1], made.get("joined"))
                 for name, made in kinds.items()
             }
         )
@@ -294,6 +371,45 @@ class AdaptorTower(Tower):
     def balances(self) -> Sequence[nn.Module]:
         return list(self.balance.values())
 
+    def networks(self) -> dict[str, tuple[str, dict[str, Any]]]:
+        return {"backbone": (self.config.backbone, dict(self.config.options or {}))}
+
+    def resized(
+        self, keywords: Mapping[str, Mapping[str, Any]], widths: Mapping[str, int]
+    ) -> AdaptorTowerConfig:
+        made = [self._cut_head(head, widths) for head in self.config.heads or ()]
+        about: dict[str, Any] = self.config.to_dict() | dict(
+            options=dict(keywords["backbone"]), heads=made
+        )
+        wide = sum(head["joined"] or head["theirs"][1] for head in made)
+        about["hidden_size"] = wide * self.config.shuffle**2
+        return AdaptorTowerConfig(**about)
+
+    @staticmethod
+    def _cut_head(head: dict[str, Any], widths: Mapping[str, int]) -> dict[str, Any]:
+        """Return what builds a head, with the widths that it was cut to."""
+        name, (summary, theirs) = head["teacher"], head["theirs"]
+        own = _inside(widths, f"heads.{name}.spatial.")
+        rows = own.get("width", theirs * head["upsample"] ** 2)
+        return head | dict(
+            ours=[head["ours"][0], widths.get("width", head["ours"][1])],
+            theirs=[summary, rows // head["upsample"] ** 2],
+            hidden=own.get("hidden", head["hidden"]),
+            joined=widths.get(f"balance.{name}.joined"),
+        )
+
+    @property
+    def output_axes(self) -> Sequence[str]:
+        balanced, heads = self.config.balanced, self.config.heads or ()
+        inside = "balance.{}.o" if balanced else "heads.{}.spatial.o"
+        return [inside.format(head["teacher"]) for head in heads]
+
+    @property
+    def same_axes(self) -> Sequence[tuple[str, str]]:
+        """Axes that are one: what a head gives is what the affine map behind it takes."""
+        names = [head["teacher"] for head in self.config.heads or ()] * self.config.balanced
+        return [(f"heads.{name}.spatial.o", f"balance.{name}.i") for name in names]
+
 
 TOWERS: dict[Any, type[Tower]] = {
     ZooTowerConfig: ZooTower,
@@ -304,6 +420,15 @@ TOWERS: dict[Any, type[Tower]] = {
 
 def _build(config: Any) -> nn.Module:
     return create_backbone(config.backbone, **(config.options or {}))
+
+
+def _balance(balanced: bool, width: int, joined: int | None) -> nn.Module:
+    return UnitVariance(width, joined) if balanced else nn.Identity()
+
+
+def _inside(values: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+    """Return what stands under a path, by the rest of it."""
+    return {k.removeprefix(prefix): v for k, v in values.items() if k.startswith(prefix)}
 
 
 def _head(made: dict[str, Any]) -> TeacherHead:

@@ -15,7 +15,7 @@ from zoo.eval.report import svg
 from zoo.eval.report.gathered import Measure, gather, headline_columns
 from zoo.eval.report.joined import build_joined
 from zoo.eval.report.maps import collect_maps, save_maps
-from zoo.eval.report.page import compared
+from zoo.eval.report.parts import compared
 from zoo.eval.results import Record, write
 from zoo.features import Batch, Features
 

@@ -141,6 +141,20 @@ TRANSFORMERS: dict[str, tuple[str, str, dict[str, Any]]] = {
         "Qwen3MoeForCausalLM",
         llama_like(num_experts=4, num_experts_per_tok=2, moe_intermediate_size=24),
     ),
+    "laguna": (
+        "LagunaConfig",
+        "LagunaForCausalLM",
+        llama_like(
+            num_attention_heads_per_layer=[4, 8],
+            layer_types=["full_attention", "sliding_attention"],
+            mlp_layer_types=["dense", "sparse"],
+            sliding_window=4,
+            num_experts=4,
+            num_experts_per_tok=2,
+            moe_intermediate_size=24,
+            shared_expert_intermediate_size=20,
+        ),
+    ),
     "mamba2": (
         "Mamba2Config",
         "Mamba2ForCausalLM",

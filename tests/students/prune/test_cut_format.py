@@ -9,6 +9,7 @@ import zoo
 from zoo.students.prune.library import NotExpressible, Parent, save
 from zoo.students.prune.parent import open_parent
 from zoo.students.prune.plan import Plan
+from zoo.students.prune.proof import forward_of
 from zoo.students.prune.prune import prune
 from zoo.students.prune.score import magnitude
 
@@ -27,6 +28,7 @@ PLANS = [
     ("llama", "model.layers.0.mlp.f=10,model.layers.1.self_attn.q=1"),
     ("gemma3", "model.layers.0.mlp.f=10,model.layers.1.self_attn.k=1"),
     ("mixtral", "model.layers.0.mlp.e=3,stream=0.5"),
+    ("laguna", "*0.mlp.f=10,*0.self_attn.q=1,*1.mlp.t=7"),
     ("hyena", "*0.operator.p=3,*1.operator.g=1,*2.operator.p=9,*3.operator.h=3,*0.mlp.f=10"),
     ("mamba2", "*0.mixer.r=3,*1.mixer.p=3,*0.mixer.s=2,stream=0.75"),
     ("nemotron_h", "*.s=3,*.e=3"),
@@ -58,6 +60,13 @@ def test_any_widths_equal_the_masked_parent_and_reload(name, words, build, timm_
     ours, theirs = child.built.model.state_dict(), again.state_dict()
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(ours[key], theirs[key]) for key in ours)
+    tiny = build(name)
+    again.to(next(tiny.model.parameters()).dtype)
+    for kind in ("_attn_implementation", "_experts_implementation"):  # a float64 one, as the parent
+        if hasattr(tiny.model, "config"):
+            setattr(again.config, kind, "eager")
+    outputs = (forward_of(model, tiny.inputs) for model in (child.built.model, again))
+    assert all(map(torch.equal, *(forward({}) for forward in outputs)))
     with pytest.raises(ValueError, match="was cut already"):
         open_parent(str(tmp_path))
 

@@ -29,6 +29,7 @@ PLANS = {
     **dict.fromkeys(("eradio", "eradio_light"), ("stream=0.5,ffn=0.5",)),
     **dict.fromkeys(("llama", "qwen2", "qwen3", "mistral", "gemma3", "nemotron"), LANGUAGE),
     **dict.fromkeys(("mixtral", "qwen3_moe"), (*LANGUAGE, "experts=0.5")),
+    "laguna": (*LANGUAGE, "experts=0.5", "shared=0.5", "layers=1"),
     "mamba2": MAMBA,
     "hyena": (
         *("ffn=0.75", "heads=0.5", "ssm_channels=0.5", "ssm_state=0.5", "*.operator.g=0.5"),
@@ -80,6 +81,24 @@ def test_a_child_is_its_masked_parent_and_reloads_to_the_same_bits(
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(ours[key].to(theirs[key]), theirs[key]) for key in ours)
     assert named_shapes(again).tied == child.shapes.tied
+
+
+def test_layers_of_other_widths_load_with_transformers_alone(build, tmp_path):
+    """Laguna has the number of heads of each layer in its configuration."""
+    from transformers import AutoModelForCausalLM
+
+    tiny = build("laguna")
+    plan = Plan.parse("model.layers.1.self_attn.q=1,ffn=0.75")
+    child = prune(Parent(tiny.model), plan, scores(tiny, plan), probe=tiny.inputs).built
+    save(child, tmp_path)
+    own = dict(attn_implementation="eager", experts_implementation="eager")
+    again = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float64, **own)
+    assert type(again).__module__.startswith("transformers.")
+    assert again.config.num_attention_heads_per_layer == [4, 2]
+    assert [layer.self_attn.q_proj.out_features for layer in again.model.layers] == [32, 16]
+    with torch.no_grad():
+        ours, theirs = (model(**tiny.inputs).logits for model in (child.model, again))
+    assert torch.equal(ours, theirs)
 
 
 @pytest.mark.slow
