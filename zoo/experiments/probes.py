@@ -7,7 +7,7 @@ import torch
 
 from zoo.eval.extract import extract
 from zoo.eval.knn import knn
-from zoo.eval.linear import linear_probe
+from zoo.eval.linear import linear_probe, predict_linear
 from zoo.experiments.pictures import Collection
 from zoo.features import Batch, Features
 
@@ -17,7 +17,12 @@ FEW = 4000
 
 
 def probe(
-    features: Callable[[Batch], Features], collection: Collection, size: int, *, linear: bool = True
+    features: Callable[[Batch], Features],
+    collection: Collection,
+    size: int,
+    *,
+    linear: bool = True,
+    widen: bool = False,
 ) -> dict[str, float]:
     """Return `knn/top1/<data set>` and `linear/top1/<data set>` of a model's summaries, in %.
 
@@ -26,6 +31,8 @@ def probe(
     Args:
         size: Side of the images in pixels.
         linear: Fit the linear probe as well.
+        widen: Fit it as `zoo eval` does: with all its strengths, further ones if the best is an
+            end of those, and twice as many steps.
     """
     values = {}
     for name, pair in collection.probes.items():
@@ -35,7 +42,10 @@ def probe(
         known = bank.summaries.to(device), bank.labels.to(device)
         tested = queries.summaries.to(device), queries.labels.to(device)
         accuracies = dict(knn(*known, *tested))
-        if linear:
+        if linear and widen:
+            hits = predict_linear(*known, *tested, widen=True) == tested[1]
+            accuracies["linear/top1"] = 100 * hits.double().mean().item()
+        elif linear:
             accuracies |= dict(linear_probe(*known, *tested, **PROBE))
         values |= {f"{metric}/{name}": value for metric, value in accuracies.items()}
     return values

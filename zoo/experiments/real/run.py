@@ -173,7 +173,7 @@ class Bench:
     def measure(self, features: Callable[[Batch], Features], size: int) -> dict[str, float]:
         """Return kNN and linear probe on every labelled data set, in per cent."""
         with autocast(self.config.precision, self.device), torch.no_grad():
-            return probe(features, self.collection(size), size)
+            return probe(features, self.collection(size), size, widen=True)
 
     def _teachers(self, cell: Cell) -> Iterator[dict[str, Any]]:
         for name in (*self.config.teachers, *([self.dense] if self.dense else [])):
