@@ -1,13 +1,13 @@
 """kNN and linear probe on every labelled data set of a collection."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 
 from zoo.eval.extract import extract
 from zoo.eval.knn import knn
-from zoo.eval.linear import linear_probe, predict_linear
+from zoo.eval.linear import linear_probe
 from zoo.experiments.pictures import Collection
 from zoo.features import Batch, Features
 
@@ -22,7 +22,7 @@ def probe(
     size: int,
     *,
     linear: bool = True,
-    widen: bool = False,
+    fit: Mapping[str, Any] = PROBE,
 ) -> dict[str, float]:
     """Return `knn/top1/<data set>` and `linear/top1/<data set>` of a model's summaries, in %.
 
@@ -31,8 +31,7 @@ def probe(
     Args:
         size: Side of the images in pixels.
         linear: Fit the linear probe as well.
-        widen: Fit it as `zoo eval` does: with all its strengths, further ones if the best is an
-            end of those, and twice as many steps.
+        fit: Keywords of `linear_probe`.
     """
     values = {}
     for name, pair in collection.probes.items():
@@ -42,10 +41,7 @@ def probe(
         known = bank.summaries.to(device), bank.labels.to(device)
         tested = queries.summaries.to(device), queries.labels.to(device)
         accuracies = dict(knn(*known, *tested))
-        if linear and widen:
-            hits = predict_linear(*known, *tested, widen=True) == tested[1]
-            accuracies["linear/top1"] = 100 * hits.double().mean().item()
-        elif linear:
-            accuracies |= dict(linear_probe(*known, *tested, **PROBE))
+        if linear:
+            accuracies |= dict(linear_probe(*known, *tested, **fit))
         values |= {f"{metric}/{name}": value for metric, value in accuracies.items()}
     return values

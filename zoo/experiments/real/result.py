@@ -70,7 +70,7 @@ def _introduction(about: Mapping[str, Any]) -> list[str]:
         f"{data['images']:,} photographs to learn from, without labels; batches of "
         f"{config['batch']} at {config['size']} px, learning rate {config['rate']:g}. Teachers: "
         f"{', '.join(config['teachers'])}{dense}. On {about['device']}, torch {about['torch']}.",
-        f"kNN and linear probe of the pooled vector, as zoo eval fits it, in per cent. {sets}.",
+        f"kNN and linear probe of the pooled vector, in per cent. {sets}.",
         "phi_s, none and what else is not named here learn from the teachers and differ in the "
         "scale on which maps are matched; labels is the same backbone, from the same start, that "
         "learnt the labels of all these data sets alone, for as many steps at the same rate; "

@@ -44,6 +44,8 @@ KEPT = (
     "other_steps", "size", "sizes", "batch", "rate", "calibration", "limit", "speed", "precision",
 )  # fmt: skip
 """Fields in which a resumed experiment is as it was begun."""
+PROBE: dict[str, Any] = dict(strengths=(3.0, 0.3, 0.03, 0.003), max_steps=100)
+"""Of the linear probe: a few thousand rows ask for stronger ones than `zoo eval` begins with."""
 LEAST_SECONDS = 45.0
 """With less time left no training is begun: opening its networks takes about as long."""
 
@@ -173,7 +175,7 @@ class Bench:
     def measure(self, features: Callable[[Batch], Features], size: int) -> dict[str, float]:
         """Return kNN and linear probe on every labelled data set, in per cent."""
         with autocast(self.config.precision, self.device), torch.no_grad():
-            return probe(features, self.collection(size), size, widen=True)
+            return probe(features, self.collection(size), size, fit=PROBE)
 
     def _teachers(self, cell: Cell) -> Iterator[dict[str, Any]]:
         for name in (*self.config.teachers, *([self.dense] if self.dense else [])):
