@@ -8,6 +8,7 @@
 # make check        formatting, lint, types, and that the web site builds
 # make docs         the pages and the API as a web site in site/; a broken link is an error
 # make dist         the wheel and the sdist, in dist/
+# make pictures     draw the pictures of README.md and docs/ again, from the run of make quickstart
 # make models.json  count the models again: the table of zoo list, after a change of a family
 # make clean        remove the environment and what was built
 PYTHON ?= python3
@@ -25,7 +26,7 @@ OLDEST_PINS := torch==2.11.0 timm==1.0.29 transformers==5.17.0
 NEWER := ^(torch|timm|transformers|triton|nvidia|cuda|tokenizers|huggingface|setuptools)
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
 
-.PHONY: quickstart test test-fast test-long test-oldest soak fuzz check docs dist models.json clean
+.PHONY: quickstart test test-fast test-long test-oldest soak fuzz check docs dist pictures models.json clean
 .DEFAULT_GOAL := help
 
 help:
@@ -96,6 +97,9 @@ docs: $(DOCS_READY)
 dist: $(READY)
 	@rm -rf dist
 	@$(BIN)/python -m build --no-isolation --outdir dist .
+
+pictures: $(READY)
+	$(BIN)/python -m benchmarks.pictures
 
 models.json: $(READY)
 	$(BIN)/python -m zoo.commands.model_table

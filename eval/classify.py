@@ -21,8 +21,9 @@ from zoo.data.images import EncodedImage
 from zoo.data.sources import Source, open_whole
 from zoo.data.unreadable import Lost, note_lost, try_read
 from zoo.eval.calibration import calibration_error
+from zoo.eval.confusion import balanced, confusion, drawn
 from zoo.eval.corruptions import corrupt
-from zoo.eval.registry import Found, Scores, Subject
+from zoo.eval.registry import Found, Picture, Scores, Subject
 from zoo.eval.settings import ClassifySettings
 from zoo.files import read_json
 from zoo.train.mesh import gathered_on_first, share, union
@@ -63,7 +64,9 @@ def classify(subject: Subject, data: Path, settings: ClassifySettings) -> Iterat
     if answers is not None:
         if not answers.keys:
             raise ValueError(f"No image of {data} can be read, or none has a class of the model.")
-        yield from scores(answers, list(source.classes), bins=settings.bins)
+        yield from scores(answers, bins=settings.bins)
+        if settings.confusion:
+            yield "classify/confusion", _confused(answers, right, list(source.classes))
     tops = []
     for name, severity in itertools.product(settings.corruptions, settings.severities):
         damaged = Corrupted(transform, name, severity, subject.seed)
@@ -84,6 +87,8 @@ def used(subject: Subject, data: Sequence[Path], settings: ClassifySettings) -> 
     """
     with torch.device("meta"):
         model = _classifier(subject.name, pretrained=False, side=subject.student.size[0])
+    if settings.confusion and settings.layout == "real":
+        raise ValueError("Images with several right labels have no confusion matrix.")
     for folder in data:
         source = open_whole(folder)
         labels_of(source, folder, model, settings)
@@ -354,7 +359,7 @@ def answer(
     return Answers(logits, [truths[i] for i in seen], [source.key(i) for i in seen])
 
 
-def scores(answers: Answers, classes: Sequence[str], *, bins: int) -> Iterator[Found]:
+def scores(answers: Answers, *, bins: int) -> Iterator[Found]:
     """Yield the accuracies of answers, each with its images, and the calibration error.
 
     For the mean over classes (balanced accuracy) an image counts for its first right class.
@@ -363,13 +368,27 @@ def scores(answers: Answers, classes: Sequence[str], *, bins: int) -> Iterator[F
     hits = _hits(answers)
     first = hits[:, 0].astype(float)
     truth = np.array([many[0] for many in answers.truths])
-    yield "classify/top1", Scores(keys, first)
+    hits_scores = Scores(keys, first)
+    yield "classify/top1", hits_scores
     yield "classify/top5", Scores(keys, hits.any(axis=1).astype(float))
-    kinds = np.unique(truth)
-    member = truth[:, None] == kinds
-    yield "classify/mean_per_class", Scores(keys, first[:, None] * member, member.astype(float))
+    yield "classify/mean_per_class", balanced(hits_scores, truth)
     sure = logits.softmax(dim=-1).max(dim=-1).values.numpy()
     yield "classify/ece", 100 * calibration_error(sure, first, bins=bins)
+
+
+def _confused(
+    answers: Answers,
+    right: Mapping[int, tuple[int, ...]] | list[tuple[int, ...]],
+    classes: list[str],
+) -> Picture:
+    """Draw the confusion of the images' classes; other answers of the model share one column."""
+    assert not isinstance(right, list)  # `used` refuses several right labels
+    place = {one: i for i, many in enumerate(right.values()) for one in many}
+    guessed = answers.logits.argmax(dim=-1).tolist()
+    truth = np.array([place[many[0]] for many in answers.truths])
+    predicted = np.array([place.get(one, len(right)) for one in guessed])
+    names = [*(classes[c] for c in right), "(another)"]
+    return drawn(confusion(truth, predicted, len(names)), names, "classify")
 
 
 def _hits(answers: Answers) -> np.ndarray:

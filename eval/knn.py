@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from zoo.eval.confusion import balanced, class_names_of, confusion, drawn
 from zoo.eval.extract import Extracted
 from zoo.eval.registry import Found, Scores, Subject, check_classes
 from zoo.eval.settings import KnnSettings
@@ -29,7 +30,7 @@ def measure(subject: Subject, data: Path, settings: KnnSettings) -> Iterator[Fou
     Raises:
         ValueError: the images have no classes, or as `predict_knn`.
     """
-    hits: list[Scores] = []
+    answers = Answers()
     for bank, queries in folds_of(*subject.extracted(data), settings.folds, subject.seed):
         assert bank.labels is not None and queries.labels is not None
         predicted = predict_knn(
@@ -41,8 +42,8 @@ def measure(subject: Subject, data: Path, settings: KnnSettings) -> Iterator[Fou
             temperature=settings.temperature,
             device=subject.device,
         )
-        hits.append(scored(predicted, queries.labels, queries.keys))
-    yield "knn/top1", joined(hits)
+        answers.add(predicted, queries)
+    yield from answers.found("knn", subject, data, draw=settings.confusion)
 
 
 def folds_of(
@@ -75,9 +76,36 @@ def folds_of(
         yield bank, queries
 
 
-def joined(parts: Sequence[Scores]) -> Scores:
-    """Join the scores of folds into one number over all images."""
-    return Scores([key for p in parts for key in p.keys], np.concatenate([p.top for p in parts]))
+class Answers:
+    """What was predicted for the images of all folds."""
+
+    def __init__(self):
+        self.keys: list[str] = []
+        self.truth: list[np.ndarray] = []
+        self.predicted: list[np.ndarray] = []
+
+    def add(self, predicted: Int[Tensor, " m"], queries: Extracted) -> None:
+        """Keep the classes predicted for a fold."""
+        assert queries.labels is not None
+        self.keys += queries.keys
+        self.truth.append(queries.labels.cpu().numpy())
+        self.predicted.append(predicted.cpu().numpy())
+
+    def found(self, name: str, subject: Subject, data: Path, *, draw: bool) -> Iterator[Found]:
+        """Yield the accuracy, its mean over classes, and the confusion matrix if it is asked for.
+
+        Args:
+            name: Of the benchmark, before the slash.
+            draw: Yield the matrix.
+        """
+        truth, predicted = np.concatenate(self.truth), np.concatenate(self.predicted)
+        hits = Scores(self.keys, (predicted == truth).astype(np.uint8))
+        yield f"{name}/top1", hits
+        yield f"{name}/mean_per_class", balanced(hits, truth)
+        if draw:
+            count = int(max(truth.max(), predicted.max())) + 1
+            names = class_names_of(subject, data, count)
+            yield f"{name}/confusion", drawn(confusion(truth, predicted, len(names)), names, name)
 
 
 def used(subject: Subject, data: Sequence[Path], settings: P) -> P:
@@ -90,11 +118,6 @@ def used(subject: Subject, data: Sequence[Path], settings: P) -> P:
         check_classes(subject.open(folder, "train").classes, folder)
         subject.open(folder, "val")
     return settings
-
-
-def scored(predicted: Int[Tensor, " m"], truth: Int[Tensor, " m"], keys: list[str]) -> Scores:
-    """Return the accuracy of predicted classes, with each image's part in it."""
-    return Scores(keys, (predicted.cpu() == truth.cpu()).numpy().astype(np.uint8))
 
 
 def knn(

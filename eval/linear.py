@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from zoo.eval.extract import Extracted
-from zoo.eval.knn import check_sets, folds_of, joined, scored
+from zoo.eval.knn import Answers, check_sets, folds_of
 from zoo.eval.registry import Found, Subject
 from zoo.eval.settings import STRENGTHS, LinearSettings, Solver
 
@@ -31,14 +31,14 @@ def measure(subject: Subject, data: Path, settings: LinearSettings) -> Iterator[
         ValueError: the images have no classes, or as the functions of the solvers.
     """
     for solver in settings.solvers:
-        hits = []
+        answers = Answers()
         for pair in folds_of(*subject.extracted(data), settings.folds, subject.seed):
             bank, queries = (_on(side, subject.device) for side in pair)
             assert bank.labels is not None and queries.labels is not None
             predicted = _predicted(solver, bank, queries, settings, subject.seed)
-            hits.append(scored(predicted, queries.labels, queries.keys))
+            answers.add(predicted, queries)
         name = "linear" if solver == "lbfgs" else f"linear_{solver}"
-        yield f"{name}/top1", joined(hits)
+        yield from answers.found(name, subject, data, draw=settings.confusion)
 
 
 def _predicted(

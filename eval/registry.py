@@ -23,6 +23,8 @@ class Picture(NamedTuple):
     pixels: np.ndarray
     """uint8 [H W 3]."""
     caption: str = ""
+    table: Sequence[Sequence[str]] = ()
+    """The numbers that are drawn, if they are written beside it as CSV."""
 
 
 class Scores(NamedTuple):

@@ -1,5 +1,6 @@
 """The result files of `zoo eval`: a JSON line for each benchmark, with arrays and images beside."""
 
+import csv
 import hashlib
 import json
 import math
@@ -24,7 +25,7 @@ SUFFIX = ".jsonl"
 TRAINED = "trained"
 """In the settings of a measured model that was trained before: what it is and how it was trained,
 which belongs to the model and not to the measurement."""
-NEUTRAL = ("workers", "pictures", "predictions", TRAINED)
+NEUTRAL = ("workers", "pictures", "predictions", "confusion", TRAINED)
 """Settings of benchmarks that change no number, or are the model's."""
 KINDS: Mapping[str, type[Parts]] = {"top": Scores, "right": AveragePrecision}
 """The kind of a number, by the name of an array that only this kind has in the file."""
@@ -169,6 +170,10 @@ def write(
     for name, picture in pictures.items():
         path = folder / f"{stem}-{_slug(name)}.png"
         Image.fromarray(np.ascontiguousarray(picture.pixels)).save(path)
+        if picture.table:
+            csv_file = path.with_suffix(".csv")
+            with written_whole(csv_file) as temporary, temporary.open("w", newline="") as file:
+                csv.writer(file, lineterminator="\n").writerows(picture.table)
         shown.append(dict(name=name, file=f"{folder.name}/{path.name}", caption=picture.caption))
     changes |= dict(pictures=shown, place=out.parent)
     line = {f.name: getattr(record, f.name) for f in fields(record)} | changes

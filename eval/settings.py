@@ -29,6 +29,8 @@ class KnnSettings:
     folds: Annotated[int, NOT_NEGATIVE] = 0
     """For small sets: parts of all images, each tested with the others as the bank; 0 tests the
     validation part."""
+    confusion: bool = False
+    """Draw the confusion matrix, and write its counts beside as CSV."""
 
     def __post_init__(self) -> None:
         check_ranges(self, "knn.")
@@ -62,6 +64,8 @@ class LinearSettings:
     """Batch of SGD."""
     rates: Annotated[tuple[float, ...], POSITIVE] = (1e-3, 1e-2, 1e-1, 1.0)
     """Learning rates of SGD at a batch of 256; they are scaled with the batch."""
+    confusion: bool = False
+    """Draw the confusion matrix, and write its counts beside as CSV."""
 
     def __post_init__(self) -> None:
         check_ranges(self, "linear.")
@@ -115,6 +119,8 @@ class ClassifySettings:
     """Corruptions of ImageNet-C (1903.12261) whose accuracy is measured too."""
     severities: Annotated[tuple[int, ...], between(1, 5)] = (1, 3, 5)
     """How strong they are, from 1 to 5."""
+    confusion: bool = False
+    """Draw the confusion matrix, and write its counts beside as CSV."""
 
     def __post_init__(self) -> None:
         check_ranges(self, "classify.")

@@ -10,8 +10,11 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Protocol, get_args
 
+from zoo.files import written_whole
+
 Name = Literal["wandb", "mlflow", "trackio"]
 PROJECT = "zoo"
+MLFLOW_RUN = "mlflow-run.txt"
 
 
 class Tracker(Protocol):
@@ -62,7 +65,10 @@ class WandB:
 
 class MLflow:
     """MLflow. A local store in `mlruns/` of the run's folder, unless `MLFLOW_TRACKING_URI` names
-    another place."""
+    another place.
+
+    The id of its run is kept in `mlflow-run.txt`, so that a run that is resumed goes on in it.
+    """
 
     def __init__(self, path: Path, config: Mapping[str, Any]):
         # the newest versions ask for this before they write a store of files
@@ -71,11 +77,32 @@ class MLflow:
 
         uri = os.environ.get("MLFLOW_TRACKING_URI", (path / "mlruns").absolute().as_uri())
         self._client: Any = MlflowClient(tracking_uri=uri)
+        kept = path / MLFLOW_RUN
+        self._id = self._resumed(kept) or self._new(kept, config)
+
+    def _resumed(self, kept: Path) -> str | None:
+        """Open the run again that this folder had; `None` if the store has no such."""
+        from mlflow.exceptions import MlflowException  # pyright: ignore[reportMissingImports]
+
+        if not kept.is_file():
+            return None
+        known = kept.read_text().strip()
+        try:
+            self._client.update_run(known, status="RUNNING")
+        except MlflowException:  # another store than before, or the run was deleted there
+            return None
+        return known
+
+    def _new(self, kept: Path, config: Mapping[str, Any]) -> str:
+        """Begin a run; its parameters are those of the start, as MLflow lets none be changed."""
         known = self._client.get_experiment_by_name(PROJECT)
         experiment = known.experiment_id if known else self._client.create_experiment(PROJECT)
-        self._id = self._client.create_run(experiment, run_name=path.name).info.run_id
+        made = self._client.create_run(experiment, run_name=kept.parent.name).info.run_id
         for name, value in config.items():
-            self._client.log_param(self._id, name, str(value)[:500])
+            self._client.log_param(made, name, str(value)[:500])
+        with written_whole(kept) as temporary:
+            temporary.write_text(f"{made}\n")
+        return made
 
     def log(self, values: Mapping[str, float], step: int) -> None:
         for name, value in values.items():
@@ -132,9 +159,12 @@ def open_trackers(
     """Open trackers for a run's folder.
 
     Args:
-        board: Open TensorBoard too, where it is installed.
+        board: Open TensorBoard too, where it is installed; evaluations, which do not, are not
+            resumed, so each is a run of its own.
     """
     found: list[Tracker] = []
+    if not board:
+        (path / MLFLOW_RUN).unlink(missing_ok=True)
     if board and importlib.util.find_spec("tensorboard") is not None:
         found.append(TensorBoard(path))
     return found + [KINDS[name](path, config) for name in names]

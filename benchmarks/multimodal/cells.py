@@ -1,6 +1,8 @@
 """The cells of one seed: each trains or measures one thing, and says what it found."""
 
 import argparse
+import json
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -145,6 +147,75 @@ class Cells:
         kept = {k: v for k, v in last.items() if "fidelity" in k}
         return dict(fidelity=kept, seconds=time.perf_counter() - began, steps=self.args.distil)
 
+    # ------------------------------------------------------------ the cut
+
+    def cut(self) -> Iterator[tuple[str, Callable[[], Found]]]:
+        """Yield the VLM of `easy`, and its cuts to half its cost: joint, and of one part alone."""
+        tower, options = ENCODERS["resnet"]
+        fields: dict[str, Any] = dict(
+            data=str(self.args.data / "easy_vqa"), tower=(tower,), tower_options=options,
+            steps=self.args.parent_steps, augment=Augment(scale=(0.8, 1.0), flip=0.5),
+        )  # fmt: skip
+        yield "parent", lambda: self.train("parent", **fields) | self.cost("parent")
+        for part in ("all", "vision", "language"):
+            yield f"cut_{part}", lambda part=part: self.pruned(part)
+
+    def pruned(self, part: str) -> Found:
+        """Cut by `zoo prune`, and let the child learn from its parent for equally many steps."""
+        from zoo.commands.prune_args import main
+
+        args, out = self.args, self.work / f"cut_{part}"
+        if not (out / "prune.json").is_file():
+            if (out / "run" / "config.json").is_file():
+                main(["--resume", str(out)])
+            else:
+                shutil.rmtree(out, ignore_errors=True)  # it was killed while it was written
+                what, share = "flops", args.share
+                if args.budget == "latency":
+                    what, share = "latency_ms", args.share * self.parent_latency()
+                few = "--search.candidates 2 --samples 16" if args.tiny else "--samples 512"
+                words = (
+                    f"vlm:{self.work / 'parent'} --part {part} --out {out} --seed {args.seed} "
+                    f"--to {what}={share} --data {args.data / 'easy_vqa'} --batch 64 {few} "
+                    f"--search.batch {args.cut_batch} --distill {args.recover} "
+                    f"--batch {args.batch} --workers {args.workers} --eval-samples {args.most} "
+                    f"--every.log 50 --every.evaluate {args.evaluate} --every.checkpoint 1000000 "
+                    "--augment.scale 0.8 1.0 --augment.flip 0.5"
+                )
+                try:
+                    main(words.split())
+                except ValueError as error:  # one part may be too small a share of the cost
+                    return dict(refused=str(error))
+        about, cut = Run(out / "run").read_json("about.json"), Run(out).read_json("prune.json")
+        first = next(r for r in read_rows(out / "run" / "metrics.jsonl") if r.get("kind") == "eval")
+        chosen = next(c for c in cut["search"]["candidates"] if c["chosen"])
+        kept = ("after", "shuffled", "blind", "question_alone", "questions", "parameters")
+        found: Found = {key: about[key] for key in (*kept, "seconds")} | dict(steps=args.recover)
+        found |= dict(keeps=chosen["to"], flops=chosen["cost"]["flops"])
+        return found | dict(before_training=first["exact"]) | self.cost(f"cut_{part}")
+
+    def parent_latency(self) -> float:
+        """Return the parent's milliseconds, which all cuts of a seed are held against."""
+        file = self.work.parent.parent / f"cut-{self.args.seed}.json"
+        return json.loads(file.read_text())["parent"]["latency_ms"]
+
+    def cost(self, name: str) -> Found:
+        """Time a model from an image and its question to the logits, as `zoo prune` does."""
+        from zoo.axes import named_shapes
+        from zoo.commands.prune_image_text import one_sample, read_image_text
+        from zoo.commands.prune_request import Prune, SearchOptions
+        from zoo.commands.prune_search import Stopwatch
+        from zoo.students.prune.parent import open_parent
+
+        data, number = self.args.data / "easy_vqa", 16 if self.args.tiny else 512
+        parent = open_parent(str(self.work / name))
+        samples = read_image_text(parent, data, number=number, length=512, seed=self.args.seed)
+        parent = replace(parent, sample=one_sample(parent, samples))
+        parent.model.to("cuda" if torch.cuda.is_available() else "cpu")
+        asked = Prune(search=SearchOptions(batch=self.args.cut_batch))
+        watch = Stopwatch(asked, parent, named_shapes(parent.model), None)
+        return dict(latency_ms=watch.time(parent.model))
+
     # ------------------------------------------------------------ latency
 
     def latency(self) -> Iterator[tuple[str, Callable[[], Found]]]:
@@ -202,6 +273,4 @@ class Cells:
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
     """Read the lines of a run's metrics."""
-    import json
-
     return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []

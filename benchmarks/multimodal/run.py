@@ -1,4 +1,4 @@
-"""Images and text: easy-VQA from scratch, and a mixture of encoders collapsed into one student.
+"""Images and text: easy-VQA from scratch, a mixture of encoders collapsed into one student, a cut.
 
 python3 -m benchmarks.multimodal.run DATA --out results --seconds 480
 python3 -m benchmarks.multimodal.run DATA --out results --seconds 480   # goes on from there
@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-SHOWS = ("easy", "collapse", "latency")
+SHOWS = ("easy", "collapse", "latency", "cut")
 
 
 def arguments() -> argparse.Namespace:
@@ -33,6 +33,11 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--align", type=int, default=400, help="each encoder alone")
     parser.add_argument("--second", type=int, default=300, help="a mixture or what stands in")
     parser.add_argument("--distil", type=int, default=500)
+    parser.add_argument("--parent-steps", type=int, default=900, help="of what is cut, on easy-VQA")
+    parser.add_argument("--recover", type=int, default=300, help="steps of each cut model")
+    parser.add_argument("--budget", choices=("latency", "flops"), default="latency")
+    parser.add_argument("--share", type=float, default=0.5, help="of that, which cuts keep")
+    parser.add_argument("--cut-batch", type=int, default=64, help="images at once, for latency")
     parser.add_argument("--batch", type=int, default=256)
     parser.add_argument("--most", type=int, default=5000, help="questions that are evaluated")
     parser.add_argument("--evaluate", type=int, default=300, help="steps between evaluations")
@@ -44,6 +49,7 @@ def arguments() -> argparse.Namespace:
     if args.tiny:
         args.steps = args.align = args.second = args.distil = 2
         args.batch, args.most, args.workers, args.evaluate = 8, 16, 0, 2
+        args.parent_steps = args.recover = args.cut_batch = 2
     return args
 
 
@@ -126,7 +132,7 @@ def tables(out: Path) -> str:
         file.stem: json.loads(file.read_text()) for file in sorted(out.glob("*-*.json"))
     }
     lines = []
-    for show in ("easy", "collapse"):
+    for show in ("easy", "collapse", "cut"):
         seeds = {name: cells for name, cells in found.items() if name.startswith(show)}
         kinds = sorted(
             {k for cells in seeds.values() for c in cells.values() for k in c.get("after", {})}
@@ -144,10 +150,37 @@ def tables(out: Path) -> str:
                 row += [f"{values[c]['exact']:.1f}" for c in ("shuffled", "blind")]
                 row += [f"{values['question_alone']:.1f}"]
                 lines.append(f"| {cell} | {name.rpartition('-')[2]} | " + " | ".join(row) + " |")
-        lines += differences(seeds)
+        lines += costs(seeds) if show == "cut" else differences(seeds)
     for cell, values in found.get("latency-0", {}).items():
         lines.append(f"latency {cell}: {json.dumps(values)}")
     return "\n".join(lines)
+
+
+def costs(seeds: dict[str, dict[str, Any]]) -> list[str]:
+    """Return what each cut keeps and costs, and the joint one's difference from the others'."""
+    from zoo.experiments.intervals import compare_seeds
+
+    lines = ["", "| cut | seed | ms | of the parent | before training | millions | keeps |"]
+    lines += ["| --- " * 7 + "|"]
+    for name, cells in seeds.items():
+        whole = cells.get("parent", {}).get("latency_ms")
+        for cell, values in cells.items():
+            if "latency_ms" not in values:
+                lines.append(f"{cell}, seed {name.rpartition('-')[2]}: {values.get('refused', '')}")
+                continue
+            share = f"{100 * values['latency_ms'] / whole:.0f} %" if whole else ""
+            size = sum(values["parameters"].values()) / 1e6
+            lines.append(
+                f"| {cell} | {name.rpartition('-')[2]} | {values['latency_ms']:.2f} | {share} | "
+                f"{values.get('before_training', float('nan')):.1f} | {size:.2f} | "
+                f"{values.get('keeps', '')} |"
+            )
+    for other in ("cut_vision", "cut_language"):
+        both = [c for c in seeds.values() if "after" in c.get(other, {}) and "cut_all" in c]
+        sides = [[c[side]["after"]["exact"] for c in both] for side in ("cut_all", other)]
+        if both:
+            lines.append(f"cut_all - {other}: {compare_seeds(*sides).describe()}")
+    return lines
 
 
 def differences(seeds: dict[str, dict[str, Any]]) -> list[str]:

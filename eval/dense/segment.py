@@ -18,6 +18,7 @@ from zoo.eval.dense.segment_data import IGNORE, SegmentSet, open_segments
 from zoo.eval.dense.training import train_head
 from zoo.eval.dense.upernet import BackbonePyramid, UPerNet
 from zoo.eval.dense.windows import at_size, sliding, stride_of, with_stride
+from zoo.eval.extremes import Extremes, with_legend
 from zoo.eval.registry import Found, Picture, Subject
 from zoo.eval.settings import SegmentSettings
 from zoo.features import Batch, Features, at_grid
@@ -172,10 +173,10 @@ def pixel_loss(
 def measure_segmenter(
     segmenter: Segmenter, val: SegmentSet, subject: Subject, settings: SegmentSettings
 ) -> Iterator[Found]:
-    """Yield mIoU, accuracies and the IoU of every class, then pictures of the first images."""
+    """Yield mIoU, accuracies and the IoU of every class, then the worst and the best images."""
     confusion = Confusion(val.classes, ignore=IGNORE)
     palette = colours(len(val.classes))
-    shown: list[tuple[str, Picture]] = []
+    shown = Extremes(settings.pictures, "accuracy of pixels")
 
     @torch.no_grad()
     def answer(batch: Batch) -> Float[Tensor, "n K s s"]:
@@ -189,12 +190,18 @@ def measure_segmenter(
         how = dict(side=settings.crop, stride=stride_of(settings), batch=settings.batch)
         guess = sliding(answer, image, **how).argmax(dim=1)
         confusion.add(target.to(subject.device), guess, val.key(index))
-        if index < settings.pictures:
-            drawn = panel(pixels[0], target[0], guess[0].cpu(), palette)
-            caption = f"{Path(val.key(index)).name}: image, truth, prediction"
-            shown.append((f"segment/{index:03d}", Picture(drawn, caption)))
+        if settings.pictures:
+            truth, found, key = target[0], guess[0].cpu(), val.key(index)
+
+            def draw(pixels=pixels, truth=truth, found=found, key=key) -> Picture:
+                drawn = panel(pixels[0], truth, found, palette, val.classes)
+                return Picture(drawn, f"{Path(key).name}: image, truth, prediction")
+
+            scored = truth != IGNORE
+            right = (truth == found)[scored].double().mean().item()
+            shown.offer(100 * right, f"segment/{index:03d}", draw)
     yield from confusion.values("segment")
-    yield from shown
+    yield from shown.found()
 
 
 def colours(count: int) -> UInt8[np.ndarray, "count 3"]:
@@ -216,13 +223,21 @@ def panel(
     truth: Integer[Tensor, "H W"],
     guess: Integer[Tensor, "H W"],
     palette: UInt8[np.ndarray, "K 3"],
-) -> UInt8[np.ndarray, "H W3 3"]:
-    """Draw image, truth and prediction side by side; pixels that are not scored are black."""
+    classes: Sequence[str] = (),
+) -> UInt8[np.ndarray, "G W3 3"]:
+    """Draw image, truth and prediction side by side, above the colours of the classes in them.
+
+    Pixels that are not scored are black in the truth; the prediction is shown there too.
+    """
     image = pixels.permute(1, 2, 0).numpy()
-    nothing = (truth == IGNORE).numpy()
     painted = []
     for mask in (truth, guess):
         colour = palette[mask.numpy().clip(0, len(palette) - 1)]
-        mixed = (0.35 * image + 0.65 * colour).round().astype(np.uint8)
-        painted.append(np.where(nothing[..., None], 0, mixed).astype(np.uint8))
-    return np.concatenate([image, *painted], axis=1)
+        painted.append((0.35 * image + 0.65 * colour).round().astype(np.uint8))
+    painted[0][(truth == IGNORE).numpy()] = 0
+    drawn = np.concatenate([image, *painted], axis=1)
+    there: list[int] = sorted({*truth.unique().tolist(), *guess.unique().tolist()} - {IGNORE})
+    entries = [(str(classes[i]), palette[i].tolist()) for i in there if i < len(classes)]
+    if classes and bool((truth == IGNORE).any()):
+        entries.append(("not scored", (0, 0, 0)))
+    return with_legend(drawn, entries)

@@ -1,5 +1,6 @@
 """The benchmark `detect`: score a trained detector, or train one on a backbone first."""
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
@@ -7,15 +8,17 @@ from typing import Any
 
 import numpy as np
 import torch
+from torchvision.ops import box_iou
 
 from zoo.eval.detect.coco import CocoImage, CocoSplit, open_coco
-from zoo.eval.detect.coco_metric import coco_results, coco_scores, write_results
+from zoo.eval.detect.coco_metric import Prediction, coco_results, coco_scores, write_results
 from zoo.eval.detect.config import DetectSettings
 from zoo.eval.detect.detector import is_detector, load_detector, read_spec
-from zoo.eval.detect.draw import side_by_side
+from zoo.eval.detect.draw import side_by_side, truth_of
 from zoo.eval.detect.finding import find_objects, fitting
 from zoo.eval.detect.spec import Detector
 from zoo.eval.detect.training import start, train_detector
+from zoo.eval.extremes import Extremes
 from zoo.eval.registry import Found, Picture, Subject
 from zoo.eval.results import TRAINED
 from zoo.eval.work import work_folder
@@ -125,7 +128,8 @@ def measure(
     then of one class, and of several on one object all but one are wrong.
 
     Args:
-        pictures: Number of images that are drawn with their predictions.
+        pictures: Number of images that are drawn with their predictions, half of them the worst
+            by `f1` and half the best.
         out: File for the predictions, in COCO's format.
         unreadable: Takes the names of the images that are in no number, as they cannot be read.
 
@@ -141,18 +145,45 @@ def measure(
         split.require_masks()
     results: list[dict[str, Any]] = []
     images: list[CocoImage] = []
+    shown = Extremes(pictures, "F1 of boxes (score from 0.5, IoU from 0.5, class)")
     pairs = find_objects(detector, split, device=device, unreadable=unreadable)
-    for number, (image, found) in enumerate(pairs):
+    for image, found in pairs:
         images.append(image)
         if agnostic:
             found = found._replace(labels=torch.zeros_like(found.labels))
         results += coco_results(found, image, split)
-        if number < pictures:
-            drawn = np.asarray(side_by_side(image, found, split))
-            caption = f"{image.path.name}: annotations, predictions"
-            yield f"detect/{image.path.stem}", Picture(drawn, caption)
+        if pictures:
+
+            def draw(image=image, found=found) -> Picture:
+                drawn = np.asarray(side_by_side(image, found, split))
+                return Picture(drawn, f"{image.path.name}: annotations, predictions")
+
+            right = f1(found, truth_of(image, split, masks=False))
+            shown.offer(100 * right, f"detect/{image.path.stem}", draw)
+    yield from shown.found()
     if out is not None:
         write_results(results, out)
     split = replace(split, images=tuple(images))
     for name, value in coco_scores(split, results, masks=masks):
         yield f"detect/{name}", value
+
+
+def f1(found: Prediction, truth: Prediction, *, score: float = 0.5, iou: float = 0.5) -> float:
+    """Return 2 · right / (predicted + objects) of one image, by which pictures are chosen.
+
+    Predictions take, the best first, the object of their class that they overlap most and that is
+    not taken. NaN without objects and predictions.
+    """
+    kept = (found.scores >= score).nonzero()[:, 0].cpu()
+    boxes, labels = found.boxes.cpu()[kept], found.labels.cpu()[kept]
+    if not len(kept) + len(truth.boxes):
+        return math.nan
+    overlap = box_iou(boxes.float(), truth.boxes.float())
+    overlap[labels[:, None] != truth.labels[None]] = 0
+    right = 0
+    for row in range(len(kept) if len(truth.boxes) else 0):
+        best = int(overlap[row].argmax())
+        if overlap[row, best] >= iou:
+            right += 1
+            overlap[:, best] = 0
+    return 2 * right / (len(kept) + len(truth.boxes))

@@ -97,7 +97,8 @@ def coco_metrics(
     """Yield COCO's twelve numbers for boxes, and with `masks` also for masks, as shares of 1.
 
     Names are `box/AP`, `mask/AP50`, ...; sizes are small below 32², large above 96² pixels of the
-    image. Numbers for a size that no object has are left out.
+    image. Numbers for a size that no object has are left out. Of several classes, each has its AP
+    as `box/class/NAME`.
 
     Args:
         class_agnostic: Ignore the classes of predictions and objects.
@@ -145,6 +146,24 @@ def _measured(
         for name, value in zip(NAMES, stats, strict=True):
             if value > -1:
                 yield f"{KINDS[kind]}/{name}", float(value), made.get(name)
+        if run.params.useCats and len(split.classes) > 1:
+            found = _by_class(run, split) if results else _zero_by_class(truth, split)
+            for name, value in zip(split.classes, found, strict=True):
+                if value > -1:
+                    yield f"{KINDS[kind]}/class/{name}", value, None
+
+
+def _by_class(run: Any, split: CocoSplit) -> list[float]:
+    """Return the AP of each class over all sizes, -1 of one without objects."""
+    place = {category: i for i, category in enumerate(run.params.catIds)}
+    precision = np.asarray(run.eval["precision"])  # [thresholds recalls classes sizes limits]
+    found = [precision[:, :, place[category], 0, -1] for category in split.category_ids]
+    return [float(one[one > -1].mean()) if (one > -1).any() else -1.0 for one in found]
+
+
+def _zero_by_class(truth: dict[str, Any], split: CocoSplit) -> list[float]:
+    known = {a["category_id"] for a in truth["annotations"] if not a["iscrowd"]}
+    return [0.0 if category in known else -1.0 for category in split.category_ids]
 
 
 def _truth(split: CocoSplit, masks: bool) -> dict[str, Any]:

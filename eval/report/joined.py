@@ -9,11 +9,11 @@ import numpy as np
 
 from zoo.eval.paired import compare, pair
 from zoo.eval.published import published
-from zoo.eval.report import figures, plots, svg
+from zoo.eval.report import figures, svg
 from zoo.eval.report.figures import short_number
 from zoo.eval.report.gathered import Measure, Model, Value, gather, headline_columns
 from zoo.eval.report.imported import Added
-from zoo.eval.report.page import (
+from zoo.eval.report.parts import (
     Cell,
     Gallery,
     MapRow,
@@ -58,7 +58,7 @@ def build_joined(
     page = template_of("joined.html.j2").render(
         title=_title(models),
         headline=headline_table(models),
-        radar=_radar(models, gallery),
+        radar=_radar(models),
         pareto=_pareto(models),
         legend=[
             (i + 1, m.name, c)
@@ -266,31 +266,25 @@ def _colours(models: Sequence[Model]) -> list[str]:
     return svg.colours(len(models))
 
 
-def _radar(models: Sequence[Model], gallery: Gallery) -> list[PageImage]:
+def _radar(models: Sequence[Model]) -> str | None:
+    """Draw the share of a perfect score in each headline; of many models the first are shown."""
     axes = [(m, b) for m, b in headline_columns(models) if b.best > 0]
     if len(axes) < 3:
-        return []
+        return None
     several = len({m.data for m, _ in axes}) > 1
-    names = [f"{b.capability}\n{m.data}" if several else b.capability for m, b in axes]
-    lines = []
-    for model, colour in list(zip(models, _colours(models), strict=True))[:MOST_ON_RADAR]:
+    names = [
+        [text for text in (b.capability, m.data if several else "", m.how) if text] for m, b in axes
+    ]
+    rings = []
+    for i, (model, colour) in enumerate(zip(models, _colours(models), strict=True)):
         found = [model.values.get(measure) for measure, _ in axes]
         shares = [
             None if value is None else value / benchmark.best
             for value, (_, benchmark) in zip(found, axes, strict=True)
         ]
         if any(share is not None for share in shares):
-            lines.append((model.name, shares, colour))
-    summary = "; ".join(
-        f"{name}: "
-        + ", ".join(
-            f"{axis[1].capability} {share:.0%}"
-            for axis, share in zip(axes, shares, strict=True)
-            if share is not None
-        )
-        for name, shares, _ in lines
-    )
-    return [gallery.add(plots.radar(names, lines), "radar", f"Radar of capabilities. {summary}")]
+            rings.append(svg.Ring(shares, i + 1, model.name, colour, i < MOST_ON_RADAR))
+    return svg.radar(names, rings)
 
 
 def _pareto(models: Sequence[Model]) -> list[str]:

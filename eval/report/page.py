@@ -1,18 +1,25 @@
 """Build the report of one run: read its folder, draw, fill the template."""
 
-import base64
 import json
-import math
-import re
-import struct
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
 
 from zoo.eval.report import figures
 from zoo.eval.report.figures import short_number
-from zoo.eval.report.maps import colour
+from zoo.eval.report.parts import (
+    Cell,
+    Gallery,
+    PageImage,
+    Row,
+    Table,
+    compared,
+    course,
+    map_rows,
+    measure_text,
+    template_of,
+)
 from zoo.eval.report.run_folder import (
     STUDENT,
     TEACHER,
@@ -25,11 +32,7 @@ from zoo.eval.report.run_folder import (
 from zoo.eval.report.verdict import verdicts
 from zoo.files import written_whole
 
-MOST_IMAGES = 8
 LOSSES = {"spatial": figures.STUDENT_COLOUR, "summary": figures.ARM_COLOURS[1]}
-LESS_IS_BETTER = re.compile(
-    r"^mse/|/(?:rmse|abs_?rel|error|loss|\w*perplexity|bpb|gmacs|mparams|peak_gib)$"
-)
 
 
 def build_report(run_dir: str | Path) -> Path:
@@ -72,67 +75,6 @@ def build_report(run_dir: str | Path) -> Path:
     with written_whole(target) as temporary:
         temporary.write_text(page, encoding="utf-8")
     return target
-
-
-def template_of(name: str) -> Any:
-    """Load a Jinja template of this folder."""
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-    return Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    ).get_template(name)
-
-
-class PageImage(NamedTuple):
-    """A PNG for embedding in a page."""
-
-    src: str
-    alt: str
-    width: int
-    height: int
-
-
-class Gallery:
-    """Writes PNGs to a folder beside the page, and returns them for embedding."""
-
-    def __init__(self, folder: Path):
-        folder.mkdir(parents=True, exist_ok=True)
-        self.folder = folder
-
-    def add(self, png: bytes, name: str, alt: str) -> PageImage:
-        """Write a PNG as `name`.png, with other characters than letters and digits replaced."""
-        slug = re.sub(r"[^A-Za-z0-9._-]+", "-", name)[:80]
-        (self.folder / f"{slug}.png").write_bytes(png)
-        width, height = struct.unpack(">II", png[16:24])  # the PNG's header says its size
-        return PageImage(
-            f"data:image/png;base64,{base64.b64encode(png).decode()}", alt, width, height
-        )
-
-
-class Cell(NamedTuple):
-    """A cell of a table; `best` ones are bold."""
-
-    text: str
-    best: bool = False
-
-
-class Row(NamedTuple):
-    """A row of a table; the name of a `strong` one is bold."""
-
-    name: str
-    cells: list[Cell]
-    strong: bool = False
-
-
-class Table(NamedTuple):
-    """The texts of a table."""
-
-    head: list[str]
-    rows: list[Row]
 
 
 # ---------------------------------------------------------------- words and facts
@@ -188,11 +130,11 @@ def _cards(run: RunFolder) -> list[tuple[str, str, str]]:
         if key not in run.ours:
             continue
         against = [
-            f"{_arm_name(arm)} {_measure(key, run.arms[arm][key])}"
+            f"{_arm_name(arm)} {measure_text(key, run.arms[arm][key])}"
             for arm in run.baselines
             if key in run.arms[arm] and arm in (UNTRAINED, "none")
         ]
-        cards.append((_measure(key, run.ours[key]) + unit, name, ", ".join(against)))
+        cards.append((measure_text(key, run.ours[key]) + unit, name, ", ".join(against)))
     rate = _rate(run)
     if rate:
         cards.append((f"{rate:,.0f}", "images/s in training", ""))
@@ -269,20 +211,6 @@ def _sides(value: Any) -> str | None:
 # ---------------------------------------------------------------- numbers in tables
 
 
-def _measure(key: str, value: float | None) -> str:
-    """Return percentages with one decimal, other numbers with three significant digits."""
-    if value is not None and key.endswith("top1") and math.isfinite(value):
-        return f"{value:.1f}"
-    return short_number(value)
-
-
-def compared(key: str, values: Sequence[float | None]) -> list[Cell]:
-    """Return cells of which the best is marked: the lowest error or cost, the highest otherwise."""
-    known = [v for v in values if v is not None and not math.isnan(v)]
-    best = (min if LESS_IS_BETTER.search(key) else max)(known, default=None)
-    return [Cell(_measure(key, v), len(known) > 1 and v == best) for v in values]
-
-
 def _arm_columns(run: RunFolder) -> list[str]:
     return [arm for arm in (STUDENT, *run.baselines) if arm in run.arms]
 
@@ -346,7 +274,7 @@ def benchmark_table(run: RunFolder) -> Table | None:
     ]
     for arm in run.arms:
         if arm.startswith(TEACHER):
-            cells = [Cell(_measure(key, run.arms[arm].get(key))) for key in keys]
+            cells = [Cell(measure_text(key, run.arms[arm].get(key))) for key in keys]
             rows.append(Row(f"teacher {arm.removeprefix(TEACHER)}", cells))
     names = {"knn/top1": "kNN, %", "linear/top1": "linear probe, %"}
     return Table(["features of", *(names.get(key, key) for key in keys)], rows)
@@ -372,11 +300,6 @@ def _loss_pictures(run: RunFolder, gallery: Gallery) -> list[PageImage]:
             png = figures.curves(teacher, lines)
             pictures.append(gallery.add(png, f"loss-{i}-{teacher}", f"{teacher}: {summary}"))
     return pictures
-
-
-def course(what: str, values: Sequence[float]) -> str:
-    """Return a sentence on the first and the last of logged values, for who cannot see a plot."""
-    return f"{what} from {short_number(values[0])} to {short_number(values[-1])}"
 
 
 def _race_pictures(run: RunFolder, gallery: Gallery) -> list[PageImage]:
@@ -430,49 +353,6 @@ def _bar_pictures(run: RunFolder, gallery: Gallery) -> list[PageImage]:
         png = figures.fidelity_bars(title, bars, limits)
         pictures.append(gallery.add(png, f"fidelity-{i}-{title}", f"Fidelity, {title}: {summary}"))
     return pictures
-
-
-class MapPair(NamedTuple):
-    """A teacher's map of an image, and that of the student's head for it."""
-
-    teacher: str
-    theirs: PageImage
-    ours: PageImage
-
-
-class MapRow(NamedTuple):
-    """An image with its maps."""
-
-    key: str
-    image: PageImage
-    pairs: list[MapPair]
-
-
-def map_rows(run: RunFolder, gallery: Gallery) -> list[MapRow]:
-    """Colour the maps that a run saved: a row for each image, a pair of maps for each teacher."""
-    images = run.maps.get("images", ())[:MOST_IMAGES]
-    coloured = {}
-    for teacher in run.teachers:
-        theirs, ours = (run.maps.get(f"{who}/{teacher}") for who in ("theirs", "ours"))
-        if theirs is not None and ours is not None:
-            coloured[teacher] = colour(theirs, ours)
-    keys = [str(key) for key in run.maps.get("keys", ())]
-    rows = []
-    for i, pixels in enumerate(images):
-        key = keys[i] if i < len(keys) else f"image {i + 1}"
-        image = gallery.add(figures.tile(pixels), f"maps-{i}-image", f"input image {key}")
-        pairs = []
-        for j, (teacher, sides) in enumerate(coloured.items()):
-            named = zip(("teacher", "student"), sides, strict=True)
-            theirs, ours = (
-                gallery.add(
-                    figures.tile(side[i]), f"maps-{i}-{j}-{who}", f"{who}'s map, {teacher}, {key}"
-                )
-                for who, side in named
-            )
-            pairs.append(MapPair(teacher, theirs, ours))
-        rows.append(MapRow(key, image, pairs))
-    return rows
 
 
 class SpeedPanel(NamedTuple):

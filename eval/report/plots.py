@@ -1,7 +1,6 @@
-"""The plots of the joined report: a radar of capabilities, and quality against cost."""
+"""Quality against cost as a PNG, for a picture and the page of a pruned model."""
 
 import io
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,51 +9,6 @@ from zoo.eval.speed.pareto import frontier, label_points
 
 Point = tuple[float, float, str, str]
 """Cost, quality, name and colour."""
-
-
-def radar(axes: Sequence[str], lines: Sequence[tuple[str, Sequence[float | None], str]]) -> bytes:
-    """Draw each model as a polygon over the axes, with 0 in the middle and 1 at the rim, as a PNG.
-
-    Axes on which a model has no number are skipped.
-
-    Args:
-        axes: Names of the axes.
-        lines: Name of a model, its share of the perfect score on each axis, and its colour.
-    """
-    import matplotlib
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    angles = [2 * math.pi * i / len(axes) for i in range(len(axes))]
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(6.4, 5.4), dpi=DPI)
-        FigureCanvasAgg(figure)
-        figure.subplots_adjust(0.2, 0.2, 0.8, 0.92)
-        panel: Any = figure.add_subplot(projection="polar")
-        panel.set_theta_offset(math.pi / 2)  # the first axis points up, the others follow clockwise
-        panel.set_theta_direction(-1)
-        for name, shares, colour in lines:
-            known = [(a, s) for a, s in zip(angles, shares, strict=True) if s is not None]
-            ring = [*known, known[0]]
-            panel.plot(
-                *zip(*ring, strict=True),
-                color=colour,
-                linewidth=1.8,
-                marker="o",
-                markersize=3.5,
-                label=shorten(name, 34),
-            )
-            panel.fill(*zip(*ring, strict=True), color=colour, alpha=0.07)
-        panel.set_ylim(0, 1)
-        panel.set_yticks([0.25, 0.5, 0.75, 1], ["25 %", "50 %", "75 %", ""], fontsize=8)
-        panel.set_xticks(angles, [])
-        for angle, name in zip(angles, axes, strict=True):  # outside of the rim
-            right = math.sin(angle)
-            side = "center" if abs(right) < 0.1 else "left" if right > 0 else "right"
-            panel.text(angle, 1.07, shorten(name, 40), ha=side, va="center", color=INK)
-        panel.spines["polar"].set_color(FAINT)
-        figure.legend(loc="lower center", ncols=2, labelcolor=INK)
-        return _png(figure)
 
 
 def quality(

@@ -13,7 +13,7 @@ from zoo.data.image_text import ImageTextSource
 from zoo.eval.multimodal.answers import Answered, generate_answer
 from zoo.eval.report import figures
 from zoo.eval.report.figures import short_number
-from zoo.eval.report.page import Cell, Gallery, Row, Table, template_of
+from zoo.eval.report.parts import Cell, Gallery, Row, Table, template_of
 from zoo.eval.report.run_folder import read_lines, series
 from zoo.files import read_json, written_whole
 

@@ -11,6 +11,8 @@ from zoo.eval.speed.pareto import frontier
 
 WIDTH, HEIGHT = 340, 270
 LEFT, RIGHT, TOP, BELOW = 50, 14, 30, 40
+APART = 42
+"""Between two labels of the lower axis, at least."""
 DOT = 9.0
 """Radius of a dot, which holds the number of its model."""
 
@@ -67,6 +69,82 @@ def quality(
     label = escape(f"{title} against {cost}: {summary}")
     return (
         f'<svg class="chart" role="img" aria-label="{label}" viewBox="0 0 {WIDTH} {HEIGHT}" '
+        f'xmlns="http://www.w3.org/2000/svg">{"".join(parts)}</svg>'
+    )
+
+
+class Ring(NamedTuple):
+    """One model in a radar."""
+
+    shares: Sequence[float | None]
+    """Of the perfect score on each axis; `None` where the model has no number."""
+    number: int
+    name: str
+    colour: str
+    shown: bool = True
+    """Drawn from the beginning, not only once its box in the legend is ticked."""
+
+
+ACROSS, DOWN, RIM = 560, 380, 130
+"""Size of a radar, and the radius of a perfect score."""
+
+
+def radar(axes: Sequence[Sequence[str]], rings: Sequence[Ring]) -> str:
+    """Return each model as a polygon over the axes, 0 in the middle and 1 at the rim.
+
+    Axes on which a model has no number are skipped. A model is `#radar-NUMBER`.
+
+    Args:
+        axes: The lines of text at the end of each axis, from the top clockwise.
+    """
+    angles = [2 * math.pi * i / len(axes) for i in range(len(axes))]
+
+    def place(angle: float, share: float) -> tuple[float, float]:
+        x, y = ACROSS / 2 + RIM * share * math.sin(angle), DOWN / 2 - RIM * share * math.cos(angle)
+        return round(x, 1), round(y, 1)
+
+    def corners(points: Sequence[tuple[float, float]]) -> str:
+        return " ".join(f"{x},{y}" for x, y in points)
+
+    parts = []
+    for share in (0.25, 0.5, 0.75, 1.0):
+        ring = corners([place(angle, share) for angle in angles])
+        parts.append(f'<polygon class="rim" points="{ring}"/>')
+    for angle, lines in zip(angles, axes, strict=True):
+        (x, y), (left, top) = place(angle, 1), place(angle, 1.08)
+        parts.append(f'<line class="grid" x1="{ACROSS / 2}" y1="{DOWN / 2}" x2="{x}" y2="{y}"/>')
+        side = "x" if abs(math.sin(angle)) < 0.1 else "s" if math.sin(angle) > 0 else "e"
+        rise = 0.4 - 1.2 * (len(lines) - 1) * (1 + math.cos(angle)) / 2  # away from the rim
+        rows = "".join(
+            f'<tspan x="{left}" dy="{rise if i == 0 else 1.2:.2f}em">{escape(_short(line, 26))}'
+            "</tspan>"
+            for i, line in enumerate(lines)
+        )
+        parts.append(f'<text class="{side}" x="{left}" y="{top}">{rows}</text>')
+    for ring in rings:
+        known = [(a, s) for a, s in zip(angles, ring.shares, strict=True) if s is not None]
+        told = "\n".join(
+            f"{' '.join(lines)}: {share:.1%}"
+            for lines, share in zip(axes, ring.shares, strict=True)
+            if share is not None
+        )
+        off = "" if ring.shown else ' class="off"'
+        dots = "".join(
+            '<circle cx="{}" cy="{}" r="3" fill="{}"/>'.format(*place(a, s), ring.colour)
+            for a, s in known
+        )
+        parts.append(
+            f'<g id="radar-{ring.number}"{off}><title>{escape(ring.name)}\n{escape(told)}</title>'
+            f'<polygon points="{corners([place(a, s) for a, s in known])}" fill="{ring.colour}" '
+            f'stroke="{ring.colour}"/>{dots}</g>'
+        )
+    told = "; ".join(
+        f"{r.name} {', '.join(f'{s:.0%}' if s is not None else '–' for s in r.shares)}"
+        for r in rings
+    )
+    label = escape(f"Radar of {', '.join(' '.join(lines) for lines in axes)}: {told}")
+    return (
+        f'<svg class="chart radar" role="img" aria-label="{label}" viewBox="0 0 {ACROSS} {DOWN}" '
         f'xmlns="http://www.w3.org/2000/svg">{"".join(parts)}</svg>'
     )
 
@@ -129,11 +207,15 @@ def _axes(
     place,
 ) -> str:
     parts = [f'<text class="t" x="8" y="17">{escape(_short(title, 44))}</text>']
+    last = -math.inf
     for x in log_ticks(*across):
         at = place(x, up[0])[0]
+        if at - last < APART:
+            continue
+        last = at
         parts.append(f'<line class="grid" x1="{at:.1f}" x2="{at:.1f}" y1="{TOP}" '
                      f'y2="{HEIGHT - BELOW}"/>')  # fmt: skip
-        text = short_number(x)
+        text = f"{x:,.10g}"
         parts.append(f'<text class="x" x="{at:.1f}" y="{HEIGHT - BELOW + 14}">{text}</text>')
     for y in ticks(*up):
         at = place(across[0], y)[1]

@@ -11,7 +11,7 @@ from typing import Any
 from zoo.eval.report.gathered import Model, gather
 from zoo.eval.report.imported import Added
 from zoo.eval.report.joined import headline_table
-from zoo.eval.report.page import Cell, Table
+from zoo.eval.report.parts import Cell, Table
 from zoo.files import written_whole
 
 FIELDS: tuple[str, ...] = (

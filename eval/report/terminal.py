@@ -7,7 +7,8 @@ from rich.console import Console
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from zoo.eval.report.page import Table, benchmark_table, likeness_table
+from zoo.eval.report.page import benchmark_table, likeness_table
+from zoo.eval.report.parts import Table
 from zoo.eval.report.run_folder import read_run
 
 PIPED = 120

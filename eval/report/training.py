@@ -6,18 +6,8 @@ from pathlib import Path
 import numpy as np
 
 from zoo.eval.report import figures
-from zoo.eval.report.page import (
-    Gallery,
-    PageImage,
-    Row,
-    Table,
-    build_report,
-    compared,
-    course,
-    run_facts,
-    status_of,
-    template_of,
-)
+from zoo.eval.report.page import build_report, run_facts, status_of
+from zoo.eval.report.parts import Gallery, PageImage, Row, Table, compared, course, template_of
 from zoo.eval.report.run_folder import RunFolder, read_run, series
 from zoo.files import written_whole
 

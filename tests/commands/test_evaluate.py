@@ -63,8 +63,10 @@ def test_planted_classes_score_one_hundred_and_the_line_holds_what_a_rerun_needs
     out = tmp_path / "results.jsonl"
     evaluate("test_vit", asked(images, "knn", "linear", out=out, seed=3, command="zoo eval ..."))
     knn, linear = read(out)
-    assert knn.values == {"knn/top1": 100} and linear.values == {"linear/top1": 100}
-    assert knn.settings == {"k": 20, "temperature": 0.07, "folds": 0}
+    for record in (knn, linear):
+        name = record.benchmark
+        assert record.values == {f"{name}/top1": 100, f"{name}/mean_per_class": 100}
+    assert knn.settings == {"k": 20, "temperature": 0.07, "folds": 0, "confusion": False}
     assert (knn.seed, knn.batch, knn.precision, knn.command) == (3, 64, "float32", "zoo eval ...")
     assert len(knn.weights_hash) == len(knn.data_hash) == 16
     assert knn.model["name"] == "test_vit" and knn.model["macs"] > 0

@@ -68,6 +68,34 @@ def test_mlflow_keeps_the_numbers_in_the_runs_folder(run, monkeypatch):
 
 
 @pytest.mark.filterwarnings("ignore")
+def test_a_resumed_run_goes_on_in_its_mlflow_run_and_a_lost_store_begins_another(run, monkeypatch):
+    mlflow = pytest.importorskip("mlflow", reason="mlflow is not installed")
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    path = run("mlflow")
+    for store, steps in (("mlruns", {1, 2, 3}), ("elsewhere", {3})):
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", (path / store).as_uri())
+        tracker = open_trackers(path, ["mlflow"], {"steps": 3})[-1]
+        tracker.log({"train/loss": 0.25}, 3)
+        tracker.close()
+        client = mlflow.MlflowClient(tracking_uri=(path / store).as_uri())
+        (kept,) = client.search_runs([client.get_experiment_by_name("zoo").experiment_id])
+        history = client.get_metric_history(kept.info.run_id, "train/loss")
+        assert {m.step for m in history} == steps and kept.info.status == "FINISHED"
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_each_evaluation_is_a_run_of_its_own(tmp_path, monkeypatch):
+    mlflow = pytest.importorskip("mlflow", reason="mlflow is not installed")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", (tmp_path / "mlruns").as_uri())
+    for _ in range(2):
+        (tracker,) = open_trackers(tmp_path, ["mlflow"], {}, board=False)
+        tracker.log({"knn/top1": 50.0}, 0)
+        tracker.close()
+    client = mlflow.MlflowClient(tracking_uri=(tmp_path / "mlruns").as_uri())
+    assert len(client.search_runs([client.get_experiment_by_name("zoo").experiment_id])) == 2
+
+
+@pytest.mark.filterwarnings("ignore")
 def test_wandb_offline_keeps_the_numbers_in_the_runs_folder(run, monkeypatch):
     pytest.importorskip("wandb", reason="wandb is not installed")
 

@@ -68,7 +68,8 @@ def _words(options: Mapping[str, Any], path: Path) -> list[str]:
         elif name == "on" and isinstance(value, list):
             words += [option, ",".join(map(str, value))]
         elif isinstance(value, bool):
-            words.append(option if value else f"--no-{name}")
+            group, dot, own = option.removeprefix("--").rpartition(".")
+            words.append(option if value else f"--{group}{dot}no-{own}")
         else:
             many = value if isinstance(value, list) else [value]
             words += [option, *map(str, many)]

@@ -61,7 +61,8 @@ def test_a_planted_segmenter_scores_100(planted, data):
     assert numbers == dict.fromkeys(numbers, 100.0)
     assert {f"segment/class/{name}" for name in NAMES} <= set(numbers)
     (shown,) = pictures.values()
-    assert shown.pixels.shape == (32, 3 * 48, 3) and shown.pixels.dtype == np.uint8
+    assert shown.pixels.shape[1:] == (3 * 48, 3) and shown.pixels.dtype == np.uint8
+    assert shown.pixels.shape[0] > 32 and "worst 1 of" in shown.caption  # the legend is below
 
 
 @pytest.mark.gpu
@@ -196,7 +197,8 @@ def test_the_linear_head_is_batch_norm_and_one_layer():
 def test_a_panel_shows_what_is_not_scored_in_black():
     truth = torch.tensor([[0, 255], [1, 1]])
     drawn = panel(torch.full((3, 2, 2), 100, dtype=torch.uint8), truth, truth * 0, COLOURS)
-    assert (drawn[0, 3] == 0).all() and (drawn[0, 5] == 0).all()
+    assert (drawn[0, 3] == 0).all() and (drawn[0, 5] != 0).any()  # the prediction is shown there
+    assert (drawn[0, 5] == drawn[1, 5]).all()
     assert (drawn[:, :2] == 100).all() and (drawn[1, 2] != drawn[1, 4]).any()
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from zoo.cli import main
-from zoo.eval.detect.benchmark import measure
+from zoo.eval.detect.benchmark import f1, measure
 from zoo.eval.detect.canvas import Samples
 from zoo.eval.detect.coco import open_coco
 from zoo.eval.detect.coco_metric import Prediction
@@ -138,6 +138,20 @@ def test_predictions_are_written_and_pictures_drawn(val, tmp_path):
     written = json.loads((tmp_path / "p.json").read_text())
     assert {r["category_id"] for r in written} <= set(val.category_ids)
     assert all(isinstance(r["segmentation"]["counts"], str) for r in written)
+
+
+def test_f1_counts_each_object_once_and_only_its_own_class():
+    box = torch.tensor([[0.0, 0.0, 10.0, 10.0], [20.0, 20.0, 30.0, 30.0]])
+    truth = Prediction(box, torch.ones(2), torch.tensor([0, 1]))
+    assert f1(truth, truth) == 1
+    twice = Prediction(box[[0, 0]], torch.tensor([0.9, 0.8]), torch.tensor([0, 0]))
+    assert f1(twice, truth) == pytest.approx(2 / 4)  # the second is false, one object is missed
+    wrong = Prediction(box, torch.ones(2), torch.tensor([1, 0]))
+    assert f1(wrong, truth) == 0
+    unsure = Prediction(box, torch.tensor([0.9, 0.4]), torch.tensor([0, 1]))
+    assert f1(unsure, truth) == pytest.approx(2 / 3)
+    nothing = Prediction(box[:0], torch.ones(0), torch.zeros(0, dtype=torch.long))
+    assert f1(nothing, truth) == 0 and np.isnan(f1(nothing, nothing))
 
 
 def test_only_sure_boxes_are_drawn_in_the_colour_of_their_class():

@@ -69,6 +69,27 @@ def test_the_numbers_are_those_of_pycocotools(split, class_agnostic):
     assert 0.05 < fast["mask/AP"] < 0.95
 
 
+def test_the_ap_of_a_class_is_what_pycocotools_says_of_it_alone(split):
+    tools = pytest.importorskip("pycocotools.cocoeval", reason="pycocotools is in [dev]")
+    from pycocotools.coco import COCO
+
+    results = shaken(split)
+    ours = dict(coco_metrics(split, results))
+    truth = COCO(str(split.file))
+    found = truth.loadRes(json.loads(json.dumps(results)))
+    for name, category in zip(split.classes, split.category_ids, strict=True):
+        run = tools.COCOeval(truth, found, "bbox")
+        run.params.catIds = [category]
+        run.evaluate()
+        run.accumulate()
+        run.summarize()
+        assert ours[f"box/class/{name}"] == pytest.approx(run.stats[0], abs=1e-9)
+    each = [ours[f"box/class/{name}"] for name in split.classes]
+    assert len(set(each)) == 3 and ours["box/AP"] == pytest.approx(np.mean(each))
+    agnostic = dict(coco_metrics(split, results, class_agnostic=True))
+    assert not [name for name in agnostic if "/class/" in name]
+
+
 def average_precision(right, objects):
     """AP of one class by hand: `right` says of each prediction, best first, whether it is."""
     hits = np.cumsum(right)

@@ -130,7 +130,7 @@ def test_nothing_on_the_page_comes_from_elsewhere(whole):
     assert "http://" not in page and "https://" not in page
     assert not re.search(r"\burl\(|@import|<iframe|<object|<embed", page)
     for link in re.findall(r'(?:src|href)="([^"]*)"', page):
-        assert link.startswith("data:")
+        assert link.startswith(("data:", "#"))
     assert "default-src &#39;none&#39;" in page or "default-src 'none'" in page
 
 
@@ -222,7 +222,7 @@ def test_a_malicious_or_strange_teacher_name_is_only_ever_text(tmp_path):
     folder = write_run(tmp_path / "run", (evil, odd))
     page = build_report(folder).read_text("utf-8")
     assert evil not in page and "&lt;script&gt;alert(1)" in page
-    assert page.count("<script") == 1
+    assert page.count("<script") == 2  # the pages' own: pictures that are shown, and tables
     assert not re.search(r'alt="[^"]*"@224', page)
     inside = {file.resolve().parent for file in folder.rglob("*.png")}
     assert inside == {(folder / "figures").resolve()}
