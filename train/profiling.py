@@ -36,7 +36,8 @@ class StepProfile:
             kinds = [torch.profiler.ProfilerActivity.CPU]
             if self.device.type == "cuda":
                 kinds.append(torch.profiler.ProfilerActivity.CUDA)
-            self.profiler = torch.profiler.profile(activities=kinds)
+            # torch 2.11 warns of events of earlier cycles otherwise, and there is one cycle
+            self.profiler = torch.profiler.profile(activities=kinds, acc_events=True)
             self._settle()
             self.profiler.start()
             self.began = perf_counter()
