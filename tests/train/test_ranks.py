@@ -319,32 +319,3 @@ def test_cut_weights_learn_the_same_from_cut_teachers_in_groups(images, weightin
     # they differ by 1.1e-12, all others by less than 5e-14.
     assert largest_gap("one", "cut") < 1e-11
     assert largest_gap("one", "four") < 1e-11
-
-
-IMAGE_TEXT = shlex.split(
-    "distill --image-text generated:32 --batch 8 --steps 3 --slices 2 --eval-samples 8 "
-    "--device cpu --precision float64 --every.log 1 --optim.ema auto"
-)
-
-
-@pytest.mark.long
-def test_images_with_text_learn_on_two_processes_what_they_do_on_one():
-    """Batch norm, a teacher's tokens and its tower's features; then stages."""
-    pytest.importorskip("transformers")
-    from zoo.language.open import open_language_model
-
-    open_language_model("llama_tiny/random").save_pretrained("language")
-    tower = ("--tower", "resnet10t@32", "--language", "lm:language")
-    main([*IMAGE_TEXT, *tower, "--out", "teacher"])
-    taught = shlex.split("--teachers vlm:teacher --losses.kl 1 --vision 1 --seed 1")
-    run(*IMAGE_TEXT, *tower, *taught, "--out", "one")
-    run(*IMAGE_TEXT, *tower, *taught, "--out", "two", processes=2)
-    assert largest_gap("one", "two") < 1e-12
-    assert_same_metrics("one", "two")
-    assert files("one") == files("two")
-    stages = shlex.split("--stages prealign --align-steps 1 --project-steps 1 --stride 16")
-    pair = ("--tower", "resnet10t@32", "vit_tiny_patch16_224@32", "--language", "lm:language")
-    run(*IMAGE_TEXT, *pair, *stages, "--out", "staged_one")
-    run(*IMAGE_TEXT, *pair, *stages, "--out", "staged_two", processes=2)
-    last = [next(Path(name).glob("*-tune")) for name in ("staged_one", "staged_two")]
-    assert largest_gap(*map(str, last)) < 1e-12
