@@ -8,7 +8,7 @@
 # make check        formatting, lint, types, and that the web site builds
 # make docs         the pages and the API as a web site in site/; a broken link is an error
 # make dist         the wheel and the sdist, in dist/
-# make pictures     draw the pictures of README.md and docs/ again; distils for minutes on the CPU
+# make pictures     draw the pictures of README.md and docs/ again, from the run of make quickstart
 # make models.json  count the models again: the table of zoo list, after a change of a family
 # make clean        remove the environment and what was built
 PYTHON ?= python3

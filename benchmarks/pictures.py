@@ -1,27 +1,23 @@
 """Make the pictures of README.md and docs/ again: `make pictures`.
 
-    python -m benchmarks.pictures                          # all, the maps of photographs in wheels
-    python -m benchmarks.pictures --photos a.jpg b.jpg     # the maps of yours
-    python -m benchmarks.pictures --only speed evaluation  # without a distillation
+    python -m benchmarks.pictures                          # all; the maps are the quickstart's
+    python -m benchmarks.pictures --run runs/mine          # the maps of another run
+    python -m benchmarks.pictures --only speed evaluation  # without a run
 
-`maps.png`: EfficientNet-Lite0 learns from Lite1 and Lite2 on thirteen of the seventeen photographs
-of scikit-image and scikit-learn (minutes on two CPU cores; `--run` keeps it), and the held-out four
-are coloured by `zoo report RUN --out maps.png`. `speed.png` and `evaluation.png` draw what stands
-in benchmarks/results.
+`maps.png` colours the held-out crops of photographs that `zoo distill quickstart` left, as
+`zoo report RUN --out maps.png` does; the run is made where it is not there, in minutes on two CPU
+cores. The photographs ship in scikit-image and scikit-learn. `speed.png` and `evaluation.png` draw
+what stands in benchmarks/results.
 """
 
 import argparse
 import io
 import json
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
 from zoo.cli import main as zoo
-from zoo.data.embedded import TRAIN_PHOTOS, VAL_PHOTOS, photograph
 from zoo.eval.report.figures import ARM_COLOURS, FAINT, INK, STUDENT_COLOUR, STYLE, plain_ticks
 from zoo.eval.report.picture import MOST_BYTES, write_picture
 from zoo.files import written_whole
@@ -30,13 +26,6 @@ ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks/results"
 COMPRESSED = RESULTS / "vision-compression-h200-2026-12-02.json"
 MEASURED = RESULTS / "downstream-h200-2026-11-23"
-HELD_OUT = ("chelsea", "china", "coffee", "flower")
-"""Of the photographs; CC0, and CC-BY 2.0 by danielbuechele (china) and vultilion (flower)."""
-DISTIL = (
-    "distill --teachers timm:tf_efficientnet_lite2/wheel@256 timm:tf_efficientnet_lite1/wheel@256 "
-    "--student tf_efficientnet_lite0.wheel --size 256 --batch 8 --steps 80 --calibration 2 "
-    "--heads.hidden 512 --optim.lr 1e-3 --every.log 5 --every.evaluate 80 --every.checkpoint 20"
-)
 CUTS: Mapping[str, tuple[str, str]] = {
     "both": ("width and depth", STUDENT_COLOUR),
     "width": ("width", ARM_COLOURS[2]),
@@ -45,26 +34,11 @@ CUTS: Mapping[str, tuple[str, str]] = {
 """Cut -> its name and colour."""
 
 
-def maps(out: Path, run: Path, photos: Sequence[Path]) -> None:
-    """Distil, unless the run is there, and draw the feature maps of its held-out photographs."""
+def maps(out: Path, run: Path) -> None:
+    """Draw the feature maps of a run; the quickstart is carried out where it is not there."""
     if not (run / "maps.npz").is_file():
-        with tempfile.TemporaryDirectory() as folder:
-            write_photos(Path(folder), photos)
-            known = ["--resume", str(run)] if (run / "config.json").is_file() else []
-            zoo([*DISTIL.split(), "--data", folder, *(known or ["--out", str(run)])])
+        zoo(["distill", "quickstart", "--out", str(run)])
     write_picture([run], out)
-
-
-def write_photos(folder: Path, own: Sequence[Path]) -> None:
-    """Write the photographs to `train` and `val`, the last of which has the user's if any."""
-    for part in ("train", "val"):
-        (folder / part).mkdir(parents=True)
-    for name in TRAIN_PHOTOS + VAL_PHOTOS:
-        part = "val" if name in HELD_OUT else "train"
-        if part == "train" or not own:
-            photograph(name).save(folder / part / f"{name}.jpg", quality=95)
-    for file in own:
-        Image.open(file).convert("RGB").save(folder / "val" / f"{file.stem}.jpg", quality=95)
 
 
 def speed(out: Path) -> None:
@@ -92,6 +66,9 @@ def speed(out: Path) -> None:
 
 def _speed_panel(axes: Any, found: Mapping[str, Any], network: str) -> None:
     rate, parent = found["speed"][network]["best"], found["networks"][network]["knn"]
+    rates = [row["best"] for name, row in found["speed"].items() if name.startswith(network)]
+    axes.set_xscale("log")
+    axes.set_xlim(0.93 * min(rates), 1.07 * max(rates))
     axes.scatter(rate, parent, marker="*", s=150, color=INK, zorder=3)
     _label(axes, "as it was", rate, parent, INK)
     for cut, (name, colour) in CUTS.items():
@@ -108,9 +85,8 @@ def _speed_panel(axes: Any, found: Mapping[str, Any], network: str) -> None:
         axes.scatter(rate, before, s=46, facecolors="white", edgecolors=colour, zorder=2)
         axes.scatter(rate, after, s=46, color=colour, zorder=2)
         _label(axes, name, rate, after, colour)
-    axes.set_xscale("log")
     plain_ticks(axes.xaxis)
-    axes.margins(0.3, 0.12)
+    axes.margins(y=0.12)
     axes.grid(True)
     axes.set_xlabel("images per second, one H200, bfloat16")
     how = "hollow: only cut; full: then distilled"
@@ -118,7 +94,12 @@ def _speed_panel(axes: Any, found: Mapping[str, Any], network: str) -> None:
 
 
 def _label(axes: Any, name: str, x: float, y: float, colour: str) -> None:
-    axes.annotate(name, (x, y), xytext=(8, 3), textcoords="offset points", size=9, color=colour)
+    low, high = axes.get_xlim()
+    left = x > (low * high) ** 0.5  # in the right half of a log axis there is more room on the left
+    axes.annotate(
+        name, (x, y), xytext=(-9 if left else 9, 3), textcoords="offset points", size=9,
+        ha="right" if left else "left", color=colour,
+    )  # fmt: skip
 
 
 def evaluation(out: Path) -> None:
@@ -133,15 +114,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     every = ("maps", "speed", "evaluation")
     parser.add_argument("--only", nargs="+", choices=every, default=every)
-    parser.add_argument("--photos", nargs="+", type=Path, default=[], metavar="FILE")
-    parser.add_argument("--run", type=Path, default=ROOT / "runs/pictures")
+    parser.add_argument("--run", type=Path, default=ROOT / "runs/quickstart")
     parser.add_argument("--out", type=Path, default=ROOT / "docs/pictures")
     args = parser.parse_args(argv)
     args.out.mkdir(parents=True, exist_ok=True)
     for name in args.only:
         file = args.out / f"{name}.png"
         if name == "maps":
-            maps(file, args.run, args.photos)
+            maps(file, args.run)
         else:
             {"speed": speed, "evaluation": evaluation}[name](file)
         size = file.stat().st_size

@@ -58,15 +58,13 @@ def _labelled(pixels: np.ndarray, names: Sequence[str], cell: int) -> np.ndarray
     edge = round(max(font.getlength(name) for name in short)) + 8
     side = edge + len(pixels)
     sheet = Image.new("RGB", (side, side), "white")
-    across = Image.new("RGB", (len(pixels), edge), "white")
-    draw, turned = ImageDraw.Draw(sheet), Image.new("RGB", (edge, len(pixels)), "white")
-    along = ImageDraw.Draw(turned)
+    turned = Image.new("RGB", (edge, len(pixels)), "white")
+    draw, along = ImageDraw.Draw(sheet), ImageDraw.Draw(turned)
     for i, name in enumerate(short):
         middle = (i + 0.5) * cell
         draw.text((edge - 4, edge + middle), name, fill="black", font=font, anchor="rm")
-        along.text((4, len(pixels) - middle), name, fill="black", font=font, anchor="lm")
-    across = turned.rotate(-90, expand=True).transpose(Image.Transpose.ROTATE_180)
-    sheet.paste(across, (edge, 0))
+        along.text((4, middle), name, fill="black", font=font, anchor="lm")
+    sheet.paste(turned.transpose(Image.Transpose.ROTATE_90), (edge, 0))  # read from below upwards
     sheet.paste(Image.fromarray(pixels), (edge, edge))
     return np.asarray(sheet)
 

@@ -49,18 +49,29 @@ def memory_of(device: torch.device) -> float:
 
 MOST_WORKERS = 32
 """That `auto` starts: each holds an interpreter and its part of the index."""
+MANY_CORES = 8
+"""From which two of them are left to the process that trains."""
+
+
+def cores() -> int:
+    """Return the number of cores that this process may use."""
+    allowed = getattr(os, "sched_getaffinity", None)
+    return len(allowed(0)) if allowed else os.cpu_count() or 1
 
 
 def workers_of(workers: int | str, device: torch.device) -> int:
-    """Resolve `auto` (`Training.workers`): one process less than the cores that this one may use.
+    """Resolve `auto` (`Training.workers`): one or two processes less than the cores there are.
 
     On a CPU reading shares the cores with the model, so more processes win nothing there.
     """
     if isinstance(workers, int):
         return workers
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    cores = (cores or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-    return min(cores - 1, MOST_WORKERS) if device.type == "cuda" and cores > 2 else 0
+    mine = cores() // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    if device.type != "cuda" or mine <= 2:
+        return 0
+    # of few cores one is left to the process that trains, of many one more to its helpers: the
+    # thread that pins batches, autograd's, and the operating system
+    return min(mine - (2 if mine >= MANY_CORES else 1), MOST_WORKERS)
 
 
 def autocast(precision: Precision, device: torch.device) -> AbstractContextManager:

@@ -36,6 +36,7 @@ class Graphed:
         self.accumulates = accumulates
         self.pool = torch.cuda.graph_pool_handle() if pool is None else pool
         stream = torch.cuda.Stream(x.device)
+        torch.cuda.empty_cache()  # another stream takes nothing of what lies there for this one
         with left_as_it_was(network, x.device):
             stream.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(stream):

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from zoo.eval.benchmarks import Benchmark, headlines
 from zoo.eval.report.imported import Added
+from zoo.eval.report.pruned import is_pruned, read_pruned
 from zoo.eval.report.run_folder import RunFolder, number, read_run
 from zoo.eval.results import NEUTRAL, SUFFIX, Record, latest, read
 
@@ -96,6 +97,7 @@ def gather(
     """
     records: list[tuple[str, Record]] = []
     runs: list[tuple[str, RunFolder]] = []
+    pruned: list[Path] = []
     order: list[str] = []
     notes: list[str] = []
     for source in map(Path, sources):
@@ -105,9 +107,14 @@ def gather(
             records += [(str(source), record) for record in latest(lines)]
             order += [_identity(record.target) for record in lines]
             continue
+        order.append(_identity(str(source)))
+        if is_pruned(source):
+            pruned.append(source)
+            source = source / "run"  # of zoo prune --distill
+            if not source.is_dir():
+                continue
         run = read_run(source)
         runs.append((str(source), run))
-        order.append(_identity(str(source)))
         notes += [f"{source}: {note}" for note in run.notes]
     changed = _with_other_weights([record for _, record in records])
     found = {key: Model(name=key) for key in dict.fromkeys(order)}
@@ -120,8 +127,11 @@ def gather(
         _add_record(model, record)
         numbers += _numbers_of(key, record, source)
     paths = {str(Path(r.data).resolve()): r.dataset for _, r in records if r.data}
+    for folder in pruned:
+        key = _identity(str(folder))
+        numbers += _numbers_of_pruned(found.setdefault(key, Model(name=key)), folder)
     for source, run in runs:
-        key = _identity(source)
+        key = _identity(str(run.path.parent) if run.path.parent in pruned else source)
         _add_run(found.setdefault(key, Model(name=key)), run)
         numbers += _numbers_of_run(key, run, source, paths)
     for one in added:
@@ -234,6 +244,18 @@ def _numbers_of_run(
         source,
     )
     return [Number(key, n, value, *shared) for n, value in run.ours.items() if n not in own]
+
+
+def _numbers_of_pruned(model: Model, folder: Path) -> Iterable[Number]:
+    """Return what a cut left of the numbers and how far it went; the size goes to the model."""
+    about = read_pruned(folder)
+    model.about |= dict(name=about["model"], parameters=about["numbers"])
+    shared: tuple[Any, ...] = (None, {}, None, 0, str(folder))
+    yield Number(
+        model.name, "prune/kept", 100 * about["numbers"] / about["before"]["numbers"], *shared
+    )
+    for score, distance in (about.get("distances") or {}).items():
+        yield Number(model.name, f"prune/distance/{score}", distance, *shared)
 
 
 def _data_of_run(run: RunFolder, paths: Mapping[str, str | None]) -> str:

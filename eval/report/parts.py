@@ -15,7 +15,7 @@ from zoo.eval.report.run_folder import RunFolder
 
 MOST_IMAGES = 8
 LESS_IS_BETTER = re.compile(
-    r"^mse/|/(?:rmse|abs_?rel|error|loss|\w*perplexity|bpb|gmacs|mparams|peak_gib)$"
+    r"^mse/|^prune/|/(?:rmse|abs_?rel|error|loss|\w*perplexity|bpb|gmacs|mparams|peak_gib)$"
 )
 
 

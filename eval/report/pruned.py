@@ -30,6 +30,18 @@ def is_pruned(folder: Path) -> bool:
     return (folder / ABOUT).is_file()
 
 
+def read_pruned(folder: Path) -> dict[str, Any]:
+    """Read what became of a parent.
+
+    Raises:
+        ValueError: `prune.json` is missing or damaged.
+    """
+    about = read_json(folder / ABOUT)
+    for name, kind in FIELDS.items():
+        checked(about.get(name), kind, f"{folder / ABOUT}, field {name},")
+    return about
+
+
 def build_pruned(folder: Path) -> Path:
     """Write `report.html` and `figures/*.png` into a pruned model's folder; return the page's path.
 
@@ -37,9 +49,7 @@ def build_pruned(folder: Path) -> Path:
         ValueError: `prune.json` is missing or damaged.
         OSError: the folder cannot be written to.
     """
-    about = read_json(folder / ABOUT)
-    for name, kind in FIELDS.items():
-        checked(about.get(name), kind, f"{folder / ABOUT}, field {name},")
+    about = read_pruned(folder)
     gallery, notes = Gallery(folder / "figures"), []
     evaluations = _evaluations(folder / "run", notes) if about.get("distilled") else []
     page = template_of("pruned.html.j2").render(

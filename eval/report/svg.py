@@ -11,6 +11,8 @@ from zoo.eval.speed.pareto import frontier
 
 WIDTH, HEIGHT = 340, 270
 LEFT, RIGHT, TOP, BELOW = 50, 14, 30, 40
+APART = 42
+"""Between two labels of the lower axis, at least."""
 DOT = 9.0
 """Radius of a dot, which holds the number of its model."""
 
@@ -112,10 +114,13 @@ def radar(axes: Sequence[Sequence[str]], rings: Sequence[Ring]) -> str:
         (x, y), (left, top) = place(angle, 1), place(angle, 1.08)
         parts.append(f'<line class="grid" x1="{ACROSS / 2}" y1="{DOWN / 2}" x2="{x}" y2="{y}"/>')
         side = "x" if abs(math.sin(angle)) < 0.1 else "s" if math.sin(angle) > 0 else "e"
-        top += 4 - 13 * (len(lines) - 1) * (1 + math.cos(angle)) / 2  # grows away from the rim
-        for i, line in enumerate(lines):
-            text = escape(_short(line, 26))
-            parts.append(f'<text class="{side}" x="{left}" y="{top + 13 * i:.1f}">{text}</text>')
+        rise = 0.4 - 1.2 * (len(lines) - 1) * (1 + math.cos(angle)) / 2  # away from the rim
+        rows = "".join(
+            f'<tspan x="{left}" dy="{rise if i == 0 else 1.2:.2f}em">{escape(_short(line, 26))}'
+            "</tspan>"
+            for i, line in enumerate(lines)
+        )
+        parts.append(f'<text class="{side}" x="{left}" y="{top}">{rows}</text>')
     for ring in rings:
         known = [(a, s) for a, s in zip(angles, ring.shares, strict=True) if s is not None]
         told = "\n".join(
@@ -202,11 +207,15 @@ def _axes(
     place,
 ) -> str:
     parts = [f'<text class="t" x="8" y="17">{escape(_short(title, 44))}</text>']
+    last = -math.inf
     for x in log_ticks(*across):
         at = place(x, up[0])[0]
+        if at - last < APART:
+            continue
+        last = at
         parts.append(f'<line class="grid" x1="{at:.1f}" x2="{at:.1f}" y1="{TOP}" '
                      f'y2="{HEIGHT - BELOW}"/>')  # fmt: skip
-        text = short_number(x)
+        text = f"{x:,.10g}"
         parts.append(f'<text class="x" x="{at:.1f}" y="{HEIGHT - BELOW + 14}">{text}</text>')
     for y in ticks(*up):
         at = place(across[0], y)[1]

@@ -18,7 +18,7 @@ from zoo.compiled_blocks import compile_blocks
 from zoo.features import Batch
 from zoo.teachers.teacher import Frozen
 from zoo.train.config import Every
-from zoo.train.distill import compiling, speed
+from zoo.train.distill import compiling, speed, worth
 from zoo.train.distill.compiling import (
     Compiling,
     compile_part,
@@ -28,9 +28,11 @@ from zoo.train.distill.compiling import (
 )
 from zoo.train.distill.config import Distill, TeacherSpec
 from zoo.train.distill.setup import prepare
-from zoo.train.distill.speed import Speed
+from zoo.train.distill.speed import Speed, choose
 from zoo.train.distill.teachers import is_compiled
 
+# the checks of shapes, which tests alone have, draw random numbers in compiled code
+pytestmark = pytest.mark.filterwarnings("ignore:Dynamo does not know how to trace the builtin")
 CPU = torch.device("cpu")
 FORM = Speed(channels_last=True, blocks=True, teachers=True, beside=True)
 
@@ -79,15 +81,47 @@ def test_compiled_code_takes_over_at_a_step_that_is_recorded(config, monkeypatch
 
     monkeypatch.setattr(commands, "choose", lambda *_, **__: FORM)
     monkeypatch.setattr(compiling, "Compiling", Beside)
-    run = commands.distill(config)
+    monkeypatch.setattr(compiling, "SETTLING", 1)
+    run = commands.distill(replace(config, speed="compiled"))
     about = json.loads((run.path / "about.json").read_text())["speed"]
-    assert about["compiled_from"] == [2] and "student compiled" in about["form"]
+    assert about["compiled_from"] == [3] and "student compiled" in about["form"]
     assert asked == [True, True, True, "stopped"]
     fast = losses(run.path)
+    monkeypatch.setattr(commands, "choose", choose)
     plain = commands.distill(replace(config, speed="plain", out=config.out.parent / "plain"))
     monkeypatch.undo()
     assert [round(x, 4) for x in fast] == [round(x, 4) for x in losses(plain.path)]
     assert "the student runs compiled for 4 images of 64 px" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("least", [0.0, 1e9])
+def test_auto_compiles_where_the_steps_left_are_worth_it(config, monkeypatch, capfd, least):
+    monkeypatch.setattr(commands, "choose", lambda *_, **__: FORM)
+    monkeypatch.setattr(compiling, "Compiling", Done)
+    for name, value in dict(SETTLING=1, TIMED=2, COLD=least).items():
+        monkeypatch.setattr(worth, name, value)
+    run = commands.distill(config)
+    about = json.loads((run.path / "about.json").read_text())["speed"]
+    said = " ".join(capfd.readouterr().err.split())
+    if least:
+        assert about["compiled_from"] == [] and "plain (the 3 steps left take" in about["form"]
+        assert "speed auto: plain: the 3 steps left take" in said
+    else:
+        assert about == dict(form=FORM.describe(), compiled_from=[3])
+        assert said.index("speed auto: channels last") < said.index("the student runs compiled")
+
+
+class Done:
+    """Side processes that have ended."""
+
+    def __init__(self, *_):
+        pass
+
+    def done(self):
+        return True
+
+    def stop(self):
+        pass
 
 
 def losses(path):

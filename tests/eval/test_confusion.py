@@ -51,6 +51,16 @@ def test_the_picture_is_dark_on_a_perfect_diagonal_and_names_the_worst_mistake(a
     assert list(shown.table[3]) == ["cat", "0", "0", "4", "6", "0"]
 
 
+def test_each_name_stands_beside_its_row_and_above_its_column():
+    for place in range(4):
+        names = ["" if i != place else "MMMM" for i in range(4)]
+        pixels = drawn(np.eye(4, dtype=int), names, "knn").pixels
+        cell, edge = 160, len(pixels) - 640
+        for head in (pixels[:edge, edge:], pixels[edge:, :edge].swapaxes(0, 1)):
+            ink = [(head[:, i * cell : (i + 1) * cell] < 128).any() for i in range(4)]
+            assert ink == [i == place for i in range(4)]
+
+
 def test_every_image_of_all_folds_is_in_the_matrix(answers):
     truth, _ = answers
     features = torch.randn(300, 8, generator=torch.Generator().manual_seed(0))

@@ -14,8 +14,9 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,8 @@ import zoo
 from zoo.features import Batch
 from zoo.students.build import build_student
 from zoo.students.lora import add_adapters
-from zoo.train.device import autocast, device_of, in_precision
+from zoo.teachers.teacher import Frozen, Teacher
+from zoo.train.device import autocast, cores, device_of, in_precision, tensor_cores
 from zoo.train.distill.config import Distill
 from zoo.train.distill.plan_step import grids_of
 from zoo.train.distill.setup import Setup, backbone_options, meta_models, open_spec, widths
@@ -36,6 +38,8 @@ from zoo.train.distill.speed import (
     Speed,
     about_speed,
     compiled_folder,
+    convolutions_as_before,
+    is_convolutional,
     keep_compiled,
 )
 from zoo.train.distill.task import DistillTask
@@ -46,6 +50,7 @@ from zoo.train.distill.teachers import (
     teacher_precision,
     uncompile_teacher,
 )
+from zoo.train.distill.worth import SETTLING, Pace, too_short
 from zoo.train.freeze import freeze
 from zoo.train.mesh import is_first
 from zoo.train.run import Run
@@ -54,6 +59,8 @@ from zoo.train.state import TrainState
 
 STUDENT = "student"
 """The part that is no teacher; no teacher is called so, or it is compiled by the run itself."""
+NICENESS = 10
+"""Of processes that compile: the run itself and its loader go first."""
 
 
 class Compiling:
@@ -69,16 +76,17 @@ class Compiling:
     ):
         self.run, self.say, self.began = run, say, time.perf_counter()
         self._log = tempfile.TemporaryFile("w+")  # noqa: SIM115 - as long as they write to it
-        new = [part for part in parts if not mark_of(config, part).is_file()]
+        new = not_compiled_yet(config, parts)
         self._left = {part: self._start(part, len(new)) for part in new}
         if new:
             say(f"compiling {', '.join(new)} beside the first steps, which go on meanwhile")
 
     def _start(self, part: str, count: int) -> "subprocess.Popen[bytes]":
-        cores = os.cpu_count() or 1
+        threads = str(max(1, cores() // 2 // count))
         paths = [str(Path(zoo.__file__).parent.parent), *filter(None, sys.path)]
         env = dict(os.environ, PYTHONPATH=os.pathsep.join(paths))
-        env.setdefault("TORCHINDUCTOR_COMPILE_THREADS", str(max(1, cores // count)))
+        env.setdefault("TORCHINDUCTOR_COMPILE_THREADS", threads)
+        env.setdefault("OMP_NUM_THREADS", threads)
         words = [sys.executable, "-m", __name__, str(self.run), part]
         return subprocess.Popen(
             words, env=env, stdin=subprocess.DEVNULL, stdout=self._log, stderr=self._log
@@ -116,6 +124,11 @@ def parts_of(config: Distill, speed: Speed) -> list[str]:
     return [*([STUDENT] if speed.blocks else []), *(n for n in teachers if n != STUDENT)]
 
 
+def not_compiled_yet(config: Distill, parts: Sequence[str]) -> list[str]:
+    """List the parts that no earlier run has compiled."""
+    return [part for part in parts if not mark_of(config, part).is_file()]
+
+
 def mark_of(config: Distill, part: str) -> Path:
     """Return the file that says that a part was compiled, in this form and by this version."""
     losses, optim = config.losses, config.optim
@@ -138,11 +151,11 @@ def compile_part(config: Distill, part: str, device: torch.device) -> None:
     Raises:
         ValueError: as the run itself would, about its models.
     """
-    torch.backends.cudnn.benchmark = device.type == "cuda"
-    if part == STUDENT:
-        compile_student(config, device)
-    else:
-        compile_one_teacher(config, part, device)
+    with tensor_cores(device):  # as in the loop: the caches keep the code of each setting apart
+        if part == STUDENT:
+            compile_student(config, device)
+        else:
+            compile_one_teacher(config, part, device)
 
 
 def compile_student(config: Distill, device: torch.device) -> None:
@@ -172,14 +185,21 @@ def compile_one_teacher(config: Distill, label: str, device: torch.device) -> No
     """Compile a teacher for each size of its images."""
     spec = config.teachers[config.labels.index(label)]
     teacher = open_spec(spec, config, device, grids_of(config))
-    precision = teacher_precision(config, device)
     optimize_teachers(
         {label: teacher},
-        precision=precision,
-        compiled=True,
-        channels_last=True,
+        precision=teacher_precision(config, device),
+        compiled=False,
         sample=lambda: Batch(torch.zeros(0)),  # for 8 bits alone
     )
+    _run_compiled(teacher, frozen(teacher), config, device)
+
+
+def _run_compiled(
+    teacher: Teacher, networks: Sequence[Frozen], config: Distill, device: torch.device
+) -> None:
+    _in_channels_last(networks)
+    for network in networks:
+        compile_teacher(network)
     for size, count in config.slice_images.items():
         sized = at_size(teacher, size)
         images = Batch(torch.zeros(count, 3, *sized.size, device=device))
@@ -187,19 +207,19 @@ def compile_one_teacher(config: Distill, label: str, device: torch.device) -> No
             sized(images)
 
 
+def _in_channels_last(networks: Iterable[Frozen]) -> None:
+    for network in networks:
+        if is_convolutional(network):
+            network.to(memory_format=torch.channels_last)
+
+
 def take_over_teachers(setup: Setup, say: Callable[[str], None]) -> None:
     """Compile a run's teachers, from the caches; one that cannot be compiled stays as it is."""
-    config, device = setup.config, setup.device
     for label, teacher in setup.teachers.items():
         networks = [network for network in frozen(teacher) if not is_compiled(network)]
-        for network in networks:
-            compile_teacher(network)
         try:
-            for size, count in config.slice_images.items() if networks else ():
-                sized = at_size(teacher, size)
-                images = Batch(torch.zeros(count, 3, *sized.size, device=device))
-                with torch.no_grad(), autocast(config.precision, device):
-                    sized(images)
+            if networks:
+                _run_compiled(teacher, networks, setup.config, setup.device)
         except Exception as error:  # a compiler may raise anything
             for network in networks:
                 uncompile_teacher(network)
@@ -215,6 +235,63 @@ def of_state(speed: Speed, state: TrainState) -> Speed:
     return speed.without(reason, blocks=False, graphs=False)
 
 
+class TakeOver:
+    """When compiled code takes over: asked at each slice, it says so once.
+
+    The first steps run plain. With `speed` auto they tell how long the rest would take so, and
+    where compiling would not pay, the run stays plain; `compiled` does not ask.
+
+    Args:
+        state: Its step is where the run is.
+        say: Takes a line for the log.
+        note: Takes the form of the run, in words, for about.json.
+    """
+
+    def __init__(
+        self,
+        config: Distill,
+        speed: Speed,
+        state: TrainState,
+        *,
+        say: Callable[[str], None],
+        note: Callable[[str], None],
+    ):
+        self.config, self.speed, self.state = config, speed, state
+        self.say, self.note = say, note
+        self.parts = parts_of(config, speed)
+        self.warm = not not_compiled_yet(config, self.parts)
+        self.pace = Pace(state.device, state.step)
+        self.compiling: Compiling | None = None
+        self._stays_plain = False
+
+    def __call__(self) -> bool:
+        if self.compiling is None and not self._stays_plain and self._decided():
+            self.compiling = Compiling(self.config.out, self.config, self.parts, self.say)
+        return self.compiling is not None and self.compiling.done()
+
+    def _decided(self) -> bool:
+        """Tell whether it is time to compile; if it never will be, say why."""
+        step = self.state.step
+        if self.config.speed == "compiled":
+            return self.warm or step >= self.pace.first + SETTLING
+        self.pace.saw(step)
+        if (seconds := self.pace.seconds()) is None:
+            return False
+        if reason := too_short(seconds, self.config.steps - step, warm=self.warm):
+            self._stays_plain = True
+            self.say(f"speed auto: plain: {reason}")
+            self.note(f"plain ({reason})")
+            return False
+        self.say(f"speed auto: {self.speed.describe()}")
+        self.note(self.speed.describe())
+        return True
+
+    def stop(self) -> None:
+        """End what still compiles."""
+        if self.compiling:
+            self.compiling.stop()
+
+
 @contextmanager
 def in_form(
     setup: Setup, speed: Speed, task: DistillTask, state: TrainState, run: Run | None
@@ -224,50 +301,66 @@ def in_form(
     Args:
         run: Its about.json takes the form, and the step at which compiled code takes over.
     """
-    config, device = setup.config, setup.device
+    config = setup.config
     console = Console(stderr=True, highlight=False)
 
     def say(text: str) -> None:
         if is_first():
             console.print(text, soft_wrap=True)
 
-    def note(step: int | None = None) -> None:
+    def note(form: str, step: int | None = None) -> None:
         about = run.read_json("about.json") or {} if run else {}
-        found = about_speed(speed, about.get("speed"), step)
+        found = about_speed(form, about.get("speed"), step)
         if run:
             run.write_json("about.json", about | dict(speed=found))
 
-    note()
-    if config.speed == "auto" and device.type == "cuda":
-        say(f"speed auto: {speed.describe()}")
-    compiling = None
-    if speed.beside and is_first():
-        compiling = Compiling(config.out, config, parts_of(config, speed), say)
-
-    def take_over() -> None:
-        if speed.blocks or speed.beside:
-            note(state.step)
-        if speed.teachers and speed.beside:
-            take_over_teachers(setup, say)
-
-    if speed.channels_last or speed.blocks:
-        task.fast = FastStudent(
-            state.model,
-            speed,
-            say=say,
-            when=compiling.done if compiling else lambda: True,
-            ready=take_over,
-            accumulates=config.num_slices > 1,
-        )
-    try:
+    if not speed.beside:
+        note(speed.describe())
+        if speed.why:
+            say(f"speed {config.speed}: {speed.describe()}")
         yield
+        return
+    asks = config.speed != "compiled"
+    note("plain, at first" if asks else speed.describe())
+    take_over = TakeOver(config, speed, state, say=say, note=note)
+
+    def begin() -> None:
+        note(speed.describe(), state.step)
+        _begin(setup, speed, say)
+
+    task.fast = FastStudent(
+        state.model,
+        speed,
+        say=say,
+        when=take_over,
+        ready=begin,
+        accumulates=config.num_slices > 1,
+    )
+    try:
+        with convolutions_as_before():
+            yield
     finally:
-        if compiling:
-            compiling.stop()
+        take_over.stop()
+
+
+def _begin(setup: Setup, speed: Speed, say: Callable[[str], None]) -> None:
+    """Bring all but the student into the form of the run."""
+    if setup.device.type == "cuda":
+        torch.cuda.synchronize(setup.device)  # teachers may work on a stream of their own
+        torch.cuda.empty_cache()  # of blocks whose sizes compiled code does not ask for
+        torch.backends.cudnn.benchmark |= speed.channels_last
+    if speed.teachers:
+        took = time.perf_counter()
+        take_over_teachers(setup, say)
+        say(f"the teachers run compiled, after {time.perf_counter() - took:.0f} s")
+    else:
+        _in_channels_last(chain.from_iterable(map(frozen, setup.teachers.values())))
 
 
 def main(folder: str, part: str) -> None:
     """Compile a part of the run in a folder, and leave its mark."""
+    if hasattr(os, "nice"):
+        os.nice(NICENESS)  # the compilers that it starts inherit it
     keep_compiled()
     config = Run(Path(folder)).config(Distill)
     compile_part(config, part, device_of(config.device))

@@ -256,11 +256,12 @@ class Distill(Training):
     teacher_precision: Literal["auto", "bf16", "int8", "fp8"] = "auto"
     """bf16 keeps the teachers' weights so, int8 and fp8 multiply in 8 bits as far as the fidelity
     to bf16 allows; auto is bf16 where the run is, on CUDA."""
-    speed: Literal["auto", "plain"] = "plain"
+    speed: Literal["auto", "compiled", "plain"] = "auto"
     """plain computes each step as it is written. auto takes more of a GPU: networks with
     convolutions in channels last, student and teachers compiled, the student in CUDA graphs,
-    teachers one batch ahead; the log and about.json say what was chosen. It changes rounding and
-    which random numbers drop paths draw; on a CPU it is plain. Not measured on a GPU yet."""
+    teachers one batch ahead. Its first steps are plain; where the rest is too short for compiling
+    to pay, it stays so. compiled does not ask that. The log and about.json say what was chosen. It
+    changes rounding and which random numbers drop paths draw; on a CPU it is plain."""
     compile_teachers: bool = False
     """Compile the teachers' blocks, for their one size, with speed plain too."""
     overlap: bool = False

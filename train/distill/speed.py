@@ -24,8 +24,6 @@ from zoo.train.distill.config import Distill
 from zoo.train.graphs import Graphed, left_as_it_was, warm_up
 from zoo.train.mesh import world
 
-FEWEST_STEPS = 60
-"""Of a run that is worth compiling for."""
 FEWEST_CONVS = 4
 """Convolutions from which a network counts as convolutional: a ViT's patches, or SAM's neck, are
 fewer."""
@@ -46,7 +44,7 @@ class Speed:
     overlap: bool = False
     """Teachers work one batch ahead, beside the student."""
     beside: bool = False
-    """What is compiled is so beside the first steps, by other processes."""
+    """The first steps run plain; what is compiled is so beside them, by other processes."""
     why: tuple[str, ...] = ()
     """What was left out, and the reason."""
 
@@ -79,13 +77,14 @@ def choose(config: Distill, device: torch.device, *, nested: bool = False) -> Sp
     wanted = Speed(teachers=config.compile_teachers, overlap=config.overlap)
     if config.speed == "plain" or device.type != "cuda":
         return wanted
+    if world() > 1:
+        reason = "on several processes only what options ask for: auto is not measured there"
+        return replace(wanted, why=(reason,))
     speed = Speed(
         channels_last=True, blocks=True, graphs=True, teachers=True, overlap=True, beside=True
     )
-    if config.steps < FEWEST_STEPS:
-        reason = f"in fewer than {FEWEST_STEPS} steps compiling gains nothing"
-        parts = dict(blocks=False, graphs=False, teachers=config.compile_teachers, beside=False)
-        speed = speed.without(reason, **parts)
+    if config.cache:
+        speed = speed.without("their features come from a cache", teachers=False)
     alone = dict(blocks=False, graphs=False)
     if nested:
         speed = speed.without("a student of several sizes cannot be compiled", **alone)
@@ -93,15 +92,6 @@ def choose(config: Distill, device: torch.device, *, nested: bool = False) -> Sp
         speed = speed.without("the windows of its attention change", **alone)
     if config.precision == "float64":
         speed = speed.without("float64 is for tests", **alone)
-    if world() > 1:
-        reason = "on several processes gradients are sent while they are computed"
-        speed = speed.without(
-            reason,
-            graphs=False,
-            teachers=config.compile_teachers,
-            overlap=config.overlap,
-            beside=False,
-        )
     if config.compile:
         speed = speed.without("--compile compiles the student whole", **alone)
     return speed
@@ -123,10 +113,9 @@ def uncompiled(device: torch.device) -> Iterator[None]:
 
 
 @contextmanager
-def best_convolutions(speed: Speed) -> Iterator[None]:
-    """Let cuDNN time its convolutions once for each shape, and take the fastest."""
+def convolutions_as_before() -> Iterator[None]:
+    """After this context cuDNN chooses its convolutions as it did before."""
     before = torch.backends.cudnn.benchmark
-    torch.backends.cudnn.benchmark = before or speed.channels_last
     try:
         yield
     finally:
@@ -188,7 +177,7 @@ class FastStudent:
 
     Args:
         say: Takes a line for the log.
-        when: Asked at each step whether it is time to compile; until then steps run plain.
+        when: Asked at each slice whether it is time to compile; until then the student itself runs.
         ready: Is called when compiled code takes over.
         accumulates: Whether a step has several backward passes.
         strict: Let the error of a compiler through.
@@ -215,11 +204,13 @@ class FastStudent:
     def __call__(
         self, batch: Batch, *, size: tuple[int, int] | None = None, mesa: bool = False
     ) -> dict[str, Features]:
-        images = batch.at(size or self.student.size)
-        if not self._begun and self.when():
+        if not self._begun:
+            if not self.when():
+                return self.student(batch, size=size, mesa=mesa)
             self._begun = True
             self.ready()
-        key = tuple(images.shape), mesa, self._begun
+        images = batch.at(size or self.student.size)
+        key = tuple(images.shape), mesa
         if key not in self._by_shape:
             self._by_shape[key] = self._prepared(images, mesa)
         return self._by_shape[key](images)
@@ -227,7 +218,7 @@ class FastStudent:
     def _prepared(self, images: Tensor, mesa: bool) -> Callable[[Tensor], dict[str, Features]]:
         count, _, _, side = images.shape
         began, what = perf_counter(), f"{count} images of {side} px"
-        if not (self.speed.blocks and self._begun):
+        if not self.speed.blocks:
             answer = _Answer(self.student, mesa, self.channels_last)
             return lambda x: answer.named(answer(x))
         self.say(f"taking over compiled code of the student for {what}")
@@ -270,12 +261,13 @@ def _first_line(error: BaseException) -> str:
     return f"{type(error).__name__}: {lines[0] if lines else ''}"[:300]
 
 
-def about_speed(speed: Speed, before: Mapping[str, Any] | None, step: int | None) -> dict[str, Any]:
+def about_speed(form: str, before: Mapping[str, Any] | None, step: int | None) -> dict[str, Any]:
     """Return what about.json says of a run's form.
 
     Args:
+        form: It, in words.
         before: What it said so far.
         step: At which compiled code takes over now; a resumed run has one more.
     """
     steps = [*(before or {}).get("compiled_from", []), *([] if step is None else [step])]
-    return dict(form=speed.describe(), compiled_from=steps)
+    return dict(form=form, compiled_from=steps)

@@ -32,7 +32,7 @@ from zoo.train.distill.config import Distill
 from zoo.train.distill.placement import shard_teacher, sharded
 from zoo.train.distill.setup import Setup
 from zoo.train.distill.sizes import every_size, frozen
-from zoo.train.distill.speed import Speed, is_convolutional
+from zoo.train.distill.speed import Speed
 from zoo.train.mesh import by_first, is_first
 from zoo.train.run import Run
 from zoo.train.shard import mesh_of
@@ -55,8 +55,6 @@ def optimize_teachers(
     sample: Callable[[], Batch],
     decided: Mapping[str, QuantReport] | None = None,
     meshes: Mapping[str, "DeviceMesh"] = MappingProxyType({}),
-    channels_last: bool = False,
-    later: bool = False,
 ) -> dict[str, QuantReport]:
     """Bring the teachers into the form in which they run fastest; in place.
 
@@ -69,8 +67,6 @@ def optimize_teachers(
         sample: Gives images on which 8-bit teachers are measured.
         decided: What was measured before, by label; those are not measured again.
         meshes: Ranks over which a teacher is cut (`shard_teacher`), by its label.
-        channels_last: Keep the weights of convolutional ones so, if they are not cut.
-        later: They will be compiled later (`compile_teacher`), not now.
 
     Returns:
         What became of the teachers that went into 8 bits.
@@ -81,9 +77,6 @@ def optimize_teachers(
     found = {}
     for label, teacher in teachers.items():
         networks = frozen(teacher)
-        for network in networks if channels_last and label not in meshes else ():
-            if is_convolutional(network):
-                network.to(memory_format=torch.channels_last)
         if precision != "auto":
             for network in networks:
                 network.to_bf16()
@@ -98,7 +91,7 @@ def optimize_teachers(
             for other in others:
                 share_quantized(first, other)
         if label in meshes:
-            for network in networks if compiled or later else ():
+            for network in networks if compiled else ():
                 fold_relative_positions(network.network)  # reads weights
             shard_teacher(teacher, meshes[label])
         if compiled:
@@ -175,8 +168,6 @@ def optimize_run_teachers(run: Run, setup: Setup, speed: Speed) -> None:
         setup.teachers,
         precision=teacher_precision(config, setup.device),
         compiled=speed.teachers and not speed.beside,
-        later=speed.teachers and speed.beside,
-        channels_last=speed.channels_last,
         sample=lambda: first_batch(setup),
         decided=known,
         meshes={label: mesh for label in labels if mesh},

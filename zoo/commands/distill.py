@@ -61,7 +61,6 @@ from zoo.train.distill.setup import (
 )
 from zoo.train.distill.speed import (
     Speed,
-    best_convolutions,
     choose,
     keep_compiled,
     uncompiled,
@@ -247,7 +246,7 @@ def train_arm(work: Work, run: Run, config: Distill, title: str) -> Forms:
 
     work.speed = of_state(work.speed, state)
     record = work.run if run is work.run else None  # what an arm does is not said again
-    with in_form(setup, work.speed, task, state, record), best_convolutions(work.speed):
+    with in_form(setup, work.speed, task, state, record):
         train(
             nested(config, student, task),
             state,

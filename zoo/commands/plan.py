@@ -64,6 +64,8 @@ def _form(config: Distill, device: torch.device, costs: list[Cost]) -> list[str]
     """Say in which form the run would be computed, and what a step of it holds."""
     speed = choose(config, device, nested=sizes_beside(config.student) is not None)
     form = f"form: {speed.describe()}; {workers_of(config.workers, device)} workers"
+    if speed.beside and config.speed == "auto":
+        form += "; the first steps run plain, and all do if they would be over sooner"
     own = any(TeacherName.parse(spec.name).kind == "torch" for spec in config.teachers)
     if own or sum(cost.params for cost in costs) > MOST_RUN:
         return [form]  # somebody's own teacher may not run on shapes alone

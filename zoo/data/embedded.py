@@ -78,14 +78,12 @@ def _write_embedded(folder: Path) -> None:
     _write_digits(folder)
     for split, names in (("train", TRAIN_PHOTOS), ("val", VAL_PHOTOS)):
         for name in names:
-            _write_crops(
-                folder / "images" / split / f"photo_{name}", photograph(name), CROPS[split]
-            )
+            _write_crops(folder / "images" / split / f"photo_{name}", _photo(name), CROPS[split])
 
 
 def _write_halves(folder: Path) -> None:
     for name in TRAIN_PHOTOS + VAL_PHOTOS:
-        photo = photograph(name)
+        photo = _photo(name)
         width, height = photo.size
         middle = round(LEFT * width)
         for split, box in (("train", (0, 0, middle, height)), ("val", (middle, 0, width, height))):
@@ -124,12 +122,7 @@ def _write_crops(path: Path, photo: Image.Image, count: int) -> None:
         crop.save(path / f"{number:03d}.jpg", quality=92)
 
 
-def photograph(name: str) -> Image.Image:
-    """Return one of `TRAIN_PHOTOS` and `VAL_PHOTOS` out of its wheel, in RGB.
-
-    Raises:
-        ValueError: the package is not installed, or does not have it.
-    """
+def _photo(name: str) -> Image.Image:
     if name in ("china", "flower"):
         from sklearn.datasets import load_sample_image
 

@@ -1,5 +1,6 @@
 """Batches of views, in the plan's order in training and in the files' order in evaluation."""
 
+import os
 from collections.abc import Iterator, Sequence
 from itertools import accumulate
 
@@ -11,6 +12,15 @@ from zoo.data.sources import Source
 from zoo.data.unreadable import TRIES, Lost, note_lost, wrong_folder
 from zoo.data.views import Centres, View, Views, collate
 from zoo.features import Batch
+
+NICENESS = 5
+"""Of processes that read for a training: the one that trains, which they wait for, goes first."""
+
+
+def yield_to_training(_: int) -> None:
+    """Lower the priority of this process: what a worker begins with."""
+    if hasattr(os, "nice"):
+        os.nice(NICENESS)
 
 
 class PlanSampler:
@@ -69,6 +79,7 @@ def train_batches(
         collate_fn=collate,
         pin_memory=torch.cuda.is_available(),
         prefetch_factor=4 if workers else None,
+        worker_init_fn=yield_to_training,
     )
 
 

@@ -1,6 +1,6 @@
 """kNN and linear probe on every labelled data set of a collection."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -17,7 +17,12 @@ FEW = 4000
 
 
 def probe(
-    features: Callable[[Batch], Features], collection: Collection, size: int, *, linear: bool = True
+    features: Callable[[Batch], Features],
+    collection: Collection,
+    size: int,
+    *,
+    linear: bool = True,
+    fit: Mapping[str, Any] = PROBE,
 ) -> dict[str, float]:
     """Return `knn/top1/<data set>` and `linear/top1/<data set>` of a model's summaries, in %.
 
@@ -26,6 +31,7 @@ def probe(
     Args:
         size: Side of the images in pixels.
         linear: Fit the linear probe as well.
+        fit: Keywords of `linear_probe`.
     """
     values = {}
     for name, pair in collection.probes.items():
@@ -36,6 +42,6 @@ def probe(
         tested = queries.summaries.to(device), queries.labels.to(device)
         accuracies = dict(knn(*known, *tested))
         if linear:
-            accuracies |= dict(linear_probe(*known, *tested, **PROBE))
+            accuracies |= dict(linear_probe(*known, *tested, **fit))
         values |= {f"{metric}/{name}": value for metric, value in accuracies.items()}
     return values

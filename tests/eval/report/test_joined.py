@@ -1,6 +1,7 @@
 """The page about many: every section, escaping, and a browser's view of it."""
 
 import base64
+import itertools
 import json
 import re
 import shutil
@@ -304,3 +305,42 @@ def test_chromium_shows_every_picture_without_network_or_console_errors(whole, t
     done = subprocess.run(command, capture_output=True, text=True, timeout=100, check=True)
     assert f'data-pictures="{page.count("<img")}/{page.count("<img")}"' in done.stdout
     assert not [line for line in done.stderr.splitlines() if ":CONSOLE" in line]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not CHROMIUM, reason="needs chromium or google-chrome on the PATH")
+def test_no_table_is_wider_than_its_card_and_a_narrow_one_is_stacked(whole, tmp_path):
+    probe = """<script>addEventListener("load", function () {
+      var found = [1240, 400].map(function (width) {
+        document.body.style.width = width + "px"; fitTables();
+        return Array.prototype.map.call(document.querySelectorAll("table"), function (table) {
+          var card = table.closest("section").getBoundingClientRect();
+          return [table.getBoundingClientRect().right > card.right, table.matches(".stacked")];
+        });
+      });
+      document.documentElement.dataset.found = JSON.stringify(found); });</script></body>"""
+    page = tmp_path / "page.html"
+    page.write_text(whole[1].replace("</body>", probe))
+    flags = "--headless --no-sandbox --disable-gpu --window-size=1280,900 --dump-dom"
+    command = [CHROMIUM, *flags.split(), f"--user-data-dir={tmp_path / 'profile'}", page.as_uri()]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=100, check=True)
+    wide, narrow = json.loads(re.search(r'data-found="([^"]*)"', done.stdout)[1])
+    assert not any(beyond for beyond, _ in wide + narrow)
+    assert sum(stacked for _, stacked in narrow) > sum(stacked for _, stacked in wide)
+
+
+def test_the_radar_has_every_model_and_shows_the_first_six():
+    rings = [svg.Ring([0.5, None, 1.0], i + 1, f"m{i}", "#123456", i < 6) for i in range(9)]
+    drawn = svg.radar([["kNN", "64 px"], ["kNN", "96 px"], ["depth"]], rings)
+    assert drawn.count('<g id="radar-') == 9 and drawn.count('class="off"') == 3
+    assert "kNN 64 px: 50.0%" in drawn and "kNN 96 px: " not in drawn
+    top = svg.ACROSS / 2, svg.DOWN / 2 - 0.5 * svg.RIM  # half way up the first axis
+    assert f"{top[0]},{top[1]}" in drawn
+
+
+def test_labels_of_a_log_axis_do_not_touch():
+    dots = [svg.Dot(x, 50.0 + x, None, 1, "m", "#000000") for x in (0.004, 0.05)]
+    drawn = svg.quality("t", "GMACs", "q", dots, more_is_better=False)
+    found = re.findall(r'<text class="x" x="([\d.]+)" y="244">', drawn)
+    places = sorted(float(x) for x in found)
+    assert len(places) > 1 and min(b - a for a, b in itertools.pairwise(places)) >= 42

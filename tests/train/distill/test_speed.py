@@ -10,8 +10,10 @@ from timm.layers import DropPath
 from zoo.compiled_blocks import compile_blocks
 from zoo.features import Batch
 from zoo.students.build import build_student
+from zoo.train.device import autocast, tensor_cores
 from zoo.train.distill import speed as module
 from zoo.train.distill.config import Distill, TeacherSpec
+from zoo.train.distill.setup import widths
 from zoo.train.distill.speed import FastStudent, Speed, about_speed, choose, is_convolutional
 
 CONFIG = Distill(
@@ -34,6 +36,18 @@ def test_what_is_left_out_is_said_with_its_reason():
     assert "windows" in windows.describe()
     assert "several sizes" in choose(CONFIG, CUDA, nested=True).describe()
     assert Speed().without("no reason", graphs=False).why == ()  # there were none
+
+
+def test_several_processes_run_as_they_are_asked_to(monkeypatch):
+    monkeypatch.setattr(module, "world", lambda: 2)
+    form = choose(replace(CONFIG, overlap=True), CUDA)
+    assert form.overlap and not (form.blocks or form.graphs or form.teachers or form.beside)
+    assert "several processes" in form.describe()
+
+
+def test_teachers_whose_features_are_stored_are_not_compiled(tmp_path):
+    form = choose(replace(CONFIG, cache=tmp_path, view_epochs=1), CUDA)
+    assert form.blocks and not form.teachers and "cache" in form.describe()
 
 
 def test_flags_add_to_the_plain_form():
@@ -95,8 +109,8 @@ def test_convolutional_networks_are_told_from_those_that_only_begin_so():
 
 
 def test_a_resumed_run_keeps_the_steps_at_which_compiled_code_took_over():
-    first = about_speed(Speed(blocks=True), None, 0)
-    assert about_speed(Speed(blocks=True), first, 40)["compiled_from"] == [0, 40]
+    first = about_speed("student compiled", None, 0)
+    assert about_speed("student compiled", first, 40)["compiled_from"] == [0, 40]
     assert first["form"] == "student compiled"
 
 
@@ -126,3 +140,38 @@ def test_a_recorded_student_learns_as_the_plain_one(name):
         ours, theirs = gradients
         assert (ours - theirs).norm() / theirs.norm() < 0.1
     assert not [line for line in said if " not " in line]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("part", ["student", "test_efficientnet"])
+def test_what_is_compiled_beside_a_run_is_found_by_it(part, tmp_path, monkeypatch):
+    """A setting that only one of the two has makes the caches useless: all is compiled twice."""
+    from torch._dynamo.utils import counters
+
+    from zoo.train.distill import compiling
+    from zoo.train.distill.setup import prepare
+
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "inductor"))
+    config = replace(
+        CONFIG, data="embedded", teachers=(TeacherSpec(name="timm:test_efficientnet/random@96"),),
+        size=96, batch=8,
+    )  # fmt: skip
+    compiling.compile_part(config, part, torch.device("cuda"))
+    torch._dynamo.reset()
+    counters.clear()
+    setup, device = prepare(config), torch.device("cuda")
+    with tensor_cores(device), autocast("auto", device):
+        if part == "student":
+            student = build_student(
+                config.student, widths(config, setup.teachers), size=96, device=device
+            )
+            fast = FastStudent(
+                student.train(), Speed(channels_last=True, blocks=True), say=print, strict=True
+            )
+            fast(Batch(torch.zeros(8, 3, 96, 96, device=device)))
+        else:
+            for teacher in setup.teachers.values():
+                teacher.to_bf16()
+            compiling.take_over_teachers(setup, print)
+    assert counters["inductor"]["fxgraph_cache_hit"] > 0
+    assert counters["inductor"]["fxgraph_cache_miss"] == 0

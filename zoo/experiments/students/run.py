@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from zoo.data.plan import mix
 from zoo.eval.fidelity import fidelity
 from zoo.experiments.bookkeeping import affordable, append_row, device_name, step_ms
 from zoo.experiments.imposed import SCALES
+from zoo.experiments.labels import LabelsTask, with_classifier
 from zoo.experiments.pictures import Collection, PictureFeed, RandomCrop, read_collection, side_for
 from zoo.experiments.probes import probe
 from zoo.experiments.students.config import StudentsExperiment
@@ -133,20 +133,8 @@ def new_student(setup: StudentsSetup, family: str, seed: int, *, alone: bool) ->
     size = setup.config.size
     student = build_student(name, {} if alone else widths, size=size, options=options)
     if alone:
-        summary, _ = student.eval().features(Batch(torch.zeros(1, 3, *student.size)))
-        assert summary is not None
-        student.classifier = nn.Linear(summary.shape[-1], setup.collection.classes)
+        with_classifier(student, setup.collection.classes)
     return student.train().to(setup.device)
-
-
-class AloneTask(Task):
-    """Learn the labels alone."""
-
-    def losses(self, state: TrainState, batch: Batch, targets: None, step: int) -> dict[str, Loss]:
-        assert batch.labels is not None  # the pictures of an experiment have them
-        logits = state.model.classifier(state.model.features(batch).summary)
-        mean = F.cross_entropy(logits.float(), batch.labels, label_smoothing=0.1)
-        return {"labels": Loss.of_mean(mean, len(batch.images))}
 
 
 class DistilledTask(Task):
@@ -199,7 +187,7 @@ def train_one(
         out=out,
     )
     run = Run.create(config)
-    task = AloneTask() if way == "alone" else DistilledTask(setup, student, family)
+    task = LabelsTask() if way == "alone" else DistilledTask(setup, student, family)
     train(task, TrainState.of(student, OPTIM), setup.feed(seed), config, run, title=title)
     shutil.rmtree(out / "checkpoints")
     return step_ms(run)

@@ -1,0 +1,1 @@
+"""Published networks as teachers, one pool of photographs, and students held against controls."""
