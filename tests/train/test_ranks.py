@@ -246,6 +246,28 @@ def test_shards_are_read_by_as_many_processes_or_by_one(tmp_path):
         assert largest_gap("one", "cut") < 1e-12
 
 
+@pytest.mark.slow
+def test_a_cut_teacher_of_tokens_teaches_what_it_does_whole(capfd):
+    """In calibration, in training, and in evaluations, of which the ranks have unequal shares."""
+    transformers = pytest.importorskip("transformers")
+    Path("text.txt").write_text("The quick brown fox jumps over the lazy dog. " * 60)
+    sizes = dict(intermediate_size=64, num_attention_heads=2, vocab_size=257)
+    for name, dim in (("student", 16), ("teacher", 32)):
+        config = transformers.LlamaConfig(hidden_size=dim, num_hidden_layers=3, **sizes)
+        transformers.LlamaForCausalLM(config).save_pretrained(name)
+    words = shlex.split(
+        "distill --text text.txt --student lm:student --teachers lm:teacher,place=shard "
+        "lm:teacher,hidden=0 --losses.hidden 0.5 --normalise phi_s --calibration 2 --length 32 "
+        "--batch 4 --slices 2 --steps 2 --held-out 0.1 --eval-rows 5 --device cpu "
+        "--precision float64 --every.log 1 --every.evaluate 1"
+    )
+    main([*words, "--out", "one"])
+    assert "there is one process, so place=shard leaves it whole" in capfd.readouterr().out
+    run(*words, "--out", "two", processes=2)
+    assert largest_gap("one", "two") < 1e-12
+    assert_same_metrics("one", "two")
+
+
 @pytest.mark.long
 @pytest.mark.parametrize("tied", [True, False])
 def test_a_language_model_that_is_cut_learns_what_a_whole_one_does(tied):

@@ -148,13 +148,23 @@ def gathered(
     for teacher in (teachers[label] for label in away):
         if isinstance(teacher, nn.Module):
             teacher.to(device)
-    blocks: list[Any] = [
+    blocks = [
         block
         for teacher in teachers.values()
         for network in frozen(teacher)[:1]
         for block in units(network.network)
         if any(map(is_cut, block.parameters()))
     ]
+    try:
+        with unsharded(blocks):
+            yield
+    finally:
+        put_away(teachers, away)
+
+
+@contextmanager
+def unsharded(blocks: Sequence[Any]) -> Iterator[None]:
+    """Within this context blocks that are cut are whole; every rank enters and leaves it."""
     for block in blocks:
         block.set_reshard_after_forward(False)
         block.unshard()
@@ -164,4 +174,3 @@ def gathered(
         for block in blocks:
             block.reshard()
             block.set_reshard_after_forward(True)
-        put_away(teachers, away)

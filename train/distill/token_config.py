@@ -125,8 +125,18 @@ class DistillText(Training):
 
     def __post_init__(self):
         super().__post_init__()
+        cut = [spec.name for spec in self.specs if spec.place == "shard"]
+        if cut and not self.may_cut:
+            raise ValueError(
+                f"The teacher {cut[0]} has place=shard, which is for zoo distill; leave it out."
+            )
         if not (spreads := self.spreads):
             return
+        if cut:
+            raise ValueError(
+                f"{spreads} spreads teachers too, and {cut[0]} is to be cut by blocks "
+                "(place=shard); leave out one of both."
+            )
         if not self.may_cut:
             raise ValueError(f"{spreads} is for zoo distill --text; leave it out.")
         if self.ranks in ("fsdp", "hsdp"):

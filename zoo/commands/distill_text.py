@@ -40,6 +40,7 @@ from zoo.train.distill.token_calibrate import (
     token_normalizers,
 )
 from zoo.train.distill.token_config import DistillText, TokenLosses
+from zoo.train.distill.token_placement import check_tower, cut_teachers, whole
 from zoo.train.distill.token_task import TokenTask, evaluate_text
 from zoo.train.distill.token_teachers import TokenTeacher
 from zoo.train.loop import train
@@ -126,6 +127,8 @@ def prepare(config: DistillText, *, meta: bool = False) -> TextSetup:
         teacher = open_language(spec.name, device=device)
         check_vocabulary(teacher, tokenizer, rows, spec, config.losses)
         check_length(teacher.model, config.length, spec.name)
+        if spec.place == "shard":
+            check_tower(spec.name, teacher.model)
         teachers[label] = in_precision(teacher, config.precision)
         if config.precision == "float64":
             in_float64(teacher.model)
@@ -306,6 +309,7 @@ def distill_text(config: DistillText, *, resume: bool = False) -> Run:
     began = time.perf_counter()
     with run.discarded(unless=lambda: resume):
         check_same_weights(run, by_first(partial(fingerprints, setup)))
+        cut_teachers(config, setup.teachers, setup.device)
         before = evaluated(setup, setup.student)
         samples = by_first(partial(samples_of, setup, setup.student))
         hidden = hidden_match(setup)
@@ -459,7 +463,8 @@ def evaluated(setup: TextSetup, model: Any, *, alone: bool = False) -> Evaluatio
         model: `None` on a rank that lacks it, since weights are cut: then rank 0 measures alone.
         alone: Without its divergence from the teachers.
     """
-    return together(partial(_evaluated, setup, model, alone), here=model is not None)
+    with whole(setup.teachers):
+        return together(partial(_evaluated, setup, model, alone), here=model is not None)
 
 
 def _evaluated(setup: TextSetup, model: Any, alone: bool) -> Evaluation:

@@ -7,13 +7,15 @@ from rich.console import Console
 from rich.table import Table
 
 from zoo.commands.distill_text import TextSetup, hidden_match, prepare
-from zoo.commands.plan import size_text
+from zoo.commands.plan import NODE, size_text
 from zoo.language.expert_parallel import expert_parameters
 from zoo.students.prune.nm import Pattern, sparse_layers
 from zoo.train.device import device_of
+from zoo.train.distill import placement
 from zoo.train.distill.mask_config import Mask
 from zoo.train.distill.plan_cost import EFFICIENCY, count_parameters, matmul_rate
 from zoo.train.distill.token_config import DistillText
+from zoo.train.distill.token_placement import block_bytes
 from zoo.train.run import Run
 
 
@@ -77,6 +79,11 @@ def _print(setup: TextSetup, lines: Sequence[str], trained: int) -> None:
         f"text: {len(setup.train):,} rows of {config.length} tokens, {len(setup.val):,} held out",
         f"memory: {size_text(held)} of weights, gradients and the optimizer's state",
     ]
+    cut = [setup.teachers[n].model for n, spec in setup.specs.items() if spec.place == "shard"]
+    if saved := sum(placement.away(block_bytes(model), NODE) for model in cut):
+        lines.append(
+            f"place=shard: on {NODE} processes of a node each holds {size_text(held - saved)}"
+        )
     if config.spreads:
         lines.append(
             f"each process: {config.length // config.sequence} tokens of a row, "
