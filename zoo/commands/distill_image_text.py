@@ -101,7 +101,7 @@ def prepare(config: DistillImageText, *, meta: bool = False) -> ImageTextSetup:
         inner = model.model.language_model
         add_language_adapters(inner, config.optim.lora, config.optim.lora_layers)
     teachers = {
-        label: _teacher(name, model, tokenizer, device)
+        label: in_precision(_teacher(name, model, tokenizer, device), config.precision)
         for label, name in zip(config.labels, config.teachers, strict=True)
     }
     if not meta:
@@ -271,6 +271,7 @@ def build_task(setup: ImageTextSetup) -> tuple[ImageTextTask, dict[str, nn.Modul
     projections = nn.ModuleDict(
         {label: nn.Linear(ours, normalizer.dim) for label, normalizer in normalizers.items()}
     ).to(setup.device)
+    projections = in_precision(projections, config.precision)
     task = ImageTextTask(config, setup.teachers, normalizers, projections)
     return task, dict(projections=projections, normalizers=nn.ModuleDict(normalizers))
 

@@ -1,10 +1,12 @@
 """Run trainings of images and text one after another, from the first that is not finished."""
 
+from functools import partial
 from pathlib import Path
 
 from zoo.commands.distill_image_text import check_complete, distill_image_text
 from zoo.train.config import to_json
 from zoo.train.distill.image_text_stages import STAGES, Stages
+from zoo.train.mesh import by_first
 from zoo.train.run import Run
 
 
@@ -21,9 +23,7 @@ def run_stages(stages: Stages, root: Path, *, resume: bool) -> Run:
         return distill_image_text(stages[""], resume=resume)
     whole = run = Run(root)
     if not resume:
-        Run.refuse_existing(root)
-        root.mkdir(parents=True, exist_ok=True)
-        whole.write_json(STAGES, {name: to_json(config) for name, config in stages.items()})
+        by_first(partial(_begin, whole, stages))  # the other ranks would find it there
     with whole.discarded(unless=lambda: resume or any(root.glob("*/"))):
         for number, (name, config) in enumerate(stages.items(), 1):
             run = Run(config.out)
@@ -32,3 +32,9 @@ def run_stages(stages: Stages, root: Path, *, resume: bool) -> Run:
             print(f"stage {number} of {len(stages)}: {name}, in {config.out}", flush=True)
             run = distill_image_text(config, resume=(config.out / "config.json").is_file())
     return run
+
+
+def _begin(whole: Run, stages: Stages) -> None:
+    Run.refuse_existing(whole.path)
+    whole.path.mkdir(parents=True, exist_ok=True)
+    whole.write_json(STAGES, {name: to_json(config) for name, config in stages.items()})
