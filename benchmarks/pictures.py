@@ -28,6 +28,7 @@ COMPRESSED = RESULTS / "vision-compression-h200-2026-12-02.json"
 MEASURED = RESULTS / "downstream-h200-2026-11-23"
 CUTS: Mapping[str, tuple[str, str]] = {
     "both": ("width and depth", STUDENT_COLOUR),
+    "depth": ("depth", ARM_COLOURS[3]),
     "width": ("width", ARM_COLOURS[2]),
     "torch_pruning": ("Torch-Pruning", ARM_COLOURS[1]),
 }
@@ -71,6 +72,7 @@ def _speed_panel(axes: Any, found: Mapping[str, Any], network: str) -> None:
     axes.set_xlim(0.93 * min(rates), 1.07 * max(rates))
     axes.scatter(rate, parent, marker="*", s=150, color=INK, zorder=3)
     _label(axes, "as it was", rate, parent, INK)
+    named = list[tuple[float, float]]()
     for cut, (name, colour) in CUTS.items():
         row = f"{network}-{cut}"
         if row not in found["speed"]:
@@ -84,7 +86,9 @@ def _speed_panel(axes: Any, found: Mapping[str, Any], network: str) -> None:
         )  # fmt: skip
         axes.scatter(rate, before, s=46, facecolors="white", edgecolors=colour, zorder=2)
         axes.scatter(rate, after, s=46, color=colour, zorder=2)
-        _label(axes, name, rate, after, colour)
+        beside = any(abs(x / rate - 1) < 0.15 and abs(y - after) < 2 for x, y in named)
+        _label(axes, name, rate, after, colour, lower=beside)
+        named.append((rate, after))
     plain_ticks(axes.xaxis)
     axes.margins(y=0.12)
     axes.grid(True)
@@ -93,11 +97,11 @@ def _speed_panel(axes: Any, found: Mapping[str, Any], network: str) -> None:
     axes.text(0.98, 0.03, how, transform=axes.transAxes, ha="right", size=8.5, color=FAINT)
 
 
-def _label(axes: Any, name: str, x: float, y: float, colour: str) -> None:
+def _label(axes: Any, name: str, x: float, y: float, colour: str, *, lower: bool = False) -> None:
     low, high = axes.get_xlim()
     left = x > (low * high) ** 0.5  # in the right half of a log axis there is more room on the left
     axes.annotate(
-        name, (x, y), xytext=(-9 if left else 9, 3), textcoords="offset points", size=9,
+        name, (x, y), xytext=(-9 if left else 9, -16 if lower else 3), textcoords="offset points", size=9,
         ha="right" if left else "left", color=colour,
     )  # fmt: skip
 

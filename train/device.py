@@ -49,8 +49,6 @@ def memory_of(device: torch.device) -> float:
 
 MOST_WORKERS = 32
 """That `auto` starts: each holds an interpreter and its part of the index."""
-MANY_CORES = 8
-"""From which two of them are left to the process that trains."""
 
 
 def cores() -> int:
@@ -60,7 +58,7 @@ def cores() -> int:
 
 
 def workers_of(workers: int | str, device: torch.device) -> int:
-    """Resolve `auto` (`Training.workers`): one or two processes less than the cores there are.
+    """Resolve `auto` (`Training.workers`): one process less than the cores that this one may use.
 
     On a CPU reading shares the cores with the model, so more processes win nothing there.
     """
@@ -69,9 +67,7 @@ def workers_of(workers: int | str, device: torch.device) -> int:
     mine = cores() // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     if device.type != "cuda" or mine <= 2:
         return 0
-    # of few cores one is left to the process that trains, of many one more to its helpers: the
-    # thread that pins batches, autograd's, and the operating system
-    return min(mine - (2 if mine >= MANY_CORES else 1), MOST_WORKERS)
+    return min(mine - 1, MOST_WORKERS)
 
 
 def autocast(precision: Precision, device: torch.device) -> AbstractContextManager:

@@ -33,7 +33,7 @@ def test_so_many_workers_suffice():
 def test_a_cpu_reads_in_its_own_process(monkeypatch):
     monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(16)), raising=False)
     cuda = torch.device("cuda")
-    assert (workers_of("auto", CPU), workers_of("auto", cuda), workers_of(3, CPU)) == (0, 14, 3)
+    assert (workers_of("auto", CPU), workers_of("auto", cuda), workers_of(3, CPU)) == (0, 15, 3)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "8")
     assert workers_of("auto", cuda) == 0  # two cores each
 
