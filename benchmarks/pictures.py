@@ -101,8 +101,8 @@ def _label(axes: Any, name: str, x: float, y: float, colour: str, *, lower: bool
     low, high = axes.get_xlim()
     left = x > (low * high) ** 0.5  # in the right half of a log axis there is more room on the left
     axes.annotate(
-        name, (x, y), xytext=(-9 if left else 9, -16 if lower else 3), textcoords="offset points", size=9,
-        ha="right" if left else "left", color=colour,
+        name, (x, y), xytext=(-9 if left else 9, -16 if lower else 3),
+        textcoords="offset points", size=9, ha="right" if left else "left", color=colour,
     )  # fmt: skip
 
 

@@ -1,5 +1,6 @@
 """What `speed` chooses, and that a student in that form is the same student."""
 
+import itertools
 from dataclasses import replace
 from functools import partial
 
@@ -14,6 +15,7 @@ from zoo.train.device import autocast, tensor_cores
 from zoo.train.distill import speed as module
 from zoo.train.distill.config import Distill, TeacherSpec
 from zoo.train.distill.setup import widths
+from zoo.train.distill.sizes import frozen
 from zoo.train.distill.speed import FastStudent, Speed, about_speed, choose, is_convolutional
 
 CONFIG = Distill(
@@ -130,6 +132,7 @@ def test_a_recorded_student_learns_as_the_plain_one(name):
         for model in (fast, student):
             with torch.autocast("cuda", torch.bfloat16):
                 found = model(batch)["a"]
+            assert found.summary is not None and found.spatial is not None
             (
                 found.summary.float().square().mean() + found.spatial.float().square().mean()
             ).backward()
@@ -170,8 +173,8 @@ def test_what_is_compiled_beside_a_run_is_found_by_it(part, tmp_path, monkeypatc
             )
             fast(Batch(torch.zeros(8, 3, 96, 96, device=device)))
         else:
-            for teacher in setup.teachers.values():
-                teacher.to_bf16()
+            for network in itertools.chain.from_iterable(map(frozen, setup.teachers.values())):
+                network.to_bf16()
             compiling.take_over_teachers(setup, print)
     assert counters["inductor"]["fxgraph_cache_hit"] > 0
     assert counters["inductor"]["fxgraph_cache_miss"] == 0
