@@ -1,6 +1,7 @@
 """Measure distillation steps, print their parts beside the cost model, keep them."""
 
 import json
+import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -51,7 +52,13 @@ def measure_steps(
     command: str | None = None,
 ) -> list[StepTiming]:
     """Measure `steps`, print each as soon as it is known, and write the JSON file `out`."""
-    screen, pool, rows = console(), ModelPool(torch.device(device)), []
+    screen, waiting, began = console(), Console(stderr=True, highlight=False), time.perf_counter()
+    rows: list[StepTiming] = []
+
+    def say(text: str) -> None:
+        waiting.print(f"{time.perf_counter() - began:4.0f} s  {text}", soft_wrap=True, markup=False)
+
+    pool = ModelPool(torch.device(device), say)
     for step in steps:
         best = best_parts(rows)
         row = measure(step, pool, rounds=rounds, best=best, kernels=kernels)

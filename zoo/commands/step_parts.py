@@ -123,10 +123,14 @@ class StepTiming:
 
 
 class ModelPool:
-    """Teachers that were opened: each is built once, and copied for another precision."""
+    """Teachers that were opened: each is built once, and copied for another precision.
 
-    def __init__(self, device: torch.device):
-        self.device = device
+    Args:
+        say: Takes a line for those who wait: what is done now.
+    """
+
+    def __init__(self, device: torch.device, say: Callable[[str], None] = lambda _: None):
+        self.device, self.say = device, say
         self.rate = matmul_rate(device)
         self._plain: dict[str, Teacher] = {}
         self._ready: dict[tuple, tuple[Teacher, QuantReport | None]] = {}
@@ -136,6 +140,7 @@ class ModelPool:
     def teacher(self, spec: TeacherSpec) -> Teacher:
         """Open a teacher with bfloat16 weights on a GPU; the same one at each call."""
         if spec.name not in self._plain:
+            self.say(f"opening {spec.name}")
             with draws_on_device():
                 teacher = open_teacher(spec.name, device=self.device)
             for network in frozen(teacher):
@@ -182,6 +187,7 @@ class ModelPool:
         """Count the FLOPs of teachers and student."""
         key = (step.teachers, step.student, step.size)
         if key not in self._costs:
+            self.say("counting FLOPs")
             self._costs[key] = model_costs(config, self.device)[:2]
         return self._costs[key]
 
@@ -243,7 +249,10 @@ def measure(
     bench = StepBench(step, config, teachers, pool.student(step, config, teachers), device)
     clock = Clock(device, step.batch, rounds, warmup)
     with tensor_cores(device):
-        parts = dict(_parts(bench, clock))
+        parts = {}
+        for name, took in _parts(bench, clock):
+            parts[name] = took
+            pool.say(f"{name} alone: {took:.1f} ms")
         free(device)
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats()
