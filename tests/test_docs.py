@@ -32,7 +32,7 @@ PAGES = {
     path.relative_to(ROOT).as_posix(): path
     for path in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(DOCS.rglob("*.md")))
 }
-NEEDS = {"a network", "a GPU", "your data", "an official file", "Optuna", "TRL"}
+NEEDS = {"a network", "a GPU", "your data", "an official file", "Optuna", "TRL", "lmms-eval"}
 ROOMS = ("zoo", "teachers", "students", "train", "eval")
 
 

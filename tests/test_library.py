@@ -66,7 +66,7 @@ def test_stored_features_are_measured_like_images(photos, tmp_path):
     assert json.loads((out / "index.json").read_text())["command"].startswith("zoo.embed(")
     stored = zoo.evaluate(features=out, on=["knn"])
     live = zoo.evaluate("test_vit", data={"knn": photos}, on=["knn"], size=64)
-    assert stored[0].values == live[0].values == {"knn/top1": 100}
+    assert stored[0].values == live[0].values == {"knn/top1": 100, "knn/mean_per_class": 100}
 
 
 @pytest.mark.parametrize(

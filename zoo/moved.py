@@ -173,11 +173,8 @@ NAMES = (
         "zoo.eval.benchmarks",
         "BENCHMARKS Benchmark Run=BenchmarkFunction find headlines load",
     ),
-    (
-        "zoo.eval.report.page",
-        "zoo.eval.report.page",
-        "Pair=MapPair Picture=PageImage Speed=SpeedPanel",
-    ),
+    ("zoo.eval.report.page", "zoo.eval.report.page", "Speed=SpeedPanel"),
+    ("zoo.eval.report.page", "zoo.eval.report.parts", "Pair=MapPair Picture=PageImage"),
     ("zoo.eval.retrieval", "zoo.eval.settings", "Retrieval=RetrievalSettings"),
     ("zoo.eval.sam_masks", "zoo.eval.settings", "SamMasks=SamMasksSettings"),
     ("zoo.eval.segment", "zoo.eval.dense.segment", "linear_eyes=frozen_features"),

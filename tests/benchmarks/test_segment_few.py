@@ -9,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
+from zoo.eval.extremes import LINE, MARGIN
 from zoo.features import Batch
 from zoo.students.build import build_student
 from zoo.students.export import export_student
@@ -44,7 +45,7 @@ def test_an_export_stands_beside_its_untrained_twin_with_every_seed(script, tmp_
     assert f"| mine | 0.8 | {sum(first) / 2:.2f} ± " in table
     # image, truth and three predictions, four beside each other
     with Image.open(out / "segment_few.png") as picture:
-        assert picture.size == (4 * 128, 2 * (96 + script.LABEL))
+        assert picture.size == (4 * 128, 2 * (96 + MARGIN + LINE + script.LABEL))
 
 
 def test_without_models_or_data_the_script_says_what_it_wants(script, tmp_path, capsys):

@@ -7,7 +7,7 @@ from PIL import Image
 
 from zoo.eval.corruptions import NAMES, corrupt
 from zoo.eval.extract import Extracted
-from zoo.eval.knn import folds_of, joined, predict_knn, scored
+from zoo.eval.knn import Answers, folds_of, predict_knn
 from zoo.eval.similar import average_precisions
 
 
@@ -67,16 +67,19 @@ def test_folds_test_each_image_once_with_every_class_in_each_bank():
     x = torch.randn(30, 6, generator=g) + 3 * torch.eye(6)[labels]
     keys = [str(i) for i in range(30)]
     train, val = (Extracted(x[at], labels[at], keys[at]) for at in (slice(20), slice(20, None)))
-    parts, seen = [], []
+    answers, rights, seen = Answers(), [], []
     for bank, queries in folds_of(train, val, 5, 0):
         assert len(queries.keys) == 6 and not set(bank.keys) & set(queries.keys)
         assert bank.labels.bincount().tolist() == [8, 8, 8]
         predicted = predict_knn(bank.summaries, bank.labels, queries.summaries, queries.labels, k=3)
-        parts.append(scored(predicted, queries.labels, queries.keys))
+        answers.add(predicted, queries)
+        rights.append(100 * (predicted == queries.labels).double().mean().item())
         seen += queries.keys
     assert sorted(seen, key=int) == keys
-    whole = joined(parts)
-    assert whole.value == pytest.approx(np.mean([p.value for p in parts])) and whole.value > 60
+    found = dict(answers.found("knn", None, None, draw=False))
+    assert found["knn/top1"].value == pytest.approx(np.mean(rights)) and np.mean(rights) > 60
+    # classes are equally large, so their mean is the same
+    assert found["knn/mean_per_class"].value == pytest.approx(np.mean(rights))
     (alone,) = folds_of(train, val, 0, 0)
     assert alone == (train, val)
     with pytest.raises(ValueError, match="1 folds of 30 images"):

@@ -1,4 +1,5 @@
 import json
+import signal
 import time
 
 import numpy as np
@@ -85,7 +86,11 @@ def test_the_untrained_student_is_that_with_which_a_distillation_begins(pictures
     assert all((ours[key] == begun[key]).all() for key in begun)
 
 
-def test_at_a_deadline_what_ctrl_c_does_is_done():
+def test_at_a_deadline_what_ctrl_c_does_is_done(request):
+    before = signal.signal(
+        signal.SIGINT, signal.default_int_handler
+    )  # a job in the background has none
+    request.addfinalizer(lambda: signal.signal(signal.SIGINT, before))
     with Deadline(0.05) as deadline, pytest.raises(KeyboardInterrupt):
         time.sleep(5)
     assert deadline.passed and not deadline.allows()
