@@ -90,12 +90,15 @@ class Cells:
 
     def easy(self) -> Iterator[tuple[str, Callable[[], Found]]]:
         """Yield one run on easy-VQA: a tower from scratch, and all parts learn."""
+        yield "vlm", lambda: self.easy_vqa("vlm", self.args.steps)
+
+    def easy_vqa(self, name: str, steps: int) -> Found:
+        """Train a VLM of a ResNet on easy-VQA from scratch."""
         tower, options = ENCODERS["resnet"]
-        fields: dict[str, Any] = dict(
-            data=str(self.args.data / "easy_vqa"), tower=(tower,), tower_options=options,
-            steps=self.args.steps, augment=Augment(scale=(0.8, 1.0), flip=0.5),
+        return self.train(
+            name, data=str(self.args.data / "easy_vqa"), tower=(tower,), tower_options=options,
+            steps=steps, augment=Augment(scale=(0.8, 1.0), flip=0.5),
         )  # fmt: skip
-        yield "vlm", lambda: self.train("vlm", **fields)
 
     # ------------------------------------------------------------ the collapse
 
@@ -151,12 +154,8 @@ class Cells:
 
     def cut(self) -> Iterator[tuple[str, Callable[[], Found]]]:
         """Yield the VLM of `easy`, and its cuts to half its cost: joint, and of one part alone."""
-        tower, options = ENCODERS["resnet"]
-        fields: dict[str, Any] = dict(
-            data=str(self.args.data / "easy_vqa"), tower=(tower,), tower_options=options,
-            steps=self.args.parent_steps, augment=Augment(scale=(0.8, 1.0), flip=0.5),
-        )  # fmt: skip
-        yield "parent", lambda: self.train("parent", **fields) | self.cost("parent")
+        steps = self.args.parent_steps
+        yield "parent", lambda: self.easy_vqa("parent", steps) | self.cost("parent")
         for part in ("all", "vision", "language"):
             yield f"cut_{part}", lambda part=part: self.pruned(part)
 

@@ -136,8 +136,7 @@ def gather(
         numbers += _numbers_of_run(key, run, source, paths)
     for one in added:
         found.setdefault(one.model, Model(name=one.model))
-        shared: tuple[Any, ...] = (one.data, {}, None, 0, one.source)
-        numbers += [Number(one.model, name, value, *shared) for name, value in one.values.items()]
+        numbers += _numbers_of_added(one)
     labels = {one.data: one.data for one in added} | _data_labels(records, runs, paths)
     _fill(found, numbers, labels)
     models = [model for model in found.values() if model.records or model.run or model.found]
@@ -244,6 +243,11 @@ def _numbers_of_run(
         source,
     )
     return [Number(key, n, value, *shared) for n, value in run.ours.items() if n not in own]
+
+
+def _numbers_of_added(one: Added) -> Iterable[Number]:
+    shared: tuple[Any, ...] = (one.data, {}, None, 0, one.source)
+    return (Number(one.model, name, value, *shared) for name, value in one.values.items())
 
 
 def _numbers_of_pruned(model: Model, folder: Path) -> Iterable[Number]:

@@ -96,15 +96,9 @@ class CostModel:
     ) -> Cost:
         """Compute the cost if axes had these sizes, and lists of layers kept these alone."""
         sizes = {**self.shapes.sizes, **(sizes or {})}
-        numbers = {
-            name: math.prod(dim_size(dim, sizes) for dim in shape.dims)
-            for name, shape in self.shapes.tensors.items()
-            if not layers or self._stays(name, layers)
-        }
+        numbers, active, there = self._at(sizes, layers)
         own = [n for n in numbers if n in self.parameters and n not in self.shapes.tied]
-        active = {name: numbers[name] * self._share(name, sizes) for name in numbers}
         params = sum(numbers[name] for name in own)
-        there = {s: v for s, v in self.scopes.items() if not layers or self._stays(f"{s}.", layers)}
         return Cost(
             params=params,
             active=round(sum(active[name] for name in own)),
@@ -113,6 +107,19 @@ class CostModel:
             state=sum(self._state(scope, letters, sizes) for scope, letters in there.items()),
             flops=self._flops(active, there, sizes, layers),
         )
+
+    def _at(
+        self, sizes: Mapping[Axis, int], layers: Mapping[str, Sequence[int]] | None
+    ) -> tuple[dict[str, int], dict[str, float], dict[str, frozenset[str]]]:
+        """Return the numbers of each tensor that stays, those that a token meets, the scopes."""
+        numbers = {
+            name: math.prod(dim_size(dim, sizes) for dim in shape.dims)
+            for name, shape in self.shapes.tensors.items()
+            if not layers or self._stays(name, layers)
+        }
+        active = {name: numbers[name] * self._share(name, sizes) for name in numbers}
+        there = {s: v for s, v in self.scopes.items() if not layers or self._stays(f"{s}.", layers)}
+        return numbers, active, there
 
     def _stays(self, name: str, layers: Mapping[str, Sequence[int]]) -> bool:
         for prefix in self.lists:
@@ -187,12 +194,7 @@ class CostModel:
         if not self.text:
             return 0
         sizes = {**self.shapes.sizes, **sizes}
-        active = {
-            name: math.prod(dim_size(dim, sizes) for dim in shape.dims) * self._share(name, sizes)
-            for name, shape in self.shapes.tensors.items()
-            if not layers or self._stays(name, layers)
-        }
-        there = {s: v for s, v in self.scopes.items() if not layers or self._stays(f"{s}.", layers)}
+        _, active, there = self._at(sizes, layers)
         return round(self._text_flops(active, there, sizes, self.text))
 
     def _text_flops(

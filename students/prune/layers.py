@@ -37,7 +37,7 @@ def block_influence(model: nn.Module, path: str, batches: Iterable[Mapping[str, 
     """
     layers: Any = model.get_submodule(path)
     sums: list[Any] = [0.0] * len(layers)
-    counts = [0] * len(layers)
+    counts: list[Any] = [0] * len(layers)
     mask: Tensor | None = None
 
     def watch(i: int):
@@ -50,11 +50,11 @@ def block_influence(model: nn.Module, path: str, batches: Iterable[Mapping[str, 
             channels = 1 if before.ndim == 4 and path.startswith("stages") else -1
             kind = torch.promote_types(before.dtype, torch.float32)
             turned = 1 - F.cosine_similarity(before.to(kind), after.to(kind), dim=channels)
-            count = turned.numel()
+            count: Any = turned.numel()
             if mask is not None and mask.shape == turned.shape:  # of a text, without its padding
-                turned, count = turned * mask, int(mask.sum())
-            sums[i] = sums[i] + turned.sum(dtype=torch.float64)  # stays on the device
-            counts[i] += count
+                turned, count = turned * mask, mask.sum()
+            sums[i] = sums[i] + turned.sum(dtype=torch.float64)  # both stay on the device
+            counts[i] = counts[i] + count
 
         return hook
 
@@ -71,7 +71,7 @@ def block_influence(model: nn.Module, path: str, batches: Iterable[Mapping[str, 
             hook.remove()
     if not all(counts):
         raise ValueError(f"Not every layer of {path} ran on this data; are there samples?")
-    return torch.tensor([float(s) / n for s, n in zip(sums, counts, strict=True)]).double()
+    return torch.tensor([float(s) / float(n) for s, n in zip(sums, counts, strict=True)]).double()
 
 
 def _first(args: tuple, kwargs: Mapping[str, Any]) -> Tensor:

@@ -368,7 +368,7 @@ def _transformers(parent: Parent, before: Shapes, after: Shapes, layers: Kept) -
     return Parent(type(model)(checked))
 
 
-@runtime_checkable
+@runtime_checkable  # for the checks of types in the tests
 class Tower(Protocol):
     """A part of a model of transformers with networks of timm inside: see `zoo.multimodal`."""
 

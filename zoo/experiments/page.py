@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from zoo.eval.report.page import template_of
+from zoo.eval.report.parts import template_of
 from zoo.files import written_whole
 
 

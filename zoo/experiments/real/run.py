@@ -51,7 +51,10 @@ LEAST_SECONDS = 45.0
 
 
 class Deadline:
-    """When the time of a call is up, what Ctrl-C does is done: a training is saved and ends."""
+    """When the time of a call is up, what Ctrl-C does is done: a training is saved and ends.
+
+    Also in a job in the background, for which a shell has Ctrl-C ignored.
+    """
 
     def __init__(self, seconds: float | None):
         self.seconds, self.began, self.passed = seconds, time.perf_counter(), False
@@ -59,6 +62,7 @@ class Deadline:
 
     def __enter__(self) -> "Deadline":
         if self._timer:
+            self._before = signal.signal(signal.SIGINT, signal.default_int_handler)
             self._timer.daemon = True
             self._timer.start()
         return self
@@ -66,6 +70,7 @@ class Deadline:
     def __exit__(self, *_: object) -> None:
         if self._timer:
             self._timer.cancel()
+            signal.signal(signal.SIGINT, self._before)
 
     def _ring(self) -> None:
         self.passed = True
