@@ -13,6 +13,7 @@ from torch import Tensor
 from zoo.train.config import Training
 from zoo.train.damp import damped
 from zoo.train.device import autocast, tensor_cores
+from zoo.train.garbage import garbage_frozen
 from zoo.train.interrupt import Interrupt, Interrupted
 from zoo.train.mesh import any_rank, from_first, gather, is_first, sum_over_ranks, world
 from zoo.train.optim import learning_rate
@@ -69,7 +70,8 @@ def train(
     profile = None
     if config.profile and is_first():
         profile = StepProfile(run.path, state.step, config.steps, device)
-    with Interrupt() as interrupt, progress, tensor_cores(device), run.settled():
+    frozen = garbage_frozen(device.type == "cuda")
+    with Interrupt() as interrupt, progress, tensor_cores(device), run.settled(), frozen:
         while state.step < config.steps:
             parts = islice(coming, len(feed.slices))
             counts = feed.counts(state.step)
