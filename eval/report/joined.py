@@ -258,10 +258,6 @@ def _commands(models: Sequence[Model]) -> list[str]:
 # ---------------------------------------------------------------- pictures
 
 
-def _names(models: Sequence[Model]) -> list[str]:
-    return [model.name for model in models]
-
-
 def _colours(models: Sequence[Model]) -> list[str]:
     return svg.colours(len(models))
 

@@ -18,13 +18,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 import zoo
 from zoo.compiled_blocks import compile_blocks
 from zoo.deploy import deploy
 from zoo.eval.speed.kernels import Kernel, profile
 from zoo.files import checked, checked_fields
+from zoo.flops import total_flops
 
 COMPILERS: dict[str, str | None] = {
     "compiled": None,
@@ -217,9 +217,8 @@ def cost(model: str, size: int) -> tuple[int, float]:
     """
     built = build(model, size, "meta")
     image = torch.zeros(1, 3, size, size, device="meta")
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        built(image)
-    return sum(p.numel() for p in built.parameters()), counter.get_total_flops() / 2
+    flops = total_flops(lambda: built(image), built)
+    return sum(p.numel() for p in built.parameters()), flops / 2
 
 
 def known_cost(model: str, size: int) -> tuple[int, float] | None:

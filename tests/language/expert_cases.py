@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from on_ranks import refused
 
 from zoo.language.expert_parallel import folded_meshes, run_experts
-from zoo.language.moe import Routing, route
+from zoo.language.moe import Routing
 from zoo.layers.sequence import even_lengths, split_tokens, ulysses_attention
 
 TOKENS, DIM, EXPERTS, TOP = 22, 6, 8, 2
@@ -21,9 +21,14 @@ def mlp(up, down):
     )
 
 
+def route(logits):
+    weights, experts = logits.softmax(-1).topk(TOP)
+    return Routing(weights / weights.sum(-1, keepdim=True), experts)
+
+
 def reference(x, router, up, down, capacity=None):
     """Every expert in turn, without any sorting; also how many pairs had no room."""
-    weights, experts = route(x @ router.T, TOP, "topk-softmax")
+    weights, experts = route(x @ router.T)
     out, dropped = torch.zeros_like(x), 0
     room = len(x) * TOP if capacity is None else -(-int(capacity * len(x) * TOP) // EXPERTS)
     for e in range(EXPERTS):
@@ -59,7 +64,7 @@ def compare(group, capacity=None, spoiled=False, empty=False):
     mine, router = cut(x).detach().requires_grad_(), weights[0]
     own = slice(rank * EXPERTS // world, (rank + 1) * EXPERTS // world)
     up, down = (w.detach()[own].requires_grad_() for w in weights[1:])
-    routing = route(mine @ router.T, TOP, "topk-softmax")
+    routing = route(mine @ router.T)
     if spoiled:
         count = torch.bincount(routing.experts.flatten(), minlength=EXPERTS)
         assert not count[-EXPERTS // 4 :].any()
@@ -117,7 +122,7 @@ def case_folded_meshes(group):
     up, down = (w.detach()[own].requires_grad_() for w in weights[1:])
     q = ulysses_attention(mine, mine, mine, lengths, cp, attend=attend).transpose(1, 2).flatten(2)
     tokens = q.flatten(0, 1)
-    routing = route(tokens @ router.T, TOP, "topk-softmax")
+    routing = route(tokens @ router.T)
     out = run_experts(tokens, Routing(*routing), mlp(up, down), EXPERTS, ep).out.view_as(q)
     target = split_tokens(look[row : row + 1], lengths, cp)
     found = list(torch.autograd.grad((out * target).sum(), [mine, router, up, down]))
@@ -134,7 +139,7 @@ def case_folded_meshes(group):
 def case_refusals(group):
     world = dist.get_world_size(group)
     x = torch.rand(3, DIM)
-    routing = route(torch.rand(3, 8), 2, "topk-softmax")
+    routing = route(torch.rand(3, 8))
     calls = (
         (lambda: run_experts(x, routing, mlp(x, x), 8 * world + 1, group), "nearest number is"),
         (lambda: run_experts(x, routing, mlp(x, x), 8, group, capacity=0), "above 0"),

@@ -95,6 +95,16 @@ def test_parameters_and_multiply_adds_are_the_counted_ones_of_the_networks(name,
     assert macs / 1e9 == pytest.approx(gmacs, abs=5e-3)
 
 
+def test_a_learnt_query_of_attention_pooling_is_counted_too():
+    pooled, plain = (
+        cost(f"test_vit3,num_classes=0,global_pool={pool!r},class_token={token}", 160)
+        for pool, token in (("map", False), ("avg", False))
+    )
+    width, tokens = 96, 10 * 10 + 1
+    layers = 1 + 2 * tokens + 1 + 2 * 2  # query, keys and values, output, an MLP of twice the width
+    assert pooled[1] - plain[1] == width * (width * layers + 2 * tokens)  # and two products
+
+
 def test_a_model_is_the_same_each_time_and_leaves_the_random_numbers_alone():
     before = torch.get_rng_state()
     first, second = (build("eradio_nano", 64, "cpu").state_dict() for _ in range(2))
