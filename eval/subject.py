@@ -16,7 +16,7 @@ from zoo.data.loader import eval_batches
 from zoo.data.sources import Source, open_labelled, open_whole
 from zoo.eval.detect.detector import is_detector, load_backbone
 from zoo.eval.registry import Split, Subject
-from zoo.eval.speed.models import known_cost
+from zoo.eval.speed.cost import known_cost
 from zoo.eval.speed.throughput import case_name
 from zoo.features import Batch
 from zoo.students.build import build_student

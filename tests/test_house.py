@@ -117,7 +117,7 @@ ARROWS: dict[str, tuple[str, ...]] = {
     "zoo.train.average": ("zoo.layers", "zoo.train.shard"),
     "zoo.train.shard": ("zoo.layers", "zoo.compiled_blocks", "zoo.train.mesh"),
     "zoo.train.cost": (),
-    "zoo.train.cluster": ("zoo.train.cost",),
+    "zoo.train.cluster": ("zoo.train.cost", "zoo.files"),
     "zoo.train.pretext": (*CORE, "zoo.data", "zoo.features", "zoo.files", "zoo.teachers"),
     "zoo.train.masks": (*CORE, "zoo.students.prune"),
     "zoo.train.elastic": (*CORE, "zoo.students.prune", "zoo.data"),
