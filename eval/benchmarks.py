@@ -96,7 +96,7 @@ BENCHMARKS: dict[str, Benchmark] = {
         "fewshot/5/top1",
         reads="features",
         settings="zoo.eval.settings:FewshotSettings",
-        check="zoo.eval.knn:used",
+        check="zoo.eval.fewshot:used",
     ),
     "similar": Benchmark(
         "zoo.eval.similar:similar",

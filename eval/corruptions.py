@@ -7,10 +7,8 @@ import io
 from collections.abc import Callable, Mapping
 
 import numpy as np
-from jaxtyping import UInt8
 from PIL import Image
 
-Pixels = UInt8[np.ndarray, "H W 3"]
 NAMES = ("gaussian_noise", "shot_noise", "brightness", "contrast", "pixelate", "jpeg")
 SEVERITIES = 5
 

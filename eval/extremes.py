@@ -22,11 +22,10 @@ class Extremes:
     Args:
         count: Pictures that are kept at most.
         rule: What the score is, for the captions: "accuracy of pixels".
-        unit: Behind the score in the captions.
     """
 
-    def __init__(self, count: int, rule: str, unit: str = " %"):
-        self.rule, self.unit, self.seen = rule, unit, 0
+    def __init__(self, count: int, rule: str):
+        self.rule, self.seen = rule, 0
         self.most = {"worst": count - count // 2, "best": count // 2}
         self.kept: dict[str, list[tuple[float, int, str, Callable[[], Picture]]]] = {
             side: [] for side in self.most
@@ -56,7 +55,7 @@ class Extremes:
                 if abs(number) in shown:
                     continue
                 shown.add(abs(number))
-                value = f"{abs(score):.1f}{self.unit}"
+                value = f"{abs(score):.1f} %"
                 rank = f"{side} {place} of {self.seen} by {self.rule} ({value})"
                 picture = draw()
                 yield name, picture._replace(caption=f"{picture.caption}; {rank}")

@@ -1,7 +1,7 @@
 """Few-shot classification: a linear classifier fitted to a few labelled images of each class."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
 
@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from zoo.eval.knn import used as of_labelled
 from zoo.eval.linear import predict_linear
 from zoo.eval.registry import Found, Scores, Subject
 from zoo.eval.settings import FewshotSettings
@@ -27,11 +28,7 @@ def fewshot(subject: Subject, data: Path, settings: FewshotSettings) -> Iterator
     """
     bank, queries = subject.extracted(data)
     assert bank.labels is not None and queries.labels is not None
-    if settings.draws < 1 or not settings.shots or min(settings.shots) < 1:
-        raise ValueError(
-            f"Few-shot with shots {settings.shots} and {settings.draws} draws; all must be "
-            "at least 1."
-        )
+    settings = used(subject, (), settings)
     fewest = int(_per_class(bank.labels).min())
     shots = [n for n in settings.shots if n <= fewest]
     if not shots:
@@ -58,6 +55,20 @@ def fewshot(subject: Subject, data: Path, settings: FewshotSettings) -> Iterator
         if settings.draws > 1:
             yield f"fewshot/{n}/low", low
             yield f"fewshot/{n}/high", high
+
+
+def used(subject: Subject, data: Sequence[Path], settings: FewshotSettings) -> FewshotSettings:
+    """Return the settings as they are.
+
+    Raises:
+        ValueError: a number is below 1; a folder has no images, or they have no classes.
+    """
+    if settings.draws < 1 or not settings.shots or min(settings.shots) < 1:
+        raise ValueError(
+            f"Few-shot with shots {settings.shots} and {settings.draws} draws; all must be "
+            "at least 1."
+        )
+    return of_labelled(subject, data, settings)
 
 
 def _per_class(labels: Int[Tensor, " n"]) -> Int[Tensor, " classes"]:

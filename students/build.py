@@ -69,36 +69,53 @@ def build_student(
             blocks to reparametrise.
     """
     training: dict[str, Any] = dict(drop_path_rate=drop_path_rate) if drop_path_rate else {}
-    name, own, folder = read_folder(name)
-    if folder and torch.device(device).type != "meta":
-        pretrained, start = False, start or folder
-    file = start is not None and start.is_file()
-    if file:
-        training["pretrained_cfg_overlay"] = dict(file=str(start))
     with torch.device(device):
-        backbone, kwargs = _build_backbone(
-            name, size, pretrained or file, training, own | dict(options or {}), dynamic=dynamic
+        backbone, recipe, license = _start_backbone(
+            name, size, training, options or {}, pretrained=pretrained, start=start, dynamic=dynamic
         )
-        license = backbone.pretrained_cfg.get("license") if pretrained or file else None
-        if start and not file:
-            license = load_earlier(backbone, name, start, size)
         if spectral_norms:
-            _reparametrise(name, backbone)
+            _reparametrise(recipe[0], backbone)
+        hidden = hidden or head_hidden(teachers)
+        # this function's keywords: an export has them
+        head: dict[str, Any] = dict(kind=kind, hidden=hidden, inner=inner, upsample=upsample)
         config = resolve_model_data_config(backbone)
-        head: dict[str, Any] = dict(kind=kind, hidden=hidden or head_hidden(teachers))
-        head |= dict(inner=inner, upsample=upsample)  # this function's keywords: an export has them
-        heads = build_heads(backbone, teachers, size=size, **head)
         return Student(
             backbone,
-            heads,
+            build_heads(backbone, teachers, size=size, **head),
             size=(size, size),
             mean=tuple(config["mean"]),
             std=tuple(config["std"]),
-            recipe=(without_tag(name), kwargs),
+            recipe=recipe,
             head=head,
             tokens=assign_tokens(backbone, teachers) if tokens is None else tokens,
             license=license,
         )
+
+
+def _start_backbone(
+    name: str,
+    size: int,
+    training: dict[str, Any],
+    options: Mapping[str, Any],
+    *,
+    pretrained: bool,
+    start: Path | None,
+    dynamic: bool,
+) -> tuple[nn.Module, tuple[str, dict[str, Any]], str | None]:
+    """Build the backbone with the weights it starts from; return it with its recipe and licence."""
+    name, own, folder = read_folder(name)
+    if folder and torch.get_default_device().type != "meta":
+        pretrained, start = False, start or folder
+    file = start is not None and start.is_file()
+    if file:
+        training = training | dict(pretrained_cfg_overlay=dict(file=str(start)))
+    backbone, kwargs = _build_backbone(
+        name, size, pretrained or file, training, own | dict(options), dynamic=dynamic
+    )
+    license = backbone.pretrained_cfg.get("license") if pretrained or file else None
+    if start and not file:
+        license = load_earlier(backbone, name, start, size)
+    return backbone, (without_tag(name), kwargs), license
 
 
 def assign_tokens(

@@ -60,26 +60,13 @@ def export_student(
     with torch.no_grad():
         summary, spatial = student.features(Batch(batch.images[:1]))
     assert summary is not None and spatial is not None
-    name, kwargs = student.recipe
     folder.parent.mkdir(parents=True, exist_ok=True)
     making = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
-        # `build_args` has what a family reads out of its weights' file about the architecture
-        arguments = dict(getattr(student.backbone, "build_args", {})) | kwargs
-        arguments.pop("num_classes", None)
-        if source := cut_folder(name):
-            cut_format.save_trained(student.backbone, source, making, **kwargs)
-        else:
-            save_for_hf(
-                student.backbone,
-                str(making),
-                model_config=dict(pretrained_cfg=_pretrained_cfg(student)),
-                model_args=arguments,
-                safe_serialization=True,
-            )
+        arguments = _save_backbone(student, making)
         save_tensors(_contiguous(student.heads.state_dict()), making / "heads.safetensors")
         heads = dict(
-            student=name,
+            student=student.recipe[0],
             size=student.size[0],
             teachers={name: head.widths for name, head in student.heads.items()},
             head=student.head,
@@ -101,6 +88,25 @@ def export_student(
         "export/summary_norm": summary.double().norm().item(),
         "export/spatial_norm": spatial.double().norm().item(),
     }
+
+
+def _save_backbone(student: Student, folder: Path) -> dict[str, Any]:
+    """Write the backbone's part of an export; return the keywords that build it again."""
+    name, kwargs = student.recipe
+    # `build_args` has what a family reads out of its weights' file about the architecture
+    arguments = dict(getattr(student.backbone, "build_args", {})) | kwargs
+    arguments.pop("num_classes", None)
+    if source := cut_folder(name):
+        cut_format.save_trained(student.backbone, source, folder, **kwargs)
+    else:
+        save_for_hf(
+            student.backbone,
+            str(folder),
+            model_config=dict(pretrained_cfg=_pretrained_cfg(student)),
+            model_args=arguments,
+            safe_serialization=True,
+        )
+    return arguments
 
 
 def _pretrained_cfg(student: Student) -> dict[str, Any]:

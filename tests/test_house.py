@@ -20,6 +20,7 @@ FOUNDATION = (
     "zoo.wheels",
     "zoo.licence",
     "zoo.cut_format",
+    "zoo.flops",
 )
 MODELS = (
     *FAMILIES,
@@ -37,7 +38,7 @@ CORE = tuple(
         "config", "device", "interrupt", "loop", "optim", "progress", "run", "state", "task",
         "damp", "slices", "prefetch", "fields", "freeze", "numa",
         "average", "ranges", "mesh", "step", "shard", "checkpoint", "skew", "graphs", "waiting",
-        "profiling", "trackers",
+        "profiling", "trackers", "planner", "garbage",
     )
 )  # fmt: skip
 """The training loop and what every task shares: no images, no teachers, no method."""
@@ -64,6 +65,7 @@ ARROWS: dict[str, tuple[str, ...]] = {
     "zoo.cut_format": ("zoo.axes", "zoo.files", "zoo.language"),
     "zoo.safe_pickle": (),
     "zoo.files": (),
+    "zoo.flops": (),
     "zoo.weights": ("zoo.safe_pickle", "zoo.files"),
     "zoo.wheels": ("zoo.weights",),
     "zoo.licence": (),
@@ -115,7 +117,7 @@ ARROWS: dict[str, tuple[str, ...]] = {
     "zoo.train.average": ("zoo.layers", "zoo.train.shard"),
     "zoo.train.shard": ("zoo.layers", "zoo.compiled_blocks", "zoo.train.mesh"),
     "zoo.train.cost": (),
-    "zoo.train.cluster": ("zoo.train.cost",),
+    "zoo.train.cluster": ("zoo.train.cost", "zoo.files"),
     "zoo.train.pretext": (*CORE, "zoo.data", "zoo.features", "zoo.files", "zoo.teachers"),
     "zoo.train.masks": (*CORE, "zoo.students.prune"),
     "zoo.train.elastic": (*CORE, "zoo.students.prune", "zoo.data"),
@@ -124,7 +126,7 @@ ARROWS: dict[str, tuple[str, ...]] = {
     ),
     "zoo.train.distill": (
         "zoo.train.distill", *CORE, "zoo.data", "zoo.students", "zoo.teachers", "zoo.features",
-        "zoo.files", "zoo.compiled_blocks", "zoo.train.pretext", "zoo.language",
+        "zoo.files", "zoo.flops", "zoo.compiled_blocks", "zoo.train.pretext", "zoo.language",
         "zoo.multimodal", ROOT_ONLY,
     ),
     "zoo.eval": (

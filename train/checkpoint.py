@@ -11,6 +11,7 @@ import json
 import os
 import pickle
 import shutil
+import threading
 import warnings
 import zipfile
 import zlib
@@ -32,6 +33,7 @@ from torch.distributed.tensor import DTensor
 
 from zoo.files import read_json
 from zoo.train.mesh import any_rank, rank, saving_group, world
+from zoo.train.planner import Planner, shapes
 from zoo.train.shard import is_cut
 
 State = dict[str, Any]
@@ -50,7 +52,8 @@ class Writer(dcp.FileSystemWriter):
     """DCP's writer, with checksums, whose folder appears under its name when it is whole."""
 
     def __init__(self, folder: Path, *, pinned: bool):
-        super().__init__(folder, cache_staged_state_dict=pinned)
+        # nothing is copied ahead: the tensors are on the host, and it would wait for the device
+        super().__init__(folder, cache_staged_state_dict=pinned, per_thread_copy_ahead=0)
         self.folder = folder
         self.rest: Any = None
         self.step, self.kept, self.best = 0, 1, -1
@@ -65,6 +68,7 @@ class Writer(dcp.FileSystemWriter):
     def write_data(self, plan: Any, planner: Any) -> Any:
         with without_crc():
             done = super().write_data(plan, planner)
+        planner.forget()
         for name in {result.storage_data.relative_path for result in done.wait()}:
             write_sum(self.making() / name)
         return done
@@ -91,6 +95,8 @@ class Saver:
         self._writer: Writer | None = None
         self._going: Future | None = None
         self._memory: Future | None = None
+        self._hurry = threading.Event()
+        self._planner = Planner(self._hurry)
 
     def prepare(self, state: State) -> None:
         """Reserve the pinned memory that a state will be copied to, beside training.
@@ -133,10 +139,12 @@ class Saver:
         self._writer.best, _ = state.get("best") or (-1, None)
         group = saving_group()
         without_warning()
+        self._hurry.clear()
         self._going = dcp.async_save(  # pyright: ignore[reportAttributeAccessIssue]
             {TENSORS: tensors},  # DCP logs each entry of the top level
             checkpoint_id=self._writer.making(),
             storage_writer=self._writer,
+            planner=self._planner,
             process_group=group,
             no_dist=group is None,
         )
@@ -150,6 +158,7 @@ class Saver:
         going, self._going = self._going, None
         if going is None:
             return
+        self._hurry.set()
         try:
             going.result()
         except (OSError, CheckpointException) as error:
@@ -176,11 +185,6 @@ def pinned_like(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
             memory = DTensor(memory, x._spec, requires_grad=False)  # the same mesh, the same cut
         made[name] = memory
     return made
-
-
-def shapes(tensors: Mapping[str, Tensor]) -> dict[str, tuple[torch.Size, torch.dtype]]:
-    """Return what two states must share for one's memory to hold the other."""
-    return {name: (x.shape, x.dtype) for name, x in tensors.items()}
 
 
 @contextmanager

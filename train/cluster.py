@@ -17,9 +17,11 @@ each of their passes, and nothing between nodes.
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
 from typing import NamedTuple
 
+from zoo.files import checked_fields, read_json
 from zoo.train.cost import CONSTANTS
 
 BUCKET = 25 * 2**20
@@ -40,10 +42,50 @@ class Gpu:
     of_node: int
     how: str
     """Which of these figures are measured."""
+    hop_within: float
+    """Seconds that a message takes to the next GPU of a node, however short it is."""
+    hop_between: float
+    """The same to another node."""
 
 
-GPUS = {name: Gpu(**figures) for name, figures in CONSTANTS["gpus"].items()}
 CLUSTER = CONSTANTS["cluster"]
+HOPS = {name: CLUSTER[name] for name in ("hop_within", "hop_between")}
+GPUS = {name: Gpu(**figures, **HOPS) for name, figures in CONSTANTS["gpus"].items()}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Links:
+    """What `zoo bench links` found; units as in `Gpu`, None where it had nothing to measure."""
+
+    how: str
+    within: float | None = None
+    hop_within: float | None = None
+    between: float | None = None
+    hop_between: float | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("within", "between", "hop_within", "hop_between"):
+            value = getattr(self, name)
+            least = 0 if name.startswith("hop_") else 1e-6
+            if value is not None and not least <= value < math.inf:
+                raise ValueError(f"{name} is {value}")
+
+
+def with_links(gpu: Gpu, path: Path) -> Gpu:
+    """Put measured links in the place of those that are assumed.
+
+    Raises:
+        ValueError: the file is not of `zoo bench links`, or its figures are none.
+    """
+    found = read_json(path)
+    names = [field.name for field in fields(Links)]
+    links = checked_fields(Links, {k: v for k, v in found.items() if k in names}, str(path))
+    given = {name: getattr(links, name) for name in names[1:] if getattr(links, name) is not None}
+    if not given:
+        raise ValueError(f"{path} has no links; torchrun ... -m zoo bench links --out FILE does.")
+    rest = "" if "between" in given else "; between nodes modelled"
+    compute, _, _ = gpu.how.partition(";")
+    return replace(gpu, **given, how=f"{compute}; links {links.how}{rest}")
 
 
 class Layout(NamedTuple):
@@ -112,7 +154,7 @@ def traffic(
         within, between = 3 * slices * size * inner, 2 * slices * size * outer / g
         hops = 3 * reductions * (g - 1), reductions * 2 * tree
     seconds = within / gpu.within / 1e9 + between / gpu.between / 1e9
-    seconds += hops[0] * CLUSTER["hop_within"] + hops[1] * CLUSTER["hop_between"]
+    seconds += hops[0] * gpu.hop_within + hops[1] * gpu.hop_between
     return Traffic(within, between, gathers, reductions, seconds)
 
 
@@ -128,7 +170,7 @@ def gathered(blocks: Sequence[int], passes: float, layout: Layout, gpu: Gpu) -> 
         return Traffic(0.0, 0.0, 0, 0, 0.0)
     within = passes * sum(blocks) * (g - 1) / g
     hops = passes * len(blocks) * (g - 1)
-    seconds = within / gpu.within / 1e9 + hops * CLUSTER["hop_within"]
+    seconds = within / gpu.within / 1e9 + hops * gpu.hop_within
     return Traffic(within, 0.0, round(passes * len(blocks)), 0, seconds)
 
 

@@ -33,11 +33,6 @@ def stops(reported: Sequence[float], *, workers: int, phase: int, rate: float) -
     return better >= (1 - share) * len(reported)
 
 
-def work_share(phases: int, rate: float) -> float:
-    """Return the expected share of the work of training every candidate to the end."""
-    return (1 - (1 - rate) ** phases) / (phases * rate)
-
-
 def hypertrick_pruner(workers: int, *, rate: float = 0.25) -> "BasePruner":
     """Return HyperTrick as a pruner of Optuna: trials report once a phase.
 

@@ -5,7 +5,7 @@ import signal
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from itertools import chain, islice
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,6 +13,7 @@ from torch import Tensor
 from zoo.train.config import Training
 from zoo.train.damp import damped
 from zoo.train.device import autocast, tensor_cores
+from zoo.train.garbage import garbage_frozen
 from zoo.train.interrupt import Interrupt, Interrupted
 from zoo.train.mesh import any_rank, from_first, gather, is_first, sum_over_ranks, world
 from zoo.train.optim import learning_rate
@@ -28,6 +29,10 @@ from zoo.train.step import Ranks
 from zoo.train.task import Feed, Task
 from zoo.train.waiting import DataClock
 
+Evaluate = Callable[[Any, int], float | None]
+"""Gets the model (averaged, if it is) and the step, and returns the measure of the best checkpoint.
+Every rank calls it; where weights are cut, rank 0 alone gets a model."""
+
 
 def train(
     task: Task,
@@ -36,72 +41,60 @@ def train(
     config: Training,
     run: Run,
     *,
-    evaluate: Callable[[Any, int], float | None] | None = None,
+    evaluate: Evaluate | None = None,
     title: str = "train",
     ahead: bool = False,
 ) -> None:
     """Train until `config.steps`; log, evaluate and save on the way.
 
     Args:
-        evaluate: Gets the model (averaged, if it is) and the step, every `config.every.evaluate`
-            steps but the last; with `config.keep_best` at the last too. What it returns is the
-            measure of the best checkpoint. Every rank calls it; where weights are cut, rank 0
-            alone gets a model.
+        evaluate: Called every `config.every.evaluate` steps but the last; with `config.keep_best`
+            at the last too.
         ahead: Compute the task's targets a slice early, on a CUDA stream of their own.
 
     Raises:
         Interrupted: a signal came; the state is saved.
         ValueError: a loss is not finite; the batch's keys stand in `nan_batch.json`.
     """
-    device, every, first = state.device, config.every, state.step
-    saves_next = (first // every.checkpoint + 1) * every.checkpoint
-    reserves = device.type == "cuda" and saves_next < config.steps  # the last may take its time
+    device, first, steps = state.device, state.step, config.steps
+    saves_next = (first // config.every.checkpoint + 1) * config.every.checkpoint
+    reserves = device.type == "cuda" and saves_next < steps  # the last may take its time
     precision = partial(autocast, config.precision, device)
     beside = side_stream(device, wanted=ahead)
     data = DataClock(device, getattr(feed, "workers", None), beside)
-    numbers = data.timed(numbered(feed, state.step, config.steps))
+    numbers = data.timed(numbered(feed, first, steps))
     coming = prefetch(numbers, task.targets, precision, stream=beside)
     buffers = SliceBuffers(state.model) if config.num_slices > 1 else None
     wrapped = Ranks(task, state)
-    progress = Progress(
-        title, total=config.steps, start=state.step, samples=config.samples, unit=config.unit
-    )
+    progress = Progress(title, total=steps, start=first, samples=config.samples, unit=config.unit)
     skipped, stragglers = SkipList(run, progress), Stragglers(progress)
-    profile = None
-    if config.profile and is_first():
-        profile = StepProfile(run.path, state.step, config.steps, device)
-    with Interrupt() as interrupt, progress, tensor_cores(device), run.settled():
-        while state.step < config.steps:
+    profiled = config.profile and is_first()
+    profile = StepProfile(run.path, first, steps, device) if profiled else None
+    frozen = garbage_frozen(device.type == "cuda")
+    with Interrupt() as interrupt, progress, tensor_cores(device), run.settled(), frozen:
+        while state.step < steps:
             parts = islice(coming, len(feed.slices))
             counts = feed.counts(state.step)
             losses = take_step(wrapped, state, parts, counts, config, precision, buffers)
             update(state, losses, config)
             if reserves and state.step == first + 1:  # the optimizer's state is there
                 run.prepare(state.state())
-
             if profile and (line := profile.step(state.step)):
                 progress.print(line)
-            step, stops = state.step, any_rank(interrupt.signal is not None or run.lost())
-            ends = step == config.steps
-            saves = ends or stops or step % every.checkpoint == 0
-            logs = ends or step % every.log == 0
-            if saves or logs or world() == 1:
+            stops = any_rank(interrupt.signal is not None or run.lost())
+            due = Due.after(state.step, config, stops)
+            if due.saves or due.logs or world() == 1:
                 skipped.add(chain.from_iterable(gather(list(feed.skipped()))))
-            if saves or logs:
+            if due.saves or due.logs:
                 check_finite(state, feed, run)
-            if logs:
+            if due.logs:
                 late = stragglers.report(wrapped.clock.read()) if wrapped.clock else {}
                 write_log(state, config, run, progress, late, data)
-            evaluates = config.keep_best if ends else step % every.evaluate == 0
             with progress.paused():
-                if evaluate and evaluates:
-                    measure = from_first(evaluate(state.averaged, step))
-                    saves |= config.keep_best and state.improves(measure)
-                if saves:
-                    run.save(state.state(), wait=ends or stops, kept=config.keep)
-            if stops and not ends:
+                evaluate_and_save(state, due, config, run, evaluate)
+            if stops and state.step < steps:
                 signum = interrupt.signal or signal.SIGTERM  # another rank's
-                raise Interrupted(signum, f"Stopped after step {step}, which is saved.")
+                raise Interrupted(signum, f"Stopped after step {state.step}, which is saved.")
 
 
 def take_step(
@@ -178,6 +171,38 @@ def update(state: TrainState, losses: Mapping[str, Tensor], config: Training) ->
     total, *rest = losses.values()
     state.names = tuple(losses)
     state.unread.append(torch.stack([total, norm, *rest]).detach())
+
+
+class Due(NamedTuple):
+    """What is done after a step."""
+
+    last: bool
+    """No further step is taken: by the plan, or for a signal."""
+    saves: bool
+    logs: bool
+    evaluates: bool
+
+    @classmethod
+    def after(cls, step: int, config: Training, stops: bool) -> "Due":
+        ends, every = step == config.steps, config.every
+        return cls(
+            last=ends or stops,
+            saves=ends or stops or step % every.checkpoint == 0,
+            logs=ends or step % every.log == 0,
+            evaluates=config.keep_best if ends else step % every.evaluate == 0,
+        )
+
+
+def evaluate_and_save(
+    state: TrainState, due: Due, config: Training, run: Run, evaluate: Evaluate | None
+) -> None:
+    """Evaluate and save where it is due; also save what is the best so far, if that is kept."""
+    saves = due.saves
+    if evaluate and due.evaluates:
+        measure = from_first(evaluate(state.averaged, state.step))
+        saves |= config.keep_best and state.improves(measure)
+    if saves:
+        run.save(state.state(), wait=due.last, kept=config.keep)
 
 
 def check_finite(state: TrainState, feed: Feed, run: Run) -> None:

@@ -106,17 +106,13 @@ class Shapes:
     follows: Mapping[Axis, Axis] = field(default_factory=dict)
     """Axes that are cut by another's share, if nothing else is said."""
 
-    def count(self, sizes: Mapping[Axis, int] = {}, *, without: str = r"^$") -> int:
-        """Count the numbers in the tensors if axes had these sizes; tied tensors count once.
-
-        Args:
-            without: Tensors that do not count, a pattern.
-        """
+    def count(self, sizes: Mapping[Axis, int] = {}) -> int:
+        """Count the numbers in the tensors if axes had these sizes; tied tensors count once."""
         sizes = {**self.sizes, **sizes}
         return sum(
             math.prod(dim_size(dim, sizes) for dim in shape.dims)
             for name, shape in self.tensors.items()
-            if name not in self.tied and not re.search(without, name)
+            if name not in self.tied
         )
 
     def slots(self, axis: Axis) -> list[Slot]:

@@ -36,8 +36,9 @@ COMMANDS = {
 }
 """Name -> module:function; a module is imported when its command is called."""
 
-ON_RANKS = ("distill", "train-lm", "mask", "elastic", "detect", "eval")
-"""Commands that run on several processes: torchrun --nproc-per-node 8 -m zoo distill ..."""
+ON_RANKS = ("distill", "train-lm", "mask", "elastic", "detect", "eval", "bench")
+"""Commands that run on several processes: torchrun --nproc-per-node 8 -m zoo distill ...;
+of `bench` it is `bench links`."""
 
 USAGE = """zoo: vision backbones, and the distillation of many frozen teachers into one student.
 
@@ -65,6 +66,7 @@ USAGE = """zoo: vision backbones, and the distillation of many frozen teachers i
   zoo segment-config ...    an mmseg configuration (UPerNet) over one of our backbones
   zoo bench models ...      images/s, memory and multiply-adds beside timm's models
   zoo bench distill ...     a distillation step, part by part, beside the cost model
+  zoo bench links ...       collectives between GPUs, for zoo plan; under torchrun
   zoo experiment phi_s      nine normalisations of three teachers, with paired intervals
   zoo experiment students   one student of each family against its teachers and itself alone
   zoo experiment compression  a small hybrid, cut: by width, heads, channels and to 2:4

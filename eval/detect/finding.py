@@ -33,7 +33,6 @@ def find_objects(
     *,
     device: torch.device,
     batch: int = 8,
-    workers: int = 0,
     unreadable: set[str] | None = None,
 ) -> Iterator[tuple[CocoImage, Prediction]]:
     """Yield each image of a split with the detector's prediction, in pixels of the image.
@@ -47,7 +46,7 @@ def find_objects(
     detector.eval()
 
     def predicted() -> Iterator[tuple[CocoImage, Prediction] | Lost]:
-        for canvas in batches(samples, order, workers=workers):
+        for canvas in batches(samples, order):
             yield from canvas.lost
             found = detector.predict(canvas.to(device)) if len(canvas) else []
             for index, prediction in zip(canvas.indices, found, strict=True):

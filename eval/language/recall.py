@@ -137,19 +137,23 @@ def copying(subject: TextSubject, data: Path | None, settings: CopyingSettings) 
     yield from _measured(subject, "copying", cells)
 
 
-def phonebook(
-    subject: TextSubject, data: Path | None, settings: PhonebookSettings
-) -> Iterator[Found]:
-    """Yield `phonebook/N/exact` and `phonebook/N/token` for books of N entries, and over all."""
-    rng = np.random.default_rng([subject.seed, 2])
-    cells = {
+def phonebooks(seed: int, settings: PhonebookSettings) -> dict[str, list[Sample]]:
+    """Return the samples of `phonebook` by the entries of a book."""
+    rng = np.random.default_rng([seed, 2])
+    return {
         str(n): [
             phonebook_sample(rng, n, f"{n}/{i}", shots=settings.shots, reversed=settings.reversed)
             for i in range(settings.samples)
         ]
         for n in settings.entries
     }
-    yield from _measured(subject, "phonebook", cells)
+
+
+def phonebook(
+    subject: TextSubject, data: Path | None, settings: PhonebookSettings
+) -> Iterator[Found]:
+    """Yield `phonebook/N/exact` and `phonebook/N/token` for books of N entries, and over all."""
+    yield from _measured(subject, "phonebook", phonebooks(subject.seed, settings))
 
 
 def needle(subject: TextSubject, data: Path | None, settings: NeedleSettings) -> Iterator[Found]:

@@ -43,7 +43,7 @@ def write_picture(sources: Sequence[str | Path], out: Path) -> Path:
     return out
 
 
-def maps_picture(run: RunFolder, *, width: int = WIDTH) -> bytes:
+def maps_picture(run: RunFolder) -> bytes:
     """Draw images, teachers' maps and the student's beside each other, as a PNG.
 
     Raises:
@@ -63,6 +63,7 @@ def maps_picture(run: RunFolder, *, width: int = WIDTH) -> bytes:
         for who, side in zip(("teacher", "student"), sides, strict=True):
             heads.append((shorten(name, 26), who))
             columns.append(side)
+    width = WIDTH
     while True:
         png = _sheet(heads, columns, width)
         if len(png) <= MOST_BYTES or width < 400:

@@ -7,7 +7,7 @@ import math
 from dataclasses import replace
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Int
 from torch import Tensor
 
 from zoo.axes import Axis, Part, Shape, Shapes, State, part_size
@@ -40,26 +40,6 @@ def keep_units(
             out[name] = _take(name, state[name], shapes, axis, kept, by)
     out |= {n: out[first] for n, first in shapes.tied.items() if out[first] is not state[first]}
     return out, replace(shapes, sizes={**shapes.sizes, axis: kept.shape[-1]})
-
-
-def scale_readers(
-    shapes: Shapes, state: State, axis: Axis, factor: Float[Tensor, " units"]
-) -> State:
-    """Scale what reads each unit of an axis: 0 masks a unit, 1/2 makes up for its doubling.
-
-    What a tied weight reads is scaled for its other use too: an embedding that is also the head.
-    """
-    out = dict(state)
-    for name, dim, part, place in shapes.readers(axis):
-        tensor = out[name].clone()
-        lengths = [part_size(p, shapes.sizes) for p in shapes.tensors[name].dims[dim]]
-        letters = _lengths(shapes.tensors[name].dims[dim][part], shapes)
-        piece = tensor.narrow(dim, sum(lengths[:part]), lengths[part])
-        view = [1] * place + [-1] + [1] * (len(letters) - place - 1)
-        columns = factor.to(tensor).view(view).expand(letters).reshape(-1)
-        piece.mul_(columns.view([-1] + [1] * (tensor.ndim - dim - 1)))
-        out[name] = tensor
-    return out | {name: out[first] for name, first in shapes.tied.items()}
 
 
 def keep_layers(shapes: Shapes, state: State, path: str, kept: list[int]) -> State:

@@ -140,7 +140,6 @@ def cut_to(
     plan: Plan,
     ranks: Ranks,
     *,
-    probe: Mapping[str, Any] | None = None,
     form: str = "library",
 ) -> Child:
     """Take a size out of a sorted model, as a model of its library's own class.
@@ -152,7 +151,7 @@ def cut_to(
     def by_place(axis: Axis) -> tuple[Tensor, tuple[Axis, ...]]:
         return -torch.arange(float(shapes.sizes[axis])), ()
 
-    return prune(parent, plan, by_place, rank_layers=_by_rank(ranks), probe=probe, form=form)
+    return prune(parent, plan, by_place, rank_layers=_by_rank(ranks), form=form)
 
 
 def _by_rank(ranks: Ranks):

@@ -5,8 +5,7 @@ their input (Wanda, 2306.11695), or those whose loss the others can make up for,
 updated (SparseGPT, 2301.00774). `zoo.train.masks` learns the choice (MaskLLM, 2409.17481).
 """
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import combinations
 from typing import Any, Literal
@@ -260,14 +259,3 @@ def load_weights(layers: Layers, weights: Mapping[str, Tensor]) -> None:
     """Write weights into layers."""
     for name, weight in weights.items():
         layers[name].weight.copy_(weight)
-
-
-@contextmanager
-def with_weights(layers: Layers, weights: Mapping[str, Tensor]) -> Iterator[None]:
-    """Run with other weights, and put the own ones back."""
-    own = {name: layer.weight.detach().clone() for name, layer in layers.items()}
-    load_weights(layers, weights)
-    try:
-        yield
-    finally:
-        load_weights(layers, own)

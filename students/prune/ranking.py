@@ -13,7 +13,6 @@ from zoo.students.prune.removal import removal
 from zoo.students.prune.taps import Inputs, OverSamples, OverTokens, Total, alone
 from zoo.students.prune.taylor import LossOf, taylor
 
-SCORES = ("activation", "contribution", "wanda", "taylor", "x", "magnitude", "random")
 BLIND = ("magnitude", "random")
 """Those that look at no data."""
 

@@ -25,8 +25,6 @@ CLOSE = 0.9
 
 Fits = Callable[[Plan], bool]
 """Tells whether a library has what a plan makes."""
-Use = Callable[[Plan], float]
-"""The share of the budget that a plan's model uses: at most 1 within it."""
 
 
 class Knob(NamedTuple):

@@ -1,5 +1,6 @@
 """`zoo plan`: a run on many GPUs, counted by hand for a tiny student."""
 
+import json
 import math
 import shlex
 from dataclasses import replace
@@ -10,7 +11,7 @@ import torch
 from zoo.cli import main
 from zoo.commands.cluster_plan import Models, column, notes, student_seconds
 from zoo.teachers.open import open_teacher
-from zoo.train.cluster import GPUS
+from zoo.train.cluster import GPUS, with_links
 from zoo.train.config import Optim
 from zoo.train.distill.config import Distill, TeacherSpec
 from zoo.train.distill.placement import teacher_blocks
@@ -108,5 +109,42 @@ def test_a_recipe_is_planned_without_a_gpu_and_without_its_weights(capsys):
 
 def test_what_does_not_fit_is_said(models):
     for one, said in ((models, False), (replace(models, saved=1e12), True)):
-        lines = notes(RUN, [column(RUN, one, 16, H200)], "h200")
+        lines = notes(RUN, [column(RUN, one, 16, H200)], "h200", H200)
         assert any("does not fit" in line for line in lines) == said
+
+
+def test_measured_links_take_the_place_of_assumed_ones(models, tmp_path, capsys):
+    path = tmp_path / "links.json"
+    path.write_text(json.dumps(dict(how="measured", within=30.0, hop_within=1e-5, rows=[])))
+    slow = with_links(H200, path)
+    assert (slow.within, slow.hop_within) == (30.0, 1e-5)
+    assert (slow.between, slow.hop_between) == (H200.between, H200.hop_between)
+    assumed, measured = (column(RUN, models, 8, kind) for kind in (H200, slow))
+    assert measured.sent.within == assumed.sent.within
+    bandwidth = assumed.sent.within / 1e9
+    hops = assumed.sent.reductions * 14
+    assert measured.sent.seconds == pytest.approx(bandwidth / 30 + hops * 1e-5)
+    main(shlex.split(
+        "plan custom --gpus 8 --teachers timm:test_vit/random@64 --student test_vit --size 64 "
+        f"--batch 128 --links {path}"
+    ))  # fmt: skip
+    out = " ".join(capsys.readouterr().out.split())
+    assert "links measured; between nodes modelled" in out
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ({}, "how"),
+        (dict(how="x"), "has no links"),
+        (dict(how="x", within=0.0), "within is 0.0"),
+        (dict(how="x", within="fast"), "within"),
+        (dict(how="x", within=3.0, hop_within=-1.0), "hop_within is -1.0"),
+    ],
+)
+def test_a_file_of_links_that_is_none_is_refused(content, words, tmp_path):
+    path = tmp_path / "links.json"
+    path.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=words) as error:
+        with_links(H200, path)
+    assert str(path) in str(error.value)

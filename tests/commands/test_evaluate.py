@@ -33,6 +33,18 @@ def planted(subject, data, settings: Planted):
     yield "planted/first", Picture(np.zeros((8, 8, 3), np.uint8), "black")
 
 
+def broken(subject, data, settings: Planted):
+    """A benchmark that fails when it is half through."""
+    yield "broken/top1", 50.0
+    raise RuntimeError("out of memory")
+
+
+@pytest.fixture
+def with_broken(monkeypatch, with_planted):
+    line = Benchmark(f"{__name__}:broken", "broken", "broken/top1")
+    monkeypatch.setitem(BENCHMARKS, "broken", line)
+
+
 @pytest.fixture
 def with_planted(monkeypatch):
     line = Benchmark(f"{__name__}:planted", "planted", "planted/top1")
@@ -76,7 +88,7 @@ def test_planted_classes_score_one_hundred_and_the_line_holds_what_a_rerun_needs
 
 def test_multiply_adds_are_those_of_the_size_that_a_benchmark_uses(images, tmp_path):
     from zoo.eval.settings import SegmentSettings
-    from zoo.eval.speed.models import cost
+    from zoo.eval.speed.cost import cost
 
     streets, out = tmp_path / "streets", tmp_path / "results.jsonl"
     for part in ("train", "val"):
@@ -158,6 +170,16 @@ def test_a_dry_run_reads_no_image_and_writes_nothing(images, tmp_path, capsys):
     assert not out.exists()
 
 
+def test_a_dry_run_refuses_what_an_evaluation_would(images, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        main(["eval", "test_vit", "--dry-run"])
+    assert "knn needs data" in capsys.readouterr().err
+    out = tmp_path / "r.jsonl"
+    evaluate("test_vit", asked(images, "knn", out=out))
+    main(["eval", "--compare", f"{out}:test_vit", "test_vit", "--data", str(images), "--dry-run"])
+    assert "12 + 0" not in capsys.readouterr().out
+
+
 def test_a_dry_run_counts_the_images_and_refuses_data_that_does_not_fit(images, tmp_path, capsys):
     main(["eval", "test_vit", "--on", "knn", "--size", "64", "--data", str(images), "--dry-run"])
     told = capsys.readouterr().out
@@ -224,6 +246,21 @@ def test_what_was_measured_before_a_benchmark_refused_is_shown_and_kept(images, 
         evaluate("test_vit", asked(images, "knn", "fewshot", out=out, settings=settings))
     assert "knn/top1" in capsys.readouterr().out
     assert [record.benchmark for record in read(out)] == ["knn"]
+
+
+def test_a_benchmark_that_fails_is_named_and_counted_while_the_others_go_on(
+    images, with_broken, tmp_path, capsys
+):
+    out = tmp_path / "r.jsonl"
+    words = f"eval test_vit --on planted,broken,knn --size 32 --data {images} --out {out}"
+    with pytest.raises(SystemExit) as stop:
+        main(words.split())
+    told = capsys.readouterr()
+    assert stop.value.code and [r.benchmark for r in read(out)] == ["planted", "knn"]
+    assert f"FAILED broken of test_vit on {images}: out of memory" in told.err
+    assert "1 of 3 measurements failed" in told.err and "knn/top1" in told.out
+    with pytest.raises(RuntimeError, match="out of memory"):  # alone, its error is the answer
+        evaluate("test_vit", asked(images, "broken"))
 
 
 def test_unlabelled_images_are_refused_by_name(tmp_path):

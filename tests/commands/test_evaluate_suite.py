@@ -91,6 +91,25 @@ def test_a_wrong_line_of_a_suite_is_said_before_the_first_is_measured(images, tm
         read_suite(suite)
 
 
+def test_an_evaluation_of_a_suite_that_fails_does_not_end_it(images, tmp_path, capsys):
+    suite, out = tmp_path / "suite.toml", tmp_path / "r.jsonl"
+    for part in ("train/a", "train/b", "val/a", "val/b"):
+        (images.parent / "torn" / part).mkdir(parents=True)
+        (images.parent / "torn" / part / "0.png").write_bytes(b"no picture")
+    good = f'[[eval]]\ntarget = "test_vit"\non = "knn"\ndata = "{images}"\nsize = 32\n'
+    suite.write_text(good.replace("photos", "torn") + good)
+    with pytest.raises(SystemExit) as stop:
+        main(["eval", "--suite", str(suite), "--out", str(out)])
+    told = capsys.readouterr().err
+    assert stop.value.code and "1 of 2 evaluations failed" in told and "FAILED zoo eval" in told
+    assert [r.data for r in read(out)] == [str(images)]
+    suite.write_text(good + good.replace("photos", "nowhere"))  # found before any work
+    out.unlink()
+    with pytest.raises(SystemExit):
+        main(["eval", "--suite", str(suite), "--out", str(out)])
+    assert "no data at" in capsys.readouterr().err and not out.exists()
+
+
 def test_a_line_is_measured_again_to_the_same_number(images, tmp_path, capsys):
     out, later = tmp_path / "r.jsonl", tmp_path / "later.jsonl"
     words = ["--on", "knn", "--size", "32", "--seed", "3", "--data", str(images), "--knn.k", "3"]

@@ -8,10 +8,10 @@ from PIL import Image
 
 from zoo.data.conversations import open_conversations, open_part, other_images
 from zoo.data.generated_vqa import COLORS, Generated
-from zoo.data.image_text import Change, ImageTextFeed, ImageTextSource, encode
+from zoo.data.image_text import Change, ImageTextFeed, ImageTextSource, encode, most_text
 from zoo.data.plan import Plan
 from zoo.language.tokenizers import ByteTokenizer
-from zoo.multimodal.budget import fit_to_budget
+from zoo.multimodal.budget import fit_to_budget, tokens_of
 
 IMAGE = 257
 
@@ -19,7 +19,7 @@ IMAGE = 257
 class Pixels:
     """A tower of cells of 16 px that keeps images' shapes."""
 
-    patch_size = 16
+    patch_size, native, max_tokens = 16, True, 64
 
     def fitted(self, height, width):
         return fit_to_budget(height, width, 16, 64)
@@ -165,6 +165,56 @@ def test_a_conversation_that_is_too_long_is_left_out(llava):
     source = ImageTextSource(train, ByteTokenizer(), IMAGE, Pixels(), most=20)
     with pytest.raises(ValueError, match="longer than 20 tokens"):
         len(source)
+
+
+class CountingTokenizer(ByteTokenizer):
+    calls = 0
+
+    def encode(self, text):
+        self.calls += 1
+        return super().encode(text)
+
+
+@pytest.mark.parametrize("most", [200, 110])
+def test_a_conversation_is_tokenised_when_it_is_read(llava, most):
+    """Unless its length is in question: at most 64 tokens of the image, some 60 of the text."""
+    train, _ = open_conversations(llava, 0.3)
+    tokenizer = CountingTokenizer()
+    source = ImageTextSource(train, tokenizer, IMAGE, Pixels(), most=most)
+    assert len(source) == len(train)
+    assert bool(tokenizer.calls) == (most == 110)
+    before = tokenizer.calls
+    first = source.encoded(3)
+    assert before < tokenizer.calls
+    ids, answers = encode(
+        train.samples[3], ByteTokenizer(), IMAGE, [int((first.ids == IMAGE).sum())]
+    )
+    assert (first.ids == ids).all() and (first.answers == answers).all()
+    assert source.learnt(3) == answers.sum()
+
+
+def test_those_kept_are_those_whose_tokens_are_few_enough(llava):
+    rows = json.loads(llava.read_text())
+    for number, one in enumerate(rows):
+        one["conversations"][0]["value"] += " \u00fc\ufdfa" * number  # NFKC: 18 letters
+    llava.write_text(json.dumps(rows))
+    train, _ = open_conversations(llava, 0.3)
+    source = ImageTextSource(train, ByteTokenizer(), IMAGE, Pixels(), most=160)
+    lengths = [
+        len(encode(s, ByteTokenizer(), IMAGE, [tokens_of(*Pixels().fitted(*train.size(i)), 16)])[0])
+        for s in train.samples
+        for i in s.images
+    ]
+    assert list(source.kept) == [i for i, length in enumerate(lengths) if length <= 160]
+    assert 0 < len(source) < len(train)
+
+
+def test_drawn_questions_are_short_and_those_of_their_pictures():
+    train, _ = open_conversations("generated:40")
+    for number, sample in enumerate(train.samples):
+        assert sample.turns[0].question.endswith(Generated(40).drawn(number).question)
+        assert sample.turns[0].answer == Generated(40).drawn(number).answer
+        assert most_text(sample) <= train.longest
 
 
 def test_drawn_pictures_hold_what_their_answers_say():

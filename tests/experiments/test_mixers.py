@@ -1,6 +1,6 @@
 import copy
 import json
-from itertools import pairwise
+import re
 
 import numpy as np
 import pytest
@@ -8,11 +8,20 @@ import torch
 
 from zoo.cli import main
 from zoo.data.plan import Plan
+from zoo.eval.language.recall import copying_sample, phonebook_sample
 from zoo.experiments.corpus import standard_library
 from zoo.experiments.mixers.config import SCALES, TOWERS
-from zoo.experiments.mixers.text import MixedFeed, task_row
+from zoo.experiments.mixers.text import (
+    MixedFeed,
+    RecallTask,
+    all_names,
+    book_drill,
+    string_drill,
+)
 from zoo.experiments.mixers.towers import build, count, quickened
 from zoo.language.tokens import Tokens, read_tokens
+from zoo.train.config import Optim
+from zoo.train.state import TrainState
 
 pytest.importorskip("transformers")
 TINY = SCALES["tiny"]
@@ -40,25 +49,81 @@ def test_mamba2_computes_the_same_when_it_is_fast():
         assert error < 1e-4 * q.grad.abs().max(), name
 
 
-def test_a_row_of_tasks_has_the_answers():
-    rng = np.random.default_rng(0)
-    text = b"".join(task_row(rng, 4096, (8, 32)).tobytes() for _ in range(4)).decode()
-    books = [part for part in text.split("\n") if ": " in part and part.count("-") == 1]
-    names = [line.split(":")[0] for line in books]
-    assert len(set(names)) < len(names)  # asked, and answered
-    lines = text.split("\n")
-    twice = [a for a, b in pairwise(lines) if a.isalpha() and a == b]
-    assert len(twice) > 10
+def drilled(ids, answers):
+    """The text of a drill, and what is learnt of it."""
+    learnt = "".join(chr(i) if a else "_" for i, a in zip(ids, answers, strict=True))
+    return ids.tobytes().decode(), learnt
 
 
-def test_the_share_of_tasks_is_kept_and_a_step_is_a_pure_function():
-    corpus = standard_library(64)
+def test_a_drill_is_written_as_the_benchmarks_are_and_its_answers_are_learnt():
+    rng, every = np.random.default_rng(0), np.arange(len(all_names()))
+    text, learnt = drilled(*book_drill(rng, 5, every))
+    book, asked = (part.splitlines() for part in text.strip().split("\n\n"))
+    assert sorted(book) == sorted(asked) and len(set(book)) == 5
+    assert learnt[: len(text) // 2].strip("_") == ""
+    assert [a for a in learnt.split("_") if a] == [line[7:] for line in asked]
+    sample = phonebook_sample(rng, 5, "", shots=4, reversed=False)
+    shape = r"([A-Z][a-z]{5}: [1-9]\d\d-\d{4}\n){5}\n([A-Z][a-z]{5}: [1-9]\d\d-\d{4}\n){5}\n"
+    assert re.fullmatch(shape, text) and re.fullmatch(shape, f"{sample.text}{sample.answer}\n\n")
+    text, learnt = drilled(*string_drill(rng, 7))
+    shown = copying_sample(rng, 7, "", shots=1).text
+    assert re.fullmatch(r"([a-z]{7})\n\1\n\n", text) and learnt == 8 * "_" + text[:7] + "__"
+    assert re.fullmatch(r"\n([a-z]{7})\n\1\n\n[a-z]{7}\n", shown)
+
+
+def feed_of(corpus, *, tasks=0.3, grown=0, held_out=()):
     plan = Plan(len(corpus.train), 5, 0)
-    feed = MixedFeed(corpus.train, plan, torch.device("cpu"), 0.3, (4, 8), 0)
+    device = torch.device("cpu")
+    return MixedFeed(corpus.train, plan, device, tasks, (4, 8), grown, held_out, 0)
+
+
+def test_the_share_of_drills_is_kept_and_a_step_is_a_pure_function():
+    feed = feed_of(standard_library(64))
     assert sum(map(feed.number_of_tasks, range(20))) == 30
     (third,) = feed.batches(3, 4)
-    *_, last = feed.batches(0, 4)
-    assert torch.equal(third.ids, last.ids)
+    *_, last = feed_of(standard_library(64)).batches(0, 4)
+    assert torch.equal(third.ids, last.ids) and torch.equal(third.answers, last.answers)
+
+
+def test_names_that_are_measured_are_in_no_drill():
+    corpus = standard_library(256)
+    names = re.compile(r"[A-Z][a-z]{5}(?=: \d)")
+
+    def drawn(held_out):
+        feed = feed_of(corpus, tasks=0.9, held_out=held_out)
+        return {
+            n for step in range(30) for n in names.findall(feed.drills(step).ids.tobytes().decode())
+        }
+
+    some = drawn(())
+    held = set(list(some)[:50])
+    assert len(some) > 300 and not held & drawn(held)
+
+
+def test_drills_grow():
+    feed = feed_of(standard_library(64), tasks=0.9, grown=100)
+
+    def longest(steps):
+        rows = "".join(feed.drills(s).ids.tobytes().decode() for s in steps)
+        return max(len(twice) for twice in re.findall(r"\b([a-z]+)\n\1\n", rows))
+
+    assert longest(range(10)) == 4 and longest(range(100, 110)) == 8
+
+
+def test_the_loss_is_of_files_bytes_and_of_answers_alone():
+    torch.manual_seed(0)
+    corpus, task, model = standard_library(64), RecallTask(2.0), build("attention", TINY)
+    state, feed = TrainState.of(model, Optim()), feed_of(corpus)
+    (batch,) = feed.batches(3, 4)
+    assert 0 < batch.drills < len(batch.ids)
+    found = task.losses(state, batch, None, 3)
+    logits = model(input_ids=batch.ids).logits[:, :-1].log_softmax(-1)
+    nll = -logits.gather(2, batch.ids[:, 1:, None]).squeeze(2)
+    text = nll[batch.drills :].mean()
+    answers = nll[: batch.drills][batch.answers[: batch.drills, 1:]].mean()
+    means = {name: loss.total / feed.counts(3)[name] for name, loss in found.items()}
+    torch.testing.assert_close(means, dict(text=text, answers=answers))
+    torch.testing.assert_close(task.weigh(means, 3), text + 2 * answers)
 
 
 def test_the_tiny_experiment_runs_and_what_is_done_is_not_done_again(tmp_path, capsys):
@@ -76,8 +141,8 @@ def test_the_tiny_experiment_runs_and_what_is_done_is_not_done_again(tmp_path, c
     assert "study's order" in (out / "result.md").read_text()
     capsys.readouterr()
     with pytest.raises(SystemExit):
-        main([*words, "--resume", "--tasks", "0.5"])
-    assert "begun with --tasks 0.2" in capsys.readouterr().err
+        main([*words, "--resume", "--tasks", "0.2"])
+    assert "begun with --tasks 0.5" in capsys.readouterr().err
 
 
 def test_an_unknown_tower_is_refused_with_the_nearest(capsys):

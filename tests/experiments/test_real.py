@@ -8,11 +8,11 @@ from PIL import Image
 
 from zoo.cli import main
 from zoo.data.sources import FolderSource
+from zoo.experiments.deadline import Deadline
 from zoo.experiments.real.cells import SEVERAL, Cell, cells, distillation
 from zoo.experiments.real.config import RealExperiment, full
 from zoo.experiments.real.controls import AllClasses, untrained
 from zoo.experiments.real.result import compare, report
-from zoo.experiments.real.run import Deadline
 
 
 @pytest.fixture(scope="module")

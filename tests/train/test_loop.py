@@ -20,6 +20,7 @@ from zoo.train.distill.plan_step import drawn_teachers, grids_of
 from zoo.train.distill.task import DistillTask
 from zoo.train.loop import take_step, update
 from zoo.train.prefetch import Slice, prefetch
+from zoo.train.slices import slice_seed
 from zoo.train.state import TrainState
 from zoo.train.step import Ranks
 
@@ -94,7 +95,7 @@ def steps(device: str, config: Distill, count: int = 4) -> TrainState:
     counts, sampled = defaultdict(lambda: 8), set()
     for step in range(count):
         sampled.add(drawn_teachers(plan, step, config))
-        torch.manual_seed(plan.step_seed(step))
+        torch.manual_seed(slice_seed(plan.seed, step, 0))
         part = Slice(step, 0, Batch(torch.rand(8, 3, 120, 120).to(device)))
         with no_waiting(device), NoReading():
             parts = prefetch([part], task.targets, torch.device(device), autocast)

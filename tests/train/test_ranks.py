@@ -341,3 +341,47 @@ def test_cut_weights_learn_the_same_from_cut_teachers_in_groups(images, weightin
     # they differ by 1.1e-12, all others by less than 5e-14.
     assert largest_gap("one", "cut") < 1e-11
     assert largest_gap("one", "four") < 1e-11
+
+
+IMAGE_TEXT = shlex.split(
+    "distill --image-text generated:16 --language lm:language --batch 4 --steps 2 --slices 2 "
+    "--eval-samples 4 --optim.ema auto --optim.clip 0.5 --device cpu --precision float64 "
+    "--every.log 1 --every.evaluate 1 --tower resnet10t@32"
+)
+"""A tower with batch norms, on which the ranks would differ first."""
+
+
+@pytest.fixture
+def language():
+    """Write a language model, and a model of images and text that may teach."""
+    pytest.importorskip("transformers")
+    from zoo.language.open import open_language_model
+    from zoo.multimodal.open import build_llava, open_tower
+
+    torch.manual_seed(0)
+    model = open_language_model("llama_tiny/random")
+    model.save_pretrained("language")
+    tower = open_tower("resnet10t", size=32)
+    build_llava(tower, model, image_token=257).save_pretrained("teacher")
+
+
+@pytest.mark.slow
+def test_images_with_text_learn_on_two_processes_what_they_do_on_one(language):
+    """The answers, a teacher's next tokens, and its tower's features behind PHI-S."""
+    taught = shlex.split("--teachers vlm:teacher --losses.kl 1 --vision 1")
+    main([*IMAGE_TEXT, *taught, "--out", "one"])
+    run(*IMAGE_TEXT, *taught, "--out", "two", processes=2)
+    assert largest_gap("one", "two") < 1e-12
+    assert_same_metrics("one", "two")
+    assert files("one") == files("two")
+
+
+@pytest.mark.long
+def test_stages_of_a_mixture_end_on_two_processes_where_they_do_on_one(language):
+    stages = shlex.split("--stages prealign --align-steps 1 --project-steps 1 --stride 16")
+    words = [*IMAGE_TEXT, "vit_tiny_patch16_224@32", *stages]
+    main([*words, "--out", "one"])
+    run(*words, "--out", "two", processes=2)
+    for stage in sorted(Path("one").glob("*-*")):
+        assert largest_gap(str(stage), str(Path("two", stage.name))) < 1e-12
+    assert_same_metrics("one/4-tune", "two/4-tune")

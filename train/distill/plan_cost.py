@@ -1,14 +1,14 @@
 """What a run would cost, without its weights: parameters, shapes and FLOPs on the meta device."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from zoo.features import Batch
+from zoo.flops import total_flops
 from zoo.students.student import Student
 from zoo.teachers.mosaic import Mosaic
 from zoo.teachers.teacher import Teacher
@@ -77,7 +77,7 @@ def model_costs(
         (rows, cols),
         features.summary.shape[-1],
         width,
-        _flops(lambda: student(batch)),
+        float(total_flops(lambda: student(batch), student)),
     )
     return costs, ours, student
 
@@ -86,7 +86,8 @@ def _teacher_cost(label: str, teacher: Teacher, precision: Precision, *, cut: bo
     own = every_size(teacher)[0]
     images = own.k**2 if isinstance(own, Mosaic) else 1
     batch = Batch(torch.zeros(images, 3, *teacher.size, device="meta"))
-    flops, params, held = _flops(lambda: teacher(batch)) / images, 0, 0
+    networks = [teacher] if isinstance(teacher, nn.Module) else []
+    flops, params, held = total_flops(lambda: teacher(batch), *networks) / images, 0, 0
     if isinstance(teacher, nn.Module):
         for network in frozen(teacher) if precision != "auto" else []:
             network.to_bf16()
@@ -100,13 +101,6 @@ def _teacher_cost(label: str, teacher: Teacher, precision: Precision, *, cut: bo
 def count_parameters(model: nn.Module) -> int:
     """Count a model's parameters, frozen ones included."""
     return sum(p.numel() for p in model.parameters())
-
-
-@torch.no_grad()
-def _flops(run: Callable[[], object]) -> float:
-    with FlopCounterMode(display=False) as counter:
-        run()
-    return float(counter.get_total_flops())
 
 
 def matmul_rate(device: torch.device) -> float:

@@ -80,31 +80,6 @@ def cross_entropy(
     return _Chunked.apply(ours, head, counted, "labels", lambda part: (ids[part],), chunk)
 
 
-def top_k_kl(
-    ours: Float[Tensor, "n D"],
-    head: Float[Tensor, "V D"],
-    kept: Int[Tensor, "n k"],
-    log_p: Float[Tensor, "n k"],
-    counted: Bool[Tensor, " n"],
-    *,
-    chunk: int = 1024,
-) -> Float[Tensor, ""]:
-    """Sum the forward divergence from a teacher of which only the k likeliest tokens were stored.
-
-    All other tokens are one bucket with the rest of the probability on either side, so it is a
-    lower bound of the whole divergence, and equal to it for k = V.
-
-    Args:
-        kept: Ids of the teacher's likeliest tokens.
-        log_p: Their log-probabilities over the whole vocabulary.
-    """
-
-    def sides(part: slice) -> tuple[Tensor, Tensor]:
-        return kept[part], log_p[part]
-
-    return _Chunked.apply(ours, head, counted, "top_k", sides, chunk)
-
-
 class _Chunked(torch.autograd.Function):
     """The sum over counted rows of a loss of `hidden @ head.T`, with its gradients made at once."""
 
@@ -192,17 +167,7 @@ def _labels(ours: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
     return loss, log_s.exp() - chosen.to(ours.dtype)
 
 
-def _top_k(ours: Tensor, kept: Tensor, log_p: Tensor) -> tuple[Tensor, Tensor]:
-    log_s, log_p = ours.log_softmax(-1), log_p.to(ours.dtype)
-    p, p_s = log_p.exp(), log_s.exp()
-    others = p_s.scatter(1, kept, 0.0)
-    rest, rest_s = (1 - p.sum(-1)).clamp_min(0), others.sum(-1)
-    share = rest / rest_s.clamp_min(torch.finfo(ours.dtype).tiny)
-    loss = (p * (log_p - log_s.gather(1, kept))).sum(-1) + torch.xlogy(rest, share)
-    return loss, (p_s - others * share[:, None]).scatter_add(1, kept, -p)
-
-
-ROWS = dict(forward=_forward, reverse=_reverse, jsd=_jsd, labels=_labels, top_k=_top_k)
+ROWS = dict(forward=_forward, reverse=_reverse, jsd=_jsd, labels=_labels)
 """Of the logits [n V] of some rows, and what they are compared with: each row's loss, [n], and its
 gradient by the logits, [n V]."""
 

@@ -1,17 +1,24 @@
-"""`zoo bench`: speed of models, of a distillation step, and of reading data."""
+"""`zoo bench`: speed of models, of a distillation step, of reading data, of links between GPUs."""
 
+import os
 from importlib import import_module
 
 BENCHES = {
     "models": "zoo.commands.bench_models_args:main",
     "distill": "zoo.commands.bench_distill_args:main",
     "data": "zoo.commands.bench_data:main",
+    "links": "zoo.commands.bench_links:main",
 }
 
 
 def main(argv: list[str]) -> None:
     """Measure speed; `zoo bench` alone lists what of."""
     if argv and argv[0] in BENCHES:
+        if argv[0] != "links" and (processes := int(os.environ.get("WORLD_SIZE", "1"))) > 1:
+            raise ValueError(
+                f"zoo bench {argv[0]} runs on one process, and torchrun has started {processes}; "
+                "zoo bench links measures between several."
+            )
         module, function = BENCHES[argv[0]].split(":")
         getattr(import_module(module), function)(argv[1:])
         return

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 from rich.console import Console
@@ -21,6 +22,7 @@ from zoo.train.cluster import (
     failures,
     gathered,
     traffic,
+    with_links,
 )
 from zoo.train.cost import CONSTANTS, Estimate, estimate
 from zoo.train.distill.config import Distill
@@ -199,15 +201,26 @@ ROWS = (
 """What is said of a rank and a step; where it comes from; how it is written."""
 
 
-def print_cluster_plan(stages: Stages, words: list[str], counts: tuple[int, ...], gpu: str) -> None:
-    """Print each stage of a recipe on each number of GPUs."""
+def print_cluster_plan(
+    stages: Stages,
+    words: list[str],
+    counts: tuple[int, ...],
+    gpu: str,
+    links: Path | None = None,
+) -> None:
+    """Print each stage of a recipe on each number of GPUs.
+
+    Args:
+        links: What `zoo bench links` wrote.
+    """
+    kind = with_links(GPUS[gpu], links) if links else GPUS[gpu]
     console = Console()
     if not console.is_terminal:
         console = Console(width=120)
     for name, config in plannable(stages).items():
         runs = {count: on_gpus(config, words, count) for count in counts}
         models = Models.of(config)
-        columns = [column(run, models, count, GPUS[gpu]) for count, run in runs.items()]
+        columns = [column(run, models, count, kind) for count, run in runs.items()]
         console.print(parts(config, models, columns[0], title=name))
         table = Table(title=f"A rank and a step, on {gpu.upper()}")
         for head in ("", "figure is", *(f"{count:,}" for count in counts)):
@@ -215,7 +228,7 @@ def print_cluster_plan(stages: Stages, words: list[str], counts: tuple[int, ...]
         for what, how, text in ROWS:
             table.add_row(what, how, *map(text, columns))
         console.print(table)
-        for line in notes(config, columns, gpu):
+        for line in notes(config, columns, gpu, kind):
             console.print(line, highlight=False)
 
 
@@ -236,11 +249,15 @@ def parts(config: Distill, models: Models, first: Column, *, title: str) -> Tabl
     return table
 
 
-def notes(config: Distill, columns: list[Column], gpu: str) -> list[str]:
-    """Say what the figures rest on, and what was changed or does not fit."""
+def notes(config: Distill, columns: list[Column], gpu: str, kind: Gpu) -> list[str]:
+    """Say what the figures rest on, and what was changed or does not fit.
+
+    Args:
+        gpu: The name of its kind.
+    """
     shares, last = CONSTANTS["shares"], columns[-1]
     lines = [
-        f"Rates of {gpu.upper()}: {GPUS[gpu].how}. Networks' shares of it: {shares['how']} on "
+        f"Rates of {gpu.upper()}: {kind.how}. Networks' shares of it: {shares['how']} on "
         f"{shares['machine']}, {shares['date']}. Nothing here was run on several GPUs.",
         f"Teachers are {'compiled' if config.compile_teachers else 'not compiled'}; reading data, "
         "the optimizer and DAMP are taken to take no time.",
@@ -256,9 +273,9 @@ def notes(config: Distill, columns: list[Column], gpu: str) -> list[str]:
         lines.append(f"On {last.layout.ranks:,}: {' '.join(changes(config, last.config))}")
     for one in columns:
         held = (one.teachers + sum(one.held.values()) + one.activations) / 1e9
-        if held > GPUS[gpu].memory_gb:
+        if held > kind.memory_gb:
             lines.append(
                 f"On {one.layout.ranks:,} GPUs a rank holds {held:,.0f} GB, and a {gpu.upper()} "
-                f"has {GPUS[gpu].memory_gb:g}: it does not fit. Give --ranks fsdp or more slices."
+                f"has {kind.memory_gb:g}: it does not fit. Give --ranks fsdp or more slices."
             )
     return lines

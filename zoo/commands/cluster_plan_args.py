@@ -1,6 +1,7 @@
 """`zoo plan`: what its command line says, read without torch."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Literal
 
 from zoo.commands.cluster_words import read_stages, read_words
@@ -12,6 +13,9 @@ class ClusterPlanArgs:
     gpus: Annotated[tuple[int, ...], COUNT] = (8, 64, 512, 2048)
     """A column for each of these numbers of GPUs."""
     gpu: Literal["h200", "h100", "a100"] = "h200"
+    links: Path | None = None
+    """Links as `torchrun ... -m zoo bench links --out FILE` measured them; else assumed
+    ones."""
 
     def __post_init__(self) -> None:
         check_ranges(self)
@@ -30,4 +34,4 @@ def main(argv: list[str]) -> None:
     stages = read_stages(words, "plan")
     from zoo.commands.cluster_plan import print_cluster_plan
 
-    print_cluster_plan(stages, words, args.gpus, args.gpu)
+    print_cluster_plan(stages, words, args.gpus, args.gpu, args.links)

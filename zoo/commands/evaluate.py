@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from zoo.commands.distill import held_out, probe
+from zoo.commands.evaluate_failures import Failures, NotWritten
 from zoo.commands.evaluate_subject import Measured, open_measured, refuse_other_kind
 from zoo.data.names import is_stream
 from zoo.eval.benchmarks import (
@@ -28,6 +29,7 @@ from zoo.eval.benchmarks import (
     settings_of,
 )
 from zoo.eval.detect.detector import is_detector, load_detector
+from zoo.eval.examples import Example
 from zoo.eval.fidelity import fidelity
 from zoo.eval.language.subject import TextSubject, about_text_model
 from zoo.eval.multimodal.subject import ImageTextSubject, about_image_text_model
@@ -51,7 +53,7 @@ from zoo.train.distill.config import Distill
 from zoo.train.distill.fold import with_probabilities
 from zoo.train.distill.setup import prepare
 from zoo.train.fields import changed
-from zoo.train.mesh import MORE_PATIENCE, by_first, is_first, union
+from zoo.train.mesh import MORE_PATIENCE, by_first, is_first, union, world
 from zoo.train.run import Run
 from zoo.train.trackers import check_trackers, open_trackers
 
@@ -119,6 +121,23 @@ def check(request: EvalRequest) -> None:
                 raise ValueError(f"There is no data at {path}, which {name} should read.")
 
 
+def completed(target: str | None, request: EvalRequest) -> EvalRequest:
+    """Return a request that is checked, with the benchmarks that its target is measured on.
+
+    A run that is to be compared with its teachers has none.
+
+    Raises:
+        ValueError: as `check`, or the target is of another kind.
+    """
+    refuse_other_kind(target, request)
+    check(request)
+    if request.on or (target is not None and is_run_folder(Path(target))):
+        return request
+    request = replace(request, on=DEFAULT, data=request.data or dict.fromkeys(DEFAULT, ()))
+    check(request)
+    return request
+
+
 def evaluate(target: str | None, request: EvalRequest, *, show: bool = True) -> list[Record]:
     """Measure `target` on every benchmark, print a table, and append each result to `request.out`.
 
@@ -126,19 +145,14 @@ def evaluate(target: str | None, request: EvalRequest, *, show: bool = True) -> 
 
     Raises:
         ValueError: the target is unknown, data is missing, or a benchmark refuses it.
+        Unfinished: some of several measurements failed; the others were made.
     """
-    refuse_other_kind(target, request)
-    check(request)
-    folder = Path(target or "")
-    is_run = target is not None and is_run_folder(folder)
+    request = completed(target, request)
     records: list[Record] = []
     try:
-        if is_run and not request.on:
-            records.extend(_measure_run(str(target), folder, request))
+        if not request.on:
+            records.extend(_measure_run(str(target), Path(str(target)), request))
         else:
-            on = request.on or DEFAULT
-            request = replace(request, on=on, data=request.data or dict.fromkeys(on, ()))
-            check(request)
             subject = open_measured(target, request)
             records.extend(_measure_all(subject, request))
     finally:  # what was measured before a benchmark refused is worth seeing
@@ -193,7 +207,12 @@ def _paths(
 
 
 def _measure_all(subject: Measured, request: EvalRequest) -> Iterator[Record]:
-    """Run benchmark after benchmark; each result is written before the next one starts."""
+    """Run benchmark after benchmark; each result is written before the next one starts.
+
+    Raises:
+        ValueError: what a benchmark would refuse, before the first of them.
+        Unfinished: after the last, if some of several failed; they were named when they did.
+    """
     settings = {name: request.settings.get(name) or settings_of(name)() for name in request.on}
     used: dict[str, dict[str, Any]] = {}
     for name in request.on:  # every check comes before any work
@@ -203,24 +222,36 @@ def _measure_all(subject: Measured, request: EvalRequest) -> Iterator[Record]:
     about = by_first(partial(_about, subject, request))
     about_data = cache(lambda path: by_first(partial(_about_data, path, request)))
     about_size = cache(lambda side: by_first(partial(_about_size, subject, about, side)))
-    for name in request.on:
-        run, benchmark = load(name)[0], BENCHMARKS[name]
-        paths: Sequence[Path | None] = request.data.get(name, ())
-        if benchmark.reads == "nothing":
-            paths = (None,)
-        elif request.features is not None:
-            paths = (request.features,)
-        side = (used[name] | used[name].get(TRAINED, {})).get(benchmark.side)
-        for path in paths:
-            known = about | about_data(path)  # a folder is hashed once for all that read it
-            known |= about_size(side)
-            known["protocol"] = request.protocols.get(name)
-            record = Record(benchmark=name, values={}, settings=used[name], **known)
-            found = by_first(partial(_known, record, subject, request)) or _measure_one(
-                record, subject, path, partial(run, subject, path, settings[name]), request
-            )
+
+    def begun(name: str, path: Path | None) -> Record:
+        side = (used[name] | used[name].get(TRAINED, {})).get(BENCHMARKS[name].side)
+        known = about | about_data(path)  # a folder is hashed once for all that read it
+        known |= about_size(side)
+        known["protocol"] = request.protocols.get(name)
+        return Record(benchmark=name, values={}, settings=used[name], **known)
+
+    todo = [(begun(name, path), path) for name in request.on for path in _read_by(name, request)]
+    if request.out and not request.resume:
+        for record, _ in todo:
+            by_first(partial(_refuse_work, work_of(request.out, record)))
+    # ranks that have not failed alike would wait for each other: there an error ends all
+    failures, made = Failures(len(todo) if world() == 1 else 1, "measurements"), list[Record]()
+    for record, path in todo:
+        name, on = record.benchmark, f" on {path}" if path else ""
+        run = partial(load(name)[0], subject, path, settings[name])
+        with failures.noted(f"{name} of {subject.name}{on}"):
+            known = by_first(partial(_known, record, subject, request))
+            made.append(known or _measure_one(record, subject, path, run, request))
             if is_first():
-                yield found
+                yield made[-1]
+    failures.tell(made)
+
+
+def _read_by(name: str, request: EvalRequest) -> Sequence[Path | None]:
+    """Return the data that a benchmark is measured on, one measurement each."""
+    if BENCHMARKS[name].reads == "nothing":
+        return (None,)
+    return (request.features,) if request.features else request.data.get(name, ())
 
 
 def _about_size(subject: Measured, about: Mapping[str, Any], side: int | None) -> dict[str, Any]:
@@ -231,17 +262,13 @@ def _about_size(subject: Measured, about: Mapping[str, Any], side: int | None) -
 
 
 def _known(record: Record, subject: Measured, request: EvalRequest) -> Record | None:
-    """Return what an evaluation that was stopped has left of a measurement, if it may be taken.
-
-    Raises:
-        ValueError: it has left a training, and is not to be resumed.
-    """
+    """Return what an evaluation that was stopped has left of a measurement, if it may be taken."""
     if not request.out:
         return None
     if request.resume and (found := finished(request.out, record)):
         print(f"{record.benchmark} of {record.target}: {request.out} has it already.")
         return found
-    subject.work = _free_work(work_of(request.out, record), resume=request.resume)
+    subject.work = work_of(request.out, record)
     return None
 
 
@@ -275,9 +302,12 @@ def _kept(
     values: dict[str, float] = {}
     scores: dict[str, Parts] = {}
     pictures: dict[str, Picture] = {}
+    examples: list[Example] = []
     for key, value in found:
         if isinstance(value, Picture):
             pictures[key] = value
+        elif isinstance(value, Example):
+            examples.append(value)
         elif isinstance(value, Parts):
             values[key], scores[key] = value.value, value
         else:
@@ -285,7 +315,7 @@ def _kept(
     seconds = round(time.perf_counter() - began, 3)
     lost = len(subject.unreadable)
     record = replace(record, values=values, seconds=seconds, kept=scores, unreadable=lost)
-    written = kept(record, request, scores, pictures)
+    written = kept(record, request, scores, pictures, examples)
     if subject.work and subject.work.exists():
         if request.out and (losses := subject.work / LOSSES).is_file():
             files_of(request.out).mkdir(exist_ok=True)
@@ -296,13 +326,12 @@ def _kept(
     return written
 
 
-def _free_work(work: Path, *, resume: bool) -> Path:
-    if work.exists() and not resume:
+def _refuse_work(work: Path) -> None:
+    if work.exists():
         raise ValueError(
             f"A training for this measurement was stopped in {work}. Go on with it by --resume, "
             "or remove that folder."
         )
-    return work
 
 
 def plain(settings: Any) -> dict[str, Any]:
@@ -388,20 +417,22 @@ def kept(
     request: EvalRequest,
     scores: Mapping[str, Parts],
     pictures: Mapping[str, Picture],
+    examples: Sequence[Example] = (),
 ) -> Record:
     """Append a result to the file of the request, if it has one; print it if that fails.
 
     Raises:
-        OSError: the file cannot be written any more.
+        NotWritten: the file cannot be written any more.
     """
     _tell_trackers(record, request)
     if not request.out:
         return record
     try:
-        return write(request.out, record, scores, pictures)
+        return write(request.out, record, scores, pictures, examples)
     except OSError as error:
         Console().print(table_of([record]))
-        raise OSError(f"The result above was not written to {request.out}: {error}.") from error
+        told = f"The result above was not written to {request.out}: {error}."
+        raise NotWritten(told) from error
 
 
 def _tell_trackers(record: Record, request: EvalRequest) -> None:

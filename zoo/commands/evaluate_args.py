@@ -105,8 +105,8 @@ def _run(argv: list[str], *, check: bool = False) -> None:
     if (args.target is None) == (args.compare is None and args.features is None):
         raise ValueError("Name what to measure: one target, or --compare A B, or --features DIR.")
     from zoo.commands.evaluate import evaluate, read_data
-    from zoo.commands.evaluate_compare import compare_targets
-    from zoo.commands.evaluate_plan import show_plan
+    from zoo.commands.evaluate_compare import compare_targets, results_of
+    from zoo.commands.evaluate_plan import check_plan, show_plan
     from zoo.eval.subject import EvalRequest
 
     on = on or (list(DEFAULT) if args.data or args.features else [])
@@ -129,12 +129,15 @@ def _run(argv: list[str], *, check: bool = False) -> None:
         track=args.track,
         command=shlex.join(["zoo", "eval", *argv]),
     )
+    measured = [t for t in args.compare or (args.target,) if not (t and results_of(t))]
     if check:
+        for target in measured:
+            check_plan(target, request)
         return
     for text in request.protocols.values():
         print(text)
     if args.dry_run:
-        show_plan(args.compare or (args.target,), request)
+        show_plan(measured, request)
     elif args.compare:
         first, second = args.compare
         compare_targets(first, second, request)

@@ -12,6 +12,15 @@ from zoo.eval.subject import EvalRequest
 from zoo.train.mesh import is_first
 
 
+def results_of(side: str) -> tuple[Path, str] | None:
+    """Return the result file and the target (or no name) that a side of a comparison names, if
+    that is what it names.
+    """
+    head, found, wanted = side.partition(f"{SUFFIX}:")  # a target may have a colon of its own
+    file = Path(f"{head}{SUFFIX}" if found else side)
+    return (file, wanted) if file.is_file() and file.suffix == SUFFIX else None
+
+
 def records_of(side: str, request: EvalRequest) -> list[Record]:
     """Return one side's results: from its result file (`FILE.jsonl` or `FILE.jsonl:TARGET`), or
     measured now.
@@ -19,11 +28,11 @@ def records_of(side: str, request: EvalRequest) -> list[Record]:
     Raises:
         ValueError: the file holds several targets and none was named.
     """
-    head, found, wanted = side.partition(f"{SUFFIX}:")  # a target may have a colon of its own
-    file = f"{head}{SUFFIX}" if found else side
-    if not Path(file).is_file() or Path(file).suffix != SUFFIX:
+    named = results_of(side)
+    if named is None:
         return evaluate(side, request, show=False)
-    records = read(Path(file))
+    file, wanted = named
+    records = read(file)
     targets = sorted({record.target for record in records})
     if wanted and wanted not in targets:
         raise ValueError(f"{file} has no result of {wanted!r}; it has {', '.join(targets)}.")

@@ -9,13 +9,12 @@ import timm
 from rich.console import Console
 from rich.table import Table
 
-from zoo.commands.evaluate import check, plain
-from zoo.commands.evaluate_subject import refuse_other_kind
+from zoo.commands.evaluate import completed, plain
 from zoo.data.sources import open_labelled, open_whole
-from zoo.eval.benchmarks import BENCHMARKS, DEFAULT, kind_of, settings_of
+from zoo.eval.benchmarks import BENCHMARKS, kind_of, settings_of
 from zoo.eval.registry import check_classes
-from zoo.eval.speed.models import known_cost
-from zoo.eval.subject import HELD_OUT, EvalRequest, is_run_folder
+from zoo.eval.speed.cost import known_cost
+from zoo.eval.subject import HELD_OUT, EvalRequest
 from zoo.language.open import open_language_model
 from zoo.multimodal.open import vlm_folder
 from zoo.teachers.name import unknown_name
@@ -26,35 +25,54 @@ Work = tuple[str, float]
 """What there is, in words, and the passes of one image through the network that it takes."""
 
 
+Planned = tuple[EvalRequest, Mapping[str, Sequence[Work]]]
+"""A request with the benchmarks that its target is measured on, and the work of each data set."""
+
+
+def check_plan(target: str | None, request: EvalRequest) -> Planned:
+    """Refuse, without loading any weights, what an evaluation would be refused for.
+
+    Raises:
+        ValueError: the target is unknown or of another kind; data is missing or not as it should
+            be.
+    """
+    request = completed(target, request)
+    if target is not None and kind_of(request.on) == "multimodal":
+        vlm_folder(target)
+    elif target is not None and kind_of(request.on) == "language":
+        open_language_model(target, device="meta")
+    elif target is not None and not _is_known(target):
+        raise unknown_name(target, timm.list_models(), "run, export or registered model")
+    return request, {name: _works(name, request) for name in request.on}
+
+
+def _works(name: str, request: EvalRequest) -> list[Work]:
+    if name not in WORK:
+        return []
+    settings = request.settings.get(name) or settings_of(name)()
+    return [WORK[name](path, settings) for path in request.data.get(name, ())]
+
+
 def show_plan(targets: Sequence[str | None], request: EvalRequest) -> None:
     """Print what would be measured: the data is opened and checked, and no weights are loaded.
 
     Raises:
         ValueError: what an evaluation would be refused for.
     """
-    for target in targets:
-        refuse_other_kind(target, request)
-    check(request)
-    for target in targets:
-        if target is not None and kind_of(request.on) == "multimodal":
-            vlm_folder(target)
-        elif target is not None and kind_of(request.on) == "language":
-            open_language_model(target, device="meta")
-        elif target is not None and not _is_known(target):
-            raise unknown_name(target, timm.list_models(), "run, export or registered model")
+    plans = [check_plan(target, request) for target in targets]
     table = Table("target", "benchmark", "data", "images", "settings", title="would measure")
     flops: float | None = 0.0
-    for target in targets:
-        for name in request.on or (DEFAULT if not is_run_folder(Path(target or "")) else ("run",)):
-            paths = request.data.get(name, ())
-            settings = request.settings.get(name) or (
+    for target, (asked, works) in zip(targets, plans, strict=True):
+        for name in asked.on or ("run",):
+            paths = asked.data.get(name, ())
+            settings = asked.settings.get(name) or (
                 settings_of(name)() if name in BENCHMARKS else None
             )
-            work = [WORK[name](path, settings) for path in paths] if name in WORK else []
+            work = works.get(name, ())
             shown = ", ".join(f"{k}={v}" for k, v in plain(settings).items()) if settings else ""
-            texts = (target or request.features, name, request.features or _joined(paths))
+            texts = (target or asked.features, name, asked.features or _joined(paths))
             table.add_row(*map(str, texts), "; ".join(words for words, _ in work), shown)
-            own = _flops(target, settings, name, work, request)
+            own = _flops(target, settings, name, work, asked)
             flops = None if flops is None or own is None else flops + own
     Console(width=None if sys.stdout.isatty() else PIPED).print(table)
     out = request.out or "the screen only (--out FILE.jsonl keeps them)"

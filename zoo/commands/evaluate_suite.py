@@ -1,6 +1,7 @@
 """`zoo eval --suite` and `--again`: many evaluations of a file, and one of a result line."""
 
 import itertools
+import shlex
 import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -82,13 +83,24 @@ def run_suite(path: Path, rest: list[str], run: Callable[..., Any]) -> None:
     Args:
         rest: Further words for each of them: `--out FILE.jsonl --resume`.
         run: Reads words, and carries them out unless `check` is true.
+
+    Raises:
+        ValueError: an evaluation is refused, before any work.
+        Unfinished: some failed while they ran; the others were carried out.
     """
+    from zoo.commands.evaluate_failures import Failures
+    from zoo.train.mesh import world
+
     lines = [words + rest for words in read_suite(path)]
     for words in lines:
         run(words, check=True)
+    failures = Failures(len(lines) if world() == 1 else 1, "evaluations")
     for number, words in enumerate(lines, 1):
-        print(f"{number}/{len(lines)}  zoo eval {' '.join(words)}", flush=True)
-        run(words)
+        told = f"zoo eval {shlex.join(words)}"
+        print(f"{number}/{len(lines)}  {told}", flush=True)
+        with failures.noted(told):
+            run(words)
+    failures.tell()
 
 
 def again(line: str, *, out: Path | None = None, device: str = "auto") -> None:

@@ -18,13 +18,10 @@ NO_LICENCE = "other"
 """The Hub's word where a licence has no identifier of its own."""
 
 
-def card_of(
-    export: Path, *, run: Path | None = None, records: Sequence[Record] = (), repo: str = ""
-) -> str:
-    """Return README.md for the folder of an export.
+def card_of(export: Path, *, records: Sequence[Record] = (), repo: str = "") -> str:
+    """Return README.md for the folder of an export; data and command are of the run around it.
 
     Args:
-        run: The run that made it, for data, command and commit; the folder around it by default.
         records: Results of `zoo eval` of this export; their headlines stand in the card with 95 %
             intervals over images, and in the Hub's own form (`model-index`).
         repo: Name of the repository, for the examples; the folder by default.
@@ -35,8 +32,7 @@ def card_of(
     from huggingface_hub import EvalResult, ModelCardData
 
     heads, config = read_heads(export), read_json(export / "config.json")
-    run = run or export.parent
-    known = {name: _read(run / name) for name in ("config.json", "about.json")}
+    known = {name: _read(export.parent / name) for name in ("config.json", "about.json")}
     trained, about = known["config.json"], known["about.json"]
     name = repo or export.resolve().parent.name
     own = config.get("pretrained_cfg") or {}
@@ -78,7 +74,7 @@ def card_of(
     return "\n".join(part for part in parts if part)
 
 
-def interval(parts: Parts, *, seed: int = 0) -> tuple[float, float] | None:
+def interval(parts: Parts) -> tuple[float, float] | None:
     """Return the 95 % bootstrap interval of a number over the choice of images.
 
     `None` for an average precision, whose ranking each draw would make anew.
@@ -88,7 +84,7 @@ def interval(parts: Parts, *, seed: int = 0) -> tuple[float, float] | None:
     top, bottom = parts.sums()
     both = np.concatenate([top, bottom], axis=1)
     kinds, count = np.unique(both, axis=0, return_counts=True)
-    chance, found, images = np.random.default_rng(seed), [], int(count.sum())
+    chance, found, images = np.random.default_rng(0), [], int(count.sum())
     at_once = max(1, COUNTS_AT_ONCE // len(kinds))
     for start in range(0, DRAWS, at_once):
         taken = chance.multinomial(images, count / images, size=min(at_once, DRAWS - start))

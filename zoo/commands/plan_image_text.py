@@ -12,6 +12,9 @@ from zoo.train.distill.image_text_stages import Stages
 from zoo.train.distill.plan_cost import count_parameters
 from zoo.train.run import Run
 
+LOOKED_AT = 1000
+"""Conversations, spread over the data, whose tokens a plan counts."""
+
 
 def print_image_text_plan(config: DistillImageText, stages: Stages) -> None:
     """Print the parts of the model that a run trains, and what of it learns in which stage."""
@@ -44,11 +47,13 @@ def print_image_text_plan(config: DistillImageText, stages: Stages) -> None:
             f"{shown}{', '.join(stage.learn)} learn for {stage.steps:,} steps of {stage.batch}; "
             f"{size_text(held)} of weights, gradients and the optimizer's state"
         )
-    longest = max(len(setup.train.encoded(i).ids) for i in range(len(setup.train)))
+    looked_at = range(0, len(setup.train), -(-len(setup.train) // LOOKED_AT))
+    longest = max(len(setup.train.encoded(i).ids) for i in looked_at)
     lines += [
         f"data: {len(setup.train):,} conversations, {len(setup.val):,} questions held out",
         f"images: {setup.model.config.image_seq_length} tokens of a square one, at most "
-        f"{tower.config.max_tokens}; the longest conversation has {longest:,} tokens",
+        f"{tower.config.max_tokens}; the longest of {len(looked_at):,} conversations has "
+        f"{longest:,} tokens",
         "Nothing was written.",
     ]
     for line in lines:

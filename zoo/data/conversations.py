@@ -14,7 +14,7 @@ so that no picture is on both sides.
 """
 
 import tarfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -31,6 +31,8 @@ from zoo.files import ANNOTATION_BYTES, parse_json, read_arrays, read_json
 
 MARK = "<image>"
 """Where an image stands in a question."""
+DRAWN = 128
+"""Most tokens of a question about a drawn picture, with its answer."""
 KINDS = (
     ("yes_no", ()),
     ("count", ("how many",)),
@@ -70,6 +72,9 @@ class Conversations:
     """
     size: Callable[[int], tuple[int, int]]
     """Return its height and width, without its pixels."""
+    longest: int | None = None
+    """Most tokens of a conversation without its images (`zoo.data.image_text.most_text`), where
+    that is known without reading them."""
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -150,15 +155,28 @@ def _generated(text: str) -> tuple[Conversations, Conversations]:
     total = int(count or 4000)
     parts = Generated(total, part=0), Generated(min(total, 1000), part=1)
     train, val = (
-        Conversations(
-            f"{word}-{name}",
-            [Conversation(str(i), (i,), (Turn(f"{MARK}\n{q}", a, k),)) for i, (q, a, k) in part],
-            part.read,
-            part.size,
-        )
+        Conversations(f"{word}-{name}", DrawnConversations(part), part.read, part.size, DRAWN)
         for name, part in zip(("train", "val"), parts, strict=True)
     )
     return train, val
+
+
+@dataclass(frozen=True)
+class DrawnConversations(Sequence[Conversation]):
+    """The questions about drawn pictures, each drawn when it is read."""
+
+    part: Generated
+
+    def __len__(self) -> int:
+        return len(self.part)
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return [self[i] for i in range(len(self))[index]]
+        number = range(len(self))[index]
+        question, answer, kind = self.part.asked(number)
+        turn = Turn(f"{MARK}\n{question}", answer, kind)
+        return Conversation(str(number), (number,), (turn,))
 
 
 def _split(whole: Conversations, held_out: float) -> tuple[Conversations, Conversations]:
@@ -249,17 +267,20 @@ def _size(image: EncodedImage) -> tuple[int, int]:
     return image.size[1], image.size[0]
 
 
+def _rows_of(file: Path) -> Iterator[dict[str, Any]]:
+    if file.suffix != ".jsonl":
+        yield from read_json(file, list[dict[str, Any]], most=ANNOTATION_BYTES)
+        return
+    with file.open(encoding="utf-8") as lines:  # one in memory at a time
+        for number, line in enumerate(lines, 1):
+            if line.strip():
+                yield parse_json(line, dict[str, Any], f"{file}, line {number}")
+
+
 def _llava(file: Path) -> Conversations:
-    if file.suffix == ".jsonl":
-        lines = [line for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
-        rows = [
-            parse_json(line, dict[str, Any], f"{file}, line {n}") for n, line in enumerate(lines, 1)
-        ]
-    else:
-        rows = read_json(file, list[dict[str, Any]], most=ANNOTATION_BYTES)
     numbers: dict[str, int] = {}
     samples = []
-    for number, row in enumerate(rows):
+    for number, row in enumerate(_rows_of(file)):
         named = row.get("image") or []
         names = [named] if isinstance(named, str) else list(named)
         images = tuple(numbers.setdefault(str(name), len(numbers)) for name in names)

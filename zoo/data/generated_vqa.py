@@ -11,9 +11,9 @@ network is needed. The question alone is worth a guess: 1 in 484 for text, in 5 
 for a colour and in 4 for a position.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
+from functools import lru_cache
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -51,19 +51,24 @@ class Generated:
     def __len__(self) -> int:
         return self.count
 
-    def __iter__(self) -> Iterator[tuple[int, tuple[str, str, str]]]:
-        """Yield number, and question, answer and kind."""
-        for index in range(self.count):
-            yield index, self.drawn(index)[1:]
-
     def drawn(self, index: int) -> Drawn:
         """Draw a picture."""
-        kind = KINDS[index % len(KINDS)]
-        draws = np.random.Generator(np.random.Philox(key=mix(31, self.part, index)))
+        draws = self._draws(index)
         grey = int(draws.integers(110, 190))
         image = Image.new("RGB", (SIDE, SIDE), (grey, grey, grey))
+        kind = KINDS[index % len(KINDS)]
         question, answer = DRAWING[kind](ImageDraw.Draw(image), draws)
         return Drawn(image, question, answer, kind)
+
+    def asked(self, index: int) -> tuple[str, str, str]:
+        """Return question, answer and kind, without the picture."""
+        draws = self._draws(index)
+        draws.integers(110, 190)  # its grey
+        kind = KINDS[index % len(KINDS)]
+        return *DRAWING[kind](Nowhere(), draws), kind
+
+    def _draws(self, index: int) -> np.random.Generator:
+        return np.random.Generator(np.random.Philox(key=mix(31, self.part, index)))
 
     def read(self, index: int) -> Image.Image:
         return self.drawn(index).image
@@ -72,9 +77,24 @@ class Generated:
         return SIDE, SIDE
 
 
-def _shape(
-    canvas: ImageDraw.ImageDraw, shape: str, x: int, y: int, radius: int, color: str
-) -> None:
+class Nowhere:
+    """A canvas that keeps nothing, where the question alone is wanted."""
+
+    def _nothing(self, *_: Any) -> None:
+        pass
+
+    ellipse = rectangle = polygon = text = _nothing
+
+
+Canvas = ImageDraw.ImageDraw | Nowhere
+
+
+@lru_cache
+def _font(size: int) -> Any:
+    return ImageFont.load_default(size=size)
+
+
+def _shape(canvas: Canvas, shape: str, x: int, y: int, radius: int, color: str) -> None:
     box = (x - radius, y - radius, x + radius, y + radius)
     if shape == "circle":
         canvas.ellipse(box, COLORS[color])
@@ -100,15 +120,15 @@ def _cells(draws: np.random.Generator, number: int) -> list[tuple[int, int]]:
     ]
 
 
-def _text(canvas: ImageDraw.ImageDraw, draws: np.random.Generator) -> tuple[str, str]:
+def _text(canvas: Canvas, draws: np.random.Generator) -> tuple[str, str]:
     word = "".join(str(c) for c in draws.choice(list(CHARACTERS), 2))
-    font = ImageFont.load_default(size=int(draws.integers(22, 31)))
+    font = _font(int(draws.integers(22, 31)))
     x, y = int(draws.integers(4, 18)), int(draws.integers(4, 28))
     canvas.text((x, y), word, COLORS[str(draws.choice(["black", "white", "blue", "red"]))], font)
     return "what is written?", word
 
 
-def _count(canvas: ImageDraw.ImageDraw, draws: np.random.Generator) -> tuple[str, str]:
+def _count(canvas: Canvas, draws: np.random.Generator) -> tuple[str, str]:
     number, others = int(draws.integers(1, 6)), int(draws.integers(0, 4))
     for place, (x, y) in enumerate(_cells(draws, number + others)):
         shape = "circle" if place < number else "square"
@@ -116,7 +136,7 @@ def _count(canvas: ImageDraw.ImageDraw, draws: np.random.Generator) -> tuple[str
     return "how many circles are there?", str(number)
 
 
-def _color(canvas: ImageDraw.ImageDraw, draws: np.random.Generator) -> tuple[str, str]:
+def _color(canvas: Canvas, draws: np.random.Generator) -> tuple[str, str]:
     shapes = [str(name) for name in draws.permutation(SHAPES)]
     colors = _colors(draws, len(shapes))
     for shape, color, (x, y) in zip(shapes, colors, _cells(draws, len(shapes)), strict=True):
@@ -124,7 +144,7 @@ def _color(canvas: ImageDraw.ImageDraw, draws: np.random.Generator) -> tuple[str
     return f"what color is the {shapes[0]}?", colors[0]
 
 
-def _position(canvas: ImageDraw.ImageDraw, draws: np.random.Generator) -> tuple[str, str]:
+def _position(canvas: Canvas, draws: np.random.Generator) -> tuple[str, str]:
     side = str(draws.choice(list(SIDES)))
     dx, dy = SIDES[side]
     away, aside = int(draws.integers(11, 18)), int(draws.integers(-6, 7))

@@ -9,11 +9,12 @@ One plain template, for every model:
 and the next turn behind it. What is learnt are the answers and the tokens that end them.
 """
 
+import unicodedata
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -31,12 +32,16 @@ from zoo.multimodal.image_text import ImageText
 
 AHEAD = 2
 """Batches that each reading thread may be ahead."""
+REMEMBERED = 2048
+"""Conversations whose ids are remembered: what evaluations ask for again and again."""
 
 
 class ForImages(Protocol):
     """What of a tower's configuration says how many tokens an image makes."""
 
     patch_size: int
+    native: bool
+    max_tokens: int
 
     def fitted(self, height: int, width: int) -> tuple[int, int]:
         """Return the rows and columns of pixels that an image is brought to."""
@@ -90,47 +95,68 @@ class ImageTextSource:
     tower: ForImages
     most: int = 4096
     """Tokens that a conversation may have; longer ones are left out."""
-    _encoded: dict[int, Encoded] = field(default_factory=dict, repr=False)
+    encode_number: Callable[[int], Encoded] = field(init=False, repr=False)
+    """`encode` of a conversation by its number; the latest ones are remembered."""
+
+    def __post_init__(self):
+        self.encode_number = lru_cache(REMEMBERED)(self._encode)
 
     @cached_property
-    def kept(self) -> Sequence[int]:
+    def kept(self) -> range | np.ndarray:
         """Numbers of the conversations that are short enough.
+
+        Only one whose bytes might make too many tokens is tokenised for it.
 
         Raises:
             ValueError: none is.
         """
-        total = len(self.conversations)
-        found = [i for i in range(total) if len(self._encode(i).ids) <= self.most]
-        if not found:
+        total, longest = len(self.conversations), self.conversations.longest
+        if longest is not None and longest + self._most_cells() <= self.most:
+            return range(total)
+        found = np.fromiter((i for i in range(total) if self._is_short(i)), np.int64)
+        if not len(found):
             raise ValueError(
                 f"All {total} conversations of {self.conversations.name} are longer than "
                 f"{self.most} tokens, images included; give a larger --length, a smaller budget "
                 "(--tokens) or a larger --shuffle."
             )
-        return found
+        return range(total) if len(found) == total else found
+
+    def _is_short(self, number: int) -> bool:
+        sample = self.conversations.samples[number]
+        bound = most_text(sample) + len(sample.images) * self._most_cells()
+        return bound <= self.most or len(self._encode(number).ids) <= self.most
+
+    def _most_cells(self) -> int:
+        """Return the most tokens of an image, whatever its shape."""
+        if self.tower.native:
+            return self.tower.max_tokens
+        return tokens_of(*self.tower.fitted(1, 1), self.tower.patch_size)
 
     def __len__(self) -> int:
         return len(self.kept)
 
     def key(self, index: int) -> str:
-        return self.conversations.key(self.kept[index])
+        return self.conversations.key(int(self.kept[index]))
 
     def sample(self, index: int) -> Conversation:
         """Return a conversation."""
-        return self.conversations.samples[self.kept[index]]
+        return self.conversations.samples[int(self.kept[index])]
 
     def encoded(self, index: int) -> Encoded:
-        """Return a conversation as ids; each is tokenised once."""
-        return self._encode(self.kept[index])
+        """Return a conversation as ids."""
+        return self.encode_number(int(self.kept[index]))
+
+    def learnt(self, index: int) -> int:
+        """Count the tokens of a conversation's answers, with their ends."""
+        return sum(len(self.tokenizer.encode(t.answer)) + 1 for t in self.sample(index).turns)
 
     def _encode(self, number: int) -> Encoded:
-        if number not in self._encoded:
-            sample = self.conversations.samples[number]
-            sizes = tuple(self.tower.fitted(*self.conversations.size(i)) for i in sample.images)
-            cells = [tokens_of(*size, self.tower.patch_size) for size in sizes]
-            ids, answers = encode(sample, self.tokenizer, self.image_token, cells)
-            self._encoded[number] = Encoded(ids, answers, sizes)
-        return self._encoded[number]
+        sample = self.conversations.samples[number]
+        sizes = tuple(self.tower.fitted(*self.conversations.size(i)) for i in sample.images)
+        cells = [tokens_of(*size, self.tower.patch_size) for size in sizes]
+        ids, answers = encode(sample, self.tokenizer, self.image_token, cells)
+        return Encoded(ids, answers, sizes)
 
     def rows(
         self,
@@ -175,6 +201,20 @@ def _grouped(pixels: Sequence[np.ndarray]) -> tuple[list[Tensor], list[list[int]
     return groups, list(places.values())
 
 
+def most_text(sample: Conversation) -> int:
+    """Return how many tokens the text of a conversation has at most, whatever the tokenizer.
+
+    A token stands for a byte at least: of the text itself or, of a tokenizer that normalises, of
+    its longest usual form (NFKC). Each piece that is encoded may get a space in front.
+    """
+    total = 1  # the one that a document begins with
+    for turn in sample.turns:
+        for text in (turn.question, turn.answer):
+            forms = [text] if text.isascii() else [text, unicodedata.normalize("NFKC", text)]
+            total += max(len(form.encode()) for form in forms) + text.count(MARK) + 4
+    return total
+
+
 def encode(
     sample: Conversation, tokenizer: Tokenizer, image_token: int, cells: Sequence[int]
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -216,6 +256,8 @@ class ImageTextFeed(PlanFeed):
     num_slices: int = 1
     slices: Sequence[int] = ()
     workers: int = 0
+    _counting: dict[int, Future[int]] = field(default_factory=dict, init=False, repr=False)
+    """Of steps that are read ahead: what `counts` will be asked for."""
 
     def __post_init__(self):
         self.slices = tuple(self.slices) or tuple(range(self.num_slices))
@@ -230,6 +272,8 @@ class ImageTextFeed(PlanFeed):
         with ThreadPoolExecutor(self.workers) as threads:
             waiting: list[Future[ImageText]] = []
             for step, index in wanted:
+                if index == self.slices[0]:
+                    self._counting[step] = threads.submit(self._count, step)
                 waiting.append(threads.submit(self._slice, step, index))
                 if len(waiting) > AHEAD * self.workers:
                     yield waiting.pop(0).result().to(self.device)
@@ -244,7 +288,10 @@ class ImageTextFeed(PlanFeed):
         )  # fmt: skip
 
     def counts(self, step: int) -> Mapping[str, int]:
-        """Return the tokens of a batch that are learnt."""
-        rows = (self.source.encoded(int(i)) for i in self.plan.indices(step))
-        total = sum(int(row.answers.sum()) for row in rows)
+        """Return the tokens of a batch, all its slices together, that are learnt."""
+        ahead = self._counting.pop(step, None)
+        total = ahead.result() if ahead else self._count(step)
         return defaultdict(lambda: max(1, total))
+
+    def _count(self, step: int) -> int:
+        return sum(self.source.learnt(int(index)) for index in self.plan.indices(step))

@@ -118,7 +118,3 @@ class Plan:
     def draws(self, position: int) -> np.random.Generator:
         """Return the source of all random numbers of the sample at `position`."""
         return np.random.Generator(np.random.Philox(key=mix(self.seed, 1, self.stored(position))))
-
-    def step_seed(self, step: int) -> int:
-        """Return the seed of what a network draws during `step` (dropout, drop path)."""
-        return mix(self.seed, 2, step)

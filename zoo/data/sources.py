@@ -357,7 +357,7 @@ def open_splits(
     return Subset(source, np.sort(order[count:])), Subset(source, np.sort(order[:count]))
 
 
-def open_whole(path: Path | str, lost: dict[str, str] | None = None) -> Source:
+def open_whole(path: Path | str) -> Source:
     """Open the images of `path` that are tested where nothing is trained on the others.
 
     They are the part called val if there is one, with the classes of both parts if there are two;
@@ -366,7 +366,7 @@ def open_whole(path: Path | str, lost: dict[str, str] | None = None) -> Source:
     Raises:
         ValueError: as `open_source`.
     """
-    parts = open_parts(path, lost)
+    parts = open_parts(path)
     if len(parts) == 2:
         return in_one_list(parts["train"], parts["val"], path)[1]
     (source,) = parts.values()

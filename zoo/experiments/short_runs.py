@@ -28,12 +28,16 @@ class ShortTraining(Training):
         return self.batch * self.length
 
 
-class ShortRun(Run):
-    """A run without checkpoints and TensorBoard."""
+class CellRun(Run):
+    """A run without TensorBoard."""
 
     def __init__(self, path: Path):
         super().__init__(path)
         self._trackers = []
+
+
+class ShortRun(CellRun):
+    """A run without checkpoints and TensorBoard."""
 
     def save(self, state: dict[str, Any], *, wait: bool = True, kept: int = 2) -> None:
         del state, wait, kept

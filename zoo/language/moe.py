@@ -14,25 +14,12 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from zoo.language.upcycling import Router
 from zoo.layers.sequence import Group
 
 
 class Routing(NamedTuple):
     weights: Float[Tensor, "n T"]
     experts: Int[Tensor, "n T"]
-
-
-def route(logits: Float[Tensor, "n E"], top_k: int, order: Router) -> Routing:
-    """Choose the experts of each token, and their weights.
-
-    With `topk-softmax` those of the chosen sum to 1, with `softmax-topk` those of all experts do.
-    """
-    experts = logits.topk(top_k, dim=-1).indices  # of probabilities, more would tie
-    weights = logits.softmax(-1).gather(-1, experts)
-    if order == "topk-softmax":
-        weights = weights / weights.sum(-1, keepdim=True)
-    return Routing(weights, experts)
 
 
 def balance_loss(

@@ -9,15 +9,13 @@ import torch
 from timm.models import register_model
 from torch import nn
 
+from zoo.eval.speed.cost import build, cost, name_and_options
 from zoo.eval.speed.environment import environment
 from zoo.eval.speed.models import (
     Case,
     Measured,
-    build,
-    cost,
     measure,
     measure_interleaved,
-    name_and_options,
     peer_of,
     prepare,
     ratio,
@@ -93,6 +91,16 @@ def test_parameters_and_multiply_adds_are_the_counted_ones_of_the_networks(name,
     parameters, macs = cost(name, 224)
     assert parameters / 1e6 == pytest.approx(millions, abs=5e-4)
     assert macs / 1e9 == pytest.approx(gmacs, abs=5e-3)
+
+
+def test_a_learnt_query_of_attention_pooling_is_counted_too():
+    pooled, plain = (
+        cost(f"test_vit3,num_classes=0,global_pool={pool!r},class_token={token}", 160)
+        for pool, token in (("map", False), ("avg", False))
+    )
+    width, tokens = 96, 10 * 10 + 1
+    layers = 1 + 2 * tokens + 1 + 2 * 2  # query, keys and values, output, an MLP of twice the width
+    assert pooled[1] - plain[1] == width * (width * layers + 2 * tokens)  # and two products
 
 
 def test_a_model_is_the_same_each_time_and_leaves_the_random_numbers_alone():

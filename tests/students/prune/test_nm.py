@@ -9,10 +9,10 @@ from zoo.students.prune.nm import (
     Pattern,
     input_norms,
     input_products,
+    load_weights,
     prune_nm,
     sparse_layers,
     sparsegpt,
-    with_weights,
 )
 from zoo.train.masks import LearnedMask, bake, learn_masks
 
@@ -141,14 +141,13 @@ def test_what_a_layer_sees_is_summed_over_batches_of_any_size():
 
 
 @pytest.mark.parametrize("method", ["magnitude", "wanda", "sparsegpt"])
-def test_a_model_runs_with_thinned_weights_and_gets_its_own_back(method):
+def test_a_model_runs_with_thinned_weights(method):
     model = timm.create_model("test_vit", img_size=32).eval()
     layers, images = sparse_layers(model, TWO), torch.rand(4, 3, 32, 32)
     dense = model(images)
-    with with_weights(layers, prune_nm(layers, TWO, method, lambda: model(images))):
-        assert all(TWO.holds(layer.weight) for layer in layers.values())
-        assert not torch.equal(model(images), dense)
-    assert torch.equal(model(images), dense)
+    load_weights(layers, prune_nm(layers, TWO, method, lambda: model(images)))
+    assert all(TWO.holds(layer.weight) for layer in layers.values())
+    assert not torch.equal(model(images), dense)
     if method != "magnitude":
         with pytest.raises(ValueError, match="looks at data"):
             prune_nm(layers, TWO, method)

@@ -9,7 +9,7 @@ import timm
 import torch
 
 from zoo.axes import named_shapes
-from zoo.students.prune.cut import keep_layers, keep_units, scale_readers
+from zoo.students.prune.cut import keep_layers, keep_units
 from zoo.students.prune.layers import block_influence
 from zoo.students.prune.library import NotExpressible, Parent, save
 from zoo.students.prune.parent import open_parent
@@ -259,23 +259,6 @@ def test_units_may_change_places_on_their_own_in_each_outer_unit(name, axis, by,
     broken = state | {n: tiny.state[n] for n in state if n.endswith(name) and "layers.0" in n}
     control = (tiny.forward(broken)[0] - before).abs().max()
     assert moved < LIMIT * control
-
-
-@pytest.mark.parametrize(("name", "letter"), [("vit", "f"), ("llama", "f"), ("mixtral", "f")])
-def test_doubled_units_of_half_the_weight_change_nothing(name, letter, build):
-    tiny = build(name)
-    axis = next(a for a in tiny.shapes.sizes if a.endswith(f".{letter}"))
-    size = tiny.shapes.sizes[axis]
-    twice = torch.arange(size).repeat(2)
-    wide, shapes = keep_units(tiny.shapes, tiny.state, axis, twice)
-    halved = scale_readers(shapes, wide, axis, torch.full((2 * size,), 0.5))
-    back, _ = keep_units(shapes, halved, axis, torch.arange(size))
-    reader = tiny.shapes.readers(axis)[0].param
-    torch.testing.assert_close(back[reader], tiny.state[reader] / 2)
-    x = torch.randn(3, 2 * size, dtype=torch.float64)
-    x[:, size:] = x[:, :size]
-    wide_out = x @ halved[reader].flatten(0, -2).T
-    torch.testing.assert_close(wide_out, x[:, :size] @ tiny.state[reader].flatten(0, -2).T)
 
 
 def test_a_choice_that_a_tensor_cannot_follow_is_refused(build):

@@ -1,32 +1,45 @@
 """The cells of the experiment: a tower and a seed, trained and measured; a tower's speed."""
 
 import inspect
+import json
 import math
+import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
+from itertools import product
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from zoo.data.plan import Plan, mix
-from zoo.eval.language.recall import copying, phonebook
+from zoo.eval.language.recall import copying, phonebook, phonebooks
 from zoo.eval.language.subject import TextSubject
 from zoo.eval.registry import Scores
 from zoo.eval.settings import CopyingSettings, PhonebookSettings
+from zoo.experiments.bookkeeping import step_ms
 from zoo.experiments.corpus import Corpus, standard_library
 from zoo.experiments.mixers.config import MixersExperiment
-from zoo.experiments.mixers.text import SHOTS, MixedFeed
+from zoo.experiments.mixers.text import MixedFeed, RecallTask
 from zoo.experiments.mixers.towers import build, count, quickened
-from zoo.experiments.short_runs import short_training, train_short
+from zoo.experiments.short_runs import CellRun, ShortTraining, short_training
 from zoo.language.tokenizers import ByteTokenizer
+from zoo.train.config import Every
 from zoo.train.device import autocast, device_of, tensor_cores
-from zoo.train.distill.token_config import TokenLosses
-from zoo.train.distill.token_task import TokenTask, evaluate_text
+from zoo.train.distill.token_task import evaluate_text
+from zoo.train.loop import train
+from zoo.train.run import Run
+from zoo.train.state import TrainState
 
+SHOTS = 2
+"""Names that are asked and answered before the one that is measured."""
+ASKED = 0
+"""Seed of all that is measured."""
+NAME = re.compile(r"^([A-Z][a-z]{5}):", re.MULTILINE)
 MEASURED = 32
 """Rows that are read at a time while a tower is measured."""
 PREFIX = 16
@@ -76,69 +89,131 @@ class Bench:
         """The standard library's files."""
         return standard_library(self.scale.length)
 
+    def books(self, samples: int) -> PhonebookSettings:
+        """Return what is asked of phone books: so many of each size."""
+        books = self.scale.books
+        return PhonebookSettings(entries=books, samples=samples, shots=min(SHOTS, min(books) - 1))
+
+    @cached_property
+    def held_out(self) -> set[str]:
+        """The names in the books that are measured, which nothing learns."""
+        found = set[str]()
+        for samples in (self.scale.samples, self.watched):
+            for cell in phonebooks(ASKED, self.books(samples)).values():
+                found |= {name for one in cell for name in NAME.findall(one.text)}
+        return found
+
+    @property
+    def watched(self) -> int:
+        """Samples of each size on the way."""
+        return max(1, self.scale.samples // 8)
+
     def run(self, cell: Cell) -> dict[str, Any]:
-        """Train and measure a cell, or time it; return its row."""
+        """Train and measure a cell, or time it; return its row.
+
+        Raises:
+            Interrupted: a signal came; the training is saved, and a later call goes on with it.
+        """
         began = time.perf_counter()
         found = self.speed(cell) if cell.context else self.trained(cell)
         return dict(asdict(cell), key=cell.key, seconds=time.perf_counter() - began, **found)
 
     def trained(self, cell: Cell) -> dict[str, Any]:
         """Train a tower; return its bits a byte on the way and what it recalls at the end."""
-        config, scale = self.config, self.scale
+        config, scale, steps = self.config, self.scale, self.config.steps
         torch.manual_seed(mix(cell.seed, 30))
-        model = build(cell.tower, scale).to(self.device)
+        model = build(cell.tower, scale, positions=2 * scale.length).to(self.device)
         model = quickened(model, compiled=self.compiled)
-        plan = Plan(len(self.corpus.train), scale.batch, mix(cell.seed, 32))
-        feed = MixedFeed(
-            self.corpus.train, plan, self.device, config.tasks, scale.drilled, cell.seed
-        )
-        step_bytes, steps = scale.batch * scale.length, config.steps
-        marks = {math.ceil(steps / 2**i) for i in range(1, 5)}
-        curve: list[list[float]] = []
+        training = self.training(cell)
+        run = CellRun.begin(training)
+        state = TrainState.of(model.train(), training.optim)
+        state.resume(run)
+        marks = {math.ceil(steps * i / scale.watched) for i in range(1, scale.watched)}
 
         def evaluate(model: Any, step: int) -> None:
             if step in marks:
-                curve.append([step * step_bytes, self.bits(model)])
+                run.log("eval", step, self.on_the_way(model))
 
+        train(RecallTask(config.answers), state, self.feed(cell), training, run,
+              evaluate=evaluate, title=cell.key)  # fmt: skip
+        recalled, last = self.recalled(model, scale.samples), self.bits(model)
+        ends = [last, *(recalled[f"{task}/inside/token"] for task in ("phonebook", "copying"))]
+        curve = [*_curve(run), [steps, *ends]]
+        size = scale.batch * scale.length
+        return dict(
+            parameters=count(model), curve=[[step * size, *rest] for step, *rest in curve],
+            recalled=recalled, train_seconds=step_ms(run) * steps / 1e3,
+        )  # fmt: skip
+
+    def training(self, cell: Cell) -> ShortTraining:
+        """Return how a cell is trained: saved at each quarter."""
+        config, scale, steps = self.config, self.scale, self.config.steps
         training = short_training(
             steps=steps, batch=scale.batch, length=scale.length, rate=config.rate or scale.rate,
             seed=cell.seed, precision=config.precision,
         )  # fmt: skip
-        task = TokenTask(TokenLosses(kl=0.0, ce=1.0, chunk=step_bytes), {})
-        began = time.perf_counter()
-        train_short(model, task, feed, training, evaluate=evaluate, title=cell.key)
-        took = time.perf_counter() - began
-        curve.append([steps * step_bytes, self.bits(model)])
-        recalled = self.recalled(model, cell.seed)
-        return dict(parameters=count(model), curve=curve, recalled=recalled, train_seconds=took)
+        every = Every(log=max(1, steps // 16), checkpoint=max(1, steps // 4), evaluate=1)
+        return replace(training, every=every, out=folder(config, cell.key))
+
+    def feed(self, cell: Cell) -> MixedFeed:
+        """Return what a seed learns, the same for all towers."""
+        config, scale = self.config, self.scale
+        plan = Plan(len(self.corpus.train), scale.batch, mix(cell.seed, 32))
+        return MixedFeed(
+            self.corpus.train, plan, self.device, config.tasks, scale.drilled,
+            round(config.growing * config.steps), self.held_out, cell.seed,
+        )  # fmt: skip
+
+    def on_the_way(self, model: Any) -> dict[str, float]:
+        """Return the bits a byte, and the share of answers' bytes inside the sizes learnt."""
+        training = model.training
+        recalled = self.recalled(model.eval(), self.watched)
+        bits = self.bits(model)
+        model.train(training)
+        return dict(
+            bpb=bits, phonebook=recalled["phonebook/inside/token"],
+            copying=recalled["copying/inside/token"],
+        )  # fmt: skip
 
     def bits(self, model: Any) -> float:
         """Return bits a byte on the held-out rows."""
-        training = model.training
-        model.eval()
         rows = min(self.scale.held, len(self.corpus.held))
         with self.measuring(), autocast(self.config.precision, self.device):
             found = dict(
-                evaluate_text(model, {}, self.corpus.held, self.device, rows=rows, batch=MEASURED)
+                evaluate_text(
+                    model.eval(), {}, self.corpus.held, self.device, rows=rows, batch=MEASURED
+                )
             )
-        model.train(training)
         return found["bpb"]
 
-    def recalled(self, model: Any, seed: int) -> dict[str, float]:
-        """Return what share of the answers is right, in per cent, by the benchmarks' names."""
+    def recalled(self, model: Any, samples: int) -> dict[str, float]:
+        """Return what share of the answers is right, in per cent, by the benchmarks' names.
+
+        Beside them `TASK/inside/exact` and so on: the means of the sizes that were learnt, and of
+        those `beyond`. The samples are the same for all towers and seeds.
+        """
         scale = self.scale
         bf16 = self.config.precision != "float32" and self.device.type == "cuda"
         subject = TextSubject(
             name="tower", model=model.eval(), tokenizer=ByteTokenizer(), device=self.device,
-            precision="amp" if bf16 else "float32", batch=MEASURED, seed=seed,
+            precision="amp" if bf16 else "float32", batch=MEASURED, seed=ASKED,
         )  # fmt: skip
-        books = PhonebookSettings(
-            entries=scale.books, samples=scale.samples, shots=min(SHOTS, min(scale.books) - 1)
-        )
-        strings = CopyingSettings(lengths=scale.strings, samples=scale.samples)
+        strings = CopyingSettings(lengths=scale.strings, samples=samples)
         with self.measuring():
-            found = [*phonebook(subject, None, books), *copying(subject, None, strings)]
-        return {name: part.value for name, part in found if isinstance(part, Scores)}
+            found = [
+                *phonebook(subject, None, self.books(samples)), *copying(subject, None, strings)
+            ]  # fmt: skip
+        values = {name: part.value for name, part in found if isinstance(part, Scores)}
+        sizes = dict(phonebook=scale.books, copying=scale.strings)
+        for (task, measured), most in zip(sizes.items(), scale.drilled, strict=True):
+            parts = dict(
+                inside=[n for n in measured if n <= most],
+                beyond=[n for n in measured if n > most],
+            )
+            for part, kind in product(parts, ("exact", "token")):
+                if of := [values[f"{task}/{n}/{kind}"] for n in parts[part]]:
+                    values[f"{task}/{part}/{kind}"] = sum(of) / len(of)
+        return values
 
     @contextmanager
     def measuring(self) -> Iterator[None]:
@@ -180,6 +255,18 @@ class Bench:
     def _wait(self) -> None:
         if self.device.type == "cuda":
             torch.cuda.synchronize()
+
+
+def folder(config: MixersExperiment, key: str) -> Path:
+    """Return where a training is saved until its row is there."""
+    return config.out / "cells" / key
+
+
+def _curve(run: Run) -> list[list[float]]:
+    """Return what was measured on the way: the step, bits a byte, phone books and copying."""
+    lines = (run.path / "metrics.jsonl").read_text().splitlines()
+    rows = [row for row in map(json.loads, lines) if row["kind"] == "eval"]
+    return [[row[name] for name in ("step", "bpb", "phonebook", "copying")] for row in rows]
 
 
 def _takes(model: Any, word: str) -> bool:

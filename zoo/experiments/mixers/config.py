@@ -1,9 +1,10 @@
 """`zoo experiment mixers`: attention, Mamba-2, both, and StripedHyena 2, in small.
 
 Four language models of equal size (Llama, Mamba-2, Nemotron-H, StripedHyena 2) learn the same bytes
-in the same order: files of the Python standard library, and a share of phone books and strings that
-are written twice. Bits per byte on held-out files, phone books and copying, and the speed of
-generation behind contexts of several lengths, for each seed. The order that An Empirical Study of
+in the same order: files of the Python standard library, and drills, which are phone books with
+questions and strings that are written twice. Bits per byte on held-out files, phone books and
+copying inside and beyond the sizes that were learnt, and the speed of generation behind contexts
+of several lengths, for each seed. The order that An Empirical Study of
 Mamba-based Language Models (2406.07887) found at 8B is held against what comes out.
 """
 
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from zoo.teachers.name import unknown_name
-from zoo.train.ranges import COUNT, POSITIVE, PROPER_SHARE, check_ranges
+from zoo.train.ranges import COUNT, FRACTION, POSITIVE, PROPER_SHARE, check_ranges
 
 TOWERS = ("attention", "mamba2", "hybrid", "hyena", "hyena_only")
 """hyena has a layer of attention in seven, as published; hyena_only has none."""
@@ -38,8 +39,8 @@ class Scale:
     channels: int = 64
     """P of a head of Mamba-2."""
     length: int = 1024
-    batch: int = 32
-    megabytes: float = 20.0
+    batch: int = 16
+    megabytes: float = 40.0
     rate: float = 1e-3
     held: int = 512
     """Most held-out rows."""
@@ -49,8 +50,10 @@ class Scale:
     """Entries of the phone books that are measured."""
     strings: tuple[int, ...] = (16, 64, 128, 240)
     """Letters of the strings that are copied."""
-    drilled: tuple[int, int] = (40, 240)
-    """Most entries, and letters, in what is learnt."""
+    drilled: tuple[int, int] = (20, 128)
+    """Most entries, and letters, in what is learnt; what is measured of larger ones is beyond."""
+    watched: int = 8
+    """Times that recall is measured on the way, on an eighth of the samples."""
     contexts: tuple[int, ...] = (1024, 4096, 16384, 65536)
     texts: int = 16
     """Texts that are generated at a time."""
@@ -62,9 +65,9 @@ SCALES = {
     "full": Scale(),
     "tiny": Scale(
         dim=32, attention_layers=2, mamba_layers=3, hybrid="M-*-", hyena="smla", hyena_only="sml",
-        heads=2, key_heads=1, groups=4, state=8, channels=16, length=128, batch=4, megabytes=1e-3,
-        held=2, samples=2, books=(4,), strings=(8,), drilled=(4, 12), contexts=(64, 128), texts=2,
-        generated=2,
+        heads=2, key_heads=1, groups=4, state=8, channels=16, length=128, batch=4, megabytes=5e-3,
+        held=2, samples=2, books=(3, 5), strings=(8, 16), drilled=(4, 12), watched=2,
+        contexts=(64, 128), texts=2, generated=2,
     ),
 }  # fmt: skip
 """full: an H200, some minutes a seed. tiny: a test."""
@@ -80,14 +83,20 @@ class MixersExperiment:
     seeds: Annotated[int, COUNT] = 3
     """All towers of a seed run before the next seed."""
     megabytes: Annotated[float | None, POSITIVE] = None
-    """Text that each tower learns, in place of the scale's 20."""
-    tasks: Annotated[float, PROPER_SHARE] = 0.2
-    """Share of the rows that are phone books and strings written twice. The study's models met
-    such texts somewhere in a trillion tokens; in a few megabytes of code they do not stand."""
+    """Text that each tower learns, in place of the scale's 40."""
+    tasks: Annotated[float, PROPER_SHARE] = 0.5
+    """Share of the rows that are drills. The study's models met such texts somewhere in a trillion
+    tokens; in a few megabytes of code they do not stand."""
+    answers: Annotated[float, POSITIVE] = 1.0
+    """What the answers in drills count, beside the files; of a drill they alone are learnt."""
+    growing: Annotated[float, FRACTION] = 0.5
+    """Share of the steps over which books and strings grow to their full sizes."""
     rate: Annotated[float | None, POSITIVE] = None
     """Learning rate, in place of the scale's 0.001."""
     seconds: Annotated[float | None, POSITIVE] = None
-    """Time for this call: a tower that may not end in it is not begun; --resume goes on."""
+    """Time for this call: what is being trained then is saved, and --resume goes on with it."""
+    parts: tuple[Literal["train", "speed"], ...] = ("train", "speed")
+    """What to do: train and measure towers; time their generation, while nothing else runs."""
     workers: Annotated[int, COUNT] = 1
     """Processes that train at the same time on one device, each its towers."""
     device: Literal["auto", "cpu", "cuda"] = "auto"

@@ -1,64 +1,203 @@
-"""What the towers learn: rows of files, and rows of phone books and strings to be copied."""
+"""What the towers learn: rows of files, and drills, which are phone books and strings to be copied.
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+A book is followed by questions for all of its names in another order, as in MQAR (2312.04927), and
+a string is written twice (2402.01032). Of a drill the answers alone are learnt: what stands before
+them is random. Short books and strings come first, longer ones join them.
+"""
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache, lru_cache
+from typing import NamedTuple
 
 import numpy as np
 import torch
+from jaxtyping import Bool
+from torch import Tensor
 
 from zoo.data.plan import mix
-from zoo.eval.language.recall import copying_sample, phonebook_sample
+from zoo.eval.language.recall import CONSONANTS, LETTERS, VOWELS
 from zoo.experiments.corpus import ByteFeed
-from zoo.language.tokens import Tokens
+from zoo.language.tokens import Tokens, read_tokens
+from zoo.train.distill.token_losses import cross_entropy
+from zoo.train.distill.token_task import flat
+from zoo.train.state import TrainState
+from zoo.train.task import Loss, Task
 
-LEAST_BOOK, LEAST_STRING = 3, 4
-SHOTS = 2
-"""Names that are asked and answered before the last one, as in the benchmark."""
+LEAST = (1, 2)
+"""Entries of a book, and letters of a string."""
+FIRST = (2, 4)
+"""The most of both in the first step, if they grow."""
+LINE = len("Kabodu: 123-4567\n")
+NUMBER = slice(len("Kabodu:"), LINE - 1)
+"""Where an answer stands in a line: the space too, as in the benchmark."""
+
+
+class Drill(NamedTuple):
+    """Bytes, and which of them are an answer's."""
+
+    ids: np.ndarray
+    answers: np.ndarray
+
+
+@dataclass(frozen=True)
+class DrilledTokens(Tokens):
+    """Rows of which the first are drills."""
+
+    answers: Bool[Tensor, "B T"] = field(kw_only=True)
+    """What is learnt of the drills."""
+    drills: int = field(kw_only=True)
+    """Rows that are drills."""
 
 
 @dataclass
 class MixedFeed(ByteFeed):
-    """Rows of bytes of which a share are tasks; the first ones of each batch."""
+    """Rows of bytes of which a share are drills; the first ones of each batch.
+
+    Args:
+        tasks: The share.
+        drilled: Most entries of a book, and letters of a string.
+        grown: Steps after which books and strings are as long as they get.
+        held_out: Names that stand in no book.
+        seed: Decides the drills; what a step has is a pure function of it.
+    """
 
     tasks: float = 0.0
     drilled: tuple[int, int] = (40, 256)
+    grown: int = 0
+    held_out: Collection[str] = ()
     seed: int = 0
 
-    def batches(self, start: int, steps: int) -> Iterator[Tokens]:
-        """Return the batches of the steps `start`..`steps`; no task comes twice."""
+    def __post_init__(self):
+        super().__post_init__()
+        held = np.array(sorted(self.held_out), "S6")
+        self.names = np.flatnonzero(~np.isin(all_names().view("S6").ravel(), held))
+        self.drills = lru_cache(4)(self._drills)
+
+    def batches(self, start: int, steps: int) -> Iterator[DrilledTokens]:
+        """Return the batches of the steps `start`..`steps`; no drill comes twice."""
         for step, tokens in enumerate(super().batches(start, steps), start):
-            ids, number = tokens.ids, self.number_of_tasks(step)
-            rng = np.random.default_rng([mix(self.seed, 33), step])
-            rows = [task_row(rng, ids.shape[1], self.drilled) for _ in range(number)]
-            if rows:
-                ids[:number] = torch.from_numpy(np.stack(rows)).to(ids.device).long()
-            yield tokens
+            ids, made = tokens.ids, self.drills(step)
+            answers, number = torch.zeros_like(ids, dtype=torch.bool), len(made.ids)
+            ids[:number] = torch.from_numpy(made.ids).to(ids.device).long()
+            answers[:number] = torch.from_numpy(made.answers).to(ids.device)
+            yield DrilledTokens(ids, tokens.segments, answers=answers, drills=number)
+
+    def counts(self, step: int) -> Mapping[str, int]:
+        """Return the bytes of files, and of answers, that are learnt in a step."""
+        made, length = self.drills(step), self.source.length
+        rows = self.plan.batch - len(made.ids)
+        return dict(
+            text=max(1, rows * (length - 1)), answers=max(1, int(made.answers[:, 1:].sum()))
+        )
 
     def number_of_tasks(self, step: int) -> int:
-        """Return how many rows of a batch are tasks; the shares add up over the steps."""
+        """Return how many rows of a batch are drills; the shares add up over the steps."""
         so_far, before = (int(s * self.plan.batch * self.tasks) for s in (step + 1, step))
         return so_far - before
 
+    def _drills(self, step: int) -> Drill:
+        rng = np.random.default_rng([mix(self.seed, 33), step])
+        share = min(1.0, step / self.grown) if self.grown else 1.0
+        most = tuple(
+            round(first * (last / first) ** share)
+            for first, last in zip(FIRST, self.drilled, strict=True)
+        )
+        length, number = self.source.length, self.number_of_tasks(step)
+        rows = [drill_row(rng, length, most, self.names) for _ in range(number)]
+        if not rows:
+            return Drill(np.empty((0, length), np.uint8), np.empty((0, length), bool))
+        return Drill(*(np.stack(columns) for columns in zip(*rows, strict=True)))
 
-def task_row(rng: np.random.Generator, length: int, drilled: tuple[int, int]) -> np.ndarray:
-    """Return a row of tasks with their answers, one behind the other, [length]; the last is cut.
+
+class RecallTask(Task):
+    """The next byte of the files, and of the answers in the drills.
 
     Args:
-        drilled: Most entries of a phone book, and letters of a string; sizes are spread evenly on
-            a logarithmic scale.
+        weight: What the mean over answers' bytes counts beside the mean over those of files.
     """
-    row, size = [], 0
+
+    def __init__(self, weight: float):
+        self.weight = weight
+
+    def losses(
+        self, state: TrainState, batch: DrilledTokens, targets: None, step: int
+    ) -> dict[str, Loss]:
+        ours, following = flat(read_tokens(state.model, batch)), batch.following.flatten()
+        text, answers = batch.counted, batch.answers.roll(-1, dims=1) & batch.counted
+        text = text & (torch.arange(len(text), device=text.device) >= batch.drills)[:, None]
+        return {
+            name: Loss(
+                cross_entropy(*ours, following, where.flatten(), chunk=following.numel()),
+                following.numel(),
+            )
+            for name, where in dict(text=text, answers=answers).items()
+        }
+
+    def weigh(self, losses: Mapping[str, Tensor], step: int) -> Tensor:
+        return losses["text"] + self.weight * losses["answers"]
+
+
+@cache
+def all_names() -> np.ndarray:
+    """Return every name of three syllables that the benchmark may draw, as bytes, [n, 6]."""
+    syllables = np.array([list(f"{a}{b}".encode()) for a in CONSONANTS for b in VOWELS], np.uint8)
+    places = np.unravel_index(np.arange(len(syllables) ** 3), (len(syllables),) * 3)
+    names = np.concatenate([syllables[place] for place in places], axis=1)
+    names[:, 0] -= ord("a") - ord("A")
+    return names
+
+
+def drill_row(
+    rng: np.random.Generator, length: int, most: Sequence[int], names: np.ndarray
+) -> Drill:
+    """Return a row of drills, one behind the other, [length] each; the last is cut.
+
+    Args:
+        most: Entries of the largest phone book, and letters of the longest string; sizes are spread
+            evenly on a logarithmic scale.
+        names: Indices of those names that may stand in a book.
+    """
+    parts, size = [], 0
     while size < length:
         if rng.random() < 0.5:
-            entries = _spread(rng, LEAST_BOOK, drilled[0])
-            sample = phonebook_sample(rng, entries, "", shots=min(SHOTS, entries - 1),
-                                      reversed=False)  # fmt: skip
+            part = book_drill(rng, _spread(rng, LEAST[0], most[0]), names)
         else:
-            sample = copying_sample(rng, _spread(rng, LEAST_STRING, drilled[1]), "", shots=1)
-        row.append(f"{sample.text}{sample.answer}\n\n".encode())
-        size += len(row[-1])
-    return np.frombuffer(b"".join(row)[:length], np.uint8)
+            part = string_drill(rng, _spread(rng, LEAST[1], most[1]))
+        parts.append(part)
+        size += len(part.ids)
+    return Drill(*(np.concatenate(column)[:length] for column in zip(*parts, strict=True)))
+
+
+def book_drill(rng: np.random.Generator, entries: int, names: np.ndarray) -> Drill:
+    """Return a phone book, and each of its names, in another order, with its number."""
+    lines = np.empty((entries, LINE), np.uint8)
+    lines[:, :6] = all_names()[names[rng.choice(len(names), entries, replace=False)]]
+    lines[:, 6:] = np.frombuffer(b": 123-4567\n", np.uint8)
+    digits = [8, 9, 10, 12, 13, 14, 15]
+    lines[:, digits] = rng.integers(ord("0"), ord("9") + 1, (entries, len(digits)))
+    lines[:, 8] = rng.integers(ord("1"), ord("9") + 1, entries)  # as the benchmark: 100 at least
+    answers = np.zeros((entries, LINE), bool)
+    answers[:, NUMBER] = True
+    end, none = np.array([ord("\n")], np.uint8), np.zeros(1, bool)
+    return Drill(
+        np.concatenate([lines.ravel(), end, rng.permutation(lines).ravel(), end]),
+        np.concatenate([np.zeros(lines.size, bool), none, answers.ravel(), none]),
+    )
+
+
+def string_drill(rng: np.random.Generator, letters: int) -> Drill:
+    """Return random letters, twice."""
+    line = np.full(letters + 1, ord("\n"), np.uint8)
+    line[:-1] = rng.integers(ord(LETTERS[0]), ord(LETTERS[-1]) + 1, letters)
+    answer = np.ones(letters + 1, bool)
+    answer[-1] = False
+    end, none = line[-1:], np.zeros(1, bool)
+    return Drill(
+        np.concatenate([line, line, end]),
+        np.concatenate([np.zeros(letters + 1, bool), answer, none]),
+    )
 
 
 def _spread(rng: np.random.Generator, least: int, most: int) -> int:
-    return int(np.exp(rng.uniform(np.log(least), np.log(most + 1))))
+    return min(most, int(np.exp(rng.uniform(np.log(least), np.log(most + 1)))))

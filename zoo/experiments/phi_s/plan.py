@@ -1,11 +1,13 @@
 """What the PHI-S experiment would cost, counted on the meta device without memory."""
 
+from functools import partial
+
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 from zoo.experiments.phi_s.config import PhiSExperiment, sets_of
 from zoo.experiments.phi_s.networks import networks
 from zoo.experiments.tables import print_table
+from zoo.flops import total_flops
 from zoo.students.build import build_student
 from zoo.train.device import device_of
 from zoo.train.distill.plan_cost import matmul_rate
@@ -30,9 +32,8 @@ def plan(config: PhiSExperiment) -> tuple[list[list[str]], float]:
     forward, widths = {}, {}
     for label, (_, network) in teachers.items():
         network.to("meta").eval()
-        with FlopCounterMode(display=False) as counter:
-            features = network(images)
-        forward[label] = counter.get_total_flops()
+        forward[label] = total_flops(partial(network, images), network)
+        features = network(images)
         widths[label] = tuple(None if f is None else f.shape[-1] for f in features)
     body, total = [], 0.0
     for label, (task, network) in teachers.items():
@@ -48,9 +49,8 @@ def plan(config: PhiSExperiment) -> tuple[list[list[str]], float]:
             options=chosen.options,
             device="meta",
         )
-        with FlopCounterMode(display=False) as counter:
-            student.answer(images)
-        flops, runs = counter.get_total_flops(), len(chosen.arms) * chosen.seeds
+        flops = total_flops(partial(student.answer, images), student)
+        runs = len(chosen.arms) * chosen.seeds
         each = 3 * flops * runs + sum(forward.values()) * chosen.seeds
         work = each * config.steps * chosen.batch
         total += work

@@ -2,14 +2,10 @@
 
 import gc
 import json
-import os
 import shutil
-import signal
-import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
@@ -20,6 +16,7 @@ import torch
 from zoo.data.embedded import embedded_data
 from zoo.data.sources import open_labelled
 from zoo.experiments.bookkeeping import append_row, begin_rows, device_name, step_ms
+from zoo.experiments.deadline import Deadline
 from zoo.experiments.pictures import HELD_OUT, Collection, read_collection
 from zoo.experiments.probes import probe
 from zoo.experiments.real.cells import NOT_TRAINED, SEVERAL, Cell, cells, distillation, options_of
@@ -48,44 +45,6 @@ PROBE: dict[str, Any] = dict(strengths=(3.0, 0.3, 0.03, 0.003), max_steps=100)
 """Of the linear probe: a few thousand rows ask for stronger ones than `zoo eval` begins with."""
 LEAST_SECONDS = 45.0
 """With less time left no training is begun: opening its networks takes about as long."""
-
-
-class Deadline:
-    """When the time of a call is up, what Ctrl-C does is done: a training is saved and ends.
-
-    Also in a job in the background, for which a shell has Ctrl-C ignored.
-    """
-
-    def __init__(self, seconds: float | None):
-        self.seconds, self.began, self.passed = seconds, time.perf_counter(), False
-        self._timer = threading.Timer(seconds, self._ring) if seconds else None
-
-    def __enter__(self) -> "Deadline":
-        if self._timer:
-            self._before = signal.signal(signal.SIGINT, signal.default_int_handler)
-            self._timer.daemon = True
-            self._timer.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._timer:
-            self._timer.cancel()
-            signal.signal(signal.SIGINT, self._before)
-
-    def _ring(self) -> None:
-        self.passed = True
-        os.kill(os.getpid(), signal.SIGINT)
-
-    @property
-    def spent(self) -> float:
-        """Seconds since the call began."""
-        return time.perf_counter() - self.began
-
-    def allows(self) -> bool:
-        """Tell whether there is time to begin a training."""
-        return not self.seconds or (
-            not self.passed and self.seconds - self.spent >= min(LEAST_SECONDS, self.seconds / 2)
-        )
 
 
 class Bench:
@@ -276,7 +235,8 @@ def main(config: RealExperiment) -> bool:
 def _run_cells(config: RealExperiment, rows: list[dict[str, Any]]) -> dict[str, str]:
     """Run what has no row yet; return the cells that failed, and why."""
     bench, done, failed = Bench(config), {row["key"] for row in rows}, dict[str, str]()
-    with Deadline(config.seconds) as deadline, _stopping_at(deadline):
+    deadline = Deadline(config.seconds, least=LEAST_SECONDS)
+    with deadline.stopping(), deadline:
         for cell in cells(config):
             if cell.key in done:
                 continue
@@ -302,17 +262,6 @@ def _keep(config: RealExperiment, rows: list[dict[str, Any]], row: dict[str, Any
     append_row(config.out / "rows.jsonl", row)
     found = "  ".join(f"{k} {v:.1f}" for k, v in row.get("values", {}).items())
     print(f"{row['key']}: {found}  ({row['seconds']:.0f} s)", flush=True)
-
-
-@contextmanager
-def _stopping_at(deadline: Deadline) -> Iterator[None]:
-    """Take the signal of a deadline for the end of the call, and any other for what it is."""
-    try:
-        yield
-    except (Interrupted, KeyboardInterrupt):
-        if not deadline.passed:
-            raise
-        print(f"stopped after {deadline.spent:.0f} s, as --seconds asks; what was learnt is saved")
 
 
 def plan(config: RealExperiment) -> None:

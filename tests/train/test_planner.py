@@ -1,0 +1,83 @@
+"""Checkpoints after the first are written by its plan, and their Python does not run in one go."""
+
+import gc
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+
+from zoo.train import planner
+from zoo.train.checkpoint import Saver, read_checkpoint
+from zoo.train.garbage import garbage_frozen
+
+
+def state_of(step: int, *sizes: int) -> dict:
+    return dict(step=step, model={f"w{i}": torch.randn(n) for i, n in enumerate(sizes)}, best=None)
+
+
+@pytest.fixture
+def plans(monkeypatch):
+    """The states that DCP has planned."""
+    made, plan = [], planner.DefaultSavePlanner.create_local_plan
+    monkeypatch.setattr(
+        planner.DefaultSavePlanner,
+        "create_local_plan",
+        lambda self: made.append(sorted(self.state_dict)) or plan(self),
+    )
+    return made
+
+
+def save(saver: Saver, state: dict) -> None:
+    saver.begin(state, kept=9)
+    saver.wait()
+
+
+def test_a_state_of_the_same_shapes_is_planned_once_and_written_each_time(tmp_path: Path, plans):
+    saver, states = Saver(tmp_path), [state_of(i, 70_000, 3, 80_000) for i in range(3)]
+    for state in states:
+        save(saver, state)
+    assert len(plans) == 1
+    for i, state in enumerate(states):
+        read = read_checkpoint(tmp_path / f"step_{i:08d}")["model"]
+        assert all(torch.equal(read[name], x) for name, x in state["model"].items())
+
+
+@pytest.mark.parametrize("sizes", [(70_000, 90_000), (70_000,), (70_000, 80_000, 75_000)])
+def test_a_state_of_other_shapes_is_planned_anew(sizes, tmp_path: Path, plans):
+    saver, state = Saver(tmp_path), state_of(1, *sizes)
+    save(saver, state_of(0, 70_000, 80_000))
+    save(saver, state)
+    assert len(plans) == 2
+    read = read_checkpoint(tmp_path / "step_00000001")["model"]
+    assert read.keys() == state["model"].keys()
+    assert all(torch.equal(read[name], x) for name, x in state["model"].items())
+
+
+def test_what_is_written_is_let_go(tmp_path: Path):
+    saver = Saver(tmp_path)
+    save(saver, state_of(0, 70_000))
+    assert not saver._planner.state_dict
+
+
+def test_a_checkpoint_that_is_waited_for_does_not_rest(tmp_path: Path, monkeypatch):
+    monkeypatch.setattr(planner, "REST", 3600.0)
+    saver = Saver(tmp_path)
+    saver.begin(state_of(0, 70_000, 80_000), kept=1)
+    waiting = threading.Thread(target=saver.wait, daemon=True)
+    waiting.start()
+    waiting.join(60)
+    assert not waiting.is_alive()
+    assert (tmp_path / "step_00000000").is_dir()
+
+
+def test_the_garbage_of_a_run_is_frozen_by_the_outermost():
+    with garbage_frozen(True):
+        before = gc.get_freeze_count()
+        assert before > 1000
+        with garbage_frozen(True):
+            assert gc.get_freeze_count() == before
+        assert gc.get_freeze_count() == before
+    assert gc.get_freeze_count() == 0
+    with garbage_frozen(False):
+        assert gc.get_freeze_count() == 0
