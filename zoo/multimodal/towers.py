@@ -468,7 +468,7 @@ def _head(made: dict[str, Any]) -> TeacherHead:
     kinds = dict(kind=made["kind"], hidden=made["hidden"], num_inner=made["inner"])
     ours, theirs = tuple(made["ours"]), tuple(made["theirs"])
     earlier = [tuple(pair) for pair in made.get("intermediates", ())]
-    cut = dict(small=made.get("small"), attn=made.get("attn") or {})
+    cut: dict[str, Any] = dict(small=made.get("small"), attn=made.get("attn") or {})
     return TeacherHead(
         ours, theirs, **kinds, upsample=made["upsample"], intermediates=earlier, **cut
     )
