@@ -76,8 +76,8 @@ SCALES = {
         contexts=(64, 128), texts=2, generated=2,
     ),
 }  # fmt: skip
-"""full: an H200, a minute a tower and seed. pilot: a quarter of an hour a tower on a core, to see what
-is learnt at all. tiny: a test."""
+"""full: an H200, a minute a tower and seed. pilot: a core, a quarter of an hour a tower, to see
+what is learnt at all. tiny: a test."""
 
 
 @dataclass(frozen=True, kw_only=True)
