@@ -30,8 +30,9 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # where zoo is not installed
 
+from zoo.eval.speed.cost import name_and_options
 from zoo.eval.speed.environment import environment
-from zoo.eval.speed.models import Case, Measured, measure, name_and_options, words
+from zoo.eval.speed.models import Case, Measured, measure, words
 
 MODELS: dict[str, int] = {
     "mambavision_t": 224,

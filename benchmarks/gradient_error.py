@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from zoo.eval.speed.models import build
+from zoo.eval.speed.cost import build
 from zoo.kernels import available as fused
 
 MODELS = {

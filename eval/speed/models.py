@@ -4,9 +4,7 @@ This needs only torch and timm, so that it runs on a machine with a GPU and litt
 is a `Case`, the result a `Measured` for each case.
 """
 
-import ast
 import dataclasses
-import functools
 import gc
 import statistics
 import time
@@ -19,12 +17,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-import zoo
 from zoo.compiled_blocks import compile_blocks
 from zoo.deploy import deploy
+from zoo.eval.speed.cost import build, cost
 from zoo.eval.speed.kernels import Kernel, profile
 from zoo.files import checked, checked_fields
-from zoo.flops import total_flops
 
 COMPILERS: dict[str, str | None] = {
     "compiled": None,
@@ -73,7 +70,7 @@ def words(mode: str) -> frozenset[str]:
 class Case:
     """A model in one mode at one size: one row of a table.
 
-    `model` is a registered name, possibly with options (see `name_and_options`), `size` the side of
+    `model` is a registered name, possibly with options (see `cost.py`), `size` the side of
     the images in pixels, and `mode` as in `words`. `precision` is `float32`, `amp` (autocast to
     bfloat16) or `bf16` (bfloat16 weights; batch norms in training stay in float32).
 
@@ -171,66 +168,6 @@ class Measured:
         stored = checked(row.get("kernels", []), list[dict[str, Any]], "a row's kernels")
         kernels = [checked_fields(Kernel, kernel, "a row's kernel") for kernel in stored]
         return checked_fields(cls, {**own(cls), "case": case, "kernels": kernels}, "a row")
-
-
-def name_and_options(model: str) -> tuple[str, dict[str, Any]]:
-    """Split `NAME,key=value,...` into the name and the keywords of `timm.create_model`.
-
-    Raises:
-        ValueError: the options are not written as Python's keyword arguments.
-    """
-    name, _, rest = model.partition(",")
-    try:
-        call = ast.parse(f"_({rest})", mode="eval").body
-        if not isinstance(call, ast.Call) or call.args or None in {k.arg for k in call.keywords}:
-            raise SyntaxError
-        return name, {str(k.arg): ast.literal_eval(k.value) for k in call.keywords}
-    except (SyntaxError, ValueError):
-        raise ValueError(
-            f"The options of {model!r} cannot be read; write NAME,window_size=8,drop_rate=0.1."
-        ) from None
-
-
-def build(model: str, size: int, device: str | torch.device) -> nn.Module:
-    """Build a model with random weights, the same on each call, for square images of `size` pixels.
-
-    Models that can be fitted to a size (`set_input_size`) are, unless it is their default or their
-    options set a window.
-    """
-    name, options = name_and_options(model)
-    with torch.random.fork_rng(devices=[]), torch.device(device):
-        torch.manual_seed(0)
-        made: Any = zoo.create_model(name, **options)
-    default = (getattr(made, "pretrained_cfg", None) or {}).get("input_size", (0,))[-1]
-    fitted = size == default or not {"img_size", "window_size"}.isdisjoint(options)
-    if not fitted and hasattr(made, "set_input_size"):
-        fit: Any = made.set_input_size
-        fit(img_size=size)
-    return made.eval()
-
-
-@functools.lru_cache(maxsize=64)
-def cost(model: str, size: int) -> tuple[int, float]:
-    """Return the parameters, and the multiply-adds of one image, counted on the meta device.
-
-    torch's flop counter counts convolutions and matrix products, including those of attention.
-    """
-    built = build(model, size, "meta")
-    image = torch.zeros(1, 3, size, size, device="meta")
-    flops = total_flops(lambda: built(image), built)
-    return sum(p.numel() for p in built.parameters()), flops / 2
-
-
-def known_cost(model: str, size: int) -> tuple[int, float] | None:
-    """Return `cost`, or `None` where it cannot be counted.
-
-    An operator has no meta form, or the network refuses images of that size, each library by an
-    error of its own.
-    """
-    try:
-        return cost(model, size)
-    except (RuntimeError, NotImplementedError, ValueError, AssertionError):
-        return None
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,8 @@ from typing import Any
 
 import zoo
 from zoo.eval.report.figures import FAINT, INK, STUDENT_COLOUR, STYLE, plain_ticks
-from zoo.eval.speed.models import Measured, name_and_options, words
+from zoo.eval.speed.cost import name_and_options
+from zoo.eval.speed.models import Measured, words
 
 _FASTERVIT = "FasterViT (2306.06189)"
 _MAMBAVISION = "MambaVision (2407.08083)"

@@ -9,7 +9,8 @@ import pytest
 import timm
 import torch
 
-from zoo.eval.speed.models import Case, Measured, name_and_options
+from zoo.eval.speed.cost import name_and_options
+from zoo.eval.speed.models import Case, Measured
 
 SCRIPT = Path(__file__).parent.parent.parent / "benchmarks" / "gpu_models.py"
 

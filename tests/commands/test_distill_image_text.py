@@ -81,6 +81,58 @@ def test_a_model_is_measured_by_questions_with_both_controls(run, capsys, tmp_pa
     assert prefill["values"]["prefill/image_tokens"] == 1
 
 
+def test_teachers_of_vision_beside_one_that_writes(run, tmp_path, capsys):
+    """Each behind PHI-S and a projection of its own, on its own grid or the tower's."""
+    from zoo.train.checkpoint import checkpoints, read_checkpoint
+
+    words = (
+        f"distill --image-text generated:48 {WORDS} --teachers vlm:{run} "
+        "timm:test_vit/random@64 rule:edges@32,spatial=0.5 --losses.kl 1 --vision 1 --steps 2 "
+        f"--every.log 1 --every.checkpoint 1 --out {tmp_path}/taught"
+    )
+    zoo(f"{words} --dry-run")
+    assert "test_vit" in capsys.readouterr().out
+    zoo(words)
+    logged = rows(tmp_path / "taught", "train")
+    names = {"run/kl", "run/vision", "test_vit/vision", "edges/vision", "ce"}
+    assert {key for key in logged[0] if "/" in key or key == "ce"} == names
+    weighed = sum(logged[1][n] * (0.5 if n == "edges/vision" else 1) for n in names)
+    assert logged[1]["loss"] == pytest.approx(weighed, rel=1e-5)
+    last = checkpoints(tmp_path / "taught" / "checkpoints")[-1]
+    learnt = read_checkpoint(last)["parts"]
+    assert {n for n in learnt if n.startswith("projections")}
+    shutil.rmtree(last)
+    zoo(f"distill --resume {tmp_path}/taught")
+    assert rows(tmp_path / "taught", "train")[-1] == logged[-1]
+
+
+def test_a_teacher_s_features_are_learnt_on_the_coarser_grid_with_variance_1():
+    import torch
+
+    from zoo.features import Features
+    from zoo.multimodal.image_text import ImageText
+    from zoo.train.distill.image_text_task import fit_features
+    from zoo.train.distill.map_teacher import MapTeacher
+
+    class Colours:
+        """Each pixel of a map of 8 x 8: the colour there, of two channels ten times as large."""
+
+        name, spatial_dim = "colours", 4
+
+        def __call__(self, batch):
+            x = batch.at((8, 8)).permute(0, 2, 3, 1)
+            return Features(None, torch.cat([x, x[..., :1] * x[..., 1:2] * 10], -1))
+
+    torch.manual_seed(0)
+    images = torch.randint(0, 256, (16, 3, 32, 64), dtype=torch.uint8)
+    tokens = None
+    batch = ImageText(tokens, tokens, [images], [range(16)])
+    teacher = MapTeacher(Colours(), cell=8)
+    assert teacher(images).shape == (16, 4, 8, 4)
+    normal = fit_features(teacher, [batch])(teacher(images)).flatten(0, 2)
+    assert (normal.var(0) - 1).abs().max() < 1e-4 and normal.mean(0).abs().max() < 1e-4
+
+
 @pytest.mark.parametrize(
     "words, says",
     [
@@ -90,6 +142,24 @@ def test_a_model_is_measured_by_questions_with_both_controls(run, capsys, tmp_pa
         (f"distill --image-text generated:48 {WORDS} --learn tower tower", "each once"),
         (f"distill --image-text generated:48 {WORDS} --vision 1", "name --teachers vlm:RUN"),
         (f"distill --image-text generated:48 {WORDS} --stages prealign", "is for a mixture"),
+        (f"distill --image-text generated:48 {WORDS} --teachers timm:test_vit", "give --vision 1"),
+        (
+            f"distill --image-text generated:48 {WORDS} --teachers tim:test_vit --vision 1",
+            "Did you mean timm:test_vit?",
+        ),
+        (
+            f"distill --image-text generated:48 {WORDS} --teachers timm:test_vot --vision 1",
+            "Did you mean test_vit",
+        ),
+        (
+            f"distill --image-text generated:48 {WORDS} --vision 1 --teachers rule:edges,rate=0.5",
+            "only spatial=W",
+        ),
+        (
+            f"distill --image-text generated:48 {WORDS} --vision 1 --losses.kl 1 "
+            "--teachers rule:edges",
+            "no teacher writes text",
+        ),
         ("eval RUN --on knn --data x", "is a model of images and text; measure it with --on vqa"),
         ("eval vlm:nowhere --on sight", "no model of images and text in nowhere"),
         ("eval vlm:RUN --on sight,perplexity", "name them in two commands"),

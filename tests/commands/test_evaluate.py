@@ -88,7 +88,7 @@ def test_planted_classes_score_one_hundred_and_the_line_holds_what_a_rerun_needs
 
 def test_multiply_adds_are_those_of_the_size_that_a_benchmark_uses(images, tmp_path):
     from zoo.eval.settings import SegmentSettings
-    from zoo.eval.speed.models import cost
+    from zoo.eval.speed.cost import cost
 
     streets, out = tmp_path / "streets", tmp_path / "results.jsonl"
     for part in ("train", "val"):

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 import zoo
 from zoo.cli import main
-from zoo.eval.speed.models import cost
+from zoo.eval.speed.cost import cost
 from zoo.features import read_features
 from zoo.students.export import load_export
 from zoo.students.prune.library import Parent, save

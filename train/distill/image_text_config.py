@@ -1,10 +1,14 @@
 """Training of a model of images and text, described by frozen dataclasses."""
 
+import re
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
+from zoo.teachers.name import TeacherName
 from zoo.train.config import Augment, Every, Optim, Training
+from zoo.train.distill.config import TeacherSpec
 from zoo.train.distill.token_config import TokenLosses
 from zoo.train.ranges import (
     BATCH,
@@ -17,6 +21,10 @@ from zoo.train.ranges import (
 )
 
 Part = Literal["tower", "projector", "language"]
+VLM = "vlm"
+TEACHERS = ("timm", "open_clip", "hf", "zoo", "torch", "rule")
+"""Kinds of teachers of features; a cache knows the views of one run, and `pretext` is trained on
+images alone."""
 PARTS: tuple[Part, ...] = ("tower", "projector", "language")
 FREEZE: dict[Part, str] = {
     "tower": "model.vision_tower",
@@ -71,7 +79,10 @@ class DistillImageText(Training):
     """A run, or a folder of transformers, of images and text that all parts start from; with
     --tower that one takes the place of its own."""
     teachers: tuple[str, ...] = ()
-    """vlm:RUN or vlm:FOLDER, frozen, of the same tokenizer and as many tokens an image."""
+    """Frozen models. vlm:RUN or vlm:FOLDER, of the same tokenizer and as many tokens an image,
+    teaches answers (--losses.kl) and its tower's tokens (--vision). Any teacher of zoo distill with
+    a map (timm:, open_clip:, hf:, zoo:, torch:, rule:) teaches features: --vision 1; behind it
+    ,spatial=W is its weight beside the others."""
     learn: tuple[Part, ...] = PARTS
     """Parts that learn; the others are frozen."""
     tower_lr: Annotated[float, NOT_NEGATIVE] = 1.0
@@ -108,15 +119,29 @@ class DistillImageText(Training):
             raise ValueError(
                 f"tower_options are of one tower, and there are {len(self.tower)}; leave them out."
             )
-        if bool(self.teachers) != bool(self.losses.kl or self.vision):
-            raise ValueError(
-                f"There are {len(self.teachers)} teachers, losses.kl is {self.losses.kl:g} and "
-                f"vision {self.vision:g}: name --teachers vlm:RUN, or leave both at 0."
-            )
+        self._check_teachers()
         if self.losses.hidden or self.losses.routers:
             raise ValueError(
                 "losses.hidden, losses.balance and losses.router_z are of zoo distill --text; "
                 "leave them out."
+            )
+
+    def _check_teachers(self) -> None:
+        vision = [name for name in self.teachers if vision_spec(name)]
+        if vision and not self.vision:
+            raise ValueError(
+                f"{vision[0]} teaches features of images alone, and vision is 0: give --vision 1."
+            )
+        if self.losses.kl and len(vision) == len(self.teachers) > 0:
+            raise ValueError(
+                f"losses.kl is {self.losses.kl:g}, and no teacher writes text: name vlm:RUN as "
+                "well, or give --losses.kl 0."
+            )
+        if bool(self.teachers) != bool(self.losses.kl or self.vision):
+            raise ValueError(
+                f"There are {len(self.teachers)} teachers, losses.kl is {self.losses.kl:g} and "
+                f"vision {self.vision:g}: name --teachers vlm:RUN, or for vision timm:NAME, or "
+                "leave both at 0."
             )
 
     @property
@@ -129,7 +154,41 @@ class DistillImageText(Training):
     @property
     def labels(self) -> list[str]:
         """A short name for each teacher, unique in this run."""
-        places = [Path(name.partition(":")[2]) for name in self.teachers]
-        # of a run's export, the name of the run
-        names = [(p.parent if p.name == "export" else p).name or "teacher" for p in places]
+        names = [_label(name) for name in self.teachers]
         return [f"{n}_{i + 1}" if names.count(n) > 1 else n for i, n in enumerate(names)]
+
+
+def _label(name: str) -> str:
+    if spec := vision_spec(name):
+        return TeacherName.parse(spec.name).label
+    place = Path(name.partition(":")[2])
+    # of a run's export, the name of the run; torch's modules take no dot
+    own = (place.parent if place.name == "export" else place).name or "teacher"
+    return re.sub(r"[^A-Za-z0-9_-]", "_", own)
+
+
+def vision_spec(text: str) -> TeacherSpec | None:
+    """Read a teacher of features; `None` for `vlm:`, which writes text as well.
+
+    Raises:
+        ValueError: there is no such kind, or it is one of runs on images alone.
+    """
+    kind = text.partition(":")[0]
+    if kind == VLM:
+        return None
+    if kind not in TEACHERS:
+        hint = get_close_matches(kind, (VLM, *TEACHERS), n=1)
+        raise ValueError(
+            f"--teachers {text}: a run of images and text has teachers of the kinds {VLM} (answers "
+            f"and features) and {', '.join(TEACHERS)} (features)."
+            + (f" Did you mean {hint[0]}:{text.partition(':')[2]}?" if hint else "")
+        )
+    spec = TeacherSpec.parse(text)
+    if spec != TeacherSpec(name=spec.name, spatial=spec.spatial):
+        raise ValueError(
+            f"--teachers {text}: of the options of a teacher only spatial=W, its weight, is one "
+            "in a run of images and text."
+        )
+    if not spec.spatial:
+        raise ValueError(f"--teachers {text}: with spatial=0 it teaches nothing; leave it out.")
+    return spec

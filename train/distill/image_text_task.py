@@ -9,10 +9,12 @@ from jaxtyping import Float
 from timm.optim import param_groups_weight_decay
 from torch import Tensor, nn
 
+from zoo.features import at_grid
 from zoo.language.tokens import TokenFeatures
 from zoo.multimodal.image_text import ImageText, read_image_text, see_images
 from zoo.multimodal.open import parts_of
 from zoo.train.distill.image_text_config import DistillImageText
+from zoo.train.distill.map_teacher import MapTeacher
 from zoo.train.distill.phi_s import Moments, Normalizer, fit
 from zoo.train.distill.token_losses import cross_entropy, kl
 from zoo.train.distill.token_task import flat
@@ -23,9 +25,19 @@ from zoo.train.task import Loss, Task
 class Target(NamedTuple):
     """What a frozen model says of a batch."""
 
-    features: TokenFeatures
-    seen: list[Float[Tensor, "n N C"]]
-    """Its tower's tokens, one tensor a group of images, with variance 1."""
+    features: TokenFeatures | None
+    """`None` of a teacher that writes no text."""
+    maps: list[Float[Tensor, "n h w C"]]
+    """What it sees, one tensor a group of images, with variance 1."""
+
+
+def maps_of(model: Any, batch: ImageText, seen: list[Tensor]) -> list[Tensor]:
+    """Return the tokens of a Llava's tower (`see_images`) as maps [n h w C]."""
+    cell = model.model.vision_tower.config.patch_size
+    return [
+        tokens.unflatten(1, (images.shape[-2] // cell, images.shape[-1] // cell))
+        for images, tokens in zip(batch.images, seen, strict=True)
+    ]
 
 
 class ImageTextTask(Task):
@@ -46,13 +58,17 @@ class ImageTextTask(Task):
         """Ask the teachers."""
         found = {}
         for label, model in self.teachers.items():
-            seen = see_images(model, batch)
-            features = read_image_text(model, batch, seen=seen)
-            found[label] = Target(features, [self._balanced(label, group) for group in seen])
+            if isinstance(model, MapTeacher):
+                features, maps = None, [model(group) for group in batch.images]
+            else:
+                seen = see_images(model, batch)
+                features = read_image_text(model, batch, seen=seen)
+                maps = maps_of(model, batch, seen)
+            found[label] = Target(features, [self._balanced(label, group) for group in maps])
         return found
 
-    def _balanced(self, label: str, tokens: Tensor) -> Tensor:
-        return self.normalizers[label](tokens) if label in self.normalizers else tokens
+    def _balanced(self, label: str, maps: Tensor) -> Tensor:
+        return self.normalizers[label](maps) if label in self.normalizers else maps
 
     def losses(
         self, state: TrainState, batch: ImageText, targets: dict[str, Target], step: int
@@ -63,12 +79,12 @@ class ImageTextTask(Task):
         learnt, count = batch.answers.flatten(), int(batch.answers.numel())
         found: dict[str, Tensor] = {}
         for label, theirs in targets.items():
-            if losses.kl:
+            if losses.kl and theirs.features is not None:
                 options: Any = dict(tau=losses.tau, chunk=losses.chunk, kind=losses.kind)
                 found[f"{label}/kl"] = kl(*ours, *flat(theirs.features), learnt, **options)
             if self.config.vision:
                 # a mean over images, in the unit of the others: a sum over the learnt tokens
-                distance = self._distance(label, seen, theirs.seen)
+                distance = self._distance(label, maps_of(model, batch, seen), theirs.maps)
                 found[f"{label}/vision"] = distance * batch.answers.sum()
         if losses.ce:
             following = batch.tokens.following.flatten()
@@ -76,21 +92,28 @@ class ImageTextTask(Task):
         return {name: Loss(total, count) for name, total in found.items()}
 
     def _distance(self, label: str, ours: list[Tensor], theirs: list[Tensor]) -> Tensor:
-        """Return the mean squared distance of all tokens, in the teacher's balanced space."""
+        """Return the mean squared distance of all cells, in the teacher's balanced space."""
         assert self.projections is not None
         project = self.projections[label]
-        parts = [(project(x), y) for x, y in zip(ours, theirs, strict=True)]
+        parts = [
+            (project(at_grid(x, (y.shape[1], y.shape[2]))), y)
+            for x, y in zip(ours, theirs, strict=True)
+        ]
+        if not parts:  # rows of text alone; the graph of every step is the same
+            return torch.stack([0 * p.sum() for p in project.parameters()]).sum()
         total = sum(x.numel() for x, _ in parts)
         sums = [F.mse_loss(x.float(), y.float(), reduction="sum") for x, y in parts]
         return torch.stack(sums).sum() / total
 
     def weigh(self, losses: Mapping[str, Tensor], step: int) -> Tensor:
-        weights = dict(
-            kl=self.config.losses.kl, ce=self.config.losses.ce, vision=self.config.vision
-        )
-        return torch.stack(
-            [weights[name.rpartition("/")[2]] * value for name, value in losses.items()]
-        ).sum()
+        config, weighed = self.config, []
+        for name, value in losses.items():
+            label, _, kind = name.rpartition("/")
+            weight = dict(kl=config.losses.kl, ce=config.losses.ce, vision=config.vision)[kind]
+            teacher = self.teachers.get(label)
+            own = teacher.weight if isinstance(teacher, MapTeacher) else 1.0
+            weighed.append(weight * own * value)
+        return torch.stack(weighed).sum()
 
 
 def parameter_groups(model: Any, config: DistillImageText) -> list[dict[str, Any]]:
@@ -130,12 +153,20 @@ def fit_tower(tower: Any, batches: list[ImageText]) -> list[tuple[Tensor, Tensor
 
 
 @torch.no_grad()
-def fit_tokens(model: Any, batches: list[ImageText]) -> Normalizer:
-    """Fit PHI-S to the tokens of a teacher's tower."""
+def fit_features(model: Any, batches: list[ImageText]) -> Normalizer:
+    """Fit PHI-S to what a teacher sees of some batches, on the grids that are compared."""
     moments: Moments | None = None
     for batch in batches:
-        for tokens in see_images(model, batch):
-            moments = moments or Moments(tokens.shape[-1], tokens.device)
-            moments.update(tokens)
-    assert moments is not None
+        if isinstance(model, MapTeacher):
+            seen = [model(group) for group in batch.images]
+        else:
+            seen = see_images(model, batch)
+        for features in seen:
+            moments = moments or Moments(features.shape[-1], features.device)
+            moments.update(features)
+    if moments is None:
+        raise ValueError(
+            "The first conversations have no image, so there is nothing to learn from "
+            "teachers of vision; leave out --vision."
+        )
     return fit("phi_s", moments)

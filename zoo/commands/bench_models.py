@@ -13,13 +13,13 @@ from rich.console import Console
 from rich.table import Table
 
 import zoo
+from zoo.eval.speed.cost import name_and_options
 from zoo.eval.speed.environment import environment
 from zoo.eval.speed.models import (
     Case,
     Measured,
     measure,
     measure_interleaved,
-    name_and_options,
     peer_of,
     ratio,
 )

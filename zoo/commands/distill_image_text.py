@@ -41,15 +41,17 @@ from zoo.multimodal.towers import Tower, UnitVariance
 from zoo.students.build import read_options
 from zoo.students.lora import add_language_adapters
 from zoo.students.student import merged
+from zoo.teachers.open import open_teacher
 from zoo.train.config import to_json
 from zoo.train.device import autocast, device_of, in_precision, machine, workers_of
-from zoo.train.distill.image_text_config import DistillImageText
+from zoo.train.distill.image_text_config import DistillImageText, vision_spec
 from zoo.train.distill.image_text_task import (
     ImageTextTask,
-    fit_tokens,
+    fit_features,
     fit_tower,
     parameter_groups,
 )
+from zoo.train.distill.map_teacher import MapTeacher
 from zoo.train.freeze import freeze
 from zoo.train.loop import train
 from zoo.train.mesh import MORE_PATIENCE, by_first, first_goes_first, slices_of_rank, with_slices
@@ -101,7 +103,7 @@ def prepare(config: DistillImageText, *, meta: bool = False) -> ImageTextSetup:
         inner = model.model.language_model
         add_language_adapters(inner, config.optim.lora, config.optim.lora_layers)
     teachers = {
-        label: in_precision(_teacher(name, model, tokenizer, device), config.precision)
+        label: in_precision(_teacher(name, model, tokenizer, device, meta), config.precision)
         for label, name in zip(config.labels, config.teachers, strict=True)
     }
     if not meta:
@@ -183,12 +185,16 @@ def _tower(config: DistillImageText) -> Tower:
     return mixture_tower(each, size=size, stride=stride, shuffle=config.shuffle, **shared)
 
 
-def _teacher(name: str, model: Any, tokenizer: Tokenizer, device: torch.device) -> Any:
-    """Open a frozen model that answers the same rows.
+def _teacher(name: str, model: Any, tokenizer: Tokenizer, device: torch.device, meta: bool) -> Any:
+    """Open a frozen model that answers the same rows, or one that sees the same images.
 
     Raises:
-        ValueError: it has another tokenizer, another vocabulary, or another number of tokens.
+        ValueError: it has another tokenizer, another vocabulary, or another number of tokens; or
+            there is no such teacher of vision, or it has no map.
     """
+    if spec := vision_spec(name):
+        teacher = open_teacher(spec.name, device="meta" if meta else device)
+        return MapTeacher(teacher, pixels_of(model).patch_size, spec.spatial)
     teacher = open_vlm(name, device=device)
     folder = vlm_folder(name)
     own = open_tokenizer(str(folder) if has_tokenizer(folder) else BYTES)
@@ -266,7 +272,7 @@ def build_task(setup: ImageTextSetup) -> tuple[ImageTextTask, dict[str, nn.Modul
     if not config.vision:
         return ImageTextTask(config, setup.teachers), {}
     batches = _first_batches(setup)
-    normalizers = {label: fit_tokens(model, batches) for label, model in setup.teachers.items()}
+    normalizers = {label: fit_features(model, batches) for label, model in setup.teachers.items()}
     ours = tower_of(setup.model).config.hidden_size
     projections = nn.ModuleDict(
         {label: nn.Linear(ours, normalizer.dim) for label, normalizer in normalizers.items()}

@@ -13,7 +13,7 @@ from zoo.commands.evaluate import completed, plain
 from zoo.data.sources import open_labelled, open_whole
 from zoo.eval.benchmarks import BENCHMARKS, kind_of, settings_of
 from zoo.eval.registry import check_classes
-from zoo.eval.speed.models import known_cost
+from zoo.eval.speed.cost import known_cost
 from zoo.eval.subject import HELD_OUT, EvalRequest
 from zoo.language.open import open_language_model
 from zoo.multimodal.open import vlm_folder

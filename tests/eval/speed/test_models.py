@@ -9,15 +9,13 @@ import torch
 from timm.models import register_model
 from torch import nn
 
+from zoo.eval.speed.cost import build, cost, name_and_options
 from zoo.eval.speed.environment import environment
 from zoo.eval.speed.models import (
     Case,
     Measured,
-    build,
-    cost,
     measure,
     measure_interleaved,
-    name_and_options,
     peer_of,
     prepare,
     ratio,

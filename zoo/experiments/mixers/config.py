@@ -39,8 +39,8 @@ class Scale:
     channels: int = 64
     """P of a head of Mamba-2."""
     length: int = 1024
-    batch: int = 32
-    megabytes: float = 20.0
+    batch: int = 16
+    megabytes: float = 40.0
     rate: float = 1e-3
     held: int = 512
     """Most held-out rows."""
@@ -83,13 +83,13 @@ class MixersExperiment:
     seeds: Annotated[int, COUNT] = 3
     """All towers of a seed run before the next seed."""
     megabytes: Annotated[float | None, POSITIVE] = None
-    """Text that each tower learns, in place of the scale's 20."""
+    """Text that each tower learns, in place of the scale's 40."""
     tasks: Annotated[float, PROPER_SHARE] = 0.5
     """Share of the rows that are drills. The study's models met such texts somewhere in a trillion
     tokens; in a few megabytes of code they do not stand."""
     answers: Annotated[float, POSITIVE] = 1.0
     """What the answers in drills count, beside the files; of a drill they alone are learnt."""
-    growing: Annotated[float, FRACTION] = 0.25
+    growing: Annotated[float, FRACTION] = 0.5
     """Share of the steps over which books and strings grow to their full sizes."""
     rate: Annotated[float | None, POSITIVE] = None
     """Learning rate, in place of the scale's 0.001."""
