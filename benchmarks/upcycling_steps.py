@@ -18,6 +18,7 @@ import shutil
 import sysconfig
 import time
 from collections.abc import Iterator
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from zoo.cli import main as zoo
+from zoo.files import written_whole
 from zoo.train.device import device_of, machine
 
 ARMS = {
@@ -121,9 +123,13 @@ def measure(args: argparse.Namespace, arm: str, seed: int) -> dict[str, Any]:
 
 
 def missing(found: list[dict[str, Any]]) -> Iterator[tuple[str, int]]:
-    """Yield what is not measured yet, a seed after the other: each has its control first."""
-    known = {(row["arm"], row["seed"]) for row in found}
-    yield from ((arm, seed) for seed in SEEDS for arm in ARMS if (arm, seed) not in known)
+    """Yield what is not measured yet, a seed after the other: each has its control first.
+
+    The side row, which costs a token more than the dense one, comes after all seeds of the rest.
+    """
+    known, (*main_arms, side) = {(row["arm"], row["seed"]) for row in found}, ARMS
+    order = [*product(SEEDS, main_arms), *product(SEEDS, [side])]
+    yield from ((arm, seed) for seed, arm in order if (arm, seed) not in known)
 
 
 def compared(found: list[dict[str, Any]]) -> Iterator[str]:
@@ -155,7 +161,8 @@ def main() -> None:
         config = {name: value for name, value in vars(args).items() if isinstance(value, int)}
         about = dict(machine=machine(device_of("auto")), torch=torch.__version__, config=config)
         args.results.parent.mkdir(parents=True, exist_ok=True)
-        args.results.write_text(json.dumps(dict(about, rows=rows), indent=1) + "\n")
+        with written_whole(args.results) as temporary:
+            temporary.write_text(json.dumps(dict(about, rows=rows), indent=1) + "\n")
     print(*compared(rows), sep="\n")
 
 

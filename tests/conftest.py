@@ -80,16 +80,16 @@ def interpret():
 
 @pytest.fixture(scope="session")
 def on_ranks(tmp_path_factory):
-    """Run a file of cases on some gloo processes: `on_ranks(FILE, WORLD)` is {case: difference}."""
+    """Run a file of cases on some processes: `on_ranks(FILE, WORLD)` is {case: difference}."""
 
-    def run(cases: Path, world: int) -> dict[str, float]:
+    def run(cases: Path, world: int, device: str = "cpu") -> dict[str, float]:
         folder = tmp_path_factory.mktemp("ranks")
         paths = [str(Path(__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]
         environment = dict(os.environ, OMP_NUM_THREADS="1", PYTHONPATH=os.pathsep.join(paths))
         script = Path(__file__).parent / "on_ranks.py"
         ranks = [
             subprocess.Popen(
-                [sys.executable, script, cases, str(rank), str(world), folder],
+                [sys.executable, script, cases, str(rank), str(world), folder, device],
                 env=environment, stderr=subprocess.PIPE, text=True,
             )
             for rank in range(world)

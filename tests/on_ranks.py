@@ -1,9 +1,10 @@
-"""One rank of some gloo processes: runs each `case_*` of a file, and tells the largest difference.
+"""One rank of some processes: runs each `case_*` of a file, and tells the largest difference.
 
-    python tests/on_ranks.py CASES RANK WORLD FOLDER
+    python tests/on_ranks.py CASES RANK WORLD FOLDER DEVICE
 
-A case takes the process group and returns a number: how far the ranks together are from one
-process. The largest of all ranks' is written to FOLDER/found.json.
+The processes talk through gloo, on DEVICE cuda through NCCL. A case takes the process group and
+returns a number: how far the ranks together are from one process. The largest of all
+ranks' is written to FOLDER/found.json.
 """
 
 import json
@@ -26,10 +27,12 @@ def refused(calls) -> None:
             raise AssertionError(words)
 
 
-def main(cases: str, rank: int, world: int, folder: Path) -> None:
+def main(cases: str, rank: int, world: int, folder: Path, device: str) -> None:
     torch.set_num_threads(1)
+    torch.set_default_device(device)
     store = dist.FileStore(str(folder / "store"), world)
-    dist.init_process_group("gloo", store=store, rank=rank, world_size=world)
+    backend = "nccl" if device == "cuda" else "gloo"
+    dist.init_process_group(backend, store=store, rank=rank, world_size=world)
     group = dist.group.WORLD
     found = {}
     for name, case in runpy.run_path(cases).items():
@@ -46,4 +49,4 @@ def main(cases: str, rank: int, world: int, folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), Path(sys.argv[4]))
+    main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), Path(sys.argv[4]), sys.argv[5])

@@ -26,3 +26,10 @@ def test_on_four_ranks_one_of_which_receives_nothing_as_on_one(on_ranks):
     found = on_ranks(CASES, 4)
     assert sorted(found) == sorted(WHAT)
     assert max(found.values()) < 1e-12, found
+
+
+@pytest.mark.gpu
+def test_on_one_rank_of_nccl_as_without_a_group(on_ranks):
+    """What one GPU can tell of NCCL: the exchanges run, forward and back, in float64."""
+    found = on_ranks(CASES, 1, "cuda")
+    assert max(found.values()) < 1e-12, found

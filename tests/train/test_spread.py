@@ -240,3 +240,23 @@ def test_a_run_that_drops_tokens_keeps_its_layout(monkeypatch, capsys):
     with pytest.raises(SystemExit):
         main(["distill", "--resume", "tight", "--experts", "2"])
     assert "keeps its --experts (1 there, 2 here)" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "device",
+    [pytest.param("cuda", marks=pytest.mark.gpu), pytest.param("cpu", marks=pytest.mark.long)],
+)  # fmt: skip
+def test_one_process_under_torchrun_learns_what_it_does_without(device):
+    """On a GPU that is NCCL's group of one: gradients, counts and the checkpoint go through it."""
+    given = f"--device {device} --precision float32"
+    words = shlex.split(shlex.join(CROWDED).replace("--device cpu --precision float64", given))
+    words += ["--capacity", "1"]
+    main([*words, "--out", "alone"])
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=1"]
+    command = [sys.executable, *torchrun, "-m", "zoo", *words, "--out", "group"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    for mine, other in zip(rows("group"), rows("alone"), strict=True):
+        assert mine.pop("kind") == other.pop("kind")
+        assert mine == pytest.approx(other, rel=1e-3, abs=1e-4)
+    assert [row["dropped"] for row in rows("group") if row["kind"] == "train"] == [0.75, 0.75]

@@ -32,6 +32,7 @@ LEAST_SECONDS = 20.0
 """With less time left no training is begun: its layers are still to be compiled."""
 SILENCE = 20.0
 """Seconds after which the processes' progress is told."""
+STOPPED = "stopped"
 _bench: Bench | None = None
 """Of a worker process."""
 
@@ -54,13 +55,20 @@ def _end_with_parent() -> None:
     os._exit(1)
 
 
-def _work(cell: Cell, until: float | None) -> dict[str, Any] | None:
-    """Run a cell; return nothing if the time was up, at `until` by the clock on the wall."""
+def _work(cell: Cell, until: float | None) -> dict[str, Any] | str | None:
+    """Run a cell; return nothing if the time was up, at `until` by the clock on the wall.
+
+    After a signal that means all processes it returns `STOPPED`: an exception that stops a run
+    would be told as one of the cell.
+    """
     assert _bench is not None
     left = None if until is None else until - time.time()
     deadline = Deadline(left, least=0)
-    with deadline.stopping(), deadline:
-        return _bench.run(cell)
+    try:
+        with deadline.stopping(), deadline:
+            return _bench.run(cell)
+    except (Interrupted, KeyboardInterrupt):
+        return STOPPED
     return None
 
 
@@ -110,7 +118,9 @@ class Schedule:
                 free.append(number)
                 if (error := future.exception()) is not None:
                     self._fail(cell, error)
-                elif row := future.result():
+                elif (row := future.result()) == STOPPED:
+                    raise KeyboardInterrupt
+                elif row:
                     self._keep(row)
             self._submit(free, queues, pools, running)
             if not done:
