@@ -16,10 +16,6 @@ def written(**changes):
 def test_every_scale_and_weighting_of_a_run_has_words():
     assert set(MAPS) == set(get_args(Normalise)) - {"none"}
     kinds = get_args(Losses.__annotations__["weighting"])
-        "adaloss",
-        "uncertainty",
-        "dispersion",
-    )
     assert set(WEIGHTS) == set(kinds) - {"static"}
 
 
