@@ -23,6 +23,7 @@ from zoo.data.unreadable import Lost, note_lost, try_read
 from zoo.eval.calibration import calibration_error
 from zoo.eval.confusion import balanced, confusion, drawn
 from zoo.eval.corruptions import corrupt
+from zoo.eval.examples import Example, chosen
 from zoo.eval.registry import Found, Picture, Scores, Subject
 from zoo.eval.settings import ClassifySettings
 from zoo.files import read_json
@@ -34,7 +35,7 @@ SUBSETS = ("imagenet-a", "imagenet-r")
 """Sets of 200 of ImageNet's classes, among which alone a model chooses."""
 
 
-class Answers(NamedTuple):
+class Classified(NamedTuple):
     """What a model answers for images, in the order of the files."""
 
     logits: Float[Tensor, "n K"]
@@ -65,6 +66,7 @@ def classify(subject: Subject, data: Path, settings: ClassifySettings) -> Iterat
         if not answers.keys:
             raise ValueError(f"No image of {data} can be read, or none has a class of the model.")
         yield from scores(answers, bins=settings.bins)
+        yield from examples(answers, source, right)
         if settings.confusion:
             yield "classify/confusion", _confused(answers, right, list(source.classes))
     tops = []
@@ -314,7 +316,7 @@ def answer(
     source: Source,
     right: Mapping[int, tuple[int, ...]] | list[tuple[int, ...]],
     columns: list[int] | None,
-) -> Answers | None:
+) -> Classified | None:
     """Run the model over the images that have a right answer; on several ranks each has a share.
 
     Rank 0 gets all answers, the others `None`.
@@ -356,10 +358,10 @@ def answer(
     everything = sorted(everything, key=lambda part: part[0][0])
     seen = [index for indices, _ in everything for index in indices]
     logits = torch.cat([part for _, part in everything]) if everything else torch.empty(0, 1)
-    return Answers(logits, [truths[i] for i in seen], [source.key(i) for i in seen])
+    return Classified(logits, [truths[i] for i in seen], [source.key(i) for i in seen])
 
 
-def scores(answers: Answers, *, bins: int) -> Iterator[Found]:
+def scores(answers: Classified, *, bins: int) -> Iterator[Found]:
     """Yield the accuracies of answers, each with its images, and the calibration error.
 
     For the mean over classes (balanced accuracy) an image counts for its first right class.
@@ -376,8 +378,30 @@ def scores(answers: Answers, *, bins: int) -> Iterator[Found]:
     yield "classify/ece", 100 * calibration_error(sure, first, bins=bins)
 
 
+def examples(
+    answers: Classified,
+    source: Source,
+    right: Mapping[int, tuple[int, ...]] | list[tuple[int, ...]],
+) -> Iterator[Found]:
+    """Yield the model on the images that all models are shown on (`zoo.eval.examples`).
+
+    An output that is no class of the images is called by its number.
+    """
+    names: dict[int, str] = {}
+    for label, many in right.items() if isinstance(right, Mapping) else ():
+        names |= dict.fromkeys(many, source.classes[label])
+    place = {source.key(i): i for i in range(len(source))}
+    ordered = sorted(range(len(answers.keys)), key=answers.keys.__getitem__)
+    guesses = answers.logits.argmax(dim=-1).tolist()
+    for row in (ordered[i] for i in chosen(len(ordered))):
+        key, truths, guess = answers.keys[row], answers.truths[row], guesses[row]
+        words = [names.get(one, f"output {one}") for one in (truths[0], guess)]
+        image = np.asarray(EncodedImage(source.read(place[key]), name=key).rgb())
+        yield "classify/example", Example(key, image, *words, right=guess in truths)
+
+
 def _confused(
-    answers: Answers,
+    answers: Classified,
     right: Mapping[int, tuple[int, ...]] | list[tuple[int, ...]],
     classes: list[str],
 ) -> Picture:
@@ -391,7 +415,7 @@ def _confused(
     return drawn(confusion(truth, predicted, len(names)), names, "classify")
 
 
-def _hits(answers: Answers) -> np.ndarray:
+def _hits(answers: Classified) -> np.ndarray:
     """Return for each image whether its first, second, ... fifth guess is right: [n 5]."""
     count = min(5, answers.logits.shape[1])
     ranked = answers.logits.topk(count, dim=-1).indices.numpy()

@@ -11,6 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from zoo.eval.confusion import balanced, class_names_of, confusion, drawn
+from zoo.eval.examples import Example, chosen
 from zoo.eval.extract import Extracted
 from zoo.eval.registry import Found, Scores, Subject, check_classes
 from zoo.eval.settings import KnnSettings
@@ -30,7 +31,7 @@ def measure(subject: Subject, data: Path, settings: KnnSettings) -> Iterator[Fou
     Raises:
         ValueError: the images have no classes, or as `predict_knn`.
     """
-    answers = Answers()
+    answers = FoldPredictions()
     for bank, queries in folds_of(*subject.extracted(data), settings.folds, subject.seed):
         assert bank.labels is not None and queries.labels is not None
         predicted = predict_knn(
@@ -44,6 +45,7 @@ def measure(subject: Subject, data: Path, settings: KnnSettings) -> Iterator[Fou
         )
         answers.add(predicted, queries)
     yield from answers.found("knn", subject, data, draw=settings.confusion)
+    yield from answers.examples("knn", subject, data)
 
 
 def folds_of(
@@ -76,7 +78,7 @@ def folds_of(
         yield bank, queries
 
 
-class Answers:
+class FoldPredictions:
     """What was predicted for the images of all folds."""
 
     def __init__(self):
@@ -106,6 +108,28 @@ class Answers:
             count = int(max(truth.max(), predicted.max())) + 1
             names = class_names_of(subject, data, count)
             yield f"{name}/confusion", drawn(confusion(truth, predicted, len(names)), names, name)
+
+    def examples(self, name: str, subject: Subject, data: Path) -> Iterator[Found]:
+        """Yield the model on the images that all models are shown on; none of stored features.
+
+        Args:
+            name: Of the benchmark, before the slash.
+        """
+        if subject.read is not None:
+            return
+        truth, predicted = (np.concatenate(x).tolist() for x in (self.truth, self.predicted))
+        guesses = dict(zip(self.keys, zip(truth, predicted, strict=True), strict=True))
+        names = class_names_of(subject, data, 1 + max(*truth, *predicted))
+        shared = [sorted(guesses)[i] for i in chosen(len(guesses))]
+        found: dict[str, np.ndarray] = {}
+        for part in ("val", "train"):
+            if len(found) < len(shared):
+                found |= subject.open(data, part).pixels(shared)
+        for key in shared:
+            if key in found:
+                true, guess = guesses[key]
+                words = names[true], names[guess]
+                yield f"{name}/example", Example(key, found[key], *words, right=true == guess)
 
 
 def used(subject: Subject, data: Sequence[Path], settings: P) -> P:

@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from zoo.eval.extract import Extracted
-from zoo.eval.knn import Answers, check_sets, folds_of
+from zoo.eval.knn import FoldPredictions, check_sets, folds_of
 from zoo.eval.registry import Found, Subject
 from zoo.eval.settings import STRENGTHS, LinearSettings, Solver
 
@@ -31,7 +31,7 @@ def measure(subject: Subject, data: Path, settings: LinearSettings) -> Iterator[
         ValueError: the images have no classes, or as the functions of the solvers.
     """
     for solver in settings.solvers:
-        answers = Answers()
+        answers = FoldPredictions()
         for pair in folds_of(*subject.extracted(data), settings.folds, subject.seed):
             bank, queries = (_on(side, subject.device) for side in pair)
             assert bank.labels is not None and queries.labels is not None
@@ -39,6 +39,8 @@ def measure(subject: Subject, data: Path, settings: LinearSettings) -> Iterator[
             answers.add(predicted, queries)
         name = "linear" if solver == "lbfgs" else f"linear_{solver}"
         yield from answers.found(name, subject, data, draw=settings.confusion)
+        if solver == settings.solvers[0]:
+            yield from answers.examples(name, subject, data)
 
 
 def _predicted(

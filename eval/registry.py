@@ -1,6 +1,6 @@
 """The input and the output of a benchmark; the table of benchmarks is `zoo.eval.benchmarks`."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,6 +11,7 @@ import torch
 
 from zoo.eval.average_precision import AveragePrecision
 from zoo.eval.benchmarks import BENCHMARKS
+from zoo.eval.examples import Example
 from zoo.eval.extract import Extracted, extract_share
 from zoo.features import Batch, Features
 from zoo.students.student import Student
@@ -75,7 +76,7 @@ def ratio_of_sums(top: np.ndarray, bottom: np.ndarray) -> np.ndarray:
 
 Parts = Scores | AveragePrecision
 """A number with each image's part in it."""
-Value = float | Parts | Picture
+Value = float | Parts | Picture | Example
 Found = tuple[str, Value]
 
 
@@ -86,6 +87,9 @@ class Images(Protocol):
     def classes(self) -> Sequence[str]: ...
     def __len__(self) -> int: ...
     def __iter__(self) -> Iterator[Batch]: ...
+    def pixels(self, keys: Collection[str]) -> dict[str, np.ndarray]:
+        """Read the whole images of these names, as far as they are here: uint8 [H W 3]."""
+        ...
 
 
 Split = Literal["train", "val", "whole"]

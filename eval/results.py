@@ -18,6 +18,7 @@ from torch import nn
 
 from zoo.data.index import INDEX
 from zoo.eval.average_precision import AveragePrecision
+from zoo.eval.examples import Example, small
 from zoo.eval.registry import Parts, Picture, Scores
 from zoo.files import checked_fields, parse_json, read_arrays, try_writing, written_whole
 
@@ -68,6 +69,9 @@ class Record:
     """File of the scores of single images, relative to the result file."""
     pictures: Sequence[Mapping[str, str]] = ()
     """`name`, `file` and `caption` of each image for the report."""
+    examples: Sequence[Mapping[str, Any]] = ()
+    """The model on the images that all models are shown on (`zoo.eval.examples`): `key`, the words
+    or the file of `image`, `truth` and `prediction`, `score`, `right` and `legend`."""
     place: Path | None = None
     """The folder of the result file; not written."""
     kept: Mapping[str, Parts] = field(default_factory=dict)
@@ -142,9 +146,13 @@ START = '{"target": '
 
 
 def write(
-    out: Path, record: Record, scores: Mapping[str, Parts], pictures: Mapping[str, Picture]
+    out: Path,
+    record: Record,
+    scores: Mapping[str, Parts],
+    pictures: Mapping[str, Picture],
+    examples: Sequence[Example] = (),
 ) -> Record:
-    """Append a record to `out`, and write its scores and pictures into `files_of(out)`.
+    """Append a record to `out`, and write its scores and images into `files_of(out)`.
 
     Return the record with the names of these files.
 
@@ -155,7 +163,7 @@ def write(
     stem = "-".join((_slug(record.target), record.benchmark, _identity(record)))
     changes: dict[str, Any] = {}
     out.parent.mkdir(parents=True, exist_ok=True)
-    if scores or pictures:
+    if scores or pictures or examples:
         folder.mkdir(exist_ok=True)
     if scores:
         arrays = {}
@@ -175,7 +183,8 @@ def write(
             with written_whole(csv_file) as temporary, temporary.open("w", newline="") as file:
                 csv.writer(file, lineterminator="\n").writerows(picture.table)
         shown.append(dict(name=name, file=f"{folder.name}/{path.name}", caption=picture.caption))
-    changes |= dict(pictures=shown, place=out.parent)
+    kept = [_kept_example(folder, f"{stem}-{i}", one) for i, one in enumerate(examples)]
+    changes |= dict(pictures=shown, examples=kept, place=out.parent)
     line = {f.name: getattr(record, f.name) for f in fields(record)} | changes
     written = Record(**line)
     with out.open("a+b") as file:
@@ -184,6 +193,21 @@ def write(
         text = "\n" * torn + json.dumps(_plain(written), ensure_ascii=False) + "\n"
         file.write(text.encode())
     return written
+
+
+def _kept_example(folder: Path, stem: str, one: Example) -> dict[str, Any]:
+    """Write the pixels of an example; return what the record says of it."""
+    found: dict[str, Any] = dict(key=one.key, score=one.score, right=one.right)
+    found["legend"] = [[name, [int(x) for x in colour]] for name, colour in one.legend]
+    for part in ("image", "truth", "prediction"):
+        value = getattr(one, part)
+        if isinstance(value, str):
+            found[part] = value
+            continue
+        name = f"{stem}-{part}.{'jpg' if part == 'image' else 'png'}"
+        small(value, smooth=part == "image").convert("RGB").save(folder / name, quality=88)
+        found[part] = dict(file=f"{folder.name}/{name}")
+    return found
 
 
 def check_out(out: Path) -> None:

@@ -1,15 +1,17 @@
 """Open what is measured: a run's student, an export, a registered model, or stored features."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache, partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import numpy as np
 import timm
 import torch
 from rich.progress import track
 
+from zoo.data.images import EncodedImage, UnreadableImage
 from zoo.data.loader import eval_batches
 from zoo.data.sources import Source, open_labelled, open_whole
 from zoo.eval.detect.detector import is_detector, load_backbone
@@ -164,6 +166,19 @@ class _Images:
 
     def __len__(self) -> int:
         return len(self.source)
+
+    def pixels(self, keys: Collection[str]) -> dict[str, np.ndarray]:
+        """Read the whole images of these names; one that cannot be read is missing."""
+        found = {}
+        for index in range(len(self.source)):
+            key = self.source.key(index)
+            if key in keys:
+                try:
+                    image = EncodedImage(self.source.read(index), name=key).rgb()
+                except UnreadableImage:
+                    continue
+                found[key] = np.asarray(image)
+        return found
 
     def __iter__(self) -> Iterator[Batch]:
         request = self.request

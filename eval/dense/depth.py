@@ -18,6 +18,7 @@ from zoo.data.walk import is_image
 from zoo.eval.dense.segment import LinearHead, Segmenter, frozen_features
 from zoo.eval.dense.training import train_head
 from zoo.eval.dense.windows import at_size, sliding, stride_of, with_stride
+from zoo.eval.examples import Example, chosen
 from zoo.eval.registry import Found, Picture, Scores, Subject
 from zoo.eval.settings import FLOOR, DepthSettings
 from zoo.features import Batch, at_grid
@@ -212,6 +213,7 @@ def _measured(
     answer: Callable[[Batch], Tensor], val: DepthSet, subject: Subject, settings: DepthSettings
 ) -> Iterator[Found]:
     keys, rows, shown = [], [], []
+    shared, beside = set(chosen(len(val))), list[Example]()
     loading = crops.loading(subject.device, settings.workers)
     for index, pixels, target in crops.whole_images(val, unreadable=subject.unreadable, **loading):
         if not (target > UNKNOWN).any():
@@ -221,6 +223,10 @@ def _measured(
         guess = sliding(answer, image, **how)[0, 0]
         rows.append(depth_errors(guess, target[0].to(guess.device)))
         keys.append(val.key(index))
+        if settings.pictures and index in shared:
+            beside.append(
+                _example(Path(keys[-1]).name, pixels[0], target[0], guess.cpu(), settings, rows[-1])
+            )
         if len(shown) < settings.pictures:
             both = torch.cat([target[0], guess.cpu()], dim=1) / settings.max_depth
             grey = (both.clamp(0, 1) * 255).byte()[..., None].expand(-1, -1, 3).numpy()
@@ -232,3 +238,25 @@ def _measured(
     yield "depth/rmse", float(errors[:, 1].mean())
     yield "depth/abs_rel", float(errors[:, 2].mean())
     yield from shown
+    yield from (("depth/example", one) for one in beside)
+
+
+UNKNOWN_COLOUR = (140, 30, 30)
+
+
+def _example(
+    key: str, pixels: Tensor, truth: Tensor, guess: Tensor, settings: DepthSettings,
+    errors: tuple[float, float, float],
+) -> Example:  # fmt: skip
+    """Draw truth and prediction from black (near) to white; what is not scored is red."""
+    drawn = []
+    for metres in (truth, guess):
+        grey = (metres / settings.max_depth).clamp(0, 1) * 255
+        drawn.append(grey.byte()[..., None].expand(-1, -1, 3).numpy().copy())
+    drawn[0][(truth <= UNKNOWN).numpy()] = UNKNOWN_COLOUR
+    far = settings.max_depth
+    greys = [(f"{far * share:g} m", [round(255 * share)] * 3) for share in (0, 0.5, 1)]
+    legend = [*greys, ("not known", UNKNOWN_COLOUR)]
+    score = f"δ1 {100 * errors[0]:.1f} %, RMSE {errors[1]:.2f} m"
+    image = pixels.permute(1, 2, 0).numpy()
+    return Example(key, image, drawn[0], drawn[1], score, legend=legend)

@@ -18,6 +18,7 @@ from zoo.eval.dense.segment_data import IGNORE, SegmentSet, open_segments
 from zoo.eval.dense.training import train_head
 from zoo.eval.dense.upernet import BackbonePyramid, UPerNet
 from zoo.eval.dense.windows import at_size, sliding, stride_of, with_stride
+from zoo.eval.examples import Example, chosen
 from zoo.eval.extremes import Extremes, with_legend
 from zoo.eval.registry import Found, Picture, Subject
 from zoo.eval.settings import SegmentSettings
@@ -177,6 +178,7 @@ def measure_segmenter(
     confusion = Confusion(val.classes, ignore=IGNORE)
     palette = colours(len(val.classes))
     shown = Extremes(settings.pictures, "accuracy of pixels")
+    shared, shown_beside = set(chosen(len(val))), list[Example]()
 
     @torch.no_grad()
     def answer(batch: Batch) -> Float[Tensor, "n K s s"]:
@@ -200,8 +202,13 @@ def measure_segmenter(
             scored = truth != IGNORE
             right = (truth == found)[scored].double().mean().item()
             shown.offer(100 * right, f"segment/{index:03d}", draw)
+            if index in shared:
+                score = f"{100 * right:.1f} % of pixels"
+                example = example_of(pixels[0], truth, found, palette, val.classes)
+                shown_beside.append(example._replace(key=Path(key).name, score=score))
     yield from confusion.values("segment")
     yield from shown.found()
+    yield from (("segment/example", one) for one in shown_beside)
 
 
 def colours(count: int) -> UInt8[np.ndarray, "count 3"]:
@@ -229,15 +236,32 @@ def panel(
 
     Pixels that are not scored are black in the truth; the prediction is shown there too.
     """
+    one = example_of(pixels, truth, guess, palette, classes)
+    drawn = np.concatenate([one.image, np.asarray(one.truth), np.asarray(one.prediction)], axis=1)
+    return with_legend(drawn, one.legend)
+
+
+def example_of(
+    pixels: UInt8[Tensor, "3 H W"],
+    truth: Integer[Tensor, "H W"],
+    guess: Integer[Tensor, "H W"],
+    palette: UInt8[np.ndarray, "K 3"],
+    classes: Sequence[str],
+) -> Example:
+    """Paint truth and prediction over the image, and name the colours that are in them.
+
+    Pixels that are not scored are black in the truth; the prediction is shown there too.
+    """
     image = pixels.permute(1, 2, 0).numpy()
-    painted = []
-    for mask in (truth, guess):
-        colour = palette[mask.numpy().clip(0, len(palette) - 1)]
-        painted.append((0.35 * image + 0.65 * colour).round().astype(np.uint8))
-    painted[0][(truth == IGNORE).numpy()] = 0
-    drawn = np.concatenate([image, *painted], axis=1)
+    truths, guesses = (
+        (0.35 * image + 0.65 * palette[mask.numpy().clip(0, len(palette) - 1)])
+        .round()
+        .astype(np.uint8)
+        for mask in (truth, guess)
+    )
+    truths[(truth == IGNORE).numpy()] = 0
     there: list[int] = sorted({*truth.unique().tolist(), *guess.unique().tolist()} - {IGNORE})
     entries = [(str(classes[i]), palette[i].tolist()) for i in there if i < len(classes)]
     if classes and bool((truth == IGNORE).any()):
-        entries.append(("not scored", (0, 0, 0)))
-    return with_legend(drawn, entries)
+        entries.append(("not scored", [0, 0, 0]))
+    return Example("", image, truths, guesses, legend=entries)

@@ -14,10 +14,11 @@ from zoo.eval.detect.coco import CocoImage, CocoSplit, open_coco
 from zoo.eval.detect.coco_metric import Prediction, coco_results, coco_scores, write_results
 from zoo.eval.detect.config import DetectSettings
 from zoo.eval.detect.detector import is_detector, load_detector, read_spec
-from zoo.eval.detect.draw import side_by_side, truth_of
+from zoo.eval.detect.draw import drawn_parts, side_by_side, truth_of
 from zoo.eval.detect.finding import find_objects, fitting
 from zoo.eval.detect.spec import Detector
 from zoo.eval.detect.training import start, train_detector
+from zoo.eval.examples import Example, chosen
 from zoo.eval.extremes import Extremes
 from zoo.eval.registry import Found, Picture, Subject
 from zoo.eval.results import TRAINED
@@ -145,6 +146,7 @@ def measure(
         split.require_masks()
     results: list[dict[str, Any]] = []
     images: list[CocoImage] = []
+    shared = {split.images[i].path for i in chosen(len(split.images))}
     shown = Extremes(pictures, "F1 of boxes (score from 0.5, IoU from 0.5, class)")
     pairs = find_objects(detector, split, device=device, unreadable=unreadable)
     for image, found in pairs:
@@ -160,6 +162,10 @@ def measure(
 
             right = f1(found, truth_of(image, split, masks=False))
             shown.offer(100 * right, f"detect/{image.path.stem}", draw)
+            if image.path in shared:
+                score = "" if math.isnan(right) else f"F1 {100 * right:.0f} %"
+                one = Example(image.path.name, *drawn_parts(image, found, split), score)
+                yield "detect/example", one
     yield from shown.found()
     if out is not None:
         write_results(results, out)

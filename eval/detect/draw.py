@@ -21,6 +21,7 @@ PALETTE = (
 )  # fmt: skip
 """Colours by label, so that a class has the same colour in all pictures."""
 MOST = 20
+Drawn = UInt8[np.ndarray, "H W 3"]
 
 
 def truth_of(image: CocoImage, split: CocoSplit, *, masks: bool) -> Prediction:
@@ -67,9 +68,18 @@ def draw(
 
 def side_by_side(image: CocoImage, prediction: Prediction, split: CocoSplit) -> Image.Image:
     """Draw the annotations on the left and the predictions on the right."""
-    pixels = torch.from_numpy(np.array(read_rgb(image.path, upright=False))).permute(2, 0, 1)
+    _, truth, found = drawn_parts(image, prediction, split)
+    gap = np.full((image.rows, 8, 3), 255, np.uint8)
+    return Image.fromarray(np.concatenate([truth, gap, found], axis=1))
+
+
+def drawn_parts(
+    image: CocoImage, prediction: Prediction, split: CocoSplit
+) -> tuple[Drawn, Drawn, Drawn]:
+    """Return an image, its annotations drawn on it, and the predictions."""
+    own = np.array(read_rgb(image.path, upright=False))
+    pixels = torch.from_numpy(own).permute(2, 0, 1)
     truth = truth_of(image, split, masks=prediction.masks is not None)
-    gap = torch.full((3, image.rows, 8), 255, dtype=torch.uint8)
-    both = [draw(pixels, truth, split.classes), gap]
-    both.append(draw(pixels, prediction, split.classes))
-    return Image.fromarray(torch.cat(both, dim=2).permute(1, 2, 0).numpy())
+    drawn = (draw(pixels, one, split.classes) for one in (truth, prediction))
+    annotated, found = (one.permute(1, 2, 0).numpy() for one in drawn)
+    return own, annotated, found

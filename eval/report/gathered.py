@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from zoo.eval.benchmarks import Benchmark, headlines
+from zoo.eval.benchmarks import BENCHMARKS, Benchmark, headlines
 from zoo.eval.report.imported import Added
 from zoo.eval.report.pruned import is_pruned, read_pruned
 from zoo.eval.report.run_folder import RunFolder, number, read_run
@@ -208,7 +208,12 @@ def _add_run(model: Model, run: RunFolder) -> None:
 
 
 def _numbers_of(key: str, record: Record, source: str) -> Iterable[Number]:
-    own = {name: value for name, value in record.settings.items() if name not in NEUTRAL}
+    side = BENCHMARKS[record.benchmark].side if record.benchmark in BENCHMARKS else ""
+    own = {
+        name: value
+        for name, value in record.settings.items()
+        if name not in NEUTRAL and (name != side or value != record.size)  # said as the size
+    }
     conditions = {
         name: value if isinstance(value, str) else json.dumps(value)
         for name, value in flat(own).items()

@@ -10,6 +10,7 @@ import numpy as np
 from zoo.eval.paired import compare, pair
 from zoo.eval.published import published
 from zoo.eval.report import figures, svg
+from zoo.eval.report.beside import beside
 from zoo.eval.report.figures import short_number
 from zoo.eval.report.gathered import Measure, Model, Value, gather, headline_columns
 from zoo.eval.report.imported import Added
@@ -55,6 +56,7 @@ def build_joined(
     target.parent.mkdir(parents=True, exist_ok=True)
     gallery = Gallery(target.with_name(f"{target.stem}_figures"))
     shots, more = _shots(models, gallery, notes)
+    same = beside(models, gallery, notes)
     page = template_of("joined.html.j2").render(
         title=_title(models),
         headline=headline_table(models),
@@ -68,6 +70,7 @@ def build_joined(
         all_models=len(models),
         reference=models[0].name,
         differences=_differences(models, notes),
+        same=same,
         pictures=shots,
         more_pictures=more,
         maps=_maps(models, gallery),
@@ -114,11 +117,18 @@ def compared_values(key: str, values: Sequence[Value | None]) -> list[Cell]:
     """Return cells of means and deviations, of which the best mean is marked."""
     cells = compared(key, [value.mean if value else None for value in values])
     return [
-        cell._replace(text=f"{cell.text} ± {short_number(value.deviation)}")
+        cell._replace(text=f"{cell.text} ± {_as_fine_as(cell.text, value.deviation)}")
         if value and value.deviation is not None
         else cell
         for cell, value in zip(cells, values, strict=True)
     ]
+
+
+def _as_fine_as(text: str, deviation: float) -> str:
+    """Return a deviation with the decimals of its mean, or a short number if those are zeros."""
+    decimals = len(text.partition(".")[2]) if "e" not in text else 0
+    fine = f"{deviation:.{decimals}f}"
+    return fine if float(fine) or not deviation else short_number(deviation)
 
 
 def cost_columns(models: Sequence[Model]) -> list[tuple[str, list[Cell]]]:

@@ -33,7 +33,7 @@ def template_of(name: str) -> Any:
 
 
 class PageImage(NamedTuple):
-    """A PNG for embedding in a page."""
+    """An image for embedding in a page."""
 
     src: str
     alt: str
@@ -42,7 +42,7 @@ class PageImage(NamedTuple):
 
 
 class Gallery:
-    """Writes PNGs to a folder beside the page, and returns them for embedding."""
+    """Writes images to a folder beside the page, and returns them for embedding."""
 
     def __init__(self, folder: Path):
         folder.mkdir(parents=True, exist_ok=True)
@@ -50,12 +50,18 @@ class Gallery:
 
     def add(self, png: bytes, name: str, alt: str) -> PageImage:
         """Write a PNG as `name`.png, with other characters than letters and digits replaced."""
-        slug = re.sub(r"[^A-Za-z0-9._-]+", "-", name)[:80]
-        (self.folder / f"{slug}.png").write_bytes(png)
         width, height = struct.unpack(">II", png[16:24])  # the PNG's header says its size
-        return PageImage(
-            f"data:image/png;base64,{base64.b64encode(png).decode()}", alt, width, height
-        )
+        return self._add(png, "png", "png", name, PageImage("", alt, width, height))
+
+    def add_photo(self, jpeg: bytes, size: tuple[int, int], name: str, alt: str) -> PageImage:
+        """Write a JPEG of width and height `size` as `name`.jpg, likewise."""
+        return self._add(jpeg, "jpeg", "jpg", name, PageImage("", alt, *size))
+
+    def _add(self, data: bytes, kind: str, suffix: str, name: str, image: PageImage) -> PageImage:
+        slug = re.sub(r"[^A-Za-z0-9._-]+", "-", name)[:80]
+        (self.folder / f"{slug}.{suffix}").write_bytes(data)
+        encoded = base64.b64encode(data).decode()
+        return image._replace(src=f"data:image/{kind};base64,{encoded}")
 
 
 class Cell(NamedTuple):

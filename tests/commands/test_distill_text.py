@@ -74,6 +74,16 @@ def test_a_dry_run_says_what_is_trained_and_leaves_nothing(place, capsys):
     assert {*place.glob("*")} - {*before} <= {place / "cache"}
 
 
+def test_a_teachers_likeliest_tokens_alone_are_a_lower_bound_that_a_whole_vocabulary_reaches(place):
+    for name, k in (("out", "0"), ("few", "4"), ("all", "256")):
+        run("--steps", "2", "--every.log", "1", "--losses.top-k", k, out=name)
+    whole, few, every = (lines(place / name)[0]["parent/kl"] for name in ("out", "few", "all"))
+    assert 0 < few < 0.99 * whole
+    assert every == pytest.approx(whole, rel=1e-4)
+    with pytest.raises(SystemExit):
+        run("--steps", "2", "--losses.top-k", "4", "--losses.kind", "jsd", out="refused")
+
+
 def test_text_alone_is_learnt_without_a_teacher(place):
     run("--steps", "40", "--losses.kl", "0", "--losses.ce", "1", teacher="")
     about = json.loads((place / "out" / "about.json").read_text())

@@ -7,7 +7,7 @@ from PIL import Image
 
 from zoo.eval.corruptions import NAMES, corrupt
 from zoo.eval.extract import Extracted
-from zoo.eval.knn import Answers, folds_of, predict_knn
+from zoo.eval.knn import FoldPredictions, folds_of, predict_knn
 from zoo.eval.similar import average_precisions
 
 
@@ -67,7 +67,7 @@ def test_folds_test_each_image_once_with_every_class_in_each_bank():
     x = torch.randn(30, 6, generator=g) + 3 * torch.eye(6)[labels]
     keys = [str(i) for i in range(30)]
     train, val = (Extracted(x[at], labels[at], keys[at]) for at in (slice(20), slice(20, None)))
-    answers, rights, seen = Answers(), [], []
+    answers, rights, seen = FoldPredictions(), [], []
     for bank, queries in folds_of(train, val, 5, 0):
         assert len(queries.keys) == 6 and not set(bank.keys) & set(queries.keys)
         assert bank.labels.bincount().tolist() == [8, 8, 8]

@@ -29,6 +29,9 @@ class TokenLosses:
     """forward is KL(teacher, student), as Minitron (2407.14679); jsd is half of both (GKD)."""
     tau: Annotated[float, POSITIVE] = 1.0
     """Temperature of both sides."""
+    top_k: Annotated[int, at_least(0, "all tokens")] = 0
+    """Likeliest tokens of a teacher that are compared one by one (forward); all others are as one.
+    0 compares the whole vocabulary."""
     hidden: Annotated[float, at_least(0, "off")] = 0.0
     """Weight of the distance between hidden states, through a learned projection. It counts as much
     as the divergence did in the step before (2407.14679, section 3.3), times this."""
@@ -53,6 +56,10 @@ class TokenLosses:
         check_ranges(self, "losses.")
         if not self.kl + self.ce + self.hidden:
             raise ValueError("losses.kl, losses.hidden and losses.ce are 0; one must be above 0.")
+        if self.top_k and self.kind != "forward":
+            raise ValueError(
+                f"losses.top_k is {self.top_k} with losses.kind {self.kind}; it is for forward."
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -34,6 +34,7 @@ def kl(
     tau: float = 1.0,
     chunk: int = 1024,
     kind: Kind = "forward",
+    top_k: int = 0,
 ) -> Float[Tensor, ""]:
     """Sum the divergence of the student's next tokens from the teacher's (2407.14679, section 3.2).
 
@@ -48,6 +49,9 @@ def kl(
         counted: The tokens that count; padding does not.
         tau: Temperature of both sides.
         chunk: Rows whose logits exist at a time.
+        top_k: If above 0, only the teacher's so many likeliest tokens are compared one by one; all
+            others are one token with the rest of the probability on either side. That is a lower
+            bound of the whole divergence, and equal to it for k = V.
     """
     if len(head) != len(their_head):
         raise ValueError(
@@ -56,12 +60,15 @@ def kl(
         )
     if not tau > 0:
         raise ValueError(f"tau is {tau}; a temperature is above 0.")
+    if top_k and kind != "forward":
+        raise ValueError(f"top_k is {top_k}, for the forward divergence; kind is {kind}.")
     theirs, their_head = theirs.detach(), their_head.detach().to(theirs.dtype)
 
-    def sides(part: slice) -> tuple[Tensor, float]:
-        return _logits(theirs[part], their_head), tau
+    def sides(part: slice) -> tuple[Any, ...]:
+        logits = _logits(theirs[part], their_head)
+        return (logits, tau, min(top_k, len(head))) if top_k else (logits, tau)
 
-    return _Chunked.apply(ours, head, counted, kind, sides, chunk)
+    return _Chunked.apply(ours, head, counted, "top_k" if top_k else kind, sides, chunk)
 
 
 def cross_entropy(
@@ -144,6 +151,18 @@ def _forward(ours: Tensor, theirs: Tensor, tau: float) -> tuple[Tensor, Tensor]:
     return tau**2 * (p_t * (log_t - log_s)).sum(-1), tau * (log_s.exp() - p_t)
 
 
+def _top_k(ours: Tensor, theirs: Tensor, tau: float, k: int) -> tuple[Tensor, Tensor]:
+    log_s = (ours / tau).log_softmax(-1)
+    log_t, kept = (theirs / tau).log_softmax(-1).topk(k)
+    p_t, p_s = log_t.exp(), log_s.exp()
+    others = p_s.scatter(1, kept, 0.0)
+    rest, rest_s = (1 - p_t.sum(-1)).clamp_min(0), others.sum(-1)
+    share = rest / rest_s.clamp_min(torch.finfo(ours.dtype).tiny)
+    loss = (p_t * (log_t - log_s.gather(1, kept))).sum(-1) + torch.xlogy(rest, share)
+    gradient = (p_s - others * share[:, None]).scatter_add(1, kept, -p_t)
+    return tau**2 * loss, tau * gradient
+
+
 def _reverse(ours: Tensor, theirs: Tensor, tau: float) -> tuple[Tensor, Tensor]:
     log_s, log_t = (ours / tau).log_softmax(-1), (theirs / tau).log_softmax(-1)
     p_s, gap = log_s.exp(), log_s - log_t
@@ -167,7 +186,7 @@ def _labels(ours: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
     return loss, log_s.exp() - chosen.to(ours.dtype)
 
 
-ROWS = dict(forward=_forward, reverse=_reverse, jsd=_jsd, labels=_labels)
+ROWS = dict(forward=_forward, reverse=_reverse, jsd=_jsd, top_k=_top_k, labels=_labels)
 """Of the logits [n V] of some rows, and what they are compared with: each row's loss, [n], and its
 gradient by the logits, [n V]."""
 

@@ -81,7 +81,9 @@ class TokenTask(Task):
         counted, count = counted.flatten(), batch.ids.numel()
         found = router_losses(routers, batch, self.spread)
         for label, theirs in targets.items():
-            options: Any = dict(tau=config.tau, chunk=config.chunk, kind=config.kind)
+            options: Any = dict(
+                tau=config.tau, chunk=config.chunk, kind=config.kind, top_k=config.top_k
+            )
             if config.kl * self.specs[label].kl:
                 found[f"{label}/kl"] = kl(*ours, *flat(theirs), counted, **options)
             if self.hidden and label in self.hidden.labels:

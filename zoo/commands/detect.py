@@ -24,6 +24,7 @@ from zoo.eval.detect.training import (
     train_detector,
     training_mode,
 )
+from zoo.eval.examples import Example
 from zoo.eval.registry import Found, Parts, Picture
 from zoo.train.device import autocast
 from zoo.train.loop import take_step, update
@@ -110,6 +111,8 @@ def numbers_of(found: Iterable[Found], pictures: Path) -> dict[str, float]:
     """Return the numbers; write the pictures into a folder."""
     numbers = {}
     for name, value in found:
+        if isinstance(value, Example):  # a run's page has one model
+            continue
         if isinstance(value, Picture):
             pictures.mkdir(exist_ok=True)
             Image.fromarray(value.pixels).save(pictures / f"{name.rpartition('/')[2]}.png")

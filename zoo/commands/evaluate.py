@@ -29,6 +29,7 @@ from zoo.eval.benchmarks import (
     settings_of,
 )
 from zoo.eval.detect.detector import is_detector, load_detector
+from zoo.eval.examples import Example
 from zoo.eval.fidelity import fidelity
 from zoo.eval.language.subject import TextSubject, about_text_model
 from zoo.eval.multimodal.subject import ImageTextSubject, about_image_text_model
@@ -301,9 +302,12 @@ def _kept(
     values: dict[str, float] = {}
     scores: dict[str, Parts] = {}
     pictures: dict[str, Picture] = {}
+    examples: list[Example] = []
     for key, value in found:
         if isinstance(value, Picture):
             pictures[key] = value
+        elif isinstance(value, Example):
+            examples.append(value)
         elif isinstance(value, Parts):
             values[key], scores[key] = value.value, value
         else:
@@ -311,7 +315,7 @@ def _kept(
     seconds = round(time.perf_counter() - began, 3)
     lost = len(subject.unreadable)
     record = replace(record, values=values, seconds=seconds, kept=scores, unreadable=lost)
-    written = kept(record, request, scores, pictures)
+    written = kept(record, request, scores, pictures, examples)
     if subject.work and subject.work.exists():
         if request.out and (losses := subject.work / LOSSES).is_file():
             files_of(request.out).mkdir(exist_ok=True)
@@ -413,6 +417,7 @@ def kept(
     request: EvalRequest,
     scores: Mapping[str, Parts],
     pictures: Mapping[str, Picture],
+    examples: Sequence[Example] = (),
 ) -> Record:
     """Append a result to the file of the request, if it has one; print it if that fails.
 
@@ -423,7 +428,7 @@ def kept(
     if not request.out:
         return record
     try:
-        return write(request.out, record, scores, pictures)
+        return write(request.out, record, scores, pictures, examples)
     except OSError as error:
         Console().print(table_of([record]))
         told = f"The result above was not written to {request.out}: {error}."

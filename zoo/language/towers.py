@@ -285,9 +285,14 @@ def fetch(repository: str, wanted: Sequence[str]) -> Path:
     try:
         return Path(snapshot_download(repository, allow_patterns=list(wanted)))
     except (OSError, ValueError) as error:
+        what = f"{repository} cannot be fetched"
+        if "/" not in repository:
+            near = difflib.get_close_matches(repository, [f.name for f in Path().iterdir()], n=1)
+            hint = f" (did you mean {near[0]}?)" if near else ""
+            what = f"There is no folder {repository} here{hint}, and it cannot be fetched"
         raise ValueError(
-            f"{_one_line(f'{repository} cannot be fetched', error)} Where there is network, `hf "
-            f"download {repository} --local-dir FOLDER` fetches it; then give the folder."
+            f"{_one_line(what, error)} Where there is network, `hf download {repository} "
+            "--local-dir FOLDER` fetches it; then give the folder."
         ) from error
 
 

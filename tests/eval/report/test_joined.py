@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from zoo.eval.examples import Example
 from zoo.eval.registry import Picture, Scores
 from zoo.eval.report import svg
 from zoo.eval.report.gathered import Measure, gather, headline_columns
@@ -22,7 +23,7 @@ from zoo.features import Batch, Features
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 KEYS = [f"{i}.png" for i in range(200)]
-SECTIONS = ("headline", "radar", "pareto", "differences", "pictures", "maps", "numbers",
+SECTIONS = ("headline", "radar", "pareto", "differences", "same", "pictures", "maps", "numbers",
             "published", "rerun")  # fmt: skip
 
 
@@ -45,11 +46,16 @@ def fill(out, target, share, seed, model="mambavision_t", rate=100.0):
         key = "fewshot/5/top1" if name == "fewshot" else f"{name}/top1"
         scores = Scores(KEYS, (draws.random(200) < share).astype(np.uint8))
         record = Record(benchmark=name, values={key: scores.value}, **common)
-        write(out, record, {key: scores}, {})
+        words = [
+            Example("a/7.png", np.zeros((8, 8, 3), np.uint8), "dog", target, right=share > 0.6)
+        ]
+        write(out, record, {key: scores}, {}, words if name == "knn" else [])
     values = {"segment/miou": 60 * share, "segment/odd": float("nan")}
     pixels = draws.integers(0, 255, (40, 60, 3), dtype=np.uint8)
     pictures = {"1.png": Picture(pixels, "masks <b>drawn</b>")}
-    write(out, Record(benchmark="segment", values=values, **common), {}, pictures)
+    legend = [("tree & bush", (1, 2, 3))]
+    examples = [Example("val/1.png", pixels, pixels, pixels, "71 % of pixels", legend=legend)]
+    write(out, Record(benchmark="segment", values=values, **common), {}, pictures, examples)
     common |= dict(data=None, data_hash=None)
     write(out, Record(benchmark="speed", values={"speed/img_s": rate}, **common), {}, {})
 
@@ -92,7 +98,7 @@ def test_every_section_is_filled(whole):
     _, page = whole
     for name in SECTIONS:
         assert '<p class="note">' not in section(page, name), name
-    assert page.count("<img") == page.count("data:image/png;base64,")
+    assert page.count("<img") == page.count("data:image/")
     assert section(page, "pareto").count("<svg") == 12  # four qualities, three costs
     assert section(page, "pictures").count("<img") == 3
     assert (
@@ -109,6 +115,27 @@ def test_the_best_of_a_column_is_bold_and_differences_carry_their_intervals(whol
     rows = section(page, "differences")
     assert rows.count("over 200 images") == 6
     assert re.search(r'class="best">\[−?-?\d', rows)
+
+
+def test_all_models_stand_side_by_side_on_one_image_with_a_legend(whole):
+    _, page = whole
+    same = section(page, "same")
+    rows = re.findall(r'<div class="same">(.*?)</div>', same, re.S)
+    assert len(rows) == 2  # one image of knn, one of segment
+    words, painted = rows
+    assert words.count("<img") == 1 and words.count("<li") == 3
+    assert words.count('class="good"') == 1  # the others are wrong
+    assert painted.count("<img") == 2 + 3 and painted.count("71 % of pixels") == 3
+    assert "tree &amp; bush" in same and "#010203" in same and "evenly spread" in same
+
+
+def test_of_several_seeds_the_lowest_is_shown_beside_the_other_models(tmp_path):
+    out = tmp_path / "r.jsonl"
+    fill(out, "ours", 0.8, 3)
+    fill(out, "ours", 0.8, 1)
+    fill(out, "theirs", 0.5, 2)
+    same = section(build_joined([out], tmp_path / "p.html").read_text("utf-8"), "same")
+    assert same.count("71 % of pixels") == 2 and "the first of the lowest seed" in same
 
 
 def test_of_errors_and_costs_the_lowest_is_best():

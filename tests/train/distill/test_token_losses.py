@@ -69,6 +69,41 @@ def test_the_cross_entropy_is_that_of_torch():
         torch.testing.assert_close(mine, expected)
 
 
+def test_the_rest_in_one_bucket_bounds_the_divergence_from_below():
+    ours, head, theirs, their_head, counted = sides()
+    whole = kl(ours, head, theirs, their_head, counted, tau=2.0)
+    found = [kl(ours, head, theirs, their_head, counted, tau=2.0, chunk=3, top_k=k)
+             for k in (1, 4, 12, V)]  # fmt: skip
+    assert all(value <= whole + 1e-12 for value in found)
+    assert found == sorted(found) and found[0] < found[1]
+    torch.testing.assert_close(found[-1], whole)
+    more = kl(ours, head, theirs, their_head, counted, tau=2.0, top_k=9 * V)
+    torch.testing.assert_close(more, whole)
+
+
+@pytest.mark.parametrize("tau", [1.0, 2.0])
+def test_the_gradient_of_the_bucket_is_that_of_autograd(tau):
+    ours, head, theirs, their_head, counted = sides()
+    log_p, kept = (theirs @ their_head.T / tau).log_softmax(-1).topk(4)
+    p, guessed = log_p.exp(), (ours @ head.T / tau).softmax(-1).gather(1, kept)
+    rest, rest_s = 1 - p.sum(-1), 1 - guessed.sum(-1)
+    each = (p * (log_p - guessed.log())).sum(-1) + rest * (rest / rest_s).log()
+    value = kl(ours, head, theirs, their_head, counted, tau=tau, chunk=3, top_k=4)
+    torch.testing.assert_close(value, tau**2 * each[counted].sum())
+    for mine, expected in zip(
+        gradients(value, ours, head),
+        gradients(tau**2 * each[counted].sum(), ours, head),
+        strict=True,
+    ):
+        torch.testing.assert_close(mine, expected)
+
+
+def test_the_bucket_is_for_the_forward_divergence():
+    ours, head, theirs, their_head, counted = sides()
+    with pytest.raises(ValueError, match="top_k is 4, for the forward divergence; kind is jsd"):
+        kl(ours, head, theirs, their_head, counted, kind="jsd", top_k=4)
+
+
 def test_a_frozen_head_gets_no_gradient_and_hidden_states_in_bf16_keep_theirs():
     ours, head, theirs, their_head, counted = sides(torch.float32)
     exact = gradients(kl(ours, head, theirs, their_head, counted), ours)[0]

@@ -53,7 +53,7 @@ class Scale:
     drilled: tuple[int, int] = (20, 128)
     """Most entries, and letters, in what is learnt; what is measured of larger ones is beyond."""
     watched: int = 8
-    """Times that recall is measured on the way, on an eighth of the samples."""
+    """Times that a tower is measured, the last one in full, the others on an eighth of it."""
     contexts: tuple[int, ...] = (1024, 4096, 16384, 65536)
     texts: int = 16
     """Texts that are generated at a time."""
@@ -63,6 +63,12 @@ class Scale:
 
 SCALES = {
     "full": Scale(),
+    "pilot": Scale(
+        dim=128, attention_layers=3, mamba_layers=4, hybrid="M-*-M-", hyena="smla",
+        hyena_only="sml", heads=4, key_heads=4, groups=8, state=32, channels=16, length=128,
+        batch=16, megabytes=4.1, rate=2e-3, held=16, books=(2, 4, 8), strings=(4, 8, 16, 24, 48),
+        drilled=(4, 24), watched=10, contexts=(128, 1024), texts=4,
+    ),
     "tiny": Scale(
         dim=32, attention_layers=2, mamba_layers=3, hybrid="M-*-", hyena="smla", hyena_only="sml",
         heads=2, key_heads=1, groups=4, state=8, channels=16, length=128, batch=4, megabytes=5e-3,
@@ -70,14 +76,15 @@ SCALES = {
         contexts=(64, 128), texts=2, generated=2,
     ),
 }  # fmt: skip
-"""full: an H200, some minutes a seed. tiny: a test."""
+"""full: an H200, a minute a tower and seed. pilot: a core, a quarter of an hour a tower, to see
+what is learnt at all. tiny: a test."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class MixersExperiment:
     """The mixers experiment's size, towers and device."""
 
-    scale: Literal["full", "tiny"] = "full"
+    scale: Literal["full", "pilot", "tiny"] = "full"
     towers: tuple[str, ...] = TOWERS[:4]
     """attention, mamba2, hybrid, hyena; hyena_only too."""
     seeds: Annotated[int, COUNT] = 3
