@@ -5,7 +5,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import nn
 
-from zoo.commands.elastic_images import sizes_beside
+from zoo.commands.elastic_sizes import sizes_beside
 from zoo.students.student import Student
 from zoo.teachers.cache import CacheManifest
 from zoo.teachers.name import TeacherName

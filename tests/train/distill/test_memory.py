@@ -1,12 +1,14 @@
 """What a step is estimated to hold, against what it holds and against the memory that there is."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from zoo.features import Batch
 from zoo.students.build import build_student
 from zoo.teachers.open import open_teacher
-from zoo.train.distill import memory
+from zoo.train.distill import memory, setup
 from zoo.train.distill.config import Distill, TeacherSpec
 from zoo.train.distill.memory import check_step, may_not_fit, peak_bytes, saved_bytes
 from zoo.train.distill.setup import prepare
@@ -79,3 +81,29 @@ def test_sizes_and_slices_decide_what_is_estimated(monkeypatch):
 
 def test_small_runs_are_not_estimated():
     assert not may_not_fit(Distill(batch=16, size=64), CPU)
+
+
+def test_a_step_that_was_found_to_fit_is_not_counted_again(tmp_path, monkeypatch):
+    monkeypatch.setenv("ZOO_CACHE", str(tmp_path))
+    monkeypatch.setattr(setup, "may_not_fit", lambda *_: True)
+    counted = []
+    monkeypatch.setattr(setup, "check_step", lambda *_: counted.append(1))
+    run = Distill(teachers=(TeacherSpec(name="timm:test_vit/random@32"),), student="eradio_nano")
+    for config, times in (
+        (run, 1),
+        (replace(run, steps=7, out=tmp_path), 1),
+        (replace(run, batch=run.batch + 1), 2),
+        (replace(run, student="eradio_xxxtiny"), 3),
+        (run, 3),
+    ):
+        setup.check_memory_of_step(config, CPU)
+        assert len(counted) == times
+
+
+def test_a_step_that_does_not_fit_is_refused_each_time(tmp_path, monkeypatch):
+    monkeypatch.setenv("ZOO_CACHE", str(tmp_path))
+    monkeypatch.setattr(memory, "memory_of", lambda _: 1e6)
+    run = Distill(teachers=(TeacherSpec(name="timm:test_vit/random@32"),), student="eradio_nano")
+    for _ in range(2):
+        with pytest.raises(ValueError, match="takes about"):
+            setup.check_memory_of_step(run, CPU)
