@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -107,8 +108,10 @@ class Beside(Generic[T]):
             done = wait(running, timeout=SILENCE, return_when=FIRST_COMPLETED).done
             for future in done:
                 cell, number = running.pop(future)
-                free.append(number)
-                if (error := future.exception()) is not None:
+                error = future.exception()
+                if not isinstance(error, BrokenProcessPool):  # a process that was killed is gone
+                    free.append(number)
+                if error is not None:
                     yield cell, error
                     continue
                 how, found = future.result()
