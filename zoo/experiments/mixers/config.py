@@ -66,7 +66,7 @@ SCALES = {
     "pilot": Scale(
         dim=128, attention_layers=3, mamba_layers=4, hybrid="M-*-M-", hyena="smla",
         hyena_only="sml", heads=4, key_heads=4, groups=8, state=32, channels=16, length=128,
-        batch=16, megabytes=4.1, rate=2e-3, held=16, books=(2, 4, 8), strings=(4, 8, 16, 24, 48),
+        batch=16, megabytes=4.1, rate=2e-3, held=16, books=(3, 4, 8), strings=(4, 8, 16, 24, 48),
         drilled=(4, 24), watched=10, contexts=(128, 1024), texts=4,
     ),
     "tiny": Scale(
@@ -94,8 +94,9 @@ class MixersExperiment:
     tasks: Annotated[float, PROPER_SHARE] = 0.5
     """Share of the rows that are drills. The study's models met such texts somewhere in a trillion
     tokens; in a few megabytes of code they do not stand."""
-    answers: Annotated[float, POSITIVE] = 1.0
-    """What the answers in drills count, beside the files; of a drill they alone are learnt."""
+    weight: Annotated[float, POSITIVE] = 1.0
+    """What drills count beside files: the mean over the bytes of their second halves, which alone
+    are learnt, times this."""
     growing: Annotated[float, FRACTION] = 0.5
     """Share of the steps over which books and strings grow to their full sizes."""
     rate: Annotated[float | None, POSITIVE] = None
