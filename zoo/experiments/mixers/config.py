@@ -98,7 +98,7 @@ class MixersExperiment:
     """What drills count beside files: the mean over the bytes of their second halves, which alone
     are learnt, times this."""
     growing: Annotated[float, FRACTION] = 0.5
-    """Share of the steps over which books and strings grow to their full sizes."""
+    """Share of the steps over which strings grow from 4 letters to their full length."""
     rate: Annotated[float | None, POSITIVE] = None
     """Learning rate, in place of the scale's 0.001."""
     seconds: Annotated[float | None, POSITIVE] = None

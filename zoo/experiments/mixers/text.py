@@ -3,7 +3,7 @@
 A book is followed by as many of its lines again, drawn at random, as many questions are in MQAR
 (2312.04927), and a string is written twice (2402.01032). Of a drill the second half alone is
 learnt, since the first is random; the names in it too, which the book foretells after a letter or
-two: an answer goes on where they stood. Short books and strings come first, longer ones join them.
+two: an answer goes on where they stood. Strings are short first, and longer ones join them.
 """
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -25,10 +25,10 @@ from zoo.train.distill.token_task import flat
 from zoo.train.state import TrainState
 from zoo.train.task import Loss, Task
 
-LEAST = (1, 2)
+LEAST = (2, 2)
 """Entries of a book, and letters of a string."""
-FIRST = (2, 4)
-"""The most of both in the first step, if they grow."""
+FIRST = 4
+"""Letters of the longest string in the first step, if strings grow."""
 LINE, NEWLINE = len("Kabodu: 123-4567\n"), ord("\n")
 
 
@@ -56,7 +56,7 @@ class MixedFeed(ByteFeed):
     Args:
         tasks: The share.
         drilled: Most entries of a book, and letters of a string.
-        grown: Steps after which books and strings are as long as they get.
+        grown: Steps after which strings are as long as they get.
         held_out: Names that stand in no book.
         seed: Decides the drills; what a step has is a pure function of it.
     """
@@ -96,10 +96,7 @@ class MixedFeed(ByteFeed):
     def _drills(self, step: int) -> Drill:
         rng = np.random.default_rng([mix(self.seed, 33), step])
         share = min(1.0, step / self.grown) if self.grown else 1.0
-        most = tuple(
-            round(first * (last / first) ** share)
-            for first, last in zip(FIRST, self.drilled, strict=True)
-        )
+        most = self.drilled[0], round(FIRST * (self.drilled[1] / FIRST) ** share)
         length, number = self.source.length, self.number_of_tasks(step)
         rows = [drill_row(rng, length, most, self.names) for _ in range(number)]
         if not rows:
