@@ -96,9 +96,9 @@ class MixersExperiment:
     tokens; in a few megabytes of code they do not stand."""
     weight: Annotated[float, POSITIVE] = 1.0
     """What drills count beside files: the mean over the bytes of their second halves, which alone
-    are learnt, times this."""
+    are learnt, and that over the digits that a name is looked up for, each times this."""
     growing: Annotated[float, FRACTION] = 0.5
-    """Share of the steps over which strings grow from 4 letters to their full length."""
+    """Share of the steps over which books and strings grow, from 2 entries and 4 letters."""
     rate: Annotated[float | None, POSITIVE] = None
     """Learning rate, in place of the scale's 0.001."""
     seconds: Annotated[float | None, POSITIVE] = None

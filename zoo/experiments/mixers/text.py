@@ -3,7 +3,7 @@
 A book is followed by as many of its lines again, drawn at random, as many questions are in MQAR
 (2312.04927), and a string is written twice (2402.01032). Of a drill the second half alone is
 learnt, since the first is random; the names in it too, which the book foretells after a letter or
-two: an answer goes on where they stood. Strings are short first, and longer ones join them.
+two: an answer goes on where they stood. Short books and strings come first, longer ones join them.
 """
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -25,10 +25,10 @@ from zoo.train.distill.token_task import flat
 from zoo.train.state import TrainState
 from zoo.train.task import Loss, Task
 
-LEAST = (2, 2)
+LEAST = (1, 2)
 """Entries of a book, and letters of a string."""
-FIRST = 4
-"""Letters of the longest string in the first step, if strings grow."""
+FIRST = (2, 4)
+"""The most of both in the first step, if they grow."""
 LINE, NEWLINE = len("Kabodu: 123-4567\n"), ord("\n")
 
 
@@ -37,6 +37,8 @@ class Drill(NamedTuple):
 
     ids: np.ndarray
     learnt: np.ndarray
+    lookups: np.ndarray
+    """The first digit of each answer, which a name alone tells; the others go on from it."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,8 @@ class DrilledTokens(Tokens):
 
     learnt: Bool[Tensor, "B T"] = field(kw_only=True)
     """What is learnt of the drills."""
+    lookups: Bool[Tensor, "B T"] = field(kw_only=True)
+    """The bytes of these that ask for a look into the book."""
     drills: int = field(kw_only=True)
     """Rows that are drills."""
 
@@ -56,7 +60,7 @@ class MixedFeed(ByteFeed):
     Args:
         tasks: The share.
         drilled: Most entries of a book, and letters of a string.
-        grown: Steps after which strings are as long as they get.
+        grown: Steps after which books and strings are as long as they get.
         held_out: Names that stand in no book.
         seed: Decides the drills; what a step has is a pure function of it.
     """
@@ -77,16 +81,26 @@ class MixedFeed(ByteFeed):
         """Return the batches of the steps `start`..`steps`; no drill comes twice."""
         for step, tokens in enumerate(super().batches(start, steps), start):
             ids, made = tokens.ids, self.drills(step)
-            learnt, number = torch.zeros_like(ids, dtype=torch.bool), len(made.ids)
+            masks, number = (
+                [torch.zeros_like(ids, dtype=torch.bool) for _ in range(2)],
+                len(made.ids),
+            )
             ids[:number] = torch.from_numpy(made.ids).to(ids.device).long()
-            learnt[:number] = torch.from_numpy(made.learnt).to(ids.device)
-            yield DrilledTokens(ids, tokens.segments, learnt=learnt, drills=number)
+            for mask, found in zip(masks, (made.learnt, made.lookups), strict=True):
+                mask[:number] = torch.from_numpy(found).to(ids.device)
+            learnt, lookups = masks
+            yield DrilledTokens(
+                ids, tokens.segments, learnt=learnt, lookups=lookups, drills=number
+            )  # fmt: skip
 
     def counts(self, step: int) -> Mapping[str, int]:
-        """Return the bytes of files, and of drills, that are learnt in a step."""
+        """Return the bytes that each loss is about in a step."""
         made, length = self.drills(step), self.source.length
         rows = self.plan.batch - len(made.ids)
-        return dict(text=max(1, rows * (length - 1)), drills=max(1, int(made.learnt[:, 1:].sum())))
+        return dict(
+            text=max(1, rows * (length - 1)), drills=max(1, int(made.learnt[:, 1:].sum())),
+            lookups=max(1, int(made.lookups[:, 1:].sum())),
+        )  # fmt: skip
 
     def number_of_tasks(self, step: int) -> int:
         """Return how many rows of a batch are drills; the shares add up over the steps."""
@@ -96,19 +110,25 @@ class MixedFeed(ByteFeed):
     def _drills(self, step: int) -> Drill:
         rng = np.random.default_rng([mix(self.seed, 33), step])
         share = min(1.0, step / self.grown) if self.grown else 1.0
-        most = self.drilled[0], round(FIRST * (self.drilled[1] / FIRST) ** share)
+        most = tuple(
+            round(first * (last / first) ** share)
+            for first, last in zip(FIRST, self.drilled, strict=True)
+        )
         length, number = self.source.length, self.number_of_tasks(step)
         rows = [drill_row(rng, length, most, self.names) for _ in range(number)]
         if not rows:
-            return Drill(np.empty((0, length), np.uint8), np.empty((0, length), bool))
+            none = np.empty((0, length), bool)
+            return Drill(none.astype(np.uint8), none, none)
         return Drill(*(np.stack(columns) for columns in zip(*rows, strict=True)))
 
 
 class RecallTask(Task):
-    """The next byte of the files, and of the drills' second halves.
+    """The next byte of the files, of the drills' second halves, and once more of the lookups.
+
+    A lookup is a byte in seventeen, which the others would drown.
 
     Args:
-        weight: What the mean over drills' bytes counts beside the mean over those of files.
+        weight: What each of the two means over bytes of drills counts beside that over files'.
     """
 
     def __init__(self, weight: float):
@@ -118,18 +138,19 @@ class RecallTask(Task):
         self, state: TrainState, batch: DrilledTokens, targets: None, step: int
     ) -> dict[str, Loss]:
         ours, following = flat(read_tokens(state.model, batch)), batch.following.flatten()
-        text, drills = batch.counted, batch.learnt.roll(-1, dims=1) & batch.counted
+        text = batch.counted
+        drills, lookups = (mask.roll(-1, dims=1) & text for mask in (batch.learnt, batch.lookups))
         text = text & (torch.arange(len(text), device=text.device) >= batch.drills)[:, None]
         return {
             name: Loss(
                 cross_entropy(*ours, following, where.flatten(), chunk=following.numel()),
                 following.numel(),
             )
-            for name, where in dict(text=text, drills=drills).items()
+            for name, where in dict(text=text, drills=drills, lookups=lookups).items()
         }
 
     def weigh(self, losses: Mapping[str, Tensor], step: int) -> Tensor:
-        return losses["text"] + self.weight * losses["drills"]
+        return losses["text"] + self.weight * (losses["drills"] + losses["lookups"])
 
 
 @cache
@@ -174,7 +195,9 @@ def book_drill(rng: np.random.Generator, entries: int, names: np.ndarray) -> Dri
     digits = [8, 9, 10, 12, 13, 14, 15]
     lines[:, digits] = rng.integers(ord("0"), ord("9") + 1, (entries, len(digits)))
     lines[:, 8] = rng.integers(ord("1"), ord("9") + 1, entries)  # as the benchmark: 100 at least
-    return _twice(lines.ravel(), lines[rng.integers(entries, size=entries)].ravel())
+    drill = _twice(lines.ravel(), lines[rng.integers(entries, size=entries)].ravel())
+    drill.lookups[lines.size + 1 : -1].reshape(entries, LINE)[:, digits[0]] = True
+    return drill
 
 
 def string_drill(rng: np.random.Generator, letters: int) -> Drill:
@@ -190,7 +213,7 @@ def _twice(first: np.ndarray, again: np.ndarray, between: int = 1) -> Drill:
     ids = np.concatenate([first, gap, again, end])
     learnt = np.zeros(len(ids), bool)
     learnt[len(first) + between : -1] = True
-    return Drill(ids, learnt)
+    return Drill(ids, learnt, np.zeros_like(learnt))
 
 
 def _spread(rng: np.random.Generator, least: int, most: int) -> int:
