@@ -6,6 +6,7 @@ the spatial one (C-RADIOv4, 2601.17237). "ladder" also reads every earlier block
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, Literal
 
 import torch
@@ -35,11 +36,20 @@ class Ladder(nn.Module):
         intermediates: Width of each earlier block's features.
         width: Width of the last block's.
         hidden: Hidden width of the last block's MLP.
+        small: Of the others'; a quarter of `hidden` by default.
     """
 
-    def __init__(self, intermediates: Sequence[int], width: int, *, hidden: int, out_dim: int):
+    def __init__(
+        self,
+        intermediates: Sequence[int],
+        width: int,
+        *,
+        hidden: int,
+        out_dim: int,
+        small: int | None = None,
+    ):
         super().__init__()
-        small = max(1, hidden // RUNG)
+        small = small or max(1, hidden // RUNG)
         # The attribute's name is part of the keys of exported heads.
         self.rungs = nn.ModuleList(nn.Linear(earlier, small) for earlier in intermediates)
         self.top = nn.Linear(width, hidden)
@@ -55,6 +65,11 @@ class Ladder(nn.Module):
     def replace_last(self, linear: nn.Linear) -> None:
         self.last = linear
 
+    @property
+    def joined_shape(self) -> str:
+        """What the last layer reads, as a table of named shapes writes it."""
+        return " | ".join([*("s" for _ in self.rungs), "r"])
+
 
 class TeacherHead(nn.Module):
     """A summary and a spatial adaptor; one is absent where the teacher has no such target.
@@ -68,6 +83,8 @@ class TeacherHead(nn.Module):
         upsample: Cells of the predicted map along each side of one of the student's cells.
         num_inner: Further hidden layers of the kinds that are MLPs.
         intermediates: Summary and spatial width after each earlier block, for a ladder.
+        small: Hidden width of a ladder's MLP on each of these, if not a quarter of `hidden`.
+        attn: Further sizes of `zoo.adaptors.Head`, of a cut attention head.
 
     Raises:
         ValueError: an attention head cannot split the student's width.
@@ -83,13 +100,16 @@ class TeacherHead(nn.Module):
         num_inner: int = 1,
         upsample: int = 1,
         intermediates: Sequence[tuple[int, int]] = (),
+        small: int | None = None,
+        attn: Mapping[str, int] = MappingProxyType({}),
     ):
         super().__init__()
-        if kind == "attn" and theirs[1] is not None and ours[1] % ATTN_HEADS:
+        heads = attn.get("attn_heads", ATTN_HEADS)
+        if kind == "attn" and theirs[1] is not None and ours[1] % heads:
             raise ValueError(
-                f"An attention head splits the student's channels among {ATTN_HEADS} heads, and "
+                f"An attention head splits the student's channels among {heads} heads, and "
                 f"{ours[1]} do not split. Take --heads.kind v2, or a student whose width is a "
-                f"multiple of {ATTN_HEADS}."
+                f"multiple of {heads}."
             )
         self.kind, self.upsample, self.widths = kind, upsample, theirs
         self.made: dict[str, Any] = dict(
@@ -102,9 +122,11 @@ class TeacherHead(nn.Module):
                 return None
             if kind == "ladder":
                 earlier = [widths[part] for widths in intermediates]
-                return Ladder(earlier, width, hidden=hidden, out_dim=blocks * out)
-            sizes = Head(hidden=hidden, out_dim=blocks * out, num_inner=num_inner, kind=kind)
-            return sizes.build(width)
+                return Ladder(earlier, width, hidden=hidden, out_dim=blocks * out, small=small)
+            more: Any = attn if kind == "attn" else {}
+            return Head(
+                hidden=hidden, out_dim=blocks * out, num_inner=num_inner, kind=kind, **more
+            ).build(width)
 
         self.summary = make(0, "v2" if kind == "attn" else kind, 1)  # one token attends to nothing
         self.spatial = make(1, kind, upsample**2)

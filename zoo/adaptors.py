@@ -30,6 +30,8 @@ class Head:
         kind: "v1", "v2" or "attn".
         pre_norm: Layer norm and GELU before the first linear layer ("v2" and "attn").
         upsample: Output tokens along each side of a patch.
+        attn_heads: Heads of each block of "attn"; fewer in a cut one.
+        attn_hidden: Hidden width of these blocks' MLPs; four times theirs by default.
     """
 
     hidden: int
@@ -38,6 +40,8 @@ class Head:
     kind: str = "v2"
     pre_norm: bool = False
     upsample: int = 1
+    attn_heads: int = ATTN_HEADS
+    attn_hidden: int | None = None
 
     def __post_init__(self):
         if self.kind not in KINDS:
@@ -114,18 +118,24 @@ class AttnHead(nn.Module):
 
     def __init__(self, in_dim: int, sizes: Head):
         super().__init__()
-        if in_dim % ATTN_HEADS:
+        if in_dim % sizes.attn_heads:
             raise ValueError(
-                f"An attention head splits its channels among {ATTN_HEADS} heads, and {in_dim} do "
-                "not split. Take a head of kind v2, or a width that is a multiple of "
-                f"{ATTN_HEADS}."
+                f"An attention head splits its channels among {sizes.attn_heads} heads, and "
+                f"{in_dim} do not split. Take a head of kind v2, or a width that is a multiple of "
+                f"{sizes.attn_heads}."
             )
+        self.num_heads, self.head_dim = sizes.attn_heads, in_dim // sizes.attn_heads
+        # half a channel more, since timm rounds down
+        ratio = 4.0 if sizes.attn_hidden is None else (sizes.attn_hidden + 0.5) / in_dim
         self.attn = nn.Sequential(
             *(
-                Block(in_dim, ATTN_HEADS, qkv_bias=True, init_values=ATTN_LAYER_SCALE)
+                Block(
+                    in_dim, self.num_heads, mlp_ratio=ratio, qkv_bias=True,
+                    init_values=ATTN_LAYER_SCALE,
+                )
                 for _ in range(ATTN_BLOCKS)
             )
-        )
+        )  # fmt: skip
         self.mlp = MlpV2(in_dim, sizes)
 
     def forward(self, x: Float[Tensor, "B N C"]) -> Float[Tensor, "B N D"]:

@@ -291,12 +291,14 @@ class _Reader:
         return Shape(tuple(dims), read)
 
     def _given(self, dim: tuple[tuple[str, ...], ...], owner: str) -> tuple[tuple[str, ...], ...]:
-        """Put what a module says of its output, `{path}`, in its place."""
+        """Put what a module says of its output, `{path}`, or of what it joins, in its place."""
+        owning: Any = self.modules[owner]
+        if dim == (("{}",),):
+            return tuple((letter,) for letter in owning.joined_shape.split(" | "))
         match = re.fullmatch(r"\{(\w+)\}", dim[0][0]) if len(dim) == len(dim[0]) == 1 else None
         if match is None:
             return dim
-        module = self.modules[f"{owner}.{match[1]}".strip(".")]
-        shape = getattr(module, "output_shape", "")
+        shape = getattr(self.modules[f"{owner}.{match[1]}".strip(".")], "output_shape", "")
         return tuple((f"{match[1]}.{axis}",) for axis in shape.split(" | ") if axis) or (
             (f"{match[1]}:C",),
         )

@@ -165,7 +165,8 @@ def at_grid(x: Float[Tensor, "B H W C"], grid: tuple[int, int]) -> Float[Tensor,
     if tuple(x.shape[1:3]) == grid:
         return x
     x = x.to(torch.promote_types(x.dtype, torch.float32))
-    with torch.autocast(x.device.type, enabled=False):
+    device = "cpu" if x.is_meta else x.device.type  # autocast knows no meta device
+    with torch.autocast(device, enabled=False):
         rows, cols = (_averages(old, new, x) for old, new in zip(x.shape[1:3], grid, strict=True))
         return torch.einsum("yH,BHWC,xW->ByxC", rows, x, cols)
 

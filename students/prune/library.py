@@ -389,7 +389,11 @@ def towers_of(model: nn.Module) -> dict[str, Any]:
 
 
 def _tower(tower: Tower, path: str, before: Shapes, after: Shapes, layers: Kept) -> Any:
-    """Return the configuration of a tower that was cut."""
+    """Return the configuration of a tower that was cut.
+
+    Raises:
+        NotExpressible: the tower refuses it.
+    """
     keywords, widths = {}, dict[str, int]()
     own = _inside(before, path)
     for name, recipe in tower.networks().items():
@@ -403,7 +407,10 @@ def _tower(tower: Tower, path: str, before: Shapes, after: Shapes, layers: Kept)
     for entry in own.fields:
         at = f"{entry.scope}.".removeprefix(f"{path}.")
         widths[f"{at}{entry.names[0]}"] = round(value_of(entry, after.sizes))
-    return tower.resized(keywords, widths)
+    try:
+        return tower.resized(keywords, widths)
+    except ValueError as error:
+        raise NotExpressible(str(error)) from error
 
 
 def _inside(shapes: Shapes, path: str) -> Shapes:

@@ -377,38 +377,71 @@ class AdaptorTower(Tower):
     def resized(
         self, keywords: Mapping[str, Mapping[str, Any]], widths: Mapping[str, int]
     ) -> AdaptorTowerConfig:
+        options = dict(keywords["backbone"])
         made = [self._cut_head(head, widths) for head in self.config.heads or ()]
-        about: dict[str, Any] = self.config.to_dict() | dict(
-            options=dict(keywords["backbone"]), heads=made
-        )
+        if any(head["kind"] == "ladder" for head in made):
+            earlier = self._earlier_widths(options)
+            if any(len(head["intermediates"]) != len(earlier) for head in made):
+                raise ValueError(
+                    "A ladder head reads every block of the backbone, so none of them can go; "
+                    "leave out layers for vision, or cut widths."
+                )
+            made = [head | dict(intermediates=earlier) for head in made]
+        about: dict[str, Any] = self.config.to_dict() | dict(options=options, heads=made)
         wide = sum(head["joined"] or head["theirs"][1] for head in made)
         about["hidden_size"] = wide * self.config.shuffle**2
         return AdaptorTowerConfig(**about)
+
+    def _earlier_widths(self, options: dict[str, Any]) -> list[list[int]]:
+        """Return the widths after each earlier block of a backbone that is not there yet."""
+        side = self.config.size
+        with torch.device("meta"), torch.no_grad():
+            backbone = create_backbone(self.config.backbone, **options).eval()
+            class_tokens = gives_class_tokens(backbone)
+            black = torch.zeros(1, 3, side, side)
+            _, earlier = read_intermediates(backbone, black, class_tokens=class_tokens)
+        return [[each.shape[-1] for each in pair if each is not None] for pair in earlier]
 
     @staticmethod
     def _cut_head(head: dict[str, Any], widths: Mapping[str, int]) -> dict[str, Any]:
         """Return what builds a head, with the widths that it was cut to."""
         name, (summary, theirs) = head["teacher"], head["theirs"]
-        own = _inside(widths, f"heads.{name}.spatial.")
+        own = _inside(widths, f"heads.{name}.{_spatial(head)}.")
         rows = own.get("width", theirs * head["upsample"] ** 2)
+        of_blocks = _inside(widths, f"heads.{name}.spatial.")
+        known = head.get("attn", {}) | {k: v for k, v in of_blocks.items() if k in ATTN_SIZES}
         return head | dict(
             ours=[head["ours"][0], widths.get("width", head["ours"][1])],
             theirs=[summary, rows // head["upsample"] ** 2],
             hidden=own.get("hidden", head["hidden"]),
+            small=own.get("small"),
+            attn=known,
             joined=widths.get(f"balance.{name}.joined"),
         )
 
     @property
     def output_axes(self) -> Sequence[str]:
-        balanced, heads = self.config.balanced, self.config.heads or ()
-        inside = "balance.{}.o" if balanced else "heads.{}.spatial.o"
-        return [inside.format(head["teacher"]) for head in heads]
+        if self.config.balanced:
+            return [f"balance.{head['teacher']}.o" for head in self.config.heads or ()]
+        return [f"heads.{h['teacher']}.{_spatial(h)}.o" for h in self.config.heads or ()]
 
     @property
     def same_axes(self) -> Sequence[tuple[str, str]]:
         """Axes that are one: what a head gives is what the affine map behind it takes."""
-        names = [head["teacher"] for head in self.config.heads or ()] * self.config.balanced
-        return [(f"heads.{name}.spatial.o", f"balance.{name}.i") for name in names]
+        heads = (self.config.heads or []) * self.config.balanced
+        return [
+            (f"heads.{head['teacher']}.{_spatial(head)}.o", f"balance.{head['teacher']}.i")
+            for head in heads
+        ]
+
+
+ATTN_SIZES = ("attn_heads", "attn_hidden")
+"""Sizes of the blocks in front of an attention head, by their names in `zoo.adaptors.Head`."""
+
+
+def _spatial(head: Mapping[str, Any]) -> str:
+    """Return where in a head its MLP is."""
+    return "spatial.mlp" if head["kind"] == "attn" else "spatial"
 
 
 TOWERS: dict[Any, type[Tower]] = {
@@ -435,7 +468,10 @@ def _head(made: dict[str, Any]) -> TeacherHead:
     kinds = dict(kind=made["kind"], hidden=made["hidden"], num_inner=made["inner"])
     ours, theirs = tuple(made["ours"]), tuple(made["theirs"])
     earlier = [tuple(pair) for pair in made.get("intermediates", ())]
-    return TeacherHead(ours, theirs, **kinds, upsample=made["upsample"], intermediates=earlier)
+    cut: dict[str, Any] = dict(small=made.get("small"), attn=made.get("attn") or {})
+    return TeacherHead(
+        ours, theirs, **kinds, upsample=made["upsample"], intermediates=earlier, **cut
+    )
 
 
 def _keep_pixels(tower: Any, config: Any) -> None:
