@@ -178,7 +178,9 @@ class Parts:
         saved = sorted((half.out / "checkpoints").glob("step_*"))
         for path in saved[len(saved) // 2 :]:
             subprocess.run(["rm", "-rf", str(path)], check=True)
-        again = self.machine.run("resume-half", ["distill", "--resume", str(half.out)], processes=1)
+        again = self.machine.run(
+            "resume-half", ["distill", "--resume", str(half.out), "--ranks", "ddp"], processes=1
+        )
         return distance(again, whole)
 
     def texts(self) -> Part:
