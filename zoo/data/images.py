@@ -142,7 +142,7 @@ def _by_simplejpeg() -> "Callable[[bytes], Tensor] | None":
     import torch
 
     try:
-        from simplejpeg import decode_jpeg
+        from simplejpeg import decode_jpeg  # pyright: ignore[reportMissingImports]
     except ImportError:
         return None
     return lambda data: torch.from_numpy(decode_jpeg(data, "RGB")).permute(2, 0, 1)

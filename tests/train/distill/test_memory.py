@@ -1,10 +1,12 @@
 """What a step is estimated to hold, against what it holds and against the memory that there is."""
 
+import re
 from dataclasses import replace
 
 import pytest
 import torch
 
+from zoo.cli import main as zoo
 from zoo.features import Batch
 from zoo.students.build import build_student
 from zoo.teachers.open import open_teacher
@@ -107,3 +109,22 @@ def test_a_step_that_does_not_fit_is_refused_each_time(tmp_path, monkeypatch):
     for _ in range(2):
         with pytest.raises(ValueError, match="takes about"):
             setup.check_memory_of_step(run, CPU)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("student, size", [("resnet50", 128), ("mambavision_t", 160)])
+def test_on_a_gpu_a_plain_run_holds_what_the_dry_run_says(student, size, tmp_path, capsys):
+    words = ["distill", "custom", "--data", "embedded/photos", "--student", student]
+    words += ["--teachers", "timm:efficientnet_lite0/random@224", "--size", str(size)]
+    words += ["--batch", "64", "--steps", "6", "--calibration", "4", "--eval-images", "8"]
+    words += ["--speed", "plain", "--device", "cuda", "--out", str(tmp_path / "run")]
+    zoo([*words, "--dry-run"])
+    told = re.search(r"a step holds about ([\d.,]+) (MiB|GiB)", capsys.readouterr().out)
+    assert told
+    scale = {"MiB": 2**20, "GiB": 2**30}[told[2]]
+    torch.cuda.empty_cache()
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    zoo(words)
+    held = torch.cuda.max_memory_allocated() - before
+    assert float(told[1].replace(",", "")) * scale == pytest.approx(held, rel=0.15)
