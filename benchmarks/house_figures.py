@@ -165,7 +165,9 @@ def main() -> None:
     here = Path(__file__).resolve().parent.parent
     parser.add_argument("root", nargs="?", type=Path, default=here, help="a checkout's root")
     parser.add_argument("--json", type=Path, help="a file for the figures")
-    parser.add_argument("--walk", default="zoo.pipeline.distill:config", help="function:parameter")
+    parser.add_argument(
+        "--walk", default="zoo.commands.distill.distill:config", help="function:parameter"
+    )
     args = parser.parse_args()
     found = measure(args.root, args.walk)
     print(*report(found, args.walk), sep="\n")

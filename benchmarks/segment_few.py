@@ -28,6 +28,7 @@ from PIL import Image, ImageDraw
 
 from zoo.eval.dense.segment import SegmentSettings, segment
 from zoo.eval.dense.segment_data import open_segments
+from zoo.eval.examples import Example
 from zoo.eval.registry import Picture, Scores, Subject
 from zoo.eval.subject import open_student
 from zoo.files import written_whole
@@ -72,7 +73,7 @@ def measure(
     for key, value in segment(subject, data, settings):
         if isinstance(value, Picture):
             shown = shown or value
-        else:
+        elif not isinstance(value, Example):
             numbers[key] = value.value if isinstance(value, Scores) else value
     return numbers, shown, time.perf_counter() - began
 

@@ -276,6 +276,21 @@ def test_no_file_has_a_name_that_says_nothing():
     assert not [name for name in modules() if name.rpartition(".")[2] in empty]
 
 
+def test_the_page_of_the_house_names_every_room_and_only_files_that_are_there():
+    page = (ROOT / "docs" / "house.md").read_text()
+    rooms = {room: ROOT / room for room in re.findall(r"`([\w/]+)/`", page)}
+    there = {str(path.parent.relative_to(ROOT)) for path in modules().values()}
+    together = re.compile(r"zoo/(experiments|language)/\w+")
+    assert {room for room in there if not together.fullmatch(room)} <= rooms.keys()
+    lost = []
+    for line in page.splitlines():
+        own = [rooms[room] for room in re.findall(r"`([\w/]+)/`", line)] or [ROOT / "zoo"]
+        places = {ROOT, *own, *(room.parent for room in own)}
+        names = re.findall(r"`([a-z.][a-z_./]+\.py)`", line)  # not `NAME_args.py`
+        lost += [name for name in names if not any((p / name).is_file() for p in places)]
+    assert not lost
+
+
 def test_importing_the_package_and_listing_language_models_import_no_library():
     code = "import sys, zoo; zoo.list_models(kind='language'); print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

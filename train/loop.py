@@ -17,7 +17,7 @@ from zoo.train.garbage import garbage_frozen
 from zoo.train.interrupt import Interrupt, Interrupted
 from zoo.train.mesh import any_rank, from_first, gather, is_first, sum_over_ranks, world
 from zoo.train.optim import learning_rate
-from zoo.train.prefetch import Slice, numbered, prefetch
+from zoo.train.prefetch import Slice, numbered, prefetch, side_stream
 from zoo.train.profiling import StepProfile
 from zoo.train.progress import Progress
 from zoo.train.run import Run
@@ -60,15 +60,15 @@ def train(
     saves_next = (first // config.every.checkpoint + 1) * config.every.checkpoint
     reserves = device.type == "cuda" and saves_next < steps  # the last may take its time
     precision = partial(autocast, config.precision, device)
-    data = DataClock(device, getattr(feed, "workers", None))
+    beside = side_stream(device, wanted=ahead)
+    data = DataClock(device, getattr(feed, "workers", None), beside)
     numbers = data.timed(numbered(feed, first, steps))
-    coming = prefetch(numbers, task.targets, device, precision, ahead=ahead)
+    coming = prefetch(numbers, task.targets, precision, stream=beside)
     buffers = SliceBuffers(state.model) if config.num_slices > 1 else None
     wrapped = Ranks(task, state)
     progress = Progress(title, total=steps, start=first, samples=config.samples, unit=config.unit)
     skipped, stragglers = SkipList(run, progress), Stragglers(progress)
-    profiled = config.profile and is_first()
-    profile = StepProfile(run.path, first, steps, device) if profiled else None
+    profile = StepProfile(run.path, first, steps, device) if config.profile and is_first() else None
     frozen = garbage_frozen(device.type == "cuda")
     with Interrupt() as interrupt, progress, tensor_cores(device), run.settled(), frozen:
         while state.step < steps:

@@ -28,27 +28,30 @@ def numbered(feed: Feed, start: int, steps: int) -> Iterator[Slice]:
             yield Slice(step, index, next(batches))
 
 
+def side_stream(device: torch.device, *, wanted: bool) -> torch.cuda.Stream | None:
+    """Return a stream for what runs beside a model, if it is wanted and the device has streams."""
+    return torch.cuda.Stream(device) if wanted and device.type == "cuda" else None
+
+
 def prefetch(
     slices: Iterable[Slice],
     targets: Callable[[Any, int], Any],
-    device: torch.device,
     autocast: Callable[[], AbstractContextManager],
     *,
-    ahead: bool = False,
+    stream: torch.cuda.Stream | None = None,
 ) -> Iterator[tuple[Slice, Any]]:
     """Return slices with their targets, which take no gradient.
 
     Args:
-        ahead: Compute them one slice early, on a CUDA stream of their own: they fill what the
+        stream: Compute them one slice early, on this stream (`side_stream`): they fill what the
             small kernels of a model leave idle. The values are those of a call in place.
     """
-    if not ahead or device.type != "cuda":
+    if stream is None:
         for part in slices:
             with torch.no_grad(), autocast():
                 found = targets(part.batch, part.step)
             yield part, found
         return
-    stream = torch.cuda.Stream(device)
     ready = None
     for part in slices:
         begun = part, *_begin(part, targets, stream, autocast)

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -17,28 +17,34 @@ class DataClock:
     """The seconds in which the device had nothing to do because the next batch was not there.
 
     On a GPU, whose work is queued, waiting for a batch costs nothing while it still computes: what
-    counts is its time between the end of its work before and the batch, and no more than the host
-    waited.
+    counts is its time between the end of all work before and the batch (`idle`). Events in the
+    queues tell, which cost a few microseconds and no waiting.
 
     Args:
         workers: Processes that read, as far as that is known.
+        beside: A second stream whose work counts, that of teachers.
     """
 
-    def __init__(self, device: torch.device, workers: int | None = None):
-        self.on_gpu, self.workers = device.type == "cuda", workers
-        self._waits: list[tuple[float, Any, Any]] = []
+    def __init__(
+        self,
+        device: torch.device,
+        workers: int | None = None,
+        beside: torch.cuda.Stream | None = None,
+    ):
+        self.on_gpu, self.workers, self.beside = device.type == "cuda", workers, beside
+        self._waits: list[tuple[float, list[Any], list[Any]]] = []
         self._reports, self._advised = 0, False
 
     def timed(self, batches: Iterable[T]) -> Iterator[T]:
         """Pass batches on, and time how long each was waited for."""
         coming = iter(batches)
         while True:
-            before, began = self._mark(), time.perf_counter()
+            before, began = self._marks(), time.perf_counter()
             try:
                 batch = next(coming)
             except StopIteration:
                 return
-            self._waits.append((time.perf_counter() - began, before, self._mark()))
+            self._waits.append((time.perf_counter() - began, before, self._marks()[:1]))
             yield batch
 
     def read(self) -> float:
@@ -46,9 +52,10 @@ class DataClock:
         waits, self._waits = self._waits, []
         if not self.on_gpu:
             return sum(seconds for seconds, _, _ in waits)
-        if waits:
-            waits[-1][2].synchronize()
-        return sum(min(s, first.elapsed_time(last) / 1e3) for s, first, last in waits)
+        for event in (event for _, before, after in waits[-1:] for event in (*before, *after)):
+            event.synchronize()  # of the streams the last: all others are over as well
+        return sum(idle(s, [e.elapsed_time(after[0]) / 1e3 for e in before])
+                   for s, before, after in waits)  # fmt: skip
 
     def advice(self, waited: float) -> str | None:
         """Say once that reading is what limits a run on a GPU, and what would help; else `None`.
@@ -69,12 +76,27 @@ class DataClock:
             "are as many cores. zoo bench data shows where an image's time goes."
         )
 
-    def _mark(self) -> Any:
+    def _marks(self) -> list[Any]:
+        """Leave an event in each stream, that of the model first."""
         if not self.on_gpu:
-            return None
-        event = torch.cuda.Event(enable_timing=True)
-        event.record()
-        return event
+            return []
+        streams = [torch.cuda.current_stream(), *([self.beside] if self.beside else [])]
+        events = [torch.cuda.Event(enable_timing=True) for _ in streams]
+        for event, stream in zip(events, streams, strict=True):
+            event.record(stream)
+        return events
+
+
+def idle(waited: float, since: Sequence[float]) -> float:
+    """Return the seconds in which a device had no work while the host waited for a batch.
+
+    Args:
+        waited: By the host, in seconds.
+        since: From the end of each stream's work before, to the batch on the device; below 0 where
+            that work ended later. The copy of the batch is in it, and is no idle time: so no more
+            than the host waited counts.
+    """
+    return max(0.0, min(waited, *since))
 
 
 def workers_that_suffice(waited: float, workers: int) -> int:

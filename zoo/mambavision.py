@@ -390,6 +390,10 @@ class MambaVision(Hierarchy):
         for stage, window in zip(self.stages[2:], windows, strict=False):
             assert isinstance(stage, MixerStage)
             stage.window = window
+        traits = getattr(self, "_traits", {})
+        if img_size is not None and "img_size" in traits:
+            # timm from 1.0.31 exports a model under the size that is noted here, and no other
+            self._traits = dict(traits, img_size=rows_and_cols(img_size))
 
     def translate(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
         """Rename the keys; double a step bias that was added twice, if this model adds it once."""

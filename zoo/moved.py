@@ -225,9 +225,10 @@ NAMES = (
     (
         "zoo.pipeline",
         "zoo.train.distill.setup",
-        "Setting=Setup backbone_options check_names check_same_teachers new_student open_data "
-        "open_teachers prepare widths",
+        "Setting=Setup backbone_options check_names new_student open_data open_teachers prepare "
+        "widths",
     ),
+    ("zoo.pipeline", "zoo.train.distill.same", "check_same_teachers"),
     ("zoo.run_speed", "zoo.train.distill.calibrate", "Balances=Normalizers"),
     (
         "zoo.run_speed",

@@ -114,13 +114,13 @@ def config(here, *teachers: str, **changes) -> Distill:
         student="eradio_nano",
         size=64,
         batch=8,
-        steps=12,
+        steps=8,
         calibration=4,
         out=here / "run",
         device="cpu",
         augment=Augment(scale=(0.8, 1.0)),
         optim=Optim(lr=3e-3, ema=0.5, drop_path=0.1),
-        every=Every(log=2, checkpoint=4, evaluate=6),
+        every=Every(log=2, checkpoint=4, evaluate=4),
     )
     return Distill(**(settings | changes))
 
@@ -193,10 +193,10 @@ def test_a_run_repeats_exactly_and_resumes_to_the_bit_after_a_kill(here):
     whole = distill(config(here))
     again = distill(replace(config(here), out=here / "again"))
     assert_same_end(whole, again)
-    # a kill -9 leaves the checkpoint of step 8 and a half-written line
+    # a kill -9 leaves the checkpoint of step 4 and a half-written line
     killed = here / "killed"
     shutil.copytree(whole.path, killed)
-    shutil.rmtree(killed / "checkpoints" / "step_00000012")
+    shutil.rmtree(killed / "checkpoints" / "step_00000008")
     with (killed / "metrics.jsonl").open("a") as file:
         file.write('{"kind": "train", "st')
     asked = replace(config(here), out=killed)
@@ -230,7 +230,7 @@ def test_a_run_with_every_ingredient_repeats_and_resumes_to_the_bit(here, weight
     whole = distill(asked)
     killed = here / "killed"
     shutil.copytree(whole.path, killed)
-    shutil.rmtree(killed / "checkpoints" / "step_00000012")
+    shutil.rmtree(killed / "checkpoints" / "step_00000008")
     assert_same_end(whole, distill(replace(asked, out=killed), resume=True))
     if weighting == "uncertainty":
         learned = final_weights(whole)["parts"]["weighting"]["learned"]
@@ -262,15 +262,16 @@ distill(run.config(Distill), resume=True)
 
 @pytest.mark.slow
 def test_a_run_that_is_killed_between_two_slices_resumes_to_the_bit(here):
-    sliced = config(here, "stopper", slices=4)
+    every = Every(log=1, checkpoint=2, evaluate=6)
+    sliced = config(here, "stopper", slices=4, steps=6, every=every)
     whole = distill(sliced)
     killed = Run.create(replace(sliced, out=here / "killed"))
-    # the sample that shapes are found on, 4 batches of calibration, 5 steps, 2 slices of the next
-    environment = {**os.environ, "STOP_AT": str(1 + 4 * 4 + 5 * 4 + 2), "STOP_WITH": "9"}
+    # the sample that shapes are found on, 4 batches of calibration, 3 steps, 2 slices of the next
+    environment = {**os.environ, "STOP_AT": str(1 + 4 * 4 + 3 * 4 + 2), "STOP_WITH": "9"}
     done = subprocess.run([sys.executable, "-c", KILLED, str(here)], env=environment, check=False)
     assert done.returncode == -9
     # written while training went on: the kill may have come before it was whole
-    assert [path.name for path in killed.checkpoints()] in ([], ["step_00000004"])
+    assert [path.name for path in killed.checkpoints()] in ([], ["step_00000002"])
     assert_same_end(whole, distill(replace(sliced, out=killed.path), resume=True))
 
 
@@ -293,7 +294,8 @@ def test_what_does_not_split_into_slices_is_refused_before_any_work(here):
     ids=lambda losses: f"{losses.summary}-{losses.weighting}-{losses.spatial}",
 )
 def test_training_falls_with_each_objective(here, losses):
-    run = distill(config(here, steps=40, losses=losses))
+    every = Every(log=4, checkpoint=40, evaluate=40)
+    run = distill(config(here, steps=40, losses=losses, every=every))
     rows = lines(run, "train")
     for name in ("colours/spatial", "loud/spatial"):
         assert rows[-1][name] < 0.6 * rows[0][name], name
@@ -319,21 +321,19 @@ def test_what_the_student_or_a_teacher_cannot_do_is_refused_before_any_work(here
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("number", "at"), [(signal.SIGINT, 4 + 2 + 5), (signal.SIGTERM, 4 + 2 + 9)]
-)
-def test_a_signal_saves_the_step_and_the_resumed_run_ends_the_same(here, monkeypatch, number, at):
+def test_a_signal_saves_the_step_and_the_resumed_run_ends_the_same(here, monkeypatch):
     whole = distill(config(here, "stopper"))
-    monkeypatch.setenv("STOP_AT", str(at))
-    monkeypatch.setenv("STOP_WITH", str(int(number)))
-    asked = replace(config(here, "stopper"), out=here / "stopped")
-    with pytest.raises(Interrupted) as stop:
-        distill(asked)
-    assert stop.value.exit_code == 128 + number
-    saved = Run(here / "stopped").checkpoints()[-1]
-    assert 0 < read_checkpoint(saved)["step"] < 12
-    monkeypatch.delenv("STOP_AT")
-    assert_same_end(whole, distill(asked, resume=True))
+    for number, at in ((signal.SIGINT, 4 + 2 + 3), (signal.SIGTERM, 4 + 2 + 5)):
+        monkeypatch.setenv("STOP_AT", str(at))
+        monkeypatch.setenv("STOP_WITH", str(int(number)))
+        asked = replace(config(here, "stopper"), out=here / number.name)
+        with pytest.raises(Interrupted) as stop:
+            distill(asked)
+        assert stop.value.exit_code == 128 + number
+        saved = Run(asked.out).checkpoints()[-1]
+        assert 0 < read_checkpoint(saved)["step"] < 8
+        monkeypatch.delenv("STOP_AT")
+        assert_same_end(whole, distill(asked, resume=True))
 
 
 def test_a_teacher_that_gives_nan_is_named_before_any_training(here):

@@ -24,7 +24,7 @@ def small(tmp_path, monkeypatch):
     stages = distill_args._recipe("quickstart")
     if not any("wheel" in spec.name for spec in stages[""].teachers):
         pytest.skip("the extra demo is not installed")
-    every = Every(log=2, checkpoint=4, evaluate=2)
+    every = Every(log=2, checkpoint=4, evaluate=4)
     run = stages[""]
     teachers = tuple(  # at 96 px: a fifth of the work
         replace(spec, name=f"{spec.name}@96") if "wheel" in spec.name else spec

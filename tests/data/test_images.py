@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
+from zoo.data import images
 from zoo.data.images import FORMATS, EncodedImage, UnreadableImage, to_rgb
 from zoo.data.views import View
 
@@ -129,6 +130,21 @@ def test_the_faster_decoder_sees_what_pillow_sees(tmp_path):
     torn = (tmp_path / "plain.jpg").read_bytes()[:900]
     with pytest.raises(UnreadableImage):
         EncodedImage(torn).pixels()
+
+
+@pytest.mark.parametrize("quality, subsampling", [(85, 2), (95, 0), (60, 1)])
+def test_simplejpeg_gives_the_bytes_of_pillow(quality, subsampling):
+    pytest.importorskip("simplejpeg")
+    decode = images._by_simplejpeg()
+    assert decode is not None
+    for mode in ("RGB", "L"):
+        data = io.BytesIO()
+        photo = Image.fromarray(smooth(97, 131)).convert(mode)
+        photo.save(data, "JPEG", quality=quality, subsampling=subsampling)
+        theirs = np.asarray(Image.open(data).convert("RGB")).transpose(2, 0, 1)
+        np.testing.assert_array_equal(decode(data.getvalue()).numpy(), theirs)
+    with pytest.raises(ValueError):
+        decode(data.getvalue()[:-400])
 
 
 def test_views_of_both_decoders_are_alike():

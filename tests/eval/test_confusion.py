@@ -73,9 +73,16 @@ def test_every_image_of_all_folds_is_in_the_matrix(answers):
     class Images:
         classes = ("a", "b", "c", "d", "e")
 
+        def pixels(self, keys):
+            return dict.fromkeys(keys, np.zeros((2, 2, 3), np.uint8))
+
     subject = Subject(name="x", made=None, open=lambda *_: Images())
     subject.known["data"] = tuple(sides)
-    found = dict(measure(subject, "data", KnnSettings(folds=4, confusion=True)))
+    values = list(measure(subject, "data", KnnSettings(folds=4, confusion=True)))
+    found = dict(values)
+    shown = [value for name, value in values if name == "knn/example"]
+    assert [e.key for e in shown] == sorted(map(str, range(300)))[37::75]
+    assert all(e.right == (e.truth == e.prediction) for e in shown)
     counts = np.array([row[1:] for row in found["knn/confusion"].table[1:]], int)
     assert counts.sum(axis=1).tolist() == np.bincount(truth).tolist()
     assert 100 * counts.trace() / 300 == pytest.approx(found["knn/top1"].value)

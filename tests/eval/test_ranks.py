@@ -30,7 +30,8 @@ from zoo.teachers.open import open_teacher
 from zoo.train import mesh, pretext
 from zoo.train.distill.calibrate import _fitted, calibrate
 from zoo.train.distill.config import Distill, Losses, TeacherSpec
-from zoo.train.distill.setup import _same_on_ranks, prepare
+from zoo.train.distill.same import _same_on_ranks
+from zoo.train.distill.setup import prepare
 from zoo.train.distill.teachers import optimize_teachers
 from zoo.train.distill.token_task import evaluate_text
 from zoo.commands.distill import log_evaluation, new_student

@@ -10,6 +10,7 @@ from zoo.commands.evaluate import evaluate, table_of
 from zoo.eval.dense.correspondence import CorrespondenceSettings, correspondence
 from zoo.eval.dense.depth import DepthSettings, depth
 from zoo.eval.dense.segment import SegmentSettings, segment
+from zoo.eval.examples import Example
 from zoo.eval.registry import Picture, Scores
 from zoo.eval.results import Record
 from zoo.eval.subject import EvalRequest
@@ -75,7 +76,9 @@ def without(root, files, name):
 
 def numbers(found):
     return {
-        n: x.value if isinstance(x, Scores) else x for n, x in found if not isinstance(x, Picture)
+        n: x.value if isinstance(x, Scores) else x
+        for n, x in found
+        if not isinstance(x, Picture | Example)
     }
 
 

@@ -460,3 +460,14 @@ def test_a_damaged_export_is_refused_with_the_file_and_the_field(tmp_path):
     (folder / "model.safetensors").write_bytes(b"\xff" * 100)
     with pytest.raises(ValueError, match=r"model\.safetensors is not a readable safetensors"):
         load_export(folder)
+
+
+def test_a_student_is_exported_at_a_size_that_is_not_its_family_s_own(tmp_path):
+    options = dict(dim=16, stem_dim=8, depths=(1, 1, 2, 2), num_heads=(2, 4))
+    student = build_student("mambavision_t", WIDTHS, size=96, hidden=16, options=options)
+    export_student(student, tmp_path / "export", Batch(torch.rand(1, 3, 96, 96)))
+    again = timm.create_model(f"local-dir:{tmp_path / 'export'}", pretrained=True)
+    images = torch.rand(1, 3, 96, 96)
+    with torch.no_grad():
+        torch.testing.assert_close(again.eval()(images), student.backbone.eval()(images))
+    assert again.pretrained_cfg["input_size"] == (3, 96, 96)

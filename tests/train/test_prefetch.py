@@ -5,7 +5,7 @@ import torch
 
 from zoo.features import Batch, Features
 from zoo.train.device import tensor_cores
-from zoo.train.prefetch import Slice, numbered, prefetch, tensors_of
+from zoo.train.prefetch import Slice, numbered, prefetch, side_stream, tensors_of
 
 
 class Counted:
@@ -22,23 +22,22 @@ def test_slices_are_numbered_by_step_and_in_the_order_in_which_they_are_taken():
     assert found == [Slice(3, 1, 6), Slice(3, 0, 7), Slice(4, 1, 8), Slice(4, 0, 9)]
 
 
-@pytest.mark.parametrize("ahead", [False, True])
-def test_every_slice_comes_once_in_order_with_its_own_targets(ahead):
+def test_every_slice_comes_once_in_order_with_its_own_targets():
     autocast = partial(torch.autocast, "cpu", enabled=False)
     given = [Slice(step, 0, torch.full((2,), float(step))) for step in range(3)]
     double = lambda batch, step: {"twice": 2 * batch, "step": step}  # noqa: E731
-    found = list(prefetch(given, double, torch.device("cpu"), autocast, ahead=ahead))
+    found = list(prefetch(given, double, autocast))
     assert [part for part, _ in found] == given
     assert [targets["step"] for _, targets in found] == [0, 1, 2]
     assert all(torch.equal(t["twice"], 2 * part.batch) for part, t in found)
-    assert list(prefetch([], double, torch.device("cpu"), autocast, ahead=ahead)) == []
+    assert list(prefetch([], double, autocast)) == []
 
 
 def test_targets_carry_no_gradient():
     weight = torch.ones(2, requires_grad=True)
     autocast = partial(torch.autocast, "cpu", enabled=False)
     given = [Slice(0, 0, torch.ones(2))]
-    ((_, found),) = prefetch(given, lambda b, s: b * weight, torch.device("cpu"), autocast)
+    ((_, found),) = prefetch(given, lambda b, s: b * weight, autocast)
     assert not found.requires_grad
 
 
@@ -56,7 +55,8 @@ def test_on_a_gpu_targets_ahead_are_the_same_bits():
     net = torch.nn.Linear(64, 64, device="cuda")
     given = [Slice(i, 0, torch.randn(32, 64, device="cuda")) for i in range(4)]
     ask = lambda batch, step: net(batch)  # noqa: E731
-    for part, found in prefetch(given, ask, torch.device("cuda"), autocast, ahead=True):
+    stream = side_stream(torch.device("cuda"), wanted=True)
+    for part, found in prefetch(given, ask, autocast, stream=stream):
         with autocast():
             assert torch.equal(found, net(part.batch))
 

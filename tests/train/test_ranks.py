@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -29,12 +30,16 @@ RUN = shlex.split(
 ALL = shlex.split("--losses.teacher-drop 0.5 --losses.mesa 1 --losses.shift 1 --optim.damp 0.01")
 
 
+def environment(place: Path) -> dict[str, str]:
+    paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    own = dict(ZOO_CACHE=str(place / "cache"), OMP_NUM_THREADS="1")
+    return {**own, "PYTHONPATH": os.pathsep.join(paths)}
+
+
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("ZOO_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(paths))
+    for name, value in environment(tmp_path).items():
+        monkeypatch.setenv(name, value)
     monkeypatch.chdir(tmp_path)
 
 
@@ -101,7 +106,7 @@ def largest_gap(ours: str, theirs: str) -> float:
 def test_two_processes_learn_what_one_does(tmp_path):
     names = ("one", "two")
     changes = (*FOUR, *ALL, *UNCERTAIN, "--steps", "4", "--losses.summary", "angle")
-    run(*RUN, *changes, "--out", "one")
+    main([*RUN, *changes, "--out", "one"])
     spoken = run(*RUN, *changes, "--out", "two", processes=2)
     assert largest_gap("one", "two") < 1e-12
     assert spoken.count("report ") == 1
@@ -204,32 +209,94 @@ def test_a_stop_of_one_rank_is_one_of_all_and_one_process_goes_on(tmp_path):
     assert largest_gap("whole", "cut") < 1e-12
 
 
-@pytest.mark.slow
-def test_processes_that_cannot_share_the_slices_are_refused_in_one_line():
-    started = start(*RUN, "--slices", "1", "--steps", "2", "--out", "odd", processes=2)
-    _, err = started.communicate(timeout=120)
-    assert started.returncode != 0
-    assert "2 processes cannot share 1 slices; 2 would do, or leave out --slices" in err
-    assert not Path("odd").exists()
+TOGETHER = """
+import json, sys, traceback
+from contextlib import redirect_stderr
+from pathlib import Path
+import torch.distributed as dist
+from zoo.cli import main
+from zoo.train.mesh import PATIENCE
+
+dist.init_process_group("gloo", timeout=PATIENCE)
+for name, words in json.loads(Path("commands.json").read_text()).items():
+    sys.argv = ["zoo", *words]
+    with open(f"{name}.{dist.get_rank()}.err", "w") as err, redirect_stderr(err):
+        try:
+            main(words)
+        except SystemExit as stop:
+            assert stop.code == 2
+        except BaseException:
+            traceback.print_exc()
+            raise
+    dist.barrier()
+dist.destroy_process_group()
+"""
+"""Command lines on one process group: to start processes costs more than to carry them out."""
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory) -> Path:
+    """Return a folder in which two processes have carried out commands, with what these need."""
+    place = tmp_path_factory.mktemp("two")
+    (place / "images").mkdir()
+    for i in range(16):
+        pixels = np.random.default_rng(i).integers(0, 255, (100, 100, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(place / f"images/{i:02d}.png")
+    lines = dict(
+        cut=[*RUN, *CUT, "--out", "cut", "--ranks", "fsdp"],
+        odd=[*RUN, "--slices", "1", "--steps", "2", "--out", "odd"],
+        list=["list"],
+        placed=[*PLACED, *ALL, *TWO_STEPS, "--out", "placed"],
+    )
+    if find_spec("transformers"):
+        write_language_models(place)
+        lines["text"] = [*TEXT, "--out", "text"]
+    (place / "commands.json").write_text(json.dumps(lines))
+    (place / "together.py").write_text(TOGETHER)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    done = subprocess.run(
+        [*command, "together.py"], cwd=place, env={**os.environ, **environment(place)},
+        capture_output=True, text=True, timeout=600, check=False,
+    )  # fmt: skip
+    told = [path.read_text()[-1500:] for path in sorted(place.glob("*.err"))]
+    assert done.returncode == 0, "\n".join([*told, done.stderr[-3000:]])
+    return place
+
+
+def write_language_models(place: Path) -> None:
+    import transformers
+
+    (place / "text.txt").write_text("The quick brown fox jumps over the lazy dog. " * 60)
+    sizes = dict(intermediate_size=64, num_attention_heads=2, vocab_size=257)
+    for name, dim in (("student", 16), ("teacher", 32)):
+        config = transformers.LlamaConfig(hidden_size=dim, num_hidden_layers=3, **sizes)
+        transformers.LlamaForCausalLM(config).save_pretrained(place / name)
 
 
 @pytest.mark.slow
-def test_a_command_of_one_process_says_so_under_torchrun():
-    started = start("list", processes=2)
-    _, err = started.communicate(timeout=120)
-    assert started.returncode != 0
-    assert "zoo list runs on one process" in err
+def test_processes_that_cannot_share_the_slices_are_refused_in_one_line(two):
+    told = sorted((two / f"odd.{rank}.err").read_text() for rank in range(2))
+    assert told[0] == "" and told[1].count("\n") == 1  # one of them says it
+    assert "2 processes cannot share 1 slices; 2 would do, or leave out --slices" in told[1]
+    assert not (two / "odd").exists()
 
 
 @pytest.mark.slow
-def test_weights_cut_over_two_processes_learn_what_whole_ones_do(tmp_path):
+def test_a_command_of_one_process_says_so_under_torchrun(two):
+    assert "zoo list runs on one process" in (two / "list.0.err").read_text()
+
+
+CUT = (*FOUR, *ALL, *UNCERTAIN, *shlex.split("--steps 4 --every.checkpoint 2"))
+
+
+@pytest.mark.slow
+def test_weights_cut_over_two_processes_learn_what_whole_ones_do(two, monkeypatch):
     """FSDP2, and a checkpoint of two shards that one process goes on from."""
-    changes = (*FOUR, *ALL, *UNCERTAIN, "--steps", "4", "--every.checkpoint", "2")
-    run(*RUN, *changes, "--out", "cut", "--ranks", "fsdp", processes=2)
+    monkeypatch.chdir(two)
     assert {p.name for p in Path("cut").rglob("*.distcp")} == {"__0_0.distcp", "__1_0.distcp"}
     shutil.copytree("cut", "one")
     shutil.rmtree("one/checkpoints/step_00000004")
-    run("distill", "--resume", "one", "--ranks", "ddp")
+    main(["distill", "--resume", "one", "--ranks", "ddp"])
     assert largest_gap("one", "cut") < 1e-12
 
 
@@ -246,26 +313,23 @@ def test_shards_are_read_by_as_many_processes_or_by_one(tmp_path):
         assert largest_gap("one", "cut") < 1e-12
 
 
+TEXT = shlex.split(
+    "distill --text text.txt --student lm:student --teachers lm:teacher,place=shard "
+    "lm:teacher,hidden=0 --losses.hidden 0.5 --normalise phi_s --calibration 2 --length 32 "
+    "--batch 4 --slices 2 --steps 2 --held-out 0.1 --eval-rows 5 --device cpu "
+    "--precision float64 --every.log 1 --every.evaluate 1"
+)
+
+
 @pytest.mark.slow
-def test_a_cut_teacher_of_tokens_teaches_what_it_does_whole(capfd):
+def test_a_cut_teacher_of_tokens_teaches_what_it_does_whole(two, monkeypatch, capfd):
     """In calibration, in training, and in evaluations, of which the ranks have unequal shares."""
-    transformers = pytest.importorskip("transformers")
-    Path("text.txt").write_text("The quick brown fox jumps over the lazy dog. " * 60)
-    sizes = dict(intermediate_size=64, num_attention_heads=2, vocab_size=257)
-    for name, dim in (("student", 16), ("teacher", 32)):
-        config = transformers.LlamaConfig(hidden_size=dim, num_hidden_layers=3, **sizes)
-        transformers.LlamaForCausalLM(config).save_pretrained(name)
-    words = shlex.split(
-        "distill --text text.txt --student lm:student --teachers lm:teacher,place=shard "
-        "lm:teacher,hidden=0 --losses.hidden 0.5 --normalise phi_s --calibration 2 --length 32 "
-        "--batch 4 --slices 2 --steps 2 --held-out 0.1 --eval-rows 5 --device cpu "
-        "--precision float64 --every.log 1 --every.evaluate 1"
-    )
-    main([*words, "--out", "one"])
+    pytest.importorskip("transformers")
+    monkeypatch.chdir(two)
+    main([*TEXT, "--out", "text_one"])
     assert "there is one process, so place=shard leaves it whole" in capfd.readouterr().out
-    run(*words, "--out", "two", processes=2)
-    assert largest_gap("one", "two") < 1e-12
-    assert_same_metrics("one", "two")
+    assert largest_gap("text_one", "text") < 1e-12
+    assert_same_metrics("text_one", "text")
 
 
 @pytest.mark.long
@@ -311,77 +375,16 @@ PLACED = shlex.split(
 """A teacher that is cut over the ranks, and two that one of two groups of slices has."""
 
 
-@pytest.fixture
-def images():
-    Path("images").mkdir()
-    for i in range(16):
-        pixels = np.random.default_rng(i).integers(0, 255, (100, 100, 3), dtype=np.uint8)
-        Image.fromarray(pixels).save(f"images/{i:02d}.png")
+TWO_STEPS = ("--slices", "2", "--steps", "2")
 
 
 @pytest.mark.slow
-def test_cut_teachers_and_groups_of_two_processes_teach_what_they_do_on_one(images, capfd):
+def test_cut_teachers_and_groups_of_two_processes_teach_what_they_do_on_one(
+    two, monkeypatch, capfd
+):
     """In calibration, in training at both sizes, and where rank 0 evaluates alone."""
-    two = ("--slices", "2", "--steps", "2")
-    main([*PLACED, *ALL, *two, "--out", "one"])
+    monkeypatch.chdir(two)
+    main([*PLACED, *ALL, *TWO_STEPS, "--out", "placed_one"])
     assert "there is one process, so place=shard leaves it whole" in capfd.readouterr().err
-    run(*PLACED, *ALL, *two, "--out", "two", processes=2)
-    assert largest_gap("one", "two") < 1e-12
-    assert_same_metrics("one", "two")
-
-
-@pytest.mark.long
-@pytest.mark.parametrize("weighting", ["uncertainty", "adaloss"])
-def test_cut_weights_learn_the_same_from_cut_teachers_in_groups(images, weighting):
-    more = ("--slices", "4", "--steps", "2", "--losses.weighting", weighting)
-    run(*PLACED, *ALL, *more, "--out", "one")
-    run(*PLACED, *ALL, *more, "--out", "cut", "--ranks", "fsdp", processes=2)
-    run(*PLACED, *ALL, *more, "--out", "four", processes=4)
-    # Biases before batch norms have no gradient but rounding (1e-17), which AdamW divides by 1e-8:
-    # they differ by 1.1e-12, all others by less than 5e-14.
-    assert largest_gap("one", "cut") < 1e-11
-    assert largest_gap("one", "four") < 1e-11
-
-
-IMAGE_TEXT = shlex.split(
-    "distill --image-text generated:16 --language lm:language --batch 4 --steps 2 --slices 2 "
-    "--eval-samples 4 --optim.ema auto --optim.clip 0.5 --device cpu --precision float64 "
-    "--every.log 1 --every.evaluate 1 --tower resnet10t@32"
-)
-"""A tower with batch norms, on which the ranks would differ first."""
-
-
-@pytest.fixture
-def language():
-    """Write a language model, and a model of images and text that may teach."""
-    pytest.importorskip("transformers")
-    from zoo.language.open import open_language_model
-    from zoo.multimodal.open import build_llava, open_tower
-
-    torch.manual_seed(0)
-    model = open_language_model("llama_tiny/random")
-    model.save_pretrained("language")
-    tower = open_tower("resnet10t", size=32)
-    build_llava(tower, model, image_token=257).save_pretrained("teacher")
-
-
-@pytest.mark.slow
-def test_images_with_text_learn_on_two_processes_what_they_do_on_one(language):
-    """The answers, a teacher's next tokens, and its tower's features behind PHI-S."""
-    taught = shlex.split("--teachers vlm:teacher --losses.kl 1 --vision 1")
-    main([*IMAGE_TEXT, *taught, "--out", "one"])
-    run(*IMAGE_TEXT, *taught, "--out", "two", processes=2)
-    assert largest_gap("one", "two") < 1e-12
-    assert_same_metrics("one", "two")
-    assert files("one") == files("two")
-
-
-@pytest.mark.long
-def test_stages_of_a_mixture_end_on_two_processes_where_they_do_on_one(language):
-    stages = shlex.split("--stages prealign --align-steps 1 --project-steps 1 --stride 16")
-    words = [*IMAGE_TEXT, "vit_tiny_patch16_224@32", *stages]
-    main([*words, "--out", "one"])
-    run(*words, "--out", "two", processes=2)
-    for stage in sorted(Path("one").glob("*-*")):
-        assert largest_gap(str(stage), str(Path("two", stage.name))) < 1e-12
-    assert_same_metrics("one/4-tune", "two/4-tune")
+    assert largest_gap("placed_one", "placed") < 1e-12
+    assert_same_metrics("placed_one", "placed")

@@ -1,9 +1,12 @@
 import time
+from contextlib import nullcontext
 
+import pytest
 import torch
 
 from zoo.train.device import workers_of
-from zoo.train.waiting import DataClock, workers_that_suffice
+from zoo.train.prefetch import Slice, prefetch, side_stream
+from zoo.train.waiting import DataClock, idle, workers_that_suffice
 
 CPU = torch.device("cpu")
 
@@ -44,3 +47,50 @@ def test_a_run_that_waits_is_told_once(monkeypatch):
     assert clock.advice(0.9) is None  # workers start
     assert "--workers 16" in (clock.advice(0.75) or "")
     assert clock.advice(0.75) is None
+
+
+def test_a_device_is_idle_from_the_end_of_all_its_work_to_the_batch_and_no_longer_than_the_wait():
+    assert idle(0.5, [0.3]) == 0.3  # for 0.2 of the wait it still computed
+    assert idle(0.5, [0.3, 0.1]) == 0.1  # teachers on a second stream ended later
+    assert idle(0.5, [0.3, -0.2]) == 0  # or have not ended yet
+    assert idle(0.001, [0.004]) == 0.001  # the batch was there, and copying it took 0.003
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("where", ["model", "teachers"])
+def test_on_a_gpu_waiting_counts_only_when_all_its_streams_are_out_of_work(where):
+    """A loader of 100 ms a batch, and 60 or 160 ms of work on one of two streams."""
+    device, pause = torch.device("cuda"), 0.1
+    side = side_stream(device, wanted=True)
+    assert side is not None
+    torch.cuda._sleep(10**6)
+    torch.cuda.synchronize()
+    began = time.perf_counter()
+    torch.cuda._sleep(10**8)
+    torch.cuda.synchronize()
+    rate = 10**8 / (time.perf_counter() - began)  # cycles a second
+
+    def slow():
+        for number in range(6):
+            time.sleep(pause)
+            yield Slice(number, 0, torch.ones(4).pin_memory().to(device, non_blocking=True))
+
+    for work, most, least in ((0.0, 1.05, 0.9), (0.06, 0.8, 0.1), (0.16, 0.15, 0.0)):
+        clock = DataClock(device, beside=side)
+
+        def busy(here, work=work):
+            if work and here == where:
+                torch.cuda._sleep(int(work * rate))
+
+        def targets(batch, step, busy=busy):
+            busy("teachers")
+            return batch * 2
+
+        torch.cuda.synchronize()
+        began = time.perf_counter()
+        for _, found in prefetch(clock.timed(slow()), targets, nullcontext, stream=side):
+            busy("model")
+            found.sum()
+        torch.cuda.synchronize()
+        share = clock.read() / (time.perf_counter() - began)
+        assert least <= share <= most, (where, work, share)

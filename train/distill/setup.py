@@ -1,6 +1,8 @@
 """Open and check everything that a distillation works with."""
 
 import contextlib
+import hashlib
+import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -17,32 +19,36 @@ import zoo
 from zoo.data.mixture import Mixture
 from zoo.data.names import Weighted, is_stream
 from zoo.data.sources import Source, in_one_list, open_labelled, open_splits
-from zoo.data.stream import StreamSource, open_stream
+from zoo.data.stream import open_stream
 from zoo.data.views import View
+from zoo.files import cache_dir
 from zoo.students.build import assign_tokens, build_student, read_options
 from zoo.students.export import load_export, read_heads
 from zoo.students.lora import add_adapters
 from zoo.students.start import cut_folder, find_start, read_folder
 from zoo.students.student import Student
 from zoo.teachers.cache import Cache
-from zoo.teachers.fingerprint import remembered_fingerprint
 from zoo.teachers.name import FOLDER, TeacherName, unknown_name
 from zoo.teachers.open import open_teacher
 from zoo.teachers.quantize import check_products, require_linears
-from zoo.teachers.teacher import Teacher, fingerprint
-from zoo.train.device import autocast, device_of, in_precision, workers_of
+from zoo.teachers.teacher import Teacher
+from zoo.train.config import to_json
+from zoo.train.device import autocast, device_of, in_precision, memory_of, workers_of
 from zoo.train.distill.config import Distill, TeacherSpec
 from zoo.train.distill.memory import check_memory, check_step, may_not_fit
 from zoo.train.distill.phi_s import Normalizer, check_rows, fold_inverse
 from zoo.train.distill.placement import check_blocks
 from zoo.train.distill.plan_step import Grids, check_step_plans, grids_of, view_of
-from zoo.train.distill.sizes import at_size, frozen, match_student_size
+from zoo.train.distill.sizes import frozen, match_student_size
 from zoo.train.freeze import freeze
-from zoo.train.mesh import by_first, first_goes_first, gather, same_on_all
+from zoo.train.mesh import first_goes_first, world
 from zoo.train.run import Run
 
-IMAGES = "images.json"
-"""In a run's folder: how many images it has, and the shards that were left out."""
+NOT_HELD = frozenset(
+    ("out", "data", "labelled", "steps", "seed", "workers", "calibration", "eval_images",
+     "probe_images", "track", "profile", "every", "held_out", "keep", "normalise", "compare")
+)  # fmt: skip
+"""Fields of a config that say nothing of what a step holds."""
 
 
 @dataclass(frozen=True)
@@ -343,14 +349,34 @@ def check_memory_of_step(config: Distill, device: torch.device) -> None:
     """Refuse a step that does not fit into the memory, before any weights are read.
 
     A teacher of somebody's own (`torch:`) has no shape before its function is called: a run with
-    one is not estimated.
+    one is not estimated. Counting takes seconds, so what was found to fit is remembered.
 
     Raises:
         ValueError: as `zoo.train.distill.memory.check_step`.
     """
     own = any(TeacherName.parse(spec.name).kind == "torch" for spec in config.teachers)
-    if not own and may_not_fit(config, device):
-        check_step(config, device, *meta_models(config))
+    if own or not may_not_fit(config, device):
+        return
+    fits = _fits_mark(config, device)
+    if fits and fits.is_file():
+        return
+    check_step(config, device, *meta_models(config))
+    if fits:
+        with contextlib.suppress(OSError):  # what is not remembered is counted again
+            fits.parent.mkdir(parents=True, exist_ok=True)
+            fits.touch()
+
+
+def _fits_mark(config: Distill, device: torch.device) -> Path | None:
+    """Return the file that says that a step fits; `None` if its models may change under a name."""
+    kinds = [TeacherName.parse(spec.name).kind for spec in config.teachers]
+    named = [config.student, *(spec.name for spec in config.teachers)]
+    if any(FOLDER in name for name in named) or not {*kinds} <= {"timm", "zoo"}:
+        return None
+    held = {name: value for name, value in to_json(config).items() if name not in NOT_HELD}
+    about = [held, device.type, memory_of(device), world()]
+    about += [zoo.__version__, torch.__version__, timm.__version__]
+    return cache_dir() / "fits" / hashlib.sha256(json.dumps(about).encode()).hexdigest()[:32]
 
 
 def check_calibration(config: Distill, teachers: Mapping[str, Teacher], grids: Grids) -> None:
@@ -386,94 +412,6 @@ def check_mosaics(config: Distill) -> None:
                 f"has {size} of the {batch}; choose --batch and --slices so that a slice "
                 f"is a multiple of {spec.mosaic**2}."
             )
-
-
-def check_same_teachers(run: Run, setup: Setup) -> None:
-    """Remember the teachers' weights in a new run; refuse others in a resumed one, or on a rank.
-
-    Rank 0 alone hashes them; that the others have the same is told by sums.
-
-    Raises:
-        ValueError: there are others; they are named.
-    """
-    now = by_first(partial(_fingerprints, setup))
-    other = [label for label, teacher in setup.teachers.items() if not _same_on_ranks(teacher)]
-    if other:
-        raise ValueError(
-            f"The weights of {', '.join(other)} are not the same on all ranks; see that every node "
-            "has the same files."
-        )
-    check_same_weights(run, now)
-
-
-def check_same_weights(run: Run, now: dict[str, str]) -> None:
-    """Remember hashes of teachers' weights in a new run; refuse others in a resumed one.
-
-    Args:
-        now: By label.
-
-    Raises:
-        ValueError: there are others; they are named.
-    """
-    if before := run.read_json("teachers.json", dict[str, str]):
-        changed = [label for label in now if before.get(label) != now[label]]
-        if changed:
-            raise ValueError(
-                f"The run in {run.path} was started with other weights of {', '.join(changed)}; "
-                "bring those back, or start a new run with another --out."
-            )
-    run.write_json("teachers.json", now)
-
-
-def _fingerprints(setup: Setup) -> dict[str, str]:
-    size, config = setup.config.size, setup.config  # all sizes of a teacher share its weights
-    names = dict(zip(config.labels, (spec.name for spec in config.teachers), strict=True))
-    found = {}
-    for label, teacher in setup.teachers.items():
-        own = at_size(teacher, size)
-        known = label in names
-        found[label] = remembered_fingerprint(names[label], own) if known else fingerprint(own)
-    return found
-
-
-def _same_on_ranks(teacher: Teacher) -> bool:
-    weights = teacher.state_dict().values() if isinstance(teacher, nn.Module) else ()
-    return not weights or same_on_all([weight.nan_to_num() for weight in weights])
-
-
-def check_same_images(run: Run, setup: Setup) -> None:
-    """Remember the images of a new run; refuse others in a resumed one, or on another rank.
-
-    Which image stands at which step depends on how many there are.
-
-    Raises:
-        ValueError: there are others; what differs is named.
-    """
-    lost = sorted(Path(shard).name for shard in setup.lost)
-    now: dict[str, Any] = dict(count_images(setup), lost_shards=lost)
-    if isinstance(setup.train, Mixture):
-        now["sources"] = list(setup.train.lengths)
-    for number, other in enumerate(gather(now)):
-        refuse_other_images(now, other, f"those of rank {number}")
-    if before := run.read_json(IMAGES):
-        refuse_other_images(now, before, f"those with which the run in {run.path} began")
-    run.write_json(IMAGES, now)
-
-
-def count_images(setup: Setup) -> dict[str, int | None]:
-    """Return how many images a run has; nobody knows how many a stream has."""
-    train = None if isinstance(setup.train, StreamSource) else len(setup.train)
-    return dict(train=train, val=len(setup.val))
-
-
-def refuse_other_images(now: Mapping[str, Any], other: Mapping[str, Any], whose: str) -> None:
-    """Raise a ValueError that says how two records of `check_same_images` differ, if they do."""
-    text = [f"{k}: {other.get(k)} there, {v} here" for k, v in now.items() if v != other.get(k)]
-    if text:
-        raise ValueError(
-            f"The images are not {whose} ({'; '.join(text)}). Bring those back (zoo data check "
-            "finds damaged shards), or start a new run with another --out."
-        )
 
 
 def check_losses(name: str, teacher: Teacher, *, summary: float, spatial: float) -> None:

@@ -1,5 +1,6 @@
 """A run from its config to its report: where teachers, student, training and evaluation meet."""
 
+import copy
 import math
 import sys
 import time
@@ -16,7 +17,7 @@ import torch
 from torch import nn
 
 import zoo
-from zoo.commands.elastic_images import nested, sizes_beside, write_about
+from zoo.commands.elastic_sizes import nested, sizes_beside, write_about
 from zoo.data.feed import ImageFeed, plan_of
 from zoo.data.loader import eval_batches
 from zoo.data.plan import Plan
@@ -49,11 +50,9 @@ from zoo.train.distill.config import Distill
 from zoo.train.distill.fold import folded, with_probabilities
 from zoo.train.distill.placement import gathered, idle, put_away, sharded
 from zoo.train.distill.plan_step import shared_counts
+from zoo.train.distill.same import check_same_images, check_same_teachers, count_images
 from zoo.train.distill.setup import (
     Setup,
-    check_same_images,
-    check_same_teachers,
-    count_images,
     earlier_student,
     new_student,
     prepare,
@@ -106,6 +105,8 @@ class Work:
     speed: Speed = field(default_factory=Speed)
     """The form in which the run is computed."""
     began: float = field(default_factory=time.perf_counter)
+    drawn: torch.Tensor | None = None
+    """Where torch's random numbers stood when the untrained student had been built."""
 
     @property
     def away(self) -> list[str]:
@@ -193,7 +194,20 @@ def begin(work: Work) -> None:
     """Build the student, and say in the run's folder what it is about."""
     put_away(work.setup.teachers, work.away)
     work.arms["untrained"] = dict(raw=new_student(work.setup, work.of("untrained")))
+    work.drawn = torch.get_rng_state()
     describe(work)
+
+
+def another_student(work: Work, normalizers: Normalizers) -> Student:
+    """Return the untrained student once more: a copy, where none of its heads is begun otherwise.
+
+    What is drawn next is what would be drawn if it were built again.
+    """
+    config = work.setup.config
+    if config.start or config.spectral or work.drawn is None:  # copies share a parametrisation
+        return new_student(work.setup, normalizers)
+    torch.set_rng_state(work.drawn)
+    return copy.deepcopy(work.arms["untrained"]["raw"])
 
 
 def train_arms(work: Work) -> None:
@@ -213,7 +227,7 @@ def train_arm(work: Work, run: Run, config: Distill, title: str) -> Forms:
     if work.cache:
         teachers, rescaled = from_cache(work.cache, normalizers, setup)
         calibration = calibration._replace(normalizers=rescaled)
-    student = new_student(setup, normalizers)
+    student = another_student(work, normalizers)
     if config.optim.lora:
         add_adapters(student, config.optim.lora, config.optim.lora_layers)
     by_step = () if config.partition else config.batches

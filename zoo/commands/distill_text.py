@@ -33,7 +33,7 @@ from zoo.train.config import to_json
 from zoo.train.device import autocast, device_of, in_precision, machine
 from zoo.train.distill.hidden import HiddenMatch
 from zoo.train.distill.on_policy import OnPolicyFeed, OwnText
-from zoo.train.distill.setup import check_same_weights
+from zoo.train.distill.same import check_same_weights
 from zoo.train.distill.token_calibrate import (
     TokenNormalizers,
     check_calibration,

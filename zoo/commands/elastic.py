@@ -16,6 +16,7 @@ from torch import nn
 from zoo.axes import Shapes, named_shapes
 from zoo.commands.distill_text import Evaluation, TextSetup, evaluated, export, prepare
 from zoo.commands.elastic_adaptive import adapt
+from zoo.commands.elastic_sizes import ABOUT
 from zoo.data.text import TextFeed
 from zoo.data.text_mixture import plan_of_rows
 from zoo.students.prune.choices import in_layers, least, parse_budgets, parse_choices, words_of
@@ -47,9 +48,6 @@ from zoo.train.loop import train
 from zoo.train.mesh import by_first, first_goes_first, slices_of_rank, with_slices
 from zoo.train.run import Run, commit
 from zoo.train.state import TrainState
-
-ABOUT = "elastic.json"
-"""Beside a checkpoint: its sizes, and which layers each keeps."""
 
 
 @dataclass

@@ -1,33 +1,21 @@
 """`zoo elastic` for images: sort a vision model to its sizes, which `zoo distill` then trains."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from zoo.axes import named_shapes
-from zoo.commands.elastic import ABOUT, check_axes, check_names, ranked
+from zoo.commands.elastic import check_axes, check_names, ranked
+from zoo.commands.elastic_sizes import write_about
 from zoo.commands.prune_data import batches_of, read_samples
 from zoo.commands.prune_write import write_child
-from zoo.files import read_json, written_whole
-from zoo.students.prune.elastic import (
-    FULL,
-    checked_size,
-    parse_sizes,
-    size_of,
-    sort_units,
-)
-from zoo.students.prune.masked import Masked, Size
+from zoo.students.prune.elastic import checked_size, parse_sizes, sort_units
+from zoo.students.prune.masked import Masked
 from zoo.students.prune.parent import open_parent
 from zoo.students.prune.prune import Child
-from zoo.students.start import FOLDER
-from zoo.students.student import Student
 from zoo.train.device import device_of
-from zoo.train.distill.config import Distill
 from zoo.train.distill.elastic_config import Elastic
-from zoo.train.elastic import ElasticTask
-from zoo.train.task import Task
 
 
 def sort_model(config: Elastic) -> Path:
@@ -67,30 +55,3 @@ def sort_model(config: Elastic) -> Path:
         dict(sizes=config.sizes, ranks=ranks, form=config.form, shares=config.shares),
     )
     return config.out
-
-
-def write_about(folder: Path, about: dict[str, Any]) -> None:
-    """Write beside a checkpoint what its sizes are."""
-    with written_whole(folder / ABOUT) as path:
-        path.write_text(json.dumps(about, indent=2) + "\n")
-
-
-def sizes_beside(name: str) -> dict[str, Any] | None:
-    """Read what `sort_model` wrote beside a student, `local-dir:FOLDER`; None if there is none."""
-    file = Path(name.removeprefix(FOLDER)) / ABOUT
-    return read_json(file) if name.startswith(FOLDER) and file.is_file() else None
-
-
-def nested(config: Distill, student: Student, task: Task) -> Task:
-    """Let each slice train one size of a sorted student; leave the task of another as it is."""
-    about = sizes_beside(config.student)
-    if about is None:
-        return task
-    if config.compile:
-        raise ValueError("A compiled student cannot be masked to its sizes; leave out --compile.")
-    shapes, ranks = named_shapes(student.backbone), about["ranks"]
-    plans = parse_sizes(about["sizes"])
-    sizes = {name: size_of(shapes, plan, ranks) for name, plan in plans.items()}
-    masked = Masked(student.backbone, shapes)
-    every = {**sizes, FULL: Size()}
-    return ElasticTask(task, masked, every, shares=about["shares"], seed=config.seed)

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from zoo.axes import Shapes, named_shapes
-from zoo.commands.elastic import ABOUT
+from zoo.commands.elastic_sizes import ABOUT
 from zoo.commands.prune import write_child
 from zoo.files import read_json
 from zoo.students.prune.elastic import FULL, cut_to, parse_sizes

@@ -29,12 +29,12 @@ from zoo.train.distill.calibrate import Normalizers, fit_normalizers
 from zoo.train.distill.fold import folded
 from zoo.train.distill.mask_config import PARENT, MaskImages
 from zoo.train.distill.plan_step import check_step_plans, view_of
+from zoo.train.distill.same import check_same_teachers
 from zoo.train.distill.setup import (
     Setup,
     adopt_heads,
     check_calibration,
     check_mosaics,
-    check_same_teachers,
     open_data,
     open_teachers,
     widths,

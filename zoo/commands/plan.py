@@ -5,13 +5,14 @@ from rich.console import Console
 from rich.table import Table
 from torch import nn
 
-from zoo.commands.elastic_images import sizes_beside
+from zoo.commands.elastic_sizes import sizes_beside
 from zoo.students.student import Student
 from zoo.teachers.cache import CacheManifest
 from zoo.teachers.name import TeacherName
 from zoo.train.device import device_of, workers_of
 from zoo.train.distill.caching import break_even
 from zoo.train.distill.config import Distill
+from zoo.train.distill.launching import count_operators, launching
 from zoo.train.distill.memory import largest_slice, step_bytes, weight_bytes
 from zoo.train.distill.placement import away
 from zoo.train.distill.plan_cost import (
@@ -21,6 +22,7 @@ from zoo.train.distill.plan_cost import (
     image_flops,
     matmul_rate,
     model_costs,
+    passes,
 )
 from zoo.train.distill.setup import meta_models, open_data
 from zoo.train.distill.speed import choose
@@ -56,12 +58,12 @@ def print_plan(config: Distill) -> None:
         )
     console.print(table)
     lines = _estimates(config, device, teachers, student, model)
-    for line in [*lines[:-1], *_form(config, device, teachers), lines[-1]]:
+    for line in [*lines[:-1], *_form(config, device, teachers, student), lines[-1]]:
         console.print(line, highlight=False)
 
 
-def _form(config: Distill, device: torch.device, costs: list[Cost]) -> list[str]:
-    """Say in which form the run would be computed, and what a step of it holds."""
+def _form(config: Distill, device: torch.device, costs: list[Cost], ours: Cost) -> list[str]:
+    """Say in which form the run would be computed, what a step of it holds, and its launching."""
     speed = choose(config, device, nested=sizes_beside(config.student) is not None)
     form = f"form: {speed.describe()}; {workers_of(config.workers, device)} workers"
     if speed.beside and config.speed == "auto":
@@ -77,12 +79,27 @@ def _form(config: Distill, device: torch.device, costs: list[Cost]) -> list[str]
     weights = held.weights - whole + sum(cost.bytes for cost in costs) + average
     live = held.saved + held.peak if speed.overlap else max(held.saved, held.peak)
     images = held.images * (2 if speed.overlap else 1)
+    slow = _launching(config, device, student, ours, graphs=speed.graphs)
     return [
         form,
+        *([slow] if slow else []),
         f"a step holds about {size_text(weights + count * (live + images))}: weights "
         f"{size_text(weights)}, for each of {count} images {size_text(held.saved)} between the "
         f"student's layers, {size_text(held.peak)} in a teacher, {size_text(images)} of pixels",
     ]
+
+
+def _launching(
+    config: Distill, device: torch.device, student: Student, ours: Cost, *, graphs: bool
+) -> str | None:
+    """Say where launching the student's kernels is the limit, which it is on a GPU alone."""
+    if device.type != "cuda":
+        return None
+    side, count = largest_slice(config)
+    work = passes(config) * ours.flops * (side / config.size) ** 2 * count
+    computing = work / (EFFICIENCY * matmul_rate(device))
+    operators = count_operators(student, side, config, device)
+    return launching(operators, computing, graphs=graphs).describe(count)
 
 
 def _estimates(

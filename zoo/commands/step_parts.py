@@ -43,7 +43,7 @@ from zoo.train.distill.sizes import frozen
 from zoo.train.distill.task import DistillTask
 from zoo.train.distill.teachers import compile_teacher
 from zoo.train.loop import take_step, update
-from zoo.train.prefetch import Slice, prefetch
+from zoo.train.prefetch import Slice, prefetch, side_stream
 from zoo.train.state import TrainState
 from zoo.train.step import Ranks
 
@@ -409,7 +409,10 @@ class StepBench:
             config, self.student, plan, teachers, Calibration(self.normalizers, {}, {}), {}
         )
         self.coming = prefetch(
-            self.slices(), self.task.targets, device, self.autocast, ahead=step.overlap
+            self.slices(),
+            self.task.targets,
+            self.autocast,
+            stream=side_stream(device, wanted=step.overlap),
         )
         self.small = Batch(self.host.to(device).at(self.student.size))
 

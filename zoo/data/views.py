@@ -30,9 +30,9 @@ class View:
     flip: float = 0.5
     """Probability of mirroring."""
     decoder: Literal["pillow", "torch"] = "pillow"
-    """What decodes and resizes in training. torch (torchvision's decoder, torch's resizing of
-    bytes) takes two thirds of Pillow's time; its crops begin and end between pixels of the image.
-    """
+    """What decodes and resizes in training. torch (libjpeg-turbo through simplejpeg or torchvision,
+    which give the same bytes; torch's resizing of bytes) takes two thirds of Pillow's time; its
+    crops begin and end between pixels of the image."""
 
     def described(self) -> dict[str, Any]:
         """Return the fields as plain data; without Pillow's decoder, which older caches lack."""

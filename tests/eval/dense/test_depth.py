@@ -16,6 +16,7 @@ from zoo.eval.dense.depth import (
     scale_invariant,
     to_depth,
 )
+from zoo.eval.examples import Example
 from zoo.eval.registry import Picture, Scores
 
 QUICK = DepthSettings(crop=16, stride=16, steps=100, batch=4, lr=0.5, max_depth=4.5, pictures=1)
@@ -46,7 +47,7 @@ def measured(who, data, settings):
     return {
         name: value.value if isinstance(value, Scores) else value
         for name, value in found.items()
-        if not isinstance(value, Picture)
+        if not isinstance(value, Picture | Example)
     }
 
 

@@ -13,6 +13,7 @@ from torch import nn
 from zoo.eval.dense.segment import LinearHead, SegmentSettings, panel, pixel_loss, segment
 from zoo.eval.dense.training import HeadTraining
 from zoo.eval.dense.upernet import BackbonePyramid, UPerNet
+from zoo.eval.examples import Example
 from zoo.eval.registry import Picture, Scores, Subject
 from zoo.features import Batch
 from zoo.students.build import build_student
@@ -51,7 +52,7 @@ def measured(who, data, settings):
     numbers = {
         name: value.value if isinstance(value, Scores) else value
         for name, value in found.items()
-        if name not in pictures
+        if name not in pictures and not isinstance(value, Example)
     }
     return numbers, pictures
 

@@ -15,6 +15,7 @@ from zoo.eval.detect.coco import open_coco
 from zoo.eval.detect.coco_metric import Prediction
 from zoo.eval.detect.draw import PALETTE, draw, truth_of
 from zoo.eval.detect.spec import BackboneSource, Detector, DetectorSpec
+from zoo.eval.examples import Example
 from zoo.eval.paired import compare
 from zoo.eval.registry import Picture
 from zoo.eval.results import Record, read, write
@@ -54,7 +55,7 @@ def val(shapes):
 
 
 def numbers(found):
-    numbers = {name: value for name, value in found if not isinstance(value, Picture)}
+    numbers = {name: value for name, value in found if not isinstance(value, Picture | Example)}
     return {n: one if isinstance(one, float) else one.value for n, one in numbers.items()}
 
 

@@ -1,12 +1,16 @@
 """What a step is estimated to hold, against what it holds and against the memory that there is."""
 
+import re
+from dataclasses import replace
+
 import pytest
 import torch
 
+from zoo.cli import main as zoo
 from zoo.features import Batch
 from zoo.students.build import build_student
 from zoo.teachers.open import open_teacher
-from zoo.train.distill import memory
+from zoo.train.distill import memory, setup
 from zoo.train.distill.config import Distill, TeacherSpec
 from zoo.train.distill.memory import check_step, may_not_fit, peak_bytes, saved_bytes
 from zoo.train.distill.setup import prepare
@@ -79,3 +83,48 @@ def test_sizes_and_slices_decide_what_is_estimated(monkeypatch):
 
 def test_small_runs_are_not_estimated():
     assert not may_not_fit(Distill(batch=16, size=64), CPU)
+
+
+def test_a_step_that_was_found_to_fit_is_not_counted_again(tmp_path, monkeypatch):
+    monkeypatch.setenv("ZOO_CACHE", str(tmp_path))
+    monkeypatch.setattr(setup, "may_not_fit", lambda *_: True)
+    counted = []
+    monkeypatch.setattr(setup, "check_step", lambda *_: counted.append(1))
+    run = Distill(teachers=(TeacherSpec(name="timm:test_vit/random@32"),), student="eradio_nano")
+    for config, times in (
+        (run, 1),
+        (replace(run, steps=7, out=tmp_path), 1),
+        (replace(run, batch=run.batch + 1), 2),
+        (replace(run, student="eradio_xxxtiny"), 3),
+        (run, 3),
+    ):
+        setup.check_memory_of_step(config, CPU)
+        assert len(counted) == times
+
+
+def test_a_step_that_does_not_fit_is_refused_each_time(tmp_path, monkeypatch):
+    monkeypatch.setenv("ZOO_CACHE", str(tmp_path))
+    monkeypatch.setattr(memory, "memory_of", lambda _: 1e6)
+    run = Distill(teachers=(TeacherSpec(name="timm:test_vit/random@32"),), student="eradio_nano")
+    for _ in range(2):
+        with pytest.raises(ValueError, match="takes about"):
+            setup.check_memory_of_step(run, CPU)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("student, size", [("resnet50", 128), ("mambavision_t", 160)])
+def test_on_a_gpu_a_plain_run_holds_what_the_dry_run_says(student, size, tmp_path, capsys):
+    words = ["distill", "custom", "--data", "embedded/photos", "--student", student]
+    words += ["--teachers", "timm:efficientnet_lite0/random@224", "--size", str(size)]
+    words += ["--batch", "64", "--steps", "6", "--calibration", "4", "--eval-images", "8"]
+    words += ["--speed", "plain", "--device", "cuda", "--out", str(tmp_path / "run")]
+    zoo([*words, "--dry-run"])
+    told = re.search(r"a step holds about ([\d.,]+) (MiB|GiB)", capsys.readouterr().out)
+    assert told
+    scale = {"MiB": 2**20, "GiB": 2**30}[told[2]]
+    torch.cuda.empty_cache()
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    zoo(words)
+    held = torch.cuda.max_memory_allocated() - before
+    assert float(told[1].replace(",", "")) * scale == pytest.approx(held, rel=0.15)

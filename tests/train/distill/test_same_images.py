@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from zoo.train.distill.setup import check_same_images
+from zoo.train.distill.same import check_same_images
 from zoo.train.run import Run
 
 

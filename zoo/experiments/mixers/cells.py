@@ -134,7 +134,7 @@ class Bench:
             if step in marks:
                 run.log("eval", step, self.on_the_way(model))
 
-        train(RecallTask(config.answers), state, self.feed(cell), training, run,
+        train(RecallTask(config.weight), state, self.feed(cell), training, run,
               evaluate=evaluate, title=cell.key)  # fmt: skip
         recalled, last = self.recalled(model, scale.samples), self.bits(model, scale.held)
         ends = [last, *(recalled[f"{task}/inside/token"] for task in ("phonebook", "copying"))]

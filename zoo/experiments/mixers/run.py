@@ -26,7 +26,7 @@ from zoo.experiments.mixers.towers import build, count
 from zoo.train.interrupt import Interrupted
 from zoo.train.run import Run
 
-KEPT = ("scale", "tiny", "megabytes", "tasks", "answers", "growing", "rate", "precision")
+KEPT = ("scale", "tiny", "megabytes", "tasks", "weight", "growing", "rate", "precision")
 """Fields in which a resumed run is as it was begun."""
 LEAST_SECONDS = 20.0
 """With less time left no training is begun: its layers are still to be compiled."""

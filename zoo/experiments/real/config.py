@@ -83,8 +83,11 @@ class RealExperiment:
     """Of zoo distill: auto compiles on a GPU."""
     seconds: Annotated[float | None, POSITIVE] = None
     """Time for this call: a training that has not ended then is saved, and --resume goes on."""
+    jobs: Annotated[int, COUNT] = 1
+    """Cells that run side by side on the device, each in a process of its own: steps that wait for
+    their kernels to be launched leave a GPU room for others. Their lines are in --out/workers."""
     workers: Annotated[int | Literal["auto"], WORKERS] = "auto"
-    """Processes that decode."""
+    """Processes that decode, of each job; auto shares the cores out over the jobs."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Literal["auto", "float32", "bf16"] = "auto"
     """Autocast; auto is bf16 on CUDA and float32 elsewhere."""

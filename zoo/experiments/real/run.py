@@ -6,7 +6,8 @@ import shutil
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict
+from contextlib import ExitStack
+from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import torch
 
 from zoo.data.embedded import embedded_data
 from zoo.data.sources import open_labelled
+from zoo.experiments.beside import Beside
 from zoo.experiments.bookkeeping import append_row, begin_rows, device_name, step_ms
 from zoo.experiments.deadline import Deadline
 from zoo.experiments.pictures import HELD_OUT, Collection, read_collection
@@ -29,7 +31,7 @@ from zoo.students.build import build_student, read_options
 from zoo.students.export import load_export
 from zoo.students.student import Student
 from zoo.teachers.open import open_teacher
-from zoo.train.device import autocast, device_of
+from zoo.train.device import autocast, device_of, workers_of
 from zoo.train.distill.config import Distill
 from zoo.train.distill.setup import check_names, open_data
 from zoo.train.interrupt import Interrupted
@@ -101,8 +103,6 @@ class Bench:
         parameters = sum(p.numel() for p in student.backbone.parameters())
         seconds = time.perf_counter() - began
         yield dict(row, parameters=parameters, seconds=seconds, **found)
-        for name in ("checkpoints", "export"):
-            shutil.rmtree(self.config.place / cell.key / name, ignore_errors=True)
 
     def forget(self) -> None:
         """Free what the last cell has compiled and recorded: there may be thirty of them."""
@@ -234,27 +234,77 @@ def main(config: RealExperiment) -> bool:
 
 def _run_cells(config: RealExperiment, rows: list[dict[str, Any]]) -> dict[str, str]:
     """Run what has no row yet; return the cells that failed, and why."""
-    bench, done, failed = Bench(config), {row["key"] for row in rows}, dict[str, str]()
+    done, failed = {row["key"] for row in rows}, dict[str, str]()
+    missing = [cell for cell in cells(config) if cell.key not in done]
+    ended = _side_by_side if config.jobs > 1 else _one_by_one
     deadline = Deadline(config.seconds, least=LEAST_SECONDS)
-    with deadline.stopping(), deadline:
-        for cell in cells(config):
-            if cell.key in done:
-                continue
-            if not deadline.allows():
-                print(f"no time to begin {cell.key}")
-                break
-            try:
-                for row in bench.run(cell):
-                    if row["key"] not in done:
-                        _keep(config, rows, row)
-            except Interrupted:
-                raise
-            except Exception as error:  # a loss that is not finite: the other cells still count
-                failed[cell.key] = (str(error).splitlines() or [type(error).__name__])[0]
-                traceback.print_exc()
+    with ExitStack() as stack:
+        if config.jobs == 1:  # of several, each process has its own
+            stack.enter_context(deadline.stopping())
+            stack.enter_context(deadline)
+        for cell, found in ended(config, missing, deadline):
+            if isinstance(found, BaseException):
+                failed[cell.key] = (str(found).splitlines() or [type(found).__name__])[0]
                 print(f"FAILED {cell.key}: {failed[cell.key]}", flush=True)
-            bench.forget()
+                continue
+            for row in found:
+                if row["key"] not in done:
+                    _keep(config, rows, row)
+            for name in ("checkpoints", "export"):  # only now: a kill would lose the training
+                shutil.rmtree(config.place / cell.key / name, ignore_errors=True)
     return failed
+
+
+Ended = Iterator[tuple[Cell, list[dict[str, Any]] | BaseException]]
+"""A cell that has ended, with its rows or its error."""
+
+
+def _one_by_one(config: RealExperiment, missing: Sequence[Cell], deadline: Deadline) -> Ended:
+    bench = Bench(config)
+    for cell in missing:
+        if not deadline.allows():
+            print(f"no time to begin {cell.key}")
+            return
+        found: list[dict[str, Any]] | BaseException
+        try:
+            found = list(bench.run(cell))
+        except Interrupted:
+            raise
+        except Exception as error:  # a loss that is not finite: the other cells still count
+            traceback.print_exc()
+            found = error
+        yield cell, found
+        bench.forget()
+
+
+def _side_by_side(config: RealExperiment, missing: Sequence[Cell], deadline: Deadline) -> Ended:
+    """Run cells in `--jobs` processes; the dense teacher is trained first, as all learn from it.
+
+    At the deadline the processes save what they learn; this one waits for them.
+    """
+    if missing:
+        Bench(config).dense  # noqa: B018
+    device = device_of(config.device)
+    each = max(1, workers_of("auto", device) // config.jobs) if device.type == "cuda" else 0
+    shared = replace(config, workers=each) if config.workers == "auto" else config
+    with Beside(config.jobs, worker, (shared,), config.out / "workers") as beside:
+        yield from beside.run(missing, deadline)
+
+
+def worker(config: RealExperiment) -> Callable[[Cell], list[dict[str, Any]]]:
+    """Return what carries out a cell in a process of its own: from a cell to its rows."""
+    bench = Bench(config)
+
+    def run(cell: Cell) -> list[dict[str, Any]]:
+        try:
+            return list(bench.run(cell))
+        except Exception:
+            traceback.print_exc()  # into the worker's file
+            raise
+        finally:
+            bench.forget()
+
+    return run
 
 
 def _keep(config: RealExperiment, rows: list[dict[str, Any]], row: dict[str, Any]) -> None:
