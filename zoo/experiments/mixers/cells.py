@@ -165,7 +165,7 @@ class Bench:
         )  # fmt: skip
 
     def on_the_way(self, model: Any) -> dict[str, float]:
-        """Return bits a byte, and the bytes of answers that are right on an eighth of the samples."""
+        """Return bits a byte, and what of the answers is right, on an eighth of the samples."""
         training = model.training
         recalled = self.recalled(model.eval(), self.watched)
         bits = self.bits(model)
