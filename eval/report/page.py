@@ -29,6 +29,7 @@ from zoo.eval.report.run_folder import (
     read_run,
     series,
 )
+from zoo.eval.report.scales import imposed_scales
 from zoo.eval.report.verdict import verdicts
 from zoo.files import written_whole
 
@@ -56,6 +57,7 @@ def build_report(run_dir: str | Path) -> Path:
         cards=_cards(run),
         facts=run_facts(run),
         teachers=_teacher_table(run),
+        scales=imposed_scales(run.config),
         losses=_loss_pictures(run, gallery),
         normalise=_text(run.config.get("normalise")),
         races=_race_pictures(run, gallery),

@@ -1,18 +1,21 @@
 """Three teachers with three objectives, trained in the experiment itself."""
 
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
 from zoo.data.plan import mix
 from zoo.experiments.imposed import Imposed, WithScale
-from zoo.experiments.pictures import Collection, RandomCrop
+from zoo.experiments.on_pictures import OnPictures
+from zoo.experiments.pictures import Collection, RandomCrop, read_collection, side_for
 from zoo.features import at_grid
 from zoo.teachers.pretext import MEAN, STD, PretextTeacher
 from zoo.train.config import Every, Optim, Precision
+from zoo.train.device import device_of
 from zoo.train.distill.phi_s import Moments
 from zoo.train.pretext import TASKS, Pretext, normalised, train_pretext
 
@@ -21,6 +24,54 @@ CALIBRATION = 16
 """Batches from which the teachers' statistics are taken."""
 MEASURED = 8
 """Last steps whose images say what scale a teacher's features have of their own."""
+
+
+class Taught(NamedTuple):
+    """Pictures, and the teachers that were trained on them."""
+
+    device: torch.device
+    collection: Collection
+    crop: RandomCrop
+    teachers: dict[str, PretextTeacher]
+
+
+def read_and_teach(
+    config: OnPictures,
+    networks: Mapping[str, tuple[str, nn.Module]],
+    scales: Mapping[str, dict[str, Any]],
+    *,
+    batch: int,
+) -> Taught:
+    """Read the pictures and train the teachers.
+
+    Args:
+        networks: Label -> pretext task, network.
+        scales: Label -> keywords of `Imposed`.
+
+    Raises:
+        ValueError: the device is not there, or the data has no images or no classes.
+    """
+    device = device_of(config.device)
+    flip = 0.5 if config.data else 0.0  # the default data has digits, which are not mirrored
+    crop = RandomCrop(size=config.size, flip=flip)
+    collection = read_collection(config.data, side_for(config.size), device, config.limit)
+    print(f"{len(collection.train)} pictures to train on, {len(collection.held)} held out")
+    teachers = {
+        label: train_teacher(
+            task,
+            network,
+            collection,
+            crop,
+            steps=config.teacher_steps,
+            batch=batch,
+            seed=config.teacher_seed,
+            precision=config.precision,
+            out=config.out / "training" / f"teacher-{label}",
+            scale=scales[label],
+        )
+        for label, (task, network) in networks.items()
+    }
+    return Taught(device, collection, crop, teachers)
 
 
 def train_teacher(

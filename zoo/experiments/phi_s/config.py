@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
+from zoo.experiments.on_pictures import OnPictures
 from zoo.teachers.name import unknown_name
-from zoo.train.ranges import BATCH, COUNT, NOT_NEGATIVE, PIXELS, POSITIVE, SEED, check_ranges
+from zoo.train.ranges import BATCH, COUNT, NOT_NEGATIVE, check_ranges
 
 
 @dataclass(frozen=True)
@@ -41,12 +42,9 @@ ROTATION = ("phi_s", "alpha_only")
 
 
 @dataclass(frozen=True, kw_only=True)
-class PhiSExperiment:
+class PhiSExperiment(OnPictures):
     """The PHI-S experiment's data, sizes and device."""
 
-    data: tuple[Path, ...] = ()
-    """Labelled image folders, shards or .npz; by default the digits and photographs that ship
-    with scikit-learn and scikit-image."""
     arms: tuple[str, ...] = tuple(ARMS)
     seeds: Annotated[int, COUNT] = 5
     rotation_seeds: Annotated[int, NOT_NEGATIVE] = 16
@@ -55,23 +53,9 @@ class PhiSExperiment:
     """Seeds of the second set that are trained together in one step."""
     steps: Annotated[int, COUNT] = 2000
     batch: Annotated[int, BATCH] = 512
-    size: Annotated[int, PIXELS] = 96
-    """Side of the images in pixels."""
-    teacher_steps: Annotated[int, COUNT] = 800
-    teacher_seed: Annotated[int, SEED] = 0
-    """Seed of the teachers, which all students of a run share."""
-    limit: Annotated[int | None, COUNT] = None
-    """Most pictures of each split."""
-    seconds: Annotated[float | None, POSITIVE] = None
-    """Seconds for the whole experiment: if --steps would take longer, fewer are trained."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    precision: Literal["auto", "float32", "bf16"] = "auto"
-    """Autocast; auto is bf16 on CUDA and float32 elsewhere."""
     compile: Literal["auto", "yes", "no"] = "auto"
     """Compile the students; auto does on CUDA."""
     out: Path = Path("runs/phi_s")
-    tiny: bool = False
-    """Use the smallest networks and numbers: a test run of under a minute on a CPU."""
     dry_run: bool = False
     """Print what would run and how long it may take, and exit."""
 

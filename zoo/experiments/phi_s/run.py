@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,16 +26,16 @@ from zoo.experiments.phi_s.config import (
     tiny,
 )
 from zoo.experiments.phi_s.networks import SCALES, networks
-from zoo.experiments.pictures import Collection, Pictures, RandomCrop, read_collection, side_for
+from zoo.experiments.pictures import Collection, Pictures, RandomCrop
 from zoo.experiments.probes import probe
 from zoo.experiments.stack import Answers, Stack
-from zoo.experiments.teachers import describe_teachers, measure_teachers, train_teacher
+from zoo.experiments.teachers import describe_teachers, measure_teachers, read_and_teach
 from zoo.features import Batch, Features, match_grid
 from zoo.students.build import build_student, student_grids
 from zoo.students.student import Student
 from zoo.teachers.pretext import PretextTeacher
 from zoo.train.config import Optim
-from zoo.train.device import autocast, device_of
+from zoo.train.device import autocast
 from zoo.train.distill.fold import folded
 from zoo.train.distill.losses import SPATIAL_LOSSES, summary_loss
 from zoo.train.distill.phi_s import Normalizer, fit
@@ -78,36 +79,21 @@ def prepare(config: PhiSExperiment) -> PhiSSetup:
     Raises:
         ValueError: the device is not there, or the data has no images or no classes.
     """
-    device = device_of(config.device)
-    flip = 0.5 if config.data else 0.0  # the default data has digits, which are not mirrored
-    crop = RandomCrop(size=config.size, flip=flip)
-    collection = read_collection(config.data, side_for(config.size), device, config.limit)
-    print(f"{len(collection.train)} pictures to train on, {len(collection.held)} held out")
-    teachers = {}
-    torch.manual_seed(mix(config.teacher_seed, 23))
-    for label, (task, network) in networks(config).items():
-        teachers[label] = train_teacher(
-            task,
-            network,
-            collection,
-            crop,
-            steps=config.teacher_steps,
-            batch=min(config.batch, 256),
-            seed=config.teacher_seed,
-            precision=config.precision,
-            out=config.out / "training" / f"teacher-{label}",
-            scale=SCALES[label],
-        )
     batch = min(config.batch, 256)
-    moments = measure_teachers(teachers, collection, crop, batch=batch)
+    torch.manual_seed(mix(config.teacher_seed, 23))
+    taught = read_and_teach(config, networks(config), SCALES, batch=batch)
+    measure = partial(
+        measure_teachers, taught.teachers, taught.collection, taught.crop, batch=batch
+    )
+    moments = measure()
     grid = student_grids(STUDENT, config.size, (config.size,))[config.size]
-    compared = measure_teachers(teachers, collection, crop, batch=batch, grid=grid)
+    compared = measure(grid=grid)
     normalizers = {
         arm: {name: fit(ARMS[arm].normalise, m) for name, m in compared.items()}
         for arm in (*config.arms, *ROTATION)
     }
     config.out.mkdir(parents=True, exist_ok=True)
-    statistics = describe_teachers(teachers, moments)
+    statistics = describe_teachers(taught.teachers, moments)
     _write_json(config.out / "teachers.json", statistics)
     for name, values in statistics.items():
         low, high = values["channel_mean"]
@@ -116,7 +102,7 @@ def prepare(config: PhiSExperiment) -> PhiSSetup:
             f"{values['std']:.3g} (imposed), means {low:.3g} to {high:.3g} (imposed), effective "
             f"rank {values['effective_rank']:.1f} (its own)"
         )
-    return PhiSSetup(config, device, collection, crop, teachers, normalizers)
+    return PhiSSetup(config, *taught, normalizers)
 
 
 def new_students(setup: PhiSSetup, chosen: StudentSet, seeds: Sequence[int]) -> list[Student]:

@@ -8,10 +8,11 @@ distill`, which decodes each image each time, would wait for its images here.
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
+from zoo.experiments.on_pictures import OnPictures
 from zoo.teachers.name import unknown_name
-from zoo.train.ranges import BATCH, COUNT, PIXELS, POSITIVE, SEED, check_ranges
+from zoo.train.ranges import BATCH, COUNT, check_ranges
 
 Family = tuple[str, dict[str, Any]]
 """A registered model, and keywords that make it small."""
@@ -37,30 +38,15 @@ TINY_FAMILIES: dict[str, Family] = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class StudentsExperiment:
+class StudentsExperiment(OnPictures):
     """The students' experiment: its data, sizes and device."""
 
-    data: tuple[Path, ...] = ()
-    """Labelled image folders, shards or .npz; by default the digits and photographs that ship
-    with scikit-learn and scikit-image."""
     families: tuple[str, ...] = tuple(FAMILIES)
     seeds: Annotated[int, COUNT] = 3
     steps: Annotated[int, COUNT] = 500
     batch: Annotated[int, BATCH] = 256
-    size: Annotated[int, PIXELS] = 96
-    """Side of the images in pixels."""
     teacher_steps: Annotated[int, COUNT] = 1200
-    teacher_seed: Annotated[int, SEED] = 0
-    limit: Annotated[int | None, COUNT] = None
-    """Most pictures of each split of each data set."""
-    seconds: Annotated[float | None, POSITIVE] = None
-    """Seconds for the whole experiment: if --steps would take longer, fewer are trained."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    precision: Literal["auto", "float32", "bf16"] = "auto"
-    """Autocast; auto is bf16 on CUDA and float32 elsewhere."""
     out: Path = Path("runs/students")
-    tiny: bool = False
-    """Use the smallest networks and numbers: a test run of under a minute on a CPU."""
     dry_run: bool = False
     """Print the models, and exit."""
 

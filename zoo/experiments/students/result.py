@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from zoo.eval.report.figures import ARM_COLOURS, STUDENT_COLOUR, STYLE
+from zoo.experiments.imposed import SCALES
 from zoo.experiments.intervals import SeedDifference, compare_seeds
 from zoo.experiments.tables import markdown, print_table
 
@@ -34,6 +35,10 @@ def report(rows: Rows, about: dict[str, Any], out: Path) -> dict[str, Any]:
         "same start, trained on the labels with the same crops and steps. Per cent right, mean ± "
         "deviation over seeds; differences are paired by seed, with 95 % "
         "intervals by Student's t.",
+        "",
+        f"The scales of the teachers' maps (deviations {_imposed()}: those of PHI-S, 2410.01680, "
+        "table 7, with gains and offsets of the channels) are imposed by this experiment; they are "
+        "not the networks' own.",
     ]
     if about.get("steps") not in (planned, None):
         lines += ["", f"**Reduced: {about['steps']} steps instead of {planned}.**"]
@@ -59,6 +64,10 @@ def report(rows: Rows, about: dict[str, Any], out: Path) -> dict[str, Any]:
     (out / "result.json").write_text(json.dumps(result, indent=2, default=str) + "\n")
     print(f"result  {out / 'result.md'}")
     return result
+
+
+def _imposed() -> str:
+    return ", ".join(f"{label} {scale['std']:g}" for label, scale in SCALES.items())
 
 
 def compare(rows: Rows, measures: Sequence[str]) -> dict[str, dict[str, SeedDifference]]:

@@ -19,16 +19,16 @@ from zoo.eval.fidelity import fidelity
 from zoo.experiments.bookkeeping import affordable, append_row, device_name, step_ms
 from zoo.experiments.imposed import SCALES
 from zoo.experiments.labels import LabelsTask, with_classifier
-from zoo.experiments.pictures import Collection, PictureFeed, RandomCrop, read_collection, side_for
+from zoo.experiments.pictures import Collection, PictureFeed, RandomCrop
 from zoo.experiments.probes import probe
 from zoo.experiments.students.config import StudentsExperiment
-from zoo.experiments.teachers import describe_teachers, measure_teachers, train_teacher
+from zoo.experiments.teachers import describe_teachers, measure_teachers, read_and_teach
 from zoo.features import Batch, Features, match_grid
 from zoo.students.build import build_student, student_grids
 from zoo.students.student import Student
 from zoo.teachers.pretext import Classifier, Gradients, PatchTransformer, PretextTeacher
 from zoo.train.config import Every, Optim, Training
-from zoo.train.device import autocast, device_of
+from zoo.train.device import autocast
 from zoo.train.distill.config import Distill, Losses
 from zoo.train.distill.fold import folded
 from zoo.train.distill.phi_s import Normalizer, fit
@@ -90,27 +90,11 @@ def prepare(config: StudentsExperiment) -> StudentsSetup:
     Raises:
         ValueError: the device is not there, or the data has no images or no classes.
     """
-    device = device_of(config.device)
-    flip = 0.5 if config.data else 0.0  # the default data has digits, which are not mirrored
-    crop = RandomCrop(size=config.size, flip=flip)
-    collection = read_collection(config.data, side_for(config.size), device, config.limit)
-    print(f"{len(collection.train)} pictures to train on, {len(collection.held)} held out")
-    teachers = {}
     torch.manual_seed(mix(config.teacher_seed, 33))
-    for label, (task, network) in networks(config).items():
-        teachers[label] = train_teacher(
-            task,
-            network,
-            collection,
-            crop,
-            steps=config.teacher_steps,
-            batch=config.batch,
-            seed=config.teacher_seed,
-            precision=config.precision,
-            out=config.out / "training" / f"teacher-{label}",
-            scale=SCALES[label],
-        )
-    measure = partial(measure_teachers, teachers, collection, crop, batch=config.batch)
+    taught = read_and_teach(config, networks(config), SCALES, batch=config.batch)
+    measure = partial(
+        measure_teachers, taught.teachers, taught.collection, taught.crop, batch=config.batch
+    )
     moments, normalizers = measure(), {}
     for family, (name, options) in config.chosen.items():
         texts = tuple(f"{key}={value!r}" for key, value in options.items())
@@ -119,9 +103,9 @@ def prepare(config: StudentsExperiment) -> StudentsSetup:
         )
         normalizers[family] = {label: fit("phi_s", m) for label, m in compared.items()}
     config.out.mkdir(parents=True, exist_ok=True)
-    statistics = json.dumps(describe_teachers(teachers, moments), indent=2)
+    statistics = json.dumps(describe_teachers(taught.teachers, moments), indent=2)
     (config.out / "teachers.json").write_text(statistics + "\n")
-    return StudentsSetup(config, device, collection, crop, teachers, normalizers)
+    return StudentsSetup(config, *taught, normalizers)
 
 
 def new_student(setup: StudentsSetup, family: str, seed: int, *, alone: bool) -> Student:
