@@ -42,7 +42,7 @@ class Scale:
     batch: int = 16
     megabytes: float = 40.0
     rate: float = 1e-3
-    held: int = 512
+    held: int = 256
     """Most held-out rows."""
     samples: int = 64
     """Phone books, and strings, of each size."""
@@ -53,7 +53,7 @@ class Scale:
     drilled: tuple[int, int] = (20, 128)
     """Most entries, and letters, in what is learnt; what is measured of larger ones is beyond."""
     watched: int = 8
-    """Times that a tower is measured, the last one in full, the others on an eighth of it."""
+    """Times that a tower is measured; recall on an eighth of the samples, but for the last time."""
     contexts: tuple[int, ...] = (1024, 4096, 16384, 65536)
     texts: int = 16
     """Texts that are generated at a time."""
@@ -65,8 +65,8 @@ SCALES = {
     "full": Scale(),
     "pilot": Scale(
         dim=64, attention_layers=2, mamba_layers=4, hybrid="M-*-M-", hyena="smla", hyena_only="sml",
-        heads=4, key_heads=4, groups=8, state=32, channels=16, length=256, batch=8, megabytes=4.1,
-        rate=3e-3, held=16, books=(3, 5, 7, 10), strings=(4, 8, 16, 24, 48), drilled=(7, 24),
+        heads=4, key_heads=4, groups=8, state=32, channels=16, length=128, batch=16, megabytes=4.1,
+        rate=3e-3, held=16, books=(3, 4, 8), strings=(4, 8, 16, 24, 48), drilled=(4, 24),
         watched=10, contexts=(256, 1024), texts=4,
     ),
     "tiny": Scale(
@@ -95,7 +95,7 @@ class MixersExperiment:
     tokens; in a few megabytes of code they do not stand."""
     weight: Annotated[float, POSITIVE] = 1.0
     """What drills count beside files: the mean over the bytes of their second halves, which alone
-    are learnt, and that over the digits that a name is looked up for, each times this."""
+    are learnt, times this."""
     growing: Annotated[float, FRACTION] = 0.5
     """Share of the steps over which books and strings grow, from 2 entries and 4 letters."""
     rate: Annotated[float | None, POSITIVE] = None

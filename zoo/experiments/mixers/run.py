@@ -185,6 +185,8 @@ def run(config: MixersExperiment) -> dict[str, Any]:
     """
     kept = {name: getattr(config, name) for name in KEPT}
     rows = begin_rows(config.out, resume=config.resume, same=kept)
+    for row in rows:  # what a killed call left of them
+        shutil.rmtree(folder(config, row["key"]), ignore_errors=True)
     schedule, bench = Schedule(config, rows), Bench(config)
     about: dict[str, Any] = dict(
         config=json.loads(json.dumps(asdict(config), default=str)),

@@ -37,8 +37,6 @@ class Drill(NamedTuple):
 
     ids: np.ndarray
     learnt: np.ndarray
-    lookups: np.ndarray
-    """The first digit of each answer, which a name alone tells; the others go on from it."""
 
 
 @dataclass(frozen=True)
@@ -47,8 +45,6 @@ class DrilledTokens(Tokens):
 
     learnt: Bool[Tensor, "B T"] = field(kw_only=True)
     """What is learnt of the drills."""
-    lookups: Bool[Tensor, "B T"] = field(kw_only=True)
-    """The bytes of these that ask for a look into the book."""
     drills: int = field(kw_only=True)
     """Rows that are drills."""
 
@@ -81,26 +77,16 @@ class MixedFeed(ByteFeed):
         """Return the batches of the steps `start`..`steps`; no drill comes twice."""
         for step, tokens in enumerate(super().batches(start, steps), start):
             ids, made = tokens.ids, self.drills(step)
-            masks, number = (
-                [torch.zeros_like(ids, dtype=torch.bool) for _ in range(2)],
-                len(made.ids),
-            )
+            learnt, number = torch.zeros_like(ids, dtype=torch.bool), len(made.ids)
             ids[:number] = torch.from_numpy(made.ids).to(ids.device).long()
-            for mask, found in zip(masks, (made.learnt, made.lookups), strict=True):
-                mask[:number] = torch.from_numpy(found).to(ids.device)
-            learnt, lookups = masks
-            yield DrilledTokens(
-                ids, tokens.segments, learnt=learnt, lookups=lookups, drills=number
-            )  # fmt: skip
+            learnt[:number] = torch.from_numpy(made.learnt).to(ids.device)
+            yield DrilledTokens(ids, tokens.segments, learnt=learnt, drills=number)
 
     def counts(self, step: int) -> Mapping[str, int]:
-        """Return the bytes that each loss is about in a step."""
+        """Return the bytes of files, and of drills, that are learnt in a step."""
         made, length = self.drills(step), self.source.length
         rows = self.plan.batch - len(made.ids)
-        return dict(
-            text=max(1, rows * (length - 1)), drills=max(1, int(made.learnt[:, 1:].sum())),
-            lookups=max(1, int(made.lookups[:, 1:].sum())),
-        )  # fmt: skip
+        return dict(text=max(1, rows * (length - 1)), drills=max(1, int(made.learnt[:, 1:].sum())))
 
     def number_of_tasks(self, step: int) -> int:
         """Return how many rows of a batch are drills; the shares add up over the steps."""
@@ -117,18 +103,15 @@ class MixedFeed(ByteFeed):
         length, number = self.source.length, self.number_of_tasks(step)
         rows = [drill_row(rng, length, most, self.names) for _ in range(number)]
         if not rows:
-            none = np.empty((0, length), bool)
-            return Drill(none.astype(np.uint8), none, none)
+            return Drill(np.empty((0, length), np.uint8), np.empty((0, length), bool))
         return Drill(*(np.stack(columns) for columns in zip(*rows, strict=True)))
 
 
 class RecallTask(Task):
-    """The next byte of the files, of the drills' second halves, and once more of the lookups.
-
-    A lookup is a byte in seventeen, which the others would drown.
+    """The next byte of the files, and of the drills' second halves.
 
     Args:
-        weight: What each of the two means over bytes of drills counts beside that over files'.
+        weight: What the mean over drills' bytes counts beside the mean over those of files.
     """
 
     def __init__(self, weight: float):
@@ -138,19 +121,18 @@ class RecallTask(Task):
         self, state: TrainState, batch: DrilledTokens, targets: None, step: int
     ) -> dict[str, Loss]:
         ours, following = flat(read_tokens(state.model, batch)), batch.following.flatten()
-        text = batch.counted
-        drills, lookups = (mask.roll(-1, dims=1) & text for mask in (batch.learnt, batch.lookups))
+        text, drills = batch.counted, batch.learnt.roll(-1, dims=1) & batch.counted
         text = text & (torch.arange(len(text), device=text.device) >= batch.drills)[:, None]
         return {
             name: Loss(
                 cross_entropy(*ours, following, where.flatten(), chunk=following.numel()),
                 following.numel(),
             )
-            for name, where in dict(text=text, drills=drills, lookups=lookups).items()
+            for name, where in dict(text=text, drills=drills).items()
         }
 
     def weigh(self, losses: Mapping[str, Tensor], step: int) -> Tensor:
-        return losses["text"] + self.weight * (losses["drills"] + losses["lookups"])
+        return losses["text"] + self.weight * losses["drills"]
 
 
 @cache
@@ -195,9 +177,7 @@ def book_drill(rng: np.random.Generator, entries: int, names: np.ndarray) -> Dri
     digits = [8, 9, 10, 12, 13, 14, 15]
     lines[:, digits] = rng.integers(ord("0"), ord("9") + 1, (entries, len(digits)))
     lines[:, 8] = rng.integers(ord("1"), ord("9") + 1, entries)  # as the benchmark: 100 at least
-    drill = _twice(lines.ravel(), lines[rng.integers(entries, size=entries)].ravel())
-    drill.lookups[lines.size + 1 : -1].reshape(entries, LINE)[:, digits[0]] = True
-    return drill
+    return _twice(lines.ravel(), lines[rng.integers(entries, size=entries)].ravel())
 
 
 def string_drill(rng: np.random.Generator, letters: int) -> Drill:
@@ -213,7 +193,7 @@ def _twice(first: np.ndarray, again: np.ndarray, between: int = 1) -> Drill:
     ids = np.concatenate([first, gap, again, end])
     learnt = np.zeros(len(ids), bool)
     learnt[len(first) + between : -1] = True
-    return Drill(ids, learnt, np.zeros_like(learnt))
+    return Drill(ids, learnt)
 
 
 def _spread(rng: np.random.Generator, least: int, most: int) -> int:
