@@ -30,7 +30,7 @@ from zoo.train.checkpoint import checkpoints, read_checkpoint
 from zoo.train.config import Every, Optim, Training
 from zoo.train.device import device_of
 from zoo.train.loop import train
-from zoo.train.mesh import ranks
+from zoo.train.mesh import from_first, ranks
 from zoo.train.run import Run
 from zoo.train.shard import is_sharded, whole
 from zoo.train.state import TrainState
@@ -132,7 +132,8 @@ def main() -> None:
     args = parser.parse_args()
     device = device_of(args.device)  # that of LOCAL_RANK
     torch.manual_seed(0)
-    with ranks(device), tempfile.TemporaryDirectory(dir=args.out) as folder:
+    with ranks(device), tempfile.TemporaryDirectory(dir=args.out) as own:
+        folder = from_first(own)
         model = timm.create_model(args.model, img_size=args.size).to(device)
         config = Settings(
             steps=args.steps, batch=args.batch, device=args.device, ranks="fsdp", keep=1,

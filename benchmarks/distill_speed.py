@@ -11,6 +11,7 @@ measured again.
     --list            list rows and forms
     --rows mamba      measure these rows only
     --forms auto warm measure these forms only
+    --report          print what --out has: efficiency, gaps of losses, idle time, memory
     --tiny            rehearse on a CPU with tiny models
 """
 
@@ -344,11 +345,17 @@ def main() -> None:
     parser.add_argument("--batch", type=int)
     parser.add_argument("--steps", type=int)
     parser.add_argument("--list", action="store_true")
+    parser.add_argument("--report", action="store_true")
     parser.add_argument("--tiny", action="store_true")
     parser.add_argument("--child", nargs=2)
     args = parser.parse_args()
     if args.list:
         print(*ROWS, "|", *FORMS)
+        return
+    if args.report:
+        measured = json.loads(args.out.read_text())
+        for name in args.rows:
+            print(*report(name, args.batch or ROWS[name].batch, measured), sep="\n")
         return
     if args.child:
         from dataclasses import replace
@@ -379,6 +386,33 @@ def main() -> None:
             args.out.parent.mkdir(parents=True, exist_ok=True)
             args.out.write_text(json.dumps(done, indent=1))
             print(f"{key}: {summary(done[key])}", flush=True)
+
+
+def report(name: str, batch: int, measured: Mapping[str, Any]) -> list[str]:
+    """Say what a row shows, as far as its runs are there and did not fail."""
+    forms = {form: measured.get(f"{name} {form}", {}) for form in FORMS}
+    runs = {form: found for form, found in forms.items() if "images_per_s" in found}
+    fast = [runs[form] for form in ("warm", "cold", "auto") if form in runs]
+    lines = [f"{name} {form}: {summary(found)}" for form, found in runs.items()]
+    parts = {n: min(t.values()) for n, t in forms["parts"].items() if isinstance(t, dict)}
+    if fast and "student" in parts:
+        step = 1e3 * batch / max(found["images_per_s"] for found in fast)
+        resizing = parts.pop("resize", 0.0)
+        models = sum(parts.values())
+        lines.append(
+            f"{name}: models alone {models:.1f} ms / step {step:.1f} ms = {models / step:.3f}; "
+            f"with copy and resizing, {resizing:.1f} ms, {(models + resizing) / step:.3f}"
+        )
+    if fast and (plain := runs.get("plain")):
+        theirs = dict(plain["losses"])
+        gaps = [abs(loss / theirs[s] - 1) for s, loss in fast[0]["losses"] if theirs.get(s)]
+        rate = fast[0]["images_per_s"] / plain["images_per_s"]
+        gap = max(gaps, default=0.0)
+        lines.append(f"{name}: {rate:.2f} x plain; losses differ by {gap:.2%} at most")
+        if plain["peak_gib"] and fast[0]["peak_gib"]:
+            memory = fast[0]["peak_gib"] / plain["peak_gib"]
+            lines.append(f"{name}: peak {memory:.2f} x plain's")
+    return lines
 
 
 def summary(found: dict[str, Any]) -> str:

@@ -68,8 +68,7 @@ def train(
     wrapped = Ranks(task, state)
     progress = Progress(title, total=steps, start=first, samples=config.samples, unit=config.unit)
     skipped, stragglers = SkipList(run, progress), Stragglers(progress)
-    profiled = config.profile and is_first()
-    profile = StepProfile(run.path, first, steps, device) if profiled else None
+    profile = StepProfile(run.path, first, steps, device) if config.profile and is_first() else None
     frozen = garbage_frozen(device.type == "cuda")
     with Interrupt() as interrupt, progress, tensor_cores(device), run.settled(), frozen:
         while state.step < steps:

@@ -20,6 +20,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from benchmarks.distill_speed import ROWS, TINY, Row, photos
 from benchmarks.several_gpus.launch import ROOT, Machine, distance, machine_facts, report
 
@@ -178,57 +180,51 @@ class Parts:
         saved = sorted((half.out / "checkpoints").glob("step_*"))
         for path in saved[len(saved) // 2 :]:
             subprocess.run(["rm", "-rf", str(path)], check=True)
-        again = self.machine.run("resume-half", ["distill", "--resume", str(half.out)], processes=1)
+        again = self.machine.run(
+            "resume-half", ["distill", "--resume", str(half.out), "--ranks", "ddp"], processes=1
+        )
         return distance(again, whole)
 
     def texts(self) -> Part:
-        """Rows of 32,768 tokens: over the heads (Ulysses), and experts over the GPUs."""
+        """Rows of 32,768 tokens: one over the heads of all (Ulysses), and experts over the GPUs."""
         n = self.machine.gpus
-        for kind, shape, more in (
-            ("llama", LLAMA, ("--sequence", str(n))), ("mixtral", MIXTRAL, ("--experts", str(n))),
-        ):  # fmt: skip
-            for processes, own in ((1, ()), (n, more)) if n > 1 else ((1, ()),):
+        spread = dict(llama=(LLAMA, "--sequence", 1), mixtral=(MIXTRAL, "--experts", n))
+        for kind, (shape, option, batch) in spread.items():
+            for processes in dict.fromkeys((1, n)):
+                own = (option, str(n)) if processes > 1 else ()
                 yield (
                     f"32k tokens, {kind}, {processes} GPU",
-                    lambda k=kind, s=shape, p=processes, o=own: self._text(k, s, p, o),
+                    lambda k=kind, s=shape, p=processes, b=batch, o=own: self._text(k, s, p, b, *o),
                 )
 
     def _text(
-        self, kind: str, shape: dict[str, Any], processes: int, more: tuple
+        self, kind: str, shape: dict[str, Any], processes: int, batch: int, *more: str
     ) -> dict[str, Any]:
+        """Train on the same rows as one GPU does, and tell how far its losses are."""
         import transformers
 
         folder, text = self.machine.work / kind, self.machine.work / "text.txt"
         if not folder.is_dir():
-            shape = shape | (SMALL if self.tiny else {})
-            name = kind.capitalize()
-            config = getattr(transformers, f"{name}Config")(**shape)
-            getattr(transformers, f"{name}ForCausalLM")(config).save_pretrained(folder)
+            torch.manual_seed(0)
+            config = getattr(transformers, f"{kind.capitalize()}Config")(
+                **shape | (SMALL if self.tiny else {})
+            )
+            getattr(transformers, f"{kind.capitalize()}ForCausalLM")(config).save_pretrained(folder)
         sources = sorted(Path(json.__file__).parents[1].glob("*.py"))
         text.write_text("".join(p.read_text(errors="replace") for p in sources)[: 4 * 2**20])
-        length = 254 if self.tiny else 32766
-        words = [
-            "train-lm",
-            "--model",
-            f"lm:{folder}",
-            "--text",
-            str(text),
-            "--length",
-            str(length),
-        ]
-        words += [
-            "--batch",
-            str(processes),
-            "--steps",
-            "12",
-            "--every.log",
-            "1",
-            "--eval-rows",
-            "2",
-        ]
-        words += ["--every.evaluate", "100000", "--every.checkpoint", "100000", *more]
-        done = self.machine.run(f"text-{kind}-{processes}", words, processes=processes)
-        return dict(tok_s=done.rates("tok"), losses=done.losses(), peak_gb=done.peak_gb)
+        words = shlex.split(
+            f"train-lm --model lm:{folder} --text {text} --length {254 if self.tiny else 32766} "
+            f"--batch {batch} --slices {batch} --steps 12 --every.log 1 --eval-rows 2 "
+            "--every.evaluate 100000 --every.checkpoint 100000"
+        )
+        done = self.machine.run(f"text-{kind}-{processes}", [*words, *more], processes=processes)
+        found: dict[str, Any] = dict(
+            tok_s=done.rates("tok"), losses=done.losses(), peak_gb=done.peak_gb
+        )
+        if alone := self.done.get(f"32k tokens, {kind}, 1 GPU"):
+            pairs = zip(found["losses"], alone["losses"], strict=True)
+            found["largest_gap"] = max(abs(a - b) for a, b in pairs)
+        return found
 
 
 def main() -> None:

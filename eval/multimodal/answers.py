@@ -1,5 +1,6 @@
 """What a model of images and text answers, and whether that is exactly right."""
 
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
@@ -80,24 +81,43 @@ def _others(source: ImageTextSource, chosen: Sequence[int], seed: int) -> list[t
     return found
 
 
-def generate_answer(
-    model: Any, source: ImageTextSource, index: int, device: torch.device, *, most: int = 24
-) -> str:
-    """Return what a model says to a question, word by word (greedy), up to `most` tokens."""
-    row = source.rows([index]).to(device)
-    first = int(row.answers[0].nonzero()[0]) + 1
-    made = model.generate(
-        input_ids=row.tokens.ids[:, :first],
-        pixel_values=row.images[0].float() / 255 if row.images else None,
-        attention_mask=torch.ones_like(row.tokens.ids[:, :first]),
-        max_new_tokens=most,
-        do_sample=False,
-        eos_token_id=[source.tokenizer.end],
-        pad_token_id=source.tokenizer.end,
-    )
-    said = made[0, first:].tolist()
-    end = said.index(source.tokenizer.end) if source.tokenizer.end in said else len(said)
-    return source.tokenizer.decode(said[:end])
+def generate_answers(
+    model: Any,
+    source: ImageTextSource,
+    indices: Sequence[int],
+    device: torch.device,
+    *,
+    most: int = 24,
+    batch: int = 16,
+) -> list[str]:
+    """Return what a model says to some questions, word by word (greedy), up to `most` tokens.
+
+    Questions of one length go through together, so that none is padded: what stands beside a
+    question does not matter, whatever the language model is made of.
+    """
+    alike = defaultdict[Any, list[int]](list)
+    for place, index in enumerate(indices):
+        row = source.encoded(index)
+        alike[int(row.answers.argmax()) + 1, row.sizes].append(place)
+    said = [""] * len(indices)
+    for (first, _), places in alike.items():
+        for start in range(0, len(places), batch):
+            part = places[start : start + batch]
+            rows = source.rows([indices[place] for place in part]).to(device)
+            asked = rows.tokens.ids[:, :first]
+            made = model.generate(
+                input_ids=asked,
+                pixel_values=rows.images[0].float() / 255 if rows.images else None,
+                attention_mask=torch.ones_like(asked),
+                max_new_tokens=most,
+                do_sample=False,
+                eos_token_id=[source.tokenizer.end],
+                pad_token_id=source.tokenizer.end,
+            )
+            for place, ids in zip(part, made[:, first:].tolist(), strict=True):
+                end = ids.index(source.tokenizer.end) if source.tokenizer.end in ids else len(ids)
+                said[place] = source.tokenizer.decode(ids[:end])
+    return said
 
 
 def from_question_alone(train: ImageTextSource, val: ImageTextSource) -> np.ndarray:
@@ -106,8 +126,6 @@ def from_question_alone(train: ImageTextSource, val: ImageTextSource) -> np.ndar
     A question that training does not have gets the commonest answer of all. No picture and no
     network is needed: a claim of sight is above this.
     """
-    from collections import Counter, defaultdict
-
     overall, by_words = Counter[str](), defaultdict[str, Counter[str]](Counter)
     for sample in train.conversations.samples:
         for turn in sample.turns:

@@ -20,7 +20,7 @@ from zoo.eval.multimodal.answers import (
     SIGHT,
     Answered,
     answer_all,
-    generate_answer,
+    generate_answers,
 )
 from zoo.eval.multimodal.subject import ImageTextSubject
 from zoo.eval.registry import Found, Picture, Scores
@@ -86,9 +86,9 @@ def _failures(
     most: int,
 ) -> Iterator[Found]:
     wrong = [i for i, one in zip(chosen, answers, strict=True) if not one.right][:most]
-    for index in wrong:
+    spoken = generate_answers(subject.model, source, wrong, subject.device)
+    for index, said in zip(wrong, spoken, strict=True):
         turn, images = source.sample(index).turns[0], source.sample(index).images
-        said = generate_answer(subject.model, source, index, subject.device)
         asked = turn.question.replace("<image>", "").strip()
         caption = f"{asked} {said or '(nothing)'}; right: {turn.answer}"
         if images:

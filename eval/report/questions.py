@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from zoo.data.image_text import ImageTextSource
-from zoo.eval.multimodal.answers import Answered, generate_answer
+from zoo.eval.multimodal.answers import Answered, generate_answers
 from zoo.eval.report import figures
 from zoo.eval.report.figures import short_number
 from zoo.eval.report.parts import Cell, Gallery, Row, Table, template_of
@@ -36,20 +36,23 @@ def show_questions(
     They are spread over the kinds of questions, wrong ones first where there are fewer.
     """
     numbers = {source.key(i): i for i in range(len(source))}
+    chosen = [
+        one
+        for right in (False, True)
+        for one in _spread([a for a in answers if a.right == right], SHOWN)
+    ]
+    spoken = generate_answers(model, source, [numbers[one.key] for one in chosen], device)
     shown = []
-    for right in (False, True):
-        for one in _spread([a for a in answers if a.right == right], SHOWN):
-            index = numbers[one.key]
-            turn = source.sample(index).turns[0]
-            images = source.sample(index).images
-            said = generate_answer(model, source, index, device)
-            shown.append(
-                dict(
-                    key=one.key, kind=one.kind, right=right, said=said, answer=turn.answer,
-                    question=turn.question.replace("<image>", "").strip(),
-                    images=[_png(source.conversations.read(image)) for image in images],
-                )
-            )  # fmt: skip
+    for one, said in zip(chosen, spoken, strict=True):
+        sample = source.sample(numbers[one.key])
+        turn = sample.turns[0]
+        shown.append(
+            dict(
+                key=one.key, kind=one.kind, right=one.right, said=said, answer=turn.answer,
+                question=turn.question.replace("<image>", "").strip(),
+                images=[_png(source.conversations.read(image)) for image in sample.images],
+            )
+        )  # fmt: skip
     with written_whole(folder / FILE) as path:
         path.write_text(json.dumps(shown) + "\n")
     return build_questions(folder)
@@ -94,7 +97,7 @@ def build_questions(folder: Path) -> Path:
     gallery, curves = Gallery(folder / "figures"), []
     if len(values) > 1:
         png = figures.curves(
-            "held-out answers that are exactly right, in per cent",
+            "right answers, in per cent",
             [("exact", steps, values, figures.STUDENT_COLOUR)], log=False,
         )  # fmt: skip
         curves.append(
@@ -117,7 +120,9 @@ def build_questions(folder: Path) -> Path:
 
 
 def _cards(about: Mapping) -> list[tuple[str, str, str]]:
-    sizes = ", ".join(f"{name} {count / 1e6:.1f} M" for name, count in about["parameters"].items())
+    sizes = ", ".join(
+        f"{name} {short_number(count / 1e6)} M" for name, count in about["parameters"].items()
+    )
     return [
         (f"{about['after']['exact']:.1f} %", "answers exactly right", f"of {about['questions']:,}"),
         (f"{about['shuffled']['exact']:.1f} %", "with shuffled pictures", "no sight is worth this"),
@@ -126,7 +131,7 @@ def _cards(about: Mapping) -> list[tuple[str, str, str]]:
             "from the question alone",
             "commonest answer to its words",
         ),
-        (short_number(about["image_tokens"]), "tokens an image", sizes),
+        (f"{about['image_tokens']:,}", "tokens an image", sizes),
     ]
 
 

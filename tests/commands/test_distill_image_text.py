@@ -160,6 +160,11 @@ def test_a_teacher_s_features_are_learnt_on_the_coarser_grid_with_variance_1():
             "--teachers rule:edges",
             "no teacher writes text",
         ),
+        (
+            f"distill --image-text generated:48 {WORDS} --tower-options output_stride=7",
+            "Correct --tower-options",
+        ),
+        ("eval vlm:UNFINISHED --on sight", "finish it with zoo distill --resume"),
         ("eval RUN --on knn --data x", "is a model of images and text; measure it with --on vqa"),
         ("eval vlm:nowhere --on sight", "no model of images and text in nowhere"),
         ("eval vlm:RUN --on sight,perplexity", "name them in two commands"),
@@ -167,7 +172,10 @@ def test_a_teacher_s_features_are_learnt_on_the_coarser_grid_with_variance_1():
 )
 def test_what_cannot_be_is_refused_in_one_line(words, says, run, tmp_path, capsys):
     out = f" --out {tmp_path}/x" if words.startswith("distill") else ""
+    (tmp_path / "begun").mkdir()
+    shutil.copy(run / "config.json", tmp_path / "begun")
+    words = words.replace("UNFINISHED", str(tmp_path / "begun")).replace("RUN", str(run))
     with pytest.raises(SystemExit):
-        zoo(words.replace("RUN", str(run)) + out)
+        zoo(words + out)
     said = capsys.readouterr().err
     assert says in said and said.count("\n") == 1

@@ -89,11 +89,11 @@ def test_the_untrained_student_is_that_with_which_a_distillation_begins(pictures
 def test_at_a_deadline_what_ctrl_c_does_is_done(request):
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # as a shell does for a background job
     request.addfinalizer(lambda: signal.signal(signal.SIGINT, before))
-    with Deadline(0.05) as deadline, pytest.raises(KeyboardInterrupt):
+    with Deadline(0.05, least=45) as deadline, pytest.raises(KeyboardInterrupt):
         time.sleep(5)
     assert deadline.passed and not deadline.allows()
     assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
-    with Deadline(100.0) as deadline:
+    with Deadline(100.0, least=45) as deadline:
         assert deadline.allows()
 
 

@@ -98,7 +98,7 @@ def steps(device: str, config: Distill, count: int = 4) -> TrainState:
         torch.manual_seed(slice_seed(plan.seed, step, 0))
         part = Slice(step, 0, Batch(torch.rand(8, 3, 120, 120).to(device)))
         with no_waiting(device), NoReading():
-            parts = prefetch([part], task.targets, torch.device(device), autocast)
+            parts = prefetch([part], task.targets, autocast)
             losses = take_step(Ranks(task, state), state, parts, counts, config, autocast)
         with no_waiting(device):
             update(state, losses, config)

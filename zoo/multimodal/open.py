@@ -102,10 +102,12 @@ def _student(
     if size is None:
         config = None if is_folder else timm.get_pretrained_cfg(without_tag(name))
         size = config.input_size[-1] if config else _folder_size(name)
-    pretrained = not is_folder and "." in name
-    return build_student(
-        name, {}, size=size, pretrained=pretrained, dynamic=native, options=options, device=device
-    )
+    shared: dict[str, Any] = dict(pretrained=not is_folder and "." in name, dynamic=native)
+    try:
+        return build_student(name, {}, size=size, options=options, device=device, **shared)
+    except ValueError as error:  # here they are called otherwise
+        said = str(error).replace("--student-options", "--tower-options")
+        raise ValueError(said) from error
 
 
 def _folder_size(name: str) -> int:
@@ -423,7 +425,12 @@ def vlm_folder(name: str) -> Path:
             f"There is no model of images and text in {folder}: config.json is missing. zoo "
             "distill --image-text writes one to RUN/export."
         )
-    found = read_json(folder / "config.json").get("model_type")
+    about = read_json(folder / "config.json")
+    if about.get("kind") == "distill_image_text":
+        raise ValueError(
+            f"The run in {folder} has no export yet: finish it with zoo distill --resume {folder}."
+        )
+    found = about.get("model_type")
     if found != "llava":
         raise ValueError(f"{folder} holds a model of the kind {found}, and no llava.")
     return folder

@@ -134,9 +134,9 @@ class Bench:
             if step in marks:
                 run.log("eval", step, self.on_the_way(model))
 
-        train(RecallTask(config.answers), state, self.feed(cell), training, run,
+        train(RecallTask(config.weight), state, self.feed(cell), training, run,
               evaluate=evaluate, title=cell.key)  # fmt: skip
-        recalled, last = self.recalled(model, scale.samples), self.bits(model, scale.held)
+        recalled, last = self.recalled(model, scale.samples), self.bits(model)
         ends = [last, *(recalled[f"{task}/inside/token"] for task in ("phonebook", "copying"))]
         curve = [*_curve(run), [steps, *ends]]
         size = scale.batch * scale.length
@@ -165,19 +165,19 @@ class Bench:
         )  # fmt: skip
 
     def on_the_way(self, model: Any) -> dict[str, float]:
-        """Return bits a byte and the bytes of answers that are right, on an eighth of all."""
+        """Return bits a byte, and what of the answers is right, on an eighth of the samples."""
         training = model.training
         recalled = self.recalled(model.eval(), self.watched)
-        bits = self.bits(model, max(1, self.scale.held // 8))
+        bits = self.bits(model)
         model.train(training)
         return dict(
             bpb=bits, phonebook=recalled["phonebook/inside/token"],
             copying=recalled["copying/inside/token"],
         )  # fmt: skip
 
-    def bits(self, model: Any, rows: int) -> float:
-        """Return bits a byte on so many held-out rows."""
-        rows = min(rows, len(self.corpus.held))
+    def bits(self, model: Any) -> float:
+        """Return bits a byte on the held-out rows."""
+        rows = min(self.scale.held, len(self.corpus.held))
         with self.measuring(), autocast(self.config.precision, self.device):
             found = dict(
                 evaluate_text(

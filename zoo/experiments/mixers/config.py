@@ -42,7 +42,7 @@ class Scale:
     batch: int = 16
     megabytes: float = 40.0
     rate: float = 1e-3
-    held: int = 512
+    held: int = 256
     """Most held-out rows."""
     samples: int = 64
     """Phone books, and strings, of each size."""
@@ -53,7 +53,7 @@ class Scale:
     drilled: tuple[int, int] = (20, 128)
     """Most entries, and letters, in what is learnt; what is measured of larger ones is beyond."""
     watched: int = 8
-    """Times that a tower is measured, the last one in full, the others on an eighth of it."""
+    """Times that a tower is measured; recall on an eighth of the samples, but for the last time."""
     contexts: tuple[int, ...] = (1024, 4096, 16384, 65536)
     texts: int = 16
     """Texts that are generated at a time."""
@@ -64,10 +64,10 @@ class Scale:
 SCALES = {
     "full": Scale(),
     "pilot": Scale(
-        dim=128, attention_layers=3, mamba_layers=4, hybrid="M-*-M-", hyena="smla",
-        hyena_only="sml", heads=4, key_heads=4, groups=8, state=32, channels=16, length=128,
-        batch=16, megabytes=4.1, rate=2e-3, held=16, books=(2, 4, 8), strings=(4, 8, 16, 24, 48),
-        drilled=(4, 24), watched=10, contexts=(128, 1024), texts=4,
+        dim=64, attention_layers=2, mamba_layers=4, hybrid="M-*-M-", hyena="smla", hyena_only="sml",
+        heads=4, key_heads=4, groups=8, state=32, channels=16, length=128, batch=16, megabytes=4.1,
+        rate=3e-3, held=16, books=(3, 4, 8), strings=(4, 8, 16, 24, 48), drilled=(4, 24),
+        watched=10, contexts=(256, 1024), texts=4,
     ),
     "tiny": Scale(
         dim=32, attention_layers=2, mamba_layers=3, hybrid="M-*-", hyena="smla", hyena_only="sml",
@@ -76,8 +76,7 @@ SCALES = {
         contexts=(64, 128), texts=2, generated=2,
     ),
 }  # fmt: skip
-"""full: an H200, a minute a tower and seed. pilot: a core, a quarter of an hour a tower, to see
-what is learnt at all. tiny: a test."""
+"""full: an H200, a minute a tower and seed. pilot: a core, some minutes a tower. tiny: a test."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,10 +93,11 @@ class MixersExperiment:
     tasks: Annotated[float, PROPER_SHARE] = 0.5
     """Share of the rows that are drills. The study's models met such texts somewhere in a trillion
     tokens; in a few megabytes of code they do not stand."""
-    answers: Annotated[float, POSITIVE] = 1.0
-    """What the answers in drills count, beside the files; of a drill they alone are learnt."""
+    weight: Annotated[float, POSITIVE] = 1.0
+    """What drills count beside files: the mean over the bytes of their second halves, which alone
+    are learnt, times this."""
     growing: Annotated[float, FRACTION] = 0.5
-    """Share of the steps over which books and strings grow to their full sizes."""
+    """Share of the steps over which books and strings grow, from 2 entries and 4 letters."""
     rate: Annotated[float | None, POSITIVE] = None
     """Learning rate, in place of the scale's 0.001."""
     seconds: Annotated[float | None, POSITIVE] = None

@@ -26,7 +26,7 @@ from zoo.experiments.mixers.towers import build, count
 from zoo.train.interrupt import Interrupted
 from zoo.train.run import Run
 
-KEPT = ("scale", "tiny", "megabytes", "tasks", "answers", "growing", "rate", "precision")
+KEPT = ("scale", "tiny", "megabytes", "tasks", "weight", "growing", "rate", "precision")
 """Fields in which a resumed run is as it was begun."""
 LEAST_SECONDS = 20.0
 """With less time left no training is begun: its layers are still to be compiled."""
@@ -185,6 +185,8 @@ def run(config: MixersExperiment) -> dict[str, Any]:
     """
     kept = {name: getattr(config, name) for name in KEPT}
     rows = begin_rows(config.out, resume=config.resume, same=kept)
+    for row in rows:  # what a killed call left of them
+        shutil.rmtree(folder(config, row["key"]), ignore_errors=True)
     schedule, bench = Schedule(config, rows), Bench(config)
     about: dict[str, Any] = dict(
         config=json.loads(json.dumps(asdict(config), default=str)),

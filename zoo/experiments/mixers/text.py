@@ -1,8 +1,9 @@
 """What the towers learn: rows of files, and drills, which are phone books and strings to be copied.
 
-A book is followed by questions for all of its names in another order, as in MQAR (2312.04927), and
-a string is written twice (2402.01032). Of a drill the answers alone are learnt: what stands before
-them is random. Short books and strings come first, longer ones join them.
+A book is followed by as many of its lines again, drawn at random, as many questions are in MQAR
+(2312.04927), and a string is written twice (2402.01032). Of a drill the second half alone is
+learnt, since the first is random; the names in it too, which the book foretells after a letter or
+two: an answer goes on where they stood. Short books and strings come first, longer ones join them.
 """
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -28,23 +29,21 @@ LEAST = (1, 2)
 """Entries of a book, and letters of a string."""
 FIRST = (2, 4)
 """The most of both in the first step, if they grow."""
-LINE = len("Kabodu: 123-4567\n")
-NUMBER = slice(len("Kabodu:"), LINE - 1)
-"""Where an answer stands in a line: the space too, as in the benchmark."""
+LINE, NEWLINE = len("Kabodu: 123-4567\n"), ord("\n")
 
 
 class Drill(NamedTuple):
-    """Bytes, and which of them are an answer's."""
+    """Bytes, and which of them are learnt, its second half's."""
 
     ids: np.ndarray
-    answers: np.ndarray
+    learnt: np.ndarray
 
 
 @dataclass(frozen=True)
 class DrilledTokens(Tokens):
     """Rows of which the first are drills."""
 
-    answers: Bool[Tensor, "B T"] = field(kw_only=True)
+    learnt: Bool[Tensor, "B T"] = field(kw_only=True)
     """What is learnt of the drills."""
     drills: int = field(kw_only=True)
     """Rows that are drills."""
@@ -78,18 +77,16 @@ class MixedFeed(ByteFeed):
         """Return the batches of the steps `start`..`steps`; no drill comes twice."""
         for step, tokens in enumerate(super().batches(start, steps), start):
             ids, made = tokens.ids, self.drills(step)
-            answers, number = torch.zeros_like(ids, dtype=torch.bool), len(made.ids)
+            learnt, number = torch.zeros_like(ids, dtype=torch.bool), len(made.ids)
             ids[:number] = torch.from_numpy(made.ids).to(ids.device).long()
-            answers[:number] = torch.from_numpy(made.answers).to(ids.device)
-            yield DrilledTokens(ids, tokens.segments, answers=answers, drills=number)
+            learnt[:number] = torch.from_numpy(made.learnt).to(ids.device)
+            yield DrilledTokens(ids, tokens.segments, learnt=learnt, drills=number)
 
     def counts(self, step: int) -> Mapping[str, int]:
-        """Return the bytes of files, and of answers, that are learnt in a step."""
+        """Return the bytes of files, and of drills, that are learnt in a step."""
         made, length = self.drills(step), self.source.length
         rows = self.plan.batch - len(made.ids)
-        return dict(
-            text=max(1, rows * (length - 1)), answers=max(1, int(made.answers[:, 1:].sum()))
-        )
+        return dict(text=max(1, rows * (length - 1)), drills=max(1, int(made.learnt[:, 1:].sum())))
 
     def number_of_tasks(self, step: int) -> int:
         """Return how many rows of a batch are drills; the shares add up over the steps."""
@@ -111,10 +108,10 @@ class MixedFeed(ByteFeed):
 
 
 class RecallTask(Task):
-    """The next byte of the files, and of the answers in the drills.
+    """The next byte of the files, and of the drills' second halves.
 
     Args:
-        weight: What the mean over answers' bytes counts beside the mean over those of files.
+        weight: What the mean over drills' bytes counts beside the mean over those of files.
     """
 
     def __init__(self, weight: float):
@@ -124,18 +121,18 @@ class RecallTask(Task):
         self, state: TrainState, batch: DrilledTokens, targets: None, step: int
     ) -> dict[str, Loss]:
         ours, following = flat(read_tokens(state.model, batch)), batch.following.flatten()
-        text, answers = batch.counted, batch.answers.roll(-1, dims=1) & batch.counted
+        text, drills = batch.counted, batch.learnt.roll(-1, dims=1) & batch.counted
         text = text & (torch.arange(len(text), device=text.device) >= batch.drills)[:, None]
         return {
             name: Loss(
                 cross_entropy(*ours, following, where.flatten(), chunk=following.numel()),
                 following.numel(),
             )
-            for name, where in dict(text=text, answers=answers).items()
+            for name, where in dict(text=text, drills=drills).items()
         }
 
     def weigh(self, losses: Mapping[str, Tensor], step: int) -> Tensor:
-        return losses["text"] + self.weight * losses["answers"]
+        return losses["text"] + self.weight * losses["drills"]
 
 
 @cache
@@ -170,33 +167,33 @@ def drill_row(
 
 
 def book_drill(rng: np.random.Generator, entries: int, names: np.ndarray) -> Drill:
-    """Return a phone book, and each of its names, in another order, with its number."""
+    """Return a phone book, and as many of its lines again: a question with its answer each.
+
+    They are drawn with replacement; otherwise the last ones could be told by elimination.
+    """
     lines = np.empty((entries, LINE), np.uint8)
     lines[:, :6] = all_names()[names[rng.choice(len(names), entries, replace=False)]]
     lines[:, 6:] = np.frombuffer(b": 123-4567\n", np.uint8)
     digits = [8, 9, 10, 12, 13, 14, 15]
     lines[:, digits] = rng.integers(ord("0"), ord("9") + 1, (entries, len(digits)))
     lines[:, 8] = rng.integers(ord("1"), ord("9") + 1, entries)  # as the benchmark: 100 at least
-    answers = np.zeros((entries, LINE), bool)
-    answers[:, NUMBER] = True
-    end, none = np.array([ord("\n")], np.uint8), np.zeros(1, bool)
-    return Drill(
-        np.concatenate([lines.ravel(), end, rng.permutation(lines).ravel(), end]),
-        np.concatenate([np.zeros(lines.size, bool), none, answers.ravel(), none]),
-    )
+    return _twice(lines.ravel(), lines[rng.integers(entries, size=entries)].ravel())
 
 
 def string_drill(rng: np.random.Generator, letters: int) -> Drill:
     """Return random letters, twice."""
-    line = np.full(letters + 1, ord("\n"), np.uint8)
+    line = np.full(letters + 1, NEWLINE, np.uint8)
     line[:-1] = rng.integers(ord(LETTERS[0]), ord(LETTERS[-1]) + 1, letters)
-    answer = np.ones(letters + 1, bool)
-    answer[-1] = False
-    end, none = line[-1:], np.zeros(1, bool)
-    return Drill(
-        np.concatenate([line, line, end]),
-        np.concatenate([np.zeros(letters + 1, bool), answer, none]),
-    )
+    return _twice(line, line, between=0)
+
+
+def _twice(first: np.ndarray, again: np.ndarray, between: int = 1) -> Drill:
+    """Put both together, with so many empty lines between them and one behind; learn the second."""
+    gap, end = (np.full(n, NEWLINE, np.uint8) for n in (between, 1))
+    ids = np.concatenate([first, gap, again, end])
+    learnt = np.zeros(len(ids), bool)
+    learnt[len(first) + between : -1] = True
+    return Drill(ids, learnt)
 
 
 def _spread(rng: np.random.Generator, least: int, most: int) -> int:
