@@ -336,7 +336,8 @@ def distill_text(config: DistillText, *, resume: bool = False) -> Run:
         return -found["bpb"]
 
     task = TokenTask(config.losses, setup.teachers, hidden, setup.specs, own, setup.spread)
-    train(task, state, feed, config, run, evaluate=evaluate, title="distil text")
+    title = "distil text" if config.teachers else "learn text"
+    train(task, state, feed, config, run, evaluate=evaluate, title=title)
     run.keep(lambda row: row.get("kind", "train") == "train" or row["step"] < config.steps)
     after = evaluated(setup, state.averaged)
     measured = dict(before=before, after=after, teachers=of_teachers(setup), samples=samples)

@@ -42,10 +42,10 @@ def test_markdown_and_latex_have_the_headlines_and_escape_names(results, tmp_pat
         main(["report", str(results), "--out", str(tmp_path / name)])
     lines = (tmp_path / "t.md").read_text().splitlines()
     assert lines[0].startswith("| model | kNN · birds |") and lines[1].count("---:") == 3
-    assert r"50%\|c" in lines[3] and "**65.5 ± 0.707**" in lines[3]
+    assert r"50%\|c" in lines[3] and "**65.5 ± 0.7**" in lines[3]
     assert len({line.replace(r"\|", "").count("|") for line in lines}) == 1
     latex = (tmp_path / "t.tex").read_text()
-    assert r"a\_b & 60.5 $\pm$ 0.707" in latex and r"50\%|c & \textbf{65.5" in latex
+    assert r"a\_b & 60.5 $\pm$ 0.7" in latex and r"50\%|c & \textbf{65.5" in latex
     assert latex.count(r"\\") == 3 and r"\bottomrule" in latex
 
 

@@ -68,7 +68,7 @@ def spoken(config, setup, student, plan):
     def precision():
         return autocast(config.precision, setup.device)
 
-    parts = prefetch(numbered(feed, 0, 1), task.targets, setup.device, precision, ahead=False)
+    parts = prefetch(numbered(feed, 0, 1), task.targets, precision)
     losses = take_step(Ranks(task, state), state, parts, feed.counts(0), config, precision)
     gradients = [p.grad.clone() for p in student.parameters() if p.grad is not None]
     student.zero_grad(set_to_none=True)
