@@ -110,7 +110,7 @@ class StepBytes(NamedTuple):
     """What a step holds, in bytes."""
 
     weights: float
-    """Of teachers, and of the student with gradients and moments."""
+    """Of teachers, and of the student with gradients, moments and copies in lower precision."""
     saved: float
     """For each image, between the student's layers."""
     peak: float
@@ -133,12 +133,12 @@ def step_bytes(
         compiled: The student is.
     """
     side, _ = largest_slice(config)
-    saved, peak = saved_bytes(student, side, config, device), 0.0
+    (saved, once), peak = saved_bytes(student, side, config, device), 0.0
     if config.compile or compiled:
         saved /= 2  # compiled code computes the cheap half again
     for teacher in teachers.values():
         peak = max(peak, *(peak_bytes(one, config, device) for one in every_size(teacher)))
-    weights = COPIES * weight_bytes(student) / shares(config.ranks, student)
+    weights = COPIES * weight_bytes(student) / shares(config.ranks, student) + once
     sizes = {(side, side)}
     for spec, teacher in zip(config.teachers, teachers.values(), strict=True):
         sizes |= {one.size for one in every_size(teacher)}
@@ -160,12 +160,31 @@ def weight_bytes(model: nn.Module) -> int:
     return sum(t.numel() * t.element_size() for t in (*model.parameters(), *model.buffers()))
 
 
-def saved_bytes(student: Student, side: int, config: Distill, device: torch.device) -> float:
-    """Count what a student in training holds for the backward pass, in bytes an image.
+class SavedBytes(NamedTuple):
+    """What a student in training holds for the backward pass, in bytes."""
 
-    It grows with the images, so two of them tell; nothing is computed (`FakeTensorMode`), but the
+    each: float
+    """For each image."""
+    once: float
+    """For any number of images: weights in a lower precision."""
+
+
+def saved_bytes(student: Student, side: int, config: Distill, device: torch.device) -> SavedBytes:
+    """Count what a student in training holds for the backward pass.
+
+    Two numbers of images tell what grows with them. Nothing is computed (`FakeTensorMode`), but the
     kernels are those of `device`: plain attention holds its whole matrix, fused attention does not.
     """
+    student = in_precision(copy.deepcopy(student), config.precision)
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        student = student.to_empty(device=device).train()
+        two, four = (_held(student, images, side, config, device) for images in (2, 4))
+    each = (four - two) / 2
+    return SavedBytes(each, max(0.0, two - 2 * each))
+
+
+def _held(student: Student, images: int, side: int, config: Distill, device: torch.device) -> int:
+    """Run a student on shapes, and count the bytes of what autograd keeps."""
     held: dict[int, int] = {}
     kept: list[Tensor] = []  # an address means one storage as long as that lives
 
@@ -174,16 +193,13 @@ def saved_bytes(student: Student, side: int, config: Distill, device: torch.devi
         held[x.untyped_storage()._cdata] = x.untyped_storage().nbytes()
         return x
 
-    student = in_precision(copy.deepcopy(student), config.precision)
-    with FakeTensorMode(allow_non_fake_inputs=True):
-        student = student.to_empty(device=device).train()
-        batch = Batch(torch.zeros(2, 3, side, side, device=device))
-        hooks = torch.autograd.graph.saved_tensors_hooks(note, lambda x: x)
-        with hooks, autocast(config.precision, device):
-            answers = student(batch, size=(side, side), mesa=bool(config.losses.mesa))
-        own = weight_addresses(student)
-        del answers
-    return sum(n for at, n in held.items() if at not in own) / 2
+    batch = Batch(torch.zeros(images, 3, side, side, device=device))
+    hooks = torch.autograd.graph.saved_tensors_hooks(note, lambda x: x)
+    with hooks, autocast(config.precision, device):
+        answers = student(batch, size=(side, side), mesa=bool(config.losses.mesa))
+    own = weight_addresses(student)
+    del answers
+    return sum(n for at, n in held.items() if at not in own)
 
 
 def peak_bytes(teacher: Teacher, config: Distill, device: torch.device) -> float:

@@ -57,9 +57,10 @@ class Models:
     def of(cls, config: Distill) -> "Models":
         teachers, student, module = model_costs(config, "cuda")
         side, _ = largest_slice(config)
-        saved = saved_bytes(module, side, replace(config, precision="bf16"), torch.device("cpu"))
+        config = replace(config, precision="bf16")
+        saved = saved_bytes(module, side, config, torch.device("cpu"))
         named = dict(zip(config.labels, teachers, strict=True))
-        return cls(named, student, saved, module)
+        return cls(named, student, saved.each, module)
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from zoo.students.build import build_student
 from zoo.teachers.open import open_teacher
 from zoo.train.distill import memory, setup
 from zoo.train.distill.config import Distill, TeacherSpec
+from zoo.train.device import autocast
 from zoo.train.distill.memory import check_step, may_not_fit, peak_bytes, saved_bytes
 from zoo.train.distill.setup import prepare
 
@@ -19,7 +20,7 @@ CPU = torch.device("cpu")
 WIDTHS = {"one": (64, 96)}
 
 
-def held(student, images, side):
+def held(student, images, side, precision="float32"):
     """The bytes of all tensors that autograd keeps for a backward pass, but for the weights."""
     own = {t.data_ptr() for t in (*student.parameters(), *student.buffers())}
     found, alive = {}, []
@@ -29,7 +30,8 @@ def held(student, images, side):
         found[x.untyped_storage().data_ptr()] = x.untyped_storage().nbytes()
         return x
 
-    with torch.autograd.graph.saved_tensors_hooks(note, lambda x: x):
+    hooks = torch.autograd.graph.saved_tensors_hooks(note, lambda x: x)
+    with hooks, autocast(precision, CPU):
         student(Batch(torch.rand(images, 3, side, side)), size=(side, side))
     return sum(n for at, n in found.items() if at not in own)
 
@@ -38,15 +40,24 @@ def held(student, images, side):
 def test_the_estimate_is_what_autograd_keeps_for_any_number_of_images(name):
     size, images = 64, 5
     meta = build_student(name, WIDTHS, size=size, device="meta")
-    estimate = saved_bytes(meta, size, Distill(), CPU)
+    estimate = saved_bytes(meta, size, Distill(), CPU).each
     real = held(build_student(name, WIDTHS, size=size).train(), images, size) / images
     assert 0.8 * real < estimate < 1.25 * real
+
+
+def test_weights_in_a_lower_precision_are_held_once_not_for_each_image():
+    """At 32 px the weights of a ResNet-18 are more than what eight images leave."""
+    meta = build_student("resnet18", WIDTHS, size=32, device="meta")
+    each, once = saved_bytes(meta, 32, Distill(precision="bf16"), CPU)
+    real = held(build_student("resnet18", WIDTHS, size=32).train(), 8, 32, "bf16")
+    assert once > 8 * each
+    assert 8 * each + once == pytest.approx(real, rel=0.02)
 
 
 def test_plain_attention_would_hold_a_matrix_that_fused_attention_does_not():
     """Four times the tokens: about four times the bytes, not sixteen."""
     meta = build_student("vit_tiny_patch16_224", WIDTHS, size=64, dynamic=True, device="meta")
-    small, large = (saved_bytes(meta, side, Distill(), CPU) for side in (128, 256))
+    small, large = (saved_bytes(meta, side, Distill(), CPU).each for side in (128, 256))
     assert 3.5 < large / small < 5
 
 
@@ -70,7 +81,7 @@ def test_a_batch_that_cannot_fit_is_refused_with_its_figures_before_any_data_is_
 
 def test_sizes_and_slices_decide_what_is_estimated(monkeypatch):
     meta = build_student("resnet18", {}, size=64, device="meta")
-    needed = saved_bytes(meta, 64, Distill(), CPU)
+    needed = saved_bytes(meta, 64, Distill(), CPU).each
     monkeypatch.setattr(memory, "memory_of", lambda _: 16 * needed + 4 * memory.weight_bytes(meta))
     fits = Distill(batch=15, size=64, precision="float32")
     check_step(fits, CPU, {}, meta)
