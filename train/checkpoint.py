@@ -16,9 +16,8 @@ import warnings
 import zipfile
 import zlib
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -28,13 +27,17 @@ import torch.distributed.checkpoint as dcp
 from torch import Tensor
 from torch.distributed.checkpoint import metadata as dcp_metadata
 from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.filesystem import _StorageInfo, _StoragePrefix
-from torch.distributed.tensor import DTensor
+from torch.distributed.checkpoint.filesystem import DEFAULT_SUFFIX, _StorageInfo, _StoragePrefix
+from torch.distributed.checkpoint.planner import SavePlan
+from torch.distributed.checkpoint.storage import WriteResult
+from torch.futures import Future as TorchFuture
 
 from zoo.files import read_json
 from zoo.train.mesh import any_rank, rank, saving_group, world
-from zoo.train.planner import Planner, shapes
+from zoo.train.planner import Planner
+from zoo.train.saved_tensor import SavedTensors
 from zoo.train.shard import is_cut
+from zoo.train.staging import Staging
 
 State = dict[str, Any]
 """Nested dicts and lists of tensors, numbers and names."""
@@ -49,14 +52,18 @@ SMALL = 2**16
 
 
 class Writer(dcp.FileSystemWriter):
-    """DCP's writer, with checksums, whose folder appears under its name when it is whole."""
+    """DCP's writer, with checksums, whose folder appears under its name when it is whole.
 
-    def __init__(self, folder: Path, *, pinned: bool):
-        # nothing is copied ahead: the tensors are on the host, and it would wait for the device
-        super().__init__(folder, cache_staged_state_dict=pinned, per_thread_copy_ahead=0)
+    The tensors are written as DCP writes them, with less Python beside training.
+    """
+
+    def __init__(self, folder: Path):
+        super().__init__(folder)
         self.folder = folder
+        self.staging = Staging()
         self.rest: Any = None
         self.step, self.kept, self.best = 0, 1, -1
+        self._saved = SavedTensors()
 
     def making(self) -> Path:
         """Return the folder that is written to."""
@@ -65,13 +72,41 @@ class Writer(dcp.FileSystemWriter):
     def storage_meta(self) -> None:
         """Leave this machine's path out of the metadata."""
 
-    def write_data(self, plan: Any, planner: Any) -> Any:
-        with without_crc():
-            done = super().write_data(plan, planner)
+    def stage(self, state_dict: State) -> State:
+        """Copy the tensors to the host."""
+        return {TENSORS: self.staging.copy(state_dict[TENSORS])}
+
+    def write_data(self, plan: SavePlan, planner: Any) -> TorchFuture[list[WriteResult]]:
+        """Write this rank's tensors into one file, and its checksum beside it."""
+        self.staging.wait()
+        written = list[WriteResult]()
+        if plan.items:
+            name = f"{plan.storage_data.prefix}0{DEFAULT_SUFFIX}"
+            written, total = self._write_tensors(name, plan, planner)
+            (self.making() / (name + SUM)).write_text(f"{total:08x}")
         planner.forget()
-        for name in {result.storage_data.relative_path for result in done.wait()}:
-            write_sum(self.making() / name)
+        done = TorchFuture[list[WriteResult]]()
+        done.set_result(written)
         return done
+
+    def _write_tensors(
+        self, name: str, plan: SavePlan, planner: Any
+    ) -> tuple[list[WriteResult], int]:
+        """Write a file; return where each tensor lies in it, and its CRC-32."""
+        written, start, total = list[WriteResult](), 0, 0
+        with (self.making() / name).open("wb") as file:
+            for item in plan.items:
+                pieces = self._saved.pieces(planner.resolve_data(item))
+                for piece in pieces:
+                    file.write(piece)
+                    total = zlib.crc32(piece, total)
+                length = sum(map(len, pieces))
+                place = _StorageInfo(name, start, length)
+                written.append(WriteResult(item.index, length, place))
+                start += length
+            file.flush()
+            os.fsync(file.fileno())
+        return written, total
 
     def finish(self, metadata: Any, results: Any) -> None:
         """Rank 0, behind all ranks: write the rest, and give the folder its name."""
@@ -92,30 +127,18 @@ class Saver:
 
     def __init__(self, folder: Path):
         self.folder = folder
-        self._writer: Writer | None = None
+        self._writer = Writer(folder)
         self._going: Future | None = None
-        self._memory: Future | None = None
         self._hurry = threading.Event()
         self._planner = Planner(self._hurry)
 
     def prepare(self, state: State) -> None:
-        """Reserve the pinned memory that a state will be copied to, beside training.
+        """Reserve the pinned memory that a state will be copied to, beside training."""
+        self._writer.staging.reserve(packed(split(state)[0])[0])
 
-        Eight gigabytes take fifteen seconds, for which the first checkpoint would hold training up.
-        """
-        tensors, _ = packed(split(state)[0])
-        if self._memory is None and any(x.is_cuda for x in tensors.values()):
-            pool = ThreadPoolExecutor(1, "pinned-memory")
-            self._memory = pool.submit(pinned_like, tensors)
-            pool.shutdown(wait=False)
-
-    def _prepared(self, tensors: dict[str, Tensor]) -> Any:
-        """Return the memory that was reserved, if it is for these tensors."""
-        memory, self._memory = self._memory, None
-        if memory is None or memory.exception() is not None:
-            return None
-        found = memory.result()
-        return {TENSORS: found} if shapes(found) == shapes(tensors) else None
+    def hold(self) -> None:
+        """Let the device wait, before it changes the state, until that is copied."""
+        self._writer.staging.hold()
 
     def begin(self, state: State, *, kept: int) -> None:
         """Copy a state and write it in the background; every rank calls this.
@@ -130,10 +153,6 @@ class Saver:
         self.folder.mkdir(parents=True, exist_ok=True)
         tensors, rest = split(state)
         tensors, places = packed(tensors)
-        if self._writer is None:
-            pinned = any(value.is_cuda for value in tensors.values())
-            self._writer = Writer(self.folder, pinned=pinned)
-            self._writer.state_dict_cache = self._prepared(tensors)
         self._writer.step, self._writer.kept = state["step"], kept
         self._writer.rest = {PACKED: places, **rest}
         self._writer.best, _ = state.get("best") or (-1, None)
@@ -162,7 +181,6 @@ class Saver:
         try:
             going.result()
         except (OSError, CheckpointException) as error:
-            assert self._writer is not None
             full = any_rank(is_full(self.folder))  # asked before its place is free again
             shutil.rmtree(self._writer.making(), ignore_errors=True)
             cause = os.strerror(errno.ENOSPC) if full else cause_of(error)
@@ -173,29 +191,6 @@ class Saver:
         """Tell whether the checkpoint that was being written is known to be lost."""
         going = self._going
         return going is not None and going.done() and going.exception() is not None
-
-
-def pinned_like(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Make memory of the host, of the same shapes and cuts, to which a GPU copies fast."""
-    made = {}
-    for name, x in tensors.items():
-        local = x.to_local() if isinstance(x, DTensor) else x
-        memory = torch.empty(local.shape, dtype=local.dtype, pin_memory=local.is_cuda)
-        if isinstance(x, DTensor):
-            memory = DTensor(memory, x._spec, requires_grad=False)  # the same mesh, the same cut
-        made[name] = memory
-    return made
-
-
-@contextmanager
-def without_crc() -> Iterator[None]:
-    """Keep torch from computing checksums: each file gets one that is faster and checked."""
-    before = torch.serialization.get_crc32_options()
-    torch.serialization.set_crc32_options(False)
-    try:
-        yield
-    finally:
-        torch.serialization.set_crc32_options(before)
 
 
 def is_full(folder: Path) -> bool:

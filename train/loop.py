@@ -74,7 +74,10 @@ def train(
         while state.step < steps:
             parts = islice(coming, len(feed.slices))
             counts = feed.counts(state.step)
+            if config.optim.damp:
+                run.hold()  # the weights change before the forward pass
             losses = take_step(wrapped, state, parts, counts, config, precision, buffers)
+            run.hold()
             update(state, losses, config)
             if reserves and state.step == first + 1:  # the optimizer's state is there
                 run.prepare(state.state())

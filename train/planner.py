@@ -8,23 +8,17 @@ shapes is planned as the one before it. What is left is spread out, with a rest 
 
 import dataclasses
 import threading
-from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
 from torch.distributed.checkpoint import DefaultSavePlanner
 from torch.distributed.checkpoint.metadata import Metadata
 from torch.distributed.checkpoint.planner import SavePlan, WriteItem
 
+from zoo.train.staging import Shapes, shapes
+
 REST = 0.002
-"""Seconds of rest at a tensor, which takes about 0.4 ms of Python."""
-Shapes = dict[str, tuple[torch.Size, torch.dtype]]
-
-
-def shapes(tensors: Mapping[str, Tensor]) -> Shapes:
-    """Return what two states must share for one's memory, and its plan, to fit the other."""
-    return {name: (x.shape, x.dtype) for name, x in tensors.items()}
+"""Seconds of rest at a tensor."""
 
 
 def without_helpers() -> None:

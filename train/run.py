@@ -260,6 +260,10 @@ class Run:
         """Reserve what copying such a state takes, beside training."""
         self._saver.prepare(state)
 
+    def hold(self) -> None:
+        """Let a GPU wait, before it changes the state, until what is being saved is copied."""
+        self._saver.hold()
+
     def wait(self) -> None:
         """Wait for the checkpoint that is being written; raises as `save`. Every rank calls."""
         self._saver.wait()

@@ -1,5 +1,6 @@
 """What a run has saved is read again, or the damage is named and what was before it is taken."""
 
+import io
 import json
 import pickle
 import random
@@ -7,10 +8,13 @@ from concurrent.futures import Future
 
 import pytest
 import torch
+import torch.distributed.checkpoint as dcp
 
-from zoo.train.checkpoint import packed, pinned_like, split, write_sum
+from zoo.train.checkpoint import TENSORS, packed, split, write_sum
 from zoo.train.config import Training
 from zoo.train.run import Run
+from zoo.train.saved_tensor import SavedTensors, without_crc
+from zoo.train.staging import pinned_like
 
 
 def run_of(folder) -> Run:
@@ -107,15 +111,39 @@ def test_a_checkpoint_holds_the_moment_at_which_it_was_begun(tmp_path):
     assert run.load()["w"].abs().max() == 0
 
 
+@pytest.mark.parametrize(
+    "x",
+    [
+        torch.rand(300, 500), torch.rand(7), torch.tensor(3), torch.empty(0, 4), torch.rand(5, 6).T,
+        torch.rand(4, 3).bfloat16(), torch.rand(9).double(), torch.tensor([True, False]),
+        torch.arange(10)[2:5], torch.rand(8).to(torch.float8_e4m3fn), torch.rand(2**18 + 1),
+    ],
+)  # fmt: skip
+def test_three_pieces_are_what_torch_writes_of_a_tensor(x):
+    saved, file = SavedTensors(), io.BytesIO()
+    with without_crc():
+        torch.save(x.contiguous().clone(), file)
+    for _ in range(2):  # made, and remembered
+        assert b"".join(saved.pieces(x)) == file.getvalue()
+
+
+def test_dcp_itself_reads_a_checkpoint(tmp_path):
+    run, state = Run(tmp_path), dict(step=1, w=torch.rand(2**17), b=torch.rand(300, 300).half())
+    run.save(state)
+    found = {TENSORS: {name: torch.zeros_like(state[name]) for name in ("w", "b")}}
+    dcp.load(found, checkpoint_id=run.checkpoints()[0], no_dist=True)
+    assert all(torch.equal(x, state[name]) for name, x in found[TENSORS].items())
+
+
 @pytest.mark.parametrize("same", [True, False])
 def test_memory_that_was_reserved_is_used_only_for_a_state_that_fits(tmp_path, same):
     run, fits = Run(tmp_path), dict(step=1, model=dict(w=torch.ones(2**17), b=torch.ones(3)))
     other = dict(step=1, model=dict(w=torch.ones(2**17 + (not same)), b=torch.ones(3)))
-    memory = Future()
-    memory.set_result(pinned_like(packed(split(other)[0])[0]))
-    run._saver._memory = memory
-    run.save(fits)
-    assert (run._saver._writer.state_dict_cache is not None) == same
+    staging = run._saver._writer.staging
+    staging._reserved = Future()
+    staging._reserved.set_result(reserved := pinned_like(packed(split(other)[0])[0]))
+    found = staging._memory_for(packed(split(fits)[0])[0])
+    assert (found is reserved) == same
     for step in (1, 2):
         state = dict(step=step, model=dict(w=torch.rand(2**17), b=torch.rand(3)))
         run.save(state)
@@ -130,6 +158,7 @@ def test_memory_is_reserved_beside_training_and_the_checkpoint_is_the_same(tmp_p
         state = dict(step=step, model=model)
         run.prepare(state)
         run.save(state, wait=False)
+        run.hold()
         model["w"].zero_()  # training goes on
         run.wait()
         found = run.load()

@@ -40,7 +40,7 @@ def outside() -> None:
 
 
 def own_losses() -> None:
-    loop.over_ranks = lambda sums: {name: 2 * value for name, value in sums.items()}
+    loop.over_ranks = lambda sums: [2 * value for value in sums]
 
 
 WITHOUT = {

@@ -10,9 +10,9 @@ from zoo.cli import main as zoo
 from zoo.features import Batch
 from zoo.students.build import build_student
 from zoo.teachers.open import open_teacher
+from zoo.train.device import autocast
 from zoo.train.distill import memory, setup
 from zoo.train.distill.config import Distill, TeacherSpec
-from zoo.train.device import autocast
 from zoo.train.distill.memory import check_step, may_not_fit, peak_bytes, saved_bytes
 from zoo.train.distill.setup import prepare
 
