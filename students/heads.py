@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from zoo.adaptors import ATTN_HEADS, Head, upsampled
+from zoo.adaptors import ATTN_HEADS, Head, rows_shape, upsampled
 from zoo.features import Features
 
 HeadKind = Literal["v1", "v2", "attn", "ladder"]
@@ -36,7 +36,9 @@ class Ladder(nn.Module):
         intermediates: Width of each earlier block's features.
         width: Width of the last block's.
         hidden: Hidden width of the last block's MLP.
+        out_dim: Width of one vector of the output.
         small: Of the others'; a quarter of `hidden` by default.
+        upsample: Cells of the output along each side of a token's: it has `upsample`² vectors.
     """
 
     def __init__(
@@ -47,6 +49,7 @@ class Ladder(nn.Module):
         hidden: int,
         out_dim: int,
         small: int | None = None,
+        upsample: int = 1,
     ):
         super().__init__()
         small = small or max(1, hidden // RUNG)
@@ -54,7 +57,8 @@ class Ladder(nn.Module):
         self.rungs = nn.ModuleList(nn.Linear(earlier, small) for earlier in intermediates)
         self.top = nn.Linear(width, hidden)
         self.act = nn.GELU()
-        self.last = nn.Linear(len(intermediates) * small + hidden, out_dim)
+        self.last = nn.Linear(len(intermediates) * small + hidden, upsample**2 * out_dim)
+        self.rows_shape = rows_shape(upsample)
 
     def forward(
         self, x: Float[Tensor, "*B C"], intermediates: Sequence[Float[Tensor, "*B _"]]
@@ -116,20 +120,19 @@ class TeacherHead(nn.Module):
             kind=kind, hidden=hidden, inner=num_inner, upsample=upsample
         )  # keywords of `build_student`, which an export keeps
 
-        def make(part: int, kind: str, blocks: int) -> Any:
+        def make(part: int, kind: str, upsample: int) -> Any:
             width, out = ours[part], theirs[part]
             if out is None:
                 return None
+            sizes: Any = dict(hidden=hidden, out_dim=out, upsample=upsample)
             if kind == "ladder":
                 earlier = [widths[part] for widths in intermediates]
-                return Ladder(earlier, width, hidden=hidden, out_dim=blocks * out, small=small)
+                return Ladder(earlier, width, small=small, **sizes)
             more: Any = attn if kind == "attn" else {}
-            return Head(
-                hidden=hidden, out_dim=blocks * out, num_inner=num_inner, kind=kind, **more
-            ).build(width)
+            return Head(num_inner=num_inner, kind=kind, **sizes, **more).build(width)
 
         self.summary = make(0, "v2" if kind == "attn" else kind, 1)  # one token attends to nothing
-        self.spatial = make(1, kind, upsample**2)
+        self.spatial = make(1, kind, upsample)
 
     def forward(self, features: Features, intermediates: Sequence[Features] = ()) -> Features:
         """Predict the teacher's features from the backbone's.

@@ -54,6 +54,11 @@ class Head:
         return KINDS[self.kind](in_dim, replace(self, out_dim=self.out_dim * self.upsample**2))
 
 
+def rows_shape(upsample: int) -> str:
+    """Write what a head's last layer makes of a token, as tables of named shapes do: u² vectors."""
+    return "o" if upsample == 1 else f"{upsample**2} o"
+
+
 class MlpV1(nn.Module):
     """Linear, norm, ReLU; the same `num_inner` times at the hidden width; linear."""
 
@@ -68,6 +73,7 @@ class MlpV1(nn.Module):
             steps += [nn.Linear(hidden, hidden), nn.LayerNorm(hidden), nn.ReLU()]
         self.inner = nn.Sequential(*steps)
         self.fc2 = nn.Linear(hidden, sizes.out_dim)
+        self.rows_shape = rows_shape(sizes.upsample)
 
     def forward(self, x: Float[Tensor, "*B C"]) -> Float[Tensor, "*B D"]:
         return self.fc2(self.inner(self.act(self.norm(self.fc1(x)))))
@@ -97,6 +103,7 @@ class MlpV2(nn.Module):
             _norm_act(hidden, nn.Linear(hidden, hidden)) for _ in range(sizes.num_inner)
         )
         self.final = _norm_act(hidden, nn.Linear(hidden, sizes.out_dim))
+        self.rows_shape = rows_shape(sizes.upsample)
 
     def forward(self, x: Float[Tensor, "*B C"]) -> Float[Tensor, "*B D"]:
         x = self.fc1(self.pre_norm(x))

@@ -291,10 +291,10 @@ class _Reader:
         return Shape(tuple(dims), read)
 
     def _given(self, dim: tuple[tuple[str, ...], ...], owner: str) -> tuple[tuple[str, ...], ...]:
-        """Put what a module says of its output, `{path}`, or of what it joins, in its place."""
-        owning: Any = self.modules[owner]
-        if dim == (("{}",),):
-            return tuple((letter,) for letter in owning.joined_shape.split(" | "))
+        """Put what a module says of its output, `{path}`, or of itself, `{.name}`, in its place."""
+        if len(dim) == len(dim[0]) == 1 and (own := re.fullmatch(r"\{\.(\w+)\}", dim[0][0])):
+            text: str = getattr(self.modules[owner], own[1])
+            return tuple(tuple(part.split()) for part in text.split(" | "))
         match = re.fullmatch(r"\{(\w+)\}", dim[0][0]) if len(dim) == len(dim[0]) == 1 else None
         if match is None:
             return dim

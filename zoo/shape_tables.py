@@ -13,12 +13,13 @@ everywhere in a model without stages. Where there are stages, `C` is the stream 
 the module is in, `C-` and `C+` those of its neighbours, `C0` and `C9` the first and the last, and
 `C<` what enters a block: the stage before's in a stage's first block, else `C`. `path:C` is the
 stream of a module with a stream of its own, relative to the one the block describes; `{path}`, a
-whole dim, is what that module says of its output (`output_shape`), or its stream; `{}` is what the
-module itself says of maps of a varying number that it joins (`joined_shape`). `@` marks a
-dim that is multiplied and summed over, where that does not follow from a linear layer or a
-convolution. `#` in a name stands for a number, and behind a letter for the same number. A bias, and
-a norm's statistics, follow the first dim of the weight beside them. Of several lines with one name,
-the first counts whose dims are as many as the tensor's, and whose numbers fit.
+whole dim, is what that module says of its output (`output_shape`), or its stream; `{.name}` is what
+the attribute `name` of the module itself says, where that differs from one instance to the next:
+how many maps it joins, how many vectors a row holds. `@` marks a dim that is multiplied and summed
+over, where that does not follow from a linear layer or a convolution. `#` in a name stands for a
+number, and behind a letter for the same number. A bias, and a norm's statistics, follow the first
+dim of the weight beside them. Of several lines with one name, the first counts whose dims are as
+many as the tensor's, and whose numbers fit.
 
 Behind the class names may stand
 

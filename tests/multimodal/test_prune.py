@@ -38,10 +38,10 @@ def mixture():
     return mixture_tower([vit(), wider], size=32, stride=16)
 
 
-def adaptors(kind="v2", options=VIT, name="vit_tiny_patch16_224", size=32):
+def adaptors(kind="v2", options=VIT, name="vit_tiny_patch16_224", size=32, upsample=1):
     heads = dict(one=(None, 12), other=(7, 8))
-    student = build_student(name, heads, size=size, options=options, kind=kind)
-    return adaptor_tower(student, stride=16)
+    more = dict(options=options, kind=kind, upsample=upsample)
+    return adaptor_tower(build_student(name, heads, size=size, **more), stride=16 // upsample)
 
 
 def ladders(**network):
@@ -56,8 +56,18 @@ HEADS = dict(
         lambda: adaptors("attn", VIT | dict(embed_dim=32)),
         "vision.stream=0.5,*.balance.one.o=0.5,*.heads.*.mlp.r=0.5,*.heads.one.spatial.f=0.25",
     ),
+    finer=(
+        lambda: adaptors(upsample=2),
+        "vision.stream=0.5,*.balance.one.o=0.5,*.heads.*.r=0.5",
+    ),
+    finer_v1=(lambda: adaptors("v1", upsample=2), "vision.stream=0.5,*.balance.one.o=0.5"),
+    finer_ladders=(lambda: ladders(upsample=2), "*.heads.*.r=0.5,*.heads.*.s=0.5"),
+    finer_attention=(
+        lambda: adaptors("attn", VIT | dict(embed_dim=32), upsample=2),
+        "vision.stream=0.5,*.heads.*.mlp.r=0.5",
+    ),
 )
-LONG = ("eradio", "ladders_on_stages")
+LONG = ("eradio", "ladders_on_stages", "finer_attention")
 
 
 BOTH = "stream=0.5,ffn=0.5,heads=0.5"

@@ -407,12 +407,11 @@ class AdaptorTower(Tower):
         """Return what builds a head, with the widths that it was cut to."""
         name, (summary, theirs) = head["teacher"], head["theirs"]
         own = _inside(widths, f"heads.{name}.{_spatial(head)}.")
-        rows = own.get("width", theirs * head["upsample"] ** 2)
         of_blocks = _inside(widths, f"heads.{name}.spatial.")
         known = head.get("attn", {}) | {k: v for k, v in of_blocks.items() if k in ATTN_SIZES}
         return head | dict(
             ours=[head["ours"][0], widths.get("width", head["ours"][1])],
-            theirs=[summary, rows // head["upsample"] ** 2],
+            theirs=[summary, own.get("width", theirs)],
             hidden=own.get("hidden", head["hidden"]),
             small=own.get("small"),
             attn=known,
