@@ -1,5 +1,6 @@
 """The readers of JSON and arrays: a value of the stated type, or an error that names the file."""
 
+import json
 import random
 from dataclasses import dataclass
 from typing import Any, TypedDict
@@ -12,6 +13,7 @@ from safetensors.torch import save_file
 from zoo.files import (
     checked,
     checked_fields,
+    json_items,
     load_tensors,
     read_arrays,
     read_json,
@@ -141,3 +143,62 @@ def test_a_json_object_becomes_a_dataclass_or_its_wrong_field_is_named():
     ):
         with pytest.raises(ValueError, match=said):
             checked_fields(Row, wrong, "line 1")
+
+
+ITEMS = [
+    {"a": "é\n\"]},{", "b": [1, 2.5, -1e-3, None]}, {}, {"ü": {"x": [[]]}}, 12, 1.25, "[", [True],
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+@pytest.mark.parametrize("indent", [None, 2])
+def test_a_list_read_by_pieces_is_what_the_library_reads_at_once(encoding, indent, tmp_path):
+    file = tmp_path / "list.json"
+    for items in (ITEMS, ITEMS[:1], []):
+        file.write_bytes(f" {json.dumps(items, indent=indent)}\r\n".encode(encoding))
+        for chunk in (1, 2, 3, 7, 1000):
+            assert (
+                list(json_items(file, Any, chunk=chunk)) == json.loads(file.read_bytes()) == items
+            )
+
+
+def test_a_broken_list_is_refused_wherever_the_library_refuses_it(tmp_path):
+    file, whole, draws = tmp_path / "list.json", json.dumps(ITEMS).encode(), random.Random(0)
+    refused = 0
+    for _ in range(400):
+        at = draws.randrange(len(whole))
+        text = draws.choice(
+            [whole[:at], whole[:at] + b"]" + whole[at:], whole[:at] + whole[at + 1 :], whole + b"x"]
+        )
+        file.write_bytes(text)
+        try:
+            expected = json.loads(text)
+        except ValueError:
+            expected = None
+        if isinstance(expected, list):
+            assert list(json_items(file, Any, chunk=5)) == expected
+            continue
+        refused += 1
+        with pytest.raises(ValueError, match=r"list\.json is not JSON at entry \d+: .+\."):
+            list(json_items(file, Any, chunk=5))
+    assert refused > 100
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ('[{"a": 1}, {"b": ]', r"entry 1: Expecting value \(char 17\)"),
+        ('[{"a": 1} {"b": 2}]', r"entry 0: a comma or \] is missing \(char 10\)"),
+        ('{"a": 1}', r"entry 0: it is no list \(char 0\)"),
+        ('[{"a": 1}, 2]', "entry 1"),
+        ('[{"a": 1}, ' + "[" * 100_000, r"entry 1: it is nested too deeply \(char 11\)"),
+        ('[{"a": 1}, ' + "1" * 5000 + "]", "entry 1: Exceeds the limit"),
+        ('[{"a": 1}, ]', "entry 1: Expecting value"),
+    ],
+)
+def test_the_place_where_a_list_is_broken_is_named(text, says, tmp_path):
+    file = tmp_path / "list.json"
+    file.write_text(text)
+    for chunk in (4, 2**20):
+        with pytest.raises(ValueError, match=says):
+            list(json_items(file, chunk=chunk))

@@ -3,13 +3,14 @@
 import contextlib
 import json
 import os
+import re
 import shutil
 import tempfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar, get_type_hints
+from typing import TYPE_CHECKING, Any, TextIO, TypeVar, get_type_hints
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -138,6 +139,95 @@ def parse_json(text: str | bytes, kind: Any, what: str) -> Any:
     except ValueError as error:
         raise ValueError(f"{what} is not JSON: {error}.") from None
     return checked(value, kind, what)
+
+
+def json_items(path: Path, kind: Any = dict[str, Any], *, chunk: int = 2**20) -> Iterator[Any]:
+    """Yield the items of a JSON file that is one list, with a part of its text in memory at a time.
+
+    Args:
+        kind: Type of an item; see `checked`.
+        chunk: Characters that are read at once; for an item that is longer, ever more.
+
+    Raises:
+        ValueError: it is no JSON list, or an item has another type; the file, the entry and the
+            character are named. The items before that place have been yielded by then.
+        OSError: it cannot be read.
+    """
+    with path.open("rb") as file:
+        encoding = json.detect_encoding(file.read(4))
+    number = 0
+    # `json.loads` decodes bytes in the same way; an untranslated "\r\n" keeps places right
+    with path.open(encoding=encoding, errors="surrogatepass", newline="") as file:
+        text = _JsonText(file, chunk)
+        try:
+            text.take("[", "it is no list")
+            while text.peek() != "]" or number:
+                yield checked(text.value(), kind, f"{path}, entry {number}")
+                if text.peek() == "]":
+                    break
+                text.take(",", "a comma or ] is missing")
+                number += 1
+            text.take("]", "")
+            text.take("", "there is more behind the list")
+        except (_NotJson, UnicodeDecodeError) as error:
+            raise ValueError(f"{path} is not JSON at entry {number}: {error}.") from None
+
+
+class _NotJson(Exception):
+    def __init__(self, why: object, place: int):
+        super().__init__(f"{why} (char {place})")
+
+
+class _JsonText:
+    """The text of a file from `at` on; what stands before it is dropped when more is read."""
+
+    def __init__(self, file: TextIO, chunk: int):
+        self.file, self.chunk = file, chunk
+        self.text, self.at, self.dropped = "", 0, 0
+        self.decode = json.JSONDecoder().raw_decode
+
+    def _more(self) -> bool:
+        rest = self.text[self.at :]
+        read = self.file.read(max(self.chunk, len(rest)))  # doubling: a long item costs twice
+        self.dropped, self.text, self.at = self.dropped + self.at, rest + read, 0
+        return bool(read)
+
+    def peek(self) -> str:
+        """Return the next character that is no space, or "" at the end."""
+        while not (found := re.compile(r"[^ \t\n\r]").search(self.text, self.at)):
+            self.at = len(self.text)
+            if not self._more():
+                return ""
+        self.at = found.start()
+        return found[0]
+
+    def take(self, mark: str, otherwise: str) -> None:
+        if self.peek() != mark:
+            raise _NotJson(otherwise, self.dropped + self.at)
+        self.at += len(mark)
+
+    def value(self) -> Any:
+        self.peek()
+        while True:
+            try:
+                value, end = self.decode(self.text, self.at)
+            except RecursionError:
+                raise _NotJson("it is nested too deeply", self.dropped + self.at) from None
+            except json.JSONDecodeError as error:
+                value, end, wrong = None, -1, _NotJson(error.msg, self.dropped + error.pos)
+            except ValueError as error:  # a number of too many digits
+                raise _NotJson(error, self.dropped + self.at) from None
+            else:
+                wrong = None
+                # "1" may be the beginning of "1.5": only what follows tells
+                if self.text[end : end + 1] in (*" \t\n\r,]",):
+                    break
+            if not self._more():
+                if wrong:
+                    raise wrong
+                break
+        self.at = end
+        return value
 
 
 def checked(value: Any, kind: Any, what: str) -> Any:

@@ -27,7 +27,7 @@ from zoo.data.images import EncodedImage
 from zoo.data.plan import mix
 from zoo.data.shards import shards_in
 from zoo.data.sources import SPLITS
-from zoo.files import ANNOTATION_BYTES, parse_json, read_arrays, read_json
+from zoo.files import ANNOTATION_BYTES, json_items, parse_json, read_arrays, read_json
 
 MARK = "<image>"
 """Where an image stands in a question."""
@@ -269,7 +269,7 @@ def _size(image: EncodedImage) -> tuple[int, int]:
 
 def _rows_of(file: Path) -> Iterator[dict[str, Any]]:
     if file.suffix != ".jsonl":
-        yield from read_json(file, list[dict[str, Any]], most=ANNOTATION_BYTES)
+        yield from json_items(file)
         return
     with file.open(encoding="utf-8") as lines:  # one in memory at a time
         for number, line in enumerate(lines, 1):
