@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from zoo.cli import main
-from zoo.experiments.planning.run import WEIGHTS, Answers, best_weights, chosen, driven
+from zoo.experiments.planning.run import WEIGHTS, Answers, best_weights, chosen, controls, driven
 from zoo.experiments.planning.scenes import draw_scene, scenes
 from zoo.teachers.planning import judge
 
@@ -35,6 +35,17 @@ def test_who_knows_the_rules_drives_as_they_say():
     assert blind["total"] < 0.8 * ours
 
 
+def test_no_other_blind_choice_does_better_than_the_control_where_it_was_chosen():
+    truth = judge(torch.from_numpy(scenes(2, 32, 64)))
+    found = controls(truth, truth)
+    blind, best = found["one trajectory for every scene"], found["the rules themselves"]
+    each = [
+        driven(truth, torch.full((32,), number))["total"]
+        for number in range(truth.collision.shape[1])
+    ]
+    assert blind["total"] == pytest.approx(max(each)) and blind["total"] < 0.9 * best["total"]
+
+
 def test_the_experiment_runs_is_resumed_and_draws(tmp_path, capsys):
     out = tmp_path / "planning"
     words = ["experiment", "planning", "--tiny", "--out", str(out)]
@@ -42,9 +53,10 @@ def test_the_experiment_runs_is_resumed_and_draws(tmp_path, capsys):
     assert not main(words)
     rows = [json.loads(line) for line in (out / "rows.jsonl").read_text().splitlines()]
     assert [(row["arm"], row["seed"]) for row in rows] == [("imitation", 0), ("rules", 0)]
-    assert (
-        out / "scenes.png"
-    ).stat().st_size > 1000 and "hits something" in capsys.readouterr().out
+    assert (out / "scenes.png").stat().st_size > 1000
+    printed = capsys.readouterr().out
+    assert "hits something, %: " in printed and "leaves the road, %: " in printed
+    assert "one trajectory for every scene" in printed
     before = (out / "result.json").read_text()
     assert not main([*words, "--resume"])
     assert (out / "result.json").read_text() == before

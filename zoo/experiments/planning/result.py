@@ -24,12 +24,16 @@ SCALE = 4
 
 
 def report(
-    rows: Rows, about: dict[str, Any], best: Mapping[str, float], scenes: np.ndarray, out: Path
+    rows: Rows,
+    about: dict[str, Any],
+    controls: Mapping[str, Mapping[str, float]],
+    scenes: np.ndarray,
+    out: Path,
 ) -> None:
     """Write result.json, result.md and scenes.png into `out`, and print the table.
 
     Args:
-        best: What the trajectories have that the rules like best.
+        controls: What choices have that no student makes, by what chooses.
         scenes: The first of those that were measured on, [N, 3, size, size].
     """
     arms = list(dict.fromkeys(row["arm"] for row in rows))
@@ -39,23 +43,25 @@ def report(
          str(len(values(rows, arm, "total")))]
         for arm in arms
     ]  # fmt: skip
-    body.append(["the rules themselves", *(f"{best[name]:.1f}" for name in MEASURES), ""])
+    for what, found in controls.items():
+        body.append([what, *(f"{found[name]:.1f}" for name in MEASURES), ""])
     print_table("Held-out scenes", head, body)
     lines = ["# Rules as teachers", "", f"**Rule.** {RULE}", "", *markdown(head, body)]
-    verdicts = {}
+    verdicts, said = {}, []
     if len(arms) > 1:
         for name in ("collides", "leaves_the_road"):
             pairs = paired(rows, name)
             found = verdicts[name] = judge_gaps([ours - theirs for ours, theirs in pairs])
             ratio = np.mean([o for o, _ in pairs]) / max(np.mean([t for _, t in pairs]), 1e-9)
-            lines += ["", f"{MEASURES[name]}: {ratio:.2f} of imitation's, {found['verdict']}."]
+            said.append(f"{MEASURES[name]}: {ratio:.2f} of imitation's, {found['verdict']}.")
+            lines += ["", said[-1]]
     lines += ["", f"On {about['device']}, torch {about['torch']}. The first scenes, a row for each "
               "arm (its first seed): ![scenes](scenes.png)"]  # fmt: skip
     draw({row["arm"]: row["shown"] for row in reversed(rows)}, scenes, out / "scenes.png")
     (out / "result.md").write_text("\n".join(lines) + "\n")
-    result = dict(about, rule=RULE, verdicts=verdicts, best=dict(best), rows=list(rows))
+    result = dict(about, rule=RULE, verdicts=verdicts, controls=dict(controls), rows=list(rows))
     (out / "result.json").write_text(json.dumps(result, indent=2) + "\n")
-    print("\n".join(lines[-3:-2]), f"result  {out / 'result.md'}", sep="\n")
+    print(*said, f"result  {out / 'result.md'}", sep="\n")
 
 
 def values(rows: Rows, arm: str, name: str) -> list[float]:

@@ -125,6 +125,22 @@ def best_weights(said: Answers) -> tuple[float, ...]:
     return max(tried, key=lambda weights: driven(said.truth, chosen(said, weights))["total"])
 
 
+def controls(known: Scores, truth: Scores) -> dict[str, dict[str, float]]:
+    """Return how choices do that no student makes, by what chooses.
+
+    Whoever drives slowly hits little. So a student shows that it sees the scene only where it does
+    better than the one trajectory with the highest mean total, which is taken in every scene.
+
+    Args:
+        known: Scores in other scenes, from which that one is chosen.
+    """
+    same = known.total().mean(0).argmax().expand(len(truth.collision))
+    return {
+        "one trajectory for every scene": driven(truth, same),
+        "the rules themselves": driven(truth, truth.total().argmax(-1)),
+    }
+
+
 def measure(config: PlanningExperiment, arm: str, seed: int) -> dict[str, Any]:
     """Drive held-out scenes with a finished student."""
     weights = best_weights(answers(config, arm, seed, CHOOSE)) if ARMS[arm] else ()
@@ -172,9 +188,11 @@ def main(config: PlanningExperiment) -> bool:
             torch=torch.__version__,
             device=device_name(device_of(config.device)),
         )  # fmt: skip
-        truth = judge(torch.from_numpy(scenes(MEASURE, config.held, config.size)))
-        best = driven(truth, truth.total().argmax(-1))
-        report(rows, about, best, scenes(MEASURE, 12, config.size), config.out)
+        known, truth = (
+            judge(torch.from_numpy(scenes(part, config.held, config.size)))
+            for part in (CHOOSE, MEASURE)
+        )
+        report(rows, about, controls(known, truth), scenes(MEASURE, 12, config.size), config.out)
     return True
 
 
