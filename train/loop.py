@@ -57,8 +57,7 @@ def train(
         ValueError: a loss is not finite; the batch's keys stand in `nan_batch.json`.
     """
     device, first, steps = state.device, state.step, config.steps
-    saves_next = (first // config.every.checkpoint + 1) * config.every.checkpoint
-    reserves = device.type == "cuda" and saves_next < steps  # the last may take its time
+    reserves = device.type == "cuda" and saves_on_the_way(config, first)
     precision = partial(autocast, config.precision, device)
     beside = side_stream(device, wanted=ahead)
     data = DataClock(device, getattr(feed, "workers", None), beside)
@@ -74,8 +73,6 @@ def train(
         while state.step < steps:
             parts = islice(coming, len(feed.slices))
             counts = feed.counts(state.step)
-            if config.optim.damp:
-                run.hold()  # the weights change before the forward pass
             losses = take_step(wrapped, state, parts, counts, config, precision, buffers)
             run.hold()
             update(state, losses, config)
@@ -97,6 +94,11 @@ def train(
             if stops and state.step < steps:
                 signum = interrupt.signal or signal.SIGTERM  # another rank's
                 raise Interrupted(signum, f"Stopped after step {state.step}, which is saved.")
+
+
+def saves_on_the_way(config: Training, first: int) -> bool:
+    """Tell whether a checkpoint comes before the last one, which may take its time."""
+    return (first // config.every.checkpoint + 1) * config.every.checkpoint < config.steps
 
 
 def take_step(
@@ -205,6 +207,8 @@ def evaluate_and_save(
         saves |= config.keep_best and state.improves(measure)
     if saves:
         run.save(state.state(), wait=due.last, kept=config.keep)
+        if config.optim.damp:
+            run.hold()  # the weights change before the forward pass
 
 
 def check_finite(state: TrainState, feed: Feed, run: Run) -> None:

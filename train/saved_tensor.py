@@ -27,7 +27,7 @@ class SavedTensors:
         """Return a file that `torch.load` reads, as three pieces.
 
         Args:
-            x: On the host; its rows come one behind another.
+            x: On the host.
         """
         key = (x.shape, x.dtype)
         if key not in self._around:

@@ -7,6 +7,8 @@ import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
+from zoo.train.shard import local
+
 Tensors = dict[str, Tensor]
 Shapes = dict[str, tuple[torch.Size, torch.dtype]]
 
@@ -55,8 +57,9 @@ class Staging:
 
     def hold(self) -> None:
         """Let all that the device is given from here on wait until the state is copied."""
-        if self._copied is not None:
-            torch.cuda.current_stream().wait_event(self._copied)
+        copied = self._copied  # the thread that writes may be done with it meanwhile
+        if copied is not None:
+            torch.cuda.current_stream().wait_event(copied)
 
     def wait(self) -> None:
         """Wait until the state is copied."""
@@ -77,11 +80,6 @@ class Staging:
 def shapes(tensors: Mapping[str, Tensor]) -> Shapes:
     """Return what two states must share for one's memory, and its plan, to fit the other."""
     return {name: (x.shape, x.dtype) for name, x in tensors.items()}
-
-
-def local(x: Tensor) -> Tensor:
-    """Return the part of a tensor that lies on this rank."""
-    return x.to_local() if isinstance(x, DTensor) else x
 
 
 def like(x: Tensor, part: Tensor) -> Tensor:

@@ -292,16 +292,14 @@ class _Reader:
 
     def _given(self, dim: tuple[tuple[str, ...], ...], owner: str) -> tuple[tuple[str, ...], ...]:
         """Put what a module says of its output, `{path}`, or of itself, `{.name}`, in its place."""
-        if len(dim) == len(dim[0]) == 1 and (own := re.fullmatch(r"\{\.(\w+)\}", dim[0][0])):
-            text: str = getattr(self.modules[owner], own[1])
-            return tuple(tuple(part.split()) for part in text.split(" | "))
-        match = re.fullmatch(r"\{(\w+)\}", dim[0][0]) if len(dim) == len(dim[0]) == 1 else None
+        match = re.fullmatch(r"\{(\.?)(\w+)\}", dim[0][0]) if len(dim) == len(dim[0]) == 1 else None
         if match is None:
             return dim
-        shape = getattr(self.modules[f"{owner}.{match[1]}".strip(".")], "output_shape", "")
-        return tuple((f"{match[1]}.{axis}",) for axis in shape.split(" | ") if axis) or (
-            (f"{match[1]}:C",),
-        )
+        own, at = match.groups()
+        if own:
+            return tuple(tuple(p.split()) for p in getattr(self.modules[owner], at).split(" | "))
+        shape = getattr(self.modules[f"{owner}.{at}".strip(".")], "output_shape", "")
+        return tuple((f"{at}.{axis}",) for axis in shape.split(" | ") if axis) or ((f"{at}:C",),)
 
     def _axis(self, token: str, owner: str) -> Axis:
         path, _, letter = token.rpartition(":")

@@ -176,7 +176,8 @@ def test_flops_are_those_that_torch_counts_of_an_image_with_its_text(tiny_llava,
     plain = sdpa_kernel(SDPBackend.MATH)  # torch 2.11 does not count a CPU's fused attention
     with FlopCounterMode(display=False) as counter, torch.no_grad(), plain:
         model(**inputs)
-    assert costs.cost().flops == pytest.approx(counter.get_total_flops(), rel=1e-4)
+    scaled = 0 if torch.__version__ >= "2.12" else 80  # it also multiplies by the scale
+    assert costs.cost().flops == counter.get_total_flops() - scaled
 
 
 def test_knobs_are_of_both_parts_or_of_the_one_asked_for(tiny_llava):

@@ -63,7 +63,6 @@ def test_a_step_of_other_networks_is_within_20_percent_of_the_estimate():
     """
     run = json.loads((RESULTS / "held-out-h200-2026-12-02.json").read_text())
     (row,) = run["rows"]
-    assert row["model"]["step"] / row["milliseconds"] == pytest.approx(1.23, abs=0.005)
     assert ratio(row, run["matmul_tflops"]) == pytest.approx(1, abs=0.2)
 
 
