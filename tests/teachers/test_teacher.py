@@ -290,11 +290,9 @@ def test_a_sam_teaches_the_map_before_its_neck_as_wide_as_the_papers():
 
 def test_a_folder_says_its_own_size_even_where_timm_wrote_that_of_the_class(tmp_path):
     """As timm before 1.0.30 does."""
-    model = timm.create_model("test_vit", img_size=64)
-    timm.models.save_for_hf(
-        model, tmp_path, model_args=dict(img_size=64), model_config=dict(pretrained_cfg={}),
-        safe_serialization=True,
-    )  # fmt: skip
+    sizes = dict(img_size=64, num_classes=0)
+    model = timm.create_model("test_vit", **sizes)
+    timm.models.save_for_hf(model, tmp_path, model_args=sizes, safe_serialization=True)
     config = json.loads((tmp_path / "config.json").read_text())
     config["pretrained_cfg"]["input_size"] = [3, 160, 160]
     (tmp_path / "config.json").write_text(json.dumps(config))
