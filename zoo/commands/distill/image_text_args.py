@@ -8,7 +8,7 @@ import tyro
 
 from zoo.commands.again import started_again
 from zoo.commands.distill.text_args import resumed
-from zoo.commands.parse import parse, refuse_other_folder
+from zoo.commands.parse import named_as_field, parse, refuse_other_folder
 from zoo.train.distill.image_text_config import DistillImageText
 from zoo.train.distill.image_text_stages import STAGES, prealigned, read_stages
 from zoo.train.ranges import COUNT, check_ranges
@@ -86,7 +86,7 @@ def main(argv: list[str]) -> None:
 
 def read_args(argv: list[str]) -> DistillImageTextArgs:
     """Read the changes to the defaults, or to a run that is resumed."""
-    argv = ["--data" + w[len(OPTION) :] if w.startswith(OPTION) else w for w in argv]
+    argv = named_as_field(argv, OPTION, "--data")
     default = DistillImageTextArgs(run=DistillImageText())
     folder = resumed(argv)
     if folder is not None and (stages := read_stages(folder)):

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 
 from zoo.commands.again import started_again
-from zoo.commands.parse import parse, refuse_other_folder, value_of
+from zoo.commands.parse import named_as_field, parse, refuse_other_folder, value_of
 from zoo.train.distill.token_config import DistillText
 
 if TYPE_CHECKING:
@@ -44,11 +44,6 @@ def resumed(argv: list[str]) -> Path | None:
     """Return the folder that --resume names."""
     folder = value_of(argv, "--resume")
     return None if folder is None else Path(folder)
-
-
-def text_as_data(argv: list[str]) -> list[str]:
-    """Call the option --text by the name of its field, data."""
-    return ["--data" + w[len("--text") :] if w.startswith("--text") else w for w in argv]
 
 
 def main(argv: list[str]) -> None:
@@ -88,7 +83,7 @@ def read_args(
     argv: list[str], default: DistillText = DEFAULT, name: str = NAME, about: str = ""
 ) -> DistillTextArgs:
     """Read the changes to the defaults, or to a run that is resumed."""
-    argv = text_as_data(argv)
+    argv = named_as_field(argv, "--text", "--data")
     start = DistillTextArgs(run=default)
     if folder := resumed(argv):
         from zoo.train.run import Run

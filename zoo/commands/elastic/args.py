@@ -7,8 +7,8 @@ from typing import Annotated
 import tyro
 
 from zoo.commands.again import started_again
-from zoo.commands.distill.text_args import resumed, text_as_data
-from zoo.commands.parse import parse, refuse_other_folder
+from zoo.commands.distill.text_args import resumed
+from zoo.commands.parse import named_as_field, parse, refuse_other_folder
 from zoo.train.distill.elastic_config import Elastic
 
 
@@ -69,7 +69,7 @@ def main(argv: list[str]) -> None:
 
 def read_args(argv: list[str]) -> tuple[Elastic, ElasticArgs]:
     """Read the changes to the defaults, or to a run that is resumed: its config, and the rest."""
-    argv = text_as_data(argv)
+    argv = named_as_field(argv, "--text", "--data")
     default = ElasticArgs(run=Elastic())
     if folder := resumed(argv):
         from zoo.train.run import Run

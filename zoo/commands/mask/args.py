@@ -8,8 +8,8 @@ import tyro
 
 from zoo.commands.again import started_again
 from zoo.commands.distill.args import teacher_rule
-from zoo.commands.distill.text_args import resumed, text_as_data
-from zoo.commands.parse import parse
+from zoo.commands.distill.text_args import resumed
+from zoo.commands.parse import named_as_field, parse
 from zoo.train.distill.mask_config import Mask, MaskImages
 
 
@@ -66,7 +66,7 @@ def main(argv: list[str]) -> None:
 def read_args(argv: list[str]) -> MaskTextArgs | MaskArgs:
     """Read the changes to the defaults, or to a run that is resumed."""
     kind = MaskTextArgs if is_text(argv) else MaskArgs
-    argv = text_as_data(argv)
+    argv = named_as_field(argv, "--text", "--data")
     config: type[Any] = Mask if kind is MaskTextArgs else MaskImages
     default = kind(run=config())
     if folder := resumed(argv):
