@@ -66,6 +66,7 @@ class StoredShard(NamedTuple):
 
 
 def shard_path(out: Path, part: str, number: int, form: str) -> Path:
+    """Return where a shard of a part lies."""
     return out / f"{part}-{number:06d}.{form}"
 
 
