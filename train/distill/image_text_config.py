@@ -120,6 +120,11 @@ class DistillImageText(Training):
                 f"tower_options are of one tower, and there are {len(self.tower)}; leave them out."
             )
         self._check_teachers()
+        if self.augment.ratio != Augment().ratio:
+            raise ValueError(
+                f"augment.ratio is {self.augment.ratio}; crops of a run of images and text keep "
+                "their image's shape: leave it out."
+            )
         if self.losses.hidden or self.losses.routers:
             raise ValueError(
                 "losses.hidden, losses.balance and losses.router_z are of zoo distill --text; "
