@@ -70,6 +70,9 @@ USAGE = """zoo: vision backbones, and the distillation of many frozen teachers i
   zoo experiment phi_s      nine normalisations of three teachers, with paired intervals
   zoo experiment students   one student of each family against its teachers and itself alone
   zoo experiment compression  a small hybrid, cut: by width, heads, channels and to 2:4
+  zoo experiment mixers     attention, Mamba-2, both, and StripedHyena 2, of equal size
+  zoo experiment planning   what teachers that are rules add to imitating a driver
+  zoo experiment real       students of published networks against teachers and controls
 
 Examples:
   zoo distill                                   the embedded run: no data, no download
