@@ -22,6 +22,8 @@ from zoo.train.shard import of_node, shares
 
 COPIES = 4
 """Of the weights in training: themselves, their gradient, and AdamW's two moments."""
+COMPILED_KEEPS = 0.5
+"""Share of the activations that compiled code keeps; the cheap half it computes again."""
 MOST_PER_PIXEL = 2**17
 """Bytes that no network here holds for a pixel of an image in training: ViT-g/14 holds 4e4."""
 
@@ -135,7 +137,7 @@ def step_bytes(
     side, _ = largest_slice(config)
     (saved, once), peak = saved_bytes(student, side, config, device), 0.0
     if config.compile or compiled:
-        saved /= 2  # compiled code computes the cheap half again
+        saved *= COMPILED_KEEPS
     for teacher in teachers.values():
         peak = max(peak, *(peak_bytes(one, config, device) for one in every_size(teacher)))
     weights = COPIES * weight_bytes(student) / shares(config.ranks, student) + once
