@@ -70,7 +70,10 @@ class Parts:
         words = ["-m", "zoo", "bench", "links", "--device", self.machine.device, "--out", str(out)]
         words += ["--most", "4", "--rounds", "2"] if self.tiny else []
         self.machine.launch("links", words, processes=self.machine.gpus)
-        return json.loads(out.read_text())
+        found = json.loads(out.read_text())
+        figures = {name: float(f"{found[name]:.3g}") for name in ("within", "hop_within")}
+        print(f"for the GPU in train/constants.json: {json.dumps(figures)}; links {found['how']}")
+        return found
 
     def equality(self) -> Part:
         """The same slices on one process, again on one, and cut and shared in each way.
