@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from zoo.cli import main
-from zoo.commands.cluster_plan import Models, column, forms, notes, student_seconds
+from zoo.commands.cluster.plan import Models, column, forms, notes, student_seconds
 from zoo.teachers.open import open_teacher
 from zoo.train.cluster import GPUS, with_links
 from zoo.train.config import Optim
