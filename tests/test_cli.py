@@ -204,6 +204,22 @@ def test_help_shows_an_example(command, capsys):
 
 
 @pytest.mark.parametrize(
+    ("words", "option"),
+    [
+        ("distill --text", "--losses.kl"),
+        ("distill --image-text", "--tower"),
+        ("mask --text", "--length"),
+        ("distill --text=wiki.txt", "--losses.kl"),
+    ],
+)
+def test_a_kind_of_run_without_a_value_shows_its_own_help(words, option, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main([*words.split(), "--help"])
+    assert stop.value.code == 0
+    assert option in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
     "command",
     ["--help", "--version", "distil", "list", "list recipes"]
     + [f"{name} --help" for name in COMMANDS]

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 import zoo
-from zoo.commands.distill_image_text import distill_image_text
+from zoo.commands.distill.image_text import distill_image_text
 from zoo.multimodal.open import adaptor_tower, mixture_tower, open_tower, save_backbone
 from zoo.train.config import Augment, Every, Optim
 from zoo.train.distill.image_text_config import DistillImageText
@@ -163,7 +163,7 @@ class Cells:
 
     def pruned(self, part: str) -> Found:
         """Cut by `zoo prune`, and let the child learn from its parent for equally many steps."""
-        from zoo.commands.prune_args import main
+        from zoo.commands.prune.args import main
 
         args, out = self.args, self.work / f"cut_{part}"
         if not (out / "prune.json").is_file():
@@ -204,9 +204,9 @@ class Cells:
     def cost(self, name: str) -> Found:
         """Time a model from an image and its question to the logits, as `zoo prune` does."""
         from zoo.axes import named_shapes
-        from zoo.commands.prune_image_text import one_sample, read_image_text
-        from zoo.commands.prune_request import Prune, SearchOptions
-        from zoo.commands.prune_search import Stopwatch
+        from zoo.commands.prune.image_text import one_sample, read_image_text
+        from zoo.commands.prune.request import Prune, SearchOptions
+        from zoo.commands.prune.search import Stopwatch
         from zoo.students.prune.parent import open_parent
 
         data, number = self.args.data / "easy_vqa", 16 if self.args.tiny else 512

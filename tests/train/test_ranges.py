@@ -6,13 +6,9 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import pytest
 
-from zoo.commands import (
-    bench_distill_args,
-    bench_models_args,
-    embed_request,
-    evaluate_args,
-    openmmlab,
-)
+from zoo.commands import embed_request, openmmlab
+from zoo.commands.bench import distill_args, models_args
+from zoo.commands.evaluate.args import EvalArgs
 from zoo.eval import settings
 from zoo.eval.detect.config import Detect, DetectSettings
 from zoo.eval.subject import EvalRequest
@@ -31,9 +27,9 @@ CONFIGS = (
     MaskImages,
     Detect,
     DetectSettings, EvalRequest,
-    PhiSExperiment, StudentsExperiment, embed_request.Embed, evaluate_args.EvalArgs,
+    PhiSExperiment, StudentsExperiment, embed_request.Embed, EvalArgs,
     openmmlab.DetectConfigArgs, openmmlab.SegmentConfigArgs,
-    bench_models_args.ModelArgs, bench_distill_args.StepArgs,
+    models_args.ModelArgs, distill_args.StepArgs,
     *(kind for name, kind in vars(settings).items() if name.endswith("Settings")),
 )  # fmt: skip
 
