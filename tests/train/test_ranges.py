@@ -81,6 +81,7 @@ def test_nan_infinity_minus_one_and_a_number_of_400_digits_are_in_no_config(kind
         (lambda: Augment(flip=7.0), "augment.flip is 7; it is a chance from 0 to 1."),
         (lambda: Augment(scale=(5.0, 9.0)), "augment.scale is (5.0, 9.0); each is a share"),
         (lambda: Augment(scale=(1.0, 0.5)), "its first number is the smaller share"),
+        (lambda: Augment(ratio=(2.0, 1.0)), "its first number is the smaller ratio"),
         (lambda: Heads(num_inner=100_000), "heads.num_inner is 100000; it is 0 to 64."),
         (lambda: Distill(batch=10**8), "batch is 100000000; it is 1 to 1,048,576."),
         (lambda: Distill(calibration=10**9), "calibration is 1000000000; it is 1 to 1,000,000."),

@@ -1,6 +1,6 @@
 """What a recipe would be on many GPUs: models without weights, and the cost model of a cluster."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from zoo.commands.distill.on_gpus import on_gpus
+from zoo.commands.elastic.sizes import sizes_beside
 from zoo.students.student import Student
 from zoo.teachers.name import TeacherName
 from zoo.train.cluster import (
@@ -26,7 +27,7 @@ from zoo.train.cluster import (
 )
 from zoo.train.cost import CONSTANTS, Estimate, estimate
 from zoo.train.distill.config import Distill
-from zoo.train.distill.memory import largest_slice, saved_bytes
+from zoo.train.distill.memory import COMPILED_KEEPS, largest_slice, saved_bytes
 from zoo.train.distill.placement import away
 from zoo.train.distill.plan_cost import (
     Cost,
@@ -37,7 +38,9 @@ from zoo.train.distill.plan_cost import (
     sampled,
 )
 from zoo.train.distill.scaling import changes
+from zoo.train.distill.speed import Speed, choose
 from zoo.train.distill.stages import Stages, plannable
+from zoo.train.distill.worth import SETTLING, TIMED, too_short
 from zoo.train.shard import Method, method_of, unit_sizes
 
 FLOAT32 = 4
@@ -70,6 +73,8 @@ class Column:
     config: Distill
     layout: Layout
     method: Method
+    form: Speed
+    """Whether models are compiled."""
     compute: Estimate
     """Of an image, on average."""
     slowest: float
@@ -110,12 +115,14 @@ def column(config: Distill, models: Models, gpus: int, gpu: Gpu) -> Column:
     layout = Layout.of(gpus, gpu.of_node)
     method = method_of(config.ranks, models.module, gpus)
     costs = list(models.teachers.values())
-    compute = seconds_of(config, forward_flops(config, costs, models.student), gpu)
+    flops = forward_flops(config, costs, models.student)
+    form = form_of(config, flops, gpus, gpu, method)
+    compute = seconds_of(config, flops, gpu, form)
     slowest = config.samples / gpus * compute.total
     for group in config.groups:
         work = flops_at(group.size, config, costs, models.student)
         of_rank = group.images / group.slices * config.num_slices / gpus
-        slowest = max(slowest, of_rank * seconds_of(config, work, gpu).total)
+        slowest = max(slowest, of_rank * seconds_of(config, work, gpu, form).total)
     slices = config.num_slices // gpus
     shares = {"ddp": 1, "fsdp": gpus, "hsdp": layout.local}[method]
     units = [FLOAT32 * size for size in unit_sizes(models.module, shares)]
@@ -138,15 +145,40 @@ def column(config: Distill, models: Models, gpus: int, gpu: Gpu) -> Column:
     # a part that is gathered, and the next one
     held["gathered"] = 0.0 if method == "ddp" else 2 * max(units)
     return Column(
-        config, layout, method, compute, slowest, sent,
+        config, layout, method, form, compute, slowest, sent,
         Traffic(*map(sum, zip(*gathers, strict=True))),
         sum(waits) / len(waits) + sum(behind),
         sum(cost.bytes - away(cost.blocks, layout.local) for cost in costs), held,
-        models.saved * largest_slice(config)[1], failures(gpus),
+        models.saved * largest_slice(config)[1] * (COMPILED_KEEPS if form.blocks else 1),
+        failures(gpus),
     )  # fmt: skip
 
 
-def seconds_of(config: Distill, flops: list[float], gpu: Gpu) -> Estimate:
+def form_of(config: Distill, flops: list[float], gpus: int, gpu: Gpu, method: Method) -> Speed:
+    """Return the form in which a run computes most of its steps, on GPUs.
+
+    With speed=auto one GPU compiles where the plain steps would take long enough; here the model
+    says how long they take.
+
+    Args:
+        flops: Of an image: of each teacher, and of the student.
+    """
+    nested = sizes_beside(config.student) is not None
+    form = choose(config, torch.device("cuda"), nested=nested, processes=gpus)
+    if config.compile:
+        form = replace(form, blocks=True)
+    if method != "ddp":
+        form = form.without("a student whose weights are cut is not compiled", blocks=False)
+    if not form.beside or config.speed != "auto":
+        return form
+    plain = choose(replace(config, speed="plain"), torch.device("cuda"))
+    step = config.samples * seconds_of(config, flops, gpu, plain).total
+    left = config.steps - SETTLING - TIMED
+    reason = too_short(step, left, warm=False)
+    return replace(plain, why=(reason,)) if reason else form
+
+
+def seconds_of(config: Distill, flops: list[float], gpu: Gpu, form: Speed) -> Estimate:
     """Return what an image takes, from the FLOPs of each teacher and of the student."""
     *teaching, learning = flops
     names = [TeacherName.parse(spec.name).name for spec in config.teachers]
@@ -154,7 +186,8 @@ def seconds_of(config: Distill, flops: list[float], gpu: Gpu) -> Estimate:
         dict(zip(config.labels, zip(names, teaching, strict=True), strict=True)),
         (config.student, passes(config) / 3 * learning),
         gpu.tflops * 1e12,
-        compiled=config.compile_teachers,
+        compiled=form.teachers,
+        student_compiled=form.blocks,
     )
 
 
@@ -236,7 +269,8 @@ def print_cluster_plan(
 def parts(config: Distill, models: Models, first: Column, *, title: str) -> Table:
     """List the models: what they are, and the seconds that a GPU is taken to need."""
     table = Table(title=f"Models {title}".strip())
-    for head in ("model", "parameters", "GFLOP/image (counted)", "ms/image (modelled)"):
+    time = f"ms/image (modelled, on {first.layout.ranks:,})"
+    for head in ("model", "parameters", "GFLOP/image (counted)", time):
         table.add_column(head, justify="left" if head == "model" else "right")
     *teaching, learning = forward_flops(config, list(models.teachers.values()), models.student)
     rows = [
@@ -250,6 +284,17 @@ def parts(config: Distill, models: Models, first: Column, *, title: str) -> Tabl
     return table
 
 
+def forms(columns: Sequence[Column]) -> list[str]:
+    """Say on how many GPUs a run is computed in which form."""
+    found: dict[str, list[str]] = {}
+    for one in columns:
+        found.setdefault(one.form.describe(), []).append(f"{one.layout.ranks:,}")
+    return [
+        f"Form of the steps on {', '.join(counts)} GPU{'s' * (counts != ['1'])}: {form}."
+        for form, counts in found.items()
+    ]
+
+
 def notes(config: Distill, columns: list[Column], gpu: str, kind: Gpu) -> list[str]:
     """Say what the figures rest on, and what was changed or does not fit.
 
@@ -260,8 +305,8 @@ def notes(config: Distill, columns: list[Column], gpu: str, kind: Gpu) -> list[s
     lines = [
         f"Rates of {gpu.upper()}: {kind.how}. Networks' shares of it: {shares['how']} on "
         f"{shares['machine']}, {shares['date']}. Nothing here was run on several GPUs.",
-        f"Teachers are {'compiled' if config.compile_teachers else 'not compiled'}; reading data, "
-        "the optimizer and DAMP are taken to take no time.",
+        *forms(columns),
+        "Reading data, launching kernels, the optimizer and DAMP are taken to take no time.",
     ]
     if config.losses.mesa and any(one.sent.gathers for one in columns):
         lines.append("What is sent leaves out the gathers of MESA's average.")

@@ -50,8 +50,10 @@ from zoo.train.distill.image_text_task import (
     fit_features,
     fit_tower,
     parameter_groups,
+    summary_part,
 )
 from zoo.train.distill.map_teacher import MapTeacher
+from zoo.train.distill.phi_s import Normalizer
 from zoo.train.freeze import freeze
 from zoo.train.loop import train
 from zoo.train.mesh import MORE_PATIENCE, by_first, first_goes_first, slices_of_rank, with_slices
@@ -194,7 +196,7 @@ def _teacher(name: str, model: Any, tokenizer: Tokenizer, device: torch.device, 
     """
     if spec := vision_spec(name):
         teacher = open_teacher(spec.name, device="meta" if meta else device)
-        return MapTeacher(teacher, pixels_of(model).patch_size, spec.spatial)
+        return MapTeacher(teacher, spec, pixels_of(model).patch_size)
     teacher = open_vlm(name, device=device)
     folder = vlm_folder(name)
     own = open_tokenizer(str(folder) if has_tokenizer(folder) else BYTES)
@@ -272,12 +274,17 @@ def build_task(setup: ImageTextSetup) -> tuple[ImageTextTask, dict[str, nn.Modul
     if not config.vision:
         return ImageTextTask(config, setup.teachers), {}
     batches = _first_batches(setup)
-    normalizers = {label: fit_features(model, batches) for label, model in setup.teachers.items()}
+    normalizers, widths = dict[str, Normalizer](), dict[str, int]()
+    for label, model in setup.teachers.items():
+        normalizer, summary = fit_features(model, batches)
+        if normalizer is not None:
+            normalizers[label] = normalizer
+            widths[label] = normalizer.dim
+        if summary is not None:
+            widths[summary_part(label)] = summary
     ours = tower_of(setup.model).config.hidden_size
-    projections = nn.ModuleDict(
-        {label: nn.Linear(ours, normalizer.dim) for label, normalizer in normalizers.items()}
-    ).to(setup.device)
-    projections = in_precision(projections, config.precision)
+    projections = nn.ModuleDict({name: nn.Linear(ours, width) for name, width in widths.items()})
+    projections = in_precision(projections.to(setup.device), config.precision)
     task = ImageTextTask(config, setup.teachers, normalizers, projections)
     return task, dict(projections=projections, normalizers=nn.ModuleDict(normalizers))
 
