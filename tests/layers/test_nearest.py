@@ -8,7 +8,7 @@ from zoo.layers.nearest import resize_nearest
 
 
 @pytest.mark.parametrize(
-    "sides", [(8, 6), (16, 18), (16, 6), (4, 2), (1, 1), (2, 6), (5, 9), (24, 3)]
+    "sides", [(8, 6), (16, 18), (16, 6), (4, 2), (1, 1), (2, 6), (5, 9), (24, 3), (16, 9)]
 )
 def test_it_is_interpolate_and_so_is_its_gradient(sides):
     x = torch.randn(2, 3, 8, 6, dtype=torch.float64)

@@ -129,6 +129,14 @@ def test_direction_and_scale_get_gradients_and_the_scale_is_a_matrix():
     assert net["out"].parametrizations.weight.original.grad.abs().sum() > 0
 
 
+def test_a_forward_pass_may_be_repeated_before_the_first_ones_backward_pass():
+    net = reparametrise(_net()).train()
+    first = net["out"](torch.randn(3, 6))
+    net["out"](torch.randn(3, 6))  # takes a power step
+    first.sum().backward()
+    assert net["out"].parametrizations.weight.original.grad is not None
+
+
 def test_folding_and_baking_give_the_outputs_of_the_parametrised_model():
     net = reparametrise(_net(), glu=["w12"]).train()
     x = torch.randn(3, 8)

@@ -7,7 +7,7 @@ from torch import nn
 from zoo.features import Batch
 from zoo.kernels.int8 import int8_product
 from zoo.teachers.open import open_teacher
-from zoo.teachers.quantize import QuantizedLinear, quantize_linears
+from zoo.teachers.quantize import QuantizedLinear, quantize_layers, quantize_linears
 from zoo.teachers.teacher import Frozen
 
 
@@ -20,6 +20,13 @@ def teacher() -> Frozen:
 @pytest.fixture
 def batch() -> Batch:
     return Batch(torch.rand(4, 3, 64, 64))
+
+
+def fidelity_to(exact: Frozen, changed: Frozen, batch: Batch) -> float:
+    ours, theirs = changed(batch).spatial, exact(batch).spatial
+    assert ours is not None and theirs is not None
+    spread = (theirs - theirs.mean((0, 1, 2))).square().mean()
+    return float(spread / (ours - theirs).square().mean())
 
 
 def relative(ours, theirs) -> float:
@@ -54,11 +61,9 @@ def test_the_int8_product_is_the_product(bias):
 def test_all_layers_go_into_8_bits_where_the_gate_allows(batch):
     exact, changed = teacher(), teacher()
     report = quantize_linears(changed, batch, "int8")
-    assert report.share == 1 and len(report.layers) == report.of == report.of > 8
+    assert report.share == 1 and len(report.layers) == report.of > 8
     assert report.fidelity == report.all_layers > 1000
-    ours, theirs = changed(batch).spatial, exact(batch).spatial
-    lost = (ours - theirs).square().mean() / (theirs - theirs.mean((0, 1, 2))).square().mean()
-    assert 1 / float(lost) == pytest.approx(report.fidelity, rel=0.01)
+    assert fidelity_to(exact, changed, batch) == pytest.approx(report.fidelity, rel=0.01)
 
 
 def test_a_part_of_the_layers_goes_where_all_would_lose_too_much(batch):
@@ -68,6 +73,12 @@ def test_a_part_of_the_layers_goes_where_all_would_lose_too_much(batch):
     assert 0.25 <= some.share < 1 and some.fidelity >= 2 * every.fidelity
     eight = [n for n, m in changed.network.named_modules() if isinstance(m, QuantizedLinear)]
     assert sorted(eight) == sorted(some.layers)
+    lost = {}  # of the features by each layer alone, for its work; all see the same tokens
+    for name in every.layers:
+        quantize_layers(alone := teacher(), "fp8", [name])
+        size = alone.network.get_submodule(name).weight.numel()
+        lost[name] = 1 / fidelity_to(teacher(), alone, batch) / size
+    assert set(some.layers) == set(sorted(lost, key=lambda n: lost[n])[: len(some.layers)])
 
 
 def test_a_teacher_that_loses_too_much_is_refused_with_the_figures_and_left_alone(batch):
