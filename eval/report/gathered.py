@@ -12,8 +12,11 @@ from zoo.eval.benchmarks import BENCHMARKS, Benchmark, headlines
 from zoo.eval.report.imported import Added
 from zoo.eval.report.pruned import is_pruned, read_pruned
 from zoo.eval.report.run_folder import RunFolder, number, read_run
-from zoo.eval.results import NEUTRAL, SUFFIX, Record, latest, read
+from zoo.eval.results import NEUTRAL, SUFFIX, Record, read
 
+TIMED: Mapping[str, tuple[str, int]] = {"speed": ("speed/img_s", 1), "prefill": ("prefill/ms", -1)}
+"""Benchmarks whose numbers are never the same twice, with the number that says which measurement is
+the fastest, and its sign: that one is shown, as other work on a machine only slows it down."""
 IN_TRAINING = "in training"
 """What tells a number that a run logged from one that `zoo eval` measured of the same data."""
 
@@ -92,8 +95,8 @@ def gather(
     size are columns of their own; over seeds there is a mean and a standard deviation.
 
     Raises:
-        ValueError: a source is neither the folder of a run nor a result file, or two sources have
-            different numbers of one and the same measurement.
+        ValueError: a source is neither the folder of a run nor a result file, or there are
+            different numbers of one and the same measurement, in one source or in two.
     """
     records: list[tuple[str, Record]] = []
     runs: list[tuple[str, RunFolder]] = []
@@ -103,8 +106,8 @@ def gather(
     for source in map(Path, sources):
         if source.suffix == SUFFIX or source.is_file():
             lines = read(source)
-            notes += _repeated(source, lines)
-            records += [(str(source), record) for record in latest(lines)]
+            _refuse_other_numbers(source, lines)
+            records += [(str(source), record) for record in lines]
             order += [_identity(record.target) for record in lines]
             continue
         order.append(_identity(str(source)))
@@ -116,6 +119,7 @@ def gather(
         run = read_run(source)
         runs.append((str(source), run))
         notes += [f"{source}: {note}" for note in run.notes]
+    records = _once(records)
     changed = _with_other_weights([record for _, record in records])
     found = {key: Model(name=key) for key in dict.fromkeys(order)}
     numbers: list[Number] = []
@@ -144,16 +148,39 @@ def gather(
     return models, notes
 
 
-def _repeated(source: Path, lines: Sequence[Record]) -> list[str]:
-    """Return a note on each measurement that a file holds twice with different numbers."""
-    newest = {record.identity: record for record in lines}
-    notes = [
-        f"{source} holds {r.benchmark} of {r.target} twice, measured in the same way with other "
-        f"numbers; the later ones of {newest[r.identity].date} are shown."
-        for r in lines
-        if r.benchmark != "speed" and dict(r.values) != dict(newest[r.identity].values)
-    ]
-    return list(dict.fromkeys(notes))
+def _refuse_other_numbers(source: Path, lines: Sequence[Record]) -> None:
+    """Refuse a file that holds one measurement twice with different numbers."""
+    first: dict[tuple[Any, ...], Record] = {}
+    for record in lines:
+        other = first.setdefault(record.identity, record)
+        differing = [n for n, x in record.values.items() if not _same(x, other.values.get(n))]
+        if record.benchmark in TIMED or not (differing or len(record.values) < len(other.values)):
+            continue
+        name = next(iter(differing), record.benchmark)
+        raise ValueError(
+            f"{source} holds {record.benchmark} of {record.target} twice, measured in one way with "
+            f"other numbers: {name} is {other.values.get(name)} on the line of {other.date} and "
+            f"{record.values.get(name)} on that of {record.date}. Take one of the lines out."
+        )
+
+
+def _once(records: Sequence[tuple[str, Record]]) -> list[tuple[str, Record]]:
+    """Keep one record of each measurement: the last one, and of timings the fastest."""
+    kept: dict[tuple[Any, ...], tuple[str, Record]] = {}
+    for source, record in records:
+        timed = record.benchmark in TIMED
+        # other numbers of two sources are refused when all are brought together
+        key = _identity(record.target), *record.identity[1:], None if timed else source
+        if timed and key in kept and _quickness(kept[key][1]) >= _quickness(record):
+            continue
+        kept[key] = source, record
+    return list(kept.values())
+
+
+def _quickness(record: Record) -> float:
+    name, sign = TIMED[record.benchmark]
+    value = record.values.get(name)
+    return -math.inf if value is None else sign * value
 
 
 def _with_other_weights(records: Sequence[Record]) -> set[str]:

@@ -250,12 +250,21 @@ def test_two_sources_with_other_numbers_of_one_measurement_are_refused(tmp_path)
         gather([tmp_path / "r.jsonl", tmp_path / "other.jsonl"])
 
 
-def test_a_measurement_that_was_repeated_with_another_result_is_noted(tmp_path):
-    one(50.0, tmp_path / "r.jsonl")
-    one(60.0, tmp_path / "r.jsonl", date="2026-02-03")
-    ((model,), notes) = gather([tmp_path / "r.jsonl"])
-    assert list(model.values.values()) == [60]
-    assert "twice" in notes[0] and "2026-02-03" in notes[0]
+def test_two_numbers_of_one_measurement_in_one_file_are_refused(tmp_path):
+    one(50.0, tmp_path / "r.jsonl", date="2026-02-02")
+    one(50.0, tmp_path / "r.jsonl", date="2026-02-03")
+    ((model,), _) = gather([tmp_path / "r.jsonl"])
+    assert list(model.values.values()) == [50] and len(model.records) == 1
+    one(60.0, tmp_path / "r.jsonl", date="2026-02-04")
+    with pytest.raises(ValueError, match=r"r\.jsonl.*twice.*50\.0.*02-02.*60\.0.*02-04"):
+        gather([tmp_path / "r.jsonl"])
+
+
+def test_of_several_timings_the_fastest_is_shown_in_one_file_and_in_two(tmp_path):
+    for value, file in ((70.0, "r"), (90.0, "r"), (80.0, "r"), (85.0, "s")):
+        one(value, tmp_path / f"{file}.jsonl", "m", "speed/img_s", benchmark="speed")
+    ((model,), _) = gather([tmp_path / "r.jsonl", tmp_path / "s.jsonl"])
+    assert list(model.values.values()) == [90] == list(model.rates.values())
 
 
 def test_cost_is_that_of_the_size_at_which_quality_was_measured(tmp_path):
