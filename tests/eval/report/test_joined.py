@@ -176,7 +176,7 @@ def test_a_run_and_the_results_of_its_export_are_one_model(tmp_path):
     fill(tmp_path / "r.jsonl", str(tmp_path / "mine" / "export"), 0.9, 0)
     models, _ = gather([tmp_path / "mine", tmp_path / "r.jsonl"])
     (model,) = models
-    assert model.name == "mine" and model.rates == {224: 100}
+    assert model.name == "mine" and model.rates == {(224, "one, float32"): 100}
     assert model.values[Measure("fidelity/min", "birds")] == 1.7
     columns = [measure for measure, _ in headline_columns(models)]
     assert list(dict.fromkeys(measure.name for measure in columns)) == [
@@ -299,17 +299,43 @@ def test_dots_that_would_cover_each_other_are_moved_apart_inside_the_plot():
     assert min(gaps) > 1.9 * svg.DOT and places[-1] == (200, 50)
     assert all(svg.LEFT < x < svg.WIDTH and 0 < y < svg.HEIGHT for x, y in places)
     assert len(set(svg.colours(12))) == 12
+    for colour in svg.colours(12):
+        light = svg.luminance_of(colour)
+        page, dark, ink = (svg.luminance_of(c) for c in ("#ffffff", "#191919", svg.ink_on(colour)))
+        contrast = [(max(light, x) + 0.05) / (min(light, x) + 0.05) for x in (page, dark, ink)]
+        assert min(contrast) > 3 and contrast[2] > 4.5
+    assert svg.luminance_of("#777777") == pytest.approx(0.1845, abs=1e-3)  # 4.48 against white
     assert svg.ticks(12.3, 61.0) == [20, 30, 40, 50, 60]
     assert svg.log_ticks(0.5, 300) == [1, 3, 10, 30, 100, 300]
 
 
-def test_one_result_alone_gives_a_page_that_says_what_is_missing(tmp_path):
+def test_one_result_alone_has_no_empty_section_and_says_at_its_end_what_is_missing(tmp_path):
     values = {"knn/top1": 50.0}
     write(tmp_path / "r.jsonl", Record(target="a", benchmark="knn", values=values), {}, {})
     page = build_joined([tmp_path / "r.jsonl"], tmp_path / "page.html").read_text("utf-8")
-    for name in ("radar", "pareto", "differences", "pictures", "maps", "published"):
-        assert '<p class="note">' in section(page, name)
+    for name in ("radar", "pareto", "differences", "same", "pictures", "maps", "published"):
+        assert f'id="{name}"' not in page and f'href="#{name}"' not in page
+    assert '<p class="note">' not in page and page.count("<section") == 3
     assert "50.0" in section(page, "headline")
+    assert section(page, "rerun").count("<li>") == 7
+    assert "Capabilities: a radar needs three" in section(page, "rerun")
+
+
+def test_speeds_of_two_machines_are_not_in_one_plot(tmp_path):
+    for i, target in enumerate(("a", "b")):
+        one(50.0 + i, tmp_path / "r.jsonl", target, model=small(1e9))
+        for gpu in ("H200", "A100"):
+            about = dict(benchmark="speed", model=small(1e9), machine={"gpu": gpu})
+            one(100.0 * (1 + i) + len(gpu), tmp_path / "r.jsonl", target, "speed/img_s", **about)
+    one(52.0, tmp_path / "r.jsonl", "c", model=small(1e9))
+    about = dict(benchmark="speed", model=small(1e9), machine={"gpu": "H200"})
+    one(500.0, tmp_path / "r.jsonl", "c", "speed/img_s", **about)
+    page = build_joined([tmp_path / "r.jsonl"], tmp_path / "page.html").read_text("utf-8")
+    found = re.findall(r'aria-label="kNN birds against images/s \(([^)]*)\): ([^"]*)"', page)
+    assert [(where, told.count(" at ")) for where, told in found] == [
+        ("H200, float32", 3),
+        ("A100, float32", 2),
+    ]
 
 
 def test_pictures_and_scores_that_are_gone_are_noted(tmp_path):
