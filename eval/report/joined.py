@@ -302,8 +302,18 @@ def _colours(models: Sequence[Model]) -> list[str]:
     return svg.colours(len(models))
 
 
-def _radar(models: Sequence[Model]) -> str | None:
-    """Draw the share of a perfect score in each headline; of many models the first are shown."""
+class Radar(NamedTuple):
+    """The drawing, and the share of a perfect score at its rim."""
+
+    svg: str
+    rim: float
+
+
+def _radar(models: Sequence[Model]) -> Radar | None:
+    """Draw the share of a perfect score in each headline; of many models the first are shown.
+
+    All axes end at the same share: the least quarter that holds all of them.
+    """
     axes = [(m, b) for m, b in headline_columns(models) if b.best > 0]
     if len(axes) < 3:
         return None
@@ -320,7 +330,9 @@ def _radar(models: Sequence[Model]) -> str | None:
         ]
         if any(share is not None for share in shares):
             rings.append(svg.Ring(shares, i + 1, model.name, colour, i < MOST_ON_RADAR))
-    return svg.radar(names, rings)
+    largest = max((s for ring in rings for s in ring.shares if s is not None), default=1.0)
+    rim = next((r for r in (0.25, 0.5, 0.75) if largest <= r), 1.0)
+    return Radar(svg.radar(names, rings, rim=rim), rim)
 
 
 def _pareto(models: Sequence[Model]) -> list[str]:

@@ -115,8 +115,8 @@ ACROSS, DOWN, RIM = 560, 380, 130
 """Size of a radar, and the radius of a perfect score."""
 
 
-def radar(axes: Sequence[Sequence[str]], rings: Sequence[Ring]) -> str:
-    """Return each model as a polygon over the axes, 0 in the middle and 1 at the rim.
+def radar(axes: Sequence[Sequence[str]], rings: Sequence[Ring], *, rim: float = 1.0) -> str:
+    """Return each model as a polygon over the axes, 0 in the middle and `rim` at the rim.
 
     Axes on which a model has no number are skipped. A model is `#radar-NUMBER`.
 
@@ -156,12 +156,12 @@ def radar(axes: Sequence[Sequence[str]], rings: Sequence[Ring]) -> str:
         )
         off = "" if ring.shown else ' class="off"'
         dots = "".join(
-            '<circle cx="{}" cy="{}" r="3" fill="{}"/>'.format(*place(a, s), ring.colour)
+            '<circle cx="{}" cy="{}" r="3" fill="{}"/>'.format(*place(a, s / rim), ring.colour)
             for a, s in known
         )
         parts.append(
             f'<g id="radar-{ring.number}"{off}><title>{escape(ring.name)}\n{escape(told)}</title>'
-            f'<polygon points="{corners([place(a, s) for a, s in known])}" fill="{ring.colour}" '
+            f'<polygon points="{corners([place(a, s / rim) for a, s in known])}" fill="{ring.colour}" '
             f'stroke="{ring.colour}"/>{dots}</g>'
         )
     told = "; ".join(

@@ -125,7 +125,10 @@ def test_the_page_has_controls_seeds_and_sizes(tmp_path):
     report(rows, about, tmp_path)
     text, page = ((tmp_path / f"result.{e}").read_text() for e in ("md", "html"))
     assert "| a phi_s | 1.00 M | 9 | 51.0 ± 1.4 | 52.0 ± 1.4 | 1.0 | 2 |" in text
-    assert "| a - big | -19.0" in text and "| a, trained at one size | 32 | 1.5 | 2.5 |" in text
+    assert (
+        "| a - big | -19.0" in text
+        and "| a, trained at one size | 32 | 1.5 ± 0.0 | 2.5 ± 0.0 |" in text
+    )
     assert "up to 10.0 points" in text and "Not run yet: a-none-0." in text
     assert text.count("| a, trained at one size | 32 |") == 1  # its seeds together
     assert page.count("<table>") == text.count("## ") and "data:image/png" in page

@@ -316,6 +316,11 @@ def test_one_result_alone_has_no_empty_section_and_says_at_its_end_what_is_missi
     for name in ("radar", "pareto", "differences", "same", "pictures", "maps", "published"):
         assert f'id="{name}"' not in page and f'href="#{name}"' not in page
     assert '<p class="note">' not in page and page.count("<section") == 3
+    for i, name in enumerate(("linear", "similar")):
+        key = ("linear/top1", "similar/map")[i]
+        write(tmp_path / "r.jsonl", Record(target="a", benchmark=name, values={key: 40.0}), {}, {})
+    whole = build_joined([tmp_path / "r.jsonl"], tmp_path / "page.html").read_text("utf-8")
+    assert "from 0 to 50 %, where 100 % would be" in section(whole, "radar")
     assert "50.0" in section(page, "headline")
     assert section(page, "rerun").count("<li>") == 7
     assert "Capabilities: a radar needs three" in section(page, "rerun")
@@ -396,6 +401,8 @@ def test_the_radar_has_every_model_and_shows_the_first_six():
     drawn = svg.radar([["kNN", "64 px"], ["kNN", "96 px"], ["depth"]], rings)
     assert drawn.count('<g id="radar-') == 9 and drawn.count('class="off"') == 3
     assert "kNN 64 px: 50.0%" in drawn and "kNN 96 px: " not in drawn
+    near = svg.radar([["kNN", "64 px"], ["kNN", "96 px"], ["depth"]], rings[:1], rim=0.5)
+    assert f'cy="{svg.DOWN / 2 - svg.RIM}"' in near  # half a perfect score is at such a rim
     top = svg.ACROSS / 2, svg.DOWN / 2 - 0.5 * svg.RIM  # half way up the first axis
     assert f"{top[0]},{top[1]}" in drawn
 
