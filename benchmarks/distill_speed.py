@@ -156,7 +156,7 @@ def child(row: Row, form: str, args: argparse.Namespace, name: str) -> None:
     import torch
 
     print("phase imports begins", flush=True)
-    import zoo.commands.distill as distill_commands
+    import zoo.commands.distill.run as distill_commands
     from zoo.cli import main as zoo
     from zoo.train.run import Run
 
@@ -244,7 +244,7 @@ class Parts:
 
     def images(self, side: int) -> Any:
         """Return a batch on the device."""
-        from zoo.commands.step_parts import pink_noise
+        from zoo.commands.bench.step_parts import pink_noise
         from zoo.features import Batch
 
         some = pink_noise(min(self.row.batch, 64), side, self.device).images
@@ -255,7 +255,7 @@ class Parts:
         """Measure a teacher; return the widths of its targets."""
         import torch
 
-        from zoo.commands.step_parts import free
+        from zoo.commands.bench.step_parts import free
         from zoo.teachers.open import open_teacher
         from zoo.train.distill.speed import is_convolutional
         from zoo.train.distill.teachers import compile_teacher
@@ -284,7 +284,7 @@ class Parts:
         """Measure the student's step, forward, backward and AdamW."""
         import torch
 
-        from zoo.commands.step_parts import free
+        from zoo.commands.bench.step_parts import free
         from zoo.students.build import build_student
         from zoo.train.config import Optim
         from zoo.train.distill.speed import FastStudent, Speed

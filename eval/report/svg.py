@@ -161,8 +161,8 @@ def radar(axes: Sequence[Sequence[str]], rings: Sequence[Ring], *, rim: float = 
         )
         parts.append(
             f'<g id="radar-{ring.number}"{off}><title>{escape(ring.name)}\n{escape(told)}</title>'
-            f'<polygon points="{corners([place(a, s / rim) for a, s in known])}" fill="{ring.colour}" '
-            f'stroke="{ring.colour}"/>{dots}</g>'
+            f'<polygon points="{corners([place(a, s / rim) for a, s in known])}" '
+            f'fill="{ring.colour}" stroke="{ring.colour}"/>{dots}</g>'
         )
     told = "; ".join(
         f"{r.name} {', '.join(f'{s:.0%}' if s is not None else '–' for s in r.shares)}"
