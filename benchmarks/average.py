@@ -21,7 +21,7 @@ from typing import Any
 from timm.utils import ModelEmaV3
 from torch import nn
 
-from zoo.commands.distill import evaluated, held_out, probe
+from zoo.commands.distill.run import evaluated, held_out, probe
 from zoo.data.feed import ImageFeed
 from zoo.data.plan import Plan
 from zoo.eval.fidelity import fidelity

@@ -23,8 +23,8 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # where zoo is not installed
 
-from zoo.commands.bench_distill import console, part_table, write
-from zoo.commands.step_parts import (
+from zoo.commands.bench.distill import console, part_table, write
+from zoo.commands.bench.step_parts import (
     Clock,
     ModelPool,
     Step,

@@ -68,7 +68,7 @@ class Parts:
 
     def images(self, side: int) -> Any:
         """Return a batch on the device."""
-        from zoo.commands.step_parts import pink_noise
+        from zoo.commands.bench.step_parts import pink_noise
         from zoo.features import Batch
 
         count = self.config.batch
@@ -85,7 +85,7 @@ class Parts:
         """Measure a teacher."""
         import torch
 
-        from zoo.commands.step_parts import free
+        from zoo.commands.bench.step_parts import free
         from zoo.train.distill.plan_step import grids_of
         from zoo.train.distill.setup import open_spec
         from zoo.train.distill.sizes import frozen
@@ -115,7 +115,7 @@ class Parts:
         """Measure the student's step, forward, backward and AdamW."""
         import torch
 
-        from zoo.commands.step_parts import free
+        from zoo.commands.bench.step_parts import free
         from zoo.train.distill.compiling import bare_student
         from zoo.train.distill.speed import FastStudent, Speed
         from zoo.train.state import TrainState

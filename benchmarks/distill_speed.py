@@ -254,7 +254,7 @@ def child(name: str, form: str, args: argparse.Namespace) -> None:
         write(found, dict(parts=Parts(config_of(words), kept).measure()))
         return
     print("phase imports begins", flush=True)
-    import zoo.commands.distill as commands
+    import zoo.commands.distill.run as commands
     from zoo.cli import main as zoo
 
     carry_out = commands.carry_out
@@ -279,7 +279,7 @@ def child(name: str, form: str, args: argparse.Namespace) -> None:
 
 def config_of(words: list[str]) -> Any:
     """Return the config of a run, a `Distill`."""
-    from zoo.commands.distill_args import read_args
+    from zoo.commands.distill.args import read_args
 
     (config,) = read_args(words[1:]).stages.values()
     return config

@@ -166,7 +166,7 @@ def main() -> None:
     parser.add_argument("root", nargs="?", type=Path, default=here, help="a checkout's root")
     parser.add_argument("--json", type=Path, help="a file for the figures")
     parser.add_argument(
-        "--walk", default="zoo.commands.distill.distill:config", help="function:parameter"
+        "--walk", default="zoo.commands.distill.run.distill:config", help="function:parameter"
     )
     args = parser.parse_args()
     found = measure(args.root, args.walk)

@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 
-from zoo.commands.distill_text import distill_text
+from zoo.commands.distill.text import distill_text
 from zoo.experiments.corpus import standard_library
 from zoo.experiments.tables import print_table
 from zoo.experiments.verdict import judge_gaps, spread

@@ -74,7 +74,10 @@ def write_text(path: Path, megabytes: float) -> None:
 
 
 def train(args: argparse.Namespace, model: Path, out: Path, steps: int, *more: str) -> None:
-    """Train a model on the text, by the command; what an earlier call left half done is removed."""
+    """Train a model on the text, by the command; what an earlier call left half done goes on."""
+    if (out / "config.json").is_file():
+        zoo(["distill", "--resume", str(out)])
+        return
     shutil.rmtree(out, ignore_errors=True)
     every = max(1, args.steps // 4)
     how = dict(
@@ -82,7 +85,10 @@ def train(args: argparse.Namespace, model: Path, out: Path, steps: int, *more: s
         batch=args.batch, steps=steps, eval_rows=64,
     )  # fmt: skip
     words = [w for name, v in how.items() for w in (f"--{name.replace('_', '-')}", str(v))]
-    zoo(["train-lm", *words, "--every.evaluate", str(every), "--every.log", str(every), *more])
+    words += [
+        w for what in ("evaluate", "log", "checkpoint") for w in (f"--every.{what}", str(every))
+    ]
+    zoo(["train-lm", *words, *more])
 
 
 def parent(args: argparse.Namespace) -> Path:
@@ -109,8 +115,8 @@ def measure(args: argparse.Namespace, arm: str, seed: int) -> dict[str, Any]:
     start, run = dense, args.out / "runs" / f"{name}_{seed}"
     if how := ARMS[arm]:
         start = args.out / "mixtures" / f"{name}_{seed}"
-        shutil.rmtree(start, ignore_errors=True)
-        zoo(["upcycle", f"lm:{dense}", *how, "--seed", str(seed), "--out", str(start)])
+        if not start.is_dir():  # it is written whole or not at all
+            zoo(["upcycle", f"lm:{dense}", *how, "--seed", str(seed), "--out", str(start)])
     balance = ("--losses.balance", "0.01", "--losses.router-z", "0.001") if how else ()
     seeded = ("--seed", str(seed + 1))  # 0 is the parent's order of rows
     train(args, start, run, args.steps, "--optim.lr", "3e-4", *seeded, *balance)

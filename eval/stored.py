@@ -65,7 +65,8 @@ class StoredShard(NamedTuple):
     """Names of the images that could not be read; they have no row."""
 
 
-def _path(out: Path, part: str, number: int, form: str) -> Path:
+def shard_path(out: Path, part: str, number: int, form: str) -> Path:
+    """Return where a shard of a part lies."""
     return out / f"{part}-{number:06d}.{form}"
 
 
@@ -110,7 +111,7 @@ def read_part(folder: Path, part: str) -> Extracted:
     """
     about = about_features(folder)
     total, rows = about["parts"][part], about["rows"]
-    paths = [_path(folder, part, n, about["form"]) for n in range(-(-total // rows))]
+    paths = [shard_path(folder, part, n, about["form"]) for n in range(-(-total // rows))]
     missing = next((path for path in paths if not path.is_file()), None)
     if missing:
         raise ValueError(f"{missing} is missing: run the zoo embed command again, which continues.")

@@ -54,11 +54,9 @@ def build_student(
         hidden: Width of the heads' hidden layers; the widest teacher's by default.
         inner: Further hidden layers of the kinds that are MLPs.
         upsample: Cells of the spatial heads' grid along each side of one of the backbone's.
-        start: The export or the file of weights that the backbone starts from, see
-            `zoo.students.start`.
+        start: The export or file of weights that the backbone starts from: `zoo.students.start`.
         options: Further keywords for `timm.create_model`, which an export keeps.
-        dynamic: Build the backbone for images of several sizes (`dynamic_img_size`), if it has
-            that option.
+        dynamic: Build the backbone for images of several sizes, if it can (`dynamic_img_size`).
         spectral_norms: Reparametrise the blocks of a ViT for training (`zoo.layers.spectral`).
         tokens: The prefix token of each teacher's summary, see `assign_tokens`, whose choice is
             the default; {} lets all heads read the backbone's own summary.
@@ -69,27 +67,30 @@ def build_student(
             blocks to reparametrise.
     """
     training: dict[str, Any] = dict(drop_path_rate=drop_path_rate) if drop_path_rate else {}
+    how: dict[str, Any] = dict(pretrained=pretrained, start=start, dynamic=dynamic)
     with torch.device(device):
-        backbone, recipe, license = _start_backbone(
-            name, size, training, options or {}, pretrained=pretrained, start=start, dynamic=dynamic
-        )
+        backbone, recipe, license = _start_backbone(name, size, training, options or {}, **how)
         if spectral_norms:
             _reparametrise(recipe[0], backbone)
         hidden = hidden or head_hidden(teachers)
         # this function's keywords: an export has them
         head: dict[str, Any] = dict(kind=kind, hidden=hidden, inner=inner, upsample=upsample)
-        config = resolve_model_data_config(backbone)
         return Student(
             backbone,
             build_heads(backbone, teachers, size=size, **head),
             size=(size, size),
-            mean=tuple(config["mean"]),
-            std=tuple(config["std"]),
+            **_normalisation(backbone),
             recipe=recipe,
             head=head,
             tokens=assign_tokens(backbone, teachers) if tokens is None else tokens,
             license=license,
         )
+
+
+def _normalisation(backbone: nn.Module) -> dict[str, tuple[float, ...]]:
+    """Return the mean and the deviation of the images that a backbone takes."""
+    config = resolve_model_data_config(backbone)
+    return {name: tuple(config[name]) for name in ("mean", "std")}
 
 
 def _start_backbone(

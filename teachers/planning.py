@@ -149,7 +149,9 @@ def _things(scenes: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B 1 H W"]:
 def _near(mask: Float[Tensor, "B 1 H W"], side: int) -> Float[Tensor, "B 1 H W"]:
     """Widen a mask by the car's radius."""
     radius = max(1, round(RADIUS * side / METRES))
-    return F.max_pool2d(mask, 2 * radius + 1, stride=1, padding=radius)
+    wide = 2 * radius + 1  # along and across: a window's cost grows with its area
+    along = F.max_pool2d(mask, (wide, 1), stride=1, padding=(radius, 0))
+    return F.max_pool2d(along, (1, wide), stride=1, padding=(0, radius))
 
 
 def _touches(mask: Float[Tensor, "B 1 H W"], points: Float[Tensor, "K T 2"]) -> Bool[Tensor, "B K"]:

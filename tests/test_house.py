@@ -261,6 +261,151 @@ def test_two_files_that_import_each_other_are_found(tmp_path):
     assert circles({"zoo.a": first, "zoo.b": second}) == [["zoo.a", "zoo.b"]]
 
 
+MOST_LINES, MOST_OF_A_FAMILY, MOST_OF_A_FUNCTION = 500, 800, 60
+LONG = {
+    "zoo.kernels.scan_triton": "the scan's kernels, forward and back, beside each other",
+    "zoo.kernels.scan_triton:_scan_backward": "one Triton kernel, which calls no Python",
+}
+"""What is longer than a reader wants, and why."""
+BACKWARD = {
+    "zoo.train.loop": "the loop of every task",
+    "zoo.train.step": "of one slice, for the loop",
+    "zoo.experiments.stack": "students that are trained in a stack (PHI-S)",
+    "zoo.eval.linear": "a probe on features that are stored",
+    "zoo.eval.speed.models": "timed, nothing is trained",
+    "zoo.commands.bench.step_parts": "timed, nothing is trained",
+    "zoo.train.distill.launching": "counted, nothing is computed",
+}
+"""Who may take a backward pass: a second training loop would be one more."""
+
+
+def long_ones(known: dict[str, Path]) -> set[str]:
+    """Name the files and functions that are longer than they may be."""
+    found = set()
+    for name, path in known.items():
+        family = name in (*FAMILIES, "zoo.language.hyena")
+        if len(path.read_text().splitlines()) > (MOST_OF_A_FAMILY if family else MOST_LINES):
+            found.add(name)
+        for node in ast.walk(parsed(path)):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                assert node.end_lineno is not None
+                if node.end_lineno - node.lineno >= MOST_OF_A_FUNCTION:
+                    found.add(f"{name}:{node.name}")
+    return found
+
+
+def who_calls(known: dict[str, Path], method: str) -> set[str]:
+    return {
+        name
+        for name, path in known.items()
+        for node in ast.walk(parsed(path))
+        if isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Attribute)
+        and node.func.attr == method
+    }
+
+
+def room_of(name: str) -> str:
+    """Name the room of a module: a folder, a part of training or of pruning, or a file beside."""
+    apart = ("zoo.train.distill", "zoo.students.prune")
+    return next((r for r in apart if is_below(name, r)), ".".join(name.split(".")[:2]))
+
+
+def room_circles(known: dict[str, Path]) -> set[str]:
+    """Name the rooms that need each other; `import zoo` itself, which opens doors, is none."""
+    doors = {"zoo", "zoo.library", "zoo.cli", "zoo.__main__"}
+    ways: dict[str, set[str]] = {}
+    for name, path in known.items():
+        rooms = {room_of(target) for target in targets(path, known)} - doors
+        ways.setdefault(room_of(name), set()).update(rooms - {room_of(name)})
+    found = set()
+    for start in ways.keys() - doors:
+        seen, todo = set(), list(ways[start])
+        while todo:
+            if (room := todo.pop()) not in seen:
+                seen.add(room)
+                todo += ways[room]
+        found |= {start} & seen
+    return found
+
+
+def test_no_function_and_no_file_is_longer_than_a_reader_wants():
+    assert long_ones(modules()) == LONG.keys()
+
+
+def test_a_long_function_and_a_long_file_are_found(tmp_path):
+    file = tmp_path / "a.py"
+    file.write_text("def f():\n" + "    x = 1\n" * 59)
+    assert long_ones({"zoo.a": file}) == set()
+    file = tmp_path / "b.py"
+    file.write_text("def f():\n" + "    x = 1\n" * 60 + "\n" * 440)
+    assert long_ones({"zoo.b": file}) == {"zoo.b", "zoo.b:f"}
+
+
+def test_there_is_one_training_loop():
+    known = {n: p for n, p in modules().items() if not is_below(n, "zoo.kernels")}
+    assert who_calls(known, "backward") == BACKWARD.keys()
+
+
+def test_no_two_rooms_need_each_other():
+    assert not room_circles(modules())
+
+
+def test_two_rooms_that_need_each_other_are_found(tmp_path):
+    known = modules()
+    planted = tmp_path / "x.py"
+    planted.write_text("from zoo.commands.parse import parse\n")
+    assert {"zoo.data", "zoo.commands"} <= room_circles({**known, "zoo.data.x": planted})
+
+
+def test_triton_is_imported_by_files_that_say_so():
+    known = modules()
+    users = {
+        name for name, path in known.items() if any(is_below(i, "triton") for i in imports(path))
+    }
+    assert users == {name for name in known if name.endswith("_triton")}
+
+
+def test_every_import_of_our_own_names_a_module_of_today():
+    """A former name works for others, with a warning; here it would hide where things are."""
+    known, lost = modules(), []
+    own = [*known.values(), *(ROOT / "tests").rglob("*.py"), *(ROOT / "benchmarks").rglob("*.py")]
+    for path in own:
+        for node in ast.walk(parsed(path)):
+            names = [node.module] if isinstance(node, ast.ImportFrom) else []
+            names += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            lost += [f"{path}: {n}" for n in names if n and is_below(n, "zoo") and n not in known]
+    assert not lost
+
+
+def test_no_module_takes_a_private_name_from_another():
+    taken = [
+        f"{name}: {node.module}.{alias.name}"
+        for name, path in modules().items()
+        for node in ast.walk(parsed(path))
+        if isinstance(node, ast.ImportFrom) and is_below(node.module or "", "zoo")
+        for alias in node.names
+        if alias.name.startswith("_")
+    ]
+    assert not taken
+
+
+def test_the_tests_mirror_the_tree():
+    others = {"benchmarks", "fuzz", "golden", "soak"}
+    folders = {
+        path.parent.relative_to(ROOT / "tests") for path in (ROOT / "tests").rglob("test_*.py")
+    }
+    there = {path.parent for path in modules().values()}
+    strange = [
+        folder
+        for folder in folders
+        if not {ROOT / folder, ROOT / "zoo" / folder} & there
+        and folder.parts
+        and folder.parts[0] not in others
+    ]
+    assert not strange
+
+
 def test_no_module_is_imported_by_its_folder_name():
     wrong = [
         f"{path}: {target}"
@@ -280,7 +425,7 @@ def test_the_page_of_the_house_names_every_room_and_only_files_that_are_there():
     page = (ROOT / "docs" / "house.md").read_text()
     rooms = {room: ROOT / room for room in re.findall(r"`([\w/]+)/`", page)}
     there = {str(path.parent.relative_to(ROOT)) for path in modules().values()}
-    together = re.compile(r"zoo/(experiments|language)/\w+")
+    together = re.compile(r"zoo/(commands|experiments|language)/\w+")
     assert {room for room in there if not together.fullmatch(room)} <= rooms.keys()
     lost = []
     for line in page.splitlines():

@@ -52,7 +52,7 @@ def test_every_former_name_leads_to_one_that_is_defined():
 @pytest.mark.parametrize(
     ("module", "name", "today"),
     [
-        ("zoo.pipeline", "distill", "zoo.commands.distill.distill"),
+        ("zoo.pipeline", "distill", "zoo.commands.distill.run.distill"),
         ("zoo.train.config", "TeacherSpec", "zoo.train.distill.config.TeacherSpec"),
         ("zoo.train.recipes", "RECIPES", "zoo.train.distill.recipes.RECIPES"),
         ("zoo.train.distill", "distill_step", "zoo.train.distill.step.distill_step"),

@@ -50,7 +50,7 @@ class Gpu:
 
 CLUSTER = CONSTANTS["cluster"]
 HOPS = {name: CLUSTER[name] for name in ("hop_within", "hop_between")}
-GPUS = {name: Gpu(**figures, **HOPS) for name, figures in CONSTANTS["gpus"].items()}
+GPUS = {name: Gpu(**(HOPS | figures)) for name, figures in CONSTANTS["gpus"].items()}
 
 
 @dataclass(frozen=True, kw_only=True)

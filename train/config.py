@@ -84,10 +84,17 @@ class Augment:
 
     scale: Annotated[tuple[float, float], SHARE] = (0.5, 1.0)
     """Least and largest share of the image that a crop covers."""
+    ratio: Annotated[tuple[float, float], POSITIVE] = (3 / 4, 4 / 3)
+    """Least and largest ratio of a crop's width to its height, before it is made a square. Whoever
+    wants whole images, as they are, says scale 1 1 and ratio 1 1."""
     flip: Annotated[float, CHANCE] = 0.5
 
     def __post_init__(self):
         check_ranges(self, "augment.")
+        if self.ratio[0] > self.ratio[1]:
+            raise ValueError(
+                f"augment.ratio is {self.ratio}; its first number is the smaller ratio."
+            )
         if self.scale[0] > self.scale[1]:
             raise ValueError(
                 f"augment.scale is {self.scale}; its first number is the smaller share."

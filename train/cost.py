@@ -52,6 +52,7 @@ def estimate(
     rate: float,
     *,
     compiled: bool = True,
+    student_compiled: bool | None = None,
     precision: str = "bf16",
     eight: Mapping[str, float] | None = None,
 ) -> Estimate:
@@ -61,17 +62,20 @@ def estimate(
         teachers: For each label the architecture and the FLOPs of a forward pass of one image.
         student: The same, heads included.
         rate: FLOP/s of a plain bfloat16 product on the machine.
+        compiled: The teachers are.
+        student_compiled: The same of the student, which by default is as the teachers are.
         precision: Of the teachers.
         eight: Share of each teacher's work that is in 8 bits; all of it if not given.
     """
 
-    def left(name: str) -> float:
+    def left(name: str, compiled: bool) -> float:
         return 1.0 if compiled else share(EAGER, name)
 
     seconds = {}
     for label, (name, flops) in teachers.items():
         part = 1.0 if eight is None else eight.get(label, 1.0)
         plain = flops / (share(TEACHER, name) * rate)
-        seconds[label] = plain * (1 - part + part / EIGHT_BITS[precision]) / left(name)
+        seconds[label] = plain * (1 - part + part / EIGHT_BITS[precision]) / left(name, compiled)
     name, flops = student
-    return Estimate(seconds, 3 * flops / (share(STUDENT, name) * rate) / left(name))
+    left_of_it = left(name, compiled if student_compiled is None else student_compiled)
+    return Estimate(seconds, 3 * flops / (share(STUDENT, name) * rate) / left_of_it)

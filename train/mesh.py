@@ -85,12 +85,13 @@ def ranks(device: torch.device) -> Iterator[None]:
 
     What a GPU holds goes through NCCL, what the host decides through gloo, which waits for no GPU.
     """
+    if device.type == "cuda" and device.index is not None:
+        torch.cuda.set_device(device)  # whose streams are meant from here on, whoever joins ranks
     if not under_torchrun() or dist.is_initialized():
         yield
         return
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     if device.type == "cuda":
-        torch.cuda.set_device(device)
         bind_to_node(device)
     dist.init_process_group(backend, timeout=PATIENCE)
     try:

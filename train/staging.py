@@ -18,7 +18,7 @@ class Staging:
 
     On a GPU the copying goes on beside what is queued behind it, into pinned memory that is kept
     for the next. So weights may not change before `hold`. What a forward pass changes, such as the
-    statistics of batch norms, is small, and joined into a tensor of its own before it comes here.
+    statistics of batch norms, is a copy already when it comes here (`TrainState.state`, `packed`).
     """
 
     def __init__(self):
@@ -44,7 +44,7 @@ class Staging:
         What a GPU copies is there after `wait`.
         """
         if not any(x.is_cuda for x in tensors.values()):
-            return {name: like(x, local(x).clone()) for name, x in tensors.items()}
+            return {name: like(x, local(x).to("cpu", copy=True)) for name, x in tensors.items()}
         memory = self._memory_for(tensors)
         self._stream = self._stream or torch.cuda.Stream()
         self._stream.wait_stream(torch.cuda.current_stream())

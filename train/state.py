@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from zoo.train.average import Average
-from zoo.train.checkpoint import Like, joined, split
+from zoo.train.checkpoint import SMALL, Like, joined, split
 from zoo.train.config import Optim
 from zoo.train.freeze import freeze
 from zoo.train.mesh import is_first, same_on_all
@@ -126,13 +126,16 @@ class TrainState:
         return [p for module in modules for p in module.parameters()]
 
     def state(self) -> dict[str, Any]:
-        """Return all that the next step depends on."""
+        """Return all that the next step depends on.
+
+        A forward pass may go on while it is copied: what one changes is here as it is now.
+        """
         return dict(
             step=self.step,
-            model=self.model.state_dict(),
+            model=_state_of(self.model),
             optimizer=self.optimizer.state_dict(),
             ema=self.ema.module.state_dict() if self.ema else None,
-            parts={name: part.state_dict() for name, part in self.parts.items()},
+            parts={name: _state_of(part) for name, part in self.parts.items()},
             best=self.best,
             # a few numbers, whose number changes: not among the tensors
             unread=[(str(row.dtype).removeprefix("torch."), row.tolist()) for row in self.unread],
@@ -224,6 +227,17 @@ class TrainState:
     def _gathered(self, model: nn.Module) -> Any:
         plain = copy.deepcopy(self.skeleton)
         return filled(plain and plain.to(self.device), model)
+
+
+def _state_of(module: nn.Module) -> dict[str, Any]:
+    """Return a module's state, with copies of its large buffers.
+
+    The optimizer waits until parameters are copied (`zoo.train.staging`), and small tensors are
+    joined into one of their own, but a queue or a memory bank changes in the next forward pass.
+    """
+    large = {n for n, x in module.named_buffers(remove_duplicate=False) if x.numel() > SMALL}
+    state = module.state_dict()
+    return {name: x.clone() if name in large else x for name, x in state.items()}
 
 
 def _upgraded(state: dict[str, Any]) -> dict[str, Any]:

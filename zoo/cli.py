@@ -16,22 +16,22 @@ COMMANDS = {
     "list": "zoo.commands.list:main",
     "convert": "zoo.commands.convert:main",
     "data": "zoo.commands.data:main",
-    "distill": "zoo.commands.distill_args:main",
-    "train-lm": "zoo.commands.train_lm_args:main",
-    "plan": "zoo.commands.cluster_plan_args:main",
-    "launch": "zoo.commands.launch:main",
-    "mask": "zoo.commands.mask_args:main",
-    "elastic": "zoo.commands.elastic_args:main",
-    "export": "zoo.commands.export_args:main",
-    "eval": "zoo.commands.evaluate_args:main",
-    "prune": "zoo.commands.prune_args:main",
+    "distill": "zoo.commands.distill.args:main",
+    "train-lm": "zoo.commands.distill.train_lm_args:main",
+    "plan": "zoo.commands.cluster.plan_args:main",
+    "launch": "zoo.commands.cluster.launch:main",
+    "mask": "zoo.commands.mask.args:main",
+    "elastic": "zoo.commands.elastic.args:main",
+    "export": "zoo.commands.export.args:main",
+    "eval": "zoo.commands.evaluate.args:main",
+    "prune": "zoo.commands.prune.args:main",
     "upcycle": "zoo.commands.upcycle_args:main",
     "embed": "zoo.commands.embed_args:main",
     "report": "zoo.commands.report:main",
     "detect": "zoo.commands.detect_args:main",
     "detect-config": "zoo.commands.openmmlab:main_detect_config",
     "segment-config": "zoo.commands.openmmlab:main_segment_config",
-    "bench": "zoo.commands.bench:main",
+    "bench": "zoo.commands.bench.args:main",
     "experiment": "zoo.commands.experiment:main",
 }
 """Name -> module:function; a module is imported when its command is called."""
@@ -70,6 +70,9 @@ USAGE = """zoo: vision backbones, and the distillation of many frozen teachers i
   zoo experiment phi_s      nine normalisations of three teachers, with paired intervals
   zoo experiment students   one student of each family against its teachers and itself alone
   zoo experiment compression  a small hybrid, cut: by width, heads, channels and to 2:4
+  zoo experiment mixers     attention, Mamba-2, both, and StripedHyena 2, of equal size
+  zoo experiment planning   what teachers that are rules add to imitating a driver
+  zoo experiment real       students of published networks against teachers and controls
 
 Examples:
   zoo distill                                   the embedded run: no data, no download

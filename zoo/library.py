@@ -51,7 +51,7 @@ def distill(
             message); or the loss became NaN. A wrong request writes nothing.
         Interrupted: Ctrl-C or SIGTERM; `resume=` continues.
     """
-    return _command("zoo.commands.distill_args:call")(recipe, resume, tiny, stages or {}, fields)
+    return _command("zoo.commands.distill.args:call")(recipe, resume, tiny, stages or {}, fields)
 
 
 def evaluate(
@@ -85,7 +85,7 @@ def evaluate(
     Raises:
         ValueError: there is no such target, benchmark, setting or data, or a package is missing.
     """
-    return _command("zoo.commands.evaluate:call")(target, on, data, show, fields)
+    return _command("zoo.commands.evaluate.run:call")(target, on, data, show, fields)
 
 
 def embed(data: str | Path, out: str | Path, *, model: str | Path, **fields: Any) -> Path:

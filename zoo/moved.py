@@ -18,16 +18,16 @@ from typing import Any
 from zoo.import_hook import ImportHook
 
 MODULES = {
-    "zoo.benchmark": "zoo.commands.bench_models",
-    "zoo.benchmark_distill": "zoo.commands.bench_distill",
+    "zoo.benchmark": "zoo.commands.bench.models",
+    "zoo.benchmark_distill": "zoo.commands.bench.distill",
     "zoo.cache": "zoo.files",
     "zoo.checkpoint": "zoo.weights",
     "zoo.cost_model": "zoo.train.cost",
     "zoo.detect_command": "zoo.commands.detect",
     "zoo.detect_config": "zoo.commands.openmmlab",
     "zoo.detection": "zoo.commands.detect",
-    "zoo.distill_speed": "zoo.commands.step_parts",
-    "zoo.dry_run": "zoo.commands.plan",
+    "zoo.distill_speed": "zoo.commands.bench.step_parts",
+    "zoo.dry_run": "zoo.commands.distill.plan",
     "zoo.embedding": "zoo.commands.embed",
     "zoo.eval.correspondence": "zoo.eval.dense.correspondence",
     "zoo.eval.crops": "zoo.data.crops",
@@ -55,7 +55,7 @@ MODULES = {
     "zoo.eval.throughput": "zoo.eval.speed.throughput",
     "zoo.eval.upernet": "zoo.eval.dense.upernet",
     "zoo.eval.windows": "zoo.eval.dense.windows",
-    "zoo.evaluation": "zoo.commands.evaluate",
+    "zoo.evaluation": "zoo.commands.evaluate.run",
     "zoo.experiments.phi_s": "zoo.experiments.phi_s.run",
     "zoo.experiments.phi_s_config": "zoo.experiments.phi_s.config",
     "zoo.experiments.phi_s_figure": "zoo.experiments.phi_s.figure",
@@ -80,9 +80,9 @@ MODULES = {
     "zoo.layers.scan_triton": "zoo.kernels.scan_triton",
     "zoo.layers.sigmoid_triton": "zoo.kernels.sigmoid_triton",
     "zoo.layers.sum_rows_triton": "zoo.kernels.sum_rows_triton",
-    "zoo.measure_commands": "zoo.commands.evaluate_args",
+    "zoo.measure_commands": "zoo.commands.evaluate.args",
     "zoo.parse": "zoo.commands.parse",
-    "zoo.pipeline": "zoo.commands.distill",
+    "zoo.pipeline": "zoo.commands.distill.run",
     "zoo.run_speed": "zoo.train.distill.caching",
     "zoo.segment_config": "zoo.commands.openmmlab",
     "zoo.teachers.eight_bits": "zoo.teachers.quantize",
@@ -107,18 +107,54 @@ MODULES = {
 }
 """Former module -> module. Some of the former ones are packages today."""
 
+COMMANDS = """
+distill_args=distill.args stages=distill.stages plan=distill.plan on_gpus=distill.on_gpus
+distill_text_args=distill.text_args distill_text=distill.text plan_text=distill.text_plan
+text_samples=distill.text_samples train_lm_args=distill.train_lm_args
+distill_image_text_args=distill.image_text_args distill_image_text=distill.image_text
+plan_image_text=distill.image_text_plan image_text_stages=distill.image_text_stages
+evaluate_args=evaluate.args evaluate_subject=evaluate.subject evaluate_suite=evaluate.suite
+evaluate_plan=evaluate.plan evaluate_compare=evaluate.compare
+evaluate_failures=evaluate.failures
+prune_args=prune.args prune_request=prune.request prune_search=prune.search
+prune_data=prune.data prune_depth=prune.depth prune_distill=prune.distill
+prune_halving=prune.halving prune_image_text=prune.image_text prune_write=prune.write
+elastic_args=elastic.args elastic_adaptive=elastic.adaptive elastic_images=elastic.images
+elastic_sizes=elastic.sizes
+mask_args=mask.args mask_images=mask.images mask_text=mask.text
+export_args=export.args export_checkpoint=export.checkpoint export_forms=export.forms
+export_text=export.text model_card=export.model_card
+bench_models_args=bench.models_args bench_models=bench.models
+bench_distill_args=bench.distill_args bench_distill=bench.distill bench_data=bench.data
+bench_links=bench.links links=bench.collectives step_parts=bench.step_parts
+cluster_plan_args=cluster.plan_args cluster_plan=cluster.plan cluster_words=cluster.words
+launch=cluster.launch
+"""
+"""Files of `zoo.commands` that went into the folder of their command."""
+MODULES |= {
+    f"zoo.commands.{former}": f"zoo.commands.{today}"
+    for former, _, today in (pair.partition("=") for pair in COMMANDS.split())
+}
+
 NAMES = (
-    ("zoo.benchmark", "zoo.commands.bench_models_args", "PEERS"),
+    ("zoo.benchmark", "zoo.commands.bench.models_args", "PEERS"),
     ("zoo.checkpoint", "zoo.files", "save_whole written_whole"),
     ("zoo.cli", "zoo", "list_models"),
-    ("zoo.cli", "zoo.commands.bench", "BENCHES bench=main"),
-    ("zoo.cli", "zoo.commands.bench_distill_args", "StepArgs"),
-    ("zoo.cli", "zoo.commands.bench_models_args", "SpeedArgs=ModelArgs"),
+    ("zoo.cli", "zoo.commands.bench.args", "BENCHES bench=main"),
+    ("zoo.cli", "zoo.commands.bench.distill_args", "StepArgs"),
+    ("zoo.cli", "zoo.commands.bench.models_args", "SpeedArgs=ModelArgs"),
     ("zoo.cli", "zoo.commands.convert", "ConvertArgs"),
-    ("zoo.cli", "zoo.commands.distill_args", "distill=main"),
+    ("zoo.cli", "zoo.commands.distill.args", "distill=main"),
     ("zoo.cli", "zoo.commands.experiment", "experiment=main"),
     ("zoo.cli", "zoo.commands.list", "ListArgs list_recipes"),
     ("zoo.cli", "zoo.commands.openmmlab", "detect_config segment_config"),
+    ("zoo.commands.bench", "zoo.commands.bench.args", "BENCHES main"),
+    ("zoo.commands.distill", "zoo.commands.distill.run", "Work distill"),
+    ("zoo.commands.elastic", "zoo.commands.elastic.run", "elastic"),
+    ("zoo.commands.evaluate", "zoo.commands.evaluate.run", "call evaluate"),
+    ("zoo.commands.export", "zoo.commands.export.run", "export"),
+    ("zoo.commands.mask", "zoo.commands.mask.run", "mask"),
+    ("zoo.commands.prune", "zoo.commands.prune.run", "prune_model"),
     ("zoo.detect_command", "zoo.commands.detect_args", "Args=DetectArgs detect=main"),
     ("zoo.detect_config", "zoo.commands.openmmlab", "asked_backbone=read_backbone"),
     ("zoo.detection", "zoo.commands.detect", "open_splits print_plan train_detector=detect"),
@@ -127,10 +163,10 @@ NAMES = (
     ("zoo.detection", "zoo.train.device", "device_of"),
     (
         "zoo.distill_speed",
-        "zoo.commands.step_parts",
+        "zoo.commands.bench.step_parts",
         "Pool=ModelPool Seen=StepTiming photographs=pink_noise",
     ),
-    ("zoo.dry_run", "zoo.commands.plan", "print_plan"),
+    ("zoo.dry_run", "zoo.commands.distill.plan", "print_plan"),
     ("zoo.dry_run", "zoo.train.distill.plan_cost", "Cost image_flops matmul_rate plan=model_costs"),
     ("zoo.embedding", "zoo.commands.embed_request", "Embed"),
     (
@@ -212,7 +248,7 @@ NAMES = (
     ),
     ("zoo.layers.scan_triton", "zoo.kernels.scan_triton", "Plan=ScanPlan"),
     ("zoo.measure_commands", "zoo.commands.embed_args", "embed=main"),
-    ("zoo.measure_commands", "zoo.commands.evaluate_args", "evaluate=main"),
+    ("zoo.measure_commands", "zoo.commands.evaluate.args", "evaluate=main"),
     ("zoo.measure_commands", "zoo.commands.report", "ReportArgs report=main"),
     ("zoo.pipeline", "zoo.train.device", "autocast device_of machine"),
     (

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 import zoo
-from zoo.commands.distill_image_text import distill_image_text
+from zoo.commands.distill.image_text import distill_image_text
 from zoo.multimodal.open import adaptor_tower, mixture_tower, open_tower, save_backbone
 from zoo.train.config import Augment, Every, Optim
 from zoo.train.distill.image_text_config import DistillImageText
@@ -56,7 +56,8 @@ class Cells:
         args = self.args
         shared: dict[str, Any] = dict(
             out=self.work / name, seed=args.seed, batch=args.batch, workers=args.workers,
-            every=Every(log=50, evaluate=args.evaluate, checkpoint=10**6), eval_samples=args.most,
+            every=Every(log=50, evaluate=args.evaluate, checkpoint=args.evaluate),
+            eval_samples=args.most,
             optim=Optim(lr=1e-3, weight_decay=0.05, ema="auto"),
         )  # fmt: skip
         if "start" not in fields:
@@ -141,8 +142,9 @@ class Cells:
                 student=name.partition("@")[0], student_options=list(options), size=64,
                 batch=self.args.batch, steps=self.args.distil, workers=self.args.workers,
                 seed=self.args.seed, calibration=2 if self.args.tiny else 16, eval_images=256,
-                probe_images=256, augment=dict(scale=[1.0, 1.0], flip=0.0),
-                every=dict(log=50, evaluate=10**6, checkpoint=10**6), heads=dict(hidden=512),
+                probe_images=256, augment=dict(scale=[1.0, 1.0], ratio=[1.0, 1.0], flip=0.0),
+                every=dict(log=50, evaluate=10**6, checkpoint=self.args.evaluate),
+                heads=dict(hidden=512),
             )  # fmt: skip
             zoo.distill(resume=out) if (out / "config.json").is_file() else zoo.distill(**fields)
         rows = [r for r in read_rows(out / "metrics.jsonl") if r.get("kind") == "eval"]
@@ -161,7 +163,7 @@ class Cells:
 
     def pruned(self, part: str) -> Found:
         """Cut by `zoo prune`, and let the child learn from its parent for equally many steps."""
-        from zoo.commands.prune_args import main
+        from zoo.commands.prune.args import main
 
         args, out = self.args, self.work / f"cut_{part}"
         if not (out / "prune.json").is_file():
@@ -178,7 +180,8 @@ class Cells:
                     f"--to {what}={share} --data {args.data / 'easy_vqa'} --batch 64 {few} "
                     f"--search.batch {args.cut_batch} --distill {args.recover} "
                     f"--batch {args.batch} --workers {args.workers} --eval-samples {args.most} "
-                    f"--every.log 50 --every.evaluate {args.evaluate} --every.checkpoint 1000000 "
+                    f"--every.log 50 --every.evaluate {args.evaluate} "
+                    f"--every.checkpoint {args.evaluate} "
                     "--augment.scale 0.8 1.0 --augment.flip 0.5"
                 )
                 try:
@@ -201,9 +204,9 @@ class Cells:
     def cost(self, name: str) -> Found:
         """Time a model from an image and its question to the logits, as `zoo prune` does."""
         from zoo.axes import named_shapes
-        from zoo.commands.prune_image_text import one_sample, read_image_text
-        from zoo.commands.prune_request import Prune, SearchOptions
-        from zoo.commands.prune_search import Stopwatch
+        from zoo.commands.prune.image_text import one_sample, read_image_text
+        from zoo.commands.prune.request import Prune, SearchOptions
+        from zoo.commands.prune.search import Stopwatch
         from zoo.students.prune.parent import open_parent
 
         data, number = self.args.data / "easy_vqa", 16 if self.args.tiny else 512

@@ -7,7 +7,9 @@ import signal
 import statistics
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,8 @@ from zoo.train.checkpoint import checkpoints, read_checkpoint
 
 ROOT = Path(__file__).resolve().parents[2]
 PORT = "29571"
+LEAVING = 10.0
+"""Seconds in which processes end when they are told to."""
 
 
 @dataclass(frozen=True)
@@ -30,8 +34,19 @@ class Machine:
     work: Path
     limit: float = 240.0
 
-    def run(self, name: str, words: Sequence[str], *, processes: int, nodes: int = 1) -> "Done":
-        """Carry a command out; `nodes` agents share the processes, as machines would.
+    def run(
+        self,
+        name: str,
+        words: Sequence[str],
+        *,
+        processes: int,
+        nodes: int = 1,
+        torchrun: bool = False,
+    ) -> "Done":
+        """Carry a command of `zoo` out; `nodes` agents share the processes, as machines would.
+
+        Args:
+            torchrun: Start one process by it too, which cut weights need.
 
         Raises:
             RuntimeError: it failed, or took too long.
@@ -40,36 +55,91 @@ class Machine:
         if "--resume" not in words:
             shutil.rmtree(out, ignore_errors=True)
             words = [*words, "--out", str(out)]
-        launcher = ["-m", "torch.distributed.run", f"--nproc-per-node={processes // nodes}"]
-        where = [f"--nnodes={nodes}", "--master-addr=localhost", f"--master-port={PORT}"]
         held = self.work / f"{name}-memory"
         rest = ["-m", "benchmarks.several_gpus.child", str(held), *words, "--device", self.device]
-        agents = []
-        for node in range(nodes):
+        self.launch(
+            name, rest, processes=processes, nodes=nodes, torchrun=torchrun or processes > 1
+        )
+        memory = [json.loads(Path(f"{held}.{rank}.json").read_text())["peak_gb"]
+                  for rank in range(processes)]  # fmt: skip
+        return Done(out, memory)
+
+    def launch(
+        self,
+        name: str,
+        rest: Sequence[str],
+        *,
+        processes: int,
+        nodes: int = 1,
+        torchrun: bool = True,
+    ) -> None:
+        """Carry out what stands behind `python`, on processes.
+
+        Raises:
+            RuntimeError: it failed, or took too long; nothing of it is left.
+        """
+        launcher = ["-m", "torch.distributed.run", f"--nproc-per-node={processes // nodes}"]
+        where = [f"--nnodes={nodes}", "--master-addr=localhost", f"--master-port={PORT}"]
+        agents = list[subprocess.Popen]()
+        logs = [self.work / f"{name}-{node}.log" for node in range(nodes)]
+        for node, log in enumerate(logs):
             env = dict(os.environ, PYTHONPATH=os.pathsep.join([str(ROOT), *sys.path[1:]]))
             if nodes > 1:
                 env["CUDA_VISIBLE_DEVICES"] = ",".join(
                     map(str, range(node * processes // nodes, (node + 1) * processes // nodes))
                 )
-            log = (self.work / f"{name}-{node}.log").open("w")
-            alone = processes == 1
-            begin = [sys.executable, *(() if alone else (*launcher, *where, f"--node-rank={node}"))]
-            agents.append(subprocess.Popen([*begin, *rest], env=env, stdout=log, stderr=log,
-                                           cwd=ROOT, start_new_session=True))  # fmt: skip
+            begin = [sys.executable, *((*launcher, *where, f"--node-rank={node}") * torchrun)]
+            with log.open("w") as file:
+                agents.append(subprocess.Popen([*begin, *rest], env=env, stdout=file,
+                                               stderr=file, cwd=ROOT))  # fmt: skip
         try:
-            codes = [agent.wait(self.limit) for agent in agents]
-        except subprocess.TimeoutExpired:
-            codes = [f"over {self.limit:.0f} s"]
+            codes = wait_for(agents, self.limit)
         finally:
             for agent in agents:
-                if agent.poll() is None:
-                    os.killpg(agent.pid, signal.SIGKILL)
-        if any(codes):
-            said = (self.work / f"{name}-0.log").read_text()[-1500:]
-            raise RuntimeError(f"{name}: {codes}; {said}")
-        memory = [json.loads(Path(f"{held}.{rank}.json").read_text())["peak_gb"]
-                  for rank in range(processes)]  # fmt: skip
-        return Done(out, memory)
+                end(agent)
+        if codes is None or any(codes):
+            said = "".join(log.read_text()[-1500:] for log in logs)
+            raise RuntimeError(f"{name}: {codes or f'over {self.limit:.0f} s'}; {said}")
+
+
+def wait_for(agents: Sequence[subprocess.Popen], seconds: float) -> list[int] | None:
+    """Return the exit codes when all have ended, or one has failed and the others had their time.
+
+    Returns:
+        None if they go on.
+    """
+    last, failed = time.monotonic() + seconds, False
+    while time.monotonic() < last:
+        codes = [agent.poll() for agent in agents]
+        if None not in codes:
+            return [code for code in codes if code is not None]
+        if any(codes) and not failed:  # the others soon see it
+            last, failed = min(last, time.monotonic() + LEAVING), True
+        time.sleep(0.2)
+    return [agent.poll() or 0 for agent in agents] if failed else None
+
+
+def end(agent: subprocess.Popen) -> None:
+    """End a process with all that it started; torchrun puts each worker in a session of its own."""
+    if agent.poll() is not None:
+        return
+    family = [agent.pid, *descendants(agent.pid)]
+    agent.terminate()
+    with suppress(subprocess.TimeoutExpired):
+        agent.wait(LEAVING)
+    for pid in family:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    agent.wait()
+
+
+def descendants(pid: int) -> list[int]:
+    """List the processes below one (Linux)."""
+    try:
+        found = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    except OSError:
+        return []
+    return [p for child in map(int, found) for p in (child, *descendants(child))]
 
 
 @dataclass(frozen=True)

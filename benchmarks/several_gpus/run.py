@@ -5,18 +5,23 @@
     python -m benchmarks.several_gpus.run --gpus 1                              # world size 1
 
 Every run is the product's own command in processes of its own. What is known is written to --out
-after each; what is there is not measured again.
+after each; what is there is not measured again. Rows come by how much they are wanted, so a call
+that is too short leaves out the least; what failed is tried again.
+
+A fifth of a run is training: on two H200s expect half an hour in all, in calls of --seconds.
 """
 
 import argparse
 import json
 import shlex
+import shutil
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +30,7 @@ import torch
 from benchmarks.distill_speed import ROWS, TINY, Row, photos
 from benchmarks.several_gpus.launch import ROOT, Machine, distance, machine_facts, report
 
-SPEEDS = ("trio", "mamba", "fastervit", "eradio")
+SPEEDS = ("mamba", "fastervit", "eradio")
 EQUAL = (
     "distill custom --data embedded/photos --teachers rule:colour@64 rule:edges@64,summary=0 "
     "--student eradio_nano --size 64 --batch 16 --normalise alpha_only --calibration 2 "
@@ -48,68 +53,84 @@ class Parts:
         self.machine, self.tiny, self.done = machine, tiny, dict[str, Any]()
 
     def rows(self) -> Part:
-        for part in (self.links, self.equality, self.speed, self.memory, self.stalls, self.texts):
+        parts = (
+            self.links, self.equality, lambda: self.speed("trio"), self.planned, self.stalls,
+            self.memory, self.texts,
+            *(partial(self.speed, name) for name in SPEEDS * (not self.tiny)),
+        )  # fmt: skip
+        for part in parts:
             yield from part()
 
     def links(self) -> Part:
-        yield "links", self._links
+        if self.machine.gpus > 1:
+            yield "links", self._links
 
     def _links(self) -> dict[str, Any]:
         out = self.machine.work / "links.json"
-        words = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-        words += [f"--nproc-per-node={self.machine.gpus}", "-m", "zoo", "bench", "links"]
-        words += ["--device", self.machine.device, "--out", str(out)]
+        words = ["-m", "zoo", "bench", "links", "--device", self.machine.device, "--out", str(out)]
         words += ["--most", "4", "--rounds", "2"] if self.tiny else []
-        subprocess.run(words, cwd=ROOT, check=True, timeout=self.machine.limit)
-        return json.loads(out.read_text())
+        self.machine.launch("links", words, processes=self.machine.gpus)
+        found = json.loads(out.read_text())
+        figures = {name: float(f"{found[name]:.3g}") for name in ("within", "hop_within")}
+        print(f"for the GPU in train/constants.json: {json.dumps(figures)}; links {found['how']}")
+        return found
 
     def equality(self) -> Part:
-        """The same slices on one process, again on one, and cut and shared in each way."""
+        """The same slices on one process, again on one, and cut and shared in each way.
+
+        In float64 as on a CPU, and as runs compute on a GPU: there "again" tells what is noise.
+        """
         gpus = self.machine.gpus
         words = self.equal()
+        exact = [*words, "--precision", "float64"]
         groups = ["1"] * max(gpus, 2)
-        parted = [*words, "--sizes", "64", "96", "--partition", *groups[:2]]
+        parted = [*exact, "--sizes", "64", "96", "--partition", *groups[:2]]
         forms = {
-            "again": (words, 1, 1), "ddp": ([*words, "--ranks", "ddp"], gpus, 1),
-            "fsdp": ([*words, "--ranks", "fsdp"], gpus, 1),
-            "hsdp, two agents": ([*words, "--ranks", "hsdp"], gpus, 2),
-            "partition": (parted, gpus, 1),
-        }  # fmt: skip
-        one: dict[bool, Any] = {}
+            "float64, ddp": (exact, (), gpus, 1),
+            "float64, fsdp": (exact, ("--ranks", "fsdp"), gpus, 1),
+            "again": (words, (), 1, 1),
+            "ddp": (words, (), gpus, 1),
+            "fsdp": (words, ("--ranks", "fsdp"), gpus, 1),
+            "float64, partition": (parted, (), gpus, 1),
+            "float64, hsdp on two agents": (exact, ("--ranks", "hsdp"), gpus, 2),
+        }
+        ones = dict[tuple[str, ...], Any]()
 
         def gap(form: str) -> float:
-            ours, processes, nodes = forms[form]
-            own = form == "partition"
-            if own not in one:
-                name = f"equal-one{'-partition' * own}"
-                one[own] = self.machine.run(name, parted if own else words, processes=1)
+            same, more, processes, nodes = forms[form]
+            if (key := tuple(same)) not in ones:
+                ones[key] = self.machine.run(f"equal-one-{len(ones)}", same, processes=1)
+            name = "equal-" + form.replace(", ", "-").replace(" ", "-")
             done = self.machine.run(
-                f"equal-{form.partition(',')[0]}", ours, processes=processes, nodes=nodes
+                name, [*same, *more], processes=processes, nodes=nodes, torchrun=bool(more)
             )
-            return distance(done, one[own])
+            return distance(done, ones[key])
 
-        for form, (_, processes, nodes) in forms.items():
-            if nodes <= processes:
-                yield f"equality, {form}", lambda form=form: gap(form)
+        for form, (*_, processes, nodes) in forms.items():
+            if nodes == 1 or nodes < processes:  # else each node has one, and hsdp is fsdp
+                yield f"equality, {form}", partial(gap, form)
 
     def equal(self, *more: str) -> list[str]:
         """Return the command whose runs are compared: as many slices as processes."""
         steps = ("--steps", "4" if self.tiny else "20")
         return [*shlex.split(EQUAL), *steps, "--slices", str(max(self.machine.gpus, 2)), *more]
 
-    def speed(self) -> Part:
-        """`zoo distill` as it is, on one GPU and on all, with as many images for each."""
-        for name in SPEEDS[:1] if self.tiny else SPEEDS:
-            row = replace(TINY, steps=8) if self.tiny else replace(ROWS[name], steps=150)
-            for processes in dict.fromkeys((1, self.machine.gpus)):
-                yield (
-                    f"img/s, {name}, {processes} GPU",
-                    lambda name=name, row=row, n=processes: self.machine.run(
-                        f"speed-{name}-{n}", self.words(row, n), processes=n
-                    ).rates(),
-                )
-        if "links" in self.done:
-            yield "img/s, trio, planned", self._planned
+    def speed(self, name: str) -> Part:
+        """`zoo distill` on one GPU and on all, with as many images for each.
+
+        Plain on both: on several processes nothing else is chosen.
+        """
+        row = replace(TINY, steps=8) if self.tiny else replace(ROWS[name], steps=150)
+        counts = tuple(dict.fromkeys((1, self.machine.gpus)))
+        for n in counts:
+            yield f"img/s, {name}, {n} GPU", partial(self._rate, name, row, n)
+        one, *several = [self.done.get(f"img/s, {name}, {n} GPU") for n in counts]
+        if one and several and several[0]:
+            yield f"share of {counts[1]} x 1, {name}", lambda: several[0] / one / counts[1]
+
+    def _rate(self, name: str, row: Row, processes: int) -> float:
+        words = self.words(row, processes, "--speed", "plain")
+        return self.machine.run(f"speed-{name}-{processes}", words, processes=processes).rates()
 
     def words(self, row: Row, processes: int, *more: str) -> list[str]:
         """Return the command of a row, with as many images for each process."""
@@ -120,11 +141,21 @@ class Parts:
         words += ["5", "--eval-images", "64", "--every.evaluate", "100000"]
         return [*words, "--every.checkpoint", "100000", *more]
 
+    def planned(self) -> Part:
+        n = self.machine.gpus
+        yield "img/s, trio, planned", self._planned
+        measured, told = (self.done.get(f"img/s, trio, {end}") for end in (f"{n} GPU", "planned"))
+        if measured and told:
+            yield "planned over measured, trio", lambda: told / measured
+
     def _planned(self) -> float:
         links = self.machine.work / "links.json"
         row, n = (TINY if self.tiny else ROWS["trio"]), self.machine.gpus
-        words = [sys.executable, "-m", "zoo", "plan", *self.words(row, n)[1:], "--gpus", str(n)]
-        words += ["--compile-teachers", "--links", str(links)]
+        words = [sys.executable, "-m", "zoo", "plan", *self.words(row, n, "--speed", "plain")[1:]]
+        words += ["--gpus", str(n)]
+        if found := self.done.get("links"):  # of an earlier call, perhaps on another machine
+            links.write_text(json.dumps(found))
+            words += ["--links", str(links)]
         out = subprocess.run(words, cwd=ROOT, check=True, capture_output=True, text=True).stdout
         line = next(line for line in out.splitlines() if "img/s" in line and "modelled" in line)
         return float(line.split("│")[-2].replace(",", ""))
@@ -139,23 +170,23 @@ class Parts:
             large, taught = (replace(TINY, steps=4, calibration=1) for _ in range(2))
         cut = replace(taught, teachers=tuple(f"{t},place=shard" for t in taught.teachers[-1:]))
         forms = {
-            "student, ddp": (large, "--ranks", "ddp", n, 1),
-            "student, fsdp": (large, "--ranks", "fsdp", n, 1),
-            "student, hsdp, two agents": (large, "--ranks", "hsdp", n, 2),
-            "teacher, whole": (taught, "--ranks", "ddp", n, 1),
-            "teacher, cut": (cut, "--ranks", "ddp", n, 1),
+            "student, ddp": (large, "ddp", n, 1),
+            "student, fsdp": (large, "fsdp", n, 1),
+            "teacher, whole": (taught, "ddp", n, 1),
+            "teacher, cut": (cut, "ddp", n, 1),
+            "student, hsdp on two agents": (large, "hsdp", n, 2),
         }
 
         def measure(form: str) -> dict[str, Any]:
-            row, *method, processes, nodes = forms[form]
-            words = self.words(row, processes, *method, "--speed", "plain")
+            row, method, processes, nodes = forms[form]
+            words = self.words(row, processes, "--ranks", method, "--speed", "plain")
             name = "memory-" + form.replace(", ", "-").replace(" ", "-")
-            done = self.machine.run(name, words, processes=processes, nodes=nodes)
+            done = self.machine.run(name, words, processes=processes, nodes=nodes, torchrun=True)
             return dict(peak_gb=done.peak_gb, img_s=done.rates())
 
         for form, (*_, processes, nodes) in forms.items():
-            if nodes <= processes:
-                yield f"memory, {form}", lambda form=form: measure(form)
+            if nodes == 1 or nodes < processes:
+                yield f"memory, {form}", partial(measure, form)
 
     def stalls(self) -> Part:
         yield "checkpoint stall", self._stall
@@ -163,25 +194,27 @@ class Parts:
 
     def _stall(self) -> dict[str, Any]:
         out = self.machine.work / "stall.json"
-        words = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-        words += [f"--nproc-per-node={self.machine.gpus}", "benchmarks/checkpoint_stall.py"]
-        words += ["--device", self.machine.device, "--json", str(out), "--steps", "220"]
+        words = ["benchmarks/checkpoint_stall.py", "--device", self.machine.device]
+        words += ["--json", str(out), "--steps", "220"]
         if self.tiny:
             words += ["--model", "test_vit", "--size", "160", "--batch", "2", "--every", "4"]
             words += ["--steps", "12"]
-        subprocess.run(words, cwd=ROOT, check=True, timeout=self.machine.limit)
+        self.machine.launch("stall", words, processes=self.machine.gpus)
         return json.loads(out.read_text())
 
     def _resume(self) -> float:
         """Cut the last half of a cut run off, and let one process go on."""
-        words = self.equal("--ranks", "fsdp")
-        whole = self.machine.run("resume-whole", words, processes=self.machine.gpus)
-        half = self.machine.run("resume-half", words, processes=self.machine.gpus)
-        saved = sorted((half.out / "checkpoints").glob("step_*"))
+        words = self.equal("--ranks", "fsdp", "--precision", "float64")
+        n = self.machine.gpus
+        whole = self.machine.run("resume-whole", words, processes=n, torchrun=True)
+        half = self.machine.work / "resume-half"
+        shutil.rmtree(half, ignore_errors=True)
+        shutil.copytree(whole.out, half)
+        saved = sorted((half / "checkpoints").glob("step_*"))
         for path in saved[len(saved) // 2 :]:
-            subprocess.run(["rm", "-rf", str(path)], check=True)
+            shutil.rmtree(path)
         again = self.machine.run(
-            "resume-half", ["distill", "--resume", str(half.out), "--ranks", "ddp"], processes=1
+            half.name, ["distill", "--resume", str(half), "--ranks", "ddp"], processes=1
         )
         return distance(again, whole)
 
@@ -257,9 +290,12 @@ def main() -> None:
         began = time.monotonic()
         try:
             found[name] = measure()
-        except (RuntimeError, subprocess.SubprocessError) as error:
-            print(f"{name}: failed: {error}", flush=True)
+        except Exception as error:  # the other rows are still wanted
+            print(f"{name}: failed: {type(error).__name__}: {error}", flush=True)
+            found.setdefault("failed", {})[name] = f"{type(error).__name__}: {error}"[-2000:]
+            report(args.out, found)
             continue
+        found.get("failed", {}).pop(name, None)
         report(args.out, found)
         print(f"{name}: {str(found[name])[:200]} ({time.monotonic() - began:.0f} s)", flush=True)
 

@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import zoo
 from benchmarks.vision_compression.cells import ParentSpec
-from zoo.commands import prune_args
+from zoo.commands.prune.args import main as prune
 from zoo.files import read_json
 
 SHARE = 0.5
@@ -59,7 +59,7 @@ def cut_by_zoo(
         words = ",".join(filter(None, (f"flops={SHARE}", spec.words[cut])))
     if not folder.is_dir():
         own = ["--to", words, "--form", spec.form, "--data", str(data), "--out", str(folder)]
-        prune_args.main([parent, *own, *options])
+        prune([parent, *own, *options])
     about = read_json(folder / "prune.json")
     chosen = [c["to"] for c in about.get("search", {}).get("candidates", ()) if c["chosen"]]
     return dict(

@@ -9,6 +9,7 @@ from fnmatch import fnmatchcase
 from functools import cache
 
 from zoo.axes import Axis, Shapes
+from zoo.students.prune.budget import BUDGETS
 
 KINDS = {
     "stream": r"C\d*",
@@ -165,7 +166,9 @@ def _amount(what: str, amount: float | int, size: int) -> int:
 def _nothing(what: str, found: list[Axis], shapes: Shapes) -> str:
     if found:
         return f"{found[0]} keeps its size: {shapes.fixed[found[0]]}."
-    near = difflib.get_close_matches(what, [*KINDS, "layers", *shapes.sizes], n=1)
+    in_parts = [f"{part}.{kind}" for part in PARTS for kind in (*KINDS, "layers") if "." in what]
+    words = [*KINDS, "layers", *BUDGETS, *in_parts, *shapes.sizes]
+    near = difflib.get_close_matches(what, words, n=1)
     known = [k for k in KINDS if any(names(k, axis) for axis in shapes.sizes)]
     return f"This model has no {what!r}; it has {', '.join(known)}, layers." + (
         f" Did you mean {near[0]}?" if near else ""

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from zoo.commands.bench import main
+from zoo.commands.bench.args import main
 from zoo.train.config import differences
 from zoo.train.distill.config import Distill, TeacherSpec
 from zoo.train.distill.setup import with_decoder

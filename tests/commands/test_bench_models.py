@@ -5,7 +5,7 @@ import json
 import pytest
 
 from zoo.cli import main
-from zoo.commands.bench_models import differences, expand_names, read_run, table_of
+from zoo.commands.bench.models import differences, expand_names, read_run, table_of
 from zoo.eval.speed.models import Case, Measured
 
 RUN = [

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from zoo.cli import main
-from zoo.commands.cluster_plan import Models, column, notes, student_seconds
+from zoo.commands.cluster.plan import Models, column, forms, notes, student_seconds
 from zoo.teachers.open import open_teacher
 from zoo.train.cluster import GPUS, with_links
 from zoo.train.config import Optim
@@ -57,6 +57,28 @@ def test_a_step_and_its_gpu_hours_by_hand(models):
     assert found.step == pytest.approx(32 * image + found.waits)
     hours = 16 * 1000 * found.step / 3600
     assert found.gpu_hours == pytest.approx(hours * (1 + found.failures.lost))
+
+
+def test_one_gpu_compiles_by_default_where_the_run_is_long_enough_and_several_do_not(models):
+    """The rule of `speed`: on one process, from 200 s of plain steps."""
+    one = replace(RUN, batch=32, slices=1)
+    (teacher,), student = models.teachers.values(), models.student
+    image = teacher.flops / (0.58 * 790e12) + 3 * student.flops / (0.30 * 790e12)
+    long = math.ceil(200 / (32 * image / 0.88)) + 12  # behind the steps that are timed
+    for steps, compiled in ((long, True), (long - 1, False)):
+        found = column(replace(one, steps=steps), models, 1, H200)
+        assert (found.form.teachers, found.form.blocks) == (compiled, compiled)
+        assert found.compute.total == pytest.approx(image if compiled else image / 0.88)
+        assert found.activations == pytest.approx(32 * models.saved * (0.5 if compiled else 1))
+    asked = replace(one, speed="compiled", steps=1)
+    assert column(asked, models, 1, H200).form.blocks
+    assert not column(replace(asked, ranks="fsdp"), models, 1, H200).form.blocks
+    several = column(replace(RUN, steps=16 * long, compile_teachers=True), models, 16, H200)
+    seconds, part = several.compute, 3 * student.flops / (0.30 * 790e12)
+    assert list(seconds.teachers.values()) == [pytest.approx(image - part)]
+    assert seconds.student == pytest.approx(part / 0.88)  # which no option compiles
+    lines = forms([found, several])
+    assert "on 1 GPU: plain (not all: the" in lines[0] and "on 16 GPUs: teachers" in lines[1]
 
 
 def test_small_images_hide_less_of_the_communication(models):

@@ -16,8 +16,8 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from zoo.commands.distill import better_form, distill
-from zoo.commands.distill_args import main
+from zoo.commands.distill.args import main
+from zoo.commands.distill.run import better_form, distill
 from zoo.eval.report.run_folder import read_run
 from zoo.eval.report.verdict import on_weights
 from zoo.students.export import load_export
@@ -251,8 +251,8 @@ KILLED = """
 import sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
-from zoo.commands.distill import distill
-from zoo.commands.distill_args import main
+from zoo.commands.distill.run import distill
+from zoo.commands.distill.args import main
 from zoo.train.distill.config import Distill
 from zoo.train.run import Run
 run = Run(Path(sys.argv[1]) / "killed")

@@ -87,20 +87,23 @@ def test_teachers_of_vision_beside_one_that_writes(run, tmp_path, capsys):
 
     words = (
         f"distill --image-text generated:48 {WORDS} --teachers vlm:{run} "
-        "timm:test_vit/random@64 rule:edges@32,spatial=0.5 --losses.kl 1 --vision 1 --steps 2 "
-        f"--every.log 1 --every.checkpoint 1 --out {tmp_path}/taught"
+        "timm:test_vit/random@64,summary=0.25 rule:edges@32,spatial=0.5 "
+        "rule:plan-human@32,spatial=0,summary=2,loss=cross_entropy --losses.kl 1 --vision 1 "
+        f"--steps 2 --every.log 1 --every.checkpoint 1 --out {tmp_path}/taught"
     )
     zoo(f"{words} --dry-run")
     assert "test_vit" in capsys.readouterr().out
     zoo(words)
     logged = rows(tmp_path / "taught", "train")
     names = {"run/kl", "run/vision", "test_vit/vision", "edges/vision", "ce"}
+    names |= {"test_vit/summary", "plan-human/summary"}
+    weights = {"edges/vision": 0.5, "test_vit/summary": 0.25, "plan-human/summary": 2}
     assert {key for key in logged[0] if "/" in key or key == "ce"} == names
-    weighed = sum(logged[1][n] * (0.5 if n == "edges/vision" else 1) for n in names)
+    weighed = sum(logged[1][n] * weights.get(n, 1) for n in names)
     assert logged[1]["loss"] == pytest.approx(weighed, rel=1e-5)
     last = checkpoints(tmp_path / "taught" / "checkpoints")[-1]
     learnt = read_checkpoint(last)["parts"]
-    assert {n for n in learnt if n.startswith("projections")}
+    assert {"test_vit.weight", "plan-human/summary.weight"} <= learnt["projections"].keys()
     shutil.rmtree(last)
     zoo(f"distill --resume {tmp_path}/taught")
     assert rows(tmp_path / "taught", "train")[-1] == logged[-1]
@@ -111,26 +114,37 @@ def test_a_teacher_s_features_are_learnt_on_the_coarser_grid_with_variance_1():
 
     from zoo.features import Features
     from zoo.multimodal.image_text import ImageText
+    from zoo.train.distill.config import TeacherSpec
     from zoo.train.distill.image_text_task import fit_features
     from zoo.train.distill.map_teacher import MapTeacher
 
     class Colours:
         """Each pixel of a map of 8 x 8: the colour there, of two channels ten times as large."""
 
-        name, spatial_dim = "colours", 4
+        name, summary_dim, spatial_dim = "colours", 3, 4
 
         def __call__(self, batch):
             x = batch.at((8, 8)).permute(0, 2, 3, 1)
-            return Features(None, torch.cat([x, x[..., :1] * x[..., 1:2] * 10], -1))
+            return Features(x.mean((1, 2)), torch.cat([x, x[..., :1] * x[..., 1:2] * 10], -1))
 
     torch.manual_seed(0)
     images = torch.randint(0, 256, (16, 3, 32, 64), dtype=torch.uint8)
     tokens = None
     batch = ImageText(tokens, tokens, [images], [range(16)])
-    teacher = MapTeacher(Colours(), cell=8)
-    assert teacher(images).shape == (16, 4, 8, 4)
-    normal = fit_features(teacher, [batch])(teacher(images)).flatten(0, 2)
+    teacher = MapTeacher(Colours(), TeacherSpec(name="rule:colour", summary=0.0), cell=8)
+    seen = teacher(images).spatial
+    assert seen.shape == (16, 4, 8, 4)
+    normalizer, summary = fit_features(teacher, [batch])
+    normal = normalizer(seen).flatten(0, 2)
     assert (normal.var(0) - 1).abs().max() < 1e-4 and normal.mean(0).abs().max() < 1e-4
+    assert summary is None
+
+    # a constant answer's loss by angle is 1, by the definition of the dispersion
+    spec = TeacherSpec(name="rule:colour", spatial=0.0, loss="angle")
+    teacher = MapTeacher(Colours(), spec, cell=8)
+    assert fit_features(teacher, [batch]) == (None, 3)
+    theirs = teacher(images).summary
+    assert teacher.summary_loss(theirs.mean(0).expand(16, 3), theirs) == pytest.approx(1, rel=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -138,6 +152,7 @@ def test_a_teacher_s_features_are_learnt_on_the_coarser_grid_with_variance_1():
     [
         ("distill --image-text generated:48 --language llama_tiny/random", "--tower is missing"),
         ("distill --image-text nowhere " + WORDS, "no data at nowhere"),
+        ("distill --image-text generate:48 " + WORDS, "Did you mean generated:48?"),
         (f"distill --image-text generated:48 {WORDS} --length 8", "longer than 8 tokens"),
         (f"distill --image-text generated:48 {WORDS} --learn tower tower", "each once"),
         (f"distill --image-text generated:48 {WORDS} --vision 1", "name --teachers vlm:RUN"),
@@ -153,7 +168,16 @@ def test_a_teacher_s_features_are_learnt_on_the_coarser_grid_with_variance_1():
         ),
         (
             f"distill --image-text generated:48 {WORDS} --vision 1 --teachers rule:edges,rate=0.5",
-            "only spatial=W",
+            "rate= is of runs on images alone",
+        ),
+        (
+            f"distill --image-text generated:48 {WORDS} --vision 1 --teachers rule:plan-human@32",
+            "or its summary alone: ,spatial=0,summary=1",
+        ),
+        (
+            f"distill --image-text generated:48 {WORDS} --vision 1 "
+            "--teachers rule:colour@32,summary=1,loss=cross_entropy",
+            "probabilities that add up to 1",
         ),
         (
             f"distill --image-text generated:48 {WORDS} --vision 1 --losses.kl 1 "

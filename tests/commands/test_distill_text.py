@@ -168,7 +168,7 @@ def test_two_teachers_teach_one_by_its_tokens_and_both_by_their_states(place, ca
 
 
 def test_states_are_normalised_by_the_moments_of_the_tokens_that_count(place):
-    from zoo.commands.distill_text import feed_of, normalizers, prepare
+    from zoo.commands.distill.text import feed_of, normalizers, prepare
     from zoo.data.plan import mix
     from zoo.train.distill.token_config import DistillText, TokenLosses
     from zoo.train.run import Run

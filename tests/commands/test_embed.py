@@ -11,7 +11,7 @@ from PIL import Image
 
 from zoo.cli import main
 from zoo.commands.embed import Embed, embed
-from zoo.commands.evaluate import evaluate
+from zoo.commands.evaluate.run import evaluate
 from zoo.eval.stored import about_features, load_features, read_part
 from zoo.eval.subject import EvalRequest, open_subject
 from zoo.train.interrupt import Interrupted

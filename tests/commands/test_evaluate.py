@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 
 from zoo.cli import main
-from zoo.commands.evaluate import evaluate, kept, read_data
-from zoo.commands.evaluate_compare import records_of
+from zoo.commands.evaluate.compare import records_of
+from zoo.commands.evaluate.run import evaluate, kept, read_data
 from zoo.eval.benchmarks import BENCHMARKS, Benchmark
 from zoo.eval.fewshot import FewshotSettings
 from zoo.eval.registry import Picture, Scores
@@ -192,7 +192,7 @@ def test_a_dry_run_counts_the_images_and_refuses_data_that_does_not_fit(images, 
 
 
 def test_every_benchmark_stands_in_the_help_of_on(capsys):
-    from zoo.commands.evaluate_args import EvalArgs
+    from zoo.commands.evaluate.args import EvalArgs
 
     with pytest.raises(SystemExit):
         main(["eval", "--help"])
@@ -219,7 +219,7 @@ def test_windows_step_by_two_thirds_of_a_crop_of_any_size(images, tmp_path):
 
 
 def test_options_of_zoo_detect_are_those_of_its_training(capsys):
-    from zoo.commands.evaluate_args import _spelt_out
+    from zoo.commands.evaluate.args import _spelt_out
 
     given = ["--detect.steps", "5", "--detect.optim.lr=1e-3", "--detect.size", "64"]
     assert _spelt_out([*given, "--detect.training.batch", "2"]) == [

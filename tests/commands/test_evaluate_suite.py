@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from zoo.cli import main
-from zoo.commands.evaluate_suite import read_suite
+from zoo.commands.evaluate.suite import read_suite
 from zoo.eval.protocols import PROTOCOLS, departures_of
 from zoo.eval.results import read
 

@@ -13,7 +13,7 @@ import timm
 import torch
 
 from zoo.cli import main
-from zoo.commands.model_card import card_of, interval
+from zoo.commands.export.model_card import card_of, interval
 from zoo.eval.registry import Scores
 from zoo.eval.results import Record, write
 from zoo.features import Batch

@@ -12,7 +12,7 @@ import pytest
 from torch.distributed.run import get_args_parser
 
 from zoo.cli import main
-from zoo.commands.distill_args import on_processes, read_args
+from zoo.commands.distill.args import on_processes, read_args
 
 ROOT = Path(__file__).parents[2]
 SMALL = shlex.split(

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from zoo.cli import main
-from zoo.commands.bench import main as bench
-from zoo.commands.links import MIB, RINGS, Row, figures, fit
+from zoo.commands.bench.args import main as bench
+from zoo.commands.bench.collectives import MIB, RINGS, Row, figures, fit
 
 ROOT = Path(__file__).parents[2]
 

@@ -17,8 +17,8 @@ from PIL import Image
 from torch import nn
 
 from zoo.cli import main
-from zoo.commands.prune_halving import halve, hypertrick
-from zoo.commands.prune_search import compare
+from zoo.commands.prune.halving import halve, hypertrick
+from zoo.commands.prune.search import compare
 from zoo.students.prune.candidates import Candidate
 from zoo.students.prune.cost import Cost
 from zoo.students.prune.journal import Journal

@@ -4,8 +4,8 @@ from dataclasses import replace
 
 import pytest
 
-from zoo.commands import distill_args
-from zoo.commands.distill import distill
+from zoo.commands.distill import args
+from zoo.commands.distill.run import distill
 from zoo.eval.report.terminal import print_tables
 from zoo.teachers.cache import Cache
 from zoo.train.config import Every
@@ -21,7 +21,7 @@ def small(tmp_path, monkeypatch):
     monkeypatch.setattr("zoo.data.embedded.HALF_CROPS", {"train": 1, "val": 1})
     monkeypatch.setattr("zoo.train.pretext.STEPS", 5)
     monkeypatch.setattr("zoo.train.pretext.BATCH", 8)
-    stages = distill_args._recipe("quickstart")
+    stages = args._recipe("quickstart")
     if not any("wheel" in spec.name for spec in stages[""].teachers):
         pytest.skip("the extra demo is not installed")
     every = Every(log=2, checkpoint=4, evaluate=4)
@@ -54,6 +54,6 @@ def test_the_quickstart_ends_with_a_table_that_a_second_run_repeats(small, tmp_p
 def test_without_its_packages_the_quickstart_says_so_and_trains_all_its_teachers(
     monkeypatch, capsys
 ):
-    monkeypatch.setattr(distill_args, "is_installed", lambda name: False)
-    assert distill_args._recipe("quickstart") == {"": RECIPES["pretext"]()}
+    monkeypatch.setattr(args, "is_installed", lambda name: False)
+    assert args._recipe("quickstart") == {"": RECIPES["pretext"]()}
     assert "pip install 'backbone-zoo[demo]'" in capsys.readouterr().err

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from zoo.commands.distill import distill
+from zoo.commands.distill.run import distill
 from zoo.features import Batch
 from zoo.layers.spectral import SpectralScale, baked
 from zoo.students.export import load_export

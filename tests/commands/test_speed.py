@@ -13,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-from zoo.commands import distill as commands
+from zoo.commands.distill import run as commands
 from zoo.compiled_blocks import compile_blocks
 from zoo.features import Batch
 from zoo.teachers.teacher import Frozen

@@ -13,8 +13,8 @@ from PIL import Image
 from safetensors.torch import load_file
 
 import zoo
-from zoo.commands.distill_args import read_args
-from zoo.commands.stages import distill_stages, print_plans, read_stages
+from zoo.commands.distill.args import read_args
+from zoo.commands.distill.stages import distill_stages, print_plans, read_stages
 from zoo.eval.report.page import build_report
 from zoo.teachers.open import open_teacher
 from zoo.teachers.teacher import fingerprint

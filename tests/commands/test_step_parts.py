@@ -6,8 +6,14 @@ from dataclasses import replace
 import pytest
 import torch
 
-from zoo.commands.bench_distill import TINY, measure_steps, part_table
-from zoo.commands.step_parts import ModelPool, best_parts, measure, pink_noise, spread_layer_scale
+from zoo.commands.bench.distill import TINY, measure_steps, part_table
+from zoo.commands.bench.step_parts import (
+    ModelPool,
+    best_parts,
+    measure,
+    pink_noise,
+    spread_layer_scale,
+)
 from zoo.teachers.open import open_teacher
 
 SMALL = replace(TINY, teachers=("timm:test_vit/random@64",), size=64, batch=2, alone=True)

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from timm.data import ImageDataset, create_loader, resolve_data_config
 
-from zoo.commands.evaluate import evaluate
+from zoo.commands.evaluate.run import evaluate
 from zoo.data.sources import open_whole
 from zoo.eval.calibration import calibration_error
 from zoo.eval.classify import (

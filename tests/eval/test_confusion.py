@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from sklearn.metrics import balanced_accuracy_score, confusion_matrix
 
-from zoo.commands.evaluate import evaluate
+from zoo.commands.evaluate.run import evaluate
 from zoo.eval.confusion import DARK, PAPER, balanced, confusion, drawn
 from zoo.eval.extract import Extracted
 from zoo.eval.knn import measure

@@ -21,7 +21,7 @@ from types import SimpleNamespace
 
 import torch
 
-from zoo.commands.evaluate import evaluate
+from zoo.commands.evaluate.run import evaluate
 from zoo.data.text import open_text
 from zoo.eval.settings import ClassifySettings
 from zoo.eval.subject import EvalRequest
@@ -34,7 +34,7 @@ from zoo.train.distill.same import _same_on_ranks
 from zoo.train.distill.setup import prepare
 from zoo.train.distill.teachers import optimize_teachers
 from zoo.train.distill.token_task import evaluate_text
-from zoo.commands.distill import log_evaluation, new_student
+from zoo.commands.distill.run import log_evaluation, new_student
 from zoo.features import Batch
 
 warnings.simplefilter("ignore")

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from zoo.commands.evaluate import evaluate, table_of
+from zoo.commands.evaluate.run import evaluate, table_of
 from zoo.eval.dense.correspondence import CorrespondenceSettings, correspondence
 from zoo.eval.dense.depth import DepthSettings, depth
 from zoo.eval.dense.segment import SegmentSettings, segment

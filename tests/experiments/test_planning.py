@@ -1,12 +1,26 @@
 import json
+import tarfile
+from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
 from zoo.cli import main
-from zoo.experiments.planning.run import WEIGHTS, Answers, best_weights, chosen, controls, driven
-from zoo.experiments.planning.scenes import draw_scene, scenes
+from zoo.experiments.planning.config import tiny
+from zoo.experiments.planning.result import BEST, BLIND, share
+from zoo.experiments.planning.run import (
+    WEIGHTS,
+    Answers,
+    best_weights,
+    chosen,
+    controls,
+    distillation,
+    driven,
+)
+from zoo.experiments.planning.scenes import draw_scene, scenes, write_scenes
 from zoo.teachers.planning import judge
+from zoo.train.distill.plan_step import view_of
 
 
 def test_a_scene_is_a_pure_function_and_says_all_that_the_rules_look_at():
@@ -36,14 +50,32 @@ def test_who_knows_the_rules_drives_as_they_say():
 
 
 def test_no_other_blind_choice_does_better_than_the_control_where_it_was_chosen():
-    truth = judge(torch.from_numpy(scenes(2, 32, 64)))
-    found = controls(truth, truth)
-    blind, best = found["one trajectory for every scene"], found["the rules themselves"]
+    images = torch.from_numpy(scenes(2, 32, 64))
+    truth = judge(images)
+    found = controls(truth, images)
+    blind, driver, best = found[BLIND], found["the driver"], found[BEST]
+    assert driver["total"] == pytest.approx(best["total"])
     each = [
         driven(truth, torch.full((32,), number))["total"]
         for number in range(truth.collision.shape[1])
     ]
     assert blind["total"] == pytest.approx(max(each)) and blind["total"] < 0.9 * best["total"]
+    assert [share(found[what]["total"], found) for what in (BLIND, BEST)] == [0, 100]
+    assert share((blind["total"] + best["total"]) / 2, found) == pytest.approx(50)
+
+
+def test_students_learn_from_whole_scenes(tmp_path):
+    config = replace(tiny(), out=tmp_path / "planning")
+    config.out.mkdir()
+    write_scenes(config.out / "scenes.tar", 1, 3, 32)
+    run = distillation(config, "rules", 0)
+    view = replace(view_of(run, {}, {}), flip=0.0)
+    with tarfile.open(config.out / "scenes.tar") as tar:
+        for number, entry in enumerate(tar):
+            file = tar.extractfile(entry)
+            assert file is not None
+            shown = view.train(file.read(), np.random.default_rng(number))
+            assert (shown == draw_scene(1, number, 32).transpose(2, 0, 1)).all()
 
 
 def test_the_experiment_runs_is_resumed_and_draws(tmp_path, capsys):
@@ -56,7 +88,8 @@ def test_the_experiment_runs_is_resumed_and_draws(tmp_path, capsys):
     assert (out / "scenes.png").stat().st_size > 1000
     printed = capsys.readouterr().out
     assert "hits something, %: " in printed and "leaves the road, %: " in printed
-    assert "one trajectory for every scene" in printed
+    assert "one trajectory for every scene" in printed and "rules, in the scene before" in printed
+    assert "% of what looking can gain" in printed
     before = (out / "result.json").read_text()
     assert not main([*words, "--resume"])
     assert (out / "result.json").read_text() == before

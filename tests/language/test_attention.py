@@ -89,7 +89,7 @@ def test_a_model_without_attention_of_transformers_refuses_a_form(name):
 @pytest.mark.skipif(torch.cuda.is_available(), reason="they run on CUDA")
 def test_a_form_that_does_not_run_here_is_refused_and_the_model_stays(form):
     model = zoo.create_model("llama_tiny").eval()
-    with pytest.raises(ValueError, match=f"--attention {form} does not run with llama here"):
+    with pytest.raises(ValueError, match=f"{form} does not run with llama here: it is for CUDA"):
         set_attention(model, form, "llama")
     assert model.config._attn_implementation == "sdpa"
 

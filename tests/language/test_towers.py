@@ -282,6 +282,8 @@ def test_a_folder_that_is_misspelt_is_missed_with_the_nearest(offline_hub, tmp_p
         ("llama", dict(hiden_size=64), "no field 'hiden_size' .* Did you mean hidden_size"),
         ("llama", dict(pattern="M"), "no field 'pattern'"),
         ("llama3_9b", {}, "Did you mean llama3_8b"),
+        ("lama_tiny", {}, "Did you mean llama_tiny"),
+        ("mambavison_t", {}, "Did you mean mambavision_t"),
         ("nemotron4_15b", dict(pretrained=True), "has no released weights"),
         ("llama", dict(pretrained="./nowhere"), r"config\.json is missing"),
         ("resnet18", dict(pretrained="folder"), "is for language models, and resnet18 is none"),

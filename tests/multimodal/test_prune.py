@@ -10,7 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from zoo.axes import named_shapes
 from zoo.cli import main
-from zoo.commands.prune_image_text import check_form
+from zoo.commands.prune.image_text import check_form
 from zoo.multimodal.open import adaptor_tower, mixture_tower, open_tower, open_vlm, tower_of
 from zoo.students.build import build_student
 from zoo.students.prune.cost import CostModel

@@ -40,7 +40,7 @@ def around_update(update: Callable) -> Callable:
 
     def faulty(state: Any, *args: Any) -> None:
         for what, path, step in FAULTS:
-            if what == "truncate" and step == state.step:
+            if what == "truncate" and step == state.step and not RANK:  # or it is halved by each
                 os.truncate(path, os.path.getsize(path) // 2)  # noqa: PTH202
         if due("kill", state.step):
             os.kill(os.getpid(), signal.SIGKILL)

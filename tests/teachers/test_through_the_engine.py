@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from zoo.commands.distill import distill
+from zoo.commands.distill.run import distill
 from zoo.features import Batch
 from zoo.students.build import build_student
 from zoo.students.export import export_student, load_export

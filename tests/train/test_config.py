@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from zoo.commands.distill_args import read_args
+from zoo.commands.distill.args import read_args
 from zoo.train.config import Optim, differences, to_json
 from zoo.train.device import device_of
 from zoo.train.distill.config import Distill, Heads, Losses, TeacherSpec

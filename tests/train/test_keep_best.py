@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from zoo.commands.export_checkpoint import best_of
+from zoo.commands.export.checkpoint import best_of
 from zoo.train.config import Every, Training
 from zoo.train.loop import train
 from zoo.train.run import Run

@@ -123,3 +123,14 @@ def test_a_training_that_keeps_whole_weights_refuses_to_cut_them():
         mesh.with_slices(Elastic(ranks="fsdp"))
     with pytest.raises(ValueError, match="start them with torchrun"):
         mesh.with_slices(DistillText(ranks="hsdp"))
+
+
+def test_whoever_joins_the_ranks_each_has_its_own_gpu(monkeypatch):
+    """Ray joins them itself; streams without a device are then those of this one."""
+    chosen = []
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    for joined in (False, True):
+        monkeypatch.setattr(mesh.dist, "is_initialized", lambda joined=joined: joined)
+        with mesh.ranks(torch.device("cuda:1")), mesh.ranks(torch.device("cpu")):
+            pass
+    assert chosen == [torch.device("cuda:1")] * 2

@@ -6,13 +6,9 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import pytest
 
-from zoo.commands import (
-    bench_distill_args,
-    bench_models_args,
-    embed_request,
-    evaluate_args,
-    openmmlab,
-)
+from zoo.commands import embed_request, openmmlab
+from zoo.commands.bench import distill_args, models_args
+from zoo.commands.evaluate.args import EvalArgs
 from zoo.eval import settings
 from zoo.eval.detect.config import Detect, DetectSettings
 from zoo.eval.subject import EvalRequest
@@ -31,9 +27,9 @@ CONFIGS = (
     MaskImages,
     Detect,
     DetectSettings, EvalRequest,
-    PhiSExperiment, StudentsExperiment, embed_request.Embed, evaluate_args.EvalArgs,
+    PhiSExperiment, StudentsExperiment, embed_request.Embed, EvalArgs,
     openmmlab.DetectConfigArgs, openmmlab.SegmentConfigArgs,
-    bench_models_args.ModelArgs, bench_distill_args.StepArgs,
+    models_args.ModelArgs, distill_args.StepArgs,
     *(kind for name, kind in vars(settings).items() if name.endswith("Settings")),
 )  # fmt: skip
 
@@ -85,6 +81,7 @@ def test_nan_infinity_minus_one_and_a_number_of_400_digits_are_in_no_config(kind
         (lambda: Augment(flip=7.0), "augment.flip is 7; it is a chance from 0 to 1."),
         (lambda: Augment(scale=(5.0, 9.0)), "augment.scale is (5.0, 9.0); each is a share"),
         (lambda: Augment(scale=(1.0, 0.5)), "its first number is the smaller share"),
+        (lambda: Augment(ratio=(2.0, 1.0)), "its first number is the smaller ratio"),
         (lambda: Heads(num_inner=100_000), "heads.num_inner is 100000; it is 0 to 64."),
         (lambda: Distill(batch=10**8), "batch is 100000000; it is 1 to 1,048,576."),
         (lambda: Distill(calibration=10**9), "calibration is 1000000000; it is 1 to 1,000,000."),

@@ -1,7 +1,7 @@
 """Training of a model of images and text, described by frozen dataclasses."""
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
@@ -26,6 +26,15 @@ TEACHERS = ("timm", "open_clip", "hf", "zoo", "torch", "rule")
 """Kinds of teachers of features; a cache knows the views of one run, and `pretext` is trained on
 images alone."""
 PARTS: tuple[Part, ...] = ("tower", "projector", "language")
+PLAIN = TeacherSpec(name="rule:colour")
+UNKNOWN = dict(
+    rate="every teacher answers in every step",
+    follow="images have one size for all steps",
+    mosaic="a teacher sees each image by itself, as questions are about one",
+    at="images have one size for all steps",
+    place="each process has a whole copy",
+)
+"""Options of a teacher on images alone that a run of images and text has no use for, and why."""
 FREEZE: dict[Part, str] = {
     "tower": "model.vision_tower",
     "projector": "model.multi_modal_projector",
@@ -80,9 +89,10 @@ class DistillImageText(Training):
     --tower that one takes the place of its own."""
     teachers: tuple[str, ...] = ()
     """Frozen models. vlm:RUN or vlm:FOLDER, of the same tokenizer and as many tokens an image,
-    teaches answers (--losses.kl) and its tower's tokens (--vision). Any teacher of zoo distill with
-    a map (timm:, open_clip:, hf:, zoo:, torch:, rule:) teaches features: --vision 1; behind it
-    ,spatial=W is its weight beside the others."""
+    teaches answers (--losses.kl) and its tower's tokens (--vision). Any teacher of zoo distill
+    (timm:, open_clip:, hf:, zoo:, torch:, rule:) teaches features: --vision 1; behind it
+    ,spatial=W and ,summary=W are the weights of its map, 1, and of its summary, 0, which the mean
+    of the tower's tokens learns, by ,loss=cosine (or angle, bce, cross_entropy)."""
     learn: tuple[Part, ...] = PARTS
     """Parts that learn; the others are frozen."""
     tower_lr: Annotated[float, NOT_NEGATIVE] = 1.0
@@ -120,6 +130,11 @@ class DistillImageText(Training):
                 f"tower_options are of one tower, and there are {len(self.tower)}; leave them out."
             )
         self._check_teachers()
+        if self.augment.ratio != Augment().ratio:
+            raise ValueError(
+                f"augment.ratio is {self.augment.ratio}; crops of a run of images and text keep "
+                "their image's shape: leave it out."
+            )
         if self.losses.hidden or self.losses.routers:
             raise ValueError(
                 "losses.hidden, losses.balance and losses.router_z are of zoo distill --text; "
@@ -184,11 +199,12 @@ def vision_spec(text: str) -> TeacherSpec | None:
             + (f" Did you mean {hint[0]}:{text.partition(':')[2]}?" if hint else "")
         )
     spec = TeacherSpec.parse(text)
-    if spec != TeacherSpec(name=spec.name, spatial=spec.spatial):
-        raise ValueError(
-            f"--teachers {text}: of the options of a teacher only spatial=W, its weight, is one "
-            "in a run of images and text."
-        )
-    if not spec.spatial:
-        raise ValueError(f"--teachers {text}: with spatial=0 it teaches nothing; leave it out.")
+    if ",summary=" not in text:
+        spec = replace(spec, summary=0.0)
+    for name, why in UNKNOWN.items():
+        if getattr(spec, name) != getattr(PLAIN, name):
+            raise ValueError(
+                f"--teachers {text}: {name}= is of runs on images alone; in one of images and "
+                f"text {why}. Leave it out; spatial=, summary= and loss= are there."
+            )
     return spec

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from timm.optim import param_groups_weight_decay
 from torch import Tensor, nn
 
-from zoo.features import at_grid
+from zoo.features import Features, at_grid
 from zoo.language.tokens import TokenFeatures
 from zoo.multimodal.image_text import ImageText, read_image_text, see_images
 from zoo.multimodal.open import parts_of
@@ -28,7 +28,9 @@ class Target(NamedTuple):
     features: TokenFeatures | None
     """`None` of a teacher that writes no text."""
     maps: list[Float[Tensor, "n h w C"]]
-    """What it sees, one tensor a group of images, with variance 1."""
+    """What it sees, one tensor a group of images, with variance 1; none if that counts nothing."""
+    summaries: list[Float[Tensor, "n D"]]
+    """What it says of each image, a tensor a group; none if that counts nothing."""
 
 
 def maps_of(model: Any, batch: ImageText, seen: list[Tensor]) -> list[Tensor]:
@@ -59,12 +61,14 @@ class ImageTextTask(Task):
         found = {}
         for label, model in self.teachers.items():
             if isinstance(model, MapTeacher):
-                features, maps = None, [model(group) for group in batch.images]
+                features, groups = None, [model(group) for group in batch.images]
             else:
                 seen = see_images(model, batch)
                 features = read_image_text(model, batch, seen=seen)
-                maps = maps_of(model, batch, seen)
-            found[label] = Target(features, [self._balanced(label, group) for group in maps])
+                groups = [Features(None, group) for group in maps_of(model, batch, seen)]
+            maps = [self._balanced(label, x.spatial) for x in groups if x.spatial is not None]
+            summaries = [x.summary.float() for x in groups if x.summary is not None]
+            found[label] = Target(features, maps, summaries)
         return found
 
     def _balanced(self, label: str, maps: Tensor) -> Tensor:
@@ -84,8 +88,15 @@ class ImageTextTask(Task):
                 found[f"{label}/kl"] = kl(*ours, *flat(theirs.features), learnt, **options)
             if self.config.vision:
                 # a mean over images, in the unit of the others: a sum over the learnt tokens
-                distance = self._distance(label, maps_of(model, batch, seen), theirs.maps)
-                found[f"{label}/vision"] = distance * batch.answers.sum()
+                maps, learnt_tokens = maps_of(model, batch, seen), batch.answers.sum()
+                if self._teaches(label, "vision"):
+                    found[f"{label}/vision"] = learnt_tokens * self._distance(
+                        label, maps, theirs.maps
+                    )
+                if self._teaches(label, "summary"):
+                    found[f"{label}/summary"] = learnt_tokens * self._summary_loss(
+                        label, maps, theirs.summaries
+                    )
         if losses.ce:
             following = batch.tokens.following.flatten()
             found["ce"] = cross_entropy(*ours, following, learnt, chunk=losses.chunk)
@@ -99,21 +110,48 @@ class ImageTextTask(Task):
             (project(at_grid(x, (y.shape[1], y.shape[2]))), y)
             for x, y in zip(ours, theirs, strict=True)
         ]
-        if not parts:  # rows of text alone; the graph of every step is the same
-            return torch.stack([0 * p.sum() for p in project.parameters()]).sum()
+        if not parts:
+            return nothing(project)
         total = sum(x.numel() for x, _ in parts)
         sums = [F.mse_loss(x.float(), y.float(), reduction="sum") for x, y in parts]
         return torch.stack(sums).sum() / total
+
+    def _teaches(self, label: str, what: str) -> bool:
+        teacher = self.teachers[label]
+        return teacher.weights[what] > 0 if isinstance(teacher, MapTeacher) else what == "vision"
+
+    def _summary_loss(self, label: str, ours: list[Tensor], theirs: list[Tensor]) -> Tensor:
+        """Return the loss of a teacher's summary, which the mean of an image's tokens answers."""
+        teacher = self.teachers[label]
+        assert self.projections is not None and teacher.summary_loss is not None
+        project = self.projections[summary_part(label)]
+        if not ours:
+            return nothing(project)
+        answered = project(torch.cat([x.mean((1, 2)) for x in ours]))
+        return teacher.summary_loss(answered.float(), torch.cat(theirs))
 
     def weigh(self, losses: Mapping[str, Tensor], step: int) -> Tensor:
         config, weighed = self.config, []
         for name, value in losses.items():
             label, _, kind = name.rpartition("/")
-            weight = dict(kl=config.losses.kl, ce=config.losses.ce, vision=config.vision)[kind]
+            weight = dict(
+                kl=config.losses.kl, ce=config.losses.ce, vision=config.vision,
+                summary=config.vision,
+            )[kind]  # fmt: skip
             teacher = self.teachers.get(label)
-            own = teacher.weight if isinstance(teacher, MapTeacher) else 1.0
+            own = teacher.weights[kind] if isinstance(teacher, MapTeacher) else 1.0
             weighed.append(weight * own * value)
         return torch.stack(weighed).sum()
+
+
+def summary_part(label: str) -> str:
+    """Return the name, among projections, of the one that answers a teacher's summary."""
+    return f"{label}/summary"
+
+
+def nothing(project: nn.Module) -> Tensor:
+    """Return the loss of rows of text alone: 0, since the graph of every step is the same."""
+    return torch.stack([0 * p.sum() for p in project.parameters()]).sum()
 
 
 def parameter_groups(model: Any, config: DistillImageText) -> list[dict[str, Any]]:
@@ -153,20 +191,35 @@ def fit_tower(tower: Any, batches: list[ImageText]) -> list[tuple[Tensor, Tensor
 
 
 @torch.no_grad()
-def fit_features(model: Any, batches: list[ImageText]) -> Normalizer:
-    """Fit PHI-S to what a teacher sees of some batches, on the grids that are compared."""
+def fit_features(model: Any, batches: list[ImageText]) -> tuple[Normalizer | None, int | None]:
+    """Fit PHI-S to what a teacher sees of some batches, on the grids that are compared.
+
+    Returns:
+        `None` for a teacher whose map counts nothing; and the width of its summary, if that counts.
+
+    Raises:
+        ValueError: there are no images, or its summaries are not what their loss is for.
+    """
     moments: Moments | None = None
+    summaries, images = list[Tensor](), 0
     for batch in batches:
         if isinstance(model, MapTeacher):
-            seen = [model(group) for group in batch.images]
+            found = [model(group) for group in batch.images]
         else:
-            seen = see_images(model, batch)
-        for features in seen:
-            moments = moments or Moments(features.shape[-1], features.device)
-            moments.update(features)
-    if moments is None:
+            found = [Features(None, seen) for seen in see_images(model, batch)]
+        images += len(found)
+        for features in found:
+            if (spatial := features.spatial) is not None:
+                moments = moments or Moments(spatial.shape[-1], spatial.device)
+                moments.update(spatial)
+            if features.summary is not None:
+                summaries.append(features.summary.float())
+    if not images:
         raise ValueError(
             "The first conversations have no image, so there is nothing to learn from "
             "teachers of vision; leave out --vision."
         )
-    return fit("phi_s", moments)
+    if summaries:
+        model.measure(torch.cat(summaries))
+    width = summaries[0].shape[-1] if summaries else None
+    return None if moments is None else fit("phi_s", moments), width

@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
 
 import torch
@@ -22,6 +23,10 @@ from zoo.train.shard import of_node, shares
 
 COPIES = 4
 """Of the weights in training: themselves, their gradient, and AdamW's two moments."""
+IMAGES = 2
+"""Images that are run on shapes: one may be a special case of a kernel."""
+COMPILED_KEEPS = 0.5
+"""Share of the activations that compiled code keeps; the cheap half it computes again."""
 MOST_PER_PIXEL = 2**17
 """Bytes that no network here holds for a pixel of an image in training: ViT-g/14 holds 4e4."""
 
@@ -135,7 +140,7 @@ def step_bytes(
     side, _ = largest_slice(config)
     (saved, once), peak = saved_bytes(student, side, config, device), 0.0
     if config.compile or compiled:
-        saved /= 2  # compiled code computes the cheap half again
+        saved *= COMPILED_KEEPS
     for teacher in teachers.values():
         peak = max(peak, *(peak_bytes(one, config, device) for one in every_size(teacher)))
     weights = COPIES * weight_bytes(student) / shares(config.ranks, student) + once
@@ -172,34 +177,65 @@ class SavedBytes(NamedTuple):
 def saved_bytes(student: Student, side: int, config: Distill, device: torch.device) -> SavedBytes:
     """Count what a student in training holds for the backward pass.
 
-    Two numbers of images tell what grows with them. Nothing is computed (`FakeTensorMode`), but the
-    kernels are those of `device`: plain attention holds its whole matrix, fused attention does not.
+    What autograd keeps grows with the images where it depends on them. Nothing is computed
+    (`FakeTensorMode`), but the kernels are those of `device`: plain attention holds its whole
+    matrix, fused attention does not.
     """
     student = in_precision(copy.deepcopy(student), config.precision)
     with FakeTensorMode(allow_non_fake_inputs=True):
         student = student.to_empty(device=device).train()
-        two, four = (_held(student, images, side, config, device) for images in (2, 4))
-    each = (four - two) / 2
-    return SavedBytes(each, max(0.0, two - 2 * each))
+        images = torch.zeros(IMAGES, 3, side, side, device=device, requires_grad=True)
+        held = _Held(images)
+        with held.hooks(), autocast(config.precision, device):
+            student(Batch(images), size=(side, side), mesa=bool(config.losses.mesa))
+    return held.bytes(weight_addresses(student))
 
 
-def _held(student: Student, images: int, side: int, config: Distill, device: torch.device) -> int:
-    """Run a student on shapes, and count the bytes of what autograd keeps."""
-    held: dict[int, int] = {}
-    kept: list[Tensor] = []  # an address means one storage as long as that lives
+class _Held:
+    """Notes what autograd keeps, and whether that depends on the images."""
 
-    def note(x: Tensor) -> Tensor:
-        kept.append(x)
-        held[x.untyped_storage()._cdata] = x.untyped_storage().nbytes()
+    def __init__(self, images: Tensor):
+        self.images = images
+        self._sizes, self._kept = dict[int, int](), list[Tensor]()
+        self._grows = dict[int, bool]()
+        self._known = dict[Any, bool]()
+
+    def hooks(self) -> AbstractContextManager:
+        """Return the context in which tensors are noted."""
+        return torch.autograd.graph.saved_tensors_hooks(self._note, lambda x: x)
+
+    def bytes(self, own: set[int]) -> SavedBytes:
+        """Return what is held.
+
+        Args:
+            own: Addresses of weights, which are there anyway.
+        """
+        totals = {True: 0, False: 0}
+        for at, size in self._sizes.items():
+            totals[self._grows[at]] += size * (at not in own)
+        return SavedBytes(totals[True] / IMAGES, totals[False])
+
+    def _note(self, x: Tensor) -> Tensor:
+        self._kept.append(x)  # an address means one storage as long as that lives
+        at = x.untyped_storage()._cdata
+        self._sizes[at] = x.untyped_storage().nbytes()
+        # what has no step is an output: a mask, or the statistics of a norm
+        grows = x.grad_fn is None or self._depends(x.grad_fn)
+        self._grows[at] = self._grows.get(at, False) or grows
         return x
 
-    batch = Batch(torch.zeros(images, 3, side, side, device=device))
-    hooks = torch.autograd.graph.saved_tensors_hooks(note, lambda x: x)
-    with hooks, autocast(config.precision, device):
-        answers = student(batch, size=(side, side), mesa=bool(config.losses.mesa))
-    own = weight_addresses(student)
-    del answers
-    return sum(n for at, n in held.items() if at not in own)
+    def _depends(self, step: Any) -> bool:
+        """Tell whether a step of autograd has the images behind it."""
+        waiting = [step]
+        while waiting:
+            before = [node for node, _ in waiting[-1].next_functions if node is not None]
+            if new := [node for node in before if node not in self._known]:
+                waiting += new
+                continue
+            last = waiting.pop()
+            ends = getattr(last, "variable", None) is self.images
+            self._known[last] = ends or any(self._known[node] for node in before)
+        return self._known[step]
 
 
 def peak_bytes(teacher: Teacher, config: Distill, device: torch.device) -> float:

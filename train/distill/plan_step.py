@@ -249,6 +249,7 @@ def view_of(config: Distill, teachers: Mapping[str, Teacher], grids: Grids) -> V
     return View(
         size=max(sizes),
         scale=config.augment.scale,
+        ratio=config.augment.ratio,
         flip=config.augment.flip,
         decoder="torch" if config.decoder == "torch" else "pillow",
     )

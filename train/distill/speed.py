@@ -68,16 +68,19 @@ class Speed:
         return chosen + (f" (not all: {'; '.join(self.why)})" if self.why else "")
 
 
-def choose(config: Distill, device: torch.device, *, nested: bool = False) -> Speed:
+def choose(
+    config: Distill, device: torch.device, *, nested: bool = False, processes: int | None = None
+) -> Speed:
     """Choose the form of a run, before its student is there.
 
     Args:
         nested: Each slice trains another size of the student.
+        processes: Of the run; those that there are by default.
     """
     wanted = Speed(teachers=config.compile_teachers, overlap=config.overlap)
     if config.speed == "plain" or device.type != "cuda":
         return wanted
-    if world() > 1:
+    if (processes or world()) > 1:
         reason = "on several processes only what options ask for: auto is not measured there"
         return replace(wanted, why=(reason,))
     speed = Speed(

@@ -19,7 +19,7 @@ def started_again(resume: Path | None, folder: Path) -> bool:
     counted = any(count != "0" for count in counts)
     if not counted and "TORCHELASTIC_RUN_ID" not in os.environ:
         return False
-    from zoo.commands.stages import has_begun
+    from zoo.commands.distill.stages import has_begun
     from zoo.train.mesh import any_rank, by_first, launch
     from zoo.train.run import Run
 

@@ -31,7 +31,15 @@ from zoo.eval.registry import Subject
 from zoo.eval.results import hash_data, hash_weights
 from zoo.eval.speed.models import Case, measure
 from zoo.eval.speed.throughput import case_name
-from zoo.eval.stored import BY_NAME, INDEX, PARTS, StoredShard, _path, about_features, write_shard
+from zoo.eval.stored import (
+    BY_NAME,
+    INDEX,
+    PARTS,
+    StoredShard,
+    about_features,
+    shard_path,
+    write_shard,
+)
 from zoo.eval.subject import EvalRequest, about_model, open_subject
 from zoo.features import Batch
 from zoo.files import written_whole
@@ -139,7 +147,7 @@ def _start(out: Path, index: dict[str, Any]) -> None:
 
 def _missing(request: Embed, part: str, source: Source) -> list[int]:
     count = -(-len(source) // request.rows)
-    return [n for n in range(count) if not _path(request.out, part, n, request.form).is_file()]
+    return [n for n in range(count) if not shard_path(request.out, part, n, request.form).is_file()]
 
 
 def _runs(todo: Sequence[tuple[str, int]]) -> Iterator[tuple[str, range]]:
@@ -237,7 +245,7 @@ def _write(request: Embed, part: str, shard: Shard, rate: Rate) -> None:
             "--no-half or --precision float32."
         )
     labels = torch.cat(shard.labels).numpy()
-    path = _path(request.out, part, shard.number, request.form)
+    path = shard_path(request.out, part, shard.number, request.form)
     with written_whole(path) as temporary:
         write_shard(temporary, StoredShard(shard.keys, labels, rows, shard.lost), request.form)
 

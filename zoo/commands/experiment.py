@@ -32,7 +32,10 @@ def main(argv: list[str]) -> None:
         if argv and argv[0] not in ("-h", "--help"):
             known = ", ".join(EXPERIMENTS)
             raise ValueError(f"There is no experiment {argv[0]!r}; there are {known}.")
-        print("\n".join(f"zoo experiment {name} --help" for name in EXPERIMENTS))
+        for name in EXPERIMENTS:
+            about = import_module(f"zoo.experiments.{name}.config").__doc__ or ""
+            print(about.partition("\n")[0].replace("`", ""))
+        print("\nEach explains itself: zoo experiment phi_s --help")
         return
     name, *options = argv
     about = import_module(f"zoo.experiments.{name}.config")

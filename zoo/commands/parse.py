@@ -50,6 +50,15 @@ def value_of(argv: list[str], option: str) -> str | None:
     return None
 
 
+def named_as_field(argv: list[str], option: str, field: str) -> list[str]:
+    """Call an option by the name of its field; leave it out where it stands alone before --help."""
+    asks_help = not {"--help", "-h"}.isdisjoint(argv)
+    if asks_help and value_of([*argv, "-"], option) in ("-", "-h", "--help"):
+        argv = [word for word in argv if word != option]
+    words = (word.partition("=") for word in argv)
+    return [(field if name == option else name) + equals + value for name, equals, value in words]
+
+
 def without(argv: list[str], option: str) -> list[str]:
     """Leave an option of one value out."""
     found, words = [], iter(argv)

@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 
-from zoo.commands.plan import size_text
-from zoo.commands.prune_write import copy_tokenizer
+from zoo.commands.distill.plan import size_text
+from zoo.commands.prune.write import copy_tokenizer
 from zoo.commands.upcycle_request import Upcycle
 from zoo.files import folder_written_whole
 from zoo.language.open import open_language_model, own_tokenizer

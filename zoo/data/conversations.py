@@ -16,6 +16,7 @@ so that no picture is on both sides.
 import tarfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -121,9 +122,13 @@ def open_conversations(
         return _generated(str(path))
     place = Path(path)
     if not place.exists():
+        beside = [p.name for p in place.parent.iterdir()] if place.parent.is_dir() else []
+        word, colon, number = str(path).partition(":")
+        near = get_close_matches(word if colon else place.name, [*beside, GENERATED], n=1)
+        hint = f" Did you mean {near[0]}{colon}{number}?" if near else ""
         raise ValueError(
             f"There is no data at {path}; give LLaVA's JSON, shards, a folder in easy-VQA's "
-            "layout, or generated."
+            f"layout, or {GENERATED}:N.{hint}"
         )
     parts = {name: _part(place, words) for name, words in SPLITS.items()} if place.is_dir() else {}
     if all(parts.values()) and parts:

@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from zoo.kernels.packed_attention import FORMS, Form, Pieces, fast_forms, packed_attention
+from zoo.kernels.packed_attention import FORMS, FUSED, Form, Pieces, fast_forms, packed_attention
 from zoo.language.tokens import Tokens, read_tokens
 
 Choice = Literal["own", "auto", "sdpa", "split", "flex", "varlen", "xformers"]
@@ -98,6 +98,8 @@ def _why_not(
     table = model.get_input_embeddings().weight
     if dropout and choice != MASKED:
         return f"it drops {dropout:g} of its attention, which only sdpa does."
+    if choice in FUSED and table.device.type != "cuda":
+        return f"it is for CUDA in 16 bits, and the model is on {table.device.type}."
     try:
         with torch.set_grad_enabled(table.requires_grad), context():
             wanted = read_tokens(model, tokens).last.float().detach()

@@ -287,7 +287,8 @@ def fetch(repository: str, wanted: Sequence[str]) -> Path:
     except (OSError, ValueError) as error:
         what = f"{repository} cannot be fetched"
         if "/" not in repository:
-            near = difflib.get_close_matches(repository, [f.name for f in Path().iterdir()], n=1)
+            known = [*(f.name for f in Path().iterdir()), *TABLE]
+            near = difflib.get_close_matches(repository, known, n=1)
             hint = f" (did you mean {near[0]}?)" if near else ""
             what = f"There is no folder {repository} here{hint}, and it cannot be fetched"
         raise ValueError(

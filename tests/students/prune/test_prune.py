@@ -141,6 +141,8 @@ REFUSED = [
     ("nemotron_h", "layers=1", NotExpressible, r"none is attention.*keep one of \[1\]"),
     ("resnet", "stream=0.5", NotExpressible, r"ResNet has \(64, 3, 7, 7\) where conv1"),
     ("vit", "experts=2", ValueError, "This model has no 'experts'; it has stream, ffn, heads"),
+    ("vit", "flop=0.5", ValueError, "Did you mean flops"),
+    ("vit", "visoin.ffn=0.5", ValueError, "Did you mean vision.ffn"),
     ("vit", "layers=1.0", ValueError, "cuts nothing"),
 ]
 

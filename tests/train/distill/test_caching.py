@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from zoo.commands.distill import distill
+from zoo.commands.distill.run import distill
 from zoo.features import Batch
 from zoo.teachers.cache import Cache, CachedTeacher, CacheManifest
 from zoo.teachers.rule import RuleTeacher

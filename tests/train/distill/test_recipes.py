@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import timm
 
-from zoo.commands.stages import distill_stages
+from zoo.commands.distill.stages import distill_stages
 from zoo.teachers.name import TeacherName
 from zoo.teachers.open import open_teacher
 from zoo.train.config import to_json

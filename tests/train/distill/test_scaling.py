@@ -2,7 +2,7 @@
 
 import pytest
 
-from zoo.commands.distill_args import read_args
+from zoo.commands.distill.args import read_args
 from zoo.train.distill.recipes import RECIPES
 from zoo.train.distill.scaling import changes, scaled_to, shared_out
 

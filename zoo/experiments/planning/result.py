@@ -19,6 +19,8 @@ MEASURES = {
     "progress": "progress, % of the best",
     "total": "the rules' total, %",
 }
+BLIND, BEST = "one trajectory for every scene", "the best of each scene"
+"""Between the total of the one and that of the other lies what can be gained by looking."""
 SCALE = 4
 """Pixels of the picture for one of a scene."""
 
@@ -36,25 +38,23 @@ def report(
         controls: What choices have that no student makes, by what chooses.
         scenes: The first of those that were measured on, [N, 3, size, size].
     """
-    arms = list(dict.fromkeys(row["arm"] for row in rows))
-    head = ["what chooses", *MEASURES.values(), "seeds"]
-    body = [
-        [arm, *(spread(values(rows, arm, name), 1) for name in MEASURES),
-         str(len(values(rows, arm, "total")))]
-        for arm in arms
-    ]  # fmt: skip
-    for what, found in controls.items():
-        body.append([what, *(f"{found[name]:.1f}" for name in MEASURES), ""])
+    head, body = table(rows, controls)
     print_table("Held-out scenes", head, body)
     lines = ["# Rules as teachers", "", f"**Rule.** {RULE}", "", *markdown(head, body)]
-    verdicts, said = {}, []
-    if len(arms) > 1:
-        for name in ("collides", "leaves_the_road"):
+    verdicts = {}
+    said = [
+        f"{arm}: {spread(gains(rows, arm, controls), 1)} % of what looking can gain."
+        for arm in arms_of(rows)
+    ]
+    if len(said) > 1:
+        for name in ("collides", "leaves_the_road", "total"):
             pairs = paired(rows, name)
-            found = verdicts[name] = judge_gaps([ours - theirs for ours, theirs in pairs])
+            sign = -1 if name == "total" else 1  # below 0 the rules are better
+            found = verdicts[name] = judge_gaps([sign * (ours - theirs) for ours, theirs in pairs])
             ratio = np.mean([o for o, _ in pairs]) / max(np.mean([t for _, t in pairs]), 1e-9)
             said.append(f"{MEASURES[name]}: {ratio:.2f} of imitation's, {found['verdict']}.")
-            lines += ["", said[-1]]
+    for sentence in said:
+        lines += ["", sentence]
     lines += ["", f"On {about['device']}, torch {about['torch']}. The first scenes, a row for each "
               "arm (its first seed): ![scenes](scenes.png)"]  # fmt: skip
     draw({row["arm"]: row["shown"] for row in reversed(rows)}, scenes, out / "scenes.png")
@@ -62,6 +62,41 @@ def report(
     result = dict(about, rule=RULE, verdicts=verdicts, controls=dict(controls), rows=list(rows))
     (out / "result.json").write_text(json.dumps(result, indent=2) + "\n")
     print(*said, f"result  {out / 'result.md'}", sep="\n")
+
+
+def table(
+    rows: Rows, controls: Mapping[str, Mapping[str, float]]
+) -> tuple[list[str], list[list[str]]]:
+    """Return the head and the rows of the table, each arm beside itself in other scenes."""
+    head = ["what chooses", *MEASURES.values(), "of what looking gains, %", "seeds"]
+    body = []
+    for arm in arms_of(rows):
+        own = [row for row in rows if row["arm"] == arm]
+        elsewhere = [dict(row, **row["shuffled"]) for row in own]
+        for name, found in ((arm, own), (f"{arm}, in the scene before", elsewhere)):
+            measured = (spread(values(found, arm, measure), 1) for measure in MEASURES)
+            gained = spread(gains(found, arm, controls), 1)
+            body.append([name, *measured, gained, str(len(found))])
+    for what, found in controls.items():
+        gained = f"{share(found['total'], controls):.1f}"
+        body.append([what, *(f"{found[name]:.1f}" for name in MEASURES), gained, ""])
+    return head, body
+
+
+def arms_of(rows: Rows) -> list[str]:
+    """Return the arms in the order in which they came."""
+    return list(dict.fromkeys(row["arm"] for row in rows))
+
+
+def share(total: float, controls: Mapping[str, Mapping[str, float]]) -> float:
+    """Return how far a total lies from the blind control's to the best, in per cent."""
+    blind, best = (controls[name]["total"] for name in (BLIND, BEST))
+    return 100 * (total - blind) / max(best - blind, 1e-9)
+
+
+def gains(rows: Rows, arm: str, controls: Mapping[str, Mapping[str, float]]) -> list[float]:
+    """Return what looking gains an arm, seed by seed, of what it can gain."""
+    return [share(total, controls) for total in values(rows, arm, "total")]
 
 
 def values(rows: Rows, arm: str, name: str) -> list[float]:

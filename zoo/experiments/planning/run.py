@@ -11,12 +11,12 @@ from torch import Tensor
 
 from zoo.experiments.bookkeeping import append_row, begin_rows, device_name
 from zoo.experiments.planning.config import PlanningExperiment
-from zoo.experiments.planning.result import report
+from zoo.experiments.planning.result import BEST, BLIND, report
 from zoo.experiments.planning.scenes import scenes, write_scenes
 from zoo.features import Batch
 from zoo.library import distill
 from zoo.students.export import load_export
-from zoo.teachers.planning import Scores, judge
+from zoo.teachers.planning import Scores, drive, judge
 from zoo.train.config import Augment, Every, Optim
 from zoo.train.device import device_of
 from zoo.train.distill.config import Distill, SummaryLoss, TeacherSpec
@@ -57,9 +57,14 @@ def distillation(config: PlanningExperiment, arm: str, seed: int) -> Distill:
         device=config.device,
         workers=config.workers,
         calibration=min(16, max(1, config.scenes // config.batch)),
-        augment=Augment(scale=(1.0, 1.0), flip=0.0),
+        # scenes stay whole: in a crop the car is elsewhere; mirrored ones are scenes too
+        augment=Augment(scale=(1.0, 1.0), ratio=(1.0, 1.0), flip=0.5),
         optim=Optim(lr=config.rate),
-        every=Every(log=max(1, config.steps // 20), evaluate=10**9, checkpoint=10**9),
+        every=Every(
+            log=max(1, config.steps // 20),
+            evaluate=10**9,
+            checkpoint=max(1, config.steps // 4),
+        ),
         eval_images=min(256, config.held),
         out=config.out / f"{arm}-{seed}",
     )
@@ -125,7 +130,7 @@ def best_weights(said: Answers) -> tuple[float, ...]:
     return max(tried, key=lambda weights: driven(said.truth, chosen(said, weights))["total"])
 
 
-def controls(known: Scores, truth: Scores) -> dict[str, dict[str, float]]:
+def controls(known: Scores, images: Tensor) -> dict[str, dict[str, float]]:
     """Return how choices do that no student makes, by what chooses.
 
     Whoever drives slowly hits little. So a student shows that it sees the scene only where it does
@@ -133,21 +138,25 @@ def controls(known: Scores, truth: Scores) -> dict[str, dict[str, float]]:
 
     Args:
         known: Scores in other scenes, from which that one is chosen.
+        images: The scenes that are driven in, [B, 3, size, size].
     """
-    same = known.total().mean(0).argmax().expand(len(truth.collision))
+    truth = judge(images)
+    same = known.total().mean(0).argmax().expand(len(images))
     return {
-        "one trajectory for every scene": driven(truth, same),
-        "the rules themselves": driven(truth, truth.total().argmax(-1)),
+        BLIND: driven(truth, same),
+        "the driver": driven(truth, drive(images)),
+        BEST: driven(truth, truth.total().argmax(-1)),
     }
 
 
 def measure(config: PlanningExperiment, arm: str, seed: int) -> dict[str, Any]:
-    """Drive held-out scenes with a finished student."""
+    """Drive held-out scenes with a finished student, and once as it would in the scene before."""
     weights = best_weights(answers(config, arm, seed, CHOOSE)) if ARMS[arm] else ()
     said = answers(config, arm, seed, MEASURE)
     taken = chosen(said, weights)
-    shown = taken[:12].tolist()
-    return dict(arm=arm, seed=seed, weights=weights, shown=shown, **driven(said.truth, taken))
+    shown, elsewhere = taken[:12].tolist(), driven(said.truth, taken.roll(1))
+    found = driven(said.truth, taken)
+    return dict(arm=arm, seed=seed, weights=weights, shown=shown, shuffled=elsewhere, **found)
 
 
 def cells(config: PlanningExperiment) -> Iterator[tuple[str, int]]:
@@ -188,11 +197,11 @@ def main(config: PlanningExperiment) -> bool:
             torch=torch.__version__,
             device=device_name(device_of(config.device)),
         )  # fmt: skip
-        known, truth = (
-            judge(torch.from_numpy(scenes(part, config.held, config.size)))
-            for part in (CHOOSE, MEASURE)
+        others, images = (
+            torch.from_numpy(scenes(part, config.held, config.size)) for part in (CHOOSE, MEASURE)
         )
-        report(rows, about, controls(known, truth), scenes(MEASURE, 12, config.size), config.out)
+        found = controls(judge(others), images)
+        report(rows, about, found, images[:12].numpy(), config.out)
     return True
 
 

@@ -1,0 +1,1 @@
+"""`zoo bench`: how fast models, steps, data and links are."""

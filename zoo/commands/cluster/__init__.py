@@ -1,0 +1,1 @@
+"""`zoo plan` and `zoo launch`: a recipe on many GPUs."""

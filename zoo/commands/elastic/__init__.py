@@ -1,0 +1,1 @@
+"""`zoo elastic`: one model whose first units are smaller ones."""

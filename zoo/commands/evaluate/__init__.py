@@ -1,0 +1,1 @@
+"""`zoo eval`: one target, suites of them, comparisons."""

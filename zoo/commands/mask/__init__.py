@@ -1,0 +1,1 @@
+"""`zoo mask`: N of each M weights stay, chosen or learnt."""

@@ -1,0 +1,1 @@
+"""`zoo prune`: a cut (`run`), its search for a budget, and the distillation behind it."""
