@@ -46,12 +46,14 @@ def test_perplexity_is_that_of_training_and_of_transformers(folder, text):
     for name in ("loss", "perplexity", "bpb"):
         assert found[f"perplexity/{name}"] == pytest.approx(there[name], rel=1e-6)
     # by hand: rows of one document, which transformers' own loss takes
-    losses = []
+    losses, foreseen = [], dict[int, int]()
     for index in range(len(source)):
         ids, segments = source.row(index)
         if segments.max() == 0:
             ids = torch.tensor(ids)[None]
-            losses.append(model(ids, labels=ids).loss.item())
+            out = model(ids, labels=ids)
+            losses.append(out.loss.item())
+            foreseen[index] = int((out.logits[:, :-1].argmax(-1) == ids[:, 1:]).sum())
     rows = [i for i in range(len(source)) if source.row(i)[1].max() == 0]
     part = dict(
         evaluate_text(model, {}, _Some(source, rows), torch.device("cpu"), rows=99, batch=9)
@@ -59,7 +61,8 @@ def test_perplexity_is_that_of_training_and_of_transformers(folder, text):
     assert part["loss"] == pytest.approx(sum(losses) / len(losses), rel=1e-5)
     top = found["perplexity/top1"]
     assert isinstance(top, Scores) and len(top.keys) == len(source)
-    assert 0 <= top.value <= 100 and math.isclose(found["perplexity/bpb"], 8, abs_tol=0.3)
+    assert {index: top.top[index] for index in foreseen} == foreseen
+    assert math.isclose(found["perplexity/bpb"], 8, abs_tol=0.3)  # bytes, guessed at random
 
 
 class _Some:

@@ -61,7 +61,8 @@ def main(argv: list[str]) -> None:
     zoo distill --image-text vqa --tower vit_small_patch16_224@64 --language llama/random
     --out runs/vqa
 
-    What comes out, in OUT/export, is transformers' Llava: import zoo.multimodal, and
+    --image-text is called --data below; generated:1000 draws pictures and needs none. What comes
+    out, in OUT/export, is transformers' Llava: import zoo.multimodal, and
     LlavaForConditionalGeneration.from_pretrained loads it. The answers on held-out questions are
     measured beside two controls, with shuffled and with grey pictures, and shown in the report.
     """

@@ -49,11 +49,15 @@ def resumed(argv: list[str]) -> Path | None:
 def main(argv: list[str]) -> None:
     """Train one language model from frozen ones, token by token.
 
-    Example:
+    Examples:
     zoo distill --text wiki.txt --teachers lm:llama --student lm:llama-pruned --out runs/small
+    zoo distill --text wiki.txt --teachers lm:a lm:b,kl=0 --student lm:c --losses.hidden 1 --dry-run
+    zoo distill --resume runs/small
 
-    --text is a .txt file, a .jsonl file or a folder of them. The student is a folder of
-    transformers' files; what comes out, in OUT/export, is one again.
+    --text, below called --data, is a .txt file, a .jsonl file or a folder of them. The student is a
+    folder of transformers' files; what comes out, in OUT/export, is one again. Its loss is the
+    divergence of next tokens (--losses.kl); --losses.hidden matches hidden states too, and
+    --losses.ce the text itself.
     """
     run_text(argv, DEFAULT, NAME, main.__doc__ or "")
 

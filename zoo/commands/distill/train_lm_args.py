@@ -23,7 +23,10 @@ def main(argv: list[str]) -> None:
     zoo train-lm --text code.jsonl --model lm:runs/lm/export --optim.lr 1e-4 --out runs/more
     zoo train-lm --resume runs/lm
 
-    It is zoo distill --text without teachers, by cross-entropy; --model is called --student below.
+    It is zoo distill --text without teachers, by cross-entropy. Below, --text is called --data and
+    --model --student, as fields of the run are. Look at a plan first: --dry-run. What comes out, in
+    OUT/export, is a folder of transformers; zoo eval lm:OUT/export --on perplexity --data FILE
+    measures it.
     """
     if value_of(argv, "--teachers") is not None:
         raise ValueError(

@@ -55,9 +55,10 @@ def report(
             said.append(f"{MEASURES[name]}: {ratio:.2f} of imitation's, {found['verdict']}.")
     for sentence in said:
         lines += ["", sentence]
-    lines += ["", f"On {about['device']}, torch {about['torch']}. The first scenes, a row for each "
-              "arm (its first seed): ![scenes](scenes.png)"]  # fmt: skip
-    draw({row["arm"]: row["shown"] for row in reversed(rows)}, scenes, out / "scenes.png")
+    taken = {arm: next(row["shown"] for row in rows if row["arm"] == arm) for arm in arms_of(rows)}
+    lines += ["", f"On {about['device']}, torch {about['torch']}. The first scenes, a row each for "
+              f"{' and '.join(taken)} (first seed): ![scenes](scenes.png)"]  # fmt: skip
+    draw(taken, scenes, out / "scenes.png")
     (out / "result.md").write_text("\n".join(lines) + "\n")
     result = dict(about, rule=RULE, verdicts=verdicts, controls=dict(controls), rows=list(rows))
     (out / "result.json").write_text(json.dumps(result, indent=2) + "\n")
