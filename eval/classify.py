@@ -416,7 +416,7 @@ def _confused(
     """
     assert not isinstance(right, list)  # `used` refuses several right labels
     rows = {label: i for i, label in enumerate(right)}
-    place = {one: rows[label] for label, many in reversed(right.items()) for one in many}
+    place = {one: rows[label] for label, many in reversed([*right.items()]) for one in many}
     guessed = answers.logits.argmax(dim=-1).tolist()
     truth = np.array([rows[label] for label in answers.classes])
     sides = zip(guessed, answers.truths, truth, strict=True)

@@ -100,27 +100,7 @@ def gather(
         ValueError: a source is neither the folder of a run nor a result file, or there are
             different numbers of one and the same measurement, in one source or in two.
     """
-    records: list[tuple[str, Record]] = []
-    runs: list[tuple[str, RunFolder]] = []
-    pruned: list[Path] = []
-    order: list[str] = []
-    notes: list[str] = []
-    for source in map(Path, sources):
-        if source.suffix == SUFFIX or source.is_file():
-            lines = read(source)
-            _refuse_other_numbers(source, lines)
-            records += [(str(source), record) for record in lines]
-            order += [_identity(record.target) for record in lines]
-            continue
-        order.append(_identity(str(source)))
-        if is_pruned(source):
-            pruned.append(source)
-            source = source / "run"  # of zoo prune --distill
-            if not source.is_dir():
-                continue
-        run = read_run(source)
-        runs.append((str(source), run))
-        notes += [f"{source}: {note}" for note in run.notes]
+    order, notes, records, runs, pruned = _read_sources(map(Path, sources))
     records = _once(records)
     changed = _with_other_weights([record for _, record in records])
     found = {key: Model(name=key) for key in dict.fromkeys(order)}
@@ -148,6 +128,40 @@ def gather(
     models = [model for model in found.values() if model.records or model.run or model.found]
     _tell_apart(models)
     return models, notes
+
+
+class _Sources(NamedTuple):
+    """What the sources hold, each with the source that it comes from."""
+
+    order: list[str]
+    """Models, as they are named first."""
+    notes: list[str]
+    records: list[tuple[str, Record]]
+    runs: list[tuple[str, RunFolder]]
+    pruned: list[Path]
+
+
+def _read_sources(sources: Iterable[Path]) -> _Sources:
+    """Read folders of runs and of pruned models, and result files."""
+    found = _Sources([], [], [], [], [])
+    order, notes, records, runs, pruned = found
+    for source in sources:
+        if source.suffix == SUFFIX or source.is_file():
+            lines = read(source)
+            _refuse_other_numbers(source, lines)
+            records += [(str(source), record) for record in lines]
+            order += [_identity(record.target) for record in lines]
+            continue
+        order.append(_identity(str(source)))
+        if is_pruned(source):
+            pruned.append(source)
+            source = source / "run"  # of zoo prune --distill
+            if not source.is_dir():
+                continue
+        run = read_run(source)
+        runs.append((str(source), run))
+        notes += [f"{source}: {note}" for note in run.notes]
+    return found
 
 
 def _refuse_other_numbers(source: Path, lines: Sequence[Record]) -> None:
