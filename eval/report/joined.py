@@ -12,7 +12,14 @@ from zoo.eval.published import published
 from zoo.eval.report import figures, svg
 from zoo.eval.report.beside import beside
 from zoo.eval.report.figures import short_number
-from zoo.eval.report.gathered import Measure, Model, Value, gather, headline_columns
+from zoo.eval.report.gathered import (
+    Measure,
+    Model,
+    Value,
+    gather,
+    headline_columns,
+    timed_on,
+)
 from zoo.eval.report.imported import Added
 from zoo.eval.report.parts import (
     Cell,
@@ -32,6 +39,24 @@ MOST_PICTURES = 24
 MOST_ON_RADAR = 6
 MOST_SIZES = 4
 """Sizes of images of which the multiply-adds have a column each."""
+
+
+SECTIONS = (
+    ("headline", "In short", "In short: no headline of a benchmark has been measured."),
+    ("radar", "Capabilities", "Capabilities: a radar needs three benchmarks with a perfect score."),
+    ("pareto", "Quality and cost", "Quality and cost: no two models have a quality and a speed, "
+     "multiply-adds or parameters at one size."),
+    ("differences", "Differences", "Differences: no two models have scores of single images on the "
+     "same data."),
+    ("same", "Side by side", "Side by side: no benchmark kept predictions for the same images "
+     "(segment, depth, detect, classify, knn and linear do, with --out)."),
+    ("pictures", "Worst and best", "Worst and best: no benchmark saved an image."),
+    ("maps", "Feature maps", "Feature maps: no run saved any."),
+    ("numbers", "All numbers", "All numbers: nothing has been measured."),
+    ("published", "Published", "Published: no figure is known of these models."),
+    ("rerun", "Sources", ""),
+)  # fmt: skip
+"""The sections of the page: place, name, and what is said at its end of one that would be empty."""
 
 
 def build_joined(
@@ -57,28 +82,33 @@ def build_joined(
     gallery = Gallery(target.with_name(f"{target.stem}_figures"))
     shots, more = _shots(models, gallery, notes)
     same = beside(models, gallery, notes)
-    page = template_of("joined.html.j2").render(
-        title=_title(models),
+    parts: dict[str, Any] = dict(
         headline=headline_table(models),
         radar=_radar(models),
         pareto=_pareto(models),
+        differences=_differences(models, notes),
+        same=same,
+        pictures=shots,
+        maps=_maps(models, gallery),
+        numbers=_tables(models),
+        published=_published(models),
+    )
+    empty = [why for place, _, why in SECTIONS if why and not parts[place]]
+    page = template_of("joined.html.j2").render(
+        parts,
+        title=_title(models),
+        contents=[(place, name) for place, name, _ in SECTIONS if parts.get(place, True)],
         legend=[
-            (i + 1, m.name, c)
+            (i + 1, m.name, c, svg.ink_on(c))
             for i, (m, c) in enumerate(zip(models, _colours(models), strict=True))
         ],
         on_radar=min(len(models), MOST_ON_RADAR),
         all_models=len(models),
         reference=models[0].name,
-        differences=_differences(models, notes),
-        same=same,
-        pictures=shots,
         more_pictures=more,
-        maps=_maps(models, gallery),
-        tables=_tables(models),
-        published=_published(models),
         sources=_sources(models),
         commands=_commands(models),
-        notes=notes,
+        notes=notes + empty,
     )
     with written_whole(target) as temporary:
         temporary.write_text(page, encoding="utf-8")
@@ -186,13 +216,13 @@ def _differences(models: Sequence[Model], notes: list[str]) -> Table | None:
     for model in models[1:]:
         if not reference.records or not model.records:
             continue
-        alone = pair(reference.records, model.records)
-        notes += [f"Not compared: {x}." for x in alone.left_out(reference.name, model.name)]
         try:
+            alone = pair(reference.records, model.records)
             found = compare(reference.records, model.records)
         except ValueError as error:
             notes.append(f"{model.name} against {reference.name}: {error}")
             continue
+        notes += [f"Not compared: {x}." for x in alone.left_out(reference.name, model.name)]
         for row in found:
             if row.low is not None:
                 cells = [Cell(text, row.separated) for text in row.describe()]
@@ -272,8 +302,18 @@ def _colours(models: Sequence[Model]) -> list[str]:
     return svg.colours(len(models))
 
 
-def _radar(models: Sequence[Model]) -> str | None:
-    """Draw the share of a perfect score in each headline; of many models the first are shown."""
+class Radar(NamedTuple):
+    """The drawing, and the share of a perfect score at its rim."""
+
+    svg: str
+    rim: float
+
+
+def _radar(models: Sequence[Model]) -> Radar | None:
+    """Draw the share of a perfect score in each headline; of many models the first are shown.
+
+    All axes end at the same share: the least quarter that holds all of them.
+    """
     axes = [(m, b) for m, b in headline_columns(models) if b.best > 0]
     if len(axes) < 3:
         return None
@@ -290,20 +330,23 @@ def _radar(models: Sequence[Model]) -> str | None:
         ]
         if any(share is not None for share in shares):
             rings.append(svg.Ring(shares, i + 1, model.name, colour, i < MOST_ON_RADAR))
-    return svg.radar(names, rings)
+    largest = max((s for ring in rings for s in ring.shares if s is not None), default=1.0)
+    rim = next((r for r in (0.25, 0.5, 0.75) if largest <= r), 1.0)
+    return Radar(svg.radar(names, rings, rim=rim), rim)
 
 
 def _pareto(models: Sequence[Model]) -> list[str]:
     """Draw each headline against images per second, multiply-adds and parameters, as SVG.
 
     Speed and multiply-adds are those at the size at which the quality was measured; where sizes
-    differ between the models, each point says its own.
+    differ between the models, each point says its own. Each machine and precision that speeds were
+    measured with has a plot of its own.
     """
     plots, paints = [], _colours(models)
     for measure, benchmark in headline_columns(models):
         if benchmark.best <= 0:
             continue
-        for label, cost_of, more_is_better in COSTS:
+        for label, cost_of, more_is_better in _costs(models):
             found = []
             for i, model in enumerate(models):
                 value = model.found.get(measure)
@@ -335,12 +378,22 @@ def _unit(value: Any, unit: float) -> float | None:
     return value / unit if isinstance(value, int | float) and value > 0 else None
 
 
-COSTS: tuple[tuple[str, Callable[[Model, int | None], float | None], bool], ...] = (
-    ("images/s", lambda model, size: model.rates.get(size or 0), True),
-    ("GMACs per image", lambda model, size: _unit(model.macs.get(size or 0), 1e9), False),
-    ("parameters (M)", lambda model, size: _unit(model.about.get("parameters"), 1e6), False),
-)
+Cost = tuple[str, Callable[[Model, int | None], float | None], bool]
 """A cost's name, its value for a model at a size in pixels, and whether more of it is better."""
+
+
+def _costs(models: Sequence[Model]) -> list[Cost]:
+    places = timed_on(models)
+
+    def speed(where: str) -> Cost:
+        name = f"images/s ({where})" if len(places) > 1 else "images/s"
+        return name, lambda model, size: model.rates.get((size or 0, where)), True
+
+    return [
+        *map(speed, places),
+        ("GMACs per image", lambda model, size: _unit(model.macs.get(size or 0), 1e9), False),
+        ("parameters (M)", lambda model, size: _unit(model.about.get("parameters"), 1e6), False),
+    ]
 
 
 class Shot(NamedTuple):

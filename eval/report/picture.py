@@ -9,7 +9,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from zoo.eval.report import plots, svg
 from zoo.eval.report.figures import FAINT, INK, shorten
-from zoo.eval.report.gathered import gather, headline_columns
+from zoo.eval.report.gathered import gather, headline_columns, timed_on
 from zoo.eval.report.maps import colour
 from zoo.eval.report.run_folder import RunFolder, read_run
 from zoo.eval.results import SUFFIX
@@ -104,16 +104,19 @@ def _fit(words: str, font: ImageFont.ImageFont | ImageFont.FreeTypeFont, room: i
 def speed_picture(sources: Sequence[str | Path]) -> bytes:
     """Draw the first headline that models have together with images a second, as a PNG.
 
+    Speeds are those of the machine and precision that most models were timed with.
+
     Raises:
         ValueError: no model has both at one size.
     """
     models, _ = gather(sources)
     paints = svg.colours(len(models))
+    where = next(iter(timed_on(models)), "")
     for measure, benchmark in headline_columns(models):
         points: list[plots.Point] = []
         for model, paint in zip(models, paints, strict=True):
             value = model.found.get(measure)
-            rate = model.rates.get(value.size or 0) if value else None
+            rate = model.rates.get((value.size or 0, where)) if value else None
             if value and value.mean is not None and rate:
                 points.append((rate, value.mean, model.name, paint))
         if points:

@@ -29,13 +29,39 @@ class Dot(NamedTuple):
 
 
 def colours(count: int) -> list[str]:
-    """Return colours that differ in hue, and neighbours in lightness too."""
-    found = []
-    for i in range(count):
-        hue, light = i / max(count, 1), (0.42, 0.55)[i % 2]
-        red, green, blue = colorsys.hls_to_rgb(hue, light, 0.62)
-        found.append("#" + "".join(f"{round(255 * x):02x}" for x in (red, green, blue)))
+    """Return colours that differ in hue, and neighbours in luminance too.
+
+    All stand out from a white and from a dark page by a contrast of 3 or more (WCAG 2.2, 1.4.11),
+    as does the number on them (`ink_on`) by 4.5 (1.4.3).
+    """
+    return [_with_luminance(i / max(count, 1), (DEEP, LIGHT)[i % 2]) for i in range(count)]
+
+
+DEEP, LIGHT = 0.14, 0.29
+"""Relative luminances of the colours of models."""
+
+
+def _with_luminance(hue: float, luminance: float) -> str:
+    """Return the colour of a hue whose relative luminance is given, by bisection of lightness."""
+    low, high, found = 0.0, 1.0, "#000000"
+    for _ in range(20):
+        middle = (low + high) / 2
+        parts = colorsys.hls_to_rgb(hue, middle, 0.7)
+        found = "#" + "".join(f"{round(255 * x):02x}" for x in parts)
+        low, high = (middle, high) if luminance_of(found) < luminance else (low, middle)
     return found
+
+
+def luminance_of(colour: str) -> float:
+    """Return the relative luminance of a colour as #rrggbb (WCAG 2.2): 0 is black, 1 white."""
+    parts = (int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5))
+    linear = [x / 12.92 if x <= 0.04045 else ((x + 0.055) / 1.055) ** 2.4 for x in parts]
+    return sum(w * x for w, x in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
+
+
+def ink_on(colour: str) -> str:
+    """Return the colour of letters on a coloured ground: white or nearly black."""
+    return "#ffffff" if luminance_of(colour) < (DEEP + LIGHT) / 2 else "#101114"
 
 
 def quality(
@@ -89,8 +115,8 @@ ACROSS, DOWN, RIM = 560, 380, 130
 """Size of a radar, and the radius of a perfect score."""
 
 
-def radar(axes: Sequence[Sequence[str]], rings: Sequence[Ring]) -> str:
-    """Return each model as a polygon over the axes, 0 in the middle and 1 at the rim.
+def radar(axes: Sequence[Sequence[str]], rings: Sequence[Ring], *, rim: float = 1.0) -> str:
+    """Return each model as a polygon over the axes, 0 in the middle and `rim` at the rim.
 
     Axes on which a model has no number are skipped. A model is `#radar-NUMBER`.
 
@@ -130,13 +156,13 @@ def radar(axes: Sequence[Sequence[str]], rings: Sequence[Ring]) -> str:
         )
         off = "" if ring.shown else ' class="off"'
         dots = "".join(
-            '<circle cx="{}" cy="{}" r="3" fill="{}"/>'.format(*place(a, s), ring.colour)
+            '<circle cx="{}" cy="{}" r="3" fill="{}"/>'.format(*place(a, s / rim), ring.colour)
             for a, s in known
         )
         parts.append(
             f'<g id="radar-{ring.number}"{off}><title>{escape(ring.name)}\n{escape(told)}</title>'
-            f'<polygon points="{corners([place(a, s) for a, s in known])}" fill="{ring.colour}" '
-            f'stroke="{ring.colour}"/>{dots}</g>'
+            f'<polygon points="{corners([place(a, s / rim) for a, s in known])}" '
+            f'fill="{ring.colour}" stroke="{ring.colour}"/>{dots}</g>'
         )
     told = "; ".join(
         f"{r.name} {', '.join(f'{s:.0%}' if s is not None else '–' for s in r.shares)}"
@@ -170,7 +196,10 @@ def _dot(dot: Dot, at: tuple[float, float], place, cost: str, measure: str) -> s
             f'<line class="bar" x1="{x:.1f}" y1="{y:.1f}" x2="{at[0]:.1f}" y2="{at[1]:.1f}"/>'
         )
     parts.append(f'<circle cx="{at[0]:.1f}" cy="{at[1]:.1f}" r="{DOT:g}" fill="{dot.colour}"/>')
-    parts.append(f'<text class="n" x="{at[0]:.1f}" y="{at[1] + 3.5:.1f}">{dot.number}</text>')
+    parts.append(
+        f'<text class="n" style="fill:{ink_on(dot.colour)}" x="{at[0]:.1f}" '
+        f'y="{at[1] + 3.5:.1f}">{dot.number}</text>'
+    )
     return f"<g>{''.join(parts)}</g>"
 
 

@@ -72,11 +72,21 @@ def check_provenance(out, data, file, capsys):
     assert (trained["detector"], trained["size"], trained["width"]) == ("faster_rcnn", 64, 16)
     assert trained["training"]["steps"] == 4 and line["model"]["size"] == 64
     assert "training" not in line["settings"] and line["settings"]["class_agnostic"] is False
-    for option in (["--detect.size", "96"], ["--detect.training.steps", "7"]):
+    from zoo.eval.detect.config import DetectSettings
+
+    default = str(DetectSettings().size)  # what is typed counts, also where it is the default
+    for option in (
+        ["--detect.size", "96"],
+        ["--detect.size", default],
+        ["--detect.training.steps", "7"],
+    ):
         with pytest.raises(SystemExit):
             main(["eval", str(out), "--on", "detect", "--data", str(data), *option])
         told = capsys.readouterr().err
         assert "is a trained detector" in told and option[0].rpartition(".")[0] in told
+    with pytest.raises(SystemExit):
+        main(["eval", str(out), "--on", "detect", "--data", str(data), "--size", "96"])
+    assert "at 64 px: leave out --size 96" in capsys.readouterr().err
     agnostic = ["--detect.class-agnostic", "--out", str(file)]
     main(["eval", str(out), "--on", "detect", "--data", str(data), *agnostic])
     last = json.loads(file.read_text().splitlines()[-1])

@@ -8,7 +8,8 @@ import pytest
 from PIL import Image, ImageOps
 
 from zoo.data import images
-from zoo.data.images import FORMATS, EncodedImage, UnreadableImage, to_rgb
+from zoo.data.images import FORMATS, EncodedImage, PlainJpeg, UnreadableImage, open_image, to_rgb
+from zoo.data.jpeg import plain_size
 from zoo.data.views import View
 
 
@@ -130,6 +131,46 @@ def test_the_faster_decoder_sees_what_pillow_sees(tmp_path):
     torn = (tmp_path / "plain.jpg").read_bytes()[:900]
     with pytest.raises(UnreadableImage):
         EncodedImage(torn).pixels()
+
+
+@pytest.mark.parametrize("orientation", [0, 1, 6])
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+@pytest.mark.parametrize("progressive", [False, True])
+def test_a_jpeg_that_pillow_need_not_open_is_what_pillow_sees(orientation, mode, progressive):
+    exif = Image.Exif()
+    exif[0x010E] = "a photograph"
+    if orientation:
+        exif[0x0112] = orientation
+    photo = Image.fromarray(smooth(96, 128)).convert(mode)
+    more = dict(exif=exif, progressive=progressive, icc_profile=b"profile", comment=b"no comment")
+    data = encoded(photo, "JPEG", quality=90, **more)
+    theirs, ours = EncodedImage(data), open_image(data)
+    assert isinstance(ours, PlainJpeg) == (mode != "CMYK" and not orientation)
+    assert ours.size == theirs.size and np.array_equal(ours.rgb(), theirs.rgb())
+    assert np.array_equal(ours.pixels(), theirs.pixels())
+
+
+def test_xmp_that_turns_a_jpeg_is_left_to_pillow():
+    turned = b'http://ns.adobe.com/xap/1.0/\0<x xmlns:tiff="t" tiff:Orientation="6"/>'
+    upright = b'http://ns.adobe.com/xap/1.0/\0<x xmlns:tiff="t" tiff:Make="zoo"/>'
+    plain = encoded(gradient(), "JPEG")
+    sizes = {}
+    for note in (turned, upright):
+        segment = b"\xff\xe1" + struct.pack(">H", len(note) + 2) + note
+        data = plain[:2] + segment + plain[2:]
+        sizes[note] = plain_size(data)
+        assert open_image(data).size == EncodedImage(data).size
+    assert sizes == {turned: None, upright: (40, 24)}
+
+
+def test_what_is_cut_or_no_jpeg_has_no_plain_size():
+    data = encoded(gradient(), "JPEG")
+    start = next(at for at in range(len(data)) if plain_size(data[:at]))
+    assert data[start - 10 : start - 8] == b"\xff\xc0"  # the frame's header, as far as it is read
+    assert all(plain_size(data[:at]) is None for at in range(start))
+    assert plain_size(encoded(gradient(), "PNG")) is None
+    with pytest.raises(UnreadableImage):
+        open_image(data[:start]).pixels()
 
 
 @pytest.mark.parametrize("quality, subsampling", [(85, 2), (95, 0), (60, 1)])

@@ -93,6 +93,28 @@ def test_scores_are_those_of_the_loop_where_some_answers_are_right(photos, tmp_p
     assert got["classify/mean_per_class"].value == pytest.approx(100 * float(sum(parts) / 2))
 
 
+def test_two_classes_of_one_output_are_two_in_the_mean_and_in_the_confusion(photos, tmp_path):
+    """As with Caltech's cougar_body and cougar_face, which ImageNet has one class for."""
+    subject = open_subject("test_efficientnet", EvalRequest(on=("classify",), batch=5))
+    model, _ = open_classifier(subject, ClassifySettings())
+    theirs, _ = plain_loop(model, photos)
+    guessed = theirs.argmax(1)
+    shared = sorted(set(guessed[:3].tolist()))  # the answers to three of the first class's four
+    never = next(n for n in range(1000) if n not in guessed.tolist())
+    file = tmp_path / "names.json"
+    file.write_text(json.dumps({WNIDS[0]: shared, WNIDS[1]: shared, WNIDS[2]: never}))
+    got = dict(classify(subject, photos, ClassifySettings(names=file, confusion=True)))
+    right = [bool((guessed[i] == torch.tensor(shared)).any()) and i < 8 for i in range(12)]
+    means = [np.mean(right[first : first + 4]) for first in (0, 4, 8)]
+    assert got["classify/mean_per_class"].value == pytest.approx(100 * np.mean(means))
+    assert got["classify/mean_per_class"].top.shape[1] == 3
+    head, *rows = got["classify/confusion"].table
+    assert head[1:] == [*WNIDS, "(another)"]
+    counts = [list(map(int, row[1:])) for row in rows]
+    assert [sum(row) for row in counts] == [4, 4, 4, 0]
+    assert [counts[i][i] for i in range(3)] == [4 * mean for mean in means]
+
+
 def test_corrupted_images_are_the_transformed_ones_with_noise_between_crop_and_tensor(photos):
     subject = open_subject("test_efficientnet", EvalRequest(on=("classify",), batch=6))
     settings = ClassifySettings(corruptions=("contrast",), severities=(5,))

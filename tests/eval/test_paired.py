@@ -123,6 +123,46 @@ def test_models_of_other_sizes_are_compared_and_the_sizes_named():
     assert "96 px against 224 px" in row.describe()[0]
 
 
+def test_rows_of_other_settings_and_of_data_of_one_name_can_be_told_apart():
+    def side(target, shift):
+        common = dict(target=target, data="a/birds")
+        return [
+            record(0.3 + shift, 0, settings={"k": 5}, **common),
+            record(0.4 + shift, 1, settings={"k": 20}, **common),
+            record(
+                0.5 + shift, 2, settings={"k": 20}, target=target, data="b/birds", data_hash="y"
+            ),
+        ]
+
+    rows = [r for r in compare(side("a", 0), side("b", 0.2)) if r.measure == "knn/top1"]
+    assert [row.describe()[0] for row in rows] == [
+        "knn/top1 · birds (x) · k=5",
+        "knn/top1 · birds (x) · k=20",
+        "knn/top1 · birds (y)",
+    ]
+
+
+def test_two_weights_of_one_name_are_not_compared_in_silence():
+    first = [record(0.3, 0, weights_hash="one"), record(0.9, 1, weights_hash="two")]
+    with pytest.raises(ValueError, match="two models, one and two"):
+        compare(first, [record(0.8, 1)])
+    with pytest.raises(ValueError, match="two models, one and two"):
+        compare([record(0.8, 1)], first)
+
+
+def test_speeds_are_compared_on_one_machine_and_otherwise_say_both():
+    def speed(value, gpu, batch=64):
+        values = {"speed/img_s": value}
+        return Record(
+            target="t", benchmark="speed", values=values, machine={"gpu": gpu}, batch=batch
+        )
+
+    rows = compare([speed(1.0, "A"), speed(2.0, "B")], [speed(4.0, "B"), speed(3.0, "A")])
+    assert [(row.first, row.second) for row in rows] == [(1, 3), (2, 4)]
+    (row,) = compare([speed(1.0, "A")], [speed(4.0, "B", 32)])
+    assert row.how == "batch 64 against batch 32, A against B"
+
+
 def test_what_one_side_lacks_is_said():
     first = [measured(1.0), measured(2.0, benchmark="linear"), measured(3.0, 96)]
     pairing = pair(first, [measured(5.0), measured(5.0, benchmark="fewshot")])

@@ -1,6 +1,7 @@
 import json
 import signal
 import time
+from typing import get_args, get_type_hints
 
 import numpy as np
 import pytest
@@ -45,7 +46,9 @@ def test_a_short_time_has_the_first_student_with_all_its_controls():
         (first, "labels", 0),
         (first, "none", 0),
     ]
-    assert len({cell.key for cell in order}) == len(order) == 32
+    assert len({cell.key for cell in order}) == len(order) == 36
+    starts = [cell.seed for cell in order if (cell.student, cell.arm) == (first, "untrained")]
+    assert starts == list(range(full().seeds))  # each seed is held against its own start
     for student in full().students:  # no student stands without its controls
         arms = {cell.arm for cell in order if cell.student == student}
         assert {"phi_s", "labels", "none", "untrained"} <= arms
@@ -105,22 +108,49 @@ def row(student, arm, seed, value, **more):
 def test_the_page_has_controls_seeds_and_sizes(tmp_path):
     trained = dict(steps=9, step_ms=1.0)
     sizes = {"32": {"knn/top1/x": 1.5, "linear/top1/x": 2.5}}
-    rows = [row("big", "teacher", 0, 70.0), row("a", "untrained", 0, 10.0)]
+    rows = [row(f"big{i or ''}", "teacher", 0, 70.0 + i) for i in range(6)]
     for seed in (0, 1):
+        rows += [row("a", "untrained", seed, 10.0 + seed)]
         rows += [row("a", "phi_s", seed, 50.0 + 2 * seed, by_size=sizes, **trained)]
         rows += [row("a", "labels", seed, 40.0 + seed, **trained)]
     gaps = compare(rows, ["knn/top1/x"])
     assert gaps["a", "labels"]["knn/top1/x"].mean == pytest.approx(10.5)
-    assert gaps["a", "untrained"]["knn/top1/x"].mean == pytest.approx(41)
+    start = gaps["a", "untrained"]["knn/top1/x"]  # of each seed its own
+    assert (start.mean, start.count) == (pytest.approx(40.5), 2)
+    lone = compare([r for r in rows if (r["arm"], r["seed"]) != ("untrained", 1)], ["knn/top1/x"])
+    assert lone["a", "untrained"]["knn/top1/x"].count == 1
     config = dict(batch=4, size=32, rate=0.1, dense="gradients", teachers=["timm:big"])
     data = dict(images=9, labelled=dict(x=dict(classes=2, bank=8, tested=25)))
     about = dict(config=config, data=data, device="CPU", torch="2", left=["a-none-0"])
     report(rows, about, tmp_path)
     text, page = ((tmp_path / f"result.{e}").read_text() for e in ("md", "html"))
     assert "| a phi_s | 1.00 M | 9 | 51.0 ± 1.4 | 52.0 ± 1.4 | 1.0 | 2 |" in text
-    assert "| a - big | -19.0" in text and "| a, trained at one size | 32 | 1.5 | 2.5 |" in text
+    assert (
+        "| a - big | -19.0" in text
+        and "| a, trained at one size | 32 | 1.5 ± 0.0 | 2.5 ± 0.0 |" in text
+    )
     assert "up to 10.0 points" in text and "Not run yet: a-none-0." in text
+    assert text.count("| a, trained at one size | 32 |") == 1  # its seeds together
     assert page.count("<table>") == text.count("## ") and "data:image/png" in page
+
+
+def test_every_arm_and_every_teacher_is_in_the_figure():
+    from matplotlib.figure import Figure
+
+    from zoo.experiments.real.result import _paint_students
+
+    arms = (
+        "phi_s",
+        "labels",
+        "none",
+        *get_args(get_args(get_type_hints(RealExperiment)["arms"])[0]),
+    )
+    rows = [row("a", arm, 0, 50.0) for arm in (*arms, SEVERAL, "untrained")]
+    rows += [row(f"t{i}", "teacher", 0, 60.0 + i) for i in range(7)]
+    panel = Figure().subplots()
+    _paint_students(panel, rows, "knn/top1/x")
+    labels = panel.get_legend_handles_labels()[1]
+    assert set(labels) == {*arms, SEVERAL, "untrained", *(f"teacher t{i}" for i in range(7))}
 
 
 @pytest.mark.slow
@@ -158,6 +188,7 @@ def test_the_experiment_runs_is_resumed_and_reports(pictures, tmp_path, capsys, 
         (["--data", "embedded/photos"], "--labelled"),
         (["--resolved", "resnet18"], "none of"),
         (["--sizes", "64", "--size", "96"], "not among them"),
+        (["--arms", "pca", "pca"], "arms are pca, pca; give each once"),
     ],
 )
 def test_what_is_missing_is_said_before_any_work(words, error, tmp_path, capsys):

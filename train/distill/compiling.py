@@ -27,6 +27,7 @@ import zoo
 from zoo.features import Batch
 from zoo.students.build import build_student
 from zoo.students.lora import add_adapters
+from zoo.students.student import Student
 from zoo.teachers.teacher import Frozen, Teacher
 from zoo.train.device import autocast, cores, device_of, in_precision, tensor_cores
 from zoo.train.distill.config import Distill
@@ -160,6 +161,16 @@ def compile_part(config: Distill, part: str, device: torch.device) -> None:
 
 def compile_student(config: Distill, device: torch.device) -> None:
     """Compile the student with random weights, for each of its sizes."""
+    student = bare_student(config).to(device).train()
+    fast = FastStudent(student, Speed(channels_last=True, blocks=True), say=print, strict=True)
+    for size, count in config.slice_images.items():
+        images = Batch(torch.zeros(count, 3, size, size, device=device))
+        with autocast(config.precision, device):
+            fast(images, size=(size, size), mesa=bool(config.losses.mesa))
+
+
+def bare_student(config: Distill) -> Student:
+    """Build the student of a run with random weights and without what calibration finds."""
     teachers, _ = meta_models(config)
     student = build_student(
         config.student,
@@ -173,12 +184,7 @@ def compile_student(config: Distill, device: torch.device) -> None:
         add_adapters(student, config.optim.lora, config.optim.lora_layers)
     if config.optim.freeze:
         freeze(student, config.optim.freeze)
-    student = in_precision(student, config.precision).to(device).train()
-    fast = FastStudent(student, Speed(channels_last=True, blocks=True), say=print, strict=True)
-    for size, count in config.slice_images.items():
-        images = Batch(torch.zeros(count, 3, size, size, device=device))
-        with autocast(config.precision, device):
-            fast(images, size=(size, size), mesa=bool(config.losses.mesa))
+    return in_precision(student, config.precision)
 
 
 def compile_one_teacher(config: Distill, label: str, device: torch.device) -> None:

@@ -19,7 +19,7 @@ from zoo.train.distill.config import Distill
 ONE_BY_ONE = 20e-6
 """Seconds of the host for an operator that runs as it is written, in training.
 
-MambaVision-T on an H200 (2026-12-02, `benchmarks/distill_speed.py --rows mamba`): a step of 256
+MambaVision-T on an H200 (2026-12-02, row mamba of `benchmarks/distill_speed.py`): a step of 256
 images at 160 px took 68.6 ms so and 18.3 in CUDA graphs, so launching was the limit. Its operators
 are 2,414 by this count, as a CPU runs them, or 28 µs each; the value leaves room for what a host
 does in less.

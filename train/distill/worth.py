@@ -13,7 +13,7 @@ TIMED = 8
 COLD = 200.0
 """Seconds of plain training, with empty caches, from which compiling pays.
 
-Measured on an H200 (2026-12-02, `benchmarks/distill_speed.py --rows mamba`, 300 steps of 256
+Measured on an H200 (2026-12-02, row mamba of `benchmarks/distill_speed.py`, 300 steps of 256
 images): compiled training began 103 s after the first step could have, 64 plain steps were done by
 then, and a step took 44 ms from then on instead of 108. That is even after 1,470 steps, or 165 s of
 plain training; the rest is for networks that gain less.

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch.utils.data import Dataset
 
-from zoo.data.images import EncodedImage
+from zoo.data.images import EncodedImage, PlainJpeg, open_image
 from zoo.data.plan import Plan
 from zoo.data.sources import Source
 from zoo.data.unreadable import Lost, read_next, try_read
@@ -49,7 +49,7 @@ class View:
             UnreadableImage: it cannot be decoded.
         """
         area, aspect, x, y, mirror = draws.random(5)
-        image = EncodedImage(data)
+        image = EncodedImage(data) if self.decoder == "pillow" else open_image(data)
         width, height = image.size
         share = self.scale[0] + area * (self.scale[1] - self.scale[0])
         low, high = (math.log(r) for r in self.ratio)
@@ -76,7 +76,9 @@ class View:
         left, top = (width - side) / 2, (height - side) / 2
         return self._resize(image, (left, top, left + side, top + side))
 
-    def _resize(self, image: EncodedImage, box: tuple[float, float, float, float]) -> np.ndarray:
+    def _resize(
+        self, image: PlainJpeg | EncodedImage, box: tuple[float, float, float, float]
+    ) -> np.ndarray:
         # never below the size that the crop needs
         rgb = image.rgb(self.size / min(box[2] - box[0], box[3] - box[1]))
         shrunk, (cols, rows) = rgb.width / image.size[0], rgb.size
@@ -87,7 +89,7 @@ class View:
         return np.asarray(rgb).transpose(2, 0, 1)
 
     def _resize_by_torch(
-        self, image: EncodedImage, box: tuple[float, float, float, float]
+        self, image: PlainJpeg | EncodedImage, box: tuple[float, float, float, float]
     ) -> np.ndarray:
         if self.size / min(box[2] - box[0], box[3] - box[1]) <= 1 / 2:
             return self._resize(image, box)  # a JPEG that is decoded smaller, which Pillow can

@@ -70,7 +70,7 @@ def begin_rows(out: Path, *, resume: bool, same: Mapping[str, Any]) -> list[dict
     if about is None:
         raise ValueError(f"There is no run in {out} to resume; leave out --resume.")
     if other := [name for name, value in same.items() if about["config"].get(name) != value]:
-        was = ", ".join(f"--{name} {about['config'].get(name)}" for name in other)
+        was = ", ".join(f"--{name.replace('_', '-')} {about['config'].get(name)}" for name in other)
         raise ValueError(
             f"The run in {out} was begun with {was}; resume it with that, or give another --out."
         )

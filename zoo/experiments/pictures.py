@@ -2,7 +2,7 @@
 
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -170,7 +170,7 @@ def read_collection(
                 "shards, or labels in the .npz."
             )
         train, held = (decode(source, side, device, limit) for source in sources)
-        probes[_unused(folder.resolve().name, probes)] = (train, held)
+        probes[unused_name(folder.resolve().name, probes)] = (train, held)
         trains.append(Pictures(train.images, train.labels + first))
         helds.append(Pictures(held.images, held.labels + first))
         first += len(classes)
@@ -212,7 +212,8 @@ def _joined(parts: Sequence[Pictures]) -> Pictures:
     )
 
 
-def _unused(name: str, taken: dict) -> str:
+def unused_name(name: str, taken: Mapping[str, object]) -> str:
+    """Return a name that no other data set has: of a second `birds`, `birds_2`."""
     while name in taken:
         name += "_2"
     return name

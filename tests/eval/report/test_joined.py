@@ -176,7 +176,7 @@ def test_a_run_and_the_results_of_its_export_are_one_model(tmp_path):
     fill(tmp_path / "r.jsonl", str(tmp_path / "mine" / "export"), 0.9, 0)
     models, _ = gather([tmp_path / "mine", tmp_path / "r.jsonl"])
     (model,) = models
-    assert model.name == "mine" and model.rates == {224: 100}
+    assert model.name == "mine" and model.rates == {(224, "one, float32"): 100}
     assert model.values[Measure("fidelity/min", "birds")] == 1.7
     columns = [measure for measure, _ in headline_columns(models)]
     assert list(dict.fromkeys(measure.name for measure in columns)) == [
@@ -250,12 +250,21 @@ def test_two_sources_with_other_numbers_of_one_measurement_are_refused(tmp_path)
         gather([tmp_path / "r.jsonl", tmp_path / "other.jsonl"])
 
 
-def test_a_measurement_that_was_repeated_with_another_result_is_noted(tmp_path):
-    one(50.0, tmp_path / "r.jsonl")
-    one(60.0, tmp_path / "r.jsonl", date="2026-02-03")
-    ((model,), notes) = gather([tmp_path / "r.jsonl"])
-    assert list(model.values.values()) == [60]
-    assert "twice" in notes[0] and "2026-02-03" in notes[0]
+def test_two_numbers_of_one_measurement_in_one_file_are_refused(tmp_path):
+    one(50.0, tmp_path / "r.jsonl", date="2026-02-02")
+    one(50.0, tmp_path / "r.jsonl", date="2026-02-03")
+    ((model,), _) = gather([tmp_path / "r.jsonl"])
+    assert list(model.values.values()) == [50] and len(model.records) == 1
+    one(60.0, tmp_path / "r.jsonl", date="2026-02-04")
+    with pytest.raises(ValueError, match=r"r\.jsonl.*twice.*50\.0.*02-02.*60\.0.*02-04"):
+        gather([tmp_path / "r.jsonl"])
+
+
+def test_of_several_timings_the_fastest_is_shown_in_one_file_and_in_two(tmp_path):
+    for value, file in ((70.0, "r"), (90.0, "r"), (80.0, "r"), (85.0, "s")):
+        one(value, tmp_path / f"{file}.jsonl", "m", "speed/img_s", benchmark="speed")
+    ((model,), _) = gather([tmp_path / "r.jsonl", tmp_path / "s.jsonl"])
+    assert list(model.values.values()) == [90] == list(model.rates.values())
 
 
 def test_cost_is_that_of_the_size_at_which_quality_was_measured(tmp_path):
@@ -290,17 +299,48 @@ def test_dots_that_would_cover_each_other_are_moved_apart_inside_the_plot():
     assert min(gaps) > 1.9 * svg.DOT and places[-1] == (200, 50)
     assert all(svg.LEFT < x < svg.WIDTH and 0 < y < svg.HEIGHT for x, y in places)
     assert len(set(svg.colours(12))) == 12
+    for colour in svg.colours(12):
+        light = svg.luminance_of(colour)
+        page, dark, ink = (svg.luminance_of(c) for c in ("#ffffff", "#191919", svg.ink_on(colour)))
+        contrast = [(max(light, x) + 0.05) / (min(light, x) + 0.05) for x in (page, dark, ink)]
+        assert min(contrast) > 3 and contrast[2] > 4.5
+    assert svg.luminance_of("#777777") == pytest.approx(0.1845, abs=1e-3)  # 4.48 against white
     assert svg.ticks(12.3, 61.0) == [20, 30, 40, 50, 60]
     assert svg.log_ticks(0.5, 300) == [1, 3, 10, 30, 100, 300]
 
 
-def test_one_result_alone_gives_a_page_that_says_what_is_missing(tmp_path):
+def test_one_result_alone_has_no_empty_section_and_says_at_its_end_what_is_missing(tmp_path):
     values = {"knn/top1": 50.0}
     write(tmp_path / "r.jsonl", Record(target="a", benchmark="knn", values=values), {}, {})
     page = build_joined([tmp_path / "r.jsonl"], tmp_path / "page.html").read_text("utf-8")
-    for name in ("radar", "pareto", "differences", "pictures", "maps", "published"):
-        assert '<p class="note">' in section(page, name)
+    for name in ("radar", "pareto", "differences", "same", "pictures", "maps", "published"):
+        assert f'id="{name}"' not in page and f'href="#{name}"' not in page
+    assert '<p class="note">' not in page and page.count("<section") == 3
+    for i, name in enumerate(("linear", "similar")):
+        key = ("linear/top1", "similar/map")[i]
+        write(tmp_path / "r.jsonl", Record(target="a", benchmark=name, values={key: 40.0}), {}, {})
+    whole = build_joined([tmp_path / "r.jsonl"], tmp_path / "page.html").read_text("utf-8")
+    assert "from 0 to 50 %, where 100 % would be" in section(whole, "radar")
     assert "50.0" in section(page, "headline")
+    assert section(page, "rerun").count("<li>") == 7
+    assert "Capabilities: a radar needs three" in section(page, "rerun")
+
+
+def test_speeds_of_two_machines_are_not_in_one_plot(tmp_path):
+    for i, target in enumerate(("a", "b")):
+        one(50.0 + i, tmp_path / "r.jsonl", target, model=small(1e9))
+        for gpu in ("H200", "A100"):
+            about = dict(benchmark="speed", model=small(1e9), machine={"gpu": gpu})
+            one(100.0 * (1 + i) + len(gpu), tmp_path / "r.jsonl", target, "speed/img_s", **about)
+    one(52.0, tmp_path / "r.jsonl", "c", model=small(1e9))
+    about = dict(benchmark="speed", model=small(1e9), machine={"gpu": "H200"})
+    one(500.0, tmp_path / "r.jsonl", "c", "speed/img_s", **about)
+    page = build_joined([tmp_path / "r.jsonl"], tmp_path / "page.html").read_text("utf-8")
+    found = re.findall(r'aria-label="kNN birds against images/s \(([^)]*)\): ([^"]*)"', page)
+    assert [(where, told.count(" at ")) for where, told in found] == [
+        ("H200, float32", 3),
+        ("A100, float32", 2),
+    ]
 
 
 def test_pictures_and_scores_that_are_gone_are_noted(tmp_path):
@@ -361,6 +401,8 @@ def test_the_radar_has_every_model_and_shows_the_first_six():
     drawn = svg.radar([["kNN", "64 px"], ["kNN", "96 px"], ["depth"]], rings)
     assert drawn.count('<g id="radar-') == 9 and drawn.count('class="off"') == 3
     assert "kNN 64 px: 50.0%" in drawn and "kNN 96 px: " not in drawn
+    near = svg.radar([["kNN", "64 px"], ["kNN", "96 px"], ["depth"]], rings[:1], rim=0.5)
+    assert f'cy="{svg.DOWN / 2 - svg.RIM}"' in near  # half a perfect score is at such a rim
     top = svg.ACROSS / 2, svg.DOWN / 2 - 0.5 * svg.RIM  # half way up the first axis
     assert f"{top[0]},{top[1]}" in drawn
 

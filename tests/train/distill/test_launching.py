@@ -26,7 +26,8 @@ def test_each_block_more_is_as_many_operators_more():
 
 def test_as_many_are_counted_as_the_profiler_sees_in_a_real_step():
     student = build_student("resnet18", WIDTHS, size=64).train()
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as seen:
+    cpu = [torch.profiler.ProfilerActivity.CPU]
+    with torch.profiler.profile(activities=cpu, acc_events=True) as seen:
         answers = student(Batch(torch.rand(2, 3, 64, 64)))["one"]
         sum(x.sum() for x in answers if x is not None).backward()
     kernels = ("convolution_overrideable", "mkldnn_convolution", "native_batch_norm", "addmm", "mm",

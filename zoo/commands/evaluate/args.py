@@ -107,6 +107,7 @@ def _run(argv: list[str], *, check: bool = False) -> None:
     from zoo.commands.evaluate.compare import compare_targets, results_of
     from zoo.commands.evaluate.plan import check_plan, show_plan
     from zoo.commands.evaluate.run import evaluate, read_data
+    from zoo.commands.evaluate.subject import refuse_ignored
     from zoo.eval.subject import EvalRequest
 
     on = on or (list(DEFAULT) if args.data or args.features else [])
@@ -130,6 +131,8 @@ def _run(argv: list[str], *, check: bool = False) -> None:
         command=shlex.join(["zoo", "eval", *argv]),
     )
     measured = [t for t in args.compare or (args.target,) if not (t and results_of(t))]
+    for target in filter(None, measured):
+        refuse_ignored(target, args.size, argv)
     if check:
         for target in measured:
             check_plan(target, request)

@@ -1,6 +1,7 @@
 """The students of the planning experiment, and how they drive."""
 
 import itertools
+import shutil
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
@@ -191,6 +192,7 @@ def main(config: PlanningExperiment) -> bool:
         last = time.perf_counter() - began - spent
         rows.append(dict(row, seconds=last))
         append_row(config.out / "rows.jsonl", rows[-1])
+        shutil.rmtree(run.out / "checkpoints", ignore_errors=True)  # its export stays
     if rows:
         about = dict(
             config={n: str(v) for n, v in asdict(config).items() if n not in FREE},

@@ -38,8 +38,9 @@ class Cell:
 def cells(config: RealExperiment) -> Iterator[Cell]:
     """Yield the cells, the most important first.
 
-    The teachers; the first student with its controls; then two further seeds of it, the other
-    students with the control, the other arms, the sizes, and the rest of the seeds.
+    The teachers; the first student with its controls; then two further seeds of it, where the other
+    seeds begin (nothing is trained for those), the other students with the control, the other arms,
+    the sizes, and the rest of the seeds.
     """
     first, *others = config.students
     early = min(3, config.seeds)
@@ -47,6 +48,7 @@ def cells(config: RealExperiment) -> Iterator[Cell]:
     yield Cell(first, "untrained")
     for seed in range(early):
         yield from (Cell(first, arm, seed) for arm in ("phi_s", "labels", "none"))
+    yield from (Cell(first, "untrained", seed) for seed in range(1, config.seeds))
     for student in others:
         yield from (Cell(student, arm) for arm in ("untrained", "phi_s", "labels"))
     if len(config.sizes) > 1:

@@ -68,7 +68,7 @@ class RealExperiment:
     other_steps: Annotated[int | None, COUNT] = None
     """Steps of the other students, in place of the scale's."""
     seeds: Annotated[int, COUNT] = 5
-    """Of the first student's arms phi_s, none and labels; all else has one."""
+    """Of the first student's arms phi_s, none, labels and untrained; all else has one."""
     size: Annotated[int, PIXELS] = 160
     """Side of the students' images in pixels."""
     sizes: Annotated[tuple[int, ...], PIXELS] = (128, 160, 224, 320)
@@ -113,8 +113,10 @@ class RealExperiment:
                 f"sizes are {', '.join(map(str, self.sizes))}, and {self.size}, at which students "
                 "are trained, is not among them; give --sizes that one too."
             )
-        if len(set(self.students)) < len(self.students):
-            raise ValueError(f"students are {self.students}; give each once.")
+        for name in ("students", "teachers", "arms", "sizes"):
+            given = getattr(self, name)
+            if len(set(given)) < len(given):
+                raise ValueError(f"{name} are {', '.join(map(str, given))}; give each once.")
 
     def steps_of(self, student: str) -> int:
         """Return how many steps a student learns."""

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -99,8 +100,6 @@ def compare(
 ) -> dict[tuple[str, str], dict[str, SeedDifference]]:
     """Compare each student's arm phi_s with its other arms, seed by seed.
 
-    What was never trained has one seed, and is subtracted from each.
-
     Returns:
         (student, other arm) -> measure -> difference.
     """
@@ -111,8 +110,6 @@ def compare(
             if arm in NOT_COMPARED:
                 continue
             theirs = _by_seed(rows, student, arm)
-            if arm == "untrained" and theirs:
-                theirs = dict.fromkeys(ours, next(iter(theirs.values())))
             seeds = sorted(set(ours) & set(theirs))
             if seeds:
                 found[student, arm] = {
@@ -166,12 +163,21 @@ def _teacher_gaps(rows: Rows, measures: Sequence[str]) -> tuple[list[str], list[
 
 def _by_size(rows: Rows, measures: Sequence[str]) -> tuple[list[str], list[list[str]]]:
     body = []
-    for row in (row for row in rows if row.get("by_size")):
-        name = "at several sizes" if row["arm"] == SEVERAL else "at one size"
-        for size, values in row["by_size"].items():
-            own = [f"{row['student']}, trained {name}", size]
-            body.append([*own, *(f"{values[m]:.1f}" for m in measures)])
+    for (student, arm), mine in _sized(rows).items():
+        name = "at several sizes" if arm == SEVERAL else "at one size"
+        for size in mine[0]["by_size"]:
+            values = (spread([row["by_size"][size][m] for row in mine]) for m in measures)
+            body.append([f"{student}, trained {name}", size, *values])
     return ["student", "px", *measures], body
+
+
+def _sized(rows: Rows) -> dict[tuple[str, str], list[Mapping[str, Any]]]:
+    """Return the rows that were measured at several sizes, by student and arm."""
+    found: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
+    for row in rows:
+        if row.get("by_size"):
+            found.setdefault((row["student"], row["arm"]), []).append(row)
+    return found
 
 
 def _fidelities(rows: Rows) -> tuple[list[str], list[list[str]]]:
@@ -202,9 +208,14 @@ COLOURS = {
     "none": ARM_COLOURS[1],
     "standardize": ARM_COLOURS[2],
     "alpha_only": ARM_COLOURS[3],
+    "global": ARM_COLOURS[4],
+    "pca": ARM_COLOURS[5],
+    SEVERAL: "#38a3f5",
     "untrained": ARM_COLOURS[0],
 }
 """Of the arms in the figure."""
+LINES = (":", "--", "-.", (0, (1, 3)), (0, (5, 5)))
+"""Of the teachers, in turn."""
 
 
 def _draw(rows: Rows, measures: Sequence[str], out: Path) -> dict[str, str]:
@@ -242,28 +253,28 @@ def _draw(rows: Rows, measures: Sequence[str], out: Path) -> dict[str, str]:
 
 def _paint_students(panel: Any, rows: Rows, measure: str) -> None:
     teachers = [row for row in rows if row["arm"] == "teacher"]
-    for row, line in zip(teachers, (":", "--", "-.", (0, (1, 3)), (0, (5, 5))), strict=False):
+    for row, line in zip(teachers, cycle(LINES), strict=False):
         value = row["values"][measure]
         panel.axhline(
             value, color="#8a8f98", linestyle=line, linewidth=1, label=f"teacher {row['student']}"
         )
     students, known = _students(rows), set[str]()
     for x, student in enumerate(students):
-        for number, (arm, colour) in enumerate(COLOURS.items()):
+        arms = [arm for arm in COLOURS if _by_seed(rows, student, arm)]
+        for number, arm in enumerate(arms):
             found = [row["values"][measure] for row in _by_seed(rows, student, arm).values()]
-            if found:
-                at = [x + 0.11 * (number - 2.5)] * len(found)
-                label = None if arm in known else arm
-                panel.plot(at, found, "o", markersize=4.5, alpha=0.75, color=colour, label=label)
-                known.add(arm)
+            at = [x + 0.11 * (number - (len(arms) - 1) / 2)] * len(found)
+            label, colour = None if arm in known else arm, COLOURS[arm]
+            panel.plot(at, found, "o", markersize=4.5, alpha=0.75, color=colour, label=label)
+            known.add(arm)
     panel.set_xticks(range(len(students)), students, rotation=25, ha="right")
 
 
 def _paint_sizes(panel: Any, rows: Rows, measure: str) -> None:
-    for row in (row for row in rows if row.get("by_size")):
-        several = row["arm"] == SEVERAL
-        sizes = list(map(int, row["by_size"]))
-        values = [found[measure] for found in row["by_size"].values()]
+    for (_, arm), mine in _sized(rows).items():
+        several, names = arm == SEVERAL, list(mine[0]["by_size"])
+        sizes = list(map(int, names))
+        values = [np.mean([row["by_size"][name][measure] for row in mine]) for name in names]
         label = "trained at several sizes" if several else "trained at one size"
         panel.plot(sizes, values, "o-", color=ARM_COLOURS[1] if several else STUDENT_COLOUR,
                    label=label)  # fmt: skip

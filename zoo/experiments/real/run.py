@@ -19,13 +19,14 @@ from zoo.data.sources import open_labelled
 from zoo.experiments.beside import Beside
 from zoo.experiments.bookkeeping import append_row, begin_rows, device_name, step_ms
 from zoo.experiments.deadline import Deadline
-from zoo.experiments.pictures import HELD_OUT, Collection, read_collection
+from zoo.experiments.pictures import HELD_OUT, Collection, read_collection, unused_name
 from zoo.experiments.probes import probe
 from zoo.experiments.real.cells import NOT_TRAINED, SEVERAL, Cell, cells, distillation, options_of
 from zoo.experiments.real.config import RealExperiment
 from zoo.experiments.real.controls import learn_labels, untrained
 from zoo.experiments.real.result import report
 from zoo.features import Batch, Features
+from zoo.files import written_whole
 from zoo.library import distill
 from zoo.students.build import build_student, read_options
 from zoo.students.export import load_export
@@ -76,9 +77,9 @@ class Bench:
         path = self.config.out / f"{self.config.dense}.safetensors"
         if not path.is_file():
             train, *_ = open_data(any_run(self.config))
-            shutil.copyfile(
-                pretext_weights(self.config.dense, train, seed=0, device=self.device), path
-            )
+            weights = pretext_weights(self.config.dense, train, seed=0, device=self.device)
+            with written_whole(path) as temporary:  # a torn file would teach all students
+                shutil.copyfile(weights, temporary)
         return f"pretext:{self.config.dense}/{path}"
 
     def run(self, cell: Cell) -> Iterator[dict[str, Any]]:
@@ -197,7 +198,7 @@ def check(config: RealExperiment) -> dict[str, Any]:
             raise ValueError(
                 f"{folder} has no classes: one sub-folder a class, or .cls files in the shards."
             )
-        sets[folder.resolve().name] = dict(
+        sets[unused_name(folder.resolve().name, sets)] = dict(
             classes=len(bank.classes),
             bank=min(len(bank), config.limit or len(bank)),
             tested=min(len(queries), config.limit or len(queries)),
@@ -206,7 +207,7 @@ def check(config: RealExperiment) -> dict[str, Any]:
 
 
 def main(config: RealExperiment) -> bool:
-    """Run the experiment, and return True: it tests no claim.
+    """Run the experiment; return whether no cell failed, as it tests no claim.
 
     Raises:
         ValueError: as `check`; or the folder was begun with other settings.
@@ -220,8 +221,9 @@ def main(config: RealExperiment) -> bool:
         torch=torch.__version__,
     )  # fmt: skip
     Run(config.out).write_json("about.json", about)
+    failed = about["failed"] = dict[str, str]()
     try:
-        about["failed"] = _run_cells(config, rows)
+        _run_cells(config, rows, failed)
     finally:
         if rows:
             done = {row["key"] for row in rows}
@@ -229,12 +231,12 @@ def main(config: RealExperiment) -> bool:
             report(rows, about, config.out)
             more = ": --resume goes on" if about["left"] else ""
             print(f"{len(about['left'])} cells are left{more}")
-    return True
+    return not failed
 
 
-def _run_cells(config: RealExperiment, rows: list[dict[str, Any]]) -> dict[str, str]:
-    """Run what has no row yet; return the cells that failed, and why."""
-    done, failed = {row["key"] for row in rows}, dict[str, str]()
+def _run_cells(config: RealExperiment, rows: list[dict[str, Any]], failed: dict[str, str]) -> None:
+    """Run what has no row yet; `failed` takes the cells that fail, and why."""
+    done = {row["key"] for row in rows}
     missing = [cell for cell in cells(config) if cell.key not in done]
     ended = _side_by_side if config.jobs > 1 else _one_by_one
     deadline = Deadline(config.seconds, least=LEAST_SECONDS)
@@ -252,7 +254,6 @@ def _run_cells(config: RealExperiment, rows: list[dict[str, Any]]) -> dict[str, 
                     _keep(config, rows, row)
             for name in ("checkpoints", "export"):  # only now: a kill would lose the training
                 shutil.rmtree(config.place / cell.key / name, ignore_errors=True)
-    return failed
 
 
 Ended = Iterator[tuple[Cell, list[dict[str, Any]] | BaseException]]
