@@ -55,7 +55,10 @@ def open_parent(
             f"{folder} holds no model: config.json of timm or transformers is missing."
         )
     base = name.removesuffix("/random")
-    wheels.check_known(base, TABLE)
+    try:
+        wheels.check_known(base, TABLE)
+    except ValueError as error:
+        raise ValueError(f"{name} is no folder. {error}") from None
     try:
         model = wheels.create_model(base, pretrained and base == name, **arguments)
     except RuntimeError as error:
