@@ -1,6 +1,5 @@
 """`zoo distill --image-text`: a model of images and text, from its config to its export."""
 
-import shutil
 import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -12,6 +11,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from zoo.commands.distill.model_folder import write_model
 from zoo.data.conversations import open_conversations, open_part
 from zoo.data.image_text import Change, ImageTextFeed, ImageTextSource
 from zoo.data.plan import Plan
@@ -391,16 +391,8 @@ def finish(run: Run, setup: ImageTextSetup, model: Any, began: float) -> None:
 
 
 def export(run: Run, setup: ImageTextSetup, model: Any) -> None:
-    """Write an ordinary folder of transformers, with the tokenizer where there is one."""
-    folder, temporary = run.path / "export", run.path / ".export.tmp"
-    shutil.rmtree(temporary, ignore_errors=True)
+    """Write the model into a run's folder, adapters added to its weights."""
     state = model.state_dict()
     plain = merged(state)
-    if plain.keys() == state.keys():
-        model.save_pretrained(temporary)
-    else:  # adapters are added to the weights
-        model.save_pretrained(temporary, state_dict=plain)
-    if inner := getattr(setup.tokenizer, "inner", None):
-        inner.save_pretrained(temporary)
-    shutil.rmtree(folder, ignore_errors=True)
-    temporary.rename(folder)
+    adapted = plain if plain.keys() != state.keys() else None
+    write_model(run.path / "export", model, setup.tokenizer, adapted)

@@ -1,15 +1,14 @@
 """`zoo distill --text`: a language model from its config to its export."""
 
-import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
 
+from zoo.commands.distill.model_folder import write_model
 from zoo.commands.distill.text_samples import write_samples
 from zoo.data.plan import mix
 from zoo.data.text import TextFeed, TextSource
@@ -487,14 +486,3 @@ def of_teachers(setup: TextSetup) -> dict[str, Evaluation]:
 def export(run: Run, setup: TextSetup, model: Any) -> None:
     """Write the student into a run's folder."""
     write_model(run.path / "export", model, setup.tokenizer)
-
-
-def write_model(folder: Path, model: Any, tokenizer: Tokenizer) -> None:
-    """Write an ordinary folder of transformers, with the tokenizer where there is one."""
-    temporary = folder.with_name(f".{folder.name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    model.save_pretrained(temporary)
-    if inner := getattr(tokenizer, "inner", None):
-        inner.save_pretrained(temporary)
-    shutil.rmtree(folder, ignore_errors=True)
-    temporary.rename(folder)

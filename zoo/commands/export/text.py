@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from zoo.commands.distill.text import write_model
+from zoo.commands.distill.model_folder import write_model
 from zoo.commands.export.checkpoint import newest_of
 from zoo.language.open import open_language_model, own_tokenizer
 from zoo.language.tokenizers import open_tokenizer
