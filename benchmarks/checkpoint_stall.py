@@ -11,12 +11,13 @@ bit by bit.
 """
 
 import argparse
+import gc
 import json
 import os
 import statistics
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -118,6 +119,20 @@ def stalls(seconds: list[float], every: int) -> tuple[float, list[float]]:
     return median, [sum(span) / (len(span) * median) - 1 for span in spans]
 
 
+def watch_collections(task: Timed, found: list[tuple[int, float]]) -> Callable[[str, Any], None]:
+    """Return what notes each collection of garbage: its step, and its milliseconds."""
+    began = [0.0]
+
+    def note(phase: str, about: Any) -> None:
+        now = time.perf_counter()
+        if phase == "start":
+            began[0] = now
+        else:
+            found.append((len(task.times), 1000 * (now - began[0])))
+
+    return note
+
+
 def main() -> None:
     """Train, save, compare."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
@@ -132,6 +147,8 @@ def main() -> None:
     args = parser.parse_args()
     device = device_of(args.device)  # that of LOCAL_RANK
     torch.manual_seed(0)
+    task, collected = Timed(device), list[tuple[int, float]]()
+    gc.callbacks.append(watch_collections(task, collected))
     with ranks(device), tempfile.TemporaryDirectory(dir=args.out) as own:
         folder = from_first(own)
         model = timm.create_model(args.model, img_size=args.size).to(device)
@@ -141,7 +158,7 @@ def main() -> None:
             optim=Optim(ema=0.0), out=Path(folder),
         )  # fmt: skip
         state = TrainState.of(model, config.optim, ranks="fsdp")
-        task, images = Timed(device), torch.rand(args.batch, 3, args.size, args.size, device=device)
+        images = torch.rand(args.batch, 3, args.size, args.size, device=device)
         run = TimedRun(Path(folder))
         train(task, state, Noise(images), config, run, title="stall")
         seconds = task.seconds()
@@ -156,6 +173,7 @@ def main() -> None:
             cut=is_sharded(state.learned), step_ms=1000 * median, checkpoint_gb=size / 1e9,
             stall=found, blocked_s=run.blocked, steps_ms=[round(1000 * t, 1) for t in seconds],
             longest_step_ms=1000 * max(seconds[args.every // 2 :]), equal=same,
+            collections_ms=[(step, round(ms, 1)) for step, ms in collected if ms > 5],
         )  # fmt: skip
         if device.type == "cuda":
             row |= dict(

@@ -18,7 +18,7 @@ import zlib
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
-from itertools import accumulate
+from itertools import accumulate, chain
 from pathlib import Path
 from typing import Any
 
@@ -35,9 +35,9 @@ from torch.futures import Future as TorchFuture
 from zoo.files import read_json
 from zoo.train.mesh import any_rank, rank, saving_group, world
 from zoo.train.planner import Planner
-from zoo.train.saved_tensor import SavedTensors
+from zoo.train.saved_tensor import Pieces, SavedTensors, write_all
 from zoo.train.shard import is_cut
-from zoo.train.staging import Staging
+from zoo.train.staging import Staging, Tensors
 
 State = dict[str, Any]
 """Nested dicts and lists of tensors, numbers and names."""
@@ -49,6 +49,8 @@ TENSORS = "tensors"
 PACKED = "packed"
 SMALL = 2**16
 """Elements up to which tensors are joined: DCP takes a third of a millisecond for each."""
+AT_ONCE = 256
+"""Pieces of a file that one call of the system writes; three are a tensor."""
 
 
 class Writer(dcp.FileSystemWriter):
@@ -64,6 +66,8 @@ class Writer(dcp.FileSystemWriter):
         self.rest: Any = None
         self.step, self.kept, self.best = 0, 1, -1
         self._saved = SavedTensors()
+        self._staged = Tensors()
+        self._known: tuple[SavePlan, Tensors, list[Pieces]] | None = None
 
     def making(self) -> Path:
         """Return the folder that is written to."""
@@ -74,7 +78,8 @@ class Writer(dcp.FileSystemWriter):
 
     def stage(self, state_dict: State) -> State:
         """Copy the tensors to the host."""
-        return {TENSORS: self.staging.copy(state_dict[TENSORS])}
+        self._staged = self.staging.copy(state_dict[TENSORS])
+        return {TENSORS: self._staged}
 
     def write_data(self, plan: SavePlan, planner: Any) -> TorchFuture[list[WriteResult]]:
         """Write this rank's tensors into one file, and its checksum beside it."""
@@ -85,6 +90,7 @@ class Writer(dcp.FileSystemWriter):
             written, total = self._write_tensors(name, plan, planner)
             (self.making() / (name + SUM)).write_text(f"{total:08x}")
         planner.forget()
+        self._staged = Tensors()
         done = TorchFuture[list[WriteResult]]()
         done.set_result(written)
         return done
@@ -93,20 +99,29 @@ class Writer(dcp.FileSystemWriter):
         self, name: str, plan: SavePlan, planner: Any
     ) -> tuple[list[WriteResult], int]:
         """Write a file; return where each tensor lies in it, and its CRC-32."""
-        written, start, total = list[WriteResult](), 0, 0
-        with (self.making() / name).open("wb") as file:
-            for item in plan.items:
-                pieces = self._saved.pieces(planner.resolve_data(item))
-                for piece in pieces:
-                    file.write(piece)
+        items, written, start, total = self._pieces(plan, planner), list[WriteResult](), 0, 0
+        for item, pieces in zip(plan.items, items, strict=True):
+            length = sum(map(len, pieces))
+            written.append(WriteResult(item.index, length, _StorageInfo(name, start, length)))
+            start += length
+        with (self.making() / name).open("wb", buffering=0) as file:
+            pieces = list(chain.from_iterable(items))
+            for first in range(0, len(pieces), AT_ONCE):
+                block = pieces[first : first + AT_ONCE]
+                write_all(file, block)
+                for piece in block:
                     total = zlib.crc32(piece, total)
-                length = sum(map(len, pieces))
-                place = _StorageInfo(name, start, length)
-                written.append(WriteResult(item.index, length, place))
-                start += length
-            file.flush()
             os.fsync(file.fileno())
         return written, total
+
+    def _pieces(self, plan: SavePlan, planner: Any) -> list[Pieces]:
+        """Return what is written of each tensor: as before, if the same memory was copied to."""
+        if self._known and self._known[0] is plan and self._known[1] is self._staged:
+            return self._known[2]
+        pieces = [self._saved.pieces(planner.resolve_data(item)) for item in plan.items]
+        kept = self._staged is self.staging.memory  # on a CPU each state has memory of its own
+        self._known = (plan, self._staged, pieces) if kept else None
+        return pieces
 
     def finish(self, metadata: Any, results: Any) -> None:
         """Rank 0, behind all ranks: write the rest, and give the folder its name."""

@@ -17,16 +17,20 @@ class Staging:
     """Copies states to the host, one at a time.
 
     On a GPU the copying goes on beside what is queued behind it, into pinned memory that is kept
-    for the next. So weights may not change before `hold`. What a forward pass changes, such as the
-    statistics of batch norms, is a copy already when it comes here (`TrainState.state`, `packed`).
+    for the next. Where the GPU has room, that reads a copy on the GPU itself, which is made in
+    milliseconds. Else it reads the state, so weights may not change before `hold`; what a forward
+    pass changes, such as the statistics of batch norms, is a copy already when it comes here
+    (`TrainState.state`, `packed`).
     """
 
     def __init__(self):
-        self._memory = Tensors()
+        self.memory = Tensors()
+        """Pinned, and kept; the same object as long as the states have the same shapes."""
         self._reserved: Future[Tensors] | None = None
         self._stream: torch.cuda.Stream | None = None
         self._copied: torch.Event | torch.cuda.Event | None = None
         self._source = Tensors()
+        self._in_place = False
 
     def reserve(self, tensors: Mapping[str, Tensor]) -> None:
         """Take the pinned memory for such tensors, beside training.
@@ -46,19 +50,23 @@ class Staging:
         if not any(x.is_cuda for x in tensors.values()):
             return {name: like(x, local(x).to("cpu", copy=True)) for name, x in tensors.items()}
         memory = self._memory_for(tensors)
+        parts = {name: local(x) for name, x in tensors.items()}
+        self._in_place = not has_room(parts)
+        if not self._in_place:
+            parts = {name: x.clone() for name, x in parts.items()}
         self._stream = self._stream or torch.cuda.Stream()
         self._stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(self._stream):
-            for name, x in tensors.items():
-                local(memory[name]).copy_(local(x), non_blocking=True)
+            for name, x in parts.items():
+                local(memory[name]).copy_(x, non_blocking=True)
         self._copied = self._stream.record_event()
-        self._source = tensors  # what was made for this alone lives until it is copied
+        self._source = parts  # what was made for this alone lives until it is copied
         return memory
 
     def hold(self) -> None:
-        """Let all that the device is given from here on wait until the state is copied."""
+        """Let all that the device is given from here on wait, if it could change what is copied."""
         copied = self._copied  # the thread that writes may be done with it meanwhile
-        if copied is not None:
+        if copied is not None and self._in_place:
             torch.cuda.current_stream().wait_event(copied)
 
     def wait(self) -> None:
@@ -71,10 +79,22 @@ class Staging:
         """Return the memory that is there, or was reserved, if it is for these tensors."""
         reserved, self._reserved = self._reserved, None
         if reserved is not None and reserved.exception() is None:
-            self._memory = reserved.result()
-        if shapes(self._memory) != shapes(tensors):
-            self._memory = pinned_like(tensors)
-        return self._memory
+            self.memory = reserved.result()
+        if shapes(self.memory) != shapes(tensors):
+            self.memory = pinned_like(tensors)
+        return self.memory
+
+
+def has_room(parts: Tensors) -> bool:
+    """Tell whether the GPU can hold these twice without training, at its peak, missing the place.
+
+    Half of their size is left over for what the allocator cannot join.
+    """
+    device = next(x.device for x in parts.values() if x.is_cuda)
+    size = sum(x.nbytes for x in parts.values() if x.is_cuda)
+    free, _ = torch.cuda.mem_get_info(device)
+    here = torch.cuda.memory_reserved(device) - torch.cuda.max_memory_allocated(device)
+    return free + here > 1.5 * size
 
 
 def shapes(tensors: Mapping[str, Tensor]) -> Shapes:

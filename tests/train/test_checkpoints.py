@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import pickle
 import random
 from concurrent.futures import Future
@@ -13,7 +14,7 @@ import torch.distributed.checkpoint as dcp
 from zoo.train.checkpoint import TENSORS, packed, split, write_sum
 from zoo.train.config import Training
 from zoo.train.run import Run
-from zoo.train.saved_tensor import SavedTensors, without_crc
+from zoo.train.saved_tensor import SavedTensors, without_crc, write_all
 from zoo.train.staging import pinned_like
 
 
@@ -150,10 +151,30 @@ def test_memory_that_was_reserved_is_used_only_for_a_state_that_fits(tmp_path, s
         assert all(torch.equal(x, run.load()["model"][k]) for k, x in state["model"].items())
 
 
+@pytest.mark.parametrize("most", [1, 7, 100, 10**9])
+def test_pieces_are_written_whole_when_the_system_takes_a_part_at_a_time(
+    tmp_path, monkeypatch, most
+):
+    real, pieces = os.writev, [b"abc", memoryview(b""), b"defghijk", memoryview(b"xyz" * 9), b""]
+
+    def part(number, buffers):
+        whole = b"".join(buffers)[:most]
+        return real(number, [whole])
+
+    monkeypatch.setattr("zoo.train.saved_tensor.os.writev", part)
+    with (tmp_path / "file").open("wb", buffering=0) as file:
+        write_all(file, pieces)
+    assert (tmp_path / "file").read_bytes() == b"".join(pieces)
+
+
 @pytest.mark.gpu
-def test_memory_is_reserved_beside_training_and_the_checkpoint_is_the_same(tmp_path):
+@pytest.mark.parametrize("room", [True, False])
+def test_memory_is_reserved_beside_training_and_the_checkpoint_is_the_same(
+    tmp_path, monkeypatch, room
+):
+    monkeypatch.setattr("zoo.train.staging.has_room", lambda parts: room)
     run = Run(tmp_path)
-    for step in (1, 2):
+    for step in (1, 2, 3):
         model = dict(w=torch.rand(2**20, device="cuda"), b=torch.rand(3, device="cuda"))
         state = dict(step=step, model=model)
         run.prepare(state)
