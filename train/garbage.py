@@ -4,6 +4,9 @@ import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+_ON = False
+"""Whether a run around has done it. Python's own count says nothing: 3.12 freezes some at its start."""
+
 
 @contextmanager
 def garbage_frozen(on: bool) -> Iterator[None]:
@@ -12,12 +15,15 @@ def garbage_frozen(on: bool) -> Iterator[None]:
     A full collection walks over a million objects of torch and its models, which stops all threads
     for about half a second: several steps of a GPU. What the steps make is still collected.
     """
-    if not on or gc.get_freeze_count():  # or the run around this one has done it
+    global _ON
+    if not on or _ON:
         yield
         return
     gc.collect()
     gc.freeze()
+    _ON = True
     try:
         yield
     finally:
+        _ON = False
         gc.unfreeze()

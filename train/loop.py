@@ -27,6 +27,7 @@ from zoo.train.slices import SliceBuffers, SliceSeeds
 from zoo.train.state import TrainState
 from zoo.train.step import Ranks
 from zoo.train.task import Feed, Task
+from zoo.train.turns import short_turns
 from zoo.train.waiting import DataClock
 
 Evaluate = Callable[[Any, int], float | None]
@@ -68,8 +69,8 @@ def train(
     progress = Progress(title, total=steps, start=first, samples=config.samples, unit=config.unit)
     skipped, stragglers = SkipList(run, progress), Stragglers(progress)
     profile = StepProfile(run.path, first, steps, device) if config.profile and is_first() else None
-    frozen = garbage_frozen(device.type == "cuda")
-    with Interrupt() as interrupt, progress, tensor_cores(device), run.settled(), frozen:
+    frozen, turns = garbage_frozen(device.type == "cuda"), short_turns(device.type == "cuda")
+    with Interrupt() as interrupt, progress, tensor_cores(device), run.settled(), frozen, turns:
         while state.step < steps:
             parts = islice(coming, len(feed.slices))
             counts = feed.counts(state.step)

@@ -71,12 +71,17 @@ def test_a_checkpoint_that_is_waited_for_does_not_rest(tmp_path: Path, monkeypat
     assert (tmp_path / "step_00000000").is_dir()
 
 
-def test_the_garbage_of_a_run_is_frozen_by_the_outermost():
+@pytest.mark.parametrize("some_are", [False, True])
+def test_the_garbage_of_a_run_is_frozen_by_the_outermost(some_are):
+    gc.unfreeze()
+    if some_are:  # as Python 3.12 does when it starts
+        gc.freeze()
+    made, before = [[] for _ in range(5000)], gc.get_freeze_count()
     with garbage_frozen(True):
-        assert gc.get_freeze_count() > 1000
+        assert gc.get_freeze_count() > max(1000, before + len(made) // 2)
         with garbage_frozen(True):
             pass
         assert gc.get_freeze_count() > 1000  # what has died since is not counted any more
-    assert gc.get_freeze_count() == 0
+    assert gc.get_freeze_count() == 0 and made is not None
     with garbage_frozen(False):
         assert gc.get_freeze_count() == 0
