@@ -38,7 +38,7 @@ CORE = tuple(
         "config", "device", "interrupt", "loop", "optim", "progress", "run", "state", "task",
         "damp", "slices", "prefetch", "fields", "freeze", "numa",
         "average", "ranges", "mesh", "step", "shard", "checkpoint", "skew", "graphs", "waiting",
-        "profiling", "trackers", "planner", "garbage", "staging", "saved_tensor",
+        "profiling", "trackers", "planner", "garbage", "turns", "staging", "saved_tensor",
     )
 )  # fmt: skip
 """The training loop and what every task shares: no images, no teachers, no method."""

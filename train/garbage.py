@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 _ON = False
-"""Whether a run around has done it. Python's own count says nothing: 3.12 freezes some at its start."""
+"""Whether a run around has done it; Python's own count says nothing: 3.12 begins at 375."""
 
 
 @contextmanager

@@ -1,11 +1,19 @@
+import sys
+from copy import deepcopy
+
 import pytest
 import torch
+import torch.distributed as dist
 from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.optim.adam import adam
 
 from zoo.students.build import build_student
 from zoo.train.config import Optim, Training
 from zoo.train.loop import update
 from zoo.train.optim import build_optimizer, learning_rate
+from zoo.train.shard import is_cut, whole
 from zoo.train.state import TrainState
 
 
@@ -68,3 +76,37 @@ def test_layer_decay_divides_the_rate_from_block_to_block_and_spares_the_heads()
 def test_layer_decay_needs_a_backbone_that_names_its_layers():
     with pytest.raises(ValueError, match="does not name its layers"):
         build_optimizer(nn.Linear(2, 2), Optim(layer_decay=0.5))
+
+
+@pytest.fixture
+def alone():
+    """A mesh of one process."""
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield init_device_mesh("cpu", (1,))
+    dist.destroy_process_group()
+
+
+def test_the_optimizer_computes_on_what_a_rank_holds_of_parameters_that_are_cut(alone, monkeypatch):
+    """Else torch 2.11 keeps a plan for each parameter and each learning rate that it ever met."""
+    torch.manual_seed(0)
+    plain = nn.Sequential(nn.Linear(5, 3), nn.LayerNorm(3))
+    cut, seen = deepcopy(plain), list[object]()
+    fully_shard(cut, mesh=alone)
+    config = Optim(lr=0.1, weight_decay=0.1)
+    both = [build_optimizer(model, config) for model in (plain, cut)]
+
+    def watched(params, grads, *rest, **options):
+        seen.extend([*params, *grads, *(x for each in rest for x in each)])
+        return adam(params, grads, *rest, **options)
+
+    monkeypatch.setattr(sys.modules[adam.__module__], "adam", watched)
+    for step in range(3):
+        for model, optimizer in zip((plain, cut), both, strict=True):
+            optimizer.param_groups[0]["lr"] = 0.1 / (step + 1)
+            model(torch.arange(10.0).view(2, 5)).square().sum().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    assert len(seen) == 2 * 3 * 4 * 5 and not any(map(is_cut, seen))
+    for mine, theirs in zip(cut.parameters(), plain.parameters(), strict=True):
+        assert is_cut(mine) and torch.equal(whole(mine), theirs)
+        assert is_cut(both[1].state[mine]["exp_avg"])
