@@ -17,7 +17,7 @@ import zipfile
 import zlib
 from collections import defaultdict
 from collections.abc import Callable, Mapping
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import accumulate, chain
 from pathlib import Path
 from typing import Any
@@ -67,6 +67,8 @@ class Writer(dcp.FileSystemWriter):
         self.step, self.kept, self.best = 0, 1, -1
         self._saved = SavedTensors()
         self._staged = Tensors()
+        self.rehearsed: Tensors | None = None
+        """Set while a save is rehearsed: then nothing is written. Empty without memory."""
         self._known: tuple[SavePlan, Tensors, list[Pieces]] | None = None
 
     def making(self) -> Path:
@@ -76,6 +78,10 @@ class Writer(dcp.FileSystemWriter):
     def storage_meta(self) -> None:
         """Leave this machine's path out of the metadata."""
 
+    def prepare_local_plan(self, plan: SavePlan) -> SavePlan:
+        """Make the folder."""
+        return plan if self.rehearsed is not None else super().prepare_local_plan(plan)
+
     def stage(self, state_dict: State) -> State:
         """Copy the tensors to the host."""
         self._staged = self.staging.copy(state_dict[TENSORS])
@@ -83,9 +89,12 @@ class Writer(dcp.FileSystemWriter):
 
     def write_data(self, plan: SavePlan, planner: Any) -> TorchFuture[list[WriteResult]]:
         """Write this rank's tensors into one file, and its checksum beside it."""
-        self.staging.wait()
         written = list[WriteResult]()
-        if plan.items:
+        if self.rehearsed is None:
+            self.staging.wait()
+        elif self.rehearsed:
+            self._pieces(plan, planner)
+        if self.rehearsed is None and plan.items:
             name = f"{plan.storage_data.prefix}0{DEFAULT_SUFFIX}"
             written, total = self._write_tensors(name, plan, planner)
             (self.making() / (name + SUM)).write_text(f"{total:08x}")
@@ -116,15 +125,19 @@ class Writer(dcp.FileSystemWriter):
 
     def _pieces(self, plan: SavePlan, planner: Any) -> list[Pieces]:
         """Return what is written of each tensor: as before, if the same memory was copied to."""
-        if self._known and self._known[0] is plan and self._known[1] is self._staged:
+        memory = self._staged if self.rehearsed is None else self.rehearsed
+        if self._known and self._known[0] is plan and self._known[1] is memory:
             return self._known[2]
         pieces = [self._saved.pieces(planner.resolve_data(item)) for item in plan.items]
-        kept = self._staged is self.staging.memory  # on a CPU each state has memory of its own
-        self._known = (plan, self._staged, pieces) if kept else None
+        # on a CPU each state has memory of its own
+        kept = memory is self.rehearsed or memory is self.staging.memory
+        self._known = (plan, memory, pieces) if kept else None
         return pieces
 
     def finish(self, metadata: Any, results: Any) -> None:
         """Rank 0, behind all ranks: write the rest, and give the folder its name."""
+        if self.rehearsed is not None:
+            return
         making, path = self.making(), self.folder / name_of(self.step)
         super().finish(metadata, results)
         (making / STATE).write_text(json.dumps(self.rest))
@@ -144,12 +157,43 @@ class Saver:
         self.folder = folder
         self._writer = Writer(folder)
         self._going: Future | None = None
+        self._rehearsal: Future | None = None
         self._hurry = threading.Event()
         self._planner = Planner(self._hurry)
 
     def prepare(self, state: State) -> None:
-        """Reserve the pinned memory that a state will be copied to, beside training."""
-        self._writer.staging.reserve(packed(split(state)[0])[0])
+        """Make beside training what the first save would hold it up for; every rank calls this.
+
+        That is the pinned memory that a state is copied to, the plan, and what surrounds the
+        numbers in the file.
+        """
+        tensors = packed(split(state)[0])[0]
+        reserved, group = self._writer.staging.reserve(tensors), saving_group()
+        if reserved is not None:
+            pool = ThreadPoolExecutor(1, "rehearsal")
+            self._rehearsal = pool.submit(self._rehearse, reserved, tensors, group)
+            pool.shutdown(wait=False)
+
+    def _rehearse(self, reserved: Future[Tensors], tensors: Tensors, group: Any) -> None:
+        """Do all of a save but the writing; a rank without memory too, since others wait for it."""
+        memory = reserved.result() if reserved.exception() is None else Tensors()
+        self._writer.rehearsed = memory
+        try:
+            self._save(memory or tensors, group)
+        finally:
+            self._writer.rehearsed = None
+
+    def _save(self, tensors: Tensors, group: Any, how: Callable[..., Any] = dcp.save) -> Any:
+        """Call one of DCP's saves."""
+        without_warning()
+        return how(
+            {TENSORS: tensors},  # DCP logs each entry of the top level
+            checkpoint_id=self._writer.making(),
+            storage_writer=self._writer,
+            planner=self._planner,
+            process_group=group,
+            no_dist=group is None,
+        )
 
     def hold(self) -> None:
         """Let the device wait, before it changes the state, until that is copied."""
@@ -165,23 +209,19 @@ class Saver:
             OSError: the checkpoint before it could not be written; nor is this one.
         """
         self.wait()
+        if self._rehearsal is not None:
+            self._hurry.set()
+            self._rehearsal.exception()  # one that went wrong will do so again, and is told then
+            self._rehearsal = None
         self.folder.mkdir(parents=True, exist_ok=True)
         tensors, rest = split(state)
         tensors, places = packed(tensors)
         self._writer.step, self._writer.kept = state["step"], kept
         self._writer.rest = {PACKED: places, **rest}
         self._writer.best, _ = state.get("best") or (-1, None)
-        group = saving_group()
-        without_warning()
+        save = dcp.async_save  # pyright: ignore[reportAttributeAccessIssue]
         self._hurry.clear()
-        self._going = dcp.async_save(  # pyright: ignore[reportAttributeAccessIssue]
-            {TENSORS: tensors},  # DCP logs each entry of the top level
-            checkpoint_id=self._writer.making(),
-            storage_writer=self._writer,
-            planner=self._planner,
-            process_group=group,
-            no_dist=group is None,
-        )
+        self._going = self._save(tensors, saving_group(), save)
 
     def wait(self) -> None:
         """Wait for the checkpoint that is being written; every rank calls this.

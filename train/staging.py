@@ -32,8 +32,8 @@ class Staging:
         self._source = Tensors()
         self._in_place = False
 
-    def reserve(self, tensors: Mapping[str, Tensor]) -> None:
-        """Take the pinned memory for such tensors, beside training.
+    def reserve(self, tensors: Mapping[str, Tensor]) -> Future[Tensors] | None:
+        """Take the pinned memory for such tensors, beside training; None if no GPU copies them.
 
         Eight gigabytes take fifteen seconds, for which the first checkpoint would hold training up.
         """
@@ -41,6 +41,7 @@ class Staging:
             pool = ThreadPoolExecutor(1, "pinned-memory")
             self._reserved = pool.submit(pinned_like, tensors)
             pool.shutdown(wait=False)
+        return self._reserved
 
     def copy(self, tensors: Tensors) -> Tensors:
         """Return the tensors on the host, those that are cut as their part here.

@@ -90,7 +90,7 @@ def test_the_optimizer_computes_on_what_a_rank_holds_of_parameters_that_are_cut(
     """Else torch 2.11 keeps a plan for each parameter and each learning rate that it ever met."""
     torch.manual_seed(0)
     plain = nn.Sequential(nn.Linear(5, 3), nn.LayerNorm(3))
-    cut, seen = deepcopy(plain), list[object]()
+    cut, seen = deepcopy(plain), list[torch.Tensor]()
     fully_shard(cut, mesh=alone)
     config = Optim(lr=0.1, weight_decay=0.1)
     both = [build_optimizer(model, config) for model in (plain, cut)]

@@ -2,14 +2,16 @@
 
 import gc
 import threading
+from concurrent.futures import Future
 from pathlib import Path
 
 import pytest
 import torch
 
 from zoo.train import planner
-from zoo.train.checkpoint import Saver, read_checkpoint
+from zoo.train.checkpoint import Saver, damage, read_checkpoint
 from zoo.train.garbage import garbage_frozen
+from zoo.train.staging import Staging, pinned_like
 
 
 def state_of(step: int, *sizes: int) -> dict:
@@ -85,3 +87,69 @@ def test_the_garbage_of_a_run_is_frozen_by_the_outermost(some_are):
     assert gc.get_freeze_count() == 0 and made is not None
     with garbage_frozen(False):
         assert gc.get_freeze_count() == 0
+
+
+class Kept(Staging):
+    """Keeps its memory on a CPU too, as a GPU's is kept."""
+
+    broken = False
+
+    def reserve(self, tensors):
+        self._reserved = Future()
+        if self.broken:
+            self._reserved.set_exception(MemoryError("pinned"))
+        else:
+            self._reserved.set_result(pinned_like(tensors))
+        return self._reserved
+
+    def copy(self, tensors):
+        memory = self._memory_for(tensors)
+        for name, x in tensors.items():
+            memory[name].copy_(x)
+        return memory
+
+
+@pytest.mark.parametrize("broken", [False, True])
+def test_the_first_save_finds_all_that_its_rehearsal_made(tmp_path: Path, monkeypatch, broken):
+    monkeypatch.setattr("zoo.train.checkpoint.Staging", Kept)
+    monkeypatch.setattr(Kept, "broken", broken)
+    saver, state = Saver(tmp_path), state_of(1, 70_000, 80_000)
+    saver.prepare(state)
+    assert saver._rehearsal
+    saver._rehearsal.result(60)
+    assert not list(tmp_path.iterdir())
+    planned, resolved = planner.Planner.create_local_plan, planner.Planner.resolve_data
+    found = list[str]()
+
+    def plans(self):
+        plan = planned(self)
+        found.extend(["planned"] * plan.usable)
+        return plan
+
+    def resolves(self, item):
+        found.append("resolved")
+        return resolved(self, item)
+
+    monkeypatch.setattr(planner.Planner, "create_local_plan", plans)
+    monkeypatch.setattr(planner.Planner, "resolve_data", resolves)
+    for step in (1, 2, 3):
+        state = state_of(step, 70_000, 80_000)
+        saver.begin(state, kept=1)
+        saver.wait()
+        read = read_checkpoint(tmp_path / f"step_{step:08d}")
+        assert all(torch.equal(read["model"][k], x) for k, x in state["model"].items())
+        assert damage(tmp_path / f"step_{step:08d}") == ""
+        # without memory reserved, the first save makes the pieces; they serve from then on
+        assert set(found) == ({"resolved"} if broken else set())
+    assert len(found) == (2 if broken else 0)
+
+
+def test_another_state_than_the_rehearsed_one_is_saved_as_well(tmp_path: Path, monkeypatch):
+    monkeypatch.setattr("zoo.train.checkpoint.Staging", Kept)
+    saver = Saver(tmp_path)
+    saver.prepare(state_of(1, 70_000, 80_000))
+    state = state_of(2, 90_000)
+    saver.begin(state, kept=1)
+    saver.wait()
+    read = read_checkpoint(tmp_path / "step_00000002")
+    assert all(torch.equal(read["model"][k], x) for k, x in state["model"].items())
