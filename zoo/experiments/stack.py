@@ -24,7 +24,7 @@ from zoo.train.config import Optim
 from zoo.train.optim import build_optimizer, learning_rate
 
 Module = TypeVar("Module", bound=nn.Module)
-Answers = dict[str, Tensor]
+StackedAnswers = dict[str, Tensor]
 """`label/summary` or `label/spatial` -> the heads' outputs, channels last."""
 
 
@@ -115,13 +115,13 @@ def _stacked(module: Module) -> Module:
 
 
 class _Answer(nn.Module):
-    """A student as a module from images to `Answers`."""
+    """A student as a module from images to `StackedAnswers`."""
 
     def __init__(self, student: Student):
         super().__init__()
         self.student = student
 
-    def forward(self, images: Tensor) -> Answers:
+    def forward(self, images: Tensor) -> StackedAnswers:
         return {
             f"{name}/{part}": value
             for name, features in self.student.answer(images).items()
@@ -155,7 +155,7 @@ class Stack:
         self.params = {n: p.requires_grad_() for n, p in _stacked_weights(students).items()}
         self.shell = _Answer(_stacked(copy.deepcopy(students[0])))
         self.optimizer = self._optimizer()
-        self._call: Callable[[Tensor], Answers] = self._forward
+        self._call: Callable[[Tensor], StackedAnswers] = self._forward
         self._failures: tuple[type[Exception], ...] = ()
         if compiled:
             from torch._dynamo.exc import TorchDynamoException
@@ -188,7 +188,7 @@ class Stack:
     def __len__(self) -> int:
         return len(next(iter(self.params.values())))
 
-    def _forward(self, images: Tensor) -> Answers:
+    def _forward(self, images: Tensor) -> StackedAnswers:
         count = len(self)
         each = len(images) // count
 
@@ -201,7 +201,7 @@ class Stack:
         answers = functional_call(self.shell, params, (images,))
         return {name: value.unflatten(0, (count, each)) for name, value in answers.items()}
 
-    def answers(self, images: Tensor) -> Answers:
+    def answers(self, images: Tensor) -> StackedAnswers:
         """Return every student's answers, [M B ...].
 
         Args:

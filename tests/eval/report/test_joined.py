@@ -231,7 +231,7 @@ def test_seeds_become_a_mean_and_a_standard_deviation(tmp_path):
     (value,) = model.found.values()
     assert (value.mean, value.deviation, value.seeds) == (60, 10, 3)
     page = build_joined([tmp_path / "r.jsonl"], tmp_path / "page.html").read_text("utf-8")
-    assert "60.0 ± 10" in section(page, "headline")
+    assert "60.0\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}10" in section(page, "headline")
 
 
 def test_other_weights_of_one_name_are_another_model(tmp_path):

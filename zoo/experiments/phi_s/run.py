@@ -28,7 +28,7 @@ from zoo.experiments.phi_s.config import (
 from zoo.experiments.phi_s.networks import SCALES, networks
 from zoo.experiments.pictures import Collection, Pictures, RandomCrop
 from zoo.experiments.probes import probe
-from zoo.experiments.stack import Answers, Stack
+from zoo.experiments.stack import StackedAnswers, Stack
 from zoo.experiments.teachers import describe_teachers, measure_teachers, read_and_teach
 from zoo.features import Batch, Features, match_grid
 from zoo.students.build import build_student, student_grids
@@ -169,7 +169,7 @@ class Trainer:
         stack.update(losses)
         return losses.detach()
 
-    def losses(self, answers: Answers, theirs: Mapping[str, Features], seeds: int) -> Tensor:
+    def losses(self, answers: StackedAnswers, theirs: Mapping[str, Features], seeds: int) -> Tensor:
         """Return each student's loss in its arm, [seeds · arms].
 
         It is the loss of `zoo.train.distill.step`, for all students at once.
