@@ -28,7 +28,7 @@ from zoo.experiments.phi_s.config import (
 from zoo.experiments.phi_s.networks import SCALES, networks
 from zoo.experiments.pictures import Collection, Pictures, RandomCrop
 from zoo.experiments.probes import probe
-from zoo.experiments.stack import StackedAnswers, Stack
+from zoo.experiments.stack import Stack, StackedAnswers
 from zoo.experiments.teachers import describe_teachers, measure_teachers, read_and_teach
 from zoo.features import Batch, Features, match_grid
 from zoo.students.build import build_student, student_grids
