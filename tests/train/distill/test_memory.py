@@ -122,6 +122,20 @@ def test_a_step_that_does_not_fit_is_refused_each_time(tmp_path, monkeypatch):
             setup.check_memory_of_step(run, CPU)
 
 
+def test_a_dry_run_says_what_a_step_beside_a_teacher_of_a_billion_parameters_holds(
+    tmp_path, capsys
+):
+    words = ["distill", "custom", "--data", "embedded/photos", "--student", "test_vit"]
+    words += ["--teachers", "timm:vit_giant_patch14_reg4_dinov2/random@224", "--size", "64"]
+    zoo([*words, "--batch", "64", "--device", "cpu", "--out", str(tmp_path / "run"), "--dry-run"])
+    told = re.search(
+        r"a step holds about ([\d.]+) GiB: weights ([\d.]+) GiB", capsys.readouterr().out
+    )
+    assert told
+    published = 1_134.77e6 * 4 / 2**30  # timm's count of its parameters
+    assert float(told[1]) > float(told[2]) == pytest.approx(published, abs=0.3)
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("student, size", [("resnet50", 128), ("mambavision_t", 160)])
 def test_on_a_gpu_a_plain_run_holds_what_the_dry_run_says(student, size, tmp_path, capsys):

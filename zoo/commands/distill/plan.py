@@ -28,7 +28,7 @@ from zoo.train.distill.setup import meta_models, open_data
 from zoo.train.distill.speed import choose
 from zoo.train.run import Run
 
-MOST_RUN = 10**9
+MOST_RUN = 10**10
 """Parameters of teachers that are run on shapes alone in seconds, for an estimate of memory."""
 NODE = 8
 """Processes of a node for which is said what place=shard would leave on each."""
