@@ -104,7 +104,8 @@ def load(folder: Path, **arguments: Any) -> nn.Module:
     if arguments.get("num_classes") == 0:
         state = {name: state[name] for name in model.state_dict() if name in state}
     device = torch.get_default_device()
-    state = {name: tensor.to(device) for name, tensor in state.items()}
+    # copies, which lie aligned: elsewhere products on some CPUs have other last bits
+    state = {name: tensor.to(device, copy=True) for name, tensor in state.items()}
     return reshape(model, state, about["sizes"], about["layers"])
 
 
