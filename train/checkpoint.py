@@ -79,7 +79,7 @@ class Writer(dcp.FileSystemWriter):
         """Leave this machine's path out of the metadata."""
 
     def prepare_local_plan(self, plan: SavePlan) -> SavePlan:
-        """Make the folder."""
+        """Make the folder, unless nothing will be written."""
         return plan if self.rehearsed is not None else super().prepare_local_plan(plan)
 
     def stage(self, state_dict: State) -> State:
@@ -92,12 +92,12 @@ class Writer(dcp.FileSystemWriter):
         written = list[WriteResult]()
         if self.rehearsed is None:
             self.staging.wait()
+            if plan.items:
+                name = f"{plan.storage_data.prefix}0{DEFAULT_SUFFIX}"
+                written, total = self._write_tensors(name, plan, planner)
+                (self.making() / (name + SUM)).write_text(f"{total:08x}")
         elif self.rehearsed:
             self._pieces(plan, planner)
-        if self.rehearsed is None and plan.items:
-            name = f"{plan.storage_data.prefix}0{DEFAULT_SUFFIX}"
-            written, total = self._write_tensors(name, plan, planner)
-            (self.making() / (name + SUM)).write_text(f"{total:08x}")
         planner.forget()
         self._staged = Tensors()
         done = TorchFuture[list[WriteResult]]()

@@ -72,7 +72,9 @@ def write_all(file: io.FileIO, pieces: Sequence[bytes | memoryview]) -> None:
     """
     left = [memoryview(piece) for piece in pieces]
     while left:
-        written = os.writev(file.fileno(), left)  # part of it: at 2 GB, and as a disk gets full
+        # a part of it at 2 GB, and as a disk gets full; Windows takes one at a time
+        several = hasattr(os, "writev")
+        written = os.writev(file.fileno(), left) if several else os.write(file.fileno(), left[0])
         whole = 0
         for piece in left:
             if written < len(piece):

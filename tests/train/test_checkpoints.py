@@ -167,6 +167,14 @@ def test_pieces_are_written_whole_when_the_system_takes_a_part_at_a_time(
     assert (tmp_path / "file").read_bytes() == b"".join(pieces)
 
 
+def test_pieces_are_written_whole_where_the_system_takes_one_at_a_time(tmp_path, monkeypatch):
+    monkeypatch.delattr("zoo.train.saved_tensor.os.writev")
+    pieces = [b"abc", memoryview(b""), b"defghijk", memoryview(b"xyz" * 9), b""]
+    with (tmp_path / "file").open("wb", buffering=0) as file:
+        write_all(file, pieces)
+    assert (tmp_path / "file").read_bytes() == b"".join(pieces)
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("room", [True, False])
 def test_memory_is_reserved_beside_training_and_the_checkpoint_is_the_same(
