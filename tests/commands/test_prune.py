@@ -165,7 +165,7 @@ def test_attention_goes_without_its_ffn_and_something_small_stands_in(
         ("--to nothing=0.5 --dry-run --score random", "has no 'nothing'; it has stream, ffn"),
         ("--to heads=0.5 --dry-run --score random", "Cut them together"),
         ("--to ffn=0.5 --dry-run --data IMAGES --samples 9", "has 8 images, not the 9"),
-        ("--to ffn=0.5 --dry-run --data IMAGES --samples 1", "--samples is 1; it is 2 or more"),
+        ("--to ffn=0.5 --dry-run --data IMAGES --samples 1", "--samples is 1; it is 8 or more"),
         ("--to ffn=0.5 --dry-run --data IMAGES --batch 0", "--batch is 0; it is 1 or more"),
         ("--to ffn=0.5 --dry-run --data NOWHERE", "NOWHERE"),
         ("--to ffn=0.5 --out IMAGES --score random", "is there already"),

@@ -96,7 +96,7 @@ def test_layers_of_other_widths_load_with_transformers_alone(build, tmp_path):
     assert type(again).__module__.startswith("transformers.")
     assert again.config.num_attention_heads_per_layer == [4, 2]
     assert [layer.self_attn.q_proj.out_features for layer in again.model.layers] == [32, 16]
-    aligned = copy.deepcopy(again)  # a file's tensors are not; on some CPUs that shows in the last bits
+    aligned = copy.deepcopy(again)  # a file's tensors are not: on some CPUs the last bits show it
     with torch.no_grad():
         ours, theirs = (model(**tiny.inputs).logits for model in (child.model, aligned))
     assert torch.equal(ours, theirs)

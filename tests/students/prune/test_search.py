@@ -194,3 +194,40 @@ def test_cka_is_one_under_rotation_and_scale_and_small_for_noise():
     assert linear_cka(x, torch.randn(200, 4)) < 0.1
     assert 0.5 < linear_cka(x, x[:, :4]) < 1  # 4 of 6 equal variances: sqrt(4 / 6)
     assert linear_cka(x, x[:, :4]) == pytest.approx((4 / 6) ** 0.5, abs=0.05)
+
+
+def test_cka_of_few_samples_does_not_take_noise_for_likeness():
+    torch.manual_seed(0)
+    pairs = [(torch.randn(16, 384), torch.randn(16, 256)) for _ in range(50)]
+    values = torch.tensor([linear_cka(x, y) for x, y in pairs])
+    assert abs(values.mean()) < 3 * values.std() / 50**0.5  # as an unbiased estimate of 0 is
+    biased = [torch.corrcoef(torch.stack([centred(x), centred(y)]))[0, 1] for x, y in pairs]
+    assert min(biased) > 0.7
+
+
+def centred(x):
+    """Return a kernel, centred as for the estimate that is biased, as one row."""
+    kernel = x @ x.T
+    return (kernel - kernel.mean(0) - kernel.mean(1, keepdim=True) + kernel.mean()).flatten()
+
+
+@pytest.mark.parametrize("samples", [4, 5, 40])
+def test_cka_equals_the_inner_product_of_u_centred_kernels(samples):
+    # Székely & Rizzo (2014, Annals of Statistics 42), definition 2: without the diagonal
+    def u_centred(x):
+        n, kernel = len(x), (x @ x.T).fill_diagonal_(0)
+        rows = kernel.sum(1) / (n - 2)
+        u = kernel - rows[:, None] - rows[None] + kernel.sum() / ((n - 1) * (n - 2))
+        return u.fill_diagonal_(0)
+
+    torch.manual_seed(0)
+    x, mix = torch.randn(samples, 6).double() + 3, torch.randn(6, 9).double()
+    y = x @ mix + torch.randn(samples, 9)
+    ours, theirs = u_centred(x), u_centred(y)
+    expected = (ours * theirs).sum() / (ours.norm() * theirs.norm())
+    assert linear_cka(x, y) == pytest.approx(expected.item(), abs=1e-10)
+
+
+def test_cka_of_three_samples_is_refused():
+    with pytest.raises(ValueError, match="4 samples or more; there are 3"):
+        linear_cka(torch.rand(3, 5), torch.rand(3, 4))

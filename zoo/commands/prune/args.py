@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from zoo.commands.parse import parse
-from zoo.commands.prune.request import EXPERT_SCORES, FORMS, LAYER_SCORES, SCORES, Prune
+from zoo.commands.prune.request import EXPERT_SCORES, FORMS, HELD, LAYER_SCORES, SCORES, Prune
 
 BEFORE = (
     "--to", "--data", "--text", "--student", "--out", "--steps", "--resume", "--dry-run", "--score",
@@ -49,7 +49,7 @@ def main(argv: list[str]) -> None:
     ):
         if given not in known:
             raise ValueError(f"There is no {what} {given!r}; there are {', '.join(known)}.")
-    for name, least in (("samples", 2), ("batch", 1), ("length", 2)):
+    for name, least in (("samples", 2 * HELD), ("batch", 1), ("length", 2)):
         if getattr(args, name) < least:
             raise ValueError(f"--{name} is {getattr(args, name)}; it is {least} or more.")
     if not args.shapes and not args.to:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from zoo.commands.prune.image_text import Samples, read_image_text, takes_both
+from zoo.commands.prune.request import HELD
 from zoo.data.embedded import EMBEDDED
 from zoo.data.sources import open_source
 from zoo.data.text import open_text
@@ -43,9 +44,9 @@ def batches_of(samples: Samples, size: int, device: torch.device) -> Iterator[Sa
 
 
 def split(samples: Samples, share: float) -> tuple[Samples, Samples]:
-    """Keep the last samples apart."""
+    """Keep the last samples apart, as many as a comparison takes at least."""
     total = len(next(iter(samples.values())))
-    first = total - max(1, round(share * total))
+    first = total - max(HELD, round(share * total))
     return {k: v[:first] for k, v in samples.items()}, {k: v[first:] for k, v in samples.items()}
 
 

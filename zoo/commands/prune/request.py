@@ -12,6 +12,8 @@ FORMS = ("library", "zoo")
 SCORES = ("auto", "activation", "contribution", "wanda", "taylor", "x", "magnitude", "random")
 LAYER_SCORES = ("influence", "loss", "shapley", "means", "contiguous")
 EXPERT_SCORES = ("load", "routing")
+HELD = 4
+"""Samples that are kept apart at the least: from so many on features can be compared."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +66,8 @@ class Prune:
     emulate: int | None = None
     """What stands in for branches that go: a constant (0) or a linear map of this rank."""
     samples: int = 256
-    """Images, or rows of text, to look at."""
+    """Images, or rows of text, to look at. A quarter, 4 or more, tells how far a child is from its
+    parent."""
     batch: int = 16
     length: int = 512
     """Tokens in a row of text; of a conversation about images the most, images included."""

@@ -1,9 +1,9 @@
 """Make a smaller model of a trained one: where words, a parent, scores and cuts meet."""
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -290,19 +290,21 @@ def _best(cutter: Cutter, plan: Plan) -> tuple[Child, Chosen, dict[str, float]]:
 
 @torch.no_grad()
 def distance(parent: nn.Module, child: nn.Module, batches: Iterable[Samples]) -> float:
-    """Compare the first outputs: KL divergence of logits over a vocabulary, else cosine distance.
+    """Compare the first outputs: KL divergence of logits over a vocabulary, cosine of classes.
 
-    Where the output is what was cut, it is one minus the linear CKA of both; without samples 0.
+    Of features it is one minus the linear CKA of both, since a cut may leave fewer channels, and
+    all children of a parent are measured alike. Without samples it is 0.
     """
     total = count = 0.0
-    narrower: list[tuple[Tensor, Tensor]] = []
+    features: list[tuple[Tensor, Tensor]] = []
     for batch in batches:
-        theirs, ours = (next(tensors(model(**batch))) for model in (parent, child))
+        outputs = [model(**batch) for model in (parent, child)]
+        theirs, ours = (next(tensors(output)) for output in outputs)
         mask = batch.get("attention_mask")
-        if theirs.shape != ours.shape:
+        if gives_features(parent, outputs[0]) or theirs.shape != ours.shape:
             rows = (x.float().movedim(1 if x.ndim == 4 else -1, -1) for x in (theirs, ours))
             x, y = (x.flatten(0, -2) for x in rows)
-            narrower.append((x, y))
+            features.append((x, y))
             continue
         logits = gives_logits(parent, batch, theirs)
         for row, pair in enumerate(zip(ours, theirs, strict=True)):
@@ -315,10 +317,17 @@ def distance(parent: nn.Module, child: nn.Module, batches: Iterable[Samples]) ->
             else:
                 far = 1 - F.cosine_similarity(x, y, dim=-1)
             total, count = total + far.sum().item(), count + far.numel()
-    if narrower:
-        x, y = (torch.cat(parts) for parts in zip(*narrower, strict=True))
+    if features:
+        x, y = (torch.cat(parts) for parts in zip(*features, strict=True))
         return 1 - linear_cka(x, y)
     return total / count if count else 0.0
+
+
+def gives_features(model: nn.Module, output: Any) -> bool:
+    """Tell whether a model ends in features, of as many channels as a cut leaves."""
+    if isinstance(output, Mapping):
+        return "logits" not in output
+    return getattr(model, "num_classes", None) == 0
 
 
 def print_costs(args: Prune, parent: Parent, shapes: Shapes, child: Child) -> None:
