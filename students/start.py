@@ -7,7 +7,7 @@ from typing import Any
 from torch import nn
 
 from zoo import cut_format, wheels
-from zoo.files import read_json
+from zoo.files import near, read_json
 from zoo.weights import check_keys
 
 FOLDER = "local-dir:"
@@ -70,6 +70,7 @@ def find_start(place: Path) -> Path:
         )
     raise ValueError(
         f"A student cannot start from {place}: there is no run, no export and no file of weights."
+        f"{near(place)}"
     )
 
 

@@ -290,3 +290,42 @@ def test_a_run_from_the_command_line_ends_with_a_report_and_can_be_evaluated(
 def exported(run, name: str, form: str) -> bytes:
     main(["export", str(run), "--out", str(run.parent / name), "--form", form])
     return (run.parent / name / "model.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "prune vlm:made/vqq --to params=0.5 --score random --dry-run",
+        "prune lm:made/vqq --to params=0.5 --score random --dry-run",
+        "distill --image-text generated:8 --language llama/random --tower vlm:made/vqq --dry-run",
+        "distill --image-text generated:8 --language llama/random --tower adaptors:made/vqq "
+        "--dry-run",
+        "distill --text made/vqq --student llama_tiny/random --losses.kl 0 --losses.ce 1 --dry-run",
+        "distill --text README --student lm:made/vqq --losses.kl 0 --losses.ce 1 --dry-run",
+        "distill --data made/vqq --teachers timm:test_vit/random --student test_vit --out out",
+        "eval timm:test_vit/random --on knn --data made/vqq",
+        "eval vlm:made/vqq --on sight",
+        "export made/vqq --size half --out out",
+        "report made/vqq",
+    ],
+)
+def test_commands_name_what_lies_beside_a_folder_that_is_not_there(
+    words, tmp_path, monkeypatch, capsys
+):
+    (tmp_path / "made" / "vqa").mkdir(parents=True)
+    (tmp_path / "README").write_text("a text " * 1000)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit):
+        main(words.split())
+    assert "Did you mean made/vqa?" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_dry_run_says_that_data_are_not_here(tmp_path, monkeypatch, capsys):
+    (tmp_path / "photos").mkdir()
+    monkeypatch.chdir(tmp_path)
+    words = "distill --teachers timm:test_vit/random --student test_vit --size 32 --dry-run --data"
+    main([*words.split(), "photoz"])
+    assert "data: there is nothing at photoz here. Did you mean photos?" in capsys.readouterr().out
+    main([*words.split(), "embedded"])
+    assert "there is nothing at" not in capsys.readouterr().out

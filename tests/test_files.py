@@ -15,6 +15,7 @@ from zoo.files import (
     checked_fields,
     json_items,
     load_tensors,
+    near,
     read_arrays,
     read_json,
     save_tensors,
@@ -202,3 +203,11 @@ def test_the_place_where_a_list_is_broken_is_named(text, says, tmp_path):
     for chunk in (4, 2**20):
         with pytest.raises(ValueError, match=says):
             list(json_items(file, chunk=chunk))
+
+
+def test_a_similar_name_beside_a_missing_one_is_named(tmp_path):
+    for name in ("photos", "runs", ".photo"):
+        (tmp_path / name).mkdir()
+    assert near(tmp_path / "photo") == f" Did you mean {tmp_path / 'photos'}?"
+    assert near(tmp_path / "quite-other") == near(tmp_path / "nowhere" / "photos") == ""
+    assert near(tmp_path / "genrated", ["generated"]) == " Did you mean generated?"

@@ -93,7 +93,7 @@ ARROWS: dict[str, tuple[str, ...]] = {
     "zoo.language": (
         "zoo.language", "zoo.layers", "zoo.axes", "zoo.weights", "zoo.kernels", "zoo.import_hook",
     ),
-    "zoo.language.towers": ("zoo.language", "zoo.licence"),
+    "zoo.language.towers": ("zoo.language", "zoo.licence", "zoo.files"),
     "zoo.language.gguf": ("zoo.files",),
     "zoo.multimodal": (
         "zoo.multimodal", "zoo.language", "zoo.features", "zoo.files", "zoo.import_hook",

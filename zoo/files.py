@@ -7,7 +7,8 @@ import re
 import shutil
 import tempfile
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO, TypeVar, get_type_hints
@@ -331,6 +332,21 @@ def checksum(tensors: Mapping[str, "Tensor"]) -> str:
         raw = value.detach().cpu().contiguous().flatten().view(uint8)
         found = zlib.crc32(raw.numpy().data, found)
     return f"{found:08x}"
+
+
+def near(place: str | Path, others: Iterable[str] = ()) -> str:
+    """Return what an error adds about a place that is not there: one beside it of a similar name.
+
+    Args:
+        others: Names that are meant as well, though no file or folder has them.
+    """
+    path, beside = Path(place), list[str]()
+    with contextlib.suppress(OSError):  # of the folder there may be nothing to see
+        beside = sorted(found.name for found in path.parent.iterdir() if found.name[0] != ".")
+    similar = get_close_matches(path.name, [*beside, *others], n=1)
+    if not similar or similar[0] == path.name:
+        return ""
+    return f" Did you mean {path.parent / similar[0] if similar[0] in beside else similar[0]}?"
 
 
 def cache_dir() -> Path:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from zoo.eval.report.maps import load_maps
-from zoo.files import parse_json, read_json
+from zoo.files import near, parse_json, read_json
 
 STUDENT, UNTRAINED, TEACHER = "student", "untrained", "teacher:"
 OTHER = f"{STUDENT}:other"
@@ -99,7 +99,7 @@ def read_run(folder: str | Path) -> RunFolder:
     if not any((path / name).is_file() for name in RECORDS):
         raise ValueError(
             f"{path} is not the folder of a run: it has none of {', '.join(RECORDS)}. "
-            "Give the folder that was --out of zoo distill."
+            f"Give the folder that was --out of zoo distill.{near(path)}"
         )
     notes: list[str] = []
     lines = read_lines(path / "metrics.jsonl", notes)

@@ -5,7 +5,7 @@ from typing import Any
 
 from zoo import wheels
 from zoo.cut_format import is_cut_format
-from zoo.files import read_json
+from zoo.files import near, read_json
 from zoo.language.classes import find_class
 from zoo.language.gguf import dequantised, find_gguf
 from zoo.language.open import RANDOM, split_name
@@ -59,6 +59,11 @@ def open_parent(
         wheels.check_known(base, TABLE)
     except ValueError as error:
         raise ValueError(f"{name} is no folder. {error}") from None
+    if "/" in base and ":" not in base:
+        raise ValueError(
+            f"There is no folder {name}; give a name of timm, or a folder of timm, of transformers "
+            f"or of a run.{near(name)}"
+        )
     try:
         model = wheels.create_model(base, pretrained and base == name, **arguments)
     except RuntimeError as error:

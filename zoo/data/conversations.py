@@ -28,7 +28,7 @@ from zoo.data.images import EncodedImage
 from zoo.data.plan import mix
 from zoo.data.shards import shards_in
 from zoo.data.sources import SPLITS
-from zoo.files import ANNOTATION_BYTES, json_items, parse_json, read_arrays, read_json
+from zoo.files import ANNOTATION_BYTES, json_items, near, parse_json, read_arrays, read_json
 
 MARK = "<image>"
 """Where an image stands in a question."""
@@ -122,10 +122,9 @@ def open_conversations(
         return _generated(str(path))
     place = Path(path)
     if not place.exists():
-        beside = [p.name for p in place.parent.iterdir()] if place.parent.is_dir() else []
         word, colon, number = str(path).partition(":")
-        near = get_close_matches(word if colon else place.name, [*beside, GENERATED], n=1)
-        hint = f" Did you mean {near[0]}{colon}{number}?" if near else ""
+        meant = get_close_matches(word, [GENERATED], n=1) if colon else []
+        hint = f" Did you mean {GENERATED}:{number}?" if meant else near(path, [f"{GENERATED}:N"])
         raise ValueError(
             f"There is no data at {path}; give LLaVA's JSON, shards, a folder in easy-VQA's "
             f"layout, or {GENERATED}:N.{hint}"

@@ -19,7 +19,7 @@ from zoo.data.plan import mix
 from zoo.data.remote import is_remote
 from zoo.data.shards import is_shard, shards_in
 from zoo.data.walk import image_files
-from zoo.files import read_json
+from zoo.files import near, read_json
 
 SPLITS = {"train": ("train", "training"), "val": ("val", "valid", "validation", "test")}
 CLASSES = "classes.json"
@@ -287,7 +287,9 @@ def open_source(path: Path | str, lost: dict[str, str] | None = None) -> Source:
         return _not_empty(RemoteSource.open(str(path), lost=lost), path)
     path = Path(path)
     if not path.exists():
-        raise ValueError(f"There is no data at {path}; give an image folder or tar shards.")
+        raise ValueError(
+            f"There is no data at {path}; give an image folder or tar shards.{near(path)}"
+        )
     if path.is_file() and path.suffix in FILES:
         source = FILES[path.suffix](path)
     elif path.is_dir():

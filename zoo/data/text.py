@@ -16,7 +16,7 @@ from zoo.data.arrow import STATE, parts_in, tables_in, texts
 from zoo.data.arrow import SUFFIXES as TABLES
 from zoo.data.feed import PlanFeed
 from zoo.data.plan import Plan
-from zoo.files import cache_dir, parse_json, save_whole
+from zoo.files import cache_dir, near, parse_json, save_whole
 from zoo.language.tokenizers import Tokenizer
 from zoo.language.tokens import ALL, Tokens
 
@@ -230,6 +230,7 @@ def _files(path: Path) -> list[Path]:
     if not found:
         raise ValueError(
             f"There is no text in {path}: give a {', '.join(SUFFIXES)} file, or a folder of them."
+            f"{near(path)}"
         )
     return found
 

@@ -15,6 +15,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from zoo.files import near
 from zoo.language.sizes import FAMILIES, TABLE
 from zoo.language.sizes.family import Family, Size
 
@@ -64,8 +65,8 @@ def _find(name: str) -> tuple[Family, Size]:
 
 def unknown_name(name: str) -> ValueError:
     """Return the error for a name that the table lacks, with the nearest that it has."""
-    near = difflib.get_close_matches(name, TABLE, n=1)
-    hint = f" Did you mean {near[0]}?" if near else ""
+    similar = difflib.get_close_matches(name, TABLE, n=1)
+    hint = f" Did you mean {similar[0]}?" if similar else ""
     return ValueError(
         f"There is no language model {name!r}; `zoo list --kind language` shows all.{hint}"
     )
@@ -194,8 +195,8 @@ def _check_field(name: str, family: Family, kind: Any, word: str) -> None:
     known = own | {entry for entry in kind.__dataclass_fields__ if not entry.startswith("_")}
     known |= set(getattr(kind, "attribute_map", {}))
     if word not in known:
-        near = difflib.get_close_matches(word, [*known, *OWN_WORDS], n=1)
-        hint = f" Did you mean {near[0]}?" if near else ""
+        similar = difflib.get_close_matches(word, [*known, *OWN_WORDS], n=1)
+        hint = f" Did you mean {similar[0]}?" if similar else ""
         raise ValueError(f"{name} has no field {word!r} ({kind.__name__}).{hint}")
 
 
@@ -263,7 +264,7 @@ def weights_folder(place: str | Path, wanted: Sequence[str] = WANTED) -> Path:
     if not is_repository(place):
         raise ValueError(
             f"There is no language model in {place}: config.json is missing. Give a folder of "
-            "transformers, a GGUF file, or a repository on the Hub (owner/name)."
+            f"transformers, a GGUF file, or a repository on the Hub (owner/name).{near(place)}"
         )
     return fetch(str(place), wanted)
 
@@ -285,12 +286,9 @@ def fetch(repository: str, wanted: Sequence[str]) -> Path:
     try:
         return Path(snapshot_download(repository, allow_patterns=list(wanted)))
     except (OSError, ValueError) as error:
-        what = f"{repository} cannot be fetched"
-        if "/" not in repository:
-            known = [*(f.name for f in Path().iterdir()), *TABLE]
-            near = difflib.get_close_matches(repository, known, n=1)
-            hint = f" (did you mean {near[0]}?)" if near else ""
-            what = f"There is no folder {repository} here{hint}, and it cannot be fetched"
+        hint, what = near(repository, TABLE), f"{repository} cannot be fetched"
+        if hint or "/" not in repository:
+            what = f"There is no folder {repository} here.{hint} Nor can it be fetched"
         raise ValueError(
             f"{_one_line(what, error)} Where there is network, `hf download {repository} "
             "--local-dir FOLDER` fetches it; then give the folder."

@@ -415,7 +415,7 @@ def vlm_folder(name: str) -> Path:
     Raises:
         ValueError: there is none, or it holds no Llava.
     """
-    from zoo.files import read_json
+    from zoo.files import near, read_json
 
     folder = Path(name.removeprefix(VLM))
     if (folder / "export" / "config.json").is_file():
@@ -423,7 +423,7 @@ def vlm_folder(name: str) -> Path:
     if not (folder / "config.json").is_file():
         raise ValueError(
             f"There is no model of images and text in {folder}: config.json is missing. zoo "
-            "distill --image-text writes one to RUN/export."
+            f"distill --image-text writes one to RUN/export.{near(folder)}"
         )
     about = read_json(folder / "config.json")
     if about.get("kind") == "distill_image_text":

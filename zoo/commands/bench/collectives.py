@@ -105,7 +105,7 @@ def fit(rows: Sequence[Row]) -> tuple[float, float]:
     """Find the GB/s and the seconds of a hop with which rings take the times that were measured.
 
     A ring of W ranks has W - 1 hops, and takes bytes / rate + hops x delay. Each row counts by its
-    relative error; neither figure may be below 0.
+    relative error. Where noise would put either figure below 0, all time is taken for the bytes'.
     """
     counted = [row for row in rows if row.name in RINGS]
     hops = np.array([RINGS[row.name] * (row.ranks - 1) for row in counted])
@@ -113,7 +113,7 @@ def fit(rows: Sequence[Row]) -> tuple[float, float]:
     seconds = np.array([row.seconds for row in counted])
     terms = np.stack([sent, hops], 1) / seconds[:, None]
     (byte, hop), *_ = np.linalg.lstsq(terms, np.ones(len(counted)), rcond=None)
-    if hop < 0:  # no delay is seen
+    if byte <= 0 or hop < 0:
         byte, hop = 1 / np.mean(sent / seconds), 0.0
     return float(1 / byte / 1e9), float(hop)
 

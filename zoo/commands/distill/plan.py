@@ -1,11 +1,16 @@
 """What a run would be, without its weights: models on the meta device, bytes, steps a second."""
 
+from pathlib import Path
+
 import torch
 from rich.console import Console
 from rich.table import Table
 from torch import nn
 
 from zoo.commands.elastic.sizes import sizes_beside
+from zoo.data.names import Weighted, is_stream
+from zoo.data.remote import is_remote
+from zoo.files import near
 from zoo.students.student import Student
 from zoo.teachers.cache import CacheManifest
 from zoo.teachers.name import TeacherName
@@ -58,8 +63,22 @@ def print_plan(config: Distill) -> None:
         )
     console.print(table)
     lines = _estimates(config, device, teachers, student, model)
-    for line in [*lines[:-1], *_form(config, device, teachers, student), lines[-1]]:
+    form = _form(config, device, teachers, student)
+    for line in [*lines[:-1], *form, *_missing(config.data), lines[-1]]:
         console.print(line, highlight=False)
+
+
+def _missing(data: str) -> list[str]:
+    """Say which data the run would not find here; it may be planned for another machine."""
+    if is_stream(data) or data.startswith("embedded"):
+        return []
+    weighted = Weighted.parse(data)
+    places = weighted.names if weighted else [data] if data else []
+    return [
+        f"data: there is nothing at {place} here.{near(place)}"
+        for place in places
+        if not is_remote(place) and not Path(place).exists()
+    ]
 
 
 def _form(config: Distill, device: torch.device, costs: list[Cost], ours: Cost) -> list[str]:

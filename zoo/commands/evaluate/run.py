@@ -48,6 +48,7 @@ from zoo.eval.results import (
 )
 from zoo.eval.speed.environment import environment
 from zoo.eval.subject import EvalRequest, about_model, is_run_folder
+from zoo.files import near
 from zoo.students.export import load_export
 from zoo.train.distill.config import Distill
 from zoo.train.distill.fold import with_probabilities
@@ -118,7 +119,9 @@ def check(request: EvalRequest) -> None:
             )
         for path in paths:
             if not path.exists():
-                raise ValueError(f"There is no data at {path}, which {name} should read.")
+                drawn = name == "vqa" and path.name.startswith("generated:")
+                hint = " Pictures are drawn by --on sight." if drawn else near(path)
+                raise ValueError(f"There is no data at {path}, which {name} should read.{hint}")
 
 
 def completed(target: str | None, request: EvalRequest) -> EvalRequest:

@@ -6,7 +6,7 @@ from pathlib import Path
 from zoo.axes import Shapes, named_shapes
 from zoo.commands.elastic.sizes import ABOUT
 from zoo.commands.prune.run import write_child
-from zoo.files import read_json
+from zoo.files import near, read_json
 from zoo.students.prune.elastic import FULL, cut_to, parse_sizes
 from zoo.students.prune.parent import open_parent
 from zoo.students.prune.plan import Plan
@@ -24,7 +24,7 @@ def export(run: Path, size: str, out: Path) -> None:
     if not (folder / ABOUT).is_file():
         raise ValueError(
             f"{run} holds no elastic model: {ABOUT} is missing. zoo elastic makes one; other "
-            "runs have one size, in their export folder."
+            f"runs have one size, in their export folder.{near(run)}"
         )
     about = read_json(folder / ABOUT)
     plans = parse_sizes(about["sizes"])

@@ -1,10 +1,13 @@
 """`zoo prune`: what its command line says, read without torch."""
 
 from dataclasses import replace
+from pathlib import Path
 
 from zoo.commands.parse import parse
 from zoo.commands.prune.request import EXPERT_SCORES, FORMS, HELD, LAYER_SCORES, SCORES, Prune
+from zoo.files import near
 
+LM, VLM = "lm:", "vlm:"
 BEFORE = (
     "--to", "--data", "--text", "--student", "--out", "--steps", "--resume", "--dry-run", "--score",
     "--samples", "--form", "--shapes", "--part",
@@ -27,7 +30,12 @@ def main(argv: list[str]) -> None:
     """
     argv, words = _split(argv)
     args = parse(Prune, argv, "prune", main.__doc__ or "")
-    args = replace(args, model=args.model.removeprefix("vlm:"))
+    if args.model.startswith(VLM):
+        folder = Path(args.model.removeprefix(VLM))
+        if not folder.is_dir():
+            raise ValueError(f"There is no folder {folder} with a model.{near(folder)}")
+        args = replace(args, model=str(folder))
+    args = replace(args, model=args.model.removeprefix(LM))
     if args.resume:
         from zoo.commands.prune.distill import resume_child
 
