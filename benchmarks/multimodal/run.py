@@ -30,7 +30,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--at-once", type=int, default=6, help="processes")
     parser.add_argument("--workers", type=int, default=2, help="reading threads of a process")
     parser.add_argument("--steps", type=int, default=1500, help="on easy-VQA")
-    parser.add_argument("--align", type=int, default=400, help="each encoder alone")
+    parser.add_argument("--align", type=int, default=400, help="of a ResNet alone; others more")
     parser.add_argument("--second", type=int, default=300, help="a mixture or what stands in")
     parser.add_argument("--distil", type=int, default=500)
     parser.add_argument("--parent-steps", type=int, default=900, help="of what is cut, on easy-VQA")
