@@ -43,7 +43,8 @@ MOST_SIZES = 4
 
 SECTIONS = (
     ("headline", "In short", "In short: no headline of a benchmark has been measured."),
-    ("radar", "Capabilities", "Capabilities: a radar needs three benchmarks with a perfect score."),
+    ("radar", "Capabilities", "Capabilities: a radar needs three benchmarks that have a perfect "
+     "score and were measured on two models (of one model alone, on that)."),
     ("pareto", "Quality and cost", "Quality and cost: no two models have a quality and a speed, "
      "multiply-adds or parameters at one size."),
     ("differences", "Differences", "Differences: no two models have scores of single images on the "
@@ -312,9 +313,15 @@ class Radar(NamedTuple):
 def _radar(models: Sequence[Model]) -> Radar | None:
     """Draw the share of a perfect score in each headline; of many models the first are shown.
 
-    All axes end at the same share: the least quarter that holds all of them.
+    An axis that one model of several has alone compares nothing and is left out. All axes end at
+    the same share: the least quarter that holds all of them.
     """
-    axes = [(m, b) for m, b in headline_columns(models) if b.best > 0]
+    least = min(len(models), 2)
+    axes = [
+        (measure, benchmark)
+        for measure, benchmark in headline_columns(models)
+        if benchmark.best > 0 and sum(measure in model.values for model in models) >= least
+    ]
     if len(axes) < 3:
         return None
     several = len({m.data for m, _ in axes}) > 1

@@ -326,6 +326,18 @@ def test_one_result_alone_has_no_empty_section_and_says_at_its_end_what_is_missi
     assert "Capabilities: a radar needs three" in section(page, "rerun")
 
 
+def test_a_radar_has_no_axis_that_one_model_has_alone(tmp_path):
+    kinds = dict(knn="knn/top1", linear="linear/top1", similar="similar/map", segment="segment/miou")
+    for target, missing in (("a", ""), ("b", "segment")):
+        for name, key in kinds.items():
+            if name != missing:
+                record = Record(target=target, benchmark=name, values={key: 40.0})
+                write(tmp_path / "r.jsonl", record, {}, {})
+    page = build_joined([tmp_path / "r.jsonl"], tmp_path / "page.html").read_text("utf-8")
+    assert "segmentation" in section(page, "headline")
+    assert "segmentation" not in section(page, "radar") and "kNN" in section(page, "radar")
+
+
 def test_speeds_of_two_machines_are_not_in_one_plot(tmp_path):
     for i, target in enumerate(("a", "b")):
         one(50.0 + i, tmp_path / "r.jsonl", target, model=small(1e9))
