@@ -258,7 +258,7 @@ def test_a_repository_is_read_from_the_cache_and_missed_in_one_line(offline_hub)
 def test_a_folder_that_is_misspelt_is_missed_with_the_nearest(offline_hub, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     offline_hub.save_pretrained("small")
-    with pytest.raises(ValueError, match=r"no folder smal here .did you mean small\?."):
+    with pytest.raises(ValueError, match=r"no folder smal here .Did you mean small\?."):
         open_language_model("lm:smal")
 
 

@@ -286,9 +286,11 @@ def fetch(repository: str, wanted: Sequence[str]) -> Path:
     try:
         return Path(snapshot_download(repository, allow_patterns=list(wanted)))
     except (OSError, ValueError) as error:
-        hint, what = near(repository, TABLE), f"{repository} cannot be fetched"
-        if hint or "/" not in repository:
-            what = f"There is no folder {repository} here.{hint} Nor can it be fetched"
+        owned, what = "/" in repository, f"{repository} cannot be fetched"
+        hint = near(repository, () if owned else TABLE)
+        if hint or not owned:
+            asked = f" ({hint.strip()})" if hint else ""
+            what = f"There is no folder {repository} here{asked}, and it cannot be fetched"
         raise ValueError(
             f"{_one_line(what, error)} Where there is network, `hf download {repository} "
             "--local-dir FOLDER` fetches it; then give the folder."
