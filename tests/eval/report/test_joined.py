@@ -327,7 +327,9 @@ def test_one_result_alone_has_no_empty_section_and_says_at_its_end_what_is_missi
 
 
 def test_a_radar_has_no_axis_that_one_model_has_alone(tmp_path):
-    kinds = dict(knn="knn/top1", linear="linear/top1", similar="similar/map", segment="segment/miou")
+    kinds = dict(
+        knn="knn/top1", linear="linear/top1", similar="similar/map", segment="segment/miou"
+    )
     for target, missing in (("a", ""), ("b", "segment")):
         for name, key in kinds.items():
             if name != missing:
