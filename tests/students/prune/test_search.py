@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from zoo.axes import named_shapes
+from zoo.commands.prune.run import distance
 from zoo.students.prune.budget import split_budgets
 from zoo.students.prune.candidates import Search
 from zoo.students.prune.cost import CostModel
@@ -203,6 +204,25 @@ def test_cka_of_few_samples_does_not_take_noise_for_likeness():
     assert abs(values.mean()) < 3 * values.std() / 50**0.5  # as an unbiased estimate of 0 is
     biased = [torch.corrcoef(torch.stack([centred(x), centred(y)]))[0, 1] for x, y in pairs]
     assert min(biased) > 0.7
+
+
+def test_features_are_compared_whatever_their_direction_and_classes_are_not():
+    class Opposite(nn.Module):
+        def __init__(self, model):
+            super().__init__()
+            self.model = model
+
+        def forward(self, x):
+            return -2 * self.model(x).flip(-1)
+
+    torch.manual_seed(0)
+    batches = [dict(x=torch.randn(4, 3, 32, 32)) for _ in range(2)]
+    far = []
+    for classes in (0, 10):
+        model = timm.create_model("test_vit", img_size=32, num_classes=classes).eval()
+        far.append(distance(model, Opposite(model), batches))
+    assert far[0] == pytest.approx(0, abs=1e-6)
+    assert far[1] > 0.5  # a class that was first is not last for nothing
 
 
 def centred(x):
