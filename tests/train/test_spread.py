@@ -259,4 +259,5 @@ def test_one_process_under_torchrun_learns_what_it_does_without(device):
     for mine, other in zip(rows("group"), rows("alone"), strict=True):
         assert mine.pop("kind") == other.pop("kind")
         assert mine == pytest.approx(other, rel=1e-3, abs=1e-4)
-    assert [row["dropped"] for row in rows("group") if row["kind"] == "train"] == [0.75, 0.75]
+    dropped = [row["dropped"] for row in rows("group") if row["kind"] == "train"]
+    assert dropped == pytest.approx([0.75, 0.75], abs=1e-6)  # counted in float32
