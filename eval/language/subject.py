@@ -1,7 +1,7 @@
 """The language model under test, and how texts of several lengths are read by it."""
 
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -9,6 +9,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from zoo.language.any_length import any_length
 from zoo.language.likelihood import Scored, score_tokens
 from zoo.language.open import check_tokenizer, open_language_model, own_tokenizer
 from zoo.language.tokenizers import Tokenizer, open_tokenizer
@@ -34,11 +35,12 @@ class LanguageSubject:
     unreadable: set[str] = field(default_factory=set, repr=False)
     """Always empty: a text, or the image that a question is about, is read or is an error."""
 
-    def autocast(self) -> AbstractContextManager:
-        """Return the context manager in which the model is run: autocast for `amp`."""
-        if self.precision == "float32":
-            return nullcontext()
-        return torch.autocast(self.device.type, torch.bfloat16)
+    @contextmanager
+    def autocast(self) -> Iterator[None]:
+        """Within this context the model is run: on texts of any length, autocast for `amp`."""
+        amp = self.precision == "amp"
+        with any_length(), torch.autocast(self.device.type, torch.bfloat16, enabled=amp):
+            yield
 
 
 @dataclass(kw_only=True)

@@ -10,6 +10,7 @@ import torch
 
 from zoo.data.conversations import other_images
 from zoo.data.image_text import ImageTextSource
+from zoo.language.any_length import any_length
 from zoo.language.likelihood import score_tokens
 from zoo.multimodal.image_text import ImageText, read_image_text
 
@@ -105,15 +106,16 @@ def generate_answers(
             part = places[start : start + batch]
             rows = source.rows([indices[place] for place in part]).to(device)
             asked = rows.tokens.ids[:, :first]
-            made = model.generate(
-                input_ids=asked,
-                pixel_values=rows.images[0].float() / 255 if rows.images else None,
-                attention_mask=torch.ones_like(asked),
-                max_new_tokens=most,
-                do_sample=False,
-                eos_token_id=[source.tokenizer.end],
-                pad_token_id=source.tokenizer.end,
-            )
+            with any_length():
+                made = model.generate(
+                    input_ids=asked,
+                    pixel_values=rows.images[0].float() / 255 if rows.images else None,
+                    attention_mask=torch.ones_like(asked),
+                    max_new_tokens=most,
+                    do_sample=False,
+                    eos_token_id=[source.tokenizer.end],
+                    pad_token_id=source.tokenizer.end,
+                )
             for place, ids in zip(part, made[:, first:].tolist(), strict=True):
                 end = ids.index(source.tokenizer.end) if source.tokenizer.end in ids else len(ids)
                 said[place] = source.tokenizer.decode(ids[:end])

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from zoo.data.plan import mix
 from zoo.data.text import TextFeed
+from zoo.language.any_length import any_length
 from zoo.language.tokens import Tokens
 from zoo.train.distill.token_config import OnPolicy
 
@@ -120,7 +121,8 @@ def continued(
     config = GenerationConfig(
         max_new_tokens=length, eos_token_id=end, pad_token_id=end, use_cache=True, **sampling
     )
-    found = model.generate(ids, attention_mask=shown, generation_config=config)[:, width:]
+    with any_length():
+        found = model.generate(ids, attention_mask=shown, generation_config=config)[:, width:]
     return torch.nn.functional.pad(found, (0, length - found.shape[1]), value=end)
 
 

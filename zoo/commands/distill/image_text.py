@@ -24,6 +24,7 @@ from zoo.eval.multimodal.answers import (
     from_question_alone,
 )
 from zoo.eval.report.questions import show_questions
+from zoo.language.any_length import any_length
 from zoo.language.open import check_tokenizer, open_language_model, own_tokenizer
 from zoo.language.tokenizers import BYTES, Tokenizer, has_tokenizer, open_tokenizer
 from zoo.multimodal.image_text import ImageText
@@ -246,9 +247,12 @@ def distill_image_text(config: DistillImageText, *, resume: bool = False) -> Run
         state = _state(setup, parts)
         state.resume(run)
     evaluate = partial(_log_evaluation, run, setup)
-    if not resume:
-        evaluate(state.averaged, 0)
-    train(task, state, build_feed(setup), config, run, evaluate=evaluate, title="images and text")
+    with any_length():  # a batch is as wide as its longest conversation
+        if not resume:
+            evaluate(state.averaged, 0)
+        train(
+            task, state, build_feed(setup), config, run, evaluate=evaluate, title="images and text"
+        )
     run.keep(lambda row: row.get("kind", "train") == "train" or row["step"] < config.steps)
     by_first(partial(finish, run, setup, state.averaged, began), patience=MORE_PATIENCE)
     return run

@@ -27,6 +27,7 @@ from zoo.experiments.mixers.config import MixersExperiment
 from zoo.experiments.mixers.text import MixedFeed, RecallTask
 from zoo.experiments.mixers.towers import build, count, quickened
 from zoo.experiments.short_runs import CellRun, ShortTraining, short_training
+from zoo.language.any_length import any_length
 from zoo.language.tokenizers import ByteTokenizer
 from zoo.train.config import Every
 from zoo.train.device import autocast, device_of, tensor_cores
@@ -245,7 +246,8 @@ class Bench:
                 options["position_ids"] = torch.full_like(token, context + step)
             self._wait()
             began = time.perf_counter()
-            token = model(input_ids=token, **options).logits[:, -1:].argmax(-1)
+            with any_length():
+                token = model(input_ids=token, **options).logits[:, -1:].argmax(-1)
             self._wait()
             times.append(time.perf_counter() - began)
         took = sorted(times[scale.generated :])[scale.generated // 2]
