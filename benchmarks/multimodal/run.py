@@ -37,7 +37,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--recover", type=int, default=300, help="steps of each cut model")
     parser.add_argument("--budget", choices=("latency", "flops"), default="latency")
     parser.add_argument("--share", type=float, default=0.5, help="of that, which cuts keep")
-    parser.add_argument("--cut-batch", type=int, default=64, help="images at once, for latency")
+    parser.add_argument("--cut-batch", type=int, default=1024, help="images at once, for latency")
     parser.add_argument("--batch", type=int, default=256)
     parser.add_argument("--most", type=int, default=5000, help="questions that are evaluated")
     parser.add_argument("--evaluate", type=int, default=300, help="steps between evaluations")
