@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from zoo.features import Batch, match_grid, read_features
+from zoo.features import Batch, by_products, match_grid, read_features
 
 GRIDS = st.tuples(st.integers(1, 9), st.integers(1, 9))
 
@@ -115,3 +115,40 @@ def test_images_of_two_interpolations_differ_and_those_that_fit_are_kept_once():
     batch = Batch(torch.rand(1, 3, 20, 20))
     assert not torch.equal(batch.at((8, 8), "bilinear"), batch.at((8, 8), "bicubic"))
     assert batch.at((20, 20), "bilinear") is batch.at((20, 20))
+
+
+def photographs(*sides: int) -> torch.Tensor:
+    """Bytes: smooth images, noise, and edges from black to white, which overshoot most."""
+    draw = torch.Generator().manual_seed(0)
+    noise = torch.rand(2, 3, *sides, generator=draw)
+    smooth = F.avg_pool2d(noise, 9, 1, 4)
+    return (255 * torch.cat([noise, smooth, (noise > 0.5).float()])).round().byte()
+
+
+@pytest.mark.parametrize("mode", ["bicubic", "bilinear"])
+@pytest.mark.parametrize("size", [(40, 30), (33, 71), (130, 100), (64, 50)])
+def test_resizing_by_products_is_torchs_own(size, mode):
+    images = photographs(64, 50)
+    floats = images.double() / 255
+    exact = F.interpolate(floats, size, mode=mode, antialias=True)
+    torch.testing.assert_close(by_products(floats, size, mode), exact, rtol=0, atol=1e-12)
+    single, theirs = floats.float(), F.interpolate(floats.float(), size, mode=mode, antialias=True)
+    torch.testing.assert_close(by_products(single, size, mode), theirs, rtol=0, atol=1e-6)
+    steps = 255 * (by_products(images, size, mode) - exact)  # of a byte
+    assert steps.abs().max() < 0.5 and steps.square().mean().sqrt() < 0.07
+    assert steps.mean().abs() < 0.02  # no image gets darker
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("mode", ["bicubic", "bilinear"])
+def test_a_gpu_resizes_as_a_cpu_does(mode):
+    images = photographs(260, 200)
+    size = (160, 224)
+    with torch.autocast("cuda", torch.bfloat16):
+        there = Batch(images.cuda()).at(size, mode)
+    steps = 255 * (there.cpu() - Batch(images).at(size, mode))
+    assert there.dtype == torch.float32 and there.min() >= 0 and there.max() <= 1
+    assert steps.abs().max() < 0.5 and steps.square().mean().sqrt() < 0.07
+    floats = images.float() / 255
+    exact = Batch(floats).at(size, mode)
+    torch.testing.assert_close(Batch(floats.cuda()).at(size, mode).cpu(), exact, atol=1e-5, rtol=0)

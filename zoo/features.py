@@ -56,11 +56,10 @@ class Batch:
         fits = tuple(self.images.shape[-2:]) == size
         key = (size, "" if fits else interpolation)
         if key not in self._resized:
-            images = self.images
-            if not images.is_floating_point():
-                images = images.float() / 255
-            if not fits:
-                images = F.interpolate(images, size, mode=interpolation, antialias=True).clamp(0, 1)
+            if fits:
+                images = self.images if self.images.is_floating_point() else self.images / 255
+            else:
+                images = resize(self.images, size, interpolation)
             self._resized[key] = images
         return self._resized[key]
 
@@ -69,6 +68,41 @@ class Batch:
         labels = None if self.labels is None else self.labels.to(device, non_blocking=non_blocking)
         images = self.images.to(device, non_blocking=non_blocking)
         return Batch(images, self.keys, labels, self.positions, self.number)
+
+
+def resize(
+    x: UInt8[Tensor, "B 3 H W"] | Float[Tensor, "B 3 H W"], size: tuple[int, int], mode: str
+) -> Float[Tensor, "B 3 h w"]:
+    """Resize images to `size` (rows, columns) and to [0, 1], antialiased.
+
+    Args:
+        x: Bytes 0..255, or floats in [0, 1].
+        mode: `bicubic` or `bilinear`.
+    """
+    if x.device.type == "cuda":
+        return by_products(x, size, mode).clamp_(0, 1)
+    x = x if x.is_floating_point() else x / 255
+    return F.interpolate(x, size, mode=mode, antialias=True).clamp(0, 1)
+
+
+def by_products(
+    x: UInt8[Tensor, "B C H W"] | Float[Tensor, "B C H W"], size: tuple[int, int], mode: str
+) -> Float[Tensor, "B C h w"]:
+    """Resize images with antialiasing as two matrix products, as a GPU does it fastest.
+
+    Bytes are exact in 16 bits, and with weights in 16 bits the result is off by 0.05 of a byte's
+    step (root mean square; half a step at most), where bytes themselves are off by 0.29. Floats
+    keep their precision.
+    """
+    whole = x.is_floating_point()
+    like = torch.empty((), dtype=x.dtype if whole else torch.float32, device=x.device)
+    with torch.autocast(x.device.type, enabled=False):
+        rows, cols = (
+            _averages(old, new, like, mode) for old, new in zip(x.shape[2:], size, strict=True)
+        )
+        if whole:
+            return rows @ (x @ cols.T)
+        return ((rows / 255).half() @ (x.half() @ cols.half().T)).float()
 
 
 def read_features(
@@ -167,11 +201,13 @@ def at_grid(x: Float[Tensor, "B H W C"], grid: tuple[int, int]) -> Float[Tensor,
     x = x.to(torch.promote_types(x.dtype, torch.float32))
     device = "cpu" if x.is_meta else x.device.type  # autocast knows no meta device
     with torch.autocast(device, enabled=False):
-        rows, cols = (_averages(old, new, x) for old, new in zip(x.shape[1:3], grid, strict=True))
+        rows, cols = (
+            _averages(old, new, x, "bilinear") for old, new in zip(x.shape[1:3], grid, strict=True)
+        )
         return torch.einsum("yH,BHWC,xW->ByxC", rows, x, cols)
 
 
-def _averages(old: int, new: int, like: Tensor) -> Float[Tensor, "new old"]:
+def _averages(old: int, new: int, like: Tensor, mode: str) -> Float[Tensor, "new old"]:
     """Return the weights with which `old` cells are averaged to `new` ones along one side."""
     identity = torch.eye(old, dtype=like.dtype, device=like.device)[None, None]
-    return F.interpolate(identity, (new, old), mode="bilinear", antialias=True)[0, 0]
+    return F.interpolate(identity, (new, old), mode=mode, antialias=True)[0, 0]
