@@ -11,9 +11,9 @@ def any_length() -> Iterator[None]:
     """Within this context `scaled_dot_product_attention` leaves cuDNN's kernels out.
 
     torch takes them first on Hopper and Blackwell, and cuDNN makes a plan for each length that it
-    has not met yet. In generation that is every step: on an H200 one of a small tower with attention took
-    50 to 80 ms, however short its text, and one without 16 (torch 2.11). The other kernels need no
-    plan. The choice is the process's: what other threads run changes with it.
+    has not met yet. In generation that is every step: on an H200 one of a small tower with
+    attention took 50 to 80 ms, however short its text, and one without 16 (torch 2.11). The other
+    kernels need no plan. The choice is the process's: what other threads run changes with it.
     """
     before = cudnn_sdp_enabled()
     enable_cudnn_sdp(False)
