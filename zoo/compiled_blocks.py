@@ -5,6 +5,7 @@ kernels between the blocks.
 """
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -55,6 +56,23 @@ def repeated_blocks(network: nn.Module) -> list[nn.Module]:
         alike = len({type(one) for one in row}) == 1 and len(sizes) < len(row)
         found += row if alike else repeated_blocks(child)
     return found
+
+
+@contextmanager
+def as_written(*networks: nn.Module) -> Iterator[None]:
+    """Within this context the parts of networks run as they are written, compiled or not.
+
+    It is for what has other shapes than training: each of them would be compiled anew.
+    """
+    parts = [part for network in networks for part in network.modules()]
+    compiled = [(part, part._compiled_call_impl) for part in parts if part._compiled_call_impl]
+    for part, _ in compiled:
+        part._compiled_call_impl = None
+    try:
+        yield
+    finally:
+        for part, code in compiled:
+            part._compiled_call_impl = code
 
 
 def _share_drop_paths(network: nn.Module) -> None:

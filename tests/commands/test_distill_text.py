@@ -125,6 +125,40 @@ def test_the_form_of_attention_is_said_kept_and_changes_nothing_but_rounding(pla
     transformers.AutoModelForCausalLM.from_pretrained(place / "split" / "export")
 
 
+@pytest.mark.slow
+def test_compiled_layers_learn_what_plain_ones_do_and_are_compiled_once(place, capsys):
+    """One code for each model's layers: none more for evaluation and generation."""
+    from torch._dynamo.utils import counters
+
+    for name, inner in dict(parent=24, small=8).items():
+        config = transformers.LlamaConfig(
+            **(SIZES | dict(num_hidden_layers=3, intermediate_size=inner))
+        )
+        transformers.LlamaForCausalLM(config).save_pretrained(place / name)
+    words = ("--steps", "4", "--every.log", "1", "--every.evaluate", "2", "--losses.hidden", "1")
+    run(*words, out="plain")
+    counters.clear()
+    run(*words, "--speed", "compiled", out="fast")
+    assert "speed  student compiled, parent compiled" in capsys.readouterr().out
+    assert counters["stats"]["unique_graphs"] == 2 and not counters["graph_break"]
+    for mine, other in zip(*(lines(place / name) for name in ("fast", "plain")), strict=True):
+        assert mine["loss"] == pytest.approx(other["loss"], rel=1e-4)
+    about = json.loads((place / "fast" / "about.json").read_text())
+    assert about["speed"] == dict(student="compiled", parent="compiled")
+
+
+def test_what_cannot_be_compiled_is_refused_by_name_and_auto_leaves_a_cpu_as_it_is(place, capsys):
+    run("--steps", "2", "--speed", "auto")
+    assert json.loads((place / "out" / "about.json").read_text())["speed"] == {}
+    with pytest.raises(SystemExit):
+        run("--steps", "2", "--speed", "compiled", out="refused")
+    assert "student is not compiled: it has no layers that are alike" in capsys.readouterr().err
+    assert not (place / "refused").exists()
+    with pytest.raises(SystemExit):
+        main(["mask", "lm:small", "--text", "text.txt", "--speed", "compiled", "--out", "out"])
+    assert "--speed compiled is for zoo distill --text" in capsys.readouterr().err
+
+
 def test_hidden_states_are_matched_through_a_projection_and_resume_with_it(place):
     words = ("--losses.hidden", "1", "--losses.hidden-at", "0.0", "1.0", "--steps", "20")
     run(*words, "--every.checkpoint", "10", "--every.log", "1")

@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
+from zoo.compiled_blocks import as_written
 from zoo.data.plan import mix
 from zoo.data.text import TextFeed
 from zoo.language.any_length import any_length
@@ -121,7 +122,7 @@ def continued(
     config = GenerationConfig(
         max_new_tokens=length, eos_token_id=end, pad_token_id=end, use_cache=True, **sampling
     )
-    with any_length():
+    with any_length(), as_written(model):
         found = model.generate(ids, attention_mask=shown, generation_config=config)[:, width:]
     return torch.nn.functional.pad(found, (0, length - found.shape[1]), value=end)
 

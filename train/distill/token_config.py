@@ -120,6 +120,10 @@ class DistillText(Training):
     split (sdpa once a document), FlexAttention, torch's variable-length kernels, or xformers'
     block-diagonal masks. auto takes the first fused one that runs on this GPU and answers as the
     model does; on a CPU nothing is changed. Not measured on a GPU yet."""
+    speed: Literal["auto", "compiled", "plain"] = "plain"
+    """compiled: the layers of the student and of its teachers are compiled for rows of this size,
+    and held against what they were. auto does it on one GPU if the steps would take two minutes or
+    more, and leaves out what cannot be compiled. Not measured on a GPU yet."""
     batch: Annotated[int, BATCH] = 16
     out: Path = Path("runs/distill_text")
     """Folder of the run; it must not exist yet."""
@@ -128,7 +132,7 @@ class DistillText(Training):
     losses: TokenLosses = field(default_factory=TokenLosses)
     on_policy: OnPolicy = field(default_factory=OnPolicy)
 
-    resumable: ClassVar[frozenset[str]] = Training.resumable | {"sequence", "experts"}
+    resumable: ClassVar[frozenset[str]] = Training.resumable | {"sequence", "experts", "speed"}
 
     def __post_init__(self):
         super().__post_init__()
@@ -137,6 +141,8 @@ class DistillText(Training):
             raise ValueError(
                 f"The teacher {cut[0]} has place=shard, which is for zoo distill; leave it out."
             )
+        if self.speed != "plain" and not self.may_cut:
+            raise ValueError(f"--speed {self.speed} is for zoo distill --text; leave it out.")
         if not (spreads := self.spreads):
             return
         if cut:

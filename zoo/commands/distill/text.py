@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -10,6 +10,7 @@ import torch
 
 from zoo.commands.distill.model_folder import write_model
 from zoo.commands.distill.text_samples import write_samples
+from zoo.compiled_blocks import as_written
 from zoo.data.plan import mix
 from zoo.data.text import TextFeed, TextSource
 from zoo.data.text_mixture import TextMixture, open_texts, plan_of_rows
@@ -38,6 +39,7 @@ from zoo.train.distill.token_calibrate import (
     check_calibration,
     token_normalizers,
 )
+from zoo.train.distill.token_compiling import compile_models
 from zoo.train.distill.token_config import DistillText, TokenLosses
 from zoo.train.distill.token_placement import check_tower, cut_teachers, whole
 from zoo.train.distill.token_task import TokenTask, evaluate_text
@@ -75,6 +77,8 @@ class TextSetup:
     """The form in which each model attends."""
     spread: Spread | None = None
     """How the models lie over the ranks, once they do."""
+    compiled: Mapping[str, str] = field(default_factory=dict)
+    """Of which models the layers are compiled, once they are, or why not."""
 
     @property
     def specs(self) -> dict[str, TokenTeacher]:
@@ -322,6 +326,8 @@ def distill_text(config: DistillText, *, resume: bool = False) -> Run:
             student, config.optim, parts=parts, ranks=config.ranks, place=place, apart=apart
         )
         state.resume(run)
+        rows = feed_of(setup, config.seed)
+        setup.compiled = compile_models(config, student, setup.teachers, rows, state.step)
     if not resume:
         run.log("eval", 0, before)
     feed, own = feed_of(setup, config.seed), None
@@ -386,7 +392,7 @@ def finish(
     export(run, setup, model)
     about = dict(
         **{**measured, "samples": samples}, attention=dict(setup.attention), commit=commit(),
-        machine=machine(setup.device),
+        speed=dict(setup.compiled), machine=machine(setup.device),
         seconds=time.perf_counter() - began, config=to_json(config),
     )  # fmt: skip
     run.write_json("about.json", about)
@@ -472,7 +478,8 @@ def _evaluated(setup: TextSetup, model: Any, alone: bool) -> Evaluation:
     beside, batch = {} if alone else setup.comparable, max(1, config.batch // config.num_slices)
     options: Any = dict(rows=config.eval_rows, batch=batch, spread=setup.spread)
     model.eval()
-    with autocast(config.precision, setup.device):
+    plain = as_written(model, *(teacher.model for teacher in setup.teachers.values()))
+    with plain, autocast(config.precision, setup.device):
         found = dict(evaluate_text(model, beside, setup.val, setup.device, **options))
     model.train(training)
     return found
