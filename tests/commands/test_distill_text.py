@@ -125,8 +125,16 @@ def test_the_form_of_attention_is_said_kept_and_changes_nothing_but_rounding(pla
     transformers.AutoModelForCausalLM.from_pretrained(place / "split" / "export")
 
 
-@pytest.mark.slow
-def test_compiled_layers_learn_what_plain_ones_do_and_are_compiled_once(place, capsys):
+@pytest.mark.parametrize(
+    ("device", "rounding"),
+    [
+        pytest.param("cpu", 1e-4, marks=pytest.mark.slow),
+        pytest.param("cuda", 2e-2, marks=pytest.mark.gpu),  # 16 bits
+    ],
+)
+def test_compiled_layers_learn_what_plain_ones_do_and_are_compiled_once(
+    place, capsys, device, rounding
+):
     """One code for each model's layers: none more for evaluation and generation."""
     from torch._dynamo.utils import counters
 
@@ -136,13 +144,16 @@ def test_compiled_layers_learn_what_plain_ones_do_and_are_compiled_once(place, c
         )
         transformers.LlamaForCausalLM(config).save_pretrained(place / name)
     words = ("--steps", "4", "--every.log", "1", "--every.evaluate", "2", "--losses.hidden", "1")
+    words += ("--device", device)
     run(*words, out="plain")
     counters.clear()
     run(*words, "--speed", "compiled", out="fast")
     assert "speed  student compiled, parent compiled" in capsys.readouterr().out
-    assert counters["stats"]["unique_graphs"] == 2 and not counters["graph_break"]
+    assert not counters["graph_break"]
+    if device == "cpu":  # on a GPU the divergence is compiled too
+        assert counters["stats"]["unique_graphs"] == 2
     for mine, other in zip(*(lines(place / name) for name in ("fast", "plain")), strict=True):
-        assert mine["loss"] == pytest.approx(other["loss"], rel=1e-4)
+        assert mine["loss"] == pytest.approx(other["loss"], rel=rounding)
     about = json.loads((place / "fast" / "about.json").read_text())
     assert about["speed"] == dict(student="compiled", parent="compiled")
 
