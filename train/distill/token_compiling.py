@@ -47,7 +47,8 @@ class Trial:
 
     def answer(self) -> list[Tensor]:
         """Return its features and, if it learns, the gradient of a weight of its first layer."""
-        weights = [p for p in self.layers[0].parameters() if p.requires_grad]
+        first = next(iter(self.layers), self.model.base_model)
+        weights = [p for p in first.parameters() if p.requires_grad]
         with torch.set_grad_enabled(bool(weights)), self.context():
             found = read_tokens(self.model, self.rows, at=self.at)
             kept = [x.detach() for x in (found.last, *found.hidden)]
