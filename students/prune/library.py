@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from zoo import cut_format
 from zoo.axes import Field, Shapes, State, dim_size, part_size
+from zoo.language.bars import bars_for_large
 
 LAYER_LISTS = re.compile(
     r"(layer_types|layers_block_type|mlp_layer_types|mlp_activations|pattern|\w+_per_layer)"
@@ -184,7 +185,8 @@ def save(child: Parent, folder: Path) -> None:
         cut_format.save(folder, recipe_of(child), model.state_dict(), child.sizes, child.layers)
         return
     if not child.name:
-        model.save_pretrained(folder)
+        with bars_for_large(model):
+            model.save_pretrained(folder)
         return
     cfg = filter_pretrained_cfg(model.pretrained_cfg, remove_source=True, remove_null=True)
     for key in ("architecture", "pool_size"):

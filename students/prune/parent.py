@@ -6,6 +6,7 @@ from typing import Any
 from zoo import wheels
 from zoo.cut_format import is_cut_format
 from zoo.files import near, read_json
+from zoo.language.bars import bars_for_large
 from zoo.language.classes import find_class
 from zoo.language.gguf import dequantised, find_gguf
 from zoo.language.open import RANDOM, split_name
@@ -90,4 +91,5 @@ def _from_folder(folder: Path, config: dict[str, Any]) -> Parent:
     kind = find_class(name)
     if kind is None:
         raise ValueError(f"{folder} holds a {name}, a class that transformers does not have.")
-    return Parent(kind.from_pretrained(folder).eval(), folder=folder)
+    with bars_for_large(folder):
+        return Parent(kind.from_pretrained(folder).eval(), folder=folder)

@@ -10,6 +10,7 @@ from zoo.commands.distill.plan import size_text
 from zoo.commands.prune.write import copy_tokenizer
 from zoo.commands.upcycle_request import Upcycle
 from zoo.files import folder_written_whole
+from zoo.language.bars import bars_for_large
 from zoo.language.open import open_language_model, own_tokenizer
 from zoo.language.tokenizers import BYTES
 from zoo.language.upcycle import (
@@ -124,10 +125,12 @@ def write(
         model.load_state_dict(state, strict=True, assign=True)
         model.tie_weights()
         model.generation_config = source.generation_config
-        model.save_pretrained(making)
+        with bars_for_large(model):
+            model.save_pretrained(making)
         copy_tokenizer(tokenizer_folder(args.model), making)
         del model, state
-        again = AutoModelForCausalLM.from_pretrained(making, dtype=torch.float32).eval()
+        with bars_for_large(making):
+            again = AutoModelForCausalLM.from_pretrained(making, dtype=torch.float32).eval()
         check(difference(source.float(), again))
     print(f"model  {args.out}")
 

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from zoo.language.bars import bars_for_large
 from zoo.language.hyena import HyenaForCausalLM
 from zoo.language.hyena_config import HyenaConfig
 from zoo.weights import Renames, check_keys, read_state, rename_keys
@@ -109,5 +110,6 @@ def convert_published(source: str | Path, config: HyenaConfig, folder: str | Pat
     check_keys(state, model.state_dict(), hint=hint)
     model.load_state_dict(state, strict=True, assign=True)
     model.tie_weights()
-    model.save_pretrained(folder)
+    with bars_for_large(model):
+        model.save_pretrained(folder)
     return Path(folder)

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 
+from zoo.language.bars import bars_for_large
 from zoo.language.tokenizers import BYTES, FETCHED, Tokenizer, has_tokenizer
 from zoo.language.tokens import check_features
 from zoo.language.towers import (
@@ -88,7 +89,8 @@ def _from_place(place: str, is_meta: bool, dtype: torch.dtype | None) -> Any:
         if is_shape:
             with torch.device("meta" if is_meta else "cpu"):
                 return AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder))
-        return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype or "auto")
+        with bars_for_large(folder):
+            return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype or "auto")
     except (OSError, ValueError, KeyError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ValueError(f"{plain} cannot be opened as a language model: {reason}") from error

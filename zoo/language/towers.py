@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from zoo.files import near
+from zoo.language.bars import bars_for_large
 from zoo.language.sizes import FAMILIES, TABLE
 from zoo.language.sizes.family import Family, Size
 
@@ -320,7 +321,8 @@ def _load(name: str, family: Family, size: Size, folder: Path, options: dict[str
                     f"The family's name, {family.name}, takes any."
                 )
     try:
-        return AutoModelForCausalLM.from_pretrained(folder, **options)
+        with bars_for_large(folder):
+            return AutoModelForCausalLM.from_pretrained(folder, **options)
     except (OSError, ValueError, KeyError) as error:
         raise ValueError(_one_line(f"{folder} cannot be opened", error)) from error
 

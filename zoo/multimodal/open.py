@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
+from zoo.language.bars import bars_for_large
 from zoo.multimodal.budget import tokens_of
 from zoo.multimodal.projector import check_width, projector_width
 from zoo.multimodal.towers import (
@@ -450,7 +451,8 @@ def open_vlm(
 
     folder = vlm_folder(name)
     try:
-        model: Any = LlavaForConditionalGeneration.from_pretrained(folder, dtype=dtype)
+        with bars_for_large(folder):
+            model: Any = LlavaForConditionalGeneration.from_pretrained(folder, dtype=dtype)
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ValueError(f"{folder} cannot be opened: {reason}") from error

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
+from zoo.language.bars import bars_for_large
 from zoo.language.tokenizers import Tokenizer
 
 
@@ -20,7 +21,8 @@ def write_model(
     """
     temporary = folder.with_name(f".{folder.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
-    model.save_pretrained(temporary, state_dict=state)
+    with bars_for_large(model):
+        model.save_pretrained(temporary, state_dict=state)
     if inner := getattr(tokenizer, "inner", None):
         inner.save_pretrained(temporary)
     shutil.rmtree(folder, ignore_errors=True)

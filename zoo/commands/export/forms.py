@@ -13,6 +13,7 @@ from torch import nn
 from zoo.commands.export.model_card import card_of
 from zoo.eval.results import Record
 from zoo.files import load_tensors
+from zoo.language.bars import bars_for_large
 from zoo.students.export import load_export
 
 LARGEST = 1024
@@ -126,7 +127,8 @@ def _transformers(export: Path, out: Path) -> None:
     from zoo.multimodal.open import open_tower
 
     tower = open_tower(f"local-dir:{export}", balanced=False).eval()
-    tower.save_pretrained(out)
+    with bars_for_large(tower):
+        tower.save_pretrained(out)
     check = load_tensors(export / "check.safetensors")
     student = load_export(export)
     with torch.no_grad():
