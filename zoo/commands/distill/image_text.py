@@ -253,8 +253,8 @@ def distill_image_text(config: DistillImageText, *, resume: bool = False) -> Run
         train(
             task, state, build_feed(setup), config, run, evaluate=evaluate, title="images and text"
         )
-    run.keep(lambda row: row.get("kind", "train") == "train" or row["step"] < config.steps)
-    by_first(partial(finish, run, setup, state.averaged, began), patience=MORE_PATIENCE)
+        run.keep(lambda row: row.get("kind", "train") == "train" or row["step"] < config.steps)
+        by_first(partial(finish, run, setup, state.averaged, began), patience=MORE_PATIENCE)
     return run
 
 
