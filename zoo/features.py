@@ -92,7 +92,7 @@ def by_products(
 
     Bytes are exact in 16 bits, and with weights in 16 bits the result is off by 0.05 of a byte's
     step (root mean square; half a step at most), where bytes themselves are off by 0.29. Floats
-    keep their precision.
+    are multiplied in their own precision, or in TF32 where that is on.
     """
     whole = x.is_floating_point()
     like = torch.empty((), dtype=x.dtype if whole else torch.float32, device=x.device)

@@ -25,7 +25,7 @@ ENCODERS = dict(
     eradio=("eradio_xxxtiny@128", (), 1),
 )
 """Three encoders of different kinds, and how many times `--align` each needs to begin to look: in
-400 steps a ViT got 6 points above the blind control, in 800 more than 15. All see 8 x 8 cells."""
+400 steps a ViT got 6 points above the blind control, in 800 more than 25. All see 8 x 8 cells."""
 STUDENT = ("resnet26@64", ("output_stride=8",))
 PUBLISHED = (
     ("vit_large_patch14_clip_336@448", 448),

@@ -146,6 +146,8 @@ def _why_none(config: DistillText, trials: Mapping[str, Trial], steps: int) -> s
         return f"{config.spreads} spreads it over processes"
     if config.ranks in ("fsdp", "hsdp"):
         return "its weights are cut"
+    if any(spec.place == "shard" for spec in config.specs):
+        return "a teacher is cut by blocks (place=shard)"
     if config.speed == "compiled":
         return None
     if world() > 1:

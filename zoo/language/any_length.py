@@ -12,8 +12,9 @@ def any_length() -> Iterator[None]:
 
     torch takes them first on Hopper and Blackwell, and cuDNN makes a plan for each length that it
     has not met yet. In generation that is every step: on an H200 one of a small tower with
-    attention took 50 to 80 ms, however short its text, and one without 16 (torch 2.11). The other
-    kernels need no plan. The choice is the process's: what other threads run changes with it.
+    attention took 48 to 81 ms, however short its text, and one without 11 to 18 (torch 2.11), for
+    which these plans are the likely cause. The other kernels need none. The choice is the
+    process's: what other threads run changes with it.
     """
     before = cudnn_sdp_enabled()
     enable_cudnn_sdp(False)

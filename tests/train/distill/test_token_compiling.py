@@ -9,7 +9,8 @@ from torch import nn
 
 from zoo.compiled_blocks import as_written
 from zoo.language.tokens import Tokens
-from zoo.train.distill.token_compiling import Trial
+from zoo.train.distill.token_compiling import Trial, _why_none
+from zoo.train.distill.token_config import DistillText
 
 transformers = pytest.importorskip("transformers")
 ROWS = Tokens(torch.arange(24).reshape(2, 12), torch.zeros(2, 12, dtype=torch.long))
@@ -86,6 +87,15 @@ def test_what_no_compiler_is_asked_for(monkeypatch):
     )
     experts = replace(single, model=transformers.MixtralForCausalLM(config))
     assert "experts" in experts.why_not()
+
+
+@pytest.mark.parametrize("speed", ["auto", "compiled"])
+def test_what_is_spread_over_processes_stays_as_it_is(speed):
+    """Ranks that compile apart could part ways in the middle of a collective."""
+    teacher = dict(teachers=("lm:parent,place=shard",))
+    for fields in (teacher, dict(ranks="fsdp"), dict(experts=2)):
+        config = DistillText(speed=speed, **fields)
+        assert _why_none(config, {}, steps=10**9)
 
 
 def test_an_error_of_the_compiler_is_the_reason(monkeypatch):
