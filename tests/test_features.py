@@ -151,5 +151,5 @@ def test_a_gpu_resizes_as_a_cpu_does(mode):
     assert there.dtype == torch.float32 and there.min() >= 0 and there.max() <= 1
     assert steps.abs().max() < 0.5 and steps.square().mean().sqrt() < 0.07
     floats = images.float() / 255
-    exact = Batch(floats).at(size, mode)
-    torch.testing.assert_close(Batch(floats.cuda()).at(size, mode).cpu(), exact, atol=1e-5, rtol=0)
+    exact, there = Batch(floats).at(size, mode), Batch(floats.cuda()).at(size, mode).cpu()
+    torch.testing.assert_close(there, exact, atol=4e-5, rtol=0)  # a hundredth of a byte
