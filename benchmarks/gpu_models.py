@@ -239,8 +239,8 @@ def summary(rows: Sequence[Measured]) -> list[str]:
     return lines
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Measure the rows that the command line chooses."""
+def options(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Read the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -260,8 +260,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--compare", type=Path)
     parser.add_argument("--plot", type=Path)
     parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"))
-    args = parser.parse_args(argv)
+    return parser.parse_args(argv)
 
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Measure the rows that the command line chooses."""
+    args = options(argv)
     cases = chosen(all_rows(args.device, args.batch), args.rows, args.models, args.group)
     if args.size_factor != 1:
         side = lambda case: max(32, int(case.size * args.size_factor) // 32 * 32)  # noqa: E731
@@ -287,14 +291,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     for number, row in zip(cases, measured, strict=True):
         rows.append(row)
         print(line_of(number, row, earlier), flush=True)
-        for kernel in row.kernels:
-            floor = "floor unknown"
-            if kernel.times_floor:
-                floor = f"{kernel.times_floor:.1f} x its {kernel.bound} floor (estimated)"
-            print(
-                f"      {kernel.share:5.1%} {1e3 * kernel.seconds:8.3f} ms {kernel.calls:5g} x "
-                f"{kernel.name[:90]} <- {kernel.op[:60]}: {floor}"
-            )
+        print_kernels(row)
         if args.out:
             write(args.out, setup, rows)
     print("\n".join(["", *summary(rows)]))
@@ -305,6 +302,18 @@ def main(argv: Sequence[str] | None = None) -> None:
     left = [number for number, row in zip(cases, rows, strict=True) if not row.seconds]
     if left:
         print(f"\nWithout a figure: --rows {','.join(map(str, left))}")
+
+
+def print_kernels(row: Measured) -> None:
+    """Print where a row's time goes, if it was profiled."""
+    for kernel in row.kernels:
+        floor = "floor unknown"
+        if kernel.times_floor:
+            floor = f"{kernel.times_floor:.1f} x its {kernel.bound} floor (estimated)"
+        print(
+            f"      {kernel.share:5.1%} {1e3 * kernel.seconds:8.3f} ms {kernel.calls:5g} x "
+            f"{kernel.name[:90]} <- {kernel.op[:60]}: {floor}"
+        )
 
 
 def write(out: Path, setup: dict[str, Any], rows: Sequence[Measured]) -> None:
