@@ -21,7 +21,7 @@ _SHARES = CONSTANTS["shares"]
 TEACHER: Mapping[str, float] = _SHARES["teacher"]
 """Share of P that a compiled teacher reaches, by how its name begins; the longest that fits."""
 STUDENT: Mapping[str, float] = _SHARES["student"]
-"""The same for forward and backward of a student; ViTs' are between 0.37 and 0.46 on an H200."""
+"""The same for forward and backward of a student, with what is left of a step around it."""
 EAGER: Mapping[str, float] = _SHARES["eager"]
 """What is left of these shares without a compiler; SAM's relative positions then stand in memory as
 whole matrices."""
