@@ -71,6 +71,7 @@ def test_no_fused_form_is_offered_where_it_cannot_run():
     assert not fast_forms(torch.device("cuda"), torch.float32)
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of xformers' kernels as they load
 @pytest.mark.gpu
 @CASES
 @pytest.mark.parametrize("form", FORMS)

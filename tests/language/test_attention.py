@@ -122,7 +122,7 @@ def test_flex_attention_answers_alike_and_is_refused_to_who_learns_on_a_cpu():
 
 
 @pytest.mark.gpu
-@pytest.mark.filterwarnings("ignore:_compile flag:DeprecationWarning")  # transformers gives it
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's compiler, xformers' kernels
 @pytest.mark.parametrize("form", ["auto", "split", "flex", "varlen", "xformers"])
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_each_form_answers_and_learns_alike_on_a_gpu(form):
