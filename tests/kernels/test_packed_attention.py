@@ -45,10 +45,11 @@ def tensors(dtype, device="cpu", lengths=LENGTHS, dim=8):
 
 
 @CASES
-def test_split_equals_attention_under_a_mask_and_so_do_its_gradients(causal, window):
+@pytest.mark.parametrize("form", FORMS)  # in 64 bits each, since the fused ones know 16 alone
+def test_a_form_equals_attention_under_a_mask_and_so_do_its_gradients(form, causal, window):
     q, k, v = tensors(torch.float64)
     pieces = Pieces(LENGTHS, q.device, causal, window)
-    out = packed_attention(q, k, v, pieces, scale=0.4, form="split")
+    out = packed_attention(q, k, v, pieces, scale=0.4, form=form)
     expected = masked(q, k, v, allowed(causal, window), 0.4)
     torch.testing.assert_close(out, expected, rtol=0, atol=1e-12)
     direction = torch.randn_like(out)

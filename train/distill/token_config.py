@@ -120,10 +120,10 @@ class DistillText(Training):
     split (sdpa once a document), FlexAttention, torch's variable-length kernels, or xformers'
     block-diagonal masks. auto takes the first fused one that runs on this GPU and answers as the
     model does; on a CPU nothing is changed. Not measured on a GPU yet."""
-    speed: Literal["auto", "compiled", "plain"] = "plain"
+    speed: Literal["auto", "compiled", "plain"] = "auto"
     """compiled: the layers of the student and of its teachers are compiled for rows of this size,
     and held against what they were. auto does it on one GPU if the steps would take two minutes or
-    more, and leaves out what cannot be compiled. Not measured on a GPU yet."""
+    more, and leaves out what cannot be compiled."""
     batch: Annotated[int, BATCH] = 16
     out: Path = Path("runs/distill_text")
     """Folder of the run; it must not exist yet."""

@@ -48,7 +48,7 @@ class Pieces:
 def packed_attention(
     q: Tensor, k: Tensor, v: Tensor, pieces: Pieces, *, scale: float | None = None, form: Form
 ) -> Tensor:
-    """Attend inside each piece.
+    """Attend inside each piece; in more than 16 bits, which no fused form knows, by `split`.
 
     Args:
         q: [total heads D].
@@ -59,11 +59,13 @@ def packed_attention(
         [total heads D].
 
     Raises:
-        ValueError: the form is not installed, or cannot do this (a window, the precision).
+        ValueError: the form is not installed, or cannot do this (a window).
     """
     if torch.is_autocast_enabled(q.device.type):
         dtype = torch.get_autocast_dtype(q.device.type)
         q, k, v = q.to(dtype), k.to(dtype), v.to(dtype)
+    if q.dtype not in (torch.bfloat16, torch.float16):
+        form = "split"
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     return _CALLS[form](q, k, v, pieces, scale)
 
