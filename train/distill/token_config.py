@@ -141,7 +141,7 @@ class DistillText(Training):
             raise ValueError(
                 f"The teacher {cut[0]} has place=shard, which is for zoo distill; leave it out."
             )
-        if self.speed != "plain" and not self.may_cut:
+        if self.speed == "compiled" and not self.may_cut:
             raise ValueError(f"--speed {self.speed} is for zoo distill --text; leave it out.")
         if not (spreads := self.spreads):
             return
