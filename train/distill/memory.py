@@ -1,9 +1,9 @@
 """What a step and the calibration hold, against the memory that there is."""
 
 import copy
-from collections.abc import Mapping
-from contextlib import AbstractContextManager
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -245,14 +245,31 @@ def peak_bytes(teacher: Teacher, config: Distill, device: torch.device) -> float
     """
     if not isinstance(teacher, nn.Module):
         return 0.0
-    images = teacher.k**2 if isinstance(teacher, Mosaic) else 1
-    teacher = copy.deepcopy(teacher)
+    with on_shapes(teacher, config, device) as (network, batch):
+        largest = _Largest(weight_addresses(network))
+        with largest:
+            network(batch)
+    return largest.bytes / len(batch.images)
+
+
+@contextmanager
+def on_shapes(
+    teacher: nn.Module, config: Distill, device: torch.device
+) -> Iterator[tuple[nn.Module, Batch]]:
+    """Give a copy of a teacher and the fewest images that it takes, of which nothing is computed.
+
+    Within this context both are shapes alone (`FakeTensorMode`); the kernels are those of `device`.
+
+    Args:
+        teacher: Of one size, on the meta device.
+    """
+    images, size = teacher.k**2 if isinstance(teacher, Mosaic) else 1, cast(Teacher, teacher).size
+    network = copy.deepcopy(teacher)
     with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
-        teacher = teacher.to_empty(device=device)
-        batch = Batch(torch.zeros(images, 3, *teacher.size, device=device))
-        with autocast(config.precision, device), _Largest(weight_addresses(teacher)) as largest:
-            teacher(batch)
-    return largest.bytes / images
+        network = network.to_empty(device=device)
+        batch = Batch(torch.zeros(images, 3, *size, device=device))
+        with autocast(config.precision, device):
+            yield network, batch
 
 
 def weight_addresses(model: nn.Module) -> set[int]:

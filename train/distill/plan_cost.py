@@ -1,7 +1,7 @@
 """What a run would cost, without its weights: parameters, shapes and FLOPs on the meta device."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -60,6 +60,20 @@ def model_costs(
         ValueError: as `meta_models`.
     """
     teachers, student = meta_models(config)
+    return *costs_of(config, teachers, student, device), student
+
+
+def costs_of(
+    config: Distill,
+    teachers: Mapping[str, Teacher],
+    student: Student,
+    device: torch.device | str = "cpu",
+) -> tuple[list[Cost], Cost]:
+    """Count what models cost that are there, on the meta device; as `model_costs`.
+
+    Args:
+        teachers: In the config's order; they get the precision of the run.
+    """
     precision = teacher_precision(config, torch.device(device))
     costs = [
         _teacher_cost(label, teacher, precision, cut=spec.place == "shard")
@@ -79,7 +93,7 @@ def model_costs(
         width,
         float(total_flops(lambda: student(batch), student)),
     )
-    return costs, ours, student
+    return costs, ours
 
 
 def _teacher_cost(label: str, teacher: Teacher, precision: Precision, *, cut: bool) -> Cost:

@@ -1,14 +1,23 @@
 """Launching as the limit: the rule, and the operators that it counts."""
 
+import json
+import statistics
+from pathlib import Path
+
 import pytest
 import torch
+from torch import nn
 
+from zoo.experiments.students.config import FAMILIES, StudentsExperiment
+from zoo.experiments.students.run import networks
 from zoo.features import Batch
 from zoo.students.build import build_student
-from zoo.train.distill.config import Distill
-from zoo.train.distill.launching import count_operators, launching
+from zoo.teachers.from_torch import ModuleTeacher, from_module
+from zoo.train.distill.config import Distill, TeacherSpec
+from zoo.train.distill.launching import Operators, count_forward, count_operators, launching
 
 CPU = torch.device("cpu")
+RESULTS = Path(__file__).parents[3] / "benchmarks" / "results"
 WIDTHS = {"one": (64, 96)}
 
 
@@ -38,6 +47,52 @@ def test_as_many_are_counted_as_the_profiler_sees_in_a_real_step():
     real = sum(e.count for e in seen.key_averages() if e.key.removeprefix("aten::") in kernels)
     meta = build_student("resnet18", WIDTHS, size=64, device="meta")
     assert count_operators(meta, 64, Distill(), CPU) == pytest.approx(real, rel=0.35)
+
+
+def tower(*layers: nn.Module) -> ModuleTeacher:
+    network = nn.Sequential(nn.Conv2d(3, 4, 8, stride=8), *layers)
+    return from_module("tower", network.to("meta"), size=32, device="meta")
+
+
+def test_a_teacher_launches_its_normalisation_and_a_kernel_for_each_layer():
+    plain = tower()  # mean and deviation, a convolution; what returns views launches nothing
+    assert count_forward(plain, Distill(precision="float32"), CPU) == 3
+    more = tower(nn.ReLU(), nn.Conv2d(4, 4, 1), nn.GELU())
+    assert count_forward(more, Distill(precision="float32"), CPU) == 6
+
+
+def test_a_teacher_of_somebodys_own_is_not_run_on_shapes():
+    config = Distill(teachers=(TeacherSpec(name="torch:some.module@64"),), size=64)
+    student = build_student("test_vit", WIDTHS, size=64, device="meta")
+    found = Operators.of(config, {"own": tower()}, student, CPU)
+    assert found.teachers == {} and found.average == 0
+    assert found.student == count_operators(student, 64, config, CPU)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", FAMILIES)
+def test_steps_that_the_constant_was_not_taken_from_took_as_long_as_launching_and_up_to_twice(
+    family,
+):
+    """Distilled students of 5 M parameters at 96 px, batch 256, as they are written, on an H200.
+
+    What a step has beside its networks (losses, AdamW, crops) is not counted.
+    """
+    lines = (RESULTS / "students-h200-2026-11-22" / "rows.jsonl").read_text().splitlines()
+    rows = [row for row in map(json.loads, lines) if row["family"] == family]
+    seen = statistics.median(row["step_ms"] for row in rows if row["way"] == "distilled")
+    run = Distill(precision="bf16")
+    teachers = {
+        label: from_module(label, network.to("meta"), size=96, device="meta")
+        for label, (_, network) in networks(StudentsExperiment()).items()
+    }
+    widths = {label: (one.summary_dim, one.spatial_dim) for label, one in teachers.items()}
+    name, options = FAMILIES[family]
+    options = dict(options, drop_path_rate=0.0)  # as they were built
+    student = build_student(name, widths, size=96, options=options, device="meta")
+    operators = count_operators(student, 96, run, CPU)
+    operators += sum(count_forward(one, run, CPU) for one in teachers.values())
+    assert 0.5 < 1e3 * launching(operators, 0.0, graphs=False).seconds / seen < 1
 
 
 def test_a_small_batch_is_told_and_a_large_one_is_not():

@@ -1,17 +1,21 @@
 """What a recipe would be on many GPUs: models without weights, and the cost model of a cluster."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from rich.console import Console
 from rich.table import Table
 
+from zoo.commands.cluster.models import Models
+from zoo.commands.cluster.step_time import (
+    StepTime,
+    form_of,
+    seconds_of,
+    step_time,
+    student_seconds,
+)
 from zoo.commands.distill.on_gpus import on_gpus
-from zoo.commands.elastic.sizes import sizes_beside
-from zoo.students.student import Student
-from zoo.teachers.name import TeacherName
 from zoo.train.cluster import (
     GPUS,
     Failures,
@@ -25,45 +29,17 @@ from zoo.train.cluster import (
     traffic,
     with_links,
 )
-from zoo.train.cost import CONSTANTS, Estimate, estimate
+from zoo.train.cost import CONSTANTS, Estimate
 from zoo.train.distill.config import Distill
-from zoo.train.distill.memory import COMPILED_KEEPS, largest_slice, saved_bytes
+from zoo.train.distill.memory import COMPILED_KEEPS, largest_slice
 from zoo.train.distill.placement import away
-from zoo.train.distill.plan_cost import (
-    Cost,
-    flops_at,
-    forward_flops,
-    model_costs,
-    passes,
-    sampled,
-)
+from zoo.train.distill.plan_cost import forward_flops, passes, sampled
 from zoo.train.distill.scaling import changes
-from zoo.train.distill.speed import Speed, choose
+from zoo.train.distill.speed import Speed
 from zoo.train.distill.stages import Stages, plannable
-from zoo.train.distill.worth import SETTLING, TIMED, too_short
 from zoo.train.shard import Method, method_of, unit_sizes
 
 FLOAT32 = 4
-
-
-@dataclass(frozen=True)
-class Models:
-    """What is counted once for all numbers of GPUs."""
-
-    teachers: Mapping[str, Cost]
-    student: Cost
-    saved: float
-    """Bytes that the student keeps for the backward pass, for an image of the largest slice."""
-    module: Student
-
-    @classmethod
-    def of(cls, config: Distill) -> "Models":
-        teachers, student, module = model_costs(config, "cuda")
-        side, _ = largest_slice(config)
-        config = replace(config, precision="bf16")
-        saved = saved_bytes(module, side, config, torch.device("cpu"))
-        named = dict(zip(config.labels, teachers, strict=True))
-        return cls(named, student, saved.each, module)
 
 
 @dataclass(frozen=True)
@@ -77,8 +53,8 @@ class Column:
     """Whether models are compiled."""
     compute: Estimate
     """Of an image, on average."""
-    slowest: float
-    """Of the rank that computes longest, as those of one group of a partition do."""
+    time: StepTime
+    """Of the rank that takes longest, as those of one group of a partition do."""
     sent: Traffic
     """Of what is trained."""
     gathered: Traffic
@@ -92,7 +68,11 @@ class Column:
 
     @property
     def step(self) -> float:
-        return self.slowest + self.waits
+        return self.time.seconds + self.waits
+
+    @property
+    def launching_bound(self) -> bool:
+        return self.time.launching > self.time.computing
 
     @property
     def images(self) -> float:
@@ -116,13 +96,9 @@ def column(config: Distill, models: Models, gpus: int, gpu: Gpu) -> Column:
     method = method_of(config.ranks, models.module, gpus)
     costs = list(models.teachers.values())
     flops = forward_flops(config, costs, models.student)
-    form = form_of(config, flops, gpus, gpu, method)
+    form = form_of(config, models, gpus, gpu, method)
     compute = seconds_of(config, flops, gpu, form)
-    slowest = config.samples / gpus * compute.total
-    for group in config.groups:
-        work = flops_at(group.size, config, costs, models.student)
-        of_rank = group.images / group.slices * config.num_slices / gpus
-        slowest = max(slowest, of_rank * seconds_of(config, work, gpu, form).total)
+    time = step_time(config, models, gpus, gpu, form)
     slices = config.num_slices // gpus
     shares = {"ddp": 1, "fsdp": gpus, "hsdp": layout.local}[method]
     units = [FLOAT32 * size for size in unit_sizes(models.module, shares)]
@@ -145,57 +121,13 @@ def column(config: Distill, models: Models, gpus: int, gpu: Gpu) -> Column:
     # a part that is gathered, and the next one
     held["gathered"] = 0.0 if method == "ddp" else 2 * max(units)
     return Column(
-        config, layout, method, form, compute, slowest, sent,
+        config, layout, method, form, compute, time, sent,
         Traffic(*map(sum, zip(*gathers, strict=True))),
         sum(waits) / len(waits) + sum(behind),
         sum(cost.bytes - away(cost.blocks, layout.local) for cost in costs), held,
         models.saved * largest_slice(config)[1] * (COMPILED_KEEPS if form.blocks else 1),
         failures(gpus),
     )  # fmt: skip
-
-
-def form_of(config: Distill, flops: list[float], gpus: int, gpu: Gpu, method: Method) -> Speed:
-    """Return the form in which a run computes most of its steps, on GPUs.
-
-    With speed=auto one GPU compiles where the plain steps would take long enough; here the model
-    says how long they take.
-
-    Args:
-        flops: Of an image: of each teacher, and of the student.
-    """
-    nested = sizes_beside(config.student) is not None
-    form = choose(config, torch.device("cuda"), nested=nested, processes=gpus)
-    if config.compile:
-        form = replace(form, blocks=True)
-    if method != "ddp":
-        form = form.without("a student whose weights are cut is not compiled", blocks=False)
-    if not form.beside or config.speed != "auto":
-        return form
-    plain = choose(replace(config, speed="plain"), torch.device("cuda"))
-    step = config.samples * seconds_of(config, flops, gpu, plain).total
-    left = config.steps - SETTLING - TIMED
-    reason = too_short(step, left, warm=False)
-    return replace(plain, why=(reason,)) if reason else form
-
-
-def seconds_of(config: Distill, flops: list[float], gpu: Gpu, form: Speed) -> Estimate:
-    """Return what an image takes, from the FLOPs of each teacher and of the student."""
-    *teaching, learning = flops
-    names = [TeacherName.parse(spec.name).name for spec in config.teachers]
-    return estimate(
-        dict(zip(config.labels, zip(names, teaching, strict=True), strict=True)),
-        (config.student, passes(config) / 3 * learning),
-        gpu.tflops * 1e12,
-        compiled=form.teachers,
-        student_compiled=form.blocks,
-    )
-
-
-def student_seconds(config: Distill, mean: float, gpus: int) -> list[float]:
-    """Return the student's time of a step at each size, from that of an image on average."""
-    counts = config.images_by_size
-    pixels = [n * size**2 for size, n in counts.items()]
-    return [mean * sum(counts.values()) / gpus * part / sum(pixels) for part in pixels]
 
 
 ROWS = (
@@ -216,6 +148,8 @@ ROWS = (
         lambda c: f"{1e3 * (c.sent.seconds + c.gathered.seconds):,.1f}",
     ),
     ("  of it exposed, ms", "modelled", lambda c: f"{1e3 * c.waits:,.1f}"),
+    ("computing, ms", "modelled", lambda c: f"{1e3 * c.time.computing:,.0f}"),
+    ("launching, ms", "modelled", lambda c: f"{1e3 * c.time.launching:,.0f}"),
     ("step, ms", "modelled", lambda c: f"{1e3 * c.step:,.0f}"),
     ("img/s", "modelled", lambda c: f"{c.config.samples / c.step:,.0f}"),
     ("teachers' weights, GB", "counted", lambda c: f"{c.teachers / 1e9:,.1f}"),
@@ -267,20 +201,25 @@ def print_cluster_plan(
 
 
 def parts(config: Distill, models: Models, first: Column, *, title: str) -> Table:
-    """List the models: what they are, and the seconds that a GPU is taken to need."""
+    """List the models: what they are, what they launch, and the seconds that a GPU is taken to
+    need."""
     table = Table(title=f"Models {title}".strip())
-    time = f"ms/image (modelled, on {first.layout.ranks:,})"
-    for head in ("model", "parameters", "GFLOP/image (counted)", time):
+    time = f"ms/image\n(modelled, on {first.layout.ranks:,})"
+    for head in ("model", "parameters", "GFLOP/image\n(counted)", "operators\n(counted)", time):
         table.add_column(head, justify="left" if head == "model" else "right")
     *teaching, learning = forward_flops(config, list(models.teachers.values()), models.student)
+    operators = models.operators
     rows = [
-        (f"teacher {label}", cost.params, work, first.compute.teachers[label])
+        (f"teacher {label}", cost.params, work, operators.teachers.get(label),
+         first.compute.teachers[label])
         for (label, cost), work in zip(models.teachers.items(), teaching, strict=True)
-    ]
+    ]  # fmt: skip
     rows += [(f"student {config.student}", models.student.params, passes(config) * learning,
-              first.compute.student)]  # fmt: skip
-    for name, params, work, seconds in rows:
-        table.add_row(name, f"{params / 1e6:,.0f} M", f"{work / 1e9:,.0f}", f"{1e3 * seconds:,.2f}")
+              operators.student + operators.average, first.compute.student)]  # fmt: skip
+    for name, params, work, count, seconds in rows:
+        launched = "not counted" if count is None else f"{count:,}"
+        cells = f"{params / 1e6:,.0f} M", f"{work / 1e9:,.0f}", launched, f"{1e3 * seconds:,.2f}"
+        table.add_row(name, *cells)
     return table
 
 
@@ -306,8 +245,14 @@ def notes(config: Distill, columns: list[Column], gpu: str, kind: Gpu) -> list[s
         f"Rates of {gpu.upper()}: {kind.how}. Networks' shares of it: {shares['how']} on "
         f"{shares['machine']}, {shares['date']}. Nothing here was run on several GPUs.",
         *forms(columns),
-        "Reading data, launching kernels, the optimizer and DAMP are taken to take no time.",
+        "A step takes the longer of computing and launching, which go on beside each other, and "
+        "what is exposed. Reading data, the optimizer and DAMP are taken to take no time.",
     ]
+    if bound := [f"{one.layout.ranks:,}" for one in columns if one.launching_bound]:
+        lines.append(
+            f"Launching is the limit on {', '.join(bound)} GPU{'s' * (bound != ['1'])}: larger "
+            "slices would hardly take longer (fewer --slices, a larger --batch)."
+        )
     if config.losses.mesa and any(one.sent.gathers for one in columns):
         lines.append("What is sent leaves out the gathers of MESA's average.")
     if last.config.batch != config.batch:
