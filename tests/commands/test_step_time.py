@@ -109,7 +109,7 @@ def test_where_launching_is_slow_compiling_pays_sooner(models):
 
 @pytest.mark.slow
 def test_a_run_that_was_measured_plain_and_in_graphs_is_planned_within_its_tolerance():
-    """In-sample: its student's kernels gave the constant. Its teachers' shares are far off."""
+    """In-sample: its parts alone gave the constant and the shares, and a step is more than they."""
     results = Path(__file__).parents[2] / "benchmarks" / "results"
     measured = json.loads((results / "distill-speed-h200-2026-12-02.json").read_text())
     names = ("timm:efficientnet_lite0/random@224", "timm:efficientnet_lite2/random@260")
@@ -123,7 +123,7 @@ def test_a_run_that_was_measured_plain_and_in_graphs_is_planned_within_its_toler
         speed[form] = 256 / found.step
         assert found.form.graphs == (form == "auto")
     plain, auto = (measured[f"mamba {kind}"]["images_per_s"] for kind in ("plain", "warm"))
-    assert 1 < speed["plain"] / plain < 1.8  # 2.3 when launching took no time
-    assert speed["auto"] == pytest.approx(auto, rel=0.15)
+    assert 1 < speed["plain"] / plain < 1.5  # 2.3 when launching took no time
+    assert 1 < speed["auto"] / auto < 1.25
     alone = measured["mamba parts"]["student"]["eager"] / 1e3
     assert HOST * models.operators.student == pytest.approx(alone, rel=0.25)
