@@ -119,6 +119,7 @@ def take_step(
     step, sums, seen = state.step, dict[str, Tensor](), dict[str, Tensor]()
     here = config.num_slices * config.ranks_a_slice // world()
     parts = iter(parts)
+    state.pauses = False
     if wrapped.clock:
         wrapped.clock.begin()
     first = next(parts)  # before the seed: what loads a batch may draw too
@@ -133,8 +134,8 @@ def take_step(
             with wrapped.accumulating(last=number == here):
                 with precision():
                     total, losses, shares = wrapped.step(part.batch, targets, step, counts)
-                if wrapped.clock:
-                    wrapped.clock.end()  # from here on a rank may wait for the others
+                if wrapped.clock:  # from here on a rank may wait for the others
+                    wrapped.clock.end(counts=not state.pauses)
                 wrapped.backward(total)
             if buffers:
                 buffers.end_slice()

@@ -4,6 +4,7 @@
 """
 
 import os
+import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -61,6 +62,16 @@ def rank() -> int:
 def is_first() -> bool:
     """Tell whether this is rank 0, which alone writes the run's folder and speaks."""
     return rank() == 0
+
+
+def first_of_machine() -> bool:
+    """Tell whether no rank before this one is on its machine; every rank calls this.
+
+    Not by LOCAL_RANK, which torchrun sets to 0 for all where each sees no GPU but its own.
+    """
+    mine, _ = share()
+    hosts = gather(socket.gethostname())
+    return hosts.index(hosts[mine]) == mine
 
 
 def launched() -> int:

@@ -6,6 +6,7 @@ and all backward passes but the last. With weights that are cut over ranks a for
 well, and the times draw near to each other.
 """
 
+import math
 import socket
 import time
 from collections.abc import Sequence
@@ -32,29 +33,35 @@ class StepClock:
     """The seconds that this rank works in each step, on the device; reading waits for no step.
 
     `begin` comes before a step's first batch, `end` before each backward pass: the last one counts.
+    A step that does not count is NaN.
     """
 
     def __init__(self, device: torch.device):
         self.on_gpu = device.type == "cuda"
         self._began: list[Any] = []
         self._ended: list[Any] = []
+        self._left_out: set[int] = set()
 
     def begin(self) -> None:
         self._began.append(self._now())
 
-    def end(self) -> None:
+    def end(self, *, counts: bool = True) -> None:
         del self._ended[len(self._began) - 1 :]
         self._ended.append(self._now())
+        if not counts:
+            self._left_out.add(len(self._ended) - 1)
 
     def read(self) -> list[float]:
         """Return the times of the steps since it was last read; call it when the device is done."""
         pairs = list(zip(self._began, self._ended, strict=True))
+        left_out, self._left_out = self._left_out, set()
         self._began, self._ended = [], []
-        if not self.on_gpu:
-            return [last - first for first, last in pairs]
-        if pairs:
+        if self.on_gpu and pairs:
             pairs[-1][1].synchronize()
-        return [first.elapsed_time(last) / 1000 for first, last in pairs]
+        return [math.nan if i in left_out else self._between(*p) for i, p in enumerate(pairs)]
+
+    def _between(self, first: Any, last: Any) -> float:
+        return first.elapsed_time(last) / 1000 if self.on_gpu else last - first
 
     def _now(self) -> Any:
         if not self.on_gpu:
@@ -91,10 +98,11 @@ class Stragglers:
         there are enough. Above `LIMIT` rank 0 warns, and again only after it was below.
 
         Args:
-            seconds: Of this rank, one a step.
+            seconds: Of this rank, one a step; NaN leaves a step out on all ranks.
         """
         everywhere = gather((socket.gethostname(), list(seconds)))
         new = np.array([times for _, times in everywhere]).T
+        new = new[np.isfinite(new).all(axis=1)]
         if not new.size:
             return {}
         found: dict[str, Any] = dict(skew=skew(new))

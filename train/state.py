@@ -59,6 +59,8 @@ class TrainState:
     """The forms of a step."""
     learned: Any = None
     """Model and parts as one module: a `Learned`."""
+    pauses: bool = False
+    """Whether this rank compiles in the step that is under way, whose time so tells nothing."""
     spread: bool = False
     """Whether ranks run a model together, which therefore every one of them has."""
 

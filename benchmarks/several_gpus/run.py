@@ -116,10 +116,7 @@ class Parts:
         return [*shlex.split(EQUAL), *steps, "--slices", str(max(self.machine.gpus, 2)), *more]
 
     def speed(self, name: str) -> Part:
-        """`zoo distill` on one GPU and on all, with as many images for each.
-
-        Plain on both: on several processes nothing else is chosen.
-        """
+        """`zoo distill` on one GPU and on all, with as many images for each; plain on both."""
         row, steps = (TINY, 8) if self.tiny else (ROWS[name], 150)
         counts = tuple(dict.fromkeys((1, self.machine.gpus)))
         for n in counts:

@@ -63,8 +63,8 @@ def test_a_step_and_its_gpu_hours_by_hand(models):
     assert found.gpu_hours == pytest.approx(hours * (1 + found.failures.lost))
 
 
-def test_one_gpu_compiles_by_default_where_the_run_is_long_enough_and_several_do_not(models):
-    """The rule of `speed`: on one process, from 200 s of plain steps."""
+def test_gpus_compile_by_default_where_the_run_is_long_enough(models):
+    """The rule of `speed`: from 200 s of plain steps, on several without CUDA graphs."""
     one = replace(RUN, batch=32, slices=1)
     (teacher,), student = models.teachers.values(), models.student
     image = teacher.flops / (0.58 * 790e12) + 3 * student.flops / (0.30 * 790e12)
@@ -77,12 +77,17 @@ def test_one_gpu_compiles_by_default_where_the_run_is_long_enough_and_several_do
     asked = replace(one, speed="compiled", steps=1)
     assert column(asked, models, 1, H200).form.blocks
     assert not column(replace(asked, ranks="fsdp"), models, 1, H200).form.blocks
-    several = column(replace(RUN, steps=16 * long, compile_teachers=True), models, 16, H200)
-    seconds, part = several.compute, 3 * student.flops / (0.30 * 790e12)
+    several = replace(RUN, steps=long)  # 32 images each, as on one
+    for steps, compiled in ((long, True), (long - 1, False)):
+        form = column(replace(several, steps=steps), models, 16, H200).form
+        assert (form.teachers, form.blocks, form.graphs) == (compiled, compiled, False)
+    cut = column(replace(several, ranks="fsdp"), models, 16, H200)
+    seconds, part = cut.compute, 3 * student.flops / (0.30 * 790e12)
     assert list(seconds.teachers.values()) == [pytest.approx(image - part)]
-    assert seconds.student == pytest.approx(part / 0.88)  # which no option compiles
-    lines = forms([found, several])
-    assert "on 1 GPU: plain (not all: the" in lines[0] and "on 16 GPUs: teachers" in lines[1]
+    assert seconds.student == pytest.approx(part / 0.88)  # whose weights are cut
+    lines = forms([found, column(several, models, 16, H200)])
+    assert "on 1 GPU: plain (not all: the" in lines[0]
+    assert "on 16 GPUs: channels last, student compiled, teachers compiled" in lines[1]
 
 
 def test_small_images_hide_less_of_the_communication(models):

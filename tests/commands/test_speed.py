@@ -69,7 +69,7 @@ def test_compiled_code_takes_over_at_a_step_that_is_recorded(config, monkeypatch
     asked = []
 
     class Beside:
-        def __init__(self, run, config, parts, say):
+        def __init__(self, run, config, parts, say, lost):
             assert parts == ["student", "test_vit"] and (run / "config.json").is_file()
 
         def done(self):

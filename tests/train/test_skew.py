@@ -82,3 +82,15 @@ def test_the_clock_counts_until_the_last_backward_pass_of_each_step(monkeypatch)
     clock.begin()
     clock.end()
     assert clock.read() == [2.5, 0.25] and clock.read() == []
+
+
+def test_steps_in_which_a_rank_compiles_are_judged_on_none(monkeypatch):
+    clock = StepClock(torch.device("cpu"))
+    for counts in (True, False, True):
+        clock.begin()
+        clock.end(counts=counts)
+    assert np.isnan(clock.read()).tolist() == [False, True, False]
+    times = np.ones((WARM_UP + FEWEST + 1, 2))
+    times[40] = np.nan, 60.0
+    lines, row = judged(times, monkeypatch)
+    assert lines == [] and row == dict(skew=[1.0, 1.0], p99_p50=1.0)

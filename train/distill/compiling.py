@@ -4,6 +4,10 @@ Compiling is mostly Python, which a second thread would have to share with the s
 beside the run has compiled lies in torch's caches, where the run then finds it: it takes over in
 seconds. A process that fails costs nothing but this: the run compiles that network itself.
 
+Of several processes of a run the first on each machine starts them, and all take over at one step.
+The others find the kernels, which Triton keeps by what they do, but not the code around them, which
+Inductor keeps by the number of its GPU: that they write anew, once.
+
     python -m zoo.train.distill.compiling RUN student
 """
 
@@ -31,6 +35,7 @@ from zoo.students.student import Student
 from zoo.teachers.teacher import Frozen, Teacher
 from zoo.train.device import autocast, cores, device_of, in_precision, tensor_cores
 from zoo.train.distill.config import Distill
+from zoo.train.distill.placement import idle, sharded, sizes_here
 from zoo.train.distill.plan_step import grids_of
 from zoo.train.distill.setup import Setup, backbone_options, meta_models, open_spec, widths
 from zoo.train.distill.sizes import at_size, frozen
@@ -53,9 +58,17 @@ from zoo.train.distill.teachers import (
 )
 from zoo.train.distill.worth import SETTLING, Pace, too_short
 from zoo.train.freeze import freeze
-from zoo.train.mesh import is_first
+from zoo.train.mesh import (
+    any_rank,
+    first_of_machine,
+    from_first,
+    is_first,
+    rank,
+    slices_of_rank,
+    world,
+)
 from zoo.train.run import Run
-from zoo.train.shard import is_sharded
+from zoo.train.shard import is_cut, is_sharded
 from zoo.train.state import TrainState
 
 STUDENT = "student"
@@ -70,12 +83,18 @@ class Compiling:
     Args:
         parts: `STUDENT` and labels of teachers.
         say: Takes a line for the log.
+        lost: Takes a line about what did not compile; `say` by default.
     """
 
     def __init__(
-        self, run: Path, config: Distill, parts: Sequence[str], say: Callable[[str], None]
+        self,
+        run: Path,
+        config: Distill,
+        parts: Sequence[str],
+        say: Callable[[str], None],
+        lost: Callable[[str], None] | None = None,
     ):
-        self.run, self.say, self.began = run, say, time.perf_counter()
+        self.run, self.say, self.lost, self.began = run, say, lost or say, time.perf_counter()
         self._log = tempfile.TemporaryFile("w+")  # noqa: SIM115 - as long as they write to it
         new = not_compiled_yet(config, parts)
         self._left = {part: self._start(part, len(new)) for part in new}
@@ -99,8 +118,11 @@ class Compiling:
             if (code := process.poll()) is not None:
                 del self._left[part]
                 after = f"{time.perf_counter() - self.began:.0f} s"
-                lost = f"{part} did not compile beside the run, after {after}: {self._last_line()}"
-                self.say(lost if code else f"compiled {part} beside the run in {after}")
+                if code:
+                    why = f"after {after}: {self._last_line()}"
+                    self.lost(f"{part} did not compile beside the run, {why}")
+                else:
+                    self.say(f"compiled {part} beside the run in {after}")
         return not self._left
 
     def _last_line(self) -> str:
@@ -119,9 +141,12 @@ class Compiling:
 
 
 def parts_of(config: Distill, speed: Speed) -> list[str]:
-    """List what may be compiled beside a run. Teachers in 8 bits are measured first, by the run."""
-    eight = config.teacher_precision in ("int8", "fp8")
-    teachers = config.labels if speed.teachers and not eight else []
+    """List what may be compiled beside a run.
+
+    Teachers in 8 bits are measured first, by the run; what is cut, no process has alone.
+    """
+    alone = config.teacher_precision not in ("int8", "fp8") and not sharded(config)
+    teachers = config.labels if speed.teachers and alone else []
     return [*([STUDENT] if speed.blocks else []), *(n for n in teachers if n != STUDENT)]
 
 
@@ -206,7 +231,8 @@ def _run_compiled(
     _in_channels_last(networks)
     for network in networks:
         compile_teacher(network)
-    for size, count in config.slice_images.items():
+    here = sizes_here(config, slices_of_rank(config.num_slices))
+    for size, count in ((s, n) for s, n in config.slice_images.items() if s in here):
         sized = at_size(teacher, size)
         images = Batch(torch.zeros(count, 3, *sized.size, device=device))
         with torch.no_grad(), autocast(config.precision, device):
@@ -214,15 +240,21 @@ def _run_compiled(
 
 
 def _in_channels_last(networks: Iterable[Frozen]) -> None:
-    for network in networks:
-        if is_convolutional(network):
+    for network in networks:  # FSDP2 keeps what it cut contiguous
+        if is_convolutional(network) and not any(map(is_cut, network.parameters())):
             network.to(memory_format=torch.channels_last)
 
 
 def take_over_teachers(setup: Setup, say: Callable[[str], None]) -> None:
-    """Compile a run's teachers, from the caches; one that cannot be compiled stays as it is."""
+    """Compile a run's teachers, from the caches; one that cannot be compiled stays as it is.
+
+    So do those that other ranks run. A rank may fail here by itself: no other waits for it.
+    """
+    away = idle(setup.config, slices_of_rank(setup.config.num_slices))
     for label, teacher in setup.teachers.items():
         networks = [network for network in frozen(teacher) if not is_compiled(network)]
+        if label in away:
+            continue
         try:
             if networks:
                 _run_compiled(teacher, networks, setup.config, setup.device)
@@ -242,14 +274,17 @@ def of_state(speed: Speed, state: TrainState) -> Speed:
 
 
 class TakeOver:
-    """When compiled code takes over: asked at each slice, it says so once.
+    """When compiled code takes over: asked at each slice, it answers at the first of a step.
 
     The first steps run plain. With `speed` auto they tell how long the rest would take so, and
-    where compiling would not pay, the run stays plain; `compiled` does not ask.
+    where compiling would not pay, the run stays plain; `compiled` does not ask. The ranks of a run
+    get one answer: by rank 0's clock, and once nothing compiles on any of them. They need none for
+    their numbers; but one that stands still holds up all, so all do at once.
 
     Args:
         state: Its step is where the run is.
         say: Takes a line for the log.
+        lost: Takes a line about what did not compile.
         note: Takes the form of the run, in words, for about.json.
     """
 
@@ -260,20 +295,31 @@ class TakeOver:
         state: TrainState,
         *,
         say: Callable[[str], None],
+        lost: Callable[[str], None],
         note: Callable[[str], None],
     ):
         self.config, self.speed, self.state = config, speed, state
-        self.say, self.note = say, note
+        self.say, self.lost, self.note = say, lost, note
         self.parts = parts_of(config, speed)
-        self.warm = not not_compiled_yet(config, self.parts)
+        self.starts = first_of_machine()
+        self.warm = not any_rank(bool(not_compiled_yet(config, self.parts)))
         self.pace = Pace(state.device, state.step)
         self.compiling: Compiling | None = None
         self._stays_plain = False
+        self._asked, self._answer = -1, False
 
     def __call__(self) -> bool:
-        if self.compiling is None and not self._stays_plain and self._decided():
-            self.compiling = Compiling(self.config.out, self.config, self.parts, self.say)
-        return self.compiling is not None and self.compiling.done()
+        if self.state.step != self._asked:
+            self._asked, self._answer = self.state.step, self._is_time()
+        return self._answer
+
+    def _is_time(self) -> bool:
+        if self._stays_plain:
+            return False
+        if self.compiling is None and self._decided():
+            parts = self.parts if self.starts else []
+            self.compiling = Compiling(self.config.out, self.config, parts, self.say, self.lost)
+        return self.compiling is not None and not any_rank(not self.compiling.done())
 
     def _decided(self) -> bool:
         """Tell whether it is time to compile; if it never will be, say why."""
@@ -283,7 +329,8 @@ class TakeOver:
         self.pace.saw(step)
         if (seconds := self.pace.seconds()) is None:
             return False
-        if reason := too_short(seconds, self.config.steps - step, warm=self.warm):
+        left = self.config.steps - step
+        if reason := from_first(too_short(seconds, left, warm=self.warm)):
             self._stays_plain = True
             self.say(f"speed auto: plain: {reason}")
             self.note(f"plain ({reason})")
@@ -314,6 +361,12 @@ def in_form(
         if is_first():
             console.print(text, soft_wrap=True)
 
+    def lost(text: str) -> None:  # on any rank: the others do not know
+        console.print(f"rank {rank()}: {text}" if world() > 1 else text, soft_wrap=True)
+
+    def pauses() -> None:
+        state.pauses = True
+
     def note(form: str, step: int | None = None) -> None:
         about = run.read_json("about.json") or {} if run else {}
         found = about_speed(form, about.get("speed"), step)
@@ -328,11 +381,11 @@ def in_form(
         return
     asks = config.speed != "compiled"
     note("plain, at first" if asks else speed.describe())
-    take_over = TakeOver(config, speed, state, say=say, note=note)
+    take_over = TakeOver(config, speed, state, say=say, lost=lost, note=note)
 
     def begin() -> None:
         note(speed.describe(), state.step)
-        _begin(setup, speed, say)
+        _begin(setup, speed, say, lost)
 
     task.fast = FastStudent(
         state.model,
@@ -340,6 +393,8 @@ def in_form(
         say=say,
         when=take_over,
         ready=begin,
+        lost=lost,
+        stands=pauses,
         accumulates=config.num_slices > 1,
     )
     try:
@@ -349,15 +404,19 @@ def in_form(
         take_over.stop()
 
 
-def _begin(setup: Setup, speed: Speed, say: Callable[[str], None]) -> None:
+def _begin(
+    setup: Setup, speed: Speed, say: Callable[[str], None], lost: Callable[[str], None]
+) -> None:
     """Bring all but the student into the form of the run."""
+    if speed.blocks:  # DDP would cut what is compiled within it to its buckets; blocks are small
+        torch._dynamo.config.optimize_ddp = False
     if setup.device.type == "cuda":
         torch.cuda.synchronize(setup.device)  # teachers may work on a stream of their own
         torch.cuda.empty_cache()  # of blocks whose sizes compiled code does not ask for
         torch.backends.cudnn.benchmark |= speed.channels_last
     if speed.teachers:
         took = time.perf_counter()
-        take_over_teachers(setup, say)
+        take_over_teachers(setup, lost)
         say(f"the teachers run compiled, after {time.perf_counter() - took:.0f} s")
     else:
         _in_channels_last(chain.from_iterable(map(frozen, setup.teachers.values())))

@@ -258,10 +258,10 @@ class Distill(Training):
     to bf16 allows; auto is bf16 where the run is, on CUDA."""
     speed: Literal["auto", "compiled", "plain"] = "auto"
     """plain computes each step as it is written. auto takes more of a GPU: networks with
-    convolutions in channels last, student and teachers compiled, the student in CUDA graphs,
-    teachers one batch ahead. Its first steps are plain; where the rest is too short for compiling
-    to pay, it stays so. compiled does not ask that. The log and about.json say what was chosen. It
-    changes rounding and which random numbers drop paths draw; on a CPU it is plain."""
+    convolutions in channels last, student and teachers compiled, the student in CUDA graphs (on one
+    process), teachers one batch ahead. Its first steps are plain; where the rest is too short for
+    compiling to pay, it stays so. compiled does not ask that. The log and about.json say what was
+    chosen. It changes rounding and which random numbers drop paths draw; on a CPU it is plain."""
     compile_teachers: bool = False
     """Compile the teachers' blocks, for their one size, with speed plain too."""
     overlap: bool = False

@@ -118,12 +118,17 @@ def _places(network: nn.Module) -> list[tuple[nn.Module, str, nn.Parameter]]:
     ]
 
 
+def sizes_here(config: Distill, slices: Sequence[int]) -> set[int]:
+    """Return the student's sizes in the slices of a rank; without a partition all that it has."""
+    sizes = [group.size for group in config.groups for _ in range(group.slices)]
+    return {sizes[index] for index in slices} if sizes else set(config.slice_images)
+
+
 def idle(config: Distill, slices: Sequence[int]) -> list[str]:
     """Return the labels of the teachers that no slice of a rank has; none without a partition."""
-    sizes = [group.size for group in config.groups for _ in range(group.slices)]
-    here = {sizes[index] for index in slices} if sizes else set()
+    here = sizes_here(config, slices)
     specs = zip(config.labels, config.teachers, strict=True)
-    return [label for label, spec in specs if sizes and spec.at and spec.at not in here]
+    return [label for label, spec in specs if config.groups and spec.at and spec.at not in here]
 
 
 def put_away(teachers: Mapping[str, Teacher], labels: Sequence[str]) -> None:

@@ -80,12 +80,11 @@ def choose(
     wanted = Speed(teachers=config.compile_teachers, overlap=config.overlap)
     if config.speed == "plain" or device.type != "cuda":
         return wanted
-    if (processes or world()) > 1:
-        reason = "on several processes only what options ask for: auto is not measured there"
-        return replace(wanted, why=(reason,))
     speed = Speed(
         channels_last=True, blocks=True, graphs=True, teachers=True, overlap=True, beside=True
     )
+    if (processes or world()) > 1:
+        speed = _on_several(speed, config)
     if config.cache:
         speed = speed.without("their features come from a cache", teachers=False)
     alone = dict(blocks=False, graphs=False)
@@ -98,6 +97,21 @@ def choose(
     if config.compile:
         speed = speed.without("--compile compiles the student whole", **alone)
     return speed
+
+
+def _on_several(speed: Speed, config: Distill) -> Speed:
+    """Return what is left of a form on several processes.
+
+    Each may be in another form than its neighbours for a while, and compile as long as it takes:
+    nothing that is left waits for another process, but the student's gradients, which DDP sums in
+    the order of its buckets whatever computes them. Teachers that are cut do wait.
+    """
+    reason = "a recording would give all gradients at its end, and hide none of their sums"
+    speed = speed.without(reason, graphs=False)
+    if all(spec.place != "shard" for spec in config.teachers):
+        return speed
+    reason = "beside teachers that are cut (place=shard) all run as options ask, in step"
+    return speed.without(reason, teachers=config.compile_teachers, overlap=config.overlap)
 
 
 @contextmanager
@@ -182,6 +196,8 @@ class FastStudent:
         say: Takes a line for the log.
         when: Asked at each slice whether it is time to compile; until then the student itself runs.
         ready: Is called when compiled code takes over.
+        lost: Takes a line about what cannot be compiled; `say` by default.
+        stands: Is called before each pause in which code is compiled.
         accumulates: Whether a step has several backward passes.
         strict: Let the error of a compiler through.
     """
@@ -194,11 +210,14 @@ class FastStudent:
         say: Callable[[str], None],
         when: Callable[[], bool] = lambda: True,
         ready: Callable[[], None] = lambda: None,
+        lost: Callable[[str], None] | None = None,
+        stands: Callable[[], None] = lambda: None,
         accumulates: bool = False,
         strict: bool = False,
     ):
         self.student, self.speed, self.say = student, speed, say
         self.when, self.ready, self._begun = when, ready, False
+        self.lost, self.stands = lost or say, stands
         self.accumulates, self.strict, self._pool = accumulates, strict, None
         self.channels_last = speed.channels_last and is_convolutional(student.backbone)
         self._twin: Student | None = None
@@ -215,6 +234,7 @@ class FastStudent:
         images = batch.at(size or self.student.size)
         key = tuple(images.shape), mesa
         if key not in self._by_shape:
+            self.stands()
             self._by_shape[key] = self._prepared(images, mesa)
         return self._by_shape[key](images)
 
@@ -233,7 +253,7 @@ class FastStudent:
         except Exception as error:  # a compiler may raise anything, and a run goes without it
             if self.strict:
                 raise
-            self.say(f"the student is not compiled: {_first_line(error)}")
+            self.lost(f"the student is not compiled: {_first_line(error)}")
             answer = _Answer(self.student, mesa, self.channels_last)
             return lambda x: answer.named(answer(x))
         call: Callable[[Tensor], tuple[Tensor, ...]] = answer
@@ -243,7 +263,7 @@ class FastStudent:
                 call = record(answer, images)
                 self._pool = call.pool
             except Exception as error:
-                self.say(f"the student is not recorded in CUDA graphs: {_first_line(error)}")
+                self.lost(f"the student is not recorded in CUDA graphs: {_first_line(error)}")
                 torch.cuda.empty_cache()
         self.say(f"the student runs compiled for {what}, after {perf_counter() - began:.0f} s")
         return lambda x: answer.named(call(x))

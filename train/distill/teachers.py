@@ -167,7 +167,7 @@ def optimize_run_teachers(run: Run, setup: Setup, speed: Speed) -> None:
     reports = optimize_teachers(
         setup.teachers,
         precision=teacher_precision(config, setup.device),
-        compiled=speed.teachers and not speed.beside,
+        compiled=speed.teachers and (not speed.beside or bool(labels)),
         sample=lambda: first_batch(setup),
         decided=known,
         meshes={label: mesh for label in labels if mesh},

@@ -40,11 +40,20 @@ def test_what_is_left_out_is_said_with_its_reason():
     assert Speed().without("no reason", graphs=False).why == ()  # there were none
 
 
-def test_several_processes_run_as_they_are_asked_to(monkeypatch):
+def test_several_processes_record_nothing_and_leave_teachers_that_are_cut_as_they_are(monkeypatch):
     monkeypatch.setattr(module, "world", lambda: 2)
-    form = choose(replace(CONFIG, overlap=True), CUDA)
-    assert form.overlap and not (form.blocks or form.graphs or form.teachers or form.beside)
-    assert "several processes" in form.describe()
+    form = choose(CONFIG, CUDA)
+    assert form == replace(choose(CONFIG, CUDA, processes=1), graphs=False, why=form.why)
+    assert "hide none of their sums" in form.describe()
+    assert choose(CONFIG, torch.device("cpu")) == Speed()
+    assert choose(replace(CONFIG, speed="plain", overlap=True), CUDA) == Speed(overlap=True)
+    (spec,) = CONFIG.teachers
+    cut = replace(CONFIG, teachers=(spec, replace(spec, name="timm:test_vit", place="shard")))
+    form = choose(cut, CUDA)
+    assert form.blocks and not (form.teachers or form.overlap) and "place=shard" in form.why[1]
+    form = choose(replace(cut, compile_teachers=True, overlap=True), CUDA)
+    assert form.teachers and form.overlap and len(form.why) == 1
+    assert choose(cut, CUDA, processes=1).graphs  # nothing is cut on one
 
 
 def test_teachers_whose_features_are_stored_are_not_compiled(tmp_path):

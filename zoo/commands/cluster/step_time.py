@@ -74,8 +74,8 @@ def slice_launching(config: Distill, operators: Operators, form: Speed, size: in
 def form_of(config: Distill, models: Models, gpus: int, gpu: Gpu, method: Method) -> Speed:
     """Return the form in which a run computes most of its steps, on GPUs.
 
-    With speed=auto one GPU compiles where the plain steps would take long enough; here the model
-    says how long they take.
+    With speed=auto they compile where the plain steps would take long enough; here the model says
+    how long they take.
     """
     nested = sizes_beside(config.student) is not None
     form = choose(config, torch.device("cuda"), nested=nested, processes=gpus)
