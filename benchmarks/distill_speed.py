@@ -87,7 +87,7 @@ FORMS = {
     "parts": (),
     "prepare": (),
 }
-SECONDS = dict(cold=165, plain=55, auto=65, idle=65, dry=30, spread=130, parts=40, prepare=110)
+SECONDS = dict(cold=165, plain=55, auto=65, idle=65, dry=30, spread=130, parts=80, prepare=110)
 """What a job is expected to take on an H200 with 16 cores; a run of larger models takes more."""
 MORE = dict(trio=60, vit=25)
 STEPS, EVERY = 4000, 5
